@@ -1,0 +1,21 @@
+//! Sluice's data plane: it accepts, routes, holds, balances and forwards.
+//!
+//! `edge` accepts connections and prepares streams; `h1` judges raw HTTP/1 heads; `proxy` adapts
+//! Pingora to the decision part in `request`; `throttle` owns capacity and queue of a revision;
+//! `registry` keeps live state by revision across Snapshots; `observe` and `admin` show it all.
+//!
+//! **Invariant:** the decision part (`request`, `throttle`) names no type of Pingora's; only
+//! `main.rs` names `sluice-control`.
+
+pub mod admin;
+pub mod answer;
+pub mod cli;
+pub mod echo;
+pub mod edge;
+pub mod h1;
+pub mod observe;
+pub mod proxy;
+pub mod registry;
+pub mod request;
+pub mod throttle;
+pub mod upkeep;

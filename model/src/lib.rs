@@ -1,0 +1,43 @@
+//! The contract between Sluice's two planes: a [`Snapshot`] goes down, [`Demand`] goes up.
+//!
+//! The control plane compiles configuration into one immutable [`Snapshot`]; the data plane reads
+//! one of them per request and nothing else. What the data plane learns (somebody waits for a
+//! revision at zero, an instance answered its probe) goes up as [`Demand`]; endpoints that the
+//! control plane starts come down through [`EndpointSink`].
+//!
+//! **Invariant:** no I/O, no clock, no randomness, no async, no serde. Time and randomness are
+//! arguments. Everything here is used by both planes.
+
+mod demand;
+mod draw;
+mod hash;
+mod name;
+mod revision;
+mod route;
+mod settings;
+mod snapshot;
+mod split;
+mod table;
+
+pub use demand::{
+    ActivationFailure, Demand, DemandSink, EndpointSink, Failure, InstanceId, Load, ManagedEndpoint,
+    RevisionStatus, StatusSource,
+};
+pub use draw::draw_point;
+pub use hash::{StickyKey, rendezvous};
+pub use name::{Host, NameError, RevisionId, ServiceId, Tag, normalize_host};
+pub use revision::{
+    Backend, EndpointAddr, EndpointTarget, Probe, ProbeKind, Protocol, QueueLimits, RevisionSpec,
+    RevisionTimeouts, Scheme, UrlBackend,
+};
+pub use route::{
+    HeaderMatch, HeaderMatcher, HttpOption, PathMatch, PathRewrite, RequestView, Route, RouteMatch, Service,
+    Sticky, StickyScope, StickySource, Visibility,
+};
+pub use settings::{
+    AccessLogFormat, CertificateFiles, DrainSettings, Limits, ListenerSettings, ProxyProtocol,
+    ProxyProtocolMode, QueueTotals, Settings, TlsSettings,
+};
+pub use snapshot::{Generation, Snapshot, SnapshotBuilder, SnapshotError, SnapshotPublisher, SnapshotReader};
+pub use split::{Percent, SplitError, TrafficSplit, TrafficTarget};
+pub use table::{Found, HostPattern, NotFound, RouteTable, TableError};

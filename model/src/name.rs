@@ -1,0 +1,260 @@
+//! Names. Strings die here: everything past this module holds a checked name.
+
+use std::fmt;
+use std::sync::Arc;
+
+/// The longest host name DNS allows, in bytes.
+const MAX_HOST: usize = 253;
+
+/// Why a string is not the name it should be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum NameError {
+    /// Nothing is left once port and trailing dot are off.
+    Empty,
+    /// Longer than DNS allows (253 bytes for a host, 63 for a label).
+    TooLong,
+    /// A byte that cannot stand in a name of this kind.
+    BadByte(u8),
+    /// The port after the colon is not a number up to 65535.
+    BadPort,
+    /// An empty label, or a hyphen at a label's end.
+    BadLabel,
+}
+
+impl fmt::Display for NameError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Empty => f.write_str("it is empty"),
+            Self::TooLong => f.write_str("it is too long"),
+            Self::BadByte(b) => write!(f, "the character {:?} is not allowed", char::from(*b)),
+            Self::BadPort => f.write_str("its port is not a number up to 65535"),
+            Self::BadLabel => f.write_str("it has an empty label, or one that starts or ends with '-'"),
+        }
+    }
+}
+
+impl std::error::Error for NameError {}
+
+/// Normalises what a client sent as Host or `:authority` into `buf`: lower case, without port
+/// and trailing dot. An IPv6 literal keeps its brackets. Allocates nothing.
+///
+/// # Errors
+/// [`NameError`] when it is not a host at all; the caller answers 400.
+pub fn normalize_host<'b>(raw: &[u8], buf: &'b mut [u8; 256]) -> Result<&'b str, NameError> {
+    let host = strip_port(raw)?;
+    let host = match host {
+        [rest @ .., b'.'] => rest,
+        whole => whole,
+    };
+    if host.is_empty() {
+        return Err(NameError::Empty);
+    }
+    if host.len() > MAX_HOST {
+        return Err(NameError::TooLong);
+    }
+    let literal = host[0] == b'[';
+    for (to, &from) in buf.iter_mut().zip(host) {
+        *to = match from {
+            b'a'..=b'z' | b'0'..=b'9' | b'-' | b'.' | b'_' => from,
+            b'A'..=b'Z' => from.to_ascii_lowercase(),
+            b'[' | b']' | b':' if literal => from,
+            other => return Err(NameError::BadByte(other)),
+        };
+    }
+    let out = &buf[..host.len()];
+    if !literal && (out[0] == b'.' || out.windows(2).any(|w| w == b"..")) {
+        return Err(NameError::BadLabel);
+    }
+    // Only ASCII was copied.
+    std::str::from_utf8(out).map_err(|_| NameError::BadByte(0xff))
+}
+
+fn strip_port(raw: &[u8]) -> Result<&[u8], NameError> {
+    let (host, rest) = if raw.first() == Some(&b'[') {
+        let end = raw
+            .iter()
+            .position(|&b| b == b']')
+            .ok_or(NameError::BadByte(b'['))?;
+        raw.split_at(end + 1)
+    } else {
+        let end = raw.iter().position(|&b| b == b':').unwrap_or(raw.len());
+        raw.split_at(end)
+    };
+    match rest {
+        [] => Ok(host),
+        // RFC 3986 allows an empty port.
+        [b':', port @ ..] if port.len() <= 5 && port.iter().all(u8::is_ascii_digit) => {
+            let number = port.iter().fold(0u32, |n, d| n * 10 + u32::from(d - b'0'));
+            if number <= 65_535 {
+                Ok(host)
+            } else {
+                Err(NameError::BadPort)
+            }
+        }
+        _ => Err(NameError::BadPort),
+    }
+}
+
+/// A normalised host name: lower case, no port, no trailing dot.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Host(Box<str>);
+
+impl Host {
+    /// Normalises and checks a host.
+    ///
+    /// # Errors
+    /// [`NameError`] when it is not a host.
+    pub fn parse(raw: &str) -> Result<Self, NameError> {
+        let mut buf = [0; 256];
+        normalize_host(raw.as_bytes(), &mut buf).map(|h| Self(h.into()))
+    }
+
+    /// The host as text.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for Host {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+fn check_label(raw: &str) -> Result<(), NameError> {
+    if raw.is_empty() {
+        return Err(NameError::Empty);
+    }
+    if raw.len() > 63 {
+        return Err(NameError::TooLong);
+    }
+    if let Some(b) = raw
+        .bytes()
+        .find(|b| !matches!(b, b'a'..=b'z' | b'0'..=b'9' | b'-'))
+    {
+        return Err(NameError::BadByte(b));
+    }
+    if raw.starts_with('-') || raw.ends_with('-') {
+        return Err(NameError::BadLabel);
+    }
+    Ok(())
+}
+
+/// The tag of a traffic target: a DNS label, because it becomes part of a host name.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Tag(Arc<str>);
+
+impl Tag {
+    /// Checks a tag.
+    ///
+    /// # Errors
+    /// [`NameError`] when it is not a lower-case DNS label.
+    pub fn parse(raw: &str) -> Result<Self, NameError> {
+        check_label(raw).map(|()| Self(raw.into()))
+    }
+
+    /// The tag as text.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for Tag {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+macro_rules! namespaced_id {
+    ($(#[$doc:meta])* $name:ident) => {
+        $(#[$doc])*
+        #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+        pub struct $name {
+            namespace: Arc<str>,
+            name: Arc<str>,
+        }
+
+        impl $name {
+            /// Checks both parts: lower-case DNS labels of at most 63 bytes.
+            ///
+            /// # Errors
+            /// [`NameError`] for the first part that is none.
+            pub fn parse(namespace: &str, name: &str) -> Result<Self, NameError> {
+                check_label(namespace)?;
+                check_label(name)?;
+                Ok(Self { namespace: namespace.into(), name: name.into() })
+            }
+
+            /// The namespace.
+            pub fn namespace(&self) -> &str {
+                &self.namespace
+            }
+
+            /// The name within the namespace.
+            pub fn name(&self) -> &str {
+                &self.name
+            }
+        }
+
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                write!(f, "{}/{}", self.namespace, self.name)
+            }
+        }
+    };
+}
+
+namespaced_id! {
+    /// Names a revision; unique in its namespace, across services.
+    RevisionId
+}
+namespaced_id! {
+    /// Names a service.
+    ServiceId
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn host(raw: &str) -> Result<String, NameError> {
+        Host::parse(raw).map(|h| h.to_string())
+    }
+
+    #[test]
+    fn host_is_compared_without_case_port_and_trailing_dot() {
+        for raw in [
+            "Example.COM",
+            "example.com:8080",
+            "example.com.",
+            "EXAMPLE.com.:80",
+            "example.com:",
+        ] {
+            assert_eq!(host(raw).as_deref(), Ok("example.com"), "{raw}");
+        }
+        assert_eq!(host("[::1]:8080").as_deref(), Ok("[::1]"));
+    }
+
+    #[test]
+    fn what_is_no_host_is_refused() {
+        assert_eq!(host(""), Err(NameError::Empty));
+        assert_eq!(host(":80"), Err(NameError::Empty));
+        assert_eq!(host("a:b"), Err(NameError::BadPort));
+        assert_eq!(host("a:99999"), Err(NameError::BadPort));
+        assert_eq!(host("a b"), Err(NameError::BadByte(b' ')));
+        assert_eq!(host("a@b"), Err(NameError::BadByte(b'@')));
+        assert_eq!(host("a..b"), Err(NameError::BadLabel));
+        assert_eq!(host(&"a".repeat(254)), Err(NameError::TooLong));
+    }
+
+    #[test]
+    fn ids_are_dns_labels() {
+        assert!(RevisionId::parse("default", "greeter-v1").is_ok());
+        assert_eq!(
+            RevisionId::parse("default", "Greeter"),
+            Err(NameError::BadByte(b'G'))
+        );
+        assert_eq!(ServiceId::parse("", "a"), Err(NameError::Empty));
+        assert_eq!(Tag::parse("-a"), Err(NameError::BadLabel));
+    }
+}

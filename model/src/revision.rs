@@ -1,0 +1,173 @@
+//! What the data plane knows of a revision besides its live state.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use crate::name::{Host, RevisionId, ServiceId};
+
+/// One address that can be connected to.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum EndpointAddr {
+    /// TCP.
+    Tcp(SocketAddr),
+    /// A Unix socket.
+    Unix(PathBuf),
+}
+
+impl fmt::Display for EndpointAddr {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Tcp(addr) => write!(f, "{addr}"),
+            Self::Unix(path) => write!(f, "unix:{}", path.display()),
+        }
+    }
+}
+
+/// One address as configured; a name may stand for several endpoints over time.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum EndpointTarget {
+    /// An address.
+    Address(EndpointAddr),
+    /// A name that is resolved, and resolved again.
+    Dns {
+        /// The name.
+        host: String,
+        /// The port.
+        port: u16,
+    },
+}
+
+impl fmt::Display for EndpointTarget {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Address(addr) => write!(f, "{addr}"),
+            Self::Dns { host, port } => write!(f, "{host}:{port}"),
+        }
+    }
+}
+
+/// How a URL backend is spoken to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Scheme {
+    /// Plain.
+    Http,
+    /// TLS; the certificate is verified against the host.
+    Https,
+}
+
+/// A backend behind a URL: Host rewritten, a 429 treated as back-pressure.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct UrlBackend {
+    /// Plain or TLS.
+    pub scheme: Scheme,
+    /// The host to resolve, send as Host and verify.
+    pub host: Host,
+    /// The port; the scheme's own where the URL names none.
+    pub port: u16,
+    /// Put before every path; empty or starting with a slash, never ending in one.
+    pub path_prefix: String,
+}
+
+/// How a revision's endpoints come to be.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Backend {
+    /// Configured addresses.
+    Static {
+        /// The addresses.
+        targets: Vec<EndpointTarget>,
+        /// Whether something elsewhere starts what listens there: at zero a request waits and
+        /// sends [`Demand`](crate::Demand).
+        activated: bool,
+    },
+    /// A URL.
+    Url(UrlBackend),
+    /// Instances that the control plane starts and reports through
+    /// [`EndpointSink`](crate::EndpointSink).
+    Managed,
+}
+
+/// The protocol spoken to endpoints.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Protocol {
+    /// HTTP/1.1.
+    Http1,
+    /// HTTP/2 without TLS, by prior knowledge.
+    H2c,
+}
+
+/// What a probe does.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ProbeKind {
+    /// Connects.
+    Tcp,
+    /// GETs this path and wants a status of 200 to 399.
+    Http {
+        /// Path and query.
+        path: String,
+    },
+}
+
+/// How readiness is found out.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Probe {
+    /// What is done.
+    pub kind: ProbeKind,
+    /// Between probes of an endpoint nobody waits for.
+    pub period: Duration,
+    /// How long one probe may take.
+    pub timeout: Duration,
+    /// Consecutive failures after which a ready endpoint counts as failing.
+    pub failure_threshold: u32,
+}
+
+/// Bounds of one revision's queue.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct QueueLimits {
+    /// Waiters.
+    pub depth: usize,
+    /// Bytes held by waiters (their heads; bodies are not read while waiting).
+    pub bytes: u64,
+    /// The longest a waiter waits.
+    pub timeout: Duration,
+}
+
+/// Timers of a request; `None` is no limit.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RevisionTimeouts {
+    /// Whole request, queue included.
+    pub total: Option<Duration>,
+    /// Until the response head, queue included.
+    pub response_start: Option<Duration>,
+    /// Between bytes; the only one after a 101 besides `max_stream_age`.
+    pub idle: Option<Duration>,
+    /// After which a stream is asked to end.
+    pub max_stream_age: Option<Duration>,
+}
+
+/// Everything configured about one revision that serving it needs.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RevisionSpec {
+    /// Its name.
+    pub id: RevisionId,
+    /// The service it belongs to.
+    pub service: ServiceId,
+    /// How its endpoints come to be.
+    pub backend: Backend,
+    /// The protocol its endpoints speak.
+    pub protocol: Protocol,
+    /// How readiness is found out; `None`: connecting is proof enough.
+    pub readiness: Option<Probe>,
+    /// The longest an instance may take to become ready.
+    pub start_timeout: Duration,
+    /// Requests one endpoint may hold at once; `None` is no limit.
+    pub container_concurrency: Option<u32>,
+    /// Timers.
+    pub timeouts: RevisionTimeouts,
+    /// Queue bounds.
+    pub queue: QueueLimits,
+    /// Headers set on every request to it; may hold secrets.
+    pub request_headers: BTreeMap<String, String>,
+}

@@ -1,0 +1,208 @@
+use super::*;
+use crate::name::{RevisionId, ServiceId};
+use crate::route::{HeaderMatch, HeaderMatcher, HttpOption, PathMatch, RouteMatch};
+use crate::split::Percent;
+use proptest::prelude::*;
+use std::collections::BTreeMap;
+
+struct Request {
+    method: &'static str,
+    path: String,
+    beta: bool,
+}
+
+impl RequestView for Request {
+    fn method(&self) -> &str {
+        self.method
+    }
+    fn path(&self) -> &str {
+        &self.path
+    }
+    fn header(&self, name: &str) -> Option<&[u8]> {
+        (self.beta && name == "x-beta").then_some(b"1".as_slice())
+    }
+}
+
+fn split(name: &str, tag: Option<&str>) -> TrafficSplit {
+    TrafficSplit::new(vec![TrafficTarget {
+        revision: RevisionId::parse("default", name).expect("a name"),
+        slot: 0,
+        percent: Percent::from_hundredths(10_000).expect("a share"),
+        tag: tag.map(|t| Tag::parse(t).expect("a tag")),
+    }])
+    .expect("a split")
+}
+
+fn service(n: usize, visibility: Visibility, routes: Vec<RouteMatch>) -> Arc<Service> {
+    let routes = routes
+        .into_iter()
+        .enumerate()
+        .map(|(i, matches)| Route {
+            matches,
+            rewrite_host: None,
+            rewrite_path: None,
+            append_headers: BTreeMap::new(),
+            split: split(&format!("s{n}-route{i}"), None),
+        })
+        .collect();
+    Arc::new(Service {
+        id: ServiceId::parse("default", &format!("s{n}")).expect("a name"),
+        visibility,
+        http_option: HttpOption::Enabled,
+        sticky: None,
+        routes,
+        split: split(&format!("s{n}"), Some("t")),
+    })
+}
+
+/// What `find` must equal: every pattern tried, the best kept.
+fn scan<'a>(
+    patterns: &'a [(HostPattern, Arc<Service>, bool)],
+    listener: Visibility,
+    host: &str,
+    request: &Request,
+) -> Option<&'a str> {
+    let rank = |p: &HostPattern| match p {
+        HostPattern::Exact(_) => usize::MAX,
+        HostPattern::Wildcard(suffix) => suffix.as_str().len(),
+    };
+    let (_, service, tagged) = patterns
+        .iter()
+        .filter(|(p, ..)| p.matches(host))
+        .max_by_key(|(p, ..)| rank(p))?;
+    if listener == Visibility::External && service.visibility == Visibility::Internal {
+        return None;
+    }
+    let split = if *tagged {
+        &service.split
+    } else {
+        service
+            .routes
+            .iter()
+            .find(|r| r.matches.matches(request))
+            .map_or(&service.split, |r| &r.split)
+    };
+    Some(split.targets()[0].revision.name())
+}
+
+fn label() -> impl Strategy<Value = String> {
+    prop::sample::select(vec!["a", "b", "c", "d-e"]).prop_map(str::to_owned)
+}
+
+fn host_text() -> impl Strategy<Value = String> {
+    prop::collection::vec(label(), 1..5).prop_map(|labels| labels.join("."))
+}
+
+fn route_match() -> impl Strategy<Value = RouteMatch> {
+    let path = prop::option::of(prop_oneof![
+        Just(PathMatch::Exact("/v2".into())),
+        Just(PathMatch::Prefix("/v2".into())),
+        Just(PathMatch::RawPrefix("/v".into())),
+    ]);
+    let header = HeaderMatch {
+        name: "x-beta".into(),
+        matcher: HeaderMatcher::Exact("1".into()),
+    };
+    (path, any::<bool>(), any::<bool>()).prop_map(move |(path, beta, get)| RouteMatch {
+        path,
+        headers: if beta { vec![header.clone()] } else { vec![] },
+        methods: if get { vec!["GET".into()] } else { vec![] },
+    })
+}
+
+type Claim = (String, bool, bool, bool, Vec<RouteMatch>);
+
+fn claim() -> impl Strategy<Value = Claim> {
+    (
+        host_text(),
+        any::<bool>(),
+        any::<bool>(),
+        any::<bool>(),
+        prop::collection::vec(route_match(), 0..3),
+    )
+}
+
+proptest! {
+    #[test]
+    fn find_equals_a_linear_scan(
+        claims in prop::collection::vec(claim(), 0..24),
+        hosts in prop::collection::vec(host_text(), 1..24),
+        path in prop::sample::select(vec!["/", "/v2", "/v2/x", "/v2x"]),
+        beta in any::<bool>(),
+        method in prop::sample::select(vec!["GET", "POST"]),
+        internal in any::<bool>(),
+    ) {
+        let mut table = RouteTable::default();
+        let mut patterns: Vec<(HostPattern, Arc<Service>, bool)> = Vec::new();
+        for (n, (host, wildcard, hidden, tagged, routes)) in claims.into_iter().enumerate() {
+            let raw = if wildcard { format!("*.{host}") } else { host };
+            let pattern = HostPattern::parse(&raw).expect("a pattern");
+            let visibility = if hidden { Visibility::Internal } else { Visibility::External };
+            let service = service(n, visibility, routes);
+            let tag = Tag::parse("t").expect("a tag");
+            let added = table.insert(pattern.clone(), &service, tagged.then_some(&tag));
+            let taken = patterns.iter().any(|(p, ..)| *p == pattern);
+            prop_assert_eq!(added.is_err(), taken);
+            if !taken {
+                patterns.push((pattern, service, tagged));
+            }
+        }
+        let listener = if internal { Visibility::Internal } else { Visibility::External };
+        let request = Request { method, path: path.into(), beta };
+        for host in hosts {
+            let found = table.find(listener, &host, &request, None).ok();
+            let name = found.map(|f| f.split.targets()[0].revision.name().to_owned());
+            prop_assert_eq!(name.as_deref(), scan(&patterns, listener, &host, &request), "{}", host);
+        }
+    }
+}
+
+#[test]
+fn exact_beats_wildcard_and_the_longer_wildcard_the_shorter() {
+    let mut table = RouteTable::default();
+    for (n, raw) in ["*.example.com", "*.a.example.com", "x.a.example.com"]
+        .into_iter()
+        .enumerate()
+    {
+        let pattern = HostPattern::parse(raw).expect("a pattern");
+        table
+            .insert(pattern, &service(n, Visibility::External, vec![]), None)
+            .expect("is free");
+    }
+    let request = Request {
+        method: "GET",
+        path: "/".into(),
+        beta: false,
+    };
+    let name = |host: &str| {
+        table
+            .find(Visibility::External, host, &request, None)
+            .map(|f| f.service.id.name().to_owned())
+    };
+    assert_eq!(name("x.a.example.com").as_deref(), Ok("s2"));
+    assert_eq!(name("y.a.example.com").as_deref(), Ok("s1"));
+    assert_eq!(name("y.x.a.example.com").as_deref(), Ok("s1"));
+    assert_eq!(name("b.example.com").as_deref(), Ok("s0"));
+    assert_eq!(name("example.com"), Err(NotFound::UnknownHost));
+}
+
+#[test]
+fn the_tag_header_selects_and_an_unknown_tag_is_ignored() {
+    let mut table = RouteTable::default();
+    let service = service(0, Visibility::External, vec![RouteMatch::default()]);
+    table
+        .insert(HostPattern::parse("h").expect("a pattern"), &service, None)
+        .expect("is free");
+    let request = Request {
+        method: "GET",
+        path: "/".into(),
+        beta: false,
+    };
+    let find = |tag| {
+        table
+            .find(Visibility::External, "h", &request, tag)
+            .expect("a route")
+    };
+    assert!(find(Some("t")).tagged.is_some());
+    assert!(find(Some("nope")).tagged.is_none() && find(Some("nope")).route.is_some());
+}
