@@ -1,0 +1,126 @@
+//! A prepared connection: what the edge hands to HTTP.
+
+use std::fmt;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use sluice_model::Visibility;
+use tokio::io::{AsyncRead, AsyncWrite, Interest};
+use tokio::net::TcpStream;
+use tokio::sync::watch;
+
+/// Bytes both ways, plain or decrypted.
+pub trait ByteStream: AsyncRead + AsyncWrite + Unpin + Send + Sync + fmt::Debug {}
+
+impl<T: AsyncRead + AsyncWrite + Unpin + Send + Sync + fmt::Debug> ByteStream for T {}
+
+/// Which HTTP a connection speaks; settled by ALPN or by the client's first bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Wire {
+    /// HTTP/1.0 or 1.1.
+    Http1,
+    /// HTTP/2, over TLS or by prior knowledge.
+    Http2,
+}
+
+/// How far the gateway is on its way out, as every connection sees it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Drain {
+    /// Not at all.
+    Serving,
+    /// Answers carry `Connection: close` or GOAWAY; what is open may finish.
+    Draining,
+    /// The deadline is over: end now, WebSockets with 1001.
+    Closing,
+}
+
+/// What TLS settled.
+#[derive(Debug, Clone)]
+pub struct TlsInfo {
+    /// The name the client asked for, lower case.
+    pub sni: Option<String>,
+    /// The names the served certificate covers, lower case; wildcards as `*.example.com`.
+    pub names: Arc<[String]>,
+}
+
+impl TlsInfo {
+    /// Whether the served certificate covers a normalised host; a wildcard covers one label.
+    pub fn covers(&self, host: &str) -> bool {
+        self.names.iter().any(|name| match name.strip_prefix("*.") {
+            Some(suffix) => host
+                .split_once('.')
+                .is_some_and(|(label, rest)| !label.is_empty() && rest == suffix),
+            None => name == host,
+        })
+    }
+}
+
+/// Resolves when the client is gone, without reading a byte of what it sent.
+///
+/// Sees a FIN or RST on the socket itself, so it works over TLS and with an unread body.
+#[derive(Debug, Clone)]
+pub struct CloseWatch(Arc<TcpStream>);
+
+impl CloseWatch {
+    /// Watches this socket.
+    pub fn new(socket: Arc<TcpStream>) -> Self {
+        Self(socket)
+    }
+
+    /// Resolves when the peer closed its side or the connection broke. Cancel-safe.
+    pub async fn closed(&self) {
+        // PRIORITY readiness includes read-closed but not readable: unread data does not wake it.
+        // A PRIORITY wake-up without read-closed (urgent data) is ignored.
+        while let Ok(ready) = self.0.ready(Interest::PRIORITY).await {
+            if ready.is_read_closed() || ready.is_error() {
+                return;
+            }
+            tokio::task::yield_now().await;
+        }
+    }
+}
+
+/// What is known of a connection for its whole life.
+#[derive(Debug)]
+pub struct ConnectionInfo {
+    /// Index into [`Settings::listeners`](sluice_model::Settings::listeners).
+    pub listener: usize,
+    /// What the listener may serve.
+    pub visibility: Visibility,
+    /// The address the client connected to.
+    pub local: SocketAddr,
+    /// The socket's other end: the client or a balancer.
+    pub peer: SocketAddr,
+    /// The client: what PROXY announced, else the peer.
+    pub client: SocketAddr,
+    /// What TLS settled; `None` on a plain connection.
+    pub tls: Option<TlsInfo>,
+    /// Resolves when the client is gone.
+    pub close_watch: CloseWatch,
+}
+
+impl ConnectionInfo {
+    /// The client's address in its canonical form (no IPv4-mapped IPv6).
+    pub fn client_ip(&self) -> IpAddr {
+        self.client.ip().to_canonical()
+    }
+}
+
+/// A connection ready for HTTP.
+#[derive(Debug)]
+pub struct Connection {
+    /// The bytes; nothing of HTTP is consumed yet.
+    pub io: Box<dyn ByteStream>,
+    /// What is known of it.
+    pub info: Arc<ConnectionInfo>,
+    /// Which HTTP it speaks.
+    pub wire: Wire,
+}
+
+/// Serves prepared connections.
+#[async_trait]
+pub trait Serve: Send + Sync + 'static {
+    /// Serves one connection to its end. Returns when it is closed; `drain` tells when to hurry.
+    async fn serve(&self, connection: Connection, drain: watch::Receiver<Drain>);
+}
