@@ -1,1 +1,218 @@
-//! Placeholder.
+//! The gateway's own answers: one reason, one line of text, the same on every protocol.
+
+use std::borrow::Cow;
+use std::fmt::Write as _;
+use std::time::Duration;
+
+use bytes::Bytes;
+
+use crate::observe::Reason;
+
+/// An answer the gateway gives by itself.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Answer {
+    /// Why.
+    pub reason: Reason,
+    /// One line for people; never holds what `errorDetail: false` keeps back.
+    pub text: Cow<'static, str>,
+    /// When waiting helps, how long.
+    pub retry_after: Option<Duration>,
+}
+
+/// What a client understands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Dialect {
+    /// A line of text.
+    Text,
+    /// An object.
+    Json,
+    /// A trailers-only response with status 200.
+    Grpc,
+}
+
+/// An answer ready to be written by any protocol adapter.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Rendered {
+    /// The HTTP status.
+    pub status: u16,
+    /// Fields besides Content-Length, in lower case.
+    pub headers: Vec<(&'static str, String)>,
+    /// The body; empty for gRPC.
+    pub body: Bytes,
+}
+
+impl Dialect {
+    /// By what a request accepts and sends. gRPC is recognised by its content type.
+    pub fn of(accept: Option<&[u8]>, content_type: Option<&[u8]>) -> Self {
+        let starts = |value: Option<&[u8]>, with: &[u8]| value.is_some_and(|v| v.starts_with(with));
+        if starts(content_type, b"application/grpc") && !starts(content_type, b"application/grpc-web") {
+            return Self::Grpc;
+        }
+        let json = accept.is_some_and(|accept| {
+            accept.split(|&b| b == b',').map(<[u8]>::trim_ascii).any(|kind| {
+                let kind = kind.split(|&b| b == b';').next().unwrap_or_default().trim_ascii();
+                kind == b"application/json" || kind.ends_with(b"+json")
+            })
+        });
+        if json { Self::Json } else { Self::Text }
+    }
+}
+
+impl Answer {
+    /// An answer with the reason's own text.
+    pub fn new(reason: Reason, text: impl Into<Cow<'static, str>>) -> Self {
+        Self {
+            reason,
+            text: text.into(),
+            retry_after: None,
+        }
+    }
+
+    /// Says when to come again.
+    #[must_use]
+    pub fn retry_after(mut self, after: Option<Duration>) -> Self {
+        self.retry_after = after;
+        self
+    }
+
+    /// The answer in the client's dialect.
+    pub fn render(&self, dialect: Dialect, request_id: &str) -> Rendered {
+        let mut headers = vec![("x-sluice-reason", self.reason.as_str().to_owned())];
+        if !request_id.is_empty() {
+            headers.push(("x-request-id", request_id.to_owned()));
+        }
+        if let Some(after) = self.retry_after {
+            // Rounded up: coming back too early helps nobody.
+            let seconds = after.as_secs() + u64::from(after.subsec_nanos() > 0);
+            headers.push(("retry-after", seconds.max(1).to_string()));
+        }
+        match dialect {
+            Dialect::Grpc => {
+                headers.push(("content-type", "application/grpc".to_owned()));
+                headers.push(("grpc-status", self.reason.grpc_status().as_str().to_owned()));
+                headers.push(("grpc-message", percent_encode(&self.text)));
+                Rendered {
+                    status: 200,
+                    headers,
+                    body: Bytes::new(),
+                }
+            }
+            Dialect::Json => {
+                headers.push(("content-type", "application/json".to_owned()));
+                let body = serde_json::json!({
+                    "reason": self.reason.as_str(),
+                    "message": self.text,
+                    "requestId": request_id,
+                });
+                Rendered {
+                    status: self.reason.status().as_u16(),
+                    headers,
+                    body: Bytes::from(format!("{body}\n")),
+                }
+            }
+            Dialect::Text => {
+                headers.push(("content-type", "text/plain; charset=utf-8".to_owned()));
+                let body = Bytes::from(format!("{}: {}\n", self.reason.as_str(), self.text));
+                Rendered {
+                    status: self.reason.status().as_u16(),
+                    headers,
+                    body,
+                }
+            }
+        }
+    }
+}
+
+/// The 301 of `httpOption: redirected`.
+pub fn redirect_to_https(host: &str, path_and_query: &str) -> Rendered {
+    let location = format!("https://{host}{path_and_query}");
+    let headers = vec![
+        ("location", location),
+        ("content-type", "text/plain; charset=utf-8".to_owned()),
+    ];
+    Rendered {
+        status: 301,
+        headers,
+        body: Bytes::from_static(b"moved to https\n"),
+    }
+}
+
+/// gRPC's message encoding: printable ASCII stays, the rest and `%` are escaped.
+fn percent_encode(text: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    for byte in text.bytes() {
+        if (0x20..=0x7e).contains(&byte) && byte != b'%' {
+            out.push(char::from(byte));
+        } else {
+            let _ = write!(out, "%{byte:02X}");
+        }
+    }
+    out
+}
+
+impl Rendered {
+    /// The bytes of an HTTP/1.1 response that closes the connection.
+    pub fn to_h1(&self) -> Vec<u8> {
+        let phrase = http::StatusCode::from_u16(self.status)
+            .ok()
+            .and_then(|s| s.canonical_reason())
+            .unwrap_or("");
+        let mut head = format!("HTTP/1.1 {} {phrase}\r\n", self.status);
+        for (name, value) in &self.headers {
+            let _ = write!(head, "{name}: {value}\r\n");
+        }
+        let _ = write!(
+            head,
+            "content-length: {}\r\nconnection: close\r\n\r\n",
+            self.body.len()
+        );
+        let mut out = head.into_bytes();
+        out.extend_from_slice(&self.body);
+        out
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_dialect_follows_accept_and_content_type() {
+        assert_eq!(Dialect::of(None, None), Dialect::Text);
+        assert_eq!(Dialect::of(Some(b"*/*"), None), Dialect::Text);
+        assert_eq!(
+            Dialect::of(Some(b"text/html, application/json;q=0.9"), None),
+            Dialect::Json
+        );
+        assert_eq!(
+            Dialect::of(Some(b"application/problem+json"), None),
+            Dialect::Json
+        );
+        assert_eq!(Dialect::of(None, Some(b"application/grpc+proto")), Dialect::Grpc);
+        assert_eq!(Dialect::of(None, Some(b"application/grpc-web")), Dialect::Text);
+    }
+
+    #[test]
+    fn answers_say_reason_and_when_to_come_back() {
+        let answer = Answer::new(Reason::QueueFull, "no place in the queue")
+            .retry_after(Some(Duration::from_millis(1500)));
+        let text = answer.render(Dialect::Text, "id-1");
+        assert_eq!(text.status, 503);
+        assert!(
+            text.headers
+                .contains(&("x-sluice-reason", "queue_full".to_owned()))
+        );
+        assert!(text.headers.contains(&("retry-after", "2".to_owned())));
+        assert_eq!(&text.body[..], b"queue_full: no place in the queue\n");
+        let grpc = answer.render(Dialect::Grpc, "id-1");
+        assert_eq!((grpc.status, grpc.body.is_empty()), (200, true));
+        let json = answer.render(Dialect::Json, "id-1");
+        let value: serde_json::Value = serde_json::from_slice(&json.body).expect("json");
+        assert_eq!(value["reason"], "queue_full");
+    }
+
+    #[test]
+    fn grpc_messages_are_escaped() {
+        assert_eq!(percent_encode("100% ü\n"), "100%25 %C3%BC%0A");
+    }
+}

@@ -1,0 +1,144 @@
+//! The HTTP/1 keep-alive loop.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use pingora_core::apps::HttpServerApp;
+use pingora_core::protocols::http::ServerSession;
+use pingora_core::protocols::{Shutdown, Stream};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::sync::watch;
+
+use super::{Proxy, tunnel, with_timers};
+use crate::answer::Answer;
+use crate::edge::{ByteStream, Connection, Drain};
+use crate::h1::{GuardedStream, HeadError, HeadLimits};
+use crate::observe::RequestProtocol;
+use crate::request::{Ending, RequestCtx, request_id};
+
+/// How long and how much is read from a client after its connection was refused, so that the
+/// answer arrives before the reset that unread bytes would cause.
+const LINGER: Duration = Duration::from_secs(1);
+const LINGER_BYTES: usize = 256 * 1024;
+
+/// The seconds Pingora may announce; the real idle timeout is ours.
+const KEEPALIVE_SECONDS: u64 = 60;
+
+/// What one turn of the loop needs, copied so that an idle connection holds no Snapshot.
+struct Turn {
+    limits: HeadLimits,
+    header_timeout: Duration,
+    idle_timeout: Duration,
+    max_age: Option<Duration>,
+}
+
+impl Turn {
+    fn of(proxy: &Proxy, stream: &mut GuardedStream) -> Self {
+        let serving = proxy.engine.serving.load();
+        let limits = &serving.snapshot.settings().limits;
+        stream.set_limits(limits);
+        Self {
+            limits: HeadLimits::from(limits),
+            header_timeout: limits.header_timeout,
+            idle_timeout: limits.idle_timeout,
+            max_age: limits.max_connection_age,
+        }
+    }
+}
+
+/// Serves one connection to its end.
+pub(super) async fn serve(proxy: &Proxy, connection: Connection, drain: watch::Receiver<Drain>) {
+    let limits = proxy.engine.serving.load().snapshot.settings().limits.clone();
+    let mut stream = Box::new(GuardedStream::new(connection, &limits, drain.clone()));
+    drop(limits);
+    let born = Instant::now();
+    loop {
+        let turn = Turn::of(proxy, &mut stream);
+        let head = match stream
+            .next_head(&turn.limits, turn.header_timeout, turn.idle_timeout)
+            .await
+        {
+            Ok(Some(head)) => head,
+            Ok(None) => return Shutdown::shutdown(&mut *stream).await,
+            Err(error) => return refuse(proxy, *stream, &error).await,
+        };
+        if head
+            .upgrade
+            .as_ref()
+            .is_some_and(|upgrade| !is_http2_offer(&upgrade.token))
+        {
+            return with_timers(tunnel::serve(proxy, *stream, &head, drain)).await;
+        }
+        let last = turn.max_age.is_some_and(|max| born.elapsed() >= max);
+        let mut session = ServerSession::new_http1(stream as Stream);
+        session.set_keepalive((head.keep_alive && !last).then_some(KEEPALIVE_SECONDS));
+        let shutdown = proxy.shutdown.subscribe();
+        let Some(reused) = with_timers(proxy.http.process_new_http(session, &shutdown)).await else {
+            return;
+        };
+        let (io, _) = reused.consume();
+        let Ok(guard) = io.into_any().downcast::<GuardedStream>() else {
+            return;
+        };
+        stream = guard;
+        if last {
+            return Shutdown::shutdown(&mut *stream).await;
+        }
+    }
+}
+
+/// Offers of HTTP/2 over plain HTTP/1 that some clients make with every request; HTTP/2 comes by
+/// prior knowledge or ALPN, so they are passed over, as RFC 9113 3.1 says.
+fn is_http2_offer(token: &str) -> bool {
+    token
+        .split(',')
+        .all(|t| matches!(t.trim().to_ascii_lowercase().as_str(), "h2c" | "h2"))
+}
+
+/// Answers a head that must not be served, logs it and closes.
+async fn refuse(proxy: &Proxy, stream: GuardedStream, error: &HeadError) {
+    let now = Instant::now();
+    let mut request = RequestCtx::new(&proxy.engine, Arc::default(), now);
+    request.client = Some(stream.info().client_ip());
+    request.request_id = request_id(None, || fastrand::u128(..));
+    request.reason = Some(error.reason());
+    let mut status = error.status();
+    let mut bytes_out = 0;
+    if let Some(code) = status {
+        let mut rendered = request.refuse(&Answer::new(error.reason(), error.to_string()).into());
+        rendered.status = code;
+        bytes_out = rendered.body.len() as u64;
+        stream.refuse(&rendered.to_h1()).await;
+    } else {
+        status = None;
+    }
+    let ending = Ending {
+        method: b"",
+        host: b"",
+        target: b"",
+        user_agent: None,
+        protocol: RequestProtocol::Http11,
+        status,
+        bytes_in: 0,
+        bytes_out,
+    };
+    request.finish(&ending, Instant::now());
+}
+
+/// Closes after reading what the client still sends, for a while.
+pub(super) async fn linger(mut io: Box<dyn ByteStream>) {
+    let _ = tokio::time::timeout(LINGER, async {
+        if io.shutdown().await.is_err() {
+            return;
+        }
+        let mut buf = [0; 4096];
+        let mut left = LINGER_BYTES;
+        while let Ok(n) = io.read(&mut buf).await {
+            if n == 0 || n > left {
+                return;
+            }
+            left -= n;
+        }
+    })
+    .await;
+}

@@ -1,0 +1,111 @@
+//! HTTP/2: pingora-core drives the connection, each stream goes the way of an h1 request.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use async_trait::async_trait;
+use pingora_core::apps::{HttpServerApp, HttpServerOptions, ReusedHttpStream, ServerApp};
+use pingora_core::protocols::Stream;
+use pingora_core::protocols::http::ServerSession;
+use pingora_core::protocols::http::v2::server::{H2Options, default_h2_options};
+use pingora_core::server::ShutdownWatch;
+use pingora_proxy::HttpProxy;
+use sluice_model::Limits;
+use tokio::sync::watch;
+
+use super::http::HttpAdapter;
+use super::{Proxy, with_timers};
+use crate::edge::{Connection, Drain};
+use crate::h1::GuardedStream;
+
+/// What one stream may send before its request is read on: small, because a held request's body
+/// waits here.
+const STREAM_WINDOW: u32 = 64 * 1024;
+
+/// What all streams of a connection may send. Much larger than one stream's: held uploads must
+/// not stop the others (RFC 9113 leaves both at 64 KiB).
+const CONNECTION_WINDOW: u32 = 16 * 1024 * 1024;
+
+/// What one stream buffers on its way to a client that reads slowly, in bytes.
+const SEND_BUFFER: usize = 64 * 1024;
+
+/// Streams reset by the client that are remembered: beyond, the connection is ended (rapid reset).
+const RESET_STREAMS: usize = 64;
+
+/// One connection's view of the shared proxy.
+struct ConnectionApp {
+    http: Arc<HttpProxy<HttpAdapter>>,
+    h2: H2Options,
+    server: HttpServerOptions,
+}
+
+impl ConnectionApp {
+    fn new(proxy: &Proxy, limits: &Limits) -> Self {
+        let mut h2 = default_h2_options();
+        h2.max_header_list_size(u32::try_from(limits.max_header_bytes).unwrap_or(u32::MAX))
+            .max_concurrent_streams(limits.max_concurrent_streams)
+            .initial_window_size(STREAM_WINDOW)
+            .initial_connection_window_size(CONNECTION_WINDOW)
+            .max_send_buffer_size(SEND_BUFFER)
+            .max_pending_accept_reset_streams(RESET_STREAMS)
+            .max_concurrent_reset_streams(RESET_STREAMS);
+        let mut server = HttpServerOptions::default();
+        server.h2_idle_timeout = Some(limits.idle_timeout);
+        Self {
+            http: Arc::clone(&proxy.http),
+            h2,
+            server,
+        }
+    }
+}
+
+#[async_trait]
+impl HttpServerApp for ConnectionApp {
+    async fn process_new_http(
+        self: &Arc<Self>,
+        session: ServerSession,
+        shutdown: &ShutdownWatch,
+    ) -> Option<ReusedHttpStream> {
+        with_timers(self.http.process_new_http(session, shutdown)).await
+    }
+
+    fn h2_options(&self) -> Option<H2Options> {
+        Some(self.h2.clone())
+    }
+
+    fn server_options(&self) -> Option<&HttpServerOptions> {
+        Some(&self.server)
+    }
+}
+
+/// Serves one connection to its end. GOAWAY goes out when the gateway drains or the connection
+/// gets too old; at the drain's deadline the connection is dropped with what is open on it.
+pub(super) async fn serve(proxy: &Proxy, connection: Connection, mut drain: watch::Receiver<Drain>) {
+    let limits = proxy.engine.serving.load().snapshot.settings().limits.clone();
+    let app = Arc::new(ConnectionApp::new(proxy, &limits));
+    let stream = Box::new(GuardedStream::new(connection, &limits, drain.clone()));
+    let oldest = limits.max_connection_age.map(|age| Instant::now() + age);
+    let (goaway, watch) = watch::channel(*drain.borrow() != Drain::Serving);
+    let serving = app.process_new(stream as Stream, &watch);
+    tokio::pin!(serving);
+    loop {
+        let aged = async {
+            match oldest {
+                Some(at) if !*goaway.borrow() => tokio::time::sleep_until(at.into()).await,
+                _ => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            _ = &mut serving => return,
+            changed = drain.changed() => {
+                if changed.is_err() || *drain.borrow() == Drain::Closing {
+                    return;
+                }
+                goaway.send_replace(true);
+            }
+            () = aged => {
+                goaway.send_replace(true);
+            }
+        }
+    }
+}

@@ -1,0 +1,213 @@
+//! Pingora's message heads as the request path sees them.
+
+use std::borrow::Cow;
+
+use http::header::{HeaderName, HeaderValue};
+use pingora_error::{Error, ErrorType, OrErr, Result};
+use pingora_http::{RequestHeader, ResponseHeader};
+use sluice_model::{Backend, Limits, RequestView, Scheme, UrlBackend};
+
+use crate::answer::Answer;
+use crate::observe::Reason;
+use crate::request::{HeadMut, Refusal, Routed};
+
+/// A request head, to be looked at.
+pub(super) struct View<'h> {
+    header: &'h RequestHeader,
+    /// Cookie crumbs of HTTP/2, joined; `None` where there is one field or none.
+    cookies: Option<Vec<u8>>,
+}
+
+impl<'h> View<'h> {
+    pub(super) fn new(header: &'h RequestHeader) -> Self {
+        let mut crumbs = header.headers.get_all(http::header::COOKIE).iter();
+        let cookies = match (crumbs.next(), crumbs.next()) {
+            (Some(first), Some(second)) => {
+                let rest = crumbs.map(HeaderValue::as_bytes);
+                let all: Vec<_> = [first.as_bytes(), second.as_bytes()]
+                    .into_iter()
+                    .chain(rest)
+                    .collect();
+                Some(all.join(&b"; "[..]))
+            }
+            _ => None,
+        };
+        Self { header, cookies }
+    }
+
+    /// Host or `:authority` as sent.
+    pub(super) fn host(&self) -> Option<&'h [u8]> {
+        let authority = self.header.uri.authority().map(|a| a.as_str().as_bytes());
+        authority.or_else(|| {
+            self.header
+                .headers
+                .get(http::header::HOST)
+                .map(HeaderValue::as_bytes)
+        })
+    }
+
+    /// Bytes the head takes, about.
+    pub(super) fn size(&self) -> usize {
+        let fields = self
+            .header
+            .headers
+            .iter()
+            .map(|(n, v)| n.as_str().len() + v.len() + 4);
+        self.header.raw_path().len() + fields.sum::<usize>()
+    }
+
+    pub(super) fn content_length(&self) -> Option<u64> {
+        self.header
+            .headers
+            .get(http::header::CONTENT_LENGTH)?
+            .to_str()
+            .ok()?
+            .parse()
+            .ok()
+    }
+
+    /// The limits that HTTP/2 itself does not know. An h1 head is judged where it is read.
+    pub(super) fn judge(&self, limits: &Limits) -> std::result::Result<(), Refusal> {
+        if self.header.raw_path().len() > limits.max_uri_bytes {
+            return Err(
+                Answer::new(Reason::UriTooLong, "the request's target is longer than allowed").into(),
+            );
+        }
+        if self.header.headers.len() > limits.max_headers || self.size() > limits.max_header_bytes {
+            return Err(Answer::new(
+                Reason::HeadersTooLarge,
+                "the request's head is larger than allowed",
+            )
+            .into());
+        }
+        Ok(())
+    }
+}
+
+impl RequestView for View<'_> {
+    fn method(&self) -> &str {
+        self.header.method.as_str()
+    }
+
+    fn path(&self) -> &str {
+        self.header.uri.path()
+    }
+
+    fn header(&self, name: &str) -> Option<&[u8]> {
+        if name == "cookie"
+            && let Some(cookies) = &self.cookies
+        {
+            return Some(cookies);
+        }
+        self.header.headers.get(name).map(HeaderValue::as_bytes)
+    }
+}
+
+macro_rules! head_mut {
+    ($name:ident, $header:ty) => {
+        /// A message head whose fields are changed by the request path.
+        pub(super) struct $name<'h>(pub(super) &'h mut $header);
+
+        impl HeadMut for $name<'_> {
+            fn get(&self, name: &str) -> Option<&[u8]> {
+                self.0.headers.get(name).map(HeaderValue::as_bytes)
+            }
+
+            fn joined(&self, name: &str) -> Option<Vec<u8>> {
+                let values: Vec<_> = self
+                    .0
+                    .headers
+                    .get_all(name)
+                    .iter()
+                    .map(HeaderValue::as_bytes)
+                    .collect();
+                (!values.is_empty()).then(|| values.join(&b", "[..]))
+            }
+
+            fn set(&mut self, name: &str, value: &[u8]) {
+                let (Ok(name), Ok(value)) = (
+                    HeaderName::from_bytes(name.as_bytes()),
+                    HeaderValue::from_bytes(value),
+                ) else {
+                    return;
+                };
+                // Fails only when a map is full, which limits on heads keep out of reach.
+                let _ = self.0.insert_header(name, value);
+            }
+
+            fn remove(&mut self, name: &str) {
+                self.0.remove_header(name);
+            }
+
+            fn names_with_prefix(&self, prefix: &str) -> Vec<String> {
+                let names = self.0.headers.keys().map(HeaderName::as_str);
+                names
+                    .filter(|n| n.starts_with(prefix))
+                    .map(str::to_owned)
+                    .collect()
+            }
+        }
+    };
+}
+
+head_mut!(RequestFields, RequestHeader);
+head_mut!(ResponseFields, ResponseHeader);
+
+/// Host of a URL backend: with its port unless it is the scheme's own.
+pub(super) fn url_host(url: &UrlBackend) -> String {
+    let default = match url.scheme {
+        Scheme::Http => 80,
+        Scheme::Https => 443,
+    };
+    if url.port == default {
+        url.host.to_string()
+    } else {
+        format!("{}:{}", url.host, url.port)
+    }
+}
+
+/// The path and query the backend gets, if not the client's.
+pub(super) fn rewritten_target<'t>(target: &'t str, routed: &Routed) -> Option<Cow<'t, str>> {
+    let (path, query) = target
+        .split_once('?')
+        .map_or((target, None), |(p, q)| (p, Some(q)));
+    let by_route = routed.route().and_then(|route| route.rewritten_path(path));
+    let prefix = match &routed.spec.backend {
+        Backend::Url(url) => url.path_prefix.as_str(),
+        _ => "",
+    };
+    if by_route.is_none() && prefix.is_empty() {
+        return None;
+    }
+    let path = by_route.as_deref().unwrap_or(path);
+    let query = query.map(|q| format!("?{q}")).unwrap_or_default();
+    Some(Cow::Owned(format!("{prefix}{path}{query}")))
+}
+
+/// The Host the backend gets, if not the client's.
+pub(super) fn rewritten_host(routed: &Routed) -> Option<String> {
+    let by_route = routed.route().and_then(|route| route.rewrite_host.clone());
+    by_route.or_else(|| match &routed.spec.backend {
+        Backend::Url(url) => Some(url_host(url)),
+        _ => None,
+    })
+}
+
+/// Sets target and Host of a request for the backend; `host` is what the client sent.
+pub(super) fn rewrite_target(request: &mut RequestHeader, routed: &Routed, host: &[u8]) -> Result<()> {
+    let target = request
+        .uri
+        .path_and_query()
+        .map_or("/", |pq| pq.as_str())
+        .to_owned();
+    let new = rewritten_target(&target, routed);
+    if new.is_some() || request.uri.authority().is_some() {
+        let uri = new.as_deref().unwrap_or(&target).parse::<http::Uri>();
+        request.set_uri(uri.or_err(ErrorType::InternalError, "rewriting the path")?);
+    }
+    let rewritten = rewritten_host(routed);
+    let host = rewritten.as_deref().map_or(host, str::as_bytes);
+    let host = HeaderValue::from_bytes(host)
+        .map_err(|e| Error::because(ErrorType::InternalError, "rewriting Host", e))?;
+    request.insert_header(http::header::HOST, host)
+}

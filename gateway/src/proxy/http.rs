@@ -1,0 +1,530 @@
+//! The adapter between Pingora's HTTP proxying and the request path.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use http::{Method, Version};
+use pingora_core::protocols::Digest;
+use pingora_core::protocols::http::server::Session as HttpSession;
+use pingora_core::upstreams::peer::HttpPeer;
+use pingora_error::{Error, ErrorSource, ErrorType, Result};
+use pingora_http::{RequestHeader, ResponseHeader};
+use pingora_proxy::{FailToProxy, ProxyHttp, Session};
+use sluice_model::{Backend, RequestView};
+
+use super::heads::{RequestFields, ResponseFields, View, rewrite_target};
+use super::{current_timers, upstream};
+use crate::answer::{Answer, Rendered};
+use crate::edge::ConnectionInfo;
+use crate::observe::{Reason, RequestProtocol};
+use crate::request::{Attempt, Ending, Engine, Incoming, Refusal, RequestCtx, from_backend, to_backend};
+use crate::throttle::Outcome;
+
+/// Attempts at most: enough to get past every stale pooled connection and a few dead endpoints.
+pub(super) const MAX_ATTEMPTS: usize = 8;
+
+/// How long a backend that answers 429 without `Retry-After` is left alone.
+const BACK_PRESSURE: Duration = Duration::from_secs(1);
+
+/// How long an unread request body is drained after an early answer, to keep the connection.
+const DRAIN_BODY: Duration = Duration::from_secs(1);
+
+/// Pingora's hooks over the request path.
+pub(super) struct HttpAdapter {
+    pub(super) engine: Arc<Engine>,
+}
+
+/// A request as Pingora's hooks share it.
+pub(super) struct Ctx {
+    request: RequestCtx,
+    info: Option<Arc<ConnectionInfo>>,
+    status: Option<u16>,
+    body_in: u64,
+    body_too_large: bool,
+}
+
+impl HttpAdapter {
+    async fn refuse(session: &mut Session, ctx: &mut Ctx, refusal: Refusal) -> Result<()> {
+        if let Refusal::Answer(Answer {
+            reason: Reason::ClientGone,
+            ..
+        }) = refusal
+        {
+            ctx.request.reason = Some(Reason::ClientGone);
+            session.set_keepalive(None);
+            return Ok(());
+        }
+        let rendered = ctx.request.refuse(&refusal);
+        ctx.status = Some(rendered.status);
+        if ctx.request.draining() {
+            session.set_keepalive(None);
+        }
+        write_rendered(session.as_downstream_mut(), rendered).await
+    }
+
+    async fn admit(session: &mut Session, ctx: &mut Ctx, first: bool) -> std::result::Result<(), Answer> {
+        let close_watch = ctx.info.as_ref().map(|info| info.close_watch.clone());
+        let gone = async {
+            // An h2 stream ends by reset or with its connection; h1 with its connection.
+            match session.downstream_session.watch_h2_stream_close() {
+                Some(reset) => {
+                    let _ = reset.await;
+                }
+                None => match close_watch {
+                    Some(watch) => watch.closed().await,
+                    None => std::future::pending().await,
+                },
+            }
+        };
+        if first {
+            ctx.request.admit(gone).await
+        } else {
+            ctx.request.fail_over(gone).await
+        }
+    }
+
+    /// What an error before the response head is answered with; `None` when nobody listens.
+    fn answer_for(session: &Session, e: &Error, ctx: &mut Ctx) -> Option<Answer> {
+        if ctx.body_too_large {
+            return Some(Answer::new(
+                Reason::BodyTooLarge,
+                "the request body is larger than allowed",
+            ));
+        }
+        if ctx.request.timers.fired().is_some() {
+            return Some(Answer::new(Reason::Timeout, "the backend took too long"));
+        }
+        if *e.esource() == ErrorSource::Downstream {
+            if let Some(fault) = super::body_fault(session) {
+                let answer = Answer::new(fault.reason(), fault.to_string());
+                return (fault.reason() != Reason::ClientGone).then_some(answer);
+            }
+            return match e.etype() {
+                ErrorType::ReadTimedout => Some(Answer::new(
+                    Reason::RequestTimeout,
+                    "the request body did not come in time",
+                )),
+                ErrorType::InvalidHTTPHeader | ErrorType::InvalidBody => {
+                    Some(Answer::new(Reason::BadRequest, "the request is malformed"))
+                }
+                _ => None,
+            };
+        }
+        let failure = ctx.request.failure.take();
+        Some(failure.unwrap_or_else(|| {
+            Answer::new(Reason::UpstreamError, "the backend broke off before it answered")
+        }))
+    }
+}
+
+#[async_trait]
+impl ProxyHttp for HttpAdapter {
+    type CTX = Ctx;
+
+    fn new_ctx(&self) -> Ctx {
+        let timers = current_timers();
+        let request = RequestCtx::new(&self.engine, timers, Instant::now());
+        Ctx {
+            request,
+            info: None,
+            status: None,
+            body_in: 0,
+            body_too_large: false,
+        }
+    }
+
+    fn init_downstream_modules(&self, _: &mut pingora_core::modules::http::HttpModules) {
+        // The default registers a compression module, and a box for it per request.
+    }
+
+    async fn request_filter(&self, session: &mut Session, ctx: &mut Ctx) -> Result<bool> {
+        let Some(info) = super::connection_info(session.digest()) else {
+            return Err(Error::explain(
+                ErrorType::InternalError,
+                "a session without connection",
+            ));
+        };
+        ctx.info = Some(Arc::clone(&info));
+        let limits = ctx.request.limits().clone();
+        session.set_write_timeout(Some(limits.write_timeout));
+        session.set_total_drain_timeout(Some(DRAIN_BODY));
+        if session.is_http2() {
+            session.set_read_timeout(Some(limits.body_read_timeout));
+        }
+        let routed = {
+            let header = session.req_header();
+            let view = View::new(header);
+            let target = header.uri.path_and_query().map_or("/", |pq| pq.as_str());
+            let incoming = Incoming {
+                info: &info,
+                view: &view,
+                host: view.host(),
+                target,
+                head_bytes: view.size(),
+            };
+            // An h1 head was judged before it came here.
+            let judged = if session.is_http2() {
+                view.judge(&limits)
+            } else {
+                Ok(())
+            };
+            let too_large = limits
+                .max_body_bytes
+                .is_some_and(|max| view.content_length().is_some_and(|n| n > max));
+            ctx.request.route(&incoming).and_then(|()| {
+                judged?;
+                if too_large {
+                    return Err(
+                        Answer::new(Reason::BodyTooLarge, "the request body is larger than allowed").into(),
+                    );
+                }
+                Ok(())
+            })
+        };
+        if let Err(refusal) = routed {
+            Self::refuse(session, ctx, refusal).await?;
+            return Ok(true);
+        }
+        if let Err(answer) = Self::admit(session, ctx, true).await {
+            Self::refuse(session, ctx, answer.into()).await?;
+            return Ok(true);
+        }
+        Ok(false)
+    }
+
+    async fn upstream_peer(&self, session: &mut Session, ctx: &mut Ctx) -> Result<Box<HttpPeer>> {
+        let fresh = ctx.request.next == Attempt::FreshConnection;
+        if ctx.request.next != Attempt::First
+            && let Err(answer) = Self::admit(session, ctx, false).await
+        {
+            ctx.request.failure = Some(answer);
+            return Err(Error::explain(ErrorType::InternalError, "no endpoint left"));
+        }
+        ctx.request.next = Attempt::First;
+        ctx.request.attempts += 1;
+        ctx.request.attempt_started = Some(Instant::now());
+        let (Some(routed), Some(permit)) = (&ctx.request.routed, &ctx.request.permit) else {
+            return Err(Error::explain(
+                ErrorType::InternalError,
+                "an attempt without Permit",
+            ));
+        };
+        let endpoint = permit.endpoint();
+        upstream::peer(
+            &routed.spec,
+            &endpoint.address,
+            endpoint.key,
+            ctx.request.limits(),
+            fresh,
+        )
+    }
+
+    async fn connected_to_upstream(
+        &self,
+        _: &mut Session,
+        reused: bool,
+        _: &HttpPeer,
+        _: std::os::unix::io::RawFd,
+        digest: Option<&Digest>,
+        ctx: &mut Ctx,
+    ) -> Result<()> {
+        let now = Instant::now();
+        if !reused && let Some(permit) = &ctx.request.permit {
+            permit.report(Outcome::Connected, now);
+        }
+        ctx.request.timers.upstream(upstream::breaker(digest), now);
+        Ok(())
+    }
+
+    async fn upstream_request_filter(
+        &self,
+        session: &mut Session,
+        request: &mut RequestHeader,
+        ctx: &mut Ctx,
+    ) -> Result<()> {
+        let (Some(info), Some(routed)) = (&ctx.info, &ctx.request.routed) else {
+            return Err(Error::explain(
+                ErrorType::InternalError,
+                "a request without route",
+            ));
+        };
+        let original = session.req_header();
+        let view = View::new(original);
+        let host = view.host().unwrap_or_default();
+        let forwarding = ctx.request.forwarding(info, host);
+        rewrite_target(request, routed, host)?;
+        to_backend(
+            &mut RequestFields(request),
+            forwarding,
+            &routed.spec,
+            routed.route(),
+        );
+        Ok(())
+    }
+
+    async fn request_body_filter(
+        &self,
+        _: &mut Session,
+        body: &mut Option<Bytes>,
+        _: bool,
+        ctx: &mut Ctx,
+    ) -> Result<()> {
+        let Some(body) = body else { return Ok(()) };
+        ctx.body_in += body.len() as u64;
+        ctx.request.timers.touch(Instant::now());
+        if ctx
+            .request
+            .limits()
+            .max_body_bytes
+            .is_some_and(|max| ctx.body_in > max)
+        {
+            ctx.body_too_large = true;
+            return Err(Error::explain(ErrorType::InvalidBody, "body larger than allowed").into_down());
+        }
+        Ok(())
+    }
+
+    async fn upstream_response_filter(
+        &self,
+        session: &mut Session,
+        response: &mut ResponseHeader,
+        ctx: &mut Ctx,
+    ) -> Result<()> {
+        let status = response.status.as_u16();
+        if response.status.is_informational() {
+            return Ok(());
+        }
+        let now = Instant::now();
+        let url = ctx
+            .request
+            .routed
+            .as_ref()
+            .is_some_and(|r| matches!(r.spec.backend, Backend::Url(_)));
+        if url && status == 429 && ctx.request.attempts < MAX_ATTEMPTS as u32 {
+            let asked = response
+                .headers
+                .get("retry-after")
+                .and_then(|v| v.to_str().ok()?.parse().ok());
+            let wait = asked.map_or(BACK_PRESSURE, Duration::from_secs);
+            let patience = ctx
+                .request
+                .routed
+                .as_ref()
+                .map(|r| r.spec.queue.timeout)
+                .unwrap_or_default();
+            if !session.as_ref().retry_buffer_truncated() && ctx.request.queued + wait <= patience {
+                // The platform did not take the request: hold it, and come again.
+                ctx.request.next = Attempt::After(wait);
+                let mut e = Error::explain(ErrorType::HTTPStatus(429), "back-pressure").into_up();
+                e.set_retry(true);
+                return Err(e);
+            }
+        }
+        ctx.request.head_received = true;
+        ctx.request.timers.head_received();
+        ctx.request.upstream = ctx
+            .request
+            .attempt_started
+            .map(|at| now.saturating_duration_since(at));
+        if let Some(permit) = &ctx.request.permit {
+            permit.report(Outcome::Responded { status }, now);
+        }
+        from_backend(&mut ResponseFields(response));
+        Ok(())
+    }
+
+    async fn response_filter(
+        &self,
+        session: &mut Session,
+        response: &mut ResponseHeader,
+        ctx: &mut Ctx,
+    ) -> Result<()> {
+        if response.status.is_informational() {
+            return Ok(());
+        }
+        ctx.status = Some(response.status.as_u16());
+        if session.req_header().version == Version::HTTP_10
+            && response.headers.contains_key("transfer-encoding")
+        {
+            // HTTP/1.0 knows no chunks: the end of the connection ends the body.
+            response.remove_header("transfer-encoding");
+            session.set_keepalive(None);
+        }
+        if ctx.request.draining() {
+            session.set_keepalive(None);
+        }
+        Ok(())
+    }
+
+    fn response_body_filter(
+        &self,
+        _: &mut Session,
+        body: &mut Option<Bytes>,
+        _: bool,
+        ctx: &mut Ctx,
+    ) -> Result<Option<Duration>> {
+        if body.is_some() {
+            ctx.request.timers.touch(Instant::now());
+        }
+        Ok(None)
+    }
+
+    fn fail_to_connect(&self, _: &mut Session, _: &HttpPeer, ctx: &mut Ctx, mut e: Box<Error>) -> Box<Error> {
+        if let Some(permit) = &ctx.request.permit {
+            permit.report(Outcome::ConnectFailed, Instant::now());
+        }
+        ctx.request.fail_attempt(Reason::ConnectFailed, e.to_string());
+        // Nothing was sent: any request may go elsewhere.
+        ctx.request.next = Attempt::OtherEndpoint;
+        e.set_retry(ctx.request.timers.fired().is_none());
+        e
+    }
+
+    fn error_while_proxy(
+        &self,
+        _: &HttpPeer,
+        session: &mut Session,
+        mut e: Box<Error>,
+        ctx: &mut Ctx,
+        reused: bool,
+    ) -> Box<Error> {
+        ctx.request.timers.upstream(None, Instant::now());
+        if matches!(ctx.request.next, Attempt::After(_)) {
+            return e;
+        }
+        let timed_out = ctx.request.timers.fired().is_some();
+        if timed_out
+            && !ctx.request.head_received
+            && let Some(permit) = &ctx.request.permit
+        {
+            permit.report(Outcome::ResponseTimeout, Instant::now());
+        }
+        if *e.esource() == ErrorSource::Downstream || timed_out || ctx.request.head_received {
+            e.set_retry(false);
+            return e;
+        }
+        ctx.request.fail_attempt(Reason::UpstreamError, e.to_string());
+        if !reused && let Some(permit) = &ctx.request.permit {
+            permit.report(Outcome::Broke, Instant::now());
+        }
+        let replayable = !session.as_ref().retry_buffer_truncated();
+        let idempotent = is_idempotent(&session.req_header().method);
+        ctx.request.next = if reused {
+            Attempt::FreshConnection
+        } else {
+            Attempt::OtherEndpoint
+        };
+        e.set_retry(replayable && (idempotent || not_processed(&e)));
+        e
+    }
+
+    async fn fail_to_proxy(&self, session: &mut Session, e: &Error, ctx: &mut Ctx) -> FailToProxy {
+        let gone = FailToProxy {
+            error_code: 0,
+            can_reuse_downstream: false,
+        };
+        if ctx.request.detail.is_none() {
+            ctx.request.detail = Some(e.to_string());
+        }
+        let head_sent = session
+            .response_written()
+            .is_some_and(|head| !head.status.is_informational());
+        if head_sent {
+            let reason = match (ctx.request.timers.fired(), e.esource()) {
+                (Some(_), _) => Reason::Timeout,
+                (None, ErrorSource::Downstream) => Reason::ClientGone,
+                (None, _) => Reason::UpstreamReset,
+            };
+            ctx.request.reason = Some(reason);
+            return gone;
+        }
+        let Some(answer) = Self::answer_for(session, e, ctx) else {
+            ctx.request.reason = Some(Reason::ClientGone);
+            return gone;
+        };
+        session.set_keepalive(None);
+        if Self::refuse(session, ctx, answer.into()).await.is_err() {
+            ctx.request.reason = Some(Reason::ClientGone);
+            return gone;
+        }
+        FailToProxy {
+            error_code: ctx.status.unwrap_or_default(),
+            can_reuse_downstream: false,
+        }
+    }
+
+    async fn logging(&self, session: &mut Session, _: Option<&Error>, ctx: &mut Ctx) {
+        let header = session.req_header();
+        let view = View::new(header);
+        let protocol = match header.version {
+            Version::HTTP_10 => RequestProtocol::Http10,
+            Version::HTTP_2 => RequestProtocol::Http2,
+            _ => RequestProtocol::Http11,
+        };
+        let ending = Ending {
+            method: header.method.as_str().as_bytes(),
+            host: view.host().unwrap_or_default(),
+            target: header.raw_path(),
+            user_agent: view.header("user-agent"),
+            protocol,
+            status: ctx.status,
+            bytes_in: ctx.body_in,
+            bytes_out: session.body_bytes_sent() as u64,
+        };
+        ctx.request.finish(&ending, Instant::now());
+    }
+
+    fn suppress_error_log(&self, _: &Session, _: &Ctx, _: &Error) -> bool {
+        // Every request has its line in the access log, with reason and detail.
+        true
+    }
+
+    fn suppress_proxy_warn_log(
+        &self,
+        _: &Session,
+        _: &Ctx,
+        _: &Error,
+        _: pingora_proxy::ProxyWarnLogContext,
+    ) -> bool {
+        true
+    }
+}
+
+/// Safe to send twice (RFC 9110 9.2.2).
+fn is_idempotent(method: &Method) -> bool {
+    matches!(
+        *method,
+        Method::GET | Method::HEAD | Method::OPTIONS | Method::TRACE | Method::PUT | Method::DELETE
+    )
+}
+
+/// Whether the backend said that it did not look at the request: REFUSED_STREAM, or a GOAWAY.
+fn not_processed(e: &Error) -> bool {
+    e.root_cause().downcast_ref::<h2::Error>().is_some_and(|e| {
+        e.reason() == Some(h2::Reason::REFUSED_STREAM)
+            || (e.is_go_away() && e.is_remote() && e.reason() == Some(h2::Reason::NO_ERROR))
+    })
+}
+
+/// Writes an answer of the gateway's own. The connection lives on when the request was read.
+pub(super) async fn write_rendered(session: &mut HttpSession, rendered: Rendered) -> Result<()> {
+    let mut head = ResponseHeader::build(rendered.status, Some(rendered.headers.len() + 1))?;
+    for (name, value) in rendered.headers {
+        head.insert_header(name, value)?;
+    }
+    head.set_content_length(rendered.body.len())?;
+    let no_body = rendered.body.is_empty() || session.req_header().method == Method::HEAD;
+    if let HttpSession::H2(h2) = session {
+        // A gRPC answer is trailers-only: its headers have to end the stream.
+        h2.write_response_header(Box::new(head), no_body)?;
+        if !no_body {
+            h2.write_body(rendered.body, true).await?;
+        }
+        return Ok(());
+    }
+    session.write_response_header(Box::new(head)).await?;
+    let body = if no_body { Bytes::new() } else { rendered.body };
+    session.write_response_body(body, true).await
+}

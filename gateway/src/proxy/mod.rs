@@ -1,0 +1,106 @@
+//! Prepared connections through Pingora's HTTP proxying; upgrades through a tunnel of ours.
+//!
+//! Sluice owns the HTTP/1 keep-alive loop: it reads and judges each head, sends upgrades to the
+//! tunnel and the rest to pingora-proxy, one request at a time. HTTP/2 is pingora-core's, with
+//! each stream handed on the same way.
+
+mod h1;
+mod h2;
+mod heads;
+mod http;
+mod tunnel;
+mod upstream;
+
+use std::future::Future;
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use pingora_core::protocols::Digest;
+use pingora_core::server::configuration::ServerConf;
+use pingora_proxy::{HttpProxy, Session};
+use tokio::sync::watch;
+
+use self::http::HttpAdapter;
+use crate::edge::{Connection, ConnectionInfo, Drain, Serve, Wire};
+use crate::h1::{BodyFault, ConnectionContext};
+use crate::request::{Engine, RequestTimers};
+
+/// Idle connections to backends kept over all endpoints. Pingora's 128 would close most of them
+/// between two requests of a busy gateway.
+const UPSTREAM_POOL: usize = 16_384;
+
+/// Serves HTTP on prepared connections.
+pub struct Proxy {
+    engine: Arc<Engine>,
+    http: Arc<HttpProxy<HttpAdapter>>,
+    /// Pingora's own shutdown signal; turned on when the gateway drains.
+    shutdown: watch::Sender<bool>,
+}
+
+impl Proxy {
+    /// A proxy over the shared engine. `workers` is the number of worker threads.
+    pub fn new(engine: Arc<Engine>, workers: usize) -> Self {
+        let conf = ServerConf {
+            threads: workers,
+            max_retries: http::MAX_ATTEMPTS,
+            upstream_keepalive_pool_size: UPSTREAM_POOL / workers.max(1),
+            ..ServerConf::default()
+        };
+        let mut proxy = HttpProxy::new(
+            HttpAdapter {
+                engine: Arc::clone(&engine),
+            },
+            Arc::new(conf),
+        );
+        proxy.handle_init_modules();
+        Self {
+            engine,
+            http: Arc::new(proxy),
+            shutdown: watch::Sender::new(false),
+        }
+    }
+}
+
+#[async_trait]
+impl Serve for Proxy {
+    async fn serve(&self, connection: Connection, drain: watch::Receiver<Drain>) {
+        match connection.wire {
+            Wire::Http1 => h1::serve(self, connection, drain).await,
+            Wire::Http2 => h2::serve(self, connection, drain).await,
+        }
+    }
+}
+
+tokio::task_local! {
+    /// The clocks of the request a task is serving: made before Pingora makes its context.
+    static TIMERS: Arc<RequestTimers>;
+}
+
+/// Serves one request with clocks that run beside it.
+async fn with_timers<F: Future>(request: F) -> F::Output {
+    let timers = Arc::new(RequestTimers::default());
+    let watch = Arc::clone(&timers);
+    TIMERS
+        .scope(timers, async move {
+            tokio::select! {
+                biased;
+                output = request => output,
+                never = watch.watch() => match never {},
+            }
+        })
+        .await
+}
+
+fn current_timers() -> Arc<RequestTimers> {
+    TIMERS.try_with(Arc::clone).unwrap_or_default()
+}
+
+/// What is known of the connection a session came by.
+fn connection_info(digest: Option<&Digest>) -> Option<Arc<ConnectionInfo>> {
+    ConnectionContext::of(digest?).map(|context| Arc::clone(context.info()))
+}
+
+/// What the h1 guard found wrong with a request body, if that is why it cannot be read.
+fn body_fault(session: &Session) -> Option<&BodyFault> {
+    ConnectionContext::of(session.digest()?)?.fault()
+}

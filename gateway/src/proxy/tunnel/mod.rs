@@ -1,0 +1,248 @@
+//! Upgrades: WebSocket and its like leave pingora-proxy for a tunnel of ours.
+//!
+//! pingora-proxy closes a tunnel whose backend answers 101 before the empty request body was
+//! seen to end (its issue 946), and has no timers for what follows the 101. Here the request goes
+//! through the same routing, admission and header rules, and what follows is bytes both ways.
+
+mod exchange;
+mod frames;
+mod relay;
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use sluice_model::Protocol;
+use tokio::io::AsyncWriteExt;
+use tokio::sync::watch;
+
+use self::exchange::{Fields, Opened, Sent};
+use self::relay::{Bounds, Ended, Traffic, relay};
+use super::h1::linger;
+use super::http::MAX_ATTEMPTS;
+use super::{Proxy, current_timers, upstream};
+use crate::answer::Answer;
+use crate::edge::{ByteStream, ConnectionInfo, Drain};
+use crate::h1::{GuardedStream, Head};
+use crate::observe::{Reason, RequestProtocol};
+use crate::request::{Attempt, Ending, Incoming, Refusal, RequestCtx};
+use crate::throttle::Outcome;
+
+/// How a tunnel request ended.
+struct Finished {
+    status: Option<u16>,
+    protocol: RequestProtocol,
+    traffic: Traffic,
+}
+
+/// Serves an upgrade request and all that follows on its connection.
+pub(super) async fn serve(proxy: &Proxy, stream: GuardedStream, head: &Head, drain: watch::Receiver<Drain>) {
+    let info = &Arc::clone(stream.info());
+    let fields = Fields::of(head);
+    let mut request = RequestCtx::new(&proxy.engine, current_timers(), Instant::now());
+    let (io, leftover) = stream.into_parts();
+    let finished = run(&mut request, io, leftover, head, &fields, info, drain).await;
+    let ending = Ending {
+        method: head.method().as_bytes(),
+        host: fields.value("host").unwrap_or_default(),
+        target: head.target().as_bytes(),
+        user_agent: fields.value("user-agent"),
+        protocol: finished.protocol,
+        status: finished.status,
+        bytes_in: finished.traffic.from_client,
+        bytes_out: finished.traffic.from_backend,
+    };
+    request.finish(&ending, Instant::now());
+}
+
+async fn run(
+    request: &mut RequestCtx,
+    mut io: Box<dyn ByteStream>,
+    leftover: Vec<u8>,
+    head: &Head,
+    fields: &Fields,
+    info: &Arc<ConnectionInfo>,
+    drain: watch::Receiver<Drain>,
+) -> Finished {
+    let opened = match open(request, head, fields, info).await {
+        Ok(opened) => opened,
+        Err(refusal) => {
+            let gone = matches!(&refusal, Refusal::Answer(a) if a.reason == Reason::ClientGone);
+            let rendered = request.refuse(&refusal);
+            let status = if !gone && io.write_all(&rendered.to_h1()).await.is_ok() {
+                linger(io).await;
+                Some(rendered.status)
+            } else {
+                None
+            };
+            return Finished {
+                status,
+                protocol: RequestProtocol::Http11,
+                traffic: Traffic::default(),
+            };
+        }
+    };
+    let Opened {
+        mut backend,
+        response,
+        early,
+    } = opened;
+    let status = response.status;
+    if io
+        .write_all(&response.to_client(head.upgrade.as_ref().map(|u| &*u.token)))
+        .await
+        .is_err()
+    {
+        request.reason = Some(Reason::ClientGone);
+        return Finished {
+            status: None,
+            protocol: RequestProtocol::Http11,
+            traffic: Traffic::default(),
+        };
+    }
+    if status != 101 {
+        let sent = exchange::relay_body(&mut io, &mut backend, &response, early, head.method()).await;
+        let bytes = match sent {
+            Ok(bytes) => bytes,
+            Err(Sent { bytes, client_gone }) => {
+                request.reason = Some(if client_gone {
+                    Reason::ClientGone
+                } else {
+                    Reason::UpstreamReset
+                });
+                bytes
+            }
+        };
+        linger(io).await;
+        let traffic = Traffic {
+            from_client: 0,
+            from_backend: bytes,
+        };
+        return Finished {
+            status: Some(status),
+            protocol: RequestProtocol::Http11,
+            traffic,
+        };
+    }
+    let timeouts = request.routed.as_ref().map(|r| r.spec.timeouts);
+    let bounds = Bounds {
+        idle: timeouts.and_then(|t| t.idle),
+        age: timeouts.and_then(|t| t.max_stream_age),
+        drain,
+        websocket: head.upgrade.as_ref().is_some_and(|u| u.websocket),
+    };
+    let client = exchange::Replay::new(leftover, io);
+    let backend = exchange::Replay::new(early, backend);
+    let (traffic, ended) = relay(client, backend, bounds).await;
+    if ended == Ended::Idle {
+        request.reason = Some(Reason::Timeout);
+        request.timers.fire(crate::observe::Timer::Idle);
+    }
+    Finished {
+        status: Some(status),
+        protocol: RequestProtocol::Upgraded,
+        traffic,
+    }
+}
+
+/// Routes, admits, connects and sends the request until a backend answers.
+async fn open(
+    request: &mut RequestCtx,
+    head: &Head,
+    fields: &Fields,
+    info: &Arc<ConnectionInfo>,
+) -> Result<Opened, Refusal> {
+    let view = fields.view(head);
+    let host = fields.value("host");
+    request.route(&Incoming {
+        info,
+        view: &view,
+        host,
+        target: head.target(),
+        head_bytes: head.len,
+    })?;
+    request.admit(info.close_watch.closed()).await?;
+    let too_late = || Answer::new(Reason::Timeout, "the backend took too long");
+    for _ in 0..MAX_ATTEMPTS {
+        if request.next != Attempt::First {
+            request.fail_over(info.close_watch.closed()).await?;
+        }
+        request.next = Attempt::OtherEndpoint;
+        request.attempts += 1;
+        let started = Instant::now();
+        request.attempt_started = Some(started);
+        let (Some(routed), Some(permit)) = (&request.routed, &request.permit) else {
+            break;
+        };
+        if routed.spec.protocol == Protocol::H2c {
+            return Err(Answer::new(
+                Reason::UpstreamError,
+                "this backend speaks HTTP/2, which has no upgrades",
+            )
+            .into());
+        }
+        let limits = &request.settings().limits;
+        let address = permit.endpoint().address.clone();
+        let dialled = tokio::select! {
+            dialled = upstream::dial(&routed.spec, &address, limits.connect_timeout) => dialled,
+            () = info.close_watch.closed() => return Err(Answer::new(Reason::ClientGone, "the client left").into()),
+        };
+        let mut backend = match dialled {
+            Ok(backend) => backend,
+            Err(e) => {
+                permit.report(Outcome::ConnectFailed, Instant::now());
+                request.fail_attempt(Reason::ConnectFailed, format!("connecting to {address}: {e}"));
+                continue;
+            }
+        };
+        let forwarding = request.forwarding(info, host.unwrap_or_default());
+        let bytes = fields.to_backend(head, routed, forwarding);
+        let deadline = request.timers.deadline().map(tokio::time::Instant::from_std);
+        let exchange = exchange::ask(&mut backend, &bytes, limits.max_header_bytes);
+        let answered = tokio::select! {
+            answered = exchange => answered,
+            () = sleep_until(deadline) => {
+                permit.report(Outcome::ResponseTimeout, Instant::now());
+                request.timers.fire(request.timers.missed(Instant::now()));
+                return Err(too_late().into());
+            }
+            () = info.close_watch.closed() => return Err(Answer::new(Reason::ClientGone, "the client left").into()),
+        };
+        match answered {
+            Ok((response, early)) => {
+                let now = Instant::now();
+                permit.report(
+                    Outcome::Responded {
+                        status: response.status,
+                    },
+                    now,
+                );
+                request.head_received = true;
+                request.upstream = Some(now.saturating_duration_since(started));
+                return Ok(Opened {
+                    backend,
+                    response,
+                    early,
+                });
+            }
+            Err(e) => {
+                permit.report(Outcome::Broke, Instant::now());
+                request.fail_attempt(Reason::UpstreamError, format!("{address}: {e}"));
+                // A WebSocket handshake is a GET: it may be sent again.
+                if head.method() != "GET" {
+                    break;
+                }
+            }
+        }
+    }
+    let failure = request.failure.take();
+    Err(failure
+        .unwrap_or_else(|| Answer::new(Reason::UpstreamError, "the backend broke off before it answered"))
+        .into())
+}
+
+async fn sleep_until(deadline: Option<tokio::time::Instant>) {
+    match deadline {
+        Some(at) => tokio::time::sleep_until(at).await,
+        None => std::future::pending().await,
+    }
+}

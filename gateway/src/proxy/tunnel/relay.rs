@@ -1,0 +1,265 @@
+//! Bytes both ways between two upgraded connections.
+
+use std::time::Duration;
+
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::sync::watch;
+use tokio::time::Instant;
+
+use super::frames::{CLOSE_TO_CLIENT, CLOSE_TO_SERVER, FrameTracker};
+use crate::edge::Drain;
+
+/// Bytes read at once in each direction.
+const BUFFER: usize = 16 * 1024;
+
+/// How long the other side may take to close once one side has, or a Close was sent.
+const CLOSING: Duration = Duration::from_secs(5);
+
+/// What ends a tunnel besides its two ends.
+pub(super) struct Bounds {
+    /// Longest silence of both directions together.
+    pub(super) idle: Option<Duration>,
+    /// Longest life.
+    pub(super) age: Option<Duration>,
+    /// The gateway's own end.
+    pub(super) drain: watch::Receiver<Drain>,
+    /// Whether the bytes are WebSocket frames, so that a Close can be said.
+    pub(super) websocket: bool,
+}
+
+/// Why a tunnel ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Ended {
+    /// The client closed, or its connection broke.
+    Client,
+    /// The backend closed, or its connection broke.
+    Backend,
+    /// Nobody said anything for too long.
+    Idle,
+    /// It was asked to end: too old, or the gateway goes away.
+    Asked,
+}
+
+/// How much went through, in bytes.
+#[derive(Debug, Default, Clone, Copy)]
+pub(super) struct Traffic {
+    pub(super) from_client: u64,
+    pub(super) from_backend: u64,
+}
+
+struct Direction<R, W> {
+    from: R,
+    to: W,
+    frames: FrameTracker,
+    buffer: Box<[u8]>,
+    bytes: u64,
+    open: bool,
+}
+
+impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Direction<R, W> {
+    fn new(from: R, to: W) -> Self {
+        let buffer = vec![0; BUFFER].into_boxed_slice();
+        Self {
+            from,
+            to,
+            frames: FrameTracker::default(),
+            buffer,
+            bytes: 0,
+            open: true,
+        }
+    }
+
+    /// Reads once; `Ok(0)` is the end. Cancel-safe: nothing is read when it is dropped.
+    async fn read(&mut self) -> usize {
+        if !self.open {
+            return std::future::pending().await;
+        }
+        self.from.read(&mut self.buffer).await.unwrap_or(0)
+    }
+
+    /// Passes on what was read.
+    async fn pass(&mut self, n: usize) -> bool {
+        self.frames.advance(&self.buffer[..n]);
+        self.bytes += n as u64;
+        self.to.write_all(&self.buffer[..n]).await.is_ok() && self.to.flush().await.is_ok()
+    }
+
+    /// Lets the frame under way finish and says Close after it; what the peer sends later is not
+    /// passed on, for nothing may follow a Close.
+    async fn close(&mut self, close: &[u8]) {
+        while !self.frames.at_boundary() {
+            let n = self.from.read(&mut self.buffer).await.unwrap_or(0);
+            let take = self.frames.rest_of_frame(&self.buffer[..n]);
+            if take == 0 || self.to.write_all(&self.buffer[..take]).await.is_err() {
+                return;
+            }
+            self.bytes += take as u64;
+        }
+        if !self.frames.closed() && self.to.write_all(close).await.is_ok() {
+            let _ = self.to.flush().await;
+        }
+    }
+
+    /// Reads on without passing anything until the peer closes.
+    async fn drain(&mut self) {
+        while self.from.read(&mut self.buffer).await.is_ok_and(|n| n > 0) {}
+    }
+}
+
+/// Relays until an end closes or a bound is met. Dropping the future drops both connections.
+pub(super) async fn relay<C, B>(client: C, backend: B, mut bounds: Bounds) -> (Traffic, Ended)
+where
+    C: AsyncRead + AsyncWrite + Unpin,
+    B: AsyncRead + AsyncWrite + Unpin,
+{
+    let (client_read, client_write) = tokio::io::split(client);
+    let (backend_read, backend_write) = tokio::io::split(backend);
+    let mut up = Direction::new(client_read, backend_write);
+    let mut down = Direction::new(backend_read, client_write);
+    let started = Instant::now();
+    let mut last_byte = started;
+    let mut closing: Option<Instant> = None;
+    let ended = loop {
+        let ends = [
+            bounds.idle.map(|idle| (last_byte + idle, Ended::Idle)),
+            bounds.age.map(|age| (started + age, Ended::Asked)),
+            closing.map(|at| (at, Ended::Client)),
+        ];
+        let next = ends.into_iter().flatten().min_by_key(|(at, _)| *at);
+        let timer = async {
+            match next {
+                Some((at, why)) => {
+                    tokio::time::sleep_until(at).await;
+                    why
+                }
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            n = up.read() => {
+                last_byte = Instant::now();
+                if n == 0 {
+                    // The client is done; the backend may still have something to say.
+                    up.open = false;
+                    let _ = up.to.shutdown().await;
+                    closing = Some(last_byte + CLOSING);
+                } else if !up.pass(n).await {
+                    break Ended::Backend;
+                }
+            }
+            n = down.read() => {
+                last_byte = Instant::now();
+                if n == 0 {
+                    break if up.open { Ended::Backend } else { Ended::Client };
+                }
+                if !down.pass(n).await {
+                    break Ended::Client;
+                }
+            }
+            why = timer => break why,
+            () = closing_time(&mut bounds.drain) => break Ended::Asked,
+        }
+    };
+    if ended == Ended::Asked && bounds.websocket {
+        let _ = tokio::time::timeout(CLOSING, async {
+            tokio::join!(down.close(&CLOSE_TO_CLIENT), up.close(&CLOSE_TO_SERVER));
+            let _ = up.to.shutdown().await;
+            let _ = down.to.shutdown().await;
+            tokio::join!(up.drain(), down.drain());
+        })
+        .await;
+    }
+    let _ = tokio::time::timeout(CLOSING, async {
+        tokio::join!(down.to.shutdown(), up.to.shutdown())
+    })
+    .await;
+    (
+        Traffic {
+            from_client: up.bytes,
+            from_backend: down.bytes,
+        },
+        ended,
+    )
+}
+
+async fn closing_time(drain: &mut watch::Receiver<Drain>) {
+    if drain.wait_for(|phase| *phase == Drain::Closing).await.is_err() {
+        std::future::pending().await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn bounds(idle: Option<u64>, age: Option<u64>) -> (Bounds, watch::Sender<Drain>) {
+        let (sender, drain) = watch::channel(Drain::Serving);
+        let seconds = |s: Option<u64>| s.map(Duration::from_secs);
+        (
+            Bounds {
+                idle: seconds(idle),
+                age: seconds(age),
+                drain,
+                websocket: true,
+            },
+            sender,
+        )
+    }
+
+    async fn rest(mut from: impl AsyncRead + Unpin) -> Vec<u8> {
+        let mut out = Vec::new();
+        let _ = from.read_to_end(&mut out).await;
+        out
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn silence_ends_it_and_bytes_do_not() {
+        let (client, inner_client) = tokio::io::duplex(64);
+        let (backend, inner_backend) = tokio::io::duplex(64);
+        let (bounds, _drain) = bounds(Some(10), None);
+        let tunnel = tokio::spawn(relay(inner_client, inner_backend, bounds));
+        let (mut client, backend) = (client, backend);
+        tokio::time::sleep(Duration::from_secs(8)).await;
+        client.write_all(b"x").await.expect("open");
+        let started = Instant::now();
+        let (traffic, ended) = tunnel.await.expect("no panic");
+        assert_eq!((traffic.from_client, ended), (1, Ended::Idle));
+        assert_eq!(started.elapsed().as_secs(), 10);
+        drop(backend);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn when_asked_to_end_the_frame_under_way_is_finished_and_a_close_follows() {
+        let (mut client, inner_client) = tokio::io::duplex(1024);
+        let (mut backend, inner_backend) = tokio::io::duplex(1024);
+        let (bounds, drain) = bounds(None, None);
+        let tunnel = tokio::spawn(relay(inner_client, inner_backend, bounds));
+        backend.write_all(&[0x82, 4, 1, 2]).await.expect("open");
+        let mut seen = [0; 4];
+        client.read_exact(&mut seen).await.expect("passed on");
+        drain.send_replace(Drain::Closing);
+        tokio::task::yield_now().await;
+        backend.write_all(&[3, 4, 0x82, 1, 9]).await.expect("open");
+        let mut seen = [0; 6];
+        client.read_exact(&mut seen).await.expect("a close");
+        assert_eq!(seen[..2], [3, 4]);
+        assert_eq!(seen[2..], CLOSE_TO_CLIENT);
+        let mut to_backend = [0; 8];
+        backend.read_exact(&mut to_backend).await.expect("a close");
+        assert_eq!(to_backend, CLOSE_TO_SERVER);
+        drop((client, backend));
+        assert_eq!(tunnel.await.expect("no panic").1, Ended::Asked);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_the_backend_says_last_still_arrives() {
+        let (client, inner_client) = tokio::io::duplex(64);
+        let (mut backend, inner_backend) = tokio::io::duplex(64);
+        let (bounds, _drain) = bounds(None, None);
+        let tunnel = tokio::spawn(relay(inner_client, inner_backend, bounds));
+        backend.write_all(b"bye").await.expect("open");
+        drop(backend);
+        assert_eq!(rest(client).await, b"bye");
+        assert_eq!(tunnel.await.expect("no panic").1, Ended::Backend);
+    }
+}

@@ -1,0 +1,160 @@
+//! Holding a request until an endpoint may be used.
+
+use std::future::Future;
+use std::time::Instant;
+
+use super::ctx::{Attempt, RequestCtx};
+use crate::answer::Answer;
+use crate::observe::{Reason, Timer};
+use crate::throttle::{Admission, Arrival, Permit, Rejection, Waiter};
+use sluice_model::Failure;
+
+impl RequestCtx {
+    /// Gets a Permit: at once where an endpoint is free, else after waiting. `gone` resolves when
+    /// the client left; its place is free then and nothing reaches the backend.
+    ///
+    /// # Errors
+    /// The answer to give instead. Cancel-safe: dropping the future gives the place back.
+    pub async fn admit(&mut self, gone: impl Future<Output = ()>) -> Result<(), Answer> {
+        let now = Instant::now();
+        let Some(routed) = &self.routed else {
+            return Err(Answer::new(Reason::NoRoute, "the request was not routed"));
+        };
+        let arrival = Arrival {
+            bytes: self.head_bytes,
+            deadline: self.timers.deadline(),
+            sticky: routed.endpoint_key,
+        };
+        let admission = routed.live.throttler.admit(arrival, now);
+        self.take(admission, now, gone).await
+    }
+
+    /// Gets a Permit for the next attempt, as `next` says how.
+    ///
+    /// # Errors
+    /// The answer to give: what the attempts ran into, if nothing else can serve.
+    pub async fn fail_over(&mut self, gone: impl Future<Output = ()>) -> Result<(), Answer> {
+        let now = Instant::now();
+        let next = std::mem::replace(&mut self.next, Attempt::FreshConnection);
+        match next {
+            Attempt::First | Attempt::FreshConnection => Ok(()),
+            Attempt::OtherEndpoint => {
+                let Some(permit) = self.permit.take() else {
+                    return self.admit(gone).await;
+                };
+                let admission = permit.failover(now);
+                let taken = self.take(admission, now, gone).await;
+                taken.map_err(|answer| self.worse_of(answer))
+            }
+            Attempt::After(wait) => {
+                self.permit = None;
+                tokio::pin!(gone);
+                let deadline = self.timers.deadline();
+                let until = deadline.map_or(now + wait, |d| d.min(now + wait));
+                tokio::select! {
+                    () = tokio::time::sleep_until(until.into()) => {}
+                    () = &mut gone => return Err(gone_answer()),
+                }
+                self.queued += wait;
+                self.admit(gone).await
+            }
+        }
+    }
+
+    /// An attempt's own failure tells more than "there is no other endpoint".
+    fn worse_of(&mut self, answer: Answer) -> Answer {
+        match answer.reason {
+            Reason::NoEndpoints => self.failure.take().unwrap_or(answer),
+            _ => answer,
+        }
+    }
+
+    async fn take(
+        &mut self,
+        admission: Admission,
+        now: Instant,
+        gone: impl Future<Output = ()>,
+    ) -> Result<(), Answer> {
+        let outcome = match admission {
+            Admission::Admitted(permit) => Ok(permit),
+            Admission::Rejected(rejection) => Err(rejection),
+            Admission::Waiting(waiter) => {
+                let outcome = self.wait(waiter, gone).await?;
+                self.queued += now.elapsed();
+                outcome
+            }
+        };
+        match outcome {
+            Ok(permit) => {
+                self.endpoint = Some(permit.endpoint().address.clone());
+                self.permit = Some(permit);
+                Ok(())
+            }
+            Err(rejection) => Err(self.reject(&rejection)),
+        }
+    }
+
+    async fn wait(
+        &mut self,
+        waiter: Waiter,
+        gone: impl Future<Output = ()>,
+    ) -> Result<Result<Permit, Rejection>, Answer> {
+        tokio::select! {
+            biased;
+            outcome = waiter => Ok(outcome),
+            () = gone => Err(gone_answer()),
+        }
+    }
+
+    fn reject(&mut self, rejection: &Rejection) -> Answer {
+        if matches!(rejection, Rejection::DeadlineExceeded) {
+            self.timers.fire(self.timers.missed(Instant::now()));
+        }
+        if let Rejection::ActivationFailed(failure) = rejection {
+            self.detail = Some(failure.detail.clone());
+        }
+        refusal_of(rejection, self.settings().error_detail, self.timers.fired())
+    }
+}
+
+fn gone_answer() -> Answer {
+    Answer::new(Reason::ClientGone, "the client left")
+}
+
+/// The answer to a request that was not admitted. The cause of a failed activation goes to the
+/// client only with `errorDetail`.
+pub fn refusal_of(rejection: &Rejection, error_detail: bool, timer: Option<Timer>) -> Answer {
+    let (reason, text) = match rejection {
+        Rejection::QueueFull { .. } => (Reason::QueueFull, "the queue is full"),
+        Rejection::QueueTimeout { .. } => (Reason::QueueTimeout, "no place came free in time"),
+        Rejection::NoEndpoints => (Reason::NoEndpoints, "there is nothing to send this to"),
+        Rejection::Overloaded { .. } => (Reason::Overloaded, "the gateway holds as much as it may"),
+        Rejection::Draining => (Reason::Draining, "the gateway is shutting down"),
+        Rejection::Removed => (
+            Reason::NoRoute,
+            "the revision was removed while the request waited",
+        ),
+        Rejection::DeadlineExceeded => {
+            let text = if timer == Some(Timer::Start) {
+                "no answer began in time"
+            } else {
+                "the request took too long"
+            };
+            (Reason::Timeout, text)
+        }
+        Rejection::ActivationFailed(failure) => {
+            let (reason, text) = match failure.failure {
+                Failure::Failed => (Reason::ActivationFailed, "the backend could not be started"),
+                Failure::TimedOut => (Reason::ActivationTimeout, "the backend did not start in time"),
+                Failure::NotAllowed => (Reason::NoEndpoints, "nothing may be started to serve this"),
+            };
+            let answer = if error_detail && !failure.detail.is_empty() {
+                Answer::new(reason, format!("{text}: {}", failure.detail))
+            } else {
+                Answer::new(reason, text)
+            };
+            return answer.retry_after(Some(failure.retry_after));
+        }
+    };
+    Answer::new(reason, text).retry_after(rejection.retry_after())
+}

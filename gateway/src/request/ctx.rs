@@ -1,0 +1,347 @@
+//! One request on its way through the gateway.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime};
+
+use sluice_model::{
+    EndpointAddr, Limits, RequestView, RevisionSpec, Route, Service, Settings, StickyKey, normalize_host,
+};
+use tokio::sync::watch;
+
+use super::decide::{Draw, decide, redirects};
+use super::headers::{Forwarding, grpc_timeout, request_id};
+use super::timers::RequestTimers;
+use crate::answer::{Answer, Dialect, Rendered, redirect_to_https};
+use crate::edge::{ConnectionInfo, Drain};
+use crate::observe::{Counted, Observer, Reason, RequestProtocol, RequestRecord};
+use crate::registry::{LiveRevision, Serving, ServingReader};
+use crate::throttle::Permit;
+
+/// What every request needs and shares.
+pub struct Engine {
+    /// The current table with its live state; read once per request.
+    pub serving: ServingReader,
+    /// Metrics and access log.
+    pub observer: Observer,
+    /// How far the gateway is on its way out.
+    pub drain: watch::Receiver<Drain>,
+}
+
+/// What a request is when it comes in.
+pub struct Incoming<'a, V> {
+    /// The connection it came by.
+    pub info: &'a Arc<ConnectionInfo>,
+    /// Its head.
+    pub view: &'a V,
+    /// Host or `:authority` as sent.
+    pub host: Option<&'a [u8]>,
+    /// Path and query as sent.
+    pub target: &'a str,
+    /// Bytes the head takes while the request waits.
+    pub head_bytes: usize,
+}
+
+/// What an adapter knows of a request at its end. What a client chose is bytes.
+pub struct Ending<'a> {
+    /// The method.
+    pub method: &'a [u8],
+    /// Host or `:authority` as sent.
+    pub host: &'a [u8],
+    /// Path and query as sent.
+    pub target: &'a [u8],
+    /// `User-Agent` as sent.
+    pub user_agent: Option<&'a [u8]>,
+    /// What it spoke.
+    pub protocol: RequestProtocol,
+    /// The status of the head that was sent, if one was.
+    pub status: Option<u16>,
+    /// Bytes of the request body taken.
+    pub bytes_in: u64,
+    /// Bytes of the response body given.
+    pub bytes_out: u64,
+}
+
+/// The gateway answers by itself.
+#[derive(Debug)]
+pub enum Refusal {
+    /// With a reason.
+    Answer(Answer),
+    /// With a redirect.
+    Redirect(Rendered),
+}
+
+impl From<Answer> for Refusal {
+    fn from(answer: Answer) -> Self {
+        Self::Answer(answer)
+    }
+}
+
+/// Where a request goes.
+pub struct Routed {
+    /// The service.
+    pub service: Arc<Service>,
+    /// The index of the route that matched; `None` for the service's own traffic and tags.
+    pub route: Option<usize>,
+    /// The revision with its live state.
+    pub live: Arc<LiveRevision>,
+    /// The revision as configured when the request was routed.
+    pub spec: Arc<RevisionSpec>,
+    /// The key, where the choice sticks to one endpoint.
+    pub endpoint_key: Option<StickyKey>,
+}
+
+impl Routed {
+    /// The route that matched.
+    pub fn route(&self) -> Option<&Route> {
+        self.route.map(|index| &self.service.routes[index])
+    }
+}
+
+/// How the next attempt is made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Attempt {
+    /// As always: any pooled or new connection to the Permit's endpoint.
+    First,
+    /// To the same endpoint, but by a connection that nothing used before.
+    FreshConnection,
+    /// To another endpoint.
+    OtherEndpoint,
+    /// To any endpoint, after this long: the backend asked for it.
+    After(Duration),
+}
+
+/// One request on its way; dropping it at any moment releases its Permit and its Snapshot.
+pub struct RequestCtx {
+    pub(super) engine: Arc<Engine>,
+    pub(super) serving: Arc<Serving>,
+    /// Its clocks.
+    pub timers: Arc<RequestTimers>,
+    /// When it came.
+    pub started: Instant,
+    /// Where it goes, once routed.
+    pub routed: Option<Routed>,
+    /// The right to use an endpoint, once admitted.
+    pub permit: Option<Permit>,
+    /// How the next attempt is made.
+    pub next: Attempt,
+    /// What an earlier attempt failed with, should no other one succeed.
+    pub failure: Option<Answer>,
+    /// Set when the response head came from the backend.
+    pub head_received: bool,
+    /// The id the backend sees.
+    pub request_id: String,
+    /// Why the client does not simply get the backend's answer.
+    pub reason: Option<Reason>,
+    /// What the reason cannot say in a word.
+    pub detail: Option<String>,
+    /// Time spent waiting for Permits.
+    pub queued: Duration,
+    /// Endpoints tried.
+    pub attempts: u32,
+    /// When the last attempt began.
+    pub attempt_started: Option<Instant>,
+    /// From the start of the last attempt to its response head.
+    pub upstream: Option<Duration>,
+    pub(super) head_bytes: u64,
+    pub(super) endpoint: Option<EndpointAddr>,
+    /// The client's address.
+    pub client: Option<IpAddr>,
+    service: Option<Arc<Service>>,
+    dialect: Dialect,
+    time: SystemTime,
+}
+
+/// The points of splits come from the table's own counters.
+struct TableDraw<'s>(&'s Serving);
+
+impl Draw for TableDraw<'_> {
+    fn draw(&mut self, service: usize, route: Option<usize>) -> u32 {
+        self.0.next_draw(service, route)
+    }
+}
+
+impl RequestCtx {
+    /// A request that has just come in. Reads the one Snapshot it will ever see.
+    pub fn new(engine: &Arc<Engine>, timers: Arc<RequestTimers>, now: Instant) -> Self {
+        Self {
+            serving: engine.serving.load(),
+            engine: Arc::clone(engine),
+            timers,
+            started: now,
+            routed: None,
+            permit: None,
+            next: Attempt::First,
+            failure: None,
+            head_received: false,
+            request_id: String::new(),
+            reason: None,
+            detail: None,
+            queued: Duration::ZERO,
+            attempts: 0,
+            attempt_started: None,
+            upstream: None,
+            head_bytes: 0,
+            endpoint: None,
+            client: None,
+            service: None,
+            dialect: Dialect::Text,
+            time: SystemTime::now(),
+        }
+    }
+
+    /// The settings this request sees.
+    pub fn settings(&self) -> &Arc<Settings> {
+        self.serving.snapshot.settings()
+    }
+
+    /// The limits this request sees.
+    pub fn limits(&self) -> &Limits {
+        &self.settings().limits
+    }
+
+    /// Whether answers should end the connection because the gateway is on its way out.
+    pub fn draining(&self) -> bool {
+        *self.engine.drain.borrow() != Drain::Serving
+    }
+
+    /// Finds and picks, and starts the request's clocks.
+    ///
+    /// # Errors
+    /// The answer to give instead.
+    pub fn route<V: RequestView>(&mut self, incoming: &Incoming<'_, V>) -> Result<(), Refusal> {
+        self.note(incoming);
+        let info = incoming.info;
+        let mut buf = [0; 256];
+        let host = incoming
+            .host
+            .ok_or_else(|| Answer::new(Reason::BadRequest, "the request names no host"))?;
+        let host = normalize_host(host, &mut buf).map_err(|e| {
+            Answer::new(
+                Reason::BadRequest,
+                format!("the request's host is not valid: {e}"),
+            )
+        })?;
+        if let Some(tls) = &info.tls
+            && !tls.names.is_empty()
+            && !tls.covers(host)
+        {
+            return Err(Answer::new(
+                Reason::Misdirected,
+                "this connection's certificate is not for this host",
+            )
+            .into());
+        }
+        let client = info.client_ip();
+        let serving = Arc::clone(&self.serving);
+        let decision = decide(
+            &serving.snapshot,
+            info.visibility,
+            host,
+            incoming.view,
+            client,
+            &mut TableDraw(&serving),
+        )
+        .map_err(|_| Answer::new(Reason::NoRoute, "no service is known for this host and path"))?;
+        let service = Arc::clone(decision.found.service);
+        self.service = Some(Arc::clone(&service));
+        if redirects(&decision.found, info.tls.is_some()) {
+            return Err(Refusal::Redirect(redirect_to_https(host, incoming.target)));
+        }
+        let live = Arc::clone(&serving.live[decision.target.slot]);
+        let spec = Arc::clone(&serving.snapshot.revisions()[decision.target.slot]);
+        let own = incoming
+            .view
+            .header("grpc-timeout")
+            .filter(|_| self.dialect == Dialect::Grpc)
+            .and_then(grpc_timeout);
+        self.timers.arm(&spec.timeouts, own, self.started);
+        let route = decision.found.route.map(|(index, _)| index);
+        self.routed = Some(Routed {
+            service,
+            route,
+            live,
+            spec,
+            endpoint_key: decision.endpoint_key,
+        });
+        Ok(())
+    }
+
+    fn note<V: RequestView>(&mut self, incoming: &Incoming<'_, V>) {
+        let view = incoming.view;
+        self.dialect = Dialect::of(view.header("accept"), view.header("content-type"));
+        self.head_bytes = incoming.head_bytes as u64;
+        self.client = Some(incoming.info.client_ip());
+        self.request_id = request_id(view.header("x-request-id"), || fastrand::u128(..));
+    }
+
+    /// What the forwarding headers say of this request.
+    pub fn forwarding<'a>(&'a self, info: &ConnectionInfo, host: &'a [u8]) -> Forwarding<'a> {
+        Forwarding {
+            client: info.client_ip(),
+            trusted: self.settings().trusts(info.client_ip()),
+            tls: info.tls.is_some(),
+            host,
+            request_id: &self.request_id,
+        }
+    }
+
+    /// The gateway's own answer in the client's dialect; noted for log and metrics.
+    pub fn refuse(&mut self, refusal: &Refusal) -> Rendered {
+        match refusal {
+            Refusal::Answer(answer) => {
+                self.reason = Some(answer.reason);
+                answer.render(self.dialect, &self.request_id)
+            }
+            Refusal::Redirect(rendered) => rendered.clone(),
+        }
+    }
+
+    /// Notes what an attempt ran into, so that it can be told if nothing else works out.
+    pub fn fail_attempt(&mut self, reason: Reason, detail: String) {
+        self.detail = Some(detail);
+        let text = match reason {
+            Reason::ConnectFailed => "no endpoint could be reached",
+            _ => "the backend broke off before it answered",
+        };
+        self.failure = Some(Answer::new(reason, text));
+    }
+
+    /// Logs and measures the request and gives its Permit back. Called once, at its end.
+    pub fn finish(&mut self, ending: &Ending<'_>, now: Instant) {
+        let revision = self.routed.as_ref().map(|routed| &routed.spec.id);
+        let record = RequestRecord {
+            time: self.time,
+            request_id: self.request_id.as_bytes(),
+            client: self.client,
+            method: ending.method,
+            host: ending.host,
+            path: ending.target,
+            protocol: ending.protocol,
+            status: ending.status,
+            reason: self.reason,
+            timer: self.timers.fired(),
+            detail: self.detail.as_deref(),
+            generation: self.serving.snapshot.generation,
+            service: self.service.as_ref().map(|s| &s.id),
+            revision,
+            endpoint: self.endpoint.as_ref(),
+            bytes_in: ending.bytes_in,
+            bytes_out: ending.bytes_out,
+            duration: now.saturating_duration_since(self.started),
+            queue: (!self.queued.is_zero()).then_some(self.queued),
+            upstream: self.upstream,
+            attempts: self.attempts,
+            user_agent: ending.user_agent,
+        };
+        let counted = match (&self.routed, &self.service) {
+            (Some(routed), _) => Counted::Revision(&routed.live.metrics),
+            (None, Some(_)) => Counted::Unrouted,
+            (None, None) => Counted::Unrouted,
+        };
+        self.engine
+            .observer
+            .finish(self.settings().access_log, &record, counted);
+        self.permit = None;
+    }
+}
