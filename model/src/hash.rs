@@ -13,7 +13,7 @@ impl StickyKey {
 
 /// FNV-1a with a finaliser: stable across versions, platforms and processes, which std's hashers
 /// do not promise. Not keyed: whoever chooses the key only chooses their own backend.
-pub(crate) fn stable_hash(bytes: &[u8]) -> u64 {
+pub fn stable_hash(bytes: &[u8]) -> u64 {
     let fnv = bytes.iter().fold(0xcbf2_9ce4_8422_2325u64, |h, &b| {
         (h ^ u64::from(b)).wrapping_mul(0x0000_0100_0000_01b3)
     });

@@ -24,7 +24,7 @@ pub use demand::{
     RevisionStatus, StatusSource,
 };
 pub use draw::draw_point;
-pub use hash::{StickyKey, rendezvous};
+pub use hash::{StickyKey, rendezvous, stable_hash};
 pub use name::{Host, NameError, RevisionId, ServiceId, Tag, normalize_host};
 pub use revision::{
     Backend, EndpointAddr, EndpointTarget, Probe, ProbeKind, Protocol, QueueLimits, RevisionSpec,

@@ -1,0 +1,433 @@
+//! The sans-IO core of a throttler: requests in, decisions out.
+//!
+//! Every event ends in `settle`, which restores the invariants: no waiter while a slot is free, an
+//! ejected endpoint only while another one is ready, demand sent when somebody waits for nothing.
+//! Events about endpoints and from the control plane are in `supply`.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use sluice_model::{ActivationFailure, Load, QueueLimits};
+
+use super::arrival::{Arrival, Outcome, Place, Tried};
+use super::budget::QueueBudget;
+use super::effects::{Effects, Grant, Resolved, Signal, Verdict};
+use super::endpoint::{EndpointPhase, EndpointSet};
+use super::health;
+use super::load::LoadMeter;
+use super::queue::{Entry, Queue};
+use super::rejection::{Closing, Rejection};
+
+/// The least a client is asked to wait before it tries again.
+const MIN_RETRY: Duration = Duration::from_secs(1);
+/// How much longer than `start_timeout` a waiter waits, so that the control plane's report of the
+/// same timeout, which knows the cause, comes first.
+const REPORT_GRACE: Duration = Duration::from_millis(250);
+/// Stands in for times too far away for the clock's arithmetic.
+const FAR: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
+
+/// Where endpoints can come from when there is none.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Supply {
+    /// The control plane starts some when asked.
+    Activated,
+    /// Names are being resolved for the first time: requests wait for the outcome.
+    Resolving,
+    /// Nowhere.
+    Fixed,
+}
+
+/// What a throttler keeps to; all of it may change while it runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ThrottleLimits {
+    /// Requests one endpoint may hold at once; `None` is no limit.
+    pub concurrency: Option<u32>,
+    /// Bounds of the queue.
+    pub queue: QueueLimits,
+    /// The longest an activation may take.
+    pub start_timeout: Duration,
+    /// Where endpoints can come from.
+    pub supply: Supply,
+}
+
+#[derive(Debug)]
+pub(crate) enum Activation {
+    Idle,
+    /// Demand was sent and neither success nor failure came back.
+    Outstanding {
+        since: Instant,
+    },
+    /// It failed; arrivals are told so until then.
+    Failed {
+        failure: Arc<ActivationFailure>,
+        until: Instant,
+    },
+}
+
+/// One revision's capacity, in-flight counts and queue. `W` is how the shell reaches a waiter.
+#[derive(Debug)]
+pub(crate) struct Core<W> {
+    pub(super) limits: ThrottleLimits,
+    pub(super) endpoints: EndpointSet,
+    pub(super) queue: Queue<W>,
+    pub(super) activation: Activation,
+    /// What activations took lately: an average that forgets.
+    pub(super) start_estimate: Option<Duration>,
+    pub(super) closed: Option<Closing>,
+    /// The end of the ejection that ends first.
+    pub(super) eject_due: Option<Instant>,
+    load: LoadMeter,
+    next_seq: u64,
+}
+
+impl<W> Core<W> {
+    pub(crate) fn new(limits: ThrottleLimits, budget: Arc<QueueBudget>, seed: u64, now: Instant) -> Self {
+        Self {
+            endpoints: EndpointSet::new(limits.concurrency, seed),
+            limits,
+            queue: Queue::new(budget),
+            activation: Activation::Idle,
+            start_estimate: None,
+            closed: None,
+            eject_due: None,
+            load: LoadMeter::new(now),
+            next_seq: 0,
+        }
+    }
+
+    /// A request wants a slot. `waiter` is called only if it has to wait.
+    pub(crate) fn arrive(
+        &mut self,
+        arrival: Arrival,
+        now: Instant,
+        waiter: impl FnOnce() -> W,
+    ) -> (Verdict, Effects<W>) {
+        let mut fx = self.begin(now);
+        self.load.arrived();
+        let place = Place {
+            seq: self.next_seq,
+            arrival,
+            queued: Duration::ZERO,
+            tried: Vec::new(),
+        };
+        self.next_seq += 1;
+        let verdict = self.admit(place, now, waiter, &mut fx);
+        self.settle(now, &mut fx);
+        (verdict, fx)
+    }
+
+    /// A request is done with its slot.
+    pub(crate) fn release(&mut self, slot: u32, now: Instant) -> Effects<W> {
+        let mut fx = self.begin(now);
+        self.give_back(slot, &mut fx);
+        self.settle(now, &mut fx);
+        fx
+    }
+
+    /// An attempt failed: the slot is given back, and the request wants another one, at its place
+    /// in time. `refused` says that no connection could be made.
+    pub(crate) fn failover(
+        &mut self,
+        (slot, turn, refused): (u32, u64, bool),
+        mut place: Place,
+        now: Instant,
+        waiter: impl FnOnce() -> W,
+    ) -> (Verdict, Effects<W>) {
+        let mut fx = self.begin(now);
+        self.give_back(slot, &mut fx);
+        place.tried.push(Tried { turn, refused });
+        // Older waiters go first even here; younger ones wait until this request had its pick.
+        if self.queue.oldest().is_some_and(|oldest| oldest.seq < place.seq) {
+            self.settle(now, &mut fx);
+        }
+        let verdict = if self.is_hopeless(&place) {
+            Verdict::Rejected(Rejection::NoEndpoints)
+        } else {
+            self.admit(place, now, waiter, &mut fx)
+        };
+        self.settle(now, &mut fx);
+        (verdict, fx)
+    }
+
+    /// A waiter's client is gone. Returns what reached it, to be dropped outside the lock; `None`
+    /// when it was resolved before.
+    pub(crate) fn cancel(&mut self, seq: u64, now: Instant) -> Option<W> {
+        self.load.advance(self.held(), now);
+        self.queue.remove(seq).map(|entry| entry.waiter)
+    }
+
+    /// What an attempt told. `turn` is the grant's: news of a former life change nothing.
+    pub(crate) fn report(&mut self, slot: u32, turn: u64, outcome: Outcome, now: Instant) -> Effects<W> {
+        let mut fx = self.begin(now);
+        let endpoint = self.endpoints.slot_mut(slot);
+        if endpoint.turn == turn && endpoint.phase == EndpointPhase::Ready {
+            let verdict = endpoint.with_health(|h| h.observe(outcome));
+            if verdict == health::Verdict::Eject {
+                let refused = outcome == Outcome::ConnectFailed;
+                self.eject(slot, refused, false, now, &mut fx);
+            }
+        }
+        self.settle(now, &mut fx);
+        fx
+    }
+
+    /// Time passed: waiters whose time is over are rejected, ejections end.
+    pub(crate) fn expire(&mut self, now: Instant) -> Effects<W> {
+        let mut fx = self.begin(now);
+        self.settle(now, &mut fx);
+        fx
+    }
+
+    /// When [`expire`](Self::expire) has to be called at the latest. `None` while nobody waits:
+    /// everything else that time brings is looked at by the next event.
+    pub(crate) fn next_timer(&self) -> Option<Instant> {
+        let expiry = self.queue.next_expiry()?;
+        Some(self.eject_due.map_or(expiry, |due| due.min(expiry)))
+    }
+
+    pub(crate) fn has_waiters(&self) -> bool {
+        !self.queue.is_empty()
+    }
+
+    /// The load since the last [`sample`](Self::sample).
+    pub(crate) fn peek(&mut self, now: Instant) -> Load {
+        self.load.advance(self.held(), now);
+        let (average_concurrency, requests) = self.load.read(self.held());
+        let counts = self.endpoints.counts();
+        Load {
+            average_concurrency,
+            requests,
+            in_flight: self.endpoints.in_flight(),
+            queued: u32::try_from(self.queue.len()).unwrap_or(u32::MAX),
+            ready: counts.ready,
+            starting: counts.starting + counts.ejected,
+            draining: counts.draining,
+        }
+    }
+
+    /// The load since the last call.
+    pub(crate) fn sample(&mut self, now: Instant) -> Load {
+        let load = self.peek(now);
+        self.load.reset();
+        load
+    }
+
+    /// Accounts for the time since the last event, then does what was due before this one.
+    pub(super) fn begin(&mut self, now: Instant) -> Effects<W> {
+        self.load.advance(self.held(), now);
+        let mut fx = Effects::default();
+        let ejection_over = self.eject_due.is_some_and(|due| due <= now);
+        let waiter_over = self.queue.next_expiry().is_some_and(|due| due <= now);
+        if ejection_over || waiter_over {
+            self.expire_waiters(now, &mut fx);
+            self.settle(now, &mut fx);
+        }
+        fx
+    }
+
+    /// Restores the invariants after any change.
+    pub(super) fn settle(&mut self, now: Instant, fx: &mut Effects<W>) {
+        self.reinstate(now);
+        while self.endpoints.has_open()
+            && let Some(entry) = self.queue.pop()
+        {
+            self.resolve(entry, now, fx, |core, place| {
+                if place.arrival.deadline.is_some_and(|d| d <= now) {
+                    return Err(Rejection::DeadlineExceeded);
+                }
+                let slot = core.endpoints.pick(&place).expect("one is open");
+                Ok(core.grant(slot, place))
+            });
+        }
+        if !self.queue.is_empty() && self.endpoints.counts().ready == 0 {
+            match self.limits.supply {
+                Supply::Activated => self.activate(now, fx),
+                Supply::Fixed if self.endpoints.counts().live() == 0 => {
+                    self.reject_all(now, fx, &Rejection::NoEndpoints);
+                }
+                Supply::Fixed | Supply::Resolving => {}
+            }
+        }
+        debug_assert!(self.queue.is_empty() || !self.endpoints.has_open());
+        debug_assert!(self.closed.is_none() || self.queue.is_empty());
+        #[cfg(test)]
+        self.check();
+    }
+
+    pub(super) fn reject_all(&mut self, now: Instant, fx: &mut Effects<W>, rejection: &Rejection) {
+        while let Some(entry) = self.queue.pop() {
+            self.resolve(entry, now, fx, |_, _| Err(rejection.clone()));
+        }
+    }
+
+    /// Retry-After: what an activation takes, less what the current one has taken.
+    pub(super) fn retry_after(&self, now: Instant) -> Duration {
+        let estimate = match (&self.activation, self.start_estimate) {
+            _ if self.endpoints.counts().ready > 0 => Duration::ZERO,
+            (Activation::Outstanding { since }, Some(e)) => e.saturating_sub(now.duration_since(*since)),
+            (_, estimate) => estimate.unwrap_or_default(),
+        };
+        estimate.max(MIN_RETRY)
+    }
+
+    fn held(&self) -> u64 {
+        u64::from(self.endpoints.in_flight()) + self.queue.len() as u64
+    }
+
+    fn admit(
+        &mut self,
+        place: Place,
+        now: Instant,
+        waiter: impl FnOnce() -> W,
+        fx: &mut Effects<W>,
+    ) -> Verdict {
+        if place.arrival.deadline.is_some_and(|d| d <= now) {
+            return Verdict::Rejected(Rejection::DeadlineExceeded);
+        }
+        if self.closed == Some(Closing::Draining) {
+            return Verdict::Rejected(Rejection::Draining);
+        }
+        // Nobody waits while one is open, so this overtakes nobody.
+        if let Some(slot) = self.endpoints.pick(&place) {
+            return Verdict::Granted(self.grant(slot, place));
+        }
+        if let Err(rejection) = self.may_wait(place.arrival.bytes, now) {
+            return Verdict::Rejected(rejection);
+        }
+        let seq = place.seq;
+        let expires = self.expiry(place.queued, place.arrival.deadline, now);
+        self.queue.push(waiter(), place, expires, now);
+        fx.wake_probes |= self.queue.len() == 1 && self.endpoints.counts().starting > 0;
+        Verdict::Queued { seq }
+    }
+
+    /// Takes a place in the gateway's budget when it says yes.
+    fn may_wait(&self, bytes: u64, now: Instant) -> Result<(), Rejection> {
+        if let Some(closing) = self.closed {
+            return Err(closing.rejection());
+        }
+        let counts = self.endpoints.counts();
+        if counts.ready == 0 {
+            if let Activation::Failed { failure, until } = &self.activation
+                && now < *until
+            {
+                return Err(Rejection::ActivationFailed {
+                    failure: Arc::clone(failure),
+                    retry_after: until.duration_since(now).max(MIN_RETRY),
+                });
+            }
+            if counts.live() == 0 && self.limits.supply == Supply::Fixed {
+                return Err(Rejection::NoEndpoints);
+            }
+        }
+        let limits = &self.limits.queue;
+        let retry_after = self.retry_after(now);
+        if self.queue.len() >= limits.depth || self.queue.bytes().saturating_add(bytes) > limits.bytes {
+            return Err(Rejection::QueueFull { retry_after });
+        }
+        if !self.queue.reserve(bytes) {
+            return Err(Rejection::Overloaded { retry_after });
+        }
+        Ok(())
+    }
+
+    fn grant(&mut self, slot: u32, place: Place) -> Grant {
+        self.endpoints.acquire(slot);
+        let endpoint = self.endpoints.slot(slot);
+        Grant {
+            endpoint: Arc::clone(&endpoint.state),
+            slot,
+            turn: endpoint.turn,
+            place,
+        }
+    }
+
+    fn give_back(&mut self, slot: u32, fx: &mut Effects<W>) {
+        let endpoint = self.endpoints.slot(slot);
+        if endpoint.phase == EndpointPhase::Draining
+            && endpoint.in_flight == 1
+            && let Some(instance) = endpoint.state.instance
+        {
+            fx.signals.push(Signal::Drained(instance));
+        }
+        self.endpoints.release(slot);
+    }
+
+    /// Whether no endpoint is left that has not refused this request, and none will come.
+    fn is_hopeless(&self, place: &Place) -> bool {
+        self.limits.supply != Supply::Activated
+            && self
+                .endpoints
+                .iter()
+                .all(|(_, e)| !e.is_live() || place.was_refused_by(e.turn))
+    }
+
+    fn resolve(
+        &mut self,
+        entry: Entry<W>,
+        now: Instant,
+        fx: &mut Effects<W>,
+        decide: impl FnOnce(&mut Self, Place) -> Result<Grant, Rejection>,
+    ) {
+        let (waiter, place) = entry.into_parts(now);
+        let waited = place.queued;
+        let verdict = decide(self, place);
+        fx.resolved.push(Resolved {
+            waiter,
+            waited,
+            verdict,
+        });
+    }
+
+    /// The longest anybody waits as things are.
+    fn bound(&self) -> Duration {
+        let limits = &self.limits;
+        if self.endpoints.counts().ready == 0 && limits.supply == Supply::Activated {
+            limits
+                .queue
+                .timeout
+                .min(limits.start_timeout.saturating_add(REPORT_GRACE))
+        } else {
+            limits.queue.timeout
+        }
+    }
+
+    fn expiry(&self, waited: Duration, deadline: Option<Instant>, now: Instant) -> Instant {
+        let end = now + self.bound().saturating_sub(waited).min(FAR);
+        deadline.map_or(end, |d| d.min(end))
+    }
+
+    /// A waiter that came when the bound was tighter (nothing ran yet) gets what is left of the
+    /// present one.
+    fn expire_waiters(&mut self, now: Instant, fx: &mut Effects<W>) {
+        while let Some(due) = self.queue.due(now) {
+            let rejection = if due.deadline.is_some_and(|d| d <= now) {
+                Rejection::DeadlineExceeded
+            } else if due.waited < self.bound() {
+                let expires = self.expiry(due.waited, due.deadline, now);
+                self.queue.postpone(due.seq, expires);
+                continue;
+            } else if self.endpoints.counts().ready == 0 && self.limits.supply == Supply::Activated {
+                Rejection::not_started_in_time(due.waited, self.retry_after(now))
+            } else if self.endpoints.counts().ready == 0 {
+                Rejection::NoEndpoints
+            } else {
+                Rejection::QueueTimeout {
+                    retry_after: self.retry_after(now),
+                }
+            };
+            if let Some(entry) = self.queue.remove(due.seq) {
+                self.resolve(entry, now, fx, |_, _| Err(rejection));
+            }
+        }
+    }
+
+    #[cfg(test)]
+    fn check(&self) {
+        self.endpoints.check();
+        self.queue.check();
+        let counts = self.endpoints.counts();
+        assert!(counts.ejected == 0 || counts.ready > 0, "ejected, and none ready");
+        assert_eq!(counts.ejected > 0, self.eject_due.is_some());
+    }
+}

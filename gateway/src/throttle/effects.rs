@@ -1,0 +1,83 @@
+//! What the core decided, for the shell to carry out once the lock is free.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use sluice_model::{ActivationFailure, InstanceId};
+
+use super::arrival::Place;
+use super::endpoint::EndpointState;
+use super::rejection::Rejection;
+
+/// One slot of one endpoint, taken.
+#[derive(Debug)]
+pub(crate) struct Grant {
+    pub(crate) endpoint: Arc<EndpointState>,
+    /// Where the core keeps the endpoint; valid until the slot is given back.
+    pub(crate) slot: u32,
+    /// Which readiness of the endpoint this is.
+    pub(crate) turn: u64,
+    pub(crate) place: Place,
+}
+
+/// The answer to an arrival.
+#[derive(Debug)]
+pub(crate) enum Verdict {
+    Granted(Grant),
+    Queued { seq: u64 },
+    Rejected(Rejection),
+}
+
+/// Somebody who waited and does not any more.
+#[derive(Debug)]
+pub(crate) struct Resolved<W> {
+    pub(crate) waiter: W,
+    pub(crate) waited: Duration,
+    pub(crate) verdict: Result<Grant, Rejection>,
+}
+
+/// News for the control plane and for metrics.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Signal {
+    Activate,
+    Ready(InstanceId),
+    Drained(InstanceId),
+    /// What was asked for is there.
+    Activated {
+        took: Duration,
+    },
+    /// What was asked for will not be there.
+    ActivationFailed {
+        took: Duration,
+        failure: Arc<ActivationFailure>,
+    },
+}
+
+/// Empty, and without an allocation, on the warm path.
+#[must_use = "waiters and the control plane wait for these"]
+#[derive(Debug)]
+pub(crate) struct Effects<W> {
+    pub(crate) resolved: Vec<Resolved<W>>,
+    pub(crate) signals: Vec<Signal>,
+    /// Probes have a reason to look at once, or to end.
+    pub(crate) wake_probes: bool,
+}
+
+impl<W> Default for Effects<W> {
+    fn default() -> Self {
+        Self {
+            resolved: Vec::new(),
+            signals: Vec::new(),
+            wake_probes: false,
+        }
+    }
+}
+
+impl<W> Effects<W> {
+    /// Adds what a later event decided.
+    pub(crate) fn append(&mut self, later: Self) {
+        self.resolved.extend(later.resolved);
+        self.signals.extend(later.signals);
+        self.wake_probes |= later.wake_probes;
+    }
+}

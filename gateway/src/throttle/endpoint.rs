@@ -1,0 +1,386 @@
+//! The endpoints of one revision: who may take a request now, and which one does.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Instant;
+
+use sluice_model::{EndpointAddr, InstanceId, StickyKey, rendezvous, stable_hash};
+
+use super::arrival::Place;
+use super::health::Health;
+
+/// One endpoint for its whole life, as a [`Permit`](super::Permit) sees it.
+#[derive(Debug)]
+pub struct EndpointState {
+    /// Where it is.
+    pub address: EndpointAddr,
+    /// Which instance it is, if the control plane started it.
+    pub instance: Option<InstanceId>,
+    /// Unique in this process and never reused: a connection pool keyed by it cannot mix up two
+    /// instances that had the same port one after the other.
+    pub key: u64,
+    hash: u64,
+    /// Mirrors `!health.is_spotless()`, written under the lock.
+    troubled: AtomicBool,
+}
+
+impl EndpointState {
+    /// A new endpoint with a key of its own.
+    pub fn new(address: EndpointAddr, instance: Option<InstanceId>) -> Self {
+        static NEXT: AtomicU64 = AtomicU64::new(1);
+        Self {
+            hash: stable_hash(address.to_string().as_bytes()),
+            address,
+            instance,
+            key: NEXT.fetch_add(1, Ordering::Relaxed),
+            troubled: AtomicBool::new(false),
+        }
+    }
+
+    /// Whether a success has something to make good.
+    pub(crate) fn is_troubled(&self) -> bool {
+        self.troubled.load(Ordering::Relaxed)
+    }
+}
+
+/// Where an endpoint is in its life.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum EndpointPhase {
+    /// Known, not proven ready.
+    Starting,
+    /// Used.
+    Ready,
+    /// Set aside after failures.
+    Ejected {
+        /// Until then.
+        until: Instant,
+        /// A failing probe did it, so a succeeding one may undo it.
+        by_probe: bool,
+    },
+    /// Finishes what it has and gets nothing new.
+    Draining,
+    /// Forgotten, but for what is still in flight on it.
+    Gone,
+}
+
+/// Numbers of endpoints by phase.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Counts {
+    pub(crate) starting: u32,
+    pub(crate) ready: u32,
+    pub(crate) ejected: u32,
+    pub(crate) draining: u32,
+    pub(crate) gone: u32,
+}
+
+impl Counts {
+    fn of(&mut self, phase: EndpointPhase) -> &mut u32 {
+        match phase {
+            EndpointPhase::Starting => &mut self.starting,
+            EndpointPhase::Ready => &mut self.ready,
+            EndpointPhase::Ejected { .. } => &mut self.ejected,
+            EndpointPhase::Draining => &mut self.draining,
+            EndpointPhase::Gone => &mut self.gone,
+        }
+    }
+
+    /// Endpoints that serve or may yet.
+    pub(crate) fn live(self) -> u32 {
+        self.starting + self.ready + self.ejected
+    }
+}
+
+#[derive(Debug)]
+pub(crate) struct Slot {
+    pub(crate) state: Arc<EndpointState>,
+    pub(crate) phase: EndpointPhase,
+    pub(crate) in_flight: u32,
+    /// Changes whenever the endpoint proved itself ready again.
+    pub(crate) turn: u64,
+    pub(crate) was_ready: bool,
+    /// Order of ejections, to find the least recent one.
+    pub(crate) ejected_at: u64,
+    health: Health,
+    /// Index in `EndpointSet::open` plus one; 0 when not in it.
+    open: u32,
+}
+
+impl Slot {
+    /// Changes health and keeps the lock-free mirror of it right.
+    pub(crate) fn with_health<R>(&mut self, change: impl FnOnce(&mut Health) -> R) -> R {
+        let result = change(&mut self.health);
+        self.state
+            .troubled
+            .store(!self.health.is_spotless(), Ordering::Relaxed);
+        result
+    }
+
+    pub(crate) fn is_live(&self) -> bool {
+        !matches!(self.phase, EndpointPhase::Draining | EndpointPhase::Gone)
+    }
+}
+
+/// All endpoints. `open` holds exactly those that may take a request now, so that a free slot is
+/// found in constant time whenever one exists.
+#[derive(Debug)]
+pub(crate) struct EndpointSet {
+    slots: Vec<Option<Slot>>,
+    vacant: Vec<u32>,
+    open: Vec<u32>,
+    limit: Option<u32>,
+    counts: Counts,
+    in_flight: u32,
+    next_turn: u64,
+    random: u64,
+}
+
+impl EndpointSet {
+    pub(crate) fn new(limit: Option<u32>, seed: u64) -> Self {
+        Self {
+            slots: Vec::new(),
+            vacant: Vec::new(),
+            open: Vec::new(),
+            limit,
+            counts: Counts::default(),
+            in_flight: 0,
+            next_turn: 0,
+            random: seed,
+        }
+    }
+
+    pub(crate) fn counts(&self) -> Counts {
+        self.counts
+    }
+
+    /// Over all endpoints, draining and gone ones too.
+    pub(crate) fn in_flight(&self) -> u32 {
+        self.in_flight
+    }
+
+    pub(crate) fn has_open(&self) -> bool {
+        !self.open.is_empty()
+    }
+
+    pub(crate) fn limit(&self) -> Option<u32> {
+        self.limit
+    }
+
+    pub(crate) fn set_limit(&mut self, limit: Option<u32>) {
+        self.limit = limit;
+        for i in 0..self.slots.len() {
+            if self.slots[i].is_some() {
+                self.refresh(index(i));
+            }
+        }
+    }
+
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (u32, &Slot)> {
+        self.slots
+            .iter()
+            .enumerate()
+            .filter_map(|(i, slot)| Some((index(i), slot.as_ref()?)))
+    }
+
+    pub(crate) fn find(&self, key: u64) -> Option<u32> {
+        self.iter().find(|(_, s)| s.state.key == key).map(|(i, _)| i)
+    }
+
+    /// A slot that is known to be taken: a permit or a lookup just said so.
+    pub(crate) fn slot(&self, i: u32) -> &Slot {
+        self.slots[i as usize].as_ref().expect("the slot is taken")
+    }
+
+    pub(crate) fn slot_mut(&mut self, i: u32) -> &mut Slot {
+        self.slots[i as usize].as_mut().expect("the slot is taken")
+    }
+
+    pub(crate) fn insert(&mut self, state: Arc<EndpointState>, phase: EndpointPhase) -> u32 {
+        let slot = Slot {
+            state,
+            phase,
+            in_flight: 0,
+            turn: 0,
+            was_ready: phase == EndpointPhase::Ready,
+            ejected_at: 0,
+            health: Health::default(),
+            open: 0,
+        };
+        let i = if let Some(i) = self.vacant.pop() {
+            self.slots[i as usize] = Some(slot);
+            i
+        } else {
+            self.slots.push(Some(slot));
+            index(self.slots.len() - 1)
+        };
+        *self.counts.of(phase) += 1;
+        self.new_turn(i);
+        self.refresh(i);
+        i
+    }
+
+    /// Moves an endpoint to another phase; one that is gone and idle leaves its slot.
+    pub(crate) fn set_phase(&mut self, i: u32, phase: EndpointPhase) {
+        let slot = self.slot_mut(i);
+        let before = std::mem::replace(&mut slot.phase, phase);
+        slot.was_ready |= phase == EndpointPhase::Ready;
+        *self.counts.of(before) -= 1;
+        *self.counts.of(phase) += 1;
+        self.refresh(i);
+        self.vacate(i);
+    }
+
+    /// The endpoint proved itself: requests that it failed before may come again.
+    pub(crate) fn new_turn(&mut self, i: u32) {
+        self.next_turn += 1;
+        self.slot_mut(i).turn = self.next_turn;
+    }
+
+    pub(crate) fn eject(&mut self, i: u32, until: Instant, by_probe: bool) {
+        self.next_turn += 1;
+        self.slot_mut(i).ejected_at = self.next_turn;
+        self.set_phase(i, EndpointPhase::Ejected { until, by_probe });
+    }
+
+    /// Takes a slot of an endpoint that [`pick`](Self::pick) chose.
+    pub(crate) fn acquire(&mut self, i: u32) {
+        let limit = self.limit;
+        let slot = self.slot_mut(i);
+        debug_assert!(limit.is_none_or(|l| slot.in_flight < l), "above the limit");
+        slot.in_flight += 1;
+        if limit.is_some() {
+            self.refresh(i);
+        }
+        self.in_flight += 1;
+    }
+
+    /// Gives a slot back.
+    pub(crate) fn release(&mut self, i: u32) {
+        let limited = self.limit.is_some();
+        let slot = self.slot_mut(i);
+        slot.in_flight -= 1;
+        self.in_flight -= 1;
+        if limited {
+            self.refresh(i);
+        }
+        self.vacate(i);
+    }
+
+    /// An endpoint that may take a request now: where the key leads, else the less loaded of two
+    /// at random; one that already failed this request only when there is no other.
+    pub(crate) fn pick(&mut self, place: &Place) -> Option<u32> {
+        if self.open.is_empty() {
+            return None;
+        }
+        if let Some(key) = place.arrival.sticky {
+            return self.pick_sticky(key, place);
+        }
+        if !place.tried.is_empty() {
+            let least = |set: &Self, fresh: bool| {
+                let fits = |i: &&u32| !fresh || !place.has_tried(set.slot(**i).turn);
+                set.open
+                    .iter()
+                    .filter(fits)
+                    .min_by_key(|i| set.slot(**i).in_flight)
+                    .copied()
+            };
+            return least(self, true).or_else(|| least(self, false));
+        }
+        let n = self.open.len();
+        if n == 1 {
+            return Some(self.open[0]);
+        }
+        let random = self.next_random();
+        let a = below(random >> 32, n);
+        let b = below(random & 0xffff_ffff, n - 1);
+        let b = if b >= a { b + 1 } else { b };
+        let (a, b) = (self.open[a], self.open[b]);
+        let fewer = self.slot(b).in_flight < self.slot(a).in_flight;
+        Some(if fewer { b } else { a })
+    }
+
+    /// The first open one in the key's rendezvous order.
+    fn pick_sticky(&self, key: StickyKey, place: &Place) -> Option<u32> {
+        let choose = |fresh: bool| {
+            rendezvous(
+                key,
+                self.open.iter().map(|&i| {
+                    let slot = self.slot(i);
+                    (slot.state.hash, u32::from(!fresh || !place.has_tried(slot.turn)))
+                }),
+            )
+        };
+        choose(true).or_else(|| choose(false)).map(|n| self.open[n])
+    }
+
+    /// Puts an endpoint into `open` or takes it out, as phase and limit say.
+    fn refresh(&mut self, i: u32) {
+        let limit = self.limit;
+        let slot = self.slot_mut(i);
+        let want = slot.phase == EndpointPhase::Ready && limit.is_none_or(|l| slot.in_flight < l);
+        match (slot.open, want) {
+            (0, true) => {
+                self.open.push(i);
+                let at = index(self.open.len());
+                self.slot_mut(i).open = at;
+            }
+            (at, false) if at > 0 => {
+                slot.open = 0;
+                self.open.swap_remove(at as usize - 1);
+                if let Some(&moved) = self.open.get(at as usize - 1) {
+                    self.slot_mut(moved).open = at;
+                }
+            }
+            _ => {}
+        }
+    }
+
+    fn vacate(&mut self, i: u32) {
+        let slot = self.slot(i);
+        if slot.phase == EndpointPhase::Gone && slot.in_flight == 0 {
+            self.slots[i as usize] = None;
+            self.vacant.push(i);
+            self.counts.gone -= 1;
+        }
+    }
+
+    /// splitmix64: the seed is passed in, so a simulation replays.
+    fn next_random(&mut self) -> u64 {
+        self.random = self.random.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.random;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    }
+
+    /// Everything that is kept twice agrees.
+    #[cfg(test)]
+    pub(crate) fn check(&self) {
+        let mut counts = Counts::default();
+        let mut open = 0;
+        let mut in_flight = 0;
+        for (i, slot) in self.iter() {
+            *counts.of(slot.phase) += 1;
+            in_flight += slot.in_flight;
+            let may = slot.phase == EndpointPhase::Ready && self.limit.is_none_or(|l| slot.in_flight < l);
+            assert_eq!(slot.open > 0, may, "open list of {slot:?}");
+            if may {
+                assert_eq!(self.open[slot.open as usize - 1], i);
+                open += 1;
+            }
+            assert!(slot.phase != EndpointPhase::Gone || slot.in_flight > 0);
+        }
+        assert_eq!(open, self.open.len());
+        assert_eq!(counts, self.counts);
+        assert_eq!(in_flight, self.in_flight);
+    }
+}
+
+/// A slab index; a revision has fewer than four billion endpoints.
+fn index(i: usize) -> u32 {
+    u32::try_from(i).expect("fewer endpoints than u32 can count")
+}
+
+/// Scales 32 random bits to `0..n` (`n` > 0) without a division.
+fn below(bits: u64, n: usize) -> usize {
+    usize::try_from((bits * n as u64) >> 32).unwrap_or(0)
+}

@@ -1,0 +1,41 @@
+//! Who may send how much to which endpoint, and who waits meanwhile: one [`RevisionThrottler`] per
+//! revision.
+//!
+//! `core` is the sans-IO part: events in, decisions out, time an argument. It owns endpoints,
+//! in-flight counts and queue together, under one lock of the shell's, so that they can never
+//! disagree. The shell ([`RevisionThrottler`], [`Permit`], [`Waiter`]) adds the lock, wake-ups, the
+//! timer and RAII.
+//!
+//! **Invariants:** an endpoint is never given a request at or above its limit; nobody waits while a
+//! slot is free, and whoever waits is served in order of arrival; every waiter resolves exactly
+//! once; nothing here names a type of Pingora's.
+
+mod arrival;
+mod budget;
+mod core;
+mod effects;
+mod endpoint;
+mod health;
+mod load;
+mod permit;
+mod queue;
+mod rejection;
+mod shell;
+mod supply;
+mod waiter;
+
+#[cfg(test)]
+mod shell_tests;
+#[cfg(test)]
+mod sim_tests;
+
+pub use self::core::{Supply, ThrottleLimits};
+pub use arrival::{Admission, Arrival, Outcome};
+pub use budget::QueueBudget;
+pub use endpoint::{EndpointPhase, EndpointState};
+pub use permit::Permit;
+pub use rejection::{Closing, Rejection};
+pub use shell::{
+    ActivationResult, EndpointView, NoObserver, RevisionObserver, RevisionThrottler, ThrottleEnv,
+};
+pub use waiter::Waiter;

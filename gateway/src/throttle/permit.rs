@@ -1,0 +1,94 @@
+//! The right to use one slot of one endpoint.
+
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use super::arrival::{Admission, Outcome};
+use super::effects::Grant;
+use super::endpoint::EndpointState;
+use super::shell::{RevisionThrottler, clock};
+
+/// The right to use one slot of one endpoint, until it is dropped; the slot then goes to the
+/// oldest waiter at once.
+#[must_use = "dropping it gives the slot back"]
+pub struct Permit {
+    throttler: Arc<RevisionThrottler>,
+    /// Taken only by `failover` and `drop`.
+    grant: Option<Grant>,
+    refused: AtomicBool,
+}
+
+impl Permit {
+    pub(crate) fn new(throttler: Arc<RevisionThrottler>, grant: Grant) -> Self {
+        Self {
+            throttler,
+            grant: Some(grant),
+            refused: AtomicBool::new(false),
+        }
+    }
+
+    /// Where to send the request.
+    pub fn endpoint(&self) -> &Arc<EndpointState> {
+        &self.grant().endpoint
+    }
+
+    /// How long the request waited for it, earlier attempts' waits included.
+    pub fn waited(&self) -> Duration {
+        self.grant().place.queued
+    }
+
+    /// How many attempts failed before this one.
+    pub fn failed_attempts(&self) -> usize {
+        self.grant().place.tried.len()
+    }
+
+    /// Tells what an attempt told about the endpoint. A success of a healthy endpoint takes no
+    /// lock.
+    pub fn report(&self, outcome: Outcome, now: Instant) {
+        if outcome == Outcome::ConnectFailed {
+            self.refused.store(true, Ordering::Relaxed);
+        }
+        let bad = !matches!(outcome, Outcome::Connected | Outcome::Responded { .. })
+            || matches!(outcome, Outcome::Responded { status: 502..=504 });
+        let grant = self.grant();
+        if bad || (outcome != Outcome::Connected && grant.endpoint.is_troubled()) {
+            self.throttler.report(grant.slot, grant.turn, outcome, now);
+        }
+    }
+
+    /// Gives this slot back and asks for another one, of an endpoint that did not fail this
+    /// request where there is one. The request keeps its place in time: it waits before everybody
+    /// who came later. Report the failure first.
+    ///
+    /// [`Rejection::NoEndpoints`](super::Rejection::NoEndpoints) says that every endpoint there is
+    /// refused this request and that no activation can help; otherwise the same endpoint may come
+    /// again (a connection broke, it is the only one), and how often is the caller's to bound.
+    pub fn failover(mut self, now: Instant) -> Admission {
+        let grant = self.grant.take().expect("held until dropped");
+        let refused = self.refused.load(Ordering::Relaxed);
+        self.throttler
+            .failover((grant.slot, grant.turn, refused), grant.place, now)
+    }
+
+    fn grant(&self) -> &Grant {
+        self.grant.as_ref().expect("held until dropped")
+    }
+}
+
+impl Drop for Permit {
+    fn drop(&mut self) {
+        if let Some(grant) = self.grant.take() {
+            self.throttler.release(grant.slot, clock());
+        }
+    }
+}
+
+impl fmt::Debug for Permit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Permit")
+            .field("endpoint", self.endpoint())
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,147 @@
+//! Who waits, in order of arrival and by when they stop waiting.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use super::arrival::Place;
+use super::budget::QueueBudget;
+
+/// One held request. `W` is how the shell reaches it.
+#[derive(Debug)]
+pub(crate) struct Entry<W> {
+    pub(crate) waiter: W,
+    pub(crate) place: Place,
+    entered: Instant,
+    expires: Instant,
+}
+
+impl<W> Entry<W> {
+    /// The place, with the time spent in the queue added.
+    pub(crate) fn into_parts(mut self, now: Instant) -> (W, Place) {
+        self.place.queued += now.saturating_duration_since(self.entered);
+        (self.waiter, self.place)
+    }
+}
+
+/// A waiter whose time seems to be over.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Due {
+    pub(crate) seq: u64,
+    pub(crate) waited: Duration,
+    pub(crate) deadline: Option<Instant>,
+}
+
+/// FIFO by arrival: an ordered map rather than a ring, because clients leave from the middle and a
+/// request whose attempt failed comes back to its place in time.
+#[derive(Debug)]
+pub(crate) struct Queue<W> {
+    entries: BTreeMap<u64, Entry<W>>,
+    expiry: BTreeSet<(Instant, u64)>,
+    bytes: u64,
+    budget: Arc<QueueBudget>,
+}
+
+impl<W> Queue<W> {
+    pub(crate) fn new(budget: Arc<QueueBudget>) -> Self {
+        Self {
+            entries: BTreeMap::new(),
+            expiry: BTreeSet::new(),
+            bytes: 0,
+            budget,
+        }
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.entries.len()
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.entries.is_empty()
+    }
+
+    pub(crate) fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
+    pub(crate) fn oldest(&self) -> Option<&Place> {
+        self.entries.first_key_value().map(|(_, e)| &e.place)
+    }
+
+    pub(crate) fn next_expiry(&self) -> Option<Instant> {
+        self.expiry.first().map(|(at, _)| *at)
+    }
+
+    /// Takes a place in the gateway-wide budget; to be followed by [`push`](Self::push).
+    pub(crate) fn reserve(&self, bytes: u64) -> bool {
+        self.budget.reserve(bytes)
+    }
+
+    pub(crate) fn push(&mut self, waiter: W, place: Place, expires: Instant, now: Instant) {
+        let seq = place.seq;
+        self.bytes += place.arrival.bytes;
+        self.expiry.insert((expires, seq));
+        let entry = Entry {
+            waiter,
+            place,
+            entered: now,
+            expires,
+        };
+        let before = self.entries.insert(seq, entry);
+        debug_assert!(before.is_none(), "a request waits once");
+    }
+
+    pub(crate) fn remove(&mut self, seq: u64) -> Option<Entry<W>> {
+        let entry = self.entries.remove(&seq)?;
+        self.expiry.remove(&(entry.expires, seq));
+        self.bytes -= entry.place.arrival.bytes;
+        self.budget.free(entry.place.arrival.bytes);
+        Some(entry)
+    }
+
+    pub(crate) fn pop(&mut self) -> Option<Entry<W>> {
+        let seq = *self.entries.first_key_value()?.0;
+        self.remove(seq)
+    }
+
+    /// Somebody whose time is over, if any.
+    pub(crate) fn due(&self, now: Instant) -> Option<Due> {
+        let (at, seq) = *self.expiry.first()?;
+        if at > now {
+            return None;
+        }
+        let entry = self.entries.get(&seq)?;
+        Some(Due {
+            seq,
+            waited: entry.place.queued + now.saturating_duration_since(entry.entered),
+            deadline: entry.place.arrival.deadline,
+        })
+    }
+
+    /// Gives a waiter another expiry.
+    pub(crate) fn postpone(&mut self, seq: u64, expires: Instant) {
+        if let Some(entry) = self.entries.get_mut(&seq) {
+            self.expiry.remove(&(entry.expires, seq));
+            entry.expires = expires;
+            self.expiry.insert((expires, seq));
+        }
+    }
+
+    #[cfg(test)]
+    pub(crate) fn check(&self) {
+        assert_eq!(self.entries.len(), self.expiry.len());
+        let bytes: u64 = self.entries.values().map(|e| e.place.arrival.bytes).sum();
+        assert_eq!(bytes, self.bytes);
+        assert!(
+            self.entries
+                .iter()
+                .all(|(seq, e)| self.expiry.contains(&(e.expires, *seq)))
+        );
+    }
+}
+
+impl<W> Drop for Queue<W> {
+    fn drop(&mut self) {
+        while self.pop().is_some() {}
+    }
+}

@@ -1,0 +1,456 @@
+//! The async shell: one lock around the core, wake-ups, one timer, news for the control plane.
+
+use std::any::Any;
+use std::fmt;
+use std::sync::{Arc, Weak};
+use std::time::{Duration, Instant};
+
+use parking_lot::{Mutex, MutexGuard};
+use sluice_model::{
+    ActivationFailure, Demand, DemandSink, EndpointAddr, InstanceId, Load, ManagedEndpoint, RevisionId,
+};
+use tokio::sync::futures::Notified;
+use tokio::sync::{Notify, oneshot};
+
+use super::arrival::{Admission, Arrival, Outcome, Place};
+use super::budget::QueueBudget;
+use super::core::{Core, ThrottleLimits};
+use super::effects::{Effects, Signal, Verdict};
+use super::endpoint::{EndpointPhase, EndpointState};
+use super::permit::Permit;
+use super::rejection::{Closing, Rejection};
+use super::waiter::{Sender, Waiter};
+
+/// How long the timer task outlives the last waiter: a queue that fills and empties all the time
+/// keeps its task.
+const TIMER_LINGER: Duration = Duration::from_secs(1);
+
+/// The clock that follows tokio's paused one in tests and is the plain one otherwise.
+pub(crate) fn clock() -> Instant {
+    tokio::time::Instant::now().into_std()
+}
+
+/// How an activation ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ActivationResult {
+    /// An endpoint became ready.
+    Ready,
+    /// It failed.
+    Failed(sluice_model::Failure),
+}
+
+/// Told what happens in a throttler, for metrics. Called outside its lock; must not block.
+///
+/// Gauges are not here: they are read with [`RevisionThrottler::peek`]. As a subtrait of `Any` it
+/// lets whoever made an observer get its own type back.
+pub trait RevisionObserver: Any + fmt::Debug + Send + Sync {
+    /// Somebody waited and does not any more; `admitted` or rejected. Not called for a client
+    /// that left.
+    fn queue_waited(&self, waited: Duration, admitted: bool);
+    /// Demand was sent.
+    fn activation_started(&self);
+    /// What was demanded came, or will not.
+    fn activation_finished(&self, result: ActivationResult, took: Duration);
+}
+
+/// Observes nothing.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct NoObserver;
+
+impl RevisionObserver for NoObserver {
+    fn queue_waited(&self, _: Duration, _: bool) {}
+    fn activation_started(&self) {}
+    fn activation_finished(&self, _: ActivationResult, _: Duration) {}
+}
+
+/// What a throttler is connected to.
+#[derive(Clone)]
+pub struct ThrottleEnv {
+    /// Takes demand.
+    pub demand: Arc<dyn DemandSink>,
+    /// Is told what happens.
+    pub observer: Arc<dyn RevisionObserver>,
+    /// The bound on all queues together.
+    pub budget: Arc<QueueBudget>,
+    /// Runs the timer.
+    pub runtime: tokio::runtime::Handle,
+}
+
+impl fmt::Debug for ThrottleEnv {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ThrottleEnv").finish_non_exhaustive()
+    }
+}
+
+/// One endpoint as admin and probes see it.
+#[derive(Debug, Clone)]
+pub struct EndpointView {
+    /// The endpoint.
+    pub endpoint: Arc<EndpointState>,
+    /// Where it is in its life.
+    pub phase: EndpointPhase,
+    /// Requests it holds.
+    pub in_flight: u32,
+    /// Whether somebody waits for a slot of this revision.
+    pub waiting: bool,
+}
+
+/// Capacity, in-flight counts and queue of one revision.
+pub struct RevisionThrottler {
+    id: RevisionId,
+    shared: Mutex<Shared>,
+    env: ThrottleEnv,
+    timer: Arc<Notify>,
+    probes: Notify,
+}
+
+struct Shared {
+    core: Core<Sender>,
+    /// When the timer task wakes; `None` while there is none.
+    armed: Option<Instant>,
+}
+
+impl RevisionThrottler {
+    /// A throttler without endpoints.
+    pub fn new(id: RevisionId, limits: ThrottleLimits, env: ThrottleEnv) -> Arc<Self> {
+        let core = Core::new(limits, Arc::clone(&env.budget), fastrand::u64(..), clock());
+        Arc::new(Self {
+            id,
+            shared: Mutex::new(Shared { core, armed: None }),
+            env,
+            timer: Arc::new(Notify::new()),
+            probes: Notify::new(),
+        })
+    }
+
+    /// The revision.
+    pub fn id(&self) -> &RevisionId {
+        &self.id
+    }
+
+    /// A request wants a slot. When one is free and nobody waits this allocates nothing.
+    pub fn admit(self: &Arc<Self>, arrival: Arrival, now: Instant) -> Admission {
+        self.decide(|core, waiter| core.arrive(arrival, now, waiter))
+    }
+
+    pub(crate) fn failover(
+        self: &Arc<Self>,
+        failed: (u32, u64, bool),
+        place: Place,
+        now: Instant,
+    ) -> Admission {
+        self.decide(|core, waiter| core.failover(failed, place, now, waiter))
+    }
+
+    pub(crate) fn release(self: &Arc<Self>, slot: u32, now: Instant) {
+        self.apply(|core| core.release(slot, now));
+    }
+
+    pub(crate) fn report(self: &Arc<Self>, slot: u32, turn: u64, outcome: Outcome, now: Instant) {
+        self.apply(|core| core.report(slot, turn, outcome, now));
+    }
+
+    pub(crate) fn cancel(&self, seq: u64, now: Instant) {
+        let sender = self.shared.lock().core.cancel(seq, now);
+        drop(sender);
+    }
+
+    /// Keeps to other limits from now on; nothing that runs is stopped.
+    pub fn set_limits(self: &Arc<Self>, limits: ThrottleLimits, now: Instant) {
+        self.apply(|core| core.set_limits(limits, now));
+    }
+
+    /// Adds a started instance, to be proven ready. `None` when it is known already.
+    pub fn add_instance(
+        self: &Arc<Self>,
+        endpoint: &ManagedEndpoint,
+        now: Instant,
+    ) -> Option<Arc<EndpointState>> {
+        self.apply(|core| {
+            if core.instance_key(endpoint.instance).is_some() {
+                return (None, Effects::default());
+            }
+            let address = EndpointAddr::Tcp(endpoint.address);
+            let state = Arc::new(EndpointState::new(address, Some(endpoint.instance)));
+            let fx = core.endpoint_added(Arc::clone(&state), false, now);
+            (Some(state), fx)
+        })
+    }
+
+    /// Forgets an instance; false when it is not known.
+    pub fn remove_instance(self: &Arc<Self>, instance: InstanceId, now: Instant) -> bool {
+        self.apply(|core| match core.instance_key(instance) {
+            Some(key) => (true, core.endpoint_removed(key, now)),
+            None => (false, Effects::default()),
+        })
+    }
+
+    /// Makes these the configured (or resolved) addresses. Those that stay keep health and
+    /// in-flight counts, those that go finish what they have. New ones are `ready` at once or have
+    /// to be proven. Returns the new ones.
+    pub fn set_addresses(
+        self: &Arc<Self>,
+        addresses: &[EndpointAddr],
+        ready: bool,
+        now: Instant,
+    ) -> Vec<Arc<EndpointState>> {
+        self.apply(|core| {
+            let before = core.fixed();
+            let mut added = Vec::new();
+            let mut all = Effects::default();
+            // New ones first: between the two steps there is never less than before and after.
+            for address in addresses {
+                let known = before.iter().any(|(a, _)| a == address);
+                if !known && !added.iter().any(|s: &Arc<EndpointState>| s.address == *address) {
+                    let state = Arc::new(EndpointState::new(address.clone(), None));
+                    all.append(core.endpoint_added(Arc::clone(&state), ready, now));
+                    added.push(state);
+                }
+            }
+            for (_, key) in before.iter().filter(|(a, _)| !addresses.contains(a)) {
+                all.append(core.endpoint_removed(*key, now));
+            }
+            (added, all)
+        })
+    }
+
+    /// A probe of this endpoint succeeded.
+    pub fn endpoint_ready(self: &Arc<Self>, key: u64, now: Instant) {
+        self.apply(|core| core.endpoint_ready(key, now));
+    }
+
+    /// Probes of this endpoint, which was ready, failed often enough to count.
+    pub fn endpoint_failing(self: &Arc<Self>, key: u64, now: Instant) {
+        self.apply(|core| core.endpoint_failing(key, now));
+    }
+
+    /// As [`EndpointSink::retire`](sluice_model::EndpointSink::retire). The news that an idle
+    /// victim is drained may arrive before this returns.
+    pub fn retire(self: &Arc<Self>, count: u32, to_zero: bool, now: Instant) -> Vec<InstanceId> {
+        self.apply(|core| core.retire(count, to_zero, now))
+    }
+
+    /// As [`EndpointSink::retire_these`](sluice_model::EndpointSink::retire_these).
+    pub fn retire_these(self: &Arc<Self>, instances: &[InstanceId], now: Instant) {
+        self.apply(|core| core.retire_these(instances, now));
+    }
+
+    /// An activation failed: waiters and arrivals are told so, unless an endpoint is ready.
+    pub fn fail(self: &Arc<Self>, failure: &Arc<ActivationFailure>, now: Instant) {
+        self.apply(|core| core.fail(failure, now));
+    }
+
+    /// Resolves every waiter; what is in flight ends by itself.
+    pub fn close(self: &Arc<Self>, closing: Closing, now: Instant) {
+        self.apply(|core| core.close(closing, now));
+    }
+
+    /// Takes requests again.
+    pub fn reopen(&self) {
+        self.shared.lock().core.reopen();
+    }
+
+    /// Whether nothing is left to take care of: no waiter, nothing in flight, no instance.
+    pub fn is_spent(&self) -> bool {
+        self.shared.lock().core.is_spent()
+    }
+
+    /// The load since the previous call; for the autoscaler alone.
+    pub fn sample(&self, now: Instant) -> Load {
+        self.shared.lock().core.sample(now)
+    }
+
+    /// The load since the previous [`sample`](Self::sample), for everybody else.
+    pub fn peek(&self, now: Instant) -> Load {
+        self.shared.lock().core.peek(now)
+    }
+
+    /// Every endpoint that is not gone, for admin.
+    pub fn endpoints(&self) -> Vec<EndpointView> {
+        let shared = self.shared.lock();
+        let waiting = shared.core.has_waiters();
+        let known = shared.core.known();
+        known
+            .map(|slot| EndpointView {
+                endpoint: Arc::clone(&slot.state),
+                phase: slot.phase,
+                in_flight: slot.in_flight,
+                waiting,
+            })
+            .collect()
+    }
+
+    /// One endpoint by its key; `None` once it is gone.
+    pub fn endpoint(&self, key: u64) -> Option<EndpointView> {
+        let shared = self.shared.lock();
+        let slot = shared.core.known().find(|slot| slot.state.key == key)?;
+        Some(EndpointView {
+            endpoint: Arc::clone(&slot.state),
+            phase: slot.phase,
+            in_flight: slot.in_flight,
+            waiting: shared.core.has_waiters(),
+        })
+    }
+
+    /// Resolves when probes have a reason to look again: somebody waits, an endpoint has to prove
+    /// itself anew or is gone. Enable it before looking, and no news is missed.
+    pub fn probe_news(&self) -> Notified<'_> {
+        self.probes.notified()
+    }
+
+    /// Gives probes a reason to look again.
+    pub fn wake_probes(&self) {
+        self.probes.notify_waiters();
+    }
+
+    fn decide(
+        self: &Arc<Self>,
+        event: impl FnOnce(&mut Core<Sender>, &mut dyn FnMut() -> Sender) -> (Verdict, Effects<Sender>),
+    ) -> Admission {
+        let mut receiver = None;
+        let mut waiter = || {
+            let (tx, rx) = oneshot::channel();
+            receiver = Some(rx);
+            tx
+        };
+        let verdict = self.apply(|core| event(core, &mut waiter));
+        match (verdict, receiver) {
+            (Verdict::Granted(grant), _) => Admission::Admitted(Permit::new(Arc::clone(self), grant)),
+            (Verdict::Queued { seq }, Some(receiver)) => {
+                Admission::Waiting(Waiter::new(Arc::clone(self), seq, receiver))
+            }
+            (Verdict::Queued { .. }, None) => Admission::Rejected(Rejection::Removed),
+            (Verdict::Rejected(rejection), _) => Admission::Rejected(rejection),
+        }
+    }
+
+    /// Runs an event under the lock and carries out what it decided after it.
+    fn apply<R: Outcomes>(self: &Arc<Self>, event: impl FnOnce(&mut Core<Sender>) -> R) -> R::Value {
+        let mut shared = self.shared.lock();
+        let (value, fx) = event(&mut shared.core).split();
+        self.arm(shared);
+        self.carry_out(fx);
+        value
+    }
+
+    /// Nothing here may hold the lock: dropping an unwanted permit or sender takes it again.
+    fn carry_out(self: &Arc<Self>, fx: Effects<Sender>) {
+        for resolved in fx.resolved {
+            let admitted = resolved.verdict.is_ok();
+            let verdict = resolved.verdict.map(|grant| Permit::new(Arc::clone(self), grant));
+            // Nobody there: the permit drops here, and the slot goes to the next waiter.
+            if resolved.waiter.send(verdict).is_ok() {
+                self.env.observer.queue_waited(resolved.waited, admitted);
+            }
+        }
+        for signal in fx.signals {
+            self.signal(signal);
+        }
+        if fx.wake_probes {
+            self.probes.notify_waiters();
+        }
+    }
+
+    fn signal(&self, signal: Signal) {
+        let revision = self.id.clone();
+        let observer = &self.env.observer;
+        match signal {
+            Signal::Activate => {
+                observer.activation_started();
+                self.env.demand.demand(Demand::Activate(revision));
+            }
+            Signal::Ready(instance) => self.env.demand.demand(Demand::Ready { revision, instance }),
+            Signal::Drained(instance) => self.env.demand.demand(Demand::Drained { revision, instance }),
+            Signal::Activated { took } => observer.activation_finished(ActivationResult::Ready, took),
+            Signal::ActivationFailed { took, failure } => {
+                observer.activation_finished(ActivationResult::Failed(failure.failure), took);
+            }
+        }
+    }
+
+    /// Sees to it that the timer wakes in time; there is one only while somebody waits.
+    fn arm(self: &Arc<Self>, mut shared: MutexGuard<'_, Shared>) {
+        let Some(next) = shared.core.next_timer() else {
+            return;
+        };
+        match shared.armed {
+            Some(armed) if armed <= next => {}
+            Some(_) => {
+                shared.armed = Some(next);
+                drop(shared);
+                self.timer.notify_one();
+            }
+            None => {
+                shared.armed = Some(next);
+                drop(shared);
+                let timer = run_timer(Arc::downgrade(self), Arc::clone(&self.timer), next);
+                drop(self.env.runtime.spawn(timer));
+            }
+        }
+    }
+
+    /// The timer fired: when it has to fire next, or `None` when it may end.
+    fn tick(self: &Arc<Self>, lingered: bool) -> Option<Instant> {
+        let now = clock();
+        let mut shared = self.shared.lock();
+        let fx = shared.core.expire(now);
+        let next = match shared.core.next_timer() {
+            None if lingered => None,
+            None => Some(now + TIMER_LINGER),
+            next => next,
+        };
+        shared.armed = next;
+        drop(shared);
+        self.carry_out(fx);
+        next
+    }
+}
+
+impl fmt::Debug for RevisionThrottler {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("RevisionThrottler")
+            .field("id", &self.id)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Ends when nobody has waited for a while, or with the throttler.
+async fn run_timer(throttler: Weak<RevisionThrottler>, news: Arc<Notify>, first: Instant) {
+    let mut next = first;
+    let mut idle = false;
+    loop {
+        let woken = tokio::select! {
+            () = tokio::time::sleep_until(next.into()) => false,
+            () = news.notified() => true,
+        };
+        let Some(throttler) = throttler.upgrade() else {
+            return;
+        };
+        let waiting = throttler.shared.lock().core.has_waiters();
+        let Some(at) = throttler.tick(idle && !waiting && !woken) else {
+            return;
+        };
+        idle = !waiting;
+        next = at;
+    }
+}
+
+/// An event's result: effects alone, or with a value for the caller.
+trait Outcomes {
+    type Value;
+    fn split(self) -> (Self::Value, Effects<Sender>);
+}
+
+impl Outcomes for Effects<Sender> {
+    type Value = ();
+    fn split(self) -> ((), Self) {
+        ((), self)
+    }
+}
+
+impl<V> Outcomes for (V, Effects<Sender>) {
+    type Value = V;
+    fn split(self) -> (V, Effects<Sender>) {
+        self
+    }
+}

@@ -1,0 +1,348 @@
+//! The core's other half: endpoints come and go, the control plane speaks.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use sluice_model::{ActivationFailure, EndpointAddr, InstanceId};
+
+use super::core::{Activation, Core, Supply, ThrottleLimits};
+use super::effects::{Effects, Signal};
+use super::endpoint::{EndpointPhase, EndpointState, Slot};
+use super::rejection::{Closing, Rejection};
+
+impl<W> Core<W> {
+    /// Limits changed. A lowered concurrency stops nothing that runs and admits nothing until an
+    /// endpoint is below it; queue bounds apply to arrivals, and to waiters when their time is up.
+    pub(crate) fn set_limits(&mut self, limits: ThrottleLimits, now: Instant) -> Effects<W> {
+        let mut fx = self.begin(now);
+        if limits.concurrency != self.endpoints.limit() {
+            self.endpoints.set_limit(limits.concurrency);
+        }
+        self.limits = limits;
+        self.settle(now, &mut fx);
+        fx
+    }
+
+    /// An endpoint is known; `ready` when nothing has to prove that first.
+    pub(crate) fn endpoint_added(
+        &mut self,
+        state: Arc<EndpointState>,
+        ready: bool,
+        now: Instant,
+    ) -> Effects<W> {
+        let mut fx = self.begin(now);
+        let phase = if ready {
+            EndpointPhase::Ready
+        } else {
+            EndpointPhase::Starting
+        };
+        self.endpoints.insert(state, phase);
+        self.settle(now, &mut fx);
+        fx
+    }
+
+    /// A probe succeeded.
+    pub(crate) fn endpoint_ready(&mut self, key: u64, now: Instant) -> Effects<W> {
+        let mut fx = self.begin(now);
+        if let Some(i) = self.endpoints.find(key) {
+            let endpoint = self.endpoints.slot(i);
+            match endpoint.phase {
+                EndpointPhase::Starting => {
+                    if let Some(instance) = endpoint.state.instance.filter(|_| !endpoint.was_ready) {
+                        fx.signals.push(Signal::Ready(instance));
+                    }
+                    self.prove(i);
+                    self.activation_succeeded(now, &mut fx);
+                }
+                EndpointPhase::Ejected { by_probe: true, .. } => self.prove(i),
+                _ => {}
+            }
+        }
+        self.settle(now, &mut fx);
+        fx
+    }
+
+    /// A ready endpoint's probe failed often enough to count.
+    pub(crate) fn endpoint_failing(&mut self, key: u64, now: Instant) -> Effects<W> {
+        let mut fx = self.begin(now);
+        if let Some(i) = self.endpoints.find(key) {
+            self.eject(i, false, true, now, &mut fx);
+        }
+        self.settle(now, &mut fx);
+        fx
+    }
+
+    /// An endpoint is gone. What is in flight on it keeps its place until it ends.
+    pub(crate) fn endpoint_removed(&mut self, key: u64, now: Instant) -> Effects<W> {
+        let mut fx = self.begin(now);
+        if let Some(i) = self.endpoints.find(key) {
+            self.endpoints.set_phase(i, EndpointPhase::Gone);
+            fx.wake_probes = true;
+            self.lost_one();
+        }
+        self.settle(now, &mut fx);
+        fx
+    }
+
+    /// As [`EndpointSink::retire`](sluice_model::EndpointSink::retire): victims are those with the
+    /// least in flight, unproven ones first among equals, then the oldest. Without `to_zero` one
+    /// live instance always stays: zero has to be asked for by name.
+    pub(crate) fn retire(
+        &mut self,
+        count: u32,
+        to_zero: bool,
+        now: Instant,
+    ) -> (Vec<InstanceId>, Effects<W>) {
+        let mut fx = self.begin(now);
+        let idle = self.queue.is_empty() && self.endpoints.in_flight() == 0;
+        let mut candidates: Vec<_> = self
+            .endpoints
+            .iter()
+            .filter(|(_, e)| e.is_live())
+            .filter_map(|(i, e)| {
+                let proven = e.phase == EndpointPhase::Ready;
+                Some((e.in_flight, proven, e.state.instance?, i))
+            })
+            .collect();
+        candidates.sort_unstable();
+        let most = match (to_zero, idle) {
+            (true, true) => candidates.len(),
+            (true, false) => 0,
+            (false, _) => candidates.len().saturating_sub(1),
+        };
+        candidates.truncate(most.min(count as usize));
+        let victims = candidates.into_iter().map(|(_, _, instance, i)| {
+            self.drain(i, &mut fx);
+            instance
+        });
+        let victims: Vec<InstanceId> = victims.collect();
+        if to_zero && idle && self.limits.supply == Supply::Activated {
+            self.doubt_fixed();
+        }
+        self.lost_one();
+        self.settle(now, &mut fx);
+        (victims, fx)
+    }
+
+    /// These instances get nothing new.
+    pub(crate) fn retire_these(&mut self, instances: &[InstanceId], now: Instant) -> Effects<W> {
+        let mut fx = self.begin(now);
+        let named = |i: InstanceId| instances.contains(&i);
+        let found = self.endpoints.iter();
+        let found = found.filter(|(_, e)| e.is_live() && e.state.instance.is_some_and(named));
+        let victims: Vec<u32> = found.map(|(i, _)| i).collect();
+        for i in victims {
+            self.drain(i, &mut fx);
+        }
+        self.lost_one();
+        self.settle(now, &mut fx);
+        fx
+    }
+
+    /// An activation failed. Where an endpoint is ready it did so for capacity that is wanted but
+    /// not needed: waiters go on waiting for a slot.
+    pub(crate) fn fail(&mut self, failure: &Arc<ActivationFailure>, now: Instant) -> Effects<W> {
+        let mut fx = self.begin(now);
+        if self.endpoints.counts().ready == 0 {
+            if let Activation::Outstanding { since } = self.activation {
+                fx.signals.push(Signal::ActivationFailed {
+                    took: now.saturating_duration_since(since),
+                    failure: Arc::clone(failure),
+                });
+            }
+            let retry_after = failure.retry_after.max(Duration::from_secs(1));
+            let rejection = Rejection::ActivationFailed {
+                failure: Arc::clone(failure),
+                retry_after,
+            };
+            self.reject_all(now, &mut fx, &rejection);
+            self.activation = Activation::Failed {
+                failure: Arc::clone(failure),
+                until: now + failure.retry_after.min(Duration::from_secs(24 * 3600)),
+            };
+        }
+        self.settle(now, &mut fx);
+        fx
+    }
+
+    /// Resolves everybody who waits; nobody waits from now on.
+    pub(crate) fn close(&mut self, closing: Closing, now: Instant) -> Effects<W> {
+        let mut fx = self.begin(now);
+        self.closed = Some(closing);
+        self.reject_all(now, &mut fx, &closing.rejection());
+        self.settle(now, &mut fx);
+        fx
+    }
+
+    /// The opposite of [`close`](Self::close): the revision is configured again.
+    pub(crate) fn reopen(&mut self) {
+        self.closed = None;
+    }
+
+    /// Whether nothing is left to take care of: no waiter, nothing in flight, no instance.
+    pub(crate) fn is_spent(&self) -> bool {
+        self.queue.is_empty()
+            && self.endpoints.in_flight() == 0
+            && self.endpoints.iter().all(|(_, e)| e.state.instance.is_none())
+    }
+
+    /// The key of an instance that is not gone.
+    pub(crate) fn instance_key(&self, instance: InstanceId) -> Option<u64> {
+        let mut known = self.known();
+        let slot = known.find(|slot| slot.state.instance == Some(instance))?;
+        Some(slot.state.key)
+    }
+
+    /// Configured and resolved addresses that are not gone, with their keys.
+    pub(crate) fn fixed(&self) -> Vec<(EndpointAddr, u64)> {
+        let fixed = self.known().filter(|slot| slot.state.instance.is_none());
+        fixed
+            .map(|slot| (slot.state.address.clone(), slot.state.key))
+            .collect()
+    }
+
+    /// Every endpoint that is not gone.
+    pub(crate) fn known(&self) -> impl Iterator<Item = &Slot> {
+        let known = self.endpoints.iter().map(|(_, slot)| slot);
+        known.filter(|slot| slot.phase != EndpointPhase::Gone)
+    }
+
+    /// Sets an endpoint aside, unless it is the last one. Of the last one only a refused
+    /// connection means something: what can be activated has to prove itself anew while requests
+    /// wait, and otherwise the least recently ejected gets its turn.
+    pub(super) fn eject(&mut self, i: u32, refused: bool, by_probe: bool, now: Instant, fx: &mut Effects<W>) {
+        let endpoint = self.endpoints.slot_mut(i);
+        if endpoint.phase != EndpointPhase::Ready {
+            return;
+        }
+        let counts = self.endpoints.counts();
+        let endpoint = self.endpoints.slot_mut(i);
+        let last = counts.ready == 1;
+        if !last || (refused && counts.ejected > 0) {
+            let until = now + endpoint.with_health(super::health::Health::eject);
+            self.endpoints.eject(i, until, by_probe);
+            if last {
+                self.reinstate_least_recent(Some(i));
+            }
+        } else if refused && self.limits.supply == Supply::Activated {
+            endpoint.with_health(super::health::Health::forgive);
+            self.endpoints.set_phase(i, EndpointPhase::Starting);
+            fx.wake_probes = true;
+        } else {
+            endpoint.with_health(super::health::Health::forgive);
+        }
+        self.find_eject_due();
+    }
+
+    /// Ends ejections whose time is over, and one before its time when nothing else is ready.
+    pub(super) fn reinstate(&mut self, now: Instant) {
+        if self.endpoints.counts().ejected == 0 {
+            self.eject_due = None;
+            return;
+        }
+        if self.eject_due.is_some_and(|due| due <= now) {
+            let over = |phase| matches!(phase, EndpointPhase::Ejected { until, .. } if until <= now);
+            let back = self.endpoints.iter().filter(|(_, e)| over(e.phase));
+            let back: Vec<u32> = back.map(|(i, _)| i).collect();
+            for i in back {
+                self.prove(i);
+            }
+        }
+        if self.endpoints.counts().ready == 0 {
+            self.reinstate_least_recent(None);
+        }
+        self.find_eject_due();
+    }
+
+    /// Asks for an endpoint, once per want: not while one is asked for or on its way. What was
+    /// asked for longer ago than an activation may take is asked for again, so that a lost
+    /// message cannot hold a revision at zero.
+    pub(super) fn activate(&mut self, now: Instant, fx: &mut Effects<W>) {
+        let wait = match &self.activation {
+            Activation::Idle => false,
+            Activation::Outstanding { since } => {
+                now.saturating_duration_since(*since) <= self.limits.start_timeout
+            }
+            Activation::Failed { until, .. } => now < *until,
+        };
+        if !wait && !self.is_one_coming() {
+            self.activation = Activation::Outstanding { since: now };
+            fx.signals.push(Signal::Activate);
+        }
+    }
+
+    fn reinstate_least_recent(&mut self, except: Option<u32>) {
+        let ejected = self.endpoints.iter();
+        let ejected =
+            ejected.filter(|(i, e)| matches!(e.phase, EndpointPhase::Ejected { .. }) && Some(*i) != except);
+        if let Some((i, _)) = ejected.min_by_key(|(_, e)| e.ejected_at) {
+            // No new turn: it proved nothing, and a request that it refused gives up on it.
+            self.endpoints.set_phase(i, EndpointPhase::Ready);
+        }
+    }
+
+    fn find_eject_due(&mut self) {
+        let untils = self.endpoints.iter().filter_map(|(_, e)| match e.phase {
+            EndpointPhase::Ejected { until, .. } => Some(until),
+            _ => None,
+        });
+        self.eject_due = untils.min();
+    }
+
+    /// It may be used, and tried again by those whom it failed.
+    fn prove(&mut self, i: u32) {
+        self.endpoints.new_turn(i);
+        self.endpoints.set_phase(i, EndpointPhase::Ready);
+    }
+
+    fn drain(&mut self, i: u32, fx: &mut Effects<W>) {
+        self.endpoints.set_phase(i, EndpointPhase::Draining);
+        fx.wake_probes = true;
+        let endpoint = self.endpoints.slot(i);
+        if let Some(instance) = endpoint.state.instance.filter(|_| endpoint.in_flight == 0) {
+            fx.signals.push(Signal::Drained(instance));
+        }
+    }
+
+    /// At zero nothing says when a platform stops what listens at a configured address: it has to
+    /// prove itself before the next request.
+    fn doubt_fixed(&mut self) {
+        let fixed = self.endpoints.iter();
+        let fixed = fixed.filter(|(_, e)| e.state.instance.is_none() && e.is_live());
+        let fixed: Vec<u32> = fixed.map(|(i, _)| i).collect();
+        for i in fixed {
+            self.endpoints.set_phase(i, EndpointPhase::Starting);
+        }
+    }
+
+    /// What was asked for may have come and gone before it was ready: whoever waits asks again.
+    fn lost_one(&mut self) {
+        let counts = self.endpoints.counts();
+        if counts.ready + counts.ejected == 0
+            && !self.is_one_coming()
+            && matches!(self.activation, Activation::Outstanding { .. })
+        {
+            self.activation = Activation::Idle;
+        }
+    }
+
+    /// Whether an instance is being started. A configured address is always "starting" until
+    /// something listens there, so it does not count.
+    fn is_one_coming(&self) -> bool {
+        self.endpoints.counts().starting > 0
+            && self
+                .endpoints
+                .iter()
+                .any(|(_, e)| e.phase == EndpointPhase::Starting && e.state.instance.is_some())
+    }
+
+    fn activation_succeeded(&mut self, now: Instant, fx: &mut Effects<W>) {
+        if let Activation::Outstanding { since } = self.activation {
+            let took = now.saturating_duration_since(since);
+            let before = self.start_estimate.unwrap_or(took);
+            self.start_estimate = Some((before * 7 + took * 3) / 10);
+            fx.signals.push(Signal::Activated { took });
+        }
+        self.activation = Activation::Idle;
+    }
+}
