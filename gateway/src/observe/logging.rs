@@ -1,0 +1,220 @@
+//! The process's own log, on stderr.
+//!
+//! Level policy, for our code and as a promise to whoever alerts on it:
+//!
+//! - `error`: the gateway itself failed to do its job and somebody must act: a listener died, a
+//!   certificate that was loaded cannot be used, the supervisor is gone.
+//! - `warn`: degraded but still serving, or bad input kept out: a reload was rejected, an instance
+//!   crashed and is backed off, an endpoint was ejected.
+//! - `info`: the lifecycle only: started, bound, generation applied, instance started and stopped,
+//!   draining, gone. A gateway under load with nothing wrong is silent.
+//! - `debug`: per request and per connection. A request that fails is in the access log and in the
+//!   metrics with its reason; nothing a client does may write a line above `debug`.
+//! - `trace`: per chunk and per decision.
+//!
+//! Pingora and rustls log each client's failed handshake or broken request at `error` or `warn`
+//! through the `log` crate. The bridge lowers their records to `debug` and below, so that the
+//! policy also holds for them and `SLUICE_LOG=debug` still shows them.
+
+use std::fmt;
+use std::io::IsTerminal;
+
+use thiserror::Error;
+use tracing::Subscriber;
+use tracing_log::LogTracer;
+use tracing_log::log::{self, Level, Log, Metadata, Record};
+use tracing_subscriber::EnvFilter;
+use tracing_subscriber::filter::ParseError;
+use tracing_subscriber::layer::SubscriberExt;
+
+use super::writer::LineSink;
+
+/// Crates whose records are about single clients whatever their level says.
+const LOWERED: [&str; 2] = ["pingora", "rustls"];
+
+/// How the log looks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum LogFormat {
+    /// For people.
+    Pretty,
+    /// One JSON object a line.
+    Json,
+}
+
+/// Why the log cannot be set up.
+#[derive(Debug, Error)]
+pub enum LoggingError {
+    /// The variable holds no filter.
+    #[error("{variable} is not a log filter: {source} (try `info` or `sluice_gateway=debug,info`)")]
+    Filter {
+        /// The environment variable.
+        variable: &'static str,
+        /// What is wrong with it.
+        source: ParseError,
+    },
+    /// Something else in this process has set up a log before.
+    #[error("a log is already set up in this process")]
+    Repeated,
+}
+
+/// Sets up the log of this process: `SLUICE_LOG`, else `RUST_LOG`, else `info`. Lines go to
+/// `sink`; the composition root starts its writer on stderr.
+///
+/// # Errors
+/// [`LoggingError`].
+pub fn init_logging(format: LogFormat, sink: LineSink) -> Result<(), LoggingError> {
+    let filter = filter(|variable| std::env::var(variable).ok())?;
+    let colours = std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none();
+    let subscriber = subscriber(format, filter, colours, sink);
+    tracing::subscriber::set_global_default(subscriber).map_err(|_| LoggingError::Repeated)?;
+    log::set_boxed_logger(Box::new(Bridge::default())).map_err(|_| LoggingError::Repeated)?;
+    // The subscriber's filter decides; this only keeps `trace!` of others from being formatted.
+    log::set_max_level(log::LevelFilter::Trace);
+    Ok(())
+}
+
+fn filter(variable: impl Fn(&str) -> Option<String>) -> Result<EnvFilter, LoggingError> {
+    for name in ["SLUICE_LOG", "RUST_LOG"] {
+        if let Some(text) = variable(name).filter(|text| !text.trim().is_empty()) {
+            return EnvFilter::try_new(text).map_err(|source| LoggingError::Filter {
+                variable: name,
+                source,
+            });
+        }
+    }
+    Ok(EnvFilter::new("info"))
+}
+
+fn subscriber(
+    format: LogFormat,
+    filter: EnvFilter,
+    colours: bool,
+    sink: LineSink,
+) -> Box<dyn Subscriber + Send + Sync> {
+    let registry = tracing_subscriber::registry().with(filter);
+    let layer = tracing_subscriber::fmt::layer().with_writer(move || sink.clone());
+    match format {
+        LogFormat::Pretty => Box::new(registry.with(layer.with_ansi(colours))),
+        LogFormat::Json => Box::new(registry.with(layer.json().flatten_event(true))),
+    }
+}
+
+/// From `log` to `tracing`, with the levels of some crates lowered.
+#[derive(Default)]
+struct Bridge(LogTracer);
+
+impl fmt::Debug for Bridge {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Bridge")
+    }
+}
+
+fn lowered(target: &str, level: Level) -> Level {
+    if !LOWERED.iter().any(|prefix| target.starts_with(prefix)) {
+        return level;
+    }
+    match level {
+        Level::Error | Level::Warn | Level::Info => Level::Debug,
+        Level::Debug | Level::Trace => Level::Trace,
+    }
+}
+
+impl Log for Bridge {
+    fn enabled(&self, metadata: &Metadata<'_>) -> bool {
+        let level = lowered(metadata.target(), metadata.level());
+        let metadata = Metadata::builder().level(level).target(metadata.target()).build();
+        self.0.enabled(&metadata)
+    }
+
+    fn log(&self, record: &Record<'_>) {
+        let level = lowered(record.target(), record.level());
+        let lowered = Record::builder()
+            .level(level)
+            .args(*record.args())
+            .target(record.target())
+            .module_path(record.module_path())
+            .file(record.file())
+            .line(record.line())
+            .build();
+        self.0.log(&lowered);
+    }
+
+    fn flush(&self) {}
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{Read, Seek};
+    use std::time::Duration;
+
+    use super::super::LineWriter;
+    use super::*;
+
+    /// What the log holds after `act`.
+    fn logged(format: LogFormat, filter: &str, act: impl FnOnce()) -> String {
+        let mut file = tempfile::tempfile().unwrap();
+        let dropped = metrics::Counter::noop();
+        let writer = LineWriter::start("test", file.try_clone().unwrap(), 1 << 16, dropped).unwrap();
+        let filter = EnvFilter::new(filter);
+        tracing::subscriber::with_default(subscriber(format, filter, false, writer.sink()), act);
+        assert!(writer.shutdown(Duration::from_secs(10)));
+        file.rewind().unwrap();
+        let mut text = String::new();
+        file.read_to_string(&mut text).unwrap();
+        text
+    }
+
+    fn record(target: &str, level: Level) {
+        let message = format_args!("handshake failed");
+        let record = Record::builder()
+            .target(target)
+            .level(level)
+            .args(message)
+            .build();
+        Bridge::default().log(&record);
+    }
+
+    #[test]
+    fn one_line_per_event_in_both_formats() {
+        let act = || tracing::info!(generation = 3, "applied\nto all");
+        let text = logged(LogFormat::Json, "info", act);
+        let value: serde_json::Value = serde_json::from_str(&text).unwrap();
+        assert_eq!(value["message"], "applied\nto all");
+        assert_eq!(
+            (&value["generation"], &value["level"]),
+            (&3.into(), &"INFO".into())
+        );
+        let text = logged(LogFormat::Pretty, "info", act);
+        assert!(text.contains("INFO") && text.contains("generation=3"), "{text}");
+    }
+
+    #[test]
+    fn other_crates_cannot_raise_the_alarm_for_a_client() {
+        let act = || {
+            record("pingora_core::protocols::tls", Level::Error);
+            record("rustls::conn", Level::Warn);
+            record("notify", Level::Warn);
+        };
+        let text = logged(LogFormat::Pretty, "info", act);
+        assert_eq!(text.lines().count(), 1, "{text}");
+        assert!(text.contains("WARN") && text.contains("notify"), "{text}");
+        let text = logged(LogFormat::Pretty, "debug", act);
+        assert_eq!(text.matches("DEBUG").count(), 2, "{text}");
+    }
+
+    #[test]
+    fn the_filter_comes_from_the_first_variable_that_is_set() {
+        let vars = |sluice: &'static str, rust: &'static str| {
+            move |name: &str| match name {
+                "SLUICE_LOG" => Some(sluice.to_owned()),
+                _ => Some(rust.to_owned()),
+            }
+        };
+        let text = |f: Result<EnvFilter, LoggingError>| f.unwrap().to_string();
+        assert_eq!(text(filter(|_| None)), "info");
+        assert_eq!(text(filter(vars("debug", "trace"))), "debug");
+        assert_eq!(text(filter(vars(" ", "trace"))), "trace");
+        let error = filter(vars("a=b=c", "")).unwrap_err().to_string();
+        assert!(error.starts_with("SLUICE_LOG"), "{error}");
+    }
+}

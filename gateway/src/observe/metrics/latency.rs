@@ -1,0 +1,167 @@
+//! Durations: recorded in HDR histograms, shown as Prometheus histograms.
+
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use hdrhistogram::Histogram;
+use parking_lot::Mutex;
+
+/// Upper bounds of the buckets: in microseconds, and as the label says it in seconds.
+pub(super) const BOUNDS: [(u64, &str); 16] = [
+    (500, "0.0005"),
+    (1_000, "0.001"),
+    (2_500, "0.0025"),
+    (5_000, "0.005"),
+    (10_000, "0.01"),
+    (25_000, "0.025"),
+    (50_000, "0.05"),
+    (100_000, "0.1"),
+    (250_000, "0.25"),
+    (500_000, "0.5"),
+    (1_000_000, "1"),
+    (2_500_000, "2.5"),
+    (5_000_000, "5"),
+    (10_000_000, "10"),
+    (30_000_000, "30"),
+    (60_000_000, "60"),
+];
+
+/// What is longer is recorded as this long (the sum stays exact): bounds a histogram at 26 KB.
+const LONGEST: u64 = 3_600_000_000;
+
+/// Two digits: an error below 1 %, which may put a duration that close to a bound into the next
+/// bucket, never into the one before.
+const DIGITS: u8 = 2;
+
+/// Enough that the threads of a small machine do not meet; on a large one few meet at once.
+const SHARDS: usize = 4;
+
+/// One series. Takes memory with the first duration, and grows with the longest one.
+#[derive(Debug, Default)]
+pub(super) struct Latency {
+    shards: [Shard; SHARDS],
+}
+
+/// On a cache line of its own, or sharding would not pay.
+#[derive(Debug, Default)]
+#[repr(align(64))]
+struct Shard(Mutex<Option<Box<Recorded>>>);
+
+#[derive(Debug)]
+struct Recorded {
+    micros: Histogram<u64>,
+    sum: Duration,
+}
+
+/// A series at a moment.
+#[derive(Debug, Default, Clone, PartialEq)]
+pub(super) struct Buckets {
+    /// Durations up to each of [`BOUNDS`]; cumulative.
+    pub(super) cumulative: [u64; BOUNDS.len()],
+    /// All of them.
+    pub(super) count: u64,
+    /// Their sum.
+    pub(super) sum: Duration,
+}
+
+impl Latency {
+    /// Records one duration: some 20 ns under a lock that is seldom contended.
+    pub(super) fn record(&self, duration: Duration) {
+        let micros = u64::try_from(duration.as_micros()).map_or(LONGEST, |m| m.min(LONGEST));
+        let mut shard = self.shards[shard_of_this_thread()].0.lock();
+        let recorded = shard.get_or_insert_with(|| {
+            Box::new(Recorded {
+                micros: Histogram::new(DIGITS).expect("the number of digits is in range"),
+                sum: Duration::ZERO,
+            })
+        });
+        // It resizes itself, so it takes every value; the saturating variant would not resize.
+        let taken = recorded.micros.record(micros);
+        debug_assert!(taken.is_ok(), "{micros} did not fit: {taken:?}");
+        recorded.sum = recorded.sum.saturating_add(duration);
+    }
+
+    /// What was recorded so far; `None` before the first.
+    pub(super) fn buckets(&self) -> Option<Buckets> {
+        let mut out = Buckets::default();
+        for shard in &self.shards {
+            let shard = shard.0.lock();
+            let Some(recorded) = shard.as_deref() else {
+                continue;
+            };
+            for value in recorded.micros.iter_recorded() {
+                let count = value.count_at_value();
+                // The value is the upper end of what it stands for.
+                let first = BOUNDS.partition_point(|&(bound, _)| bound < value.value_iterated_to());
+                if let Some(bucket) = out.cumulative.get_mut(first) {
+                    *bucket += count;
+                }
+                out.count += count;
+            }
+            out.sum = out.sum.saturating_add(recorded.sum);
+        }
+        for i in 1..BOUNDS.len() {
+            out.cumulative[i] += out.cumulative[i - 1];
+        }
+        (out.count > 0).then_some(out)
+    }
+}
+
+fn shard_of_this_thread() -> usize {
+    static NEXT: AtomicUsize = AtomicUsize::new(0);
+    thread_local! {
+        static SHARD: usize = NEXT.fetch_add(1, Ordering::Relaxed) % SHARDS;
+    }
+    SHARD.with(|shard| *shard)
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn labels_say_what_bounds_are() {
+        for (micros, label) in BOUNDS {
+            let seconds: f64 = label.parse().unwrap();
+            assert!((seconds * 1e6 - micros as f64).abs() < 1e-6, "{label}");
+        }
+        assert!(BOUNDS.is_sorted());
+    }
+
+    proptest! {
+        #[test]
+        fn buckets_count_what_was_recorded(micros in proptest::collection::vec(0..100_000_000u64, 1..100)) {
+            let latency = Latency::default();
+            for &m in &micros {
+                latency.record(Duration::from_micros(m));
+            }
+            let buckets = latency.buckets().unwrap();
+            prop_assert_eq!(buckets.count, micros.len() as u64);
+            prop_assert_eq!(buckets.sum, Duration::from_micros(micros.iter().sum()));
+            for ((bound, _), have) in BOUNDS.into_iter().zip(buckets.cumulative) {
+                let exact = micros.iter().filter(|&&m| m <= bound).count() as u64;
+                let surely = micros.iter().filter(|&&m| m < bound - bound / 100).count() as u64;
+                prop_assert!(surely <= have && have <= exact, "{bound}: {surely} <= {have} <= {exact}");
+            }
+        }
+    }
+
+    #[test]
+    fn threads_add_up_and_the_longest_fits() {
+        let latency = Latency::default();
+        assert_eq!(latency.buckets(), None);
+        std::thread::scope(|scope| {
+            for _ in 0..8 {
+                scope.spawn(|| (0..1000).for_each(|_| latency.record(Duration::from_millis(3))));
+            }
+        });
+        latency.record(Duration::MAX);
+        latency.record(Duration::from_secs(86_400));
+        let buckets = latency.buckets().unwrap();
+        assert_eq!(buckets.count, 8002);
+        assert_eq!(buckets.cumulative[2], 0);
+        assert_eq!(buckets.cumulative[3..], [8000; 13]);
+    }
+}

@@ -1,0 +1,345 @@
+//! The numbers of the user contract.
+//!
+//! Series of services and revisions live exactly as long as somebody holds their handle: the
+//! registry here knows them weakly, so a removed revision vanishes with its last request, without
+//! a timer and without a call that could be forgotten. `metrics-exporter-prometheus` can only
+//! expire series that were idle, which would also drop the counters of a revision that rests at
+//! zero; it keeps the process-wide ones, whose label sets are fixed.
+//!
+//! Nothing is global: a [`Metrics`] is a value, and tests have one each.
+
+mod codes;
+mod latency;
+mod revision;
+mod text;
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::net::SocketAddr;
+use std::sync::{Arc, Weak};
+
+use metrics::{Counter, Gauge, Key, Label, Level, Metadata, Recorder};
+use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusRecorder};
+use parking_lot::Mutex;
+use sluice_model::{EndpointAddr, Generation, RevisionId, ServiceId, StatusSource};
+
+pub use revision::{ActivationResult, RevisionMetrics, ServiceMetrics};
+
+use crate::edge::Wire;
+use text::Gauges;
+
+const GENERATION: &str = "sluice_config_generation";
+const RELOADS: &str = "sluice_config_reloads_total";
+const CONNECTIONS: &str = "sluice_connections";
+const CLOSED: &str = "sluice_connections_closed_total";
+const DROPPED: &str = "sluice_log_lines_dropped_total";
+
+/// How one load of the configuration ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ReloadResult {
+    /// A new generation was published.
+    Applied,
+    /// The content was the same.
+    Unchanged,
+    /// It had mistakes; the last good generation serves on.
+    Rejected,
+}
+
+impl ReloadResult {
+    const ALL: [Self; 3] = [Self::Applied, Self::Unchanged, Self::Rejected];
+
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::Applied => "applied",
+            Self::Unchanged => "unchanged",
+            Self::Rejected => "rejected",
+        }
+    }
+}
+
+/// What a revision carries right now.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RevisionLoad {
+    /// The service it belongs to.
+    pub service: ServiceId,
+    /// The revision.
+    pub revision: RevisionId,
+    /// Requests and streams that hold a Permit.
+    pub in_flight: u32,
+    /// Waiters.
+    pub queued: u32,
+    /// Endpoints that may be used.
+    pub ready: u32,
+}
+
+/// What an endpoint is good for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum EndpointCondition {
+    /// Known, not ready yet.
+    Starting,
+    /// May be used.
+    Ready,
+    /// Out for a while after failures.
+    Ejected,
+    /// Finishes what it has.
+    Draining,
+}
+
+impl EndpointCondition {
+    /// Its name in the API.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Starting => "starting",
+            Self::Ready => "ready",
+            Self::Ejected => "ejected",
+            Self::Draining => "draining",
+        }
+    }
+}
+
+/// One endpoint of a revision.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct EndpointLoad {
+    /// Where it is.
+    pub address: EndpointAddr,
+    /// What it is good for.
+    pub condition: EndpointCondition,
+    /// Requests and streams on it.
+    pub in_flight: u32,
+}
+
+/// Live numbers, asked for at a scrape or an API call, so that keeping them costs nothing in
+/// between. Implemented by the registry.
+pub trait LoadView: Send + Sync {
+    /// One entry per revision that serves or still drains.
+    fn loads(&self) -> Vec<RevisionLoad>;
+
+    /// The endpoints of one revision; empty when it is not known.
+    fn endpoints(&self, revision: &RevisionId) -> Vec<EndpointLoad>;
+}
+
+/// All metrics of one gateway; cheap to clone.
+#[derive(Clone)]
+pub struct Metrics {
+    inner: Arc<Inner>,
+}
+
+impl fmt::Debug for Metrics {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Metrics").finish_non_exhaustive()
+    }
+}
+
+struct Inner {
+    recorder: PrometheusRecorder,
+    generation: Gauge,
+    reloads: [Counter; 3],
+    dropped: Counter,
+    unrouted: ServiceMetrics,
+    live: Mutex<Live>,
+}
+
+#[derive(Default)]
+struct Live {
+    services: BTreeMap<ServiceId, Weak<ServiceMetrics>>,
+    revisions: BTreeMap<(ServiceId, RevisionId), Weak<RevisionMetrics>>,
+    /// How many entries call for a sweep; keeps dead ones from piling up where nobody scrapes.
+    sweep_at: usize,
+}
+
+impl Live {
+    fn sweep(&mut self) {
+        self.services.retain(|_, s| s.strong_count() > 0);
+        self.revisions.retain(|_, r| r.strong_count() > 0);
+        self.sweep_at = 2 * (self.services.len() + self.revisions.len()) + 64;
+    }
+}
+
+const METADATA: Metadata<'static> = Metadata::new(module_path!(), Level::INFO, None);
+
+impl Default for Metrics {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Metrics {
+    /// An empty set.
+    pub fn new() -> Self {
+        let recorder = PrometheusBuilder::new().build_recorder();
+        let gauge = |name: &'static str, help: &'static str| {
+            recorder.describe_gauge(name.into(), None, help.into());
+        };
+        let counter = |name: &'static str, help: &'static str| {
+            recorder.describe_counter(name.into(), None, help.into());
+        };
+        gauge(GENERATION, "The generation of the Snapshot that is served.");
+        counter(RELOADS, "Loads of the configuration by how they ended.");
+        gauge(CONNECTIONS, "Open client connections.");
+        counter(CLOSED, "Client connections that were closed, by why.");
+        counter(
+            DROPPED,
+            "Lines of access log and log that were lost because nobody took them.",
+        );
+        let reloads = ReloadResult::ALL.map(|result| {
+            let labels = vec![Label::from_static_parts("result", result.as_str())];
+            recorder.register_counter(&Key::from_parts(RELOADS, labels), &METADATA)
+        });
+        Self {
+            inner: Arc::new(Inner {
+                generation: recorder.register_gauge(&Key::from_static_name(GENERATION), &METADATA),
+                reloads,
+                dropped: recorder.register_counter(&Key::from_static_name(DROPPED), &METADATA),
+                recorder,
+                unrouted: ServiceMetrics::new("", ""),
+                live: Mutex::default(),
+            }),
+        }
+    }
+
+    /// The counters of requests that no service was found for: all name labels are empty.
+    pub fn unrouted(&self) -> &ServiceMetrics {
+        &self.inner.unrouted
+    }
+
+    /// The counters of a service; the same ones as long as anybody holds them.
+    pub fn service(&self, service: &ServiceId) -> Arc<ServiceMetrics> {
+        self.inner.live.lock().service(service)
+    }
+
+    /// The handles of a revision, to be kept beside its live state; the same ones as long as
+    /// anybody holds them, so that a revision which comes back while its past self drains goes on
+    /// counting. The series vanish when the last holder lets go.
+    pub fn revision(&self, service: &ServiceId, revision: &RevisionId) -> Arc<RevisionMetrics> {
+        let mut live = self.inner.live.lock();
+        let key = (service.clone(), revision.clone());
+        if let Some(known) = live.revisions.get(&key).and_then(Weak::upgrade) {
+            return known;
+        }
+        let new = Arc::new(RevisionMetrics::new(live.service(service), revision));
+        live.revisions.insert(key, Arc::downgrade(&new));
+        new
+    }
+
+    /// A Snapshot is served.
+    pub fn set_generation(&self, generation: Generation) {
+        // Exact up to 2^53 reloads.
+        self.inner.generation.set(generation.0 as f64);
+    }
+
+    /// A load of the configuration ended.
+    pub fn reloaded(&self, result: ReloadResult) {
+        self.inner.reloads[result as usize].increment(1);
+    }
+
+    /// The counter for [`LineWriter`](super::LineWriter).
+    pub fn log_lines_dropped(&self) -> Counter {
+        self.inner.dropped.clone()
+    }
+
+    /// The numbers of one listener, by the address it is bound to.
+    pub fn connections(&self, listener: SocketAddr) -> Connections {
+        let gauge = |protocol: &'static str| {
+            let labels = vec![
+                Label::new("listener", listener.to_string()),
+                Label::from_static_parts("protocol", protocol),
+            ];
+            let key = Key::from_parts(CONNECTIONS, labels);
+            self.inner.recorder.register_gauge(&key, &METADATA)
+        };
+        Connections {
+            http1: gauge("http1"),
+            http2: gauge("http2"),
+            listener: listener.to_string().into(),
+            metrics: self.clone(),
+        }
+    }
+
+    /// Everything in Prometheus's text format. Gauges are asked for now; `desired` comes from
+    /// `status`. Takes time in proportion to the number of revisions: not for a request's thread.
+    pub fn render(&self, loads: &dyn LoadView, status: &dyn StatusSource) -> String {
+        let (services, revisions) = {
+            let mut live = self.inner.live.lock();
+            live.sweep();
+            let services: Vec<_> = live.services.values().filter_map(Weak::upgrade).collect();
+            let revisions: Vec<_> = live.revisions.values().filter_map(Weak::upgrade).collect();
+            (services, revisions)
+        };
+        let gauges: Vec<Gauges> = loads
+            .loads()
+            .into_iter()
+            .map(|load| Gauges {
+                desired: status.revision_status(&load.revision).map(|s| s.desired),
+                load,
+            })
+            .collect();
+        let mut out = String::new();
+        let services = std::iter::once(&self.inner.unrouted).chain(services.iter().map(AsRef::as_ref));
+        text::render(&mut out, services, &revisions, &gauges);
+        out.push_str(&self.inner.recorder.handle().render());
+        out
+    }
+}
+
+impl Live {
+    fn service(&mut self, service: &ServiceId) -> Arc<ServiceMetrics> {
+        if let Some(known) = self.services.get(service).and_then(Weak::upgrade) {
+            return known;
+        }
+        if self.services.len() + self.revisions.len() >= self.sweep_at {
+            self.sweep();
+        }
+        let new = Arc::new(ServiceMetrics::new(service.namespace(), service.name()));
+        self.services.insert(service.clone(), Arc::downgrade(&new));
+        new
+    }
+}
+
+/// The numbers of one listener.
+#[derive(Debug, Clone)]
+pub struct Connections {
+    http1: Gauge,
+    http2: Gauge,
+    listener: Arc<str>,
+    metrics: Metrics,
+}
+
+impl Connections {
+    /// Counts a connection as open until the guard is dropped.
+    pub fn open(&self, wire: Wire) -> OpenConnection {
+        let gauge = match wire {
+            Wire::Http1 => &self.http1,
+            Wire::Http2 => &self.http2,
+        };
+        gauge.increment(1.0);
+        OpenConnection(gauge.clone())
+    }
+
+    /// Counts why a connection was closed, prepared or not. The reason is one of a fixed list.
+    pub fn closed(&self, reason: &'static str) {
+        let labels = vec![
+            Label::new("listener", Arc::clone(&self.listener)),
+            Label::from_static_parts("reason", reason),
+        ];
+        let key = Key::from_parts(CLOSED, labels);
+        self.metrics
+            .inner
+            .recorder
+            .register_counter(&key, &METADATA)
+            .increment(1);
+    }
+}
+
+/// One open connection.
+#[derive(Debug)]
+pub struct OpenConnection(Gauge);
+
+impl Drop for OpenConnection {
+    fn drop(&mut self) {
+        self.0.decrement(1.0);
+    }
+}
+
+#[cfg(test)]
+#[path = "metrics_tests.rs"]
+mod tests;

@@ -1,0 +1,320 @@
+//! Lines from many threads to one file, without anybody waiting for the file.
+//!
+//! Lines are appended to one bounded buffer under a short lock; one thread swaps the buffer for
+//! an empty one and writes it with as few calls as possible. A channel of lines was rejected: it
+//! allocates per line and bounds their number, not their bytes.
+
+use std::io::{self, ErrorKind, Write};
+use std::sync::Arc;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use metrics::Counter;
+use parking_lot::{Condvar, Mutex};
+
+/// How long a line may wait for company. At low rates this saves a wake-up and a write per line;
+/// at high rates the buffer fills sooner.
+const LINGER: Duration = Duration::from_millis(5);
+
+/// How long the thread waits when the sink says it would block (a pipe that somebody else made
+/// non-blocking).
+const RETRY: Duration = Duration::from_millis(10);
+
+#[derive(Debug, Default)]
+struct Pending {
+    bytes: Vec<u8>,
+    closed: bool,
+    /// The thread has written everything and ended.
+    done: bool,
+}
+
+#[derive(Debug)]
+struct Shared {
+    pending: Mutex<Pending>,
+    /// Wakes the thread: first line, half full, closed.
+    work: Condvar,
+    /// Wakes who waits for the end.
+    done: Condvar,
+    capacity: usize,
+    dropped: Counter,
+}
+
+/// The producers' end; cheap to clone.
+#[derive(Debug, Clone)]
+pub struct LineSink {
+    /// `None` takes nothing: a gateway without the log.
+    shared: Option<Arc<Shared>>,
+}
+
+impl LineSink {
+    /// Throws everything away, without counting it as dropped.
+    pub fn none() -> Self {
+        Self { shared: None }
+    }
+
+    /// Takes one line, its line feed included, or drops and counts it when it does not fit. Never
+    /// waits for the file.
+    pub fn line(&self, line: &[u8]) {
+        let Some(shared) = &self.shared else { return };
+        let mut pending = shared.pending.lock();
+        let before = pending.bytes.len();
+        if pending.closed || before + line.len() > shared.capacity {
+            drop(pending);
+            shared.dropped.increment(1);
+            return;
+        }
+        pending.bytes.extend_from_slice(line);
+        let half = shared.capacity / 2;
+        let wake = before == 0 || (before < half && pending.bytes.len() >= half);
+        drop(pending);
+        if wake {
+            shared.work.notify_one();
+        }
+    }
+}
+
+/// For writers that format one line per call, as `tracing-subscriber` does.
+impl Write for LineSink {
+    fn write(&mut self, buf: &[u8]) -> io::Result<usize> {
+        self.line(buf);
+        Ok(buf.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// The owner's end: ends the thread.
+///
+/// Dropping it lets the thread finish on its own; [`shutdown`](Self::shutdown) waits for it.
+#[derive(Debug)]
+pub struct LineWriter {
+    shared: Arc<Shared>,
+}
+
+impl LineWriter {
+    /// Starts the thread. `capacity` is in bytes; the thread may hold as much again while it
+    /// writes. `dropped` counts lines: those that did not fit, and those the file refused.
+    ///
+    /// # Errors
+    /// When the system gives no thread.
+    pub fn start(
+        name: &str,
+        file: impl Write + Send + 'static,
+        capacity: usize,
+        dropped: Counter,
+    ) -> io::Result<Self> {
+        let shared = Arc::new(Shared {
+            pending: Mutex::default(),
+            work: Condvar::new(),
+            done: Condvar::new(),
+            capacity,
+            dropped,
+        });
+        let theirs = Arc::clone(&shared);
+        thread::Builder::new()
+            .name(name.to_owned())
+            .spawn(move || write_until_closed(&theirs, file))?;
+        Ok(Self { shared })
+    }
+
+    /// An end for producers.
+    pub fn sink(&self) -> LineSink {
+        LineSink {
+            shared: Some(Arc::clone(&self.shared)),
+        }
+    }
+
+    /// Writes what is there and ends; lines that come later are dropped and counted. Blocks the
+    /// calling thread for at most `within`: a reader that stands still does not keep a process
+    /// alive. Returns whether everything was written.
+    pub fn shutdown(self, within: Duration) -> bool {
+        let deadline = Instant::now() + within;
+        let mut pending = self.shared.pending.lock();
+        pending.closed = true;
+        self.shared.work.notify_one();
+        while !pending.done {
+            if self.shared.done.wait_until(&mut pending, deadline).timed_out() {
+                return pending.done;
+            }
+        }
+        true
+    }
+}
+
+impl Drop for LineWriter {
+    fn drop(&mut self) {
+        self.shared.pending.lock().closed = true;
+        self.shared.work.notify_one();
+    }
+}
+
+fn write_until_closed(shared: &Shared, mut file: impl Write) {
+    let mut batch = Vec::new();
+    let mut torn = false;
+    loop {
+        let closed = {
+            let mut pending = shared.pending.lock();
+            while pending.bytes.is_empty() && !pending.closed {
+                shared.work.wait(&mut pending);
+            }
+            if !pending.closed && pending.bytes.len() < shared.capacity / 2 {
+                shared.work.wait_for(&mut pending, LINGER);
+            }
+            std::mem::swap(&mut pending.bytes, &mut batch);
+            pending.closed
+        };
+        // Whatever was cut off by an error must not run into the next line.
+        if torn && !batch.is_empty() && write_all(&mut file, b"\n").is_ok() {
+            torn = false;
+        }
+        if let Err(written) = write_all(&mut file, &batch) {
+            let lost = batch[written..].iter().filter(|&&b| b == b'\n').count();
+            shared.dropped.increment(u64::try_from(lost).unwrap_or(u64::MAX));
+            torn = written > 0 && batch[written - 1] != b'\n';
+        }
+        batch.clear();
+        if closed {
+            let mut pending = shared.pending.lock();
+            if pending.bytes.is_empty() {
+                pending.done = true;
+                shared.done.notify_all();
+                return;
+            }
+        }
+    }
+}
+
+/// Writes all of it, or says how much was written before the file refused.
+fn write_all(file: &mut impl Write, bytes: &[u8]) -> Result<(), usize> {
+    let mut written = 0;
+    while written < bytes.len() {
+        match file.write(&bytes[written..]) {
+            Ok(0) => return Err(written),
+            Ok(n) => written += n,
+            Err(e) if e.kind() == ErrorKind::Interrupted => {}
+            Err(e) if e.kind() == ErrorKind::WouldBlock => thread::park_timeout(RETRY),
+            Err(_) => return Err(written),
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs::{File, OpenOptions};
+    use std::io::{BufRead, BufReader, Read};
+    use std::sync::atomic::{AtomicU64, Ordering};
+
+    use super::*;
+
+    fn counter() -> (Counter, Arc<AtomicU64>) {
+        let count = Arc::new(AtomicU64::new(0));
+        (Counter::from_arc(Arc::clone(&count)), count)
+    }
+
+    fn poll(what: &str, mut condition: impl FnMut() -> bool) {
+        let deadline = Instant::now() + Duration::from_secs(10);
+        while !condition() {
+            assert!(Instant::now() < deadline, "{what}");
+            thread::yield_now();
+        }
+    }
+
+    #[test]
+    fn lines_arrive_in_order_and_shutdown_flushes() {
+        let mut file = tempfile::tempfile().unwrap();
+        let (dropped, lost) = counter();
+        let writer = LineWriter::start("test", file.try_clone().unwrap(), 1 << 20, dropped).unwrap();
+        let sink = writer.sink();
+        for i in 0..1000 {
+            sink.line(format!("{i}\n").as_bytes());
+        }
+        assert!(writer.shutdown(Duration::from_secs(10)));
+        io::Seek::rewind(&mut file).unwrap();
+        let lines: Vec<String> = BufReader::new(file).lines().map(Result::unwrap).collect();
+        assert!(lines.iter().enumerate().all(|(i, l)| *l == i.to_string()));
+        assert_eq!((lines.len(), lost.load(Ordering::Relaxed)), (1000, 0));
+        sink.line(b"late\n");
+        assert_eq!(lost.load(Ordering::Relaxed), 1);
+    }
+
+    #[test]
+    fn a_pipe_nobody_reads_drops_lines_and_blocks_nobody() {
+        let (mut reader, pipe) = io::pipe().unwrap();
+        let (dropped, lost) = counter();
+        let writer = LineWriter::start("test", pipe, 4096, dropped).unwrap();
+        let sink = writer.sink();
+        // A pipe holds 64 KiB: fill pipe and both buffers; from then on every line is dropped.
+        let line = [b"x".repeat(99), b"\n".to_vec()].concat();
+        let mut sent = 0u64;
+        poll("lines are dropped", || {
+            sink.line(&line);
+            sent += 1;
+            lost.load(Ordering::Relaxed) > 1000
+        });
+        assert!(
+            !writer.shutdown(Duration::from_millis(20)),
+            "a blocked file is not waited for"
+        );
+        // Once somebody reads, what was taken arrives whole: nothing lost beyond what was counted.
+        let mut all = Vec::new();
+        reader.read_to_end(&mut all).unwrap();
+        assert_eq!(all.len() % 100, 0);
+        assert_eq!(all.len() as u64 / 100 + lost.load(Ordering::Relaxed), sent);
+    }
+
+    #[test]
+    fn files_that_refuse_are_survived_and_counted() {
+        let (reader, pipe) = io::pipe().unwrap();
+        drop(reader);
+        let full = OpenOptions::new().write(true).open("/dev/full").unwrap();
+        let files: [Box<dyn Write + Send>; 2] = [Box::new(pipe), Box::new(full)];
+        for file in files {
+            let (dropped, lost) = counter();
+            let writer = LineWriter::start("test", file, 4096, dropped).unwrap();
+            let sink = writer.sink();
+            for i in 1..=3 {
+                sink.line(b"a\n");
+                poll("each line is counted", || lost.load(Ordering::Relaxed) == i);
+            }
+            assert!(writer.shutdown(Duration::from_secs(10)));
+        }
+    }
+
+    /// Takes a few bytes, fails once, then works.
+    struct Torn(u32, File);
+
+    impl Write for Torn {
+        fn write(&mut self, buf: &[u8]) -> io::Result<usize> {
+            self.0 += 1;
+            match self.0 {
+                1 => self.1.write(&buf[..2]),
+                2 => Err(ErrorKind::StorageFull.into()),
+                3 => Err(ErrorKind::WouldBlock.into()),
+                4 => Err(ErrorKind::Interrupted.into()),
+                _ => self.1.write(buf),
+            }
+        }
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn a_line_cut_in_half_does_not_spoil_the_next() {
+        let mut file = tempfile::tempfile().unwrap();
+        let (dropped, lost) = counter();
+        let torn = Torn(0, file.try_clone().unwrap());
+        let writer = LineWriter::start("test", torn, 4096, dropped).unwrap();
+        writer.sink().line(b"first\n");
+        poll("the first is lost", || lost.load(Ordering::Relaxed) == 1);
+        writer.sink().line(b"second\n");
+        assert!(writer.shutdown(Duration::from_secs(10)));
+        io::Seek::rewind(&mut file).unwrap();
+        let mut text = String::new();
+        file.read_to_string(&mut text).unwrap();
+        assert_eq!(text, "fi\nsecond\n");
+    }
+}
