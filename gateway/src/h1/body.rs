@@ -7,6 +7,7 @@ use thiserror::Error;
 use super::chunk::{ChunkDecoder, ChunkFault};
 use super::head::Framing;
 use super::limits::GuardLimits;
+use crate::observe::Reason;
 
 /// Why a request's body, or the connection under it, ends before its time. The connection ends, too.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
@@ -33,12 +34,12 @@ pub enum BodyFault {
 
 impl BodyFault {
     /// The contract's reason.
-    pub fn reason(&self) -> &'static str {
+    pub fn reason(&self) -> Reason {
         match self {
-            Self::TooLarge { .. } => "body_too_large",
-            Self::Chunk(_) => "bad_request",
-            Self::ReadTimeout => "request_timeout",
-            Self::WriteTimeout | Self::ClientGone => "client_gone",
+            Self::TooLarge { .. } => Reason::BodyTooLarge,
+            Self::Chunk(_) => Reason::BadRequest,
+            Self::ReadTimeout => Reason::RequestTimeout,
+            Self::WriteTimeout | Self::ClientGone => Reason::ClientGone,
         }
     }
 

@@ -5,6 +5,8 @@ use std::io;
 use sluice_model::NameError;
 use thiserror::Error;
 
+use crate::observe::Reason;
+
 /// Why a head is refused. The text says what exactly is wrong and goes into the answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
 pub enum HeadFault {
@@ -126,11 +128,11 @@ pub enum HeadFault {
 
 impl HeadFault {
     /// The contract's reason.
-    pub fn reason(&self) -> &'static str {
+    pub fn reason(&self) -> Reason {
         match self {
-            Self::HeadTooLarge { .. } | Self::TooManyFields { .. } => "headers_too_large",
-            Self::UriTooLong { .. } => "uri_too_long",
-            _ => "bad_request",
+            Self::HeadTooLarge { .. } | Self::TooManyFields { .. } => Reason::HeadersTooLarge,
+            Self::UriTooLong { .. } => Reason::UriTooLong,
+            _ => Reason::BadRequest,
         }
     }
 
@@ -172,12 +174,12 @@ pub enum HeadError {
 
 impl HeadError {
     /// The contract's reason.
-    pub fn reason(&self) -> &'static str {
+    pub fn reason(&self) -> Reason {
         match self {
             Self::Fault(fault) => fault.reason(),
-            Self::BodyTooLarge { .. } => "body_too_large",
-            Self::Timeout => "request_timeout",
-            Self::ClientGone | Self::Io(_) => "client_gone",
+            Self::BodyTooLarge { .. } => Reason::BodyTooLarge,
+            Self::Timeout => Reason::RequestTimeout,
+            Self::ClientGone | Self::Io(_) => Reason::ClientGone,
         }
     }
 

@@ -106,7 +106,7 @@ impl HttpAdapter {
                     Reason::RequestTimeout,
                     "the request body did not come in time",
                 )),
-                ErrorType::InvalidHTTPHeader | ErrorType::InvalidBody => {
+                ErrorType::InvalidHTTPHeader => {
                     Some(Answer::new(Reason::BadRequest, "the request is malformed"))
                 }
                 _ => None,
@@ -281,7 +281,7 @@ impl ProxyHttp for HttpAdapter {
             .is_some_and(|max| ctx.body_in > max)
         {
             ctx.body_too_large = true;
-            return Err(Error::explain(ErrorType::InvalidBody, "body larger than allowed").into_down());
+            return Err(Error::explain(ErrorType::InvalidHTTPHeader, "body larger than allowed").into_down());
         }
         Ok(())
     }

@@ -110,7 +110,7 @@ impl RequestCtx {
         if matches!(rejection, Rejection::DeadlineExceeded) {
             self.timers.fire(self.timers.missed(Instant::now()));
         }
-        if let Rejection::ActivationFailed(failure) = rejection {
+        if let Rejection::ActivationFailed { failure, .. } = rejection {
             self.detail = Some(failure.detail.clone());
         }
         refusal_of(rejection, self.settings().error_detail, self.timers.fired())
@@ -142,7 +142,7 @@ pub fn refusal_of(rejection: &Rejection, error_detail: bool, timer: Option<Timer
             };
             (Reason::Timeout, text)
         }
-        Rejection::ActivationFailed(failure) => {
+        Rejection::ActivationFailed { failure, .. } => {
             let (reason, text) = match failure.failure {
                 Failure::Failed => (Reason::ActivationFailed, "the backend could not be started"),
                 Failure::TimedOut => (Reason::ActivationTimeout, "the backend did not start in time"),
@@ -153,7 +153,7 @@ pub fn refusal_of(rejection: &Rejection, error_detail: bool, timer: Option<Timer
             } else {
                 Answer::new(reason, text)
             };
-            return answer.retry_after(Some(failure.retry_after));
+            return answer.retry_after(rejection.retry_after());
         }
     };
     Answer::new(reason, text).retry_after(rejection.retry_after())

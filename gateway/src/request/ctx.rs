@@ -11,6 +11,7 @@ use tokio::sync::watch;
 
 use super::decide::{Draw, decide, redirects};
 use super::headers::{Forwarding, grpc_timeout, request_id};
+use super::measure::MeasuredRevision;
 use super::timers::RequestTimers;
 use crate::answer::{Answer, Dialect, Rendered, redirect_to_https};
 use crate::edge::{ConnectionInfo, Drain};
@@ -334,9 +335,15 @@ impl RequestCtx {
             attempts: self.attempts,
             user_agent: ending.user_agent,
         };
+        let service;
         let counted = match (&self.routed, &self.service) {
-            (Some(routed), _) => Counted::Revision(&routed.live.metrics),
-            (None, Some(_)) => Counted::Unrouted,
+            (Some(routed), _) => {
+                MeasuredRevision::of(&*routed.live.observer).map_or(Counted::Unrouted, Counted::Revision)
+            }
+            (None, Some(known)) => {
+                service = self.engine.observer.metrics.service(&known.id);
+                Counted::Service(&service)
+            }
             (None, None) => Counted::Unrouted,
         };
         self.engine

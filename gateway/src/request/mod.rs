@@ -9,6 +9,7 @@ mod admit;
 mod ctx;
 mod decide;
 mod headers;
+mod measure;
 mod timers;
 
 pub use admit::refusal_of;
@@ -17,4 +18,5 @@ pub use decide::{Decision, Draw, Picked, TAG_HEADER, decide, redirects};
 pub use headers::{
     Forwarding, HeadMut, cookie, from_backend, grpc_timeout, request_id, strip_hop_by_hop, to_backend,
 };
+pub use measure::MeasuredRevision;
 pub use timers::{Breakable, RequestTimers};

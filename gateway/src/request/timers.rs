@@ -138,19 +138,21 @@ impl RequestTimers {
                 () = tokio::time::sleep_until(at.into()) => {}
                 () = self.changed.notified() => continue,
             }
-            let mut state = self.state.lock();
-            // A clock may have been stopped or pushed on meanwhile.
-            if let Some((at, timer)) = state.next()
-                && at <= tokio::time::Instant::now().into_std()
-            {
-                state.fired = Some(timer);
-                if let Some(upstream) = state.upstream.take() {
-                    upstream.break_now();
-                }
-                drop(state);
+            if self.ring(tokio::time::Instant::now().into_std()) {
                 return std::future::pending().await;
             }
         }
+    }
+
+    /// Fires the earliest clock if its time has come: it may have been stopped or pushed on.
+    fn ring(&self, now: Instant) -> bool {
+        let mut state = self.state.lock();
+        let Some((_, timer)) = state.next().filter(|(at, _)| *at <= now) else { return false };
+        state.fired = Some(timer);
+        if let Some(upstream) = state.upstream.take() {
+            upstream.break_now();
+        }
+        true
     }
 }
 

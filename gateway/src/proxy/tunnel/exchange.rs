@@ -301,13 +301,14 @@ pub(super) async fn relay_body(
     response: &Response,
     early: Vec<u8>,
     method: &str,
+    limits: ChunkLimits,
 ) -> Result<u64, Sent> {
     let mut bytes = 0;
     let broke = |bytes, client_gone| Err(Sent { bytes, client_gone });
     let Ok(mut body) = response.body(method) else {
         return broke(0, false);
     };
-    let mut chunks = ChunkDecoder::new(ChunkLimits::default());
+    let mut chunks = ChunkDecoder::new(limits);
     let mut buffer = early;
     loop {
         let (take, done) = match &mut body {

@@ -22,7 +22,7 @@ use super::http::MAX_ATTEMPTS;
 use super::{Proxy, current_timers, upstream};
 use crate::answer::Answer;
 use crate::edge::{ByteStream, ConnectionInfo, Drain};
-use crate::h1::{GuardedStream, Head};
+use crate::h1::{ChunkLimits, GuardedStream, Head};
 use crate::observe::{Reason, RequestProtocol};
 use crate::request::{Attempt, Ending, Incoming, Refusal, RequestCtx};
 use crate::throttle::Outcome;
@@ -100,7 +100,8 @@ async fn run(
         };
     }
     if status != 101 {
-        let sent = exchange::relay_body(&mut io, &mut backend, &response, early, head.method()).await;
+        let limits = ChunkLimits::from(request.limits());
+        let sent = exchange::relay_body(&mut io, &mut backend, &response, early, head.method(), limits).await;
         let bytes = match sent {
             Ok(bytes) => bytes,
             Err(Sent { bytes, client_gone }) => {
