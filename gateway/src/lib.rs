@@ -12,6 +12,7 @@ pub mod answer;
 pub mod cli;
 pub mod echo;
 pub mod edge;
+pub mod explain;
 pub mod h1;
 pub mod observe;
 pub mod proxy;

@@ -147,7 +147,9 @@ impl RequestTimers {
     /// Fires the earliest clock if its time has come: it may have been stopped or pushed on.
     fn ring(&self, now: Instant) -> bool {
         let mut state = self.state.lock();
-        let Some((_, timer)) = state.next().filter(|(at, _)| *at <= now) else { return false };
+        let Some((_, timer)) = state.next().filter(|(at, _)| *at <= now) else {
+            return false;
+        };
         state.fired = Some(timer);
         if let Some(upstream) = state.upstream.take() {
             upstream.break_now();

@@ -1,0 +1,313 @@
+//! Which listener, route, split and revision would serve a request, and why: the data plane's own
+//! find and pick, asked without a request.
+
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+
+use serde_json::{Value, json};
+use sluice_model::{
+    Backend, EndpointTarget, ListenerSettings, PathRewrite, RequestView, Scheme, Snapshot, TrafficSplit,
+    Visibility, normalize_host,
+};
+
+use crate::admin::ExplainQuery;
+use crate::request::{Decision, Draw, Picked, decide, redirects};
+
+/// A URL taken apart as far as routing needs it.
+struct Target<'u> {
+    tls: bool,
+    authority: &'u str,
+    port: u16,
+    explicit_port: bool,
+    path: &'u str,
+}
+
+impl<'u> Target<'u> {
+    /// `http` is assumed where the URL has no scheme, as browsers and curl do.
+    fn parse(url: &'u str) -> Result<Self, String> {
+        let (tls, rest) = if let Some(rest) = url.strip_prefix("https://") {
+            (true, rest)
+        } else if let Some(rest) = url.strip_prefix("http://") {
+            (false, rest)
+        } else if let Some((scheme, _)) = url.split_once("://") {
+            return Err(format!("the scheme '{scheme}' is not served: http and https are"));
+        } else {
+            (false, url)
+        };
+        let rest = rest.split('#').next().unwrap_or_default();
+        let end = rest.find(['/', '?']).unwrap_or(rest.len());
+        let (authority, target) = rest.split_at(end);
+        let path = target.split('?').next().unwrap_or_default();
+        let after_host = authority.rfind(']').map_or(authority, |end| &authority[end..]);
+        let port = after_host
+            .rsplit_once(':')
+            .map(|(_, port)| port)
+            .filter(|p| !p.is_empty());
+        let default = if tls { 443 } else { 80 };
+        let number = match port {
+            Some(text) => text
+                .parse()
+                .map_err(|_| format!("the port '{text}' is not a number up to 65535"))?,
+            None => default,
+        };
+        let path = if path.is_empty() { "/" } else { path };
+        Ok(Self {
+            tls,
+            authority,
+            port: number,
+            explicit_port: port.is_some(),
+            path,
+        })
+    }
+}
+
+struct View<'q> {
+    query: &'q ExplainQuery,
+    path: &'q str,
+}
+
+impl RequestView for View<'_> {
+    fn method(&self) -> &str {
+        &self.query.method
+    }
+
+    fn path(&self) -> &str {
+        self.path
+    }
+
+    fn header(&self, name: &str) -> Option<&[u8]> {
+        self.query
+            .headers
+            .iter()
+            .find(|(n, _)| n == name)
+            .map(|(_, v)| v.as_bytes())
+    }
+}
+
+/// Nothing is drawn: the shares are the answer.
+struct NoDraw;
+
+impl Draw for NoDraw {
+    fn draw(&mut self, _: usize, _: Option<usize>) -> u32 {
+        0
+    }
+}
+
+/// Explains. `bound` has the addresses actually bound, in the order of the settings; without a
+/// running gateway the configured ones serve. The shape of the answer is that of
+/// [`Explain::explain`](crate::admin::Explain::explain).
+pub fn explain(snapshot: &Snapshot, bound: &[SocketAddr], query: &ExplainQuery) -> Value {
+    let refused = |reason: &str, why: String| json!({"found": false, "reason": reason, "why": [why]});
+    let target = match Target::parse(&query.url) {
+        Ok(target) => target,
+        Err(why) => return refused("bad_request", why),
+    };
+    let Some((index, listener)) = listener_for(snapshot, bound, &target) else {
+        let scheme = if target.tls { "https" } else { "http" };
+        let why = if target.explicit_port {
+            format!("no {scheme} listener has port {}", target.port)
+        } else {
+            format!("there is no external {scheme} listener")
+        };
+        return refused("no_listener", why);
+    };
+    let address = bound.get(index).copied().unwrap_or(listener.address);
+    let shown = json!({
+        "index": index,
+        "address": address.to_string(),
+        "visibility": match listener.visibility {
+            Visibility::External => "external",
+            Visibility::Internal => "internal",
+        },
+        "tls": listener.tls.is_some(),
+    });
+    let sent = query
+        .headers
+        .iter()
+        .find(|(n, _)| n == "host")
+        .map_or(target.authority, |(_, v)| v);
+    let mut buf = [0; 256];
+    let host = match normalize_host(sent.as_bytes(), &mut buf) {
+        Ok(host) => host,
+        Err(e) => {
+            let mut value = refused("bad_request", format!("the host '{sent}' is not valid: {e}"));
+            value["listener"] = shown;
+            return value;
+        }
+    };
+    let view = View {
+        query,
+        path: target.path,
+    };
+    let client = IpAddr::V4(Ipv4Addr::LOCALHOST);
+    match decide(snapshot, listener.visibility, host, &view, client, &mut NoDraw) {
+        Ok(decision) => found(snapshot, shown, host, &view, &decision, listener.tls.is_some()),
+        Err(_) => {
+            // The operator may know what the outside must not: whether it exists on the inside.
+            let inside = decide(snapshot, Visibility::Internal, host, &view, client, &mut NoDraw).is_ok();
+            let why = if inside {
+                format!("'{host}' belongs to an internal service, which an external listener never serves")
+            } else {
+                format!("no service claims the host '{host}'")
+            };
+            let mut value = refused("no_route", why);
+            value["listener"] = shown;
+            value["host"] = json!(host);
+            value
+        }
+    }
+}
+
+/// By the URL's port, else the first external listener of its scheme.
+fn listener_for<'s>(
+    snapshot: &'s Snapshot,
+    bound: &[SocketAddr],
+    target: &Target<'_>,
+) -> Option<(usize, &'s ListenerSettings)> {
+    let mut listeners = snapshot
+        .settings()
+        .listeners
+        .iter()
+        .enumerate()
+        .filter(|(_, l)| l.tls.is_some() == target.tls);
+    if target.explicit_port {
+        let port = |i: usize, l: &ListenerSettings| bound.get(i).map_or(l.address.port(), SocketAddr::port);
+        return listeners.find(|(i, l)| port(*i, l) == target.port);
+    }
+    listeners.find(|(_, l)| l.visibility == Visibility::External)
+}
+
+fn found(
+    snapshot: &Snapshot,
+    listener: Value,
+    host: &str,
+    view: &View<'_>,
+    decision: &Decision<'_>,
+    tls: bool,
+) -> Value {
+    let service = decision.found.service;
+    let mut why = vec![format!("'{host}' belongs to service {}", service.id)];
+    if redirects(&decision.found, tls) {
+        why.push("httpOption is 'redirected': plain HTTP is answered with 301 to https".to_owned());
+        return json!({
+            "found": true, "listener": listener, "host": host, "path": view.path,
+            "service": service.id.to_string(), "redirect": format!("https://{host}{}", view.path), "why": why,
+        });
+    }
+    match decision.found.route {
+        Some((index, _)) => why.push(format!("route {index} is the first that matches")),
+        None if decision.picked == Picked::Tag => {}
+        None if service.routes.is_empty() => {}
+        None => why.push("no route matches: the service's own traffic is the last resort".to_owned()),
+    }
+    let tag = (decision.picked == Picked::Tag).then(|| decision.target.tag.as_ref().map(ToString::to_string));
+    let revision = match decision.picked {
+        Picked::Tag => {
+            why.push("a tag leads to its revision whatever its percent".to_owned());
+            Some(&decision.target.revision)
+        }
+        Picked::Only => {
+            why.push("this revision has 100 %".to_owned());
+            Some(&decision.target.revision)
+        }
+        Picked::Sticky => {
+            why.push("the sticky key falls on this revision".to_owned());
+            Some(&decision.target.revision)
+        }
+        Picked::Drawn(_) => {
+            why.push("each request draws one of these by its share".to_owned());
+            None
+        }
+    };
+    let route = decision.found.route.map(|(_, route)| route);
+    let rewrite = route.map(|route| {
+        json!({
+            "host": route.rewrite_host,
+            "path": route.rewrite_path.as_ref().and_then(|_| route.rewritten_path(view.path)),
+            "pathRule": route.rewrite_path.as_ref().map(|rule| match rule {
+                PathRewrite::Prefix(to) => json!({"prefix": to}),
+                PathRewrite::Full(to) => json!({"full": to}),
+            }),
+            "appendHeaders": route.append_headers.keys().collect::<Vec<_>>(),
+        })
+    });
+    json!({
+        "found": true,
+        "listener": listener,
+        "host": host,
+        "path": view.path,
+        "service": service.id.to_string(),
+        "route": decision.found.route.map(|(index, _)| index),
+        "tag": tag.flatten(),
+        "split": split(decision.found.split),
+        "revision": revision.map(ToString::to_string),
+        "backend": revision.map(|_| backend(&snapshot.revisions()[decision.target.slot].backend)),
+        "rewrite": rewrite,
+        "why": why,
+    })
+}
+
+fn split(split: &TrafficSplit) -> Value {
+    let targets = split.targets().iter().map(|target| {
+        json!({
+            "revision": target.revision.to_string(),
+            "percent": f64::from(target.percent.hundredths()) / 100.0,
+            "tag": target.tag.as_ref().map(ToString::to_string),
+        })
+    });
+    targets.collect()
+}
+
+fn backend(backend: &Backend) -> Value {
+    match backend {
+        Backend::Static { targets, activated } => json!({
+            "endpoints": targets.iter().map(EndpointTarget::to_string).collect::<Vec<_>>(),
+            "activated": activated,
+        }),
+        Backend::Url(url) => {
+            let scheme = match url.scheme {
+                Scheme::Http => "http",
+                Scheme::Https => "https",
+            };
+            json!({"url": format!("{scheme}://{}:{}{}", url.host, url.port, url.path_prefix)})
+        }
+        Backend::Managed => json!({"process": true}),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn urls_are_taken_apart() {
+        let parse = |url| {
+            Target::parse(url).map(|t| {
+                (
+                    t.tls,
+                    t.authority.to_owned(),
+                    t.port,
+                    t.explicit_port,
+                    t.path.to_owned(),
+                )
+            })
+        };
+        assert_eq!(
+            parse("http://a.b:8080/x?y#z"),
+            Ok((false, "a.b:8080".into(), 8080, true, "/x".into()))
+        );
+        assert_eq!(
+            parse("https://a.b"),
+            Ok((true, "a.b".into(), 443, false, "/".into()))
+        );
+        assert_eq!(parse("a.b/x"), Ok((false, "a.b".into(), 80, false, "/x".into())));
+        assert_eq!(
+            parse("http://[::1]/"),
+            Ok((false, "[::1]".into(), 80, false, "/".into()))
+        );
+        assert_eq!(
+            parse("http://[::1]:81?q"),
+            Ok((false, "[::1]:81".into(), 81, true, "/".into()))
+        );
+        assert!(parse("ftp://a").is_err() && parse("http://a:99999").is_err());
+    }
+}
