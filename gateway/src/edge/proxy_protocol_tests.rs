@@ -13,7 +13,10 @@ fn parsed(source: &str, destination: &str, used: usize) -> Header {
 }
 
 fn unknown(used: usize) -> Header {
-    Header::Parsed { announced: None, used }
+    Header::Parsed {
+        announced: None,
+        used,
+    }
 }
 
 /// A v2 header with this command, family byte and block.
@@ -127,7 +130,11 @@ fn v2_addresses() {
     let v6 = parsed("[2001:db8::1]:54321", "[2001:db8::2]:443", 52);
     assert_eq!(parse(&v2_bytes(1, 0x21, &v6_block())), v6);
     assert_eq!(parse(&v2_bytes(0, 0x00, &[])), unknown(16), "LOCAL");
-    assert_eq!(parse(&v2_bytes(0, 0x11, &[1, 2, 3])), unknown(19), "LOCAL, block skipped");
+    assert_eq!(
+        parse(&v2_bytes(0, 0x11, &[1, 2, 3])),
+        unknown(19),
+        "LOCAL, block skipped"
+    );
     assert_eq!(parse(&v2_bytes(1, 0x00, &[])), unknown(16), "UNSPEC");
     assert_eq!(parse(&v2_bytes(1, 0x12, &V4_BLOCK)), unknown(28), "datagram");
     assert_eq!(parse(&v2_bytes(1, 0x31, &[b'/'; 216])), unknown(232), "unix");

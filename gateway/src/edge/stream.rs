@@ -65,7 +65,11 @@ fn read_some(socket: &TcpStream, buf: &mut ReadBuf<'_>) -> io::Result<()> {
 }
 
 impl AsyncRead for SocketStream {
-    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
         if buf.remaining() == 0 {
             return Poll::Ready(Ok(()));
         }
@@ -200,7 +204,10 @@ mod tests {
     async fn writes_vectored_and_bulk() {
         let (mut client, server) = pair().await;
         let mut stream = SocketStream::new(server, Bytes::new());
-        let n = stream.write_vectored(&[IoSlice::new(b"ab"), IoSlice::new(b"cd")]).await.unwrap();
+        let n = stream
+            .write_vectored(&[IoSlice::new(b"ab"), IoSlice::new(b"cd")])
+            .await
+            .unwrap();
         assert_eq!(n, 4);
         let bulk = vec![7_u8; 8 << 20];
         let writer = tokio::spawn(async move {
