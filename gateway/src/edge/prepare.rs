@@ -59,7 +59,7 @@ pub(super) async fn prepare(
         None => Some(sniff(&socket, &mut seen).await?),
     };
     let socket = Arc::new(socket);
-    let close_watch = CloseWatch::new(Arc::clone(&socket));
+    let close_watch = CloseWatch::new(&socket);
     let stream = SocketStream::new(socket, seen.freeze());
     let (io, tls, wire): (Box<dyn ByteStream>, _, _) = match (&door.tls, plain) {
         (Some(tls), _) => {

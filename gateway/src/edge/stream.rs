@@ -31,6 +31,15 @@ impl SocketStream {
     }
 }
 
+impl Drop for SocketStream {
+    fn drop(&mut self) {
+        // Somebody waits for the client's close: the connection ends all the same, and the waiting too.
+        if Arc::strong_count(&self.socket) > 1 {
+            let _ = SockRef::from(&*self.socket).shutdown(Shutdown::Both);
+        }
+    }
+}
+
 /// Reads more of a connection's first bytes behind those in `seen`; 0 is the client's end.
 ///
 /// Takes no memory until bytes are there, so a connection that says nothing costs nothing. Cancel-safe.
@@ -224,7 +233,7 @@ mod tests {
     #[tokio::test]
     async fn close_watch_sees_a_fin_behind_unread_bytes_and_nothing_before() {
         let (mut client, server) = pair().await;
-        let watch = CloseWatch::new(Arc::clone(&server));
+        let watch = CloseWatch::new(&server);
         client.write_all(&[b'x'; 5000]).await.unwrap();
         server.readable().await.unwrap();
         {
@@ -241,9 +250,23 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn close_watch_neither_keeps_the_socket_nor_waits_for_a_closed_one() {
+        let (mut client, server) = pair().await;
+        let watch = CloseWatch::new(&server);
+        let stream = SocketStream::new(server, Bytes::new());
+        let waiting = watch.closed();
+        tokio::pin!(waiting);
+        assert!(futures_util::poll!(waiting.as_mut()).is_pending());
+        drop(stream);
+        assert_eq!(client.read(&mut [0; 1]).await.unwrap(), 0);
+        timeout(Duration::from_secs(5), waiting).await.unwrap();
+        watch.closed().await;
+    }
+
+    #[tokio::test]
     async fn close_watch_sees_a_reset() {
         let (client, server) = pair().await;
-        let watch = CloseWatch::new(Arc::clone(&server));
+        let watch = CloseWatch::new(&server);
         SockRef::from(&client).set_linger(Some(Duration::ZERO)).unwrap();
         drop(client);
         timeout(Duration::from_secs(5), watch.closed()).await.unwrap();

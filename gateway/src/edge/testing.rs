@@ -11,7 +11,7 @@ use async_trait::async_trait;
 use parking_lot::Mutex;
 use rustls::crypto::ring;
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
-use rustls::{ClientConfig, DigitallySignedStruct, SignatureScheme};
+use rustls::{ClientConfig, DigitallySignedStruct, SignatureScheme, SupportedProtocolVersion};
 use sluice_model::{
     AccessLogFormat, CertificateFiles, DrainSettings, Limits, ListenerSettings, QueueTotals, Settings,
     Snapshot, SnapshotBuilder, SnapshotPublisher, TlsSettings, Visibility,
@@ -292,13 +292,17 @@ impl rustls::client::danger::ServerCertVerifier for AnyCertificate {
     }
 }
 
-pub(super) fn client_config(alpn: &[&str]) -> Arc<ClientConfig> {
-    let mut config = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()))
-        .with_protocol_versions(&[&rustls::version::TLS12, &rustls::version::TLS13])
+pub(super) fn client_config_of(versions: &[&'static SupportedProtocolVersion]) -> ClientConfig {
+    ClientConfig::builder_with_provider(Arc::new(ring::default_provider()))
+        .with_protocol_versions(versions)
         .unwrap()
         .dangerous()
         .with_custom_certificate_verifier(Arc::new(AnyCertificate))
-        .with_no_client_auth();
+        .with_no_client_auth()
+}
+
+pub(super) fn client_config(alpn: &[&str]) -> Arc<ClientConfig> {
+    let mut config = client_config_of(&[&rustls::version::TLS12, &rustls::version::TLS13]);
     config.alpn_protocols = alpn.iter().map(|p| p.as_bytes().to_vec()).collect();
     Arc::new(config)
 }
