@@ -159,7 +159,9 @@ async fn the_way_out() {
     let phase = bench.edge.phase();
     let mut open = bench.connect().await;
     echo(&mut open, b"one").await;
-    let silent = bench.connect().await;
+    let mut silent = bench.connect().await;
+    let mut begun = bench.connect().await;
+    begun.write_all(b"PRI").await.unwrap();
     bench.edge.drain();
     assert_eq!(*phase.borrow(), Drain::Draining);
     // A balancer that has not noticed yet is served.
@@ -172,6 +174,8 @@ async fn the_way_out() {
     echo(&mut open, b"two").await;
     drop(late);
     bench.closed(CloseReason::Served, 1).await;
+    expect_close(&mut silent).await;
+    bench.closed(CloseReason::Drained, 1).await;
     assert_eq!(bench.edge.open_connections(), 2);
     {
         let drained = bench.edge.drained();
@@ -183,8 +187,8 @@ async fn the_way_out() {
     bench.edge.drain();
     assert_eq!(*phase.borrow(), Drain::Closing, "never back");
     expect_close(&mut open).await;
-    assert_eq!(bench.counts.closed(CloseReason::Drained), 1, "the silent one");
-    drop(silent);
+    expect_close(&mut begun).await;
+    assert_eq!(bench.counts.closed(CloseReason::Drained), 2);
     assert_eq!(bench.counts.open(Protocol::Opening), 0);
 }
 

@@ -236,6 +236,7 @@ impl Visit {
         // One deadline for all that comes before HTTP: bytes trickling in do not move it.
         let deadline = Instant::now() + self.limits.header_timeout;
         let mut drain = self.shared.drain.subscribe();
+        let mut early = drain.clone();
         // Boxed, so that the handshake's state does not stay in the task for the connection's life.
         let prepared = Box::pin(prepare(
             socket,
@@ -244,6 +245,7 @@ impl Visit {
             &self.door,
             &self.shared.census,
             &self.limits,
+            &mut early,
         ));
         let prepared = tokio::select! {
             prepared = timeout_at(deadline, prepared) => prepared,
@@ -261,5 +263,33 @@ impl Visit {
         self.shared.serve.serve(connection, drain).await;
         drop(client);
         CloseReason::Served
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_took_a_connection_with_it_is_tried_again_at_once() {
+        let judged = |errno: Errno| concerns_one(&io::Error::from(errno));
+        for errno in [
+            Errno::ECONNABORTED,
+            Errno::EINTR,
+            Errno::EPROTO,
+            Errno::ENETUNREACH,
+        ] {
+            assert!(judged(errno), "{errno}");
+        }
+        for errno in [
+            Errno::EMFILE,
+            Errno::ENFILE,
+            Errno::ENOBUFS,
+            Errno::ENOMEM,
+            Errno::EINVAL,
+            Errno::EBADF,
+        ] {
+            assert!(!judged(errno), "{errno}");
+        }
     }
 }

@@ -1,22 +1,28 @@
 //! From an accepted socket to a connection ready for HTTP: PROXY header, client limit, TLS, first bytes.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::{Buf, BytesMut};
 use ipnet::IpNet;
 use sluice_model::{Limits, ProxyProtocol, ProxyProtocolMode};
 use tokio::net::TcpStream;
+use tokio::sync::watch;
+use tokio::time::sleep;
 use tracing::debug;
 
 use super::census::{Census, ClientPlace};
-use super::conn::{ByteStream, CloseWatch, Connection, ConnectionInfo, Wire};
+use super::conn::{ByteStream, CloseWatch, Connection, ConnectionInfo, Drain, Wire};
 use super::listener::Door;
 use super::metrics::CloseReason;
 use super::proxy_protocol::{self, Announced, Header};
 use super::stream::{SocketStream, read_more};
 
 const H2_PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+
+/// How long a connection may say nothing once the gateway is on its way out.
+const SILENT_WHILE_DRAINING: Duration = Duration::from_secs(1);
 
 /// A connection and its place among its client's.
 pub(super) struct Prepared {
@@ -35,25 +41,38 @@ pub(super) async fn prepare(
     door: &Door,
     census: &Arc<Census>,
     limits: &Limits,
+    drain: &mut watch::Receiver<Drain>,
 ) -> Result<Prepared, CloseReason> {
     let peer = canonical(peer);
+    let enter = |client: SocketAddr| {
+        census
+            .enter_client(client.ip(), limits.max_connections_per_client)
+            .ok_or(CloseReason::ClientLimit)
+    };
     let mut seen = BytesMut::new();
-    let announced = match &door.proxy_protocol {
-        Some(spoken) => announced(spoken, &socket, peer, &mut seen).await?,
-        None => None,
+    let (place, announced) = match &door.proxy_protocol {
+        // Before a byte is waited for: silent connections count most of all.
+        None => {
+            let place = enter(peer)?;
+            first(&socket, &mut seen, drain).await?;
+            (place, None)
+        }
+        Some(spoken) => {
+            first(&socket, &mut seen, drain).await?;
+            let announced = announced(spoken, &socket, peer, &mut seen).await?;
+            let place = enter(announced.map_or(peer, |a| canonical(a.source)))?;
+            if seen.is_empty() {
+                first(&socket, &mut seen, drain).await?;
+            }
+            (place, announced)
+        }
     };
     let client = announced.map_or(peer, |a| canonical(a.source));
-    let Some(place) = census.enter_client(client.ip(), limits.max_connections_per_client) else {
-        return Err(CloseReason::ClientLimit);
-    };
     let local = match announced {
         Some(announced) => announced.destination,
         None if bound.ip().is_unspecified() => socket.local_addr().map_err(|_| CloseReason::ClientGone)?,
         None => bound,
     };
-    if seen.is_empty() {
-        more(&socket, &mut seen).await?;
-    }
     let plain = match &door.tls {
         Some(_) => None,
         None => Some(sniff(&socket, &mut seen).await?),
@@ -93,7 +112,29 @@ pub(super) async fn prepare(
 
 /// IPv4 clients of a dual-stack listener are IPv4 clients.
 fn canonical(address: SocketAddr) -> SocketAddr {
-    SocketAddr::new(address.ip().to_canonical(), address.port())
+    match address.ip().to_canonical() {
+        v4 @ IpAddr::V4(_) => SocketAddr::new(v4, address.port()),
+        // As it is: it may have a scope.
+        IpAddr::V6(_) => address,
+    }
+}
+
+/// Waits for the client's first bytes; a client that says nothing does not hold up the way out.
+async fn first(
+    socket: &TcpStream,
+    seen: &mut BytesMut,
+    drain: &mut watch::Receiver<Drain>,
+) -> Result<(), CloseReason> {
+    let hurry = async {
+        // The sender lives as long as any connection; were it gone, this would be the way out, too.
+        let _ = drain.wait_for(|phase| *phase >= Drain::Draining).await;
+        sleep(SILENT_WHILE_DRAINING).await;
+    };
+    tokio::select! {
+        biased;
+        some = more(socket, seen) => some,
+        () = hurry => Err(CloseReason::Drained),
+    }
 }
 
 /// Reads more first bytes; the client's leaving is an error here.
