@@ -117,7 +117,8 @@ pub struct DrainSettings {
     pub timeout: Duration,
 }
 
-/// Settings of the whole gateway. Addresses are fixed while it runs; the rest follows a reload.
+/// Settings of the whole gateway. The addresses of `health` and `admin` are fixed while it runs; the rest
+/// follows a reload, listeners included.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Settings {
     /// The domain under which services have derived hosts.

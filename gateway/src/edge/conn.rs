@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 
 use async_trait::async_trait;
 use sluice_model::Visibility;
@@ -59,20 +59,24 @@ impl TlsInfo {
 /// Resolves when the client is gone, without reading a byte of what it sent.
 ///
 /// Sees a FIN or RST on the socket itself, so it works over TLS and with an unread body.
+///
+/// It does not own the socket: what is known of a connection may outlive it, in a log record say, and must
+/// not keep its descriptor open.
 #[derive(Debug, Clone)]
-pub struct CloseWatch(Arc<TcpStream>);
+pub struct CloseWatch(Weak<TcpStream>);
 
 impl CloseWatch {
-    /// Watches this socket.
-    pub fn new(socket: Arc<TcpStream>) -> Self {
-        Self(socket)
+    /// Watches this socket for as long as somebody else holds it.
+    pub fn new(socket: &Arc<TcpStream>) -> Self {
+        Self(Arc::downgrade(socket))
     }
 
-    /// Resolves when the peer closed its side or the connection broke. Cancel-safe.
+    /// Resolves when the peer closed its side, the connection broke, or our side closed it. Cancel-safe.
     pub async fn closed(&self) {
+        let Some(socket) = self.0.upgrade() else { return };
         // PRIORITY readiness includes read-closed but not readable: unread data does not wake it.
         // A PRIORITY wake-up without read-closed (urgent data) is ignored.
-        while let Ok(ready) = self.0.ready(Interest::PRIORITY).await {
+        while let Ok(ready) = socket.ready(Interest::PRIORITY).await {
             if ready.is_read_closed() || ready.is_error() {
                 return;
             }

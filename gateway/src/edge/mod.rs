@@ -1,5 +1,26 @@
 //! Everything before HTTP: bind, accept, limits, PROXY, TLS, sniffing, per-connection drain.
+//!
+//! `gate` holds the listeners and the way out; `listener` accepts and owns each connection's task;
+//! `prepare` takes a socket through `proxy_protocol`, `census`, `tls` (over `certificates`) and the
+//! first bytes to what [`Serve`] gets; `stream` and `conn` are what it gets.
 
+mod census;
+mod certificates;
 mod conn;
+mod gate;
+mod listener;
+mod metrics;
+mod prepare;
+pub mod proxy_protocol;
+mod stream;
+#[cfg(test)]
+mod testing;
+mod tls;
 
+pub use certificates::{Certificate, CertificateError};
 pub use conn::{ByteStream, CloseWatch, Connection, ConnectionInfo, Drain, Serve, TlsInfo, Wire};
+pub use gate::{Edge, ListenerError, ListenerStatus};
+pub use listener::BindError;
+pub use metrics::{CloseReason, EdgeMetrics, ListenerMetrics, Protocol};
+pub use stream::SocketStream;
+pub use tls::{Reload, TlsTerminator};

@@ -1,0 +1,163 @@
+//! Who is connected: the count of all connections and of each client's.
+
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use parking_lot::Mutex;
+use tokio::sync::Notify;
+
+/// Counts connections against limits that may change at any time.
+///
+/// **Invariant:** the map holds exactly the clients with at least one [`ClientPlace`], so it is never larger
+/// than the number of open connections.
+#[derive(Debug, Default)]
+pub(super) struct Census {
+    open: AtomicUsize,
+    empty: Notify,
+    clients: Mutex<HashMap<IpAddr, usize>>,
+}
+
+impl Census {
+    /// Counts one more connection, unless there are `limit` already.
+    pub(super) fn enter(self: &Arc<Self>, limit: Option<usize>) -> Option<Place> {
+        let limit = limit.unwrap_or(usize::MAX);
+        self.open
+            .fetch_update(Ordering::AcqRel, Ordering::Acquire, |open| {
+                (open < limit).then(|| open + 1)
+            })
+            .ok()
+            .map(|_| Place(Arc::clone(self)))
+    }
+
+    /// Counts one more connection of a client, unless it has `limit` already.
+    ///
+    /// Counts without a limit too: one that a reload brings must know what is open.
+    pub(super) fn enter_client(
+        self: &Arc<Self>,
+        client: IpAddr,
+        limit: Option<usize>,
+    ) -> Option<ClientPlace> {
+        let mut clients = self.clients.lock();
+        let open = clients.get(&client).copied().unwrap_or(0);
+        if limit.is_some_and(|limit| open >= limit) {
+            return None;
+        }
+        clients.insert(client, open + 1);
+        Some(ClientPlace {
+            census: Arc::clone(self),
+            client,
+        })
+    }
+
+    /// Connections open now.
+    pub(super) fn open(&self) -> usize {
+        self.open.load(Ordering::Acquire)
+    }
+
+    /// Resolves when no connection is open. Cancel-safe.
+    pub(super) async fn empty(&self) {
+        loop {
+            let notified = self.empty.notified();
+            tokio::pin!(notified);
+            // Listening starts before the look, so that the last one's leaving is not missed.
+            notified.as_mut().enable();
+            if self.open() == 0 {
+                return;
+            }
+            notified.await;
+        }
+    }
+
+    #[cfg(test)]
+    pub(super) fn clients(&self) -> usize {
+        self.clients.lock().len()
+    }
+}
+
+/// One connection among all; dropping it is leaving.
+#[derive(Debug)]
+pub(super) struct Place(Arc<Census>);
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        if self.0.open.fetch_sub(1, Ordering::AcqRel) == 1 {
+            self.0.empty.notify_waiters();
+        }
+    }
+}
+
+/// One connection among a client's; dropping it is leaving.
+#[derive(Debug)]
+pub(super) struct ClientPlace {
+    census: Arc<Census>,
+    client: IpAddr,
+}
+
+impl Drop for ClientPlace {
+    fn drop(&mut self) {
+        let mut clients = self.census.clients.lock();
+        if let Entry::Occupied(mut entry) = clients.entry(self.client) {
+            match entry.get() {
+                0 | 1 => drop(entry.remove()),
+                _ => *entry.get_mut() -= 1,
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const A: IpAddr = IpAddr::V4(std::net::Ipv4Addr::LOCALHOST);
+    const B: IpAddr = IpAddr::V4(std::net::Ipv4Addr::BROADCAST);
+
+    #[test]
+    fn limits_follow_what_is_asked_now_and_places_come_back() {
+        let census = Arc::new(Census::default());
+        let first = census.enter(Some(1));
+        assert!(first.is_some() && census.enter(Some(1)).is_none());
+        let second = census.enter(Some(2));
+        assert!(second.is_some() && census.enter(Some(1)).is_none());
+        drop(first);
+        assert_eq!(census.open(), 1);
+        assert!(census.enter(None).is_some());
+        drop(second);
+        assert_eq!(census.open(), 0);
+    }
+
+    #[test]
+    fn clients_are_counted_apart_and_forgotten_at_zero() {
+        let census = Arc::new(Census::default());
+        let a = census.enter_client(A, None);
+        assert!(
+            census.enter_client(A, Some(1)).is_none(),
+            "those before the limit count"
+        );
+        let b = census.enter_client(B, Some(1));
+        let again = census.enter_client(A, Some(2));
+        assert!(a.is_some() && b.is_some() && again.is_some());
+        drop(a);
+        assert_eq!(census.clients(), 2);
+        drop(again);
+        drop(b);
+        assert_eq!(census.clients(), 0);
+    }
+
+    #[tokio::test]
+    async fn empty_resolves_with_the_last_one() {
+        let census = Arc::new(Census::default());
+        census.empty().await;
+        let (first, second) = (census.enter(None), census.enter(None));
+        let empty = census.empty();
+        tokio::pin!(empty);
+        assert!(futures_util::poll!(empty.as_mut()).is_pending());
+        drop(first);
+        assert!(futures_util::poll!(empty.as_mut()).is_pending());
+        drop(second);
+        assert!(futures_util::poll!(empty).is_ready());
+    }
+}

@@ -1,0 +1,344 @@
+//! Certificates from PEM files, found by the name a client asks for.
+
+use std::collections::HashMap;
+use std::fs::Metadata;
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use rustls::crypto::CryptoProvider;
+use rustls::server::{ClientHello, ResolvesServerCert};
+use rustls::sign::CertifiedKey;
+use rustls_pki_types::pem::{self, PemObject};
+use rustls_pki_types::{CertificateDer, PrivateKeyDer};
+use sluice_model::CertificateFiles;
+use x509_parser::extensions::GeneralName;
+use x509_parser::prelude::{FromDer, X509Certificate};
+
+/// Why a certificate cannot be served. Names the file.
+#[derive(Debug, thiserror::Error)]
+pub enum CertificateError {
+    /// The file cannot be read.
+    #[error("{}: {source}", file.display())]
+    Unreadable {
+        /// Which.
+        file: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// The file is not PEM.
+    #[error("{}: not PEM: {source}", file.display())]
+    Malformed {
+        /// Which.
+        file: PathBuf,
+        /// Why.
+        source: pem::Error,
+    },
+    /// PEM without a certificate.
+    #[error("{}: no certificate in it", file.display())]
+    NoCertificate {
+        /// Which.
+        file: PathBuf,
+    },
+    /// PEM without a private key, or with an encrypted one.
+    #[error("{}: no unencrypted private key in it", file.display())]
+    NoKey {
+        /// Which.
+        file: PathBuf,
+    },
+    /// The certificate cannot be parsed.
+    #[error("{}: not a valid certificate: {reason}", file.display())]
+    BadCertificate {
+        /// Which.
+        file: PathBuf,
+        /// Why.
+        reason: String,
+    },
+    /// The key's kind is unknown or it is damaged.
+    #[error("{}: unusable private key: {source}", file.display())]
+    BadKey {
+        /// Which.
+        file: PathBuf,
+        /// Why.
+        source: rustls::Error,
+    },
+    /// The key belongs to another certificate.
+    #[error("{}: this key does not match the certificate in {}", key_file.display(), cert_file.display())]
+    Mismatch {
+        /// The certificate's file.
+        cert_file: PathBuf,
+        /// The key's file.
+        key_file: PathBuf,
+    },
+}
+
+/// A certificate as it is served.
+#[derive(Debug)]
+pub struct Certificate {
+    /// Where it came from.
+    pub files: CertificateFiles,
+    /// The names it covers, lower case; wildcards as `*.example.com`, addresses as in a URL.
+    pub names: Arc<[String]>,
+    /// When it ends to be valid.
+    pub not_after: SystemTime,
+    key: Arc<CertifiedKey>,
+    identity: Identity,
+}
+
+impl Certificate {
+    /// Reads and checks both files. Blocks.
+    fn load(
+        files: &CertificateFiles,
+        identity: Identity,
+        provider: &CryptoProvider,
+    ) -> Result<Self, CertificateError> {
+        let chain = read(&files.cert_file, |pem| {
+            CertificateDer::pem_slice_iter(pem).collect::<Result<Vec<_>, _>>()
+        })?;
+        let Some(leaf) = chain.first() else {
+            return Err(CertificateError::NoCertificate {
+                file: files.cert_file.clone(),
+            });
+        };
+        let (names, not_after) = describe(leaf).map_err(|reason| CertificateError::BadCertificate {
+            file: files.cert_file.clone(),
+            reason,
+        })?;
+        let key = read(&files.key_file, PrivateKeyDer::from_pem_slice)?;
+        let key = provider
+            .key_provider
+            .load_private_key(key)
+            .map_err(|source| CertificateError::BadKey {
+                file: files.key_file.clone(),
+                source,
+            })?;
+        let key = CertifiedKey::new(chain, key);
+        match key.keys_match() {
+            Ok(()) | Err(rustls::Error::InconsistentKeys(rustls::InconsistentKeys::Unknown)) => {}
+            Err(rustls::Error::InconsistentKeys(_)) => {
+                return Err(CertificateError::Mismatch {
+                    cert_file: files.cert_file.clone(),
+                    key_file: files.key_file.clone(),
+                });
+            }
+            Err(e) => {
+                return Err(CertificateError::BadCertificate {
+                    file: files.cert_file.clone(),
+                    reason: e.to_string(),
+                });
+            }
+        }
+        Ok(Self {
+            files: files.clone(),
+            names: names.into(),
+            not_after,
+            key: Arc::new(key),
+            identity,
+        })
+    }
+}
+
+fn read<T>(file: &Path, parse: impl FnOnce(&[u8]) -> Result<T, pem::Error>) -> Result<T, CertificateError> {
+    let file = file.to_owned();
+    match std::fs::read(&file) {
+        Err(source) => Err(CertificateError::Unreadable { file, source }),
+        Ok(bytes) => parse(&bytes).map_err(|source| match source {
+            pem::Error::NoItemsFound => CertificateError::NoKey { file },
+            source => CertificateError::Malformed { file, source },
+        }),
+    }
+}
+
+/// Names and end of validity. The common name counts only where there is no alternative name at all:
+/// browsers ignore it, hand-made certificates on a laptop have nothing else.
+fn describe(leaf: &CertificateDer<'_>) -> Result<(Vec<String>, SystemTime), String> {
+    let (_, leaf) = X509Certificate::from_der(leaf).map_err(|e| e.to_string())?;
+    let not_after = u64::try_from(leaf.validity().not_after.timestamp()).unwrap_or(0);
+    let not_after = SystemTime::UNIX_EPOCH + Duration::from_secs(not_after);
+    let names = match leaf.subject_alternative_name().map_err(|e| e.to_string())? {
+        Some(alternatives) => alternatives
+            .value
+            .general_names
+            .iter()
+            .filter_map(covered)
+            .collect(),
+        None => leaf
+            .subject()
+            .iter_common_name()
+            .filter_map(|name| name.as_str().ok().map(str::to_ascii_lowercase))
+            .collect(),
+    };
+    Ok((names, not_after))
+}
+
+fn covered(name: &GeneralName<'_>) -> Option<String> {
+    match name {
+        GeneralName::DNSName(name) => Some(name.trim_end_matches('.').to_ascii_lowercase()),
+        GeneralName::IPAddress(bytes) => {
+            let v4 = <[u8; 4]>::try_from(*bytes).map(|b| IpAddr::V4(Ipv4Addr::from(b)));
+            let v6 = || <[u8; 16]>::try_from(*bytes).map(|b| IpAddr::V6(Ipv6Addr::from(b)));
+            v4.or_else(|_| v6()).ok().map(|ip| match ip {
+                IpAddr::V4(ip) => ip.to_string(),
+                IpAddr::V6(ip) => format!("[{ip}]"),
+            })
+        }
+        _ => None,
+    }
+}
+
+/// What tells a replaced pair of files from the same one, without reading them. Follows symlinks, so that a
+/// mounted secret's swap is seen. `None` for a file that is not there.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Identity([Option<[i64; 7]>; 2]);
+
+impl Identity {
+    fn of(files: &CertificateFiles) -> Self {
+        let one = |file: &Path| {
+            file.metadata().ok().map(|m: Metadata| {
+                // The change time sees a copy that kept length and modification time.
+                [
+                    m.dev() as i64,
+                    m.ino() as i64,
+                    m.size() as i64,
+                    m.mtime(),
+                    m.mtime_nsec(),
+                    m.ctime(),
+                    m.ctime_nsec(),
+                ]
+            })
+        };
+        Self([one(&files.cert_file), one(&files.key_file)])
+    }
+}
+
+/// All certificates of a listener. Immutable: a reload makes another one.
+#[derive(Debug)]
+pub(super) struct CertificateTable {
+    certificates: Vec<Arc<Certificate>>,
+    /// Pairs whose present content was refused; the certificate from before serves on.
+    refused: Vec<(CertificateFiles, Identity)>,
+    exact: HashMap<String, Arc<Certificate>>,
+    /// By what follows `*.`.
+    wildcard: HashMap<String, Arc<Certificate>>,
+}
+
+/// What came of making a table.
+pub(super) struct Load {
+    /// `None` when it would be the one before, and when a certificate that must be served cannot be.
+    pub(super) table: Option<CertificateTable>,
+    /// Whether it serves other certificates than the one before.
+    pub(super) changed: bool,
+    /// What could not be loaded; not repeated for files that are still as they were when refused.
+    pub(super) errors: Vec<CertificateError>,
+}
+
+impl CertificateTable {
+    /// Makes a table of these files. Those that did not change since `before` are not read again, and where
+    /// a new content is bad, the certificate from `before` stays. Blocks.
+    pub(super) fn load(
+        wanted: &[CertificateFiles],
+        before: Option<&Self>,
+        provider: &CryptoProvider,
+    ) -> Load {
+        let known: HashMap<_, _> = before
+            .iter()
+            .flat_map(|t| &t.certificates)
+            .map(|c| (&c.files, c))
+            .collect();
+        let refused_before: HashMap<_, _> = before
+            .iter()
+            .flat_map(|t| &t.refused)
+            .map(|(files, identity)| (files, identity))
+            .collect();
+        let (mut certificates, mut refused, mut errors) =
+            (Vec::with_capacity(wanted.len()), Vec::new(), Vec::new());
+        let mut whole = true;
+        for files in wanted {
+            // Taken before the read: a change during it is seen the next time.
+            let identity = Identity::of(files);
+            let old = known.get(files);
+            if let Some(same) = old.filter(|c| c.identity == identity) {
+                certificates.push(Arc::clone(same));
+                continue;
+            }
+            if let (Some(old), true) = (old, refused_before.get(files) == Some(&&identity)) {
+                certificates.push(Arc::clone(old));
+                refused.push((files.clone(), identity));
+                continue;
+            }
+            match Certificate::load(files, identity.clone(), provider) {
+                Ok(certificate) => certificates.push(Arc::new(certificate)),
+                Err(e) => {
+                    errors.push(e);
+                    refused.push((files.clone(), identity));
+                    match old {
+                        Some(old) => certificates.push(Arc::clone(old)),
+                        None => whole = false,
+                    }
+                }
+            }
+        }
+        let changed = whole
+            && before.is_none_or(|b| {
+                b.certificates.len() != certificates.len()
+                    || b.certificates
+                        .iter()
+                        .zip(&certificates)
+                        .any(|(a, b)| !Arc::ptr_eq(a, b))
+            });
+        // What was refused must be remembered too.
+        let differs = changed || before.is_some_and(|b| b.refused != refused);
+        Load {
+            table: (whole && differs).then(|| Self::index(certificates, refused)),
+            changed,
+            errors,
+        }
+    }
+
+    fn index(certificates: Vec<Arc<Certificate>>, refused: Vec<(CertificateFiles, Identity)>) -> Self {
+        let (mut exact, mut wildcard) = (HashMap::new(), HashMap::new());
+        for certificate in &certificates {
+            for name in certificate.names.iter() {
+                // The first one listed wins a name that two cover.
+                let (map, name) = match name.strip_prefix("*.") {
+                    Some(suffix) => (&mut wildcard, suffix),
+                    None => (&mut exact, name.as_str()),
+                };
+                map.entry(name.to_owned())
+                    .or_insert_with(|| Arc::clone(certificate));
+            }
+        }
+        Self {
+            certificates,
+            refused,
+            exact,
+            wildcard,
+        }
+    }
+
+    /// The certificate for what a client asked: exact, then one-label wildcard, then the first listed.
+    pub(super) fn find(&self, sni: Option<&str>) -> Option<&Arc<Certificate>> {
+        let named = sni.and_then(|name| {
+            self.exact.get(name).or_else(|| {
+                let (_, suffix) = name.split_once('.')?;
+                self.wildcard.get(suffix)
+            })
+        });
+        named.or_else(|| self.certificates.first())
+    }
+
+    /// All of them, in the order of the settings.
+    pub(super) fn certificates(&self) -> &[Arc<Certificate>] {
+        &self.certificates
+    }
+}
+
+impl ResolvesServerCert for CertificateTable {
+    fn resolve(&self, hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
+        // rustls gives the name in lower case.
+        self.find(hello.server_name()).map(|c| Arc::clone(&c.key))
+    }
+}

@@ -1,0 +1,366 @@
+//! The edge as a whole: listeners that follow the settings, and the way out.
+
+use std::fmt;
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use arc_swap::ArcSwap;
+use parking_lot::Mutex;
+use sluice_model::{ListenerSettings, Settings, SnapshotReader, Visibility};
+use tokio::sync::{oneshot, watch};
+use tokio::task::{JoinHandle, spawn_blocking};
+use tokio::time::sleep;
+use tracing::{info, warn};
+
+use super::certificates::{Certificate, CertificateError};
+use super::conn::{Drain, Serve};
+use super::listener::{BindError, Door, Listener, Shared, bind};
+use super::metrics::EdgeMetrics;
+use super::tls::{FILES_CHECKED_EVERY, Reload, TlsTerminator};
+
+/// Why a listener is not as the settings want it.
+#[derive(Debug, thiserror::Error)]
+pub enum ListenerError {
+    /// It is not there.
+    #[error(transparent)]
+    Bind(#[from] BindError),
+    /// Its certificates are not served; a listener from before goes on with those it has.
+    #[error("listener {address}: {}", List(errors))]
+    Tls {
+        /// The configured address.
+        address: SocketAddr,
+        /// Every certificate that was refused.
+        errors: Vec<CertificateError>,
+    },
+}
+
+struct List<'a>(&'a [CertificateError]);
+
+impl fmt::Display for List<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (i, error) in self.0.iter().enumerate() {
+            write!(f, "{}{error}", if i == 0 { "" } else { "; " })?;
+        }
+        Ok(())
+    }
+}
+
+/// A listener that is there.
+#[derive(Debug, Clone)]
+pub struct ListenerStatus {
+    /// As configured.
+    pub address: SocketAddr,
+    /// As bound; differs where the configured port is 0.
+    pub bound: SocketAddr,
+    /// What it may serve.
+    pub visibility: Visibility,
+    /// What it serves over TLS; `None` for a plain one.
+    pub certificates: Option<Vec<Arc<Certificate>>>,
+}
+
+/// All listeners and their connections.
+///
+/// Dropping it stops accepting; connections that are open live on.
+pub struct Edge {
+    inner: Arc<Inner>,
+    watcher: JoinHandle<()>,
+}
+
+struct Inner {
+    shared: Arc<Shared>,
+    metrics: Arc<dyn EdgeMetrics>,
+    /// One change at a time; `true` once nothing may listen any more.
+    stopped: tokio::sync::Mutex<bool>,
+    listening: Mutex<Vec<Listening>>,
+}
+
+/// A running listener. Dropping it makes the accept loop end in its own time.
+struct Listening {
+    address: SocketAddr,
+    listener: Arc<Listener>,
+    stop: oneshot::Sender<()>,
+    task: JoinHandle<()>,
+}
+
+impl Listening {
+    /// Resolves when the socket is closed and the connections it had queued are being served.
+    async fn stop(self) {
+        drop(self.stop);
+        if self.task.await.is_err() {
+            warn!(listener = %self.address, "the accept loop panicked");
+        }
+    }
+}
+
+impl Edge {
+    /// An edge without listeners; [`apply`](Self::apply) binds them. Limits are read from the Snapshot for
+    /// each connection. Must be called in a runtime.
+    pub fn new(settings: SnapshotReader, serve: Arc<dyn Serve>, metrics: Arc<dyn EdgeMetrics>) -> Self {
+        let shared = Shared {
+            settings,
+            serve,
+            census: Arc::default(),
+            drain: watch::Sender::new(Drain::Serving),
+        };
+        let inner = Arc::new(Inner {
+            shared: Arc::new(shared),
+            metrics,
+            stopped: tokio::sync::Mutex::new(false),
+            listening: Mutex::default(),
+        });
+        let watcher = tokio::spawn(watch_files(Arc::clone(&inner)));
+        Self { inner, watcher }
+    }
+
+    /// Makes the listeners those of the settings: binds new ones, closes those that are gone as
+    /// [`stop_accepting`](Self::stop_accepting) does, changes the others in place for connections to come.
+    ///
+    /// A listener that cannot be as wanted is reported and harms no other; the next call tries again. Those
+    /// that are gone close first, so that their ports are free. Reads certificates on the blocking pool. When the
+    /// future is dropped half way, the next call completes the change.
+    pub async fn apply(&self, settings: &Settings) -> Vec<ListenerError> {
+        let stopped = self.inner.stopped.lock().await;
+        if *stopped {
+            return Vec::new();
+        }
+        let (kept, gone) = self.inner.claim(&settings.listeners);
+        for listening in gone {
+            info!(listener = %listening.listener.bound, "listener closed");
+            listening.stop().await;
+        }
+        let mut errors = Vec::new();
+        for (index, wanted) in settings.listeners.iter().enumerate() {
+            let old = kept[index].as_ref().map(|listener| listener.door.load_full());
+            let tls = match terminator(wanted, old.as_ref().and_then(|door| door.tls.clone())).await {
+                Ok((tls, refused)) => {
+                    if !refused.is_empty() {
+                        errors.push(ListenerError::Tls {
+                            address: wanted.address,
+                            errors: refused,
+                        });
+                    }
+                    tls
+                }
+                Err(refused) => {
+                    errors.push(ListenerError::Tls {
+                        address: wanted.address,
+                        errors: refused,
+                    });
+                    // A plain listener stays plain, a TLS listener keeps its certificates.
+                    match &old {
+                        Some(door) => door.tls.clone(),
+                        None => continue,
+                    }
+                }
+            };
+            let door = Arc::new(Door {
+                index,
+                visibility: wanted.visibility,
+                proxy_protocol: wanted.proxy_protocol.clone(),
+                tls,
+            });
+            match &kept[index] {
+                Some(listener) => listener.door.store(door),
+                None => match self.inner.listen(wanted.address, v6_only(wanted, settings), door) {
+                    Ok(()) => {}
+                    Err(e) => errors.push(e.into()),
+                },
+            }
+        }
+        errors
+    }
+
+    /// What listens now.
+    pub fn listeners(&self) -> Vec<ListenerStatus> {
+        let listening = self.inner.listening.lock();
+        let mut all: Vec<_> = listening
+            .iter()
+            .map(|l| (l.address, l.listener.bound, l.listener.door.load_full()))
+            .collect();
+        drop(listening);
+        all.sort_by_key(|(_, _, door)| door.index);
+        all.into_iter()
+            .map(|(address, bound, door)| ListenerStatus {
+                address,
+                bound,
+                visibility: door.visibility,
+                certificates: door.tls.as_ref().map(|tls| tls.certificates()),
+            })
+            .collect()
+    }
+
+    /// Begins the way out: connections are told to hurry, new ones are still accepted.
+    pub fn drain(&self) {
+        self.advance(Drain::Draining);
+    }
+
+    /// Ends the way out: connections are told to end now, those not ready for HTTP are closed.
+    pub fn close(&self) {
+        self.advance(Drain::Closing);
+    }
+
+    fn advance(&self, to: Drain) {
+        self.inner.shared.drain.send_if_modified(|phase| {
+            let further = *phase < to;
+            *phase = to.max(*phase);
+            further
+        });
+    }
+
+    /// How far it is on the way out.
+    pub fn phase(&self) -> watch::Receiver<Drain> {
+        self.inner.shared.drain.subscribe()
+    }
+
+    /// Closes every listener for good; resolves when all are closed. Clients that the kernel has accepted are
+    /// served: their connections are not reset.
+    pub async fn stop_accepting(&self) {
+        let mut stopped = self.inner.stopped.lock().await;
+        *stopped = true;
+        let all = std::mem::take(&mut *self.inner.listening.lock());
+        // One after another, while all of them have been told.
+        let mut tasks = Vec::with_capacity(all.len());
+        for listening in all {
+            drop(listening.stop);
+            tasks.push(listening.task);
+        }
+        for task in tasks {
+            if task.await.is_err() {
+                warn!("an accept loop panicked");
+            }
+        }
+    }
+
+    /// Connections open now, those not yet ready for HTTP included.
+    pub fn open_connections(&self) -> usize {
+        self.inner.shared.census.open()
+    }
+
+    /// Resolves when no connection is open. Meaningful after [`stop_accepting`](Self::stop_accepting). Cancel-safe.
+    pub async fn drained(&self) {
+        self.inner.shared.census.empty().await;
+    }
+}
+
+impl Drop for Edge {
+    fn drop(&mut self) {
+        self.watcher.abort();
+        self.inner.listening.lock().clear();
+    }
+}
+
+impl fmt::Debug for Edge {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Edge")
+            .field("listeners", &self.listeners())
+            .field("open_connections", &self.open_connections())
+            .finish_non_exhaustive()
+    }
+}
+
+impl Inner {
+    /// For each wanted listener the running one of its address, and those that nobody wants, taken out.
+    fn claim(&self, wanted: &[ListenerSettings]) -> (Vec<Option<Arc<Listener>>>, Vec<Listening>) {
+        let mut listening = self.listening.lock();
+        let mut unclaimed = std::mem::take(&mut *listening);
+        let kept = wanted
+            .iter()
+            .map(|wanted| {
+                // Several may want the same address: port 0 is as many ports.
+                let at = unclaimed.iter().position(|l| l.address == wanted.address)?;
+                listening.push(unclaimed.remove(at));
+                listening.last().map(|l| Arc::clone(&l.listener))
+            })
+            .collect();
+        (kept, unclaimed)
+    }
+
+    fn listen(&self, address: SocketAddr, v6_only: bool, door: Arc<Door>) -> Result<(), BindError> {
+        let socket = bind(address, v6_only)?;
+        let bound = socket
+            .local_addr()
+            .map_err(|source| BindError { address, source })?;
+        let listener = Arc::new(Listener {
+            bound,
+            door: ArcSwap::new(door),
+            metrics: self.metrics.listener(bound),
+            shared: Arc::clone(&self.shared),
+        });
+        let (stop, stopped) = oneshot::channel();
+        let task = tokio::spawn(Arc::clone(&listener).run(socket, stopped));
+        info!(listener = %bound, "listening");
+        self.listening.lock().push(Listening {
+            address,
+            listener,
+            stop,
+            task,
+        });
+        Ok(())
+    }
+}
+
+/// `[::]` takes IPv4 clients too, unless the settings have a listener for those at the same port.
+fn v6_only(wanted: &ListenerSettings, settings: &Settings) -> bool {
+    let port = wanted.address.port();
+    let mut others = settings.listeners.iter().map(|l| l.address);
+    port != 0 && others.any(|other| other.is_ipv4() && other.port() == port)
+}
+
+type Terminated = (Option<Arc<TlsTerminator>>, Vec<CertificateError>);
+
+/// The terminator a listener needs, the one it has where possible, and what was refused although it goes on.
+async fn terminator(
+    wanted: &ListenerSettings,
+    old: Option<Arc<TlsTerminator>>,
+) -> Result<Terminated, Vec<CertificateError>> {
+    let Some(settings) = wanted.tls.clone() else {
+        return Ok((None, Vec::new()));
+    };
+    let load = spawn_blocking(move || match old {
+        Some(tls) => {
+            let Reload { errors, .. } = tls.reload(&settings);
+            Ok((Some(tls), errors))
+        }
+        None => TlsTerminator::new(&settings).map(|tls| (Some(Arc::new(tls)), Vec::new())),
+    });
+    match load.await {
+        Ok(loaded) => loaded,
+        // Cancelled: the runtime ends. A panic is a bug; it stays one.
+        Err(e) => match e.try_into_panic() {
+            Ok(panic) => std::panic::resume_unwind(panic),
+            Err(_) => Err(Vec::new()),
+        },
+    }
+}
+
+/// Serves what certificate files hold now, from a few seconds after they changed.
+async fn watch_files(inner: Arc<Inner>) {
+    loop {
+        sleep(FILES_CHECKED_EVERY).await;
+        // Not while listeners change: a terminator is loaded by one at a time.
+        let changing = inner.stopped.lock().await;
+        let doors: Vec<_> = inner
+            .listening
+            .lock()
+            .iter()
+            .map(|l| (l.listener.bound, l.listener.door.load_full()))
+            .collect();
+        for (bound, door) in doors {
+            let Some(tls) = door.tls.clone() else { continue };
+            let Ok(reload) = spawn_blocking(move || tls.refresh()).await else {
+                continue;
+            };
+            for error in &reload.errors {
+                warn!(listener = %bound, %error, "the certificate from before stays");
+            }
+            if reload.changed && reload.errors.is_empty() {
+                info!(listener = %bound, "certificates changed");
+            }
+        }
+        drop(changing);
+    }
+}
+
+#[cfg(test)]
+#[path = "gate_tests.rs"]
+mod tests;

@@ -1,0 +1,295 @@
+//! One listener: its socket, its accept loop and the task of each of its connections.
+
+use std::io::{self, ErrorKind};
+use std::net::{SocketAddr, TcpListener as StdListener};
+use std::panic::AssertUnwindSafe;
+use std::sync::Arc;
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use futures_util::FutureExt;
+use nix::errno::Errno;
+use sluice_model::{Limits, ProxyProtocol, SnapshotReader, Visibility};
+use socket2::{Domain, Protocol as SocketProtocol, Socket, TcpKeepalive, Type};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{oneshot, watch};
+use tokio::time::{Instant, sleep, timeout_at};
+use tracing::{debug, error, info, warn};
+
+use super::census::{Census, Place};
+use super::conn::{Drain, Serve, Wire};
+use super::metrics::{CloseReason, Gauge, ListenerMetrics, Protocol};
+use super::prepare::{Prepared, prepare};
+use super::tls::TlsTerminator;
+
+/// As much as the kernel allows (`net.core.somaxconn`): a burst waits there, not in retransmitted SYNs.
+const BACKLOG: i32 = 65_535;
+/// Between two tries while descriptors or memory are out.
+const EXHAUSTED_PAUSE: Duration = Duration::from_millis(20);
+/// How many times the accept queue is tried again on the way out while descriptors are out.
+const EXHAUSTED_TRIES: usize = 50;
+
+/// Why a listener cannot listen.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot listen on {address}: {}", self.why())]
+pub struct BindError {
+    /// Where.
+    pub address: SocketAddr,
+    /// Why.
+    pub source: io::Error,
+}
+
+impl BindError {
+    fn why(&self) -> String {
+        match self.source.kind() {
+            ErrorKind::AddrInUse => "the port is taken".to_owned(),
+            ErrorKind::PermissionDenied => "a port below 1024 needs the right to bind it".to_owned(),
+            ErrorKind::AddrNotAvailable => "this machine has no such address".to_owned(),
+            _ => self.source.to_string(),
+        }
+    }
+}
+
+/// Binds and listens. `v6_only` leaves the same port of IPv4 to another listener. Must be called in a runtime.
+///
+/// # Errors
+/// [`BindError`] names the address.
+pub(super) fn bind(address: SocketAddr, v6_only: bool) -> Result<TcpListener, BindError> {
+    let listen = || -> io::Result<TcpListener> {
+        let socket = Socket::new(
+            Domain::for_address(address),
+            Type::STREAM,
+            Some(SocketProtocol::TCP),
+        )?;
+        // Connections of a process before this one may still be in TIME_WAIT.
+        socket.set_reuse_address(true)?;
+        if address.is_ipv6() {
+            socket.set_only_v6(v6_only)?;
+        }
+        // Accepted sockets inherit these, which saves two system calls for each.
+        socket.set_tcp_nodelay(true)?;
+        let alive = TcpKeepalive::new()
+            .with_time(Duration::from_secs(60))
+            .with_interval(Duration::from_secs(15));
+        socket.set_tcp_keepalive(&alive)?;
+        socket.set_nonblocking(true)?;
+        socket.bind(&address.into())?;
+        socket.listen(BACKLOG)?;
+        TcpListener::from_std(StdListener::from(socket))
+    };
+    listen().map_err(|source| BindError { address, source })
+}
+
+/// What the connections of all listeners share.
+pub(super) struct Shared {
+    pub(super) settings: SnapshotReader,
+    pub(super) serve: Arc<dyn Serve>,
+    pub(super) census: Arc<Census>,
+    pub(super) drain: watch::Sender<Drain>,
+}
+
+/// What a connection finds where it comes in; a reload changes it for the connections that follow.
+#[derive(Debug, Clone)]
+pub(super) struct Door {
+    pub(super) index: usize,
+    pub(super) visibility: Visibility,
+    pub(super) proxy_protocol: Option<ProxyProtocol>,
+    pub(super) tls: Option<Arc<TlsTerminator>>,
+}
+
+/// One listener's part of its connections.
+pub(super) struct Listener {
+    pub(super) bound: SocketAddr,
+    pub(super) door: ArcSwap<Door>,
+    pub(super) metrics: Arc<dyn ListenerMetrics>,
+    pub(super) shared: Arc<Shared>,
+}
+
+impl Listener {
+    /// Accepts until `stop` resolves or its sender is gone; then serves what the kernel has queued, and closes.
+    pub(super) async fn run(self: Arc<Self>, socket: TcpListener, mut stop: oneshot::Receiver<()>) {
+        let mut exhausted = false;
+        loop {
+            let accepted = tokio::select! {
+                biased;
+                _ = &mut stop => break,
+                accepted = socket.accept() => accepted,
+            };
+            match accepted {
+                Ok((connection, peer)) => {
+                    if exhausted {
+                        info!(listener = %self.bound, "accepting again");
+                        exhausted = false;
+                    }
+                    self.admit(connection, peer);
+                }
+                Err(e) if concerns_one(&e) => debug!(listener = %self.bound, error = %e, "accept"),
+                Err(e) => {
+                    if !exhausted {
+                        warn!(listener = %self.bound, error = %e, "cannot accept, waiting");
+                        self.metrics.exhausted();
+                        exhausted = true;
+                    }
+                    tokio::select! {
+                        _ = &mut stop => break,
+                        () = sleep(EXHAUSTED_PAUSE) => {}
+                    }
+                }
+            }
+        }
+        self.empty(socket).await;
+    }
+
+    /// Serves the clients whose connection the kernel has completed: closing now would reset them.
+    async fn empty(&self, socket: TcpListener) {
+        // Past tokio, which may not know yet that there are any.
+        let Ok(socket) = socket.into_std() else { return };
+        let mut tries = 0;
+        loop {
+            let accepted = socket.accept().and_then(|(connection, peer)| {
+                connection.set_nonblocking(true)?;
+                Ok((TcpStream::from_std(connection)?, peer))
+            });
+            match accepted {
+                Ok((connection, peer)) => self.admit(connection, peer),
+                Err(e) if e.kind() == ErrorKind::WouldBlock => return,
+                Err(e) if concerns_one(&e) => {}
+                Err(e) if tries == EXHAUSTED_TRIES => {
+                    warn!(listener = %self.bound, error = %e, "closing with connections unaccepted");
+                    return;
+                }
+                Err(_) => {
+                    tries += 1;
+                    sleep(EXHAUSTED_PAUSE).await;
+                }
+            }
+        }
+    }
+
+    /// Starts the connection's task, or drops it where there are too many.
+    fn admit(&self, socket: TcpStream, peer: SocketAddr) {
+        let limits = self.shared.settings.load().settings().limits.clone();
+        let Some(place) = self.shared.census.enter(limits.max_connections) else {
+            self.metrics.closed(CloseReason::ConnectionLimit);
+            return;
+        };
+        let visit = Visit {
+            bound: self.bound,
+            door: self.door.load_full(),
+            metrics: Arc::clone(&self.metrics),
+            shared: Arc::clone(&self.shared),
+            limits,
+        };
+        tokio::spawn(visit.run(socket, peer, place));
+    }
+}
+
+/// Whether a failed accept took a connection off the queue with it; anything else fails again at once.
+fn concerns_one(error: &io::Error) -> bool {
+    // As accept(2) lists them for TCP: errors that were already pending on the new socket.
+    matches!(
+        error.raw_os_error().map(Errno::from_raw),
+        Some(
+            Errno::ECONNABORTED
+                | Errno::EINTR
+                | Errno::EPROTO
+                | Errno::EPERM
+                | Errno::ENETDOWN
+                | Errno::ENOPROTOOPT
+                | Errno::EHOSTDOWN
+                | Errno::ENONET
+                | Errno::EHOSTUNREACH
+                | Errno::ENETUNREACH
+                | Errno::EOPNOTSUPP
+                | Errno::ETIMEDOUT
+                | Errno::ECONNRESET
+        )
+    )
+}
+
+/// One connection from accept to close.
+struct Visit {
+    bound: SocketAddr,
+    door: Arc<Door>,
+    metrics: Arc<dyn ListenerMetrics>,
+    shared: Arc<Shared>,
+    limits: Limits,
+}
+
+impl Visit {
+    async fn run(self, socket: TcpStream, peer: SocketAddr, place: Place) {
+        let mut gauge = Gauge::open(Arc::clone(&self.metrics));
+        // The connection's state is dropped with the future; nothing that is shared is left half changed.
+        let served = AssertUnwindSafe(self.serve(socket, peer, &mut gauge)).catch_unwind();
+        let reason = served.await.unwrap_or_else(|_| {
+            error!(listener = %self.bound, %peer, "a connection's task panicked");
+            CloseReason::Panicked
+        });
+        debug!(listener = %self.bound, %peer, %reason, "closed");
+        drop(gauge);
+        self.metrics.closed(reason);
+        // Last: who waits for the last connection finds it counted.
+        drop(place);
+    }
+
+    async fn serve(&self, socket: TcpStream, peer: SocketAddr, gauge: &mut Gauge) -> CloseReason {
+        // One deadline for all that comes before HTTP: bytes trickling in do not move it.
+        let deadline = Instant::now() + self.limits.header_timeout;
+        let mut drain = self.shared.drain.subscribe();
+        let mut early = drain.clone();
+        // Boxed, so that the handshake's state does not stay in the task for the connection's life.
+        let prepared = Box::pin(prepare(
+            socket,
+            peer,
+            self.bound,
+            &self.door,
+            &self.shared.census,
+            &self.limits,
+            &mut early,
+        ));
+        let prepared = tokio::select! {
+            prepared = timeout_at(deadline, prepared) => prepared,
+            _ = drain.wait_for(|phase| *phase == Drain::Closing) => return CloseReason::Drained,
+        };
+        let Prepared { connection, client } = match prepared {
+            Ok(Ok(prepared)) => prepared,
+            Ok(Err(reason)) => return reason,
+            Err(_) => return CloseReason::HeaderTimeout,
+        };
+        gauge.settle(match connection.wire {
+            Wire::Http1 => Protocol::Http1,
+            Wire::Http2 => Protocol::Http2,
+        });
+        self.shared.serve.serve(connection, drain).await;
+        drop(client);
+        CloseReason::Served
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_took_a_connection_with_it_is_tried_again_at_once() {
+        let judged = |errno: Errno| concerns_one(&io::Error::from(errno));
+        for errno in [
+            Errno::ECONNABORTED,
+            Errno::EINTR,
+            Errno::EPROTO,
+            Errno::ENETUNREACH,
+        ] {
+            assert!(judged(errno), "{errno}");
+        }
+        for errno in [
+            Errno::EMFILE,
+            Errno::ENFILE,
+            Errno::ENOBUFS,
+            Errno::ENOMEM,
+            Errno::EINVAL,
+            Errno::EBADF,
+        ] {
+            assert!(!judged(errno), "{errno}");
+        }
+    }
+}

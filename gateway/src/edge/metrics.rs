@@ -1,0 +1,147 @@
+//! What the edge tells of its connections.
+
+use std::fmt;
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+/// What an open connection is at, as the `protocol` label of `sluice_connections`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Protocol {
+    /// Not settled: PROXY header, TLS handshake or first bytes.
+    Opening,
+    /// HTTP/1.
+    Http1,
+    /// HTTP/2.
+    Http2,
+}
+
+impl Protocol {
+    /// All of them.
+    pub const ALL: [Self; 3] = [Self::Opening, Self::Http1, Self::Http2];
+
+    /// The label's value.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Opening => "opening",
+            Self::Http1 => "http1",
+            Self::Http2 => "http2",
+        }
+    }
+}
+
+/// Why a connection ended, as the `reason` label of `sluice_connections_closed_total`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum CloseReason {
+    /// It was served to its end.
+    Served,
+    /// The client connected and left without a word, as balancers do to probe.
+    Probe,
+    /// The client left, or its connection broke, before it was clear what it speaks.
+    ClientGone,
+    /// `limits.maxConnections` were open.
+    ConnectionLimit,
+    /// `limits.maxConnectionsPerClient` were open.
+    ClientLimit,
+    /// `limits.headerTimeout` passed before it was clear what the client speaks.
+    HeaderTimeout,
+    /// A PROXY header had to come and did not.
+    ProxyMissing,
+    /// A PROXY header came from outside `proxyProtocol.from`.
+    ProxyForbidden,
+    /// A PROXY header was malformed.
+    ProxyMalformed,
+    /// The TLS handshake failed.
+    TlsFailed,
+    /// The gateway went away before it was clear what the client speaks.
+    Drained,
+    /// Serving it panicked: a bug.
+    Panicked,
+}
+
+impl CloseReason {
+    /// All of them.
+    pub const ALL: [Self; 12] = [
+        Self::Served,
+        Self::Probe,
+        Self::ClientGone,
+        Self::ConnectionLimit,
+        Self::ClientLimit,
+        Self::HeaderTimeout,
+        Self::ProxyMissing,
+        Self::ProxyForbidden,
+        Self::ProxyMalformed,
+        Self::TlsFailed,
+        Self::Drained,
+        Self::Panicked,
+    ];
+
+    /// The label's value.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Served => "served",
+            Self::Probe => "probe",
+            Self::ClientGone => "client_gone",
+            Self::ConnectionLimit => "connection_limit",
+            Self::ClientLimit => "client_limit",
+            Self::HeaderTimeout => "header_timeout",
+            Self::ProxyMissing => "proxy_missing",
+            Self::ProxyForbidden => "proxy_forbidden",
+            Self::ProxyMalformed => "proxy_malformed",
+            Self::TlsFailed => "tls_failed",
+            Self::Drained => "drained",
+            Self::Panicked => "panicked",
+        }
+    }
+}
+
+impl fmt::Display for CloseReason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+/// Makes the handles of a listener when it is bound; labels are resolved once, not per connection.
+pub trait EdgeMetrics: Send + Sync + 'static {
+    /// The handles of the listener bound to this address.
+    fn listener(&self, bound: SocketAddr) -> Arc<dyn ListenerMetrics>;
+}
+
+/// What happens at one listener. Called on the path of every connection: must neither block nor panic.
+pub trait ListenerMetrics: Send + Sync + 'static {
+    /// A connection entered this state: add one to its gauge.
+    fn entered(&self, protocol: Protocol);
+    /// A connection left this state: take one from its gauge.
+    fn left(&self, protocol: Protocol);
+    /// A connection ended, or was refused without ever being counted as open.
+    fn closed(&self, reason: CloseReason);
+    /// Descriptors or memory ran out and accepting pauses; told once per episode.
+    fn exhausted(&self);
+}
+
+/// One open connection in the gauges.
+pub(super) struct Gauge {
+    metrics: Arc<dyn ListenerMetrics>,
+    protocol: Protocol,
+}
+
+impl Gauge {
+    pub(super) fn open(metrics: Arc<dyn ListenerMetrics>) -> Self {
+        metrics.entered(Protocol::Opening);
+        Self {
+            metrics,
+            protocol: Protocol::Opening,
+        }
+    }
+
+    pub(super) fn settle(&mut self, protocol: Protocol) {
+        self.metrics.left(self.protocol);
+        self.metrics.entered(protocol);
+        self.protocol = protocol;
+    }
+}
+
+impl Drop for Gauge {
+    fn drop(&mut self) {
+        self.metrics.left(self.protocol);
+    }
+}

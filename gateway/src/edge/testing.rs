@@ -1,0 +1,325 @@
+//! What the edge's tests share: settings, a service that reports and echoes, counted closes, certificates.
+
+use std::collections::HashMap;
+use std::fs;
+use std::net::SocketAddr;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use parking_lot::Mutex;
+use rustls::crypto::ring;
+use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
+use rustls::{ClientConfig, DigitallySignedStruct, SignatureScheme, SupportedProtocolVersion};
+use sluice_model::{
+    AccessLogFormat, CertificateFiles, DrainSettings, Limits, ListenerSettings, QueueTotals, Settings,
+    Snapshot, SnapshotBuilder, SnapshotPublisher, TlsSettings, Visibility,
+};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio::sync::{mpsc, watch};
+use tokio::time::{Instant, sleep, timeout};
+
+use super::*;
+
+/// Generous: reached only by a test that fails.
+pub(super) const PATIENCE: Duration = Duration::from_secs(20);
+
+pub(super) fn any_port() -> SocketAddr {
+    ([127, 0, 0, 1], 0).into()
+}
+
+pub(super) fn plain() -> ListenerSettings {
+    ListenerSettings {
+        address: any_port(),
+        visibility: Visibility::External,
+        tls: None,
+        proxy_protocol: None,
+    }
+}
+
+pub(super) fn settings(listeners: Vec<ListenerSettings>) -> Settings {
+    Settings {
+        domain: "localhost".to_owned(),
+        listeners,
+        trusted_proxies: Vec::new(),
+        tag_header: false,
+        access_log: AccessLogFormat::Off,
+        error_detail: false,
+        limits: Limits {
+            header_timeout: PATIENCE,
+            idle_timeout: PATIENCE,
+            max_header_bytes: 65_536,
+            max_headers: 128,
+            max_uri_bytes: 16_384,
+            max_body_bytes: None,
+            body_read_timeout: PATIENCE,
+            write_timeout: PATIENCE,
+            max_connections: None,
+            max_connections_per_client: None,
+            max_connection_age: None,
+            max_concurrent_streams: 100,
+            upstream_idle_timeout: PATIENCE,
+            connect_timeout: PATIENCE,
+        },
+        queue: QueueTotals { depth: 1, bytes: 1 },
+        drain: DrainSettings {
+            delay: Duration::ZERO,
+            timeout: PATIENCE,
+        },
+        health: None,
+        admin: any_port(),
+        dns_refresh: PATIENCE,
+    }
+}
+
+fn snapshot(settings: Settings) -> Snapshot {
+    SnapshotBuilder::new(settings, Vec::new()).unwrap().build()
+}
+
+/// Tells of each connection it is given and echoes until the client's end or [`Drain::Closing`].
+struct Echo(mpsc::UnboundedSender<(Arc<ConnectionInfo>, Wire)>);
+
+#[async_trait]
+impl Serve for Echo {
+    async fn serve(&self, connection: Connection, mut drain: watch::Receiver<Drain>) {
+        let Connection { mut io, info, wire } = connection;
+        let _ = self.0.send((info, wire));
+        let echo = async {
+            let mut buf = [0; 1024];
+            while let Ok(n @ 1..) = io.read(&mut buf).await {
+                assert_ne!(buf[0], b'!', "asked to panic");
+                if io.write_all(&buf[..n]).await.is_err() || io.flush().await.is_err() {
+                    break;
+                }
+            }
+            let _ = io.shutdown().await;
+        };
+        tokio::select! {
+            () = echo => {}
+            _ = drain.wait_for(|phase| *phase == Drain::Closing) => {}
+        }
+    }
+}
+
+#[derive(Default)]
+pub(super) struct Counts {
+    open: Mutex<HashMap<Protocol, isize>>,
+    closed: Mutex<HashMap<CloseReason, usize>>,
+    exhausted: Mutex<usize>,
+}
+
+impl Counts {
+    pub(super) fn open(&self, protocol: Protocol) -> isize {
+        self.open.lock().get(&protocol).copied().unwrap_or(0)
+    }
+
+    pub(super) fn closed(&self, reason: CloseReason) -> usize {
+        self.closed.lock().get(&reason).copied().unwrap_or(0)
+    }
+
+    pub(super) fn exhausted(&self) -> usize {
+        *self.exhausted.lock()
+    }
+}
+
+impl ListenerMetrics for Counts {
+    fn entered(&self, protocol: Protocol) {
+        *self.open.lock().entry(protocol).or_default() += 1;
+    }
+    fn left(&self, protocol: Protocol) {
+        *self.open.lock().entry(protocol).or_default() -= 1;
+    }
+    fn closed(&self, reason: CloseReason) {
+        *self.closed.lock().entry(reason).or_default() += 1;
+    }
+    fn exhausted(&self) {
+        *self.exhausted.lock() += 1;
+    }
+}
+
+/// All listeners counted as one.
+struct AllAsOne(Arc<Counts>);
+
+impl EdgeMetrics for AllAsOne {
+    fn listener(&self, _: SocketAddr) -> Arc<dyn ListenerMetrics> {
+        Arc::clone(&self.0) as _
+    }
+}
+
+/// An edge under test.
+pub(super) struct Bench {
+    pub(super) edge: Edge,
+    pub(super) counts: Arc<Counts>,
+    pub(super) settings: Settings,
+    publisher: SnapshotPublisher,
+    served: mpsc::UnboundedReceiver<(Arc<ConnectionInfo>, Wire)>,
+}
+
+impl Bench {
+    pub(super) async fn start(settings: Settings) -> Self {
+        let (publisher, reader) = SnapshotPublisher::new(snapshot(settings.clone()));
+        let (told, served) = mpsc::unbounded_channel();
+        let counts = Arc::<Counts>::default();
+        let edge = Edge::new(
+            reader,
+            Arc::new(Echo(told)),
+            Arc::new(AllAsOne(Arc::clone(&counts))),
+        );
+        let errors = edge.apply(&settings).await;
+        assert!(errors.is_empty(), "{errors:?}");
+        Self {
+            edge,
+            counts,
+            settings,
+            publisher,
+            served,
+        }
+    }
+
+    /// Publishes `self.settings` and applies them.
+    pub(super) async fn reload(&mut self) -> Vec<ListenerError> {
+        self.publisher.publish(snapshot(self.settings.clone()));
+        self.edge.apply(&self.settings).await
+    }
+
+    pub(super) fn address(&self, listener: usize) -> SocketAddr {
+        self.edge.listeners()[listener].bound
+    }
+
+    pub(super) async fn connect(&self) -> TcpStream {
+        TcpStream::connect(self.address(0)).await.unwrap()
+    }
+
+    /// The next connection that got as far as HTTP.
+    pub(super) async fn served(&mut self) -> (Arc<ConnectionInfo>, Wire) {
+        timeout(PATIENCE, self.served.recv()).await.unwrap().unwrap()
+    }
+
+    /// Waits until this many connections ended for this reason.
+    pub(super) async fn closed(&self, reason: CloseReason, n: usize) {
+        eventually(
+            || self.counts.closed(reason) == n,
+            || format!("{reason}: {:?}", self.counts.closed.lock()),
+        )
+        .await;
+    }
+}
+
+pub(super) async fn eventually(condition: impl Fn() -> bool, told: impl Fn() -> String) {
+    let end = Instant::now() + PATIENCE;
+    while !condition() {
+        assert!(Instant::now() < end, "{}", told());
+        sleep(Duration::from_millis(1)).await;
+    }
+}
+
+/// Sends and expects it back.
+pub(super) async fn echo(stream: &mut (impl AsyncReadExt + AsyncWriteExt + Unpin), bytes: &[u8]) {
+    stream.write_all(bytes).await.unwrap();
+    let mut got = vec![0; bytes.len()];
+    timeout(PATIENCE, stream.read_exact(&mut got))
+        .await
+        .unwrap()
+        .unwrap();
+    assert_eq!(got, bytes);
+}
+
+/// Expects the other side to close, with a FIN or a reset.
+pub(super) async fn expect_close(stream: &mut TcpStream) {
+    let read = timeout(PATIENCE, stream.read(&mut [0; 1])).await.unwrap();
+    assert!(matches!(read, Ok(0) | Err(_)), "{read:?}");
+}
+
+/// Writes a new self-signed certificate for these names and returns it.
+pub(super) fn certificate(dir: &Path, stem: &str, names: &[&str]) -> (CertificateFiles, Vec<u8>) {
+    let names = names.iter().map(|n| (*n).to_owned()).collect::<Vec<_>>();
+    let made = rcgen::generate_simple_self_signed(names).unwrap();
+    let files = CertificateFiles {
+        cert_file: dir.join(format!("{stem}.crt")),
+        key_file: dir.join(format!("{stem}.key")),
+    };
+    fs::write(&files.key_file, made.signing_key.serialize_pem()).unwrap();
+    fs::write(&files.cert_file, made.cert.pem()).unwrap();
+    (files, made.cert.der().to_vec())
+}
+
+pub(super) fn tls_listener(certificates: Vec<CertificateFiles>) -> ListenerSettings {
+    ListenerSettings {
+        tls: Some(TlsSettings { certificates }),
+        ..plain()
+    }
+}
+
+/// Takes any certificate: the tests look at which one came.
+#[derive(Debug)]
+struct AnyCertificate;
+
+impl rustls::client::danger::ServerCertVerifier for AnyCertificate {
+    fn verify_server_cert(
+        &self,
+        _: &CertificateDer<'_>,
+        _: &[CertificateDer<'_>],
+        _: &ServerName<'_>,
+        _: &[u8],
+        _: UnixTime,
+    ) -> Result<rustls::client::danger::ServerCertVerified, rustls::Error> {
+        Ok(rustls::client::danger::ServerCertVerified::assertion())
+    }
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<rustls::client::danger::HandshakeSignatureValid, rustls::Error> {
+        let known = ring::default_provider().signature_verification_algorithms;
+        rustls::crypto::verify_tls12_signature(message, cert, dss, &known)
+    }
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<rustls::client::danger::HandshakeSignatureValid, rustls::Error> {
+        let known = ring::default_provider().signature_verification_algorithms;
+        rustls::crypto::verify_tls13_signature(message, cert, dss, &known)
+    }
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        ring::default_provider()
+            .signature_verification_algorithms
+            .supported_schemes()
+    }
+}
+
+pub(super) fn client_config_of(versions: &[&'static SupportedProtocolVersion]) -> ClientConfig {
+    ClientConfig::builder_with_provider(Arc::new(ring::default_provider()))
+        .with_protocol_versions(versions)
+        .unwrap()
+        .dangerous()
+        .with_custom_certificate_verifier(Arc::new(AnyCertificate))
+        .with_no_client_auth()
+}
+
+pub(super) fn client_config(alpn: &[&str]) -> Arc<ClientConfig> {
+    let mut config = client_config_of(&[&rustls::version::TLS12, &rustls::version::TLS13]);
+    config.alpn_protocols = alpn.iter().map(|p| p.as_bytes().to_vec()).collect();
+    Arc::new(config)
+}
+
+pub(super) type TlsClient = tokio_rustls::client::TlsStream<TcpStream>;
+
+/// Connects with TLS and asks for a name; an address sends none.
+pub(super) async fn handshake(config: &Arc<ClientConfig>, tcp: TcpStream, name: &str) -> TlsClient {
+    let name = ServerName::try_from(name.to_owned()).unwrap();
+    let connector = tokio_rustls::TlsConnector::from(Arc::clone(config));
+    timeout(PATIENCE, connector.connect(name, tcp))
+        .await
+        .unwrap()
+        .unwrap()
+}
+
+/// The certificate the server showed.
+pub(super) fn shown(client: &TlsClient) -> Vec<u8> {
+    client.get_ref().1.peer_certificates().unwrap()[0].to_vec()
+}
