@@ -414,3 +414,7 @@ fn is_grpc(value: &[u8]) -> bool {
 #[cfg(test)]
 #[path = "judge_tests.rs"]
 mod tests;
+
+#[cfg(test)]
+#[path = "corpus_tests.rs"]
+mod corpus;
