@@ -1,1 +1,90 @@
-//! Placeholder.
+//! The admin address: health, metrics and what the gateway knows, read-only.
+//!
+//! | path | answer |
+//! |---|---|
+//! | `/` | this list, as a page |
+//! | `/healthz` | 200 `ok` while the process serves this very socket |
+//! | `/readyz` | 200 while a Snapshot is served and the process is not draining, else 503 and why |
+//! | `/metrics` | Prometheus's text format |
+//! | `/api/routes` | hosts and where they lead: [`api::routes`] |
+//! | `/api/revisions` | what runs, what `sluice status` shows: [`api::revisions`] |
+//! | `/api/config` | settings in force, bound addresses, how revisions are scaled: [`api::config`] |
+//! | `/api/explain?url=…&method=…&header=K:%20V` | which revision would serve this, and why |
+//!
+//! No secret leaves here: values of request headers, webhook headers and environment variables are
+//! shown as `***`. [`HealthServer`] is the same server with the first two endpoints only, for an
+//! address that balancers may see.
+
+pub mod api;
+#[cfg(test)]
+pub(crate) mod fixture;
+mod query;
+mod server;
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use serde_json::Value;
+use sluice_model::{Generation, Snapshot, StatusSource};
+
+use crate::observe::{LoadView, Metrics};
+
+pub use api::redacted;
+pub use query::{ExplainQuery, QueryError};
+pub use server::{AdminServer, BindError, HealthServer};
+
+/// The addresses actually bound; they differ from the configured ones where those have port 0.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BoundAddresses {
+    /// In the order of the settings.
+    pub listeners: Vec<SocketAddr>,
+    /// The admin listener.
+    pub admin: SocketAddr,
+    /// The health listener, if there is one.
+    pub health: Option<SocketAddr>,
+}
+
+/// What health checks need.
+pub trait Health: Send + Sync + 'static {
+    /// The generation that is served, or why requests should not be sent here (`starting`,
+    /// `draining`).
+    ///
+    /// # Errors
+    /// The reason in a word or two, shown by `/readyz`.
+    fn ready(&self) -> Result<Generation, &'static str>;
+}
+
+/// What the admin server shows; the composition root brings it together.
+pub trait AdminState: Health {
+    /// What is served now.
+    fn snapshot(&self) -> Arc<Snapshot>;
+
+    /// The addresses actually bound.
+    fn bound(&self) -> BoundAddresses;
+
+    /// Live numbers by revision.
+    fn loads(&self) -> &dyn LoadView;
+
+    /// What the control plane knows by revision.
+    fn status(&self) -> &dyn StatusSource;
+
+    /// The process's metrics.
+    fn metrics(&self) -> &Metrics;
+
+    /// How revisions are scaled, for `/api/config`: only the control plane knows. Whoever renders
+    /// it passes maps with secrets through [`redacted`].
+    fn scaling(&self) -> Value;
+
+    /// The engine behind `/api/explain`.
+    fn explain(&self) -> &dyn Explain;
+}
+
+/// Says which listener, route, split and revision would serve a request, and why, by the data
+/// plane's own find and pick.
+pub trait Explain: Send + Sync {
+    /// The answer is an object. `found` (bool) says whether something would serve the request.
+    /// Text is made of the keys `listener`, `host`, `path`, `service`, `route`, `tag`, `split`,
+    /// `revision`, `backend`, `rewrite`, `reason` and `why` (a list of sentences), all optional;
+    /// further keys are shown as they are.
+    fn explain(&self, query: &ExplainQuery) -> Value;
+}

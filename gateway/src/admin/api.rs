@@ -1,0 +1,369 @@
+//! The JSON of the admin API. Keys are in the configuration's spelling; absent is `null`.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use serde_json::{Map, Value, json};
+use sluice_model::{
+    AccessLogFormat, Backend, HeaderMatcher, HttpOption, PathMatch, PathRewrite, ProbeKind, Protocol,
+    ProxyProtocolMode, RevisionId, RevisionSpec, Route, RouteMatch, Scheme, Service, Settings, Snapshot,
+    StickyScope, StickySource, TrafficSplit, Visibility,
+};
+
+use super::AdminState;
+use crate::observe::RevisionLoad;
+
+/// Names stay, values do not.
+pub fn redacted(map: &BTreeMap<String, String>) -> Value {
+    map.keys().map(|key| (key.clone(), json!("***"))).collect()
+}
+
+/// `/api/routes`: `{generation, hosts: [{host, service, tag}], services: [{namespace, name,
+/// visibility, httpOption, sticky, routes: [{match, rewriteHost, rewritePath, appendHeaders,
+/// traffic}], traffic: [{revisionName, percent, tag}]}]}`. Hosts are sorted; `tag` is set where
+/// the host leads to a tagged revision.
+pub fn routes(snapshot: &Snapshot) -> Value {
+    let mut hosts: Vec<_> = snapshot.table().hosts().collect();
+    hosts.sort_by(|a, b| a.0.cmp(&b.0));
+    let hosts: Vec<Value> = hosts
+        .into_iter()
+        .map(|(pattern, service, tag)| {
+            json!({
+                "host": pattern.to_string(),
+                "service": service.id.to_string(),
+                "tag": tag.map(ToString::to_string),
+            })
+        })
+        .collect();
+    let services: Vec<Value> = snapshot.services().iter().map(|s| service(s)).collect();
+    json!({"generation": snapshot.generation.0, "hosts": hosts, "services": services})
+}
+
+fn service(service: &Service) -> Value {
+    let sticky = service.sticky.as_ref().map(|sticky| {
+        let (key, value) = match &sticky.source {
+            StickySource::Cookie(name) => ("cookie", json!(name)),
+            StickySource::Header(name) => ("header", json!(name)),
+            StickySource::ClientIp => ("clientIp", json!(true)),
+        };
+        let scope = match sticky.scope {
+            StickyScope::Revision => "revision",
+            StickyScope::Endpoint => "endpoint",
+        };
+        json!({key: value, "scope": scope})
+    });
+    json!({
+        "namespace": service.id.namespace(),
+        "name": service.id.name(),
+        "visibility": visibility(service.visibility),
+        "httpOption": match service.http_option {
+            HttpOption::Enabled => "enabled",
+            HttpOption::Redirected => "redirected",
+        },
+        "sticky": sticky,
+        "routes": service.routes.iter().map(route).collect::<Vec<_>>(),
+        "traffic": traffic(&service.split),
+    })
+}
+
+fn route(route: &Route) -> Value {
+    json!({
+        "match": matches(&route.matches),
+        "rewriteHost": route.rewrite_host,
+        "rewritePath": route.rewrite_path.as_ref().map(|rewrite| match rewrite {
+            PathRewrite::Prefix(to) => json!({"prefix": to}),
+            PathRewrite::Full(to) => json!({"full": to}),
+        }),
+        "appendHeaders": redacted(&route.append_headers),
+        "traffic": traffic(&route.split),
+    })
+}
+
+fn matches(matches: &RouteMatch) -> Value {
+    let path = matches.path.as_ref().map(|path| match path {
+        PathMatch::Exact(path) => json!({"exact": path}),
+        PathMatch::Prefix(path) => json!({"prefix": path}),
+        PathMatch::RawPrefix(path) => json!({"rawPrefix": path}),
+    });
+    let headers: Map<String, Value> = matches
+        .headers
+        .iter()
+        .map(|header| {
+            let matcher = match &header.matcher {
+                HeaderMatcher::Exact(value) => json!({"exact": value}),
+                HeaderMatcher::Prefix(value) => json!({"prefix": value}),
+                HeaderMatcher::Present => json!({"present": true}),
+            };
+            (header.name.clone(), matcher)
+        })
+        .collect();
+    json!({"path": path, "headers": headers, "methods": matches.methods})
+}
+
+fn traffic(split: &TrafficSplit) -> Value {
+    let targets = split.targets().iter().map(|target| {
+        json!({
+            "revisionName": target.revision.name(),
+            "percent": percent(target.percent.hundredths()),
+            "tag": target.tag.as_ref().map(ToString::to_string),
+        })
+    });
+    targets.collect()
+}
+
+/// A number as it stands in a file: 50, 33.33.
+fn percent(hundredths: u32) -> Value {
+    if hundredths.is_multiple_of(100) {
+        json!(hundredths / 100)
+    } else {
+        json!(f64::from(hundredths) / 100.0)
+    }
+}
+
+/// `/api/revisions`: `{generation, revisions: [{namespace, service, revision, percent, tags,
+/// ready, desired, in_flight, queued, last_decision, last_failure, starts, endpoints: [{address,
+/// state, in_flight}]}]}`, sorted by namespace, service, revision.
+///
+/// `percent` is the sum over the service's own traffic; 0 does not mean unreachable, routes and
+/// tags may lead there. `desired` is `null` where nothing scales. A revision that is no longer
+/// configured but still finishes requests is listed with `percent: null`. `state` is `starting`,
+/// `ready`, `ejected` or `draining`.
+pub fn revisions(state: &dyn AdminState) -> Value {
+    let snapshot = state.snapshot();
+    let mut loads: BTreeMap<RevisionId, RevisionLoad> = state
+        .loads()
+        .loads()
+        .into_iter()
+        .map(|load| (load.revision.clone(), load))
+        .collect();
+    let services: BTreeMap<_, _> = snapshot.services().iter().map(|s| (&s.id, s)).collect();
+    let mut rows: Vec<((String, String, String), Value)> = Vec::new();
+    for spec in snapshot.revisions() {
+        let load = loads.remove(&spec.id);
+        let split = services.get(&spec.service).map(|service| &service.split);
+        let targets = || {
+            split
+                .into_iter()
+                .flat_map(|s| s.targets())
+                .filter(|t| t.revision == spec.id)
+        };
+        let share: u32 = targets().map(|t| t.percent.hundredths()).sum();
+        let tags: Vec<String> = targets()
+            .filter_map(|t| t.tag.as_ref().map(ToString::to_string))
+            .collect();
+        rows.push(row(
+            state,
+            &spec.id,
+            spec.service.name(),
+            percent(share),
+            tags,
+            load.as_ref(),
+        ));
+    }
+    for (id, load) in &loads {
+        rows.push(row(
+            state,
+            id,
+            load.service.name(),
+            Value::Null,
+            Vec::new(),
+            Some(load),
+        ));
+    }
+    rows.sort_by(|a, b| a.0.cmp(&b.0));
+    let rows: Vec<Value> = rows.into_iter().map(|(_, row)| row).collect();
+    json!({"generation": snapshot.generation.0, "revisions": rows})
+}
+
+fn row(
+    state: &dyn AdminState,
+    id: &RevisionId,
+    service: &str,
+    percent: Value,
+    tags: Vec<String>,
+    load: Option<&RevisionLoad>,
+) -> ((String, String, String), Value) {
+    let status = state.status().revision_status(id);
+    let endpoints: Vec<Value> = state
+        .loads()
+        .endpoints(id)
+        .into_iter()
+        .map(|endpoint| {
+            json!({
+                "address": endpoint.address.to_string(),
+                "state": endpoint.condition.as_str(),
+                "in_flight": endpoint.in_flight,
+            })
+        })
+        .collect();
+    let value = json!({
+        "namespace": id.namespace(),
+        "service": service,
+        "revision": id.name(),
+        "percent": percent,
+        "tags": tags,
+        "ready": load.map_or(0, |l| l.ready),
+        "desired": status.as_ref().map(|s| s.desired),
+        "in_flight": load.map_or(0, |l| l.in_flight),
+        "queued": load.map_or(0, |l| l.queued),
+        "last_decision": status.as_ref().and_then(|s| s.last_decision.clone()),
+        "last_failure": status.as_ref().and_then(|s| s.last_failure.clone()),
+        "starts": status.as_ref().map(|s| s.starts),
+        "endpoints": endpoints,
+    });
+    let key = (
+        id.namespace().to_owned(),
+        service.to_owned(),
+        id.name().to_owned(),
+    );
+    (key, value)
+}
+
+/// `/api/config`: `{generation, version, bound: {listeners, admin, health}, settings, revisions,
+/// scaling}`. `bound` has the addresses actually bound, `settings` the file's values with defaults
+/// filled in, `scaling` what [`AdminState::scaling`] gives. Durations are text as in a file; no
+/// limit is `null`.
+pub fn config(state: &dyn AdminState) -> Value {
+    let snapshot = state.snapshot();
+    let bound = state.bound();
+    json!({
+        "generation": snapshot.generation.0,
+        "version": env!("CARGO_PKG_VERSION"),
+        "bound": {
+            "listeners": bound.listeners.iter().map(ToString::to_string).collect::<Vec<_>>(),
+            "admin": bound.admin.to_string(),
+            "health": bound.health.map(|a| a.to_string()),
+        },
+        "settings": settings(snapshot.settings()),
+        "revisions": snapshot.revisions().iter().map(|r| revision(r)).collect::<Vec<_>>(),
+        "scaling": state.scaling(),
+    })
+}
+
+fn settings(settings: &Settings) -> Value {
+    let listeners: Vec<Value> = settings
+        .listeners
+        .iter()
+        .map(|listener| {
+            json!({
+                "address": listener.address.to_string(),
+                "visibility": visibility(listener.visibility),
+                "tls": listener.tls.as_ref().map(|tls| json!({
+                    // Where a certificate lies is no secret; a key's place is nobody's business.
+                    "certificates": tls.certificates.iter()
+                        .map(|c| json!({"certFile": c.cert_file.display().to_string(), "keyFile": "***"}))
+                        .collect::<Vec<_>>(),
+                })),
+                "proxyProtocol": listener.proxy_protocol.as_ref().map(|proxy| json!({
+                    "mode": match proxy.mode {
+                        ProxyProtocolMode::Optional => "optional",
+                        ProxyProtocolMode::Required => "required",
+                    },
+                    "from": proxy.from.iter().map(ToString::to_string).collect::<Vec<_>>(),
+                })),
+            })
+        })
+        .collect();
+    let limits = &settings.limits;
+    json!({
+        "domain": settings.domain,
+        "listeners": listeners,
+        "trustedProxies": settings.trusted_proxies.iter().map(ToString::to_string).collect::<Vec<_>>(),
+        "tagHeader": settings.tag_header,
+        "accessLog": {"format": match settings.access_log {
+            AccessLogFormat::Pretty => "pretty",
+            AccessLogFormat::Json => "json",
+            AccessLogFormat::Off => "off",
+        }},
+        "errorDetail": settings.error_detail,
+        "limits": {
+            "headerTimeout": duration(limits.header_timeout),
+            "idleTimeout": duration(limits.idle_timeout),
+            "maxHeaderBytes": limits.max_header_bytes,
+            "maxHeaders": limits.max_headers,
+            "maxUriBytes": limits.max_uri_bytes,
+            "maxBodyBytes": limits.max_body_bytes,
+            "bodyReadTimeout": duration(limits.body_read_timeout),
+            "writeTimeout": duration(limits.write_timeout),
+            "maxConnections": limits.max_connections,
+            "maxConnectionsPerClient": limits.max_connections_per_client,
+            "maxConnectionAge": limits.max_connection_age.map(duration),
+            "maxConcurrentStreams": limits.max_concurrent_streams,
+            "upstreamIdleTimeout": duration(limits.upstream_idle_timeout),
+            "connectTimeout": duration(limits.connect_timeout),
+        },
+        "queue": {"depth": settings.queue.depth, "bytes": settings.queue.bytes},
+        "drain": {"delay": duration(settings.drain.delay), "timeout": duration(settings.drain.timeout)},
+        "health": settings.health.map(|a| json!({"address": a.to_string()})),
+        "admin": {"address": settings.admin.to_string()},
+        "dnsRefresh": duration(settings.dns_refresh),
+    })
+}
+
+fn revision(spec: &RevisionSpec) -> Value {
+    let timeouts = &spec.timeouts;
+    json!({
+        "namespace": spec.id.namespace(),
+        "service": spec.service.name(),
+        "revision": spec.id.name(),
+        "backend": backend(&spec.backend),
+        "protocol": match spec.protocol {
+            Protocol::Http1 => "http1",
+            Protocol::H2c => "h2c",
+        },
+        "readinessProbe": spec.readiness.as_ref().map(|probe| json!({
+            "probe": match &probe.kind {
+                ProbeKind::Tcp => json!({"tcpSocket": {}}),
+                ProbeKind::Http { path } => json!({"httpGet": {"path": path}}),
+            },
+            "period": duration(probe.period),
+            "timeout": duration(probe.timeout),
+            "failureThreshold": probe.failure_threshold,
+        })),
+        "startTimeout": duration(spec.start_timeout),
+        "containerConcurrency": spec.container_concurrency,
+        "timeout": timeouts.total.map(duration),
+        "responseStartTimeout": timeouts.response_start.map(duration),
+        "idleTimeout": timeouts.idle.map(duration),
+        "maxStreamAge": timeouts.max_stream_age.map(duration),
+        "queue": {
+            "depth": spec.queue.depth,
+            "bytes": spec.queue.bytes,
+            "timeout": duration(spec.queue.timeout),
+        },
+        "requestHeaders": redacted(&spec.request_headers),
+    })
+}
+
+fn backend(backend: &Backend) -> Value {
+    match backend {
+        Backend::Static { targets, activated } => json!({
+            "kind": "static",
+            "endpoints": targets.iter().map(ToString::to_string).collect::<Vec<_>>(),
+            "activated": activated,
+        }),
+        Backend::Url(url) => {
+            let scheme = match url.scheme {
+                Scheme::Http => "http",
+                Scheme::Https => "https",
+            };
+            json!({"kind": "url", "url": format!("{scheme}://{}:{}{}", url.host, url.port, url.path_prefix)})
+        }
+        Backend::Managed => json!({"kind": "managed"}),
+    }
+}
+
+fn visibility(visibility: Visibility) -> &'static str {
+    match visibility {
+        Visibility::External => "external",
+        Visibility::Internal => "internal",
+    }
+}
+
+fn duration(duration: Duration) -> String {
+    humantime::format_duration(duration).to_string()
+}
+
+#[cfg(test)]
+#[path = "api_tests.rs"]
+mod tests;

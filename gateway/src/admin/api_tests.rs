@@ -1,0 +1,94 @@
+use std::time::Duration;
+
+use serde_json::json;
+use sluice_model::{CertificateFiles, TlsSettings};
+
+use super::super::fixture::{Gateway, SECRET, snapshot};
+use super::*;
+
+#[test]
+fn routes_show_hosts_and_splits() {
+    let value = routes(&snapshot());
+    assert_eq!(
+        value["hosts"],
+        json!([
+            {"host": "current-greeter.default.localhost", "service": "default/greeter", "tag": "current"},
+            {"host": "greeter.default.localhost", "service": "default/greeter", "tag": null},
+        ])
+    );
+    let service = &value["services"][0];
+    assert_eq!(
+        service["traffic"],
+        json!([
+            {"revisionName": "greeter-v1", "percent": 66.67, "tag": "current"},
+            {"revisionName": "greeter-v2", "percent": 33.33, "tag": null},
+        ])
+    );
+    assert_eq!(service["routes"][0]["match"]["path"], json!({"prefix": "/v2"}));
+    assert_eq!(
+        service["routes"][0]["traffic"][0]["percent"],
+        json!(100),
+        "whole percents are whole"
+    );
+}
+
+#[test]
+fn revisions_join_configuration_load_and_status() {
+    let value = revisions(&Gateway::new());
+    assert_eq!(value["generation"], 3);
+    let rows = value["revisions"].as_array().unwrap();
+    let names: Vec<_> = rows.iter().map(|r| r["revision"].as_str().unwrap()).collect();
+    assert_eq!(names, ["greeter-v0", "greeter-v1", "greeter-v2"]);
+    assert_eq!(
+        (&rows[0]["percent"], &rows[0]["in_flight"]),
+        (&Value::Null, &json!(1)),
+        "a removed revision is shown while it drains"
+    );
+    assert_eq!(
+        rows[1],
+        json!({
+            "namespace": "default", "service": "greeter", "revision": "greeter-v1", "percent": 66.67,
+            "tags": ["current"], "ready": 2, "desired": 2, "in_flight": 7, "queued": 0,
+            "last_decision": "1 → 2: 12 in flight / target 10", "last_failure": null, "starts": 4,
+            "endpoints": [
+                {"address": "127.0.0.1:20001", "state": "ready", "in_flight": 4},
+                {"address": "127.0.0.1:20002", "state": "ejected", "in_flight": 3},
+            ],
+        })
+    );
+    assert!(rows[2]["last_failure"].as_str().unwrap().contains("127"));
+}
+
+#[test]
+fn config_shows_what_is_bound() {
+    let value = config(&Gateway::new());
+    assert_eq!(
+        value["bound"],
+        json!({"listeners": ["127.0.0.1:8080"], "admin": "127.0.0.1:9900", "health": null})
+    );
+    assert_eq!(value["revisions"][0]["containerConcurrency"], 5);
+    assert_eq!(value["revisions"][0]["responseStartTimeout"], "5m");
+    assert_eq!(
+        value["scaling"]["default/greeter-v1"]["env"],
+        json!({"TOKEN": "***"})
+    );
+}
+
+#[test]
+fn no_secret_leaves() {
+    let gateway = Gateway::new();
+    for value in [routes(&gateway.snapshot()), revisions(&gateway), config(&gateway)] {
+        assert!(!value.to_string().contains(SECRET), "{value:#}");
+    }
+    let mut with_tls = Settings::clone(snapshot().settings());
+    with_tls.listeners[0].tls = Some(TlsSettings {
+        certificates: vec![CertificateFiles {
+            cert_file: "a.crt".into(),
+            key_file: SECRET.into(),
+        }],
+    });
+    with_tls.limits.max_connection_age = Some(Duration::from_millis(90_500));
+    let value = settings(&with_tls);
+    assert!(!value.to_string().contains(SECRET), "{value:#}");
+    assert_eq!(value["limits"]["maxConnectionAge"], "1m 30s 500ms");
+}

@@ -1,0 +1,258 @@
+//! A small gateway to look at, for tests.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use serde_json::{Value, json};
+use sluice_model::{
+    AccessLogFormat, Backend, DrainSettings, EndpointAddr, Generation, HostPattern, HttpOption, Limits,
+    ListenerSettings, PathMatch, Percent, Protocol, QueueLimits, QueueTotals, RevisionId, RevisionSpec,
+    RevisionStatus, RevisionTimeouts, Route, RouteMatch, Service, ServiceId, Settings, Snapshot,
+    SnapshotBuilder, StatusSource, Tag, TrafficSplit, TrafficTarget, Visibility,
+};
+
+use super::{AdminState, BoundAddresses, Explain, ExplainQuery, Health};
+use crate::observe::{EndpointCondition, EndpointLoad, LoadView, Metrics, RevisionLoad, RevisionMetrics};
+
+/// Stands in every place a secret may stand in.
+pub(crate) const SECRET: &str = "hunter2";
+
+pub(crate) fn revision(name: &str) -> RevisionId {
+    RevisionId::parse("default", name).unwrap()
+}
+
+fn service() -> ServiceId {
+    ServiceId::parse("default", "greeter").unwrap()
+}
+
+fn settings() -> Settings {
+    let second = Duration::from_secs(1);
+    Settings {
+        domain: "localhost".into(),
+        listeners: vec![ListenerSettings {
+            address: ([127, 0, 0, 1], 0).into(),
+            visibility: Visibility::External,
+            tls: None,
+            proxy_protocol: None,
+        }],
+        trusted_proxies: Vec::new(),
+        tag_header: false,
+        access_log: AccessLogFormat::Off,
+        error_detail: false,
+        limits: Limits {
+            header_timeout: second,
+            idle_timeout: second,
+            max_header_bytes: 65_536,
+            max_headers: 128,
+            max_uri_bytes: 16_384,
+            max_body_bytes: None,
+            body_read_timeout: second,
+            write_timeout: second,
+            max_connections: None,
+            max_connections_per_client: None,
+            max_connection_age: None,
+            max_concurrent_streams: 100,
+            upstream_idle_timeout: second,
+            connect_timeout: second,
+        },
+        queue: QueueTotals {
+            depth: 1000,
+            bytes: 1 << 20,
+        },
+        drain: DrainSettings {
+            delay: Duration::ZERO,
+            timeout: second,
+        },
+        health: None,
+        admin: ([127, 0, 0, 1], 0).into(),
+        dns_refresh: second,
+    }
+}
+
+fn spec(name: &str) -> RevisionSpec {
+    RevisionSpec {
+        id: revision(name),
+        service: service(),
+        backend: Backend::Managed,
+        protocol: Protocol::Http1,
+        readiness: None,
+        start_timeout: Duration::from_secs(60),
+        container_concurrency: Some(5),
+        timeouts: RevisionTimeouts {
+            total: None,
+            response_start: Some(Duration::from_secs(300)),
+            idle: None,
+            max_stream_age: None,
+        },
+        queue: QueueLimits {
+            depth: 10,
+            bytes: 1024,
+            timeout: Duration::from_secs(60),
+        },
+        request_headers: BTreeMap::from([("X-Api-Key".into(), SECRET.into())]),
+    }
+}
+
+/// `greeter`: 66.67 % v1 (tag current), 33.33 % v2, which /v2 leads to, too.
+pub(crate) fn snapshot() -> Snapshot {
+    let mut builder = SnapshotBuilder::new(settings(), vec![spec("greeter-v1"), spec("greeter-v2")]).unwrap();
+    let target = |name: &str, slot, hundredths, tag: Option<&str>| TrafficTarget {
+        revision: revision(name),
+        slot,
+        percent: Percent::from_hundredths(hundredths).unwrap(),
+        tag: tag.map(|tag| Tag::parse(tag).unwrap()),
+    };
+    let split = TrafficSplit::new(vec![
+        target("greeter-v1", 0, 6667, Some("current")),
+        target("greeter-v2", 1, 3333, None),
+    ]);
+    let route = Route {
+        matches: RouteMatch {
+            path: Some(PathMatch::Prefix("/v2".into())),
+            ..RouteMatch::default()
+        },
+        rewrite_host: None,
+        rewrite_path: None,
+        append_headers: BTreeMap::from([("X-From".into(), SECRET.into())]),
+        split: TrafficSplit::new(vec![target("greeter-v2", 1, 10_000, None)]).unwrap(),
+    };
+    let greeter = Service {
+        id: service(),
+        visibility: Visibility::External,
+        http_option: HttpOption::Enabled,
+        sticky: None,
+        routes: vec![route],
+        split: split.unwrap(),
+    };
+    let host = |host: &str| HostPattern::parse(host).unwrap();
+    let hosts = [
+        (host("greeter.default.localhost"), None),
+        (
+            host("current-greeter.default.localhost"),
+            Some(Tag::parse("current").unwrap()),
+        ),
+    ];
+    builder.service(greeter, hosts).unwrap();
+    let mut snapshot = builder.build();
+    snapshot.generation = Generation(3);
+    snapshot
+}
+
+/// v1 runs two instances; v2 is at zero and cannot start; a removed v0 still finishes a request.
+pub(crate) struct Gateway {
+    snapshot: Arc<Snapshot>,
+    metrics: Metrics,
+    _v1: Arc<RevisionMetrics>,
+    draining: AtomicBool,
+}
+
+impl Gateway {
+    pub(crate) fn new() -> Self {
+        let metrics = Metrics::new();
+        metrics.set_generation(Generation(3));
+        Self {
+            snapshot: Arc::new(snapshot()),
+            _v1: metrics.revision(&service(), &revision("greeter-v1")),
+            metrics,
+            draining: AtomicBool::new(false),
+        }
+    }
+
+    pub(crate) fn drain(&self) {
+        self.draining.store(true, Ordering::Relaxed);
+    }
+}
+
+impl Health for Gateway {
+    fn ready(&self) -> Result<Generation, &'static str> {
+        if self.draining.load(Ordering::Relaxed) {
+            return Err("draining");
+        }
+        Ok(self.snapshot.generation)
+    }
+}
+
+impl AdminState for Gateway {
+    fn snapshot(&self) -> Arc<Snapshot> {
+        Arc::clone(&self.snapshot)
+    }
+    fn bound(&self) -> BoundAddresses {
+        BoundAddresses {
+            listeners: vec![([127, 0, 0, 1], 8080).into()],
+            admin: ([127, 0, 0, 1], 9900).into(),
+            health: None,
+        }
+    }
+    fn loads(&self) -> &dyn LoadView {
+        self
+    }
+    fn status(&self) -> &dyn StatusSource {
+        self
+    }
+    fn metrics(&self) -> &Metrics {
+        &self.metrics
+    }
+    fn scaling(&self) -> Value {
+        let env = BTreeMap::from([("TOKEN".to_owned(), SECRET.to_owned())]);
+        json!({"default/greeter-v1": {"env": super::redacted(&env)}})
+    }
+    fn explain(&self) -> &dyn Explain {
+        self
+    }
+}
+
+impl LoadView for Gateway {
+    fn loads(&self) -> Vec<RevisionLoad> {
+        let load = |name, in_flight, queued, ready| RevisionLoad {
+            service: service(),
+            revision: revision(name),
+            in_flight,
+            queued,
+            ready,
+        };
+        vec![load("greeter-v1", 7, 0, 2), load("greeter-v0", 1, 0, 0)]
+    }
+    fn endpoints(&self, id: &RevisionId) -> Vec<EndpointLoad> {
+        if id.name() != "greeter-v1" {
+            return Vec::new();
+        }
+        let endpoint = |port, condition, in_flight| EndpointLoad {
+            address: EndpointAddr::Tcp(([127, 0, 0, 1], port).into()),
+            condition,
+            in_flight,
+        };
+        vec![
+            endpoint(20_001, EndpointCondition::Ready, 4),
+            endpoint(20_002, EndpointCondition::Ejected, 3),
+        ]
+    }
+}
+
+impl StatusSource for Gateway {
+    fn revision_status(&self, revision: &RevisionId) -> Option<RevisionStatus> {
+        let status = RevisionStatus {
+            starts: 4,
+            ..RevisionStatus::default()
+        };
+        match revision.name() {
+            "greeter-v1" => Some(RevisionStatus {
+                desired: 2,
+                last_decision: Some("1 → 2: 12 in flight / target 10".into()),
+                ..status
+            }),
+            "greeter-v2" => Some(RevisionStatus {
+                last_failure: Some("exit status 127: sh: no-such-program: not found".into()),
+                ..status
+            }),
+            _ => None,
+        }
+    }
+}
+
+impl Explain for Gateway {
+    fn explain(&self, query: &ExplainQuery) -> Value {
+        json!({"found": true, "url": query.url, "method": query.method, "headers": query.headers.len()})
+    }
+}

@@ -1,0 +1,314 @@
+//! The servers behind the admin and the health address.
+//!
+//! They share the process with the data plane, so what strangers can make them hold is bounded:
+//! connections in number and age, heads in size and time, bodies are not read.
+
+use std::convert::Infallible;
+use std::future::Future;
+use std::io;
+use std::net::SocketAddr;
+use std::pin::pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::header::{ALLOW, CACHE_CONTROL, CONTENT_TYPE, HeaderValue, X_CONTENT_TYPE_OPTIONS};
+use http::{Method, Request, Response, StatusCode, Uri};
+use http_body_util::Full;
+use hyper::body::Incoming;
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use serde_json::{Value, json};
+use thiserror::Error;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Semaphore;
+use tokio::task::JoinSet;
+use tokio::time::{sleep, timeout};
+
+use super::query::ExplainQuery;
+use super::{AdminState, Health, api};
+
+/// Connections at once. More wait in the system's accept queue until one ends, which
+/// [`HEADER_TIMEOUT`] and [`MAX_AGE`] see to.
+const MAX_CONNECTIONS: usize = 64;
+
+/// For a head, and for a kept-alive connection without one.
+const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// After which a connection is asked to end; [`LAST_ANSWER`] later it is cut.
+const MAX_AGE: Duration = Duration::from_secs(60);
+
+/// How long the last answer of a connection may take.
+const LAST_ANSWER: Duration = Duration::from_secs(10);
+
+/// For a request head.
+const MAX_HEAD: usize = 32 * 1024;
+
+/// How long accepting rests when the system refuses (no file descriptors left): it would spin.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// The address cannot be bound.
+#[derive(Debug, Error)]
+#[error("cannot listen on {address} for {purpose}: {source}")]
+pub struct BindError {
+    /// The configured address.
+    pub address: SocketAddr,
+    /// `admin` or `health`.
+    pub purpose: &'static str,
+    /// What the system said.
+    pub source: io::Error,
+}
+
+/// Bound, not yet serving.
+#[derive(Debug)]
+pub struct AdminServer {
+    bound: Bound,
+}
+
+impl AdminServer {
+    /// Binds the address; port 0 lets the system choose.
+    ///
+    /// # Errors
+    /// [`BindError`], naming the address.
+    pub async fn bind(address: SocketAddr) -> Result<Self, BindError> {
+        Bound::new(address, "admin").await.map(|bound| Self { bound })
+    }
+
+    /// Takes a socket that another process bound.
+    ///
+    /// # Errors
+    /// When it cannot be registered with the runtime.
+    pub fn from_std(listener: std::net::TcpListener) -> io::Result<Self> {
+        Bound::from_std(listener).map(|bound| Self { bound })
+    }
+
+    /// The address actually bound.
+    pub fn address(&self) -> SocketAddr {
+        self.bound.address
+    }
+
+    /// Serves until dropped; dropping closes every connection.
+    pub async fn serve(self, state: Arc<dyn AdminState>) -> Infallible {
+        let answer = move |request: Request<Incoming>| {
+            let state = Arc::clone(&state);
+            async move {
+                // Health is answered by the threads that serve requests, and so says something
+                // of them. The rest takes time in proportion to the number of revisions.
+                if let Some(answer) = health(&*state, &request) {
+                    return answer;
+                }
+                let task = tokio::task::spawn_blocking(move || admin(&*state, request.uri()));
+                task.await.unwrap_or_else(|e| {
+                    tracing::error!(error = %e, "an admin request panicked");
+                    text(
+                        StatusCode::INTERNAL_SERVER_ERROR,
+                        "this request hit a bug; the log says more\n",
+                    )
+                })
+            }
+        };
+        self.bound.serve(answer).await
+    }
+}
+
+/// `/healthz` and `/readyz` alone, on an address of their own.
+#[derive(Debug)]
+pub struct HealthServer {
+    bound: Bound,
+}
+
+impl HealthServer {
+    /// Binds the address; port 0 lets the system choose.
+    ///
+    /// # Errors
+    /// [`BindError`], naming the address.
+    pub async fn bind(address: SocketAddr) -> Result<Self, BindError> {
+        Bound::new(address, "health").await.map(|bound| Self { bound })
+    }
+
+    /// Takes a socket that another process bound.
+    ///
+    /// # Errors
+    /// When it cannot be registered with the runtime.
+    pub fn from_std(listener: std::net::TcpListener) -> io::Result<Self> {
+        Bound::from_std(listener).map(|bound| Self { bound })
+    }
+
+    /// The address actually bound.
+    pub fn address(&self) -> SocketAddr {
+        self.bound.address
+    }
+
+    /// Serves until dropped; dropping closes every connection.
+    pub async fn serve(self, state: Arc<dyn Health>) -> Infallible {
+        let answer = move |request: Request<Incoming>| {
+            let answer = health(&*state, &request).unwrap_or_else(not_found);
+            async move { answer }
+        };
+        self.bound.serve(answer).await
+    }
+}
+
+#[derive(Debug)]
+struct Bound {
+    listener: TcpListener,
+    address: SocketAddr,
+}
+
+impl Bound {
+    async fn new(address: SocketAddr, purpose: &'static str) -> Result<Self, BindError> {
+        let error = |source| BindError {
+            address,
+            purpose,
+            source,
+        };
+        let listener = TcpListener::bind(address).await.map_err(error)?;
+        let address = listener.local_addr().map_err(error)?;
+        Ok(Self { listener, address })
+    }
+
+    fn from_std(listener: std::net::TcpListener) -> io::Result<Self> {
+        listener.set_nonblocking(true)?;
+        let listener = TcpListener::from_std(listener)?;
+        let address = listener.local_addr()?;
+        Ok(Self { listener, address })
+    }
+
+    async fn serve<A, F>(self, answer: A) -> Infallible
+    where
+        A: Fn(Request<Incoming>) -> F + Clone + Send + Sync + 'static,
+        F: Future<Output = Response<Full<Bytes>>> + Send + 'static,
+    {
+        let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+        // Owned here, so that dropping this future ends the connections.
+        let mut connections = JoinSet::new();
+        loop {
+            let place = Arc::clone(&places)
+                .acquire_owned()
+                .await
+                .expect("the semaphore is never closed");
+            while connections.try_join_next().is_some() {}
+            let stream = match self.listener.accept().await {
+                Ok((stream, _)) => stream,
+                Err(error) => {
+                    tracing::warn!(%error, address = %self.address, "cannot accept");
+                    sleep(ACCEPT_PAUSE).await;
+                    continue;
+                }
+            };
+            let answer = answer.clone();
+            connections.spawn(async move {
+                connection(stream, answer).await;
+                drop(place);
+            });
+        }
+    }
+}
+
+async fn connection<A, F>(stream: TcpStream, answer: A)
+where
+    A: Fn(Request<Incoming>) -> F,
+    F: Future<Output = Response<Full<Bytes>>>,
+{
+    let service = service_fn(|request| {
+        let answer = answer(request);
+        async { Ok::<_, Infallible>(answer.await) }
+    });
+    let connection = http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEADER_TIMEOUT)
+        .max_buf_size(MAX_HEAD)
+        .serve_connection(TokioIo::new(stream), service);
+    let mut connection = pin!(connection);
+    if let Ok(ended) = timeout(MAX_AGE, connection.as_mut()).await {
+        if let Err(error) = ended {
+            tracing::debug!(%error, "admin connection");
+        }
+        return;
+    }
+    connection.as_mut().graceful_shutdown();
+    let _ = timeout(LAST_ANSWER, connection).await;
+}
+
+/// The answer to a health path, or to a method that none of our paths takes.
+fn health<B>(state: &(impl Health + ?Sized), request: &Request<B>) -> Option<Response<Full<Bytes>>> {
+    if !matches!(*request.method(), Method::GET | Method::HEAD) {
+        let mut answer = text(
+            StatusCode::METHOD_NOT_ALLOWED,
+            "this address is read-only: use GET\n",
+        );
+        answer
+            .headers_mut()
+            .insert(ALLOW, HeaderValue::from_static("GET, HEAD"));
+        return Some(answer);
+    }
+    match request.uri().path() {
+        "/healthz" => Some(text(StatusCode::OK, "ok\n")),
+        "/readyz" => Some(match state.ready() {
+            Ok(generation) => text(StatusCode::OK, format!("ready, generation {generation}\n")),
+            Err(why) => text(StatusCode::SERVICE_UNAVAILABLE, format!("not ready: {why}\n")),
+        }),
+        _ => None,
+    }
+}
+
+fn admin(state: &dyn AdminState, uri: &Uri) -> Response<Full<Bytes>> {
+    match uri.path() {
+        "/" => typed(StatusCode::OK, "text/html; charset=utf-8", INDEX),
+        "/metrics" => typed(
+            StatusCode::OK,
+            "text/plain; version=0.0.4; charset=utf-8",
+            state.metrics().render(state.loads(), state.status()),
+        ),
+        "/api/routes" => as_json(StatusCode::OK, &api::routes(&state.snapshot())),
+        "/api/revisions" => as_json(StatusCode::OK, &api::revisions(state)),
+        "/api/config" => as_json(StatusCode::OK, &api::config(state)),
+        "/api/explain" => match ExplainQuery::parse(uri.query().unwrap_or_default()) {
+            Ok(query) => as_json(StatusCode::OK, &state.explain().explain(&query)),
+            Err(error) => as_json(StatusCode::BAD_REQUEST, &json!({"error": error.to_string()})),
+        },
+        _ => not_found(),
+    }
+}
+
+fn not_found() -> Response<Full<Bytes>> {
+    text(StatusCode::NOT_FOUND, "nothing here; / lists what there is\n")
+}
+
+fn text(status: StatusCode, body: impl Into<Bytes>) -> Response<Full<Bytes>> {
+    typed(status, "text/plain; charset=utf-8", body)
+}
+
+fn as_json(status: StatusCode, value: &Value) -> Response<Full<Bytes>> {
+    typed(status, "application/json", format!("{value:#}\n"))
+}
+
+fn typed(status: StatusCode, content_type: &'static str, body: impl Into<Bytes>) -> Response<Full<Bytes>> {
+    let mut response = Response::new(Full::new(body.into()));
+    *response.status_mut() = status;
+    let headers = response.headers_mut();
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
+    headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    headers.insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+    response
+}
+
+const INDEX: &str = r#"<!doctype html>
+<html lang="en"><meta charset="utf-8"><title>Sluice</title>
+<style>body{font:16px/1.5 system-ui,sans-serif;margin:3em auto;max-width:42em;padding:0 1em}td{padding-right:1.5em}</style>
+<h1>Sluice</h1>
+<table>
+<tr><td><a href="/healthz">/healthz</a><td>the process is alive
+<tr><td><a href="/readyz">/readyz</a><td>a Snapshot is served and nothing drains
+<tr><td><a href="/metrics">/metrics</a><td>Prometheus metrics
+<tr><td><a href="/api/revisions">/api/revisions</a><td>what runs, as <code>sluice status</code> shows it
+<tr><td><a href="/api/routes">/api/routes</a><td>hosts and where they lead
+<tr><td><a href="/api/config">/api/config</a><td>settings in force, secrets left out
+<tr><td><a href="/api/explain?url=http://greeter.default.localhost/">/api/explain?url=…</a><td>which revision would serve this, and why
+</table>
+"#;
+
+#[cfg(test)]
+#[path = "server_tests.rs"]
+mod tests;

@@ -1,0 +1,175 @@
+use std::time::Instant;
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+use super::super::fixture::Gateway;
+use super::*;
+
+fn loopback() -> SocketAddr {
+    ([127, 0, 0, 1], 0).into()
+}
+
+async fn admin_server() -> (SocketAddr, Arc<Gateway>, JoinSet<Infallible>) {
+    let server = AdminServer::bind(loopback()).await.unwrap();
+    let address = server.address();
+    let state = Arc::new(Gateway::new());
+    let mut tasks = JoinSet::new();
+    tasks.spawn(server.serve(Arc::clone(&state) as Arc<dyn AdminState>));
+    (address, state, tasks)
+}
+
+/// Sends one request as bytes and reads to the end: head and body.
+async fn exchange(address: SocketAddr, method: &str, target: &str) -> (String, String) {
+    let mut stream = TcpStream::connect(address).await.unwrap();
+    let request = format!("{method} {target} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n");
+    stream.write_all(request.as_bytes()).await.unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await.unwrap();
+    let (head, body) = answer.split_once("\r\n\r\n").unwrap();
+    (head.to_owned(), body.to_owned())
+}
+
+async fn get(address: SocketAddr, target: &str) -> (u16, String) {
+    let (head, body) = exchange(address, "GET", target).await;
+    (head.split(' ').nth(1).unwrap().parse().unwrap(), body)
+}
+
+#[tokio::test]
+async fn every_endpoint_answers() {
+    let (address, state, _tasks) = admin_server().await;
+    assert_eq!(get(address, "/healthz").await, (200, "ok\n".into()));
+    assert_eq!(
+        get(address, "/readyz").await,
+        (200, "ready, generation 3\n".into())
+    );
+    let (status, metrics) = get(address, "/metrics").await;
+    assert_eq!(status, 200);
+    assert!(metrics.contains("sluice_config_generation 3"), "{metrics}");
+    assert!(
+        metrics.contains(
+            "sluice_requests_in_flight{namespace=\"default\",service=\"greeter\",revision=\"greeter-v1\"} 7"
+        ),
+        "{metrics}"
+    );
+    for path in ["/api/routes", "/api/revisions", "/api/config"] {
+        let (status, body) = get(address, path).await;
+        assert_eq!(status, 200);
+        let value: Value = serde_json::from_str(&body).unwrap();
+        assert_eq!(value["generation"], 3, "{path}");
+        // The index lists what there is.
+        assert!(get(address, "/").await.1.contains(path));
+    }
+    let (status, body) = get(
+        address,
+        "/api/explain?url=http%3A%2F%2Fa%2Fb&method=post&header=A:%201",
+    )
+    .await;
+    assert_eq!(status, 200);
+    let value: Value = serde_json::from_str(&body).unwrap();
+    assert_eq!(
+        value,
+        json!({"found": true, "url": "http://a/b", "method": "POST", "headers": 1})
+    );
+    let (status, body) = get(address, "/api/explain").await;
+    assert!(status == 400 && body.contains("url"), "{body}");
+    assert_eq!(get(address, "/nothing").await.0, 404);
+    state.drain();
+    assert_eq!(
+        get(address, "/readyz").await,
+        (503, "not ready: draining\n".into())
+    );
+    assert_eq!(get(address, "/healthz").await.0, 200, "draining is alive");
+}
+
+#[tokio::test]
+async fn it_is_read_only() {
+    let (address, _state, _tasks) = admin_server().await;
+    for method in ["POST", "DELETE", "PUT"] {
+        let (head, _) = exchange(address, method, "/api/config").await;
+        assert!(
+            head.starts_with("HTTP/1.1 405") && head.contains("allow: GET, HEAD"),
+            "{head}"
+        );
+    }
+    let (head, body) = exchange(address, "HEAD", "/healthz").await;
+    assert!(head.starts_with("HTTP/1.1 200") && body.is_empty(), "{head}");
+}
+
+#[tokio::test]
+async fn the_health_server_knows_health_only() {
+    let server = HealthServer::bind(loopback()).await.unwrap();
+    let address = server.address();
+    let state = Arc::new(Gateway::new());
+    let mut tasks = JoinSet::new();
+    tasks.spawn(server.serve(Arc::clone(&state) as Arc<dyn Health>));
+    assert_eq!(get(address, "/healthz").await.0, 200);
+    assert_eq!(get(address, "/readyz").await.0, 200);
+    for path in ["/", "/metrics", "/api/config", "/api/revisions"] {
+        assert_eq!(get(address, path).await.0, 404, "{path}");
+    }
+    state.drain();
+    assert_eq!(get(address, "/readyz").await.0, 503);
+}
+
+#[tokio::test]
+async fn a_taken_port_is_named() {
+    let server = AdminServer::bind(loopback()).await.unwrap();
+    let taken = server.address();
+    let error = AdminServer::bind(taken).await.unwrap_err();
+    assert_eq!(error.address, taken);
+    let text = error.to_string();
+    assert!(
+        text.contains(&taken.to_string()) && text.contains("admin"),
+        "{text}"
+    );
+    let error = HealthServer::bind(taken).await.unwrap_err().to_string();
+    assert!(error.contains("health"), "{error}");
+}
+
+#[tokio::test]
+async fn a_socket_of_another_process_is_taken_over() {
+    let socket = std::net::TcpListener::bind(loopback()).unwrap();
+    let address = socket.local_addr().unwrap();
+    let server = AdminServer::from_std(socket).unwrap();
+    assert_eq!(server.address(), address);
+    let mut tasks = JoinSet::new();
+    tasks.spawn(server.serve(Arc::new(Gateway::new())));
+    assert_eq!(get(address, "/healthz").await.0, 200);
+}
+
+/// Real sockets, paused time: the clock only moves when everybody waits.
+#[tokio::test(start_paused = true)]
+async fn idle_connections_make_room() {
+    let (address, _state, _tasks) = admin_server().await;
+    let mut idle = Vec::new();
+    for _ in 0..MAX_CONNECTIONS {
+        idle.push(TcpStream::connect(address).await.unwrap());
+    }
+    let before = Instant::now();
+    assert_eq!(
+        get(address, "/healthz").await.0,
+        200,
+        "once the idle ones were closed"
+    );
+    assert!(
+        before.elapsed() < HEADER_TIMEOUT / 2,
+        "the clock was not really waited for"
+    );
+}
+
+#[tokio::test]
+async fn dropping_the_server_closes_its_connections() {
+    let (address, _state, mut tasks) = admin_server().await;
+    let mut stream = TcpStream::connect(address).await.unwrap();
+    stream
+        .write_all(b"GET /healthz HTTP/1.1\r\nhost: x\r\n\r\n")
+        .await
+        .unwrap();
+    let mut some = [0; 8];
+    stream.read_exact(&mut some).await.unwrap();
+    tasks.shutdown().await;
+    let mut rest = Vec::new();
+    // A reset is as good as an end.
+    let _ = stream.read_to_end(&mut rest).await;
+    assert!(TcpStream::connect(address).await.is_err());
+}
