@@ -94,13 +94,19 @@ impl Listening {
 
 impl Edge {
     /// An edge without listeners; [`apply`](Self::apply) binds them. Limits are read from the Snapshot for
-    /// each connection. Must be called in a runtime.
-    pub fn new(settings: SnapshotReader, serve: Arc<dyn Serve>, metrics: Arc<dyn EdgeMetrics>) -> Self {
+    /// each connection. `drain` is the phase that it moves along and everybody else watches. Must be called in
+    /// a runtime.
+    pub fn new(
+        settings: SnapshotReader,
+        serve: Arc<dyn Serve>,
+        metrics: Arc<dyn EdgeMetrics>,
+        drain: watch::Sender<Drain>,
+    ) -> Self {
         let shared = Shared {
             settings,
             serve,
             census: Arc::default(),
-            drain: watch::Sender::new(Drain::Serving),
+            drain,
         };
         let inner = Arc::new(Inner {
             shared: Arc::new(shared),

@@ -9,7 +9,7 @@ use pingora_core::protocols::{Shutdown, Stream};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::sync::watch;
 
-use super::{Proxy, tunnel, with_timers};
+use super::{KeepAlive, Proxy, tunnel, with_timers};
 use crate::answer::Answer;
 use crate::edge::{ByteStream, Connection, Drain};
 use crate::h1::{GuardedStream, HeadError, HeadLimits};
@@ -70,8 +70,9 @@ pub(super) async fn serve(proxy: &Proxy, connection: Connection, drain: watch::R
             return with_timers(tunnel::serve(proxy, *stream, &head, drain)).await;
         }
         let last = turn.max_age.is_some_and(|max| born.elapsed() >= max);
+        stream.context().put(Box::new(KeepAlive(head.keep_alive && !last)));
         let mut session = ServerSession::new_http1(stream as Stream);
-        session.set_keepalive((head.keep_alive && !last).then_some(KEEPALIVE_SECONDS));
+        session.set_keepalive(Some(KEEPALIVE_SECONDS));
         let shutdown = proxy.shutdown.subscribe();
         let Some(reused) = with_timers(proxy.http.process_new_http(session, &shutdown)).await else {
             return;
@@ -102,15 +103,13 @@ async fn refuse(proxy: &Proxy, stream: GuardedStream, error: &HeadError) {
     request.client = Some(stream.info().client_ip());
     request.request_id = request_id(None, || fastrand::u128(..));
     request.reason = Some(error.reason());
-    let mut status = error.status();
+    let status = error.status();
     let mut bytes_out = 0;
     if let Some(code) = status {
         let mut rendered = request.refuse(&Answer::new(error.reason(), error.to_string()).into());
         rendered.status = code;
         bytes_out = rendered.body.len() as u64;
         stream.refuse(&rendered.to_h1()).await;
-    } else {
-        status = None;
     }
     let ending = Ending {
         method: b"",

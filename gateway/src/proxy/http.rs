@@ -148,10 +148,18 @@ impl ProxyHttp for HttpAdapter {
         };
         ctx.info = Some(Arc::clone(&info));
         let limits = ctx.request.limits().clone();
-        session.set_write_timeout(Some(limits.write_timeout));
         session.set_total_drain_timeout(Some(DRAIN_BODY));
         if session.is_http2() {
+            session.set_write_timeout(Some(limits.write_timeout));
             session.set_read_timeout(Some(limits.body_read_timeout));
+        } else {
+            // The guard under an h1 session keeps the time, and what Connection says was judged there.
+            session.set_read_timeout(None);
+            if !super::keeps_alive(session.digest()) {
+                session.set_keepalive(None);
+            }
+            // Pingora takes any Upgrade for an upgrade; real ones never come here.
+            session.req_header_mut().remove_header("upgrade");
         }
         let routed = {
             let header = session.req_header();

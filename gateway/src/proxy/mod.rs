@@ -100,6 +100,15 @@ fn connection_info(digest: Option<&Digest>) -> Option<Arc<ConnectionInfo>> {
     ConnectionContext::of(digest?).map(|context| Arc::clone(context.info()))
 }
 
+/// Left on an h1 connection for the request about to be served: whether it may stay open.
+struct KeepAlive(bool);
+
+/// What was left for this request; a connection without word is closed.
+fn keeps_alive(digest: Option<&Digest>) -> bool {
+    let left = digest.and_then(ConnectionContext::of).and_then(|context| context.take::<KeepAlive>());
+    left.is_some_and(|keep| keep.0)
+}
+
 /// What the h1 guard found wrong with a request body, if that is why it cannot be read.
 fn body_fault(session: &Session) -> Option<&BodyFault> {
     ConnectionContext::of(session.digest()?)?.fault()
