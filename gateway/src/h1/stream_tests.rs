@@ -429,3 +429,31 @@ async fn pingora_serves_one_request_and_gives_the_stream_back() {
     assert!(answer[..read].starts_with(b"HTTP/1.1 200 OK\r\n"));
     assert!(answer[..read].ends_with(b"\r\n\r\nok"));
 }
+
+#[tokio::test(start_paused = true)]
+async fn closing_early_reads_on_so_that_the_answer_arrives() {
+    let (mut stream, mut client, _peer) = pair(64).await;
+    client
+        .write_all(b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 900\r\n\r\n")
+        .await
+        .unwrap();
+    next(&mut stream).await.unwrap().unwrap();
+    let start = Instant::now();
+    let (_, sent) = tokio::join!(stream.refuse(b"HTTP/1.1 404 Not Found\r\n\r\n"), async {
+        // Far more than there is room for: somebody has to take it.
+        client.write_all(&[b'x'; 900]).await.map(|()| drop(client))
+    });
+    sent.unwrap();
+    assert_eq!(start.elapsed(), Duration::ZERO, "over once the client closed");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_client_that_never_closes_is_not_waited_for() {
+    let (mut stream, mut client, _peer) = pair(4096).await;
+    client.write_all(b"nonsense\r\n\r\n").await.unwrap();
+    assert!(next(&mut stream).await.is_err());
+    let start = Instant::now();
+    stream.refuse(b"HTTP/1.1 400 Bad Request\r\n\r\n").await;
+    assert_eq!(start.elapsed(), LINGER);
+    drop(client);
+}
