@@ -131,6 +131,9 @@ fn refuses_what_could_be_read_two_ways() {
         ("NUL in the target", target("/a\0b", "a"), BadTargetByte(0)),
         ("DEL in the target", target("/a\x7f", "a"), BadTargetByte(0x7f)),
         ("UTF-8 in the target", target("/\u{fc}", "a"), BadTargetByte(0xc3)),
+        ("angle bracket in the path", target("/<x", "a"), BadTargetByte(b'<')),
+        ("backtick in the path", target("/`", "a"), BadTargetByte(b'`')),
+        ("quote in the query", target("/?\"", "a"), BadTargetByte(b'"')),
         ("target too long", target(&long_uri, "a"), UriTooLong { limit: 256 }),
         // Method and version
         ("CONNECT", raw("CONNECT a:443 HTTP/1.1\r\nHost: a:443\r\n\r\n"), ConnectRefused),

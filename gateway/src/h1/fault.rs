@@ -58,7 +58,7 @@ pub enum HeadFault {
     /// The request line's last word is no HTTP version.
     #[error("the request line does not end with an HTTP version")]
     BadVersion,
-    /// A byte that no target may have: space, control, non-ASCII.
+    /// A byte that no target may have: space, control, non-ASCII, or a bare `<` and its like.
     #[error("the request target has the byte {0:#04x}")]
     BadTargetByte(u8),
     /// A `#` in the target.

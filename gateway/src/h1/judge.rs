@@ -211,7 +211,13 @@ impl RequestLine {
             self.query = Some(mark + 1..self.path.end);
             self.path.end = mark;
         }
-        Ok(self)
+        // No URI has these bare, and the `http` crate behind us refuses exactly them.
+        let query = self.query.clone().unwrap_or_default();
+        let path = head[self.path.clone()].iter().find(|b| b"<>`".contains(b));
+        match path.or_else(|| head[query].iter().find(|b| b"<>\"".contains(b))) {
+            Some(&byte) => Err(HeadFault::BadTargetByte(byte)),
+            None => Ok(self),
+        }
     }
 
     /// The normalised host of Host and, where the target is a URL, of its authority.
@@ -418,3 +424,7 @@ mod tests;
 #[cfg(test)]
 #[path = "corpus_tests.rs"]
 mod corpus;
+
+#[cfg(test)]
+#[path = "agreement_tests.rs"]
+mod agreement;

@@ -6,6 +6,9 @@ use sluice_model::Limits;
 
 use super::chunk::ChunkLimits;
 
+/// The longest target that the `http` crate behind us can hold.
+const MAX_TARGET: usize = u16::MAX as usize - 1;
+
 /// Bounds of one request head.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct HeadLimits {
@@ -22,7 +25,7 @@ impl From<&Limits> for HeadLimits {
         Self {
             max_bytes: limits.max_header_bytes,
             max_headers: limits.max_headers,
-            max_uri_bytes: limits.max_uri_bytes,
+            max_uri_bytes: limits.max_uri_bytes.min(MAX_TARGET),
         }
     }
 }

@@ -379,3 +379,7 @@ impl fmt::Debug for GuardedStream {
 #[cfg(test)]
 #[path = "stream_tests.rs"]
 mod tests;
+
+#[cfg(test)]
+#[path = "pieces_tests.rs"]
+mod pieces;

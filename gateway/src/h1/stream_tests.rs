@@ -1,20 +1,17 @@
-use std::collections::VecDeque;
-use std::io::IoSlice;
 use std::net::SocketAddr;
 
+use pingora_core::protocols::GetSocketDigest;
 use pingora_core::protocols::http::ServerSession;
-use pingora_core::protocols::{GetSocketDigest, Shutdown};
 use pingora_http::ResponseHeader;
-use proptest::prelude::*;
 use sluice_model::Visibility;
-use tokio::io::{AsyncReadExt, AsyncWrite, DuplexStream, duplex};
+use tokio::io::{AsyncReadExt, DuplexStream, duplex};
 use tokio::net::{TcpListener, TcpStream};
 
 use super::*;
 use crate::edge::CloseWatch;
 use crate::h1::{ChunkFault, HeadFault};
 
-fn limits() -> Limits {
+pub(super) fn limits() -> Limits {
     Limits {
         header_timeout: Duration::from_secs(10),
         idle_timeout: Duration::from_secs(60),
@@ -36,13 +33,13 @@ fn limits() -> Limits {
 const CLIENT: &str = "203.0.113.7:4242";
 
 /// What a test holds of a connection beside the stream.
-struct Peer {
+pub(super) struct Peer {
     drain: watch::Sender<Drain>,
     /// The other end of the socket that the close watch watches.
     socket: TcpStream,
 }
 
-async fn guard(io: Box<dyn ByteStream>, wire: Wire) -> (GuardedStream, Peer) {
+pub(super) async fn guard(io: Box<dyn ByteStream>, wire: Wire) -> (GuardedStream, Peer) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let local = listener.local_addr().unwrap();
     let (client, server) = tokio::join!(TcpStream::connect(local), listener.accept());
@@ -69,7 +66,7 @@ async fn pair(room: usize) -> (GuardedStream, DuplexStream, Peer) {
     (stream, far, peer)
 }
 
-async fn next(stream: &mut GuardedStream) -> Result<Option<Head>, HeadError> {
+pub(super) async fn next(stream: &mut GuardedStream) -> Result<Option<Head>, HeadError> {
     let limits = limits();
     stream
         .next_head(
@@ -81,7 +78,7 @@ async fn next(stream: &mut GuardedStream) -> Result<Option<Head>, HeadError> {
 }
 
 /// Reads the current message to its end, `room` bytes at a time, raw.
-async fn message(stream: &mut GuardedStream, room: usize) -> io::Result<Vec<u8>> {
+pub(super) async fn message(stream: &mut GuardedStream, room: usize) -> io::Result<Vec<u8>> {
     let mut out = Vec::new();
     let mut buf = vec![0; room];
     while !stream.message_complete() {
@@ -101,9 +98,9 @@ async fn waits(stream: &mut GuardedStream) -> bool {
         .is_err()
 }
 
-const PLAIN: &str = "GET /1 HTTP/1.1\r\nHost: a\r\n\r\n";
-const LENGTH: &str = "POST /2 HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\n\r\nhello";
-const CHUNKED: &str =
+pub(super) const PLAIN: &str = "GET /1 HTTP/1.1\r\nHost: a\r\n\r\n";
+pub(super) const LENGTH: &str = "POST /2 HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\n\r\nhello";
+pub(super) const CHUNKED: &str =
     "POST /3 HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\nT: v\r\n\r\n";
 
 #[tokio::test(start_paused = true)]
@@ -433,142 +430,30 @@ async fn pingora_serves_one_request_and_gives_the_stream_back() {
     assert!(answer[..read].ends_with(b"\r\n\r\nok"));
 }
 
-/// Gives what it has piece by piece, takes `take` bytes at most, and remembers each write.
-#[derive(Debug, Default)]
-struct Pieces {
-    input: VecDeque<Vec<u8>>,
-    take: usize,
-    writes: Arc<std::sync::Mutex<Vec<Vec<u8>>>>,
-}
-
-impl AsyncRead for Pieces {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        out: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        let Some(mut piece) = self.input.pop_front() else {
-            return Poll::Ready(Ok(()));
-        };
-        if piece.is_empty() {
-            cx.waker().wake_by_ref();
-            return Poll::Pending;
-        }
-        let taken = piece.len().min(out.remaining());
-        out.put_slice(&piece[..taken]);
-        piece.drain(..taken);
-        if !piece.is_empty() {
-            self.input.push_front(piece);
-        }
-        Poll::Ready(Ok(()))
-    }
-}
-
-impl AsyncWrite for Pieces {
-    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, data: &[u8]) -> Poll<io::Result<usize>> {
-        self.poll_write_vectored(cx, &[IoSlice::new(data)])
-    }
-
-    fn poll_write_vectored(
-        self: Pin<&mut Self>,
-        _: &mut Context<'_>,
-        data: &[IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        let mut all: Vec<u8> = data.iter().flat_map(|slice| slice.to_vec()).collect();
-        all.truncate(self.take);
-        let written = all.len();
-        self.writes.lock().unwrap().push(all);
-        Poll::Ready(Ok(written))
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        true
-    }
-
-    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Poll::Ready(Ok(()))
-    }
-
-    fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Poll::Ready(Ok(()))
-    }
+#[tokio::test(start_paused = true)]
+async fn closing_early_reads_on_so_that_the_answer_arrives() {
+    let (mut stream, mut client, _peer) = pair(64).await;
+    client
+        .write_all(b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 900\r\n\r\n")
+        .await
+        .unwrap();
+    next(&mut stream).await.unwrap().unwrap();
+    let start = Instant::now();
+    let (_, sent) = tokio::join!(stream.refuse(b"HTTP/1.1 404 Not Found\r\n\r\n"), async {
+        // Far more than there is room for: somebody has to take it.
+        client.write_all(&[b'x'; 900]).await.map(|()| drop(client))
+    });
+    sent.unwrap();
+    assert_eq!(start.elapsed(), Duration::ZERO, "over once the client closed");
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_response_head_goes_out_with_its_body() {
-    for (take, expected) in [
-        (usize::MAX, vec![&b"head body"[..], b"more"]),
-        (4, vec![b"head", b" bod", b"y", b"more"]),
-        (7, vec![b"head bo", b"dy", b"more"]),
-    ] {
-        let io = Pieces {
-            input: [PLAIN.as_bytes().to_vec()].into(),
-            take,
-            ..Pieces::default()
-        };
-        let writes = Arc::clone(&io.writes);
-        let (mut stream, _peer) = guard(Box::new(io), Wire::Http1).await;
-        next(&mut stream).await.unwrap().unwrap();
-        message(&mut stream, 4096).await.unwrap();
-        stream.write_all(b"head").await.unwrap();
-        assert!(writes.lock().unwrap().is_empty());
-        stream.write_all(b" body").await.unwrap();
-        stream.write_all(b"more").await.unwrap();
-        stream.flush().await.unwrap();
-        assert_eq!(*writes.lock().unwrap(), expected);
-        assert_eq!(stream.bytes_out(), 13);
-    }
-}
-
-#[tokio::test(start_paused = true)]
-async fn a_response_head_alone_goes_out_with_a_flush_or_the_end() {
-    for end in [false, true] {
-        let io = Pieces {
-            input: [PLAIN.as_bytes().to_vec()].into(),
-            take: 3,
-            ..Pieces::default()
-        };
-        let writes = Arc::clone(&io.writes);
-        let (mut stream, _peer) = guard(Box::new(io), Wire::Http1).await;
-        next(&mut stream).await.unwrap().unwrap();
-        stream.write_all(b"head").await.unwrap();
-        if end {
-            Shutdown::shutdown(&mut stream).await;
-        } else {
-            stream.flush().await.unwrap();
-        }
-        assert_eq!(writes.lock().unwrap().concat(), b"head");
-    }
-}
-
-proptest! {
-    #![proptest_config(ProptestConfig::with_cases(64))]
-
-    #[test]
-    fn any_pieces_yield_the_same_messages(
-        order in proptest::collection::vec(0..3usize, 1..6),
-        pieces in proptest::collection::vec(0..40usize, 1..10),
-        room in 1..50usize,
-    ) {
-        let requests: Vec<&str> = order.iter().map(|&n| [PLAIN, LENGTH, CHUNKED][n]).collect();
-        let bytes = requests.concat().into_bytes();
-        let mut input = VecDeque::new();
-        let (mut at, mut piece) = (0, pieces.iter().chain(&[1]).cycle());
-        while at < bytes.len() {
-            let end = (at + piece.next().copied().unwrap_or(1)).min(bytes.len());
-            // An empty piece is a read that has to wait.
-            input.push_back(bytes[at..end].to_vec());
-            at = end;
-        }
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-        let read: Vec<Vec<u8>> = runtime.block_on(async {
-            let (mut stream, _peer) = guard(Box::new(Pieces { input, ..Pieces::default() }), Wire::Http1).await;
-            let mut read = Vec::new();
-            while let Some(_head) = next(&mut stream).await.unwrap() {
-                read.push(message(&mut stream, room).await.unwrap());
-            }
-            read
-        });
-        prop_assert_eq!(read, requests.iter().map(|r| r.as_bytes().to_vec()).collect::<Vec<_>>());
-    }
+async fn a_client_that_never_closes_is_not_waited_for() {
+    let (mut stream, mut client, _peer) = pair(4096).await;
+    client.write_all(b"nonsense\r\n\r\n").await.unwrap();
+    assert!(next(&mut stream).await.is_err());
+    let start = Instant::now();
+    stream.refuse(b"HTTP/1.1 400 Bad Request\r\n\r\n").await;
+    assert_eq!(start.elapsed(), LINGER);
+    drop(client);
 }
