@@ -112,8 +112,8 @@ pub trait EndpointSink: Send + Sync {
     fn retire(&self, revision: &RevisionId, count: u32, to_zero: bool) -> Vec<InstanceId>;
 
     /// Gives these instances nothing new, whatever they have in flight; each is reported by
-    /// [`Demand::Drained`] like those that [`retire`](Self::retire) chose. For replacing instances:
-    /// whoever calls it has added others, or wants the revision gone.
+    /// [`Demand::Drained`] like those that [`retire`](Self::retire) chose, one that is not known at
+    /// once. For replacing instances: whoever calls it has added others, or wants the revision gone.
     fn retire_these(&self, revision: &RevisionId, instances: &[InstanceId]);
 
     /// Fails everybody who waits for the revision, and arrivals until `retry_after` is over.

@@ -39,3 +39,5 @@ pub use shell::{
     ActivationResult, EndpointView, NoObserver, RevisionObserver, RevisionThrottler, ThrottleEnv,
 };
 pub use waiter::Waiter;
+
+pub(crate) use shell::clock;

@@ -231,8 +231,13 @@ impl RevisionThrottler {
     }
 
     /// As [`EndpointSink::retire_these`](sluice_model::EndpointSink::retire_these).
-    pub fn retire_these(self: &Arc<Self>, instances: &[InstanceId], now: Instant) {
-        self.apply(|core| core.retire_these(instances, now));
+    /// Returns those that are known, retired before or now.
+    pub fn retire_these(self: &Arc<Self>, instances: &[InstanceId], now: Instant) -> Vec<InstanceId> {
+        self.apply(|core| {
+            let known = instances.iter().copied();
+            let known = known.filter(|i| core.instance_key(*i).is_some()).collect();
+            (known, core.retire_these(instances, now))
+        })
     }
 
     /// An activation failed: waiters and arrivals are told so, unless an endpoint is ready.
@@ -245,7 +250,7 @@ impl RevisionThrottler {
         self.apply(|core| core.close(closing, now));
     }
 
-    /// Takes requests again.
+    /// Takes requests again after a [`Closing::Removed`].
     pub fn reopen(&self) {
         self.shared.lock().core.reopen();
     }
@@ -403,6 +408,13 @@ impl RevisionThrottler {
         drop(shared);
         self.carry_out(fx);
         next
+    }
+}
+
+impl Drop for RevisionThrottler {
+    fn drop(&mut self) {
+        // The timer sees that there is nothing left to time.
+        self.timer.notify_one();
     }
 }
 

@@ -174,9 +174,9 @@ impl<W> Core<W> {
         fx
     }
 
-    /// The opposite of [`close`](Self::close): the revision is configured again.
+    /// The revision is configured again. A drain of the gateway is not taken back.
     pub(crate) fn reopen(&mut self) {
-        self.closed = None;
+        self.closed = self.closed.filter(|closing| *closing != Closing::Removed);
     }
 
     /// Whether nothing is left to take care of: no waiter, nothing in flight, no instance.

@@ -1,0 +1,117 @@
+//! What is known of names: pure bookkeeping over lookups.
+
+use std::collections::HashMap;
+use std::net::SocketAddr;
+
+use sluice_model::{EndpointAddr, EndpointTarget};
+
+/// A name with its port, as configured.
+pub(crate) type Name = (String, u16);
+
+/// The last good addresses of each name.
+#[derive(Debug, Default)]
+pub(crate) struct Names {
+    known: HashMap<Name, Known>,
+}
+
+#[derive(Debug, Default)]
+struct Known {
+    good: Vec<SocketAddr>,
+    failing: bool,
+}
+
+/// Targets as addresses.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Addresses {
+    /// Configured ones and those that names stand for.
+    pub(crate) addresses: Vec<EndpointAddr>,
+    /// A name was never looked up, successfully or not.
+    pub(crate) pending: bool,
+}
+
+/// What changed with a lookup, worth a line in the log.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Change {
+    /// As before.
+    None,
+    /// It resolved before, or was never tried, and does not now.
+    Failing,
+    /// It resolves again.
+    Recovered,
+}
+
+impl Names {
+    /// What targets stand for as far as it is known.
+    pub(crate) fn addresses(&self, targets: &[EndpointTarget]) -> Addresses {
+        let mut addresses = Vec::new();
+        let mut pending = false;
+        for target in targets {
+            match target {
+                EndpointTarget::Address(address) => addresses.push(address.clone()),
+                EndpointTarget::Dns { host, port } => match self.known.get(&(host.clone(), *port)) {
+                    Some(known) => addresses.extend(known.good.iter().copied().map(EndpointAddr::Tcp)),
+                    None => pending = true,
+                },
+            }
+        }
+        Addresses { addresses, pending }
+    }
+
+    /// Takes a lookup in. A failed one, or one that found nothing, keeps the last good addresses.
+    pub(crate) fn record(&mut self, name: Name, found: Option<Vec<SocketAddr>>) -> Change {
+        let known = self.known.entry(name).or_default();
+        match found {
+            Some(found) if !found.is_empty() => {
+                known.good = found;
+                if std::mem::take(&mut known.failing) {
+                    Change::Recovered
+                } else {
+                    Change::None
+                }
+            }
+            _ if std::mem::replace(&mut known.failing, true) => Change::None,
+            _ => Change::Failing,
+        }
+    }
+
+    /// Forgets names that are no longer configured.
+    pub(crate) fn retain(&mut self, wanted: &[Name]) {
+        self.known.retain(|name, _| wanted.contains(name));
+    }
+
+    /// Whether some name has no address, so that trying again soon is worth it.
+    pub(crate) fn any_unresolved(&self) -> bool {
+        self.known.values().any(|known| known.good.is_empty())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn dns(host: &str) -> EndpointTarget {
+        EndpointTarget::Dns {
+            host: host.into(),
+            port: 80,
+        }
+    }
+
+    #[test]
+    fn a_failed_lookup_keeps_what_was_known_and_is_told_once() {
+        let name = || ("a".to_owned(), 80);
+        let one: SocketAddr = "127.0.0.1:80".parse().expect("an address");
+        let mut names = Names::default();
+        let targets = [dns("a")];
+        assert!(names.addresses(&targets).pending);
+        assert_eq!(names.record(name(), None), Change::Failing);
+        assert!(!names.addresses(&targets).pending && names.any_unresolved());
+        assert_eq!(names.record(name(), Some(vec![])), Change::None);
+        assert_eq!(names.record(name(), Some(vec![one])), Change::Recovered);
+        assert_eq!(names.record(name(), None), Change::Failing);
+        let known = names.addresses(&targets);
+        assert_eq!(known.addresses, [EndpointAddr::Tcp(one)]);
+        assert!(!names.any_unresolved());
+        names.retain(&[]);
+        assert!(names.addresses(&targets).pending);
+    }
+}

@@ -1,0 +1,192 @@
+//! Readiness probes: one task per endpoint that has to prove itself.
+
+use std::net::SocketAddr;
+use std::pin::pin;
+use std::sync::{Arc, Weak};
+use std::time::{Duration, Instant};
+
+use sluice_model::{Backend, EndpointAddr, Probe, ProbeKind, Protocol, RevisionSpec};
+use tokio::net::{TcpStream, UnixStream};
+use tracing::debug;
+
+use super::UpkeepEnv;
+use super::probe_http::{get_h2c, get_http1};
+use crate::registry::LiveRevision;
+use crate::throttle::{EndpointPhase, EndpointState, EndpointView, RevisionThrottler, clock};
+
+/// Somebody waits, and the endpoint is on this machine.
+const TIGHT_LOCAL: Duration = Duration::from_millis(2);
+/// Somebody waits, and a network is in between.
+const TIGHT_REMOTE: Duration = Duration::from_millis(25);
+/// Nobody waits for it to start.
+const CALM: Duration = Duration::from_millis(100);
+/// One connect where no probe is configured.
+const CONNECT: Duration = Duration::from_secs(1);
+
+/// What decides how soon an endpoint is probed again.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Pace {
+    pub(crate) phase: EndpointPhase,
+    /// Somebody waits for a slot.
+    pub(crate) waiting: bool,
+    /// On this machine.
+    pub(crate) local: bool,
+    /// The control plane started it.
+    pub(crate) instance: bool,
+    /// Configured for ready endpoints.
+    pub(crate) period: Option<Duration>,
+}
+
+/// From the start of one probe to the start of the next; `None`: not before something changes.
+pub(crate) fn next_delay(pace: Pace) -> Option<Duration> {
+    match pace.phase {
+        EndpointPhase::Starting if pace.waiting && pace.local => Some(TIGHT_LOCAL),
+        EndpointPhase::Starting if pace.waiting => Some(TIGHT_REMOTE),
+        EndpointPhase::Starting if pace.instance => Some(CALM),
+        // A configured address that something elsewhere starts when asked: proving it ready while
+        // nobody wants it would only make the next request believe in what may be stopping.
+        EndpointPhase::Starting => None,
+        EndpointPhase::Ready | EndpointPhase::Ejected { .. } => pace.period,
+        EndpointPhase::Draining | EndpointPhase::Gone => None,
+    }
+}
+
+/// Probes one endpoint until it or its revision is gone.
+pub(crate) async fn run(
+    live: Weak<LiveRevision>,
+    throttler: Arc<RevisionThrottler>,
+    endpoint: Arc<EndpointState>,
+    env: UpkeepEnv,
+) {
+    let mut last: Option<Instant> = None;
+    let mut failures = 0;
+    loop {
+        // Enabled before looking: news that come while this looks are not missed.
+        let mut news = pin!(throttler.probe_news());
+        news.as_mut().enable();
+        let Some(revision) = live.upgrade() else {
+            return;
+        };
+        let view = throttler.endpoint(endpoint.key);
+        let wanted = revision.wants_probe(&endpoint);
+        let Some(view) = view.filter(|_| wanted) else {
+            revision.probe_ended(endpoint.key);
+            return;
+        };
+        let spec = revision.spec();
+        drop(revision);
+        let Some(delay) = next_delay(pace(&view, &spec)) else {
+            news.await;
+            continue;
+        };
+        let due = last.map(|last| last + delay).filter(|due| *due > clock());
+        if let Some(due) = due {
+            tokio::select! {
+                () = tokio::time::sleep_until(due.into()) => {}
+                () = news => {}
+            }
+            continue;
+        }
+        let now = clock();
+        let turn = env.pacer.reserve(now);
+        // Timers round up to a millisecond: no timer for no wait.
+        if turn > now {
+            tokio::time::sleep_until(turn.into()).await;
+        }
+        last = Some(clock());
+        match attempt(&endpoint.address, &spec).await {
+            Ok(()) => {
+                failures = 0;
+                throttler.endpoint_ready(endpoint.key, clock());
+            }
+            Err(reason) => {
+                failures += 1;
+                let threshold = spec.readiness.as_ref().map_or(1, |p| p.failure_threshold);
+                if view.phase == EndpointPhase::Ready && failures >= threshold {
+                    debug!(revision = %spec.id, endpoint = %endpoint.address, "probe fails: {reason}");
+                    throttler.endpoint_failing(endpoint.key, clock());
+                }
+            }
+        }
+    }
+}
+
+fn pace(view: &EndpointView, spec: &RevisionSpec) -> Pace {
+    Pace {
+        phase: view.phase,
+        waiting: view.waiting,
+        local: is_local(&view.endpoint.address),
+        instance: view.endpoint.instance.is_some(),
+        period: spec.readiness.as_ref().map(|probe| probe.period),
+    }
+}
+
+fn is_local(address: &EndpointAddr) -> bool {
+    match address {
+        EndpointAddr::Tcp(address) => address.ip().to_canonical().is_loopback(),
+        EndpointAddr::Unix(_) => true,
+    }
+}
+
+/// One probe. What connects here is dropped again; handing the connection of a TCP probe to the
+/// first request would start at this function's result.
+async fn attempt(address: &EndpointAddr, spec: &RevisionSpec) -> Result<(), String> {
+    let connect_only = Probe {
+        kind: ProbeKind::Tcp,
+        period: CALM,
+        timeout: CONNECT,
+        failure_threshold: 1,
+    };
+    let probe = spec.readiness.as_ref().unwrap_or(&connect_only);
+    let path = match &probe.kind {
+        // A URL may be behind TLS: only whether it can be connected to is asked.
+        ProbeKind::Http { path } if !matches!(spec.backend, Backend::Url(_)) => Some(path.as_str()),
+        _ => None,
+    };
+    let limit = probe.timeout;
+    let tried = tokio::time::timeout(limit, async {
+        match address {
+            EndpointAddr::Tcp(to) => {
+                let stream = connect(*to).await?;
+                ask(stream, spec.protocol, &to.to_string(), path).await
+            }
+            EndpointAddr::Unix(to) => {
+                let stream = UnixStream::connect(to).await.map_err(|e| e.to_string())?;
+                ask(stream, spec.protocol, "localhost", path).await
+            }
+        }
+    });
+    tried
+        .await
+        .unwrap_or_else(|_| Err(format!("no answer within {limit:?}")))
+}
+
+/// A connect to a free port of the ephemeral range on this machine can meet itself: TCP allows a
+/// simultaneous open with the same socket, and such a connection proves nothing.
+async fn connect(to: SocketAddr) -> Result<TcpStream, String> {
+    let stream = TcpStream::connect(to).await.map_err(|e| e.to_string())?;
+    match stream.local_addr() {
+        Ok(from) if from == to => Err("connected to itself".to_owned()),
+        _ => Ok(stream),
+    }
+}
+
+async fn ask<S>(stream: S, protocol: Protocol, host: &str, path: Option<&str>) -> Result<(), String>
+where
+    S: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin + Send,
+{
+    let status = match (path, protocol) {
+        (None, _) => return Ok(()),
+        (Some(path), Protocol::Http1) => get_http1(stream, host, path).await?,
+        (Some(path), Protocol::H2c) => get_h2c(stream, host, path).await?,
+    };
+    if (200..400).contains(&status) {
+        Ok(())
+    } else {
+        Err(format!("status {status}"))
+    }
+}
+
+#[cfg(test)]
+#[path = "probe_tests.rs"]
+mod tests;

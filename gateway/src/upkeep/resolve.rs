@@ -1,0 +1,91 @@
+//! Looks names up, again and again, off the workers.
+
+use std::net::SocketAddr;
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+
+use futures_util::future::join_all;
+use tokio::sync::Notify;
+use tracing::{info, warn};
+
+use super::UpkeepEnv;
+use super::names::{Change, Name};
+use crate::registry::LiveRevision;
+use crate::throttle::clock;
+
+/// The first wait after a lookup that left a name without any address; doubles from there.
+const RETRY: Duration = Duration::from_secs(1);
+
+/// Keeps the addresses of one revision's names fresh until the revision is gone. Sleeps without a
+/// timer while it has none.
+pub(crate) async fn run(live: Weak<LiveRevision>, changed: Arc<Notify>, env: UpkeepEnv) {
+    let mut retry = RETRY;
+    loop {
+        let Some(wanted) = live.upgrade().map(|live| live.names_wanted()) else {
+            return;
+        };
+        let refresh = env.settings.load_full().dns_refresh;
+        let found = join_all(wanted.iter().map(|name| look_up(name, &env))).await;
+        let Some(strong) = live.upgrade() else {
+            return;
+        };
+        let mut news = Vec::new();
+        let unresolved = strong.with_names(clock(), |names| {
+            for (name, found) in wanted.iter().zip(found) {
+                let (found, error) = match found {
+                    Ok(found) => (Some(found), None),
+                    Err(error) => (None, Some(error)),
+                };
+                news.push((names.record(name.clone(), found), name, error));
+            }
+            names.retain(&wanted);
+            names.any_unresolved()
+        });
+        let revision = strong.id().clone();
+        drop(strong);
+        for (change, (host, port), error) in news {
+            let error = error.unwrap_or_else(|| "no address".to_owned());
+            match change {
+                Change::None => {}
+                Change::Failing => warn!(%revision, "cannot resolve {host}:{port}: {error}"),
+                Change::Recovered => info!(%revision, "{host}:{port} resolves again"),
+            }
+        }
+        let pause = if unresolved { retry.min(refresh) } else { refresh };
+        retry = if unresolved {
+            (retry * 2).min(refresh)
+        } else {
+            RETRY
+        };
+        let pause = async {
+            if wanted.is_empty() {
+                std::future::pending::<()>().await;
+            }
+            tokio::time::sleep(pause).await;
+        };
+        tokio::select! {
+            () = pause => {}
+            () = changed.notified() => retry = RETRY,
+        }
+    }
+}
+
+/// getaddrinfo on the blocking pool. Given as long as connecting is, because requests may wait for
+/// it; the lookups that run at once are bounded.
+async fn look_up((host, port): &Name, env: &UpkeepEnv) -> Result<Vec<SocketAddr>, String> {
+    // The semaphore is never closed.
+    let _turn = env.lookups.acquire().await;
+    let limit = env.settings.load_full().limits.connect_timeout;
+    // An IPv6 literal in a URL has brackets.
+    let host = host.trim_start_matches('[').trim_end_matches(']');
+    match tokio::time::timeout(limit, tokio::net::lookup_host((host, *port))).await {
+        Ok(Ok(found)) => {
+            let mut found: Vec<SocketAddr> = found.collect();
+            found.sort_unstable();
+            found.dedup();
+            Ok(found)
+        }
+        Ok(Err(e)) => Err(e.to_string()),
+        Err(_) => Err(format!("no answer within {limit:?}")),
+    }
+}
