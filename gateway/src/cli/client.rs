@@ -1,0 +1,235 @@
+//! Asking a running gateway.
+
+use std::fmt;
+use std::io;
+use std::str::FromStr;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{Request, StatusCode};
+use http_body_util::{BodyExt, Empty, Limited};
+use hyper::client::conn::http1;
+use hyper_util::rt::TokioIo;
+use thiserror::Error;
+use tokio::net::TcpStream;
+use tokio::time::timeout;
+
+/// Where a gateway's admin server listens unless told otherwise.
+pub(super) const DEFAULT_ADMIN: &str = "http://127.0.0.1:9900";
+
+const DEFAULT_PORT: u16 = 9900;
+
+/// For the whole conversation.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// The longest answer taken: some 100,000 revisions.
+const MAX_ANSWER: usize = 64 << 20;
+
+/// Where a gateway's admin server is: `http://host:port`, `host:port` or `host`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AdminUrl {
+    host: String,
+    port: u16,
+}
+
+impl FromStr for AdminUrl {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        if text.starts_with("https://") {
+            return Err("the admin address speaks plain HTTP: http://HOST:PORT".to_owned());
+        }
+        let bad = || format!("write it as {DEFAULT_ADMIN}");
+        let rest = text.strip_prefix("http://").unwrap_or(text);
+        let authority = rest.strip_suffix('/').unwrap_or(rest);
+        let authority: http::uri::Authority = authority.parse().map_err(|_| bad())?;
+        if authority.as_str().contains('@') || authority.host().is_empty() {
+            return Err(bad());
+        }
+        let port = match authority.port() {
+            Some(port) => port.as_u16(),
+            None if authority.as_str() == authority.host() => DEFAULT_PORT,
+            None => return Err(bad()),
+        };
+        Ok(Self {
+            host: authority.host().to_owned(),
+            port,
+        })
+    }
+}
+
+impl fmt::Display for AdminUrl {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "http://{}:{}", self.host, self.port)
+    }
+}
+
+/// Why there is no answer. Each says what to do.
+#[derive(Debug, Error)]
+pub enum AdminError {
+    /// Nothing listens there, or it cannot be reached.
+    #[error("cannot reach a gateway at {url}: {source}{}", hint(.source))]
+    Unreachable {
+        /// Where it was looked for.
+        url: AdminUrl,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// Something listens there, but does not answer as an admin server does.
+    #[error(
+        "{url} does not answer like a gateway's admin address: {what}; name the right one with --admin URL"
+    )]
+    Strange {
+        /// Where it was asked.
+        url: AdminUrl,
+        /// What is strange.
+        what: String,
+    },
+    /// No answer in time.
+    #[error("{url} did not answer within {} s", PATIENCE.as_secs())]
+    Slow {
+        /// Where it was asked.
+        url: AdminUrl,
+    },
+}
+
+fn hint(source: &io::Error) -> &'static str {
+    match source.kind() {
+        io::ErrorKind::ConnectionRefused => {
+            "\n  Is `sluice run` running? It prints its admin address at start; name another one with --admin URL."
+        }
+        _ => "\n  Name the gateway's admin address with --admin URL.",
+    }
+}
+
+/// GETs one path. Cancel-safe; takes at most [`PATIENCE`].
+pub(super) async fn get(url: &AdminUrl, target: &str) -> Result<(StatusCode, Bytes), AdminError> {
+    match timeout(PATIENCE, converse(url, target)).await {
+        Ok(result) => result,
+        Err(_) => Err(AdminError::Slow { url: url.clone() }),
+    }
+}
+
+async fn converse(url: &AdminUrl, target: &str) -> Result<(StatusCode, Bytes), AdminError> {
+    let strange = |what: &dyn fmt::Display| AdminError::Strange {
+        url: url.clone(),
+        what: what.to_string(),
+    };
+    let host = url.host.trim_start_matches('[').trim_end_matches(']');
+    let stream = TcpStream::connect((host, url.port))
+        .await
+        .map_err(|source| AdminError::Unreachable {
+            url: url.clone(),
+            source,
+        })?;
+    let (mut sender, connection) = http1::handshake(TokioIo::new(stream))
+        .await
+        .map_err(|e| strange(&e))?;
+    let request = Request::get(target)
+        .header("host", format!("{}:{}", url.host, url.port))
+        .header("connection", "close")
+        .body(Empty::<Bytes>::new())
+        .map_err(|e| strange(&e))?;
+    let exchange = async {
+        let answer = sender.send_request(request).await.map_err(|e| strange(&e))?;
+        let status = answer.status();
+        let body = Limited::new(answer.into_body(), MAX_ANSWER).collect().await;
+        Ok((status, body.map_err(|e| strange(&e))?.to_bytes()))
+    };
+    // The connection has to be driven while the exchange goes on; its own error shows there.
+    let mut exchange = std::pin::pin!(exchange);
+    tokio::select! {
+        biased;
+        result = &mut exchange => result,
+        _ = connection => exchange.await,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::SocketAddr;
+
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::TcpListener;
+
+    use super::*;
+
+    #[test]
+    fn urls_are_read_leniently() {
+        for (text, want) in [
+            ("http://127.0.0.1:9900", "http://127.0.0.1:9900"),
+            ("http://127.0.0.1:9900/", "http://127.0.0.1:9900"),
+            ("localhost:1", "http://localhost:1"),
+            ("gateway", "http://gateway:9900"),
+            ("http://[::1]:1", "http://[::1]:1"),
+        ] {
+            assert_eq!(text.parse::<AdminUrl>().unwrap().to_string(), want);
+        }
+        for text in [
+            "https://127.0.0.1:9900",
+            "",
+            "http://",
+            "http://a/b",
+            "http://a:99999",
+            "http://u:p@a",
+        ] {
+            assert!(text.parse::<AdminUrl>().is_err(), "{text}");
+        }
+        assert!(
+            "https://a"
+                .parse::<AdminUrl>()
+                .unwrap_err()
+                .contains("plain HTTP")
+        );
+    }
+
+    fn url(address: SocketAddr) -> AdminUrl {
+        address.to_string().parse().unwrap()
+    }
+
+    async fn listener() -> (TcpListener, AdminUrl) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = url(listener.local_addr().unwrap());
+        (listener, url)
+    }
+
+    #[tokio::test]
+    async fn a_refused_connection_says_what_to_do() {
+        let (listener, url) = listener().await;
+        drop(listener);
+        let text = get(&url, "/").await.unwrap_err().to_string();
+        assert!(
+            text.contains(&url.to_string()) && text.contains("sluice run") && text.contains("--admin"),
+            "{text}"
+        );
+    }
+
+    #[tokio::test]
+    async fn answers_and_what_is_none() {
+        let (listener, url) = listener().await;
+        let serve = async |bytes: &'static [u8]| {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            let mut head = [0; 512];
+            assert!(stream.read(&mut head).await.unwrap() > 0);
+            stream.write_all(bytes).await.unwrap();
+        };
+        let ok = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok";
+        let (answer, ()) = tokio::join!(get(&url, "/"), serve(ok));
+        assert_eq!(answer.unwrap(), (StatusCode::OK, Bytes::from_static(b"ok")));
+        for bytes in [
+            &b"SSH-2.0-OpenSSH\r\n"[..],
+            b"",
+            b"HTTP/1.1 200 OK\r\ncontent-length: 9\r\n\r\nok",
+        ] {
+            let (answer, ()) = tokio::join!(get(&url, "/"), serve(bytes));
+            let text = answer.unwrap_err().to_string();
+            assert!(text.contains("does not answer like"), "{text}");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn silence_is_not_waited_for_for_ever() {
+        let (_listener, url) = listener().await;
+        assert!(matches!(get(&url, "/").await, Err(AdminError::Slow { .. })));
+    }
+}

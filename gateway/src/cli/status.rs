@@ -1,0 +1,139 @@
+//! `sluice status`
+
+use std::process::ExitCode;
+
+use http::StatusCode;
+use serde_json::Value;
+
+use super::table::{Align, render as table};
+use super::{AdminError, OutputFormat, StatusArgs, block_on, client, fail, print};
+
+/// Asks the gateway and prints the table. Exits 0, or 2 when there is no answer.
+pub fn run(args: &StatusArgs) -> ExitCode {
+    let value = match block_on(fetch(args)) {
+        Ok(Ok(value)) => value,
+        Ok(Err(error)) => return fail(error),
+        Err(error) => return fail(error),
+    };
+    match args.format {
+        OutputFormat::Text => print(&render(&value)),
+        OutputFormat::Json => print(&format!("{value:#}\n")),
+    }
+    ExitCode::SUCCESS
+}
+
+async fn fetch(args: &StatusArgs) -> Result<Value, AdminError> {
+    let strange = |what: String| AdminError::Strange {
+        url: args.admin.clone(),
+        what,
+    };
+    let (status, body) = client::get(&args.admin, "/api/revisions").await?;
+    if status != StatusCode::OK {
+        return Err(strange(format!("/api/revisions is {status}")));
+    }
+    let value: Value = serde_json::from_slice(&body).map_err(|e| strange(e.to_string()))?;
+    if value.get("revisions").is_none_or(|r| !r.is_array()) {
+        return Err(strange("/api/revisions lists no revisions".to_owned()));
+    }
+    Ok(value)
+}
+
+const HEADINGS: [(&str, Align); 8] = [
+    ("SERVICE", Align::Left),
+    ("REVISION", Align::Left),
+    ("SHARE", Align::Right),
+    ("TAGS", Align::Left),
+    ("READY", Align::Right),
+    ("IN-FLIGHT", Align::Right),
+    ("QUEUED", Align::Right),
+    ("LAST DECISION", Align::Left),
+];
+
+/// The table of what `/api/revisions` said. READY is `ready/desired`; where nothing scales there
+/// is no desired. A failure stands in place of the last decision while it lasts.
+pub fn render(value: &Value) -> String {
+    let rows: Vec<Vec<String>> = value["revisions"]
+        .as_array()
+        .into_iter()
+        .flatten()
+        .map(row)
+        .collect();
+    if rows.is_empty() {
+        return "no revisions are configured\n".to_owned();
+    }
+    table(&HEADINGS, &rows)
+}
+
+fn row(revision: &Value) -> Vec<String> {
+    let text = |key: &str| revision[key].as_str();
+    let number = |key: &str| match &revision[key] {
+        Value::Number(number) => number.to_string(),
+        _ => "-".to_owned(),
+    };
+    let tags: Vec<&str> = revision["tags"]
+        .as_array()
+        .into_iter()
+        .flatten()
+        .filter_map(Value::as_str)
+        .collect();
+    let share = match &revision["percent"] {
+        Value::Number(percent) => format!("{percent}%"),
+        _ => "removed".to_owned(),
+    };
+    let ready = match &revision["desired"] {
+        Value::Number(desired) => format!("{}/{desired}", number("ready")),
+        _ => number("ready"),
+    };
+    let decision = match (text("last_failure"), text("last_decision")) {
+        (Some(failure), _) => format!("failed: {failure}"),
+        (None, Some(decision)) => decision.to_owned(),
+        (None, None) => "-".to_owned(),
+    };
+    vec![
+        format!(
+            "{}/{}",
+            text("namespace").unwrap_or("?"),
+            text("service").unwrap_or("?")
+        ),
+        text("revision").unwrap_or("?").to_owned(),
+        share,
+        if tags.is_empty() {
+            "-".to_owned()
+        } else {
+            tags.join(",")
+        },
+        ready,
+        number("in_flight"),
+        number("queued"),
+        decision,
+    ]
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::admin::api;
+    use crate::admin::fixture::Gateway;
+
+    #[test]
+    fn the_table_shows_what_the_api_says() {
+        let text = render(&api::revisions(&Gateway::new()));
+        assert_eq!(
+            text,
+            "\
+SERVICE          REVISION      SHARE  TAGS     READY  IN-FLIGHT  QUEUED  LAST DECISION
+default/greeter  greeter-v0  removed  -            0          1       0  -
+default/greeter  greeter-v1   66.67%  current    2/2          7       0  1 → 2: 12 in flight / target 10
+default/greeter  greeter-v2   33.33%  -          0/0          0       0  failed: exit status 127: sh: no-such-program: not found
+"
+        );
+    }
+
+    #[test]
+    fn odd_answers_make_no_panic() {
+        assert!(render(&json!({})).contains("no revisions"));
+        assert!(render(&json!({"revisions": [{}, 3, null]})).contains("?/?"));
+    }
+}
