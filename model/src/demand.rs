@@ -111,6 +111,11 @@ pub trait EndpointSink: Send + Sync {
     /// Atomic with admission.
     fn retire(&self, revision: &RevisionId, count: u32, to_zero: bool) -> Vec<InstanceId>;
 
+    /// Gives exactly these instances nothing new, whatever waits or is in flight; each is reported
+    /// by [`Demand::Drained`] once nothing is in flight on it. For instances that others replace,
+    /// and for a revision that was removed.
+    fn retire_these(&self, revision: &RevisionId, instances: &[InstanceId]);
+
     /// Fails everybody who waits for the revision, and arrivals until `retry_after` is over.
     fn fail(&self, revision: &RevisionId, failure: Arc<ActivationFailure>);
 

@@ -1,0 +1,3 @@
+//! Decisions become running instances.
+
+pub mod supervisor;
