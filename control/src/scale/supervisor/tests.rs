@@ -12,6 +12,8 @@ struct Gateway(Link);
 impl Gateway {
     /// With the supervisor's loop in this process.
     fn beside() -> Self {
+        // The first process of a container often reaps nobody, and a zombie keeps its group.
+        nix::sys::prctl::set_child_subreaper(true).unwrap();
         let (ours, theirs) = UnixStream::pair().unwrap();
         tokio::spawn(async move { serve(theirs, Scope::Groups).await.unwrap() });
         Self(Link::new(ours).unwrap())
