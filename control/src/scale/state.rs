@@ -72,7 +72,10 @@ pub(crate) enum Action {
     Add(InstanceId, SocketAddr),
     Remove(InstanceId),
     /// Let the data plane choose; its answer is [`Event::Victims`].
-    Retire { count: u32, to_zero: bool },
+    Retire {
+        count: u32,
+        to_zero: bool,
+    },
     RetireThese(Vec<InstanceId>),
     /// Answer everybody who waits.
     Fail(ActivationFailure),
@@ -118,6 +121,8 @@ enum Phase {
 struct Instance {
     phase: Phase,
     plan: Arc<RevisionPlan>,
+    /// The data plane knows it, and may use it before we hear that it is ready.
+    added: bool,
 }
 
 impl Instance {
@@ -197,14 +202,16 @@ impl RevisionState {
                 self.last_decision = Some(decision);
                 self.retire_again = None;
             }
-            Event::Plan(plan) => self.replan(plan, &mut todo),
+            Event::Plan(plan) => self.replan(plan, now, &mut todo),
             Event::Removed => self.removed = true,
             Event::Shutdown => {
                 self.removed = true;
                 self.stop_where(|_| true, &mut todo);
             }
             Event::Started(id, address) => {
-                if self.phase_is(id, |phase| phase != Phase::Stopping) {
+                let running = self.instances.get_mut(&id);
+                if let Some(instance) = running.filter(|i| i.phase != Phase::Stopping) {
+                    instance.added = true;
                     todo.push(Action::Add(id, address));
                 }
             }
@@ -236,10 +243,13 @@ impl RevisionState {
 
     /// When [`Event::Tick`] is due at the latest.
     pub(crate) fn next_deadline(&self) -> Option<Instant> {
-        let phases = self.instances.values().filter_map(|instance| match instance.phase {
-            Phase::Starting { deadline, .. } | Phase::Retired { deadline } => Some(deadline),
-            Phase::Ready { .. } | Phase::Stopping => None,
-        });
+        let phases = self
+            .instances
+            .values()
+            .filter_map(|instance| match instance.phase {
+                Phase::Starting { deadline, .. } | Phase::Retired { deadline } => Some(deadline),
+                Phase::Ready { .. } | Phase::Stopping => None,
+            });
         let held = self.backoff.until().filter(|_| self.current() < self.goal());
         phases.chain(self.retire_again).chain(held).min()
     }
@@ -247,6 +257,20 @@ impl RevisionState {
     /// Nothing is left to look after.
     pub(crate) fn is_over(&self) -> bool {
         self.removed && self.instances.is_empty()
+    }
+
+    /// Whether this plan is the one it follows already.
+    pub(crate) fn follows(&self, plan: &RevisionPlan) -> bool {
+        !self.removed && *self.plan == *plan
+    }
+
+    /// The longest any of its instances may take to end.
+    pub(crate) fn longest_grace(&self) -> Duration {
+        self.instances
+            .values()
+            .map(Instance::grace)
+            .max()
+            .unwrap_or_default()
     }
 
     /// For status and admin.
@@ -306,7 +330,7 @@ impl RevisionState {
         self.awaited = false;
     }
 
-    fn replan(&mut self, plan: Arc<RevisionPlan>, todo: &mut Vec<Action>) {
+    fn replan(&mut self, plan: Arc<RevisionPlan>, now: Instant, todo: &mut Vec<Action>) {
         self.removed = false;
         let changed = !same_launch(&self.plan, &plan);
         self.plan = plan;
@@ -314,9 +338,8 @@ impl RevisionState {
             self.backoff.reset();
             self.last_failure = None;
             self.port_tries = 0;
-            // They never served, and what they would serve is not wanted any more.
-            let plan = Arc::clone(&self.plan);
-            self.stop_where(|i| i.is_starting() && !same_launch(&i.plan, &plan), todo);
+            let stale = self.ids(|i| i.is_starting() && !same_launch(&i.plan, &self.plan));
+            self.discard(stale, now, todo);
         }
     }
 
@@ -339,13 +362,17 @@ impl RevisionState {
             Phase::Starting { .. } if port_taken && self.port_tries < PORT_TRIES => {
                 // Another one is started at once, and gets another port.
                 self.port_tries += 1;
-                todo.push(Action::Warn(format!("instance {id}: {detail}; trying another port")));
+                todo.push(Action::Warn(format!(
+                    "instance {id}: {detail}; trying another port"
+                )));
             }
             Phase::Starting { .. } => {
                 self.start_failed(&gone, Failure::Failed, detail, now, fresh, todo);
             }
             Phase::Ready { since } => {
-                todo.push(Action::Warn(format!("instance {id} ended unexpectedly: {detail}")));
+                todo.push(Action::Warn(format!(
+                    "instance {id} ended unexpectedly: {detail}"
+                )));
                 if same_launch(&gone.plan, &self.plan) {
                     self.last_failure = Some((Failure::Failed, detail));
                     let served = now.saturating_duration_since(since);
@@ -445,6 +472,7 @@ impl RevisionState {
             let late = Instance {
                 phase: instance.phase,
                 plan: Arc::clone(&instance.plan),
+                added: instance.added,
             };
             if late.is_starting() {
                 // It had its time; what does not answer a probe has nothing to finish.
@@ -452,7 +480,9 @@ impl RevisionState {
                 let detail = format!("not ready within {:?}", late.plan.start_timeout);
                 self.start_failed(&late, Failure::TimedOut, detail, now, fresh, todo);
             } else {
-                todo.push(Action::Warn(format!("instance {id} had requests left at the drain timeout")));
+                todo.push(Action::Warn(format!(
+                    "instance {id} had requests left at the drain timeout"
+                )));
                 self.stop(id, None, todo);
             }
         }
@@ -461,9 +491,8 @@ impl RevisionState {
     /// Brings what is toward what is wanted.
     fn reconcile(&mut self, now: Instant, fresh: &mut Fresh, todo: &mut Vec<Action>) {
         if self.removed {
-            self.stop_where(Instance::is_starting, todo);
-            let rest = self.ids(Instance::is_ready);
-            self.retire_these(rest, now, todo);
+            let rest = self.ids(Instance::is_live);
+            self.discard(rest, now, todo);
             return;
         }
         let wanted = self.wanted();
@@ -475,18 +504,21 @@ impl RevisionState {
         }
         let replaced = self.replaced();
         if wanted > 0 && !replaced.is_empty() {
-            let ready = count(self.ids(|i| i.is_ready() && same_launch(&i.plan, &self.plan)).len());
+            let ready = count(
+                self.ids(|i| i.is_ready() && same_launch(&i.plan, &self.plan))
+                    .len(),
+            );
             let surplus = (ready + count(replaced.len())).saturating_sub(goal) as usize;
             // Never before one of the new ones is there.
             let surplus = if ready == 0 { 0 } else { surplus };
             let out = replaced.into_iter().take(surplus).collect();
-            self.retire_these(out, now, todo);
+            self.discard(out, now, todo);
             return;
         }
-        self.shrink(wanted, todo);
+        self.shrink(wanted, now, todo);
     }
 
-    fn shrink(&mut self, wanted: u32, todo: &mut Vec<Action>) {
+    fn shrink(&mut self, wanted: u32, now: Instant, todo: &mut Vec<Action>) {
         let surplus = count(self.ids(Instance::is_live).len()).saturating_sub(wanted);
         if surplus == 0 || self.retire_again.is_some() {
             return;
@@ -499,12 +531,10 @@ impl RevisionState {
             return;
         }
         // The youngest that serve nobody yet go first.
-        let starting = self.ids(Instance::is_starting);
-        let cancelled = starting.len().min(surplus as usize);
-        for &id in starting.iter().rev().take(cancelled) {
-            self.stop(id, None, todo);
-        }
-        let rest = surplus - count(cancelled);
+        let mut starting = self.ids(Instance::is_starting);
+        let cancelled = starting.split_off(starting.len().saturating_sub(surplus as usize));
+        let rest = surplus - count(cancelled.len());
+        self.discard(cancelled, now, todo);
         if rest > 0 {
             todo.push(Action::Retire {
                 count: rest,
@@ -521,7 +551,8 @@ impl RevisionState {
         };
         let plan = Arc::clone(&self.plan);
         todo.push(Action::Start(id, Arc::clone(&plan)));
-        self.instances.insert(id, Instance { phase, plan });
+        let added = false;
+        self.instances.insert(id, Instance { phase, plan, added });
         self.starts += 1;
     }
 
@@ -540,17 +571,23 @@ impl RevisionState {
         }
     }
 
-    fn retire_these(&mut self, ids: Vec<InstanceId>, now: Instant, todo: &mut Vec<Action>) {
-        if ids.is_empty() {
-            return;
-        }
+    /// Lets exactly these go: those that the data plane knows finish what they have, which it may
+    /// have given them a moment ago; the others are stopped.
+    fn discard(&mut self, ids: Vec<InstanceId>, now: Instant, todo: &mut Vec<Action>) {
         let deadline = now + self.drain;
-        for id in &ids {
-            if let Some(instance) = self.instances.get_mut(id) {
-                instance.phase = Phase::Retired { deadline };
+        let mut retired = Vec::new();
+        for id in ids {
+            match self.instances.get_mut(&id) {
+                Some(instance) if instance.added => {
+                    instance.phase = Phase::Retired { deadline };
+                    retired.push(id);
+                }
+                _ => self.stop(id, None, todo),
             }
         }
-        todo.push(Action::RetireThese(ids));
+        if !retired.is_empty() {
+            todo.push(Action::RetireThese(retired));
+        }
     }
 
     fn wanted(&self) -> u32 {
@@ -576,7 +613,10 @@ impl RevisionState {
     }
 
     fn current(&self) -> u32 {
-        count(self.ids(|i| i.is_live() && same_launch(&i.plan, &self.plan)).len())
+        count(
+            self.ids(|i| i.is_live() && same_launch(&i.plan, &self.plan))
+                .len(),
+        )
     }
 
     /// Serving, but started by a plan that is no more.
@@ -594,7 +634,9 @@ impl RevisionState {
     }
 
     fn phase_is(&self, id: InstanceId, which: impl Fn(Phase) -> bool) -> bool {
-        self.instances.get(&id).is_some_and(|instance| which(instance.phase))
+        self.instances
+            .get(&id)
+            .is_some_and(|instance| which(instance.phase))
     }
 }
 

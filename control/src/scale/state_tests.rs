@@ -120,9 +120,18 @@ fn the_first_waiter_starts_the_activation_scale_and_the_next_ones_nothing() {
 #[test]
 fn a_decision_for_zero_asks_the_data_plane_and_a_refusal_is_asked_again() {
     let mut bench = Bench::new(|_| {}).with_ready(2);
-    let retire = [Action::Retire { count: 2, to_zero: true }];
+    let retire = [Action::Retire {
+        count: 2,
+        to_zero: true,
+    }];
     assert_eq!(bench.desired(0), retire);
-    assert_eq!(bench.step(Event::Victims { asked: 2, chosen: vec![] }), []);
+    assert_eq!(
+        bench.step(Event::Victims {
+            asked: 2,
+            chosen: vec![]
+        }),
+        []
+    );
     assert_eq!(bench.step(Event::Tick), []);
     assert_eq!(bench.state.next_deadline(), Some(bench.now + RETIRE_AGAIN));
     assert_eq!(bench.after(RETIRE_AGAIN, Event::Tick), retire);
@@ -144,14 +153,19 @@ fn a_decision_for_zero_asks_the_data_plane_and_a_refusal_is_asked_again() {
 fn fewer_are_wanted_so_the_young_that_serve_nobody_go_first() {
     let mut bench = Bench::new(|_| {}).with_ready(2);
     assert_eq!(starts(&bench.desired(4)), [3, 4]);
+    bench.step(Event::Started(InstanceId(4), address()));
     assert_eq!(
         bench.desired(1),
         [
-            Action::Remove(InstanceId(4)),
-            Action::Stop(InstanceId(4), GRACE),
+            // Not known to the data plane yet.
             Action::Remove(InstanceId(3)),
             Action::Stop(InstanceId(3), GRACE),
-            Action::Retire { count: 1, to_zero: false },
+            // Known, and perhaps found ready just now.
+            Action::RetireThese(vec![InstanceId(4)]),
+            Action::Retire {
+                count: 1,
+                to_zero: false
+            },
         ]
     );
 }
@@ -160,10 +174,16 @@ fn fewer_are_wanted_so_the_young_that_serve_nobody_go_first() {
 fn what_does_not_drain_is_stopped_at_the_deadline() {
     let mut bench = Bench::new(|_| {}).with_ready(2);
     bench.desired(1);
-    bench.step(Event::Victims { asked: 1, chosen: vec![InstanceId(2)] });
+    bench.step(Event::Victims {
+        asked: 1,
+        chosen: vec![InstanceId(2)],
+    });
     assert_eq!(bench.state.next_deadline(), Some(bench.now + DRAIN));
     let actions = bench.after(DRAIN, Event::Tick);
-    assert!(actions.contains(&Action::Stop(InstanceId(2), GRACE)), "{actions:?}");
+    assert!(
+        actions.contains(&Action::Stop(InstanceId(2), GRACE)),
+        "{actions:?}"
+    );
 }
 
 #[test]
@@ -171,7 +191,10 @@ fn a_start_that_fails_answers_at_once_and_is_tried_again_only_for_the_next_waite
     let mut bench = Bench::new(|_| {});
     bench.step(Event::Activate);
     let actions = bench.exited(1, "exit status 1: no module");
-    assert_eq!(failures(&actions), [(Failure::Failed, "exit status 1: no module")]);
+    assert_eq!(
+        failures(&actions),
+        [(Failure::Failed, "exit status 1: no module")]
+    );
     assert!(actions.contains(&Action::Remove(InstanceId(1))));
     assert_eq!(bench.state.next_deadline(), None, "nobody waits any more");
 
@@ -190,7 +213,10 @@ fn a_command_that_cannot_start_and_a_bound_that_is_reached_are_told_apart() {
         (1, Failure::Failed, "command not found: foo"),
         (2, Failure::NotAllowed, "processes.max is reached"),
     ] {
-        assert_eq!(starts(&bench.after(Duration::from_secs(60), Event::Activate)), [id]);
+        assert_eq!(
+            starts(&bench.after(Duration::from_secs(60), Event::Activate)),
+            [id]
+        );
         let actions = bench.step(Event::Failed {
             instance: InstanceId(id),
             failure,
@@ -205,7 +231,10 @@ fn what_is_never_ready_is_killed_when_its_time_is_over() {
     let mut bench = Bench::new(|_| {});
     bench.step(Event::Activate);
     bench.step(Event::Started(InstanceId(1), address()));
-    assert_eq!(bench.state.next_deadline(), Some(bench.now + Duration::from_secs(60)));
+    assert_eq!(
+        bench.state.next_deadline(),
+        Some(bench.now + Duration::from_secs(60))
+    );
     let actions = bench.after(Duration::from_secs(60), Event::Tick);
     assert_eq!(actions[0], Action::Remove(InstanceId(1)));
     assert_eq!(actions[1], Action::Stop(InstanceId(1), Duration::ZERO));
@@ -262,7 +291,10 @@ fn a_waiter_that_came_before_the_crash_is_not_forgotten() {
     // Refused, because somebody waits; then the only instance ends.
     bench.step(Event::Activate);
     bench.desired(0);
-    bench.step(Event::Victims { asked: 1, chosen: vec![] });
+    bench.step(Event::Victims {
+        asked: 1,
+        chosen: vec![],
+    });
     assert_eq!(starts(&bench.exited(1, "exit status 1")), [2]);
 }
 
@@ -276,7 +308,13 @@ fn the_minimum_runs_while_the_revision_is_reachable() {
     assert_eq!(bench.desired(0), []);
     assert_eq!(starts(&bench.exited(1, "exit status 0")), [3]);
     let actions = bench.plan(|plan| plan.reachable = false);
-    assert_eq!(actions, [Action::Retire { count: 2, to_zero: true }]);
+    assert_eq!(
+        actions,
+        [Action::Retire {
+            count: 2,
+            to_zero: true
+        }]
+    );
 }
 
 #[test]
@@ -314,8 +352,14 @@ fn a_changed_process_that_cannot_start_leaves_the_old_ones_serving() {
     assert_eq!(starts(&bench.plan(|plan| command(plan, "broken"))), [2]);
     let actions = bench.exited(2, "exit status 2");
     assert_eq!(failures(&actions), []);
-    assert!(matches!(actions[..], [Action::Remove(InstanceId(2)), Action::Warn(_)]));
-    assert_eq!(bench.state.status().last_failure.as_deref(), Some("exit status 2"));
+    assert!(matches!(
+        actions[..],
+        [Action::Remove(InstanceId(2)), Action::Warn(_)]
+    ));
+    assert_eq!(
+        bench.state.status().last_failure.as_deref(),
+        Some("exit status 2")
+    );
     // Put right again: what runs is what is wanted, and nothing is started.
     assert_eq!(bench.plan(|plan| command(plan, "server")), []);
     assert_eq!(bench.state.status().last_failure, None);
@@ -428,7 +472,10 @@ fn storm(seed: u64) {
             let actions = bench.step(Event::Tick);
             world.carry_out(actions, &mut bench, &mut rng);
             let next = bench.state.next_deadline();
-            assert!(next.is_none_or(|next| next > bench.now), "seed {seed}: a deadline that stays");
+            assert!(
+                next.is_none_or(|next| next > bench.now),
+                "seed {seed}: a deadline that stays"
+            );
         }
         let live = bench.state.ids(Instance::is_live).len();
         assert!(live <= 20, "seed {seed}: {live} live");
