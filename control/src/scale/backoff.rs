@@ -1,0 +1,124 @@
+//! When starting is tried again.
+
+use std::time::{Duration, Instant};
+
+const FIRST: Duration = Duration::from_secs(1);
+const LONGEST: Duration = Duration::from_secs(30);
+
+/// An instance that served this long did not fail to start, whatever ended it.
+const PROVEN: Duration = Duration::from_secs(10);
+
+/// Doubles from 1 s to 30 s with every failure in a row; up to a quarter is added at random, so
+/// that many revisions with one broken cause do not start together.
+#[derive(Debug, Default)]
+pub(crate) struct Backoff {
+    /// Starts that failed in a row.
+    failures: u32,
+    /// Instances in a row that became ready and ended soon after.
+    crashes: u32,
+    failed_at: Option<Instant>,
+    until: Option<Instant>,
+}
+
+impl Backoff {
+    /// A start that began at `begun` failed. Those that were under way together count once.
+    pub(crate) fn failed(&mut self, begun: Instant, now: Instant, jitter: f64) -> Duration {
+        if self.failed_at.is_none_or(|at| begun > at) {
+            self.failures += 1;
+            self.failed_at = Some(now);
+            self.until = Some(now + spread(self.failures, jitter));
+        }
+        self.remaining(now).unwrap_or_default()
+    }
+
+    /// An instance that was ready for `served` ended by itself. The first time in a row it is
+    /// replaced at once: a crash is no reason to let anybody wait, a crash loop is.
+    pub(crate) fn crashed(&mut self, served: Duration, now: Instant, jitter: f64) {
+        self.crashes = if served < PROVEN { self.crashes + 1 } else { 0 };
+        if self.crashes > 1 {
+            self.until = Some(now + spread(self.crashes - 1, jitter));
+        }
+    }
+
+    /// Nothing may be started for `delay`; not a failure of the revision's own.
+    pub(crate) fn hold(&mut self, now: Instant, delay: Duration) {
+        self.until = Some(now + delay);
+    }
+
+    /// An instance became ready.
+    pub(crate) fn succeeded(&mut self) {
+        self.failures = 0;
+        self.failed_at = None;
+        if self.crashes == 0 {
+            self.until = None;
+        }
+    }
+
+    /// What is started from now on is something else.
+    pub(crate) fn reset(&mut self) {
+        *self = Self::default();
+    }
+
+    /// How long nothing may be started yet.
+    pub(crate) fn remaining(&self, now: Instant) -> Option<Duration> {
+        self.until
+            .map(|until| until.saturating_duration_since(now))
+            .filter(|left| !left.is_zero())
+    }
+
+    /// When starting is allowed again.
+    pub(crate) fn until(&self) -> Option<Instant> {
+        self.until
+    }
+}
+
+fn spread(nth: u32, jitter: f64) -> Duration {
+    let doubled = FIRST.saturating_mul(1 << nth.saturating_sub(1).min(5));
+    doubled.min(LONGEST).mul_f64(1.0 + jitter.clamp(0.0, 1.0) / 4.0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const S: Duration = Duration::from_secs(1);
+
+    #[test]
+    fn failures_double_up_to_half_a_minute_and_success_forgets_them() {
+        let mut backoff = Backoff::default();
+        let mut now = Instant::now();
+        for expected in [1, 2, 4, 8, 16, 30, 30] {
+            let begun = now;
+            now += S;
+            assert_eq!(backoff.failed(begun, now, 0.0), S * expected);
+            now += S * expected;
+            assert_eq!(backoff.remaining(now), None);
+        }
+        backoff.succeeded();
+        assert_eq!(backoff.failed(now, now, 1.0), S.mul_f64(1.25));
+    }
+
+    #[test]
+    fn starts_that_fail_together_count_once() {
+        let mut backoff = Backoff::default();
+        let begun = Instant::now();
+        let now = begun + S;
+        assert_eq!(backoff.failed(begun, now, 0.0), S);
+        assert_eq!(backoff.failed(begun, now, 0.0), S);
+    }
+
+    #[test]
+    fn a_first_crash_costs_nothing_and_a_crash_loop_waits_though_it_starts() {
+        let mut backoff = Backoff::default();
+        let now = Instant::now();
+        backoff.crashed(S, now, 0.0);
+        assert_eq!(backoff.remaining(now), None);
+        backoff.succeeded();
+        backoff.crashed(S, now, 0.0);
+        assert_eq!(backoff.remaining(now), Some(S));
+        backoff.crashed(S, now, 0.0);
+        assert_eq!(backoff.remaining(now), Some(S * 2));
+        backoff.crashed(PROVEN, now + S * 2, 0.0);
+        assert_eq!(backoff.remaining(now + S * 2), None);
+    }
+}

@@ -1,0 +1,93 @@
+//! What others tell the controller. Nobody who tells it ever waits: what is not taken yet is
+//! coalesced, so it holds at most one word about each revision and instance.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+use sluice_model::{Demand, InstanceId, RevisionId};
+use tokio::sync::Notify;
+
+use crate::plan::Plan;
+
+/// What has come since the last look; to be taken in the order of the fields.
+#[derive(Debug, Default)]
+pub(crate) struct Mail {
+    pub(crate) ready: BTreeSet<(RevisionId, InstanceId)>,
+    pub(crate) drained: BTreeSet<(RevisionId, InstanceId)>,
+    /// Only the latest counts.
+    pub(crate) plan: Option<Arc<Plan>>,
+    /// Before the waiters: a decision for zero that was made before somebody came must not undo
+    /// what is done for them.
+    pub(crate) desired: BTreeMap<RevisionId, (u32, String)>,
+    pub(crate) activate: BTreeSet<RevisionId>,
+    pub(crate) shutdown: bool,
+}
+
+#[derive(Debug, Default)]
+pub(crate) struct Mailbox {
+    mail: Mutex<Mail>,
+    arrived: Notify,
+}
+
+impl Mailbox {
+    /// Puts something in, under the lock.
+    pub(crate) fn put(&self, write: impl FnOnce(&mut Mail)) {
+        write(&mut self.mail.lock());
+        self.arrived.notify_one();
+    }
+
+    pub(crate) fn demand(&self, demand: Demand) {
+        self.put(|mail| match demand {
+            Demand::Activate(revision) => {
+                mail.activate.insert(revision);
+            }
+            Demand::Ready { revision, instance } => {
+                mail.ready.insert((revision, instance));
+            }
+            Demand::Drained { revision, instance } => {
+                mail.drained.insert((revision, instance));
+            }
+        });
+    }
+
+    /// Everything there is; waits until there is something. For one reader; dropping the future
+    /// loses nothing.
+    pub(crate) async fn take(&self) -> Mail {
+        self.arrived.notified().await;
+        std::mem::take(&mut *self.mail.lock())
+    }
+}
+
+#[cfg(test)]
+impl Mailbox {
+    pub(crate) fn is_empty(&self) -> bool {
+        let mail = self.mail.lock();
+        mail.plan.is_none()
+            && mail.ready.is_empty()
+            && mail.drained.is_empty()
+            && mail.desired.is_empty()
+            && mail.activate.is_empty()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn what_is_said_twice_arrives_once_and_nothing_is_lost() {
+        let mailbox = Mailbox::default();
+        let revision = RevisionId::parse("default", "a").unwrap();
+        for desired in 0..100 {
+            mailbox.demand(Demand::Activate(revision.clone()));
+            mailbox.put(|mail| {
+                mail.desired.insert(revision.clone(), (desired, String::new()));
+            });
+        }
+        let mail = mailbox.take().await;
+        assert_eq!(mail.activate.len(), 1);
+        assert_eq!(mail.desired[&revision].0, 99);
+        assert!(mail.plan.is_none() && !mail.shutdown);
+    }
+}

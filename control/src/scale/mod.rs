@@ -1,0 +1,69 @@
+//! Decisions become running instances.
+//!
+//! One task, the [`Controller`], owns what every revision has and wants. It hears of demand from
+//! the data plane, of decisions from the autoscaler, of plans from the configuration and of starts
+//! and ends from the [`Scaler`]; what follows is worked out by a pure state machine per revision.
+//! Everybody else holds a [`ScaleHandle`] and never waits for it.
+//!
+//! Local processes belong to a process of their own, the [`supervisor`], so that none of them
+//! survives the gateway.
+
+mod backoff;
+mod controller;
+mod mailbox;
+mod process;
+mod state;
+pub mod supervisor;
+#[cfg(test)]
+mod testing;
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use sluice_model::{Failure, InstanceId, RevisionId};
+
+pub use self::controller::{Controller, ScaleHandle, ScaleOptions};
+use crate::plan::{Plan, RevisionPlan};
+
+/// Carries decisions out somewhere. The controller says which instances start and stop; how, and
+/// within which bounds of the place, is the scaler's business. Nothing here waits: what became of
+/// an order comes as a [`ScalerEvent`], and every started instance ends in exactly one `Failed` or
+/// `Exited`.
+pub(crate) trait Scaler: Send + 'static {
+    /// Takes over bounds that a plan sets for all revisions together.
+    fn configure(&mut self, plan: &Plan);
+
+    /// Starts an instance; answered by `Started` or `Failed`.
+    fn start(&mut self, revision: &RevisionId, instance: InstanceId, plan: &Arc<RevisionPlan>);
+
+    /// Ends an instance, at once when there is no grace; answered by `Exited`. One that has ended
+    /// already is ignored.
+    fn stop(&mut self, instance: InstanceId, grace: Duration);
+}
+
+/// What became of an order.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum ScalerEvent {
+    /// It runs, or will soon, and will listen here.
+    Started {
+        revision: RevisionId,
+        instance: InstanceId,
+        address: SocketAddr,
+    },
+    /// It was not started.
+    Failed {
+        revision: RevisionId,
+        instance: InstanceId,
+        failure: Failure,
+        detail: String,
+    },
+    /// It is gone, and everything it had started with it.
+    Exited {
+        revision: RevisionId,
+        instance: InstanceId,
+        detail: String,
+        /// It complained that its port is taken.
+        port_taken: bool,
+    },
+}

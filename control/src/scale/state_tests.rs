@@ -1,0 +1,517 @@
+use std::collections::BTreeSet;
+
+use super::*;
+use crate::plan::WebhookSpec;
+use crate::scale::testing;
+
+const DRAIN: Duration = Duration::from_secs(300);
+const GRACE: Duration = Duration::from_secs(10);
+
+/// A revision with a clock that moves only when told to.
+struct Bench {
+    state: RevisionState,
+    fresh: Fresh,
+    now: Instant,
+}
+
+impl Bench {
+    fn new(change: impl FnOnce(&mut RevisionPlan)) -> Self {
+        let mut bench = Self::silent(change);
+        let plan = Arc::clone(&bench.state.plan);
+        assert_eq!(bench.step(Event::Plan(plan)), []);
+        bench
+    }
+
+    /// Without having been given its plan as an event.
+    fn silent(change: impl FnOnce(&mut RevisionPlan)) -> Self {
+        let mut plan = testing::plan(&["server"]);
+        change(&mut plan);
+        Self {
+            state: RevisionState::new(Arc::new(plan), DRAIN),
+            fresh: Fresh::new(7),
+            now: Instant::now(),
+        }
+    }
+
+    fn step(&mut self, event: Event) -> Vec<Action> {
+        self.state.step(event, self.now, &mut self.fresh)
+    }
+
+    fn after(&mut self, time: Duration, event: Event) -> Vec<Action> {
+        self.now += time;
+        self.step(event)
+    }
+
+    fn desired(&mut self, count: u32) -> Vec<Action> {
+        let decision = format!("to {count}");
+        self.step(Event::Desired { count, decision })
+    }
+
+    fn plan(&mut self, change: impl FnOnce(&mut RevisionPlan)) -> Vec<Action> {
+        let mut plan = RevisionPlan::clone(&self.state.plan);
+        change(&mut plan);
+        self.step(Event::Plan(Arc::new(plan)))
+    }
+
+    /// Brings this many instances to ready.
+    fn with_ready(mut self, count: u32) -> Self {
+        let started = starts(&self.desired(count));
+        assert_eq!(started.len(), count as usize);
+        self.make_ready(&started);
+        self
+    }
+
+    fn make_ready(&mut self, ids: &[u64]) -> Vec<Action> {
+        let mut all = Vec::new();
+        for &id in ids {
+            all.extend(self.step(Event::Started(InstanceId(id), address())));
+            all.extend(self.step(Event::Ready(InstanceId(id))));
+        }
+        all
+    }
+
+    fn exited(&mut self, id: u64, detail: &str) -> Vec<Action> {
+        self.step(Event::Exited {
+            instance: InstanceId(id),
+            detail: detail.to_owned(),
+            port_taken: false,
+        })
+    }
+}
+
+fn address() -> SocketAddr {
+    ([127, 0, 0, 1], 20_000).into()
+}
+
+fn starts(actions: &[Action]) -> Vec<u64> {
+    let ids = actions.iter().filter_map(|action| match action {
+        Action::Start(id, _) => Some(id.0),
+        _ => None,
+    });
+    ids.collect()
+}
+
+fn failures(actions: &[Action]) -> Vec<(Failure, &str)> {
+    let failures = actions.iter().filter_map(|action| match action {
+        Action::Fail(f) => Some((f.failure, f.detail.as_str())),
+        _ => None,
+    });
+    failures.collect()
+}
+
+fn command(plan: &mut RevisionPlan, word: &str) {
+    plan.scaler = ScalerSpec::Process(testing::process(&[word]));
+}
+
+#[test]
+fn the_first_waiter_starts_the_activation_scale_and_the_next_ones_nothing() {
+    let mut bench = Bench::new(|plan| plan.policy.activation_scale = 3);
+    assert_eq!(starts(&bench.step(Event::Activate)), [1, 2, 3]);
+    assert_eq!(bench.step(Event::Activate), []);
+    assert_eq!(
+        bench.step(Event::Started(InstanceId(1), address())),
+        [Action::Add(InstanceId(1), address())]
+    );
+    let status = bench.state.status();
+    assert_eq!((status.desired, status.starts), (3, 3));
+    assert_eq!(status.last_decision.as_deref(), Some("0 → 3: somebody waits"));
+}
+
+#[test]
+fn a_decision_for_zero_asks_the_data_plane_and_a_refusal_is_asked_again() {
+    let mut bench = Bench::new(|_| {}).with_ready(2);
+    let retire = [Action::Retire {
+        count: 2,
+        to_zero: true,
+    }];
+    assert_eq!(bench.desired(0), retire);
+    assert_eq!(
+        bench.step(Event::Victims {
+            asked: 2,
+            chosen: vec![]
+        }),
+        []
+    );
+    assert_eq!(bench.step(Event::Tick), []);
+    assert_eq!(bench.state.next_deadline(), Some(bench.now + RETIRE_AGAIN));
+    assert_eq!(bench.after(RETIRE_AGAIN, Event::Tick), retire);
+    let chosen = vec![InstanceId(1), InstanceId(2)];
+    bench.step(Event::Victims { asked: 2, chosen });
+    for id in [InstanceId(1), InstanceId(2)] {
+        assert_eq!(
+            bench.step(Event::Drained(id)),
+            [Action::Remove(id), Action::Stop(id, GRACE)],
+            "out of the data plane before it is asked to end"
+        );
+        assert_eq!(bench.exited(id.0, "signal 15 (SIGTERM)"), []);
+    }
+    assert_eq!(bench.state.status().last_failure, None);
+    assert_eq!(bench.state.next_deadline(), None);
+}
+
+#[test]
+fn fewer_are_wanted_so_the_young_that_serve_nobody_go_first() {
+    let mut bench = Bench::new(|_| {}).with_ready(2);
+    assert_eq!(starts(&bench.desired(4)), [3, 4]);
+    bench.step(Event::Started(InstanceId(4), address()));
+    assert_eq!(
+        bench.desired(1),
+        [
+            // Not known to the data plane yet.
+            Action::Remove(InstanceId(3)),
+            Action::Stop(InstanceId(3), GRACE),
+            // Known, and perhaps found ready just now.
+            Action::RetireThese(vec![InstanceId(4)]),
+            Action::Retire {
+                count: 1,
+                to_zero: false
+            },
+        ]
+    );
+}
+
+#[test]
+fn what_does_not_drain_is_stopped_at_the_deadline() {
+    let mut bench = Bench::new(|_| {}).with_ready(2);
+    bench.desired(1);
+    bench.step(Event::Victims {
+        asked: 1,
+        chosen: vec![InstanceId(2)],
+    });
+    assert_eq!(bench.state.next_deadline(), Some(bench.now + DRAIN));
+    let actions = bench.after(DRAIN, Event::Tick);
+    assert!(
+        actions.contains(&Action::Stop(InstanceId(2), GRACE)),
+        "{actions:?}"
+    );
+}
+
+#[test]
+fn a_start_that_fails_answers_at_once_and_is_tried_again_only_for_the_next_waiter() {
+    let mut bench = Bench::new(|_| {});
+    bench.step(Event::Activate);
+    let actions = bench.exited(1, "exit status 1: no module");
+    assert_eq!(
+        failures(&actions),
+        [(Failure::Failed, "exit status 1: no module")]
+    );
+    assert!(actions.contains(&Action::Remove(InstanceId(1))));
+    assert_eq!(bench.state.next_deadline(), None, "nobody waits any more");
+
+    let again = bench.step(Event::Activate);
+    assert_eq!(failures(&again).len(), 1, "too early: {again:?}");
+    assert!(starts(&again).is_empty());
+    assert_eq!(starts(&bench.after(Duration::from_secs(2), Event::Activate)), [2]);
+    bench.make_ready(&[2]);
+    assert_eq!(bench.state.status().last_failure, None);
+}
+
+#[test]
+fn a_command_that_cannot_start_and_a_bound_that_is_reached_are_told_apart() {
+    let mut bench = Bench::new(|_| {});
+    for (id, failure, detail) in [
+        (1, Failure::Failed, "command not found: foo"),
+        (2, Failure::NotAllowed, "processes.max is reached"),
+    ] {
+        assert_eq!(
+            starts(&bench.after(Duration::from_secs(60), Event::Activate)),
+            [id]
+        );
+        let actions = bench.step(Event::Failed {
+            instance: InstanceId(id),
+            failure,
+            detail: detail.to_owned(),
+        });
+        assert_eq!(failures(&actions), [(failure, detail)]);
+    }
+}
+
+#[test]
+fn what_is_never_ready_is_killed_when_its_time_is_over() {
+    let mut bench = Bench::new(|_| {});
+    bench.step(Event::Activate);
+    bench.step(Event::Started(InstanceId(1), address()));
+    assert_eq!(
+        bench.state.next_deadline(),
+        Some(bench.now + Duration::from_secs(60))
+    );
+    let actions = bench.after(Duration::from_secs(60), Event::Tick);
+    assert_eq!(actions[0], Action::Remove(InstanceId(1)));
+    assert_eq!(actions[1], Action::Stop(InstanceId(1), Duration::ZERO));
+    assert_eq!(failures(&actions), [(Failure::TimedOut, "not ready within 60s")]);
+    assert_eq!(bench.exited(1, "signal 9 (SIGKILL)"), []);
+}
+
+#[test]
+fn a_taken_port_is_tried_again_at_once_but_not_for_ever() {
+    let mut bench = Bench::new(|_| {});
+    bench.step(Event::Activate);
+    let taken = |id| Event::Exited {
+        instance: InstanceId(id),
+        detail: "exit status 1: Address already in use".to_owned(),
+        port_taken: true,
+    };
+    for id in 1..=u64::from(PORT_TRIES) {
+        let actions = bench.step(taken(id));
+        assert_eq!(starts(&actions), [id + 1]);
+        assert_eq!(failures(&actions), []);
+    }
+    assert_eq!(failures(&bench.step(taken(6))).len(), 1);
+}
+
+#[test]
+fn nobody_is_told_of_a_failure_while_another_instance_serves_or_comes() {
+    let mut bench = Bench::new(|_| {}).with_ready(1);
+    assert_eq!(starts(&bench.desired(2)), [2]);
+    let actions = bench.exited(2, "exit status 1");
+    assert_eq!(failures(&actions), []);
+    assert!(bench.state.status().last_failure.is_some());
+    // Still wanted, so tried again when the time has come.
+    let due = bench.state.next_deadline().unwrap();
+    bench.now = due;
+    assert_eq!(starts(&bench.step(Event::Tick)), [3]);
+}
+
+#[test]
+fn a_crash_is_made_good_at_once_and_a_crash_loop_is_not() {
+    let mut bench = Bench::new(|_| {}).with_ready(1);
+    let actions = bench.exited(1, "signal 9 (SIGKILL)");
+    assert_eq!(actions[0], Action::Remove(InstanceId(1)));
+    assert_eq!(starts(&actions), [2]);
+    bench.make_ready(&[2]);
+    assert!(starts(&bench.exited(2, "signal 11 (SIGSEGV)")).is_empty());
+    let actions = bench.step(Event::Activate);
+    assert_eq!(failures(&actions), [(Failure::Failed, "signal 11 (SIGSEGV)")]);
+    assert_eq!(starts(&bench.after(Duration::from_secs(2), Event::Activate)), [3]);
+}
+
+#[test]
+fn a_waiter_that_came_before_the_crash_is_not_forgotten() {
+    let mut bench = Bench::new(|_| {}).with_ready(1);
+    // Refused, because somebody waits; then the only instance ends.
+    bench.step(Event::Activate);
+    bench.desired(0);
+    bench.step(Event::Victims {
+        asked: 1,
+        chosen: vec![],
+    });
+    assert_eq!(starts(&bench.exited(1, "exit status 1")), [2]);
+}
+
+#[test]
+fn the_minimum_runs_while_the_revision_is_reachable() {
+    let mut bench = Bench::silent(|plan| plan.policy.min_scale = 2);
+    let plan = Arc::clone(&bench.state.plan);
+    let actions = bench.step(Event::Plan(plan));
+    assert_eq!(starts(&actions), [1, 2]);
+    bench.make_ready(&[1, 2]);
+    assert_eq!(bench.desired(0), []);
+    assert_eq!(starts(&bench.exited(1, "exit status 0")), [3]);
+    let actions = bench.plan(|plan| plan.reachable = false);
+    assert_eq!(
+        actions,
+        [Action::Retire {
+            count: 2,
+            to_zero: true
+        }]
+    );
+}
+
+#[test]
+fn the_maximum_binds_decision_and_activation() {
+    let mut bench = Bench::new(|plan| plan.policy.max_scale = Some(2));
+    assert_eq!(starts(&bench.desired(9)), [1, 2]);
+    let mut none = Bench::new(|plan| plan.policy.max_scale = Some(0));
+    let actions = none.step(Event::Activate);
+    assert_eq!(failures(&actions), [(Failure::NotAllowed, "maxScale is 0")]);
+}
+
+#[test]
+fn a_changed_process_is_ready_before_the_old_ones_go() {
+    let mut bench = Bench::new(|_| {}).with_ready(2);
+    assert_eq!(starts(&bench.plan(|plan| command(plan, "server-2"))), [3, 4]);
+    let actions = bench.make_ready(&[3]);
+    assert!(
+        actions.contains(&Action::RetireThese(vec![InstanceId(1)])),
+        "{actions:?}"
+    );
+    let actions = bench.make_ready(&[4]);
+    assert!(
+        actions.contains(&Action::RetireThese(vec![InstanceId(2)])),
+        "{actions:?}"
+    );
+    assert_eq!(
+        bench.step(Event::Drained(InstanceId(2))),
+        [Action::Remove(InstanceId(2)), Action::Stop(InstanceId(2), GRACE)]
+    );
+}
+
+#[test]
+fn a_changed_process_that_cannot_start_leaves_the_old_ones_serving() {
+    let mut bench = Bench::new(|_| {}).with_ready(1);
+    assert_eq!(starts(&bench.plan(|plan| command(plan, "broken"))), [2]);
+    let actions = bench.exited(2, "exit status 2");
+    assert_eq!(failures(&actions), []);
+    assert!(matches!(
+        actions[..],
+        [Action::Remove(InstanceId(2)), Action::Warn(_)]
+    ));
+    assert_eq!(
+        bench.state.status().last_failure.as_deref(),
+        Some("exit status 2")
+    );
+    // Put right again: what runs is what is wanted, and nothing is started.
+    assert_eq!(bench.plan(|plan| command(plan, "server")), []);
+    assert_eq!(bench.state.status().last_failure, None);
+}
+
+#[test]
+fn a_change_stops_what_had_not_come_up_and_starts_the_new_for_who_waits() {
+    let mut bench = Bench::new(|_| {});
+    bench.step(Event::Activate);
+    let actions = bench.plan(|plan| command(plan, "server-2"));
+    assert_eq!(actions[1], Action::Stop(InstanceId(1), GRACE));
+    assert_eq!(starts(&actions), [2]);
+    // A limit is no reason to start anything anew.
+    assert_eq!(bench.plan(|plan| plan.policy.max_scale = Some(3)), []);
+}
+
+#[test]
+fn a_removed_revision_drains_and_one_that_comes_back_starts_anew() {
+    let mut bench = Bench::new(|_| {}).with_ready(1);
+    assert_eq!(starts(&bench.desired(2)), [2]);
+    assert_eq!(
+        bench.step(Event::Removed),
+        [
+            Action::Remove(InstanceId(2)),
+            Action::Stop(InstanceId(2), GRACE),
+            Action::RetireThese(vec![InstanceId(1)]),
+        ]
+    );
+    assert_eq!(bench.step(Event::Activate), []);
+    bench.exited(2, "signal 15 (SIGTERM)");
+    assert!(!bench.state.is_over());
+    let mut back = bench.plan(|_| {});
+    back.extend(bench.step(Event::Activate));
+    assert_eq!(starts(&back), [3, 4]);
+    bench.step(Event::Removed);
+    for id in 1..=4 {
+        bench.step(Event::Drained(InstanceId(id)));
+        bench.exited(id, "signal 15 (SIGTERM)");
+    }
+    assert!(bench.state.is_over());
+}
+
+#[test]
+fn shutdown_stops_whatever_state_an_instance_is_in() {
+    let mut bench = Bench::new(|_| {}).with_ready(2);
+    bench.desired(3);
+    let stopped = bench.step(Event::Shutdown);
+    let stops = stopped.iter().filter(|a| matches!(a, Action::Stop(..))).count();
+    assert_eq!(stops, 3);
+    for id in 1..=3 {
+        assert_eq!(bench.exited(id, "signal 15 (SIGTERM)"), []);
+    }
+    assert!(bench.state.is_over());
+}
+
+#[test]
+fn a_webhook_says_that_it_is_not_there_yet() {
+    let mut bench = Bench::new(|plan| {
+        plan.scaler = ScalerSpec::Webhook(WebhookSpec {
+            url: "http://localhost/".to_owned(),
+            headers: BTreeMap::new(),
+        });
+    });
+    let actions = bench.step(Event::Activate);
+    assert_eq!(
+        failures(&actions),
+        [(Failure::NotAllowed, "webhook activation is not available yet")]
+    );
+}
+
+/// Whatever happens in whatever order: nothing is asked to end that the data plane still knows,
+/// nobody who waits is left without an instance under way or an answer, and the end comes.
+#[test]
+fn a_seeded_storm_keeps_the_invariants() {
+    for seed in 0..256 {
+        storm(seed);
+    }
+}
+
+fn storm(seed: u64) {
+    let mut rng = fastrand::Rng::with_seed(seed);
+    let mut bench = Bench::new(|_| {});
+    let mut world = World::default();
+    for _ in 0..300 {
+        bench.now += Duration::from_millis(rng.u64(0..3_000));
+        let id = InstanceId(rng.choice(&world.running).copied().unwrap_or(0));
+        let kind = rng.u8(0..12);
+        let actions = match kind {
+            0 | 1 => bench.step(Event::Activate),
+            2 => bench.desired(rng.u32(0..5)),
+            3 => bench.step(Event::Drained(id)),
+            4 | 5 => bench.step(Event::Ready(id)),
+            6 => bench.step(Event::Started(id, address())),
+            7 => bench.plan(|plan| command(plan, ["a", "b"][rng.usize(0..2)])),
+            8 if rng.u8(0..10) == 0 => bench.step(Event::Removed),
+            9 => {
+                world.running.remove(&id.0);
+                bench.exited(id.0, "exit status 1")
+            }
+            _ => bench.step(Event::Tick),
+        };
+        let answered = !failures(&actions).is_empty() || bench.state.any(Instance::is_live);
+        assert!(
+            kind > 1 || answered || bench.state.removed,
+            "seed {seed}: a waiter is forgotten"
+        );
+        world.carry_out(actions, &mut bench, &mut rng);
+        if let Some(due) = bench.state.next_deadline() {
+            bench.now = bench.now.max(due);
+            let actions = bench.step(Event::Tick);
+            world.carry_out(actions, &mut bench, &mut rng);
+            let next = bench.state.next_deadline();
+            assert!(
+                next.is_none_or(|next| next > bench.now),
+                "seed {seed}: a deadline that stays"
+            );
+        }
+        let live = bench.state.ids(Instance::is_live).len();
+        assert!(live <= 20, "seed {seed}: {live} live");
+    }
+    let actions = bench.step(Event::Shutdown);
+    world.carry_out(actions, &mut bench, &mut rng);
+    assert!(world.known.is_empty(), "seed {seed}");
+    for id in world.running {
+        bench.exited(id, "signal 15 (SIGTERM)");
+    }
+    assert!(bench.state.is_over(), "seed {seed}");
+}
+
+/// What data plane and supervisor would know.
+#[derive(Default)]
+struct World {
+    known: BTreeSet<u64>,
+    running: BTreeSet<u64>,
+}
+
+impl World {
+    fn carry_out(&mut self, actions: Vec<Action>, bench: &mut Bench, rng: &mut fastrand::Rng) {
+        for action in actions {
+            match action {
+                Action::Start(id, _) => assert!(self.running.insert(id.0)),
+                Action::Add(id, _) => drop(self.known.insert(id.0)),
+                Action::Remove(id) => drop(self.known.remove(&id.0)),
+                Action::Stop(id, _) => assert!(!self.known.contains(&id.0), "{id} is still known"),
+                Action::Retire { count, .. } => {
+                    let live = bench.state.ids(Instance::is_live);
+                    let take = if rng.bool() { count as usize } else { 0 };
+                    let chosen = live.into_iter().take(take).collect();
+                    bench.step(Event::Victims { asked: count, chosen });
+                }
+                Action::RetireThese(_) | Action::Fail(_) | Action::Warn(_) => {}
+            }
+        }
+    }
+}

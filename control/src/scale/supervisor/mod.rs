@@ -1,0 +1,173 @@
+//! The process that owns all local instances.
+//!
+//! A gateway that is killed cannot clean up. So a small process of the same binary does the
+//! starting: it holds one end of a socket, the gateway the other, and when the last gateway is
+//! gone the kernel closes the socket and every instance is ended, whatever killed the gateway.
+//! Each instance leads a process group of its own, which is ended as a whole.
+//!
+//! **Invariant:** it never waits for the gateway. Output that nobody reads is dropped and counted.
+
+mod groups;
+mod launch;
+mod output;
+mod strays;
+mod wire;
+
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::process::{ExitCode, Stdio};
+use std::time::Duration;
+
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::mpsc;
+use tokio::time::Instant;
+
+use groups::Groups;
+pub(crate) use groups::Scope;
+pub(crate) use wire::{Command, Event, Label, Link, Start, Stream, VERSION, decode};
+
+/// The first argument that makes the binary a supervisor.
+pub const ARGUMENT: &str = "__supervisor";
+
+/// The longest grace when the gateway is gone: whoever starts a new one wants the ports back.
+const ORPHAN_GRACE: Duration = Duration::from_secs(2);
+
+/// Lines that may wait for the gateway; with the longest lines half a MiB.
+const OUTPUT_QUEUE: usize = 64;
+
+/// Lines are taken from the queue only while less than this is unwritten.
+const OUTPUT_BACKLOG: usize = 64 << 10;
+
+/// Commands are read only while less than this is unwritten.
+const ANSWER_BACKLOG: usize = 1 << 20;
+
+/// Runs a supervisor on the socket that is this process's standard input, and returns once the
+/// gateway is gone and every instance has ended. For the composition root, when the first argument
+/// is [`ARGUMENT`]; call it before any thread or runtime is started.
+pub fn main() -> ExitCode {
+    match run() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            // A write that fails must not panic: nobody may be there to read it.
+            let _ = io::Write::write_fmt(&mut io::stderr(), format_args!("sluice supervisor: {error}\n"));
+            ExitCode::from(2)
+        }
+    }
+}
+
+fn run() -> io::Result<()> {
+    let socket = io::stdin().as_fd().try_clone_to_owned()?;
+    // Orphans come to us instead of to init, so that none is lost.
+    nix::sys::prctl::set_child_subreaper(true)?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_io()
+        .enable_time()
+        .build()?;
+    runtime.block_on(async {
+        // What is aimed at the gateway's group or session must not end us before our instances.
+        // A handler and not SIG_IGN, which every instance would inherit.
+        let _deaf = [
+            signal(SignalKind::terminate())?,
+            signal(SignalKind::interrupt())?,
+            signal(SignalKind::hangup())?,
+            signal(SignalKind::quit())?,
+        ];
+        serve(UnixStream::from(socket), Scope::Process).await
+    })
+}
+
+/// Starts a supervisor process from this executable and returns the gateway's end of the socket.
+///
+/// # Errors
+/// When there is no socket pair or the executable cannot be started.
+pub(crate) fn spawn(executable: &Path) -> io::Result<UnixStream> {
+    let (ours, theirs) = UnixStream::pair()?;
+    // Tokio's, because it reaps a child that nobody waits for.
+    tokio::process::Command::new(executable)
+        .arg(ARGUMENT)
+        .stdin(Stdio::from(OwnedFd::from(theirs)))
+        .stdout(Stdio::null())
+        .stderr(Stdio::inherit())
+        .process_group(0)
+        .kill_on_drop(false)
+        .spawn()?;
+    Ok(ours)
+}
+
+/// The supervisor's loop: returns once the gateway is gone and every instance has ended.
+///
+/// # Errors
+/// When signals cannot be received or the socket cannot be used at all.
+pub(crate) async fn serve(stream: UnixStream, scope: Scope) -> io::Result<()> {
+    let mut link = Link::new(stream)?.pause_above(ANSWER_BACKLOG);
+    let mut child_ended = signal(SignalKind::child())?;
+    let (events, mut outgoing) = mpsc::channel(OUTPUT_QUEUE);
+    let mut groups = Groups::new(scope, events);
+    let mut connected = true;
+
+    while connected || !groups.is_empty() {
+        let wake = groups.next_wake();
+        tokio::select! {
+            frame = link.next(), if connected => {
+                if let Ok(Some(frame)) = frame {
+                    if let Some(answer) = obey(&frame, &mut groups) {
+                        say(&mut link, &answer);
+                    }
+                } else {
+                    connected = false;
+                    groups.stop_all(ORPHAN_GRACE, Instant::now());
+                }
+            }
+            _ = child_ended.recv() => {}
+            () = sleep_until(wake) => {}
+            Some(event) = outgoing.recv(), if !connected || link.backlog() < OUTPUT_BACKLOG => {
+                if connected {
+                    say(&mut link, &event);
+                }
+                // Nothing can have ended, and there may be very many of these.
+                continue;
+            }
+        }
+        groups.tick(Instant::now());
+    }
+    if scope == Scope::Process {
+        strays::end_all();
+    }
+    Ok(())
+}
+
+/// What is too long for a message is a list of tens of thousands of instances: not worth ending
+/// those instances for.
+fn say(link: &mut Link, event: &Event) {
+    if let Err(error) = link.push(event) {
+        let error = error.to_string();
+        let _ = link.push(&Event::Refused { error });
+    }
+}
+
+async fn sleep_until(wake: Option<Instant>) {
+    match wake {
+        Some(at) => tokio::time::sleep_until(at).await,
+        None => std::future::pending().await,
+    }
+}
+
+fn obey(frame: &[u8], groups: &mut Groups) -> Option<Event> {
+    match decode(frame) {
+        Ok(Command::Hello { .. }) => Some(Event::Hello { version: VERSION }),
+        Ok(Command::Start(start)) => Some(groups.start(*start)),
+        Ok(Command::Stop { instance, grace_ms }) => {
+            groups.stop(instance, Duration::from_millis(grace_ms), Instant::now());
+            None
+        }
+        Ok(Command::List) => Some(Event::Listing {
+            instances: groups.list(),
+        }),
+        Err(error) => Some(Event::Refused { error }),
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,241 @@
+//! An instance's output: lines out of pipes, bounded in length and in what may wait.
+
+use std::time::Duration;
+
+use tokio::io::{AsyncRead, AsyncReadExt};
+use tokio::sync::mpsc::error::TrySendError;
+use tokio::sync::{mpsc, oneshot};
+
+use super::wire::{Event, Stream};
+
+/// A longer line comes in pieces.
+const MAX_LINE: usize = 8 << 10;
+
+/// How long a line waits for a place before lines are dropped: long enough for a burst, short
+/// enough that no instance notices that nobody reads its log.
+const PATIENCE: Duration = Duration::from_millis(100);
+
+/// How long the pipes are read on when the instance is gone: what a killed group wrote is in them
+/// already, and only a process that left the group can hold them open.
+const AFTERMATH: Duration = Duration::from_millis(250);
+
+/// Reads both pipes until they end or the instance is gone, then reports its end. `exit` carries
+/// the status once the whole group is gone.
+pub(crate) async fn watch(
+    instance: u64,
+    stdout: impl AsyncRead + Unpin,
+    stderr: impl AsyncRead + Unpin,
+    mut exit: oneshot::Receiver<String>,
+    events: mpsc::Sender<Event>,
+) {
+    let mut last_stderr = None;
+    let mut last_stdout = None;
+    let status = {
+        let pumps = async {
+            tokio::join!(
+                pump(instance, Stream::Stdout, stdout, &events, &mut last_stdout),
+                pump(instance, Stream::Stderr, stderr, &events, &mut last_stderr),
+            )
+        };
+        tokio::pin!(pumps);
+        let early = tokio::select! {
+            status = &mut exit => Some(status),
+            _ = &mut pumps => None,
+        };
+        match early {
+            Some(status) => {
+                // A timeout only means that somebody outside the group still holds a pipe.
+                let _ = tokio::time::timeout(AFTERMATH, &mut pumps).await;
+                status
+            }
+            None => exit.await,
+        }
+    };
+    // The sender is dropped only when the whole supervisor ends.
+    let Ok(status) = status else { return };
+    let _ = events
+        .send(Event::Exited {
+            instance,
+            status,
+            last_stderr,
+        })
+        .await;
+}
+
+async fn pump(
+    instance: u64,
+    stream: Stream,
+    mut pipe: impl AsyncRead + Unpin,
+    events: &mpsc::Sender<Event>,
+    last: &mut Option<String>,
+) {
+    let mut lines = Lines::default();
+    let mut outlet = Outlet {
+        events,
+        dropped: 0,
+        congested: false,
+    };
+    let mut chunk = [0; 4 << 10];
+    loop {
+        let n = pipe.read(&mut chunk).await.unwrap_or(0);
+        if n == 0 {
+            break;
+        }
+        lines.push(&chunk[..n]);
+        while let Some(line) = lines.take() {
+            last.replace(line.clone());
+            outlet.send(instance, stream, line).await;
+        }
+    }
+    if let Some(line) = lines.finish() {
+        last.replace(line.clone());
+        outlet.send(instance, stream, line).await;
+    }
+}
+
+/// Where lines leave. Waits a little for a place, and once that was in vain not at all until
+/// there is one again.
+struct Outlet<'e> {
+    events: &'e mpsc::Sender<Event>,
+    dropped: u64,
+    congested: bool,
+}
+
+impl Outlet<'_> {
+    async fn send(&mut self, instance: u64, stream: Stream, line: String) {
+        let event = Event::Output {
+            instance,
+            stream,
+            line,
+            dropped: self.dropped,
+        };
+        match self.events.try_send(event) {
+            Ok(()) => {
+                self.dropped = 0;
+                self.congested = false;
+            }
+            Err(TrySendError::Full(event)) if !self.congested => {
+                if let Ok(Ok(place)) = tokio::time::timeout(PATIENCE, self.events.reserve()).await {
+                    place.send(event);
+                    self.dropped = 0;
+                } else {
+                    self.dropped += 1;
+                    self.congested = true;
+                }
+            }
+            Err(_) => self.dropped += 1,
+        }
+    }
+}
+
+/// Cuts bytes into lines of at most [`MAX_LINE`]; empty ones are left out.
+#[derive(Default)]
+struct Lines {
+    held: Vec<u8>,
+    /// Up to here there is no newline.
+    searched: usize,
+}
+
+impl Lines {
+    fn push(&mut self, bytes: &[u8]) {
+        self.held.extend_from_slice(bytes);
+    }
+
+    fn take(&mut self) -> Option<String> {
+        loop {
+            let newline = self.held[self.searched..].iter().position(|&b| b == b'\n');
+            let (end, next) = match newline.map(|at| self.searched + at) {
+                Some(at) if at <= MAX_LINE => (at, at + 1),
+                _ if self.held.len() > MAX_LINE => (MAX_LINE, MAX_LINE),
+                _ => {
+                    self.searched = self.held.len();
+                    return None;
+                }
+            };
+            self.searched = 0;
+            let line = text(&self.held[..end]);
+            self.held.drain(..next);
+            if line.is_some() {
+                return line;
+            }
+        }
+    }
+
+    /// What is left without a newline at its end; never more than one line.
+    fn finish(&mut self) -> Option<String> {
+        text(&std::mem::take(&mut self.held))
+    }
+}
+
+fn text(bytes: &[u8]) -> Option<String> {
+    let line = String::from_utf8_lossy(bytes);
+    let line = line.trim_end();
+    (!line.is_empty()).then(|| line.to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn cut(chunks: &[&[u8]]) -> Vec<String> {
+        let mut lines = Lines::default();
+        let mut out = Vec::new();
+        for chunk in chunks {
+            lines.push(chunk);
+            while let Some(line) = lines.take() {
+                out.push(line);
+            }
+        }
+        out.extend(lines.finish());
+        out
+    }
+
+    #[test]
+    fn lines_are_found_across_chunks() {
+        assert_eq!(
+            cut(&[b"a\nb", b"c\r\n\n", b"\xff!\nrest"]),
+            ["a", "bc", "\u{fffd}!", "rest"]
+        );
+    }
+
+    #[test]
+    fn a_long_line_comes_in_pieces_and_is_never_held_whole() {
+        let long = vec![b'x'; 3 * MAX_LINE + 5];
+        let lengths: Vec<usize> = cut(&[&long, b"\nend\n"]).iter().map(String::len).collect();
+        assert_eq!(lengths, [MAX_LINE, MAX_LINE, MAX_LINE, 5, 3]);
+        let exact = vec![b'x'; MAX_LINE];
+        assert_eq!(cut(&[&exact, b"\n"]).len(), 1);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn output_that_nobody_reads_is_dropped_and_counted() {
+        let (tx, mut rx) = mpsc::channel(2);
+        let (exited, exit) = oneshot::channel();
+        let text: Vec<u8> = (0..100)
+            .flat_map(|n| format!("line {n}\n").into_bytes())
+            .collect();
+        let watching = tokio::spawn(async move { watch(7, &text[..], &b"oops\n"[..], exit, tx).await });
+        exited.send("exit status 1".to_owned()).unwrap();
+        // Time is paused: it advances only when everything else waits, so the lines are dropped
+        // before the first of them is read.
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        let mut seen = 0;
+        let mut end = None;
+        while let Some(event) = rx.recv().await {
+            match event {
+                Event::Output { .. } => seen += 1,
+                other => end = Some(other),
+            }
+        }
+        watching.await.unwrap();
+        assert!(seen <= 4, "{seen} lines were kept");
+        assert_eq!(
+            end,
+            Some(Event::Exited {
+                instance: 7,
+                status: "exit status 1".to_owned(),
+                last_stderr: Some("oops".to_owned()),
+            })
+        );
+    }
+}

@@ -1,0 +1,315 @@
+//! What gateway and supervisor say to each other: length-prefixed JSON over a Unix socket pair.
+//!
+//! The supervisor may be older than the gateway (an upgrade passes the socket on), so the first
+//! message of either side is `Hello`, and a command that the supervisor does not understand is
+//! answered, never fatal.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::path::PathBuf;
+
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+use tokio::io::Interest;
+use tokio::net::UnixStream;
+
+/// Grows with every change that an older peer would misread.
+pub(crate) const VERSION: u32 = 1;
+
+/// The kernel takes about 2 MiB of arguments and environment; JSON escapes at worst double it.
+const MAX_FRAME: usize = 4 << 20;
+
+const PREFIX: usize = size_of::<u32>();
+
+/// From the gateway.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Command {
+    /// Opens the conversation.
+    Hello { version: u32 },
+    /// Starts an instance; answered by `Started` or `StartFailed`.
+    Start(Box<Start>),
+    /// SIGTERM to the instance's group now, SIGKILL after `grace_ms`; zero kills at once. May be
+    /// repeated with a shorter grace. An unknown instance is ignored: it has just exited.
+    Stop { instance: u64, grace_ms: u64 },
+    /// Asks for what runs; a gateway that took over learns it this way.
+    List,
+}
+
+/// One instance to start.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Start {
+    pub(crate) instance: u64,
+    /// Program and arguments, expanded. Never empty.
+    pub(crate) command: Vec<String>,
+    /// On top of the supervisor's own environment, unless `clear_env`.
+    pub(crate) env: BTreeMap<String, String>,
+    pub(crate) cwd: PathBuf,
+    pub(crate) clear_env: bool,
+    /// Also the upper bound of the grace it gets when the gateway is gone.
+    pub(crate) grace_ms: u64,
+    pub(crate) label: Label,
+}
+
+/// What a gateway that took over needs to know of a running instance; opaque to the supervisor.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Label {
+    pub(crate) namespace: String,
+    pub(crate) revision: String,
+    pub(crate) port: u16,
+}
+
+/// Which pipe a line came from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Stream {
+    Stdout,
+    Stderr,
+}
+
+/// From the supervisor.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Event {
+    /// Opens the conversation.
+    Hello { version: u32 },
+    /// It runs, and leads a process group of this id.
+    Started { instance: u64, pid: i32 },
+    /// It could not be started; nothing else follows for this instance.
+    StartFailed { instance: u64, error: String },
+    /// One line of output, or a piece of a very long one. `dropped` lines before it were lost
+    /// because nobody read.
+    Output {
+        instance: u64,
+        stream: Stream,
+        line: String,
+        dropped: u64,
+    },
+    /// It and its whole group are gone; nothing else follows for this instance.
+    Exited {
+        instance: u64,
+        status: String,
+        last_stderr: Option<String>,
+    },
+    /// What runs now.
+    Listing { instances: Vec<Listed> },
+    /// A command that was not understood.
+    Refused { error: String },
+}
+
+/// One running instance.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Listed {
+    pub(crate) instance: u64,
+    pub(crate) pid: i32,
+    pub(crate) label: Label,
+}
+
+/// One end of the conversation. Reads and writes make progress together, so two ends that both
+/// have much to say cannot block each other.
+#[derive(Debug)]
+pub(crate) struct Link {
+    stream: UnixStream,
+    input: Vec<u8>,
+    output: Vec<u8>,
+    /// How much of `output` is written already.
+    written: usize,
+    /// Reads nothing while more than this is unwritten, so that a peer that only talks cannot make
+    /// this end's memory grow. Only one of two peers may have it.
+    pause_above: usize,
+}
+
+impl Link {
+    /// Takes over a connected stream; must run inside a runtime.
+    ///
+    /// # Errors
+    /// When the stream cannot be registered with the runtime.
+    pub(crate) fn new(stream: std::os::unix::net::UnixStream) -> io::Result<Self> {
+        stream.set_nonblocking(true)?;
+        Ok(Self {
+            stream: UnixStream::from_std(stream)?,
+            input: Vec::new(),
+            output: Vec::new(),
+            written: 0,
+            pause_above: usize::MAX,
+        })
+    }
+
+    /// Reads nothing while more than `bytes` wait to be written.
+    pub(crate) fn pause_above(mut self, bytes: usize) -> Self {
+        self.pause_above = bytes;
+        self
+    }
+
+    /// Bytes waiting to be written.
+    pub(crate) fn backlog(&self) -> usize {
+        self.output.len() - self.written
+    }
+
+    /// Puts a message into the outgoing buffer; [`Self::next`] writes it.
+    ///
+    /// # Errors
+    /// `InvalidInput` when it is longer than the protocol allows.
+    pub(crate) fn push(&mut self, message: &impl Serialize) -> io::Result<()> {
+        let body = serde_json::to_vec(message)?;
+        if body.len() > MAX_FRAME {
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidInput,
+                format!("{} bytes are more than a message may have", body.len()),
+            ));
+        }
+        let length = u32::try_from(body.len()).expect("MAX_FRAME fits");
+        self.output.extend_from_slice(&length.to_be_bytes());
+        self.output.extend_from_slice(&body);
+        Ok(())
+    }
+
+    /// The next message's bytes; writes what is outgoing meanwhile. `None` once the peer is gone.
+    /// Dropping the future loses nothing.
+    ///
+    /// # Errors
+    /// When the socket fails, or the peer announces a message longer than the protocol allows.
+    pub(crate) async fn next(&mut self) -> io::Result<Option<Vec<u8>>> {
+        loop {
+            if let Some(frame) = self.take_frame()? {
+                return Ok(Some(frame));
+            }
+            let reads = self.backlog() <= self.pause_above;
+            let interest = match (reads, self.backlog() > 0) {
+                (true, true) => Interest::READABLE | Interest::WRITABLE,
+                (true, false) => Interest::READABLE,
+                (false, _) => Interest::WRITABLE,
+            };
+            let ready = self.stream.ready(interest).await?;
+            if ready.is_writable() {
+                self.write_some()?;
+            }
+            if reads && ready.is_readable() && !self.read_some()? {
+                return Ok(None);
+            }
+        }
+    }
+
+    fn write_some(&mut self) -> io::Result<()> {
+        while self.backlog() > 0 {
+            match self.stream.try_write(&self.output[self.written..]) {
+                Ok(n) => self.written += n,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
+                Err(error) => return Err(error),
+            }
+        }
+        self.output.clear();
+        self.written = 0;
+        // One large command should not stay in memory for ever.
+        self.output.shrink_to(64 << 10);
+        Ok(())
+    }
+
+    /// False at the end of the stream.
+    fn read_some(&mut self) -> io::Result<bool> {
+        let mut chunk = [0; 16 << 10];
+        match self.stream.try_read(&mut chunk) {
+            Ok(0) => Ok(false),
+            Ok(n) => {
+                self.input.extend_from_slice(&chunk[..n]);
+                Ok(true)
+            }
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(true),
+            Err(error) => Err(error),
+        }
+    }
+
+    fn take_frame(&mut self) -> io::Result<Option<Vec<u8>>> {
+        let Some((prefix, rest)) = self.input.split_first_chunk::<PREFIX>() else {
+            return Ok(None);
+        };
+        let length = u32::from_be_bytes(*prefix) as usize;
+        if length > MAX_FRAME {
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidData,
+                format!("a message of {length} bytes was announced"),
+            ));
+        }
+        if rest.len() < length {
+            return Ok(None);
+        }
+        let frame = rest[..length].to_vec();
+        self.input.drain(..PREFIX + length);
+        self.input.shrink_to(64 << 10);
+        Ok(Some(frame))
+    }
+}
+
+/// Reads a message.
+///
+/// # Errors
+/// What serde says, for the peer or the log.
+pub(crate) fn decode<T: DeserializeOwned>(frame: &[u8]) -> Result<T, String> {
+    serde_json::from_slice(frame).map_err(|error| error.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn pair() -> (Link, Link) {
+        let (a, b) = std::os::unix::net::UnixStream::pair().unwrap();
+        (Link::new(a).unwrap(), Link::new(b).unwrap())
+    }
+
+    #[tokio::test]
+    async fn messages_arrive_whole_and_in_order_and_then_the_end() {
+        let (mut a, mut b) = pair();
+        let long = "x".repeat(1 << 20);
+        for version in 0..3 {
+            a.push(&Event::Hello { version }).unwrap();
+        }
+        a.push(&Event::Refused { error: long.clone() }).unwrap();
+        let writer = tokio::spawn(async move {
+            // Returns once the peer is gone.
+            assert_eq!(a.next().await.unwrap(), None);
+        });
+        for version in 0..3 {
+            let frame = b.next().await.unwrap().unwrap();
+            assert_eq!(decode::<Event>(&frame), Ok(Event::Hello { version }));
+        }
+        let frame = b.next().await.unwrap().unwrap();
+        assert_eq!(decode::<Event>(&frame), Ok(Event::Refused { error: long }));
+        drop(b);
+        writer.await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn two_ends_that_both_talk_much_do_not_block_each_other() {
+        let (mut a, b) = pair();
+        let mut b = b.pause_above(64 << 10);
+        let text = "x".repeat(10_000);
+        for _ in 0..200 {
+            a.push(&Event::Refused { error: text.clone() }).unwrap();
+            b.push(&Event::Refused { error: text.clone() }).unwrap();
+        }
+        let one = async {
+            for _ in 0..200 {
+                assert!(a.next().await.unwrap().is_some());
+            }
+            a.push(&Command::List).unwrap();
+            a.next().await
+        };
+        let other = async {
+            for _ in 0..201 {
+                assert!(b.next().await.unwrap().is_some());
+            }
+            drop(b);
+        };
+        let (end, ()) = tokio::join!(one, other);
+        assert_eq!(end.unwrap(), None);
+    }
+
+    #[tokio::test]
+    async fn an_absurd_length_is_an_error_not_an_allocation() {
+        let (a, b) = std::os::unix::net::UnixStream::pair().unwrap();
+        let mut link = Link::new(b).unwrap();
+        io::Write::write_all(&mut &a, &u32::MAX.to_be_bytes()).unwrap();
+        assert_eq!(link.next().await.unwrap_err().kind(), io::ErrorKind::InvalidData);
+    }
+}
