@@ -1,0 +1,1 @@
+//! End to end: the real binary between real clients and real backends.
