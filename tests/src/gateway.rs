@@ -393,7 +393,11 @@ impl Gateway {
     pub async fn wait_said(&self, text: &str) {
         wait_until(&format!("the gateway says {text:?}"), SOON, || {
             let output = self.lock();
-            output.stdout.iter().chain(&output.stderr).any(|l| l.contains(text))
+            output
+                .stdout
+                .iter()
+                .chain(&output.stderr)
+                .any(|l| l.contains(text))
         })
         .await;
     }

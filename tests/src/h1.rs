@@ -1,11 +1,11 @@
 //! A raw HTTP/1 client: exact bytes out, strictly parsed bytes in, no retries.
 
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
-use tokio::net::TcpStream;
+use tokio::net::{TcpSocket, TcpStream};
 
 /// How long a single read may take.
 const READ_LIMIT: Duration = Duration::from_secs(30);
@@ -123,6 +123,18 @@ impl H1<TcpStream> {
         Ok(Self::over(io))
     }
 
+    /// Connects from an address of this machine's choice, such as 127.0.0.7.
+    ///
+    /// # Errors
+    /// The refusal.
+    pub async fn connect_from(source: IpAddr, addr: SocketAddr) -> io::Result<Self> {
+        let socket = TcpSocket::new_v4()?;
+        socket.bind(SocketAddr::new(source, 0))?;
+        let io = socket.connect(addr).await?;
+        io.set_nodelay(true)?;
+        Ok(Self::over(io))
+    }
+
     /// Ends the connection by a reset instead of an orderly close.
     pub fn reset(self) {
         // What fails here is only the politeness of the close.
@@ -193,7 +205,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin> H1<S> {
     pub async fn finish(&mut self, response: &mut H1Response) -> io::Result<()> {
         response.body = match response.framing {
             Framing::Empty => Vec::new(),
-            Framing::Length(len) => self.exactly(usize::try_from(len).map_err(io::Error::other)?).await?,
+            Framing::Length(len) => {
+                self.exactly(usize::try_from(len).map_err(io::Error::other)?)
+                    .await?
+            }
             Framing::Close => {
                 while self.fill().await? > 0 {}
                 std::mem::take(&mut self.buf)

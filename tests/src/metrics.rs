@@ -51,8 +51,7 @@ impl Metrics {
     /// Whether a family is exposed at all, as a sample or as a `# TYPE` line.
     pub fn has_family(&self, name: &str) -> bool {
         let typed = format!("# TYPE {name} ");
-        self.text.lines().any(|line| line.starts_with(&typed))
-            || self.samples.iter().any(|s| s.name == name)
+        self.text.lines().any(|line| line.starts_with(&typed)) || self.samples.iter().any(|s| s.name == name)
     }
 
     /// Every label value in the scrape.

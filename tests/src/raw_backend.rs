@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
+use socket2::{Domain, Socket, Type};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::{JoinHandle, JoinSet};
@@ -106,7 +107,8 @@ impl RawBackend {
                         .unwrap_or_else(PoisonError::into_inner)
                         .extend_from_slice(&chunk[..read]);
                     if chunk[..read].windows(4).any(|w| w == b"\r\n\r\n") {
-                        io.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n").await?;
+                        io.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
+                            .await?;
                     }
                 }
             }
@@ -164,12 +166,38 @@ pub async fn drain(io: &mut TcpStream) -> io::Result<u64> {
     }
 }
 
-/// A port that nothing listens on: it was free a moment ago, and is refused from now on as long
-/// as nobody else takes it.
-///
-/// # Panics
-/// When nothing can be bound.
-pub async fn refused_addr() -> SocketAddr {
-    let listener = TcpListener::bind(("127.0.0.1", 0)).await.expect("a free port");
-    listener.local_addr().expect("a bound socket")
+/// A port that refuses every connection as long as this lives: bound, so that nobody else gets
+/// it, but never listening.
+#[derive(Debug)]
+pub struct Refused {
+    addr: SocketAddr,
+    _socket: Socket,
+}
+
+impl Refused {
+    /// Takes a port.
+    ///
+    /// # Panics
+    /// When nothing can be bound.
+    pub fn new() -> Self {
+        let socket = Socket::new(Domain::IPV4, Type::STREAM, None).expect("a socket");
+        let any = SocketAddr::from(([127, 0, 0, 1], 0));
+        socket.bind(&any.into()).expect("a free port");
+        let addr = socket.local_addr().ok().and_then(|a| a.as_socket());
+        Self {
+            addr: addr.expect("a bound socket"),
+            _socket: socket,
+        }
+    }
+
+    /// The address that refuses.
+    pub fn addr(&self) -> SocketAddr {
+        self.addr
+    }
+}
+
+impl Default for Refused {
+    fn default() -> Self {
+        Self::new()
+    }
 }

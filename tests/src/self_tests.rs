@@ -11,7 +11,7 @@ use crate::h1::{self, Framing, H1};
 use crate::h2_client::{self, H2};
 use crate::load::Load;
 use crate::metrics::Metrics;
-use crate::raw_backend::{RawBackend, read_head, refused_addr};
+use crate::raw_backend::{RawBackend, Refused, read_head};
 use crate::tls::{self, Ca};
 use crate::wait::{SOON, wait_until, within};
 
@@ -32,9 +32,15 @@ async fn the_raw_client_keeps_a_connection_and_reads_every_framing() {
     let mut conn = H1::connect(backend.addr()).await.expect("accepts");
     let post = h1::request("POST", "a", "/", &[], b"hello");
     let echoed = conn.exchange(&post).await.expect("answers");
-    assert_eq!((echoed.text().as_str(), echoed.framing), ("hello", Framing::Length(5)));
+    assert_eq!(
+        (echoed.text().as_str(), echoed.framing),
+        ("hello", Framing::Length(5))
+    );
     let chunked = conn.exchange(&h1::get("a", "/chunked")).await.expect("answers");
-    assert_eq!((chunked.text().as_str(), chunked.framing), ("onetwo", Framing::Chunked));
+    assert_eq!(
+        (chunked.text().as_str(), chunked.framing),
+        ("onetwo", Framing::Chunked)
+    );
     let head = conn
         .exchange(&h1::request("HEAD", "a", "/", &[], b""))
         .await
@@ -118,7 +124,10 @@ async fn grpc_of_all_four_kinds() {
         .unary(Note::new("sleep", 0), Some(Duration::from_millis(50)))
         .await
         .expect_err("is late");
-    assert!(matches!(late.code(), tonic::Code::DeadlineExceeded | tonic::Code::Cancelled));
+    assert!(matches!(
+        late.code(),
+        tonic::Code::DeadlineExceeded | tonic::Code::Cancelled
+    ));
 }
 
 #[tokio::test]
@@ -131,10 +140,8 @@ async fn the_load_counts_every_failure() {
     assert_eq!(report.bodies["good"], report.ok);
     assert_eq!(good.connections(), 4);
 
-    for (what, addr) in [
-        ("refused", refused_addr().await),
-        ("hung up", RawBackend::hangs_up().await.addr()),
-    ] {
+    let (refused, hangs_up) = (Refused::new(), RawBackend::hangs_up().await);
+    for (what, addr) in [("refused", refused.addr()), ("hung up", hangs_up.addr())] {
         let load = Load::get(addr, 1, "a");
         load.advance(3).await;
         let report = load.stop().await;

@@ -39,3 +39,8 @@ pub async fn within<T>(what: &str, limit: Duration, future: impl Future<Output =
         Err(_) => panic!("not within {limit:?}: {what}"),
     }
 }
+
+/// Lets time pass in which nothing must happen. Not for waiting until something has.
+pub async fn quiet(duration: Duration) {
+    tokio::time::sleep(duration).await;
+}
