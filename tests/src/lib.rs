@@ -1,1 +1,23 @@
-//! Placeholder.
+//! The harness of the end-to-end tests: the real binary, real sockets and processes on both sides.
+//!
+//! `gateway` starts `sluice` and learns where it listens; `backend` and `raw_backend` are what it
+//! routes to; `h1`, `h2_client`, `grpc` and `load` are clients. `wait` holds the only timer.
+//!
+//! **Invariant:** no client retries and no port is fixed: a refusal, an end of file or a reset is
+//! always seen by the test that caused it.
+
+pub mod backend;
+pub mod cli;
+pub mod gateway;
+pub mod grpc;
+pub mod h1;
+pub mod h2_client;
+pub mod load;
+pub mod metrics;
+pub mod process;
+pub mod raw_backend;
+pub mod tls;
+pub mod wait;
+
+#[cfg(test)]
+mod self_tests;

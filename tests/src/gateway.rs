@@ -1,0 +1,547 @@
+//! The real binary, started for one test and ended with it.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::process::{ExitStatus, Stdio};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use nix::sys::signal::Signal;
+use nix::unistd::Pid;
+use serde_json::Value;
+use tempfile::TempDir;
+use tokio::io::{AsyncBufReadExt, AsyncRead, BufReader};
+use tokio::process::{Child, Command};
+
+use crate::cli::sluice_bin;
+use crate::h1::{self, H1Response};
+use crate::metrics::Metrics;
+use crate::wait::{SOON, wait_for, wait_until, within};
+
+/// Lines kept of each output; older ones are dropped.
+const KEPT_LINES: usize = 20_000;
+
+/// How a gateway is started.
+#[derive(Debug)]
+pub struct Builder {
+    dir: TempDir,
+    config: String,
+    source: Option<PathBuf>,
+    args: Vec<String>,
+    env: Vec<(String, String)>,
+}
+
+impl Builder {
+    /// Adds an argument after `run PATH`.
+    pub fn arg(mut self, arg: &str) -> Self {
+        self.args.push(arg.to_owned());
+        self
+    }
+
+    /// Adds an environment variable.
+    pub fn env(mut self, key: &str, value: &str) -> Self {
+        self.env.push((key.to_owned(), value.to_owned()));
+        self
+    }
+
+    /// Writes a file beside the config.
+    ///
+    /// # Panics
+    /// When it cannot be written.
+    pub fn file(self, name: &str, content: &str) -> Self {
+        write(&self.dir.path().join(name), content);
+        self
+    }
+
+    /// Runs on this path instead of the config file; the caller put the config there.
+    pub fn source(mut self, path: &Path) -> Self {
+        self.source = Some(path.to_owned());
+        self
+    }
+
+    /// The directory that the config will be in.
+    pub fn dir(&self) -> &Path {
+        self.dir.path()
+    }
+
+    /// Starts it and waits until it is ready.
+    ///
+    /// # Panics
+    /// When it exits or does not become ready soon, with what it said.
+    pub async fn start(self) -> Gateway {
+        let config_path = self.dir.path().join("sluice.yaml");
+        if self.source.is_none() {
+            write(&config_path, &with_defaults(&self.config));
+        }
+        let mut child = Command::new(sluice_bin())
+            .arg("run")
+            .arg(self.source.as_ref().unwrap_or(&config_path))
+            .args(&self.args)
+            .envs(self.env)
+            .current_dir(self.dir.path())
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .kill_on_drop(true)
+            .spawn()
+            .expect("the binary starts");
+        let output = Arc::new(Mutex::new(Output::default()));
+        capture(child.stdout.take(), &output, |o| &mut o.stdout);
+        capture(child.stderr.take(), &output, |o| &mut o.stderr);
+        let mut gateway = Gateway {
+            pid: child.id().expect("a running process"),
+            child,
+            dir: self.dir,
+            config_path,
+            output,
+        };
+        gateway.until_ready().await;
+        gateway
+    }
+}
+
+/// A running gateway; dropping it kills it.
+#[derive(Debug)]
+pub struct Gateway {
+    child: Child,
+    pid: u32,
+    dir: TempDir,
+    config_path: PathBuf,
+    output: Arc<Mutex<Output>>,
+}
+
+#[derive(Debug, Default)]
+struct Output {
+    stdout: VecDeque<String>,
+    stderr: VecDeque<String>,
+    bound: Bound,
+}
+
+#[derive(Debug, Default, Clone)]
+struct Bound {
+    listeners: BTreeMap<usize, SocketAddr>,
+    admin: Option<SocketAddr>,
+    health: Option<SocketAddr>,
+    ready: bool,
+}
+
+impl Bound {
+    /// Reads a line such as `sluice: listener 0 on 127.0.0.1:34567 (http)`.
+    fn learn(&mut self, line: &str) {
+        let Some((_, said)) = line.split_once("sluice: ") else {
+            return;
+        };
+        let words: Vec<&str> = said.split_whitespace().collect();
+        match words.as_slice() {
+            ["listener", index, "on", addr, ..] => {
+                if let (Ok(index), Ok(addr)) = (index.parse(), addr.parse()) {
+                    self.listeners.insert(index, addr);
+                }
+            }
+            ["admin", "on", addr, ..] => self.admin = addr.parse().ok(),
+            ["health", "on", addr, ..] => self.health = addr.parse().ok(),
+            ["ready", ..] => self.ready = true,
+            _ => {}
+        }
+    }
+}
+
+impl Gateway {
+    /// Prepares a gateway with this config. What it does not say is added: one listener and the
+    /// admin on ports of the kernel's choice, and a JSON access log.
+    ///
+    /// # Panics
+    /// When there is no place for temporary files.
+    pub fn builder(config: &str) -> Builder {
+        Builder {
+            dir: TempDir::new().expect("a temporary directory"),
+            config: config.to_owned(),
+            source: None,
+            args: Vec::new(),
+            env: Vec::new(),
+        }
+    }
+
+    /// Starts one with this config; see [`builder`](Self::builder).
+    pub async fn start(config: &str) -> Self {
+        Self::builder(config).start().await
+    }
+
+    /// The first listener.
+    pub fn addr(&self) -> SocketAddr {
+        self.listener(0)
+    }
+
+    /// The `index`th listener.
+    ///
+    /// # Panics
+    /// When it announced none.
+    pub fn listener(&self, index: usize) -> SocketAddr {
+        let bound = self.bound();
+        *bound
+            .listeners
+            .get(&index)
+            .unwrap_or_else(|| panic!("no listener {index}: {bound:?}"))
+    }
+
+    /// The admin listener.
+    ///
+    /// # Panics
+    /// When it announced none.
+    pub fn admin(&self) -> SocketAddr {
+        self.bound().admin.expect("an admin listener was announced")
+    }
+
+    /// The health listener.
+    ///
+    /// # Panics
+    /// When it announced none.
+    pub fn health(&self) -> SocketAddr {
+        self.bound().health.expect("a health listener was announced")
+    }
+
+    /// The gateway's process.
+    pub fn pid(&self) -> u32 {
+        self.pid
+    }
+
+    /// The directory of the config file.
+    pub fn dir(&self) -> &Path {
+        self.dir.path()
+    }
+
+    /// The config file.
+    pub fn config_path(&self) -> &Path {
+        &self.config_path
+    }
+
+    /// GETs a path of a host from the first listener.
+    ///
+    /// # Panics
+    /// When no response comes.
+    pub async fn get(&self, host: &str, path: &str) -> H1Response {
+        self.send(&h1::get(host, path)).await
+    }
+
+    /// Sends exact bytes to the first listener and reads one response.
+    ///
+    /// # Panics
+    /// When no response comes.
+    pub async fn send(&self, request: &[u8]) -> H1Response {
+        h1::fetch(self.addr(), request)
+            .await
+            .unwrap_or_else(|e| panic!("{e}, to {:?}", String::from_utf8_lossy(request)))
+    }
+
+    /// GETs an admin path.
+    ///
+    /// # Panics
+    /// When no response comes.
+    pub async fn admin_get(&self, path: &str) -> H1Response {
+        h1::fetch(self.admin(), &h1::get("localhost", path))
+            .await
+            .unwrap_or_else(|e| panic!("{e}, to admin {path}"))
+    }
+
+    /// GETs an admin path that answers JSON.
+    ///
+    /// # Panics
+    /// When it does not answer 200 with JSON.
+    pub async fn admin_json(&self, path: &str) -> Value {
+        let response = self.admin_get(path).await;
+        assert_eq!(response.status, 200, "{path}: {}", response.text());
+        response.json()
+    }
+
+    /// A scrape of `/metrics`.
+    ///
+    /// # Panics
+    /// When it cannot be read.
+    pub async fn metrics(&self) -> Metrics {
+        let response = self.admin_get("/metrics").await;
+        assert_eq!(response.status, 200, "{}", response.text());
+        Metrics::parse(&response.text())
+    }
+
+    /// One value of a scrape: the sum over all samples with these labels, 0 without any.
+    pub async fn metric(&self, name: &str, labels: &[(&str, &str)]) -> f64 {
+        self.metrics().await.sum(name, labels)
+    }
+
+    /// Waits until a metric satisfies a condition.
+    pub async fn wait_metric(
+        &self,
+        name: &str,
+        labels: &[(&str, &str)],
+        limit: Duration,
+        wanted: impl Fn(f64) -> bool,
+    ) {
+        let what = format!("{name}{labels:?} as wanted");
+        wait_for(&what, limit, async || {
+            wanted(self.metric(name, labels).await).then_some(())
+        })
+        .await;
+    }
+
+    /// Waits until a revision has this many ready instances.
+    pub async fn wait_ready_instances(&self, revision: &str, count: f64, limit: Duration) {
+        let labels = [("revision", revision), ("state", "ready")];
+        self.wait_metric("sluice_revision_replicas", &labels, limit, |n| n == count)
+            .await;
+    }
+
+    /// The generation that is served.
+    ///
+    /// # Panics
+    /// When the admin does not say.
+    pub async fn generation(&self) -> u64 {
+        let config = self.admin_json("/api/config").await;
+        config["generation"]
+            .as_u64()
+            .unwrap_or_else(|| panic!("no generation in {config}"))
+    }
+
+    /// Waits until a generation, or a later one, is served.
+    pub async fn wait_generation(&self, generation: u64) {
+        wait_for(&format!("generation {generation} is served"), SOON, async || {
+            (self.generation().await >= generation).then_some(())
+        })
+        .await;
+    }
+
+    /// How many reloads ended like this: `applied`, `unchanged`, `rejected`.
+    pub async fn reloads(&self, result: &str) -> f64 {
+        self.metric("sluice_config_reloads_total", &[("result", result)])
+            .await
+    }
+
+    /// Overwrites the config file in place and returns at once.
+    ///
+    /// # Panics
+    /// When it cannot be written.
+    pub fn write_config(&self, config: &str) {
+        write(&self.config_path, &with_defaults(config));
+    }
+
+    /// Edits the config file, and waits until the edit is served.
+    ///
+    /// # Panics
+    /// When it is not served soon.
+    pub async fn rewrite_config(&self, edit: impl FnOnce(String) -> String) {
+        let before = self.generation().await;
+        let old = std::fs::read_to_string(&self.config_path).expect("the config is readable");
+        let new = edit(old.clone());
+        assert_ne!(old, new, "the edit changes nothing");
+        write(&self.config_path, &new);
+        self.wait_generation(before + 1).await;
+    }
+
+    /// Overwrites the config, and waits until it is served.
+    ///
+    /// # Panics
+    /// When it is not served soon.
+    pub async fn reload(&self, config: &str) {
+        self.rewrite_config(|_| with_defaults(config)).await;
+    }
+
+    /// Sends a signal.
+    ///
+    /// # Panics
+    /// When the process is gone.
+    pub fn signal(&self, signal: Signal) {
+        let pid = Pid::from_raw(i32::try_from(self.pid).expect("a pid"));
+        nix::sys::signal::kill(pid, signal).expect("the gateway runs");
+    }
+
+    /// Asks it to drain and exit.
+    pub fn sigterm(&self) {
+        self.signal(Signal::SIGTERM);
+    }
+
+    /// Ends it without a chance to clean up.
+    pub fn sigkill(&self) {
+        self.signal(Signal::SIGKILL);
+    }
+
+    /// Asks it to reload.
+    pub fn sighup(&self) {
+        self.signal(Signal::SIGHUP);
+    }
+
+    /// Waits for its exit.
+    ///
+    /// # Panics
+    /// When it does not exit within `limit`.
+    pub async fn wait_exit(&mut self, limit: Duration) -> ExitStatus {
+        within("the gateway exits", limit, self.child.wait())
+            .await
+            .expect("a child can be waited for")
+    }
+
+    /// What it printed on standard output so far.
+    pub fn stdout(&self) -> Vec<String> {
+        self.lock().stdout.iter().cloned().collect()
+    }
+
+    /// What it printed on standard error so far.
+    pub fn stderr(&self) -> Vec<String> {
+        self.lock().stderr.iter().cloned().collect()
+    }
+
+    /// Waits until a line on either output contains `text`.
+    pub async fn wait_said(&self, text: &str) {
+        wait_until(&format!("the gateway says {text:?}"), SOON, || {
+            let output = self.lock();
+            output
+                .stdout
+                .iter()
+                .chain(&output.stderr)
+                .any(|l| l.contains(text))
+        })
+        .await;
+    }
+
+    /// The access log so far, where its format is JSON.
+    pub fn access_log(&self) -> Vec<Value> {
+        let output = self.lock();
+        output
+            .stdout
+            .iter()
+            .filter_map(|line| serde_json::from_str::<Value>(line).ok())
+            .filter(|entry| entry.get("duration_ms").is_some())
+            .collect()
+    }
+
+    /// Waits for an access log entry.
+    pub async fn wait_access_log(&self, what: &str, wanted: impl Fn(&Value) -> bool) -> Value {
+        wait_for(&format!("an access log entry: {what}"), SOON, async || {
+            self.access_log().into_iter().find(|entry| wanted(entry))
+        })
+        .await
+    }
+
+    async fn until_ready(&mut self) {
+        let output = Arc::clone(&self.output);
+        let child = &mut self.child;
+        wait_for("the gateway announces `ready`", SOON, || {
+            let exited = child.try_wait().expect("a child can be asked");
+            let output = lock(&output);
+            if output.bound.ready && output.bound.admin.is_some() && !output.bound.listeners.is_empty() {
+                return std::future::ready(Some(()));
+            }
+            if let Some(status) = exited {
+                panic!("the gateway exited ({status}) before it was ready: {output:#?}");
+            }
+            std::future::ready(None)
+        })
+        .await;
+    }
+
+    fn bound(&self) -> Bound {
+        self.lock().bound.clone()
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, Output> {
+        lock(&self.output)
+    }
+}
+
+impl Drop for Gateway {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            let output = self.lock();
+            let tail = |lines: &VecDeque<String>| {
+                let skip = lines.len().saturating_sub(40);
+                lines.iter().skip(skip).cloned().collect::<Vec<_>>().join("\n  ")
+            };
+            eprintln!("gateway stdout:\n  {}", tail(&output.stdout));
+            eprintln!("gateway stderr:\n  {}", tail(&output.stderr));
+        }
+        // `kill_on_drop` would do as well, but only when a runtime is left to reap the child.
+        let _ = self.child.start_kill();
+    }
+}
+
+/// Adds the listener, admin and access log that a config does not speak of.
+pub fn with_defaults(config: &str) -> String {
+    let mut out = String::new();
+    for (key, default) in [
+        ("listeners:", "listeners: [{address: 127.0.0.1:0}]"),
+        ("admin:", "admin: {address: 127.0.0.1:0}"),
+        ("accessLog:", "accessLog: {format: json}"),
+    ] {
+        if !config.lines().any(|line| line.starts_with(key)) {
+            out.push_str(default);
+            out.push('\n');
+        }
+    }
+    out.push_str(config);
+    out
+}
+
+fn write(path: &Path, content: &str) {
+    std::fs::write(path, content).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
+}
+
+fn lock(output: &Mutex<Output>) -> std::sync::MutexGuard<'_, Output> {
+    output.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Reads lines until the pipe's end; the task ends with the process.
+fn capture(
+    pipe: Option<impl AsyncRead + Unpin + Send + 'static>,
+    output: &Arc<Mutex<Output>>,
+    side: fn(&mut Output) -> &mut VecDeque<String>,
+) {
+    let pipe = pipe.expect("the pipe was asked for");
+    let output = Arc::clone(output);
+    tokio::spawn(async move {
+        let mut reader = BufReader::new(pipe);
+        let mut line = Vec::new();
+        while reader.read_until(b'\n', &mut line).await.is_ok_and(|n| n > 0) {
+            let text = String::from_utf8_lossy(&line).trim_end().to_owned();
+            line.clear();
+            let mut output = lock(&output);
+            if !output.bound.ready {
+                output.bound.learn(&text);
+            }
+            let lines = side(&mut output);
+            if lines.len() == KEPT_LINES {
+                lines.pop_front();
+            }
+            lines.push_back(text);
+        }
+    });
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn announcements_are_learned() {
+        let mut bound = Bound::default();
+        for line in [
+            "sluice: listener 0 on 127.0.0.1:34567 (http)",
+            "sluice: listener 1 on 127.0.0.1:34568 (https)",
+            "INFO sluice: admin on 127.0.0.1:34569",
+            "something else",
+            "sluice: health on [::1]:34570",
+            "sluice: ready",
+        ] {
+            bound.learn(line);
+        }
+        assert_eq!(bound.listeners[&1].port(), 34568);
+        assert_eq!(bound.admin.map(|a| a.port()), Some(34569));
+        assert_eq!(bound.health.map(|a| a.port()), Some(34570));
+        assert!(bound.ready);
+    }
+
+    #[test]
+    fn defaults_are_added_only_where_nothing_is_said() {
+        let config = with_defaults("admin: {address: 127.0.0.1:1}\nservices: []\n");
+        assert_eq!(config.matches("admin:").count(), 1);
+        assert_eq!(config.matches("listeners:").count(), 1);
+    }
+}

@@ -1,0 +1,147 @@
+//! Continuous load that forgives nothing.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use tokio::task::JoinSet;
+
+use crate::h1::{self, H1, H1Response};
+
+/// Failures kept with their description; all are counted.
+const KEPT_FAILURES: usize = 50;
+
+/// What came of a load.
+#[derive(Debug, Default, Clone)]
+pub struct Report {
+    /// Answers with status 200.
+    pub ok: u64,
+    /// Every refusal, end of file, reset and other status.
+    pub failed: u64,
+    /// The first of them.
+    pub failures: Vec<String>,
+    /// Answers by body.
+    pub bodies: BTreeMap<String, u64>,
+}
+
+impl Report {
+    /// # Panics
+    /// Unless everything succeeded, and there was something.
+    pub fn assert_clean(&self) {
+        assert!(
+            self.failed == 0 && self.ok > 0,
+            "{} failed of {}: {:#?}",
+            self.failed,
+            self.ok + self.failed,
+            self.failures
+        );
+    }
+}
+
+/// Running load; see [`Load::start`].
+#[derive(Debug)]
+pub struct Load {
+    shared: Arc<Shared>,
+    connections: JoinSet<()>,
+}
+
+#[derive(Debug, Default)]
+struct Shared {
+    stop: AtomicBool,
+    done: AtomicU64,
+    report: Mutex<Report>,
+}
+
+impl Load {
+    /// Sends `request` over and over on `connections` keep-alive connections. A connection that
+    /// breaks is a failure and is opened anew; one that the server announced to close is not.
+    pub fn start(addr: SocketAddr, connections: usize, request: Vec<u8>) -> Self {
+        let shared = Arc::new(Shared::default());
+        let mut tasks = JoinSet::new();
+        for _ in 0..connections {
+            tasks.spawn(run(addr, request.clone(), Arc::clone(&shared)));
+        }
+        Self {
+            shared,
+            connections: tasks,
+        }
+    }
+
+    /// A GET of `/`.
+    pub fn get(addr: SocketAddr, connections: usize, host: &str) -> Self {
+        Self::start(addr, connections, h1::get(host, "/"))
+    }
+
+    /// Requests finished so far, in either way.
+    pub fn done(&self) -> u64 {
+        self.shared.done.load(Ordering::SeqCst)
+    }
+
+    /// Waits until `more` further requests are finished.
+    pub async fn advance(&self, more: u64) {
+        let target = self.done() + more;
+        crate::wait::wait_until("the load goes on", crate::wait::SOON, || self.done() >= target).await;
+    }
+
+    /// Lets every connection finish its request, and reports.
+    pub async fn stop(mut self) -> Report {
+        self.shared.stop.store(true, Ordering::SeqCst);
+        while self.connections.join_next().await.is_some() {}
+        self.shared.lock().clone()
+    }
+}
+
+impl Shared {
+    fn lock(&self) -> std::sync::MutexGuard<'_, Report> {
+        self.report.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn count(&self, result: io::Result<H1Response>) {
+        let mut report = self.lock();
+        let failure = match result {
+            Ok(response) if response.status == 200 => {
+                report.ok += 1;
+                *report.bodies.entry(response.text()).or_default() += 1;
+                None
+            }
+            Ok(response) => Some(format!(
+                "{} {:?} {}",
+                response.status,
+                response.reason(),
+                response.text()
+            )),
+            Err(e) => Some(format!("{:?}: {e}", e.kind())),
+        };
+        if let Some(failure) = failure {
+            report.failed += 1;
+            if report.failures.len() < KEPT_FAILURES {
+                report.failures.push(failure);
+            }
+        }
+        drop(report);
+        self.done.fetch_add(1, Ordering::SeqCst);
+    }
+}
+
+async fn run(addr: SocketAddr, request: Vec<u8>, shared: Arc<Shared>) {
+    let mut conn = None;
+    while !shared.stop.load(Ordering::SeqCst) {
+        let mut open = match conn.take() {
+            Some(open) => open,
+            None => match H1::connect(addr).await {
+                Ok(open) => open,
+                Err(e) => {
+                    shared.count(Err(e));
+                    // Refusals come at once: let the others run.
+                    tokio::task::yield_now().await;
+                    continue;
+                }
+            },
+        };
+        let result = open.exchange(&request).await;
+        conn = result.as_ref().is_ok_and(|r| !r.closes()).then_some(open);
+        shared.count(result);
+    }
+}

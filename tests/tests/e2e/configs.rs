@@ -1,0 +1,109 @@
+//! Every example is a config, and the demo does what its comments say.
+
+use std::path::{Path, PathBuf};
+
+use sluice_tests::cli::sluice_in;
+use sluice_tests::gateway::Gateway;
+use sluice_tests::wait::SOON;
+
+fn configs() -> PathBuf {
+    let tests = Path::new(env!("CARGO_MANIFEST_DIR"));
+    tests.parent().expect("the workspace").join("configs")
+}
+
+fn files() -> Vec<PathBuf> {
+    let mut files: Vec<_> = std::fs::read_dir(configs())
+        .expect("configs/ exists")
+        .flatten()
+        .map(|entry| entry.path())
+        .filter(|path| path.extension().is_some_and(|e| e == "yaml"))
+        .collect();
+    files.sort();
+    files
+}
+
+#[tokio::test]
+async fn every_example_passes_check() {
+    let files = files();
+    for name in ["canary-sticky", "greeter", "reverse-proxy", "tls"] {
+        assert!(
+            files.iter().any(|f| f.ends_with(format!("{name}.yaml"))),
+            "no {name}"
+        );
+    }
+    for file in files {
+        let done = sluice_in(&configs(), &["check", file.to_str().unwrap()]).await;
+        assert_eq!(done.code, Some(0), "{}: {done:?}", file.display());
+    }
+}
+
+#[test]
+fn every_example_explains_itself() {
+    for file in files() {
+        let text = std::fs::read_to_string(&file).unwrap();
+        let comments = text
+            .lines()
+            .filter(|line| line.trim_start().starts_with('#'))
+            .count();
+        assert!(comments >= 5, "{}", file.display());
+    }
+}
+
+/// An example on ports of the kernel's choice, so that tests do not meet.
+async fn start(name: &str) -> Gateway {
+    let text = std::fs::read_to_string(configs().join(name)).unwrap();
+    let text = text
+        .replace("127.0.0.1:8080", "127.0.0.1:0")
+        .replace("127.0.0.1:8443", "127.0.0.1:0")
+        .replace(
+            "certFile: tls/",
+            &format!("certFile: {}/tls/", configs().display()),
+        )
+        .replace("keyFile: tls/", &format!("keyFile: {}/tls/", configs().display()));
+    Gateway::start(&text).await
+}
+
+#[tokio::test]
+async fn every_example_starts() {
+    for file in files() {
+        let name = file.file_name().unwrap().to_str().unwrap();
+        let gateway = start(name).await;
+        assert_eq!(gateway.admin_get("/readyz").await.status, 200, "{name}");
+    }
+}
+
+#[tokio::test]
+async fn the_demo_of_the_readme() {
+    let gateway = start("greeter.yaml").await;
+    let host = "greeter.default.localhost";
+    let (mut hello, mut namaste) = (0, 0);
+    for _ in 0..40 {
+        let response = gateway.get(host, "/").await;
+        assert_eq!(response.status, 200, "{}", response.text());
+        hello += usize::from(response.text().contains("Hello"));
+        namaste += usize::from(response.text().contains("Namaste"));
+    }
+    assert!(
+        hello + namaste == 40 && (16..=24).contains(&hello),
+        "{hello} {namaste}"
+    );
+    for (tag, text) in [("current", "Hello"), ("prev", "Namaste"), ("latest", "Namaste")] {
+        let response = gateway.get(&format!("{tag}-{host}"), "/").await;
+        assert!(response.text().contains(text), "{tag}: {}", response.text());
+    }
+    gateway
+        .rewrite_config(|text| {
+            text.replacen("percent: 50", "percent: 100", 1)
+                .replacen("percent: 50", "percent: 0", 1)
+        })
+        .await;
+    for _ in 0..20 {
+        assert!(gateway.get(host, "/").await.text().contains("Hello"));
+    }
+    gateway
+        .wait_metric("sluice_revision_replicas", &[("state", "ready")], SOON * 2, |n| {
+            n == 0.0
+        })
+        .await;
+    assert_eq!(gateway.get(host, "/").await.status, 200);
+}

@@ -1,0 +1,56 @@
+//! End to end: the real binary between real clients and real backends.
+//!
+//! One test executable with a module per concern, because each executable is linked anew.
+
+mod backends;
+mod cli;
+mod cold_start;
+mod cold_start_failures;
+mod configs;
+mod elasticity;
+mod framing;
+mod headers;
+mod operator;
+mod protocols_h1;
+mod protocols_h2;
+mod protocols_streams;
+mod reload;
+mod routing;
+mod splitting;
+
+use std::net::SocketAddr;
+
+/// The host of the service that [`web`] configures.
+const WEB: &str = "web.default.localhost";
+
+/// The service `web` with one endpoint.
+fn web(addr: SocketAddr) -> String {
+    web_with(addr, "")
+}
+
+/// The service `web` with one endpoint and more keys of its revision, one a line.
+fn web_with(addr: SocketAddr, revision: &str) -> String {
+    let more: String = revision
+        .lines()
+        .map(|line| format!("        {}\n", line.trim()))
+        .collect();
+    format!(
+        "services:\n  - name: web\n    revisions:\n      - name: web-a\n        endpoints: [\"{addr}\"]\n{more}"
+    )
+}
+
+/// The service `web` with a split between revisions `web-a` and `web-b` of one endpoint each.
+fn web_split(a: SocketAddr, share_a: &str, b: SocketAddr, share_b: &str, service: &str) -> String {
+    format!(
+        r#"services:
+  - name: web
+    {service}
+    traffic:
+      - {{revisionName: web-a, percent: {share_a}, tag: a}}
+      - {{revisionName: web-b, percent: {share_b}, tag: b}}
+    revisions:
+      - {{name: web-a, endpoints: ["{a}"]}}
+      - {{name: web-b, endpoints: ["{b}"]}}
+"#
+    )
+}
