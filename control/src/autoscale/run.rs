@@ -1,0 +1,255 @@
+//! The loop around the decisions: samples the data plane, keeps the clock, passes decisions on.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use sluice_model::{EndpointSink, RevisionId};
+use tokio::sync::{Notify, watch};
+use tokio::time::{Instant, MissedTickBehavior, interval_at};
+
+use super::reason::ScaleDecision;
+use super::track::Tracker;
+use crate::plan::{Plan, RevisionPlan};
+
+/// Between looks at revisions in use.
+const PEEK: Duration = Duration::from_millis(100);
+
+/// Revisions not in use that are looked at in one round, in turn: with thousands of them a round
+/// costs what the busy ones cost, and an idle one is seen at the latest at the next whole second.
+const IDLE_PEEKS: usize = 1_000;
+
+/// Revisions handled before other tasks of this worker get a turn.
+const SLICE: usize = 256;
+
+/// Who carries decisions out.
+pub trait Desired: Send + Sync {
+    /// From now on the revision should have `desired` instances; `reason` is the decision in one
+    /// line. Called when the number changes, and when a panic begins or ends. Must not block.
+    fn set_desired(&self, revision: &RevisionId, desired: u32, reason: String);
+}
+
+/// Speaks to a running [`AutoscaleLoop`], which ends when the last handle is gone.
+#[derive(Debug, Clone)]
+pub struct AutoscaleHandle {
+    plan: watch::Sender<Option<Arc<Plan>>>,
+    waiting: Arc<Waiting>,
+}
+
+/// Revisions somebody waits for. Bounded by the revisions there are.
+#[derive(Debug, Default)]
+struct Waiting {
+    revisions: Mutex<BTreeSet<RevisionId>>,
+    changed: Notify,
+}
+
+impl AutoscaleHandle {
+    /// Scales by this plan from now on. Revisions that stay keep all that was measured of them.
+    /// Only the latest of several plans not yet seen counts.
+    pub fn apply(&self, plan: Arc<Plan>) {
+        self.plan.send_replace(Some(plan));
+    }
+
+    /// Somebody waits for a revision at zero: decided at once, without a tick. Does nothing for a
+    /// revision that is not planned or for which something was asked already.
+    pub fn activate(&self, revision: &RevisionId) {
+        self.waiting.revisions.lock().insert(revision.clone());
+        self.waiting.changed.notify_one();
+    }
+}
+
+/// Makes a loop and its handle. Whoever implements [`Desired`] should know a plan before the loop
+/// is given it: decisions about new revisions come at once.
+pub fn autoscaler(
+    endpoints: Arc<dyn EndpointSink>,
+    desired: Arc<dyn Desired>,
+) -> (AutoscaleHandle, AutoscaleLoop) {
+    let (sender, plan) = watch::channel(None);
+    let waiting = Arc::new(Waiting::default());
+    let handle = AutoscaleHandle {
+        plan: sender,
+        waiting: Arc::clone(&waiting),
+    };
+    let autoscale = AutoscaleLoop {
+        endpoints,
+        desired,
+        plan,
+        waiting,
+        watched: Vec::new(),
+        turn: 0,
+        origin: Instant::now(),
+    };
+    (handle, autoscale)
+}
+
+/// The one writer of how many instances there should be.
+pub struct AutoscaleLoop {
+    endpoints: Arc<dyn EndpointSink>,
+    desired: Arc<dyn Desired>,
+    plan: watch::Receiver<Option<Arc<Plan>>>,
+    waiting: Arc<Waiting>,
+    /// By id.
+    watched: Vec<Watched>,
+    /// Where the next round of idle revisions begins.
+    turn: usize,
+    origin: Instant,
+}
+
+struct Watched {
+    id: RevisionId,
+    plan: RevisionPlan,
+    tracker: Tracker,
+}
+
+impl AutoscaleLoop {
+    /// Runs until the last handle is gone. May be dropped at any await: nothing is half done but
+    /// the round under way.
+    pub async fn run(mut self) {
+        self.origin = Instant::now();
+        let mut peek = interval_at(self.origin + PEEK, PEEK);
+        // Rounds stay on multiples of their period: one of them always meets the whole second.
+        peek.set_missed_tick_behavior(MissedTickBehavior::Skip);
+        let waiting = Arc::clone(&self.waiting);
+        let mut second = 0;
+        loop {
+            tokio::select! {
+                changed = self.plan.changed() => match changed {
+                    Ok(()) => self.replan().await,
+                    Err(_) => return,
+                },
+                () = waiting.changed.notified() => self.activate(),
+                _ = peek.tick() => {
+                    let now = self.now();
+                    if now.as_secs() > second {
+                        second = now.as_secs();
+                        self.tick(now).await;
+                    } else {
+                        self.peek(now).await;
+                    }
+                }
+            }
+        }
+    }
+
+    fn now(&self) -> Duration {
+        self.origin.elapsed()
+    }
+
+    async fn replan(&mut self) {
+        let Some(plan) = self.plan.borrow_and_update().clone() else {
+            return;
+        };
+        let now = self.now();
+        let mut old = std::mem::take(&mut self.watched).into_iter().peekable();
+        // Both are in the order of ids.
+        for (at, (id, new)) in plan.revisions.iter().enumerate() {
+            while old.next_if(|w| w.id < *id).is_some() {}
+            let mut watched = match old.next_if(|w| w.id == *id) {
+                Some(same) if same.plan == *new => {
+                    self.watched.push(same);
+                    continue;
+                }
+                Some(mut changed) => {
+                    changed.tracker.replan(&changed.plan, new, now);
+                    changed.plan = new.clone();
+                    changed
+                }
+                None => {
+                    let load = self.endpoints.sample(id).unwrap_or_default();
+                    Watched {
+                        id: id.clone(),
+                        plan: new.clone(),
+                        tracker: Tracker::new(new, &load, now),
+                    }
+                }
+            };
+            let decision = watched.tracker.reconsider(&watched.plan, now);
+            self.tell(&watched.id, decision);
+            self.watched.push(watched);
+            breathe(at).await;
+        }
+    }
+
+    fn activate(&mut self) {
+        let now = self.now();
+        let waiting = std::mem::take(&mut *self.waiting.revisions.lock());
+        for id in waiting {
+            // One that is not planned yet is seen waiting at the next look.
+            if let Ok(at) = self.watched.binary_search_by(|w| w.id.cmp(&id)) {
+                let watched = &mut self.watched[at];
+                let decision = watched.tracker.activate(&watched.plan, now);
+                self.tell(&id, decision);
+            }
+        }
+    }
+
+    async fn tick(&mut self, now: Duration) {
+        for at in 0..self.watched.len() {
+            let watched = &mut self.watched[at];
+            // A revision that the data plane has not heard of yet has no load: no decision.
+            if let Some(load) = self.endpoints.sample(&watched.id) {
+                watched.tracker.sample(load, now);
+                let decision = watched.tracker.tick(&watched.plan, now);
+                let watched = &self.watched[at];
+                self.tell(&watched.id, decision);
+                self.hurry(at, now);
+            }
+            breathe(at).await;
+        }
+    }
+
+    async fn peek(&mut self, now: Duration) {
+        let len = self.watched.len();
+        let mut idle_peeks = IDLE_PEEKS;
+        let turn = self.turn;
+        for step in 0..len {
+            let at = (turn + step) % len;
+            let watched = &mut self.watched[at];
+            if !watched.tracker.is_used() {
+                if idle_peeks == 0 {
+                    continue;
+                }
+                idle_peeks -= 1;
+                self.turn = (at + 1) % len;
+            }
+            if let Some(load) = self.endpoints.sample(&watched.id) {
+                watched.tracker.sample(load, now);
+                self.hurry(at, now);
+            }
+            breathe(step).await;
+        }
+    }
+
+    fn hurry(&mut self, at: usize, now: Duration) {
+        let watched = &mut self.watched[at];
+        let decision = watched.tracker.hurry(&watched.plan, now);
+        let watched = &self.watched[at];
+        self.tell(&watched.id, decision);
+    }
+
+    fn tell(&self, revision: &RevisionId, decision: Option<ScaleDecision>) {
+        let Some(decision) = decision else { return };
+        let reason = decision.to_string();
+        tracing::info!(%revision, "scale {reason}");
+        self.desired.set_desired(revision, decision.desired, reason);
+    }
+}
+
+async fn breathe(done: usize) {
+    if done % SLICE == SLICE - 1 {
+        tokio::task::yield_now().await;
+    }
+}
+
+impl std::fmt::Debug for AutoscaleLoop {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("AutoscaleLoop")
+            .field("watched", &self.watched.len())
+            .finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+#[path = "run_tests.rs"]
+mod tests;

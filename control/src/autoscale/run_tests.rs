@@ -1,0 +1,192 @@
+//! The loop on paused time, over a data plane made of numbers.
+
+use std::collections::BTreeMap;
+
+use sluice_model::{ActivationFailure, InstanceId, Load, ManagedEndpoint};
+
+use super::*;
+use crate::autoscale::track::tests::plan;
+use crate::plan::ProcessLimits;
+
+#[derive(Default)]
+struct Fake {
+    loads: Mutex<BTreeMap<RevisionId, Load>>,
+    samples: Mutex<u64>,
+    told: Mutex<Vec<(Instant, RevisionId, u32, String)>>,
+}
+
+impl EndpointSink for Fake {
+    fn add(&self, _: &RevisionId, _: ManagedEndpoint) {}
+    fn remove(&self, _: &RevisionId, _: InstanceId) {}
+    fn retire(&self, _: &RevisionId, _: u32, _: bool) -> Vec<InstanceId> {
+        Vec::new()
+    }
+    fn fail(&self, _: &RevisionId, _: Arc<ActivationFailure>) {}
+    fn sample(&self, revision: &RevisionId) -> Option<Load> {
+        *self.samples.lock() += 1;
+        self.loads.lock().get(revision).copied()
+    }
+}
+
+impl Desired for Fake {
+    fn set_desired(&self, revision: &RevisionId, desired: u32, reason: String) {
+        // Instances are there at once.
+        if let Some(load) = self.loads.lock().get_mut(revision) {
+            load.ready = desired;
+        }
+        let now = Instant::now();
+        self.told.lock().push((now, revision.clone(), desired, reason));
+    }
+}
+
+impl Fake {
+    fn carry(&self, revision: &RevisionId, concurrency: u32) {
+        let mut loads = self.loads.lock();
+        let load = loads.entry(revision.clone()).or_default();
+        load.average_concurrency = f64::from(concurrency);
+        load.in_flight = concurrency;
+    }
+
+    fn desired(&self, revision: &RevisionId) -> Option<u32> {
+        let told = self.told.lock();
+        told.iter().rev().find(|t| t.1 == *revision).map(|t| t.2)
+    }
+}
+
+fn id(name: &str) -> RevisionId {
+    RevisionId::parse("default", name).expect("a name")
+}
+
+fn plans(revisions: impl IntoIterator<Item = (RevisionId, RevisionPlan)>) -> Arc<Plan> {
+    Arc::new(Plan {
+        revisions: revisions.into_iter().collect(),
+        processes: ProcessLimits {
+            max: 64,
+            ports: 20_000..=29_999,
+        },
+    })
+}
+
+fn start() -> (Arc<Fake>, AutoscaleHandle) {
+    let fake = Arc::new(Fake::default());
+    let (handle, autoscale) = autoscaler(fake.clone(), fake.clone());
+    tokio::spawn(autoscale.run());
+    (fake, handle)
+}
+
+async fn pass(time: Duration) {
+    // Paused time: returns as soon as everything due until then has run.
+    tokio::time::sleep(time).await;
+}
+
+/// The README's demo: window 20 s, gone about 25 s after the last request.
+#[tokio::test(start_paused = true)]
+async fn the_demo_goes_to_zero() {
+    let (fake, handle) = start();
+    let greeter = id("greeter-v1");
+    fake.carry(&greeter, 0);
+    handle.apply(plans([(greeter.clone(), plan(20))]));
+    pass(Duration::from_millis(50)).await;
+    assert_eq!(fake.desired(&greeter), None);
+
+    fake.carry(&greeter, 1);
+    handle.activate(&greeter);
+    pass(Duration::from_millis(1)).await;
+    assert_eq!(fake.desired(&greeter), Some(1));
+
+    pass(Duration::from_millis(7_333)).await;
+    fake.carry(&greeter, 0);
+    let last_request = Instant::now();
+    pass(Duration::from_secs(19)).await;
+    assert_eq!(fake.desired(&greeter), Some(1));
+    pass(Duration::from_secs(6)).await;
+    let told = fake.told.lock();
+    let (at, _, desired, reason) = told.last().expect("a decision");
+    assert_eq!(*desired, 0);
+    let after = *at - last_request;
+    assert!(after < Duration::from_millis(21_200), "{after:?}: {reason}");
+    assert!(reason.starts_with("1 → 0: idle for 2"), "{reason}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_waiter_is_seen_without_being_told() {
+    let (fake, handle) = start();
+    let greeter = id("greeter-v1");
+    fake.carry(&greeter, 0);
+    handle.apply(plans([(greeter.clone(), plan(20))]));
+    pass(Duration::from_millis(120)).await;
+    fake.loads.lock().entry(greeter.clone()).or_default().queued = 1;
+    pass(Duration::from_millis(100)).await;
+    assert_eq!(fake.desired(&greeter), Some(1));
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_overload_is_met_within_two_looks() {
+    let (fake, handle) = start();
+    let greeter = id("greeter-v1");
+    fake.carry(&greeter, 1);
+    handle.apply(plans([(greeter.clone(), plan(60))]));
+    pass(Duration::from_millis(3_250)).await;
+    assert_eq!(fake.desired(&greeter), Some(1));
+    fake.carry(&greeter, 412);
+    pass(Duration::from_millis(200)).await;
+    assert_eq!(fake.desired(&greeter), Some(6));
+    let told = fake.told.lock();
+    assert_eq!(told[1].3, "1 → 6: panic, 412 in flight / target 70");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_reload_keeps_counters_of_what_stays() {
+    let (fake, handle) = start();
+    let (stays, goes) = (id("stays"), id("goes"));
+    for revision in [&stays, &goes] {
+        fake.carry(revision, 50);
+    }
+    handle.apply(plans([(stays.clone(), plan(60)), (goes.clone(), plan(60))]));
+    pass(Duration::from_millis(10_050)).await;
+    fake.told.lock().clear();
+
+    let comes = id("comes");
+    fake.carry(&comes, 0);
+    let mut tighter = plan(60);
+    tighter.policy.target_value = 10.0;
+    let mut least = plan(60);
+    least.policy.min_scale = 1;
+    handle.apply(plans([(stays.clone(), tighter), (comes.clone(), least)]));
+    pass(Duration::from_millis(10)).await;
+    // Ten seconds of 50 in flight, not a fresh start.
+    assert_eq!(fake.desired(&stays), Some(5));
+    assert_eq!(fake.desired(&comes), Some(1));
+    fake.carry(&goes, 5_000);
+    pass(Duration::from_secs(3)).await;
+    assert_eq!(fake.desired(&goes), None);
+}
+
+/// Idle revisions cost at most a fixed number of looks a round, and still all get theirs.
+#[tokio::test(start_paused = true)]
+async fn thousands_of_idle_revisions_are_cheap() {
+    let (fake, handle) = start();
+    let all: Vec<_> = (0..5_000).map(|n| id(&format!("idle-{n}"))).collect();
+    for revision in &all {
+        fake.carry(revision, 0);
+    }
+    handle.apply(plans(all.iter().map(|r| (r.clone(), plan(60)))));
+    pass(Duration::from_millis(1_050)).await;
+    *fake.samples.lock() = 0;
+    pass(Duration::from_secs(1)).await;
+    let samples = *fake.samples.lock();
+    assert!(samples <= 5_000 + 9 * 1_000, "{samples} looks in a second");
+
+    fake.carry(&all[4_321], 1);
+    pass(Duration::from_millis(1_000)).await;
+    assert_eq!(fake.desired(&all[4_321]), Some(1));
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_loop_ends_with_its_handles() {
+    let fake = Arc::new(Fake::default());
+    let (handle, autoscale) = autoscaler(fake.clone(), fake);
+    let running = tokio::spawn(autoscale.run());
+    drop(handle);
+    running.await.expect("it ends");
+}
