@@ -1,0 +1,154 @@
+//! Which host leads to which service: derived, custom, and those of tags.
+
+use std::collections::HashMap;
+
+use sluice_model::{Host, HostPattern, Tag};
+
+use super::Catalog;
+use crate::config::{At, Context, Draft, ServiceDraft, Spot};
+
+/// Who claimed a host first.
+struct Claim {
+    service: usize,
+    tag: Option<Tag>,
+    spot: Spot,
+}
+
+/// The hosts of each service, in the order of the draft.
+type Hosts = Vec<Vec<(HostPattern, Option<Tag>)>>;
+
+struct Claims<'a> {
+    draft: &'a Draft,
+    catalog: &'a Catalog,
+    taken: HashMap<HostPattern, Claim>,
+    hosts: Hosts,
+}
+
+/// Claims all hosts of all services. Derived ones go first: where a custom host collides with one,
+/// the custom host is what can be changed.
+pub(super) fn claim(draft: &Draft, catalog: &Catalog, cx: &mut Context) -> Hosts {
+    let mut claims = Claims {
+        draft,
+        catalog,
+        taken: HashMap::new(),
+        hosts: vec![Vec::new(); draft.services.len()],
+    };
+    for (index, service) in draft.services.iter().enumerate() {
+        claims.derived(index, service, cx);
+    }
+    for (index, service) in draft.services.iter().enumerate() {
+        claims.custom(index, service, cx);
+    }
+    claims.hosts
+}
+
+fn tags(service: &ServiceDraft) -> impl Iterator<Item = &At<Tag>> {
+    let targets = service.traffic.iter().flat_map(|traffic| &traffic.targets);
+    // A tag that is repeated was told so; one host for it is enough.
+    let tags: Vec<&At<Tag>> = targets.filter_map(|target| target.tag.as_ref()).collect();
+    let fresh: Vec<&At<Tag>> = tags
+        .iter()
+        .enumerate()
+        .filter(|(i, tag)| !tags[..*i].iter().any(|earlier| earlier.value == tag.value))
+        .map(|(_, tag)| *tag)
+        .collect();
+    fresh.into_iter()
+}
+
+impl Claims<'_> {
+    fn derived(&mut self, index: usize, service: &ServiceDraft, cx: &mut Context) {
+        // A repeated service would only collide with the first one.
+        let (Some(id), Some(name)) = (&self.catalog.services[index], &service.name) else {
+            return;
+        };
+        let domain = &self.draft.settings.domain;
+        let base = format!("{}.{}.{domain}", id.name(), id.namespace());
+        self.one(index, &base, None, &name.spot, cx);
+        for tag in tags(service) {
+            let host = format!("{}-{base}", tag.value);
+            self.one(index, &host, Some(&tag.value), &tag.spot, cx);
+        }
+    }
+
+    fn custom(&mut self, index: usize, service: &ServiceDraft, cx: &mut Context) {
+        // Of a repeated service the hosts are repeated, too.
+        if self.catalog.services[index].is_none() && service.name.is_some() && service.namespace.is_some() {
+            return;
+        }
+        for host in &service.hosts {
+            if !self.pattern(index, host.value.clone(), None, &host.spot, cx) {
+                continue;
+            }
+            // A wildcard has no tag hosts: it would claim `tag-*.example.com`, which is none.
+            if let HostPattern::Exact(exact) = &host.value
+                && !exact.as_str().starts_with('[')
+            {
+                for tag in tags(service) {
+                    let host = format!("{}-{exact}", tag.value);
+                    self.one(index, &host, Some(&tag.value), &tag.spot, cx);
+                }
+            }
+        }
+    }
+
+    fn one(&mut self, index: usize, host: &str, tag: Option<&Tag>, spot: &Spot, cx: &mut Context) {
+        let label = host.split('.').next().unwrap_or_default();
+        let problem = match Host::parse(host) {
+            _ if label.len() > 63 => format!("its first label has {} bytes, more than 63", label.len()),
+            Ok(host) => {
+                self.pattern(index, HostPattern::Exact(host), tag, spot, cx);
+                return;
+            }
+            Err(e) => e.to_string(),
+        };
+        let hint = match tag {
+            Some(_) => "shorten the tag or the host",
+            None => "shorten the service's name or the domain",
+        };
+        let diagnostic = spot.error(format!("the host '{host}' is not possible: {problem}"));
+        cx.report(diagnostic.hint(hint));
+    }
+
+    /// Whether the claim is the first one.
+    fn pattern(
+        &mut self,
+        index: usize,
+        pattern: HostPattern,
+        tag: Option<&Tag>,
+        spot: &Spot,
+        cx: &mut Context,
+    ) -> bool {
+        let Some(first) = self.taken.get(&pattern) else {
+            self.hosts[index].push((pattern.clone(), tag.cloned()));
+            let claim = Claim {
+                service: index,
+                tag: tag.cloned(),
+                spot: spot.clone(),
+            };
+            self.taken.insert(pattern, claim);
+            return true;
+        };
+        if first.service == index && first.tag.as_ref() == tag {
+            // A derived host written out, or a host listed twice, which was told already.
+            return false;
+        }
+        let mut whom = match &self.catalog.services[first.service] {
+            Some(id) if first.service != index => format!("service {id}"),
+            Some(_) => "this service".to_owned(),
+            None => "another service".to_owned(),
+        };
+        if let Some(tag) = &first.tag {
+            whom = format!("tag '{tag}' of {whom}");
+        }
+        let whose = tag.map(|t| format!(" of tag '{t}'")).unwrap_or_default();
+        let message = format!("the host '{pattern}'{whose} is already claimed by {whom}");
+        let hint = if tag.is_some() {
+            "rename the tag or the service"
+        } else {
+            "a host leads to one service: take it from one of them"
+        };
+        let diagnostic = spot.error(message).hint(hint);
+        cx.report(diagnostic.related(first.spot.place(), "it is claimed here"));
+        false
+    }
+}

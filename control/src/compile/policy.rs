@@ -1,0 +1,228 @@
+//! Autoscaling policies: what a revision sets over what holds for all, derived as Knative does.
+
+use std::time::Duration;
+
+use crate::config::{At, Context, Draft, Globals, RevisionDraft, Scaling};
+use crate::plan::{AutoscalePolicy, Metric};
+
+/// Knative's `requests-per-second` utilisation, which no key changes.
+const RPS_FRACTION: f64 = 0.7;
+/// Knative's smallest target.
+const LEAST_TARGET: f64 = 0.01;
+
+/// Policies by service and revision; none where nothing scales.
+pub(super) fn policies(draft: &Draft, cx: &mut Context) -> Vec<Vec<Option<AutoscalePolicy>>> {
+    let services = draft.services.iter();
+    services
+        .map(|service| {
+            let revisions = service.revisions.iter();
+            revisions.map(|r| policy(r, &draft.autoscaling, cx)).collect()
+        })
+        .collect()
+}
+
+fn policy(revision: &RevisionDraft, globals: &Globals, cx: &mut Context) -> Option<AutoscalePolicy> {
+    if revision.scaler.is_none() {
+        // Without a backend something else is wrong, and told.
+        if let (Some(scaling), Some(_)) = (&revision.scaling, &revision.backend) {
+            let diagnostic = scaling.spot.whole().error("autoscaling is ignored: nothing starts instances");
+            let hint = "only a process, or endpoints with activation, are scaled";
+            cx.report(diagnostic.hint(hint).warning());
+        }
+        return None;
+    }
+    let scaling = match &revision.scaling {
+        Some(scaling) if !scaling.value.sound => return None,
+        Some(scaling) => {
+            check(scaling, globals, cx);
+            scaling.value.clone()
+        }
+        None => Scaling::default(),
+    };
+    Some(derive(&scaling, globals, revision.container_concurrency))
+}
+
+/// What is wrong only together with the defaults.
+fn check(scaling: &At<Scaling>, globals: &Globals, cx: &mut Context) {
+    let s = &scaling.value;
+    let min = s.min_scale.unwrap_or(globals.min_scale);
+    let max = s.max_scale.unwrap_or(globals.max_scale);
+    let limit = globals.max_scale_limit;
+    let mut complain = |message: String, hint: &str| {
+        cx.report(scaling.spot.whole().error(message).hint(hint));
+    };
+    if s.max_scale.is_some() && limit > 0 && !(1..=limit).contains(&max) {
+        complain(
+            format!("maxScale {max} is not between 1 and maxScaleLimit {limit}"),
+            "maxScaleLimit is set in the top-level autoscaling",
+        );
+    }
+    // With both in one place it was told there.
+    if max > 0 && min > max {
+        complain(
+            format!("minScale {min} is above maxScale {max}"),
+            "one of them comes from the top-level autoscaling",
+        );
+    }
+    if s.initial_scale == Some(0) && !globals.allow_zero_initial_scale {
+        complain(
+            "initialScale is 0, which allowZeroInitialScale forbids".to_owned(),
+            "allowZeroInitialScale is set in the top-level autoscaling",
+        );
+    }
+    if let Some(activation) = s.activation_scale {
+        if activation < min {
+            complain(
+                format!("activationScale {activation} is below minScale {min}"),
+                "raise activationScale or lower minScale",
+            );
+        }
+        if max > 0 && activation > max {
+            complain(
+                format!("activationScale {activation} is above maxScale {max}"),
+                "lower activationScale or raise maxScale",
+            );
+        }
+    }
+}
+
+fn scale(n: u64) -> u32 {
+    u32::try_from(n).unwrap_or(u32::MAX)
+}
+
+/// One revision's policy.
+pub(super) fn derive(s: &Scaling, g: &Globals, container_concurrency: Option<u32>) -> AutoscalePolicy {
+    let metric = s.metric.unwrap_or(Metric::Concurrency);
+    let (total_value, target_value) = target(s, g, metric, container_concurrency);
+    let stable_window = s.window.unwrap_or(g.stable_window);
+    let panic_percentage = s.panic_window_percentage.unwrap_or(g.panic_window_percentage);
+    let panic_threshold = s
+        .panic_threshold_percentage
+        .unwrap_or(g.panic_threshold_percentage);
+    let max_scale = s.max_scale.unwrap_or(g.max_scale);
+    AutoscalePolicy {
+        metric,
+        total_value,
+        target_value,
+        min_scale: scale(s.min_scale.unwrap_or(g.min_scale)),
+        max_scale: (max_scale > 0).then(|| scale(max_scale)),
+        initial_scale: scale(s.initial_scale.unwrap_or(g.initial_scale)),
+        activation_scale: scale(s.activation_scale.unwrap_or(1)),
+        stable_window,
+        panic_window: panic_window(stable_window, panic_percentage),
+        panic_threshold: panic_threshold / 100.0,
+        max_scale_up_rate: g.max_scale_up_rate,
+        max_scale_down_rate: g.max_scale_down_rate,
+        scale_down_delay: s.scale_down_delay.unwrap_or(g.scale_down_delay),
+        scale_to_zero: g.scale_to_zero,
+        scale_to_zero_grace: g.scale_to_zero_grace,
+        scale_to_zero_retention: s.scale_to_zero_retention.unwrap_or(g.scale_to_zero_retention),
+        target_burst_capacity: s.target_burst_capacity.unwrap_or(g.burst_capacity),
+    }
+}
+
+/// Total and target value, after Knative's `pkg/reconciler/autoscaling/resources/target.go`.
+fn target(s: &Scaling, g: &Globals, metric: Metric, container_concurrency: Option<u32>) -> (f64, f64) {
+    let (fraction, total) = match metric {
+        Metric::Concurrency => {
+            let limit = container_concurrency.map(f64::from);
+            let total = limit.unwrap_or(g.concurrency_target);
+            let total = match (s.target, limit) {
+                (Some(target), Some(limit)) => target.min(limit),
+                (Some(target), None) => target,
+                (None, _) => total,
+            };
+            (g.target_fraction, total)
+        }
+        Metric::Rps => (RPS_FRACTION, s.target.unwrap_or(g.rps_target)),
+    };
+    let fraction = s.target_utilization_percentage.map_or(fraction, |p| p / 100.0);
+    (total, (total * fraction).max(LEAST_TARGET))
+}
+
+/// A percentage of the stable window in whole seconds, at least one.
+fn panic_window(stable: Duration, percentage: f64) -> Duration {
+    let seconds = (stable.as_secs_f64() * percentage / 100.0).round().max(1.0);
+    Duration::from_secs_f64(seconds)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The vectors of Knative's `target_test.go`: (target, total).
+    #[test]
+    fn knative_target_vectors() {
+        let globals = |fraction: f64, default: f64| Globals {
+            target_fraction: fraction,
+            concurrency_target: default,
+            ..Globals::default()
+        };
+        let none = Scaling::default;
+        let to = |target: f64| Scaling {
+            target: Some(target),
+            ..none()
+        };
+        let used = |percentage: f64| Scaling {
+            target_utilization_percentage: Some(percentage),
+            ..none()
+        };
+        let rps = |s: Scaling| Scaling {
+            metric: Some(Metric::Rps),
+            ..s
+        };
+        for (name, s, g, cc, want_target, want_total) in [
+            ("defaults", none(), globals(1.0, 100.0), None, 100.0, 100.0),
+            ("default .8", none(), globals(0.8, 100.0), None, 80.0, 100.0),
+            ("default 2 .3", none(), globals(0.3, 2.0), None, 0.6, 2.0),
+            ("cc 12 TU 75", used(75.0), globals(1.0, 100.0), Some(12), 9.0, 12.0),
+            ("cc 10 .8", none(), globals(0.8, 100.0), Some(10), 8.0, 10.0),
+            ("cc 1 .8", none(), globals(0.8, 100.0), Some(1), 0.8, 1.0),
+            ("target 1 .001", to(1.0), globals(0.001, 100.0), None, 0.01, 1.0),
+            ("target 10 .75", to(10.0), globals(0.75, 100.0), None, 7.5, 10.0),
+            ("cc 10 target 1", to(1.0), globals(1.0, 100.0), Some(10), 1.0, 1.0),
+            ("target 500", to(500.0), globals(1.0, 100.0), None, 500.0, 500.0),
+            ("cc 1 target 10", to(10.0), globals(1.0, 100.0), Some(1), 1.0, 1.0),
+            ("rps", rps(none()), globals(1.0, 100.0), None, 140.0, 200.0),
+            ("rps target 1", rps(to(1.0)), globals(1.0, 100.0), None, 0.7, 1.0),
+            ("rps TU 75", rps(used(75.0)), globals(1.0, 100.0), None, 150.0, 200.0),
+            ("rps target 300", rps(to(300.0)), globals(1.0, 100.0), None, 210.0, 300.0),
+        ] {
+            let policy = derive(&s, &g, cc);
+            assert!((policy.target_value - want_target).abs() < 1e-9, "{name}: {policy:?}");
+            assert!((policy.total_value - want_total).abs() < 1e-9, "{name}: {policy:?}");
+        }
+    }
+
+    /// `pkg/reconciler/autoscaling/resources/metric.go`.
+    #[test]
+    fn panic_windows_are_whole_seconds_and_at_least_one() {
+        let window = |seconds, percentage| panic_window(Duration::from_secs(seconds), percentage).as_secs();
+        assert_eq!(window(60, 10.0), 6);
+        assert_eq!(window(6, 10.0), 1);
+        assert_eq!(window(6, 1.0), 1);
+        assert_eq!(window(25, 10.0), 3);
+        assert_eq!(window(20, 12.0), 2);
+        assert_eq!(window(3600, 100.0), 3600);
+    }
+
+    #[test]
+    fn a_revision_sets_over_what_holds_for_all() {
+        let g = Globals {
+            min_scale: 1,
+            max_scale: 5,
+            ..Globals::default()
+        };
+        let s = Scaling {
+            max_scale: Some(0),
+            window: Some(Duration::from_secs(20)),
+            panic_threshold_percentage: Some(150.0),
+            ..Scaling::default()
+        };
+        let policy = derive(&s, &g, None);
+        assert_eq!((policy.min_scale, policy.max_scale), (1, None));
+        assert_eq!(policy.stable_window, Duration::from_secs(20));
+        assert_eq!(policy.panic_window, Duration::from_secs(2));
+        assert!((policy.panic_threshold - 1.5).abs() < 1e-9);
+    }
+}

@@ -1,0 +1,174 @@
+//! Which revisions traffic goes to.
+
+use sluice_model::{Percent, RevisionId, Tag, TrafficSplit, TrafficTarget};
+
+use super::Catalog;
+use crate::config::{At, Context, Draft, ServiceDraft, Target, Traffic, Which, did_you_mean};
+
+/// A target that names a revision of its service.
+pub(super) struct Resolved {
+    /// Which of the service's revisions.
+    pub(super) revision: usize,
+    pub(super) percent: Percent,
+    pub(super) tag: Option<Tag>,
+}
+
+/// Where a service's requests go.
+pub(super) struct ServiceTargets {
+    pub(super) own: Vec<Resolved>,
+    /// By route.
+    pub(super) routes: Vec<Vec<Resolved>>,
+}
+
+impl ServiceTargets {
+    /// Whether any share or tag leads to a revision.
+    pub(super) fn reaches(&self, revision: usize) -> bool {
+        let all = self.routes.iter().flatten().chain(&self.own);
+        let mut here = all.filter(|t| t.revision == revision);
+        here.any(|t| t.percent.hundredths() > 0 || t.tag.is_some())
+    }
+}
+
+/// Resolves the traffic of all services; what cannot be resolved was reported.
+pub(super) fn resolve(draft: &Draft, catalog: &Catalog, cx: &mut Context) -> Vec<ServiceTargets> {
+    let all = draft.services.iter().enumerate();
+    all.map(|(index, service)| {
+        let own = match &service.traffic {
+            Some(traffic) => resolve_traffic(draft, catalog, index, traffic, cx),
+            None => latest_gets_all(service),
+        };
+        let routes = service.routes.iter().map(|route| match &route.traffic {
+            Some(traffic) => resolve_traffic(draft, catalog, index, traffic, cx),
+            // The service's own, without its tags: those have hosts, and routes have none.
+            None => own.iter().map(|t| Resolved { tag: None, ..*t }).collect(),
+        });
+        let routes = routes.collect();
+        ServiceTargets { own, routes }
+    })
+    .collect()
+}
+
+fn latest_gets_all(service: &ServiceDraft) -> Vec<Resolved> {
+    let whole = Percent::from_hundredths(Percent::WHOLE);
+    let latest = service.revisions.len().checked_sub(1);
+    let target = latest.zip(whole).map(|(revision, percent)| Resolved {
+        revision,
+        percent,
+        tag: None,
+    });
+    target.into_iter().collect()
+}
+
+fn resolve_traffic(
+    draft: &Draft,
+    catalog: &Catalog,
+    index: usize,
+    traffic: &Traffic,
+    cx: &mut Context,
+) -> Vec<Resolved> {
+    let service = &draft.services[index];
+    let targets = traffic.targets.iter();
+    let resolved = targets.filter_map(|target: &Target| {
+        let latest = service.revisions.len().checked_sub(1);
+        let revision = match &target.which {
+            Which::Latest => latest?,
+            Which::Configuration(name) => {
+                check_configuration(service, name, cx);
+                latest?
+            }
+            Which::Named { name, latest: is_latest } => {
+                let found = find(draft, catalog, index, name, cx)?;
+                if *is_latest && Some(found) != latest && service.all_named {
+                    let message = format!("'{}' is not the latest revision, the last one listed", name.value);
+                    let hint = "keep either revisionName or latestRevision: true";
+                    cx.report(name.spot.error(message).hint(hint));
+                }
+                found
+            }
+        };
+        Some(Resolved {
+            revision,
+            percent: target.percent,
+            tag: target.tag.as_ref().map(|t| t.value.clone()),
+        })
+    });
+    resolved.collect()
+}
+
+fn check_configuration(service: &ServiceDraft, name: &At<String>, cx: &mut Context) {
+    if let Some(own) = &service.name
+        && own.value != name.value
+    {
+        let message = format!("the configuration '{}' is not this service's", name.value);
+        let hint = format!("write configurationName: {}, or latestRevision: true", own.value);
+        cx.report(name.spot.error(message).hint(hint));
+    }
+}
+
+/// The revision of this name in the service.
+fn find(
+    draft: &Draft,
+    catalog: &Catalog,
+    index: usize,
+    name: &At<String>,
+    cx: &mut Context,
+) -> Option<usize> {
+    let ids = &catalog.revisions[index];
+    let mut found = ids.iter().enumerate();
+    let found = found.find(|(_, id)| id.as_ref().is_some_and(|id| id.name() == name.value));
+    if let Some((nth, _)) = found {
+        return Some(nth);
+    }
+    let service = &draft.services[index];
+    // Among revisions whose names are mistakes this may be the one that was meant.
+    if !service.all_named || ids.iter().any(Option::is_none) {
+        return None;
+    }
+    let names = ids.iter().flatten().map(RevisionId::name);
+    let owner = service
+        .namespace
+        .as_ref()
+        .and_then(|namespace| RevisionId::parse(namespace, &name.value).ok())
+        .and_then(|id| catalog.owners.get(&id))
+        .and_then(|owner| draft.services[*owner].name.as_ref());
+    let hint = match (owner, did_you_mean(&name.value, names.clone())) {
+        (Some(owner), _) => format!(
+            "it belongs to service '{}'; traffic goes to a service's own revisions",
+            owner.value
+        ),
+        (None, Some(meant)) => format!("did you mean '{meant}'?"),
+        (None, None) => format!("this service has {}", names.collect::<Vec<_>>().join(", ")),
+    };
+    let message = format!("no revision of this service is named '{}'", name.value);
+    cx.report(name.spot.error(message).hint(hint));
+    None
+}
+
+/// The split. A revision that is listed several times gets the sum at its first place, so that a
+/// sticky choice sees it once; its other places keep their tags.
+pub(super) fn split(
+    targets: &[Resolved],
+    ids: &[Option<RevisionId>],
+    slot: impl Fn(&RevisionId) -> Option<usize>,
+) -> Option<TrafficSplit> {
+    let mut out: Vec<TrafficTarget> = Vec::with_capacity(targets.len());
+    for target in targets {
+        let id = ids.get(target.revision)?.as_ref()?;
+        let mut percent = target.percent;
+        if let Some(first) = out.iter_mut().find(|t| t.revision == *id) {
+            let sum = first.percent.hundredths() + percent.hundredths();
+            first.percent = Percent::from_hundredths(sum)?;
+            percent = Percent::from_hundredths(0)?;
+            if target.tag.is_none() {
+                continue;
+            }
+        }
+        out.push(TrafficTarget {
+            revision: id.clone(),
+            slot: slot(id)?,
+            percent,
+            tag: target.tag.clone(),
+        });
+    }
+    TrafficSplit::new(out).ok()
+}

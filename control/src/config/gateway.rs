@@ -1,0 +1,562 @@
+//! Top-level keys: the gateway as a whole.
+
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use sluice_model::{
+    AccessLogFormat, CertificateFiles, DrainSettings, Host, Limits, ListenerSettings, ProxyProtocol,
+    ProxyProtocolMode, QueueTotals, Settings, TlsSettings, Visibility,
+};
+
+use super::autoscaling::{GLOBALS, Globals};
+use super::decode::{List, Located, Object, Record};
+use super::names::{DOMAIN, FILE, LISTEN, NETWORK};
+use super::scalar::{Choice, Flag, Integer, Parsed, Refusal, Size, Span};
+use super::service::{SERVICE, ServiceDraft, VISIBILITY};
+use super::tree::{At, Spot};
+use crate::plan::ProcessLimits;
+
+/// All files together, as far as they could be decoded.
+#[derive(Debug, Clone)]
+pub(crate) struct Draft {
+    pub(crate) settings: Settings,
+    pub(crate) processes: ProcessLimits,
+    pub(crate) autoscaling: Globals,
+    pub(crate) services: Vec<ServiceDraft>,
+    /// Files that somebody else reads.
+    pub(crate) files: Vec<At<PathBuf>>,
+    /// The visibility of the listeners is known: none of them was left out for a mistake.
+    pub(crate) listeners_sound: bool,
+}
+
+const LOOPBACK: Ipv4Addr = Ipv4Addr::LOCALHOST;
+const KIB: u64 = 1 << 10;
+const MIB: u64 = 1 << 20;
+
+/// Asks for every top-level key.
+pub(super) fn root(o: &mut Object<'_>) -> Option<Draft> {
+    let localhost = Host::parse("localhost").expect("a host");
+    let domain = o
+        .optional(
+            "domain",
+            "Services have {service}.{namespace}.{domain} and {tag}-{service}.{namespace}.{domain}. Default: localhost.",
+            DOMAIN,
+        )
+        .unwrap_or(localhost);
+    let before = o.cx.errors();
+    let listeners = o.list("listeners", "Where requests come in. Default: 127.0.0.1:8080.", LISTENER);
+    let listeners_sound = o.cx.errors() == before;
+    if let (true, Some([]), Some(key)) = (listeners_sound, listeners.as_deref(), o.key("listeners")) {
+        let diagnostic = key.error("there is no listener");
+        o.cx.report(diagnostic.hint("leave the key out for 127.0.0.1:8080"));
+    }
+    let trusted_proxies = o.list(
+        "trustedProxies",
+        "Who may send X-Forwarded-*; judged on the address after PROXY.",
+        NETWORK,
+    );
+    let tag_header = o.or(
+        "tagHeader",
+        "true: the header Knative-Serving-Tag selects a tagged revision.",
+        Flag,
+        false,
+    );
+    let access_log = o.optional("accessLog", "How requests are logged.", ACCESS_LOG);
+    let error_detail = o.or(
+        "errorDetail",
+        "true: clients see why an activation failed, not only that it did.",
+        Flag,
+        false,
+    );
+    let limits = o.optional("limits", "What a client may ask.", LIMITS);
+    let queue = o.optional("queue", "Bounds of all queues together.", QUEUE);
+    let processes = o.optional("processes", "Bounds of local instances, all together.", PROCESSES);
+    let autoscaling = o.optional("autoscaling", "Defaults for all revisions.", GLOBALS);
+    let drain = o.optional("drain", "How the gateway goes away.", DRAIN);
+    let health = o.optional(
+        "health",
+        "A listener for balancers: /healthz and /readyz only, never PROXY. Default: none.",
+        HEALTH,
+    );
+    let admin = o.optional("admin", "The admin listener. Default: 127.0.0.1:9900.", ADMIN);
+    let dns = o.optional("dns", "How names of endpoints are resolved.", DNS);
+    let services = o.list("services", "What is served.", SERVICE);
+
+    let (health, admin) = (health.flatten(), admin.flatten());
+    let listeners = listeners.unwrap_or_else(|| vec![ListenerDraft::default()]);
+    check_addresses(o, &listeners, health.as_ref(), admin.as_ref());
+    let mut files = Vec::new();
+    let listeners = listeners.into_iter().map(|l| {
+        files.extend(l.files);
+        l.settings
+    });
+    Some(Draft {
+        settings: Settings {
+            domain: domain.as_str().to_owned(),
+            listeners: listeners.collect(),
+            trusted_proxies: trusted_proxies.unwrap_or_default(),
+            tag_header,
+            access_log: access_log.unwrap_or(AccessLogFormat::Pretty),
+            error_detail,
+            limits: limits.unwrap_or_else(default_limits),
+            queue: queue.unwrap_or(DEFAULT_QUEUE),
+            drain: drain.unwrap_or(DEFAULT_DRAIN),
+            health: health.map(|h| h.value),
+            admin: admin.map_or_else(|| SocketAddr::from((LOOPBACK, 9900)), |a| a.value),
+            dns_refresh: dns.unwrap_or(DEFAULT_DNS_REFRESH),
+        },
+        processes: processes.unwrap_or(ProcessLimits {
+            max: 64,
+            ports: 20_000..=29_999,
+        }),
+        autoscaling: autoscaling.unwrap_or_default(),
+        services: services.unwrap_or_default(),
+        files,
+        listeners_sound,
+    })
+}
+
+/// Two listeners on one address; port 0 is another one each time.
+fn check_addresses(
+    o: &mut Object<'_>,
+    listeners: &[ListenerDraft],
+    health: Option<&At<SocketAddr>>,
+    admin: Option<&At<SocketAddr>>,
+) {
+    let here = |a: &At<SocketAddr>, what| (a.value, what, Some(a.spot.clone()));
+    let mut all: Vec<(SocketAddr, &str, Option<Spot>)> = Vec::new();
+    match admin {
+        Some(admin) => all.push(here(admin, "admin")),
+        None if !o.has("admin") => all.push((SocketAddr::from((LOOPBACK, 9900)), "admin", None)),
+        None => {}
+    }
+    all.extend(health.map(|h| here(h, "health")));
+    all.extend(
+        listeners
+            .iter()
+            .map(|l| (l.settings.address, "a listener", l.spot.clone())),
+    );
+    for (i, (address, _, spot)) in all.iter().enumerate() {
+        let earlier = all[..i].iter().find(|(other, ..)| other == address);
+        let Some((_, what, other)) = earlier.filter(|_| address.port() != 0) else {
+            continue;
+        };
+        let Some(spot) = spot.as_ref().or(other.as_ref()) else {
+            continue;
+        };
+        let mut diagnostic = spot.error(format!("{address} is taken twice: {what} is there too"));
+        diagnostic = match other {
+            Some(other) => diagnostic.related(other.place(), format!("{what} is here")),
+            None => diagnostic.hint(format!("{what} is there by default: set admin.address")),
+        };
+        o.cx.report(diagnostic);
+    }
+}
+
+#[derive(Debug, Clone)]
+struct ListenerDraft {
+    settings: ListenerSettings,
+    spot: Option<Spot>,
+    files: Vec<At<PathBuf>>,
+}
+
+impl Default for ListenerDraft {
+    fn default() -> Self {
+        Self {
+            settings: ListenerSettings {
+                address: SocketAddr::from((LOOPBACK, 8080)),
+                visibility: Visibility::External,
+                tls: None,
+                proxy_protocol: None,
+            },
+            spot: None,
+            files: Vec::new(),
+        }
+    }
+}
+
+const LISTENER: Record<ListenerDraft> = Record {
+    name: "Listener",
+    doc: "Where requests come in.",
+    decode: |o| {
+        let address = o.required("address", "Address and port; port 0 is any free one.", Located(LISTEN));
+        let visibility = o.or(
+            "visibility",
+            "What is served: internal serves external routes too.",
+            VISIBILITY,
+            Visibility::External,
+        );
+        let certificates = o.optional("tls", "Makes it a TLS listener.", TLS).flatten();
+        let proxy_protocol = o
+            .optional(
+                "proxyProtocol",
+                "Makes it speak the PROXY protocol, versions 1 and 2.",
+                PROXY,
+            )
+            .flatten();
+        let address = address?;
+        let mut files = Vec::new();
+        let tls = certificates.map(|certificates| TlsSettings {
+            certificates: certificates
+                .into_iter()
+                .map(|(cert, key)| {
+                    files.extend([cert.clone(), key.clone()]);
+                    CertificateFiles {
+                        cert_file: cert.value,
+                        key_file: key.value,
+                    }
+                })
+                .collect(),
+        });
+        Some(ListenerDraft {
+            settings: ListenerSettings {
+                address: address.value,
+                visibility,
+                tls,
+                proxy_protocol,
+            },
+            spot: Some(address.spot),
+            files,
+        })
+    },
+};
+
+type Pair = (At<PathBuf>, At<PathBuf>);
+
+const TLS: Record<Option<Vec<Pair>>> = Record {
+    name: "Tls",
+    doc: "TLS of a listener.",
+    decode: |o| {
+        let certificates = o.required(
+            "certificates",
+            "Chosen by the name that the client asks for; the first is the default.",
+            Located(List(CERTIFICATE)),
+        );
+        let certificates = certificates?;
+        let written = certificates.spot.content();
+        if matches!(written, super::tree::Content::List(items) if items.is_empty()) {
+            let diagnostic = certificates.spot.whole().error("tls needs at least one certificate");
+            o.cx.report(diagnostic.hint("certificates: [{certFile: tls.crt, keyFile: tls.key}]"));
+        }
+        Some(Some(certificates.value))
+    },
+};
+
+const CERTIFICATE: Record<Pair> = Record {
+    name: "Certificate",
+    doc: "PEM files, relative to this file.",
+    decode: |o| {
+        let cert = o.required("certFile", "The chain, leaf first.", Located(FILE));
+        let key = o.required("keyFile", "The private key.", Located(FILE));
+        Some((cert?, key?))
+    },
+};
+
+const PROXY: Record<Option<ProxyProtocol>> = Record {
+    name: "ProxyProtocol",
+    doc: "The PROXY protocol of a listener. A header from elsewhere closes the connection.",
+    decode: |o| {
+        let mode = o.required(
+            "mode",
+            "Whether a header may or must come.",
+            Choice(&[
+                ("optional", ProxyProtocolMode::Optional),
+                ("required", ProxyProtocolMode::Required),
+            ]),
+        );
+        let from = o.required("from", "Networks that may send one.", Located(List(NETWORK)));
+        if let Some(from) = &from
+            && matches!(from.spot.content(), super::tree::Content::List(items) if items.is_empty())
+        {
+            let diagnostic = from.spot.whole().error("nobody may send a PROXY header");
+            o.cx.report(diagnostic.hint("list the balancer's networks, as 100.64.0.0/10"));
+        }
+        Some(match (mode, from) {
+            (Some(mode), Some(from)) => Some(ProxyProtocol {
+                mode,
+                from: from.value,
+            }),
+            _ => None,
+        })
+    },
+};
+
+const ACCESS_LOG: Record<AccessLogFormat> = Record {
+    name: "AccessLog",
+    doc: "How requests are logged.",
+    decode: |o| {
+        Some(o.or(
+            "format",
+            "For people, for machines, or not at all.",
+            Choice(&[
+                ("pretty", AccessLogFormat::Pretty),
+                ("json", AccessLogFormat::Json),
+                ("off", AccessLogFormat::Off),
+            ]),
+            AccessLogFormat::Pretty,
+        ))
+    },
+};
+
+fn default_limits() -> Limits {
+    Limits {
+        header_timeout: Duration::from_secs(10),
+        idle_timeout: Duration::from_secs(60),
+        max_header_bytes: 64 << 10,
+        max_headers: 128,
+        max_uri_bytes: 16 << 10,
+        max_body_bytes: None,
+        body_read_timeout: Duration::from_secs(60),
+        write_timeout: Duration::from_secs(60),
+        max_connections: Some(50_000),
+        max_connections_per_client: None,
+        max_connection_age: None,
+        max_concurrent_streams: 128,
+        // Shorter than the 5 s after which Node.js closes: a stale connection must not cost a POST.
+        upstream_idle_timeout: Duration::from_secs(4),
+        connect_timeout: Duration::from_secs(5),
+    }
+}
+
+const LIMITS: Record<Limits> = Record {
+    name: "Limits",
+    doc: "What a client may ask of the gateway.",
+    decode: |o| {
+        let d = default_limits();
+        let head = Size {
+            min: KIB,
+            max: 16 * MIB,
+        };
+        let uri = Size {
+            min: 64,
+            max: 16 * MIB,
+        };
+        let count = |min, max| Integer { min, max };
+        let or_none = |n: u64| (n > 0).then_some(n);
+        let bytes = |n: usize| u64::try_from(n).unwrap_or(u64::MAX);
+        let connections = "Connections, all listeners together; 0 is no limit.";
+        Some(Limits {
+            header_timeout: o.or(
+                "headerTimeout",
+                "For a whole request head, from its first byte; also for PROXY header and TLS handshake.",
+                Span::SOME,
+                d.header_timeout,
+            ),
+            idle_timeout: o.or(
+                "idleTimeout",
+                "For a connection without a request.",
+                Span::SOME,
+                d.idle_timeout,
+            ),
+            max_header_bytes: super::to_usize(o.or(
+                "maxHeaderBytes",
+                "A request head.",
+                head,
+                bytes(d.max_header_bytes),
+            )),
+            max_headers: super::to_usize(o.or(
+                "maxHeaders",
+                "Fields of a request head.",
+                count(1, 10_000),
+                bytes(d.max_headers),
+            )),
+            max_uri_bytes: super::to_usize(o.or(
+                "maxUriBytes",
+                "A request's target.",
+                uri,
+                bytes(d.max_uri_bytes),
+            )),
+            max_body_bytes: or_none(o.or(
+                "maxBodyBytes",
+                "A request's body; 0 is no limit.",
+                Size {
+                    min: 0,
+                    max: 1 << 50,
+                },
+                0,
+            )),
+            body_read_timeout: o.or(
+                "bodyReadTimeout",
+                "Between two reads of a request's body.",
+                Span::SOME,
+                d.body_read_timeout,
+            ),
+            write_timeout: o.or(
+                "writeTimeout",
+                "Between two writes of a response that the client does not read.",
+                Span::SOME,
+                d.write_timeout,
+            ),
+            max_connections: or_none(o.or("maxConnections", connections, count(0, 100_000_000), 50_000))
+                .map(super::to_usize),
+            max_connections_per_client: or_none(o.or(
+                "maxConnectionsPerClient",
+                "Connections of one client address; 0 is no limit.",
+                count(0, 100_000_000),
+                0,
+            ))
+            .map(super::to_usize),
+            max_connection_age: Some(o.or(
+                "maxConnectionAge",
+                "After which a connection is asked to end; 0s is never.",
+                Span::ANY,
+                Duration::ZERO,
+            ))
+            .filter(|age| !age.is_zero()),
+            max_concurrent_streams: u32::try_from(o.or(
+                "maxConcurrentStreams",
+                "Streams open at once on one HTTP/2 connection.",
+                count(1, 10_000),
+                u64::from(d.max_concurrent_streams),
+            ))
+            .unwrap_or(d.max_concurrent_streams),
+            upstream_idle_timeout: o.or(
+                "upstreamIdleTimeout",
+                "How long an idle connection to a backend may be used again.",
+                Span::ANY,
+                d.upstream_idle_timeout,
+            ),
+            connect_timeout: o.or(
+                "connectTimeout",
+                "For connecting to an endpoint.",
+                Span::SOME,
+                d.connect_timeout,
+            ),
+        })
+    },
+};
+
+const DEFAULT_QUEUE: QueueTotals = QueueTotals {
+    depth: 100_000,
+    bytes: 1 << 30,
+};
+
+const QUEUE: Record<QueueTotals> = Record {
+    name: "Queue",
+    doc: "Bounds of all queues together.",
+    decode: |o| {
+        let depth = Integer {
+            min: 1,
+            max: 100_000_000,
+        };
+        Some(QueueTotals {
+            depth: super::to_usize(o.or("depth", "Requests.", depth, 100_000)),
+            bytes: o.or(
+                "bytes",
+                "What they hold in memory.",
+                Size {
+                    min: KIB,
+                    max: 1 << 40,
+                },
+                DEFAULT_QUEUE.bytes,
+            ),
+        })
+    },
+};
+
+const PORTS: Parsed<(u16, u16)> = Parsed {
+    what: "a range of ports",
+    parse: |text, _| {
+        let (low, high) = text.split_once('-').unwrap_or((text, text));
+        match (low.trim().parse(), high.trim().parse()) {
+            (Ok(low), Ok(high)) if 0 < low && low <= high => Ok((low, high)),
+            (Ok(low), Ok(high)) if high < low && high > 0 => {
+                let hint = format!("write {high}-{low}");
+                Err(Refusal::hint("its first port is above its last", hint))
+            }
+            _ => Err(Refusal::hint("it cannot be read", "write 20000-29999")),
+        }
+    },
+};
+
+const PROCESSES: Record<ProcessLimits> = Record {
+    name: "Processes",
+    doc: "Bounds of local instances, all together.",
+    decode: |o| {
+        let max = o.or(
+            "max",
+            "Instances at once.",
+            Integer {
+                min: 1,
+                max: 65_535,
+            },
+            64,
+        );
+        let (low, high) = o
+            .optional(
+                "ports",
+                "What $PORT is taken from: 20000-29999 by default.",
+                PORTS,
+            )
+            .unwrap_or((20_000, 29_999));
+        let ports = u64::from(high - low) + 1;
+        if let (true, Some(value)) = (ports < max, o.value("ports")) {
+            let message = format!("there are {ports} ports for up to {max} instances");
+            o.cx.report(value.error(message).hint("widen ports or lower max").warning());
+        }
+        Some(ProcessLimits {
+            max: u32::try_from(max).unwrap_or(u32::MAX),
+            ports: low..=high,
+        })
+    },
+};
+
+const DEFAULT_DRAIN: DrainSettings = DrainSettings {
+    delay: Duration::ZERO,
+    timeout: Duration::from_secs(300),
+};
+
+const DRAIN: Record<DrainSettings> = Record {
+    name: "Drain",
+    doc: "How the gateway goes away.",
+    decode: |o| {
+        Some(DrainSettings {
+            delay: o.or(
+                "delay",
+                "How long new connections are still served after /readyz turned 503.",
+                Span::ANY,
+                DEFAULT_DRAIN.delay,
+            ),
+            timeout: o.or(
+                "timeout",
+                "How long open requests may still take.",
+                Span::ANY,
+                DEFAULT_DRAIN.timeout,
+            ),
+        })
+    },
+};
+
+const HEALTH: Record<Option<At<SocketAddr>>> = Record {
+    name: "Health",
+    doc: "A listener for balancers' health checks.",
+    decode: |o| Some(o.required("address", "Address and port.", Located(LISTEN))),
+};
+
+const ADMIN: Record<Option<At<SocketAddr>>> = Record {
+    name: "Admin",
+    doc: "The admin listener.",
+    decode: |o| {
+        Some(o.optional(
+            "address",
+            "Address and port. Default: 127.0.0.1:9900.",
+            Located(LISTEN),
+        ))
+    },
+};
+
+const DEFAULT_DNS_REFRESH: Duration = Duration::from_secs(5);
+
+const DNS: Record<Duration> = Record {
+    name: "Dns",
+    doc: "How names of endpoints are resolved.",
+    decode: |o| {
+        let refresh = Span {
+            min: Duration::from_millis(100),
+            max: Duration::from_secs(24 * 3600),
+            whole_seconds: false,
+        };
+        Some(o.or("refresh", "How often, again.", refresh, DEFAULT_DNS_REFRESH))
+    },
+};

@@ -1,0 +1,371 @@
+//! Shapes of names, addresses, paths and headers.
+
+use std::net::{IpAddr, SocketAddr};
+use std::path::{Component, Path, PathBuf};
+
+use ipnet::IpNet;
+use sluice_model::{EndpointAddr, EndpointTarget, Host, HostPattern, RevisionId, Scheme, Tag, UrlBackend};
+
+use super::decode::{Context, Definitions, Shape};
+use super::scalar::{Parsed, Refusal, Verbatim};
+use super::tree::Spot;
+
+/// A path resolved against the file's directory.
+pub(super) fn resolve(path: &str, at: &Spot) -> PathBuf {
+    let joined = at.directory().join(path);
+    // Only `.` goes: what `..` means is for the file system to say.
+    joined.components().filter(|c| *c != Component::CurDir).collect()
+}
+
+/// A lower-case DNS label.
+pub(super) const LABEL: Parsed<String> = Parsed {
+    what: "a name",
+    parse: |text, at| {
+        written_as_text(text, at)?;
+        label(text).map(|()| text.to_owned())
+    },
+};
+
+fn label(text: &str) -> Result<(), Refusal> {
+    match RevisionId::parse("default", text) {
+        Ok(_) => Ok(()),
+        Err(e) => Err(Refusal::hint(
+            e.to_string(),
+            "a name is up to 63 lower-case letters, digits and '-'",
+        )),
+    }
+}
+
+/// A name that YAML reads as a number is as often a slip as it is meant.
+fn written_as_text(text: &str, at: &Spot) -> Result<(), Refusal> {
+    match at.scalar() {
+        Some(scalar) if scalar.raw.is_none() && scalar.is_number() => {
+            Err(Refusal::hint("YAML reads it as a number", format!("quote it: \"{text}\"")))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// A tag.
+pub(super) const TAG: Parsed<Tag> = Parsed {
+    what: "a tag",
+    parse: |text, at| {
+        written_as_text(text, at)?;
+        let hint = "a tag is up to 63 lower-case letters, digits and '-': it becomes part of a host name";
+        Tag::parse(text).map_err(|e| Refusal::hint(e.to_string(), hint))
+    },
+};
+
+/// A domain without wildcard.
+pub(super) const DOMAIN: Parsed<Host> = Parsed {
+    what: "a domain",
+    parse: |text, _| host(text),
+};
+
+fn host(text: &str) -> Result<Host, Refusal> {
+    if text.contains("://") {
+        return Err(Refusal::hint("it is a URL", "write the host alone"));
+    }
+    if !text.starts_with('[') && text.contains(':') {
+        return Err(Refusal::hint("it has a port", "a host matches on every port: leave it out"));
+    }
+    if let Some(label) = text.trim_end_matches('.').split('.').find(|l| l.len() > 63) {
+        return Err(Refusal::new(format!(
+            "the label starting with '{}' is longer than 63 bytes",
+            label.chars().take(12).collect::<String>()
+        )));
+    }
+    Host::parse(text).map_err(|e| Refusal::new(e.to_string()))
+}
+
+/// A host or `*.suffix`.
+pub(super) const HOST_PATTERN: Parsed<HostPattern> = Parsed {
+    what: "a host",
+    parse: |text, _| {
+        let (suffix, wildcard) = match text.strip_prefix("*.") {
+            Some(suffix) => (suffix, true),
+            None => (text, false),
+        };
+        if suffix.contains('*') {
+            return Err(Refusal::hint(
+                "'*' stands for whole labels at the start only",
+                "write *.example.com",
+            ));
+        }
+        let host = host(suffix)?;
+        Ok(if wildcard {
+            HostPattern::Wildcard(host)
+        } else {
+            HostPattern::Exact(host)
+        })
+    },
+};
+
+/// The Host that a backend gets to see; a port may follow.
+pub(super) const AUTHORITY: Parsed<String> = Parsed {
+    what: "a host",
+    parse: |text, _| match Host::parse(text) {
+        Ok(_) => Ok(text.to_owned()),
+        Err(e) => Err(Refusal::new(e.to_string())),
+    },
+};
+
+/// An address to listen on.
+pub(super) const LISTEN: Parsed<SocketAddr> = Parsed {
+    what: "an address with a port",
+    parse: |text, _| {
+        text.parse().map_err(|_| {
+            let port = text.strip_prefix(':').unwrap_or(text);
+            if !port.is_empty() && port.parse::<u16>().is_ok() {
+                let hint = format!("write 0.0.0.0:{port} for all IPv4 addresses, [::]:{port} for IPv6 too");
+                return Refusal::hint("the address is missing", hint);
+            }
+            if let Some(port) = text.strip_prefix("localhost:") {
+                let hint = format!("write 127.0.0.1:{port}");
+                return Refusal::hint("a name may stand for several addresses", hint);
+            }
+            if text.parse::<IpAddr>().is_ok() {
+                return Refusal::hint("the port is missing", format!("write {text}:8080"));
+            }
+            Refusal::hint("it cannot be read", "write 127.0.0.1:8080, 0.0.0.0:80 or [::1]:8080")
+        })
+    },
+};
+
+/// A network, or one address.
+pub(super) const NETWORK: Parsed<IpNet> = Parsed {
+    what: "a network",
+    parse: |text, _| {
+        let address = text.parse::<IpAddr>().map(IpNet::from);
+        address
+            .or_else(|_| text.parse::<IpNet>())
+            .map(|net| net.trunc())
+            .map_err(|_| {
+                let hint = "write 10.0.0.0/8, fd00::/8, or one address";
+                Refusal::hint("it cannot be read", hint)
+            })
+    },
+};
+
+/// `host:port`, `[::1]:80` or `unix:/path`.
+pub(super) const ENDPOINT: Parsed<EndpointTarget> = Parsed {
+    what: "an endpoint",
+    parse: endpoint,
+};
+
+fn endpoint(text: &str, at: &Spot) -> Result<EndpointTarget, Refusal> {
+    let forms = "write host:port, [::1]:port or unix:/path/to.sock";
+    if text.contains("://") {
+        return Err(Refusal::hint("it is a URL", "use 'url:' instead of 'endpoints:'"));
+    }
+    if let Some(path) = text.strip_prefix("unix:") {
+        if path.is_empty() || path.contains('\0') {
+            return Err(Refusal::hint("the socket's path is missing", forms));
+        }
+        let path = resolve(path, at);
+        // sun_path, less the closing NUL.
+        if path.as_os_str().len() > 107 {
+            return Err(Refusal::new("the path of a Unix socket has at most 107 bytes"));
+        }
+        return Ok(EndpointTarget::Address(EndpointAddr::Unix(path)));
+    }
+    if let Ok(address) = text.parse::<SocketAddr>() {
+        if address.port() == 0 {
+            return Err(Refusal::new("nothing listens on port 0"));
+        }
+        return Ok(EndpointTarget::Address(EndpointAddr::Tcp(address)));
+    }
+    let Some((name, port)) = text.rsplit_once(':') else {
+        return Err(Refusal::hint("the port is missing", forms));
+    };
+    if name.contains(':') {
+        return Err(Refusal::hint("an IPv6 address needs brackets", forms));
+    }
+    let port = match port.parse::<u16>() {
+        Ok(port) if port > 0 && !text.ends_with('+') && !text.contains(":+") => port,
+        _ => return Err(Refusal::hint("its port is not a number from 1 to 65535", forms)),
+    };
+    let name = host(name)?;
+    Ok(EndpointTarget::Dns {
+        host: name.as_str().to_owned(),
+        port,
+    })
+}
+
+/// A backend's URL.
+pub(super) const BACKEND_URL: Parsed<UrlBackend> = Parsed {
+    what: "a URL",
+    parse: |text, _| {
+        let (scheme, host, port, rest) = url(text)?;
+        if rest.contains(['?', '#']) {
+            return Err(Refusal::new("a backend's URL has no query and no fragment"));
+        }
+        let path_prefix = rest.trim_end_matches('/').to_owned();
+        Ok(UrlBackend {
+            scheme,
+            host,
+            port,
+            path_prefix,
+        })
+    },
+};
+
+/// Where a webhook is.
+pub(super) const WEBHOOK_URL: Parsed<String> = Parsed {
+    what: "a URL",
+    parse: |text, _| url(text).map(|_| text.to_owned()),
+};
+
+fn url(text: &str) -> Result<(Scheme, Host, u16, &str), Refusal> {
+    let forms = "write http://host:port or https://host";
+    let (scheme, rest) = match text.split_once("://") {
+        Some((s, rest)) if s.eq_ignore_ascii_case("http") => (Scheme::Http, rest),
+        Some((s, rest)) if s.eq_ignore_ascii_case("https") => (Scheme::Https, rest),
+        Some(_) => return Err(Refusal::hint("its scheme is neither http nor https", forms)),
+        None => return Err(Refusal::hint("its scheme is missing", forms)),
+    };
+    let end = rest.find(['/', '?', '#']).unwrap_or(rest.len());
+    let (authority, rest) = rest.split_at(end);
+    if authority.contains('@') {
+        let hint = "put credentials into a header: requestHeaders or headers";
+        return Err(Refusal::hint("credentials in a URL are not sent", hint));
+    }
+    if text.parse::<http::Uri>().is_err() {
+        return Err(Refusal::hint("it cannot be read", forms));
+    }
+    let host = Host::parse(authority).map_err(|e| Refusal::hint(e.to_string(), forms))?;
+    let named = authority.rfind(':').filter(|i| !authority[*i..].contains(']'));
+    let port = match named.map(|i| &authority[i + 1..]) {
+        None | Some("") => match scheme {
+            Scheme::Http => 80,
+            Scheme::Https => 443,
+        },
+        Some(port) => match port.parse() {
+            Ok(port) if port > 0 => port,
+            _ => return Err(Refusal::hint("its port is not a number from 1 to 65535", forms)),
+        },
+    };
+    Ok((scheme, host, port, rest))
+}
+
+/// A path that requests are matched against or rewritten to.
+pub(super) const URL_PATH: Parsed<String> = Parsed {
+    what: "a path",
+    parse: |text, _| {
+        url_path(text)?;
+        if text.contains('?') {
+            return Err(Refusal::new("a path here has no query"));
+        }
+        Ok(text.to_owned())
+    },
+};
+
+/// A path that is asked for; it may have a query.
+pub(super) const PROBE_PATH: Parsed<String> = Parsed {
+    what: "a path",
+    parse: |text, _| url_path(text).map(|()| text.to_owned()),
+};
+
+fn url_path(text: &str) -> Result<(), Refusal> {
+    if !text.starts_with('/') {
+        return Err(Refusal::hint("it does not start with '/'", format!("write /{text}")));
+    }
+    match text.bytes().find(|b| *b <= b' ' || *b >= 0x7f || *b == b'#') {
+        Some(b'#') => Err(Refusal::new("a path has no fragment")),
+        Some(_) => Err(Refusal::hint("a character in it has to be escaped", "write %20 for a blank")),
+        None => Ok(()),
+    }
+}
+
+/// A file that is read; its existence is for whoever reads it to check.
+pub(super) const FILE: Parsed<PathBuf> = Parsed {
+    what: "a file",
+    parse: |text, at| {
+        if text.is_empty() || text.contains('\0') {
+            return Err(Refusal::new("its name is empty or holds a NUL"));
+        }
+        Ok(resolve(text, at))
+    },
+};
+
+/// A header's name, in lower case.
+pub(super) const HEADER_NAME: Parsed<String> = Parsed {
+    what: "a header name",
+    parse: |text, _| header_name(text).map_err(Refusal::new),
+};
+
+/// Judges a header's name and lowers its case.
+pub(super) fn header_name(text: &str) -> Result<String, String> {
+    match http::HeaderName::from_bytes(text.as_bytes()) {
+        Ok(name) => Ok(name.as_str().to_owned()),
+        Err(_) => Err(format!("{} cannot be a header name", super::tree::quoted(text))),
+    }
+}
+
+/// Judges the name of a header that is set on requests.
+pub(super) fn settable_header(text: &str) -> Result<String, String> {
+    let name = header_name(text)?;
+    match name.as_str() {
+        "host" => Err("the header 'Host' is not set here: use rewriteHost in a route, or a url backend".into()),
+        "connection" | "content-length" | "keep-alive" | "proxy-connection" | "te" | "trailer"
+        | "transfer-encoding" | "upgrade" => Err(format!(
+            "the header '{text}' belongs to the connection and cannot be set"
+        )),
+        _ => Ok(name),
+    }
+}
+
+/// A cookie's name.
+pub(super) const COOKIE_NAME: Parsed<String> = Parsed {
+    what: "a cookie name",
+    parse: |text, _| {
+        // RFC 6265 takes HTTP's token, which is what a header's name is.
+        header_name(text)
+            .map(|_| text.to_owned())
+            .map_err(|_| Refusal::new("it holds a character that cookie names cannot have"))
+    },
+};
+
+/// A method.
+pub(super) const METHOD: Parsed<String> = Parsed {
+    what: "a method",
+    parse: |text, _| {
+        if header_name(text).is_err() {
+            return Err(Refusal::new("it holds a character that methods cannot have"));
+        }
+        if text.bytes().any(|b| b.is_ascii_lowercase()) {
+            let hint = format!("write {}", text.to_ascii_uppercase());
+            return Err(Refusal::hint("methods are written in upper case", hint));
+        }
+        Ok(text.to_owned())
+    },
+};
+
+/// The program of a command, resolved where it is a relative path rather than a word.
+pub(super) fn program(word: &str, at: &Spot) -> String {
+    if word.contains('/') && Path::new(word).is_relative() {
+        resolve(word, at).to_string_lossy().into_owned()
+    } else {
+        word.to_owned()
+    }
+}
+
+/// A header's value. Never shown in diagnostics: it may be a secret.
+pub(super) struct HeaderText;
+
+impl Shape for HeaderText {
+    type Out = String;
+
+    fn decode(&self, at: &Spot, cx: &mut Context) -> Option<String> {
+        let value = Verbatim.decode(at, cx)?;
+        if http::HeaderValue::from_bytes(value.as_bytes()).is_err() {
+            cx.report(at.error("a header value cannot hold line breaks or other control characters"));
+            return None;
+        }
+        Some(value)
+    }
+
+    fn schema(&self, definitions: &mut Definitions) -> serde_json::Value {
+        Verbatim.schema(definitions)
+    }
+}

@@ -1,0 +1,390 @@
+//! Revisions: where requests go and how.
+
+use std::collections::{BTreeMap, HashMap};
+use std::time::Duration;
+
+use sluice_model::{Backend, EndpointTarget, Probe, ProbeKind, Protocol, QueueLimits, RevisionTimeouts, Scheme};
+
+use super::autoscaling::{SCALING, Scaling};
+use super::decode::{List, Located, Object, Record, Table};
+use super::names::{
+    BACKEND_URL, ENDPOINT, FILE, HeaderText, LABEL, PROBE_PATH, WEBHOOK_URL, program, settable_header,
+};
+use super::scalar::{Choice, Flag, Integer, Seconds, Size, Span, Verbatim};
+use super::tree::{At, Spot};
+use crate::plan::{ProcessSpec, ScalerSpec, WebhookSpec};
+
+/// A revision as far as it could be decoded.
+#[derive(Debug, Clone)]
+pub(crate) struct RevisionDraft {
+    /// `None` in a shorthand service, and after a mistake.
+    pub(crate) name: Option<At<String>>,
+    /// `None` after a mistake.
+    pub(crate) backend: Option<Backend>,
+    pub(crate) scaler: Option<ScalerSpec>,
+    pub(crate) protocol: Protocol,
+    pub(crate) readiness: Option<Probe>,
+    pub(crate) start_timeout: Duration,
+    pub(crate) container_concurrency: Option<u32>,
+    pub(crate) timeouts: RevisionTimeouts,
+    pub(crate) queue: QueueLimits,
+    pub(crate) request_headers: BTreeMap<String, String>,
+    pub(crate) scaling: Option<At<Scaling>>,
+}
+
+/// Ways to have a backend; one of them makes a service a shorthand.
+pub(super) const BACKENDS: [&str; 4] = ["endpoints", "url", "process", "activation"];
+
+pub(super) const REVISION: Record<RevisionDraft> = Record {
+    name: "Revision",
+    doc: "One version of a service: where its requests go and how.",
+    decode: |o| {
+        let name = o.required("name", "Unique in its namespace, across services.", Located(LABEL));
+        let mut draft = revision_keys(o);
+        draft.name = name;
+        o.want_one_of(
+            &BACKENDS,
+            "the revision has no backend",
+            "give it endpoints, a url, or a process",
+        );
+        Some(draft)
+    },
+};
+
+/// Every key of a revision but its name; also those of a shorthand service.
+pub(super) fn revision_keys(o: &mut Object<'_>) -> RevisionDraft {
+    let endpoints = o.optional(
+        "endpoints",
+        "Fixed addresses: host:port, [::1]:port or unix:/path. Names are resolved again and again.",
+        List(Located(ENDPOINT)),
+    );
+    let url = o.optional(
+        "url",
+        "A backend behind a URL: Host is rewritten, TLS verified.",
+        Located(BACKEND_URL),
+    );
+    let process = o.optional("process", "A local process that is started on demand.", PROCESS);
+    let activation = o.optional("activation", "What starts instances elsewhere on demand.", ACTIVATION);
+    let readiness = o.optional(
+        "readinessProbe",
+        "How readiness is found out. Default: a TCP connect; for endpoints: off.",
+        PROBE,
+    );
+    let draft = RevisionDraft {
+        name: None,
+        backend: None,
+        scaler: None,
+        protocol: o.or(
+            "protocol",
+            "The protocol spoken to endpoints.",
+            Choice(&[("http1", Protocol::Http1), ("h2c", Protocol::H2c)]),
+            Protocol::Http1,
+        ),
+        readiness: readiness.flatten(),
+        start_timeout: o.or(
+            "startTimeout",
+            "The longest an instance may take to become ready.",
+            Span::SOME,
+            Duration::from_secs(60),
+        ),
+        container_concurrency: concurrency(o),
+        timeouts: timeouts(o),
+        queue: o
+            .optional("queue", "Bounds of this revision's queue.", QUEUE)
+            .unwrap_or(DEFAULT_QUEUE),
+        request_headers: o
+            .optional("requestHeaders", "Headers of requests to this revision.", HEADERS)
+            .unwrap_or_default(),
+        scaling: o.optional(
+            "autoscaling",
+            "How it is scaled, under the names of Knative's annotations.",
+            Located(SCALING),
+        ),
+    };
+    let (backend, scaler) = backend(o, endpoints, url, process, activation, draft.protocol);
+    RevisionDraft {
+        backend,
+        scaler,
+        ..draft
+    }
+}
+
+fn concurrency(o: &mut Object<'_>) -> Option<u32> {
+    let limit = o.or(
+        "containerConcurrency",
+        "Requests one endpoint may hold at once; 0 is no limit.",
+        Integer {
+            min: 0,
+            max: 1_000_000,
+        },
+        0,
+    );
+    u32::try_from(limit).ok().filter(|limit| *limit > 0)
+}
+
+fn timeouts(o: &mut Object<'_>) -> RevisionTimeouts {
+    RevisionTimeouts {
+        total: o.or(
+            "timeoutSeconds",
+            "For the whole request, queue included; 0 is none.",
+            Seconds,
+            None,
+        ),
+        response_start: o.or(
+            "responseStartTimeoutSeconds",
+            "Until the response head, queue included; 0 is none.",
+            Seconds,
+            Some(Duration::from_secs(300)),
+        ),
+        idle: o.or("idleTimeoutSeconds", "Between bytes; 0 is none.", Seconds, None),
+        max_stream_age: Some(o.or(
+            "maxStreamAge",
+            "After which a stream is asked to end; 0s is never.",
+            Span::ANY,
+            Duration::ZERO,
+        ))
+        .filter(|age| !age.is_zero()),
+    }
+}
+
+type Found = (Option<Backend>, Option<ScalerSpec>);
+
+/// What the backend keys amount to; nothing after a mistake.
+fn backend(
+    o: &mut Object<'_>,
+    endpoints: Option<Vec<At<EndpointTarget>>>,
+    url: Option<At<sluice_model::UrlBackend>>,
+    process: Option<ProcessSpec>,
+    activation: Option<Option<WebhookSpec>>,
+    protocol: Protocol,
+) -> Found {
+    let before = o.cx.errors();
+    let which = o.only_one_of(&["endpoints", "url", "process"]);
+    if let (Some("url" | "process"), Some(key)) = (which, o.key("activation")) {
+        let message = "'activation' goes with endpoints, or stands alone";
+        let hint = "a process is started by the gateway itself, and a url is always there";
+        o.cx.report(key.error(message).hint(hint));
+    }
+    if o.cx.errors() != before {
+        return (None, None);
+    }
+    let webhook = activation.flatten();
+    match which {
+        Some("endpoints") => {
+            let Some(endpoints) = endpoints else {
+                return (None, None);
+            };
+            let mut first: HashMap<&EndpointTarget, &Spot> = HashMap::new();
+            for endpoint in &endpoints {
+                if let Some(first) = first.get(&endpoint.value) {
+                    let message = format!("the endpoint '{}' is listed twice", endpoint.value);
+                    let diagnostic = endpoint.spot.error(message).hint("leave one out");
+                    o.cx.report(diagnostic.related(first.place(), "it is listed here first"));
+                } else {
+                    first.insert(&endpoint.value, &endpoint.spot);
+                }
+            }
+            let listed = o.key("endpoints");
+            if let (true, Some(key)) = (endpoints.is_empty() && webhook.is_none(), listed)
+                && o.cx.errors() == before
+                && key_is_empty(o)
+            {
+                let diagnostic = key.error("the list of endpoints is empty");
+                o.cx.report(diagnostic.hint("give at least one: host:port"));
+            }
+            let backend = Backend::Static {
+                targets: endpoints.into_iter().map(|e| e.value).collect(),
+                activated: webhook.is_some(),
+            };
+            (Some(backend), webhook.map(ScalerSpec::Webhook))
+        }
+        Some("url") => {
+            let Some(url) = url else { return (None, None) };
+            if let (Scheme::Https, Protocol::H2c, Some(key)) = (url.value.scheme, protocol, o.key("protocol")) {
+                let message = "h2c is HTTP/2 without TLS, but the url is https";
+                let diagnostic = key.error(message).hint("leave protocol out, or use http://");
+                o.cx.report(diagnostic.related(url.spot.place(), "the url"));
+            }
+            (Some(Backend::Url(url.value)), None)
+        }
+        Some(_) => match process {
+            Some(process) => (Some(Backend::Managed), Some(ScalerSpec::Process(process))),
+            None => (None, None),
+        },
+        None => match webhook {
+            Some(webhook) => (Some(Backend::Managed), Some(ScalerSpec::Webhook(webhook))),
+            None => (None, None),
+        },
+    }
+}
+
+/// Whether the list of endpoints is written as an empty one, rather than emptied by mistakes.
+fn key_is_empty(o: &Object<'_>) -> bool {
+    o.value("endpoints")
+        .is_some_and(|v| matches!(v.content(), super::tree::Content::List(items) if items.is_empty()))
+}
+
+const DEFAULT_QUEUE: QueueLimits = QueueLimits {
+    depth: 10_000,
+    bytes: 64 << 20,
+    timeout: Duration::from_secs(60),
+};
+
+const QUEUE: Record<QueueLimits> = Record {
+    name: "RevisionQueue",
+    doc: "Bounds of one revision's queue. Bodies are not read while a request waits.",
+    decode: |o| {
+        let depth = Integer {
+            min: 1,
+            max: 10_000_000,
+        };
+        Some(QueueLimits {
+            depth: super::to_usize(o.or("depth", "Requests.", depth, 10_000)),
+            bytes: o.or(
+                "bytes",
+                "What they hold in memory.",
+                Size {
+                    min: 1 << 10,
+                    max: 1 << 40,
+                },
+                DEFAULT_QUEUE.bytes,
+            ),
+            timeout: o.or(
+                "timeout",
+                "The longest one waits.",
+                Span::SOME,
+                DEFAULT_QUEUE.timeout,
+            ),
+        })
+    },
+};
+
+const HEADERS: Record<BTreeMap<String, String>> = Record {
+    name: "RequestHeaders",
+    doc: "Headers of requests to a backend.",
+    decode: |o| o.optional("set", "Set on every request; what the client sent is overwritten.", SET),
+};
+
+/// Headers that are set.
+pub(super) const SET: Table<HeaderText> = Table {
+    check: settable_header,
+    values: HeaderText,
+};
+
+const PROCESS: Record<ProcessSpec> = Record {
+    name: "Process",
+    doc: "A local process. $(PORT), $(K_SERVICE) and $(K_REVISION) expand in command and env.",
+    decode: |o| {
+        let command = o.required(
+            "command",
+            "Program and arguments. Looked up on PATH; 'sluice' is the running executable; with a slash it is relative to this file.",
+            Located(List(Verbatim)),
+        );
+        let spec = ProcessSpec {
+            command: Vec::new(),
+            env: o
+                .optional("env", "Variables of the process.", VARIABLES)
+                .unwrap_or_default(),
+            working_directory: o
+                .optional(
+                    "workingDirectory",
+                    "Relative to this file, whose directory is the default.",
+                    FILE,
+                )
+                .unwrap_or_else(|| o.at.directory().to_owned()),
+            inherit_env: o.or("inheritEnv", "Whether the gateway's own variables are passed on.", Flag, true),
+            stop_grace_period: o.or(
+                "stopGracePeriod",
+                "Between SIGTERM and SIGKILL.",
+                Span::ANY,
+                Duration::from_secs(10),
+            ),
+        };
+        let mut command = command?;
+        match command.value.first_mut() {
+            Some(first) if !first.is_empty() => *first = program(first, &command.spot),
+            _ => {
+                let diagnostic = command.spot.whole().error("the command is empty");
+                o.cx.report(diagnostic.hint("command: [program, argument, …]"));
+                return None;
+            }
+        }
+        if command.value.iter().any(|word| word.contains('\0')) {
+            o.cx.report(command.spot.error("a command cannot hold a NUL"));
+        }
+        Some(ProcessSpec {
+            command: command.value,
+            ..spec
+        })
+    },
+};
+
+const VARIABLES: Table<Verbatim> = Table {
+    check: |name| {
+        if name.is_empty() || name.contains(['=', '\0']) {
+            return Err(format!("{} cannot be a variable's name", super::tree::quoted(name)));
+        }
+        Ok(name.to_owned())
+    },
+    values: Verbatim,
+};
+
+const ACTIVATION: Record<Option<WebhookSpec>> = Record {
+    name: "Activation",
+    doc: "What starts instances elsewhere.",
+    decode: |o| Some(o.required("webhook", "Asked for instances by POST.", WEBHOOK)),
+};
+
+const WEBHOOK: Record<WebhookSpec> = Record {
+    name: "Webhook",
+    doc: "A platform that starts instances when asked.",
+    decode: |o| {
+        let url = o.required("url", "Where the POST goes; http or https.", WEBHOOK_URL);
+        let headers = o
+            .optional("headers", "Set on every request.", SET)
+            .unwrap_or_default();
+        Some(WebhookSpec { url: url?, headers })
+    },
+};
+
+const PROBE: Record<Option<Probe>> = Record {
+    name: "ReadinessProbe",
+    doc: "How readiness is found out. Probing is tight while somebody waits, whatever periodSeconds says.",
+    decode: |o| {
+        let http = o.optional("httpGet", "Ready when this answers 200 to 399.", HTTP_GET);
+        o.optional("tcpSocket", "Ready when it can be connected to.", TCP_SOCKET);
+        let period = o.or("periodSeconds", "Between probes while nobody waits.", Seconds, None);
+        let timeout = o.or("timeoutSeconds", "For one probe.", Seconds, None);
+        let failure_threshold = o.or(
+            "failureThreshold",
+            "Failures in a row after which an endpoint counts as failing.",
+            Integer { min: 1, max: 1_000 },
+            3,
+        );
+        let before = o.cx.errors();
+        let which = o.only_one_of(&["httpGet", "tcpSocket"]);
+        let kind = match (which, http) {
+            (Some("httpGet"), Some(Some(path))) => ProbeKind::Http { path },
+            (Some("httpGet"), _) => return Some(None),
+            _ => ProbeKind::Tcp,
+        };
+        (o.cx.errors() == before).then_some(Some(Probe {
+            kind,
+            period: period.unwrap_or(Duration::from_secs(10)),
+            timeout: timeout.unwrap_or(Duration::from_secs(1)),
+            failure_threshold: u32::try_from(failure_threshold).unwrap_or(u32::MAX),
+        }))
+    },
+};
+
+const HTTP_GET: Record<Option<String>> = Record {
+    name: "HttpGet",
+    doc: "A GET.",
+    decode: |o| Some(o.required("path", "Path and query.", PROBE_PATH)),
+};
+
+const TCP_SOCKET: Record<()> = Record {
+    name: "TcpSocket",
+    doc: "A connect.",
+    decode: |_| Some(()),
+};

@@ -1,0 +1,18 @@
+//! The JSON Schema of the format, for editors.
+
+use serde_json::{Value, json};
+
+use super::decode::{Definitions, describe};
+use super::gateway::root;
+
+/// JSON Schema, draft 2020-12. Made by running the decoder on nothing and listing the keys that it
+/// asks for: a key that is known is in here, and the other way round.
+pub fn schema() -> Value {
+    let mut definitions = Definitions::new();
+    let doc = "Sluice's configuration. Several files are merged: lists add up, other keys are set once.";
+    let mut schema = describe(doc, root, &mut definitions);
+    schema["$schema"] = json!("https://json-schema.org/draft/2020-12/schema");
+    schema["title"] = json!("sluice.yaml");
+    schema["$defs"] = json!(definitions);
+    schema
+}
