@@ -87,7 +87,7 @@ impl RequestView for View<'_> {
 struct NoDraw;
 
 impl Draw for NoDraw {
-    fn draw(&mut self, _: usize, _: Option<usize>) -> u32 {
+    fn draw(&mut self, _: &TrafficSplit) -> u32 {
         0
     }
 }

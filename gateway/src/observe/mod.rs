@@ -20,7 +20,7 @@ use sluice_model::AccessLogFormat;
 pub use access_log::AccessLog;
 pub use logging::{LogFormat, LoggingError, init_logging};
 pub use metrics::{
-    ActivationResult, Connections, EndpointCondition, EndpointLoad, LoadView, Metrics, OpenConnection,
+    ActivationResult, EndpointCondition, EndpointLoad, LoadView, Metrics,
     ReloadResult, RevisionLoad, RevisionMetrics, ServiceMetrics,
 };
 pub use reason::{GrpcStatus, Reason};

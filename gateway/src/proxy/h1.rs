@@ -35,7 +35,7 @@ struct Turn {
 impl Turn {
     fn of(proxy: &Proxy, stream: &mut GuardedStream) -> Self {
         let serving = proxy.engine.serving.load();
-        let limits = &serving.snapshot.settings().limits;
+        let limits = &serving.snapshot().settings().limits;
         stream.set_limits(limits);
         Self {
             limits: HeadLimits::from(limits),
@@ -48,7 +48,7 @@ impl Turn {
 
 /// Serves one connection to its end.
 pub(super) async fn serve(proxy: &Proxy, connection: Connection, drain: watch::Receiver<Drain>) {
-    let limits = proxy.engine.serving.load().snapshot.settings().limits.clone();
+    let limits = proxy.engine.serving.load().snapshot().settings().limits.clone();
     let mut stream = Box::new(GuardedStream::new(connection, &limits, drain.clone()));
     drop(limits);
     let born = Instant::now();

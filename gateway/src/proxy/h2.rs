@@ -81,7 +81,7 @@ impl HttpServerApp for ConnectionApp {
 /// Serves one connection to its end. GOAWAY goes out when the gateway drains or the connection
 /// gets too old; at the drain's deadline the connection is dropped with what is open on it.
 pub(super) async fn serve(proxy: &Proxy, connection: Connection, mut drain: watch::Receiver<Drain>) {
-    let limits = proxy.engine.serving.load().snapshot.settings().limits.clone();
+    let limits = proxy.engine.serving.load().snapshot().settings().limits.clone();
     let app = Arc::new(ConnectionApp::new(proxy, &limits));
     let stream = Box::new(GuardedStream::new(connection, &limits, drain.clone()));
     let oldest = limits.max_connection_age.map(|age| Instant::now() + age);

@@ -25,7 +25,7 @@ impl RequestCtx {
             deadline: self.timers.deadline(),
             sticky: routed.endpoint_key,
         };
-        let admission = routed.live.throttler.admit(arrival, now);
+        let admission = routed.live.throttler().admit(arrival, now);
         self.take(admission, now, gone).await
     }
 

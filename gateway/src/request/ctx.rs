@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use sluice_model::{
-    EndpointAddr, Limits, RequestView, RevisionSpec, Route, Service, Settings, StickyKey, normalize_host,
+    EndpointAddr, Limits, RequestView, RevisionSpec, Route, Service, Settings, StickyKey, TrafficSplit, normalize_host,
 };
 use tokio::sync::watch;
 
@@ -157,8 +157,8 @@ pub struct RequestCtx {
 struct TableDraw<'s>(&'s Serving);
 
 impl Draw for TableDraw<'_> {
-    fn draw(&mut self, service: usize, route: Option<usize>) -> u32 {
-        self.0.next_draw(service, route)
+    fn draw(&mut self, split: &TrafficSplit) -> u32 {
+        self.0.next_draw(split)
     }
 }
 
@@ -193,7 +193,7 @@ impl RequestCtx {
 
     /// The settings this request sees.
     pub fn settings(&self) -> &Arc<Settings> {
-        self.serving.snapshot.settings()
+        self.serving.snapshot().settings()
     }
 
     /// The limits this request sees.
@@ -236,7 +236,7 @@ impl RequestCtx {
         let client = info.client_ip();
         let serving = Arc::clone(&self.serving);
         let decision = decide(
-            &serving.snapshot,
+            serving.snapshot(),
             info.visibility,
             host,
             incoming.view,
@@ -249,8 +249,8 @@ impl RequestCtx {
         if redirects(&decision.found, info.tls.is_some()) {
             return Err(Refusal::Redirect(redirect_to_https(host, incoming.target)));
         }
-        let live = Arc::clone(&serving.live[decision.target.slot]);
-        let spec = Arc::clone(&serving.snapshot.revisions()[decision.target.slot]);
+        let live = Arc::clone(&serving.live()[decision.target.slot]);
+        let spec = Arc::clone(&serving.snapshot().revisions()[decision.target.slot]);
         let own = incoming
             .view
             .header("grpc-timeout")
@@ -323,7 +323,7 @@ impl RequestCtx {
             reason: self.reason,
             timer: self.timers.fired(),
             detail: self.detail.as_deref(),
-            generation: self.serving.snapshot.generation,
+            generation: self.serving.snapshot().generation,
             service: self.service.as_ref().map(|s| &s.id),
             revision,
             endpoint: self.endpoint.as_ref(),
@@ -338,7 +338,7 @@ impl RequestCtx {
         let service;
         let counted = match (&self.routed, &self.service) {
             (Some(routed), _) => {
-                MeasuredRevision::of(&*routed.live.observer).map_or(Counted::Unrouted, Counted::Revision)
+                MeasuredRevision::of(&**routed.live.observer()).map_or(Counted::Unrouted, Counted::Revision)
             }
             (None, Some(known)) => {
                 service = self.engine.observer.metrics.service(&known.id);

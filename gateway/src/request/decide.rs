@@ -3,10 +3,10 @@
 //! Also what `sluice explain` runs, so that the two cannot disagree.
 
 use std::net::IpAddr;
-use std::sync::Arc;
 
 use sluice_model::{
-    Found, HttpOption, NotFound, RequestView, Snapshot, StickyKey, StickyScope, StickySource, TrafficTarget,
+    Found, HttpOption, NotFound, RequestView, Snapshot, StickyKey, StickyScope, StickySource, TrafficSplit,
+    TrafficTarget,
     Visibility,
 };
 
@@ -17,8 +17,8 @@ pub const TAG_HEADER: &str = "knative-serving-tag";
 
 /// Where a point of a split comes from. Taken only when a split really has to be drawn.
 pub trait Draw {
-    /// The next point for a service's split; `route` is its index, `None` the service's own.
-    fn draw(&mut self, service: usize, route: Option<usize>) -> u32;
+    /// The next point for a split of the Snapshot.
+    fn draw(&mut self, split: &TrafficSplit) -> u32;
 }
 
 /// Why a revision was chosen.
@@ -81,15 +81,7 @@ pub fn decide<'t>(
     } else if let Some(key) = key {
         (found.split.pick_sticky(key), Picked::Sticky)
     } else {
-        let service = snapshot
-            .services()
-            .binary_search_by(|s| s.id.cmp(&found.service.id))
-            .unwrap_or_default();
-        debug_assert!(
-            Arc::ptr_eq(&snapshot.services()[service], found.service),
-            "services are sorted"
-        );
-        let point = draw.draw(service, found.route.map(|(index, _)| index));
+        let point = draw.draw(found.split);
         (found.split.pick(point), Picked::Drawn(point))
     };
     Ok(Decision {

@@ -115,10 +115,11 @@ fn everything_of_the_contract_is_rendered_well_formed() {
     metrics.reloaded(ReloadResult::Rejected);
     metrics.reloaded(ReloadResult::Rejected);
     metrics.log_lines_dropped().increment(5);
-    let connections = metrics.connections(([127, 0, 0, 1], 8080).into());
-    let _open = connections.open(Wire::Http1);
-    drop(connections.open(Wire::Http2));
-    connections.closed("tls_handshake");
+    let connections = metrics.listener(([127, 0, 0, 1], 8080).into());
+    connections.entered(Protocol::Http1);
+    connections.entered(Protocol::Http2);
+    connections.left(Protocol::Http2);
+    connections.closed(CloseReason::TlsFailed);
 
     let load = |name| RevisionLoad {
         service: service(),
@@ -184,7 +185,7 @@ fn everything_of_the_contract_is_rendered_well_formed() {
             0.0,
         ),
         (
-            "sluice_connections_closed_total{listener=\"127.0.0.1:8080\",reason=\"tls_handshake\"}".into(),
+            "sluice_connections_closed_total{listener=\"127.0.0.1:8080\",reason=\"tls_failed\"}".into(),
             1.0,
         ),
         ("sluice_log_lines_dropped_total".into(), 5.0),

@@ -9,13 +9,13 @@
 //! Nothing is global: a [`Metrics`] is a value, and tests have one each.
 
 mod codes;
+mod connections;
 mod latency;
 mod revision;
 mod text;
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::net::SocketAddr;
 use std::sync::{Arc, Weak};
 
 use metrics::{Counter, Gauge, Key, Label, Level, Metadata, Recorder};
@@ -25,13 +25,13 @@ use sluice_model::{EndpointAddr, Generation, RevisionId, ServiceId, StatusSource
 
 pub use revision::{ActivationResult, RevisionMetrics, ServiceMetrics};
 
-use crate::edge::Wire;
 use text::Gauges;
 
 const GENERATION: &str = "sluice_config_generation";
 const RELOADS: &str = "sluice_config_reloads_total";
 const CONNECTIONS: &str = "sluice_connections";
 const CLOSED: &str = "sluice_connections_closed_total";
+const PAUSES: &str = "sluice_accept_pauses_total";
 const DROPPED: &str = "sluice_log_lines_dropped_total";
 
 /// How one load of the configuration ended.
@@ -177,6 +177,7 @@ impl Metrics {
         counter(RELOADS, "Loads of the configuration by how they ended.");
         gauge(CONNECTIONS, "Open client connections.");
         counter(CLOSED, "Client connections that were closed, by why.");
+        counter(PAUSES, "Times that accepting paused because descriptors or memory ran out.");
         counter(
             DROPPED,
             "Lines of access log and log that were lost because nobody took them.",
@@ -237,24 +238,6 @@ impl Metrics {
         self.inner.dropped.clone()
     }
 
-    /// The numbers of one listener, by the address it is bound to.
-    pub fn connections(&self, listener: SocketAddr) -> Connections {
-        let gauge = |protocol: &'static str| {
-            let labels = vec![
-                Label::new("listener", listener.to_string()),
-                Label::from_static_parts("protocol", protocol),
-            ];
-            let key = Key::from_parts(CONNECTIONS, labels);
-            self.inner.recorder.register_gauge(&key, &METADATA)
-        };
-        Connections {
-            http1: gauge("http1"),
-            http2: gauge("http2"),
-            listener: listener.to_string().into(),
-            metrics: self.clone(),
-        }
-    }
-
     /// Everything in Prometheus's text format. Gauges are asked for now; `desired` comes from
     /// `status`. Takes time in proportion to the number of revisions: not for a request's thread.
     pub fn render(&self, loads: &dyn LoadView, status: &dyn StatusSource) -> String {
@@ -292,51 +275,6 @@ impl Live {
         let new = Arc::new(ServiceMetrics::new(service.namespace(), service.name()));
         self.services.insert(service.clone(), Arc::downgrade(&new));
         new
-    }
-}
-
-/// The numbers of one listener.
-#[derive(Debug, Clone)]
-pub struct Connections {
-    http1: Gauge,
-    http2: Gauge,
-    listener: Arc<str>,
-    metrics: Metrics,
-}
-
-impl Connections {
-    /// Counts a connection as open until the guard is dropped.
-    pub fn open(&self, wire: Wire) -> OpenConnection {
-        let gauge = match wire {
-            Wire::Http1 => &self.http1,
-            Wire::Http2 => &self.http2,
-        };
-        gauge.increment(1.0);
-        OpenConnection(gauge.clone())
-    }
-
-    /// Counts why a connection was closed, prepared or not. The reason is one of a fixed list.
-    pub fn closed(&self, reason: &'static str) {
-        let labels = vec![
-            Label::new("listener", Arc::clone(&self.listener)),
-            Label::from_static_parts("reason", reason),
-        ];
-        let key = Key::from_parts(CLOSED, labels);
-        self.metrics
-            .inner
-            .recorder
-            .register_counter(&key, &METADATA)
-            .increment(1);
-    }
-}
-
-/// One open connection.
-#[derive(Debug)]
-pub struct OpenConnection(Gauge);
-
-impl Drop for OpenConnection {
-    fn drop(&mut self) {
-        self.0.decrement(1.0);
     }
 }
 
