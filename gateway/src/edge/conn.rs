@@ -88,7 +88,7 @@ impl CloseWatch {
 /// What is known of a connection for its whole life.
 #[derive(Debug)]
 pub struct ConnectionInfo {
-    /// Index into [`Settings::listeners`](sluice_model::Settings::listeners).
+    /// Index into [`Settings::listeners`](sluice_model::Settings::listeners) as they were when it was accepted.
     pub listener: usize,
     /// What the listener may serve.
     pub visibility: Visibility,

@@ -248,6 +248,7 @@ impl Visit {
             &mut early,
         ));
         let prepared = tokio::select! {
+            biased;
             prepared = timeout_at(deadline, prepared) => prepared,
             _ = drain.wait_for(|phase| *phase == Drain::Closing) => return CloseReason::Drained,
         };

@@ -157,6 +157,26 @@ async fn a_header_and_the_preface_in_any_pieces() {
 }
 
 #[tokio::test]
+async fn a_header_before_tls_alone_or_with_the_hello() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut listener = tls_listener(vec![certificate(dir.path(), "a", &["a.test"]).0]);
+    listener.proxy_protocol = speaking(ProxyProtocolMode::Required, "127.0.0.0/8").proxy_protocol;
+    let mut bench = Bench::start(settings(vec![listener])).await;
+    for together in [false, true] {
+        let mut tcp = bench.connect().await;
+        // Corked, the header leaves with the hello behind it.
+        socket2::SockRef::from(&tcp).set_tcp_cork(together).unwrap();
+        tcp.write_all(HEADER).await.unwrap();
+        let mut client = handshake(&client_config(&["h2"]), tcp, "a.test").await;
+        echo(&mut client, b"GET").await;
+        let (info, wire) = bench.served().await;
+        assert_eq!(wire, Wire::Http2);
+        assert_eq!(info.client, "192.0.2.1:54321".parse().unwrap());
+        assert_eq!(info.tls.as_ref().unwrap().sni.as_deref(), Some("a.test"));
+    }
+}
+
+#[tokio::test]
 async fn who_may_and_must_announce() {
     let mut bench = Bench::start(settings(vec![
         speaking(ProxyProtocolMode::Required, "127.0.0.0/8"),
