@@ -6,7 +6,7 @@ use sluice_model::Load;
 
 use super::bounds::{Circumstances, Standing, bound};
 use super::decide::{DeciderState, Observation, decide};
-use super::reason::{Measured, Reason, ScaleDecision};
+use super::reason::{Reason, ScaleDecision};
 use super::window::TimedBuckets;
 use crate::plan::{AutoscalePolicy, Metric, RevisionPlan};
 
