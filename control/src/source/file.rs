@@ -74,6 +74,11 @@ impl FileSource {
         }
     }
 
+    /// Whether there are changes that nobody tells of.
+    fn polls(&self) -> bool {
+        self.watch.as_ref().is_none_or(Watch::is_blind)
+    }
+
     /// Waits for the end of a burst that has begun.
     async fn settle(&self) {
         let mut burst = Burst::new(Instant::now());
@@ -126,22 +131,15 @@ impl FileSource {
 
 impl Source for FileSource {
     async fn changed(&mut self) -> Change {
-        if self.watch.is_none() {
-            // Time passes even if nobody waits for it in one go: a dropped wait starts anew.
-            let _ = tokio::time::timeout(POLL, async {
-                while !self.inbox.reload_asked() {
-                    self.inbox.changed().await;
-                }
-            })
-            .await;
-            return if self.inbox.reload_asked() {
-                Change::Reload
-            } else {
-                Change::Poll
-            };
-        }
-        while self.inbox.is_empty() {
-            self.inbox.changed().await;
+        let heard = async {
+            while self.inbox.is_empty() {
+                self.inbox.changed().await;
+            }
+        };
+        if !self.polls() {
+            heard.await;
+        } else if tokio::time::timeout(POLL, heard).await.is_err() {
+            return Change::Poll;
         }
         self.settle().await;
         if self.inbox.reload_asked() {
@@ -153,7 +151,7 @@ impl Source for FileSource {
 
     fn refresh(&mut self) -> Result<bool, Vec<SourceError>> {
         let dirty = self.inbox.take();
-        let everything = dirty.everything || dirty.reload || self.watch.is_none();
+        let everything = dirty.everything || dirty.reload || self.polls();
         let looked = match everything {
             false => self.files.refresh(&dirty.files),
             true => None,

@@ -148,6 +148,8 @@ pub(super) struct Watch {
     inbox: Arc<Inbox>,
     /// Watched directories with their inodes: another one under the same name is another directory.
     watched: HashMap<PathBuf, (u64, u64)>,
+    /// Directories that may be passed through but not read, and so not watched.
+    denied: HashSet<PathBuf>,
 }
 
 impl Watch {
@@ -157,7 +159,13 @@ impl Watch {
             watcher: notify::recommended_watcher(move |event| hears.hear(event))?,
             inbox: Arc::clone(inbox),
             watched: HashMap::new(),
+            denied: HashSet::new(),
         })
+    }
+
+    /// Whether some directory cannot be watched: what happens there must be looked for.
+    pub(super) fn is_blind(&self) -> bool {
+        !self.denied.is_empty()
     }
 
     /// Watches exactly what these interests need. Returns whether a watch is new: then something
@@ -184,6 +192,7 @@ impl Watch {
             self.watched.remove(&dir);
         }
         let mut new = false;
+        let mut denied = HashSet::new();
         for dir in wanted {
             if self.watched.contains_key(&dir) {
                 continue;
@@ -195,13 +204,16 @@ impl Watch {
                     new = true;
                 }
                 Err(error) if is_missing(&error) => {}
-                // What is above us need not be readable; what holds our files must be.
                 Err(error) if is_denied(&error) => {
-                    tracing::debug!(dir = %dir.display(), "cannot be watched: {error}");
+                    if !self.denied.contains(&dir) {
+                        tracing::warn!("cannot watch {}: polling it instead", dir.display());
+                    }
+                    denied.insert(dir);
                 }
                 Err(error) => return Err(error),
             }
         }
+        self.denied = denied;
         Ok(new)
     }
 }
