@@ -285,6 +285,35 @@ fn a_changed_policy_keeps_what_was_measured() {
     assert_eq!(decision.desired, 3, "{decision}");
 }
 
+/// Who carries decisions out drops one with a start that fails; the next waiter brings it back.
+#[test]
+fn what_is_not_carried_out_is_said_again_to_those_who_wait() {
+    let plan = plan(60);
+    let mut tracker = Tracker::new(&plan, &Load::default(), Duration::ZERO);
+    let mut unmet = |second, load| {
+        let now = Duration::from_secs(second);
+        tracker.sample(load, now);
+        tracker.tick(&plan, now);
+        tracker.hurry(&plan, now);
+        tracker.unmet().map(ToString::to_string)
+    };
+    let waiting = Load {
+        average_concurrency: 100.0,
+        queued: 100,
+        ..Load::default()
+    };
+    let burst = "0 → 2: panic, 100 in flight / target 70";
+    assert_eq!(unmet(1, waiting).as_deref(), Some(burst));
+    assert_eq!(unmet(2, waiting).as_deref(), Some(burst));
+    let coming = Load {
+        starting: 2,
+        ..waiting
+    };
+    assert_eq!(unmet(3, coming), None);
+    assert_eq!(unmet(4, Load::default()), None);
+    assert_eq!(unmet(5, waiting).as_deref(), Some(burst));
+}
+
 /// Seeds of the storm below; a failing one is printed and replays alone when put here.
 const SEEDS: std::ops::Range<u64> = 0..256;
 
