@@ -53,6 +53,14 @@ impl Snapshot {
         self.revisions.binary_search_by(|r| r.id.cmp(id)).ok()
     }
 
+    /// Whether it says the same as another, whatever their generations.
+    pub fn same_content(&self, other: &Self) -> bool {
+        self.settings == other.settings
+            && self.revisions == other.revisions
+            && self.services == other.services
+            && self.table == other.table
+    }
+
     /// Gateway-wide settings.
     pub fn settings(&self) -> &Arc<Settings> {
         &self.settings

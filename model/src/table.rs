@@ -73,7 +73,7 @@ impl fmt::Display for TableError {
 impl std::error::Error for TableError {}
 
 /// Where a host leads.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 struct HostEntry {
     service: Arc<Service>,
     /// Index of the tagged target, for a tag host.
@@ -107,7 +107,7 @@ pub enum NotFound {
 ///
 /// **Invariant:** [`find`](Self::find) equals a linear scan over all patterns with exact before
 /// wildcard and the longer wildcard before the shorter (a property test).
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct RouteTable {
     exact: HashMap<Host, HostEntry>,
     wildcard: HashMap<Host, HostEntry>,

@@ -1,6 +1,6 @@
 //! Knative's pod autoscaler: load in, [`ScaleDecision`] out.
 //!
-//! Pure where it decides: [`window`] averages, [`decide`] asks for a number, [`bounds`] says how
+//! Pure where it decides: [`window`] averages, [`decide()`] asks for a number, [`bounds`] says how
 //! much of it is allowed and when zero is zero, `track` strings them together for one revision.
 //! [`run`] is the thin shell that samples the data plane and calls whoever carries decisions out.
 //!

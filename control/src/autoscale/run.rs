@@ -26,7 +26,9 @@ const SLICE: usize = 256;
 /// Who carries decisions out.
 pub trait Desired: Send + Sync {
     /// From now on the revision should have `desired` instances; `reason` is the decision in one
-    /// line. Called when the number changes, and when a panic begins or ends. Must not block.
+    /// line. Called when the number changes, when a panic begins or ends, and once a second while
+    /// requests are there and fewer instances than asked for: the same again is no news. Must not
+    /// block.
     fn set_desired(&self, revision: &RevisionId, desired: u32, reason: String);
 }
 
@@ -192,6 +194,12 @@ impl AutoscaleLoop {
                 watched.tracker.sample(load, now);
                 let decision = watched.tracker.tick(&watched.plan, now);
                 let watched = &self.watched[at];
+                if decision.is_none()
+                    && let Some(unmet) = watched.tracker.unmet()
+                {
+                    self.desired
+                        .set_desired(&watched.id, unmet.desired, unmet.to_string());
+                }
                 self.tell(&watched.id, decision);
                 self.hurry(at, now);
             }

@@ -6,7 +6,7 @@ use sluice_model::Load;
 
 use super::bounds::{Circumstances, Standing, bound};
 use super::decide::{DeciderState, Observation, decide};
-use super::reason::{Measured, Reason, ScaleDecision};
+use super::reason::{Reason, ScaleDecision};
 use super::window::TimedBuckets;
 use crate::plan::{AutoscalePolicy, Metric, RevisionPlan};
 
@@ -25,6 +25,8 @@ pub(crate) struct Tracker {
     used_at: Option<Duration>,
     asked: u32,
     panicking: bool,
+    /// What was decided last that changed something.
+    told: Option<ScaleDecision>,
 }
 
 /// What came in since the last whole second that was recorded.
@@ -63,6 +65,7 @@ impl Tracker {
             used_at: (found > 0 || used(load)).then_some(now),
             asked: found,
             panicking: found > 1,
+            told: None,
         }
     }
 
@@ -88,6 +91,15 @@ impl Tracker {
     pub(crate) fn tick(&mut self, plan: &RevisionPlan, now: Duration) -> Option<ScaleDecision> {
         self.record(&plan.policy, now);
         self.reconsider(plan, now)
+    }
+
+    /// The last decision again, while somebody is there and it is not carried out: whoever does
+    /// may have dropped it with a start that failed. Without anybody there it stays dropped, or a
+    /// broken command would be started for ever.
+    pub(crate) fn unmet(&self) -> Option<&ScaleDecision> {
+        let there = self.latest.ready.saturating_add(self.latest.starting);
+        let wanted = self.latest.in_flight > 0 || self.latest.queued > 0;
+        self.told.as_ref().filter(|_| wanted && there < self.asked)
     }
 
     /// Decides on what is recorded; after a change of plan, for which no second need be over.
@@ -238,6 +250,9 @@ impl Tracker {
         let changes = decision.desired != self.asked || decision.panic != self.panicking;
         self.asked = decision.desired;
         self.panicking = decision.panic;
+        if changes {
+            self.told = Some(decision.clone());
+        }
         changes.then_some(decision)
     }
 }

@@ -1,0 +1,319 @@
+//! From "a file may have changed" to a published Snapshot, or to a clear no.
+//!
+//! refresh → load → equal? stop → prepare → publish → apply. Whatever goes wrong before publish
+//! leaves the last good Generation serving, and everything that is wrong is said at once.
+
+mod fixed;
+
+use std::fmt;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::sync::Arc;
+use std::time::Instant;
+
+use sluice_model::{Generation, Settings, Snapshot, SnapshotPublisher, SnapshotReader};
+
+use crate::plan::Plan;
+use crate::source::{Change, Source, SourceError, SourceFile};
+
+pub use fixed::fixed_changes;
+
+/// What files were compiled into.
+#[derive(Debug)]
+pub struct Compiled {
+    /// For the data plane.
+    pub snapshot: Snapshot,
+    /// For the control plane.
+    pub plan: Plan,
+    /// What is odd but not wrong, each in one line.
+    pub warnings: Vec<String>,
+}
+
+/// What became of a look at the files.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ReloadOutcome {
+    /// Published as this Generation.
+    Applied(Generation),
+    /// The files say what they said.
+    Unchanged,
+    /// This many mistakes; the last good Generation goes on.
+    Rejected(usize),
+}
+
+/// Everybody whom a new Snapshot concerns. Called from one blocking thread at a time.
+pub trait Parties: Send + 'static {
+    /// Makes ready for requests that will read `next`: every revision in it gets its live state.
+    /// Called before it is published; its Generation is not stamped yet.
+    ///
+    /// # Errors
+    /// What cannot be had (a certificate that cannot be read), each in one line. Nothing changes
+    /// then, and whoever refuses has undone what it did.
+    fn prepare(&mut self, next: &Snapshot) -> Result<(), Vec<String>>;
+
+    /// Requests read it from now on.
+    fn published(&mut self, _snapshot: &Arc<Snapshot>) {}
+
+    /// Scales by this plan from now on; called after the publication of what it belongs to.
+    fn apply(&mut self, plan: &Arc<Plan>);
+
+    /// An operator asked for a reload and the files say what they said: what they only name
+    /// (certificates) may still be read anew.
+    fn reload_asked(&mut self) {}
+
+    /// What was set differently but stays as it was bound at start; see [`fixed_changes`].
+    fn fixed_changes(&self, bound: &Settings, next: &Settings) -> Vec<String> {
+        fixed_changes(bound, next)
+    }
+
+    /// For metrics.
+    fn outcome(&mut self, _outcome: ReloadOutcome) {}
+}
+
+/// Why there is no first Snapshot. `M` is a mistake with its place, as the loader reports it.
+#[derive(Debug)]
+pub enum LoadError<M> {
+    /// Files cannot be read.
+    Source(Vec<SourceError>),
+    /// They say something wrong.
+    Mistakes(Vec<M>),
+}
+
+impl<M: fmt::Display> fmt::Display for LoadError<M> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Source(errors) => f.write_str(&lines(errors)),
+            Self::Mistakes(mistakes) => f.write_str(&lines(mistakes)),
+        }
+    }
+}
+
+impl<M: fmt::Debug + fmt::Display> std::error::Error for LoadError<M> {}
+
+fn lines<T: fmt::Display>(all: &[T]) -> String {
+    let shown: Vec<_> = all.iter().map(T::to_string).collect();
+    shown.join("\n")
+}
+
+/// The first load, not yet in anybody's hands.
+pub struct Loaded<S, L> {
+    source: S,
+    load: L,
+    publisher: SnapshotPublisher,
+    reader: SnapshotReader,
+    plan: Arc<Plan>,
+}
+
+impl<S, L> Loaded<S, L> {
+    /// Reads and compiles for the first time. Blocks; meant for start, before anything serves.
+    ///
+    /// # Errors
+    /// [`LoadError`]: there is nothing to start with.
+    pub fn first<M>(mut source: S, mut load: L) -> Result<Self, LoadError<M>>
+    where
+        S: Source,
+        L: FnMut(&[SourceFile]) -> Result<Compiled, Vec<M>> + Send + 'static,
+    {
+        source.refresh().map_err(LoadError::Source)?;
+        let compiled = load(source.files()).map_err(LoadError::Mistakes)?;
+        warn_all(&compiled.warnings);
+        let (publisher, reader) = SnapshotPublisher::new(compiled.snapshot);
+        Ok(Self {
+            source,
+            load,
+            publisher,
+            reader,
+            plan: Arc::new(compiled.plan),
+        })
+    }
+
+    /// Where requests will read the current Snapshot; now it is the first.
+    pub fn reader(&self) -> &SnapshotReader {
+        &self.reader
+    }
+
+    /// How the first Snapshot is scaled.
+    pub fn plan(&self) -> &Arc<Plan> {
+        &self.plan
+    }
+
+    /// Hands the first Snapshot to everybody, in the order that every later one takes.
+    ///
+    /// # Errors
+    /// What [`Parties::prepare`] refuses.
+    pub fn attach<P: Parties>(self, mut parties: P) -> Result<Reconciler<S, L, P>, Vec<String>> {
+        let first = self.reader.load();
+        parties.prepare(&first)?;
+        parties.published(&first);
+        parties.apply(&self.plan);
+        parties.outcome(ReloadOutcome::Applied(first.generation));
+        Ok(Reconciler {
+            source: self.source,
+            load: self.load,
+            parties,
+            publisher: self.publisher,
+            bound: Arc::clone(first.settings()),
+            current: first,
+            plan: self.plan,
+            unreadable: None,
+            not_applied: Vec::new(),
+        })
+    }
+}
+
+/// Keeps what is served equal to what the files say.
+pub struct Reconciler<S, L, P> {
+    source: S,
+    load: L,
+    parties: P,
+    publisher: SnapshotPublisher,
+    current: Arc<Snapshot>,
+    plan: Arc<Plan>,
+    /// What sockets were bound by.
+    bound: Arc<Settings>,
+    /// What the source said when it failed last, until it is well again: said once, not at every
+    /// event.
+    unreadable: Option<String>,
+    /// Changes that wait for a restart, as last said.
+    not_applied: Vec<String>,
+}
+
+impl<S, L, P, M> Reconciler<S, L, P>
+where
+    S: Source,
+    L: FnMut(&[SourceFile]) -> Result<Compiled, Vec<M>> + Send + 'static,
+    P: Parties,
+    M: fmt::Display,
+{
+    /// Follows the source for as long as it is polled. Reading, compiling and preparing happen on
+    /// a blocking thread, never on a worker that serves requests. Dropped in the middle of a
+    /// reload, that reload still ends, published or not.
+    pub async fn run(mut self) {
+        loop {
+            let change = self.source.changed().await;
+            let step = tokio::task::spawn_blocking(move || {
+                self.step(change);
+                self
+            });
+            self = match step.await {
+                Ok(back) => back,
+                Err(error) if error.is_panic() => resume_unwind(error.into_panic()),
+                // The runtime is going away.
+                Err(_) => return,
+            };
+        }
+    }
+
+    /// One look at the source. `None`: it was time for a look, and there is nothing to tell.
+    fn step(&mut self, change: Change) -> Option<ReloadOutcome> {
+        let outcome = match self.source.refresh() {
+            Err(errors) => self.cannot_read(&errors, change)?,
+            Ok(differs) => {
+                let recovered = self.unreadable.take().is_some();
+                if recovered {
+                    tracing::info!("config files can be read again");
+                }
+                match (differs, change) {
+                    (false, Change::Poll) if !recovered => return None,
+                    (false, Change::Poll | Change::Event) => ReloadOutcome::Unchanged,
+                    // Asked for, it is done, equal text or not: what is wrong is said again.
+                    (true, _) | (false, Change::Reload) => self.reload(change),
+                }
+            }
+        };
+        self.parties.outcome(outcome);
+        Some(outcome)
+    }
+
+    fn cannot_read(&mut self, errors: &[SourceError], change: Change) -> Option<ReloadOutcome> {
+        let text = lines(errors);
+        let known = self.unreadable.as_ref() == Some(&text);
+        if known && change == Change::Poll {
+            return None;
+        }
+        if !known || change == Change::Reload {
+            self.reject(errors);
+        }
+        self.unreadable = Some(text);
+        Some(ReloadOutcome::Rejected(errors.len()))
+    }
+
+    fn reload(&mut self, change: Change) -> ReloadOutcome {
+        let start = Instant::now();
+        let files = self.source.files();
+        // A bug in a parser costs this content, not all that come after it.
+        let compiled = match catch_unwind(AssertUnwindSafe(|| (self.load)(files))) {
+            Ok(Ok(compiled)) => compiled,
+            Ok(Err(mistakes)) => return self.reject(&mistakes),
+            Err(_) => return self.reject(&["internal error: loading this config panicked"]),
+        };
+        warn_all(&compiled.warnings);
+        if compiled.snapshot.same_content(&self.current) && compiled.plan == *self.plan {
+            if change == Change::Reload {
+                self.parties.reload_asked();
+            }
+            tracing::info!(generation = %self.current.generation, "config unchanged");
+            return ReloadOutcome::Unchanged;
+        }
+        if let Err(refused) = self.parties.prepare(&compiled.snapshot) {
+            return self.reject(&refused);
+        }
+        self.current = self.publisher.publish(compiled.snapshot);
+        self.parties.published(&self.current);
+        self.plan = Arc::new(compiled.plan);
+        self.parties.apply(&self.plan);
+        let generation = self.current.generation;
+        tracing::info!(
+            %generation,
+            services = self.current.services().len(),
+            revisions = self.current.revisions().len(),
+            took = ?start.elapsed(),
+            "config applied"
+        );
+        self.say_what_is_fixed();
+        ReloadOutcome::Applied(generation)
+    }
+
+    fn say_what_is_fixed(&mut self) {
+        let next = self.current.settings();
+        let fixed = self.parties.fixed_changes(&self.bound, next);
+        if fixed != self.not_applied {
+            warn_all(&fixed);
+            self.not_applied = fixed;
+        }
+    }
+
+    fn reject<E: fmt::Display>(&self, mistakes: &[E]) -> ReloadOutcome {
+        for mistake in mistakes {
+            tracing::error!("{mistake}");
+        }
+        let generation = self.current.generation;
+        let count = mistakes.len();
+        tracing::error!(%generation, "config rejected ({count} to fix): the last good one goes on");
+        ReloadOutcome::Rejected(count)
+    }
+}
+
+// By hand: loaders are closures, which say nothing of themselves.
+impl<S, L> fmt::Debug for Loaded<S, L> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Loaded")
+            .field("plan", &self.plan)
+            .finish_non_exhaustive()
+    }
+}
+
+impl<S, L, P> fmt::Debug for Reconciler<S, L, P> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Reconciler")
+            .field("generation", &self.current.generation)
+            .finish_non_exhaustive()
+    }
+}
+
+fn warn_all(warnings: &[String]) {
+    for warning in warnings {
+        tracing::warn!("{warning}");
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,357 @@
+//! Over a source in memory. The text of a file is the domain; "bad …" is a mistake.
+
+use std::collections::BTreeMap;
+use std::sync::Weak;
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use sluice_model::{
+    AccessLogFormat, DrainSettings, Limits, ListenerSettings, QueueTotals, SnapshotBuilder, Visibility,
+};
+use tokio::sync::mpsc;
+
+use super::*;
+use crate::plan::ProcessLimits;
+
+pub(super) fn settings(domain: &str) -> Settings {
+    let second = Duration::from_secs(1);
+    Settings {
+        domain: domain.to_owned(),
+        listeners: vec![ListenerSettings {
+            address: "127.0.0.1:8080".parse().unwrap(),
+            visibility: Visibility::External,
+            tls: None,
+            proxy_protocol: None,
+        }],
+        trusted_proxies: Vec::new(),
+        tag_header: false,
+        access_log: AccessLogFormat::Off,
+        error_detail: false,
+        limits: Limits {
+            header_timeout: second,
+            idle_timeout: second,
+            max_header_bytes: 65_536,
+            max_headers: 128,
+            max_uri_bytes: 16_384,
+            max_body_bytes: None,
+            body_read_timeout: second,
+            write_timeout: second,
+            max_connections: None,
+            max_connections_per_client: None,
+            max_connection_age: None,
+            max_concurrent_streams: 100,
+            upstream_idle_timeout: second,
+            connect_timeout: second,
+        },
+        queue: QueueTotals { depth: 1, bytes: 1 },
+        drain: DrainSettings {
+            delay: second,
+            timeout: second,
+        },
+        health: None,
+        admin: "127.0.0.1:9900".parse().unwrap(),
+        dns_refresh: second,
+    }
+}
+
+fn load(files: &[SourceFile]) -> Result<Compiled, Vec<String>> {
+    let text = files[0].text.trim();
+    assert_ne!(text, "panic", "as asked");
+    if let Some(mistakes) = text.strip_prefix("bad ") {
+        return Err(mistakes.split(' ').map(str::to_owned).collect());
+    }
+    let (domain, max) = text.split_once(' ').unwrap_or((text, "64"));
+    Ok(Compiled {
+        snapshot: SnapshotBuilder::new(settings(domain), Vec::new())
+            .unwrap()
+            .build(),
+        plan: Plan {
+            revisions: BTreeMap::new(),
+            processes: ProcessLimits {
+                max: max.parse().unwrap(),
+                ports: 20_000..=29_999,
+            },
+        },
+        warnings: Vec::new(),
+    })
+}
+
+type Load = fn(&[SourceFile]) -> Result<Compiled, Vec<String>>;
+
+/// What is on "disk", and what was last read of it.
+struct Memory {
+    disk: Arc<Mutex<Result<String, SourceError>>>,
+    files: Vec<SourceFile>,
+    changes: mpsc::UnboundedReceiver<Change>,
+}
+
+impl Source for Memory {
+    async fn changed(&mut self) -> Change {
+        match self.changes.recv().await {
+            Some(change) => change,
+            None => std::future::pending().await,
+        }
+    }
+
+    fn refresh(&mut self) -> Result<bool, Vec<SourceError>> {
+        let text = self.disk.lock().clone().map_err(|error| vec![error])?;
+        let file = SourceFile {
+            path: "sluice.yaml".into(),
+            text,
+        };
+        let differs = self.files.first() != Some(&file);
+        self.files = vec![file];
+        Ok(differs)
+    }
+
+    fn files(&self) -> &[SourceFile] {
+        &self.files
+    }
+}
+
+/// What happened, in order.
+#[derive(Clone, Default)]
+struct Seen {
+    log: Arc<Mutex<Vec<String>>>,
+    refuse: Arc<Mutex<Option<String>>>,
+}
+
+impl Parties for Seen {
+    fn prepare(&mut self, next: &Snapshot) -> Result<(), Vec<String>> {
+        if let Some(refusal) = self.refuse.lock().clone() {
+            return Err(vec![refusal]);
+        }
+        self.say(format!("prepare {}", next.settings().domain));
+        Ok(())
+    }
+
+    fn published(&mut self, snapshot: &Arc<Snapshot>) {
+        self.say(format!("published {}", snapshot.generation));
+    }
+
+    fn apply(&mut self, plan: &Arc<Plan>) {
+        self.say(format!("apply {}", plan.processes.max));
+    }
+
+    fn reload_asked(&mut self) {
+        self.say("reload asked".to_owned());
+    }
+
+    fn outcome(&mut self, outcome: ReloadOutcome) {
+        self.say(format!("{outcome:?}"));
+    }
+}
+
+impl Seen {
+    fn say(&self, what: String) {
+        self.log.lock().push(what);
+    }
+
+    fn take(&self) -> Vec<String> {
+        std::mem::take(&mut *self.log.lock())
+    }
+}
+
+struct Fixture {
+    reconciler: Reconciler<Memory, Load, Seen>,
+    disk: Arc<Mutex<Result<String, SourceError>>>,
+    changes: mpsc::UnboundedSender<Change>,
+    reader: SnapshotReader,
+    seen: Seen,
+}
+
+fn memory(text: &str) -> (Memory, mpsc::UnboundedSender<Change>) {
+    let (sender, changes) = mpsc::unbounded_channel();
+    let disk = Arc::new(Mutex::new(Ok(text.to_owned())));
+    let files = Vec::new();
+    (Memory { disk, files, changes }, sender)
+}
+
+fn start(text: &str) -> Fixture {
+    let (source, changes) = memory(text);
+    let disk = Arc::clone(&source.disk);
+    let loaded = Loaded::first(source, load as Load).unwrap();
+    let reader = loaded.reader().clone();
+    let seen = Seen::default();
+    let reconciler = loaded.attach(seen.clone()).unwrap();
+    Fixture {
+        reconciler,
+        disk,
+        changes,
+        reader,
+        seen,
+    }
+}
+
+impl Fixture {
+    fn write(&mut self, text: &str) -> Option<ReloadOutcome> {
+        *self.disk.lock() = Ok(text.to_owned());
+        self.reconciler.step(Change::Event)
+    }
+
+    fn domain(&self) -> String {
+        self.reader.load().settings().domain.clone()
+    }
+}
+
+#[test]
+fn first_comes_first() {
+    let fixture = start("one");
+    assert_eq!(
+        fixture.seen.take(),
+        ["prepare one", "published 1", "apply 64", "Applied(Generation(1))"]
+    );
+    assert_eq!(fixture.domain(), "one");
+}
+
+#[test]
+fn without_a_first_there_is_no_start() {
+    let (source, _changes) = memory("bad apple pear");
+    match Loaded::first(source, load as Load) {
+        Err(LoadError::Mistakes(mistakes)) => assert_eq!(mistakes, ["apple", "pear"]),
+        other => panic!("{other:?}"),
+    }
+    let (source, _changes) = memory("");
+    let missing = SourceError::Missing("sluice.yaml".into());
+    *source.disk.lock() = Err(missing.clone());
+    match Loaded::first(source, load as Load) {
+        Err(LoadError::Source(errors)) => assert_eq!(errors, [missing]),
+        other => panic!("{other:?}"),
+    }
+    let (source, _changes) = memory("one");
+    let seen = Seen::default();
+    *seen.refuse.lock() = Some("a.crt: no such file".to_owned());
+    let refused = Loaded::first(source, load as Load)
+        .unwrap()
+        .attach(seen)
+        .unwrap_err();
+    assert_eq!(refused, ["a.crt: no such file"]);
+}
+
+#[test]
+fn a_change_is_prepared_published_applied() {
+    let mut fixture = start("one");
+    fixture.seen.take();
+    assert_eq!(fixture.write("two"), Some(ReloadOutcome::Applied(Generation(2))));
+    assert_eq!(
+        fixture.seen.take(),
+        ["prepare two", "published 2", "apply 64", "Applied(Generation(2))"]
+    );
+    // Only the plan differs: a change all the same.
+    assert_eq!(
+        fixture.write("two 7"),
+        Some(ReloadOutcome::Applied(Generation(3)))
+    );
+    assert_eq!(fixture.seen.take()[2], "apply 7");
+}
+
+#[test]
+fn equal_content_publishes_nothing() {
+    let mut fixture = start("one");
+    let first = fixture.reader.load();
+    fixture.seen.take();
+    // Equal text; equal once compiled; a look without cause.
+    assert_eq!(fixture.write("one"), Some(ReloadOutcome::Unchanged));
+    assert_eq!(fixture.write("  one\n"), Some(ReloadOutcome::Unchanged));
+    assert_eq!(fixture.reconciler.step(Change::Poll), None);
+    assert_eq!(fixture.seen.take(), ["Unchanged", "Unchanged"]);
+    assert_eq!(
+        fixture.reconciler.step(Change::Reload),
+        Some(ReloadOutcome::Unchanged)
+    );
+    assert_eq!(fixture.seen.take(), ["reload asked", "Unchanged"]);
+    assert!(Arc::ptr_eq(&first, &fixture.reader.load()));
+}
+
+#[test]
+fn bad_input_keeps_the_last_good() {
+    let mut fixture = start("one");
+    let first = fixture.reader.load();
+    fixture.seen.take();
+    assert_eq!(fixture.write("bad apple pear"), Some(ReloadOutcome::Rejected(2)));
+    // The same again is no news; asked for, it is looked into again.
+    assert_eq!(
+        fixture.reconciler.step(Change::Event),
+        Some(ReloadOutcome::Unchanged)
+    );
+    assert_eq!(
+        fixture.reconciler.step(Change::Reload),
+        Some(ReloadOutcome::Rejected(2))
+    );
+    assert_eq!(fixture.write("panic"), Some(ReloadOutcome::Rejected(1)));
+    assert!(Arc::ptr_eq(&first, &fixture.reader.load()));
+    assert!(fixture.seen.take().iter().all(|s| !s.starts_with("prepare")));
+
+    assert_eq!(fixture.write("one"), Some(ReloadOutcome::Unchanged));
+    assert_eq!(fixture.write("two"), Some(ReloadOutcome::Applied(Generation(2))));
+}
+
+#[test]
+fn what_cannot_be_prepared_is_not_published() {
+    let mut fixture = start("one");
+    *fixture.seen.refuse.lock() = Some("a.crt: no such file".to_owned());
+    assert_eq!(fixture.write("two"), Some(ReloadOutcome::Rejected(1)));
+    assert_eq!(fixture.domain(), "one");
+    *fixture.seen.refuse.lock() = None;
+    assert_eq!(
+        fixture.reconciler.step(Change::Reload),
+        Some(ReloadOutcome::Applied(Generation(2)))
+    );
+}
+
+#[test]
+fn a_file_that_is_gone_keeps_the_last_good() {
+    let mut fixture = start("one");
+    *fixture.disk.lock() = Err(SourceError::Missing("sluice.yaml".into()));
+    let rejected = Some(ReloadOutcome::Rejected(1));
+    assert_eq!(fixture.reconciler.step(Change::Poll), rejected);
+    assert_eq!(fixture.reconciler.step(Change::Poll), None);
+    assert_eq!(fixture.reconciler.step(Change::Event), rejected);
+    assert_eq!(fixture.domain(), "one");
+    assert_eq!(fixture.write("one"), Some(ReloadOutcome::Unchanged));
+}
+
+#[test]
+fn at_most_two_snapshots_live() {
+    let mut fixture = start("domain-0");
+    let mut published: Vec<Weak<Snapshot>> = vec![Arc::downgrade(&fixture.reader.load())];
+    for n in 1..50 {
+        // A request under way keeps the one it read.
+        let held = fixture.reader.load();
+        fixture.write(&format!("domain-{n}")).unwrap();
+        published.push(Arc::downgrade(&fixture.reader.load()));
+        let alive = published.iter().filter(|s| s.strong_count() > 0).count();
+        assert_eq!(alive, 2);
+        drop(held);
+        let alive = published.iter().filter(|s| s.strong_count() > 0).count();
+        assert_eq!(alive, 1);
+    }
+}
+
+#[tokio::test]
+async fn it_follows_its_source() {
+    let Fixture {
+        reconciler,
+        disk,
+        changes,
+        reader,
+        seen: _seen,
+    } = start("one");
+    let running = tokio::spawn(reconciler.run());
+    for text in ["two", "bad apple", "three"] {
+        *disk.lock() = Ok(text.to_owned());
+        changes.send(Change::Event).unwrap();
+        if text.starts_with("bad") {
+            continue;
+        }
+        let seen = async {
+            while reader.load().settings().domain != text {
+                tokio::task::yield_now().await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(10), seen)
+            .await
+            .expect("it is served");
+    }
+    running.abort();
+}

@@ -1,0 +1,330 @@
+//! Every way to change a file, on a real file system.
+
+use std::fs;
+use std::os::unix::fs::symlink;
+use std::path::Path;
+
+use super::*;
+
+const DEADLINE: Duration = Duration::from_secs(10);
+
+struct Watched {
+    dir: tempfile::TempDir,
+    source: FileSource,
+}
+
+impl Watched {
+    /// A directory with `a.yaml` that says "one"; `roots` are relative to it.
+    fn new(roots: &[&str]) -> Self {
+        Self::prepared(roots, |dir| fs::write(dir.join("a.yaml"), "one").unwrap())
+    }
+
+    fn prepared(roots: &[&str], prepare: impl FnOnce(&Path)) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        prepare(dir.path());
+        let roots: Vec<_> = roots.iter().map(|root| dir.path().join(root)).collect();
+        let mut source = FileSource::new(&roots);
+        assert!(source.watch.is_some(), "this system has inotify");
+        assert_eq!(source.refresh(), Ok(true));
+        Self { dir, source }
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    fn write(&self, name: &str, text: &str) {
+        fs::write(self.path(name), text).unwrap();
+    }
+
+    fn texts(&self) -> Vec<&str> {
+        self.source.files().iter().map(|f| f.text.as_str()).collect()
+    }
+
+    /// Looks again as often as told to, until the texts are these.
+    #[track_caller]
+    fn becomes(&mut self, texts: &[&str]) -> impl Future<Output = ()> {
+        let caller = std::panic::Location::caller();
+        async move {
+            let seen = tokio::time::timeout(DEADLINE, async {
+                while self.texts() != texts {
+                    self.source.changed().await;
+                    let _ = self.source.refresh();
+                }
+            });
+            if seen.await.is_err() {
+                panic!("{caller}: still {:?}, not {texts:?}", self.texts());
+            }
+        }
+    }
+
+    async fn fails(&mut self) -> Vec<SourceError> {
+        let failed = async {
+            loop {
+                self.source.changed().await;
+                if let Err(errors) = self.source.refresh() {
+                    return errors;
+                }
+            }
+        };
+        tokio::time::timeout(DEADLINE, failed).await.expect("an error")
+    }
+}
+
+#[tokio::test]
+async fn written_in_place() {
+    let mut watched = Watched::new(&["a.yaml"]);
+    watched.write("a.yaml", "two");
+    watched.becomes(&["two"]).await;
+    watched.write("a.yaml", "three");
+    watched.becomes(&["three"]).await;
+}
+
+#[tokio::test]
+async fn saved_by_rename_again_and_again() {
+    let mut watched = Watched::new(&["a.yaml"]);
+    for text in ["two", "three", "four"] {
+        watched.write(".a.yaml.swp", text);
+        fs::rename(watched.path(".a.yaml.swp"), watched.path("a.yaml")).unwrap();
+        watched.becomes(&[text]).await;
+    }
+}
+
+/// As vim does with `backupcopy=no`: the name is free for a moment.
+#[tokio::test]
+async fn saved_by_moving_the_old_one_away() {
+    let mut watched = Watched::new(&["a.yaml"]);
+    fs::rename(watched.path("a.yaml"), watched.path("a.yaml~")).unwrap();
+    watched.write("a.yaml", "two");
+    watched.becomes(&["two"]).await;
+}
+
+#[tokio::test]
+async fn deleted_and_created_again() {
+    let mut watched = Watched::new(&["a.yaml"]);
+    fs::remove_file(watched.path("a.yaml")).unwrap();
+    let missing = SourceError::Missing(watched.path("a.yaml"));
+    assert_eq!(watched.fails().await, [missing]);
+    assert_eq!(watched.texts(), ["one"]);
+    watched.write("a.yaml", "two");
+    watched.becomes(&["two"]).await;
+}
+
+#[tokio::test]
+async fn added_to_and_removed_from_a_directory() {
+    let mut watched = Watched::new(&["."]);
+    watched.write("b.yaml", "b");
+    watched.becomes(&["one", "b"]).await;
+    fs::remove_file(watched.path("a.yaml")).unwrap();
+    watched.becomes(&["b"]).await;
+    fs::rename(watched.path("b.yaml"), watched.path("c.yaml")).unwrap();
+    watched.becomes(&["b"]).await;
+    fs::remove_file(watched.path("c.yaml")).unwrap();
+    assert_eq!(watched.fails().await, [SourceError::NoFiles(watched.path("."))]);
+    watched.write("d.json", "d");
+    watched.becomes(&["d"]).await;
+}
+
+fn config_map(dir: &Path, version: &str, text: &str) {
+    fs::create_dir(dir.join(version)).unwrap();
+    fs::write(dir.join(version).join("a.yaml"), text).unwrap();
+    symlink(version, dir.join("..data_tmp")).unwrap();
+    fs::rename(dir.join("..data_tmp"), dir.join("..data")).unwrap();
+}
+
+/// As the kubelet does it; with the directory and with a file of it as the root.
+#[tokio::test]
+async fn swapped_as_a_config_map() {
+    for root in [".", "a.yaml"] {
+        let mut watched = Watched::prepared(&[root], |dir| {
+            config_map(dir, "..1", "one");
+            symlink("..data/a.yaml", dir.join("a.yaml")).unwrap();
+        });
+        for (version, old, text) in [("..2", "..1", "two"), ("..3", "..2", "three")] {
+            config_map(watched.dir.path(), version, text);
+            fs::remove_dir_all(watched.path(old)).unwrap();
+            watched.becomes(&[text]).await;
+        }
+    }
+}
+
+#[tokio::test]
+async fn behind_a_link_to_elsewhere() {
+    let mut watched = Watched::prepared(&["conf"], |dir| {
+        fs::create_dir(dir.join("conf")).unwrap();
+        fs::create_dir(dir.join("elsewhere")).unwrap();
+        fs::write(dir.join("elsewhere/real.yaml"), "one").unwrap();
+        symlink("../elsewhere/real.yaml", dir.join("conf/a.yaml")).unwrap();
+    });
+    watched.write("elsewhere/real.yaml", "two");
+    watched.becomes(&["two"]).await;
+    // A link that is new.
+    watched.write("elsewhere/other.yaml", "b");
+    symlink("../elsewhere/other.yaml", watched.path("conf/b.yaml")).unwrap();
+    watched.becomes(&["two", "b"]).await;
+    watched.write("elsewhere/other.yaml", "bb");
+    watched.becomes(&["two", "bb"]).await;
+}
+
+#[tokio::test]
+async fn the_directory_replaced() {
+    for root in ["conf", "conf/a.yaml"] {
+        let mut watched = Watched::prepared(&[root], |dir| {
+            fs::create_dir(dir.join("conf")).unwrap();
+            fs::write(dir.join("conf/a.yaml"), "one").unwrap();
+        });
+        fs::create_dir(watched.path("next")).unwrap();
+        watched.write("next/a.yaml", "two");
+        fs::rename(watched.path("conf"), watched.path("old")).unwrap();
+        fs::rename(watched.path("next"), watched.path("conf")).unwrap();
+        watched.becomes(&["two"]).await;
+        watched.write("conf/a.yaml", "three");
+        watched.becomes(&["three"]).await;
+        // Deleted and made anew: maybe with the same inode.
+        fs::remove_dir_all(watched.path("conf")).unwrap();
+        fs::create_dir(watched.path("conf")).unwrap();
+        watched.write("conf/a.yaml", "four");
+        watched.becomes(&["four"]).await;
+        watched.write("conf/a.yaml", "five");
+        watched.becomes(&["five"]).await;
+    }
+}
+
+#[tokio::test]
+async fn a_release_link_swapped_above() {
+    let mut watched = Watched::prepared(&["current/conf/a.yaml"], |dir| {
+        for (release, text) in [("1", "one"), ("2", "two")] {
+            fs::create_dir_all(dir.join(release).join("conf")).unwrap();
+            fs::write(dir.join(release).join("conf/a.yaml"), text).unwrap();
+        }
+        symlink("1", dir.join("current")).unwrap();
+    });
+    symlink("2", watched.path("tmp")).unwrap();
+    fs::rename(watched.path("tmp"), watched.path("current")).unwrap();
+    watched.becomes(&["two"]).await;
+    watched.write("2/conf/a.yaml", "three");
+    watched.becomes(&["three"]).await;
+}
+
+#[tokio::test]
+async fn the_whole_way_gone_and_back() {
+    let mut watched = Watched::prepared(&["x/y/a.yaml"], |dir| {
+        fs::create_dir_all(dir.join("x/y")).unwrap();
+        fs::write(dir.join("x/y/a.yaml"), "one").unwrap();
+    });
+    fs::remove_dir_all(watched.path("x")).unwrap();
+    watched.fails().await;
+    fs::create_dir_all(watched.path("x/y")).unwrap();
+    watched.write("x/y/a.yaml", "two");
+    watched.becomes(&["two"]).await;
+}
+
+#[tokio::test]
+async fn equal_content_is_no_change() {
+    let mut watched = Watched::new(&["a.yaml"]);
+    watched.write("a.yaml", "one");
+    let change = tokio::time::timeout(DEADLINE, watched.source.changed()).await;
+    assert_eq!(change, Ok(Change::Event));
+    assert_eq!(watched.source.refresh(), Ok(false));
+}
+
+#[tokio::test]
+async fn what_is_not_ours_wakes_nobody() {
+    let mut watched = Watched::new(&["a.yaml"]);
+    watched.write("b.yaml", "b");
+    fs::read_to_string(watched.path("a.yaml")).unwrap();
+    watched.write("a.yaml", "two");
+    // Events come in order: by now the others were heard.
+    tokio::time::timeout(DEADLINE, watched.source.changed())
+        .await
+        .expect("an event");
+    let dirty = watched.source.inbox.take();
+    assert!(!dirty.everything);
+    assert_eq!(
+        dirty.files.into_iter().collect::<Vec<_>>(),
+        [watched.path("a.yaml")]
+    );
+}
+
+#[tokio::test]
+async fn a_reload_is_asked_for() {
+    let mut watched = Watched::new(&["a.yaml"]);
+    watched.source.reload_handle().reload();
+    let change = tokio::time::timeout(DEADLINE, watched.source.changed()).await;
+    assert_eq!(change, Ok(Change::Reload));
+    assert_eq!(watched.source.refresh(), Ok(false));
+    assert!(watched.source.inbox.is_empty());
+}
+
+/// A wait that is dropped loses nothing.
+#[tokio::test]
+async fn a_dropped_wait_loses_nothing() {
+    let mut watched = Watched::new(&["a.yaml"]);
+    watched.write("a.yaml", "two");
+    for _ in 0..3 {
+        tokio::select! {
+            biased;
+            _ = watched.source.changed() => break,
+            () = tokio::task::yield_now() => {}
+        }
+    }
+    watched.becomes(&["two"]).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn without_watches_files_are_polled() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("a.yaml");
+    fs::write(&file, "one").unwrap();
+    let mut source = FileSource::polling(std::slice::from_ref(&file));
+    assert_eq!(source.refresh(), Ok(true));
+    fs::write(&file, "longer").unwrap();
+    let start = Instant::now();
+    assert_eq!(source.changed().await, Change::Poll);
+    assert_eq!(start.elapsed(), POLL);
+    assert_eq!(source.refresh(), Ok(true));
+    assert_eq!(source.files()[0].text, "longer");
+    source.reload_handle().reload();
+    assert_eq!(source.changed().await, Change::Reload);
+}
+
+/// Coalescing on paused time: the inbox is fed by hand.
+#[tokio::test(start_paused = true)]
+async fn a_burst_counts_once_and_a_storm_ends() {
+    let source = FileSource::polling(&[]);
+    let start = Instant::now();
+    source.settle().await;
+    assert_eq!(start.elapsed(), Duration::from_millis(20));
+
+    let storm = Arc::clone(&source.inbox);
+    let blowing = tokio::spawn(async move {
+        loop {
+            storm.touch();
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    });
+    let start = Instant::now();
+    source.settle().await;
+    assert_eq!(start.elapsed(), Duration::from_millis(200));
+    blowing.abort();
+}
+
+/// One changed file among ten thousand: nothing but that file is read or listed.
+#[tokio::test]
+async fn one_file_of_ten_thousand() {
+    let mut watched = Watched::prepared(&["."], |dir| {
+        for n in 0..10_000 {
+            fs::write(dir.join(format!("{n:05}.yaml")), "one").unwrap();
+        }
+    });
+    watched.write("05000.yaml", "two");
+    tokio::time::timeout(DEADLINE, watched.source.changed())
+        .await
+        .expect("an event");
+    let dirty = watched.source.inbox.take();
+    assert!(!dirty.everything);
+    let start = std::time::Instant::now();
+    assert_eq!(watched.source.files.refresh(&dirty.files), Some(Ok(true)));
+    println!("refreshed in {:?}", start.elapsed());
+    assert_eq!(watched.source.files()[5_000].text, "two");
+}

@@ -1,0 +1,60 @@
+//! When a burst of events is over.
+
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+/// Nothing new for this long ends a burst: an editor's write, rename and chmod are one change.
+const QUIET: Duration = Duration::from_millis(20);
+
+/// A burst counts at the latest after this, so that a storm of events starves nobody.
+const MOST: Duration = Duration::from_millis(200);
+
+/// A burst under way.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Burst {
+    first: Instant,
+    last: Instant,
+}
+
+impl Burst {
+    pub(super) fn new(now: Instant) -> Self {
+        Self {
+            first: now,
+            last: now,
+        }
+    }
+
+    pub(super) fn extend(&mut self, now: Instant) {
+        self.last = now;
+    }
+
+    /// When to stop waiting. While a file is open for writing quiet proves nothing: it may have
+    /// been cut off and not yet written.
+    pub(super) fn over_at(&self, being_written: bool) -> Instant {
+        let latest = self.first + MOST;
+        if being_written {
+            latest
+        } else {
+            latest.min(self.last + QUIET)
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn quiet_ends_it_and_a_storm_cannot_go_on() {
+        let start = Instant::now();
+        let ms = |n| start + Duration::from_millis(n);
+        let mut burst = Burst::new(start);
+        assert_eq!(burst.over_at(false), ms(20));
+        burst.extend(ms(15));
+        assert_eq!(burst.over_at(false), ms(35));
+        assert_eq!(burst.over_at(true), ms(200));
+        burst.extend(ms(195));
+        assert_eq!(burst.over_at(false), ms(200));
+    }
+}

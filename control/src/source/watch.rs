@@ -1,0 +1,235 @@
+//! Word from the operating system, boiled down to which files to look at.
+
+use std::collections::{BTreeSet, HashMap, HashSet};
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use notify::event::{AccessKind, AccessMode, ModifyKind};
+use notify::{Event, EventKind, RecommendedWatcher, RecursiveMode, Watcher as _};
+use parking_lot::Mutex;
+use tokio::sync::Notify;
+
+use super::links::{Interests, Meaning};
+
+/// Single files remembered before it is simpler to look at everything.
+const MAX_FILES: usize = 1_024;
+
+/// What to look at.
+#[derive(Debug, Default)]
+pub(super) struct Dirty {
+    pub(super) files: BTreeSet<PathBuf>,
+    pub(super) everything: bool,
+    /// An operator asked: believe nothing.
+    pub(super) reload: bool,
+}
+
+impl Dirty {
+    fn is_empty(&self) -> bool {
+        self.files.is_empty() && !self.everything && !self.reload
+    }
+}
+
+/// What the watcher's thread and ours share.
+#[derive(Debug, Default)]
+pub(super) struct Inbox {
+    state: Mutex<State>,
+    changed: Notify,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    interests: Interests,
+    dirty: Dirty,
+    /// Cut off or written to, and not closed yet.
+    being_written: HashSet<PathBuf>,
+    /// Watched directories that went away: their watches are dead even if the inode comes back.
+    gone: HashSet<PathBuf>,
+}
+
+impl Inbox {
+    /// Waits for anything new; returns at once if something came since the last wait.
+    pub(super) async fn changed(&self) {
+        self.changed.notified().await;
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.state.lock().dirty.is_empty()
+    }
+
+    pub(super) fn being_written(&self) -> bool {
+        !self.state.lock().being_written.is_empty()
+    }
+
+    pub(super) fn reload_asked(&self) -> bool {
+        self.state.lock().dirty.reload
+    }
+
+    pub(super) fn ask_reload(&self) {
+        self.state.lock().dirty.reload = true;
+        self.changed.notify_one();
+    }
+
+    pub(super) fn take(&self) -> Dirty {
+        let mut state = self.state.lock();
+        state.being_written.clear();
+        std::mem::take(&mut state.dirty)
+    }
+
+    #[cfg(test)]
+    pub(super) fn touch(&self) {
+        self.changed.notify_one();
+    }
+
+    fn hear(&self, event: notify::Result<Event>) {
+        let heard = match event {
+            Ok(event) => self.state.lock().event(&event),
+            // Events may have been lost.
+            Err(_) => {
+                self.state.lock().dirty.everything = true;
+                true
+            }
+        };
+        if heard {
+            self.changed.notify_one();
+        }
+    }
+}
+
+impl State {
+    fn event(&mut self, event: &Event) -> bool {
+        if event.need_rescan() {
+            self.dirty.everything = true;
+            return true;
+        }
+        let closed = matches!(
+            event.kind,
+            EventKind::Access(AccessKind::Close(AccessMode::Write))
+        );
+        // Reading makes events too, ours included.
+        if event.kind.is_access() && !closed {
+            return false;
+        }
+        let written = matches!(event.kind, EventKind::Modify(ModifyKind::Data(_)));
+        let gone = matches!(
+            event.kind,
+            EventKind::Remove(_) | EventKind::Modify(ModifyKind::Name(_))
+        );
+        let mut heard = false;
+        for path in &event.paths {
+            let Some(meaning) = self.interests.meaning(path) else {
+                continue;
+            };
+            heard = true;
+            if gone && self.interests.watched().contains(path) {
+                self.gone.insert(path.clone());
+            }
+            if written && self.being_written.len() < MAX_FILES {
+                self.being_written.insert(path.clone());
+            } else if closed || gone {
+                self.being_written.remove(path);
+            }
+            match meaning {
+                Meaning::File(file) if self.dirty.files.len() < MAX_FILES => {
+                    self.dirty.files.insert(file);
+                }
+                _ => self.dirty.everything = true,
+            }
+        }
+        heard
+    }
+}
+
+/// Watches directories for an inbox.
+#[derive(Debug)]
+pub(super) struct Watch {
+    watcher: RecommendedWatcher,
+    inbox: Arc<Inbox>,
+    /// Watched directories with their inodes: another one under the same name is another directory.
+    watched: HashMap<PathBuf, (u64, u64)>,
+    /// Directories that may be passed through but not read, and so not watched.
+    denied: HashSet<PathBuf>,
+}
+
+impl Watch {
+    pub(super) fn new(inbox: &Arc<Inbox>) -> notify::Result<Self> {
+        let hears = Arc::clone(inbox);
+        Ok(Self {
+            watcher: notify::recommended_watcher(move |event| hears.hear(event))?,
+            inbox: Arc::clone(inbox),
+            watched: HashMap::new(),
+            denied: HashSet::new(),
+        })
+    }
+
+    /// Whether some directory cannot be watched: what happens there must be looked for.
+    pub(super) fn is_blind(&self) -> bool {
+        !self.denied.is_empty()
+    }
+
+    /// Watches exactly what these interests need. Returns whether a watch is new: then something
+    /// may have happened before it was set.
+    pub(super) fn arm(&mut self, interests: Interests) -> notify::Result<bool> {
+        let wanted = interests.watched().clone();
+        let gone = {
+            let mut state = self.inbox.state.lock();
+            state.interests = interests;
+            std::mem::take(&mut state.gone)
+        };
+        // Not under the lock: the watcher answers on the thread that hears events.
+        let stale: Vec<PathBuf> = self
+            .watched
+            .iter()
+            .filter(|(dir, inode)| {
+                !wanted.contains(*dir) || gone.contains(*dir) || inode_of(dir) != Some(**inode)
+            })
+            .map(|(dir, _)| dir.clone())
+            .collect();
+        for dir in stale {
+            // It may be gone by itself.
+            let _ = self.watcher.unwatch(&dir);
+            self.watched.remove(&dir);
+        }
+        let mut new = false;
+        let mut denied = HashSet::new();
+        for dir in wanted {
+            if self.watched.contains_key(&dir) {
+                continue;
+            }
+            let Some(inode) = inode_of(&dir) else { continue };
+            match self.watcher.watch(&dir, RecursiveMode::NonRecursive) {
+                Ok(()) => {
+                    self.watched.insert(dir, inode);
+                    new = true;
+                }
+                Err(error) if is_missing(&error) => {}
+                Err(error) if is_denied(&error) => {
+                    if !self.denied.contains(&dir) {
+                        tracing::warn!("cannot watch {}: polling it instead", dir.display());
+                    }
+                    denied.insert(dir);
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        self.denied = denied;
+        Ok(new)
+    }
+}
+
+fn inode_of(dir: &Path) -> Option<(u64, u64)> {
+    fs::metadata(dir).ok().map(|meta| (meta.dev(), meta.ino()))
+}
+
+fn is_missing(error: &notify::Error) -> bool {
+    match &error.kind {
+        notify::ErrorKind::PathNotFound => true,
+        notify::ErrorKind::Io(io) => io.kind() == std::io::ErrorKind::NotFound,
+        _ => false,
+    }
+}
+
+fn is_denied(error: &notify::Error) -> bool {
+    matches!(&error.kind, notify::ErrorKind::Io(io) if io.kind() == std::io::ErrorKind::PermissionDenied)
+}
