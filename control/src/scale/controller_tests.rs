@@ -1,6 +1,5 @@
 //! The whole control side of a cold start with real processes; only the data plane is pretended.
 
-use std::os::unix::net::UnixStream;
 use std::path::Path;
 
 use parking_lot::Mutex;
@@ -8,7 +7,6 @@ use sluice_model::{ActivationFailure, Failure, Load};
 
 use super::*;
 use crate::plan::{ProcessLimits, RevisionPlan, ScalerSpec};
-use crate::scale::supervisor::Scope;
 use crate::scale::testing;
 
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -76,11 +74,7 @@ struct Bench {
 impl Bench {
     fn new() -> Self {
         let (events, inbox) = mpsc::channel(EVENTS);
-        let connect = || {
-            let (ours, theirs) = UnixStream::pair()?;
-            tokio::spawn(async move { supervisor::serve(theirs, Scope::Groups).await.unwrap() });
-            Ok(ours)
-        };
+        let connect = || testing::supervisor().map(|(ours, _)| ours);
         let scaler = ProcessScaler::spawn("/bin/false".into(), 1, connect, events);
         let (sender, calls) = mpsc::unbounded_channel();
         let plane = Arc::new(FakePlane {

@@ -1,8 +1,13 @@
-//! Plans for tests.
+//! Plans and a supervisor for tests.
 
 use std::collections::BTreeMap;
+use std::io;
+use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
+use tokio::task::JoinHandle;
+
+use super::supervisor::{self, Scope};
 use crate::plan::{AutoscalePolicy, Metric, ProcessSpec, RevisionPlan, ScalerSpec};
 
 pub(crate) fn policy() -> AutoscalePolicy {
@@ -45,4 +50,13 @@ pub(crate) fn plan(command: &[&str]) -> RevisionPlan {
         service: "greeter".to_owned(),
         reachable: true,
     }
+}
+
+/// The supervisor's loop as a task, and the gateway's end of the socket.
+pub(crate) fn supervisor() -> io::Result<(UnixStream, JoinHandle<()>)> {
+    // The first process of a container often reaps nobody, and a zombie keeps its group alive.
+    nix::sys::prctl::set_child_subreaper(true)?;
+    let (ours, theirs) = UnixStream::pair()?;
+    let serving = tokio::spawn(async move { supervisor::serve(theirs, Scope::Groups).await.unwrap() });
+    Ok((ours, serving))
 }

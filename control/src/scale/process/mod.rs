@@ -277,7 +277,13 @@ impl<C: Fn() -> io::Result<UnixStream>> Actor<C> {
                 instance,
                 status,
                 last_stderr,
-            }) => self.exited(InstanceId(instance), status, last_stderr).await,
+                dropped,
+            }) => {
+                if dropped > 0 {
+                    tracing::warn!(target: "sluice::instance", instance, dropped, "output was lost");
+                }
+                self.exited(InstanceId(instance), status, last_stderr).await;
+            }
             Ok(Event::Listing { .. }) => {}
             Ok(Event::Refused { error }) => tracing::warn!(%error, "the supervisor refused a command"),
             // It may be newer than this gateway and say what this one does not know.

@@ -5,7 +5,6 @@ use std::path::Path;
 use std::sync::Mutex;
 
 use super::*;
-use crate::scale::supervisor::{self, Scope};
 use crate::scale::testing;
 
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -23,9 +22,7 @@ impl Bench {
         let supervisors = Arc::new(Mutex::new(Vec::new()));
         let started = Arc::clone(&supervisors);
         let connect = move || {
-            let (ours, theirs) = UnixStream::pair()?;
-            let serving =
-                tokio::spawn(async move { supervisor::serve(theirs, Scope::Groups).await.unwrap() });
+            let (ours, serving) = testing::supervisor()?;
             started.lock().unwrap().push(serving);
             Ok(ours)
         };

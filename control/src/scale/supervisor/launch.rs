@@ -14,7 +14,17 @@ use super::wire::Start;
 
 /// Set for every instance and inherited by whatever it starts, so that a process that left the
 /// group can still be told to which instance it belongs.
-pub(crate) const MARKER: &str = "SLUICE_INSTANCE";
+const MARKER: &str = "SLUICE_INSTANCE";
+
+/// The marker's value: an instance may be a gateway with instances of its own, of equal numbers.
+fn mark(instance: u64) -> String {
+    format!("{}-{instance}", std::process::id())
+}
+
+/// How the marker looks in the environment.
+pub(crate) fn marker(instance: u64) -> String {
+    format!("{MARKER}={}", mark(instance))
+}
 
 /// A process group that has just been started.
 pub(crate) struct Launched {
@@ -52,7 +62,7 @@ pub(crate) fn launch(start: &Start) -> Result<Launched, String> {
     if start.clear_env {
         command.env_clear();
     }
-    command.envs(&start.env).env(MARKER, start.instance.to_string());
+    command.envs(&start.env).env(MARKER, mark(start.instance));
 
     let mut child = command
         .spawn()
@@ -90,7 +100,8 @@ fn find(word: &str, path: Option<&OsStr>, cwd: &Path) -> Result<PathBuf, String>
         };
     }
     let mut unusable = None;
-    for directory in std::env::split_paths(path.unwrap_or(OsStr::new("/usr/local/bin:/usr/bin:/bin"))) {
+    let path = path.unwrap_or_else(|| OsStr::new("/usr/local/bin:/usr/bin:/bin"));
+    for directory in std::env::split_paths(path) {
         let file = cwd.join(directory).join(word);
         if is_program(&file) {
             return Ok(file);

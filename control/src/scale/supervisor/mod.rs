@@ -78,14 +78,18 @@ fn run() -> io::Result<()> {
     })
 }
 
-/// Starts a supervisor process from this executable and returns the gateway's end of the socket.
+/// Starts a supervisor process and returns the gateway's end of the socket.
 ///
 /// # Errors
 /// When there is no socket pair or the executable cannot be started.
 pub(crate) fn spawn(executable: &Path) -> io::Result<UnixStream> {
     let (ours, theirs) = UnixStream::pair()?;
+    // What runs, not what lies where it was started from: that may have been replaced since.
+    let running = Path::new("/proc/self/exe");
+    let program = if running.exists() { running } else { executable };
     // Tokio's, because it reaps a child that nobody waits for.
-    tokio::process::Command::new(executable)
+    tokio::process::Command::new(program)
+        .arg0(executable)
         .arg(ARGUMENT)
         .stdin(Stdio::from(OwnedFd::from(theirs)))
         .stdout(Stdio::null())

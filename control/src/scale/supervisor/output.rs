@@ -28,13 +28,13 @@ pub(crate) async fn watch(
     mut exit: oneshot::Receiver<String>,
     events: mpsc::Sender<Event>,
 ) {
-    let mut last_stderr = None;
-    let mut last_stdout = None;
+    let mut out = Tail::default();
+    let mut err = Tail::default();
     let status = {
         let pumps = async {
             tokio::join!(
-                pump(instance, Stream::Stdout, stdout, &events, &mut last_stdout),
-                pump(instance, Stream::Stderr, stderr, &events, &mut last_stderr),
+                pump(instance, Stream::Stdout, stdout, &events, &mut out),
+                pump(instance, Stream::Stderr, stderr, &events, &mut err),
             )
         };
         tokio::pin!(pumps);
@@ -57,9 +57,18 @@ pub(crate) async fn watch(
         .send(Event::Exited {
             instance,
             status,
-            last_stderr,
+            last_stderr: err.last,
+            dropped: out.dropped + err.dropped,
         })
         .await;
+}
+
+/// How a stream ended.
+#[derive(Default)]
+struct Tail {
+    last: Option<String>,
+    /// Lines lost since the last one that was sent.
+    dropped: u64,
 }
 
 async fn pump(
@@ -67,12 +76,12 @@ async fn pump(
     stream: Stream,
     mut pipe: impl AsyncRead + Unpin,
     events: &mpsc::Sender<Event>,
-    last: &mut Option<String>,
+    tail: &mut Tail,
 ) {
     let mut lines = Lines::default();
     let mut outlet = Outlet {
         events,
-        dropped: 0,
+        tail,
         congested: false,
     };
     let mut chunk = [0; 4 << 10];
@@ -83,12 +92,10 @@ async fn pump(
         }
         lines.push(&chunk[..n]);
         while let Some(line) = lines.take() {
-            last.replace(line.clone());
             outlet.send(instance, stream, line).await;
         }
     }
     if let Some(line) = lines.finish() {
-        last.replace(line.clone());
         outlet.send(instance, stream, line).await;
     }
 }
@@ -97,33 +104,37 @@ async fn pump(
 /// there is one again.
 struct Outlet<'e> {
     events: &'e mpsc::Sender<Event>,
-    dropped: u64,
+    tail: &'e mut Tail,
     congested: bool,
 }
 
 impl Outlet<'_> {
     async fn send(&mut self, instance: u64, stream: Stream, line: String) {
+        // Only the last words on stderr are asked for.
+        if stream == Stream::Stderr {
+            self.tail.last = Some(line.clone());
+        }
         let event = Event::Output {
             instance,
             stream,
             line,
-            dropped: self.dropped,
+            dropped: self.tail.dropped,
         };
         match self.events.try_send(event) {
             Ok(()) => {
-                self.dropped = 0;
+                self.tail.dropped = 0;
                 self.congested = false;
             }
             Err(TrySendError::Full(event)) if !self.congested => {
                 if let Ok(Ok(place)) = tokio::time::timeout(PATIENCE, self.events.reserve()).await {
                     place.send(event);
-                    self.dropped = 0;
+                    self.tail.dropped = 0;
                 } else {
-                    self.dropped += 1;
+                    self.tail.dropped += 1;
                     self.congested = true;
                 }
             }
-            Err(_) => self.dropped += 1,
+            Err(_) => self.tail.dropped += 1,
         }
     }
 }
@@ -167,10 +178,21 @@ impl Lines {
     }
 }
 
+/// The line without what would move a terminal's cursor or colour what comes after it: a line of
+/// log must not be able to pass itself off as another.
 fn text(bytes: &[u8]) -> Option<String> {
-    let line = String::from_utf8_lossy(bytes);
-    let line = line.trim_end();
-    (!line.is_empty()).then(|| line.to_owned())
+    let raw = String::from_utf8_lossy(bytes);
+    let mut line = String::with_capacity(raw.len());
+    let mut chars = raw.trim_end().chars().peekable();
+    while let Some(c) = chars.next() {
+        if c == '\u{1b}' && chars.next_if_eq(&'[').is_some() {
+            // A control sequence ends with its first byte of this range.
+            let _ = chars.find(|end| matches!(end, '@'..='~'));
+        } else if c == '\t' || !c.is_control() {
+            line.push(c);
+        }
+    }
+    (!line.is_empty()).then_some(line)
 }
 
 #[cfg(test)]
@@ -195,6 +217,14 @@ mod tests {
         assert_eq!(
             cut(&[b"a\nb", b"c\r\n\n", b"\xff!\nrest"]),
             ["a", "bc", "\u{fffd}!", "rest"]
+        );
+    }
+
+    #[test]
+    fn colours_and_cursor_movements_are_left_out() {
+        assert_eq!(
+            cut(&[b"\x1b[31mERROR\x1b[0m a\tb\rc\x07 \x1b[2J\n\x1b[0m\nend\x1b["]),
+            ["ERROR a\tbc ", "end"]
         );
     }
 
@@ -235,6 +265,7 @@ mod tests {
                 instance: 7,
                 status: "exit status 1".to_owned(),
                 last_stderr: Some("oops".to_owned()),
+                dropped: 101 - seen,
             })
         );
     }

@@ -10,14 +10,14 @@ use std::fs;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::{Pid, getpid};
 
-use super::launch::MARKER;
+use super::launch::marker;
 
 /// A process may fork between being listed and being killed.
 const ROUNDS: usize = 8;
 
 /// Kills what an instance that is gone left behind.
 pub(crate) fn end_of(instance: u64) {
-    let marker = format!("{MARKER}={instance}");
+    let marker = marker(instance);
     sweep(|pid| has_marker(pid, marker.as_bytes()));
 }
 

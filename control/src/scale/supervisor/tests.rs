@@ -12,10 +12,7 @@ struct Gateway(Link);
 impl Gateway {
     /// With the supervisor's loop in this process.
     fn beside() -> Self {
-        // The first process of a container often reaps nobody, and a zombie keeps its group.
-        nix::sys::prctl::set_child_subreaper(true).unwrap();
-        let (ours, theirs) = UnixStream::pair().unwrap();
-        tokio::spawn(async move { serve(theirs, Scope::Groups).await.unwrap() });
+        let ours = crate::scale::testing::supervisor().unwrap().0;
         Self(Link::new(ours).unwrap())
     }
 
@@ -126,6 +123,7 @@ async fn an_instance_runs_says_something_and_ends_with_its_reason() {
             instance: 1,
             status: "exit status 3".to_owned(),
             last_stderr: Some("last words".to_owned()),
+            dropped: 0,
         }
     );
 }
@@ -167,7 +165,7 @@ async fn a_cleared_environment_holds_only_what_was_given() {
     gateway.start(start).await;
     let (_, mut lines) = gateway.hear_end().await;
     lines.sort();
-    assert_eq!(lines, ["PORT=20001", "SLUICE_INSTANCE=4"]);
+    assert_eq!(lines, ["PORT=20001".to_owned(), launch::marker(4)]);
 }
 
 #[tokio::test]
@@ -200,6 +198,7 @@ async fn stop_asks_first_and_waits_for_the_whole_group() {
             instance: 1,
             status: "signal 15 (SIGTERM)".to_owned(),
             last_stderr: None,
+            dropped: 0,
         }
     );
     assert!(!lives(pid));
@@ -289,31 +288,44 @@ async fn nothing_survives_the_gateway_grandchildren_included() {
 }
 
 #[tokio::test]
-async fn a_chatty_instance_neither_blocks_nor_grows_what_nobody_reads() {
+async fn a_chatty_instance_is_neither_blocked_nor_kept_when_nobody_reads() {
+    let dir = tempfile::tempdir().unwrap();
     let mut gateway = Gateway::beside();
-    gateway
-        .start(sh(1, "yes chatter | head -n 200000; echo done >&2; exit 4"))
-        .await;
-    // Read only once the instance has said everything: it must not have waited for us.
-    tokio::time::timeout(PATIENCE, async {
-        gateway.say(&Command::List);
-        loop {
-            match gateway.hear().await {
-                Event::Listing { instances } if instances.is_empty() => break,
-                Event::Listing { .. } => {
-                    tokio::time::sleep(Duration::from_millis(20)).await;
-                    gateway.say(&Command::List);
-                }
-                Event::Exited { status, .. } => {
-                    assert_eq!(status, "exit status 4");
-                    break;
-                }
-                _ => {}
+    let mut start = sh(
+        1,
+        "yes chatter | head -c 20000000; echo last words >&2; touch done; exit 4",
+    );
+    start.cwd = dir.path().to_owned();
+    gateway.start(start).await;
+    // Not a byte is read until it has said everything: more than socket and pipes can hold.
+    until("it has said everything", || dir.path().join("done").exists()).await;
+    let (mut heard, mut dropped_lines) = (0, 0);
+    let end = loop {
+        match gateway.hear().await {
+            Event::Output { dropped, .. } => {
+                heard += 1;
+                dropped_lines += dropped;
             }
+            other => break other,
         }
-    })
-    .await
-    .unwrap();
+    };
+    let Event::Exited {
+        status,
+        last_stderr,
+        dropped,
+        ..
+    } = end
+    else {
+        panic!("{end:?}");
+    };
+    assert_eq!(status, "exit status 4");
+    assert_eq!(last_stderr.as_deref(), Some("last words"));
+    assert_eq!(
+        heard + dropped_lines + dropped,
+        20_000_000 / 8 + 1,
+        "every line is accounted for"
+    );
+    assert!(heard < 50_000, "{heard} lines were kept");
 }
 
 #[tokio::test]

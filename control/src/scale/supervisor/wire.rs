@@ -85,11 +85,13 @@ pub(crate) enum Event {
         line: String,
         dropped: u64,
     },
-    /// It and its whole group are gone; nothing else follows for this instance.
+    /// It and its whole group are gone; nothing else follows for this instance. `dropped` lines
+    /// were lost after the last ones that were sent.
     Exited {
         instance: u64,
         status: String,
         last_stderr: Option<String>,
+        dropped: u64,
     },
     /// What runs now.
     Listing { instances: Vec<Listed> },

@@ -6,13 +6,18 @@
 //! **Invariant:** zero is reached only through a retirement that the data plane agreed to, a
 //! removal of the revision, or a failure.
 
+mod instance;
+mod reconcile;
+mod words;
+
 use std::collections::BTreeMap;
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use sluice_model::{ActivationFailure, Failure, InstanceId, RevisionStatus};
 
+use self::instance::{Instance, Phase, same_launch};
+pub(crate) use self::words::{Action, Event, Fresh};
 use super::backoff::Backoff;
 use crate::plan::{RevisionPlan, ScalerSpec};
 
@@ -25,126 +30,12 @@ const NOT_ALLOWED: Duration = Duration::from_secs(1);
 /// Starts in a row that may fail on a taken port before that is a failure like any other.
 const PORT_TRIES: u32 = 5;
 
-/// What happened.
-#[derive(Debug)]
-pub(crate) enum Event {
-    /// Somebody waits and nothing is usable.
-    Activate,
-    /// It answered its probe.
-    Ready(InstanceId),
-    /// It was retired and has nothing in flight any more.
-    Drained(InstanceId),
-    /// The autoscaler's decision, with its words.
-    Desired { count: u32, decision: String },
-    /// The revision's plan, new or again.
-    Plan(Arc<RevisionPlan>),
-    /// The revision is no longer served.
-    Removed,
-    /// The gateway ends: nothing is in flight that still counts.
-    Shutdown,
-    /// It runs; this is where it will listen.
-    Started(InstanceId, SocketAddr),
-    /// It could not be started, or not become ready by itself.
-    Failed {
-        instance: InstanceId,
-        failure: Failure,
-        detail: String,
-    },
-    /// It and all it had started are gone.
-    Exited {
-        instance: InstanceId,
-        detail: String,
-        /// It complained that its port was taken.
-        port_taken: bool,
-    },
-    /// What the data plane answered to [`Action::Retire`].
-    Victims { asked: u32, chosen: Vec<InstanceId> },
-    /// A deadline may have passed.
-    Tick,
-}
-
-/// What to do, in this order.
-#[derive(Debug, PartialEq)]
-pub(crate) enum Action {
-    Start(InstanceId, Arc<RevisionPlan>),
-    /// SIGTERM now, SIGKILL after the grace.
-    Stop(InstanceId, Duration),
-    Add(InstanceId, SocketAddr),
-    Remove(InstanceId),
-    /// Let the data plane choose; its answer is [`Event::Victims`].
-    Retire {
-        count: u32,
-        to_zero: bool,
-    },
-    RetireThese(Vec<InstanceId>),
-    /// Answer everybody who waits.
-    Fail(ActivationFailure),
-    /// For the log: something is wrong, and what.
-    Warn(String),
-}
-
-/// Where instance numbers and randomness come from: both are the caller's.
-#[derive(Debug)]
-pub(crate) struct Fresh {
-    next_instance: u64,
-    rng: fastrand::Rng,
-}
-
-impl Fresh {
-    pub(crate) fn new(seed: u64) -> Self {
-        Self {
-            next_instance: 1,
-            rng: fastrand::Rng::with_seed(seed),
-        }
-    }
-
-    fn instance(&mut self) -> InstanceId {
-        let id = InstanceId(self.next_instance);
-        self.next_instance += 1;
-        id
-    }
-
-    fn jitter(&mut self) -> f64 {
-        self.rng.f64()
-    }
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Phase {
-    Starting { since: Instant, deadline: Instant },
-    Ready { since: Instant },
-    Retired { deadline: Instant },
-    Stopping,
-}
-
-#[derive(Debug)]
-struct Instance {
-    phase: Phase,
+/// A start that came to nothing.
+struct FailedStart {
     plan: Arc<RevisionPlan>,
-    /// The data plane knows it, and may use it before we hear that it is ready.
-    added: bool,
-}
-
-impl Instance {
-    /// Counts toward what is wanted.
-    fn is_live(&self) -> bool {
-        matches!(self.phase, Phase::Starting { .. } | Phase::Ready { .. })
-    }
-
-    fn is_ready(&self) -> bool {
-        matches!(self.phase, Phase::Ready { .. })
-    }
-
-    fn is_starting(&self) -> bool {
-        matches!(self.phase, Phase::Starting { .. })
-    }
-
-    fn grace(&self) -> Duration {
-        match &self.plan.scaler {
-            ScalerSpec::Process(process) => process.stop_grace_period,
-            ScalerSpec::Webhook(_) => Duration::ZERO,
-        }
-    }
+    since: Instant,
+    failure: Failure,
+    detail: String,
 }
 
 /// One revision.
@@ -220,8 +111,15 @@ impl RevisionState {
                 failure,
                 detail,
             } => {
-                if let Some(gone) = self.instances.remove(&instance) {
-                    self.start_failed(&gone, failure, detail, now, fresh, &mut todo);
+                let gone = self.instances.remove(&instance);
+                if let Some((plan, since)) = gone.and_then(Instance::into_start) {
+                    let failed = FailedStart {
+                        plan,
+                        since,
+                        failure,
+                        detail,
+                    };
+                    self.start_failed(failed, now, fresh, &mut todo);
                 }
             }
             Event::Exited {
@@ -366,8 +264,14 @@ impl RevisionState {
                     "instance {id}: {detail}; trying another port"
                 )));
             }
-            Phase::Starting { .. } => {
-                self.start_failed(&gone, Failure::Failed, detail, now, fresh, todo);
+            Phase::Starting { since, .. } => {
+                let failed = FailedStart {
+                    plan: gone.plan,
+                    since,
+                    failure: Failure::Failed,
+                    detail,
+                };
+                self.start_failed(failed, now, fresh, todo);
             }
             Phase::Ready { since } => {
                 todo.push(Action::Warn(format!(
@@ -382,25 +286,32 @@ impl RevisionState {
                     self.want_activation();
                 }
             }
+            Phase::Stopping if gone.timed_out => self.explain_timeout(&gone, &detail, todo),
             Phase::Retired { .. } | Phase::Stopping => {}
         }
     }
 
-    fn start_failed(
-        &mut self,
-        gone: &Instance,
-        failure: Failure,
-        detail: String,
-        now: Instant,
-        fresh: &mut Fresh,
-        todo: &mut Vec<Action>,
-    ) {
-        let Phase::Starting { since, .. } = gone.phase else {
+    /// Those who waited were answered when the time was over; what it said last is known only now.
+    fn explain_timeout(&mut self, gone: &Instance, end: &str, todo: &mut Vec<Action>) {
+        let Some((Failure::TimedOut, detail)) = &mut self.last_failure else {
             return;
         };
-        if !same_launch(&gone.plan, &self.plan) {
+        if same_launch(&gone.plan, &self.plan) {
+            *detail = format!("not ready within {:?}; ended with {end}", gone.plan.start_timeout);
+            todo.push(Action::Warn(detail.clone()));
+        }
+    }
+
+    fn start_failed(&mut self, failed: FailedStart, now: Instant, fresh: &mut Fresh, todo: &mut Vec<Action>) {
+        if !same_launch(&failed.plan, &self.plan) {
             return;
         }
+        let FailedStart {
+            since,
+            failure,
+            detail,
+            ..
+        } = failed;
         let delay = if failure == Failure::NotAllowed {
             self.backoff.hold(now, NOT_ALLOWED);
             NOT_ALLOWED
@@ -466,189 +377,30 @@ impl RevisionState {
             .map(|(&id, _)| id)
             .collect();
         for id in due {
-            let Some(instance) = self.instances.get(&id) else {
+            let Some(instance) = self.instances.get_mut(&id) else {
                 continue;
             };
-            let late = Instance {
-                phase: instance.phase,
-                plan: Arc::clone(&instance.plan),
-                added: instance.added,
-            };
-            if late.is_starting() {
-                // It had its time; what does not answer a probe has nothing to finish.
-                self.stop(id, Some(Duration::ZERO), todo);
-                let detail = format!("not ready within {:?}", late.plan.start_timeout);
-                self.start_failed(&late, Failure::TimedOut, detail, now, fresh, todo);
-            } else {
-                todo.push(Action::Warn(format!(
-                    "instance {id} had requests left at the drain timeout"
-                )));
+            let Phase::Starting { since, .. } = instance.phase else {
+                let left = format!("instance {id} had requests left at the drain timeout");
+                todo.push(Action::Warn(left));
                 self.stop(id, None, todo);
-            }
+                continue;
+            };
+            // It had its time; what does not answer a probe has nothing to finish.
+            instance.timed_out = true;
+            let plan = Arc::clone(&instance.plan);
+            self.stop(id, Some(Duration::ZERO), todo);
+            let detail = format!("not ready within {:?}", plan.start_timeout);
+            let failed = FailedStart {
+                plan,
+                since,
+                failure: Failure::TimedOut,
+                detail,
+            };
+            self.start_failed(failed, now, fresh, todo);
         }
     }
-
-    /// Brings what is toward what is wanted.
-    fn reconcile(&mut self, now: Instant, fresh: &mut Fresh, todo: &mut Vec<Action>) {
-        if self.removed {
-            let rest = self.ids(Instance::is_live);
-            self.discard(rest, now, todo);
-            return;
-        }
-        let wanted = self.wanted();
-        let goal = self.goal();
-        if self.backoff.remaining(now).is_none() {
-            for _ in self.current()..goal {
-                self.start(now, fresh, todo);
-            }
-        }
-        let replaced = self.replaced();
-        if wanted > 0 && !replaced.is_empty() {
-            let ready = count(
-                self.ids(|i| i.is_ready() && same_launch(&i.plan, &self.plan))
-                    .len(),
-            );
-            let surplus = (ready + count(replaced.len())).saturating_sub(goal) as usize;
-            // Never before one of the new ones is there.
-            let surplus = if ready == 0 { 0 } else { surplus };
-            let out = replaced.into_iter().take(surplus).collect();
-            self.discard(out, now, todo);
-            return;
-        }
-        self.shrink(wanted, now, todo);
-    }
-
-    fn shrink(&mut self, wanted: u32, now: Instant, todo: &mut Vec<Action>) {
-        let surplus = count(self.ids(Instance::is_live).len()).saturating_sub(wanted);
-        if surplus == 0 || self.retire_again.is_some() {
-            return;
-        }
-        if wanted == 0 {
-            todo.push(Action::Retire {
-                count: surplus,
-                to_zero: true,
-            });
-            return;
-        }
-        // The youngest that serve nobody yet go first.
-        let mut starting = self.ids(Instance::is_starting);
-        let cancelled = starting.split_off(starting.len().saturating_sub(surplus as usize));
-        let rest = surplus - count(cancelled.len());
-        self.discard(cancelled, now, todo);
-        if rest > 0 {
-            todo.push(Action::Retire {
-                count: rest,
-                to_zero: false,
-            });
-        }
-    }
-
-    fn start(&mut self, now: Instant, fresh: &mut Fresh, todo: &mut Vec<Action>) {
-        let id = fresh.instance();
-        let phase = Phase::Starting {
-            since: now,
-            deadline: now + self.plan.start_timeout,
-        };
-        let plan = Arc::clone(&self.plan);
-        todo.push(Action::Start(id, Arc::clone(&plan)));
-        let added = false;
-        self.instances.insert(id, Instance { phase, plan, added });
-        self.starts += 1;
-    }
-
-    /// Out of the data plane first: nothing is sent to an instance that is ending.
-    fn stop(&mut self, id: InstanceId, grace: Option<Duration>, todo: &mut Vec<Action>) {
-        if let Some(instance) = self.instances.get_mut(&id).filter(|i| i.phase != Phase::Stopping) {
-            instance.phase = Phase::Stopping;
-            todo.push(Action::Remove(id));
-            todo.push(Action::Stop(id, grace.unwrap_or_else(|| instance.grace())));
-        }
-    }
-
-    fn stop_where(&mut self, which: impl Fn(&Instance) -> bool, todo: &mut Vec<Action>) {
-        for id in self.ids(which) {
-            self.stop(id, None, todo);
-        }
-    }
-
-    /// Lets exactly these go: those that the data plane knows finish what they have, which it may
-    /// have given them a moment ago; the others are stopped.
-    fn discard(&mut self, ids: Vec<InstanceId>, now: Instant, todo: &mut Vec<Action>) {
-        let deadline = now + self.drain;
-        let mut retired = Vec::new();
-        for id in ids {
-            match self.instances.get_mut(&id) {
-                Some(instance) if instance.added => {
-                    instance.phase = Phase::Retired { deadline };
-                    retired.push(id);
-                }
-                _ => self.stop(id, None, todo),
-            }
-        }
-        if !retired.is_empty() {
-            todo.push(Action::RetireThese(retired));
-        }
-    }
-
-    fn wanted(&self) -> u32 {
-        if self.removed || matches!(self.plan.scaler, ScalerSpec::Webhook(_)) {
-            return 0;
-        }
-        let policy = &self.plan.policy;
-        let least = if self.plan.reachable { policy.min_scale } else { 0 };
-        self.desired.max(least).min(self.most())
-    }
-
-    fn most(&self) -> u32 {
-        self.plan.policy.max_scale.unwrap_or(u32::MAX)
-    }
-
-    /// How many of the present plan there should be: what is wanted, and while others are being
-    /// replaced at least as many as those, so that none goes before its successor is there.
-    fn goal(&self) -> u32 {
-        match self.wanted() {
-            0 => 0,
-            wanted => wanted.max(count(self.replaced().len())).min(self.most()),
-        }
-    }
-
-    fn current(&self) -> u32 {
-        count(
-            self.ids(|i| i.is_live() && same_launch(&i.plan, &self.plan))
-                .len(),
-        )
-    }
-
-    /// Serving, but started by a plan that is no more.
-    fn replaced(&self) -> Vec<InstanceId> {
-        self.ids(|i| i.is_ready() && !same_launch(&i.plan, &self.plan))
-    }
-
-    fn ids(&self, which: impl Fn(&Instance) -> bool) -> Vec<InstanceId> {
-        let chosen = self.instances.iter().filter(|(_, instance)| which(instance));
-        chosen.map(|(&id, _)| id).collect()
-    }
-
-    fn any(&self, which: impl Fn(&Instance) -> bool) -> bool {
-        self.instances.values().any(which)
-    }
-
-    fn phase_is(&self, id: InstanceId, which: impl Fn(Phase) -> bool) -> bool {
-        self.instances
-            .get(&id)
-            .is_some_and(|instance| which(instance.phase))
-    }
-}
-
-/// Whether an instance started by one plan is as good as one started by the other.
-fn same_launch(a: &RevisionPlan, b: &RevisionPlan) -> bool {
-    a.scaler == b.scaler && a.service == b.service
-}
-
-fn count(n: usize) -> u32 {
-    u32::try_from(n).unwrap_or(u32::MAX)
 }
 
 #[cfg(test)]
-#[path = "state_tests.rs"]
 mod tests;

@@ -1,0 +1,172 @@
+//! Bringing a revision's instances toward what is wanted.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use sluice_model::InstanceId;
+
+use super::instance::{Instance, Phase, same_launch};
+use super::{Action, Fresh, RevisionState};
+use crate::plan::ScalerSpec;
+
+impl RevisionState {
+    /// Brings what is toward what is wanted.
+    pub(super) fn reconcile(&mut self, now: Instant, fresh: &mut Fresh, todo: &mut Vec<Action>) {
+        if self.removed {
+            let rest = self.ids(Instance::is_live);
+            self.discard(rest, now, todo);
+            return;
+        }
+        let wanted = self.wanted();
+        let goal = self.goal();
+        if self.backoff.remaining(now).is_none() {
+            for _ in self.current()..goal {
+                self.start(now, fresh, todo);
+            }
+        }
+        let replaced = self.replaced();
+        if wanted > 0 && !replaced.is_empty() {
+            let ready = count(
+                self.ids(|i| i.is_ready() && same_launch(&i.plan, &self.plan))
+                    .len(),
+            );
+            let surplus = (ready + count(replaced.len())).saturating_sub(goal) as usize;
+            // Never before one of the new ones is there.
+            let surplus = if ready == 0 { 0 } else { surplus };
+            let out = replaced.into_iter().take(surplus).collect();
+            self.discard(out, now, todo);
+            return;
+        }
+        self.shrink(wanted, now, todo);
+    }
+
+    pub(super) fn shrink(&mut self, wanted: u32, now: Instant, todo: &mut Vec<Action>) {
+        let surplus = count(self.ids(Instance::is_live).len()).saturating_sub(wanted);
+        if surplus == 0 || self.retire_again.is_some() {
+            return;
+        }
+        if wanted == 0 {
+            todo.push(Action::Retire {
+                count: surplus,
+                to_zero: true,
+            });
+            return;
+        }
+        // The youngest that serve nobody yet go first.
+        let mut starting = self.ids(Instance::is_starting);
+        let cancelled = starting.split_off(starting.len().saturating_sub(surplus as usize));
+        let rest = surplus - count(cancelled.len());
+        self.discard(cancelled, now, todo);
+        if rest > 0 {
+            todo.push(Action::Retire {
+                count: rest,
+                to_zero: false,
+            });
+        }
+    }
+
+    pub(super) fn start(&mut self, now: Instant, fresh: &mut Fresh, todo: &mut Vec<Action>) {
+        let id = fresh.instance();
+        let phase = Phase::Starting {
+            since: now,
+            deadline: now + self.plan.start_timeout,
+        };
+        let plan = Arc::clone(&self.plan);
+        todo.push(Action::Start(id, Arc::clone(&plan)));
+        let instance = Instance {
+            phase,
+            plan,
+            added: false,
+            timed_out: false,
+        };
+        self.instances.insert(id, instance);
+        self.starts += 1;
+    }
+
+    /// Out of the data plane first: nothing is sent to an instance that is ending.
+    pub(super) fn stop(&mut self, id: InstanceId, grace: Option<Duration>, todo: &mut Vec<Action>) {
+        if let Some(instance) = self.instances.get_mut(&id).filter(|i| i.phase != Phase::Stopping) {
+            instance.phase = Phase::Stopping;
+            todo.push(Action::Remove(id));
+            todo.push(Action::Stop(id, grace.unwrap_or_else(|| instance.grace())));
+        }
+    }
+
+    pub(super) fn stop_where(&mut self, which: impl Fn(&Instance) -> bool, todo: &mut Vec<Action>) {
+        for id in self.ids(which) {
+            self.stop(id, None, todo);
+        }
+    }
+
+    /// Lets exactly these go: those that the data plane knows finish what they have, which it may
+    /// have given them a moment ago; the others are stopped.
+    pub(super) fn discard(&mut self, ids: Vec<InstanceId>, now: Instant, todo: &mut Vec<Action>) {
+        let deadline = now + self.drain;
+        let mut retired = Vec::new();
+        for id in ids {
+            match self.instances.get_mut(&id) {
+                Some(instance) if instance.added => {
+                    instance.phase = Phase::Retired { deadline };
+                    retired.push(id);
+                }
+                _ => self.stop(id, None, todo),
+            }
+        }
+        if !retired.is_empty() {
+            todo.push(Action::RetireThese(retired));
+        }
+    }
+
+    pub(super) fn wanted(&self) -> u32 {
+        if self.removed || matches!(self.plan.scaler, ScalerSpec::Webhook(_)) {
+            return 0;
+        }
+        let policy = &self.plan.policy;
+        let least = if self.plan.reachable { policy.min_scale } else { 0 };
+        self.desired.max(least).min(self.most())
+    }
+
+    pub(super) fn most(&self) -> u32 {
+        self.plan.policy.max_scale.unwrap_or(u32::MAX)
+    }
+
+    /// How many of the present plan there should be: what is wanted, and while others are being
+    /// replaced at least as many as those, so that none goes before its successor is there.
+    pub(super) fn goal(&self) -> u32 {
+        match self.wanted() {
+            0 => 0,
+            wanted => wanted.max(count(self.replaced().len())).min(self.most()),
+        }
+    }
+
+    pub(super) fn current(&self) -> u32 {
+        count(
+            self.ids(|i| i.is_live() && same_launch(&i.plan, &self.plan))
+                .len(),
+        )
+    }
+
+    /// Serving, but started by a plan that is no more.
+    pub(super) fn replaced(&self) -> Vec<InstanceId> {
+        self.ids(|i| i.is_ready() && !same_launch(&i.plan, &self.plan))
+    }
+
+    pub(super) fn ids(&self, which: impl Fn(&Instance) -> bool) -> Vec<InstanceId> {
+        let chosen = self.instances.iter().filter(|(_, instance)| which(instance));
+        chosen.map(|(&id, _)| id).collect()
+    }
+
+    pub(super) fn any(&self, which: impl Fn(&Instance) -> bool) -> bool {
+        self.instances.values().any(which)
+    }
+
+    pub(super) fn phase_is(&self, id: InstanceId, which: impl Fn(Phase) -> bool) -> bool {
+        self.instances
+            .get(&id)
+            .is_some_and(|instance| which(instance.phase))
+    }
+}
+
+fn count(n: usize) -> u32 {
+    u32::try_from(n).unwrap_or(u32::MAX)
+}

@@ -1,0 +1,93 @@
+//! What a revision's state is told, and what it says.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use sluice_model::{ActivationFailure, Failure, InstanceId};
+
+use crate::plan::RevisionPlan;
+
+/// What happened.
+#[derive(Debug)]
+pub(crate) enum Event {
+    /// Somebody waits and nothing is usable.
+    Activate,
+    /// It answered its probe.
+    Ready(InstanceId),
+    /// It was retired and has nothing in flight any more.
+    Drained(InstanceId),
+    /// The autoscaler's decision, with its words.
+    Desired { count: u32, decision: String },
+    /// The revision's plan, new or again.
+    Plan(Arc<RevisionPlan>),
+    /// The revision is no longer served.
+    Removed,
+    /// The gateway ends: nothing is in flight that still counts.
+    Shutdown,
+    /// It runs; this is where it will listen.
+    Started(InstanceId, SocketAddr),
+    /// It could not be started, or not become ready by itself.
+    Failed {
+        instance: InstanceId,
+        failure: Failure,
+        detail: String,
+    },
+    /// It and all it had started are gone.
+    Exited {
+        instance: InstanceId,
+        detail: String,
+        /// It complained that its port was taken.
+        port_taken: bool,
+    },
+    /// What the data plane answered to [`Action::Retire`].
+    Victims { asked: u32, chosen: Vec<InstanceId> },
+    /// A deadline may have passed.
+    Tick,
+}
+
+/// What to do, in this order.
+#[derive(Debug, PartialEq)]
+pub(crate) enum Action {
+    Start(InstanceId, Arc<RevisionPlan>),
+    /// SIGTERM now, SIGKILL after the grace.
+    Stop(InstanceId, Duration),
+    Add(InstanceId, SocketAddr),
+    Remove(InstanceId),
+    /// Let the data plane choose; its answer is [`Event::Victims`].
+    Retire {
+        count: u32,
+        to_zero: bool,
+    },
+    RetireThese(Vec<InstanceId>),
+    /// Answer everybody who waits.
+    Fail(ActivationFailure),
+    /// For the log: something is wrong, and what.
+    Warn(String),
+}
+
+/// Where instance numbers and randomness come from: both are the caller's.
+#[derive(Debug)]
+pub(crate) struct Fresh {
+    next_instance: u64,
+    rng: fastrand::Rng,
+}
+
+impl Fresh {
+    pub(crate) fn new(seed: u64) -> Self {
+        Self {
+            next_instance: 1,
+            rng: fastrand::Rng::with_seed(seed),
+        }
+    }
+
+    pub(super) fn instance(&mut self) -> InstanceId {
+        let id = InstanceId(self.next_instance);
+        self.next_instance += 1;
+        id
+    }
+
+    pub(super) fn jitter(&mut self) -> f64 {
+        self.rng.f64()
+    }
+}
