@@ -14,8 +14,8 @@ use crate::{WEB, web, web_split};
 
 /// Runs `sluice check` on one file with this content.
 async fn check(config: &str) -> Finished {
-    let dir = tempfile::tempdir().unwrap();
-    std::fs::write(dir.path().join("sluice.yaml"), config).unwrap();
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    std::fs::write(dir.path().join("sluice.yaml"), config).expect("the directory is writable");
     sluice_in(dir.path(), &["check"]).await
 }
 
@@ -288,7 +288,7 @@ async fn files_merge_and_claim_nothing_twice() {
 }
 
 async fn run_fails(dir: &Path, config: &str, code: i32, words: &[&str]) {
-    std::fs::write(dir.join("sluice.yaml"), with_defaults(config)).unwrap();
+    std::fs::write(dir.join("sluice.yaml"), with_defaults(config)).expect("the directory is writable");
     let done = sluice_in(dir, &["run"]).await;
     assert_eq!(done.code, Some(code), "{done:?}");
     for word in words {
