@@ -22,7 +22,7 @@ pub struct Report {
     pub failed: u64,
     /// The first of them.
     pub failures: Vec<String>,
-    /// Answers by body.
+    /// Answers by the first line of their body; what follows may differ from answer to answer.
     pub bodies: BTreeMap<String, u64>,
 }
 
@@ -103,7 +103,8 @@ impl Shared {
         let failure = match result {
             Ok(response) if response.status == 200 => {
                 report.ok += 1;
-                *report.bodies.entry(response.text()).or_default() += 1;
+                let first = response.text().lines().next().unwrap_or_default().to_owned();
+                *report.bodies.entry(first).or_default() += 1;
                 None
             }
             Ok(response) => Some(format!(

@@ -179,6 +179,30 @@ async fn a_scripted_backend_sees_what_was_sent() {
     assert!(record.lock().expect("no panic").starts_with(b"GET / "));
 }
 
+#[tokio::test]
+async fn the_demo_certificate_is_good_for_localhost() {
+    let tls = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../configs/tls");
+    let read = |name: &str| std::fs::read_to_string(tls.join(name)).expect("it is committed");
+    let pair = tls::Pair {
+        cert: read("demo-localhost.crt"),
+        key: read("demo-localhost.key"),
+    };
+    let server = HttpBackend::builder("demo")
+        .tls(tls::acceptor(&pair, &[]))
+        .start()
+        .await;
+    for name in ["localhost", "hello.localhost"] {
+        let tcp = tokio::net::TcpStream::connect(server.addr())
+            .await
+            .expect("accepts");
+        let sni = rustls_pki_types::ServerName::try_from(name).expect("a name");
+        let connector = tls::trusting(&pair.cert, &[]);
+        let io = connector.connect(sni, tcp).await.expect("a handshake");
+        let response = H1::over(io).exchange(&h1::get(name, "/")).await.expect("answers");
+        assert_eq!(response.text(), "demo");
+    }
+}
+
 #[test]
 fn metrics_are_read() {
     let text = "# TYPE a counter\na{x=\"1\",y=\"q\\\"{},\"} 2\na{x=\"2\"} 3\nb 1.5\n";

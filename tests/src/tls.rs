@@ -86,20 +86,8 @@ impl Ca {
     }
 
     /// A client that trusts this authority and offers `alpn`.
-    ///
-    /// # Panics
-    /// Never, short of a broken crypto library.
     pub fn client(&self, alpn: &[&str]) -> TlsConnector {
-        let mut roots = RootCertStore::empty();
-        let der = CertificateDer::from_pem_slice(self.pem.as_bytes()).expect("our own PEM");
-        roots.add(der).expect("our own certificate");
-        let mut config = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()))
-            .with_safe_default_protocol_versions()
-            .expect("the default versions")
-            .with_root_certificates(roots)
-            .with_no_client_auth();
-        config.alpn_protocols = protocols(alpn);
-        TlsConnector::from(Arc::new(config))
+        trusting(&self.pem, alpn)
     }
 
     /// Connects with SNI.
@@ -117,6 +105,23 @@ impl Ca {
         let name = ServerName::try_from(name.to_owned()).map_err(std::io::Error::other)?;
         self.client(alpn).connect(name, tcp).await
     }
+}
+
+/// A client that trusts this one certificate and offers `alpn`.
+///
+/// # Panics
+/// When it is no certificate.
+pub fn trusting(pem: &str, alpn: &[&str]) -> TlsConnector {
+    let mut roots = RootCertStore::empty();
+    let der = CertificateDer::from_pem_slice(pem.as_bytes()).expect("PEM");
+    roots.add(der).expect("a certificate");
+    let mut config = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()))
+        .with_safe_default_protocol_versions()
+        .expect("the default versions")
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    config.alpn_protocols = protocols(alpn);
+    TlsConnector::from(Arc::new(config))
 }
 
 /// A server with this certificate.

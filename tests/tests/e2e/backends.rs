@@ -328,3 +328,56 @@ async fn the_body_reaches_the_backend_as_it_was_sent() {
     let response = gateway.send(&h1::request("POST", WEB, "/", &[], &body)).await;
     assert_eq!(response.body, body);
 }
+
+#[tokio::test]
+async fn a_get_that_got_no_answer_is_tried_elsewhere_and_a_post_is_not() {
+    let broken = RawBackend::start(async |_, mut io: TcpStream| read_head(&mut io).await.map(drop)).await;
+    let good = HttpBackend::start("good").await;
+    let gateway = Gateway::start(&two(broken.addr(), good.addr(), "")).await;
+    for n in 0..20 {
+        let response = gateway.get(WEB, "/").await;
+        assert_eq!(
+            (response.status, response.text().as_str()),
+            (200, "good"),
+            "GET {n}"
+        );
+    }
+    let again = Gateway::start(&two(broken.addr(), good.addr(), "")).await;
+    let before = (broken.connections(), good.count());
+    let mut answers = (0, 0);
+    for _ in 0..20 {
+        let response = again.send(&h1::request("POST", WEB, "/", &[], b"x")).await;
+        match response.status {
+            200 => answers.0 += 1,
+            502 => answers.1 += 1,
+            other => panic!("{other}: {:?}", response.reason()),
+        }
+    }
+    let after = (broken.connections(), good.count());
+    assert_eq!(after.1 - before.1, answers.0, "no POST was sent twice");
+    assert_eq!(after.0 - before.0, answers.1, "no POST was sent twice");
+}
+
+#[tokio::test]
+async fn a_stream_that_h2_says_was_not_processed_is_tried_elsewhere() {
+    let refusing = RawBackend::start(async |_, io: TcpStream| {
+        let mut connection = h2::server::handshake(io).await.map_err(std::io::Error::other)?;
+        while let Some(Ok((_request, mut respond))) = connection.accept().await {
+            respond.send_reset(h2::Reason::REFUSED_STREAM);
+        }
+        Ok(())
+    })
+    .await;
+    let good = HttpBackend::builder("good").h2c().start().await;
+    let config = two(refusing.addr(), good.addr(), "protocol: h2c");
+    let gateway = Gateway::start(&config).await;
+    for n in 0..20 {
+        let method = if n % 2 == 0 { "GET" } else { "POST" };
+        let response = gateway.send(&h1::request(method, WEB, "/", &[], b"")).await;
+        assert_eq!(
+            (response.status, response.text().as_str()),
+            (200, "good"),
+            "{method} {n}"
+        );
+    }
+}

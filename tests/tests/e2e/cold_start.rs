@@ -153,7 +153,7 @@ struct Held {
 impl Held {
     async fn start() -> Self {
         require_python3();
-        let dir = tempfile::tempdir().unwrap();
+        let dir = tempfile::tempdir().expect("a temporary directory");
         let server = r#"
 import http.server, sys
 class Recorder(http.server.BaseHTTPRequestHandler):
@@ -166,7 +166,7 @@ class Recorder(http.server.BaseHTTPRequestHandler):
     do_GET = do_POST = answer
 http.server.ThreadingHTTPServer(("127.0.0.1", int(sys.argv[1])), Recorder).serve_forever()
 "#;
-        std::fs::write(dir.path().join("server.py"), server).unwrap();
+        std::fs::write(dir.path().join("server.py"), server).expect("the directory is writable");
         let at = dir.path().display();
         let script = format!(
             "while [ ! -e {at}/go ]; do sleep 0.02; done; exec python3 {at}/server.py $(PORT) {at}/record"
@@ -190,9 +190,9 @@ http.server.ThreadingHTTPServer(("127.0.0.1", int(sys.argv[1])), Recorder).serve
 
     /// Lets the instance start, and returns every path it was asked for until `/last`.
     async fn finish(self) -> Vec<String> {
-        std::fs::write(self.dir.path().join("go"), "").unwrap();
+        std::fs::write(self.dir.path().join("go"), "").expect("the directory is writable");
         assert_eq!(self.gateway.get(WEB, "/last").await.status, 200);
-        let record = std::fs::read_to_string(self.dir.path().join("record")).unwrap();
+        let record = std::fs::read_to_string(self.dir.path().join("record")).expect("the file is there");
         record.lines().map(str::to_owned).collect()
     }
 }

@@ -2,9 +2,13 @@
 
 use std::path::{Path, PathBuf};
 
+use rustls_pki_types::ServerName;
 use sluice_tests::cli::sluice_in;
 use sluice_tests::gateway::Gateway;
+use sluice_tests::h1::{self, H1};
+use sluice_tests::tls::trusting;
 use sluice_tests::wait::SOON;
+use tokio::net::TcpStream;
 
 fn configs() -> PathBuf {
     let tests = Path::new(env!("CARGO_MANIFEST_DIR"));
@@ -51,7 +55,7 @@ fn every_example_explains_itself() {
 
 /// An example on ports of the kernel's choice, so that tests do not meet.
 async fn start(name: &str) -> Gateway {
-    let text = std::fs::read_to_string(configs().join(name)).unwrap();
+    let text = std::fs::read_to_string(configs().join(name)).expect("the file is there");
     let text = text
         .replace("127.0.0.1:8080", "127.0.0.1:0")
         .replace("127.0.0.1:8443", "127.0.0.1:0")
@@ -70,6 +74,19 @@ async fn every_example_starts() {
         let gateway = start(name).await;
         assert_eq!(gateway.admin_get("/readyz").await.status, 200, "{name}");
     }
+}
+
+#[tokio::test]
+async fn the_tls_example_serves_with_its_demo_certificate() {
+    let gateway = start("tls.yaml").await;
+    let pem = std::fs::read_to_string(configs().join("tls/demo-localhost.crt")).unwrap();
+    let name = "hello.localhost";
+    let tcp = TcpStream::connect(gateway.listener(1)).await.unwrap();
+    let sni = ServerName::try_from(name).unwrap();
+    let io = trusting(&pem, &["http/1.1"]).connect(sni, tcp).await.unwrap();
+    let response = H1::over(io).exchange(&h1::get(name, "/")).await.unwrap();
+    assert!(response.text().contains("Hello over TLS"), "{}", response.text());
+    assert_eq!(gateway.get(name, "/x").await.status, 301);
 }
 
 #[tokio::test]

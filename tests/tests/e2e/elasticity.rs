@@ -66,6 +66,54 @@ async fn the_queue_is_bounded_in_count_and_age() {
 }
 
 #[tokio::test]
+async fn the_queue_is_bounded_in_bytes() {
+    let backend = HttpBackend::start("a").await;
+    let more = "containerConcurrency: 1\nqueue: {bytes: 64KiB}";
+    let gateway = Gateway::start(&web_with(backend.addr(), more)).await;
+    backend.hold();
+    let padding = "x".repeat(40 * 1024);
+    let large = h1::request("GET", WEB, "/", &[("X-Padding", &padding)], b"");
+    let mut clients = Vec::new();
+    for queued in [0.0, 1.0] {
+        let mut client = H1::connect(gateway.addr()).await.unwrap();
+        client.send(&large).await.unwrap();
+        clients.push(client);
+        wait_until("the first one runs", SOON, || backend.in_flight() == 1).await;
+        gateway
+            .wait_metric("sluice_queue_depth", &[("revision", "web-a")], SOON, |n| {
+                n == queued
+            })
+            .await;
+    }
+    let full = gateway.send(&large).await;
+    assert_eq!((full.status, full.reason()), (503, Some("queue_full")));
+    backend.release();
+    for client in &mut clients {
+        assert_eq!(client.response_to(b"GET ").await.unwrap().status, 200);
+    }
+}
+
+#[tokio::test]
+async fn a_body_that_waited_with_its_request_arrives_whole() {
+    let backend = HttpBackend::start("a").await;
+    let gateway = Gateway::start(&web_with(backend.addr(), "containerConcurrency: 1")).await;
+    backend.hold();
+    let mut running = H1::connect(gateway.addr()).await.unwrap();
+    running.send(&h1::get(WEB, "/")).await.unwrap();
+    wait_until("one runs", SOON, || backend.in_flight() == 1).await;
+    let body: Vec<u8> = (0..500_000u32).flat_map(u32::to_le_bytes).collect();
+    let upload = h1::request("POST", WEB, "/", &[], &body);
+    let addr = gateway.addr();
+    let waiting = tokio::spawn(async move { h1::fetch(addr, &upload).await });
+    gateway
+        .wait_metric("sluice_queue_depth", &[("revision", "web-a")], SOON, |n| n == 1.0)
+        .await;
+    backend.release();
+    assert_eq!(waiting.await.unwrap().unwrap().status, 200);
+    assert_eq!(backend.last().body, body);
+}
+
+#[tokio::test]
 async fn a_freed_slot_goes_to_the_oldest_waiter() {
     let backend = HttpBackend::start("a").await;
     let gateway = Gateway::start(&web_with(backend.addr(), "containerConcurrency: 1")).await;

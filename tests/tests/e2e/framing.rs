@@ -12,7 +12,7 @@ use crate::{WEB, web};
 
 /// Sends bytes, expects one answer and the connection's end after it.
 async fn answer_and_close(gateway: &Gateway, what: &str, raw: &[u8]) -> H1Response {
-    let mut conn = H1::connect(gateway.addr()).await.unwrap();
+    let mut conn = H1::connect(gateway.addr()).await.expect("the gateway accepts");
     // The gateway may have closed before it read everything: the answer counts.
     let _ = conn.send(raw).await;
     let response = within(what, SOON, conn.response_to(b"POST "))

@@ -21,7 +21,8 @@ async fn targets() -> (HttpBackend, Gateway) {
             }
             let (send, receive) = tokio::sync::mpsc::channel(3);
             for chunk in ["one ", "two ", "three"] {
-                send.try_send(Bytes::from_static(chunk.as_bytes())).unwrap();
+                send.try_send(Bytes::from_static(chunk.as_bytes()))
+                    .expect("there is room");
             }
             ok(streamed(receive))
         })

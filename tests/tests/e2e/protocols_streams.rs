@@ -36,15 +36,22 @@ async fn websocket_echo() -> RawBackend {
 }
 
 async fn websocket(gateway: &Gateway) -> WebSocketStream<TcpStream> {
-    let io = TcpStream::connect(gateway.addr()).await.unwrap();
-    let (ws, response) = client_async(format!("ws://{WEB}/chat"), io).await.unwrap();
+    let io = TcpStream::connect(gateway.addr())
+        .await
+        .expect("the gateway accepts");
+    let (ws, response) = client_async(format!("ws://{WEB}/chat"), io)
+        .await
+        .expect("the upgrade succeeds");
     assert_eq!(response.status(), 101);
     ws
 }
 
 async fn echoed(ws: &mut WebSocketStream<TcpStream>, message: Message) {
-    ws.send(message.clone()).await.unwrap();
-    let reply = within("an echo", SOON, ws.next()).await.unwrap().unwrap();
+    ws.send(message.clone()).await.expect("the tunnel is open");
+    let reply = within("an echo", SOON, ws.next())
+        .await
+        .expect("a message")
+        .expect("the tunnel is open");
     assert_eq!(reply, message);
 }
 

@@ -126,14 +126,14 @@ async fn an_edit_of_the_percents_is_followed() {
 
 /// Which side each key is sent to; each is asked three times and must not waver.
 async fn sides(gateway: &Gateway, keys: usize, header: impl Fn(usize) -> (String, String)) -> Vec<String> {
-    let mut conn = H1::connect(gateway.addr()).await.unwrap();
+    let mut conn = H1::connect(gateway.addr()).await.expect("the gateway accepts");
     let mut sides = Vec::new();
     for key in 0..keys {
         let (name, value) = header(key);
         let request = h1::request("GET", WEB, "/", &[(name.as_str(), value.as_str())], b"");
-        let first = conn.exchange(&request).await.unwrap().text();
+        let first = conn.exchange(&request).await.expect("the gateway answers").text();
         for _ in 0..2 {
-            let again = conn.exchange(&request).await.unwrap().text();
+            let again = conn.exchange(&request).await.expect("the gateway answers").text();
             assert_eq!(again, first, "key {key} wavers");
         }
         sides.push(first);
