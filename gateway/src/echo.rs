@@ -191,10 +191,8 @@ impl Answers {
             .map(|host| String::from_utf8_lossy(host.as_bytes()).into_owned())
             .or_else(|| head.uri.authority().map(ToString::to_string))
             .unwrap_or_default();
-        let target = head
-            .uri
-            .path_and_query()
-            .map_or(head.uri.path(), |target| target.as_str());
+        let path = head.uri.path();
+        let target = head.uri.path_and_query().map_or(path, |target| target.as_str());
         let mut out = format!("{} from {from}\n\n", self.message);
         // A String takes everything, here and below.
         let _ = writeln!(out, "revision: {from}");

@@ -1,4 +1,5 @@
-//! The JSON of the admin API. Keys are in the configuration's spelling; absent is `null`.
+//! The JSON of the admin API. What stands in a configuration is spelled as there, what is measured
+//! as in metrics and access log; absent is `null`.
 
 use std::collections::BTreeMap;
 use std::time::Duration;

@@ -21,8 +21,8 @@ use std::io::IsTerminal;
 
 use thiserror::Error;
 use tracing::Subscriber;
-use tracing_log::LogTracer;
 use tracing_log::log::{self, Level, Log, Metadata, Record};
+use tracing_log::{AsLog, LogTracer};
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::filter::ParseError;
 use tracing_subscriber::layer::SubscriberExt;
@@ -64,12 +64,16 @@ pub enum LoggingError {
 /// [`LoggingError`].
 pub fn init_logging(format: LogFormat, sink: LineSink) -> Result<(), LoggingError> {
     let filter = filter(|variable| std::env::var(variable).ok())?;
+    // The filter decides; this only saves the way to it. Levels are lowered, never raised, so a
+    // record that is above this bound before it is lowered would not pass the filter after it.
+    let max_level = filter
+        .max_level_hint()
+        .map_or(log::LevelFilter::Trace, |hint| hint.as_log());
     let colours = std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none();
     let subscriber = subscriber(format, filter, colours, sink);
     tracing::subscriber::set_global_default(subscriber).map_err(|_| LoggingError::Repeated)?;
     log::set_boxed_logger(Box::new(Bridge::default())).map_err(|_| LoggingError::Repeated)?;
-    // The subscriber's filter decides; this only keeps `trace!` of others from being formatted.
-    log::set_max_level(log::LevelFilter::Trace);
+    log::set_max_level(max_level);
     Ok(())
 }
 

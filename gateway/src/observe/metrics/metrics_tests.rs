@@ -217,12 +217,18 @@ fn series_vanish_with_their_last_holder_and_survive_a_return() {
 #[test]
 fn churn_without_scrapes_does_not_pile_up() {
     let metrics = Metrics::new();
+    let kept = metrics.service(&service());
     for i in 0..10_000 {
         let name = format!("r{i}");
         metrics.revision(&ServiceId::parse("default", &name).unwrap(), &revision(&name));
+        // A service that stays while its revisions come and go.
+        metrics.revision(&service(), &revision(&name));
     }
     let live = metrics.inner.live.lock();
     assert!(live.revisions.len() < 200, "{}", live.revisions.len());
+    assert!(live.services.len() < 200, "{}", live.services.len());
+    drop(live);
+    assert!(Arc::ptr_eq(&kept, &metrics.service(&service())));
 }
 
 #[test]

@@ -153,6 +153,22 @@ impl Live {
         self.revisions.retain(|_, r| r.strong_count() > 0);
         self.sweep_at = 2 * (self.services.len() + self.revisions.len()) + 64;
     }
+
+    fn sweep_if_due(&mut self) {
+        if self.services.len() + self.revisions.len() >= self.sweep_at {
+            self.sweep();
+        }
+    }
+
+    fn service(&mut self, service: &ServiceId) -> Arc<ServiceMetrics> {
+        if let Some(known) = self.services.get(service).and_then(Weak::upgrade) {
+            return known;
+        }
+        self.sweep_if_due();
+        let new = Arc::new(ServiceMetrics::new(service.namespace(), service.name()));
+        self.services.insert(service.clone(), Arc::downgrade(&new));
+        new
+    }
 }
 
 const METADATA: Metadata<'static> = Metadata::new(module_path!(), Level::INFO, None);
@@ -217,6 +233,7 @@ impl Metrics {
         if let Some(known) = live.revisions.get(&key).and_then(Weak::upgrade) {
             return known;
         }
+        live.sweep_if_due();
         let new = Arc::new(RevisionMetrics::new(live.service(service), revision));
         live.revisions.insert(key, Arc::downgrade(&new));
         new
@@ -261,20 +278,6 @@ impl Metrics {
         text::render(&mut out, services, &revisions, &gauges);
         out.push_str(&self.inner.recorder.handle().render());
         out
-    }
-}
-
-impl Live {
-    fn service(&mut self, service: &ServiceId) -> Arc<ServiceMetrics> {
-        if let Some(known) = self.services.get(service).and_then(Weak::upgrade) {
-            return known;
-        }
-        if self.services.len() + self.revisions.len() >= self.sweep_at {
-            self.sweep();
-        }
-        let new = Arc::new(ServiceMetrics::new(service.namespace(), service.name()));
-        self.services.insert(service.clone(), Arc::downgrade(&new));
-        new
     }
 }
 

@@ -1,0 +1,106 @@
+//! Commands that read a configuration without running it.
+
+use std::collections::BTreeSet;
+use std::io::Write;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use serde_json::json;
+use sluice_control::compile::{Compiled, load};
+use sluice_control::config::{Diagnostic, Diagnostics, schema as config_schema};
+use sluice_control::source;
+use sluice_gateway::cli::{CheckArgs, ExplainArgs, OutputFormat, explain as cli_explain};
+use sluice_gateway::edge::TlsTerminator;
+use sluice_gateway::explain::explain as explain_request;
+
+/// The environment as a configuration sees it.
+pub(crate) fn env(name: &str) -> Option<String> {
+    std::env::var(name).ok()
+}
+
+/// Reads and compiles; what cannot be read is a mistake like others.
+fn compiled(paths: &[PathBuf]) -> Result<Compiled, Diagnostics> {
+    let files = source::read(paths).map_err(|errors| {
+        let mut all = Diagnostics::default();
+        for error in errors {
+            all.push(Diagnostic::about_file(error.path(), error.to_string()));
+        }
+        all
+    })?;
+    let compiled = load(&files, &env)?;
+    let bad = bad_files(&compiled);
+    if bad.is_empty() { Ok(compiled) } else { Err(bad) }
+}
+
+/// Certificates that the configuration names and that could not be served.
+fn bad_files(compiled: &Compiled) -> Diagnostics {
+    let mut bad = Diagnostics::default();
+    let mut told = BTreeSet::new();
+    for tls in compiled.snapshot.settings().listeners.iter().filter_map(|l| l.tls.as_ref()) {
+        let Err(errors) = TlsTerminator::new(tls) else { continue };
+        for error in errors {
+            let reference = compiled.files.iter().find(|f| f.file == error.file());
+            let diagnostic = match reference {
+                Some(reference) => reference.error(error.to_string()),
+                None => Diagnostic::about_file(error.file(), error.to_string()),
+            };
+            if told.insert(error.to_string()) {
+                bad.push(diagnostic);
+            }
+        }
+    }
+    bad
+}
+
+/// `sluice check`
+pub(crate) fn run(args: &CheckArgs) -> ExitCode {
+    let (compiled, diagnostics) = match compiled(&args.config.paths()) {
+        Ok(compiled) => (Some(compiled.summary()), compiled.warnings),
+        Err(diagnostics) => (None, diagnostics),
+    };
+    let mut out = std::io::stdout().lock();
+    // A reader that has seen enough is no error.
+    let _ = match args.format {
+        OutputFormat::Json => {
+            let value = json!({"valid": compiled.is_some(), "summary": compiled, "diagnostics": diagnostics.to_json()});
+            writeln!(out, "{value:#}")
+        }
+        OutputFormat::Text => {
+            let mut text = if diagnostics.is_empty() { String::new() } else { format!("{diagnostics}\n") };
+            match compiled {
+                Some(summary) => text.push_str(&format!("ok: {summary}\n")),
+                None => text.push_str(&format!("{} to fix\n", many(diagnostics.errors()))),
+            }
+            write!(out, "{text}")
+        }
+    };
+    if compiled.is_some() { ExitCode::SUCCESS } else { ExitCode::from(1) }
+}
+
+fn many(mistakes: usize) -> String {
+    format!("{mistakes} mistake{}", if mistakes == 1 { "" } else { "s" })
+}
+
+/// `sluice explain` on files.
+pub(crate) fn explain(args: &ExplainArgs) -> ExitCode {
+    let query = match args.query() {
+        Ok(query) => query,
+        Err(error) => {
+            eprintln!("sluice: {error}");
+            return ExitCode::from(2);
+        }
+    };
+    match compiled(&args.paths()) {
+        Ok(compiled) => cli_explain::answer(&explain_request(&compiled.snapshot, &[], &query), args.format),
+        Err(diagnostics) => {
+            eprintln!("{diagnostics}");
+            ExitCode::from(1)
+        }
+    }
+}
+
+/// `sluice schema`
+pub(crate) fn schema() -> ExitCode {
+    let _ = writeln!(std::io::stdout().lock(), "{:#}", config_schema());
+    ExitCode::SUCCESS
+}

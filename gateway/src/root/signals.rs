@@ -1,0 +1,44 @@
+//! What the system says to the process.
+
+use tokio::signal::unix::{Signal, SignalKind, signal};
+
+/// What an operator asks for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Ask {
+    /// SIGHUP: read the configuration again.
+    Reload,
+    /// SIGTERM, or the first SIGINT: drain and exit.
+    Stop,
+    /// SIGQUIT: hand over to the binary now on disk.
+    Upgrade,
+}
+
+/// The signals that mean something.
+pub(super) struct Signals {
+    hangup: Signal,
+    terminate: Signal,
+    interrupt: Signal,
+    quit: Signal,
+}
+
+impl Signals {
+    /// Listens from now on; before, a signal does what the system does with it.
+    pub(super) fn new() -> std::io::Result<Self> {
+        Ok(Self {
+            hangup: signal(SignalKind::hangup())?,
+            terminate: signal(SignalKind::terminate())?,
+            interrupt: signal(SignalKind::interrupt())?,
+            quit: signal(SignalKind::quit())?,
+        })
+    }
+
+    /// The next thing asked for. Cancel-safe.
+    pub(super) async fn next(&mut self) -> Ask {
+        tokio::select! {
+            _ = self.hangup.recv() => Ask::Reload,
+            _ = self.terminate.recv() => Ask::Stop,
+            _ = self.interrupt.recv() => Ask::Stop,
+            _ = self.quit.recv() => Ask::Upgrade,
+        }
+    }
+}
