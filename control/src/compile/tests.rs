@@ -33,5 +33,10 @@ fn twelve_mistakes_of_six_kinds() {
 fn the_example_of_the_user_contract_loads() {
     let text = include_str!("../config/testdata/example.yaml");
     let compiled = load_one(text).unwrap_or_else(|e| panic!("{e}"));
-    println!("{}\n{}\n{:#?}", compiled.summary(), compiled.warnings, compiled.snapshot);
+    println!(
+        "{}\n{}\n{:#?}",
+        compiled.summary(),
+        compiled.warnings,
+        compiled.snapshot
+    );
 }

@@ -316,13 +316,7 @@ impl<'c> Object<'c> {
 
     /// A key that may be absent and then has this value. Also after a mistake: what is decoded is
     /// not used then, only checked further.
-    pub(super) fn or<S: Shape>(
-        &mut self,
-        key: &'static str,
-        doc: &str,
-        shape: S,
-        default: S::Out,
-    ) -> S::Out {
+    pub(super) fn or<S: Shape>(&mut self, key: &'static str, doc: &str, shape: S, default: S::Out) -> S::Out {
         self.ask(key, doc, &shape, Some(&default));
         self.one(key, &shape).unwrap_or(default)
     }
@@ -361,9 +355,7 @@ impl<'c> Object<'c> {
         if found.is_empty() {
             return None;
         }
-        let lists = found
-            .iter()
-            .filter_map(|(_, value)| shape.decode(value, self.cx));
+        let lists = found.iter().filter_map(|(_, value)| shape.decode(value, self.cx));
         Some(lists.flatten().collect())
     }
 
@@ -375,7 +367,8 @@ impl<'c> Object<'c> {
     /// Where the key stands.
     pub(super) fn key(&self, key: &str) -> Option<Spot> {
         let mut keys = self.entries.iter().map(|e| &e.key);
-        keys.find(|k| k.scalar().is_some_and(|s| &*s.text == key)).cloned()
+        keys.find(|k| k.scalar().is_some_and(|s| &*s.text == key))
+            .cloned()
     }
 
     /// The value under a key, undecoded.
@@ -478,7 +471,8 @@ pub(crate) fn did_you_mean<'k>(
         let distance = strsim::osa_distance(&folded, &known);
         let allowed = (folded.len().min(known.len()) / 3).max(1);
         // A word left out or added in a long name: `certificate` for `certFile` is none.
-        let part = known.len() > 4 && folded.len() > 4 && (known.starts_with(&folded) || folded.starts_with(&known));
+        let part =
+            known.len() > 4 && folded.len() > 4 && (known.starts_with(&folded) || folded.starts_with(&known));
         (distance <= allowed || part).then_some(distance)
     };
     let scored = candidates.into_iter().filter_map(|c| Some((distance(c)?, c)));

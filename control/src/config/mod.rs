@@ -33,6 +33,8 @@ pub use diagnostic::{Diagnostic, Diagnostics, Place, Related, Severity};
 pub(crate) use gateway::Draft;
 pub(crate) use revision::RevisionDraft;
 pub use schema::schema;
+
+pub use crate::source::SourceFile;
 pub(crate) use service::ServiceDraft;
 pub(crate) use traffic::{Target, Traffic, Which};
 pub(crate) use tree::{At, Spot};
@@ -42,16 +44,6 @@ use tree::{Content, Node, Segment, Tree};
 
 /// All files together. Each is bounded by itself as well.
 const MAX_TOTAL_BYTES: usize = 256 << 20;
-
-/// One file's text, as its source read it.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct SourceFile {
-    /// As it was named: shown in diagnostics. Relative paths in the file are relative to its
-    /// directory.
-    pub path: PathBuf,
-    /// YAML or JSON; several documents count as several files.
-    pub text: String,
-}
 
 /// What files say, as far as they could be read, with everything that is wrong so far.
 /// [`compile`](crate::compile::compile) checks it further.

@@ -244,7 +244,9 @@ impl Scalar {
     /// Whether YAML's core schema reads it as a number.
     pub(super) fn is_number(&self) -> bool {
         let text = self.text.trim_start_matches(['+', '-']);
-        let digit = text.trim_start_matches('.').starts_with(|c: char| c.is_ascii_digit());
+        let digit = text
+            .trim_start_matches('.')
+            .starts_with(|c: char| c.is_ascii_digit());
         self.plain && digit && text.parse::<f64>().is_ok()
     }
 

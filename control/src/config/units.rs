@@ -129,7 +129,11 @@ mod tests {
             ("0s", 0),
             ("0", 0),
         ] {
-            assert_eq!(parse_duration(text), Some(Duration::from_millis(millis)), "{text}");
+            assert_eq!(
+                parse_duration(text),
+                Some(Duration::from_millis(millis)),
+                "{text}"
+            );
         }
         for text in [
             "", "10", "s", "10 s", "-1s", "1d", "1.s", ".5s", "1..5s", "soon", "1s2", "١s", "1é",

@@ -268,7 +268,11 @@ impl Builder<'_> {
         {
             let shown = super::tree::quoted(&tag.original());
             let hint = "leave the tag out";
-            self.complain(node, format!("the tag {shown} means nothing here"), Some(hint.into()));
+            self.complain(
+                node,
+                format!("the tag {shown} means nothing here"),
+                Some(hint.into()),
+            );
         }
     }
 
@@ -280,7 +284,11 @@ impl Builder<'_> {
     fn alias(&mut self, anchor: usize, span: &Span) -> Result<(), Diagnostic> {
         let (line, column) = (number(span.start.line()), number(span.start.col()) + 1);
         let Some(&from) = self.anchors.get(&anchor) else {
-            return Err(self.fatal(line, column, "this alias stands for a value that contains it".into()));
+            return Err(self.fatal(
+                line,
+                column,
+                "this alias stands for a value that contains it".into(),
+            ));
         };
         let to = self.add(span, Content::Broken)?;
         self.copy(from, to, self.frames.len())

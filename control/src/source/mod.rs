@@ -16,9 +16,10 @@ pub use file::{FileSource, ReloadHandle};
 /// One config file.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SourceFile {
-    /// As it was named, or found in a directory that was.
+    /// As it was named, or found in a directory that was: shown in diagnostics. Relative paths in
+    /// the file are relative to its directory.
     pub path: PathBuf,
-    /// What is in it.
+    /// YAML or JSON; several documents count as several files.
     pub text: String,
 }
 

@@ -75,6 +75,21 @@ pub enum CertificateError {
     },
 }
 
+impl CertificateError {
+    /// The file to look at.
+    pub fn file(&self) -> &Path {
+        match self {
+            Self::Unreadable { file, .. }
+            | Self::Malformed { file, .. }
+            | Self::NoCertificate { file }
+            | Self::NoKey { file }
+            | Self::BadCertificate { file, .. }
+            | Self::BadKey { file, .. } => file,
+            Self::Mismatch { key_file, .. } => key_file,
+        }
+    }
+}
+
 /// A certificate as it is served.
 #[derive(Debug)]
 pub struct Certificate {

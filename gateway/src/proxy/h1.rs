@@ -70,7 +70,9 @@ pub(super) async fn serve(proxy: &Proxy, connection: Connection, drain: watch::R
             return with_timers(tunnel::serve(proxy, *stream, &head, drain)).await;
         }
         let last = turn.max_age.is_some_and(|max| born.elapsed() >= max);
-        stream.context().put(Box::new(KeepAlive(head.keep_alive && !last)));
+        stream
+            .context()
+            .put(Box::new(KeepAlive(head.keep_alive && !last)));
         let mut session = ServerSession::new_http1(stream as Stream);
         session.set_keepalive(Some(KEEPALIVE_SECONDS));
         let shutdown = proxy.shutdown.subscribe();

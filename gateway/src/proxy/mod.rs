@@ -59,6 +59,11 @@ impl Proxy {
             shutdown: watch::Sender::new(false),
         }
     }
+
+    /// From now on responses end their connections.
+    pub fn drain(&self) {
+        self.shutdown.send_replace(true);
+    }
 }
 
 #[async_trait]
@@ -105,7 +110,9 @@ struct KeepAlive(bool);
 
 /// What was left for this request; a connection without word is closed.
 fn keeps_alive(digest: Option<&Digest>) -> bool {
-    let left = digest.and_then(ConnectionContext::of).and_then(|context| context.take::<KeepAlive>());
+    let left = digest
+        .and_then(ConnectionContext::of)
+        .and_then(|context| context.take::<KeepAlive>());
     left.is_some_and(|keep| keep.0)
 }
 

@@ -5,7 +5,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use sluice_model::{
-    EndpointAddr, Limits, RequestView, RevisionSpec, Route, Service, Settings, StickyKey, TrafficSplit, normalize_host,
+    EndpointAddr, Limits, RequestView, RevisionSpec, Route, Service, Settings, StickyKey, TrafficSplit,
+    normalize_host,
 };
 use tokio::sync::watch;
 

@@ -6,8 +6,7 @@ use std::net::IpAddr;
 
 use sluice_model::{
     Found, HttpOption, NotFound, RequestView, Snapshot, StickyKey, StickyScope, StickySource, TrafficSplit,
-    TrafficTarget,
-    Visibility,
+    TrafficTarget, Visibility,
 };
 
 use super::headers::cookie;

@@ -36,8 +36,16 @@ fn compiled(paths: &[PathBuf]) -> Result<Compiled, Diagnostics> {
 fn bad_files(compiled: &Compiled) -> Diagnostics {
     let mut bad = Diagnostics::default();
     let mut told = BTreeSet::new();
-    for tls in compiled.snapshot.settings().listeners.iter().filter_map(|l| l.tls.as_ref()) {
-        let Err(errors) = TlsTerminator::new(tls) else { continue };
+    for tls in compiled
+        .snapshot
+        .settings()
+        .listeners
+        .iter()
+        .filter_map(|l| l.tls.as_ref())
+    {
+        let Err(errors) = TlsTerminator::new(tls) else {
+            continue;
+        };
         for error in errors {
             let reference = compiled.files.iter().find(|f| f.file == error.file());
             let diagnostic = match reference {
@@ -66,7 +74,11 @@ pub(crate) fn run(args: &CheckArgs) -> ExitCode {
             writeln!(out, "{value:#}")
         }
         OutputFormat::Text => {
-            let mut text = if diagnostics.is_empty() { String::new() } else { format!("{diagnostics}\n") };
+            let mut text = if diagnostics.is_empty() {
+                String::new()
+            } else {
+                format!("{diagnostics}\n")
+            };
             match compiled {
                 Some(summary) => text.push_str(&format!("ok: {summary}\n")),
                 None => text.push_str(&format!("{} to fix\n", many(diagnostics.errors()))),
@@ -74,7 +86,11 @@ pub(crate) fn run(args: &CheckArgs) -> ExitCode {
             write!(out, "{text}")
         }
     };
-    if compiled.is_some() { ExitCode::SUCCESS } else { ExitCode::from(1) }
+    if compiled.is_some() {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::from(1)
+    }
 }
 
 fn many(mistakes: usize) -> String {

@@ -12,6 +12,8 @@ use sluice_gateway::registry::Registry;
 use sluice_model::{RevisionId, Snapshot};
 use tokio::runtime::Handle;
 
+use super::observed::Plans;
+
 /// The data plane, the scaler and the metrics, as the reconciler knows them.
 pub(super) struct Everybody {
     pub(super) registry: Arc<Registry>,
@@ -19,6 +21,7 @@ pub(super) struct Everybody {
     pub(super) scale: ScaleHandle,
     pub(super) autoscale: AutoscaleHandle,
     pub(super) metrics: Metrics,
+    pub(super) plans: Arc<Plans>,
     pub(super) runtime: Handle,
     /// The first Snapshot's listeners are bound by `run`, which exits if one cannot be.
     pub(super) started: bool,
@@ -42,13 +45,17 @@ impl Parties for Everybody {
     }
 
     fn apply(&mut self, plan: &Arc<Plan>) {
+        self.plans.set(plan);
         self.scale.apply(Arc::clone(plan));
         self.autoscale.apply(Arc::clone(plan));
     }
 
     fn reload_asked(&mut self) {
         let reader = self.registry.reader().load();
-        for error in self.runtime.block_on(self.edge.apply(reader.snapshot().settings())) {
+        for error in self
+            .runtime
+            .block_on(self.edge.apply(reader.snapshot().settings()))
+        {
             tracing::error!("{error}");
         }
     }

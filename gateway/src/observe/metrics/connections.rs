@@ -20,11 +20,17 @@ impl EdgeMetrics for Metrics {
         let listener = Label::new("listener", bound.to_string());
         let recorder = &self.inner.recorder;
         let open = Protocol::ALL.map(|protocol| {
-            let labels = vec![listener.clone(), Label::from_static_parts("protocol", protocol.as_str())];
+            let labels = vec![
+                listener.clone(),
+                Label::from_static_parts("protocol", protocol.as_str()),
+            ];
             recorder.register_gauge(&Key::from_parts(CONNECTIONS, labels), &METADATA)
         });
         let closed = CloseReason::ALL.map(|reason| {
-            let labels = vec![listener.clone(), Label::from_static_parts("reason", reason.as_str())];
+            let labels = vec![
+                listener.clone(),
+                Label::from_static_parts("reason", reason.as_str()),
+            ];
             recorder.register_counter(&Key::from_parts(CLOSED, labels), &METADATA)
         });
         let pauses = recorder.register_counter(&Key::from_parts(PAUSES, vec![listener]), &METADATA);

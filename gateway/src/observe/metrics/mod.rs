@@ -193,7 +193,10 @@ impl Metrics {
         counter(RELOADS, "Loads of the configuration by how they ended.");
         gauge(CONNECTIONS, "Open client connections.");
         counter(CLOSED, "Client connections that were closed, by why.");
-        counter(PAUSES, "Times that accepting paused because descriptors or memory ran out.");
+        counter(
+            PAUSES,
+            "Times that accepting paused because descriptors or memory ran out.",
+        );
         counter(
             DROPPED,
             "Lines of access log and log that were lost because nobody took them.",

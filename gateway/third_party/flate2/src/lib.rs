@@ -49,7 +49,14 @@ pub mod write {
             let level = i32::try_from(level.0.min(9)).unwrap_or(6);
             let flags = create_comp_flags_from_zip_params(level, -15, 0);
             let (state, crc) = (Box::new(CompressorOxide::new(flags)), crc32fast::Hasher::new());
-            Self { inner, state, crc, length: 0, started: false, finished: false }
+            Self {
+                inner,
+                state,
+                crc,
+                length: 0,
+                started: false,
+                finished: false,
+            }
         }
 
         /// What was produced so far.
@@ -67,7 +74,8 @@ pub mod write {
             if !self.finished {
                 self.run(&[], MZFlush::Finish)?;
                 self.finished = true;
-                self.inner.extend_from_slice(&self.crc.clone().finalize().to_le_bytes());
+                self.inner
+                    .extend_from_slice(&self.crc.clone().finalize().to_le_bytes());
                 self.inner.extend_from_slice(&self.length.to_le_bytes());
             }
             Ok(())
@@ -85,7 +93,9 @@ pub mod write {
                 input = &input[step.bytes_consumed..];
                 match step.status {
                     Ok(MZStatus::StreamEnd) => return Ok(()),
-                    Ok(_) if input.is_empty() && step.bytes_written < CHUNK && flush != MZFlush::Finish => return Ok(()),
+                    Ok(_) if input.is_empty() && step.bytes_written < CHUNK && flush != MZFlush::Finish => {
+                        return Ok(());
+                    }
                     Ok(_) => {}
                     Err(MZError::Buf) if flush != MZFlush::Finish => return Ok(()),
                     Err(e) => return Err(io::Error::other(format!("deflate: {e:?}"))),
@@ -135,7 +145,14 @@ pub mod write {
         /// A decoder that appends to `inner`.
         pub fn new(inner: Vec<u8>) -> Self {
             let (state, crc) = (InflateState::new_boxed(DataFormat::Raw), crc32fast::Hasher::new());
-            Self { inner, state, crc, length: 0, pending: Vec::new(), stage: Stage::Header }
+            Self {
+                inner,
+                state,
+                crc,
+                length: 0,
+                pending: Vec::new(),
+                stage: Stage::Header,
+            }
         }
 
         /// What was produced so far.
@@ -150,7 +167,11 @@ pub mod write {
 
         /// Checks that the stream came to its end.
         pub fn try_finish(&mut self) -> io::Result<()> {
-            if self.stage == Stage::Done { Ok(()) } else { Err(bad("gzip stream ends early")) }
+            if self.stage == Stage::Done {
+                Ok(())
+            } else {
+                Err(bad("gzip stream ends early"))
+            }
         }
 
         fn body<'a>(&mut self, mut input: &'a [u8]) -> io::Result<&'a [u8]> {
@@ -219,13 +240,17 @@ pub mod write {
         if data.len() > MAX_HEADER {
             return Err(bad("gzip header too long"));
         }
-        let Some(fixed) = data.get(..10) else { return Ok(None) };
+        let Some(fixed) = data.get(..10) else {
+            return Ok(None);
+        };
         if fixed[..3] != HEADER[..3] {
             return Err(bad("not gzip"));
         }
         let (flags, mut at) = (fixed[3], 10);
         if flags & 4 != 0 {
-            let Some(len) = data.get(at..at + 2) else { return Ok(None) };
+            let Some(len) = data.get(at..at + 2) else {
+                return Ok(None);
+            };
             at += 2 + usize::from(u16::from_le_bytes([len[0], len[1]]));
         }
         for flag in [8, 16] {
@@ -276,6 +301,10 @@ mod tests {
         let last = bytes.len() - 5;
         bytes[last] ^= 1;
         assert!(write::GzDecoder::new(Vec::new()).write_all(&bytes).is_err());
-        assert!(write::GzDecoder::new(Vec::new()).write_all(b"plain text, no gzip").is_err());
+        assert!(
+            write::GzDecoder::new(Vec::new())
+                .write_all(b"plain text, no gzip")
+                .is_err()
+        );
     }
 }

@@ -1,0 +1,188 @@
+//! The running gateway as its admin server sees it.
+
+use std::sync::{Arc, OnceLock};
+
+use serde_json::{Value, json};
+use sluice_control::autoscale::AutoscaleHandle;
+use sluice_control::plan::{RevisionPlan, ScalerSpec};
+use sluice_control::scale::ScaleHandle;
+use sluice_gateway::admin::{AdminState, BoundAddresses, Explain, ExplainQuery, Health, redacted};
+use sluice_gateway::edge::{Drain, Edge};
+use sluice_gateway::explain::explain;
+use sluice_gateway::observe::{EndpointCondition, EndpointLoad, LoadView, Metrics, RevisionLoad};
+use sluice_gateway::registry::Registry;
+use sluice_gateway::throttle::EndpointPhase;
+use sluice_model::{Demand, DemandSink, Generation, RevisionId, Snapshot, StatusSource};
+use std::net::SocketAddr;
+use std::time::Instant;
+use tokio::sync::watch;
+
+/// What health checks and the admin API ask.
+pub(super) struct Observed {
+    pub(super) registry: Arc<Registry>,
+    pub(super) edge: Arc<Edge>,
+    pub(super) scale: ScaleHandle,
+    pub(super) metrics: Metrics,
+    pub(super) drain: watch::Receiver<Drain>,
+    pub(super) plans: Arc<Plans>,
+    pub(super) admin: SocketAddr,
+    pub(super) health: Option<SocketAddr>,
+}
+
+/// The plan in force, for `/api/config`.
+#[derive(Default)]
+pub(super) struct Plans(parking_lot::Mutex<Option<Arc<sluice_control::plan::Plan>>>);
+
+impl Plans {
+    pub(super) fn set(&self, plan: &Arc<sluice_control::plan::Plan>) {
+        *self.0.lock() = Some(Arc::clone(plan));
+    }
+}
+
+impl Health for Observed {
+    fn ready(&self) -> Result<Generation, &'static str> {
+        if *self.drain.borrow() != Drain::Serving {
+            return Err("draining");
+        }
+        Ok(self.snapshot().generation)
+    }
+}
+
+impl AdminState for Observed {
+    fn snapshot(&self) -> Arc<Snapshot> {
+        Arc::clone(self.registry.reader().load().snapshot())
+    }
+
+    fn bound(&self) -> BoundAddresses {
+        let listeners = self.edge.listeners().iter().map(|l| l.bound).collect();
+        BoundAddresses {
+            listeners,
+            admin: self.admin,
+            health: self.health,
+        }
+    }
+
+    fn loads(&self) -> &dyn LoadView {
+        self
+    }
+
+    fn status(&self) -> &dyn StatusSource {
+        &self.scale
+    }
+
+    fn metrics(&self) -> &Metrics {
+        &self.metrics
+    }
+
+    fn scaling(&self) -> Value {
+        let plan = self.plans.0.lock().clone();
+        let Some(plan) = plan else { return Value::Null };
+        let revisions = plan
+            .revisions
+            .iter()
+            .map(|(id, plan)| (id.to_string(), revision(plan)));
+        json!({
+            "processes": {
+                "max": plan.processes.max,
+                "ports": format!("{}-{}", plan.processes.ports.start(), plan.processes.ports.end()),
+            },
+            "revisions": revisions.collect::<serde_json::Map<_, _>>(),
+        })
+    }
+
+    fn explain(&self) -> &dyn Explain {
+        self
+    }
+}
+
+fn revision(plan: &RevisionPlan) -> Value {
+    let scaler = match &plan.scaler {
+        ScalerSpec::Process(process) => json!({
+            "process": {
+                "command": process.command,
+                "env": redacted(&process.env),
+                "workingDirectory": process.working_directory.display().to_string(),
+                "inheritEnv": process.inherit_env,
+            },
+        }),
+        // A webhook's URL may carry a token in path or query: its host is enough to know it by.
+        ScalerSpec::Webhook(webhook) => json!({
+            "webhook": {
+                "host": webhook.url.split("://").nth(1).and_then(|rest| rest.split(['/', '?', '@']).next()),
+                "headers": redacted(&webhook.headers),
+            },
+        }),
+    };
+    let policy = &plan.policy;
+    json!({
+        "scaler": scaler,
+        "minScale": policy.min_scale,
+        "maxScale": policy.max_scale,
+        "activationScale": policy.activation_scale,
+        "target": policy.target_value,
+        "window": format!("{:?}", policy.stable_window),
+        "reachable": plan.reachable,
+    })
+}
+
+impl LoadView for Observed {
+    fn loads(&self) -> Vec<RevisionLoad> {
+        let serving = self.registry.reader().load();
+        let now = Instant::now();
+        let loads = serving.live().iter().map(|live| {
+            let load = live.throttler().peek(now);
+            RevisionLoad {
+                service: live.spec().service.clone(),
+                revision: live.id().clone(),
+                in_flight: load.in_flight,
+                queued: load.queued,
+                ready: load.ready,
+            }
+        });
+        loads.collect()
+    }
+
+    fn endpoints(&self, revision: &RevisionId) -> Vec<EndpointLoad> {
+        let Some(live) = self.registry.live(revision) else {
+            return Vec::new();
+        };
+        let views = live.throttler().endpoints().into_iter().filter_map(|view| {
+            let condition = match view.phase {
+                EndpointPhase::Starting => EndpointCondition::Starting,
+                EndpointPhase::Ready => EndpointCondition::Ready,
+                EndpointPhase::Ejected { .. } => EndpointCondition::Ejected,
+                EndpointPhase::Draining => EndpointCondition::Draining,
+                EndpointPhase::Gone => return None,
+            };
+            Some(EndpointLoad {
+                address: view.endpoint.address.clone(),
+                condition,
+                in_flight: view.in_flight,
+            })
+        });
+        views.collect()
+    }
+}
+
+impl Explain for Observed {
+    fn explain(&self, query: &ExplainQuery) -> Value {
+        let bound: Vec<SocketAddr> = self.edge.listeners().iter().map(|l| l.bound).collect();
+        explain(&self.snapshot(), &bound, query)
+    }
+}
+
+/// Takes demand to everybody it concerns. The autoscaler comes later than the data plane that
+/// sends it; until then the scaler acts on demand alone.
+pub(super) struct DemandRouter {
+    pub(super) scale: ScaleHandle,
+    pub(super) autoscale: OnceLock<AutoscaleHandle>,
+}
+
+impl DemandSink for DemandRouter {
+    fn demand(&self, demand: Demand) {
+        if let (Demand::Activate(revision), Some(autoscale)) = (&demand, self.autoscale.get()) {
+            autoscale.activate(revision);
+        }
+        self.scale.demand(demand);
+    }
+}
