@@ -34,8 +34,14 @@ impl Gateway {
     }
 
     async fn hear(&mut self) -> Event {
-        let frame = tokio::time::timeout(PATIENCE, self.0.next()).await.unwrap();
-        decode(&frame.unwrap().unwrap()).unwrap()
+        loop {
+            let turn = tokio::time::timeout(PATIENCE, self.0.next()).await.unwrap();
+            match turn.unwrap() {
+                Turn::Message(frame) => return decode(&frame).unwrap(),
+                Turn::Wrote => {}
+                Turn::Closed => panic!("the supervisor is gone"),
+            }
+        }
     }
 
     /// The next event that is no output, and the lines before it.
