@@ -60,7 +60,8 @@ impl ScaleHandle {
     }
 
     /// Stops every instance, each within its own grace, and returns when none is left. Whatever
-    /// is in flight on them fails: drain first. Nothing is started any more.
+    /// is in flight on them fails: drain first. Nothing is started any more. Dropping the future
+    /// does not stop the stopping. Waits for ever while [`Controller::spawn`] was not called yet.
     pub async fn shutdown(&self) {
         self.mailbox.put(|mail| mail.shutdown = true);
         let mut status = self.status.clone();

@@ -2,7 +2,7 @@
 //!
 //! One task, the [`Controller`], owns what every revision has and wants. It hears of demand from
 //! the data plane, of decisions from the autoscaler, of plans from the configuration and of starts
-//! and ends from the [`Scaler`]; what follows is worked out by a pure state machine per revision.
+//! and ends from the scaler that carries its decisions out; what follows is worked out by a pure state machine per revision.
 //! Everybody else holds a [`ScaleHandle`] and never waits for it.
 //!
 //! Local processes belong to a process of their own, the [`supervisor`], so that none of them

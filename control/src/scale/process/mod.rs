@@ -18,7 +18,7 @@ use tokio::sync::mpsc;
 
 use self::expand::expand;
 use self::ports::Ports;
-use super::supervisor::{Command, Event, Label, Link, Start, Stream, VERSION, decode};
+use super::supervisor::{Command, Event, Label, Link, Start, Stream, Turn, VERSION, decode};
 use super::{Scaler, ScalerEvent};
 use crate::plan::{Plan, ProcessLimits, ProcessSpec, RevisionPlan, ScalerSpec};
 
@@ -124,9 +124,10 @@ impl<C: Fn() -> io::Result<UnixStream>> Actor<C> {
                     Some(Order::Stop(instance, grace)) => self.stop(instance, grace),
                     None => return,
                 },
-                frame = next_frame(&mut self.link) => match frame {
-                    Ok(Some(frame)) => self.hear(&frame).await,
-                    Ok(None) => self.lost("it closed the connection").await,
+                turn = next_turn(&mut self.link) => match turn {
+                    Ok(Turn::Message(frame)) => self.hear(&frame).await,
+                    Ok(Turn::Wrote) => {}
+                    Ok(Turn::Closed) => self.lost("it closed the connection").await,
                     Err(error) => self.lost(&error.to_string()).await,
                 },
             }
@@ -376,7 +377,7 @@ impl<C: Fn() -> io::Result<UnixStream>> Actor<C> {
     }
 }
 
-async fn next_frame(link: &mut Option<Link>) -> io::Result<Option<Vec<u8>>> {
+async fn next_turn(link: &mut Option<Link>) -> io::Result<Turn> {
     match link {
         Some(link) => link.next().await,
         None => std::future::pending().await,

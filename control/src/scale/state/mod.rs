@@ -94,7 +94,12 @@ impl RevisionState {
                 self.retire_again = None;
             }
             Event::Plan(plan) => self.replan(plan, now, &mut todo),
-            Event::Removed => self.removed = true,
+            Event::Removed => {
+                self.removed = true;
+                // Should it come back, it comes back as a new one.
+                self.desired = 0;
+                self.awaited = false;
+            }
             Event::Shutdown => {
                 self.removed = true;
                 self.stop_where(|_| true, &mut todo);

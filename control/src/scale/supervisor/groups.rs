@@ -178,6 +178,15 @@ impl Groups {
     }
 }
 
+/// The last resort, should the loop end before its instances.
+impl Drop for Groups {
+    fn drop(&mut self) {
+        for group in self.instances.values() {
+            let _ = killpg(group.pid, Signal::SIGKILL);
+        }
+    }
+}
+
 impl Group {
     fn stop(&mut self, grace: Duration, now: Instant) {
         let kill_at = now + grace;

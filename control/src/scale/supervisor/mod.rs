@@ -26,7 +26,7 @@ use tokio::time::Instant;
 
 use groups::Groups;
 pub(crate) use groups::Scope;
-pub(crate) use wire::{Command, Event, Label, Link, Start, Stream, VERSION, decode};
+pub(crate) use wire::{Command, Event, Label, Link, Start, Stream, Turn, VERSION, decode};
 
 /// The first argument that makes the binary a supervisor.
 pub const ARGUMENT: &str = "__supervisor";
@@ -114,16 +114,18 @@ pub(crate) async fn serve(stream: UnixStream, scope: Scope) -> io::Result<()> {
     while connected || !groups.is_empty() {
         let wake = groups.next_wake();
         tokio::select! {
-            frame = link.next(), if connected => {
-                if let Ok(Some(frame)) = frame {
+            turn = link.next(), if connected => match turn {
+                Ok(Turn::Message(frame)) => {
                     if let Some(answer) = obey(&frame, &mut groups) {
                         say(&mut link, &answer);
                     }
-                } else {
+                }
+                Ok(Turn::Wrote) => continue,
+                Ok(Turn::Closed) | Err(_) => {
                     connected = false;
                     groups.stop_all(ORPHAN_GRACE, Instant::now());
                 }
-            }
+            },
             _ = child_ended.recv() => {}
             () = sleep_until(wake) => {}
             Some(event) = outgoing.recv(), if !connected || link.backlog() < OUTPUT_BACKLOG => {

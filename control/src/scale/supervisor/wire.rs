@@ -107,6 +107,17 @@ pub(crate) struct Listed {
     pub(crate) label: Label,
 }
 
+/// What happened on a [`Link`].
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Turn {
+    /// The peer said this; see [`decode`].
+    Message(Vec<u8>),
+    /// Some of what was outgoing is out: who waited for room may look again.
+    Wrote,
+    /// The peer is gone.
+    Closed,
+}
+
 /// One end of the conversation. Reads and writes make progress together, so two ends that both
 /// have much to say cannot block each other.
 #[derive(Debug)]
@@ -166,15 +177,15 @@ impl Link {
         Ok(())
     }
 
-    /// The next message's bytes; writes what is outgoing meanwhile. `None` once the peer is gone.
+    /// Waits for the next thing to happen on the socket; writes what is outgoing meanwhile.
     /// Dropping the future loses nothing.
     ///
     /// # Errors
     /// When the socket fails, or the peer announces a message longer than the protocol allows.
-    pub(crate) async fn next(&mut self) -> io::Result<Option<Vec<u8>>> {
+    pub(crate) async fn next(&mut self) -> io::Result<Turn> {
         loop {
             if let Some(frame) = self.take_frame()? {
-                return Ok(Some(frame));
+                return Ok(Turn::Message(frame));
             }
             let reads = self.backlog() <= self.pause_above;
             let interest = match (reads, self.backlog() > 0) {
@@ -183,28 +194,32 @@ impl Link {
                 (false, _) => Interest::WRITABLE,
             };
             let ready = self.stream.ready(interest).await?;
-            if ready.is_writable() {
-                self.write_some()?;
-            }
             if reads && ready.is_readable() && !self.read_some()? {
-                return Ok(None);
+                return Ok(Turn::Closed);
+            }
+            if ready.is_writable() && self.write_some()? {
+                return Ok(Turn::Wrote);
             }
         }
     }
 
-    fn write_some(&mut self) -> io::Result<()> {
+    /// True if anything was written.
+    fn write_some(&mut self) -> io::Result<bool> {
+        let before = self.backlog();
         while self.backlog() > 0 {
             match self.stream.try_write(&self.output[self.written..]) {
                 Ok(n) => self.written += n,
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
                 Err(error) => return Err(error),
             }
         }
-        self.output.clear();
-        self.written = 0;
-        // One large command should not stay in memory for ever.
-        self.output.shrink_to(64 << 10);
-        Ok(())
+        if self.backlog() == 0 {
+            self.output.clear();
+            self.written = 0;
+            // One large command should not stay in memory for ever.
+            self.output.shrink_to(64 << 10);
+        }
+        Ok(self.backlog() < before)
     }
 
     /// False at the end of the stream.
@@ -259,6 +274,16 @@ mod tests {
         (Link::new(a).unwrap(), Link::new(b).unwrap())
     }
 
+    async fn message(link: &mut Link) -> Option<Vec<u8>> {
+        loop {
+            match link.next().await.unwrap() {
+                Turn::Message(frame) => return Some(frame),
+                Turn::Wrote => {}
+                Turn::Closed => return None,
+            }
+        }
+    }
+
     #[tokio::test]
     async fn messages_arrive_whole_and_in_order_and_then_the_end() {
         let (mut a, mut b) = pair();
@@ -268,14 +293,13 @@ mod tests {
         }
         a.push(&Event::Refused { error: long.clone() }).unwrap();
         let writer = tokio::spawn(async move {
-            // Returns once the peer is gone.
-            assert_eq!(a.next().await.unwrap(), None);
+            assert_eq!(message(&mut a).await, None);
         });
         for version in 0..3 {
-            let frame = b.next().await.unwrap().unwrap();
+            let frame = message(&mut b).await.unwrap();
             assert_eq!(decode::<Event>(&frame), Ok(Event::Hello { version }));
         }
-        let frame = b.next().await.unwrap().unwrap();
+        let frame = message(&mut b).await.unwrap();
         assert_eq!(decode::<Event>(&frame), Ok(Event::Refused { error: long }));
         drop(b);
         writer.await.unwrap();
@@ -292,19 +316,34 @@ mod tests {
         }
         let one = async {
             for _ in 0..200 {
-                assert!(a.next().await.unwrap().is_some());
+                assert!(message(&mut a).await.is_some());
             }
             a.push(&Command::List).unwrap();
-            a.next().await
+            message(&mut a).await
         };
         let other = async {
             for _ in 0..201 {
-                assert!(b.next().await.unwrap().is_some());
+                assert!(message(&mut b).await.is_some());
             }
             drop(b);
         };
         let (end, ()) = tokio::join!(one, other);
-        assert_eq!(end.unwrap(), None);
+        assert_eq!(end, None);
+    }
+
+    /// Whoever stops filling a long backlog must hear that it has become short.
+    #[tokio::test]
+    async fn progress_in_writing_is_told() {
+        let (mut a, mut b) = pair();
+        a.push(&Event::Refused {
+            error: "x".repeat(2 << 20),
+        })
+        .unwrap();
+        let reading = tokio::spawn(async move { message(&mut b).await.map(|frame| frame.len()) });
+        while a.backlog() > 0 {
+            assert_eq!(a.next().await.unwrap(), Turn::Wrote);
+        }
+        assert!(reading.await.unwrap().is_some());
     }
 
     #[tokio::test]
