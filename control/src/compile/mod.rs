@@ -153,7 +153,10 @@ pub fn compile(parsed: Parsed) -> Result<Compiled, Diagnostics> {
         // last good Snapshot keeps serving.
         None => {
             let file = files.into_iter().next().unwrap_or_default();
-            diagnostics.push(Diagnostic::about_file(file, "the configuration contradicts itself"));
+            diagnostics.push(Diagnostic::about_file(
+                file,
+                "the configuration contradicts itself",
+            ));
             Err(diagnostics)
         }
     }
@@ -218,7 +221,10 @@ fn claim_name<'d>(
         return (None, true);
     };
     if let Some(first) = taken.get(&id) {
-        let message = format!("service '{}' is there already, in namespace '{namespace}'", name.value);
+        let message = format!(
+            "service '{}' is there already, in namespace '{namespace}'",
+            name.value
+        );
         let diagnostic = name.spot.error(message).hint("rename one, or merge them");
         cx.report(diagnostic.related(first.place(), "the other one"));
         return (None, false);
@@ -345,5 +351,7 @@ fn build(
     Some((builder.build(), plan, files))
 }
 
+#[cfg(test)]
+mod golden_tests;
 #[cfg(test)]
 mod tests;

@@ -25,7 +25,10 @@ fn policy(revision: &RevisionDraft, globals: &Globals, cx: &mut Context) -> Opti
     if revision.scaler.is_none() {
         // Without a backend something else is wrong, and told.
         if let (Some(scaling), Some(_)) = (&revision.scaling, &revision.backend) {
-            let diagnostic = scaling.spot.whole().error("autoscaling is ignored: nothing starts instances");
+            let diagnostic = scaling
+                .spot
+                .whole()
+                .error("autoscaling is ignored: nothing starts instances");
             let hint = "only a process, or endpoints with activation, are scaled";
             cx.report(diagnostic.hint(hint).warning());
         }
@@ -175,7 +178,14 @@ mod tests {
             ("defaults", none(), globals(1.0, 100.0), None, 100.0, 100.0),
             ("default .8", none(), globals(0.8, 100.0), None, 80.0, 100.0),
             ("default 2 .3", none(), globals(0.3, 2.0), None, 0.6, 2.0),
-            ("cc 12 TU 75", used(75.0), globals(1.0, 100.0), Some(12), 9.0, 12.0),
+            (
+                "cc 12 TU 75",
+                used(75.0),
+                globals(1.0, 100.0),
+                Some(12),
+                9.0,
+                12.0,
+            ),
             ("cc 10 .8", none(), globals(0.8, 100.0), Some(10), 8.0, 10.0),
             ("cc 1 .8", none(), globals(0.8, 100.0), Some(1), 0.8, 1.0),
             ("target 1 .001", to(1.0), globals(0.001, 100.0), None, 0.01, 1.0),
@@ -185,12 +195,32 @@ mod tests {
             ("cc 1 target 10", to(10.0), globals(1.0, 100.0), Some(1), 1.0, 1.0),
             ("rps", rps(none()), globals(1.0, 100.0), None, 140.0, 200.0),
             ("rps target 1", rps(to(1.0)), globals(1.0, 100.0), None, 0.7, 1.0),
-            ("rps TU 75", rps(used(75.0)), globals(1.0, 100.0), None, 150.0, 200.0),
-            ("rps target 300", rps(to(300.0)), globals(1.0, 100.0), None, 210.0, 300.0),
+            (
+                "rps TU 75",
+                rps(used(75.0)),
+                globals(1.0, 100.0),
+                None,
+                150.0,
+                200.0,
+            ),
+            (
+                "rps target 300",
+                rps(to(300.0)),
+                globals(1.0, 100.0),
+                None,
+                210.0,
+                300.0,
+            ),
         ] {
             let policy = derive(&s, &g, cc);
-            assert!((policy.target_value - want_target).abs() < 1e-9, "{name}: {policy:?}");
-            assert!((policy.total_value - want_total).abs() < 1e-9, "{name}: {policy:?}");
+            assert!(
+                (policy.target_value - want_target).abs() < 1e-9,
+                "{name}: {policy:?}"
+            );
+            assert!(
+                (policy.total_value - want_total).abs() < 1e-9,
+                "{name}: {policy:?}"
+            );
         }
     }
 

@@ -76,7 +76,10 @@ fn resolve_traffic(
                 check_configuration(service, name, cx);
                 latest?
             }
-            Which::Named { name, latest: is_latest } => {
+            Which::Named {
+                name,
+                latest: is_latest,
+            } => {
                 let found = find(draft, catalog, index, name, cx)?;
                 if *is_latest && Some(found) != latest && service.all_named {
                     let message = format!("'{}' is not the latest revision, the last one listed", name.value);

@@ -216,19 +216,45 @@ fn check_globals(o: &mut Object<'_>, g: &Globals) {
     let limit = g.max_scale_limit;
     if g.max_scale > 0 && g.min_scale > g.max_scale {
         let message = format!("minScale {} is above maxScale {}", g.min_scale, g.max_scale);
-        complain(o, &["minScale", "maxScale"], &message, "raise maxScale or lower minScale");
+        complain(
+            o,
+            &["minScale", "maxScale"],
+            &message,
+            "raise maxScale or lower minScale",
+        );
     }
     if limit > 0 && !(1..=limit).contains(&g.max_scale) {
-        let message = format!("maxScale {} is not between 1 and maxScaleLimit {limit}", g.max_scale);
-        complain(o, &["maxScale", "maxScaleLimit"], &message, "set maxScale within the limit");
+        let message = format!(
+            "maxScale {} is not between 1 and maxScaleLimit {limit}",
+            g.max_scale
+        );
+        complain(
+            o,
+            &["maxScale", "maxScaleLimit"],
+            &message,
+            "set maxScale within the limit",
+        );
     }
     if g.initial_scale == 0 && !g.allow_zero_initial_scale {
         let keys = ["initialScale", "allowZeroInitialScale"];
-        complain(o, &keys, "initialScale is 0, which allowZeroInitialScale forbids", "set initialScale");
+        complain(
+            o,
+            &keys,
+            "initialScale is 0, which allowZeroInitialScale forbids",
+            "set initialScale",
+        );
     }
     if g.target_fraction * g.concurrency_target < 0.01 {
-        let keys = ["containerConcurrencyTargetPercentage", "containerConcurrencyTargetDefault"];
-        complain(o, &keys, "percentage and target make less than 0.01 requests", "raise one of them");
+        let keys = [
+            "containerConcurrencyTargetPercentage",
+            "containerConcurrencyTargetDefault",
+        ];
+        complain(
+            o,
+            &keys,
+            "percentage and target make less than 0.01 requests",
+            "raise one of them",
+        );
     }
 }
 
@@ -270,7 +296,11 @@ fn scaling(o: &mut Object<'_>) -> Option<Scaling> {
     let mut scaling = Scaling {
         min_scale: o.optional("minScale", "Never fewer.", SCALE),
         max_scale: o.optional("maxScale", "Never more; 0 is no limit.", SCALE),
-        initial_scale: o.optional("initialScale", "Started when the revision is first served.", SCALE),
+        initial_scale: o.optional(
+            "initialScale",
+            "Started when the revision is first served.",
+            SCALE,
+        ),
         activation_scale: o.optional(
             "activationScale",
             "Started by the first request at zero. Default 1.",

@@ -316,13 +316,7 @@ impl<'c> Object<'c> {
 
     /// A key that may be absent and then has this value. Also after a mistake: what is decoded is
     /// not used then, only checked further.
-    pub(super) fn or<S: Shape>(
-        &mut self,
-        key: &'static str,
-        doc: &str,
-        shape: S,
-        default: S::Out,
-    ) -> S::Out {
+    pub(super) fn or<S: Shape>(&mut self, key: &'static str, doc: &str, shape: S, default: S::Out) -> S::Out {
         self.ask(key, doc, &shape, Some(&default));
         self.one(key, &shape).unwrap_or(default)
     }
@@ -361,9 +355,7 @@ impl<'c> Object<'c> {
         if found.is_empty() {
             return None;
         }
-        let lists = found
-            .iter()
-            .filter_map(|(_, value)| shape.decode(value, self.cx));
+        let lists = found.iter().filter_map(|(_, value)| shape.decode(value, self.cx));
         Some(lists.flatten().collect())
     }
 
@@ -375,7 +367,8 @@ impl<'c> Object<'c> {
     /// Where the key stands.
     pub(super) fn key(&self, key: &str) -> Option<Spot> {
         let mut keys = self.entries.iter().map(|e| &e.key);
-        keys.find(|k| k.scalar().is_some_and(|s| &*s.text == key)).cloned()
+        keys.find(|k| k.scalar().is_some_and(|s| &*s.text == key))
+            .cloned()
     }
 
     /// The value under a key, undecoded.
@@ -403,9 +396,14 @@ impl<'c> Object<'c> {
 
     /// The first of several keys, of which only one may be there. More than one is reported.
     pub(super) fn only_one_of(&mut self, keys: &[&'static str]) -> Option<&'static str> {
-        let mut there = keys.iter().copied().filter(|key| self.has(key));
+        // In the order of the file, so that the second one is complained about.
+        let mut there = self.entries.iter().filter_map(|entry| {
+            let name = &*entry.key.scalar()?.text;
+            keys.iter().copied().find(|key| *key == name)
+        });
         let first = there.next()?;
-        if let Some(second) = there.next() {
+        let second = there.next();
+        if let Some(second) = second {
             let at = self.key(second).unwrap_or_else(|| self.at.clone());
             let mut diagnostic = at
                 .error(format!("'{first}' and '{second}' exclude each other"))
@@ -433,26 +431,25 @@ impl<'c> Object<'c> {
         if std::mem::replace(&mut self.closed, true) {
             return;
         }
-        for i in 0..self.entries.len() {
-            if self.entries[i].used {
-                continue;
-            }
-            let key = self.entries[i].key.clone();
-            let Some(name) = key.scalar() else { continue };
-            let meant = if self.cx.diagnostics.is_full() {
-                None
-            } else {
-                let asked = &self.asked;
-                let free = asked.iter().copied().filter(|known| !self.has(known));
-                did_you_mean(&name.text, free)
-            };
+        let there = |known: &&str| {
+            let mut names = self.entries.iter().filter_map(|e| e.key.scalar());
+            names.any(|name| &*name.text == *known)
+        };
+        let unknown = self.entries.iter().any(|e| !e.used);
+        let mut free = self.asked.clone();
+        free.retain(|known| unknown && !there(known));
+        for entry in self.entries.iter().filter(|e| !e.used) {
+            let Some(name) = entry.key.scalar() else { continue };
+            // Past what is kept only the count matters.
+            let full = self.cx.diagnostics.is_full();
+            let meant = did_you_mean(&name.text, free.iter().copied().filter(|_| !full));
             let hint = match meant {
                 Some(known) => format!("did you mean '{known}'?"),
                 None => format!("known here: {}", self.asked.join(", ")),
             };
             self.misspelt.extend(meant);
             let message = format!("unknown key {}", name.shown());
-            self.cx.report(key.error(message).hint(hint));
+            self.cx.report(entry.key.error(message).hint(hint));
         }
         for &key in &self.missing {
             if !self.misspelt.contains(&key) {
@@ -478,7 +475,8 @@ pub(crate) fn did_you_mean<'k>(
         let distance = strsim::osa_distance(&folded, &known);
         let allowed = (folded.len().min(known.len()) / 3).max(1);
         // A word left out or added in a long name: `certificate` for `certFile` is none.
-        let part = known.len() > 4 && folded.len() > 4 && (known.starts_with(&folded) || folded.starts_with(&known));
+        let part =
+            known.len() > 4 && folded.len() > 4 && (known.starts_with(&folded) || folded.starts_with(&known));
         (distance <= allowed || part).then_some(distance)
     };
     let scored = candidates.into_iter().filter_map(|c| Some((distance(c)?, c)));

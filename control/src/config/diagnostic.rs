@@ -152,7 +152,12 @@ impl Diagnostics {
 
     /// Adds all of another.
     pub fn append(&mut self, other: Self) {
-        let left_out = other.errors - other.items.iter().filter(|d| d.severity == Severity::Error).count();
+        let left_out = other.errors
+            - other
+                .items
+                .iter()
+                .filter(|d| d.severity == Severity::Error)
+                .count();
         self.errors += left_out;
         for item in other.items {
             self.push(item);

@@ -45,7 +45,11 @@ pub(super) fn root(o: &mut Object<'_>) -> Option<Draft> {
         )
         .unwrap_or(localhost);
     let before = o.cx.errors();
-    let listeners = o.list("listeners", "Where requests come in. Default: 127.0.0.1:8080.", LISTENER);
+    let listeners = o.list(
+        "listeners",
+        "Where requests come in. Default: 127.0.0.1:8080.",
+        LISTENER,
+    );
     let listeners_sound = o.cx.errors() == before;
     if let (true, Some([]), Some(key)) = (listeners_sound, listeners.as_deref(), o.key("listeners")) {
         let diagnostic = key.error("there is no listener");
@@ -180,7 +184,11 @@ const LISTENER: Record<ListenerDraft> = Record {
     name: "Listener",
     doc: "Where requests come in.",
     decode: |o| {
-        let address = o.required("address", "Address and port; port 0 is any free one.", Located(LISTEN));
+        let address = o.required(
+            "address",
+            "Address and port; port 0 is any free one.",
+            Located(LISTEN),
+        );
         let visibility = o.or(
             "visibility",
             "What is served: internal serves external routes too.",
@@ -236,7 +244,10 @@ const TLS: Record<Option<Vec<Pair>>> = Record {
         let certificates = certificates?;
         let written = certificates.spot.content();
         if matches!(written, super::tree::Content::List(items) if items.is_empty()) {
-            let diagnostic = certificates.spot.whole().error("tls needs at least one certificate");
+            let diagnostic = certificates
+                .spot
+                .whole()
+                .error("tls needs at least one certificate");
             o.cx.report(diagnostic.hint("certificates: [{certFile: tls.crt, keyFile: tls.key}]"));
         }
         Some(Some(certificates.value))
@@ -370,10 +381,7 @@ const LIMITS: Record<Limits> = Record {
             max_body_bytes: or_none(o.or(
                 "maxBodyBytes",
                 "A request's body; 0 is no limit.",
-                Size {
-                    min: 0,
-                    max: 1 << 50,
-                },
+                Size { min: 0, max: 1 << 50 },
                 0,
             )),
             body_read_timeout: o.or(
@@ -474,15 +482,7 @@ const PROCESSES: Record<ProcessLimits> = Record {
     name: "Processes",
     doc: "Bounds of local instances, all together.",
     decode: |o| {
-        let max = o.or(
-            "max",
-            "Instances at once.",
-            Integer {
-                min: 1,
-                max: 65_535,
-            },
-            64,
-        );
+        let max = o.or("max", "Instances at once.", Integer { min: 1, max: 65_535 }, 64);
         let (low, high) = o
             .optional(
                 "ports",

@@ -39,9 +39,10 @@ fn label(text: &str) -> Result<(), Refusal> {
 /// A name that YAML reads as a number is as often a slip as it is meant.
 fn written_as_text(text: &str, at: &Spot) -> Result<(), Refusal> {
     match at.scalar() {
-        Some(scalar) if scalar.raw.is_none() && scalar.is_number() => {
-            Err(Refusal::hint("YAML reads it as a number", format!("quote it: \"{text}\"")))
-        }
+        Some(scalar) if scalar.raw.is_none() && scalar.is_number() => Err(Refusal::hint(
+            "YAML reads it as a number",
+            format!("quote it: \"{text}\""),
+        )),
         _ => Ok(()),
     }
 }
@@ -67,7 +68,10 @@ fn host(text: &str) -> Result<Host, Refusal> {
         return Err(Refusal::hint("it is a URL", "write the host alone"));
     }
     if !text.starts_with('[') && text.contains(':') {
-        return Err(Refusal::hint("it has a port", "a host matches on every port: leave it out"));
+        return Err(Refusal::hint(
+            "it has a port",
+            "a host matches on every port: leave it out",
+        ));
     }
     if let Some(label) = text.trim_end_matches('.').split('.').find(|l| l.len() > 63) {
         return Err(Refusal::new(format!(
@@ -127,7 +131,10 @@ pub(super) const LISTEN: Parsed<SocketAddr> = Parsed {
             if text.parse::<IpAddr>().is_ok() {
                 return Refusal::hint("the port is missing", format!("write {text}:8080"));
             }
-            Refusal::hint("it cannot be read", "write 127.0.0.1:8080, 0.0.0.0:80 or [::1]:8080")
+            Refusal::hint(
+                "it cannot be read",
+                "write 127.0.0.1:8080, 0.0.0.0:80 or [::1]:8080",
+            )
         })
     },
 };
@@ -268,11 +275,17 @@ pub(super) const PROBE_PATH: Parsed<String> = Parsed {
 
 fn url_path(text: &str) -> Result<(), Refusal> {
     if !text.starts_with('/') {
-        return Err(Refusal::hint("it does not start with '/'", format!("write /{text}")));
+        return Err(Refusal::hint(
+            "it does not start with '/'",
+            format!("write /{text}"),
+        ));
     }
     match text.bytes().find(|b| *b <= b' ' || *b >= 0x7f || *b == b'#') {
         Some(b'#') => Err(Refusal::new("a path has no fragment")),
-        Some(_) => Err(Refusal::hint("a character in it has to be escaped", "write %20 for a blank")),
+        Some(_) => Err(Refusal::hint(
+            "a character in it has to be escaped",
+            "write %20 for a blank",
+        )),
         None => Ok(()),
     }
 }
@@ -306,7 +319,9 @@ pub(super) fn header_name(text: &str) -> Result<String, String> {
 pub(super) fn settable_header(text: &str) -> Result<String, String> {
     let name = header_name(text)?;
     match name.as_str() {
-        "host" => Err("the header 'Host' is not set here: use rewriteHost in a route, or a url backend".into()),
+        "host" => {
+            Err("the header 'Host' is not set here: use rewriteHost in a route, or a url backend".into())
+        }
         "connection" | "content-length" | "keep-alive" | "proxy-connection" | "te" | "trailer"
         | "transfer-encoding" | "upgrade" => Err(format!(
             "the header '{text}' belongs to the connection and cannot be set"

@@ -3,7 +3,9 @@
 use std::collections::{BTreeMap, HashMap};
 use std::time::Duration;
 
-use sluice_model::{Backend, EndpointTarget, Probe, ProbeKind, Protocol, QueueLimits, RevisionTimeouts, Scheme};
+use sluice_model::{
+    Backend, EndpointTarget, Probe, ProbeKind, Protocol, QueueLimits, RevisionTimeouts, Scheme,
+};
 
 use super::autoscaling::{SCALING, Scaling};
 use super::decode::{List, Located, Object, Record, Table};
@@ -39,7 +41,11 @@ pub(super) const REVISION: Record<RevisionDraft> = Record {
     name: "Revision",
     doc: "One version of a service: where its requests go and how.",
     decode: |o| {
-        let name = o.required("name", "Unique in its namespace, across services.", Located(LABEL));
+        let name = o.required(
+            "name",
+            "Unique in its namespace, across services.",
+            Located(LABEL),
+        );
         let mut draft = revision_keys(o);
         draft.name = name;
         o.want_one_of(
@@ -64,7 +70,11 @@ pub(super) fn revision_keys(o: &mut Object<'_>) -> RevisionDraft {
         Located(BACKEND_URL),
     );
     let process = o.optional("process", "A local process that is started on demand.", PROCESS);
-    let activation = o.optional("activation", "What starts instances elsewhere on demand.", ACTIVATION);
+    let activation = o.optional(
+        "activation",
+        "What starts instances elsewhere on demand.",
+        ACTIVATION,
+    );
     let readiness = o.optional(
         "readinessProbe",
         "How readiness is found out. Default: a TCP connect; for endpoints: off.",
@@ -200,7 +210,8 @@ fn backend(
         }
         Some("url") => {
             let Some(url) = url else { return (None, None) };
-            if let (Scheme::Https, Protocol::H2c, Some(key)) = (url.value.scheme, protocol, o.key("protocol")) {
+            if let (Scheme::Https, Protocol::H2c, Some(key)) = (url.value.scheme, protocol, o.key("protocol"))
+            {
                 let message = "h2c is HTTP/2 without TLS, but the url is https";
                 let diagnostic = key.error(message).hint("leave protocol out, or use http://");
                 o.cx.report(diagnostic.related(url.spot.place(), "the url"));
@@ -262,7 +273,13 @@ const QUEUE: Record<QueueLimits> = Record {
 const HEADERS: Record<BTreeMap<String, String>> = Record {
     name: "RequestHeaders",
     doc: "Headers of requests to a backend.",
-    decode: |o| o.optional("set", "Set on every request; what the client sent is overwritten.", SET),
+    decode: |o| {
+        o.optional(
+            "set",
+            "Set on every request; what the client sent is overwritten.",
+            SET,
+        )
+    },
 };
 
 /// Headers that are set.
@@ -292,7 +309,12 @@ const PROCESS: Record<ProcessSpec> = Record {
                     FILE,
                 )
                 .unwrap_or_else(|| o.at.directory().to_owned()),
-            inherit_env: o.or("inheritEnv", "Whether the gateway's own variables are passed on.", Flag, true),
+            inherit_env: o.or(
+                "inheritEnv",
+                "Whether the gateway's own variables are passed on.",
+                Flag,
+                true,
+            ),
             stop_grace_period: o.or(
                 "stopGracePeriod",
                 "Between SIGTERM and SIGKILL.",
@@ -322,7 +344,10 @@ const PROCESS: Record<ProcessSpec> = Record {
 const VARIABLES: Table<Verbatim> = Table {
     check: |name| {
         if name.is_empty() || name.contains(['=', '\0']) {
-            return Err(format!("{} cannot be a variable's name", super::tree::quoted(name)));
+            return Err(format!(
+                "{} cannot be a variable's name",
+                super::tree::quoted(name)
+            ));
         }
         Ok(name.to_owned())
     },
@@ -353,7 +378,12 @@ const PROBE: Record<Option<Probe>> = Record {
     decode: |o| {
         let http = o.optional("httpGet", "Ready when this answers 200 to 399.", HTTP_GET);
         o.optional("tcpSocket", "Ready when it can be connected to.", TCP_SOCKET);
-        let period = o.or("periodSeconds", "Between probes while nobody waits.", Seconds, None);
+        let period = o.or(
+            "periodSeconds",
+            "Between probes while nobody waits.",
+            Seconds,
+            None,
+        );
         let timeout = o.or("timeoutSeconds", "For one probe.", Seconds, None);
         let failure_threshold = o.or(
             "failureThreshold",

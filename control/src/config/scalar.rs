@@ -158,7 +158,10 @@ impl<T: Copy + PartialEq> Shape for Choice<T> {
     }
 
     fn show(&self, value: &T) -> Option<Value> {
-        self.0.iter().find(|(_, v)| v == value).map(|(word, _)| json!(word))
+        self.0
+            .iter()
+            .find(|(_, v)| v == value)
+            .map(|(word, _)| json!(word))
     }
 }
 
@@ -168,7 +171,10 @@ fn numeric<'s>(at: &'s Spot, cx: &mut Context, expected: &str) -> Option<&'s Sca
     if found.is_number() {
         return Some(found);
     }
-    let unquoted = Scalar { plain: true, ..found.clone() };
+    let unquoted = Scalar {
+        plain: true,
+        ..found.clone()
+    };
     let hint = if !found.plain && unquoted.is_number() {
         Some("remove the quotes".to_owned())
     } else {
@@ -206,7 +212,13 @@ impl Shape for Integer {
         match text.parse() {
             Ok(value) if (self.min..=self.max).contains(&value) => Some(value),
             _ => {
-                out_of_range(at, cx, &scalar.shown(), &self.min.to_string(), &self.max.to_string());
+                out_of_range(
+                    at,
+                    cx,
+                    &scalar.shown(),
+                    &self.min.to_string(),
+                    &self.max.to_string(),
+                );
                 None
             }
         }
@@ -293,7 +305,10 @@ impl Shape for Share {
             }
             Err(units::NotAShare::TooFine) => {
                 let message = format!("{} has more than two decimals", scalar.shown());
-                cx.report(at.error(message).hint("a percent is split into hundredths, no further"));
+                cx.report(
+                    at.error(message)
+                        .hint("a percent is split into hundredths, no further"),
+                );
                 None
             }
         }

@@ -15,8 +15,10 @@ use super::traffic::{Traffic, TrafficShape};
 use super::tree::{At, Spot};
 
 /// Who may reach, or who comes in.
-pub(super) const VISIBILITY: Choice<Visibility> =
-    Choice(&[("external", Visibility::External), ("internal", Visibility::Internal)]);
+pub(super) const VISIBILITY: Choice<Visibility> = Choice(&[
+    ("external", Visibility::External),
+    ("internal", Visibility::Internal),
+]);
 
 /// A service as far as it could be decoded.
 #[derive(Debug, Clone)]
@@ -144,8 +146,9 @@ fn service(o: &mut Object<'_>) -> Option<ServiceDraft> {
 
 /// Whether every element of `revisions` became a draft.
 fn decoded_all(o: &Object<'_>, revisions: &[RevisionDraft]) -> bool {
-    o.value("revisions")
-        .is_some_and(|v| matches!(v.content(), super::tree::Content::List(items) if items.len() == revisions.len()))
+    o.value("revisions").is_some_and(
+        |v| matches!(v.content(), super::tree::Content::List(items) if items.len() == revisions.len()),
+    )
 }
 
 fn no_revisions(o: &mut Object<'_>) {
@@ -200,7 +203,11 @@ const STICKY: Record<Option<Sticky>> = Record {
             StickyScope::Revision,
         );
         let keys = ["cookie", "header", "clientIp"];
-        o.want_one_of(&keys, "nothing says what is sticky", "give cookie, header or clientIp: true");
+        o.want_one_of(
+            &keys,
+            "nothing says what is sticky",
+            "give cookie, header or clientIp: true",
+        );
         let source = match o.only_one_of(&keys) {
             Some("cookie") => cookie.map(StickySource::Cookie),
             Some("header") => header.map(StickySource::Header),
@@ -278,7 +285,11 @@ const PATH: Record<Option<PathMatch>> = Record {
         );
         let raw = o.optional("rawPrefix", "The raw string, as in KIngress.", URL_PATH);
         let keys = ["exact", "prefix", "rawPrefix"];
-        o.want_one_of(&keys, "nothing says how the path matches", "give exact, prefix or rawPrefix");
+        o.want_one_of(
+            &keys,
+            "nothing says how the path matches",
+            "give exact, prefix or rawPrefix",
+        );
         Some(match o.only_one_of(&keys) {
             Some("exact") => exact.map(PathMatch::Exact),
             Some("prefix") => prefix.map(PathMatch::Prefix),
@@ -301,7 +312,11 @@ const HEADERS: Table<Record<Option<HeaderMatcher>>> = Table {
                 o.cx.report(diagnostic.hint("write present: true, or leave it out"));
             }
             let keys = ["exact", "prefix", "present"];
-            o.want_one_of(&keys, "nothing says how the header matches", "give exact, prefix or present: true");
+            o.want_one_of(
+                &keys,
+                "nothing says how the header matches",
+                "give exact, prefix or present: true",
+            );
             Some(match o.only_one_of(&keys) {
                 Some("exact") => exact.map(HeaderMatcher::Exact),
                 Some("prefix") => prefix.map(HeaderMatcher::Prefix),
