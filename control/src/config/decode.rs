@@ -6,6 +6,7 @@
 //! decoder and schema cannot drift apart.
 
 use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
 
 use serde_json::{Map, Value, json};
 
@@ -254,10 +255,10 @@ impl<'c> Object<'c> {
             let Content::Mapping(pairs) = mapping.content() else {
                 continue;
             };
-            let mut first: HashMap<String, usize> = HashMap::new();
+            let mut first: HashMap<Arc<str>, usize> = HashMap::with_capacity(pairs.len());
             for &(key, value) in pairs {
                 let (key, value) = (mapping.child(key), mapping.child(value));
-                let Some(name) = key.scalar().map(|s| s.text.to_string()) else {
+                let Some(name) = key.scalar().map(|s| Arc::clone(&s.text)) else {
                     continue;
                 };
                 if let Some(&i) = first.get(&name) {

@@ -14,6 +14,7 @@ mod decode;
 mod diagnostic;
 mod expand;
 mod gateway;
+mod limits;
 mod names;
 mod revision;
 mod scalar;
