@@ -352,4 +352,6 @@ fn build(
 }
 
 #[cfg(test)]
+mod golden_tests;
+#[cfg(test)]
 mod tests;

@@ -6,6 +6,7 @@
 //! decoder and schema cannot drift apart.
 
 use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
 
 use serde_json::{Map, Value, json};
 
@@ -254,10 +255,10 @@ impl<'c> Object<'c> {
             let Content::Mapping(pairs) = mapping.content() else {
                 continue;
             };
-            let mut first: HashMap<String, usize> = HashMap::new();
+            let mut first: HashMap<Arc<str>, usize> = HashMap::with_capacity(pairs.len());
             for &(key, value) in pairs {
                 let (key, value) = (mapping.child(key), mapping.child(value));
-                let Some(name) = key.scalar().map(|s| s.text.to_string()) else {
+                let Some(name) = key.scalar().map(|s| Arc::clone(&s.text)) else {
                     continue;
                 };
                 if let Some(&i) = first.get(&name) {
@@ -396,9 +397,14 @@ impl<'c> Object<'c> {
 
     /// The first of several keys, of which only one may be there. More than one is reported.
     pub(super) fn only_one_of(&mut self, keys: &[&'static str]) -> Option<&'static str> {
-        let mut there = keys.iter().copied().filter(|key| self.has(key));
+        // In the order of the file, so that the second one is complained about.
+        let mut there = self.entries.iter().filter_map(|entry| {
+            let name = &*entry.key.scalar()?.text;
+            keys.iter().copied().find(|key| *key == name)
+        });
         let first = there.next()?;
-        if let Some(second) = there.next() {
+        let second = there.next();
+        if let Some(second) = second {
             let at = self.key(second).unwrap_or_else(|| self.at.clone());
             let mut diagnostic = at
                 .error(format!("'{first}' and '{second}' exclude each other"))
@@ -426,26 +432,25 @@ impl<'c> Object<'c> {
         if std::mem::replace(&mut self.closed, true) {
             return;
         }
-        for i in 0..self.entries.len() {
-            if self.entries[i].used {
-                continue;
-            }
-            let key = self.entries[i].key.clone();
-            let Some(name) = key.scalar() else { continue };
-            let meant = if self.cx.diagnostics.is_full() {
-                None
-            } else {
-                let asked = &self.asked;
-                let free = asked.iter().copied().filter(|known| !self.has(known));
-                did_you_mean(&name.text, free)
-            };
+        let there = |known: &&str| {
+            let mut names = self.entries.iter().filter_map(|e| e.key.scalar());
+            names.any(|name| &*name.text == *known)
+        };
+        let unknown = self.entries.iter().any(|e| !e.used);
+        let mut free = self.asked.clone();
+        free.retain(|known| unknown && !there(known));
+        for entry in self.entries.iter().filter(|e| !e.used) {
+            let Some(name) = entry.key.scalar() else { continue };
+            // Past what is kept only the count matters.
+            let full = self.cx.diagnostics.is_full();
+            let meant = did_you_mean(&name.text, free.iter().copied().filter(|_| !full));
             let hint = match meant {
                 Some(known) => format!("did you mean '{known}'?"),
                 None => format!("known here: {}", self.asked.join(", ")),
             };
             self.misspelt.extend(meant);
             let message = format!("unknown key {}", name.shown());
-            self.cx.report(key.error(message).hint(hint));
+            self.cx.report(entry.key.error(message).hint(hint));
         }
         for &key in &self.missing {
             if !self.misspelt.contains(&key) {

@@ -14,6 +14,7 @@ mod decode;
 mod diagnostic;
 mod expand;
 mod gateway;
+mod limits;
 mod names;
 mod revision;
 mod scalar;
@@ -121,3 +122,6 @@ fn nothing() -> Spot {
 fn to_usize(n: u64) -> usize {
     usize::try_from(n).unwrap_or(usize::MAX)
 }
+
+#[cfg(test)]
+mod tests;

@@ -5,7 +5,10 @@ use sluice_model::{Percent, Tag};
 use super::decode::{Context, Definitions, List, Located, Object, Record, Shape};
 use super::names::{LABEL, TAG};
 use super::scalar::{Flag, Share, Verbatim};
-use super::tree::{At, Spot};
+use super::tree::{At, Content, Spot};
+
+/// Of one traffic block: they are compared with each other.
+const MAX_TARGETS: usize = 1_000;
 
 /// Which revision a target names.
 #[derive(Debug, Clone)]
@@ -43,6 +46,13 @@ impl Shape for TrafficShape {
 
     fn decode(&self, at: &Spot, cx: &mut Context) -> Option<Traffic> {
         let before = cx.errors();
+        if let Content::List(items) = at.content()
+            && items.len() > MAX_TARGETS
+        {
+            let message = format!("{} targets are more than {MAX_TARGETS}", items.len());
+            cx.report(at.whole().error(message));
+            return None;
+        }
         let targets = List(TARGET).decode(at, cx)?;
         if cx.errors() == before {
             check_sum(&targets, at, cx);

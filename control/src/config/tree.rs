@@ -110,19 +110,13 @@ impl Spot {
         &self.tree.directory
     }
 
-    /// Where it stands. Nothing (`key:`) stands where its key does.
+    /// Where it stands.
     pub(crate) fn place(&self) -> Place {
         let node = self.get();
-        let at = match (node.segment, &node.content) {
-            (Segment::Key(key), Content::Scalar(s)) if s.plain && s.text.is_empty() && s.raw.is_none() => {
-                &self.tree.nodes[key as usize]
-            }
-            _ => node,
-        };
         Place {
             file: self.tree.file.clone(),
-            line: at.line,
-            column: at.column,
+            line: node.line,
+            column: node.column,
         }
     }
 

@@ -41,7 +41,7 @@ pub(super) fn parse(
         found: Vec::new(),
     };
     if let Err(fatal) = builder.run(&file.text) {
-        diagnostics.push(fatal);
+        diagnostics.push(*fatal);
         builder.tree.roots.clear();
         builder.found.clear();
     }
@@ -57,8 +57,11 @@ pub(super) fn parse(
 /// Absolute, so that what is started later does not depend on where the gateway was started.
 fn directory(file: &Path) -> std::path::PathBuf {
     let absolute = std::path::absolute(file).unwrap_or_else(|_| file.to_owned());
-    absolute.parent().unwrap_or(Path::new("/")).to_owned()
+    absolute.parent().unwrap_or_else(|| Path::new("/")).to_owned()
 }
+
+/// A mistake after which nothing of the file can be used.
+type Fatal = Box<Diagnostic>;
 
 /// A list or mapping that is still open.
 struct Frame {
@@ -81,10 +84,11 @@ struct Builder<'a> {
 }
 
 impl Builder<'_> {
-    fn run(&mut self, text: &str) -> Result<(), Diagnostic> {
+    fn run(&mut self, text: &str) -> Result<(), Fatal> {
         if text.len() > MAX_BYTES {
             let message = format!("the file is larger than {} MiB", MAX_BYTES >> 20);
-            return Err(Diagnostic::about_file(&self.tree.file, message).hint("split it into several files"));
+            let diagnostic = Diagnostic::about_file(&self.tree.file, message);
+            return Err(Box::new(diagnostic.hint("split it into several files")));
         }
         let mut options = granit_parser::options! {
             flow_nesting_limit: MAX_DEPTH,
@@ -98,18 +102,19 @@ impl Builder<'_> {
         Ok(())
     }
 
-    fn syntax(&self, error: &ScanError) -> Diagnostic {
+    fn syntax(&self, error: &ScanError) -> Fatal {
         let marker = error.marker();
-        let diagnostic = self.fatal(
+        let mut diagnostic = self.fatal(
             number(marker.line()),
             number(marker.col()) + 1,
             format!("not valid YAML: {}", error.info()),
         );
-        diagnostic.hint("check indentation, quotes and brackets at and before this place")
+        diagnostic.hint = Some("check indentation, quotes and brackets at and before this place".to_owned());
+        diagnostic
     }
 
-    fn fatal(&self, line: u32, column: u32, message: String) -> Diagnostic {
-        Diagnostic {
+    fn fatal(&self, line: u32, column: u32, message: String) -> Fatal {
+        Box::new(Diagnostic {
             severity: Severity::Error,
             place: Place {
                 file: self.tree.file.clone(),
@@ -120,18 +125,19 @@ impl Builder<'_> {
             message,
             hint: None,
             related: Vec::new(),
-        }
+        })
     }
 
-    fn event(&mut self, event: Event<'_>, span: Span) -> Result<(), Diagnostic> {
+    fn event(&mut self, event: Event<'_>, span: Span) -> Result<(), Fatal> {
         match event {
             Event::DocumentEnd => self.anchors.clear(),
             Event::Scalar(text, style, anchor, tag) => {
                 let node = self.add(&span, Content::Broken)?;
                 let is_key = self.is_key(node);
+                self.place_nothing(node, &span);
                 self.tree.nodes[node as usize].content =
                     self.scalar(node, &text, style, tag.as_deref(), is_key);
-                self.finish(node, anchor)?;
+                self.finish(node, anchor);
             }
             Event::SequenceStart(_, anchor, tag) => {
                 self.open(&span, Content::List(Vec::new()), anchor, tag.as_deref())?;
@@ -145,7 +151,7 @@ impl Builder<'_> {
                     if frame.is_key {
                         self.complain(frame.node, "a list or mapping cannot be a key", None);
                     }
-                    self.finish(frame.node, frame.anchor)?;
+                    self.finish(frame.node, frame.anchor);
                 }
             }
             Event::Alias(anchor) => self.alias(anchor, &span)?,
@@ -155,7 +161,7 @@ impl Builder<'_> {
     }
 
     /// Adds a node where the next one belongs.
-    fn add(&mut self, span: &Span, content: Content) -> Result<NodeId, Diagnostic> {
+    fn add(&mut self, span: &Span, content: Content) -> Result<NodeId, Fatal> {
         let (line, column) = (number(span.start.line()), number(span.start.col()) + 1);
         if self.tree.nodes.len() >= MAX_NODES {
             return Err(self.fatal(line, column, format!("the file has more than {MAX_NODES} values")));
@@ -178,17 +184,25 @@ impl Builder<'_> {
         Ok(id)
     }
 
+    /// Nothing (`key:`) stands where its key does: there is no text of its own to point at.
+    fn place_nothing(&mut self, node: NodeId, span: &Span) {
+        if let Segment::Key(key) = self.tree.nodes[node as usize].segment
+            && span.start.index() == span.end.index()
+        {
+            let (line, column) = (
+                self.tree.nodes[key as usize].line,
+                self.tree.nodes[key as usize].column,
+            );
+            let node = &mut self.tree.nodes[node as usize];
+            (node.line, node.column) = (line, column);
+        }
+    }
+
     fn is_key(&self, node: NodeId) -> bool {
         matches!(self.tree.nodes[node as usize].segment, Segment::Key(key) if key == node)
     }
 
-    fn open(
-        &mut self,
-        span: &Span,
-        content: Content,
-        anchor: usize,
-        tag: Option<&Tag>,
-    ) -> Result<(), Diagnostic> {
+    fn open(&mut self, span: &Span, content: Content, anchor: usize, tag: Option<&Tag>) -> Result<(), Fatal> {
         let node = self.add(span, content)?;
         if self.frames.len() >= MAX_DEPTH {
             let (line, column) = (number(span.start.line()), number(span.start.col()) + 1);
@@ -206,13 +220,13 @@ impl Builder<'_> {
     }
 
     /// Puts a complete node into its list or mapping.
-    fn finish(&mut self, node: NodeId, anchor: usize) -> Result<(), Diagnostic> {
+    fn finish(&mut self, node: NodeId, anchor: usize) {
         if anchor > 0 {
             self.anchors.insert(anchor, node);
         }
         let Some(frame) = self.frames.last_mut() else {
             self.tree.roots.push(node);
-            return Ok(());
+            return;
         };
         let key = frame.key.take();
         match &mut self.tree.nodes[frame.node as usize].content {
@@ -223,7 +237,6 @@ impl Builder<'_> {
             },
             Content::Scalar(_) | Content::Broken => {}
         }
-        Ok(())
     }
 
     fn scalar(
@@ -281,7 +294,7 @@ impl Builder<'_> {
     }
 
     /// Repeats an anchored value. A copy, because each place has its own path.
-    fn alias(&mut self, anchor: usize, span: &Span) -> Result<(), Diagnostic> {
+    fn alias(&mut self, anchor: usize, span: &Span) -> Result<(), Fatal> {
         let (line, column) = (number(span.start.line()), number(span.start.col()) + 1);
         let Some(&from) = self.anchors.get(&anchor) else {
             return Err(self.fatal(
@@ -298,7 +311,8 @@ impl Builder<'_> {
         let (line, column) = (origin.line, origin.column);
         let node = &mut self.tree.nodes[to as usize];
         (node.line, node.column) = (line, column);
-        self.finish(to, 0)
+        self.finish(to, 0);
+        Ok(())
     }
 
     fn copy(&mut self, from: NodeId, to: NodeId, depth: usize) -> Result<(), String> {

@@ -1,0 +1,288 @@
+//! What no input may do, and that schema and decoder agree.
+
+use std::collections::BTreeSet;
+
+use proptest::prelude::*;
+use serde_json::{Map, Value};
+
+use super::*;
+use crate::compile::load;
+
+const EXAMPLE: &str = include_str!("testdata/example.yaml");
+
+fn run(text: &str) -> Result<(), Diagnostics> {
+    let file = SourceFile {
+        path: "f.yaml".into(),
+        text: text.to_owned(),
+    };
+    let loaded = load(&[file], &|name| (name.len() < 4).then(|| "1".to_owned()));
+    match loaded {
+        Ok(_) => Ok(()),
+        Err(diagnostics) => {
+            // Rendering must hold out as well.
+            assert!(!diagnostics.to_string().is_empty());
+            assert_eq!(diagnostics.to_json()["valid"], false);
+            Err(diagnostics)
+        }
+    }
+}
+
+/// Pieces that make YAML of some sort more often than single characters do.
+fn soup() -> impl Strategy<Value = String> {
+    let piece = prop::sample::select(vec![
+        "services:",
+        "traffic:",
+        "revisions:",
+        "name:",
+        "percent:",
+        "endpoints:",
+        "hosts:",
+        "- ",
+        "  ",
+        "\n",
+        "\n  ",
+        "\n    ",
+        "{",
+        "}",
+        "[",
+        "]",
+        ",",
+        ": ",
+        "&a ",
+        "*a",
+        "<<: ",
+        "? ",
+        "| ",
+        "> ",
+        "'",
+        "\"",
+        "#",
+        "!!str ",
+        "!x ",
+        "%YAML 1.2\n",
+        "---\n",
+        "...\n",
+        "${A}",
+        "${A:-",
+        "$$",
+        "a",
+        "100",
+        "0.5",
+        "10s",
+        "~",
+        "true",
+        "\t",
+        "\r\n",
+        "\u{feff}",
+        "é",
+        "\0",
+        "0x1F",
+        ".inf",
+        "-.nan",
+        "1e999",
+    ]);
+    prop::collection::vec(piece, 0..60).prop_map(|pieces| pieces.concat())
+}
+
+proptest! {
+    #[test]
+    fn arbitrary_text_never_panics(text in any::<String>()) {
+        let _ = run(&text);
+    }
+
+    #[test]
+    fn pieces_of_yaml_never_panic(text in soup()) {
+        let _ = run(&text);
+    }
+
+    /// A valid file with a range cut out and something put in.
+    #[test]
+    fn mutated_configurations_never_panic(at in 0..EXAMPLE.len(), length in 0usize..40, insert in soup()) {
+        let floor = |mut i: usize| {
+            while !EXAMPLE.is_char_boundary(i) {
+                i -= 1;
+            }
+            i
+        };
+        let end = floor((at + length).min(EXAMPLE.len()));
+        let start = floor(at).min(end);
+        let _ = run(&format!("{}{insert}{}", &EXAMPLE[..start], &EXAMPLE[end..]));
+    }
+
+    /// Any scalar anywhere may be anything.
+    #[test]
+    fn exchanged_scalars_never_panic(nth in 0usize..200, with in any::<String>()) {
+        let with = serde_json::to_string(&with).expect("a string");
+        let mut words = EXAMPLE.match_indices(": ");
+        let total = EXAMPLE.matches(": ").count();
+        if let Some((at, _)) = words.nth(nth % total) {
+            let rest = &EXAMPLE[at + 2..];
+            let end = rest.find(['\n', ',', '}', ' ']).unwrap_or(rest.len());
+            let _ = run(&format!("{}{with}{}", &EXAMPLE[..at + 2], &rest[end..]));
+        }
+    }
+}
+
+fn one_message(text: &str) -> String {
+    let diagnostics = run(text).expect_err("a mistake");
+    assert_eq!(diagnostics.errors(), 1, "{diagnostics}");
+    diagnostics.items()[0].message.clone()
+}
+
+#[test]
+fn alias_bombs_are_refused() {
+    let mut bomb = String::from("a: &a0 [x, x, x, x, x, x, x, x, x, x]\n");
+    for i in 1..10 {
+        let aliases = vec![format!("*a{}", i - 1); 10].join(", ");
+        bomb.push_str(&format!("b{i}: &a{i} [{aliases}]\n"));
+    }
+    assert_eq!(one_message(&bomb), "aliases repeat more than 200000 values");
+}
+
+#[test]
+fn depth_is_bounded() {
+    let deep = "[".repeat(10_000);
+    run(&format!("a: {deep}")).expect_err("too deep");
+    let mut chain = String::from("a0: &a0 [x]\n");
+    for i in 1..200 {
+        chain.push_str(&format!("a{i}: &a{i} [*a{}]\n", i - 1));
+    }
+    assert_eq!(one_message(&chain), "aliases nest values more than 64 deep");
+    assert_eq!(
+        one_message("a: &a [*a]"),
+        "this alias stands for a value that contains it"
+    );
+}
+
+#[test]
+fn size_is_bounded() {
+    let big = "#".repeat((32 << 20) + 1);
+    assert_eq!(one_message(&big), "the file is larger than 32 MiB");
+}
+
+#[test]
+fn complaints_are_bounded() {
+    let many: String = (0..50_000).map(|i| format!("key{i}: x\n")).collect();
+    let diagnostics = run(&many).expect_err("mistakes");
+    assert_eq!((diagnostics.items().len(), diagnostics.errors()), (1_000, 50_000));
+    assert!(diagnostics.to_string().ends_with("and 49000 errors more"));
+}
+
+#[test]
+fn anchors_aliases_and_merge_keys() {
+    let text = "services:\n- &base\n  name: a\n  endpoints: &e ['h:1']\n  timeoutSeconds: 5\n- <<: *base\n  name: b\n- name: c\n  endpoints: *e\n";
+    run(text).unwrap_or_else(|e| panic!("{e}"));
+    // Written once, told once, however often it is repeated.
+    let text = "services:\n- &base\n  name: a\n  endpoints: [h]\n- <<: *base\n  name: b\n";
+    let diagnostics = run(text).expect_err("a mistake");
+    assert_eq!(diagnostics.errors(), 1, "{diagnostics}");
+    assert_eq!(
+        (
+            diagnostics.items()[0].place.line,
+            diagnostics.items()[0].place.column
+        ),
+        (4, 15)
+    );
+    let text = "services:\n- <<: 5\n  name: b\n  endpoints: ['h:1']\n";
+    assert_eq!(
+        one_message(text),
+        "only a mapping, or a list of mappings, can be merged"
+    );
+}
+
+#[test]
+fn a_syntax_error_hides_nothing_in_other_files() {
+    let file = |path: &str, text: &str| SourceFile {
+        path: path.into(),
+        text: text.to_owned(),
+    };
+    let files = [file("a.yaml", "services: [\n"), file("b.yaml", "domian: x\n")];
+    let diagnostics = load(&files, &|_| None).expect_err("mistakes");
+    let places: Vec<String> = diagnostics.items().iter().map(|d| d.place.to_string()).collect();
+    assert_eq!(places.len(), 2, "{diagnostics}");
+    assert!(
+        places[0].starts_with("a.yaml:") && places[1] == "b.yaml:1:1",
+        "{diagnostics}"
+    );
+}
+
+/// A value that has every key the schema knows, with one besides that it does not know.
+fn everything(schema: &Value, root: &Value, objects: &mut Vec<BTreeSet<String>>) -> Value {
+    if let Some(name) = schema["$ref"].as_str().and_then(|r| r.strip_prefix("#/$defs/")) {
+        return everything(&root["$defs"][name], root, objects);
+    }
+    if let Some(properties) = schema["properties"].as_object() {
+        assert_eq!(schema["additionalProperties"], false, "{schema}");
+        objects.push(properties.keys().cloned().collect());
+        let mut value = Map::new();
+        for (key, property) in properties {
+            assert!(property["description"].is_string(), "{key} has no description");
+            value.insert(key.clone(), everything(property, root, objects));
+        }
+        value.insert("zzzzzzzzzz".into(), Value::Null);
+        return Value::Object(value);
+    }
+    match schema["type"].as_str() {
+        Some("array") => Value::Array(vec![everything(&schema["items"], root, objects)]),
+        Some("object") => {
+            let mut value = Map::new();
+            value.insert(
+                "x-a".into(),
+                everything(&schema["additionalProperties"], root, objects),
+            );
+            Value::Object(value)
+        }
+        _ => Value::String("x".into()),
+    }
+}
+
+#[test]
+fn schema_and_decoder_know_the_same_keys() {
+    let schema = schema();
+    let mut objects = Vec::new();
+    let value = everything(&schema, &schema, &mut objects);
+    let diagnostics = run(&value.to_string()).expect_err("mistakes");
+    let unknown: Vec<&Diagnostic> = diagnostics
+        .items()
+        .iter()
+        .filter(|d| d.message.starts_with("unknown key"))
+        .collect();
+    for diagnostic in &unknown {
+        assert_eq!(
+            diagnostic.message, "unknown key 'zzzzzzzzzz'",
+            "{}",
+            diagnostic.path
+        );
+    }
+    // The decoder tells what it knows where it meets a key that it does not know.
+    let mut known: Vec<BTreeSet<String>> = unknown
+        .iter()
+        .filter_map(|d| d.hint.as_ref()?.strip_prefix("known here: "))
+        .map(|keys| {
+            keys.split(", ")
+                .filter(|k| !k.is_empty())
+                .map(str::to_owned)
+                .collect()
+        })
+        .collect();
+    known.sort();
+    objects.sort();
+    assert_eq!(known, objects);
+}
+
+#[test]
+fn the_schema_says_which_draft_and_shows_defaults() {
+    let schema = schema();
+    assert_eq!(schema["$schema"], "https://json-schema.org/draft/2020-12/schema");
+    let limits = &schema["$defs"]["Limits"]["properties"];
+    assert_eq!(limits["headerTimeout"]["default"], "10s");
+    assert_eq!(limits["maxHeaderBytes"]["default"], "64KiB");
+    assert_eq!(limits["maxConnections"]["default"], 50_000);
+    let revision = &schema["$defs"]["Revision"];
+    assert_eq!(revision["required"], serde_json::json!(["name"]));
+    assert_eq!(revision["properties"]["protocol"]["default"], "http1");
+    assert_eq!(
+        revision["properties"]["responseStartTimeoutSeconds"]["default"],
+        300
+    );
+}
