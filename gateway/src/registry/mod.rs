@@ -8,6 +8,8 @@ mod live;
 mod serving;
 
 #[cfg(test)]
+pub(crate) mod test_kit;
+#[cfg(test)]
 mod tests;
 
 use std::fmt;

@@ -1,1 +1,242 @@
-//! Tests of the registry.
+//! Swaps keep live state; endpoints and names come and go.
+
+use std::sync::Arc;
+
+use futures_util::poll;
+use sluice_model::{
+    Backend, Demand, EndpointSink, EndpointTarget, InstanceId, ManagedEndpoint, Percent, Snapshot,
+};
+
+use super::test_kit::{Demands, address, fixed, id, snapshot, spec, until};
+use super::*;
+use crate::throttle::{Admission, Arrival, Permit, Rejection, Waiter};
+
+fn registry(first: &Arc<Snapshot>) -> (Registry, Arc<Demands>) {
+    let demands = Arc::new(Demands::default());
+    let registry = Registry::new(
+        first,
+        Arc::clone(&demands) as _,
+        Box::new(|_| Arc::new(NoObserver)),
+        Handle::current(),
+    );
+    (registry, demands)
+}
+
+fn admit(live: &LiveRevision) -> Permit {
+    match live.throttler().admit(Arrival::default(), clock()) {
+        Admission::Admitted(permit) => permit,
+        other => panic!("not admitted: {other:?}"),
+    }
+}
+
+fn wait(live: &LiveRevision) -> Waiter {
+    match live.throttler().admit(Arrival::default(), clock()) {
+        Admission::Waiting(waiter) => waiter,
+        other => panic!("does not wait: {other:?}"),
+    }
+}
+
+fn instance(n: u64) -> ManagedEndpoint {
+    ManagedEndpoint {
+        instance: InstanceId(n),
+        address: ([127, 0, 0, 1], 1).into(),
+    }
+}
+
+fn drained(n: u64) -> Demand {
+    Demand::Drained {
+        revision: id("a"),
+        instance: InstanceId(n),
+    }
+}
+
+fn names(host: &str, port: u16) -> Backend {
+    Backend::Static {
+        targets: vec![EndpointTarget::Dns {
+            host: host.into(),
+            port,
+        }],
+        activated: false,
+    }
+}
+
+#[tokio::test]
+async fn a_swap_keeps_what_is_in_flight_and_applies_limits_in_place() {
+    let mut a = spec("a", fixed(&[1, 2]));
+    let (registry, _) = registry(&snapshot(vec![a.clone(), spec("b", fixed(&[3]))]));
+    let before = registry.live(&id("a")).expect("is in it");
+    let permits = [admit(&before), admit(&before)];
+    let key = |port| {
+        let views = before.throttler().endpoints();
+        let view = views.iter().find(|v| v.endpoint.address == address(port));
+        view.map(|v| v.endpoint.key)
+    };
+    let kept = key(2);
+    a.backend = fixed(&[2, 4]);
+    a.container_concurrency = Some(1);
+    let serving = registry.apply(&snapshot(vec![a]));
+    let after = registry.live(&id("a")).expect("is in it");
+    assert!(Arc::ptr_eq(&before, &after) && serving.holds(&after));
+    assert_eq!(serving.live().len(), 1);
+    assert!(registry.live(&id("b")).is_none());
+    assert_eq!(after.throttler().peek(clock()).in_flight, 2);
+    assert_eq!((key(1), key(2)), (None, kept));
+    assert!(key(4).is_some());
+    let more = admit(&after);
+    let full = more.endpoint().address == address(4)
+        && permits.iter().any(|p| p.endpoint().key == kept.unwrap_or(0));
+    let _more = (!full).then(|| admit(&after));
+    let _waiter = wait(&after);
+}
+
+#[tokio::test]
+async fn a_removed_revision_resolves_its_waiters_and_fails_no_request_of_the_old_table() {
+    let mut a = spec("a", fixed(&[1]));
+    a.container_concurrency = Some(1);
+    let b = spec("b", fixed(&[2]));
+    let (registry, _) = registry(&snapshot(vec![a.clone(), b.clone()]));
+    let reader = registry.reader();
+    let old = reader.load();
+    let live = Arc::clone(old.get(&id("a")).expect("is in it"));
+    let permit = admit(&live);
+    let waiter = wait(&live);
+    registry.apply(&snapshot(vec![b.clone()]));
+    assert!(matches!(waiter.await, Err(Rejection::Removed)));
+    drop(permit);
+    let late = admit(&live);
+    // It comes back while a request is still in flight on it: the same state takes over again.
+    registry.apply(&snapshot(vec![a, b]));
+    let again = registry.live(&id("a")).expect("is in it");
+    assert!(Arc::ptr_eq(&again, &live));
+    let mut waiter = wait(&again);
+    assert!(poll!(&mut waiter).is_pending());
+    drop(late);
+    drop(waiter.await.expect("admitted"));
+}
+
+#[tokio::test]
+async fn old_tables_go() {
+    let snapshots = [snapshot(vec![spec("a", fixed(&[1]))]), snapshot(vec![])];
+    let (registry, _) = registry(&snapshots[0]);
+    let reader = registry.reader();
+    for n in 0..10 {
+        let held = reader.load();
+        drop(registry.apply(&snapshots[n % 2]));
+        assert_eq!(registry.tables_alive(), 2);
+        drop(held);
+        assert_eq!(registry.tables_alive(), 1);
+    }
+}
+
+#[tokio::test]
+async fn another_kind_of_backend_is_another_live_state() {
+    let (registry, demands) = registry(&snapshot(vec![spec("a", Backend::Managed)]));
+    let old = registry.live(&id("a")).expect("is in it");
+    registry.add(&id("a"), instance(1));
+    let key = old.throttler().endpoints()[0].endpoint.key;
+    old.throttler().endpoint_ready(key, clock());
+    let permit = admit(&old);
+    demands.take();
+    registry.apply(&snapshot(vec![spec("a", fixed(&[1]))]));
+    let new = registry.live(&id("a")).expect("is in it");
+    assert!(!Arc::ptr_eq(&old, &new));
+    drop(admit(&new));
+    // The instances of the old one are still found by name, and nothing is stopped under a request.
+    registry.retire_these(&id("a"), &[InstanceId(1)]);
+    assert!(demands.take().is_empty());
+    drop(permit);
+    assert_eq!(demands.take(), [drained(1)]);
+    registry.remove(&id("a"), InstanceId(1));
+    assert!(registry.leaving.lock().is_empty());
+}
+
+#[tokio::test]
+async fn the_sink_speaks_to_the_revision_and_survives_unknown_ones() {
+    let (registry, demands) = registry(&snapshot(vec![spec("a", Backend::Managed)]));
+    let live = registry.live(&id("a")).expect("is in it");
+    let waiter = wait(&live);
+    assert_eq!(demands.take(), [Demand::Activate(id("a"))]);
+    registry.add(&id("a"), instance(1));
+    registry.add(&id("a"), instance(1));
+    let load = registry.sample(&id("a")).expect("is known");
+    assert_eq!((load.starting, load.queued, load.requests), (1, 1, 1));
+    assert!(registry.retire(&id("a"), 1, true).is_empty(), "somebody waits");
+    drop(waiter);
+    assert_eq!(registry.retire(&id("a"), 1, true), [InstanceId(1)]);
+    assert_eq!(demands.take(), [drained(1)]);
+    registry.retire_these(&id("a"), &[InstanceId(5)]);
+    assert_eq!(demands.take(), [drained(5)]);
+    registry.remove(&id("a"), InstanceId(1));
+    registry.add(&id("nope"), instance(2));
+    registry.remove(&id("nope"), InstanceId(2));
+    assert!(registry.retire(&id("nope"), 1, true).is_empty());
+    assert!(registry.sample(&id("nope")).is_none());
+}
+
+#[tokio::test]
+async fn a_drain_of_the_gateway_resolves_everybody_for_good() {
+    let first = snapshot(vec![spec("a", Backend::Managed)]);
+    let (registry, _) = registry(&first);
+    let live = registry.live(&id("a")).expect("is in it");
+    let waiter = wait(&live);
+    registry.close_all();
+    assert!(matches!(waiter.await, Err(Rejection::Draining)));
+    registry.apply(&first);
+    let admission = live.throttler().admit(Arrival::default(), clock());
+    assert!(matches!(admission, Admission::Rejected(Rejection::Draining)));
+}
+
+#[tokio::test]
+async fn every_split_draws_for_itself_and_exactly() {
+    let (registry, _) = registry(&snapshot(vec![spec("a", fixed(&[1])), spec("b", fixed(&[2]))]));
+    let serving = registry.reader().load();
+    let split = &serving.snapshot().services()[0].split;
+    let picks = (0..800).map(|_| split.pick(serving.next_draw(split)).slot);
+    let first = picks.filter(|slot| *slot == 0).count();
+    assert_eq!(first, 400);
+    assert!(serving.next_draw(split) < Percent::WHOLE);
+}
+
+#[tokio::test]
+async fn a_name_is_waited_for_and_refused_once_it_resolves_to_nothing() {
+    let (registry, _) = registry(&snapshot(vec![
+        spec("a", names("localhost", 80)),
+        spec("b", names("nowhere.invalid", 80)),
+    ]));
+    let good = registry.live(&id("a")).expect("is in it");
+    let bad = registry.live(&id("b")).expect("is in it");
+    let (found, refused) = (wait(&good), wait(&bad));
+    drop(found.await.expect("localhost is known everywhere"));
+    assert!(matches!(refused.await, Err(Rejection::NoEndpoints)));
+    let admission = bad.throttler().admit(Arrival::default(), clock());
+    assert!(matches!(admission, Admission::Rejected(Rejection::NoEndpoints)));
+}
+
+#[tokio::test]
+async fn other_names_are_looked_up_at_once_and_addresses_never_run_out_in_between() {
+    let a = spec("a", fixed(&[1]));
+    let (registry, _) = registry(&snapshot(vec![a.clone()]));
+    let live = registry.live(&id("a")).expect("is in it");
+    let metrics = Handle::current().metrics();
+    assert_eq!(metrics.num_alive_tasks(), 0, "nothing to look up");
+    let mut b = a.clone();
+    b.backend = names("localhost", 81);
+    registry.apply(&snapshot(vec![b]));
+    let admission = live.throttler().admit(Arrival::default(), clock());
+    let permit = admission.wait().await.expect("waits for the lookup");
+    assert!(permit.endpoint().address.to_string().ends_with(":81"));
+    registry.apply(&snapshot(vec![a]));
+    assert_eq!(admit(&live).endpoint().address, address(1));
+    drop((permit, live, registry));
+    until("the resolver ended", || metrics.num_alive_tasks() == 0).await;
+}
+
+#[tokio::test]
+async fn a_big_table_is_dropped_off_the_request_path() {
+    let many = (0..1_100).map(|n| spec(&format!("r{n}"), fixed(&[1])));
+    let (registry, _) = registry(&snapshot(many.collect()));
+    let held = registry.reader().load();
+    registry.apply(&snapshot(vec![]));
+    drop(held);
+    until("it is dropped", || registry.tables_alive() == 1).await;
+}
