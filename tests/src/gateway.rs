@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -22,11 +23,22 @@ use crate::wait::{SOON, wait_for, wait_until, within};
 /// Lines kept of each output; older ones are dropped.
 const KEPT_LINES: usize = 20_000;
 
+/// Ports of one gateway's instances. Tests run at once, and each gateway gets a range of its own:
+/// one that counts starts must not see another's take its port.
+const PORTS: u32 = 50;
+
+/// Within the default range of `processes.ports`, which no kernel gives to clients.
+const FIRST_PORT: u32 = 20_000;
+
+/// How many ranges there are before they are used again.
+const RANGES: u32 = 200;
+
 /// How a gateway is started.
 #[derive(Debug)]
 pub struct Builder {
     dir: TempDir,
     config: String,
+    processes: String,
     source: Option<PathBuf>,
     args: Vec<String>,
     env: Vec<(String, String)>,
@@ -72,7 +84,10 @@ impl Builder {
     pub async fn start(self) -> Gateway {
         let config_path = self.dir.path().join("sluice.yaml");
         if self.source.is_none() {
-            write(&config_path, &with_defaults(&self.config));
+            write(
+                &config_path,
+                &complete(&with_defaults(&self.config), &self.processes),
+            );
         }
         let mut child = Command::new(sluice_bin())
             .arg("run")
@@ -94,6 +109,7 @@ impl Builder {
             child,
             dir: self.dir,
             config_path,
+            processes: self.processes,
             output,
         };
         gateway.until_ready().await;
@@ -108,6 +124,7 @@ pub struct Gateway {
     pid: u32,
     dir: TempDir,
     config_path: PathBuf,
+    processes: String,
     output: Arc<Mutex<Output>>,
 }
 
@@ -149,12 +166,15 @@ impl Bound {
 
 impl Gateway {
     /// Prepares a gateway with this config. What it does not say is added: one listener and the
-    /// admin on ports of the kernel's choice, and a JSON access log.
+    /// admin on ports of the kernel's choice, a JSON access log, and a range of ports for instances.
     ///
     /// # Panics
     /// When there is no place for temporary files.
     pub fn builder(config: &str) -> Builder {
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        let first = FIRST_PORT + NEXT.fetch_add(1, Ordering::Relaxed) % RANGES * PORTS;
         Builder {
+            processes: format!("processes: {{max: 40, ports: {first}-{}}}", first + PORTS - 1),
             dir: TempDir::new().expect("a temporary directory"),
             config: config.to_owned(),
             source: None,
@@ -321,7 +341,10 @@ impl Gateway {
     /// # Panics
     /// When it cannot be written.
     pub fn write_config(&self, config: &str) {
-        write(&self.config_path, &with_defaults(config));
+        write(
+            &self.config_path,
+            &complete(&with_defaults(config), &self.processes),
+        );
     }
 
     /// Edits the config file, and waits until the edit is served.
@@ -342,7 +365,8 @@ impl Gateway {
     /// # Panics
     /// When it is not served soon.
     pub async fn reload(&self, config: &str) {
-        self.rewrite_config(|_| with_defaults(config)).await;
+        self.rewrite_config(|_| complete(&with_defaults(config), &self.processes))
+            .await;
     }
 
     /// Sends a signal.
@@ -465,19 +489,24 @@ impl Drop for Gateway {
 
 /// Adds the listener, admin and access log that a config does not speak of.
 pub fn with_defaults(config: &str) -> String {
-    let mut out = String::new();
-    for (key, default) in [
-        ("listeners:", "listeners: [{address: 127.0.0.1:0}]"),
-        ("admin:", "admin: {address: 127.0.0.1:0}"),
-        ("accessLog:", "accessLog: {format: json}"),
+    let mut out = config.to_owned();
+    for default in [
+        "accessLog: {format: json}",
+        "admin: {address: 127.0.0.1:0}",
+        "listeners: [{address: 127.0.0.1:0}]",
     ] {
-        if !config.lines().any(|line| line.starts_with(key)) {
-            out.push_str(default);
-            out.push('\n');
-        }
+        out = complete(&out, default);
     }
-    out.push_str(config);
     out
+}
+
+/// Adds one line unless the config has its key.
+fn complete(config: &str, default: &str) -> String {
+    let key = default.split_inclusive(':').next().unwrap_or_default();
+    if config.lines().any(|line| line.starts_with(key)) {
+        return config.to_owned();
+    }
+    format!("{default}\n{config}")
 }
 
 fn write(path: &Path, content: &str) {

@@ -289,13 +289,13 @@ async fn no_instance_survives_the_gateway_not_even_a_grandchild() {
     for kill in [Gateway::sigkill, Gateway::sigterm] {
         let marker = format!("sluice-test-{:016x}", fastrand::u64(..));
         let script = format!(
-            ": {marker}; {} echo --port $(PORT) --message {marker} & sleep 1000 & wait",
+            "export MARKER={marker}; {} echo --port $(PORT) & sleep 1000 & wait",
             sluice_bin().display()
         );
         let config = shell_service(&script, "");
         let mut gateway = Gateway::start(&config).await;
         assert_eq!(gateway.get(WEB, "/").await.status, 200);
-        assert!(with_marker(&marker).len() >= 2, "a shell and its child");
+        assert_eq!(with_marker(&marker).len(), 3, "a shell and its children");
         kill(&gateway);
         gateway.wait_exit(SOON).await;
         wait_until("every process of the instance is gone", SOON, || {
