@@ -119,6 +119,10 @@ pub trait EndpointSink: Send + Sync {
     /// Fails everybody who waits for the revision, and arrivals until `retry_after` is over.
     fn fail(&self, revision: &RevisionId, failure: Arc<ActivationFailure>);
 
+    /// Takes back what [`fail`](Self::fail) said of arrivals: how the revision is started has
+    /// changed, so the next one may ask again at once.
+    fn forgive(&self, revision: &RevisionId);
+
     /// The load since the previous call; only the autoscaler calls this.
     fn sample(&self, revision: &RevisionId) -> Option<Load>;
 }

@@ -21,7 +21,9 @@ impl EndpointSink for Fake {
     fn retire(&self, _: &RevisionId, _: u32, _: bool) -> Vec<InstanceId> {
         Vec::new()
     }
+    fn retire_these(&self, _: &RevisionId, _: &[InstanceId]) {}
     fn fail(&self, _: &RevisionId, _: Arc<ActivationFailure>) {}
+    fn forgive(&self, _: &RevisionId) {}
     fn sample(&self, revision: &RevisionId) -> Option<Load> {
         *self.samples.lock() += 1;
         self.loads.lock().get(revision).copied()

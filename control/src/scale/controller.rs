@@ -357,6 +357,7 @@ fn carry_out(
         }
         Action::RetireThese(instances) => sink.retire_these(revision, &instances),
         Action::Fail(failure) => sink.fail(revision, Arc::new(failure)),
+        Action::Forgive => sink.forgive(revision),
         Action::Warn(what) => tracing::warn!(%revision, "{what}"),
     }
     None

@@ -18,6 +18,7 @@ enum Call {
     Retire(Vec<InstanceId>),
     RetireThese(Vec<InstanceId>),
     Fail(Failure, String),
+    Forgive,
 }
 
 /// Chooses whatever it knows, unless somebody waits.
@@ -58,6 +59,10 @@ impl EndpointSink for FakePlane {
 
     fn fail(&self, _: &RevisionId, failure: Arc<ActivationFailure>) {
         self.call(Call::Fail(failure.failure, failure.detail.clone()));
+    }
+
+    fn forgive(&self, _: &RevisionId) {
+        self.call(Call::Forgive);
     }
 
     fn sample(&self, _: &RevisionId) -> Option<Load> {

@@ -56,6 +56,12 @@ impl<'h> View<'h> {
         self.header.raw_path().len() + fields.sum::<usize>()
     }
 
+    /// All cookies in one field, where they came in several: HTTP/2 may split them, HTTP/1 must
+    /// not (RFC 9113 8.2.3).
+    pub(super) fn joined_cookies(&self) -> Option<&[u8]> {
+        self.cookies.as_deref()
+    }
+
     pub(super) fn content_length(&self) -> Option<u64> {
         self.header
             .headers

@@ -19,7 +19,9 @@ use super::{current_timers, upstream};
 use crate::answer::{Answer, Rendered};
 use crate::edge::ConnectionInfo;
 use crate::observe::{Reason, RequestProtocol};
-use crate::request::{Attempt, Ending, Engine, Incoming, Refusal, RequestCtx, from_backend, to_backend};
+use crate::request::{
+    Attempt, Ending, Engine, HeadMut, Incoming, Refusal, RequestCtx, from_backend, to_backend,
+};
 use crate::throttle::Outcome;
 
 /// Attempts at most: enough to get past every stale pooled connection and a few dead endpoints.
@@ -158,6 +160,9 @@ impl ProxyHttp for HttpAdapter {
             if !super::keeps_alive(session.digest()) {
                 session.set_keepalive(None);
             }
+            // A 100 goes out before the body is read; that alone must not end the connection.
+            let expects = session.req_header().headers.contains_key("expect");
+            session.set_close_on_response_before_downstream_finish(!expects);
             // Pingora takes any Upgrade for an upgrade; real ones never come here.
             session.req_header_mut().remove_header("upgrade");
         }
@@ -263,6 +268,9 @@ impl ProxyHttp for HttpAdapter {
         let host = view.host().unwrap_or_default();
         let forwarding = ctx.request.forwarding(info, host);
         rewrite_target(request, routed, host)?;
+        if let Some(cookies) = view.joined_cookies() {
+            RequestFields(request).set("cookie", cookies);
+        }
         to_backend(
             &mut RequestFields(request),
             forwarding,
@@ -353,6 +361,7 @@ impl ProxyHttp for HttpAdapter {
             return Ok(());
         }
         ctx.status = Some(response.status.as_u16());
+        session.set_close_on_response_before_downstream_finish(true);
         if session.req_header().version == Version::HTTP_10
             && response.headers.contains_key("transfer-encoding")
         {

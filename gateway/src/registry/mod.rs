@@ -217,6 +217,12 @@ impl EndpointSink for Registry {
         }
     }
 
+    fn forgive(&self, revision: &RevisionId) {
+        if let Some(live) = self.live(revision) {
+            live.throttler().forgive();
+        }
+    }
+
     fn sample(&self, revision: &RevisionId) -> Option<Load> {
         let named = self.named(revision);
         named.first().map(|live| live.throttler().sample(clock()))

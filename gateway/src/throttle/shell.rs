@@ -245,6 +245,11 @@ impl RevisionThrottler {
         self.apply(|core| core.fail(failure, now));
     }
 
+    /// Forgets a failed activation: the next arrival sends demand at once.
+    pub fn forgive(&self) {
+        self.shared.lock().core.forgive();
+    }
+
     /// Resolves every waiter; what is in flight ends by itself.
     pub fn close(self: &Arc<Self>, closing: Closing, now: Instant) {
         self.apply(|core| core.close(closing, now));

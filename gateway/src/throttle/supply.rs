@@ -165,6 +165,13 @@ impl<W> Core<W> {
         fx
     }
 
+    /// What made the last activation fail has changed.
+    pub(crate) fn forgive(&mut self) {
+        if matches!(self.activation, Activation::Failed { .. }) {
+            self.activation = Activation::Idle;
+        }
+    }
+
     /// Resolves everybody who waits; nobody waits from now on.
     pub(crate) fn close(&mut self, closing: Closing, now: Instant) -> Effects<W> {
         let mut fx = self.begin(now);

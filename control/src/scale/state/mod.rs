@@ -239,7 +239,9 @@ impl RevisionState {
         self.plan = plan;
         if changed {
             self.backoff.reset();
-            self.last_failure = None;
+            if self.last_failure.take().is_some() {
+                todo.push(Action::Forgive);
+            }
             self.port_tries = 0;
             let stale = self.ids(|i| i.is_starting() && !same_launch(&i.plan, &self.plan));
             self.discard(stale, now, todo);

@@ -62,6 +62,8 @@ pub(crate) enum Action {
     RetireThese(Vec<InstanceId>),
     /// Answer everybody who waits.
     Fail(ActivationFailure),
+    /// Let the next request ask again: another plan may work where the last one failed.
+    Forgive,
     /// For the log: something is wrong, and what.
     Warn(String),
 }
