@@ -213,12 +213,12 @@ impl EchoClient {
     pub async fn connect(addr: SocketAddr, host: &str) -> Self {
         let channel = Endpoint::from_shared(format!("http://{addr}"))
             .expect("an address is a URI")
+            .origin(format!("http://{host}").parse().expect("a host is a URI"))
             .connect()
             .await
             .expect("the gateway accepts");
-        let origin = format!("http://{host}").parse().expect("a host is a URI");
         Self {
-            grpc: tonic::client::Grpc::with_origin(channel, origin),
+            grpc: tonic::client::Grpc::new(channel),
         }
     }
 

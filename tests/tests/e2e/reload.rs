@@ -205,8 +205,8 @@ async fn a_request_in_flight_outlives_its_revision() {
         (change.a.in_flight() == 1).then_some(())
     })
     .await;
-    gateway.write_config(&change.to_b().replace("web-a", "web-b"));
-    wait_served(&gateway, "b").await;
+    gateway.reload(&change.to_b().replace("web-a", "web-b")).await;
+    assert_eq!(gateway.get(WEB, "/").await.text(), "b");
     change.a.release();
     assert_eq!(old.await.unwrap().unwrap().text(), "a");
 }
