@@ -176,6 +176,7 @@ impl EchoServer {
         let addr = listener.local_addr().expect("a bound socket");
         let incoming = futures_util::stream::unfold(listener, |listener| async move {
             let accepted: std::io::Result<TcpStream> = listener.accept().await.map(|(io, _)| io);
+            let accepted = accepted.and_then(|io| io.set_nodelay(true).map(|()| io));
             Some((accepted, listener))
         });
         let task = tokio::spawn(async move {
