@@ -176,6 +176,7 @@ impl EchoServer {
         let addr = listener.local_addr().expect("a bound socket");
         let incoming = futures_util::stream::unfold(listener, |listener| async move {
             let accepted: std::io::Result<TcpStream> = listener.accept().await.map(|(io, _)| io);
+            let accepted = accepted.and_then(|io| io.set_nodelay(true).map(|()| io));
             Some((accepted, listener))
         });
         let task = tokio::spawn(async move {
@@ -211,11 +212,9 @@ impl EchoClient {
     /// # Panics
     /// When the connection is refused.
     pub async fn connect(addr: SocketAddr, host: &str) -> Self {
-        // The channel puts its own origin on every request, over what the client above it says.
-        let origin = format!("http://{host}").parse().expect("a host is a URI");
         let channel = Endpoint::from_shared(format!("http://{addr}"))
             .expect("an address is a URI")
-            .origin(origin)
+            .origin(format!("http://{host}").parse().expect("a host is a URI"))
             .connect()
             .await
             .expect("the gateway accepts");

@@ -120,14 +120,19 @@ async fn grpc_of_all_four_kinds() {
     let failed = client.unary(Note::new("fail", 0), None).await.expect_err("fails");
     assert_eq!(failed.code(), tonic::Code::FailedPrecondition);
     assert!(failed.metadata().contains_key("x-detail"));
-    let late = client
-        .unary(Note::new("sleep", 0), Some(Duration::from_millis(50)))
-        .await
-        .expect_err("is late");
-    assert!(matches!(
-        late.code(),
-        tonic::Code::DeadlineExceeded | tonic::Code::Cancelled
-    ));
+    for n in 0..20 {
+        let limit = Some(Duration::from_millis(20));
+        let late = client
+            .unary(Note::new("sleep", 0), limit)
+            .await
+            .expect_err("is late");
+        assert!(matches!(
+            late.code(),
+            tonic::Code::DeadlineExceeded | tonic::Code::Cancelled
+        ));
+        let next = client.unary(Note::new("hi", n), None).await.expect("a note");
+        assert_eq!(next.get_ref().number, n, "the connection lives on");
+    }
 }
 
 #[tokio::test]

@@ -195,13 +195,16 @@ async fn the_access_log_has_every_field() {
 async fn a_client_cannot_forge_a_line_of_the_log() {
     let backend = HttpBackend::start("a").await;
     let gateway = Gateway::start(&format!("accessLog: {{format: pretty}}\n{}", web(backend.addr()))).await;
-    let agent = [("User-Agent", "x\u{9b}31m\u{9b}2J")];
+    let agent = [("User-Agent", "x\u{9b}2J")];
     gateway
         .send(&h1::request("GET", WEB, "/%0aforged", &agent, b""))
         .await;
     gateway.wait_said("forged").await;
     for line in [gateway.stdout(), gateway.stderr()].concat() {
-        assert!(!line.contains('\u{9b}'), "{line:?}");
+        assert!(
+            !line.contains('\u{9b}') && !line.starts_with("forged"),
+            "{line:?}"
+        );
     }
 }
 

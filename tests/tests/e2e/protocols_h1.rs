@@ -126,14 +126,19 @@ async fn a_client_that_expects_100_gets_it_before_it_sends_its_body() {
         .start()
         .await;
     let gateway = Gateway::start(&web(backend.addr())).await;
-    let mut conn = H1::connect(gateway.addr()).await.unwrap();
     for _ in 0..2 {
+        let mut conn = H1::connect(gateway.addr()).await.unwrap();
         let head =
             format!("POST / HTTP/1.1\r\nHost: {WEB}\r\nExpect: 100-continue\r\nContent-Length: 4\r\n\r\n");
         conn.send(head.as_bytes()).await.unwrap();
         assert_eq!(conn.head(false).await.unwrap().status, 100);
         conn.send(b"body").await.unwrap();
-        assert_eq!(conn.response_to(b"POST ").await.unwrap().text(), "body");
+        let response = conn.response_to(b"POST ").await.unwrap();
+        assert_eq!(response.text(), "body");
+        if !response.closes() {
+            let next = conn.exchange(&h1::get(WEB, "/")).await;
+            assert_eq!(next.expect("an end that was not announced").status, 200);
+        }
     }
 }
 

@@ -226,8 +226,13 @@ async fn grpc_deadlines_reach_the_server_and_end_the_call() {
         "{late:?}"
     );
     assert!(start.elapsed() < Duration::from_secs(5), "{:?}", start.elapsed());
-    let next = client.unary(Note::new("hi", 1), None).await.unwrap();
-    assert_eq!(next.get_ref().number, 1, "the connection lives on");
+    for n in 0..20 {
+        let limit = Some(Duration::from_millis(20));
+        client.unary(Note::new("sleep", 0), limit).await.unwrap_err();
+        let next = client.unary(Note::new("hi", n), None).await;
+        let next = next.unwrap_or_else(|e| panic!("the call after cancelled call {n}: {e:?}"));
+        assert_eq!(next.get_ref().number, n);
+    }
 }
 
 #[tokio::test]
