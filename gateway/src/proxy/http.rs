@@ -12,13 +12,13 @@ use pingora_core::upstreams::peer::HttpPeer;
 use pingora_error::{Error, ErrorSource, ErrorType, Result};
 use pingora_http::{RequestHeader, ResponseHeader};
 use pingora_proxy::{FailToProxy, ProxyHttp, Session};
-use sluice_model::{Backend, RequestView};
+use sluice_model::{Backend, Protocol, RequestView};
 
 use super::heads::{RequestFields, ResponseFields, View, rewrite_target};
 use super::{current_timers, upstream};
 use crate::answer::{Answer, Rendered};
 use crate::edge::ConnectionInfo;
-use crate::observe::{Reason, RequestProtocol};
+use crate::observe::{Reason, RequestProtocol, Timer};
 use crate::request::{
     Attempt, Ending, Engine, HeadMut, Incoming, Refusal, RequestCtx, from_backend, to_backend,
 };
@@ -228,7 +228,7 @@ impl ProxyHttp for HttpAdapter {
         upstream::peer(
             &routed.spec,
             &endpoint.address,
-            endpoint.key,
+            endpoint.pool_key(),
             ctx.request.limits(),
             fresh,
         )
@@ -247,7 +247,13 @@ impl ProxyHttp for HttpAdapter {
         if !reused && let Some(permit) = &ctx.request.permit {
             permit.report(Outcome::Connected, now);
         }
-        ctx.request.timers.upstream(upstream::breaker(digest), now);
+        let mut breaker = upstream::breaker(digest);
+        if let (Some(routed), Some(permit)) = (&ctx.request.routed, &ctx.request.permit)
+            && routed.spec.protocol == Protocol::H2c
+        {
+            breaker = breaker.map(|socket| upstream::with_pool(socket, permit.endpoint()));
+        }
+        ctx.request.timers.upstream(breaker, now);
         Ok(())
     }
 
@@ -411,8 +417,10 @@ impl ProxyHttp for HttpAdapter {
         if matches!(ctx.request.next, Attempt::After(_)) {
             return e;
         }
-        let timed_out = ctx.request.timers.fired().is_some();
-        if timed_out
+        let fired = ctx.request.timers.fired();
+        let timed_out = fired.is_some();
+        // The total may be the client's own deadline, which says nothing of the endpoint.
+        if fired == Some(Timer::Start)
             && !ctx.request.head_received
             && let Some(permit) = &ctx.request.permit
         {

@@ -21,6 +21,7 @@ use tokio::net::{TcpStream, UnixStream};
 
 use crate::edge::ByteStream;
 use crate::request::Breakable;
+use crate::throttle::EndpointState;
 
 /// Breaks one upstream connection from outside the session that owns it.
 ///
@@ -96,6 +97,28 @@ pub(super) fn breaker(digest: Option<&Digest>) -> Option<Arc<dyn Breakable>> {
         .as_ref()?
         .downcast_ref::<Arc<dyn Breakable>>()
         .cloned()
+}
+
+/// Breaks an HTTP/2 connection. Pingora puts it back into its pool whatever its stream ended with,
+/// and the pool learns of the break a moment later: until then nobody must get it.
+struct PooledBreaker {
+    socket: Arc<dyn Breakable>,
+    endpoint: Arc<EndpointState>,
+}
+
+impl Breakable for PooledBreaker {
+    fn break_now(&self) {
+        self.endpoint.renew_pool();
+        self.socket.break_now();
+    }
+}
+
+/// A breaker that keeps the broken connection from being taken out of the pool again.
+pub(super) fn with_pool(socket: Arc<dyn Breakable>, endpoint: &Arc<EndpointState>) -> Arc<dyn Breakable> {
+    Arc::new(PooledBreaker {
+        socket,
+        endpoint: Arc::clone(endpoint),
+    })
 }
 
 /// How pingora reaches one endpoint. `fresh` asks for a connection that nothing used before.

@@ -20,6 +20,8 @@ pub struct EndpointState {
     /// instances that had the same port one after the other.
     pub key: u64,
     hash: u64,
+    /// Which connections to it may be used; see [`pool_key`](Self::pool_key).
+    epoch: AtomicU64,
     /// Mirrors `!health.is_spotless()`, written under the lock.
     troubled: AtomicBool,
 }
@@ -33,8 +35,21 @@ impl EndpointState {
             address,
             instance,
             key: NEXT.fetch_add(1, Ordering::Relaxed),
+            epoch: AtomicU64::new(0),
             troubled: AtomicBool::new(false),
         }
+    }
+
+    /// The key of its connections in a pool.
+    pub fn pool_key(&self) -> u64 {
+        // Keys count up from 1 and never come near the upper bits.
+        self.key ^ (self.epoch.load(Ordering::Relaxed) << 40)
+    }
+
+    /// Leaves all pooled connections behind: one of them was broken on purpose and may still be
+    /// taken for a good one.
+    pub fn renew_pool(&self) {
+        self.epoch.fetch_add(1, Ordering::Relaxed);
     }
 
     /// Whether a success has something to make good.
