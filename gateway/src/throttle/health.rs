@@ -34,11 +34,7 @@ impl Health {
         match outcome {
             Outcome::Connected => Verdict::Keep,
             Outcome::ConnectFailed => Verdict::Eject,
-            Outcome::Responded {
-                status: 502 | 503 | 504,
-            }
-            | Outcome::ResponseTimeout
-            | Outcome::Broke => {
+            Outcome::Responded { status: 502..=504 } | Outcome::ResponseTimeout | Outcome::Broke => {
                 self.run += 1;
                 if self.run >= RUN {
                     Verdict::Eject

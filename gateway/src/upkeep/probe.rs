@@ -46,7 +46,7 @@ pub(crate) fn next_delay(pace: Pace) -> Option<Duration> {
         // A configured address that something elsewhere starts when asked: proving it ready while
         // nobody wants it would only make the next request believe in what may be stopping.
         EndpointPhase::Starting => None,
-        EndpointPhase::Ready | EndpointPhase::Ejected { .. } => pace.period,
+        EndpointPhase::Ready | EndpointPhase::Ejected { .. } => pace.period.map(|p| p.max(TIGHT_LOCAL)),
         EndpointPhase::Draining | EndpointPhase::Gone => None,
     }
 }

@@ -3,7 +3,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use bytes::Bytes;
 use sluice_model::{Demand, EndpointSink, InstanceId, ManagedEndpoint, UrlBackend};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpListener, UnixListener};
+use tokio::net::{TcpListener, TcpSocket, UnixListener};
 
 use super::*;
 use crate::registry::test_kit::{Demands, address, fixed, id, snapshot, spec, until};
@@ -50,6 +50,14 @@ async fn backend(well: Arc<AtomicBool>) -> SocketAddr {
         }
     });
     address
+}
+
+/// A port that is taken, but refuses connections until its socket listens.
+fn reserve() -> (TcpSocket, SocketAddr) {
+    let socket = TcpSocket::new_v4().expect("a socket");
+    socket.bind(([127, 0, 0, 1], 0).into()).expect("a port");
+    let address = socket.local_addr().expect("bound");
+    (socket, address)
 }
 
 #[test]
@@ -109,9 +117,8 @@ async fn what_counts_as_ready() {
         path_prefix: String::new(),
     });
     assert_eq!(attempt(&to, &get).await, Ok(()));
-    let nobody = TcpListener::bind("127.0.0.1:0").await.expect("a port");
-    let free = EndpointAddr::Tcp(nobody.local_addr().expect("bound"));
-    drop(nobody);
+    let (_silent, address) = reserve();
+    let free = EndpointAddr::Tcp(address);
     assert!(attempt(&free, &tcp).await.is_err());
 }
 
@@ -144,14 +151,12 @@ async fn an_instance_is_ready_when_it_listens_and_the_waiter_goes_there() {
     let live = registry.live(&id("r")).expect("is in it");
     let waiter = live.throttler().admit(Arrival::default(), clock());
     assert_eq!(demands.take(), [Demand::Activate(id("r"))]);
-    let holder = TcpListener::bind("127.0.0.1:0").await.expect("a port");
-    let address = holder.local_addr().expect("bound");
-    drop(holder);
+    let (socket, address) = reserve();
     let instance = InstanceId(1);
     registry.add(&id("r"), ManagedEndpoint { instance, address });
     let revision = id("r");
     tokio::task::yield_now().await;
-    let _listener = TcpListener::bind(address).await.expect("still free");
+    let _listener = socket.listen(16).expect("listens");
     let permit = waiter.wait().await.expect("admitted");
     assert_eq!(permit.endpoint().instance, Some(instance));
     until("ready is told", || {

@@ -13,7 +13,8 @@ use super::names::{Change, Name};
 use crate::registry::LiveRevision;
 use crate::throttle::clock;
 
-/// The first wait after a lookup that left a name without any address; doubles from there.
+/// The first wait after a lookup that left a name without any address; doubles from there. Also
+/// the least between lookups at all.
 const RETRY: Duration = Duration::from_secs(1);
 
 /// Keeps the addresses of one revision's names fresh until the revision is gone. Sleeps without a
@@ -24,7 +25,7 @@ pub(crate) async fn run(live: Weak<LiveRevision>, changed: Arc<Notify>, env: Upk
         let Some(wanted) = live.upgrade().map(|live| live.names_wanted()) else {
             return;
         };
-        let refresh = env.settings.load_full().dns_refresh;
+        let refresh = env.settings.load_full().dns_refresh.max(RETRY);
         let found = join_all(wanted.iter().map(|name| look_up(name, &env))).await;
         let Some(strong) = live.upgrade() else {
             return;
