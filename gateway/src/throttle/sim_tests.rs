@@ -69,6 +69,7 @@ struct World {
     core: Core<u64>,
     budget: Arc<QueueBudget>,
     limits: ThrottleLimits,
+    most_endpoints: usize,
     /// The higher of the limits before and after the event that runs.
     allowed: Option<u32>,
     next_id: u64,
@@ -104,10 +105,10 @@ impl World {
         }));
         Self {
             core: Core::new(limits, Arc::clone(&budget), rng.u64(..), now),
-            rng,
             now,
             budget,
             limits,
+            most_endpoints: rng.usize(1..9),
             allowed: limits.concurrency,
             next_id: 0,
             next_instance: 0,
@@ -122,6 +123,7 @@ impl World {
             area: 0.0,
             sampled: now,
             seen: BTreeSet::new(),
+            rng,
         }
     }
 
@@ -145,7 +147,8 @@ impl World {
         let fx = self.core.expire(self.now);
         self.apply(fx);
         self.check_ages();
-        match self.rng.u32(..100) {
+        let event = if self.closed.is_some() { 0..105 } else { 0..100 };
+        match self.rng.u32(event) {
             0..34 => self.arrive(),
             34..60 => self.release(),
             60..64 => self.failover(),
@@ -166,10 +169,10 @@ impl World {
     }
 
     fn pass_time(&mut self) {
-        let ms = match self.rng.u32(..100) {
+        let ms = match self.rng.u32(..400) {
             0..2 => self.rng.u64(1_000..70_000),
             2..30 => self.rng.u64(1..300),
-            30..60 => 1,
+            30..200 => 1,
             _ => 0,
         };
         let held = self.grants.len() + self.waiting.len();
@@ -283,7 +286,7 @@ impl World {
     }
 
     fn add(&mut self) {
-        if self.core.known().count() >= 8 {
+        if self.core.known().count() >= self.most_endpoints {
             return;
         }
         let instance = self.limits.supply == Supply::Activated && self.rng.u32(..8) > 0;
