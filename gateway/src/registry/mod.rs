@@ -78,6 +78,8 @@ impl Registry {
     }
 
     /// [`prepare`](Self::prepare), then [`publish`](Self::publish).
+    ///
+    /// There is one writer: these three are not to be called concurrently.
     pub fn apply(&self, snapshot: &Arc<Snapshot>) -> Arc<Serving> {
         let serving = self.prepare(snapshot);
         self.publish(&serving);

@@ -7,8 +7,8 @@ use sluice_model::QueueTotals;
 /// Counts waiters and their bytes over all revisions and says when it is too much.
 ///
 /// Only held requests touch it, never the warm path. It knows totals, not queues: displacing a
-/// waiter of the longest queue in favour of a service below its share belongs at
-/// [`reserve`](Self::reserve)'s refusal, the only place where the bound bites.
+/// waiter of the longest queue in favour of a service below its share belongs where `reserve` is
+/// refused, the only place where the bound bites.
 #[derive(Debug)]
 pub struct QueueBudget {
     depth: AtomicUsize,

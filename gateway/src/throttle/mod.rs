@@ -25,9 +25,13 @@ mod supply;
 mod waiter;
 
 #[cfg(test)]
+mod policy_tests;
+#[cfg(test)]
 mod shell_tests;
 #[cfg(test)]
 mod sim_tests;
+#[cfg(test)]
+mod test_kit;
 
 pub use self::core::{Supply, ThrottleLimits};
 pub use arrival::{Admission, Arrival, Outcome};
