@@ -186,7 +186,7 @@ impl Response {
             fields.remove("content-length");
             fields.remove("transfer-encoding");
             fields.set("connection", b"Upgrade");
-            if let Some(token) = spoken.as_deref().or(upgrade.map(str::as_bytes)) {
+            if let Some(token) = spoken.as_deref().or_else(|| upgrade.map(str::as_bytes)) {
                 fields.set("upgrade", token);
             }
         } else {
