@@ -154,14 +154,22 @@ async fn open(
 ) -> Result<Opened, Refusal> {
     let view = fields.view(head);
     let host = fields.value("host");
-    request.route(&Incoming {
+    let incoming = Incoming {
         info,
         view: &view,
         host,
         target: head.target(),
         head_bytes: head.len,
-    })?;
-    request.admit(info.close_watch.closed()).await?;
+    };
+    loop {
+        request.route(&incoming)?;
+        let Err(answer) = request.admit(info.close_watch.closed()).await else {
+            break;
+        };
+        if !request.reread() {
+            return Err(answer.into());
+        }
+    }
     let too_late = || Answer::new(Reason::Timeout, "the backend took too long");
     for _ in 0..MAX_ATTEMPTS {
         if request.next != Attempt::First {
