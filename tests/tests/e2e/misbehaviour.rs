@@ -13,6 +13,58 @@ use crate::{WEB, web, web_with};
 
 const UPGRADE: &[(&str, &str)] = &[("Upgrade", "websocket"), ("Connection", "Upgrade")];
 
+#[tokio::test]
+async fn a_retry_after_beyond_all_clocks_is_passed_on() {
+    let backend = RawBackend::start(async |n, mut io: TcpStream| {
+        let mut asked = if n == 0 { "1" } else { "18446744073709551615" };
+        loop {
+            read_head(&mut io).await?;
+            let answer =
+                format!("HTTP/1.1 429 Slow Down\r\nRetry-After: {asked}\r\nContent-Length: 0\r\n\r\n");
+            io.write_all(answer.as_bytes()).await?;
+            asked = "18446744073709551615";
+        }
+    })
+    .await;
+    let gateway = Gateway::start(&format!(
+        "services:\n  - name: web\n    revisions:\n      - {{name: web-a, url: \"http://{}\"}}\n",
+        backend.addr()
+    ))
+    .await;
+    let answer = gateway.get(WEB, "/").await;
+    assert_eq!(
+        (answer.status, answer.header("retry-after")),
+        (429, Some("18446744073709551615"))
+    );
+}
+
+#[tokio::test]
+async fn a_101_that_nobody_asked_for_is_an_upstream_error() {
+    let backend =
+        RawBackend::answers(b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: x\r\n\r\nwhatever").await;
+    let gateway = Gateway::start(&web(backend.addr())).await;
+    let answer = gateway.get(WEB, "/").await;
+    assert_eq!((answer.status, answer.reason()), (502, Some("upstream_error")));
+}
+
+#[tokio::test]
+async fn a_request_answered_with_garbage_is_not_sent_again() {
+    let backend = RawBackend::answers_once(b"HTTP/1.1 abc\r\n\r\n").await;
+    let gateway = Gateway::start(&web(backend.addr())).await;
+    let answer = gateway.get(WEB, "/").await;
+    assert_eq!((answer.status, answer.reason()), (502, Some("upstream_error")));
+    assert_eq!(backend.connections(), 1);
+}
+
+#[tokio::test]
+async fn a_request_that_breaks_backends_is_sent_three_times_at_most() {
+    let backend = RawBackend::start(async |_, mut io: TcpStream| read_head(&mut io).await.map(drop)).await;
+    let gateway = Gateway::start(&web(backend.addr())).await;
+    let answer = gateway.get(WEB, "/").await;
+    assert_eq!((answer.status, answer.reason()), (502, Some("upstream_error")));
+    assert_eq!(backend.connections(), 3);
+}
+
 /// Answers every request with a head and a first byte of ten, and no more.
 async fn unfinished() -> RawBackend {
     RawBackend::start(async |_, mut io: TcpStream| {
