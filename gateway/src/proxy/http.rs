@@ -26,11 +26,17 @@ use crate::throttle::Outcome;
 /// Attempts at most: enough to get past every stale pooled connection and a few dead endpoints.
 pub(super) const MAX_ATTEMPTS: usize = 8;
 
+/// How often a request that may be repeated is, after a fresh connection broke under it.
+const MAX_BROKEN: u32 = 2;
+
 /// How long a backend that answers 429 without `Retry-After` is left alone.
 const BACK_PRESSURE: Duration = Duration::from_secs(1);
 
 /// How long an unread request body is drained after an early answer, to keep the connection.
 const DRAIN_BODY: Duration = Duration::from_secs(1);
+
+/// How long an upload may stall once its answer is complete.
+const AFTER_ANSWER: Duration = Duration::from_secs(2);
 
 /// Pingora's hooks over the request path.
 pub(super) struct HttpAdapter {
@@ -46,6 +52,8 @@ pub(super) struct Ctx {
     body_in: u64,
     /// More body came than is allowed.
     pub(super) body_too_large: bool,
+    /// Fresh connections that broke after the request was sent.
+    broken: u32,
 }
 
 impl HttpAdapter {
@@ -84,6 +92,7 @@ impl ProxyHttp for HttpAdapter {
             status: None,
             body_in: 0,
             body_too_large: false,
+            broken: 0,
         }
     }
 
@@ -238,6 +247,11 @@ impl ProxyHttp for HttpAdapter {
         ctx: &mut Ctx,
     ) -> Result<()> {
         let status = response.status.as_u16();
+        if status == 101 {
+            // Upgrades never come here, so nobody asked for one; passed on, it would turn what
+            // follows into bytes that no rule looks at.
+            return Err(Error::explain(ErrorType::InvalidHTTPHeader, "101 without Upgrade").into_up());
+        }
         if response.status.is_informational() {
             return Ok(());
         }
@@ -259,7 +273,10 @@ impl ProxyHttp for HttpAdapter {
                 .as_ref()
                 .map(|r| r.spec.queue.timeout)
                 .unwrap_or_default();
-            if !session.as_ref().retry_buffer_truncated() && ctx.request.queued + wait <= patience {
+            // Saturating: `Retry-After` is whatever the backend likes to write.
+            if !session.as_ref().retry_buffer_truncated()
+                && ctx.request.queued.saturating_add(wait) <= patience
+            {
                 // The platform did not take the request: hold it, and come again.
                 ctx.request.next = Attempt::After(wait);
                 let mut e = Error::explain(ErrorType::HTTPStatus(429), "back-pressure").into_up();
@@ -306,12 +323,16 @@ impl ProxyHttp for HttpAdapter {
 
     fn response_body_filter(
         &self,
-        _: &mut Session,
+        session: &mut Session,
         body: &mut Option<Bytes>,
-        _: bool,
+        end: bool,
         ctx: &mut Ctx,
     ) -> Result<Option<Duration>> {
-        if body.is_some() {
+        if end {
+            // Pingora reads on until the upload ends. It holds a Permit, so it must not stall.
+            ctx.request.timers.stop();
+            session.set_read_timeout(Some(AFTER_ANSWER));
+        } else if body.is_some() {
             ctx.request.timers.touch(Instant::now());
         }
         Ok(None)
@@ -356,15 +377,20 @@ impl ProxyHttp for HttpAdapter {
         ctx.request.fail_attempt(Reason::UpstreamError, e.to_string());
         if !reused && let Some(permit) = &ctx.request.permit {
             permit.report(Outcome::Broke, Instant::now());
+            ctx.broken += 1;
         }
-        let replayable = !session.as_ref().retry_buffer_truncated();
+        // Bytes of a response came, if none that can be read: the request was looked at.
+        let answered = matches!(e.etype(), ErrorType::InvalidHTTPHeader);
+        let replayable = !session.as_ref().retry_buffer_truncated() && !answered;
         let idempotent = answers::is_idempotent(&session.req_header().method);
         ctx.request.next = if reused {
             Attempt::FreshConnection
         } else {
             Attempt::OtherEndpoint
         };
-        e.set_retry(replayable && (idempotent || answers::not_processed(&e)));
+        // It may be the request that breaks backends: not one after another of them.
+        let spared = ctx.broken <= MAX_BROKEN;
+        e.set_retry(replayable && (idempotent && spared || answers::not_processed(&e)));
         e
     }
 
@@ -382,6 +408,9 @@ impl ProxyHttp for HttpAdapter {
         if head_sent {
             let reason = match (ctx.request.timers.fired(), e.esource()) {
                 (Some(_), _) => Reason::Timeout,
+                (None, ErrorSource::Downstream) if *e.etype() == ErrorType::ReadTimedout => {
+                    Reason::RequestTimeout
+                }
                 (None, ErrorSource::Downstream) => Reason::ClientGone,
                 (None, _) => Reason::UpstreamReset,
             };
