@@ -25,10 +25,14 @@ use crate::request::{
 use crate::throttle::Outcome;
 
 /// Attempts at most: enough to get past every stale pooled connection and a few dead endpoints.
-pub(super) const MAX_ATTEMPTS: usize = 8;
+/// Those that a 429 put off are not among them; the queue's timeout bounds these.
+pub(super) const MAX_ATTEMPTS: u32 = 8;
 
 /// How long a backend that answers 429 without `Retry-After` is left alone.
 const BACK_PRESSURE: Duration = Duration::from_secs(1);
+
+/// The least time between two attempts that a 429 put off, whatever `Retry-After` says.
+const BACK_PRESSURE_MIN: Duration = Duration::from_millis(250);
 
 /// How long an unread request body is drained after an early answer, to keep the connection.
 const DRAIN_BODY: Duration = Duration::from_secs(1);
@@ -324,12 +328,14 @@ impl ProxyHttp for HttpAdapter {
             .routed
             .as_ref()
             .is_some_and(|r| matches!(r.spec.backend, Backend::Url(_)));
-        if url && status == 429 && ctx.request.attempts < MAX_ATTEMPTS as u32 {
+        if url && status == 429 {
             let asked = response
                 .headers
                 .get("retry-after")
                 .and_then(|v| v.to_str().ok()?.parse().ok());
-            let wait = asked.map_or(BACK_PRESSURE, Duration::from_secs);
+            let wait = asked
+                .map_or(BACK_PRESSURE, Duration::from_secs)
+                .max(BACK_PRESSURE_MIN);
             let patience = ctx
                 .request
                 .routed
@@ -339,6 +345,7 @@ impl ProxyHttp for HttpAdapter {
             if !session.as_ref().retry_buffer_truncated() && ctx.request.queued + wait <= patience {
                 // The platform did not take the request: hold it, and come again.
                 ctx.request.next = Attempt::After(wait);
+                ctx.request.put_off += 1;
                 let mut e = Error::explain(ErrorType::HTTPStatus(429), "back-pressure").into_up();
                 e.set_retry(true);
                 return Err(e);
@@ -401,7 +408,7 @@ impl ProxyHttp for HttpAdapter {
         ctx.request.fail_attempt(Reason::ConnectFailed, e.to_string());
         // Nothing was sent: any request may go elsewhere.
         ctx.request.next = Attempt::OtherEndpoint;
-        e.set_retry(ctx.request.timers.fired().is_none());
+        e.set_retry(ctx.request.timers.fired().is_none() && may_try_again(&ctx.request));
         e
     }
 
@@ -441,7 +448,8 @@ impl ProxyHttp for HttpAdapter {
         } else {
             Attempt::OtherEndpoint
         };
-        e.set_retry(replayable && (idempotent || not_processed(&e)));
+        let safe = replayable && (idempotent || not_processed(&e));
+        e.set_retry(safe && may_try_again(&ctx.request));
         e
     }
 
@@ -515,6 +523,11 @@ impl ProxyHttp for HttpAdapter {
     ) -> bool {
         true
     }
+}
+
+/// Whether another attempt may follow one that failed.
+fn may_try_again(request: &RequestCtx) -> bool {
+    request.attempts - request.put_off < MAX_ATTEMPTS
 }
 
 /// Safe to send twice (RFC 9110 9.2.2).
