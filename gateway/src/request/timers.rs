@@ -94,6 +94,15 @@ impl RequestTimers {
         self.state.lock().start = None;
     }
 
+    /// Stops all clocks for good: what follows has its own.
+    pub fn disarm(&self) {
+        let mut state = self.state.lock();
+        state.total = None;
+        state.start = None;
+        state.idle = None;
+        state.upstream = None;
+    }
+
     /// Bytes went either way.
     pub fn touch(&self, now: Instant) {
         let mut state = self.state.lock();
@@ -198,6 +207,15 @@ mod tests {
         timers.head_received();
         assert_eq!(rings(&timers, 5).await, None);
         assert_eq!(rings(&timers, 6).await, Some(Timer::Total));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn disarmed_clocks_never_ring() {
+        let timers = RequestTimers::default();
+        timers.arm(&timeouts(3, 2, 1), None, now());
+        timers.upstream(None, now());
+        timers.disarm();
+        assert_eq!(rings(&timers, 10).await, None);
     }
 
     #[tokio::test(start_paused = true)]
