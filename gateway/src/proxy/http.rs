@@ -24,13 +24,17 @@ use crate::request::{
 use crate::throttle::Outcome;
 
 /// Attempts at most: enough to get past every stale pooled connection and a few dead endpoints.
-pub(super) const MAX_ATTEMPTS: usize = 8;
+/// Those that a 429 put off are not among them; the queue's timeout bounds these.
+pub(super) const MAX_ATTEMPTS: u32 = 8;
 
 /// How often a request that may be repeated is, after a fresh connection broke under it.
 const MAX_BROKEN: u32 = 2;
 
 /// How long a backend that answers 429 without `Retry-After` is left alone.
 const BACK_PRESSURE: Duration = Duration::from_secs(1);
+
+/// The least time between two attempts that a 429 put off, whatever `Retry-After` says.
+const BACK_PRESSURE_MIN: Duration = Duration::from_millis(250);
 
 /// How long an unread request body is drained after an early answer, to keep the connection.
 const DRAIN_BODY: Duration = Duration::from_secs(1);
@@ -261,12 +265,14 @@ impl ProxyHttp for HttpAdapter {
             .routed
             .as_ref()
             .is_some_and(|r| matches!(r.spec.backend, Backend::Url(_)));
-        if url && status == 429 && ctx.request.attempts < MAX_ATTEMPTS as u32 {
+        if url && status == 429 {
             let asked = response
                 .headers
                 .get("retry-after")
                 .and_then(|v| v.to_str().ok()?.parse().ok());
-            let wait = asked.map_or(BACK_PRESSURE, Duration::from_secs);
+            let wait = asked
+                .map_or(BACK_PRESSURE, Duration::from_secs)
+                .max(BACK_PRESSURE_MIN);
             let patience = ctx
                 .request
                 .routed
@@ -279,6 +285,7 @@ impl ProxyHttp for HttpAdapter {
             {
                 // The platform did not take the request: hold it, and come again.
                 ctx.request.next = Attempt::After(wait);
+                ctx.request.put_off += 1;
                 let mut e = Error::explain(ErrorType::HTTPStatus(429), "back-pressure").into_up();
                 e.set_retry(true);
                 return Err(e);
@@ -345,7 +352,7 @@ impl ProxyHttp for HttpAdapter {
         ctx.request.fail_attempt(Reason::ConnectFailed, e.to_string());
         // Nothing was sent: any request may go elsewhere.
         ctx.request.next = Attempt::OtherEndpoint;
-        e.set_retry(ctx.request.timers.fired().is_none());
+        e.set_retry(ctx.request.timers.fired().is_none() && may_try_again(&ctx.request));
         e
     }
 
@@ -390,7 +397,8 @@ impl ProxyHttp for HttpAdapter {
         };
         // It may be the request that breaks backends: not one after another of them.
         let spared = ctx.broken <= MAX_BROKEN;
-        e.set_retry(replayable && (idempotent && spared || answers::not_processed(&e)));
+        let safe = replayable && (idempotent && spared || answers::not_processed(&e));
+        e.set_retry(safe && may_try_again(&ctx.request));
         e
     }
 
@@ -494,4 +502,9 @@ fn route(
         (Some(max), Some(length)) if length > max => Err(answers::body_too_large().into()),
         _ => Ok(()),
     }
+}
+
+/// Whether another attempt may follow one that failed.
+fn may_try_again(request: &RequestCtx) -> bool {
+    request.attempts - request.put_off < MAX_ATTEMPTS
 }

@@ -43,7 +43,8 @@ impl Proxy {
     pub fn new(engine: Arc<Engine>, workers: usize) -> Self {
         let conf = ServerConf {
             threads: workers,
-            max_retries: http::MAX_ATTEMPTS,
+            // The adapter counts attempts itself: what a 429 puts off is bounded by time.
+            max_retries: usize::MAX,
             upstream_keepalive_pool_size: UPSTREAM_POOL / workers.max(1),
             ..ServerConf::default()
         };
