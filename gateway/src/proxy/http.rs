@@ -156,8 +156,9 @@ impl ProxyHttp for HttpAdapter {
         let limits = ctx.request.limits().clone();
         session.set_total_drain_timeout(Some(DRAIN_BODY));
         if session.is_http2() {
+            // A request body has no clock of its own here: a stream whose client says nothing for
+            // long is ordinary gRPC. The revision's clocks bound it.
             session.set_write_timeout(Some(limits.write_timeout));
-            session.set_read_timeout(Some(limits.body_read_timeout));
         } else {
             // The guard under an h1 session keeps the time, and what Connection says was judged there.
             session.set_read_timeout(None);
@@ -392,9 +393,14 @@ impl ProxyHttp for HttpAdapter {
         &self,
         _: &mut Session,
         body: &mut Option<Bytes>,
-        _: bool,
+        end: bool,
         ctx: &mut Ctx,
     ) -> Result<Option<Duration>> {
+        if end && ctx.request.timers.fired().is_some() {
+            // The connection that a clock broke reads as ended, which ends a body that nothing
+            // else delimits.
+            return Err(Error::explain(ErrorType::ReadTimedout, "a timer ran out").into_up());
+        }
         if body.is_some() {
             ctx.request.timers.touch(Instant::now());
         }
@@ -471,6 +477,9 @@ impl ProxyHttp for HttpAdapter {
                 (None, _) => Reason::UpstreamReset,
             };
             ctx.request.reason = Some(reason);
+            if !session.is_http2() {
+                super::break_off(session);
+            }
             return gone;
         }
         let Some(answer) = Self::answer_for(session, e, ctx) else {

@@ -105,6 +105,8 @@ async fn run(
         // What broke off must not end like something whole.
         if broken.is_none() {
             linger(io).await;
+        } else if response.ends_with_connection(head.method()) {
+            info.close_watch.reset_on_close();
         }
         let traffic = Traffic {
             from_client: 0,
