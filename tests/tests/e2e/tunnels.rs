@@ -50,8 +50,8 @@ async fn connect(gateway: &Gateway) -> WebSocketStream<TcpStream> {
         .await
         .expect("the upgrade succeeds");
     ws.send(Message::text("hi")).await.expect("the tunnel is open");
-    let reply = within("an echo", SOON, ws.next()).await;
-    assert_eq!(reply.unwrap().unwrap(), Message::text("hi"));
+    let reply = within("an echo", SOON, ws.next()).await.expect("a message");
+    assert_eq!(reply.expect("the tunnel is open"), Message::text("hi"));
     ws
 }
 
