@@ -12,9 +12,10 @@ use pingora_core::upstreams::peer::HttpPeer;
 use pingora_error::{Error, ErrorSource, ErrorType, Result};
 use pingora_http::{RequestHeader, ResponseHeader};
 use pingora_proxy::{FailToProxy, ProxyHttp, Session};
-use sluice_model::{Backend, Protocol, RequestView};
+use sluice_model::{Protocol, RequestView};
 
 use super::heads::{RequestFields, ResponseFields, View, rewrite_target};
+use super::retry::{is_idempotent, may_try_again, not_processed, put_off};
 use super::{current_timers, upstream};
 use crate::answer::{Answer, Rendered};
 use crate::edge::ConnectionInfo;
@@ -23,16 +24,6 @@ use crate::request::{
     Attempt, Ending, Engine, HeadMut, Incoming, Refusal, RequestCtx, from_backend, to_backend,
 };
 use crate::throttle::Outcome;
-
-/// Attempts at most: enough to get past every stale pooled connection and a few dead endpoints.
-/// Those that a 429 put off are not among them; the queue's timeout bounds these.
-pub(super) const MAX_ATTEMPTS: u32 = 8;
-
-/// How long a backend that answers 429 without `Retry-After` is left alone.
-const BACK_PRESSURE: Duration = Duration::from_secs(1);
-
-/// The least time between two attempts that a 429 put off, whatever `Retry-After` says.
-const BACK_PRESSURE_MIN: Duration = Duration::from_millis(250);
 
 /// How long an unread request body is drained after an early answer, to keep the connection.
 const DRAIN_BODY: Duration = Duration::from_secs(1);
@@ -324,29 +315,9 @@ impl ProxyHttp for HttpAdapter {
             return Ok(());
         }
         let now = Instant::now();
-        let url = ctx
-            .request
-            .routed
-            .as_ref()
-            .is_some_and(|r| matches!(r.spec.backend, Backend::Url(_)));
-        if url && status == 429 {
-            let asked = response
-                .headers
-                .get("retry-after")
-                .and_then(|v| v.to_str().ok()?.parse().ok());
-            let wait = asked
-                .map_or(BACK_PRESSURE, Duration::from_secs)
-                .max(BACK_PRESSURE_MIN);
-            let patience = ctx
-                .request
-                .routed
-                .as_ref()
-                .map(|r| r.spec.queue.timeout)
-                .unwrap_or_default();
-            if !session.as_ref().retry_buffer_truncated() && ctx.request.queued + wait <= patience {
-                // The platform did not take the request: hold it, and come again.
-                ctx.request.next = Attempt::After(wait);
-                ctx.request.put_off += 1;
+        if status == 429 && !session.as_ref().retry_buffer_truncated() {
+            let retry_after = response.headers.get("retry-after").map(|v| v.as_bytes());
+            if put_off(&mut ctx.request, retry_after) {
                 let mut e = Error::explain(ErrorType::HTTPStatus(429), "back-pressure").into_up();
                 e.set_retry(true);
                 return Err(e);
@@ -532,27 +503,6 @@ impl ProxyHttp for HttpAdapter {
     ) -> bool {
         true
     }
-}
-
-/// Whether another attempt may follow one that failed.
-fn may_try_again(request: &RequestCtx) -> bool {
-    request.attempts - request.put_off < MAX_ATTEMPTS
-}
-
-/// Safe to send twice (RFC 9110 9.2.2).
-fn is_idempotent(method: &Method) -> bool {
-    matches!(
-        *method,
-        Method::GET | Method::HEAD | Method::OPTIONS | Method::TRACE | Method::PUT | Method::DELETE
-    )
-}
-
-/// Whether the backend said that it did not look at the request: REFUSED_STREAM, or a GOAWAY.
-fn not_processed(e: &Error) -> bool {
-    e.root_cause().downcast_ref::<h2::Error>().is_some_and(|e| {
-        e.reason() == Some(h2::Reason::REFUSED_STREAM)
-            || (e.is_go_away() && e.is_remote() && e.reason() == Some(h2::Reason::NO_ERROR))
-    })
 }
 
 /// Writes an answer of the gateway's own. The connection lives on when the request was read.

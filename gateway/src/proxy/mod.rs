@@ -8,6 +8,7 @@ mod h1;
 mod h2;
 mod heads;
 mod http;
+mod retry;
 mod tunnel;
 mod upstream;
 

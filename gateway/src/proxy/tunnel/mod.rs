@@ -18,7 +18,7 @@ use tokio::sync::{Notify, watch};
 use self::exchange::{Broke, Fields, Opened};
 use self::relay::{Bounds, Ended, Traffic, relay};
 use super::h1::linger;
-use super::http::MAX_ATTEMPTS;
+use super::retry::MAX_ATTEMPTS;
 use super::{Proxy, current_timers, upstream};
 use crate::answer::Answer;
 use crate::edge::{ByteStream, ConnectionInfo, Drain};
