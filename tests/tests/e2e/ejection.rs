@@ -28,16 +28,18 @@ fn sick() -> (Builder, Arc<AtomicBool>) {
         if switch.load(Ordering::SeqCst) {
             return ok(full("well"));
         }
-        Response::builder().status(503).body(full("sick")).unwrap()
+        Response::builder()
+            .status(503)
+            .body(full("sick"))
+            .expect("a valid response")
     });
     (builder, healthy)
 }
 
 /// What `/api/revisions` says of an endpoint.
 async fn state(gateway: &Gateway, addr: SocketAddr) -> String {
-    let all = gateway.admin_json("/api/revisions").await.to_string();
-    let revisions: serde_json::Value = serde_json::from_str(&all).unwrap();
-    find(&revisions, &addr.to_string()).unwrap_or_else(|| panic!("no {addr} in {all}"))
+    let all = gateway.admin_json("/api/revisions").await;
+    find(&all, &addr.to_string()).unwrap_or_else(|| panic!("no {addr} in {all}"))
 }
 
 fn find(value: &serde_json::Value, addr: &str) -> Option<String> {

@@ -12,21 +12,31 @@ use sluice_tests::wait::{SOON, wait_until, within};
 fn call(host: &str) -> Request<()> {
     let mut request = h2_client::with_method("POST", "http", host, "/test.Echo/Unary");
     let headers = request.headers_mut();
-    headers.insert("content-type", "application/grpc+proto".parse().unwrap());
-    headers.insert("te", "trailers".parse().unwrap());
+    headers.insert(
+        "content-type",
+        "application/grpc+proto".parse().expect("a valid value"),
+    );
+    headers.insert("te", "trailers".parse().expect("a valid value"));
     request
 }
 
 /// Asserts that the answer is a head that ends the stream and says this.
 async fn assert_refused(h2: &H2, request: Request<()>, body: Option<Bytes>, reason: &str, status: &str) {
-    let mut send = h2.send.clone().ready().await.unwrap();
-    let (response, mut stream) = send.send_request(request, false).unwrap();
+    let mut send = h2.send.clone().ready().await.expect("the connection lives");
+    let (response, mut stream) = send.send_request(request, false).expect("the connection lives");
     if let Some(body) = body {
-        stream.send_data(body, false).unwrap();
+        stream.send_data(body, false).expect("the connection lives");
     }
-    let response = within(reason, SOON, response).await.unwrap();
+    let response = within(reason, SOON, response)
+        .await
+        .expect("the connection lives");
     assert_eq!(response.status(), 200, "{reason}");
-    let header = |name: &str| response.headers().get(name).map(|v| v.to_str().unwrap());
+    let header = |name: &str| {
+        response
+            .headers()
+            .get(name)
+            .map(|v| v.to_str().expect("the connection lives"))
+    };
     assert_eq!(header("x-sluice-reason"), Some(reason));
     assert_eq!(header("content-type"), Some("application/grpc"), "{reason}");
     assert_eq!(header("grpc-status"), Some(status), "{reason}");

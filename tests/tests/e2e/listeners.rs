@@ -165,10 +165,10 @@ async fn a_host_that_the_certificate_is_not_for_is_misdirected() {
 /// As an editor or a certificate tool does it: no reader sees half a file.
 fn replace(pair: &Pair, dir: &Path, name: &str) {
     let aside = dir.join("aside");
-    std::fs::create_dir_all(&aside).unwrap();
+    std::fs::create_dir_all(&aside).expect("the directory is writable");
     let (cert, key) = pair.write(&aside, name);
-    std::fs::rename(key, dir.join(format!("{name}.key"))).unwrap();
-    std::fs::rename(cert, dir.join(format!("{name}.crt"))).unwrap();
+    std::fs::rename(key, dir.join(format!("{name}.key"))).expect("the directory is writable");
+    std::fs::rename(cert, dir.join(format!("{name}.crt"))).expect("the directory is writable");
 }
 
 async fn shown(ca: &Ca, gateway: &Gateway, name: &str) -> Vec<u8> {
@@ -231,5 +231,5 @@ async fn a_reload_that_names_an_unreadable_certificate_keeps_what_is_served() {
     gateway.write_config(&secure(backend.addr()).replace("b.crt", "missing.crt"));
     gateway.wait_said("missing.crt").await;
     assert_eq!(shown(&ca, &gateway, "a.test").await, old);
-    assert_eq!(shown(&ca, &gateway, "b.test").await.is_empty(), false);
+    assert!(!shown(&ca, &gateway, "b.test").await.is_empty());
 }

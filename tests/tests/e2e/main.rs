@@ -3,12 +3,14 @@
 //! One test executable with a module per concern, because each executable is linked anew.
 
 mod backends;
+mod check;
 mod cli;
 mod cold_start;
 mod cold_start_failures;
 mod configs;
 mod ejection;
 mod elasticity;
+mod explain;
 mod framing;
 mod grpc_refusals;
 mod headers;

@@ -10,6 +10,7 @@ use sluice_tests::gateway::Gateway;
 use sluice_tests::h1::{self, H1};
 use sluice_tests::h2_client::{self, H2};
 use sluice_tests::wait::{SOON, wait_for};
+use tokio::net::TcpStream;
 
 use crate::{WEB, web_split};
 
@@ -265,11 +266,20 @@ async fn sticky_to_an_endpoint_moves_on_only_while_its_endpoint_is_gone() {
     let before = sides(&gateway, 60, key).await;
     let addr = a.addr();
     drop(a);
+    wait_for("its port refuses", SOON, async || {
+        TcpStream::connect(addr).await.err()
+    })
+    .await;
     let without = sides(&gateway, 60, key).await;
     assert!(without.iter().all(|side| side == "b"), "{without:?}");
     let _back = HttpBackend::builder("a").at(addr).start().await;
-    wait_for("every key is where it was", Duration::from_secs(60), async || {
-        (sides(&gateway, 60, key).await == before).then_some(())
-    })
+    let (name, of_a) = key(before.iter().position(|side| side == "a").expect("one on a"));
+    let request = h1::request("GET", WEB, "/", &[(&name, &of_a)], b"");
+    wait_for(
+        "the endpoint is used again",
+        Duration::from_secs(60),
+        async || (gateway.send(&request).await.text() == "a").then_some(()),
+    )
     .await;
+    assert_eq!(sides(&gateway, 60, key).await, before);
 }

@@ -50,8 +50,8 @@ async fn connect(gateway: &Gateway) -> WebSocketStream<TcpStream> {
         .await
         .expect("the upgrade succeeds");
     ws.send(Message::text("hi")).await.expect("the tunnel is open");
-    let reply = within("an echo", SOON, ws.next()).await;
-    assert_eq!(reply.unwrap().unwrap(), Message::text("hi"));
+    let reply = within("an echo", SOON, ws.next()).await.expect("a message");
+    assert_eq!(reply.expect("the tunnel is open"), Message::text("hi"));
     ws
 }
 
@@ -149,8 +149,19 @@ async fn the_body_of_a_refused_upgrade_has_them_too() {
         drain(&mut io).await.map(drop)
     })
     .await;
-    for (timer, key) in [("total", "timeoutSeconds: 1"), ("idle", "idleTimeoutSeconds: 1")] {
-        let gateway = Gateway::start(&web_with(stalls.addr(), key)).await;
+    let open_ended = RawBackend::start(async |_, mut io: TcpStream| {
+        read_head(&mut io).await?;
+        io.write_all(b"HTTP/1.1 426 Upgrade Required\r\nConnection: close\r\n\r\nhalf")
+            .await?;
+        drain(&mut io).await.map(drop)
+    })
+    .await;
+    for (timer, key, backend) in [
+        ("total", "timeoutSeconds: 1", &stalls),
+        ("idle", "idleTimeoutSeconds: 1", &stalls),
+        ("idle", "idleTimeoutSeconds: 1", &open_ended),
+    ] {
+        let gateway = Gateway::start(&web_with(backend.addr(), key)).await;
         let mut conn = H1::connect(gateway.addr()).await.unwrap();
         conn.send(&h1::request("GET", WEB, "/chat", &UPGRADE, b""))
             .await

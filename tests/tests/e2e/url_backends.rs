@@ -30,7 +30,7 @@ fn busy_at_first(refusals: usize, retry_after: Option<&'static str>) -> Builder 
         if let Some(after) = retry_after {
             response = response.header("Retry-After", after);
         }
-        response.body(full("busy")).unwrap()
+        response.body(full("busy")).expect("a valid response")
     })
 }
 

@@ -18,7 +18,7 @@ use tokio::sync::{Notify, watch};
 use self::exchange::{Broke, Fields, Opened};
 use self::relay::{Bounds, Ended, Traffic, relay};
 use super::h1::linger;
-use super::http::MAX_ATTEMPTS;
+use super::retry::MAX_ATTEMPTS;
 use super::{Proxy, current_timers, upstream};
 use crate::answer::Answer;
 use crate::edge::{ByteStream, ConnectionInfo, Drain};
@@ -106,6 +106,8 @@ async fn run(
         // What broke off must not end like something whole.
         if broken.is_none() {
             linger(io).await;
+        } else if response.ends_with_connection(head.method()) {
+            info.close_watch.reset_on_close();
         }
         let traffic = Traffic {
             from_client: 0,
