@@ -25,7 +25,10 @@ fuzz_target!(|data: &[u8]| {
     }];
     match (load(&files, &env), load(&files, &env)) {
         (Ok(first), Ok(second)) => {
-            assert!(first.is_same_as(&second.snapshot, &second.plan), "not a function of its input");
+            assert!(
+                first.is_same_as(&second.snapshot, &second.plan),
+                "not a function of its input"
+            );
             assert_eq!(first.warnings.errors(), 0);
             told(&first.warnings, text);
         }

@@ -68,14 +68,20 @@ fn url(text: &str) {
         headers: Vec::new(),
     };
     let answer = explain(&SNAPSHOT, &[], &query);
-    let found = answer["found"].as_bool().expect("says whether it found something");
+    let found = answer["found"]
+        .as_bool()
+        .expect("says whether it found something");
     if found {
         let path = answer["path"].as_str().expect("a path");
         assert!(path.starts_with('/') && !path.contains(['?', '#']), "{path}");
         let is_exact = path == "/exact";
         let is_api = path == "/api" || path.starts_with("/api/");
         let route = if is_exact { Some(0) } else { is_api.then_some(1) };
-        assert_eq!(answer["route"].as_u64(), route.filter(|_| answer["tag"].is_null()), "{answer}");
+        assert_eq!(
+            answer["route"].as_u64(),
+            route.filter(|_| answer["tag"].is_null()),
+            "{answer}"
+        );
     }
 }
 

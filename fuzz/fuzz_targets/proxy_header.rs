@@ -12,7 +12,10 @@ fuzz_target!(|data: &[u8]| {
     }
     for end in 0..data.len() {
         let prefix = parse(&data[..end]);
-        assert!(prefix == Header::NeedMore || prefix == whole, "after {end} bytes: {prefix:?}, then {whole:?}");
+        assert!(
+            prefix == Header::NeedMore || prefix == whole,
+            "after {end} bytes: {prefix:?}, then {whole:?}"
+        );
         if prefix != Header::NeedMore {
             break;
         }
