@@ -12,6 +12,9 @@ use crate::request::{Attempt, RequestCtx};
 /// Those that a 429 put off are not among them; the queue's timeout bounds these.
 pub(super) const MAX_ATTEMPTS: u32 = 8;
 
+/// How often a request that may be repeated is, after a fresh connection broke under it.
+pub(super) const MAX_BROKEN: u32 = 2;
+
 /// How long a backend that answers 429 without `Retry-After` is left alone.
 const BACK_PRESSURE: Duration = Duration::from_secs(1);
 

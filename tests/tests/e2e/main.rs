@@ -16,6 +16,7 @@ mod grpc_refusals;
 mod headers;
 mod limits;
 mod listeners;
+mod misbehaviour;
 mod operator;
 mod protocols_h1;
 mod protocols_h2;

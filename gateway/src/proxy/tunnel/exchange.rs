@@ -26,12 +26,9 @@ pub(super) struct Opened {
     pub(super) early: Vec<u8>,
 }
 
-/// Who broke off a response body.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// Which side broke a response body off.
 pub(super) enum Broke {
-    /// The client.
     Client,
-    /// The backend.
     Backend,
 }
 
@@ -189,7 +186,7 @@ impl Response {
             fields.remove("content-length");
             fields.remove("transfer-encoding");
             fields.set("connection", b"Upgrade");
-            if let Some(token) = spoken.as_deref().or(upgrade.map(str::as_bytes)) {
+            if let Some(token) = spoken.as_deref().or_else(|| upgrade.map(str::as_bytes)) {
                 fields.set("upgrade", token);
             }
         } else {
@@ -299,7 +296,7 @@ fn parse(buffer: &[u8]) -> io::Result<Option<(Response, usize)>> {
     )))
 }
 
-/// Passes on the body of a response that is no upgrade. `passed` hears of every part that went out.
+/// Passes on the body of a response that is no upgrade; `passed` hears of the bytes as they go.
 ///
 /// # Errors
 /// [`Broke`] when either side broke off.
@@ -310,7 +307,7 @@ pub(super) async fn relay_body(
     early: Vec<u8>,
     method: &str,
     limits: ChunkLimits,
-    mut passed: impl FnMut(usize),
+    mut passed: impl FnMut(u64),
 ) -> Result<(), Broke> {
     let mut body = response.body(method).map_err(|_| Broke::Backend)?;
     let mut chunks = ChunkDecoder::new(limits);
@@ -331,7 +328,7 @@ pub(super) async fn relay_body(
         if client.write_all(&buffer[..take]).await.is_err() || client.flush().await.is_err() {
             return Err(Broke::Client);
         }
-        passed(take);
+        passed(take as u64);
         if done {
             return Ok(());
         }

@@ -102,6 +102,7 @@ async fn run(
     if status != 101 {
         let (bytes, broken) = refused(request, &mut io, &mut backend, &response, early, head, info).await;
         request.reason = broken;
+        request.timers.stop();
         // What broke off must not end like something whole.
         if broken.is_none() {
             linger(io).await;
@@ -118,7 +119,8 @@ async fn run(
             traffic,
         };
     }
-    request.timers.disarm();
+    // After a 101 only the tunnel's own bounds count.
+    request.timers.stop();
     let timeouts = request.routed.as_ref().map(|r| r.spec.timeouts);
     let bounds = Bounds {
         idle: timeouts.and_then(|t| t.idle),
@@ -168,7 +170,7 @@ async fn refused(
         .upstream(Some(Arc::clone(&rung) as _), Instant::now());
     let mut bytes = 0;
     let passed = |n| {
-        bytes += n as u64;
+        bytes += n;
         request.timers.touch(Instant::now());
     };
     let limits = ChunkLimits::from(request.limits());
@@ -195,14 +197,22 @@ async fn open(
 ) -> Result<Opened, Refusal> {
     let view = fields.view(head);
     let host = fields.value("host");
-    request.route(&Incoming {
+    let incoming = Incoming {
         info,
         view: &view,
         host,
         target: head.target(),
         head_bytes: head.len,
-    })?;
-    request.admit(info.close_watch.closed()).await?;
+    };
+    loop {
+        request.route(&incoming)?;
+        let Err(answer) = request.admit(info.close_watch.closed()).await else {
+            break;
+        };
+        if !request.reread() {
+            return Err(answer.into());
+        }
+    }
     let too_late = || Answer::new(Reason::Timeout, "the backend took too long");
     for _ in 0..MAX_ATTEMPTS {
         if request.next != Attempt::First {
@@ -259,6 +269,7 @@ async fn open(
                     now,
                 );
                 request.head_received = true;
+                request.timers.head_received();
                 request.upstream = Some(now.saturating_duration_since(started));
                 return Ok(Opened {
                     backend,
