@@ -303,8 +303,8 @@ impl ProxyHttp for HttpAdapter {
     ) -> Result<Option<Duration>> {
         if end {
             if ctx.request.timers.fired().is_some() {
-                // The connection that a clock broke reads as ended, which ends a body that nothing
-                // else delimits.
+                // The connection that a clock broke reads as ended, which ends a body that
+                // nothing else delimits.
                 return Err(Error::explain(ErrorType::ReadTimedout, "a timer ran out").into_up());
             }
             // Pingora reads on until the upload ends. It holds a Permit, so it must not stall.
