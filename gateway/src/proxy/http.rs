@@ -13,7 +13,7 @@ use pingora_http::{RequestHeader, ResponseHeader};
 use pingora_proxy::{FailToProxy, ProxyHttp, Session};
 use sluice_model::{Backend, Protocol, RequestView};
 
-use super::heads::{RequestFields, ResponseFields, View, rewrite_target};
+use super::heads::{RequestFields, ResponseFields, View, rewrite_target, settle_framing};
 use super::{answers, current_timers, upstream};
 use crate::answer::Answer;
 use crate::edge::ConnectionInfo;
@@ -255,6 +255,7 @@ impl ProxyHttp for HttpAdapter {
         if response.status.is_informational() {
             return Ok(());
         }
+        settle_framing(response)?;
         let now = Instant::now();
         let url = ctx
             .request
@@ -379,8 +380,8 @@ impl ProxyHttp for HttpAdapter {
             permit.report(Outcome::Broke, Instant::now());
             ctx.broken += 1;
         }
-        // Bytes of a response came, if none that can be read: the request was looked at.
-        let answered = matches!(e.etype(), ErrorType::InvalidHTTPHeader);
+        // A response came, if none that can be passed on: the request was looked at.
+        let answered = matches!(e.etype(), ErrorType::InvalidHTTPHeader) || answers::was_reset(&e);
         let replayable = !session.as_ref().retry_buffer_truncated() && !answered;
         let idempotent = answers::is_idempotent(&session.req_header().method);
         ctx.request.next = if reused {

@@ -168,3 +168,38 @@ async fn a_tunnel_is_not_logged_as_late_for_outliving_the_request_timeouts() {
         .await;
     assert!(line["timer"].is_null() && line["reason"].is_null(), "{line}");
 }
+
+#[tokio::test]
+async fn lengths_that_http2_clients_take_for_broken_streams_are_settled() {
+    for (answer, status, length) in [
+        (
+            &b"HTTP/1.1 204 No Content\r\nContent-Length: 3\r\n\r\n"[..],
+            204,
+            None,
+        ),
+        (
+            b"HTTP/1.0 200 OK\r\nContent-Length: 2\r\nContent-Length: 2\r\n\r\nok",
+            200,
+            Some("2"),
+        ),
+        (
+            b"HTTP/1.1 200 OK\r\nContent-Length: 2, 2\r\n\r\nok",
+            502,
+            Some("57"),
+        ),
+    ] {
+        let backend = RawBackend::answers(answer).await;
+        let gateway = Gateway::start(&web(backend.addr())).await;
+        let seen = gateway.get(WEB, "/").await;
+        let lengths: Vec<_> = seen
+            .headers
+            .iter()
+            .filter(|(n, _)| n.eq_ignore_ascii_case("content-length"))
+            .collect();
+        assert_eq!((seen.status, seen.minor_version), (status, 1));
+        assert_eq!(
+            lengths.iter().map(|(_, v)| v.as_str()).collect::<Vec<_>>(),
+            length.into_iter().collect::<Vec<_>>()
+        );
+    }
+}
