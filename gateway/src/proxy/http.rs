@@ -413,6 +413,7 @@ impl ProxyHttp for HttpAdapter {
                     Reason::RequestTimeout
                 }
                 (None, ErrorSource::Downstream) => Reason::ClientGone,
+                (None, _) if ctx.request.timers.was_cut() => Reason::Draining,
                 (None, _) => Reason::UpstreamReset,
             };
             ctx.request.reason = Some(reason);

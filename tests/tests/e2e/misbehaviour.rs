@@ -203,3 +203,25 @@ async fn lengths_that_http2_clients_take_for_broken_streams_are_settled() {
         );
     }
 }
+
+#[tokio::test]
+async fn a_response_still_open_at_the_drains_deadline_is_cut_and_logged() {
+    let backend = unfinished().await;
+    let config = format!("drain: {{timeout: 1s}}\n{}", web(backend.addr()));
+    let mut gateway = Gateway::start(&config).await;
+    let mut conn = H1::connect(gateway.addr()).await.unwrap();
+    conn.send(&h1::get(WEB, "/")).await.unwrap();
+    assert_eq!(conn.head(false).await.unwrap().status, 200);
+    assert_eq!(conn.exactly(1).await.unwrap(), b"a");
+    gateway.sigterm();
+    // One second, and nothing like the time that answers and closes are given after it.
+    let status = gateway.wait_exit(Duration::from_secs(4)).await;
+    assert!(status.success(), "{status}");
+    let line = gateway
+        .wait_access_log("the request", |e| e["status"] == 200)
+        .await;
+    assert_eq!(
+        (&line["reason"], &line["bytes_out"]),
+        (&"draining".into(), &1.into())
+    );
+}

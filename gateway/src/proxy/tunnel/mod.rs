@@ -128,7 +128,9 @@ async fn run(
                     Broke::Backend => Reason::UpstreamReset,
                 })
             }
-            () = late.0.notified() => Some(Reason::Timeout),
+            () = late.0.notified() => {
+                Some(if request.timers.was_cut() { Reason::Draining } else { Reason::Timeout })
+            }
             () = info.close_watch.closed() => Some(Reason::ClientGone),
         };
         request.reason = broken;
