@@ -11,9 +11,10 @@ use pingora_core::upstreams::peer::HttpPeer;
 use pingora_error::{Error, ErrorSource, ErrorType, Result};
 use pingora_http::{RequestHeader, ResponseHeader};
 use pingora_proxy::{FailToProxy, ProxyHttp, Session};
-use sluice_model::{Backend, Protocol, RequestView};
+use sluice_model::{Protocol, RequestView};
 
 use super::heads::{RequestFields, ResponseFields, View, rewrite_target, settle_framing};
+use super::retry::{MAX_BROKEN, is_idempotent, may_try_again, not_processed, put_off, was_reset};
 use super::{answers, current_timers, upstream};
 use crate::answer::Answer;
 use crate::edge::ConnectionInfo;
@@ -22,15 +23,6 @@ use crate::request::{
     Attempt, Ending, Engine, HeadMut, Incoming, Refusal, RequestCtx, from_backend, to_backend,
 };
 use crate::throttle::Outcome;
-
-/// Attempts at most: enough to get past every stale pooled connection and a few dead endpoints.
-pub(super) const MAX_ATTEMPTS: usize = 8;
-
-/// How often a request that may be repeated is, after a fresh connection broke under it.
-const MAX_BROKEN: u32 = 2;
-
-/// How long a backend that answers 429 without `Retry-After` is left alone.
-const BACK_PRESSURE: Duration = Duration::from_secs(1);
 
 /// How long an unread request body is drained after an early answer, to keep the connection.
 const DRAIN_BODY: Duration = Duration::from_secs(1);
@@ -111,8 +103,9 @@ impl ProxyHttp for HttpAdapter {
         let limits = ctx.request.limits().clone();
         session.set_total_drain_timeout(Some(DRAIN_BODY));
         if session.is_http2() {
+            // A request body has no clock of its own here: a stream whose client says nothing for
+            // long is ordinary gRPC. The revision's clocks bound it.
             session.set_write_timeout(Some(limits.write_timeout));
-            session.set_read_timeout(Some(limits.body_read_timeout));
         } else {
             // The guard under an h1 session keeps the time, and what Connection says was judged there.
             session.set_read_timeout(None);
@@ -257,29 +250,9 @@ impl ProxyHttp for HttpAdapter {
         }
         settle_framing(response)?;
         let now = Instant::now();
-        let url = ctx
-            .request
-            .routed
-            .as_ref()
-            .is_some_and(|r| matches!(r.spec.backend, Backend::Url(_)));
-        if url && status == 429 && ctx.request.attempts < MAX_ATTEMPTS as u32 {
-            let asked = response
-                .headers
-                .get("retry-after")
-                .and_then(|v| v.to_str().ok()?.parse().ok());
-            let wait = asked.map_or(BACK_PRESSURE, Duration::from_secs);
-            let patience = ctx
-                .request
-                .routed
-                .as_ref()
-                .map(|r| r.spec.queue.timeout)
-                .unwrap_or_default();
-            // Saturating: `Retry-After` is whatever the backend likes to write.
-            if !session.as_ref().retry_buffer_truncated()
-                && ctx.request.queued.saturating_add(wait) <= patience
-            {
-                // The platform did not take the request: hold it, and come again.
-                ctx.request.next = Attempt::After(wait);
+        if status == 429 && !session.as_ref().retry_buffer_truncated() {
+            let retry_after = response.headers.get("retry-after").map(|v| v.as_bytes());
+            if put_off(&mut ctx.request, retry_after) {
                 let mut e = Error::explain(ErrorType::HTTPStatus(429), "back-pressure").into_up();
                 e.set_retry(true);
                 return Err(e);
@@ -330,6 +303,11 @@ impl ProxyHttp for HttpAdapter {
         ctx: &mut Ctx,
     ) -> Result<Option<Duration>> {
         if end {
+            if ctx.request.timers.fired().is_some() {
+                // The connection that a clock broke reads as ended, which ends a body that nothing
+                // else delimits.
+                return Err(Error::explain(ErrorType::ReadTimedout, "a timer ran out").into_up());
+            }
             // Pingora reads on until the upload ends. It holds a Permit, so it must not stall.
             ctx.request.timers.stop();
             session.set_read_timeout(Some(AFTER_ANSWER));
@@ -346,7 +324,7 @@ impl ProxyHttp for HttpAdapter {
         ctx.request.fail_attempt(Reason::ConnectFailed, e.to_string());
         // Nothing was sent: any request may go elsewhere.
         ctx.request.next = Attempt::OtherEndpoint;
-        e.set_retry(ctx.request.timers.fired().is_none());
+        e.set_retry(ctx.request.timers.fired().is_none() && may_try_again(&ctx.request));
         e
     }
 
@@ -381,9 +359,9 @@ impl ProxyHttp for HttpAdapter {
             ctx.broken += 1;
         }
         // A response came, if none that can be passed on: the request was looked at.
-        let answered = matches!(e.etype(), ErrorType::InvalidHTTPHeader) || answers::was_reset(&e);
+        let answered = matches!(e.etype(), ErrorType::InvalidHTTPHeader) || was_reset(&e);
         let replayable = !session.as_ref().retry_buffer_truncated() && !answered;
-        let idempotent = answers::is_idempotent(&session.req_header().method);
+        let idempotent = is_idempotent(&session.req_header().method);
         ctx.request.next = if reused {
             Attempt::FreshConnection
         } else {
@@ -391,7 +369,8 @@ impl ProxyHttp for HttpAdapter {
         };
         // It may be the request that breaks backends: not one after another of them.
         let spared = ctx.broken <= MAX_BROKEN;
-        e.set_retry(replayable && (idempotent && spared || answers::not_processed(&e)));
+        let safe = replayable && (idempotent && spared || not_processed(&e));
+        e.set_retry(safe && may_try_again(&ctx.request));
         e
     }
 
@@ -417,6 +396,9 @@ impl ProxyHttp for HttpAdapter {
                 (None, _) => Reason::UpstreamReset,
             };
             ctx.request.reason = Some(reason);
+            if !session.is_http2() {
+                super::break_off(session);
+            }
             return gone;
         }
         let Some(answer) = answers::answer_for(session, e, ctx) else {

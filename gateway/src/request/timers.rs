@@ -226,6 +226,15 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
+    async fn disarmed_clocks_never_ring() {
+        let timers = RequestTimers::default();
+        timers.arm(&timeouts(3, 2, 1), None, now());
+        timers.upstream(None, now());
+        timers.disarm();
+        assert_eq!(rings(&timers, 10).await, None);
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn a_slow_head_breaks_the_upstream_connection() {
         let timers = RequestTimers::default();
         let fuse = Arc::new(Fuse::default());

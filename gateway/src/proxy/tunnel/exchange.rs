@@ -197,6 +197,11 @@ impl Response {
         out
     }
 
+    /// Whether nothing but the connection's end delimits its body.
+    pub(super) fn ends_with_connection(&self, method: &str) -> bool {
+        matches!(self.body(method), Ok(Body::UntilClose))
+    }
+
     fn body(&self, method: &str) -> io::Result<Body> {
         if method == "HEAD" || matches!(self.status, 204 | 304) {
             return Ok(Body::Length(0));
