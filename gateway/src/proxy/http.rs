@@ -13,8 +13,8 @@ use pingora_http::{RequestHeader, ResponseHeader};
 use pingora_proxy::{FailToProxy, ProxyHttp, Session};
 use sluice_model::{Protocol, RequestView};
 
-use super::heads::{RequestFields, ResponseFields, View, rewrite_target};
-use super::retry::{MAX_BROKEN, is_idempotent, may_try_again, not_processed, put_off};
+use super::heads::{RequestFields, ResponseFields, View, rewrite_target, settle_framing};
+use super::retry::{MAX_BROKEN, is_idempotent, may_try_again, not_processed, put_off, was_reset};
 use super::{answers, current_timers, upstream};
 use crate::answer::Answer;
 use crate::edge::ConnectionInfo;
@@ -248,6 +248,7 @@ impl ProxyHttp for HttpAdapter {
         if response.status.is_informational() {
             return Ok(());
         }
+        settle_framing(response)?;
         let now = Instant::now();
         if status == 429 && !session.as_ref().retry_buffer_truncated() {
             let retry_after = response.headers.get("retry-after").map(|v| v.as_bytes());
@@ -357,8 +358,8 @@ impl ProxyHttp for HttpAdapter {
             permit.report(Outcome::Broke, Instant::now());
             ctx.broken += 1;
         }
-        // Bytes of a response came, if none that can be read: the request was looked at.
-        let answered = matches!(e.etype(), ErrorType::InvalidHTTPHeader);
+        // A response came, if none that can be passed on: the request was looked at.
+        let answered = matches!(e.etype(), ErrorType::InvalidHTTPHeader) || was_reset(&e);
         let replayable = !session.as_ref().retry_buffer_truncated() && !answered;
         let idempotent = is_idempotent(&session.req_header().method);
         ctx.request.next = if reused {
@@ -391,6 +392,7 @@ impl ProxyHttp for HttpAdapter {
                     Reason::RequestTimeout
                 }
                 (None, ErrorSource::Downstream) => Reason::ClientGone,
+                (None, _) if ctx.request.timers.was_cut() => Reason::Draining,
                 (None, _) => Reason::UpstreamReset,
             };
             ctx.request.reason = Some(reason);

@@ -13,6 +13,7 @@ mod retry;
 mod tunnel;
 mod upstream;
 
+use std::convert::Infallible;
 use std::future::Future;
 use std::sync::Arc;
 
@@ -84,16 +85,24 @@ tokio::task_local! {
     static TIMERS: Arc<RequestTimers>;
 }
 
-/// Serves one request with clocks that run beside it.
-async fn with_timers<F: Future>(request: F) -> F::Output {
+/// Serves one request with clocks that run beside it, until the gateway closes what is open.
+async fn with_timers<F: Future>(request: F, drain: &watch::Receiver<Drain>) -> F::Output {
     let timers = Arc::new(RequestTimers::default());
-    let watch = Arc::clone(&timers);
+    let (watch, cut) = (Arc::clone(&timers), Arc::clone(&timers));
+    let mut drain = drain.clone();
+    let closing = async move {
+        if drain.wait_for(|phase| *phase == Drain::Closing).await.is_ok() {
+            cut.cut();
+        }
+        std::future::pending::<Infallible>().await
+    };
     TIMERS
         .scope(timers, async move {
             tokio::select! {
                 biased;
                 output = request => output,
                 never = watch.watch() => match never {},
+                never = closing => match never {},
             }
         })
         .await

@@ -60,6 +60,12 @@ pub(super) fn is_idempotent(method: &Method) -> bool {
     )
 }
 
+/// Whether the backend ended the stream by an error of its own, which is an answer of a kind.
+pub(super) fn was_reset(e: &Error) -> bool {
+    let reset = e.root_cause().downcast_ref::<h2::Error>();
+    reset.is_some_and(|reset| reset.is_reset() && reset.is_remote()) && !not_processed(e)
+}
+
 /// Whether the backend said that it did not look at the request: REFUSED_STREAM, or a GOAWAY.
 pub(super) fn not_processed(e: &Error) -> bool {
     e.root_cause().downcast_ref::<h2::Error>().is_some_and(|e| {

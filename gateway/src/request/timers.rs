@@ -36,6 +36,7 @@ struct State {
     idle: Option<Duration>,
     last_byte: Option<Instant>,
     fired: Option<Timer>,
+    cut: bool,
     upstream: Option<Arc<dyn Breakable>>,
 }
 
@@ -80,7 +81,7 @@ impl RequestTimers {
         if state.idle.is_some() {
             state.last_byte = Some(now);
         }
-        if state.fired.is_some()
+        if (state.fired.is_some() || state.cut)
             && let Some(upstream) = &state.upstream
         {
             upstream.break_now();
@@ -102,6 +103,20 @@ impl RequestTimers {
         state.upstream = None;
         drop(state);
         self.changed.notify_one();
+    }
+
+    /// Breaks the upstream connection, and any to come, though no clock rang: the gateway ends.
+    pub fn cut(&self) {
+        let mut state = self.state.lock();
+        state.cut = true;
+        if let Some(upstream) = state.upstream.take() {
+            upstream.break_now();
+        }
+    }
+
+    /// Whether it was [`cut`](Self::cut).
+    pub fn was_cut(&self) -> bool {
+        self.state.lock().cut
     }
 
     /// Bytes went either way.

@@ -168,3 +168,60 @@ async fn a_tunnel_is_not_logged_as_late_for_outliving_the_request_timeouts() {
         .await;
     assert!(line["timer"].is_null() && line["reason"].is_null(), "{line}");
 }
+
+#[tokio::test]
+async fn lengths_that_http2_clients_take_for_broken_streams_are_settled() {
+    for (answer, status, length) in [
+        (
+            &b"HTTP/1.1 204 No Content\r\nContent-Length: 3\r\n\r\n"[..],
+            204,
+            None,
+        ),
+        (
+            b"HTTP/1.0 200 OK\r\nContent-Length: 2\r\nContent-Length: 2\r\n\r\nok",
+            200,
+            Some("2"),
+        ),
+        (
+            b"HTTP/1.1 200 OK\r\nContent-Length: 2, 2\r\n\r\nok",
+            502,
+            Some("57"),
+        ),
+    ] {
+        let backend = RawBackend::answers(answer).await;
+        let gateway = Gateway::start(&web(backend.addr())).await;
+        let seen = gateway.get(WEB, "/").await;
+        let lengths: Vec<_> = seen
+            .headers
+            .iter()
+            .filter(|(n, _)| n.eq_ignore_ascii_case("content-length"))
+            .collect();
+        assert_eq!((seen.status, seen.minor_version), (status, 1));
+        assert_eq!(
+            lengths.iter().map(|(_, v)| v.as_str()).collect::<Vec<_>>(),
+            length.into_iter().collect::<Vec<_>>()
+        );
+    }
+}
+
+#[tokio::test]
+async fn a_response_still_open_at_the_drains_deadline_is_cut_and_logged() {
+    let backend = unfinished().await;
+    let config = format!("drain: {{timeout: 1s}}\n{}", web(backend.addr()));
+    let mut gateway = Gateway::start(&config).await;
+    let mut conn = H1::connect(gateway.addr()).await.unwrap();
+    conn.send(&h1::get(WEB, "/")).await.unwrap();
+    assert_eq!(conn.head(false).await.unwrap().status, 200);
+    assert_eq!(conn.exactly(1).await.unwrap(), b"a");
+    gateway.sigterm();
+    // One second, and nothing like the time that answers and closes are given after it.
+    let status = gateway.wait_exit(Duration::from_secs(4)).await;
+    assert!(status.success(), "{status}");
+    let line = gateway
+        .wait_access_log("the request", |e| e["status"] == 200)
+        .await;
+    assert_eq!(
+        (&line["reason"], &line["bytes_out"]),
+        (&"draining".into(), &1.into())
+    );
+}

@@ -182,7 +182,9 @@ async fn refused(
                 Err(Broke::Backend) => Some(Reason::UpstreamReset),
             }
         }
-        () = rung.0.notified() => Some(Reason::Timeout),
+        () = rung.0.notified() => {
+            Some(if request.timers.was_cut() { Reason::Draining } else { Reason::Timeout })
+        }
         () = info.close_watch.closed() => Some(Reason::ClientGone),
     };
     (bytes, broken)
