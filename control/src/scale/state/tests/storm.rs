@@ -82,7 +82,8 @@ impl World {
                     let chosen = live.into_iter().take(take).collect();
                     bench.step(Event::Victims { asked: count, chosen });
                 }
-                Action::RetireThese(_) | Action::Fail(_) | Action::Warn(_) => {}
+                Action::RetireThese(_) | Action::Fail(_) | Action::Forgive | Action::Warn(_) => {}
+                Action::ToZero | Action::Ask(_) => unreachable!("it starts instances itself"),
             }
         }
     }
