@@ -48,9 +48,11 @@ impl Turn {
 
 /// Serves one connection to its end.
 pub(super) async fn serve(proxy: &Proxy, connection: Connection, drain: watch::Receiver<Drain>) {
-    let limits = proxy.engine.serving.load().snapshot().settings().limits.clone();
-    let mut stream = Box::new(GuardedStream::new(connection, &limits, drain.clone()));
-    drop(limits);
+    let mut stream = {
+        let serving = proxy.engine.serving.load();
+        let limits = &serving.snapshot().settings().limits;
+        Box::new(GuardedStream::new(connection, limits, drain.clone()))
+    };
     let born = Instant::now();
     loop {
         let turn = Turn::of(proxy, &mut stream);

@@ -4,6 +4,7 @@
 //! tunnel and the rest to pingora-proxy, one request at a time. HTTP/2 is pingora-core's, with
 //! each stream handed on the same way.
 
+mod answers;
 mod h1;
 mod h2;
 mod heads;

@@ -94,6 +94,16 @@ impl RequestTimers {
         self.state.lock().start = None;
     }
 
+    /// The exchange is over as far as clocks go: the answer is complete, or what follows has
+    /// bounds of its own. A clock that has rung stays rung.
+    pub fn stop(&self) {
+        let mut state = self.state.lock();
+        (state.total, state.start, state.idle) = (None, None, None);
+        state.upstream = None;
+        drop(state);
+        self.changed.notify_one();
+    }
+
     /// Bytes went either way.
     pub fn touch(&self, now: Instant) {
         let mut state = self.state.lock();
@@ -208,6 +218,18 @@ mod tests {
         timers.upstream(Some(fuse.clone()), now());
         assert_eq!(rings(&timers, 3).await, Some(Timer::Start));
         assert!(fuse.0.load(Ordering::SeqCst));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn stopped_clocks_do_not_ring() {
+        let timers = RequestTimers::default();
+        let fuse = Arc::new(Fuse::default());
+        timers.arm(&timeouts(2, 2, 2), None, now());
+        timers.upstream(Some(fuse.clone()), now());
+        timers.stop();
+        timers.touch(now());
+        assert_eq!(rings(&timers, 10).await, None);
+        assert!(!fuse.0.load(Ordering::SeqCst));
     }
 
     #[tokio::test(start_paused = true)]

@@ -10,6 +10,7 @@ mod configs;
 mod elasticity;
 mod framing;
 mod headers;
+mod misbehaviour;
 mod operator;
 mod protocols_h1;
 mod protocols_h2;

@@ -237,3 +237,21 @@ async fn a_changed_limit_applies_in_place() {
     }
     assert_eq!(backend.peak_in_flight(), 3);
 }
+
+#[tokio::test]
+async fn a_request_that_waits_for_a_revision_that_is_removed_goes_where_its_host_leads_now() {
+    let backend = HttpBackend::start("elsewhere").await;
+    let never = crate::cold_start::shell_service("sleep 1000", "");
+    let gateway = Gateway::start(&never).await;
+    let addr = gateway.addr();
+    let waiting =
+        tokio::spawn(async move { sluice_tests::h1::fetch(addr, &sluice_tests::h1::get(WEB, "/")).await });
+    gateway
+        .wait_metric("sluice_queue_depth", &[], SOON, |n| n == 1.0)
+        .await;
+    gateway
+        .reload(&web(backend.addr()).replace("web-a", "web-b"))
+        .await;
+    let response = waiting.await.unwrap().unwrap();
+    assert_eq!((response.status, response.text().as_str()), (200, "elsewhere"));
+}

@@ -1,3 +1,4 @@
+use crate::edge::{CloseReason, EdgeMetrics, Protocol};
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 

@@ -13,9 +13,9 @@ use std::time::Instant;
 
 use sluice_model::Protocol;
 use tokio::io::AsyncWriteExt;
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 
-use self::exchange::{Fields, Opened, Sent};
+use self::exchange::{Broke, Fields, Opened};
 use self::relay::{Bounds, Ended, Traffic, relay};
 use super::h1::linger;
 use super::http::MAX_ATTEMPTS;
@@ -24,8 +24,18 @@ use crate::answer::Answer;
 use crate::edge::{ByteStream, ConnectionInfo, Drain};
 use crate::h1::{ChunkLimits, GuardedStream, Head};
 use crate::observe::{Reason, RequestProtocol};
-use crate::request::{Attempt, Ending, Incoming, Refusal, RequestCtx};
+use crate::request::{Attempt, Breakable, Ending, Incoming, Refusal, RequestCtx};
 use crate::throttle::Outcome;
+
+/// Rung by a request's clocks in place of breaking a connection: both belong to this task.
+#[derive(Default)]
+struct Bell(Notify);
+
+impl Breakable for Bell {
+    fn break_now(&self) {
+        self.0.notify_one();
+    }
+}
 
 /// How a tunnel request ended.
 struct Finished {
@@ -101,29 +111,39 @@ async fn run(
     }
     if status != 101 {
         let limits = ChunkLimits::from(request.limits());
-        let sent = exchange::relay_body(&mut io, &mut backend, &response, early, head.method(), limits).await;
-        let bytes = match sent {
-            Ok(bytes) => bytes,
-            Err(Sent { bytes, client_gone }) => {
-                request.reason = Some(if client_gone {
-                    Reason::ClientGone
-                } else {
-                    Reason::UpstreamReset
-                });
-                bytes
+        let mut traffic = Traffic::default();
+        let passed = |bytes| {
+            traffic.from_backend += bytes;
+            request.timers.touch(Instant::now());
+        };
+        let late = Arc::new(Bell::default());
+        request
+            .timers
+            .upstream(Some(Arc::clone(&late) as _), Instant::now());
+        // An ordinary answer is bounded like any other: by its clocks, and by its client's stay.
+        let broken = tokio::select! {
+            sent = exchange::relay_body(&mut io, &mut backend, &response, early, head.method(), limits, passed) => {
+                sent.err().map(|broke| match broke {
+                    Broke::Client => Reason::ClientGone,
+                    Broke::Backend => Reason::UpstreamReset,
+                })
             }
+            () = late.0.notified() => Some(Reason::Timeout),
+            () = info.close_watch.closed() => Some(Reason::ClientGone),
         };
-        linger(io).await;
-        let traffic = Traffic {
-            from_client: 0,
-            from_backend: bytes,
-        };
+        request.reason = broken;
+        request.timers.stop();
+        if broken.is_none() {
+            linger(io).await;
+        }
         return Finished {
             status: Some(status),
             protocol: RequestProtocol::Http11,
             traffic,
         };
     }
+    // After a 101 only the tunnel's own bounds count.
+    request.timers.stop();
     let timeouts = request.routed.as_ref().map(|r| r.spec.timeouts);
     let bounds = Bounds {
         idle: timeouts.and_then(|t| t.idle),
@@ -154,14 +174,22 @@ async fn open(
 ) -> Result<Opened, Refusal> {
     let view = fields.view(head);
     let host = fields.value("host");
-    request.route(&Incoming {
+    let incoming = Incoming {
         info,
         view: &view,
         host,
         target: head.target(),
         head_bytes: head.len,
-    })?;
-    request.admit(info.close_watch.closed()).await?;
+    };
+    loop {
+        request.route(&incoming)?;
+        let Err(answer) = request.admit(info.close_watch.closed()).await else {
+            break;
+        };
+        if !request.reread() {
+            return Err(answer.into());
+        }
+    }
     let too_late = || Answer::new(Reason::Timeout, "the backend took too long");
     for _ in 0..MAX_ATTEMPTS {
         if request.next != Attempt::First {
@@ -218,6 +246,7 @@ async fn open(
                     now,
                 );
                 request.head_received = true;
+                request.timers.head_received();
                 request.upstream = Some(now.saturating_duration_since(started));
                 return Ok(Opened {
                     backend,

@@ -1,0 +1,30 @@
+//! Every operation by the clock: `cargo bench -p sluice-bench -- find`.
+
+#![allow(missing_docs)] // criterion's macros make public functions
+
+use std::time::Duration;
+
+use criterion::{Criterion, criterion_group, criterion_main};
+use sluice_bench::{Weight, measured, operations};
+
+fn micro(criterion: &mut Criterion) {
+    for operation in operations() {
+        let mut group = criterion.benchmark_group("sluice");
+        if operation.weight == Weight::Heavy {
+            group.sample_size(10);
+        }
+        // Many short samples: on a machine with neighbours the fastest ones tell the most.
+        group.warm_up_time(Duration::from_secs(1));
+        group.measurement_time(Duration::from_secs(3));
+        let mut run = None;
+        group.bench_function(&operation.name, |bencher| {
+            // Only what the filter selects is set up.
+            let run = run.get_or_insert_with(|| (operation.set_up)());
+            bencher.iter_custom(|times| measured(run, times));
+        });
+        group.finish();
+    }
+}
+
+criterion_group!(benches, micro);
+criterion_main!(benches);
