@@ -49,7 +49,9 @@ pub(crate) fn snapshot(services: usize) -> Snapshot {
 
 /// What [`assemble`] takes, to be made outside of what is measured.
 pub(crate) fn revisions(services: usize) -> Vec<RevisionSpec> {
-    (0..services).map(|nth| revision(&format!("greeter-{nth}"))).collect()
+    (0..services)
+        .map(|nth| revision(&format!("greeter-{nth}")))
+        .collect()
 }
 
 /// Builds the Snapshot of [`snapshot`] from its revisions.

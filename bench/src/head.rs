@@ -26,12 +26,16 @@ pub(crate) fn operations() -> Vec<Operation> {
         all.push(operation(format!("head/scan/{name}"), Weight::Light, move || {
             repeat(move |_| scan(black_box(head.as_bytes()), &limits, 0))
         }));
-        all.push(operation(format!("head/scan+judge/{name}"), Weight::Light, move || {
-            repeat(move |_| match scan(black_box(head.as_bytes()), &limits, 0) {
-                Scan::Complete { len } => judge(&head.as_bytes()[..len], &limits).is_ok(),
-                other => panic!("no whole head: {other:?}"),
-            })
-        }));
+        all.push(operation(
+            format!("head/scan+judge/{name}"),
+            Weight::Light,
+            move || {
+                repeat(move |_| match scan(black_box(head.as_bytes()), &limits, 0) {
+                    Scan::Complete { len } => judge(&head.as_bytes()[..len], &limits).is_ok(),
+                    other => panic!("no whole head: {other:?}"),
+                })
+            },
+        ));
     }
     all
 }

@@ -30,15 +30,31 @@ pub(crate) fn operations() -> Vec<Operation> {
         })
     }));
     for revisions in [2, 10] {
-        all.push(operation(format!("pick/drawn/{revisions}"), Weight::Light, move || drawn(revisions)));
-        all.push(operation(format!("pick/sticky/{revisions}"), Weight::Light, move || {
-            let snapshot = fixture::split_snapshot(revisions);
-            repeat(move |turn| own(&snapshot).pick_sticky(StickyKey::of(&turn.to_be_bytes())).slot)
-        }));
+        all.push(operation(
+            format!("pick/drawn/{revisions}"),
+            Weight::Light,
+            move || drawn(revisions),
+        ));
+        all.push(operation(
+            format!("pick/sticky/{revisions}"),
+            Weight::Light,
+            move || {
+                let snapshot = fixture::split_snapshot(revisions);
+                repeat(move |turn| {
+                    own(&snapshot)
+                        .pick_sticky(StickyKey::of(&turn.to_be_bytes()))
+                        .slot
+                })
+            },
+        ));
     }
     all.push(operation("pick/only", Weight::Light, || {
         let snapshot = fixture::split_snapshot(1);
-        repeat(move |_| std::hint::black_box(own(&snapshot)).only().map(|target| target.slot))
+        repeat(move |_| {
+            std::hint::black_box(own(&snapshot))
+                .only()
+                .map(|target| target.slot)
+        })
     }));
     all
 }

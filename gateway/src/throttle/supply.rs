@@ -347,10 +347,9 @@ impl<W> Core<W> {
     /// refuses connections now: it may be gone without anybody to report it.
     fn is_one_coming(&self) -> bool {
         self.endpoints.counts().starting > 0
-            && self
-                .endpoints
-                .iter()
-                .any(|(_, e)| e.phase == EndpointPhase::Starting && e.state.instance.is_some() && !e.was_ready)
+            && self.endpoints.iter().any(|(_, e)| {
+                e.phase == EndpointPhase::Starting && e.state.instance.is_some() && !e.was_ready
+            })
     }
 
     fn activation_succeeded(&mut self, now: Instant, fx: &mut Effects<W>) {

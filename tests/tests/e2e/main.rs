@@ -18,6 +18,7 @@ mod protocols_streams;
 mod reload;
 mod routing;
 mod splitting;
+mod webhook;
 
 use std::net::SocketAddr;
 

@@ -91,12 +91,11 @@ pub(crate) struct Fresh {
 
 impl Fresh {
     pub(crate) fn new(seed: u64) -> Self {
-        let mut rng = fastrand::Rng::with_seed(seed);
         Self {
             next_instance: 1,
             next_decision: 1,
-            run: rng.u64(..),
-            rng,
+            run: seed,
+            rng: fastrand::Rng::with_seed(seed),
         }
     }
 

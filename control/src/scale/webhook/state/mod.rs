@@ -46,6 +46,8 @@ pub(crate) struct ReplicaState {
     /// It may have done something else since: a call whose outcome is unknown, or an endpoint that
     /// is gone.
     unsure: bool,
+    /// What it agreed to was there, or should have been: if nothing is usable, it is gone.
+    due_now: bool,
     decision: Option<Decision>,
     /// Nothing is posted before, whatever is wanted: the platform is in trouble.
     not_before: Option<Instant>,
@@ -78,6 +80,7 @@ impl ReplicaState {
             desired: 0,
             agreed: None,
             unsure: false,
+            due_now: false,
             decision: None,
             not_before: None,
             endpoints: BTreeMap::new(),
@@ -192,8 +195,9 @@ impl ReplicaState {
         if self.awaited.is_none() {
             self.awaited = Some(now);
             self.not_before = None;
-            // What it agreed to is not there any more, or was never: it is told again.
-            self.unsure |= self.agreed.is_some_and(|replicas| replicas > 0);
+            // What is only just being started is not asked for twice: the decision for whoever waits
+            // may have come before the news that somebody does.
+            self.unsure |= self.due_now && self.agreed.is_some_and(|replicas| replicas > 0);
         }
         let before = self.wanted();
         self.desired = self.desired.max(self.plan.policy.activation_scale.max(1));
@@ -208,6 +212,7 @@ impl ReplicaState {
     /// An endpoint is ready.
     fn succeeded(&mut self) {
         self.awaited = None;
+        self.due_now = true;
         self.last_failure = None;
         self.backoff.succeeded();
     }
@@ -304,6 +309,7 @@ impl ReplicaState {
             delay.as_secs_f64()
         )));
         self.last_failure = Some((failure, detail));
+        self.due_now = true;
         self.awaited = None;
         self.give_up("it did not start");
         self.tell_waiters(delay, todo);

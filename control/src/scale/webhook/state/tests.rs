@@ -301,6 +301,17 @@ fn an_endpoint_that_is_gone_is_asked_for_anew() {
 }
 
 #[test]
+fn a_decision_that_comes_before_the_waiter_it_is_for_is_asked_once() {
+    let mut bench = Bench::new(|_| {});
+    assert_eq!(asked(&bench.desired(1)), [1]);
+    bench.agreed(&[]);
+    assert_eq!(bench.step(Event::Activate), []);
+    assert_eq!(bench.state.next_deadline(), Some(bench.now + START));
+    bench.step(Event::Activated);
+    assert_eq!(asked(&bench.step(Event::Activate)), [1], "now it is gone");
+}
+
+#[test]
 fn fewer_are_asked_for_when_nobody_is_left_on_them() {
     let mut bench = Bench::new(|_| {}).with_endpoints(&[1, 2, 3]);
     let ids = bench.state.live();
