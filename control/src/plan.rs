@@ -1,6 +1,7 @@
 //! What the control plane itself needs of a compiled configuration: how revisions are scaled.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -25,12 +26,21 @@ pub struct ProcessSpec {
 }
 
 /// A platform that starts things elsewhere when asked.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq)]
 pub struct WebhookSpec {
     /// Where the POST goes; http or https.
     pub url: String,
     /// Set on every request; may hold secrets.
     pub headers: BTreeMap<String, String>,
+}
+
+/// Without secrets: headers hold some, and a URL may.
+impl fmt::Debug for WebhookSpec {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("WebhookSpec")
+            .field("headers", &self.headers.keys())
+            .finish_non_exhaustive()
+    }
 }
 
 /// What carries decisions out.

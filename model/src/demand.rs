@@ -20,6 +20,9 @@ pub enum Demand {
         /// The instance.
         instance: InstanceId,
     },
+    /// What [`Activate`](Self::Activate) asked for is there: an endpoint became ready, a configured
+    /// one perhaps, which no instance stands for.
+    Activated(RevisionId),
     /// A retired instance has nothing in flight any more and may be stopped.
     Drained {
         /// The revision.
@@ -110,6 +113,12 @@ pub trait EndpointSink: Send + Sync {
     /// `to_zero` nothing is chosen unless the revision is idle: no waiter, nothing in flight.
     /// Atomic with admission.
     fn retire(&self, revision: &RevisionId, count: u32, to_zero: bool) -> Vec<InstanceId>;
+
+    /// Lets a revision go to zero if it is idle: no waiter, nothing in flight. `None`: it is not,
+    /// and nothing changed. Otherwise every instance is retired as by [`retire`](Self::retire) and
+    /// named, and configured addresses have to prove themselves before they are used again; a
+    /// revision that is not known is idle. Atomic with admission.
+    fn to_zero(&self, revision: &RevisionId) -> Option<Vec<InstanceId>>;
 
     /// Gives these instances nothing new, whatever they have in flight; each is reported by
     /// [`Demand::Drained`] like those that [`retire`](Self::retire) chose, one that is not known at

@@ -21,6 +21,9 @@ impl EndpointSink for Fake {
     fn retire(&self, _: &RevisionId, _: u32, _: bool) -> Vec<InstanceId> {
         Vec::new()
     }
+    fn to_zero(&self, _: &RevisionId) -> Option<Vec<InstanceId>> {
+        None
+    }
     fn retire_these(&self, _: &RevisionId, _: &[InstanceId]) {}
     fn fail(&self, _: &RevisionId, _: Arc<ActivationFailure>) {}
     fn forgive(&self, _: &RevisionId) {}

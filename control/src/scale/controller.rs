@@ -12,8 +12,10 @@ use tokio::sync::{mpsc, watch};
 
 use super::mailbox::{Mail, Mailbox};
 use super::process::ProcessScaler;
-use super::state::{Action, Event, Fresh, RevisionState};
-use super::{Scaler, ScalerEvent, supervisor};
+use super::scaled::{Kind, Scaled};
+use super::state::{Action, Event, Fresh};
+use super::webhook::WebhookScaler;
+use super::{Ask, InstanceOrder, Scaler, ScalerEvent, supervisor};
 use crate::plan::Plan;
 
 /// Events that may wait for the controller; the supervisor's socket is read no faster.
@@ -117,21 +119,28 @@ impl Controller {
         let (events, inbox) = mpsc::channel(EVENTS);
         let binary = options.executable.clone();
         let connect = move || supervisor::spawn(&binary);
-        let scaler = ProcessScaler::spawn(options.executable, options.seed, connect, events);
-        tokio::spawn(self.run(sink, scaler, inbox, options.drain_timeout, options.seed));
+        let processes = ProcessScaler::spawn(options.executable, options.seed, connect, events.clone());
+        let scalers = Scalers {
+            processes,
+            platforms: WebhookScaler::spawn(events),
+        };
+        tokio::spawn(self.run(sink, scalers, inbox, options.drain_timeout, options.seed));
     }
 
-    pub(super) async fn run<S: Scaler>(
+    pub(super) async fn run<I, R>(
         self,
         sink: Arc<dyn EndpointSink>,
-        scaler: S,
+        scalers: Scalers<I, R>,
         mut events: mpsc::Receiver<ScalerEvent>,
         drain: Duration,
         seed: u64,
-    ) {
+    ) where
+        I: Scaler<Order = InstanceOrder>,
+        R: Scaler<Order = Ask>,
+    {
         let mut worker = Worker {
             sink,
-            scaler,
+            scalers,
             drain,
             fresh: Fresh::new(seed),
             revisions: BTreeMap::new(),
@@ -168,14 +177,24 @@ async fn sleep_until(due: Option<Instant>) {
     }
 }
 
-struct Worker<S> {
+/// Who carries decisions out: those that are about instances, and those that are about numbers.
+#[derive(Debug)]
+pub(super) struct Scalers<I, R> {
+    pub(super) processes: I,
+    pub(super) platforms: R,
+}
+
+type Key = (RevisionId, Kind);
+
+struct Worker<I, R> {
     sink: Arc<dyn EndpointSink>,
-    scaler: S,
+    scalers: Scalers<I, R>,
     drain: Duration,
     fresh: Fresh,
-    revisions: BTreeMap<RevisionId, RevisionState>,
+    /// A revision whose kind changed is here twice until what it was is gone.
+    revisions: BTreeMap<Key, Scaled>,
     /// The deadlines of those revisions that have one.
-    due: BTreeMap<RevisionId, Instant>,
+    due: BTreeMap<Key, Instant>,
     /// Somebody waits for a revision whose plan has not come yet: the Snapshot comes first. Empty
     /// again with the next plan.
     early: BTreeSet<RevisionId>,
@@ -184,7 +203,7 @@ struct Worker<S> {
     status: watch::Sender<Statuses>,
 }
 
-impl<S: Scaler> Worker<S> {
+impl<I: Scaler<Order = InstanceOrder>, R: Scaler<Order = Ask>> Worker<I, R> {
     fn read(&mut self, mail: Mail) {
         for (revision, instance) in mail.ready {
             self.drive(&revision, Event::Ready(instance));
@@ -198,12 +217,21 @@ impl<S: Scaler> Worker<S> {
         for (revision, (count, decision)) in mail.desired {
             self.drive(&revision, Event::Desired { count, decision });
         }
+        for revision in mail.activated {
+            self.drive(&revision, Event::Activated);
+        }
         for revision in mail.activate {
-            if self.revisions.contains_key(&revision) {
+            if Kind::ALL
+                .iter()
+                .any(|&kind| self.revisions.contains_key(&(revision.clone(), kind)))
+            {
                 self.drive(&revision, Event::Activate);
             } else if self.closing.is_none() {
                 self.early.insert(revision);
             }
+        }
+        for revision in mail.activated_since {
+            self.drive(&revision, Event::Activated);
         }
         if mail.shutdown && self.closing.is_none() {
             self.shut_down();
@@ -211,28 +239,34 @@ impl<S: Scaler> Worker<S> {
     }
 
     fn apply(&mut self, plan: &Plan) {
-        self.scaler.configure(plan);
-        let removed: Vec<RevisionId> = self
+        self.scalers.processes.configure(plan);
+        self.scalers.platforms.configure(plan);
+        let planned = |(revision, kind): &Key| {
+            let wanted = plan.revisions.get(revision);
+            wanted.is_some_and(|wanted| Kind::of(wanted) == *kind)
+        };
+        let removed: Vec<Key> = self
             .revisions
             .keys()
-            .filter(|revision| !plan.revisions.contains_key(revision))
+            .filter(|key| !planned(key))
             .cloned()
             .collect();
-        for revision in removed {
-            self.drive(&revision, Event::Removed);
+        for key in removed {
+            self.drive_one(&key, Event::Removed);
         }
         for (revision, wanted) in &plan.revisions {
-            let is_new = match self.revisions.get(revision) {
+            let key = (revision.clone(), Kind::of(wanted));
+            let is_new = match self.revisions.get(&key) {
                 Some(state) if state.follows(wanted) => continue,
                 Some(_) => false,
                 None => true,
             };
             let wanted = Arc::new(wanted.clone());
             if is_new {
-                let state = RevisionState::new(Arc::clone(&wanted), self.drain);
-                self.revisions.insert(revision.clone(), state);
+                let state = Scaled::new(Arc::clone(&wanted), self.drain);
+                self.revisions.insert(key.clone(), state);
             }
-            self.drive(revision, Event::Plan(wanted));
+            self.drive_one(&key, Event::Plan(wanted));
         }
         for revision in std::mem::take(&mut self.early) {
             self.drive(&revision, Event::Activate);
@@ -240,10 +274,10 @@ impl<S: Scaler> Worker<S> {
     }
 
     fn shut_down(&mut self) {
-        let graces = self.revisions.values().map(RevisionState::longest_grace);
+        let graces = self.revisions.values().map(Scaled::longest_grace);
         self.closing = Some(now() + graces.max().unwrap_or_default() + SHUTDOWN_MARGIN);
-        for revision in self.revisions.keys().cloned().collect::<Vec<_>>() {
-            self.drive(&revision, Event::Shutdown);
+        for key in self.revisions.keys().cloned().collect::<Vec<_>>() {
+            self.drive_one(&key, Event::Shutdown);
         }
     }
 
@@ -286,6 +320,7 @@ impl<S: Scaler> Worker<S> {
                 };
                 (revision, event)
             }
+            ScalerEvent::Answered { revision, answer } => (revision, Event::Answered(answer)),
         };
         self.drive(&revision, event);
     }
@@ -293,40 +328,54 @@ impl<S: Scaler> Worker<S> {
     fn tick(&mut self) {
         let now = now();
         let due = self.due.iter().filter(|&(_, &at)| at <= now);
-        for revision in due.map(|(revision, _)| revision.clone()).collect::<Vec<_>>() {
-            self.drive(&revision, Event::Tick);
+        for key in due.map(|(key, _)| key.clone()).collect::<Vec<_>>() {
+            self.drive_one(&key, Event::Tick);
+        }
+    }
+
+    /// Tells everything that goes by this name: what an event does not concern ignores it.
+    fn drive(&mut self, revision: &RevisionId, event: Event) {
+        for kind in Kind::ALL {
+            self.drive_one(&(revision.clone(), kind), event.clone());
         }
     }
 
     /// Puts an event into a revision's state and carries out what follows, to the end.
-    fn drive(&mut self, revision: &RevisionId, event: Event) {
+    fn drive_one(&mut self, key: &Key, event: Event) {
         let now = now();
-        let Some(state) = self.revisions.get_mut(revision) else {
+        let revision = &key.0;
+        let Some(state) = self.revisions.get_mut(key) else {
             return;
         };
         let mut events = VecDeque::from([event]);
         while let Some(event) = events.pop_front() {
             for action in state.step(event, now, &mut self.fresh) {
-                events.extend(carry_out(revision, action, self.sink.as_ref(), &mut self.scaler));
+                events.extend(carry_out(revision, action, self.sink.as_ref(), &mut self.scalers));
             }
         }
-        if state.is_over() {
-            self.revisions.remove(revision);
-            self.due.remove(revision);
-            self.status.send_modify(|all| {
-                all.remove(revision);
-            });
-            return;
-        }
         match state.next_deadline() {
-            Some(at) => self.due.insert(revision.clone(), at),
-            None => self.due.remove(revision),
+            Some(at) => self.due.insert(key.clone(), at),
+            None => self.due.remove(key),
         };
-        let status = state.status();
+        if state.is_over() {
+            self.revisions.remove(key);
+            self.due.remove(key);
+        }
+        self.show(revision);
+    }
+
+    /// Of what is there twice, that which is not leaving is shown.
+    fn show(&self, revision: &RevisionId) {
+        let known = Kind::ALL
+            .iter()
+            .filter_map(|&kind| self.revisions.get(&(revision.clone(), kind)));
+        let status = known.min_by_key(|state| state.is_removed()).map(Scaled::status);
         self.status.send_if_modified(|all| {
-            let same = all.get(revision) == Some(&status);
-            if !same {
-                all.insert(revision.clone(), status);
+            let same = all.get(revision) == status.as_ref();
+            match status {
+                _ if same => {}
+                Some(status) => _ = all.insert(revision.clone(), status),
+                None => _ = all.remove(revision),
             }
             !same
         });
@@ -334,20 +383,31 @@ impl<S: Scaler> Worker<S> {
 }
 
 /// Does one thing; the data plane's answer, where it gives one, is the next event.
-fn carry_out(
+fn carry_out<I, R>(
     revision: &RevisionId,
     action: Action,
     sink: &dyn EndpointSink,
-    scaler: &mut impl Scaler,
-) -> Option<Event> {
+    scalers: &mut Scalers<I, R>,
+) -> Option<Event>
+where
+    I: Scaler<Order = InstanceOrder>,
+    R: Scaler<Order = Ask>,
+{
     match action {
         Action::Start(instance, plan) => {
             tracing::info!(%revision, %instance, "starting an instance");
-            scaler.start(revision, instance, &plan);
+            let start = InstanceOrder::Start(instance, plan);
+            scalers.processes.order(revision, start);
         }
         Action::Stop(instance, grace) => {
             tracing::info!(%revision, %instance, "stopping an instance");
-            scaler.stop(instance, grace);
+            scalers
+                .processes
+                .order(revision, InstanceOrder::Stop(instance, grace));
+        }
+        Action::Ask(ask) => {
+            tracing::info!(%revision, replicas = ask.replicas, reason = ask.reason, "asking the platform");
+            scalers.platforms.order(revision, ask);
         }
         Action::Add(instance, address) => sink.add(revision, ManagedEndpoint { instance, address }),
         Action::Remove(instance) => sink.remove(revision, instance),
@@ -355,6 +415,7 @@ fn carry_out(
             let chosen: Vec<InstanceId> = sink.retire(revision, count, to_zero);
             return Some(Event::Victims { asked: count, chosen });
         }
+        Action::ToZero => return Some(Event::AtZero(sink.to_zero(revision))),
         Action::RetireThese(instances) => sink.retire_these(revision, &instances),
         Action::Fail(failure) => sink.fail(revision, Arc::new(failure)),
         Action::Forgive => sink.forgive(revision),

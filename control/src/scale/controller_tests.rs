@@ -17,6 +17,7 @@ enum Call {
     Remove(InstanceId),
     Retire(Vec<InstanceId>),
     RetireThese(Vec<InstanceId>),
+    ToZero(Option<Vec<InstanceId>>),
     Fail(Failure, String),
     Forgive,
 }
@@ -53,6 +54,16 @@ impl EndpointSink for FakePlane {
         chosen
     }
 
+    fn to_zero(&self, _: &RevisionId) -> Option<Vec<InstanceId>> {
+        if *self.somebody_waits.lock() {
+            self.call(Call::ToZero(None));
+            return None;
+        }
+        let all: Vec<InstanceId> = self.known.lock().iter().copied().collect();
+        self.call(Call::ToZero(Some(all.clone())));
+        Some(all)
+    }
+
     fn retire_these(&self, _: &RevisionId, instances: &[InstanceId]) {
         self.call(Call::RetireThese(instances.to_vec()));
     }
@@ -80,7 +91,9 @@ impl Bench {
     fn new() -> Self {
         let (events, inbox) = mpsc::channel(EVENTS);
         let connect = || testing::supervisor().map(|(ours, _)| ours);
-        let scaler = ProcessScaler::spawn("/bin/false".into(), 1, connect, events);
+        let processes = ProcessScaler::spawn("/bin/false".into(), 1, connect, events.clone());
+        let platforms = WebhookScaler::spawn(events);
+        let scalers = Scalers { processes, platforms };
         let (sender, calls) = mpsc::unbounded_channel();
         let plane = Arc::new(FakePlane {
             calls: sender,
@@ -89,7 +102,7 @@ impl Bench {
         });
         let (handle, controller) = Controller::new();
         let sink = Arc::clone(&plane) as Arc<dyn EndpointSink>;
-        tokio::spawn(controller.run(sink, scaler, inbox, Duration::from_secs(300), 1));
+        tokio::spawn(controller.run(sink, scalers, inbox, Duration::from_secs(300), 1));
         Self { handle, plane, calls }
     }
 

@@ -20,7 +20,11 @@ pub(crate) struct Mail {
     /// Before the waiters: a decision for zero that was made before somebody came must not undo
     /// what is done for them.
     pub(crate) desired: BTreeMap<RevisionId, (u32, String)>,
+    /// What was waited for before anybody in `activate` came is there.
+    pub(crate) activated: BTreeSet<RevisionId>,
     pub(crate) activate: BTreeSet<RevisionId>,
+    /// And after.
+    pub(crate) activated_since: BTreeSet<RevisionId>,
     pub(crate) shutdown: bool,
 }
 
@@ -40,7 +44,13 @@ impl Mailbox {
     pub(crate) fn demand(&self, demand: Demand) {
         self.put(|mail| match demand {
             Demand::Activate(revision) => {
+                if mail.activated_since.remove(&revision) {
+                    mail.activated.insert(revision.clone());
+                }
                 mail.activate.insert(revision);
+            }
+            Demand::Activated(revision) => {
+                mail.activated_since.insert(revision);
             }
             Demand::Ready { revision, instance } => {
                 mail.ready.insert((revision, instance));
@@ -68,6 +78,8 @@ impl Mailbox {
             && mail.drained.is_empty()
             && mail.desired.is_empty()
             && mail.activate.is_empty()
+            && mail.activated.is_empty()
+            && mail.activated_since.is_empty()
     }
 }
 
@@ -89,5 +101,19 @@ mod tests {
         assert_eq!(mail.activate.len(), 1);
         assert_eq!(mail.desired[&revision].0, 99);
         assert!(mail.plan.is_none() && !mail.shutdown);
+    }
+
+    #[tokio::test]
+    async fn whether_it_came_before_or_after_somebody_asked_is_kept() {
+        let mailbox = Mailbox::default();
+        let revision = RevisionId::parse("default", "a").unwrap();
+        mailbox.demand(Demand::Activated(revision.clone()));
+        mailbox.demand(Demand::Activate(revision.clone()));
+        let mail = mailbox.take().await;
+        assert!(mail.activated.contains(&revision) && mail.activated_since.is_empty());
+        mailbox.demand(Demand::Activate(revision.clone()));
+        mailbox.demand(Demand::Activated(revision.clone()));
+        let mail = mailbox.take().await;
+        assert!(mail.activated_since.contains(&revision) && mail.activated.is_empty());
     }
 }

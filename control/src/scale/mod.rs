@@ -6,16 +6,19 @@
 //! Everybody else holds a [`ScaleHandle`] and never waits for it.
 //!
 //! Local processes belong to a process of their own, the [`supervisor`], so that none of them
-//! survives the gateway.
+//! survives the gateway. What a platform runs elsewhere it is asked for over HTTP, in numbers: see
+//! [`webhook`].
 
 mod backoff;
 mod controller;
 mod mailbox;
 mod process;
+mod scaled;
 mod state;
 pub mod supervisor;
 #[cfg(test)]
 mod testing;
+mod webhook;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -24,22 +27,32 @@ use std::time::Duration;
 use sluice_model::{Failure, InstanceId, RevisionId};
 
 pub use self::controller::{Controller, ScaleHandle, ScaleOptions};
+use self::webhook::Answer;
+use self::webhook::Ask;
 use crate::plan::{Plan, RevisionPlan};
 
-/// Carries decisions out somewhere. The controller says which instances start and stop; how, and
-/// within which bounds of the place, is the scaler's business. Nothing here waits: what became of
-/// an order comes as a [`ScalerEvent`], and every started instance ends in exactly one `Failed` or
-/// `Exited`.
+/// Carries decisions out somewhere: how, and within which bounds of the place, is the scaler's
+/// business. Nothing here waits; what became of an order comes as a [`ScalerEvent`].
 pub(crate) trait Scaler: Send + 'static {
+    /// What it can be told: where the gateway starts instances itself, this one or that one
+    /// ([`InstanceOrder`]); where somebody else does, how many ([`Ask`]).
+    type Order;
+
     /// Takes over bounds that a plan sets for all revisions together.
     fn configure(&mut self, plan: &Plan);
 
-    /// Starts an instance; answered by `Started` or `Failed`.
-    fn start(&mut self, revision: &RevisionId, instance: InstanceId, plan: &Arc<RevisionPlan>);
+    /// Sees to it.
+    fn order(&mut self, revision: &RevisionId, order: Self::Order);
+}
 
-    /// Ends an instance, at once when there is no grace; answered by `Exited`. One that has ended
-    /// already is ignored.
-    fn stop(&mut self, instance: InstanceId, grace: Duration);
+/// To a scaler of single instances. Every started one ends in exactly one `Failed` or `Exited`.
+#[derive(Debug)]
+pub(crate) enum InstanceOrder {
+    /// Answered by `Started` or `Failed`.
+    Start(InstanceId, Arc<RevisionPlan>),
+    /// Ends it, at once when there is no grace; answered by `Exited`. One that has ended already
+    /// is ignored.
+    Stop(InstanceId, Duration),
 }
 
 /// What became of an order.
@@ -66,4 +79,6 @@ pub(crate) enum ScalerEvent {
         /// It complained that its port is taken.
         port_taken: bool,
     },
+    /// What a platform said; there is exactly one for each [`Ask`].
+    Answered { revision: RevisionId, answer: Answer },
 }

@@ -200,6 +200,27 @@ impl EndpointSink for Registry {
         victims
     }
 
+    fn to_zero(&self, revision: &RevisionId) -> Option<Vec<InstanceId>> {
+        // What is leaving gets nothing new: looking at it first misses nothing.
+        let (current, leaving): (Vec<_>, Vec<_>) = {
+            let serving = self.current.load_full();
+            let named = self.named(revision).into_iter();
+            named.partition(|live| serving.holds(live))
+        };
+        let idle = |live: &Arc<LiveRevision>| {
+            let load = live.throttler().peek(clock());
+            load.in_flight == 0 && load.queued == 0
+        };
+        if !leaving.iter().all(idle) {
+            return None;
+        }
+        let mut victims = Vec::new();
+        for live in current.iter().chain(&leaving) {
+            victims.extend(live.throttler().to_zero(clock())?);
+        }
+        Some(victims)
+    }
+
     fn retire_these(&self, revision: &RevisionId, instances: &[InstanceId]) {
         let named = self.named(revision);
         let mut unknown = instances.to_vec();

@@ -207,6 +207,11 @@ impl RevisionThrottler {
         self.apply(|core| core.retire(count, to_zero, now))
     }
 
+    /// As [`EndpointSink::to_zero`](sluice_model::EndpointSink::to_zero), of this throttler alone.
+    pub fn to_zero(self: &Arc<Self>, now: Instant) -> Option<Vec<InstanceId>> {
+        self.apply(|core| core.to_zero(now))
+    }
+
     /// As [`EndpointSink::retire_these`](sluice_model::EndpointSink::retire_these).
     /// Returns those that are known, retired before or now.
     pub fn retire_these(self: &Arc<Self>, instances: &[InstanceId], now: Instant) -> Vec<InstanceId> {
@@ -362,7 +367,10 @@ impl RevisionThrottler {
             }
             Signal::Ready(instance) => self.env.demand.demand(Demand::Ready { revision, instance }),
             Signal::Drained(instance) => self.env.demand.demand(Demand::Drained { revision, instance }),
-            Signal::Activated { took } => observer.activation_finished(ActivationResult::Ready, took),
+            Signal::Activated { took } => {
+                observer.activation_finished(ActivationResult::Ready, took);
+                self.env.demand.demand(Demand::Activated(revision));
+            }
             Signal::ActivationFailed { took, failure } => {
                 observer.activation_finished(ActivationResult::Failed(failure.failure), took);
             }

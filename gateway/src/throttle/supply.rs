@@ -129,6 +129,15 @@ impl<W> Core<W> {
         (victims, fx)
     }
 
+    /// As [`EndpointSink::to_zero`](sluice_model::EndpointSink::to_zero).
+    pub(crate) fn to_zero(&mut self, now: Instant) -> (Option<Vec<InstanceId>>, Effects<W>) {
+        if !self.queue.is_empty() || self.endpoints.in_flight() > 0 {
+            return (None, self.begin(now));
+        }
+        let (victims, fx) = self.retire(u32::MAX, true, now);
+        (Some(victims), fx)
+    }
+
     /// These instances get nothing new.
     pub(crate) fn retire_these(&mut self, instances: &[InstanceId], now: Instant) -> Effects<W> {
         let mut fx = self.begin(now);
@@ -339,13 +348,13 @@ impl<W> Core<W> {
     }
 
     /// Whether an instance is being started. A configured address is always "starting" until
-    /// something listens there, so it does not count.
+    /// something listens there, so it does not count; nor does an instance that was ready and
+    /// refuses connections now: it may be gone without anybody to report it.
     fn is_one_coming(&self) -> bool {
         self.endpoints.counts().starting > 0
-            && self
-                .endpoints
-                .iter()
-                .any(|(_, e)| e.phase == EndpointPhase::Starting && e.state.instance.is_some())
+            && self.endpoints.iter().any(|(_, e)| {
+                e.phase == EndpointPhase::Starting && e.state.instance.is_some() && !e.was_ready
+            })
     }
 
     fn activation_succeeded(&mut self, now: Instant, fx: &mut Effects<W>) {

@@ -29,7 +29,7 @@ fn files() -> Vec<PathBuf> {
 #[tokio::test]
 async fn every_example_passes_check() {
     let files = files();
-    for name in ["canary-sticky", "greeter", "reverse-proxy", "tls"] {
+    for name in ["canary-sticky", "greeter", "reverse-proxy", "tls", "webhook"] {
         assert!(
             files.iter().any(|f| f.ends_with(format!("{name}.yaml"))),
             "no {name}"

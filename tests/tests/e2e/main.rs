@@ -28,6 +28,7 @@ mod splitting;
 mod timeouts;
 mod tunnels;
 mod url_backends;
+mod webhook;
 
 use std::net::SocketAddr;
 

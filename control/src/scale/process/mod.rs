@@ -19,7 +19,7 @@ use tokio::sync::mpsc;
 use self::expand::expand;
 use self::ports::Ports;
 use super::supervisor::{Command, Event, Label, Link, Start, Stream, Turn, VERSION, decode};
-use super::{Scaler, ScalerEvent};
+use super::{InstanceOrder, Scaler, ScalerEvent};
 use crate::plan::{Plan, ProcessLimits, ProcessSpec, RevisionPlan, ScalerSpec};
 
 /// The most of a line of stderr that becomes part of an answer.
@@ -69,23 +69,24 @@ impl ProcessScaler {
         Self { orders }
     }
 
-    fn order(&self, order: Order) {
+    fn tell(&self, order: Order) {
         // The task ends only after this end is dropped.
         let _ = self.orders.send(order);
     }
 }
 
 impl Scaler for ProcessScaler {
+    type Order = InstanceOrder;
+
     fn configure(&mut self, plan: &Plan) {
-        self.order(Order::Limits(plan.processes.clone()));
+        self.tell(Order::Limits(plan.processes.clone()));
     }
 
-    fn start(&mut self, revision: &RevisionId, instance: InstanceId, plan: &Arc<RevisionPlan>) {
-        self.order(Order::Start(revision.clone(), instance, Arc::clone(plan)));
-    }
-
-    fn stop(&mut self, instance: InstanceId, grace: Duration) {
-        self.order(Order::Stop(instance, grace));
+    fn order(&mut self, revision: &RevisionId, order: InstanceOrder) {
+        self.tell(match order {
+            InstanceOrder::Start(instance, plan) => Order::Start(revision.clone(), instance, plan),
+            InstanceOrder::Stop(instance, grace) => Order::Stop(instance, grace),
+        });
     }
 }
 

@@ -44,7 +44,8 @@ impl Bench {
         self.next += 1;
         let instance = InstanceId(self.next);
         let revision = RevisionId::parse("default", "greeter-v1").unwrap();
-        self.scaler.start(&revision, instance, &Arc::new(plan));
+        self.scaler
+            .order(&revision, InstanceOrder::Start(instance, Arc::new(plan)));
         instance
     }
 
@@ -144,7 +145,10 @@ async fn no_more_run_than_are_allowed_and_an_end_makes_room() {
     let (failure, detail) = bench.failed().await;
     assert_eq!(failure, Failure::NotAllowed);
     assert_eq!(detail, "processes.max is reached: 1 local instances");
-    bench.scaler.stop(first, Duration::from_secs(10));
+    let stop = InstanceOrder::Stop(first, Duration::from_secs(10));
+    bench
+        .scaler
+        .order(&RevisionId::parse("default", "greeter-v1").unwrap(), stop);
     assert_eq!(bench.exited().await.0, "signal 15 (SIGTERM)");
     bench.start(testing::plan(&["true"]));
     bench.started().await;

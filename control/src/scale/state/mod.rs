@@ -19,7 +19,7 @@ use sluice_model::{ActivationFailure, Failure, InstanceId, RevisionStatus};
 use self::instance::{Instance, Phase, same_launch};
 pub(crate) use self::words::{Action, Event, Fresh};
 use super::backoff::Backoff;
-use crate::plan::{RevisionPlan, ScalerSpec};
+use crate::plan::RevisionPlan;
 
 /// How soon a retirement that the data plane refused is tried again.
 const RETIRE_AGAIN: Duration = Duration::from_secs(1);
@@ -136,7 +136,8 @@ impl RevisionState {
                 self.victims(asked, &chosen, now);
                 return todo;
             }
-            Event::Tick => {}
+            // An instance says by itself that it is ready.
+            Event::Activated | Event::AtZero(_) | Event::Answered(_) | Event::Tick => {}
         }
         self.pass_deadlines(now, fresh, &mut todo);
         self.reconcile(now, fresh, &mut todo);
@@ -160,6 +161,11 @@ impl RevisionState {
     /// Nothing is left to look after.
     pub(crate) fn is_over(&self) -> bool {
         self.removed && self.instances.is_empty()
+    }
+
+    /// Whether it is only left to end.
+    pub(crate) fn is_removed(&self) -> bool {
+        self.removed
     }
 
     /// Whether this plan is the one it follows already.
@@ -189,10 +195,6 @@ impl RevisionState {
     fn activate(&mut self, now: Instant, todo: &mut Vec<Action>) {
         if self.removed {
             return;
-        }
-        if matches!(self.plan.scaler, ScalerSpec::Webhook(_)) {
-            let detail = "webhook activation is not available yet".to_owned();
-            return self.refuse(detail, now, todo);
         }
         if self.plan.policy.max_scale == Some(0) {
             return self.refuse("maxScale is 0".to_owned(), now, todo);

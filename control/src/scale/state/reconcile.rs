@@ -7,7 +7,6 @@ use sluice_model::InstanceId;
 
 use super::instance::{Instance, Phase, same_launch};
 use super::{Action, Fresh, RevisionState};
-use crate::plan::ScalerSpec;
 
 impl RevisionState {
     /// Brings what is toward what is wanted.
@@ -118,7 +117,7 @@ impl RevisionState {
     }
 
     pub(super) fn wanted(&self) -> u32 {
-        if self.removed || matches!(self.plan.scaler, ScalerSpec::Webhook(_)) {
+        if self.removed {
             return 0;
         }
         let policy = &self.plan.policy;

@@ -1,10 +1,9 @@
 mod storm;
 
-use std::collections::BTreeMap;
 use std::net::SocketAddr;
 
 use super::*;
-use crate::plan::WebhookSpec;
+use crate::plan::ScalerSpec;
 use crate::scale::testing;
 
 const DRAIN: Duration = Duration::from_secs(300);
@@ -421,19 +420,4 @@ fn shutdown_stops_whatever_state_an_instance_is_in() {
         assert_eq!(bench.exited(id, "signal 15 (SIGTERM)"), []);
     }
     assert!(bench.state.is_over());
-}
-
-#[test]
-fn a_webhook_says_that_it_is_not_there_yet() {
-    let mut bench = Bench::new(|plan| {
-        plan.scaler = ScalerSpec::Webhook(WebhookSpec {
-            url: "http://localhost/".to_owned(),
-            headers: BTreeMap::new(),
-        });
-    });
-    let actions = bench.step(Event::Activate);
-    assert_eq!(
-        failures(&actions),
-        [(Failure::NotAllowed, "webhook activation is not available yet")]
-    );
 }

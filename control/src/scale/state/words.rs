@@ -7,12 +7,15 @@ use std::time::Duration;
 use sluice_model::{ActivationFailure, Failure, InstanceId};
 
 use crate::plan::RevisionPlan;
+use crate::scale::webhook::{Answer, Ask};
 
 /// What happened.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(crate) enum Event {
     /// Somebody waits and nothing is usable.
     Activate,
+    /// What somebody waited for is there.
+    Activated,
     /// It answered its probe.
     Ready(InstanceId),
     /// It was retired and has nothing in flight any more.
@@ -42,6 +45,10 @@ pub(crate) enum Event {
     },
     /// What the data plane answered to [`Action::Retire`].
     Victims { asked: u32, chosen: Vec<InstanceId> },
+    /// What the data plane answered to [`Action::ToZero`].
+    AtZero(Option<Vec<InstanceId>>),
+    /// What a platform answered to [`Action::Ask`].
+    Answered(Answer),
     /// A deadline may have passed.
     Tick,
 }
@@ -60,6 +67,10 @@ pub(crate) enum Action {
         to_zero: bool,
     },
     RetireThese(Vec<InstanceId>),
+    /// Let the data plane agree to zero, or not; its answer is [`Event::AtZero`].
+    ToZero,
+    /// Tell a platform how many; its answer is [`Event::Answered`].
+    Ask(Ask),
     /// Answer everybody who waits.
     Fail(ActivationFailure),
     /// Let the next request ask again: another plan may work where the last one failed.
@@ -72,6 +83,9 @@ pub(crate) enum Action {
 #[derive(Debug)]
 pub(crate) struct Fresh {
     next_instance: u64,
+    next_decision: u64,
+    /// No other run of the gateway has the same.
+    run: u64,
     rng: fastrand::Rng,
 }
 
@@ -79,17 +93,27 @@ impl Fresh {
     pub(crate) fn new(seed: u64) -> Self {
         Self {
             next_instance: 1,
+            next_decision: 1,
+            run: seed,
             rng: fastrand::Rng::with_seed(seed),
         }
     }
 
-    pub(super) fn instance(&mut self) -> InstanceId {
+    pub(crate) fn instance(&mut self) -> InstanceId {
         let id = InstanceId(self.next_instance);
         self.next_instance += 1;
         id
     }
 
-    pub(super) fn jitter(&mut self) -> f64 {
+    /// Names a decision, in this run of the gateway and in all others.
+    pub(crate) fn decision(&mut self) -> String {
+        let key = format!("{:016x}-{}", self.run, self.next_decision);
+        self.next_decision += 1;
+        key
+    }
+
+    /// From 0 to 1.
+    pub(crate) fn jitter(&mut self) -> f64 {
         self.rng.f64()
     }
 }

@@ -83,6 +83,7 @@ impl World {
                     bench.step(Event::Victims { asked: count, chosen });
                 }
                 Action::RetireThese(_) | Action::Fail(_) | Action::Forgive | Action::Warn(_) => {}
+                Action::ToZero | Action::Ask(_) => unreachable!("it starts instances itself"),
             }
         }
     }

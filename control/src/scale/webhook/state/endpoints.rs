@@ -1,0 +1,133 @@
+//! The endpoints that a platform named, as the data plane has them.
+
+use std::net::SocketAddr;
+use std::time::Instant;
+
+use sluice_model::InstanceId;
+
+use super::ReplicaState;
+use crate::scale::state::{Action, Fresh};
+
+/// How far its life has come; whether it is ready is the data plane's to know.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Phase {
+    Live,
+    Retired {
+        deadline: Instant,
+        /// Our choice: the platform still runs it.
+        chosen: bool,
+    },
+}
+
+/// One endpoint that a reply named.
+#[derive(Debug)]
+pub(super) struct Endpoint {
+    pub(super) address: SocketAddr,
+    pub(super) phase: Phase,
+}
+
+impl Endpoint {
+    pub(super) fn deadline(&self) -> Option<Instant> {
+        match self.phase {
+            Phase::Live => None,
+            Phase::Retired { deadline, .. } => Some(deadline),
+        }
+    }
+}
+
+impl ReplicaState {
+    /// Makes the endpoints those that a reply named. One that is being let go stays so: it is named
+    /// because the platform does not know that yet.
+    pub(super) fn take_over(
+        &mut self,
+        named: &[SocketAddr],
+        now: Instant,
+        fresh: &mut Fresh,
+        todo: &mut Vec<Action>,
+    ) {
+        for &address in named {
+            if self.endpoints.values().any(|known| known.address == address) {
+                continue;
+            }
+            let id = fresh.instance();
+            let phase = Phase::Live;
+            self.endpoints.insert(id, Endpoint { address, phase });
+            todo.push(Action::Add(id, address));
+        }
+        let gone = self.endpoints.iter().filter(|(_, e)| !named.contains(&e.address));
+        let gone = gone.filter(|(_, e)| e.phase == Phase::Live).map(|(&id, _)| id);
+        let gone = gone.collect();
+        self.retire_these(gone, false, now, todo);
+    }
+
+    pub(super) fn retire_these(
+        &mut self,
+        ids: Vec<InstanceId>,
+        chosen: bool,
+        now: Instant,
+        todo: &mut Vec<Action>,
+    ) {
+        self.retired(&ids, chosen, now);
+        if !ids.is_empty() {
+            todo.push(Action::RetireThese(ids));
+        }
+    }
+
+    /// The data plane gives them nothing new.
+    pub(super) fn retired(&mut self, ids: &[InstanceId], chosen: bool, now: Instant) {
+        let deadline = now + self.drain;
+        for id in ids {
+            if let Some(endpoint) = self.endpoints.get_mut(id).filter(|e| e.phase == Phase::Live) {
+                endpoint.phase = Phase::Retired { deadline, chosen };
+            }
+        }
+    }
+
+    pub(super) fn victims(&mut self, asked: u32, chosen: &[InstanceId], now: Instant) {
+        self.retired(chosen, true, now);
+        if chosen.len() < asked as usize {
+            self.retire_again = Some(now + super::RETIRE_AGAIN);
+        }
+    }
+
+    pub(super) fn drained(&mut self, id: InstanceId, todo: &mut Vec<Action>) {
+        if self.endpoints.get(&id).is_some_and(|e| e.phase != Phase::Live) {
+            self.forget(id, todo);
+        }
+    }
+
+    pub(super) fn drop_overdue(&mut self, now: Instant, todo: &mut Vec<Action>) {
+        let over = self
+            .endpoints
+            .iter()
+            .filter(|(_, e)| e.deadline().is_some_and(|at| at <= now));
+        for (id, address) in over.map(|(&id, e)| (id, e.address)).collect::<Vec<_>>() {
+            todo.push(Action::Warn(format!(
+                "{address} had requests left at the drain timeout"
+            )));
+            self.forget(id, todo);
+        }
+    }
+
+    fn forget(&mut self, id: InstanceId, todo: &mut Vec<Action>) {
+        let Some(gone) = self.endpoints.remove(&id) else {
+            return;
+        };
+        todo.push(Action::Remove(id));
+        // It was let go for a number that is wanted no more: the platform, asked again, names it
+        // again. What the platform itself dropped it would only drop again.
+        let was_chosen = matches!(gone.phase, Phase::Retired { chosen: true, .. });
+        self.unsure |= was_chosen && self.agreed.is_some_and(|runs| runs > 0 && runs <= self.wanted());
+    }
+
+    pub(super) fn live(&self) -> Vec<InstanceId> {
+        let live = self.endpoints.iter().filter(|(_, e)| e.phase == Phase::Live);
+        live.map(|(&id, _)| id).collect()
+    }
+
+    /// Addresses that stay in use.
+    pub(super) fn kept(&self) -> Vec<SocketAddr> {
+        let live = self.endpoints.values().filter(|e| e.phase == Phase::Live);
+        live.map(|e| e.address).collect()
+    }
+}

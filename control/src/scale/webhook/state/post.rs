@@ -1,0 +1,212 @@
+//! What the platform is told, when, and what its answer changes.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use sluice_model::Failure;
+
+use super::{Answer, ReplicaState};
+use crate::scale::state::{Action, Fresh};
+use crate::scale::webhook::Ask;
+
+/// The first wait after a call that may be repeated; doubles from there.
+const FIRST_PAUSE: Duration = Duration::from_millis(100);
+const LONGEST_PAUSE: Duration = Duration::from_secs(30);
+
+/// The longest a platform may ask us to stay away.
+const MAX_RETRY_AFTER: Duration = Duration::from_secs(60);
+
+/// How often a platform is told that a removed revision needs nothing, before it is given up.
+const FAREWELLS: u32 = 8;
+
+/// One call may take a share of `startTimeout`, so that there is time for another one.
+const SHORTEST_CALL: Duration = Duration::from_secs(1);
+const LONGEST_CALL: Duration = Duration::from_secs(10);
+
+/// A number that the platform has not agreed to yet.
+#[derive(Debug)]
+pub(super) struct Decision {
+    /// The same for every call about it.
+    key: String,
+    replicas: u32,
+    reason: String,
+    calling: bool,
+    /// Calls that came to nothing.
+    failed: u32,
+}
+
+impl ReplicaState {
+    pub(super) fn is_calling(&self) -> bool {
+        self.decision.as_ref().is_some_and(|decision| decision.calling)
+    }
+
+    /// Whether the platform runs nothing for it, or is not worth telling any more.
+    pub(super) fn is_settled(&self) -> bool {
+        self.is_hopeless() || (!self.unsure && self.agreed.unwrap_or(0) == 0)
+    }
+
+    fn is_hopeless(&self) -> bool {
+        self.is_removed() && self.decision.as_ref().is_some_and(|d| d.failed >= FAREWELLS)
+    }
+
+    /// Whether only the back-off is in the way of asking for more.
+    pub(super) fn is_held(&self) -> bool {
+        !self.is_calling()
+            && self.not_before.is_none()
+            && self.due().is_some_and(|replicas| self.is_more(replicas))
+    }
+
+    /// Asks the data plane to let go of what is surplus.
+    pub(super) fn let_go(&mut self, todo: &mut Vec<Action>) {
+        let wanted = self.wanted();
+        self.at_zero &= wanted == 0;
+        if self.retire_again.is_some() || self.is_calling() {
+            return;
+        }
+        if wanted == 0 {
+            let runs = self.unsure || self.agreed.is_some_and(|replicas| replicas > 0);
+            if runs && !self.at_zero {
+                todo.push(Action::ToZero);
+            }
+            return;
+        }
+        let live = u32::try_from(self.live().len()).unwrap_or(u32::MAX);
+        let surplus = live.saturating_sub(wanted);
+        if surplus > 0 && self.agreed.is_some_and(|replicas| replicas > wanted) {
+            let to_zero = false;
+            todo.push(Action::Retire {
+                count: surplus,
+                to_zero,
+            });
+        }
+    }
+
+    pub(super) fn post(&mut self, now: Instant, fresh: &mut Fresh, todo: &mut Vec<Action>) {
+        if self.is_calling() {
+            return;
+        }
+        let Some(replicas) = self.due() else {
+            self.decision = self.decision.take().filter(|_| self.is_removed());
+            return;
+        };
+        if self.decision.as_ref().is_none_or(|d| d.replicas != replicas) {
+            self.decision = Some(Decision {
+                key: fresh.decision(),
+                replicas,
+                reason: self.last_decision.clone().unwrap_or_else(|| self.words(replicas)),
+                calling: false,
+                failed: 0,
+            });
+        }
+        let held = self.is_more(replicas) && self.backoff.remaining(now).is_some();
+        if held || self.not_before.is_some() {
+            return;
+        }
+        let endpoints = self.kept();
+        if let Some(decision) = &mut self.decision {
+            decision.calling = true;
+            todo.push(Action::Ask(Ask {
+                key: decision.key.clone(),
+                replicas,
+                reason: decision.reason.clone(),
+                endpoints,
+                limit: (self.plan.start_timeout / 3).clamp(SHORTEST_CALL, LONGEST_CALL),
+                plan: Arc::clone(&self.plan),
+            }));
+        }
+    }
+
+    pub(super) fn answered(
+        &mut self,
+        answer: Answer,
+        now: Instant,
+        fresh: &mut Fresh,
+        todo: &mut Vec<Action>,
+    ) {
+        let Some(mut decision) = self.decision.take().filter(|d| d.calling) else {
+            return;
+        };
+        decision.calling = false;
+        match answer {
+            Answer::Agreed { endpoints } => {
+                self.starts += u64::from(decision.replicas.saturating_sub(self.agreed.unwrap_or(0)));
+                self.due_now &= !self.unsure && self.agreed.is_some_and(|replicas| replicas > 0);
+                self.agreed = Some(decision.replicas);
+                self.unsure = false;
+                self.call_failure = None;
+                if decision.replicas > 0 && !endpoints.is_empty() && self.wanted() > 0 {
+                    self.take_over(&endpoints, now, fresh, todo);
+                }
+            }
+            Answer::Refused(detail) => {
+                self.call_failure = Some(detail.clone());
+                match self.awaited.filter(|_| decision.replicas > 0) {
+                    Some(since) => self.fail_activation(Failure::Failed, detail, since, now, fresh, todo),
+                    None => {
+                        todo.push(Action::Warn(format!(
+                            "the platform refused {} replicas: {detail}",
+                            decision.replicas
+                        )));
+                        self.again(decision, now, spread(LONGEST_PAUSE, fresh));
+                    }
+                }
+            }
+            Answer::Retry { detail, after } => {
+                let doubled = FIRST_PAUSE.saturating_mul(1 << decision.failed.min(10));
+                let pause = spread(doubled.min(LONGEST_PAUSE), fresh);
+                let pause = pause.max(after.unwrap_or_default().min(MAX_RETRY_AFTER));
+                todo.push(Action::Warn(format!(
+                    "asking for {} replicas failed: {detail}; again in {:.1} s",
+                    decision.replicas,
+                    pause.as_secs_f64()
+                )));
+                self.unsure = true;
+                self.call_failure = Some(detail);
+                self.again(decision, now, pause);
+            }
+        }
+    }
+
+    fn again(&mut self, mut decision: Decision, now: Instant, pause: Duration) {
+        decision.failed += 1;
+        // Somebody who waits does not wait because fewer could not be asked for.
+        if decision.replicas > 0 || self.awaited.is_none() {
+            self.not_before = Some(now + pause);
+        }
+        self.decision = Some(decision);
+    }
+
+    /// What the platform should be told now, if anything.
+    fn due(&self) -> Option<u32> {
+        if self.is_hopeless() {
+            return None;
+        }
+        let wanted = self.wanted();
+        if wanted == 0 && self.agreed.is_none() && !self.unsure {
+            return None;
+        }
+        let runs = self.agreed.unwrap_or(0);
+        let held = u32::try_from(self.endpoints.len()).unwrap_or(u32::MAX);
+        let replicas = match wanted {
+            0 if held > 0 || !self.at_zero => return None,
+            0 => 0,
+            // One more than is wanted for each that still finishes what it has.
+            n if n < runs => n.max(held.min(runs)),
+            n => n,
+        };
+        (self.unsure || self.agreed != Some(replicas)).then_some(replicas)
+    }
+
+    fn is_more(&self, replicas: u32) -> bool {
+        replicas > 0 && (self.unsure || replicas > self.agreed.unwrap_or(0))
+    }
+
+    fn words(&self, replicas: u32) -> String {
+        format!("{} → {replicas}: minScale", self.agreed.unwrap_or(0))
+    }
+}
+
+/// Up to a quarter more, at random: many revisions of one platform do not call together.
+fn spread(pause: Duration, fresh: &mut Fresh) -> Duration {
+    pause.mul_f64(1.0 + fresh.jitter() / 4.0)
+}
