@@ -31,7 +31,7 @@ const EXHAUSTED_TRIES: usize = 50;
 
 /// Why a listener cannot listen.
 #[derive(Debug, thiserror::Error)]
-#[error("cannot listen on {address}: {}", self.why())]
+#[error("cannot listen on {address}: {}", why_not_bound(.source))]
 pub struct BindError {
     /// Where.
     pub address: SocketAddr,
@@ -39,14 +39,13 @@ pub struct BindError {
     pub source: io::Error,
 }
 
-impl BindError {
-    fn why(&self) -> String {
-        match self.source.kind() {
-            ErrorKind::AddrInUse => "the port is taken".to_owned(),
-            ErrorKind::PermissionDenied => "a port below 1024 needs the right to bind it".to_owned(),
-            ErrorKind::AddrNotAvailable => "this machine has no such address".to_owned(),
-            _ => self.source.to_string(),
-        }
+/// Why an address cannot be bound, in words that say what to do.
+pub(crate) fn why_not_bound(error: &io::Error) -> String {
+    match error.kind() {
+        ErrorKind::AddrInUse => "the port is taken".to_owned(),
+        ErrorKind::PermissionDenied => "a port below 1024 needs the right to bind it".to_owned(),
+        ErrorKind::AddrNotAvailable => "this machine has no such address".to_owned(),
+        _ => error.to_string(),
     }
 }
 

@@ -21,6 +21,7 @@ pub use certificates::{Certificate, CertificateError};
 pub use conn::{ByteStream, CloseWatch, Connection, ConnectionInfo, Drain, Serve, TlsInfo, Wire};
 pub use gate::{Edge, ListenerError, ListenerStatus};
 pub use listener::BindError;
+pub(crate) use listener::why_not_bound;
 pub use metrics::{CloseReason, EdgeMetrics, ListenerMetrics, Protocol};
 pub use stream::SocketStream;
 pub use tls::{Reload, TlsTerminator};

@@ -1,5 +1,6 @@
 //! HTTP/2: pingora-core drives the connection, each stream goes the way of an h1 request.
 
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -11,10 +12,10 @@ use pingora_core::protocols::http::v2::server::{H2Options, default_h2_options};
 use pingora_core::server::ShutdownWatch;
 use pingora_proxy::HttpProxy;
 use sluice_model::Limits;
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 
 use super::http::HttpAdapter;
-use super::{Proxy, with_timers};
+use super::{Proxy, current_timers, with_timers};
 use crate::edge::{Connection, Drain};
 use crate::h1::GuardedStream;
 
@@ -38,6 +39,8 @@ struct ConnectionApp {
     h2: H2Options,
     server: HttpServerOptions,
     drain: watch::Receiver<Drain>,
+    /// A stream is older than its revision wants: clients should go on with another connection.
+    aged: Notify,
 }
 
 impl ConnectionApp {
@@ -57,6 +60,7 @@ impl ConnectionApp {
             h2,
             server,
             drain,
+            aged: Notify::new(),
         }
     }
 }
@@ -68,7 +72,17 @@ impl HttpServerApp for ConnectionApp {
         session: ServerSession,
         shutdown: &ShutdownWatch,
     ) -> Option<ReusedHttpStream> {
-        with_timers(self.http.process_new_http(session, shutdown), &self.drain).await
+        let request = async {
+            let timers = current_timers();
+            let mut request = pin!(self.http.process_new_http(session, shutdown));
+            tokio::select! {
+                biased;
+                reused = &mut request => return reused,
+                () = timers.aged() => self.aged.notify_one(),
+            }
+            request.await
+        };
+        with_timers(request, &self.drain).await
     }
 
     fn h2_options(&self) -> Option<H2Options> {
@@ -81,7 +95,7 @@ impl HttpServerApp for ConnectionApp {
 }
 
 /// Serves one connection to its end. GOAWAY goes out when the gateway drains or the connection
-/// gets too old; at the drain's deadline the connection is dropped with what is open on it.
+/// or a stream of it gets too old; at the drain's deadline the connection is dropped with what is open on it.
 pub(super) async fn serve(proxy: &Proxy, connection: Connection, mut drain: watch::Receiver<Drain>) {
     let limits = proxy.engine.serving.load().snapshot().settings().limits.clone();
     let app = Arc::new(ConnectionApp::new(proxy, &limits, drain.clone()));
@@ -103,6 +117,9 @@ pub(super) async fn serve(proxy: &Proxy, connection: Connection, mut drain: watc
                 if changed.is_err() || *drain.borrow() == Drain::Closing {
                     return;
                 }
+                goaway.send_replace(true);
+            }
+            () = app.aged.notified() => {
                 goaway.send_replace(true);
             }
             () = aged => {

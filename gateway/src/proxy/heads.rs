@@ -80,6 +80,16 @@ impl<'h> View<'h> {
                 Answer::new(Reason::UriTooLong, "the request's target is longer than allowed").into(),
             );
         }
+        // As strict as for HTTP/1: what one backend reads another way must not depend on the protocol.
+        if let Some(byte) = self
+            .header
+            .raw_path()
+            .iter()
+            .find(|b| !b.is_ascii_graphic() || **b == b'#')
+        {
+            let text = format!("the request target has the byte {byte:#04x}");
+            return Err(Answer::new(Reason::BadRequest, text).into());
+        }
         if self.header.headers.len() > limits.max_headers || self.size() > limits.max_header_bytes {
             return Err(Answer::new(
                 Reason::HeadersTooLarge,

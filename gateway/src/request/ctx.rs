@@ -346,7 +346,7 @@ impl RequestCtx {
             status: ending.status,
             reason: self.reason,
             timer: self.timers.fired(),
-            detail: self.detail.as_deref(),
+            detail: self.detail.as_deref().map(brief),
             generation: self.serving.snapshot().generation,
             service: self.service.as_ref().map(|s| &s.id),
             revision,
@@ -374,5 +374,14 @@ impl RequestCtx {
             .observer
             .finish(self.settings().access_log, &record, counted);
         self.permit = None;
+    }
+}
+
+/// As much of a detail as a log line wants: parsers quote whole heads of backends.
+fn brief(detail: &str) -> &str {
+    const MAX: usize = 256;
+    match detail.char_indices().nth(MAX) {
+        Some((end, _)) => &detail[..end],
+        None => detail,
     }
 }

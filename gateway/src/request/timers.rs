@@ -27,6 +27,7 @@ pub trait Breakable: Send + Sync {
 pub struct RequestTimers {
     state: Mutex<State>,
     changed: Notify,
+    aged: Notify,
 }
 
 #[derive(Default)]
@@ -34,6 +35,7 @@ struct State {
     total: Option<Instant>,
     start: Option<Instant>,
     idle: Option<Duration>,
+    age: Option<Instant>,
     last_byte: Option<Instant>,
     fired: Option<Timer>,
     cut: bool,
@@ -55,6 +57,13 @@ impl State {
     }
 }
 
+impl State {
+    fn wake(&self) -> Option<Instant> {
+        let next = self.next().map(|(at, _)| at);
+        [next, self.age].into_iter().flatten().min()
+    }
+}
+
 impl RequestTimers {
     /// Sets total and response-start clocks, counted from `started`; `own` is a deadline the
     /// client named.
@@ -64,6 +73,7 @@ impl RequestTimers {
         state.total = total.map(|t| started + t);
         state.start = timeouts.response_start.map(|t| started + t);
         state.idle = timeouts.idle;
+        state.age = timeouts.max_stream_age.map(|age| started + age);
         drop(state);
         self.changed.notify_one();
     }
@@ -100,7 +110,7 @@ impl RequestTimers {
     pub fn stop(&self) {
         let mut state = self.state.lock();
         (state.total, state.start, state.idle) = (None, None, None);
-        state.upstream = None;
+        (state.age, state.upstream) = (None, None);
         drop(state);
         self.changed.notify_one();
     }
@@ -150,12 +160,17 @@ impl RequestTimers {
         }
     }
 
+    /// Resolves when the request is older than its stream may get; once. Needs
+    /// [`watch`](Self::watch) to be polled. Cancel-safe.
+    pub async fn aged(&self) {
+        self.aged.notified().await;
+    }
+
     /// Waits for clocks and breaks the upstream connection when one rings. Never returns after
     /// that; polled beside the request's future and dropped with it.
     pub async fn watch(&self) -> std::convert::Infallible {
         loop {
-            let next = self.state.lock().next();
-            let Some((at, _)) = next else {
+            let Some(at) = self.state.lock().wake() else {
                 self.changed.notified().await;
                 continue;
             };
@@ -163,7 +178,11 @@ impl RequestTimers {
                 () = tokio::time::sleep_until(at.into()) => {}
                 () = self.changed.notified() => continue,
             }
-            if self.ring(tokio::time::Instant::now().into_std()) {
+            let now = tokio::time::Instant::now().into_std();
+            if self.state.lock().age.take_if(|at| *at <= now).is_some() {
+                self.aged.notify_one();
+            }
+            if self.ring(now) {
                 return std::future::pending().await;
             }
         }
@@ -223,6 +242,19 @@ mod tests {
         timers.head_received();
         assert_eq!(rings(&timers, 5).await, None);
         assert_eq!(rings(&timers, 6).await, Some(Timer::Total));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn age_is_told_once_and_ends_nothing() {
+        let timers = RequestTimers::default();
+        let mut limits = timeouts(5, 0, 0);
+        limits.max_stream_age = Some(Duration::from_secs(2));
+        timers.arm(&limits, None, now());
+        assert_eq!(rings(&timers, 3).await, None);
+        timers.aged().await;
+        assert_eq!(rings(&timers, 3).await, Some(Timer::Total));
+        let again = tokio::time::timeout(Duration::from_secs(9), timers.aged());
+        assert!(again.await.is_err());
     }
 
     #[tokio::test(start_paused = true)]

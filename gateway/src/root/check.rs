@@ -33,7 +33,7 @@ fn compiled(paths: &[PathBuf]) -> Result<Compiled, Diagnostics> {
 }
 
 /// Certificates that the configuration names and that could not be served.
-fn bad_files(compiled: &Compiled) -> Diagnostics {
+pub(crate) fn bad_files(compiled: &Compiled) -> Diagnostics {
     let mut bad = Diagnostics::default();
     let mut told = BTreeSet::new();
     for tls in compiled
@@ -70,7 +70,7 @@ pub(crate) fn run(args: &CheckArgs) -> ExitCode {
     // A reader that has seen enough is no error.
     let _ = match args.format {
         OutputFormat::Json => {
-            let value = json!({"valid": compiled.is_some(), "summary": compiled, "diagnostics": diagnostics.to_json()});
+            let value = json!({"valid": compiled.is_some(), "summary": compiled, "diagnostics": diagnostics.to_json()["diagnostics"]});
             writeln!(out, "{value:#}")
         }
         OutputFormat::Text => {

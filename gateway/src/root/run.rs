@@ -25,7 +25,7 @@ use sluice_model::{DrainSettings, SnapshotReader};
 use tokio::runtime::{Builder, Runtime};
 use tokio::sync::watch;
 
-use super::check::env;
+use super::check::{bad_files, env};
 use super::observed::{DemandRouter, Observed, Plans};
 use super::parties::{Everybody, Orders};
 use super::signals::{Ask, Signals};
@@ -105,7 +105,7 @@ fn start(args: &RunArgs, metrics: Metrics, access_log: AccessLog) -> Result<(), 
     let source = FileSource::new(&args.config.paths());
     let reload = source.reload_handle();
     let loaded =
-        Loaded::first(source, load).map_err(|e| Failure::rejected(format!("config rejected\n{e}")))?;
+        Loaded::first(source, loader()).map_err(|e| Failure::rejected(format!("config rejected\n{e}")))?;
     // Requests on one runtime, everything else on another: a reload of ten thousand services or a
     // scrape does not stand in a request's way.
     let data = runtime("sluice-data", None)?;
@@ -231,16 +231,26 @@ fn start(args: &RunArgs, metrics: Metrics, access_log: AccessLog) -> Result<(), 
     Ok(())
 }
 
-/// Reads and compiles; what is wrong comes as lines.
-fn load(files: &[SourceFile]) -> Result<Compiled, Vec<String>> {
-    let lines = |diagnostics: &Diagnostics| diagnostics.items().iter().map(ToString::to_string).collect();
-    let compiled = compile::load(files, &env).map_err(|diagnostics| lines(&diagnostics))?;
-    let warnings = lines(&compiled.warnings);
-    Ok(Compiled {
-        snapshot: compiled.snapshot,
-        plan: compiled.plan,
-        warnings,
-    })
+/// Reads and compiles; what is wrong comes as lines. The first time certificates have to be good,
+/// too: later a bad one leaves the old one in place, and the edge says so.
+fn loader() -> impl FnMut(&[SourceFile]) -> Result<Compiled, Vec<String>> + Send + 'static {
+    let lines = |all: &Diagnostics| all.items().iter().map(ToString::to_string).collect::<Vec<_>>();
+    let mut first = true;
+    move |files| {
+        let compiled = compile::load(files, &env).map_err(|diagnostics| lines(&diagnostics))?;
+        if std::mem::take(&mut first) {
+            let bad = bad_files(&compiled);
+            if !bad.is_empty() {
+                return Err(lines(&bad));
+            }
+        }
+        let warnings = lines(&compiled.warnings);
+        Ok(Compiled {
+            snapshot: compiled.snapshot,
+            plan: compiled.plan,
+            warnings,
+        })
+    }
 }
 
 /// Takes as many descriptors as the system lets this process have: the usual soft limit of 1024 is

@@ -3,13 +3,13 @@
 use std::time::Duration;
 
 use bytes::Bytes;
-use sluice_tests::backend::{HttpBackend, full, ok};
+use sluice_tests::backend::{HttpBackend, full, ok, streamed};
 use sluice_tests::gateway::Gateway;
 use sluice_tests::grpc::{EchoClient, EchoServer, Note};
 use sluice_tests::h1::{self, H1};
 use sluice_tests::h2_client::{self, H2, collect};
 use sluice_tests::tls::{self, Ca};
-use sluice_tests::wait::{SOON, wait_until, within};
+use sluice_tests::wait::{SOON, wait_for, wait_until, within};
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
@@ -109,6 +109,34 @@ async fn streams_of_one_connection_run_at_once() {
         let response = collect(response.await.unwrap()).await.unwrap();
         assert_eq!(response.text(), format!("/{n}"));
     }
+}
+
+#[tokio::test]
+async fn a_stream_too_old_sends_its_client_to_another_connection_and_goes_on() {
+    let (feed, chunks) = mpsc::channel(1);
+    let chunks = std::sync::Mutex::new(Some(chunks));
+    let backend = HttpBackend::builder("")
+        .stream(move |_| {
+            let chunks = chunks.lock().ok().and_then(|mut chunks| chunks.take());
+            async move { ok(streamed(chunks.expect("one request"))) }
+        })
+        .start()
+        .await;
+    let gateway = Gateway::start(&web_with(backend.addr(), "maxStreamAge: 1s")).await;
+    let h2 = H2::connect(gateway.addr()).await;
+    let mut send = h2.send.clone().ready().await.unwrap();
+    let (response, _) = send.send_request(h2_client::get("http", WEB, "/"), true).unwrap();
+    feed.send(Bytes::from_static(b"before")).await.unwrap();
+    let mut response = response.await.unwrap();
+    assert_eq!(response.body_mut().data().await.unwrap().unwrap(), "before");
+    let refusal = wait_for("no more streams are taken", SOON, async || {
+        h2.send.clone().ready().await.err()
+    })
+    .await;
+    assert!(refusal.is_go_away(), "{refusal}");
+    feed.send(Bytes::from_static(b", after")).await.unwrap();
+    drop(feed);
+    assert_eq!(collect(response).await.unwrap().text(), ", after");
 }
 
 #[tokio::test]
