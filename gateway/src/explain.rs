@@ -170,7 +170,7 @@ fn listener_for<'s>(
         .enumerate()
         .filter(|(_, l)| l.tls.is_some() == target.tls);
     if target.explicit_port {
-        let port = |i: usize, l: &ListenerSettings| bound.get(i).map_or(l.address.port(), SocketAddr::port);
+        let port = |i: usize, l: &ListenerSettings| bound.get(i).unwrap_or(&l.address).port();
         return listeners.find(|(i, l)| port(*i, l) == target.port);
     }
     listeners.find(|(_, l)| l.visibility == Visibility::External)

@@ -223,6 +223,7 @@ async fn what_cannot_start_answers_at_once_with_its_reason() {
 
     // Put right, it starts at once: what failed was another command.
     bench.apply(&[(&revision(), server(dir.path()))]);
+    assert_eq!(bench.call().await, Call::Forgive);
     bench.activate();
     let instance = bench.added().await;
     bench.ready(instance);
@@ -243,6 +244,7 @@ async fn a_missing_command_and_one_that_never_becomes_ready_are_told_apart() {
     let mut slow = server(dir.path());
     slow.start_timeout = Duration::from_millis(50);
     bench.apply(&[(&revision(), slow)]);
+    assert_eq!(bench.call().await, Call::Forgive);
     bench.activate();
     let instance = bench.added().await;
     assert_eq!(bench.call().await, Call::Remove(instance));

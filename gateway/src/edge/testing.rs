@@ -166,7 +166,7 @@ impl Bench {
             reader,
             Arc::new(Echo(told)),
             Arc::new(AllAsOne(Arc::clone(&counts))),
-            tokio::sync::watch::Sender::new(Drain::Serving),
+            watch::Sender::new(Drain::Serving),
         );
         let errors = edge.apply(&settings).await;
         assert!(errors.is_empty(), "{errors:?}");

@@ -1,3 +1,4 @@
+use crate::observe::Reason;
 use bytes::Bytes;
 use proptest::prelude::*;
 
@@ -31,18 +32,18 @@ pub(super) fn raw(head: &str) -> Vec<u8> {
 #[test]
 fn faults_carry_the_contracts_reason_and_status() {
     let of = |fault: HeadFault| (fault.reason(), fault.status());
-    assert_eq!(of(HeadFault::ContentLengthRepeated), ("bad_request", 400));
-    assert_eq!(of(HeadFault::UnsupportedVersion), ("bad_request", 400));
-    assert_eq!(of(HeadFault::ConnectRefused), ("bad_request", 405));
+    assert_eq!(of(HeadFault::ContentLengthRepeated), (Reason::BadRequest, 400));
+    assert_eq!(of(HeadFault::UnsupportedVersion), (Reason::BadRequest, 400));
+    assert_eq!(of(HeadFault::ConnectRefused), (Reason::BadRequest, 405));
     assert_eq!(
         of(HeadFault::TooManyFields { limit: 1 }),
-        ("headers_too_large", 431)
+        (Reason::HeadersTooLarge, 431)
     );
     assert_eq!(
         of(HeadFault::HeadTooLarge { limit: 1 }),
-        ("headers_too_large", 431)
+        (Reason::HeadersTooLarge, 431)
     );
-    assert_eq!(of(HeadFault::UriTooLong { limit: 1 }), ("uri_too_long", 414));
+    assert_eq!(of(HeadFault::UriTooLong { limit: 1 }), (Reason::UriTooLong, 414));
     assert_eq!(
         HeadFault::ContentLengthRepeated.to_string(),
         "two Content-Length fields"

@@ -1,3 +1,4 @@
+use crate::observe::Reason;
 use std::net::SocketAddr;
 
 use pingora_core::protocols::GetSocketDigest;
@@ -37,6 +38,8 @@ pub(super) struct Peer {
     drain: watch::Sender<Drain>,
     /// The other end of the socket that the close watch watches.
     socket: TcpStream,
+    /// The watched end: the watch does not own it.
+    _watched: Arc<TcpStream>,
 }
 
 pub(super) async fn guard(io: Box<dyn ByteStream>, wire: Wire) -> (GuardedStream, Peer) {
@@ -44,6 +47,7 @@ pub(super) async fn guard(io: Box<dyn ByteStream>, wire: Wire) -> (GuardedStream
     let local = listener.local_addr().unwrap();
     let (client, server) = tokio::join!(TcpStream::connect(local), listener.accept());
     let (server, peer) = server.unwrap();
+    let watched = Arc::new(server);
     let info = Arc::new(ConnectionInfo {
         listener: 0,
         visibility: Visibility::External,
@@ -51,13 +55,18 @@ pub(super) async fn guard(io: Box<dyn ByteStream>, wire: Wire) -> (GuardedStream
         peer,
         client: CLIENT.parse::<SocketAddr>().unwrap(),
         tls: None,
-        close_watch: CloseWatch::new(Arc::new(server)),
+        close_watch: CloseWatch::new(&watched),
     });
     let (drain, told) = watch::channel(Drain::Serving);
     let connection = Connection { io, info, wire };
     let stream = GuardedStream::new(connection, &limits(), told);
     let socket = client.unwrap();
-    (stream, Peer { drain, socket })
+    let peer = Peer {
+        drain,
+        socket,
+        _watched: watched,
+    };
+    (stream, peer)
 }
 
 async fn pair(room: usize) -> (GuardedStream, DuplexStream, Peer) {
@@ -169,7 +178,10 @@ async fn a_head_has_one_deadline_from_its_first_byte() {
     });
     let start = Instant::now();
     let error = next(&mut stream).await.unwrap_err();
-    assert_eq!((error.reason(), error.status()), ("request_timeout", Some(408)));
+    assert_eq!(
+        (error.reason(), error.status()),
+        (Reason::RequestTimeout, Some(408))
+    );
     assert_eq!(start.elapsed().as_secs(), 40);
     assert!(
         next(&mut stream).await.unwrap().is_none(),
@@ -260,7 +272,10 @@ async fn a_head_over_the_limit_is_refused_with_a_bounded_buffer() {
     let huge = format!("GET / HTTP/1.1\r\nX: {}", "a".repeat(200_000));
     client.write_all(huge.as_bytes()).await.unwrap();
     let error = next(&mut stream).await.unwrap_err();
-    assert_eq!((error.reason(), error.status()), ("headers_too_large", Some(431)));
+    assert_eq!(
+        (error.reason(), error.status()),
+        (Reason::HeadersTooLarge, Some(431))
+    );
     assert!(stream.ahead.len() <= 1024 + READ_CHUNK);
 }
 
@@ -272,7 +287,10 @@ async fn a_body_over_the_limit_is_refused_before_or_while_it_comes() {
         .await
         .unwrap();
     let error = next(&mut stream).await.unwrap_err();
-    assert_eq!((error.reason(), error.status()), ("body_too_large", Some(413)));
+    assert_eq!(
+        (error.reason(), error.status()),
+        (Reason::BodyTooLarge, Some(413))
+    );
 
     let (mut stream, mut client, _peer) = pair(4096).await;
     let body = format!("{}\r\n", "a".repeat(500));

@@ -48,9 +48,11 @@ impl Turn {
 
 /// Serves one connection to its end.
 pub(super) async fn serve(proxy: &Proxy, connection: Connection, drain: watch::Receiver<Drain>) {
-    let limits = proxy.engine.serving.load().snapshot().settings().limits.clone();
-    let mut stream = Box::new(GuardedStream::new(connection, &limits, drain.clone()));
-    drop(limits);
+    let mut stream = {
+        let serving = proxy.engine.serving.load();
+        let limits = &serving.snapshot().settings().limits;
+        Box::new(GuardedStream::new(connection, limits, drain.clone()))
+    };
     let born = Instant::now();
     loop {
         let turn = Turn::of(proxy, &mut stream);
@@ -67,7 +69,7 @@ pub(super) async fn serve(proxy: &Proxy, connection: Connection, drain: watch::R
             .as_ref()
             .is_some_and(|upgrade| !is_http2_offer(&upgrade.token))
         {
-            return with_timers(tunnel::serve(proxy, *stream, &head, drain)).await;
+            return with_timers(tunnel::serve(proxy, *stream, &head, drain.clone()), &drain).await;
         }
         let last = turn.max_age.is_some_and(|max| born.elapsed() >= max);
         stream
@@ -76,7 +78,7 @@ pub(super) async fn serve(proxy: &Proxy, connection: Connection, drain: watch::R
         let mut session = ServerSession::new_http1(stream as Stream);
         session.set_keepalive(Some(KEEPALIVE_SECONDS));
         let shutdown = proxy.shutdown.subscribe();
-        let Some(reused) = with_timers(proxy.http.process_new_http(session, &shutdown)).await else {
+        let Some(reused) = with_timers(proxy.http.process_new_http(session, &shutdown), &drain).await else {
             return;
         };
         let (io, _) = reused.consume();

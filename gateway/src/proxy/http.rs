@@ -5,18 +5,18 @@ use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use http::{Method, Version};
+use http::Version;
 use pingora_core::protocols::Digest;
-use pingora_core::protocols::http::server::Session as HttpSession;
 use pingora_core::upstreams::peer::HttpPeer;
 use pingora_error::{Error, ErrorSource, ErrorType, Result};
 use pingora_http::{RequestHeader, ResponseHeader};
 use pingora_proxy::{FailToProxy, ProxyHttp, Session};
-use sluice_model::{Backend, Protocol, RequestView};
+use sluice_model::{Protocol, RequestView};
 
-use super::heads::{RequestFields, ResponseFields, View, rewrite_target};
-use super::{current_timers, upstream};
-use crate::answer::{Answer, Rendered};
+use super::heads::{RequestFields, ResponseFields, View, rewrite_target, settle_framing};
+use super::retry::{MAX_BROKEN, is_idempotent, may_try_again, not_processed, put_off, was_reset};
+use super::{answers, current_timers, upstream};
+use crate::answer::Answer;
 use crate::edge::ConnectionInfo;
 use crate::observe::{Reason, RequestProtocol, Timer};
 use crate::request::{
@@ -24,14 +24,11 @@ use crate::request::{
 };
 use crate::throttle::Outcome;
 
-/// Attempts at most: enough to get past every stale pooled connection and a few dead endpoints.
-pub(super) const MAX_ATTEMPTS: usize = 8;
-
-/// How long a backend that answers 429 without `Retry-After` is left alone.
-const BACK_PRESSURE: Duration = Duration::from_secs(1);
-
 /// How long an unread request body is drained after an early answer, to keep the connection.
 const DRAIN_BODY: Duration = Duration::from_secs(1);
+
+/// How long an upload may stall once its answer is complete.
+const AFTER_ANSWER: Duration = Duration::from_secs(2);
 
 /// Pingora's hooks over the request path.
 pub(super) struct HttpAdapter {
@@ -40,32 +37,18 @@ pub(super) struct HttpAdapter {
 
 /// A request as Pingora's hooks share it.
 pub(super) struct Ctx {
-    request: RequestCtx,
+    pub(super) request: RequestCtx,
     info: Option<Arc<ConnectionInfo>>,
-    status: Option<u16>,
+    /// Of the head that was sent.
+    pub(super) status: Option<u16>,
     body_in: u64,
-    body_too_large: bool,
+    /// More body came than is allowed.
+    pub(super) body_too_large: bool,
+    /// Fresh connections that broke after the request was sent.
+    broken: u32,
 }
 
 impl HttpAdapter {
-    async fn refuse(session: &mut Session, ctx: &mut Ctx, refusal: Refusal) -> Result<()> {
-        if let Refusal::Answer(Answer {
-            reason: Reason::ClientGone,
-            ..
-        }) = refusal
-        {
-            ctx.request.reason = Some(Reason::ClientGone);
-            session.set_keepalive(None);
-            return Ok(());
-        }
-        let rendered = ctx.request.refuse(&refusal);
-        ctx.status = Some(rendered.status);
-        if ctx.request.draining() {
-            session.set_keepalive(None);
-        }
-        write_rendered(session.as_downstream_mut(), rendered).await
-    }
-
     async fn admit(session: &mut Session, ctx: &mut Ctx, first: bool) -> std::result::Result<(), Answer> {
         let close_watch = ctx.info.as_ref().map(|info| info.close_watch.clone());
         let gone = async {
@@ -86,39 +69,6 @@ impl HttpAdapter {
             ctx.request.fail_over(gone).await
         }
     }
-
-    /// What an error before the response head is answered with; `None` when nobody listens.
-    fn answer_for(session: &Session, e: &Error, ctx: &mut Ctx) -> Option<Answer> {
-        if ctx.body_too_large {
-            return Some(Answer::new(
-                Reason::BodyTooLarge,
-                "the request body is larger than allowed",
-            ));
-        }
-        if ctx.request.timers.fired().is_some() {
-            return Some(Answer::new(Reason::Timeout, "the backend took too long"));
-        }
-        if *e.esource() == ErrorSource::Downstream {
-            if let Some(fault) = super::body_fault(session) {
-                let answer = Answer::new(fault.reason(), fault.to_string());
-                return (fault.reason() != Reason::ClientGone).then_some(answer);
-            }
-            return match e.etype() {
-                ErrorType::ReadTimedout => Some(Answer::new(
-                    Reason::RequestTimeout,
-                    "the request body did not come in time",
-                )),
-                ErrorType::InvalidHTTPHeader => {
-                    Some(Answer::new(Reason::BadRequest, "the request is malformed"))
-                }
-                _ => None,
-            };
-        }
-        let failure = ctx.request.failure.take();
-        Some(failure.unwrap_or_else(|| {
-            Answer::new(Reason::UpstreamError, "the backend broke off before it answered")
-        }))
-    }
 }
 
 #[async_trait]
@@ -134,6 +84,7 @@ impl ProxyHttp for HttpAdapter {
             status: None,
             body_in: 0,
             body_too_large: false,
+            broken: 0,
         }
     }
 
@@ -152,8 +103,9 @@ impl ProxyHttp for HttpAdapter {
         let limits = ctx.request.limits().clone();
         session.set_total_drain_timeout(Some(DRAIN_BODY));
         if session.is_http2() {
+            // A request body has no clock of its own here: a stream whose client says nothing for
+            // long is ordinary gRPC. The revision's clocks bound it.
             session.set_write_timeout(Some(limits.write_timeout));
-            session.set_read_timeout(Some(limits.body_read_timeout));
         } else {
             // The guard under an h1 session keeps the time, and what Connection says was judged there.
             session.set_read_timeout(None);
@@ -166,45 +118,18 @@ impl ProxyHttp for HttpAdapter {
             // Pingora takes any Upgrade for an upgrade; real ones never come here.
             session.req_header_mut().remove_header("upgrade");
         }
-        let routed = {
-            let header = session.req_header();
-            let view = View::new(header);
-            let target = header.uri.path_and_query().map_or("/", |pq| pq.as_str());
-            let incoming = Incoming {
-                info: &info,
-                view: &view,
-                host: view.host(),
-                target,
-                head_bytes: view.size(),
+        loop {
+            let outcome = match route(session, &mut ctx.request, &info) {
+                Ok(()) => Self::admit(session, ctx, true).await.map_err(Refusal::from),
+                Err(refusal) => Err(refusal),
             };
-            // An h1 head was judged before it came here.
-            let judged = if session.is_http2() {
-                view.judge(&limits)
-            } else {
-                Ok(())
-            };
-            let too_large = limits
-                .max_body_bytes
-                .is_some_and(|max| view.content_length().is_some_and(|n| n > max));
-            ctx.request.route(&incoming).and_then(|()| {
-                judged?;
-                if too_large {
-                    return Err(
-                        Answer::new(Reason::BodyTooLarge, "the request body is larger than allowed").into(),
-                    );
-                }
-                Ok(())
-            })
-        };
-        if let Err(refusal) = routed {
-            Self::refuse(session, ctx, refusal).await?;
-            return Ok(true);
+            let Err(refusal) = outcome else { return Ok(false) };
+            // Its revision was removed while it waited: the newer table knows where it goes.
+            if !ctx.request.reread() {
+                answers::refuse(session, ctx, refusal).await?;
+                return Ok(true);
+            }
         }
-        if let Err(answer) = Self::admit(session, ctx, true).await {
-            Self::refuse(session, ctx, answer.into()).await?;
-            return Ok(true);
-        }
-        Ok(false)
     }
 
     async fn upstream_peer(&self, session: &mut Session, ctx: &mut Ctx) -> Result<Box<HttpPeer>> {
@@ -315,30 +240,19 @@ impl ProxyHttp for HttpAdapter {
         ctx: &mut Ctx,
     ) -> Result<()> {
         let status = response.status.as_u16();
+        if status == 101 {
+            // Upgrades never come here, so nobody asked for one; passed on, it would turn what
+            // follows into bytes that no rule looks at.
+            return Err(Error::explain(ErrorType::InvalidHTTPHeader, "101 without Upgrade").into_up());
+        }
         if response.status.is_informational() {
             return Ok(());
         }
+        settle_framing(response)?;
         let now = Instant::now();
-        let url = ctx
-            .request
-            .routed
-            .as_ref()
-            .is_some_and(|r| matches!(r.spec.backend, Backend::Url(_)));
-        if url && status == 429 && ctx.request.attempts < MAX_ATTEMPTS as u32 {
-            let asked = response
-                .headers
-                .get("retry-after")
-                .and_then(|v| v.to_str().ok()?.parse().ok());
-            let wait = asked.map_or(BACK_PRESSURE, Duration::from_secs);
-            let patience = ctx
-                .request
-                .routed
-                .as_ref()
-                .map(|r| r.spec.queue.timeout)
-                .unwrap_or_default();
-            if !session.as_ref().retry_buffer_truncated() && ctx.request.queued + wait <= patience {
-                // The platform did not take the request: hold it, and come again.
-                ctx.request.next = Attempt::After(wait);
+        if status == 429 && !session.as_ref().retry_buffer_truncated() {
+            let retry_after = response.headers.get("retry-after").map(|v| v.as_bytes());
+            if put_off(&mut ctx.request, retry_after) {
                 let mut e = Error::explain(ErrorType::HTTPStatus(429), "back-pressure").into_up();
                 e.set_retry(true);
                 return Err(e);
@@ -383,12 +297,21 @@ impl ProxyHttp for HttpAdapter {
 
     fn response_body_filter(
         &self,
-        _: &mut Session,
+        session: &mut Session,
         body: &mut Option<Bytes>,
-        _: bool,
+        end: bool,
         ctx: &mut Ctx,
     ) -> Result<Option<Duration>> {
-        if body.is_some() {
+        if end {
+            if ctx.request.timers.fired().is_some() {
+                // The connection that a clock broke reads as ended, which ends a body that
+                // nothing else delimits.
+                return Err(Error::explain(ErrorType::ReadTimedout, "a timer ran out").into_up());
+            }
+            // Pingora reads on until the upload ends. It holds a Permit, so it must not stall.
+            ctx.request.timers.stop();
+            session.set_read_timeout(Some(AFTER_ANSWER));
+        } else if body.is_some() {
             ctx.request.timers.touch(Instant::now());
         }
         Ok(None)
@@ -401,7 +324,7 @@ impl ProxyHttp for HttpAdapter {
         ctx.request.fail_attempt(Reason::ConnectFailed, e.to_string());
         // Nothing was sent: any request may go elsewhere.
         ctx.request.next = Attempt::OtherEndpoint;
-        e.set_retry(ctx.request.timers.fired().is_none());
+        e.set_retry(ctx.request.timers.fired().is_none() && may_try_again(&ctx.request));
         e
     }
 
@@ -433,15 +356,21 @@ impl ProxyHttp for HttpAdapter {
         ctx.request.fail_attempt(Reason::UpstreamError, e.to_string());
         if !reused && let Some(permit) = &ctx.request.permit {
             permit.report(Outcome::Broke, Instant::now());
+            ctx.broken += 1;
         }
-        let replayable = !session.as_ref().retry_buffer_truncated();
+        // A response came, if none that can be passed on: the request was looked at.
+        let answered = matches!(e.etype(), ErrorType::InvalidHTTPHeader) || was_reset(&e);
+        let replayable = !session.as_ref().retry_buffer_truncated() && !answered;
         let idempotent = is_idempotent(&session.req_header().method);
         ctx.request.next = if reused {
             Attempt::FreshConnection
         } else {
             Attempt::OtherEndpoint
         };
-        e.set_retry(replayable && (idempotent || not_processed(&e)));
+        // It may be the request that breaks backends: not one after another of them.
+        let spared = ctx.broken <= MAX_BROKEN;
+        let safe = replayable && (idempotent && spared || not_processed(&e));
+        e.set_retry(safe && may_try_again(&ctx.request));
         e
     }
 
@@ -459,18 +388,25 @@ impl ProxyHttp for HttpAdapter {
         if head_sent {
             let reason = match (ctx.request.timers.fired(), e.esource()) {
                 (Some(_), _) => Reason::Timeout,
+                (None, ErrorSource::Downstream) if *e.etype() == ErrorType::ReadTimedout => {
+                    Reason::RequestTimeout
+                }
                 (None, ErrorSource::Downstream) => Reason::ClientGone,
+                (None, _) if ctx.request.timers.was_cut() => Reason::Draining,
                 (None, _) => Reason::UpstreamReset,
             };
             ctx.request.reason = Some(reason);
+            if !session.is_http2() {
+                super::break_off(session);
+            }
             return gone;
         }
-        let Some(answer) = Self::answer_for(session, e, ctx) else {
+        let Some(answer) = answers::answer_for(session, e, ctx) else {
             ctx.request.reason = Some(Reason::ClientGone);
             return gone;
         };
         session.set_keepalive(None);
-        if Self::refuse(session, ctx, answer.into()).await.is_err() {
+        if answers::refuse(session, ctx, answer.into()).await.is_err() {
             ctx.request.reason = Some(Reason::ClientGone);
             return gone;
         }
@@ -517,39 +453,29 @@ impl ProxyHttp for HttpAdapter {
     }
 }
 
-/// Safe to send twice (RFC 9110 9.2.2).
-fn is_idempotent(method: &Method) -> bool {
-    matches!(
-        *method,
-        Method::GET | Method::HEAD | Method::OPTIONS | Method::TRACE | Method::PUT | Method::DELETE
-    )
-}
-
-/// Whether the backend said that it did not look at the request: REFUSED_STREAM, or a GOAWAY.
-fn not_processed(e: &Error) -> bool {
-    e.root_cause().downcast_ref::<h2::Error>().is_some_and(|e| {
-        e.reason() == Some(h2::Reason::REFUSED_STREAM)
-            || (e.is_go_away() && e.is_remote() && e.reason() == Some(h2::Reason::NO_ERROR))
-    })
-}
-
-/// Writes an answer of the gateway's own. The connection lives on when the request was read.
-pub(super) async fn write_rendered(session: &mut HttpSession, rendered: Rendered) -> Result<()> {
-    let mut head = ResponseHeader::build(rendered.status, Some(rendered.headers.len() + 1))?;
-    for (name, value) in rendered.headers {
-        head.insert_header(name, value)?;
+/// Finds out where a request goes, unless its head or its announced body is over a limit.
+fn route(
+    session: &Session,
+    request: &mut RequestCtx,
+    info: &Arc<ConnectionInfo>,
+) -> std::result::Result<(), Refusal> {
+    let header = session.req_header();
+    let view = View::new(header);
+    let incoming = Incoming {
+        info,
+        view: &view,
+        host: view.host(),
+        target: header.uri.path_and_query().map_or("/", |pq| pq.as_str()),
+        head_bytes: view.size(),
+    };
+    request.route(&incoming)?;
+    let limits = request.limits();
+    if session.is_http2() {
+        // An h1 head was judged before it came here.
+        view.judge(limits)?;
     }
-    head.set_content_length(rendered.body.len())?;
-    let no_body = rendered.body.is_empty() || session.req_header().method == Method::HEAD;
-    if let HttpSession::H2(h2) = session {
-        // A gRPC answer is trailers-only: its headers have to end the stream.
-        h2.write_response_header(Box::new(head), no_body)?;
-        if !no_body {
-            h2.write_body(rendered.body, true).await?;
-        }
-        return Ok(());
+    match (limits.max_body_bytes, view.content_length()) {
+        (Some(max), Some(length)) if length > max => Err(answers::body_too_large().into()),
+        _ => Ok(()),
     }
-    session.write_response_header(Box::new(head)).await?;
-    let body = if no_body { Bytes::new() } else { rendered.body };
-    session.write_response_body(body, true).await
 }

@@ -46,7 +46,7 @@ impl LiveRevision {
         let names = Names::default();
         let limits = limits(&spec, names.addresses(&targets(&spec)).pending);
         let live = Arc::new(Self {
-            throttler: RevisionThrottler::new(spec.id.clone(), limits, env),
+            throttler: RevisionThrottler::new(spec.id.clone(), spec.service.clone(), limits, env),
             observer,
             names: Mutex::new(names),
             names_changed: Arc::new(Notify::new()),
@@ -99,6 +99,7 @@ impl LiveRevision {
             return;
         }
         let names = self.names.lock();
+        self.throttler.set_service(&spec.service);
         self.spec.store(spec);
         self.refresh(&names, now);
         drop(names);

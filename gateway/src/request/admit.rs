@@ -107,6 +107,7 @@ impl RequestCtx {
     }
 
     fn reject(&mut self, rejection: &Rejection) -> Answer {
+        self.removed = matches!(rejection, Rejection::Removed);
         if matches!(rejection, Rejection::DeadlineExceeded) {
             self.timers.fire(self.timers.missed(Instant::now()));
         }

@@ -141,10 +141,14 @@ pub struct RequestCtx {
     pub queued: Duration,
     /// Endpoints tried.
     pub attempts: u32,
+    /// Of these, how many the backend put off with a 429.
+    pub put_off: u32,
     /// When the last attempt began.
     pub attempt_started: Option<Instant>,
     /// From the start of the last attempt to its response head.
     pub upstream: Option<Duration>,
+    /// The revision was removed while this request waited for it.
+    pub(super) removed: bool,
     pub(super) head_bytes: u64,
     pub(super) endpoint: Option<EndpointAddr>,
     /// The client's address.
@@ -181,8 +185,10 @@ impl RequestCtx {
             detail: None,
             queued: Duration::ZERO,
             attempts: 0,
+            put_off: 0,
             attempt_started: None,
             upstream: None,
+            removed: false,
             head_bytes: 0,
             endpoint: None,
             client: None,
@@ -190,6 +196,23 @@ impl RequestCtx {
             dialect: Dialect::Text,
             time: SystemTime::now(),
         }
+    }
+
+    /// Reads the table anew if the revision this request waited for is not in the current one; then
+    /// it has to be routed and admitted again. The one exception to one Snapshot a request: the
+    /// alternative is to fail it because of a reload.
+    pub fn reread(&mut self) -> bool {
+        if !std::mem::take(&mut self.removed) {
+            return false;
+        }
+        let serving = self.engine.serving.load();
+        if serving.snapshot().generation == self.serving.snapshot().generation {
+            return false;
+        }
+        self.serving = serving;
+        self.routed = None;
+        self.reason = None;
+        true
     }
 
     /// The settings this request sees.

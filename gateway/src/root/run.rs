@@ -7,6 +7,7 @@ use std::process::ExitCode;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use sluice_control::autoscale::autoscaler;
 use sluice_control::compile;
 use sluice_control::config::Diagnostics;
@@ -100,6 +101,7 @@ pub(crate) fn run(args: &RunArgs) -> ExitCode {
 }
 
 fn start(args: &RunArgs, metrics: Metrics, access_log: AccessLog) -> Result<(), Failure> {
+    raise_descriptor_limit();
     let source = FileSource::new(&args.config.paths());
     let reload = source.reload_handle();
     let loaded =
@@ -239,6 +241,19 @@ fn load(files: &[SourceFile]) -> Result<Compiled, Vec<String>> {
         plan: compiled.plan,
         warnings,
     })
+}
+
+/// Takes as many descriptors as the system lets this process have: the usual soft limit of 1024 is
+/// for programs that use `select`. Instances inherit it, as they inherit everything else.
+fn raise_descriptor_limit() {
+    match getrlimit(Resource::RLIMIT_NOFILE) {
+        Ok((soft, hard)) if soft < hard => match setrlimit(Resource::RLIMIT_NOFILE, hard, hard) {
+            Ok(()) => tracing::info!(from = soft, to = hard, "descriptor limit raised"),
+            Err(e) => tracing::warn!("the descriptor limit stays at {soft}: {e}"),
+        },
+        Ok(_) => {}
+        Err(e) => tracing::warn!("the descriptor limit is unknown: {e}"),
+    }
 }
 
 fn workers() -> usize {

@@ -10,8 +10,8 @@ use std::time::{Duration, Instant};
 use sluice_model::{ActivationFailure, Load, QueueLimits};
 
 use super::arrival::{Arrival, Outcome, Place, Tried};
-use super::budget::QueueBudget;
-use super::effects::{Effects, Grant, Resolved, Signal, Verdict};
+use super::budget::{self, Account, Room};
+use super::effects::{Crowded, Effects, Grant, Resolved, Signal, Verdict};
 use super::endpoint::{EndpointPhase, EndpointSet};
 use super::health;
 use super::load::LoadMeter;
@@ -81,11 +81,11 @@ pub(crate) struct Core<W> {
 }
 
 impl<W> Core<W> {
-    pub(crate) fn new(limits: ThrottleLimits, budget: Arc<QueueBudget>, seed: u64, now: Instant) -> Self {
+    pub(crate) fn new(limits: ThrottleLimits, account: Account, seed: u64, now: Instant) -> Self {
         Self {
             endpoints: EndpointSet::new(limits.concurrency, seed),
             limits,
-            queue: Queue::new(budget),
+            queue: Queue::new(account),
             activation: Activation::Idle,
             start_estimate: None,
             closed: None,
@@ -111,9 +111,41 @@ impl<W> Core<W> {
             tried: Vec::new(),
         };
         self.next_seq += 1;
-        let verdict = self.admit(place, now, waiter, &mut fx);
+        let verdict = self.admit(place, None, now, waiter, &mut fx);
         self.settle(now, &mut fx);
         (verdict, fx)
+    }
+
+    /// A request that was [`Crowded`] out is back, with what room was made for it.
+    pub(crate) fn resume(
+        &mut self,
+        place: Place,
+        room: Room,
+        now: Instant,
+        waiter: impl FnOnce() -> W,
+    ) -> (Verdict, Effects<W>) {
+        let mut fx = self.begin(now);
+        // A first attempt waits even where there is nothing yet.
+        let verdict = if !place.tried.is_empty() && self.is_hopeless(&place) {
+            Verdict::Rejected(Rejection::NoEndpoints)
+        } else {
+            self.admit(place, Some(room), now, waiter, &mut fx)
+        };
+        self.settle(now, &mut fx);
+        (verdict, fx)
+    }
+
+    /// The youngest waiter gives way to an arrival elsewhere, if that is still needed and fair.
+    pub(crate) fn displace(&mut self, room: &mut Room, now: Instant) -> Effects<W> {
+        let mut fx = self.begin(now);
+        if let Some(entry) = self.queue.give_way(room) {
+            let retry_after = self.retry_after(now);
+            self.resolve(entry, now, &mut fx, |_, _| {
+                Err(Rejection::Overloaded { retry_after })
+            });
+        }
+        self.settle(now, &mut fx);
+        fx
     }
 
     /// A request is done with its slot.
@@ -143,7 +175,7 @@ impl<W> Core<W> {
         let verdict = if self.is_hopeless(&place) {
             Verdict::Rejected(Rejection::NoEndpoints)
         } else {
-            self.admit(place, now, waiter, &mut fx)
+            self.admit(place, None, now, waiter, &mut fx)
         };
         self.settle(now, &mut fx);
         (verdict, fx)
@@ -275,6 +307,7 @@ impl<W> Core<W> {
     fn admit(
         &mut self,
         place: Place,
+        room: Option<Room>,
         now: Instant,
         waiter: impl FnOnce() -> W,
         fx: &mut Effects<W>,
@@ -289,8 +322,16 @@ impl<W> Core<W> {
         if let Some(slot) = self.endpoints.pick(&place) {
             return Verdict::Granted(self.grant(slot, place));
         }
-        if let Err(rejection) = self.may_wait(place.arrival.bytes, now) {
-            return Verdict::Rejected(rejection);
+        match self.may_wait(place.arrival.bytes, room, now) {
+            Err(rejection) => return Verdict::Rejected(rejection),
+            Ok(budget::Entry::Full) => {
+                let retry_after = self.retry_after(now);
+                return Verdict::Rejected(Rejection::Overloaded { retry_after });
+            }
+            Ok(budget::Entry::Crowded(room, victim)) => {
+                return Verdict::Crowded(Box::new(Crowded { place, room, victim }));
+            }
+            Ok(budget::Entry::Taken) => {}
         }
         let seq = place.seq;
         let expires = self.expiry(place.queued, place.arrival.deadline, now);
@@ -299,8 +340,8 @@ impl<W> Core<W> {
         Verdict::Queued { seq }
     }
 
-    /// Takes a place in the gateway's budget when it says yes.
-    fn may_wait(&self, bytes: u64, now: Instant) -> Result<(), Rejection> {
+    /// Asks the gateway's budget for a place when the revision itself has nothing against it.
+    fn may_wait(&self, bytes: u64, room: Option<Room>, now: Instant) -> Result<budget::Entry, Rejection> {
         if let Some(closing) = self.closed {
             return Err(closing.rejection());
         }
@@ -319,14 +360,12 @@ impl<W> Core<W> {
             }
         }
         let limits = &self.limits.queue;
-        let retry_after = self.retry_after(now);
         if self.queue.len() >= limits.depth || self.queue.bytes().saturating_add(bytes) > limits.bytes {
-            return Err(Rejection::QueueFull { retry_after });
+            return Err(Rejection::QueueFull {
+                retry_after: self.retry_after(now),
+            });
         }
-        if !self.queue.reserve(bytes) {
-            return Err(Rejection::Overloaded { retry_after });
-        }
-        Ok(())
+        Ok(self.queue.enter(bytes, room))
     }
 
     fn grant(&mut self, slot: u32, place: Place) -> Grant {

@@ -6,7 +6,9 @@ use std::time::Duration;
 use sluice_model::{ActivationFailure, InstanceId};
 
 use super::arrival::Place;
+use super::budget::Room;
 use super::endpoint::EndpointState;
+use super::ledger::QueueKey;
 use super::rejection::Rejection;
 
 /// One slot of one endpoint, taken.
@@ -24,8 +26,21 @@ pub(crate) struct Grant {
 #[derive(Debug)]
 pub(crate) enum Verdict {
     Granted(Grant),
-    Queued { seq: u64 },
+    Queued {
+        seq: u64,
+    },
     Rejected(Rejection),
+    /// Boxed: the warm path moves verdicts around and never has this one.
+    Crowded(Box<Crowded>),
+}
+
+/// The gateway is full, and somebody has to give way: let the owner of `victim` make `room`, then
+/// [`resume`](super::core::Core::resume) with it.
+#[derive(Debug)]
+pub(crate) struct Crowded {
+    pub(crate) place: Place,
+    pub(crate) room: Room,
+    pub(crate) victim: QueueKey,
 }
 
 /// Somebody who waited and does not any more.

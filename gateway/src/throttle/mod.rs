@@ -16,7 +16,9 @@ mod core;
 mod effects;
 mod endpoint;
 mod health;
+mod ledger;
 mod load;
+mod observer;
 mod permit;
 mod queue;
 mod rejection;
@@ -24,6 +26,10 @@ mod shell;
 mod supply;
 mod waiter;
 
+#[cfg(test)]
+mod fair_sim_tests;
+#[cfg(test)]
+mod fair_tests;
 #[cfg(test)]
 mod policy_tests;
 #[cfg(test)]
@@ -37,11 +43,10 @@ pub use self::core::{Supply, ThrottleLimits};
 pub use arrival::{Admission, Arrival, Outcome};
 pub use budget::QueueBudget;
 pub use endpoint::{EndpointPhase, EndpointState};
+pub use observer::{ActivationResult, NoObserver, RevisionObserver};
 pub use permit::Permit;
 pub use rejection::{Closing, Rejection};
-pub use shell::{
-    ActivationResult, EndpointView, NoObserver, RevisionObserver, RevisionThrottler, ThrottleEnv,
-};
+pub use shell::{EndpointView, RevisionThrottler, ThrottleEnv};
 pub use waiter::Waiter;
 
 pub(crate) use shell::clock;

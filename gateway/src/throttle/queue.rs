@@ -1,11 +1,12 @@
 //! Who waits, in order of arrival and by when they stop waiting.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use sluice_model::ServiceId;
+
 use super::arrival::Place;
-use super::budget::QueueBudget;
+use super::budget::{self, Account, Room};
 
 /// One held request. `W` is how the shell reaches it.
 #[derive(Debug)]
@@ -39,16 +40,16 @@ pub(crate) struct Queue<W> {
     entries: BTreeMap<u64, Entry<W>>,
     expiry: BTreeSet<(Instant, u64)>,
     bytes: u64,
-    budget: Arc<QueueBudget>,
+    account: Account,
 }
 
 impl<W> Queue<W> {
-    pub(crate) fn new(budget: Arc<QueueBudget>) -> Self {
+    pub(crate) fn new(account: Account) -> Self {
         Self {
             entries: BTreeMap::new(),
             expiry: BTreeSet::new(),
             bytes: 0,
-            budget,
+            account,
         }
     }
 
@@ -72,9 +73,22 @@ impl<W> Queue<W> {
         self.expiry.first().map(|(at, _)| *at)
     }
 
-    /// Takes a place in the gateway-wide budget; to be followed by [`push`](Self::push).
-    pub(crate) fn reserve(&self, bytes: u64) -> bool {
-        self.budget.reserve(bytes)
+    /// Takes a place in the gateway-wide budget; to be followed by [`push`](Self::push) when it is
+    /// [`Taken`](budget::Entry::Taken).
+    pub(crate) fn enter(&self, bytes: u64, room: Option<Room>) -> budget::Entry {
+        self.account.enter(bytes, room)
+    }
+
+    /// Takes the youngest waiter out, its place going to `room`; `None` when nobody has to.
+    pub(crate) fn give_way(&mut self, room: &mut Room) -> Option<Entry<W>> {
+        let (&seq, youngest) = self.entries.last_key_value()?;
+        let gives = self.account.give_way(youngest.place.arrival.bytes, room);
+        if gives { self.take(seq) } else { None }
+    }
+
+    /// Waiters count for this service from now on.
+    pub(crate) fn set_service(&mut self, service: &ServiceId) {
+        self.account.set_service(service);
     }
 
     pub(crate) fn push(&mut self, waiter: W, place: Place, expires: Instant, now: Instant) {
@@ -92,10 +106,8 @@ impl<W> Queue<W> {
     }
 
     pub(crate) fn remove(&mut self, seq: u64) -> Option<Entry<W>> {
-        let entry = self.entries.remove(&seq)?;
-        self.expiry.remove(&(entry.expires, seq));
-        self.bytes -= entry.place.arrival.bytes;
-        self.budget.free(entry.place.arrival.bytes);
+        let entry = self.take(seq)?;
+        self.account.leave(entry.place.arrival.bytes);
         Some(entry)
     }
 
@@ -125,6 +137,14 @@ impl<W> Queue<W> {
             entry.expires = expires;
             self.expiry.insert((expires, seq));
         }
+    }
+
+    /// Its place in the budget stays taken.
+    fn take(&mut self, seq: u64) -> Option<Entry<W>> {
+        let entry = self.entries.remove(&seq)?;
+        self.expiry.remove(&(entry.expires, seq));
+        self.bytes -= entry.place.arrival.bytes;
+        Some(entry)
     }
 
     #[cfg(test)]

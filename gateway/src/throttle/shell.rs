@@ -1,6 +1,5 @@
 //! The async shell: one lock around the core, wake-ups, one timer, news for the control plane.
 
-use std::any::Any;
 use std::fmt;
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
@@ -8,15 +7,17 @@ use std::time::{Duration, Instant};
 use parking_lot::{Mutex, MutexGuard};
 use sluice_model::{
     ActivationFailure, Demand, DemandSink, EndpointAddr, InstanceId, Load, ManagedEndpoint, RevisionId,
+    ServiceId,
 };
 use tokio::sync::futures::Notified;
 use tokio::sync::{Notify, oneshot};
 
 use super::arrival::{Admission, Arrival, Outcome, Place};
-use super::budget::QueueBudget;
+use super::budget::{Account, MakeRoom, QueueBudget, Room};
 use super::core::{Core, ThrottleLimits};
-use super::effects::{Effects, Signal, Verdict};
+use super::effects::{Crowded, Effects, Signal, Verdict};
 use super::endpoint::{EndpointPhase, EndpointState};
+use super::observer::{ActivationResult, RevisionObserver};
 use super::permit::Permit;
 use super::rejection::{Closing, Rejection};
 use super::waiter::{Sender, Waiter};
@@ -28,39 +29,6 @@ const TIMER_LINGER: Duration = Duration::from_secs(1);
 /// The clock that follows tokio's paused one in tests and is the plain one otherwise.
 pub(crate) fn clock() -> Instant {
     tokio::time::Instant::now().into_std()
-}
-
-/// How an activation ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum ActivationResult {
-    /// An endpoint became ready.
-    Ready,
-    /// It failed.
-    Failed(sluice_model::Failure),
-}
-
-/// Told what happens in a throttler, for metrics. Called outside its lock; must not block.
-///
-/// Gauges are not here: they are read with [`RevisionThrottler::peek`]. As a subtrait of `Any` it
-/// lets whoever made an observer get its own type back.
-pub trait RevisionObserver: Any + fmt::Debug + Send + Sync {
-    /// Somebody waited and does not any more; `admitted` or rejected. Not called for a client
-    /// that left.
-    fn queue_waited(&self, waited: Duration, admitted: bool);
-    /// Demand was sent.
-    fn activation_started(&self);
-    /// What was demanded came, or will not.
-    fn activation_finished(&self, result: ActivationResult, took: Duration);
-}
-
-/// Observes nothing.
-#[derive(Debug, Clone, Copy, Default)]
-pub struct NoObserver;
-
-impl RevisionObserver for NoObserver {
-    fn queue_waited(&self, _: Duration, _: bool) {}
-    fn activation_started(&self) {}
-    fn activation_finished(&self, _: ActivationResult, _: Duration) {}
 }
 
 /// What a throttler is connected to.
@@ -111,15 +79,19 @@ struct Shared {
 }
 
 impl RevisionThrottler {
-    /// A throttler without endpoints.
-    pub fn new(id: RevisionId, limits: ThrottleLimits, env: ThrottleEnv) -> Arc<Self> {
-        let core = Core::new(limits, Arc::clone(&env.budget), fastrand::u64(..), clock());
-        Arc::new(Self {
-            id,
-            shared: Mutex::new(Shared { core, armed: None }),
-            env,
-            timer: Arc::new(Notify::new()),
-            probes: Notify::new(),
+    /// A throttler without endpoints. Its waiters count for `service` in the gateway-wide bound.
+    pub fn new(id: RevisionId, service: ServiceId, limits: ThrottleLimits, env: ThrottleEnv) -> Arc<Self> {
+        Arc::new_cyclic(|this: &Weak<Self>| {
+            let owner: Weak<dyn MakeRoom> = this.clone();
+            let account = Account::open(Arc::clone(&env.budget), service, owner);
+            let core = Core::new(limits, account, fastrand::u64(..), clock());
+            Self {
+                id,
+                shared: Mutex::new(Shared { core, armed: None }),
+                env,
+                timer: Arc::new(Notify::new()),
+                probes: Notify::new(),
+            }
         })
     }
 
@@ -130,7 +102,7 @@ impl RevisionThrottler {
 
     /// A request wants a slot. When one is free and nobody waits this allocates nothing.
     pub fn admit(self: &Arc<Self>, arrival: Arrival, now: Instant) -> Admission {
-        self.decide(|core, waiter| core.arrive(arrival, now, waiter))
+        self.decide(now, |core, waiter| core.arrive(arrival, now, waiter))
     }
 
     pub(crate) fn failover(
@@ -139,7 +111,7 @@ impl RevisionThrottler {
         place: Place,
         now: Instant,
     ) -> Admission {
-        self.decide(|core, waiter| core.failover(failed, place, now, waiter))
+        self.decide(now, |core, waiter| core.failover(failed, place, now, waiter))
     }
 
     pub(crate) fn release(self: &Arc<Self>, slot: u32, now: Instant) {
@@ -158,6 +130,11 @@ impl RevisionThrottler {
     /// Keeps to other limits from now on; nothing that runs is stopped.
     pub fn set_limits(self: &Arc<Self>, limits: ThrottleLimits, now: Instant) {
         self.apply(|core| core.set_limits(limits, now));
+    }
+
+    /// Waiters count for this service from now on.
+    pub fn set_service(&self, service: &ServiceId) {
+        self.shared.lock().core.set_service(service);
     }
 
     /// Adds a started instance, to be proven ready. `None` when it is known already.
@@ -315,6 +292,7 @@ impl RevisionThrottler {
 
     fn decide(
         self: &Arc<Self>,
+        now: Instant,
         event: impl FnOnce(&mut Core<Sender>, &mut dyn FnMut() -> Sender) -> (Verdict, Effects<Sender>),
     ) -> Admission {
         let mut receiver = None;
@@ -323,13 +301,26 @@ impl RevisionThrottler {
             receiver = Some(rx);
             tx
         };
-        let verdict = self.apply(|core| event(core, &mut waiter));
+        let mut verdict = self.apply(|core| event(core, &mut waiter));
+        // Nobody's lock is held between the steps. Ends: where the owner finds that it need not
+        // give way, somebody else's arrival or departure changed the books in between.
+        while let Verdict::Crowded(crowded) = verdict {
+            let Crowded {
+                place,
+                mut room,
+                victim,
+            } = *crowded;
+            if let Some(owner) = self.env.budget.owner(victim) {
+                owner.make_room(&mut room, now);
+            }
+            verdict = self.apply(|core| core.resume(place, room, now, &mut waiter));
+        }
         match (verdict, receiver) {
             (Verdict::Granted(grant), _) => Admission::Admitted(Permit::new(Arc::clone(self), grant)),
             (Verdict::Queued { seq }, Some(receiver)) => {
                 Admission::Waiting(Waiter::new(Arc::clone(self), seq, receiver))
             }
-            (Verdict::Queued { .. }, None) => Admission::Rejected(Rejection::Removed),
+            (Verdict::Queued { .. } | Verdict::Crowded(_), _) => Admission::Rejected(Rejection::Removed),
             (Verdict::Rejected(rejection), _) => Admission::Rejected(rejection),
         }
     }
@@ -413,6 +404,12 @@ impl RevisionThrottler {
         drop(shared);
         self.carry_out(fx);
         next
+    }
+}
+
+impl MakeRoom for RevisionThrottler {
+    fn make_room(self: Arc<Self>, room: &mut Room, now: Instant) {
+        self.apply(|core| core.displace(room, now));
     }
 }
 

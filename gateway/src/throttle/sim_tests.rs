@@ -15,6 +15,7 @@ use super::core::{Core, Supply, ThrottleLimits};
 use super::effects::{Effects, Grant, Signal, Verdict};
 use super::endpoint::{EndpointPhase, EndpointState, Slot};
 use super::rejection::{Closing, Rejection};
+use super::test_kit::account;
 
 const SEEDS: u64 = 256;
 const STEPS: usize = 2_000;
@@ -104,7 +105,7 @@ impl World {
             bytes: 3_000,
         }));
         Self {
-            core: Core::new(limits, Arc::clone(&budget), rng.u64(..), now),
+            core: Core::new(limits, account(&budget, "shop"), rng.u64(..), now),
             now,
             budget,
             limits,
@@ -229,6 +230,7 @@ impl World {
         match verdict {
             Verdict::Granted(grant) => self.granted(id, grant),
             Verdict::Rejected(rejection) => self.rejected(id, &rejection),
+            Verdict::Crowded(_) => panic!("a service displaces itself"),
             Verdict::Queued { seq } => {
                 let since = self.now - queued;
                 let waiting = Waiting {

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use sluice_model::{ActivationFailure, EndpointAddr, InstanceId};
+use sluice_model::{ActivationFailure, EndpointAddr, InstanceId, ServiceId};
 
 use super::core::{Activation, Core, Supply, ThrottleLimits};
 use super::effects::{Effects, Signal};
@@ -21,6 +21,11 @@ impl<W> Core<W> {
         self.limits = limits;
         self.settle(now, &mut fx);
         fx
+    }
+
+    /// Its waiters count for this service in the gateway-wide bound.
+    pub(crate) fn set_service(&mut self, service: &ServiceId) {
+        self.queue.set_service(service);
     }
 
     /// An endpoint is known; `ready` when nothing has to prove that first.

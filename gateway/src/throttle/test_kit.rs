@@ -1,10 +1,11 @@
 //! What tests of the shell share.
 
-use std::sync::Arc;
-use std::time::Duration;
+use std::sync::{Arc, Weak};
+use std::time::{Duration, Instant};
 
-use sluice_model::{ActivationFailure, Demand, Failure, InstanceId, ManagedEndpoint, QueueTotals};
+use sluice_model::{ActivationFailure, Demand, Failure, InstanceId, ManagedEndpoint, QueueTotals, ServiceId};
 
+use super::budget::{Account, MakeRoom, Room};
 use super::shell::clock;
 use super::*;
 use crate::registry::test_kit::{Demands, address, id, queue};
@@ -26,7 +27,25 @@ pub(super) fn throttler(supply: Supply, concurrency: Option<u32>) -> (Arc<Revisi
         start_timeout: Duration::from_secs(10),
         supply,
     };
-    (RevisionThrottler::new(id("r"), limits, env), demands)
+    (
+        RevisionThrottler::new(id("r"), service("shop"), limits, env),
+        demands,
+    )
+}
+
+pub(super) fn service(name: &str) -> ServiceId {
+    ServiceId::parse("default", name).expect("a name")
+}
+
+/// An account of a core without a shell: whoever drives the core makes room.
+pub(super) fn account(budget: &Arc<QueueBudget>, name: &str) -> Account {
+    struct Nobody;
+    impl MakeRoom for Nobody {
+        fn make_room(self: Arc<Self>, _: &mut Room, _: Instant) {
+            unreachable!("there is none");
+        }
+    }
+    Account::open(Arc::clone(budget), service(name), Weak::<Nobody>::new())
 }
 
 pub(super) fn fixed(ports: &[u16], concurrency: Option<u32>) -> Arc<RevisionThrottler> {

@@ -38,9 +38,16 @@ async fn two_hundred_reloads_under_load_fail_not_one_request() {
             .get(&format!("extra-{}.default.localhost", n - 1), "/")
             .await;
         assert_eq!(old.status, 404, "generation {} is not", n - 1);
+        // Those of older generations go with the last request that began in them.
+        gateway
+            .wait_metric("sluice_tables_alive", &[], SOON, |n| (1.0..=2.0).contains(&n))
+            .await;
     }
     let report = load.stop().await;
     report.assert_clean();
+    gateway
+        .wait_metric("sluice_tables_alive", &[], SOON, |n| n == 1.0)
+        .await;
     assert!(report.bodies.len() == 3, "{:?}", report.bodies);
     assert_eq!(gateway.reloads("rejected").await, 0.0);
     assert!(gateway.reloads("applied").await >= 200.0);
@@ -236,4 +243,22 @@ async fn a_changed_limit_applies_in_place() {
         assert_eq!(request.await.unwrap().unwrap().status, 200);
     }
     assert_eq!(backend.peak_in_flight(), 3);
+}
+
+#[tokio::test]
+async fn a_request_that_waits_for_a_revision_that_is_removed_goes_where_its_host_leads_now() {
+    let backend = HttpBackend::start("elsewhere").await;
+    let never = crate::cold_start::shell_service("sleep 1000", "");
+    let gateway = Gateway::start(&never).await;
+    let addr = gateway.addr();
+    let waiting =
+        tokio::spawn(async move { sluice_tests::h1::fetch(addr, &sluice_tests::h1::get(WEB, "/")).await });
+    gateway
+        .wait_metric("sluice_queue_depth", &[], SOON, |n| n == 1.0)
+        .await;
+    gateway
+        .reload(&web(backend.addr()).replace("web-a", "web-b"))
+        .await;
+    let response = waiting.await.unwrap().unwrap();
+    assert_eq!((response.status, response.text().as_str()), (200, "elsewhere"));
 }

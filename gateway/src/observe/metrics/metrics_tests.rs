@@ -1,3 +1,4 @@
+use crate::edge::{CloseReason, EdgeMetrics, Protocol};
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
@@ -16,6 +17,9 @@ impl LoadView for Loads {
     }
     fn endpoints(&self, _: &RevisionId) -> Vec<EndpointLoad> {
         Vec::new()
+    }
+    fn tables(&self) -> usize {
+        2
     }
 }
 

@@ -82,7 +82,7 @@ impl World {
                     let chosen = live.into_iter().take(take).collect();
                     bench.step(Event::Victims { asked: count, chosen });
                 }
-                Action::RetireThese(_) | Action::Fail(_) | Action::Warn(_) => {}
+                Action::RetireThese(_) | Action::Fail(_) | Action::Forgive | Action::Warn(_) => {}
             }
         }
     }

@@ -1,0 +1,88 @@
+//! What the HTTP adapter says by itself: refusals, and answers to what went wrong on the way.
+
+use bytes::Bytes;
+use http::Method;
+use pingora_core::protocols::http::server::Session as HttpSession;
+use pingora_error::{Error, ErrorSource, ErrorType, Result};
+use pingora_http::ResponseHeader;
+use pingora_proxy::Session;
+
+use super::http::Ctx;
+use crate::answer::{Answer, Rendered};
+use crate::observe::Reason;
+use crate::request::Refusal;
+
+/// More body than `limits.maxBodyBytes`.
+pub(super) fn body_too_large() -> Answer {
+    Answer::new(Reason::BodyTooLarge, "the request body is larger than allowed")
+}
+
+/// Answers a request that is not sent on. One whose client left is only noted.
+pub(super) async fn refuse(session: &mut Session, ctx: &mut Ctx, refusal: Refusal) -> Result<()> {
+    if let Refusal::Answer(Answer {
+        reason: Reason::ClientGone,
+        ..
+    }) = refusal
+    {
+        ctx.request.reason = Some(Reason::ClientGone);
+        session.set_keepalive(None);
+        return Ok(());
+    }
+    let rendered = ctx.request.refuse(&refusal);
+    ctx.status = Some(rendered.status);
+    if ctx.request.draining() {
+        session.set_keepalive(None);
+    }
+    write_rendered(session.as_downstream_mut(), rendered).await
+}
+
+/// What an error before the response head is answered with; `None` when nobody listens.
+pub(super) fn answer_for(session: &Session, e: &Error, ctx: &mut Ctx) -> Option<Answer> {
+    if ctx.body_too_large {
+        return Some(body_too_large());
+    }
+    if ctx.request.timers.fired().is_some() {
+        return Some(Answer::new(Reason::Timeout, "the backend took too long"));
+    }
+    if *e.esource() == ErrorSource::Downstream {
+        if let Some(fault) = super::body_fault(session) {
+            let answer = Answer::new(fault.reason(), fault.to_string());
+            return (fault.reason() != Reason::ClientGone).then_some(answer);
+        }
+        return match e.etype() {
+            ErrorType::ReadTimedout => Some(Answer::new(
+                Reason::RequestTimeout,
+                "the request body did not come in time",
+            )),
+            ErrorType::InvalidHTTPHeader => Some(Answer::new(Reason::BadRequest, "the request is malformed")),
+            _ => None,
+        };
+    }
+    let failure = ctx.request.failure.take();
+    Some(
+        failure.unwrap_or_else(|| {
+            Answer::new(Reason::UpstreamError, "the backend broke off before it answered")
+        }),
+    )
+}
+
+/// Writes an answer of the gateway's own. The connection lives on when the request was read.
+async fn write_rendered(session: &mut HttpSession, rendered: Rendered) -> Result<()> {
+    let mut head = ResponseHeader::build(rendered.status, Some(rendered.headers.len() + 1))?;
+    for (name, value) in rendered.headers {
+        head.insert_header(name, value)?;
+    }
+    head.set_content_length(rendered.body.len())?;
+    let no_body = rendered.body.is_empty() || session.req_header().method == Method::HEAD;
+    if let HttpSession::H2(h2) = session {
+        // A gRPC answer is trailers-only: its headers have to end the stream.
+        h2.write_response_header(Box::new(head), no_body)?;
+        if !no_body {
+            h2.write_body(rendered.body, true).await?;
+        }
+        return Ok(());
+    }
+    session.write_response_header(Box::new(head)).await?;
+    let body = if no_body { Bytes::new() } else { rendered.body };
+    session.write_response_body(body, true).await
+}

@@ -1,0 +1,377 @@
+//! The books of the gateway-wide bound: which service holds how much of it, and who gives way when
+//! it is reached.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+
+use sluice_model::{QueueTotals, ServiceId};
+
+/// Names a queue for as long as it exists.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(crate) struct QueueKey(pub(super) u64);
+
+/// Places and bytes that somebody has.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Held {
+    pub(crate) depth: usize,
+    pub(crate) bytes: u64,
+}
+
+impl Held {
+    /// What one waiter takes.
+    pub(crate) fn one(bytes: u64) -> Self {
+        Self { depth: 1, bytes }
+    }
+
+    pub(crate) fn is_nothing(self) -> bool {
+        self == Self::default()
+    }
+
+    fn of(self, bound: Bound) -> u64 {
+        match bound {
+            Bound::Depth => self.depth as u64,
+            Bound::Bytes => self.bytes,
+        }
+    }
+
+    fn plus(self, other: Self) -> Self {
+        Self {
+            depth: self.depth.saturating_add(other.depth),
+            bytes: self.bytes.saturating_add(other.bytes),
+        }
+    }
+
+    fn minus(self, other: Self) -> Self {
+        Self {
+            depth: self.depth.saturating_sub(other.depth),
+            bytes: self.bytes.saturating_sub(other.bytes),
+        }
+    }
+}
+
+/// What an arrival wants: one place and these bytes.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Want<'a> {
+    pub(super) service: &'a ServiceId,
+    pub(super) bytes: u64,
+    /// What others gave up for it so far; the books have it with its service.
+    pub(super) room: Held,
+}
+
+/// The answer to a [`Want`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Decision {
+    Fits,
+    /// The youngest waiter of this queue has to give way first.
+    Displace(QueueKey),
+    Refused,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Bound {
+    Depth,
+    Bytes,
+}
+
+/// How a want stands to the bounds.
+enum Standing {
+    Fits,
+    /// Its service is below the equal share, which is this, of a bound that is reached.
+    Below(Bound, u64),
+    Above,
+}
+
+#[derive(Debug, Default)]
+struct Share {
+    /// What its queues hold, and what is given up for its arrivals.
+    held: Held,
+    queues: BTreeMap<QueueKey, Held>,
+}
+
+/// Who holds how much. A service is in it as long as it holds something, so it is bounded by the
+/// number of services and by the bound itself.
+#[derive(Debug)]
+pub(super) struct Ledger {
+    totals: QueueTotals,
+    used: Held,
+    services: HashMap<ServiceId, Share>,
+    /// Services by what they hold: a full gateway with ten thousand services that wait finds its
+    /// longest queue without looking at all of them.
+    by_depth: BTreeSet<(u64, ServiceId)>,
+    by_bytes: BTreeSet<(u64, ServiceId)>,
+}
+
+impl Ledger {
+    pub(super) fn new(totals: QueueTotals) -> Self {
+        Self {
+            totals,
+            used: Held::default(),
+            services: HashMap::new(),
+            by_depth: BTreeSet::new(),
+            by_bytes: BTreeSet::new(),
+        }
+    }
+
+    pub(super) fn set_totals(&mut self, totals: QueueTotals) {
+        self.totals = totals;
+    }
+
+    pub(super) fn used(&self) -> Held {
+        self.used
+    }
+
+    #[cfg(test)]
+    pub(super) fn services(&self) -> usize {
+        let ranked = (self.by_depth.len(), self.by_bytes.len());
+        assert_eq!(ranked, (self.services.len(), self.services.len()));
+        self.services.len()
+    }
+
+    /// Books `more` for a service: in a queue of its, or as room for an arrival.
+    pub(super) fn add(&mut self, service: &ServiceId, queue: Option<QueueKey>, more: Held) {
+        self.used = self.used.plus(more);
+        self.change(service, |share| {
+            share.held = share.held.plus(more);
+            if let Some(key) = queue {
+                let held = share.queues.entry(key).or_default();
+                *held = held.plus(more);
+            }
+        });
+    }
+
+    /// Takes back what [`add`](Self::add) booked.
+    pub(super) fn remove(&mut self, service: &ServiceId, queue: Option<QueueKey>, less: Held) {
+        self.used = self.used.minus(less);
+        self.change(service, |share| {
+            share.held = share.held.minus(less);
+            if let Some(key) = queue
+                && let Some(held) = share.queues.get_mut(&key)
+            {
+                *held = held.minus(less);
+                if held.depth == 0 {
+                    share.queues.remove(&key);
+                }
+            }
+        });
+    }
+
+    /// A queue counts for another service from now on.
+    pub(super) fn transfer(&mut self, queue: QueueKey, from: &ServiceId, to: &ServiceId) {
+        let share = self.services.get(from);
+        if let Some(&held) = share.and_then(|share| share.queues.get(&queue)) {
+            self.remove(from, Some(queue), held);
+            self.add(to, Some(queue), held);
+        }
+    }
+
+    /// Whether an arrival may take its place, and who gives way for it if somebody does: the
+    /// longest queue of the service that holds most of what is short.
+    pub(super) fn decide(&self, want: Want<'_>) -> Decision {
+        match self.standing(want) {
+            Standing::Fits => Decision::Fits,
+            Standing::Above => Decision::Refused,
+            Standing::Below(bound, share) => self
+                .longest(bound, share)
+                .map_or(Decision::Refused, Decision::Displace),
+        }
+    }
+
+    /// Whether it is still right that a waiter of this service gives way for this arrival. Time
+    /// passes between the decision and its execution.
+    pub(super) fn gives_way(&self, service: &ServiceId, want: Want<'_>) -> bool {
+        match self.standing(want) {
+            Standing::Below(bound, share) => self.held(service).of(bound) > share,
+            Standing::Fits | Standing::Above => false,
+        }
+    }
+
+    fn held(&self, service: &ServiceId) -> Held {
+        self.services.get(service).map(|s| s.held).unwrap_or_default()
+    }
+
+    fn standing(&self, want: Want<'_>) -> Standing {
+        let need = Held::one(want.bytes);
+        let own = self.held(want.service).minus(want.room);
+        let newcomer = !self.services.contains_key(want.service);
+        let sharing = (self.services.len() + usize::from(newcomer)) as u64;
+        let mut short = None;
+        for bound in [Bound::Depth, Bound::Bytes] {
+            let (need, room) = (need.of(bound), want.room.of(bound));
+            let used = self.used.of(bound).saturating_sub(room);
+            // What others gave up may be taken even where lowered totals are exceeded still: it
+            // makes nothing worse, and nobody has to give way for a reload.
+            if need <= room || used.saturating_add(need) <= self.total(bound) {
+                continue;
+            }
+            // In whole places: a share is never exceeded by making room for somebody, so no two
+            // services can displace one another in turns.
+            let share = self.total(bound) / sharing;
+            if own.of(bound).saturating_add(need) > share {
+                return Standing::Above;
+            }
+            short = short.or(Some(Standing::Below(bound, share)));
+        }
+        short.unwrap_or(Standing::Fits)
+    }
+
+    /// Only services above their share give way. There always is one, unless what they had is
+    /// already given up for arrivals on their way in.
+    fn longest(&self, bound: Bound, share: u64) -> Option<QueueKey> {
+        let ranked = self.ranked(bound).iter().rev();
+        let above = ranked.take_while(|(held, _)| *held > share);
+        above
+            .filter_map(|(_, service)| self.services.get(service)?.longest(bound))
+            .next()
+    }
+
+    fn total(&self, bound: Bound) -> u64 {
+        match bound {
+            Bound::Depth => self.totals.depth as u64,
+            Bound::Bytes => self.totals.bytes,
+        }
+    }
+
+    fn ranked(&self, bound: Bound) -> &BTreeSet<(u64, ServiceId)> {
+        match bound {
+            Bound::Depth => &self.by_depth,
+            Bound::Bytes => &self.by_bytes,
+        }
+    }
+
+    /// Changes a share and its ranks together.
+    fn change(&mut self, service: &ServiceId, change: impl FnOnce(&mut Share)) {
+        let share = self.services.entry(service.clone()).or_default();
+        let before = share.held;
+        change(share);
+        let after = share.held;
+        if after.depth == 0 {
+            self.services.remove(service);
+        }
+        for bound in [Bound::Depth, Bound::Bytes] {
+            let ranks = match bound {
+                Bound::Depth => &mut self.by_depth,
+                Bound::Bytes => &mut self.by_bytes,
+            };
+            if before.depth > 0 {
+                ranks.remove(&(before.of(bound), service.clone()));
+            }
+            if after.depth > 0 {
+                ranks.insert((after.of(bound), service.clone()));
+            }
+        }
+    }
+}
+
+impl Share {
+    fn longest(&self, bound: Bound) -> Option<QueueKey> {
+        let queues = self.queues.iter().map(|(key, held)| (held.of(bound), *key));
+        queues.filter(|(held, _)| *held > 0).max().map(|(_, key)| key)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn service(name: &str) -> ServiceId {
+        ServiceId::parse("default", name).expect("a name")
+    }
+
+    fn ledger(depth: usize, bytes: u64) -> Ledger {
+        Ledger::new(QueueTotals { depth, bytes })
+    }
+
+    fn fill(ledger: &mut Ledger, name: &str, queue: u64, waiters: usize, bytes: u64) {
+        for _ in 0..waiters {
+            ledger.add(&service(name), Some(QueueKey(queue)), Held::one(bytes));
+        }
+    }
+
+    fn ask(ledger: &Ledger, name: &str, bytes: u64) -> Decision {
+        ledger.decide(Want {
+            service: &service(name),
+            bytes,
+            room: Held::default(),
+        })
+    }
+
+    #[test]
+    fn below_its_share_a_service_displaces_and_at_its_share_it_is_refused() {
+        let mut books = ledger(10, 1_000);
+        fill(&mut books, "flood", 1, 10, 1);
+        assert_eq!(ask(&books, "flood", 1), Decision::Refused);
+        for had in 0..5 {
+            assert_eq!(ask(&books, "quiet", 1), Decision::Displace(QueueKey(1)), "{had}");
+            books.remove(&service("flood"), Some(QueueKey(1)), Held::one(1));
+            assert_eq!(ask(&books, "quiet", 1), Decision::Fits);
+            fill(&mut books, "quiet", 2, 1, 1);
+        }
+        assert_eq!(ask(&books, "quiet", 1), Decision::Refused);
+        assert_eq!(ask(&books, "flood", 1), Decision::Refused);
+        // A third one makes the shares smaller: three each, and one place for whoever was first.
+        assert!(matches!(ask(&books, "third", 1), Decision::Displace(_)));
+    }
+
+    #[test]
+    fn bytes_are_shared_like_places() {
+        let mut books = ledger(100, 1_000);
+        fill(&mut books, "many", 1, 20, 5);
+        fill(&mut books, "big", 2, 3, 300);
+        assert_eq!(ask(&books, "quiet", 333), Decision::Displace(QueueKey(2)));
+        assert_eq!(ask(&books, "quiet", 334), Decision::Refused, "more than a third");
+        assert_eq!(ask(&books, "quiet", 0), Decision::Fits);
+        assert_eq!(ask(&books, "quiet", u64::MAX), Decision::Refused);
+    }
+
+    #[test]
+    fn the_share_is_a_services_and_its_longest_queue_gives_way() {
+        let mut books = ledger(12, 1_000);
+        fill(&mut books, "one", 1, 5, 1);
+        fill(&mut books, "two", 2, 3, 1);
+        fill(&mut books, "two", 3, 4, 1);
+        assert_eq!(ask(&books, "quiet", 1), Decision::Displace(QueueKey(3)));
+        assert_eq!(ask(&books, "two", 1), Decision::Refused);
+        books.transfer(QueueKey(3), &service("two"), &service("one"));
+        assert_eq!(ask(&books, "quiet", 1), Decision::Displace(QueueKey(1)));
+        assert_eq!(books.services(), 2);
+    }
+
+    #[test]
+    fn more_services_than_places_displace_nobody() {
+        let mut books = ledger(2, 1_000);
+        fill(&mut books, "a", 1, 1, 1);
+        fill(&mut books, "b", 2, 1, 1);
+        assert_eq!(ask(&books, "c", 1), Decision::Refused);
+        assert_eq!(ask(&ledger(0, 0), "c", 0), Decision::Refused);
+    }
+
+    #[test]
+    fn room_that_was_made_belongs_to_its_arrival_even_above_lowered_totals() {
+        let mut books = ledger(4, 100);
+        fill(&mut books, "flood", 1, 4, 25);
+        books.set_totals(QueueTotals { depth: 2, bytes: 50 });
+        assert_eq!(ask(&books, "quiet", 25), Decision::Displace(QueueKey(1)));
+        books.remove(&service("flood"), Some(QueueKey(1)), Held::one(25));
+        books.add(&service("quiet"), None, Held::one(25));
+        assert_eq!(ask(&books, "other", 1), Decision::Refused);
+        let quiet = service("quiet");
+        let want = |bytes| Want {
+            service: &quiet,
+            bytes,
+            room: Held::one(25),
+        };
+        assert_eq!(books.decide(want(25)), Decision::Fits);
+        assert_eq!(books.decide(want(26)), Decision::Refused);
+        assert!(!books.gives_way(&service("flood"), want(25)));
+    }
+
+    #[test]
+    fn who_holds_nothing_is_not_in_it() {
+        let mut books = ledger(4, 100);
+        fill(&mut books, "a", 1, 2, 0);
+        fill(&mut books, "b", 2, 1, 7);
+        assert_eq!((books.services(), books.used()), (2, Held { depth: 3, bytes: 7 }));
+        books.remove(&service("b"), Some(QueueKey(2)), Held::one(7));
+        books.remove(&service("a"), Some(QueueKey(1)), Held { depth: 2, bytes: 0 });
+        assert_eq!((books.services(), books.used()), (0, Held::default()));
+    }
+}
