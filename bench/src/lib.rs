@@ -1,1 +1,94 @@
-//! Placeholder.
+//! Operations of the request path and of a Snapshot's change, set up for measuring.
+//!
+//! Each is measured in two ways: by the clock (`benches/micro.rs`) and in instructions and
+//! allocations, which the rest of the machine does not disturb (`src/bin/operation.rs` under
+//! valgrind). Both run the same loops.
+
+mod admission;
+mod fixture;
+mod head;
+mod routing;
+mod snapshot;
+
+use std::hint::black_box;
+use std::time::{Duration, Instant};
+
+/// Runs it this many times and says how long that took, set-up left out.
+pub type Run = Box<dyn FnMut(u64) -> Duration>;
+
+/// One thing that is measured.
+pub struct Operation {
+    /// What and on what: `find/exact/100000`.
+    pub name: String,
+    /// How much one run costs, so that nobody counts instructions of what takes seconds.
+    pub weight: Weight,
+    /// Sets it up.
+    pub set_up: Box<dyn Fn() -> Run>,
+}
+
+/// How much one run costs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Weight {
+    /// Nanoseconds, on one thread.
+    Light,
+    /// Nanoseconds, on several threads: instructions say nothing about contention.
+    Contended,
+    /// Milliseconds.
+    Heavy,
+}
+
+/// All operations.
+pub fn operations() -> Vec<Operation> {
+    let groups = [
+        routing::operations(),
+        admission::operations(),
+        head::operations(),
+        snapshot::operations(),
+    ];
+    groups.into_iter().flatten().collect()
+}
+
+/// The frame that valgrind counts in: everything outside is set-up.
+#[inline(never)]
+pub fn measured(run: &mut Run, times: u64) -> Duration {
+    run(times)
+}
+
+fn operation(name: impl Into<String>, weight: Weight, set_up: impl Fn() -> Run + 'static) -> Operation {
+    Operation {
+        name: name.into(),
+        weight,
+        set_up: Box::new(set_up),
+    }
+}
+
+/// A run that calls `once` with the number of the turn.
+fn repeat<T>(mut once: impl FnMut(u64) -> T + 'static) -> Run {
+    Box::new(move |times| {
+        let start = Instant::now();
+        for turn in 0..times {
+            black_box(once(turn));
+        }
+        start.elapsed()
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_operation_runs() {
+        let mut names = Vec::new();
+        for operation in operations() {
+            if !operation.name.ends_with("100000") {
+                measured(&mut (operation.set_up)(), 3);
+            }
+            names.push(operation.name);
+        }
+        let all = names.len();
+        names.sort();
+        names.dedup();
+        assert_eq!(names.len(), all, "two operations share a name");
+    }
+}

@@ -62,7 +62,8 @@ pub fn normalize_host<'b>(raw: &[u8], buf: &'b mut [u8; 256]) -> Result<&'b str,
         };
     }
     let out = &buf[..host.len()];
-    if !literal && (out[0] == b'.' || out.windows(2).any(|w| w == b"..")) {
+    let empty_label = out.starts_with(b".") || out.ends_with(b".") || out.windows(2).any(|w| w == b"..");
+    if !literal && empty_label {
         return Err(NameError::BadLabel);
     }
     // Only ASCII was copied.
@@ -243,7 +244,9 @@ mod tests {
         assert_eq!(host("a:99999"), Err(NameError::BadPort));
         assert_eq!(host("a b"), Err(NameError::BadByte(b' ')));
         assert_eq!(host("a@b"), Err(NameError::BadByte(b'@')));
-        assert_eq!(host("a..b"), Err(NameError::BadLabel));
+        for raw in ["a..b", ".a", "a..", "a..:80", ".."] {
+            assert_eq!(host(raw), Err(NameError::BadLabel), "{raw}");
+        }
         assert_eq!(host(&"a".repeat(254)), Err(NameError::TooLong));
     }
 

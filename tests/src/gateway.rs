@@ -1,121 +1,27 @@
 //! The real binary, started for one test and ended with it.
 
-use std::collections::{BTreeMap, VecDeque};
+mod output;
+mod start;
+
+use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
-use std::process::{ExitStatus, Stdio};
-use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::process::ExitStatus;
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use nix::sys::signal::Signal;
 use nix::unistd::Pid;
 use serde_json::Value;
 use tempfile::TempDir;
-use tokio::io::{AsyncBufReadExt, AsyncRead, BufReader};
-use tokio::process::{Child, Command};
+use tokio::process::Child;
 
-use crate::cli::sluice_bin;
+use self::output::{Bound, Output, lock};
+pub use self::start::{Builder, with_defaults};
+use self::start::{complete, write};
 use crate::h1::{self, H1Response};
 use crate::metrics::Metrics;
 use crate::wait::{SOON, wait_for, wait_until, within};
-
-/// Lines kept of each output; older ones are dropped.
-const KEPT_LINES: usize = 20_000;
-
-/// Ports of one gateway's instances. Tests run at once, and each gateway gets a range of its own:
-/// one that counts starts must not see another's take its port.
-const PORTS: u32 = 50;
-
-/// Within the default range of `processes.ports`, which no kernel gives to clients.
-const FIRST_PORT: u32 = 20_000;
-
-/// How many ranges there are before they are used again.
-const RANGES: u32 = 200;
-
-/// How a gateway is started.
-#[derive(Debug)]
-pub struct Builder {
-    dir: TempDir,
-    config: String,
-    processes: String,
-    source: Option<PathBuf>,
-    args: Vec<String>,
-    env: Vec<(String, String)>,
-}
-
-impl Builder {
-    /// Adds an argument after `run PATH`.
-    pub fn arg(mut self, arg: &str) -> Self {
-        self.args.push(arg.to_owned());
-        self
-    }
-
-    /// Adds an environment variable.
-    pub fn env(mut self, key: &str, value: &str) -> Self {
-        self.env.push((key.to_owned(), value.to_owned()));
-        self
-    }
-
-    /// Writes a file beside the config.
-    ///
-    /// # Panics
-    /// When it cannot be written.
-    pub fn file(self, name: &str, content: &str) -> Self {
-        write(&self.dir.path().join(name), content);
-        self
-    }
-
-    /// Runs on this path instead of the config file; the caller put the config there.
-    pub fn source(mut self, path: &Path) -> Self {
-        self.source = Some(path.to_owned());
-        self
-    }
-
-    /// The directory that the config will be in.
-    pub fn dir(&self) -> &Path {
-        self.dir.path()
-    }
-
-    /// Starts it and waits until it is ready.
-    ///
-    /// # Panics
-    /// When it exits or does not become ready soon, with what it said.
-    pub async fn start(self) -> Gateway {
-        let config_path = self.dir.path().join("sluice.yaml");
-        if self.source.is_none() {
-            write(
-                &config_path,
-                &complete(&with_defaults(&self.config), &self.processes),
-            );
-        }
-        let mut child = Command::new(sluice_bin())
-            .arg("run")
-            .arg(self.source.as_ref().unwrap_or(&config_path))
-            .args(&self.args)
-            .envs(self.env)
-            .current_dir(self.dir.path())
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .kill_on_drop(true)
-            .spawn()
-            .expect("the binary starts");
-        let output = Arc::new(Mutex::new(Output::default()));
-        capture(child.stdout.take(), &output, |o| &mut o.stdout);
-        capture(child.stderr.take(), &output, |o| &mut o.stderr);
-        let mut gateway = Gateway {
-            pid: child.id().expect("a running process"),
-            child,
-            dir: self.dir,
-            config_path,
-            processes: self.processes,
-            output,
-        };
-        gateway.until_ready().await;
-        gateway
-    }
-}
 
 /// A running gateway; dropping it kills it.
 #[derive(Debug)]
@@ -128,42 +34,6 @@ pub struct Gateway {
     output: Arc<Mutex<Output>>,
 }
 
-#[derive(Debug, Default)]
-struct Output {
-    stdout: VecDeque<String>,
-    stderr: VecDeque<String>,
-    bound: Bound,
-}
-
-#[derive(Debug, Default, Clone)]
-struct Bound {
-    listeners: BTreeMap<usize, SocketAddr>,
-    admin: Option<SocketAddr>,
-    health: Option<SocketAddr>,
-    ready: bool,
-}
-
-impl Bound {
-    /// Reads a line such as `sluice: listener 0 on 127.0.0.1:34567 (http)`.
-    fn learn(&mut self, line: &str) {
-        let Some((_, said)) = line.split_once("sluice: ") else {
-            return;
-        };
-        let words: Vec<&str> = said.split_whitespace().collect();
-        match words.as_slice() {
-            ["listener", index, "on", addr, ..] => {
-                if let (Ok(index), Ok(addr)) = (index.parse(), addr.parse()) {
-                    self.listeners.insert(index, addr);
-                }
-            }
-            ["admin", "on", addr, ..] => self.admin = addr.parse().ok(),
-            ["health", "on", addr, ..] => self.health = addr.parse().ok(),
-            ["ready", ..] => self.ready = true,
-            _ => {}
-        }
-    }
-}
-
 impl Gateway {
     /// Prepares a gateway with this config. What it does not say is added: one listener and the
     /// admin on ports of the kernel's choice, a JSON access log, and a range of ports for instances.
@@ -171,16 +41,7 @@ impl Gateway {
     /// # Panics
     /// When there is no place for temporary files.
     pub fn builder(config: &str) -> Builder {
-        static NEXT: AtomicU32 = AtomicU32::new(0);
-        let first = FIRST_PORT + NEXT.fetch_add(1, Ordering::Relaxed) % RANGES * PORTS;
-        Builder {
-            processes: format!("processes: {{max: 40, ports: {first}-{}}}", first + PORTS - 1),
-            dir: TempDir::new().expect("a temporary directory"),
-            config: config.to_owned(),
-            source: None,
-            args: Vec::new(),
-            env: Vec::new(),
-        }
+        Builder::new(config)
     }
 
     /// Starts one with this config; see [`builder`](Self::builder).
@@ -466,7 +327,7 @@ impl Gateway {
         self.lock().bound.clone()
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, Output> {
+    fn lock(&self) -> MutexGuard<'_, Output> {
         lock(&self.output)
     }
 }
@@ -484,93 +345,5 @@ impl Drop for Gateway {
         }
         // `kill_on_drop` would do as well, but only when a runtime is left to reap the child.
         let _ = self.child.start_kill();
-    }
-}
-
-/// Adds the listener, admin and access log that a config does not speak of.
-pub fn with_defaults(config: &str) -> String {
-    let mut out = config.to_owned();
-    for default in [
-        "accessLog: {format: json}",
-        "admin: {address: 127.0.0.1:0}",
-        "listeners: [{address: 127.0.0.1:0}]",
-    ] {
-        out = complete(&out, default);
-    }
-    out
-}
-
-/// Adds one line unless the config has its key.
-fn complete(config: &str, default: &str) -> String {
-    let key = default.split_inclusive(':').next().unwrap_or_default();
-    if config.lines().any(|line| line.starts_with(key)) {
-        return config.to_owned();
-    }
-    format!("{default}\n{config}")
-}
-
-fn write(path: &Path, content: &str) {
-    std::fs::write(path, content).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
-}
-
-fn lock(output: &Mutex<Output>) -> std::sync::MutexGuard<'_, Output> {
-    output.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-/// Reads lines until the pipe's end; the task ends with the process.
-fn capture(
-    pipe: Option<impl AsyncRead + Unpin + Send + 'static>,
-    output: &Arc<Mutex<Output>>,
-    side: fn(&mut Output) -> &mut VecDeque<String>,
-) {
-    let pipe = pipe.expect("the pipe was asked for");
-    let output = Arc::clone(output);
-    tokio::spawn(async move {
-        let mut reader = BufReader::new(pipe);
-        let mut line = Vec::new();
-        while reader.read_until(b'\n', &mut line).await.is_ok_and(|n| n > 0) {
-            let text = String::from_utf8_lossy(&line).trim_end().to_owned();
-            line.clear();
-            let mut output = lock(&output);
-            if !output.bound.ready {
-                output.bound.learn(&text);
-            }
-            let lines = side(&mut output);
-            if lines.len() == KEPT_LINES {
-                lines.pop_front();
-            }
-            lines.push_back(text);
-        }
-    });
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn announcements_are_learned() {
-        let mut bound = Bound::default();
-        for line in [
-            "sluice: listener 0 on 127.0.0.1:34567 (http)",
-            "sluice: listener 1 on 127.0.0.1:34568 (https)",
-            "INFO sluice: admin on 127.0.0.1:34569",
-            "something else",
-            "sluice: health on [::1]:34570",
-            "sluice: ready",
-        ] {
-            bound.learn(line);
-        }
-        assert_eq!(bound.listeners[&1].port(), 34568);
-        assert_eq!(bound.admin.map(|a| a.port()), Some(34569));
-        assert_eq!(bound.health.map(|a| a.port()), Some(34570));
-        assert!(bound.ready);
-    }
-
-    #[test]
-    fn defaults_are_added_only_where_nothing_is_said() {
-        let config = with_defaults("admin: {address: 127.0.0.1:1}\nservices: []\n");
-        assert_eq!(config.matches("admin:").count(), 1);
-        assert_eq!(config.matches("listeners:").count(), 1);
     }
 }

@@ -87,7 +87,7 @@ pub(super) const LIMITS: Record<Limits> = Record {
             )),
             body_read_timeout: o.or(
                 "bodyReadTimeout",
-                "Between two reads of a request's body.",
+                "Between two reads of an HTTP/1 request's body.",
                 Span::SOME,
                 d.body_read_timeout,
             ),

@@ -20,6 +20,12 @@ pub enum SourceError {
     /// A directory without any config file.
     #[error("{}: the directory has no *.yaml, *.yml or *.json file", .0.display())]
     NoFiles(PathBuf),
+    /// A file that said something is empty: cut off by whoever is writing it, most likely.
+    #[error(
+        "{}: is empty now: what it said before goes on (to serve nothing, write `services: []`, or remove it)",
+        .0.display()
+    )]
+    Emptied(PathBuf),
     /// The operating system refuses.
     #[error("{}: cannot be read: {reason}", .path.display())]
     Unreadable {
@@ -52,6 +58,7 @@ impl SourceError {
             | Self::BrokenLink(path)
             | Self::NotAFile(path)
             | Self::NoFiles(path)
+            | Self::Emptied(path)
             | Self::TooLarge(path)
             | Self::TooMany(path)
             | Self::Unreadable { path, .. }

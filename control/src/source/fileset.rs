@@ -122,6 +122,10 @@ impl FileSet {
             let (text, stamp) = match untouched {
                 Some(at) => (Text::Kept(at), stamp),
                 None => match read_file(&path, budget) {
+                    Ok((text, _)) if known.is_some_and(|at| self.is_emptied(at, &text)) => {
+                        errors.push(SourceError::Emptied(path));
+                        continue;
+                    }
                     Ok((text, stamp)) => match known.filter(|&at| self.files[at].text == text) {
                         Some(at) => (Text::Kept(at), stamp),
                         None => (Text::New(text), stamp),
@@ -172,6 +176,9 @@ impl FileSet {
             let at = self.position(root, path);
             let old = at.map_or(0, |at| self.files[at].text.len() as u64);
             match read_file(path, MAX_BYTES - (bytes - old)) {
+                Ok((text, _)) if at.is_ok_and(|at| self.is_emptied(at, &text)) => {
+                    errors.push(SourceError::Emptied(path.clone()));
+                }
                 Ok((text, stamp)) => {
                     bytes = bytes - old + text.len() as u64;
                     updates.push((root, path, Some((text, stamp))));
@@ -201,6 +208,11 @@ impl FileSet {
             differs |= self.update(root, path, update);
         }
         Some(Ok(differs))
+    }
+
+    /// Whether a file that said something says nothing: the first half of a write in place.
+    fn is_emptied(&self, at: usize, text: &str) -> bool {
+        text.trim().is_empty() && !self.files[at].text.trim().is_empty()
     }
 
     /// Whether it is, or was, more than a plain file.

@@ -152,3 +152,21 @@ fn links_and_last_files_need_a_look_at_everything() {
     fs::remove_file(&file).unwrap();
     assert_eq!(set.refresh(&only(file)), None);
 }
+
+#[test]
+fn a_file_that_is_cut_off_is_not_believed_until_it_says_something() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("a.yaml");
+    fs::write(&path, "services: []").unwrap();
+    let mut set = FileSet::new(&paths(&[&path]));
+    assert_eq!(set.scan(Trust::Nothing), Ok(true));
+    let emptied = Err(vec![SourceError::Emptied(path.clone())]);
+    fs::write(&path, "").unwrap();
+    assert_eq!(set.refresh(&only(path.clone())), Some(emptied.clone()));
+    fs::write(&path, " \n").unwrap();
+    assert_eq!(set.scan(Trust::Nothing), emptied);
+    assert_eq!(set.files()[0].text, "services: []");
+    fs::write(&path, "domain: x").unwrap();
+    assert_eq!(set.scan(Trust::Stamps), Ok(true));
+    assert_eq!(set.files()[0].text, "domain: x");
+}

@@ -214,6 +214,10 @@ impl LoadView for Gateway {
         };
         vec![load("greeter-v1", 7, 0, 2), load("greeter-v0", 1, 0, 0)]
     }
+    fn tables(&self) -> usize {
+        1
+    }
+
     fn endpoints(&self, id: &RevisionId) -> Vec<EndpointLoad> {
         if id.name() != "greeter-v1" {
             return Vec::new();

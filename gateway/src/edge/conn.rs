@@ -3,9 +3,11 @@
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Weak};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use sluice_model::Visibility;
+use socket2::SockRef;
 use tokio::io::{AsyncRead, AsyncWrite, Interest};
 use tokio::net::TcpStream;
 use tokio::sync::watch;
@@ -69,6 +71,14 @@ impl CloseWatch {
     /// Watches this socket for as long as somebody else holds it.
     pub fn new(socket: &Arc<TcpStream>) -> Self {
         Self(Arc::downgrade(socket))
+    }
+
+    /// Makes the close to come a reset, for a response that an orderly one would complete.
+    pub fn reset_on_close(&self) {
+        if let Some(socket) = self.0.upgrade() {
+            // It may be broken already; then there is nothing left to say to the client.
+            let _ = SockRef::from(&*socket).set_linger(Some(Duration::ZERO));
+        }
     }
 
     /// Resolves when the peer closed its side, the connection broke, or our side closed it. Cancel-safe.

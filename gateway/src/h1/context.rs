@@ -2,7 +2,7 @@
 
 use std::any::Any;
 use std::fmt;
-use std::sync::atomic::{AtomicI32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use parking_lot::Mutex;
@@ -22,6 +22,7 @@ pub struct ConnectionContext {
     bytes_in: AtomicU64,
     bytes_out: AtomicU64,
     fault: OnceLock<BodyFault>,
+    broken_off: AtomicBool,
     parcel: Mutex<Option<Box<dyn Any + Send>>>,
 }
 
@@ -35,6 +36,7 @@ impl ConnectionContext {
             bytes_in: AtomicU64::new(0),
             bytes_out: AtomicU64::new(0),
             fault: OnceLock::new(),
+            broken_off: AtomicBool::new(false),
             parcel: Mutex::new(None),
         }
     }
@@ -69,6 +71,17 @@ impl ConnectionContext {
     /// Why the guard ended the connection, if it did. Says what Pingora's read or write error means.
     pub fn fault(&self) -> Option<&BodyFault> {
         self.fault.get()
+    }
+
+    /// Ends the connection by a reset instead of an orderly close: the response under way is not
+    /// whole, and only its end would tell. HTTP/1 only.
+    pub fn break_off(&self) {
+        self.broken_off.store(true, Ordering::Relaxed);
+        self.info.close_watch.reset_on_close();
+    }
+
+    pub(super) fn is_broken_off(&self) -> bool {
+        self.broken_off.load(Ordering::Relaxed)
     }
 
     /// Leaves something for the phases of the request that is about to be served (its

@@ -191,6 +191,9 @@ impl GuardedStream {
 
     /// Flushes and closes; reads on for a moment where the client may still be sending.
     pub(super) async fn close(&mut self) {
+        if self.context.is_broken_off() {
+            return;
+        }
         let unread = !self.message_complete() || !self.ahead.is_empty();
         // Named in full: Pingora has a trait with a method of the same name.
         if AsyncWriteExt::shutdown(self).await.is_err() || self.ended || !unread {

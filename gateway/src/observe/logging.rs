@@ -2,10 +2,10 @@
 //!
 //! Level policy, for our code and as a promise to whoever alerts on it:
 //!
-//! - `error`: the gateway itself failed to do its job and somebody must act: a listener died, a
-//!   certificate that was loaded cannot be used, the supervisor is gone.
-//! - `warn`: degraded but still serving, or bad input kept out: a reload was rejected, an instance
-//!   crashed and is backed off, an endpoint was ejected.
+//! - `error`: somebody must act, for what was asked for is not there: a reload was rejected, a
+//!   listener's port is taken, the supervisor is gone.
+//! - `warn`: degraded but still serving: an instance crashed and is backed off, a changed
+//!   certificate cannot be used, a name does not resolve.
 //! - `info`: the lifecycle only: started, bound, generation applied, instance started and stopped,
 //!   draining, gone. A gateway under load with nothing wrong is silent.
 //! - `debug`: per request and per connection. A request that fails is in the access log and in the

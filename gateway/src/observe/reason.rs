@@ -242,6 +242,22 @@ mod tests {
     }
 
     #[test]
+    fn the_handbook_says_the_same() {
+        let handbook = include_str!("../../../docs/operating.md");
+        for reason in Reason::ALL {
+            let row = match reason {
+                Reason::ClientGone => "| `client_gone` | 499 | | ".to_owned(),
+                Reason::UpstreamReset => "| `upstream_reset` | | | ".to_owned(),
+                sent => {
+                    let (status, grpc) = (sent.status().as_u16(), sent.grpc_status().as_str());
+                    format!("| `{sent}` | {status} | {grpc} | ")
+                }
+            };
+            assert!(handbook.contains(&row), "no {row}");
+        }
+    }
+
+    #[test]
     fn a_reason_is_its_own_index() {
         for (i, reason) in Reason::ALL.into_iter().enumerate() {
             assert_eq!(reason as usize, i, "{reason}");

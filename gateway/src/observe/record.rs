@@ -64,7 +64,7 @@ pub struct RequestRecord<'a> {
     pub time: SystemTime,
     /// The `X-Request-Id` the backend saw; the client's own where it sent one.
     pub request_id: &'a [u8],
-    /// The client's address: what PROXY or a trusted proxy announced, else the socket's.
+    /// The client's address: what PROXY announced, else the socket's.
     pub client: Option<IpAddr>,
     /// The method; empty when the request could not be read that far, as for the next ones.
     pub method: &'a [u8],

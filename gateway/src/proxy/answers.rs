@@ -66,22 +66,6 @@ pub(super) fn answer_for(session: &Session, e: &Error, ctx: &mut Ctx) -> Option<
     )
 }
 
-/// Safe to send twice (RFC 9110 9.2.2).
-pub(super) fn is_idempotent(method: &Method) -> bool {
-    matches!(
-        *method,
-        Method::GET | Method::HEAD | Method::OPTIONS | Method::TRACE | Method::PUT | Method::DELETE
-    )
-}
-
-/// Whether the backend said that it did not look at the request: REFUSED_STREAM, or a GOAWAY.
-pub(super) fn not_processed(e: &Error) -> bool {
-    e.root_cause().downcast_ref::<h2::Error>().is_some_and(|e| {
-        e.reason() == Some(h2::Reason::REFUSED_STREAM)
-            || (e.is_go_away() && e.is_remote() && e.reason() == Some(h2::Reason::NO_ERROR))
-    })
-}
-
 /// Writes an answer of the gateway's own. The connection lives on when the request was read.
 async fn write_rendered(session: &mut HttpSession, rendered: Rendered) -> Result<()> {
     let mut head = ResponseHeader::build(rendered.status, Some(rendered.headers.len() + 1))?;

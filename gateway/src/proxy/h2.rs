@@ -37,10 +37,11 @@ struct ConnectionApp {
     http: Arc<HttpProxy<HttpAdapter>>,
     h2: H2Options,
     server: HttpServerOptions,
+    drain: watch::Receiver<Drain>,
 }
 
 impl ConnectionApp {
-    fn new(proxy: &Proxy, limits: &Limits) -> Self {
+    fn new(proxy: &Proxy, limits: &Limits, drain: watch::Receiver<Drain>) -> Self {
         let mut h2 = default_h2_options();
         h2.max_header_list_size(u32::try_from(limits.max_header_bytes).unwrap_or(u32::MAX))
             .max_concurrent_streams(limits.max_concurrent_streams)
@@ -55,6 +56,7 @@ impl ConnectionApp {
             http: Arc::clone(&proxy.http),
             h2,
             server,
+            drain,
         }
     }
 }
@@ -66,7 +68,7 @@ impl HttpServerApp for ConnectionApp {
         session: ServerSession,
         shutdown: &ShutdownWatch,
     ) -> Option<ReusedHttpStream> {
-        with_timers(self.http.process_new_http(session, shutdown)).await
+        with_timers(self.http.process_new_http(session, shutdown), &self.drain).await
     }
 
     fn h2_options(&self) -> Option<H2Options> {
@@ -82,7 +84,7 @@ impl HttpServerApp for ConnectionApp {
 /// gets too old; at the drain's deadline the connection is dropped with what is open on it.
 pub(super) async fn serve(proxy: &Proxy, connection: Connection, mut drain: watch::Receiver<Drain>) {
     let limits = proxy.engine.serving.load().snapshot().settings().limits.clone();
-    let app = Arc::new(ConnectionApp::new(proxy, &limits));
+    let app = Arc::new(ConnectionApp::new(proxy, &limits, drain.clone()));
     let stream = Box::new(GuardedStream::new(connection, &limits, drain.clone()));
     let oldest = limits.max_connection_age.map(|age| Instant::now() + age);
     let (goaway, watch) = watch::channel(*drain.borrow() != Drain::Serving);

@@ -2,7 +2,8 @@
 
 use std::borrow::Cow;
 
-use http::header::{HeaderName, HeaderValue};
+use http::header::{CONTENT_LENGTH, HeaderName, HeaderValue, TRANSFER_ENCODING};
+use http::{StatusCode, Version};
 use pingora_error::{Error, ErrorType, OrErr, Result};
 use pingora_http::{RequestHeader, ResponseHeader};
 use sluice_model::{Backend, Limits, RequestView, Scheme, UrlBackend};
@@ -65,7 +66,7 @@ impl<'h> View<'h> {
     pub(super) fn content_length(&self) -> Option<u64> {
         self.header
             .headers
-            .get(http::header::CONTENT_LENGTH)?
+            .get(CONTENT_LENGTH)?
             .to_str()
             .ok()?
             .parse()
@@ -172,6 +173,33 @@ pub(super) fn url_host(url: &UrlBackend) -> String {
     }
 }
 
+/// Makes a response's framing one that every client reads alike: what HTTP/1 clients forgive,
+/// HTTP/2 clients take for a broken stream.
+///
+/// # Errors
+/// `InvalidHTTPHeader` when its length cannot be told.
+pub(super) fn settle_framing(response: &mut ResponseHeader) -> Result<()> {
+    if response.version == Version::HTTP_10 {
+        // The version is each hop's own; the body was read as the backend's version asks for.
+        response.set_version(Version::HTTP_11);
+    }
+    if response.status == StatusCode::NO_CONTENT {
+        response.remove_header(&CONTENT_LENGTH);
+        response.remove_header(&TRANSFER_ENCODING);
+        return Ok(());
+    }
+    let lengths = response.headers.get_all(CONTENT_LENGTH);
+    let Some(first) = lengths.iter().next().cloned() else {
+        return Ok(());
+    };
+    let is_number = !first.is_empty() && first.as_bytes().iter().all(u8::is_ascii_digit);
+    if !is_number || lengths.iter().any(|other| *other != first) {
+        let e = Error::explain(ErrorType::InvalidHTTPHeader, "no single Content-Length");
+        return Err(e.into_up());
+    }
+    response.insert_header(CONTENT_LENGTH, first)
+}
+
 /// The path and query the backend gets, if not the client's.
 pub(super) fn rewritten_target<'t>(target: &'t str, routed: &Routed) -> Option<Cow<'t, str>> {
     let (path, query) = target
@@ -216,4 +244,36 @@ pub(super) fn rewrite_target(request: &mut RequestHeader, routed: &Routed, host:
     let host = HeaderValue::from_bytes(host)
         .map_err(|e| Error::because(ErrorType::InternalError, "rewriting Host", e))?;
     request.insert_header(http::header::HOST, host)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn settled(status: u16, lengths: &[&str]) -> Result<ResponseHeader> {
+        let mut response = ResponseHeader::build(status, None)?;
+        for length in lengths {
+            response.append_header(CONTENT_LENGTH, *length)?;
+        }
+        settle_framing(&mut response)?;
+        Ok(response)
+    }
+
+    #[test]
+    fn a_response_has_one_length_or_none() {
+        for (status, sent, passed) in [
+            (200, &["3"][..], Some("3")),
+            (200, &["3", "3"], Some("3")),
+            (204, &["3"], None),
+            (304, &["3"], Some("3")),
+        ] {
+            let response = settled(status, sent).expect("clear enough");
+            let lengths: Vec<_> = response.headers.get_all(CONTENT_LENGTH).iter().collect();
+            let passed: Vec<_> = passed.into_iter().collect();
+            assert_eq!(lengths, passed, "{status} {sent:?}");
+        }
+        for unclear in [&["3", "4"][..], &["3, 3"], &["+3"], &[""]] {
+            assert!(settled(200, unclear).is_err(), "{unclear:?}");
+        }
+    }
 }

@@ -11,9 +11,10 @@ use pingora_core::upstreams::peer::HttpPeer;
 use pingora_error::{Error, ErrorSource, ErrorType, Result};
 use pingora_http::{RequestHeader, ResponseHeader};
 use pingora_proxy::{FailToProxy, ProxyHttp, Session};
-use sluice_model::{Backend, Protocol, RequestView};
+use sluice_model::{Protocol, RequestView};
 
-use super::heads::{RequestFields, ResponseFields, View, rewrite_target};
+use super::heads::{RequestFields, ResponseFields, View, rewrite_target, settle_framing};
+use super::retry::{MAX_BROKEN, is_idempotent, may_try_again, not_processed, put_off, was_reset};
 use super::{answers, current_timers, upstream};
 use crate::answer::Answer;
 use crate::edge::ConnectionInfo;
@@ -23,14 +24,11 @@ use crate::request::{
 };
 use crate::throttle::Outcome;
 
-/// Attempts at most: enough to get past every stale pooled connection and a few dead endpoints.
-pub(super) const MAX_ATTEMPTS: usize = 8;
-
-/// How long a backend that answers 429 without `Retry-After` is left alone.
-const BACK_PRESSURE: Duration = Duration::from_secs(1);
-
 /// How long an unread request body is drained after an early answer, to keep the connection.
 const DRAIN_BODY: Duration = Duration::from_secs(1);
+
+/// How long an upload may stall once its answer is complete.
+const AFTER_ANSWER: Duration = Duration::from_secs(2);
 
 /// Pingora's hooks over the request path.
 pub(super) struct HttpAdapter {
@@ -46,6 +44,8 @@ pub(super) struct Ctx {
     body_in: u64,
     /// More body came than is allowed.
     pub(super) body_too_large: bool,
+    /// Fresh connections that broke after the request was sent.
+    broken: u32,
 }
 
 impl HttpAdapter {
@@ -84,6 +84,7 @@ impl ProxyHttp for HttpAdapter {
             status: None,
             body_in: 0,
             body_too_large: false,
+            broken: 0,
         }
     }
 
@@ -102,8 +103,9 @@ impl ProxyHttp for HttpAdapter {
         let limits = ctx.request.limits().clone();
         session.set_total_drain_timeout(Some(DRAIN_BODY));
         if session.is_http2() {
+            // A request body has no clock of its own here: a stream whose client says nothing for
+            // long is ordinary gRPC. The revision's clocks bound it.
             session.set_write_timeout(Some(limits.write_timeout));
-            session.set_read_timeout(Some(limits.body_read_timeout));
         } else {
             // The guard under an h1 session keeps the time, and what Connection says was judged there.
             session.set_read_timeout(None);
@@ -238,30 +240,19 @@ impl ProxyHttp for HttpAdapter {
         ctx: &mut Ctx,
     ) -> Result<()> {
         let status = response.status.as_u16();
+        if status == 101 {
+            // Upgrades never come here, so nobody asked for one; passed on, it would turn what
+            // follows into bytes that no rule looks at.
+            return Err(Error::explain(ErrorType::InvalidHTTPHeader, "101 without Upgrade").into_up());
+        }
         if response.status.is_informational() {
             return Ok(());
         }
+        settle_framing(response)?;
         let now = Instant::now();
-        let url = ctx
-            .request
-            .routed
-            .as_ref()
-            .is_some_and(|r| matches!(r.spec.backend, Backend::Url(_)));
-        if url && status == 429 && ctx.request.attempts < MAX_ATTEMPTS as u32 {
-            let asked = response
-                .headers
-                .get("retry-after")
-                .and_then(|v| v.to_str().ok()?.parse().ok());
-            let wait = asked.map_or(BACK_PRESSURE, Duration::from_secs);
-            let patience = ctx
-                .request
-                .routed
-                .as_ref()
-                .map(|r| r.spec.queue.timeout)
-                .unwrap_or_default();
-            if !session.as_ref().retry_buffer_truncated() && ctx.request.queued + wait <= patience {
-                // The platform did not take the request: hold it, and come again.
-                ctx.request.next = Attempt::After(wait);
+        if status == 429 && !session.as_ref().retry_buffer_truncated() {
+            let retry_after = response.headers.get("retry-after").map(|v| v.as_bytes());
+            if put_off(&mut ctx.request, retry_after) {
                 let mut e = Error::explain(ErrorType::HTTPStatus(429), "back-pressure").into_up();
                 e.set_retry(true);
                 return Err(e);
@@ -306,12 +297,21 @@ impl ProxyHttp for HttpAdapter {
 
     fn response_body_filter(
         &self,
-        _: &mut Session,
+        session: &mut Session,
         body: &mut Option<Bytes>,
-        _: bool,
+        end: bool,
         ctx: &mut Ctx,
     ) -> Result<Option<Duration>> {
-        if body.is_some() {
+        if end {
+            if ctx.request.timers.fired().is_some() {
+                // The connection that a clock broke reads as ended, which ends a body that
+                // nothing else delimits.
+                return Err(Error::explain(ErrorType::ReadTimedout, "a timer ran out").into_up());
+            }
+            // Pingora reads on until the upload ends. It holds a Permit, so it must not stall.
+            ctx.request.timers.stop();
+            session.set_read_timeout(Some(AFTER_ANSWER));
+        } else if body.is_some() {
             ctx.request.timers.touch(Instant::now());
         }
         Ok(None)
@@ -324,7 +324,7 @@ impl ProxyHttp for HttpAdapter {
         ctx.request.fail_attempt(Reason::ConnectFailed, e.to_string());
         // Nothing was sent: any request may go elsewhere.
         ctx.request.next = Attempt::OtherEndpoint;
-        e.set_retry(ctx.request.timers.fired().is_none());
+        e.set_retry(ctx.request.timers.fired().is_none() && may_try_again(&ctx.request));
         e
     }
 
@@ -356,15 +356,21 @@ impl ProxyHttp for HttpAdapter {
         ctx.request.fail_attempt(Reason::UpstreamError, e.to_string());
         if !reused && let Some(permit) = &ctx.request.permit {
             permit.report(Outcome::Broke, Instant::now());
+            ctx.broken += 1;
         }
-        let replayable = !session.as_ref().retry_buffer_truncated();
-        let idempotent = answers::is_idempotent(&session.req_header().method);
+        // A response came, if none that can be passed on: the request was looked at.
+        let answered = matches!(e.etype(), ErrorType::InvalidHTTPHeader) || was_reset(&e);
+        let replayable = !session.as_ref().retry_buffer_truncated() && !answered;
+        let idempotent = is_idempotent(&session.req_header().method);
         ctx.request.next = if reused {
             Attempt::FreshConnection
         } else {
             Attempt::OtherEndpoint
         };
-        e.set_retry(replayable && (idempotent || answers::not_processed(&e)));
+        // It may be the request that breaks backends: not one after another of them.
+        let spared = ctx.broken <= MAX_BROKEN;
+        let safe = replayable && (idempotent && spared || not_processed(&e));
+        e.set_retry(safe && may_try_again(&ctx.request));
         e
     }
 
@@ -382,10 +388,17 @@ impl ProxyHttp for HttpAdapter {
         if head_sent {
             let reason = match (ctx.request.timers.fired(), e.esource()) {
                 (Some(_), _) => Reason::Timeout,
+                (None, ErrorSource::Downstream) if *e.etype() == ErrorType::ReadTimedout => {
+                    Reason::RequestTimeout
+                }
                 (None, ErrorSource::Downstream) => Reason::ClientGone,
+                (None, _) if ctx.request.timers.was_cut() => Reason::Draining,
                 (None, _) => Reason::UpstreamReset,
             };
             ctx.request.reason = Some(reason);
+            if !session.is_http2() {
+                super::break_off(session);
+            }
             return gone;
         }
         let Some(answer) = answers::answer_for(session, e, ctx) else {

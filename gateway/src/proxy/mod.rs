@@ -9,9 +9,11 @@ mod h1;
 mod h2;
 mod heads;
 mod http;
+mod retry;
 mod tunnel;
 mod upstream;
 
+use std::convert::Infallible;
 use std::future::Future;
 use std::sync::Arc;
 
@@ -43,7 +45,8 @@ impl Proxy {
     pub fn new(engine: Arc<Engine>, workers: usize) -> Self {
         let conf = ServerConf {
             threads: workers,
-            max_retries: http::MAX_ATTEMPTS,
+            // The adapter counts attempts itself: what a 429 puts off is bounded by time.
+            max_retries: usize::MAX,
             upstream_keepalive_pool_size: UPSTREAM_POOL / workers.max(1),
             ..ServerConf::default()
         };
@@ -82,16 +85,24 @@ tokio::task_local! {
     static TIMERS: Arc<RequestTimers>;
 }
 
-/// Serves one request with clocks that run beside it.
-async fn with_timers<F: Future>(request: F) -> F::Output {
+/// Serves one request with clocks that run beside it, until the gateway closes what is open.
+async fn with_timers<F: Future>(request: F, drain: &watch::Receiver<Drain>) -> F::Output {
     let timers = Arc::new(RequestTimers::default());
-    let watch = Arc::clone(&timers);
+    let (watch, cut) = (Arc::clone(&timers), Arc::clone(&timers));
+    let mut drain = drain.clone();
+    let closing = async move {
+        if drain.wait_for(|phase| *phase == Drain::Closing).await.is_ok() {
+            cut.cut();
+        }
+        std::future::pending::<Infallible>().await
+    };
     TIMERS
         .scope(timers, async move {
             tokio::select! {
                 biased;
                 output = request => output,
                 never = watch.watch() => match never {},
+                never = closing => match never {},
             }
         })
         .await
@@ -104,6 +115,20 @@ fn current_timers() -> Arc<RequestTimers> {
 /// What is known of the connection a session came by.
 fn connection_info(digest: Option<&Digest>) -> Option<Arc<ConnectionInfo>> {
     ConnectionContext::of(digest?).map(|context| Arc::clone(context.info()))
+}
+
+/// Sees to it that a response which breaks off does not look whole: where nothing but the
+/// connection's end delimits its body, that end has to be a reset.
+fn break_off(session: &Session) {
+    let Some(head) = session.response_written() else {
+        return;
+    };
+    let delimited = ["content-length", "transfer-encoding"]
+        .iter()
+        .any(|name| head.headers.contains_key(*name));
+    if !delimited && let Some(context) = session.digest().and_then(ConnectionContext::of) {
+        context.break_off();
+    }
 }
 
 /// Left on an h1 connection for the request about to be served: whether it may stay open.

@@ -141,6 +141,8 @@ pub struct RequestCtx {
     pub queued: Duration,
     /// Endpoints tried.
     pub attempts: u32,
+    /// Of these, how many the backend put off with a 429.
+    pub put_off: u32,
     /// When the last attempt began.
     pub attempt_started: Option<Instant>,
     /// From the start of the last attempt to its response head.
@@ -183,6 +185,7 @@ impl RequestCtx {
             detail: None,
             queued: Duration::ZERO,
             attempts: 0,
+            put_off: 0,
             attempt_started: None,
             upstream: None,
             removed: false,

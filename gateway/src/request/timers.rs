@@ -36,6 +36,7 @@ struct State {
     idle: Option<Duration>,
     last_byte: Option<Instant>,
     fired: Option<Timer>,
+    cut: bool,
     upstream: Option<Arc<dyn Breakable>>,
 }
 
@@ -80,7 +81,7 @@ impl RequestTimers {
         if state.idle.is_some() {
             state.last_byte = Some(now);
         }
-        if state.fired.is_some()
+        if (state.fired.is_some() || state.cut)
             && let Some(upstream) = &state.upstream
         {
             upstream.break_now();
@@ -92,6 +93,30 @@ impl RequestTimers {
     /// The response head came: its clock stops.
     pub fn head_received(&self) {
         self.state.lock().start = None;
+    }
+
+    /// The exchange is over as far as clocks go: the answer is complete, or what follows has
+    /// bounds of its own. A clock that has rung stays rung.
+    pub fn stop(&self) {
+        let mut state = self.state.lock();
+        (state.total, state.start, state.idle) = (None, None, None);
+        state.upstream = None;
+        drop(state);
+        self.changed.notify_one();
+    }
+
+    /// Breaks the upstream connection, and any to come, though no clock rang: the gateway ends.
+    pub fn cut(&self) {
+        let mut state = self.state.lock();
+        state.cut = true;
+        if let Some(upstream) = state.upstream.take() {
+            upstream.break_now();
+        }
+    }
+
+    /// Whether it was [`cut`](Self::cut).
+    pub fn was_cut(&self) -> bool {
+        self.state.lock().cut
     }
 
     /// Bytes went either way.
@@ -208,6 +233,18 @@ mod tests {
         timers.upstream(Some(fuse.clone()), now());
         assert_eq!(rings(&timers, 3).await, Some(Timer::Start));
         assert!(fuse.0.load(Ordering::SeqCst));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn stopped_clocks_do_not_ring() {
+        let timers = RequestTimers::default();
+        let fuse = Arc::new(Fuse::default());
+        timers.arm(&timeouts(2, 2, 2), None, now());
+        timers.upstream(Some(fuse.clone()), now());
+        timers.stop();
+        timers.touch(now());
+        assert_eq!(rings(&timers, 10).await, None);
+        assert!(!fuse.0.load(Ordering::SeqCst));
     }
 
     #[tokio::test(start_paused = true)]

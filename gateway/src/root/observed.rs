@@ -142,6 +142,10 @@ impl LoadView for Observed {
         loads.collect()
     }
 
+    fn tables(&self) -> usize {
+        self.registry.tables_alive()
+    }
+
     fn endpoints(&self, revision: &RevisionId) -> Vec<EndpointLoad> {
         let Some(live) = self.registry.live(revision) else {
             return Vec::new();

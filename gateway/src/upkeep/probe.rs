@@ -20,6 +20,8 @@ const TIGHT_LOCAL: Duration = Duration::from_millis(2);
 const TIGHT_REMOTE: Duration = Duration::from_millis(25);
 /// Nobody waits for it to start.
 const CALM: Duration = Duration::from_millis(100);
+/// Between a failed probe of a ready endpoint and the next.
+const CONFIRM: Duration = Duration::from_secs(1);
 /// One connect where no probe is configured.
 const CONNECT: Duration = Duration::from_secs(1);
 
@@ -35,6 +37,8 @@ pub(crate) struct Pace {
     pub(crate) instance: bool,
     /// Configured for ready endpoints.
     pub(crate) period: Option<Duration>,
+    /// Ready as far as anybody was told, but the last probe failed.
+    pub(crate) doubtful: bool,
 }
 
 /// From the start of one probe to the start of the next; `None`: not before something changes.
@@ -46,6 +50,8 @@ pub(crate) fn next_delay(pace: Pace) -> Option<Duration> {
         // A configured address that something elsewhere starts when asked: proving it ready while
         // nobody wants it would only make the next request believe in what may be stopping.
         EndpointPhase::Starting => None,
+        // A doubt is settled soon: ten seconds between probes would be thirty of errors.
+        EndpointPhase::Ready if pace.doubtful => pace.period.map(|p| p.clamp(TIGHT_LOCAL, CONFIRM)),
         EndpointPhase::Ready | EndpointPhase::Ejected { .. } => pace.period.map(|p| p.max(TIGHT_LOCAL)),
         EndpointPhase::Draining | EndpointPhase::Gone => None,
     }
@@ -75,7 +81,7 @@ pub(crate) async fn run(
         };
         let spec = revision.spec();
         drop(revision);
-        let Some(delay) = next_delay(pace(&view, &spec)) else {
+        let Some(delay) = next_delay(pace(&view, &spec, failures > 0)) else {
             news.await;
             continue;
         };
@@ -111,13 +117,14 @@ pub(crate) async fn run(
     }
 }
 
-fn pace(view: &EndpointView, spec: &RevisionSpec) -> Pace {
+fn pace(view: &EndpointView, spec: &RevisionSpec, doubtful: bool) -> Pace {
     Pace {
         phase: view.phase,
         waiting: view.waiting,
         local: is_local(&view.endpoint.address),
         instance: view.endpoint.instance.is_some(),
         period: spec.readiness.as_ref().map(|probe| probe.period),
+        doubtful,
     }
 }
 

@@ -68,6 +68,7 @@ fn probes_are_tight_while_somebody_waits_and_calm_otherwise() {
         local: true,
         instance: true,
         period: None,
+        doubtful: false,
     };
     let ms = |pace| next_delay(pace).map(|d| d.as_millis());
     assert_eq!(ms(pace), Some(2));
@@ -89,6 +90,12 @@ fn probes_are_tight_while_somebody_waits_and_calm_otherwise() {
     assert_eq!(ms(ready), None);
     let period = Some(Duration::from_secs(3));
     assert_eq!(ms(Pace { period, ..ready }), Some(3_000));
+    let doubtful = Pace {
+        period,
+        doubtful: true,
+        ..ready
+    };
+    assert_eq!(ms(doubtful), Some(1_000));
     let draining = Pace {
         phase: EndpointPhase::Draining,
         period,

@@ -3,20 +3,31 @@
 //! One test executable with a module per concern, because each executable is linked anew.
 
 mod backends;
+mod check;
 mod cli;
 mod cold_start;
 mod cold_start_failures;
 mod configs;
+mod ejection;
 mod elasticity;
+mod explain;
 mod framing;
+mod grpc_refusals;
 mod headers;
+mod limits;
+mod listeners;
+mod misbehaviour;
 mod operator;
 mod protocols_h1;
 mod protocols_h2;
 mod protocols_streams;
+mod proxy_protocol;
 mod reload;
 mod routing;
 mod splitting;
+mod timeouts;
+mod tunnels;
+mod url_backends;
 
 use std::net::SocketAddr;
 

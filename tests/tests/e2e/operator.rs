@@ -55,6 +55,7 @@ async fn the_metrics_of_the_contract_are_there_and_count() {
         "sluice_connections",
         "sluice_connections_closed_total",
         "sluice_log_lines_dropped_total",
+        "sluice_tables_alive",
     ] {
         assert!(metrics.has_family(family), "no {family}");
     }
@@ -349,4 +350,24 @@ async fn who_still_waits_at_the_drain_timeout_is_answered() {
     let response = waiting.response_to(b"GET ").await.unwrap();
     assert_eq!((response.status, response.reason()), (503, Some("draining")));
     assert_eq!(gateway.wait_exit(Duration::from_secs(10)).await.code(), Some(0));
+}
+
+#[tokio::test]
+async fn the_handbook_names_every_metric_and_every_field_of_the_log() {
+    let tests = std::path::Path::new(env!("CARGO_MANIFEST_DIR"));
+    let handbook = std::fs::read_to_string(tests.join("../docs/operating.md")).unwrap();
+    let backend = HttpBackend::start("a").await;
+    let gateway = Gateway::start(&web(backend.addr())).await;
+    gateway.get(WEB, "/").await;
+    let entry = gateway.wait_access_log("the request", |_| true).await;
+    let fields = entry.as_object().unwrap().keys().cloned();
+    let scrape = gateway.admin_get("/metrics").await.text();
+    let types = scrape.lines().filter_map(|line| line.strip_prefix("# TYPE "));
+    let families: Vec<String> = types
+        .map(|rest| rest.split(' ').next().unwrap_or_default().to_owned())
+        .collect();
+    assert!(families.len() > 5, "{scrape}");
+    for name in families.into_iter().chain(fields) {
+        assert!(handbook.contains(&format!("`{name}`")), "no {name}");
+    }
 }

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr};
+use std::time::Duration;
 
 use bytes::Bytes;
 use sluice_tests::backend::HttpBackend;
@@ -9,6 +10,7 @@ use sluice_tests::gateway::Gateway;
 use sluice_tests::h1::{self, H1};
 use sluice_tests::h2_client::{self, H2};
 use sluice_tests::wait::{SOON, wait_for};
+use tokio::net::TcpStream;
 
 use crate::{WEB, web_split};
 
@@ -220,4 +222,64 @@ async fn sticky_reaches_on_to_an_endpoint_where_asked() {
     let seen = sides(&gateway, 100, |key| ("X-User".into(), format!("u{key}"))).await;
     let a = share_of_a(&seen);
     assert!((25..=75).contains(&a), "{a} of 100 keys");
+}
+
+#[tokio::test]
+async fn sticky_by_client_address_ignores_what_a_proxy_says_of_it() {
+    for trusted in ["[]", "[127.0.0.0/8]"] {
+        let backends = [HttpBackend::start("a").await, HttpBackend::start("b").await];
+        let [a, b] = &backends;
+        let sticky = "sticky: {clientIp: true, scope: endpoint}";
+        let gateway = Gateway::start(&format!(
+            "trustedProxies: {trusted}\nservices:\n  - name: web\n    {sticky}\n    endpoints: [\"{}\", \"{}\"]\n",
+            a.addr(),
+            b.addr()
+        ))
+        .await;
+        let mut sides = BTreeMap::new();
+        for last in 1..=40u8 {
+            let source = IpAddr::V4(Ipv4Addr::new(127, 0, 0, last));
+            for forwarded in ["192.0.2.1", "192.0.2.2", "192.0.2.3"] {
+                let mut conn = H1::connect_from(source, gateway.addr()).await.unwrap();
+                let headers = [("X-Forwarded-For", forwarded)];
+                let request = h1::request("GET", WEB, "/", &headers, b"");
+                let body = conn.exchange(&request).await.unwrap().text();
+                let side = sides.entry(last).or_insert_with(|| body.clone());
+                assert_eq!(*side, body, "127.0.0.{last} wavers, trusted {trusted}");
+            }
+        }
+        let a = sides.values().filter(|side| *side == "a").count();
+        assert!((5..=35).contains(&a), "{a} of 40 addresses");
+    }
+}
+
+#[tokio::test]
+async fn sticky_to_an_endpoint_moves_on_only_while_its_endpoint_is_gone() {
+    let (a, b) = (HttpBackend::start("a").await, HttpBackend::start("b").await);
+    let gateway = Gateway::start(&format!(
+        "services:\n  - name: web\n    sticky: {{header: X-User, scope: endpoint}}\n    endpoints: [\"{}\", \"{}\"]\n",
+        a.addr(),
+        b.addr()
+    ))
+    .await;
+    let key = |key: usize| ("X-User".to_owned(), format!("u{key}"));
+    let before = sides(&gateway, 60, key).await;
+    let addr = a.addr();
+    drop(a);
+    wait_for("its port refuses", SOON, async || {
+        TcpStream::connect(addr).await.err()
+    })
+    .await;
+    let without = sides(&gateway, 60, key).await;
+    assert!(without.iter().all(|side| side == "b"), "{without:?}");
+    let _back = HttpBackend::builder("a").at(addr).start().await;
+    let (name, of_a) = key(before.iter().position(|side| side == "a").expect("one on a"));
+    let request = h1::request("GET", WEB, "/", &[(&name, &of_a)], b"");
+    wait_for(
+        "the endpoint is used again",
+        Duration::from_secs(60),
+        async || (gateway.send(&request).await.text() == "a").then_some(()),
+    )
+    .await;
+    assert_eq!(sides(&gateway, 60, key).await, before);
 }

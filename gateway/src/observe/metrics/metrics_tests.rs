@@ -18,6 +18,9 @@ impl LoadView for Loads {
     fn endpoints(&self, _: &RevisionId) -> Vec<EndpointLoad> {
         Vec::new()
     }
+    fn tables(&self) -> usize {
+        2
+    }
 }
 
 impl StatusSource for Loads {

@@ -116,6 +116,9 @@ pub trait LoadView: Send + Sync {
 
     /// The endpoints of one revision; empty when it is not known.
     fn endpoints(&self, revision: &RevisionId) -> Vec<EndpointLoad>;
+
+    /// Tables not yet dropped: the one that is served, and those that requests still hold.
+    fn tables(&self) -> usize;
 }
 
 /// All metrics of one gateway; cheap to clone.
@@ -279,6 +282,7 @@ impl Metrics {
         let mut out = String::new();
         let services = std::iter::once(&self.inner.unrouted).chain(services.iter().map(AsRef::as_ref));
         text::render(&mut out, services, &revisions, &gauges);
+        text::tables(&mut out, loads.tables());
         out.push_str(&self.inner.recorder.handle().render());
         out
     }

@@ -93,6 +93,18 @@ pub(super) fn render<'s>(
     }
 }
 
+/// Appends how many tables are alive.
+pub(super) fn tables(out: &mut String, alive: usize) {
+    let name = "sluice_tables_alive";
+    push(
+        out,
+        format_args!(
+            "# HELP {name} Tables not yet dropped: the one served, and those that requests still hold.\n"
+        ),
+    );
+    push(out, format_args!("# TYPE {name} gauge\n{name} {alive}\n"));
+}
+
 /// As labels.
 impl fmt::Display for RevisionLoad {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -26,10 +26,10 @@ pub(super) struct Opened {
     pub(super) early: Vec<u8>,
 }
 
-/// How far a response body got when it broke.
-pub(super) struct Sent {
-    pub(super) bytes: u64,
-    pub(super) client_gone: bool,
+/// Which side broke a response body off.
+pub(super) enum Broke {
+    Client,
+    Backend,
 }
 
 /// Header fields in order, names in lower case.
@@ -197,6 +197,11 @@ impl Response {
         out
     }
 
+    /// Whether nothing but the connection's end delimits its body.
+    pub(super) fn ends_with_connection(&self, method: &str) -> bool {
+        matches!(self.body(method), Ok(Body::UntilClose))
+    }
+
     fn body(&self, method: &str) -> io::Result<Body> {
         if method == "HEAD" || matches!(self.status, 204 | 304) {
             return Ok(Body::Length(0));
@@ -291,10 +296,10 @@ fn parse(buffer: &[u8]) -> io::Result<Option<(Response, usize)>> {
     )))
 }
 
-/// Passes on the body of a response that is no upgrade. Returns its bytes.
+/// Passes on the body of a response that is no upgrade; `passed` hears of the bytes as they go.
 ///
 /// # Errors
-/// [`Sent`] when either side broke off.
+/// [`Broke`] when either side broke off.
 pub(super) async fn relay_body(
     client: &mut Box<dyn ByteStream>,
     backend: &mut Box<dyn ByteStream>,
@@ -302,12 +307,9 @@ pub(super) async fn relay_body(
     early: Vec<u8>,
     method: &str,
     limits: ChunkLimits,
-) -> Result<u64, Sent> {
-    let mut bytes = 0;
-    let broke = |bytes, client_gone| Err(Sent { bytes, client_gone });
-    let Ok(mut body) = response.body(method) else {
-        return broke(0, false);
-    };
+    mut passed: impl FnMut(u64),
+) -> Result<(), Broke> {
+    let mut body = response.body(method).map_err(|_| Broke::Backend)?;
     let mut chunks = ChunkDecoder::new(limits);
     let mut buffer = early;
     loop {
@@ -319,22 +321,22 @@ pub(super) async fn relay_body(
             }
             Body::Chunked => match chunks.advance(&buffer) {
                 Ok(take) => (take, chunks.complete()),
-                Err(_) => return broke(bytes, false),
+                Err(_) => return Err(Broke::Backend),
             },
             Body::UntilClose => (buffer.len(), false),
         };
         if client.write_all(&buffer[..take]).await.is_err() || client.flush().await.is_err() {
-            return broke(bytes, true);
+            return Err(Broke::Client);
         }
-        bytes += take as u64;
+        passed(take as u64);
         if done {
-            return Ok(bytes);
+            return Ok(());
         }
         buffer.clear();
         buffer.reserve(BUFFER);
         match backend.read_buf(&mut buffer).await {
-            Ok(0) if matches!(body, Body::UntilClose) => return Ok(bytes),
-            Ok(0) | Err(_) => return broke(bytes, false),
+            Ok(0) if matches!(body, Body::UntilClose) => return Ok(()),
+            Ok(0) | Err(_) => return Err(Broke::Backend),
             Ok(_) => {}
         }
     }

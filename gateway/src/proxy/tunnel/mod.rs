@@ -13,18 +13,18 @@ use std::time::Instant;
 
 use sluice_model::Protocol;
 use tokio::io::AsyncWriteExt;
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 
-use self::exchange::{Fields, Opened, Sent};
+use self::exchange::{Broke, Fields, Opened};
 use self::relay::{Bounds, Ended, Traffic, relay};
 use super::h1::linger;
-use super::http::MAX_ATTEMPTS;
+use super::retry::MAX_ATTEMPTS;
 use super::{Proxy, current_timers, upstream};
 use crate::answer::Answer;
 use crate::edge::{ByteStream, ConnectionInfo, Drain};
 use crate::h1::{ChunkLimits, GuardedStream, Head};
 use crate::observe::{Reason, RequestProtocol};
-use crate::request::{Attempt, Ending, Incoming, Refusal, RequestCtx};
+use crate::request::{Attempt, Breakable, Ending, Incoming, Refusal, RequestCtx};
 use crate::throttle::Outcome;
 
 /// How a tunnel request ended.
@@ -100,20 +100,15 @@ async fn run(
         };
     }
     if status != 101 {
-        let limits = ChunkLimits::from(request.limits());
-        let sent = exchange::relay_body(&mut io, &mut backend, &response, early, head.method(), limits).await;
-        let bytes = match sent {
-            Ok(bytes) => bytes,
-            Err(Sent { bytes, client_gone }) => {
-                request.reason = Some(if client_gone {
-                    Reason::ClientGone
-                } else {
-                    Reason::UpstreamReset
-                });
-                bytes
-            }
-        };
-        linger(io).await;
+        let (bytes, broken) = refused(request, &mut io, &mut backend, &response, early, head, info).await;
+        request.reason = broken;
+        request.timers.stop();
+        // What broke off must not end like something whole.
+        if broken.is_none() {
+            linger(io).await;
+        } else if response.ends_with_connection(head.method()) {
+            info.close_watch.reset_on_close();
+        }
         let traffic = Traffic {
             from_client: 0,
             from_backend: bytes,
@@ -124,6 +119,8 @@ async fn run(
             traffic,
         };
     }
+    // After a 101 only the tunnel's own bounds count.
+    request.timers.stop();
     let timeouts = request.routed.as_ref().map(|r| r.spec.timeouts);
     let bounds = Bounds {
         idle: timeouts.and_then(|t| t.idle),
@@ -143,6 +140,54 @@ async fn run(
         protocol: RequestProtocol::Upgraded,
         traffic,
     }
+}
+
+/// Tells the task that relays a body that a clock rang.
+#[derive(Default)]
+struct Rung(Notify);
+
+impl Breakable for Rung {
+    fn break_now(&self) {
+        self.0.notify_one();
+    }
+}
+
+/// Passes on the body of an answer that is no upgrade, under the clocks of every request. Returns
+/// its bytes, and why it broke off if it did.
+async fn refused(
+    request: &RequestCtx,
+    io: &mut Box<dyn ByteStream>,
+    backend: &mut Box<dyn ByteStream>,
+    response: &exchange::Response,
+    early: Vec<u8>,
+    head: &Head,
+    info: &ConnectionInfo,
+) -> (u64, Option<Reason>) {
+    let rung = Arc::new(Rung::default());
+    request.timers.head_received();
+    request
+        .timers
+        .upstream(Some(Arc::clone(&rung) as _), Instant::now());
+    let mut bytes = 0;
+    let passed = |n| {
+        bytes += n;
+        request.timers.touch(Instant::now());
+    };
+    let limits = ChunkLimits::from(request.limits());
+    let broken = tokio::select! {
+        relayed = exchange::relay_body(io, backend, response, early, head.method(), limits, passed) => {
+            match relayed {
+                Ok(()) => None,
+                Err(Broke::Client) => Some(Reason::ClientGone),
+                Err(Broke::Backend) => Some(Reason::UpstreamReset),
+            }
+        }
+        () = rung.0.notified() => {
+            Some(if request.timers.was_cut() { Reason::Draining } else { Reason::Timeout })
+        }
+        () = info.close_watch.closed() => Some(Reason::ClientGone),
+    };
+    (bytes, broken)
 }
 
 /// Routes, admits, connects and sends the request until a backend answers.
@@ -226,6 +271,7 @@ async fn open(
                     now,
                 );
                 request.head_received = true;
+                request.timers.head_received();
                 request.upstream = Some(now.saturating_duration_since(started));
                 return Ok(Opened {
                     backend,

@@ -1,0 +1,87 @@
+//! Warm admission: a slot is free, it is taken and given back.
+
+use std::sync::{Arc, Barrier};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use sluice_gateway::throttle::{
+    Admission, Arrival, NoObserver, QueueBudget, RevisionThrottler, Supply, ThrottleEnv, ThrottleLimits,
+};
+
+use super::fixture::{self, NoDemand};
+use super::{Operation, Weight, operation, repeat};
+
+pub(crate) fn operations() -> Vec<Operation> {
+    let mut all = vec![operation("admit/clock", Weight::Light, || {
+        repeat(|_| (Instant::now(), Instant::now()))
+    })];
+    for endpoints in [1, 10, 100] {
+        all.push(alone(format!("admit/unlimited/{endpoints}"), endpoints, None));
+    }
+    all.push(alone("admit/containerConcurrency/10".to_owned(), 10, Some(100)));
+    for endpoints in [1, 10] {
+        let name = format!("admit/two-threads/{endpoints}");
+        all.push(operation(name, Weight::Contended, move || contended(endpoints)));
+    }
+    all
+}
+
+fn alone(name: String, endpoints: u16, limit: Option<u32>) -> Operation {
+    operation(name, Weight::Light, move || {
+        let (throttler, runtime) = throttler(endpoints, limit);
+        repeat(move |_| {
+            let _ = &runtime;
+            admit_and_release(&throttler);
+        })
+    })
+}
+
+/// Two threads, each as often as asked; how long until both are done.
+fn contended(endpoints: u16) -> super::Run {
+    let (throttler, runtime) = throttler(endpoints, None);
+    Box::new(move |times| {
+        let _ = &runtime;
+        let start = Barrier::new(2);
+        let both = |_: usize| {
+            start.wait();
+            let started = Instant::now();
+            for _ in 0..times {
+                admit_and_release(&throttler);
+            }
+            started.elapsed()
+        };
+        thread::scope(|scope| {
+            let other = scope.spawn(|| both(1));
+            let mine = both(0);
+            mine.max(other.join().unwrap_or(Duration::ZERO))
+        })
+    })
+}
+
+/// As the request path does it: the clock is read to admit, and again to release.
+fn admit_and_release(throttler: &Arc<RevisionThrottler>) {
+    match throttler.admit(Arrival::default(), Instant::now()) {
+        Admission::Admitted(permit) => drop(std::hint::black_box(permit)),
+        // Would measure something else.
+        other => panic!("not admitted: {other:?}"),
+    }
+}
+
+fn throttler(endpoints: u16, limit: Option<u32>) -> (Arc<RevisionThrottler>, Arc<tokio::runtime::Runtime>) {
+    let runtime = fixture::runtime();
+    let env = ThrottleEnv {
+        demand: Arc::new(NoDemand),
+        observer: Arc::new(NoObserver),
+        budget: Arc::new(QueueBudget::new(fixture::totals())),
+        runtime: runtime.handle().clone(),
+    };
+    let limits = ThrottleLimits {
+        concurrency: limit,
+        queue: fixture::queue(),
+        start_timeout: Duration::from_secs(60),
+        supply: Supply::Fixed,
+    };
+    let throttler = RevisionThrottler::new(fixture::id("greeter"), limits, env);
+    throttler.set_addresses(&fixture::addresses(endpoints), true, Instant::now());
+    (throttler, runtime)
+}

@@ -1,0 +1,212 @@
+//! Tables, revisions and requests to measure with.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use sluice_model::{
+    AccessLogFormat, Backend, Demand, DemandSink, DrainSettings, EndpointAddr, EndpointTarget, HostPattern,
+    HttpOption, Limits, ListenerSettings, Percent, Protocol, QueueLimits, QueueTotals, RequestView,
+    RevisionId, RevisionSpec, RevisionTimeouts, Service, ServiceId, Settings, Snapshot, SnapshotBuilder,
+    TrafficSplit, TrafficTarget, Visibility,
+};
+
+/// Takes demand and does nothing: nothing here is ever at zero.
+#[derive(Debug)]
+pub(crate) struct NoDemand;
+
+impl DemandSink for NoDemand {
+    fn demand(&self, _: Demand) {}
+}
+
+/// A GET without fields that routing looks at.
+#[derive(Debug)]
+pub(crate) struct Get;
+
+impl RequestView for Get {
+    fn method(&self) -> &str {
+        "GET"
+    }
+
+    fn path(&self) -> &str {
+        "/api/orders"
+    }
+
+    fn header(&self, _: &str) -> Option<&[u8]> {
+        None
+    }
+}
+
+/// The host of the `nth` service.
+pub(crate) fn host(nth: usize) -> String {
+    format!("greeter-{nth:06}.team-{}.apps.example.com", nth % 97)
+}
+
+/// One service a host, each with a revision of its own; every tenth claims a wildcard as well.
+pub(crate) fn snapshot(services: usize) -> Snapshot {
+    assemble(revisions(services), services)
+}
+
+/// What [`assemble`] takes, to be made outside of what is measured.
+pub(crate) fn revisions(services: usize) -> Vec<RevisionSpec> {
+    (0..services)
+        .map(|nth| revision(&format!("greeter-{nth}")))
+        .collect()
+}
+
+/// Builds the Snapshot of [`snapshot`] from its revisions.
+pub(crate) fn assemble(revisions: Vec<RevisionSpec>, services: usize) -> Snapshot {
+    let mut builder = SnapshotBuilder::new(settings(), revisions).expect("distinct names");
+    for nth in 0..services {
+        let name = format!("greeter-{nth}");
+        let revision = id(&name);
+        let slot = builder.slot(&revision).expect("is in it");
+        let service = service(&name, vec![target(revision, slot, Percent::WHOLE)]);
+        let mut hosts = vec![(pattern(&host(nth)), None)];
+        if nth % 10 == 0 {
+            hosts.push((pattern(&format!("*.{}", host(nth))), None));
+        }
+        builder.service(service, hosts).expect("distinct hosts");
+    }
+    builder.build()
+}
+
+/// One service, `split.example.com`, with equal shares of this many revisions.
+pub(crate) fn split_snapshot(revisions: u32) -> Snapshot {
+    let names: Vec<String> = (0..revisions).map(|nth| format!("greeter-{nth}")).collect();
+    let specs = names.iter().map(|name| revision(name)).collect();
+    let mut builder = SnapshotBuilder::new(settings(), specs).expect("distinct names");
+    let targets = names.iter().map(|name| {
+        let slot = builder.slot(&id(name)).expect("is in it");
+        target(id(name), slot, Percent::WHOLE / revisions)
+    });
+    let service = service("split", targets.collect());
+    builder
+        .service(service, [(pattern("split.example.com"), None)])
+        .expect("one host");
+    builder.build()
+}
+
+/// Where instances would listen.
+pub(crate) fn addresses(count: u16) -> Vec<EndpointAddr> {
+    (0..count)
+        .map(|nth| EndpointAddr::Tcp(([127, 0, 0, 1], 9_000 + nth).into()))
+        .collect()
+}
+
+/// A queue that is never used.
+pub(crate) fn queue() -> QueueLimits {
+    QueueLimits {
+        depth: 1_000,
+        bytes: 64 << 20,
+        timeout: Duration::from_secs(60),
+    }
+}
+
+pub(crate) fn totals() -> QueueTotals {
+    QueueTotals {
+        depth: 20_000,
+        bytes: 1 << 30,
+    }
+}
+
+pub(crate) fn id(name: &str) -> RevisionId {
+    RevisionId::parse("default", name).expect("a name")
+}
+
+fn pattern(host: &str) -> HostPattern {
+    HostPattern::parse(host).expect("a host")
+}
+
+fn target(revision: RevisionId, slot: usize, hundredths: u32) -> TrafficTarget {
+    TrafficTarget {
+        revision,
+        slot,
+        percent: Percent::from_hundredths(hundredths).expect("a share"),
+        tag: None,
+    }
+}
+
+fn service(name: &str, targets: Vec<TrafficTarget>) -> Service {
+    Service {
+        id: ServiceId::parse("default", name).expect("a name"),
+        visibility: Visibility::External,
+        http_option: HttpOption::Enabled,
+        sticky: None,
+        routes: Vec::new(),
+        split: TrafficSplit::new(targets).expect("adds up"),
+    }
+}
+
+fn revision(name: &str) -> RevisionSpec {
+    RevisionSpec {
+        id: id(name),
+        service: ServiceId::parse("default", "greeter").expect("a name"),
+        backend: Backend::Static {
+            targets: addresses(2).into_iter().map(EndpointTarget::Address).collect(),
+            activated: false,
+        },
+        protocol: Protocol::Http1,
+        readiness: None,
+        start_timeout: Duration::from_secs(60),
+        container_concurrency: None,
+        timeouts: RevisionTimeouts {
+            total: Some(Duration::from_secs(300)),
+            response_start: None,
+            idle: None,
+            max_stream_age: None,
+        },
+        queue: queue(),
+        request_headers: BTreeMap::new(),
+    }
+}
+
+/// As a configuration without settings has them.
+pub(crate) fn settings() -> Settings {
+    Settings {
+        domain: "localhost".into(),
+        listeners: vec![ListenerSettings {
+            address: ([127, 0, 0, 1], 0).into(),
+            visibility: Visibility::External,
+            tls: None,
+            proxy_protocol: None,
+        }],
+        trusted_proxies: Vec::new(),
+        tag_header: false,
+        access_log: AccessLogFormat::Off,
+        error_detail: false,
+        limits: Limits {
+            header_timeout: Duration::from_secs(10),
+            idle_timeout: Duration::from_secs(60),
+            max_header_bytes: 64 << 10,
+            max_headers: 128,
+            max_uri_bytes: 16 << 10,
+            max_body_bytes: None,
+            body_read_timeout: Duration::from_secs(60),
+            write_timeout: Duration::from_secs(60),
+            max_connections: None,
+            max_connections_per_client: None,
+            max_connection_age: None,
+            max_concurrent_streams: 100,
+            upstream_idle_timeout: Duration::from_secs(4),
+            connect_timeout: Duration::from_secs(2),
+        },
+        queue: totals(),
+        drain: DrainSettings {
+            delay: Duration::ZERO,
+            timeout: Duration::from_secs(300),
+        },
+        health: None,
+        admin: ([127, 0, 0, 1], 0).into(),
+        dns_refresh: Duration::from_secs(30),
+    }
+}
+
+/// What live state runs on; it lives as long as what was set up with it.
+pub(crate) fn runtime() -> Arc<tokio::runtime::Runtime> {
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(1)
+        .enable_all()
+        .build();
+    Arc::new(runtime.expect("a runtime"))
+}

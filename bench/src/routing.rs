@@ -1,0 +1,108 @@
+//! `find` and `pick`.
+
+use std::sync::Arc;
+
+use sluice_gateway::registry::{NoObserver, Registry};
+use sluice_model::{Snapshot, StickyKey, TrafficSplit, Visibility, normalize_host};
+
+use super::fixture::{self, Get, NoDemand};
+use super::{Operation, Run, Weight, operation, repeat};
+
+pub(crate) fn operations() -> Vec<Operation> {
+    let mut all = Vec::new();
+    for hosts in [1, 1_000, 100_000] {
+        all.push(find(&format!("find/exact/{hosts}"), hosts, |names| {
+            names.extend((0..names.capacity()).map(fixture::host));
+        }));
+        all.push(find(&format!("find/wildcard/{hosts}"), hosts, |names| {
+            let tenths = (0..names.capacity()).step_by(10);
+            names.extend(tenths.map(|nth| format!("x.{}", fixture::host(nth))));
+        }));
+        all.push(find(&format!("find/miss/{hosts}"), hosts, |names| {
+            names.extend((0..names.capacity()).map(|nth| format!("nobody-{nth:06}.elsewhere.example.org")));
+        }));
+    }
+    all.push(operation("find/normalize", Weight::Light, || {
+        let raw = String::from("Greeter-000042.Team-7.apps.example.com:8080");
+        repeat(move |_| {
+            let mut buf = [0; 256];
+            normalize_host(std::hint::black_box(raw.as_bytes()), &mut buf).map(str::len)
+        })
+    }));
+    for revisions in [2, 10] {
+        all.push(operation(
+            format!("pick/drawn/{revisions}"),
+            Weight::Light,
+            move || drawn(revisions),
+        ));
+        all.push(operation(
+            format!("pick/sticky/{revisions}"),
+            Weight::Light,
+            move || {
+                let snapshot = fixture::split_snapshot(revisions);
+                repeat(move |turn| {
+                    own(&snapshot)
+                        .pick_sticky(StickyKey::of(&turn.to_be_bytes()))
+                        .slot
+                })
+            },
+        ));
+    }
+    all.push(operation("pick/only", Weight::Light, || {
+        let snapshot = fixture::split_snapshot(1);
+        repeat(move |_| {
+            std::hint::black_box(own(&snapshot))
+                .only()
+                .map(|target| target.slot)
+        })
+    }));
+    all
+}
+
+/// Every host of the table in an order that caches cannot guess, as the hosts of many clients come.
+/// The names lie one after the other: reading them is the request's own cost, not the table's.
+fn find(name: &str, hosts: usize, fill: fn(&mut Vec<String>)) -> Operation {
+    operation(name, Weight::Light, move || {
+        let snapshot = fixture::snapshot(hosts);
+        let mut names = Vec::with_capacity(hosts);
+        fill(&mut names);
+        fastrand::Rng::with_seed(7).shuffle(&mut names);
+        let ends: Vec<usize> = names
+            .iter()
+            .scan(0, |end, name| {
+                *end += name.len();
+                Some(*end)
+            })
+            .collect();
+        let text = names.concat();
+        let (mut nth, mut at) = (0, 0);
+        repeat(move |_| {
+            if nth == ends.len() {
+                (nth, at) = (0, 0);
+            }
+            let host = &text[at..ends[nth]];
+            at = ends[nth];
+            nth += 1;
+            let found = snapshot.table().find(Visibility::External, host, &Get, None);
+            found.map(|found| found.split.targets().len())
+        })
+    })
+}
+
+fn drawn(revisions: u32) -> Run {
+    let runtime = fixture::runtime();
+    let snapshot = Arc::new(fixture::split_snapshot(revisions));
+    let observe = Box::new(|_: &_| Arc::new(NoObserver) as _);
+    let registry = Registry::new(&snapshot, Arc::new(NoDemand), observe, runtime.handle().clone());
+    let serving = registry.reader().load();
+    repeat(move |_| {
+        let split = own(serving.snapshot());
+        // Kept to the end of the last run.
+        let _ = (&registry, &runtime);
+        split.pick(serving.next_draw(split)).slot
+    })
+}
+
+fn own(snapshot: &Snapshot) -> &TrafficSplit {
+    &snapshot.services()[0].split
+}

@@ -1,0 +1,67 @@
+//! Any bytes as an HTTP/1 head: however they are cut, the same answer; and what is let through is
+//! what another parser reads.
+#![no_main]
+
+use bytes::Bytes;
+use libfuzzer_sys::fuzz_target;
+use sluice_fuzz::{choice, ends};
+use sluice_gateway::h1::{Head, HeadLimits, Scan, judge, scan};
+
+const ROOMY: HeadLimits = HeadLimits {
+    max_bytes: 64 << 10,
+    max_headers: 128,
+    max_uri_bytes: 16 << 10,
+};
+
+/// Met by inputs of the size that a fuzzer makes.
+const TIGHT: HeadLimits = HeadLimits {
+    max_bytes: 256,
+    max_headers: 4,
+    max_uri_bytes: 32,
+};
+
+fuzz_target!(|data: &[u8]| {
+    let mut data = data;
+    let choices = choice(&mut data);
+    let limits = if choices & 1 == 0 { &ROOMY } else { &TIGHT };
+    let whole = scan(data, limits, 0);
+    let mut pieces = Scan::NeedMore { scanned: 0 };
+    for end in ends(data.len(), choices >> 1) {
+        let Scan::NeedMore { scanned } = pieces else {
+            break;
+        };
+        assert!(scanned <= end);
+        pieces = scan(&data[..end], limits, scanned);
+    }
+    match (whole, pieces) {
+        (Scan::NeedMore { .. }, Scan::NeedMore { .. }) => {}
+        (whole, pieces) => assert_eq!(whole, pieces),
+    }
+    // Judging bytes that were never scanned must not panic either.
+    let judged = judge(data, limits);
+    let Scan::Complete { len } = whole else {
+        return;
+    };
+    assert!(len <= data.len() && len <= limits.max_bytes);
+    assert_eq!(judge(&data[..len], limits), judged, "bytes after the head count");
+    let Ok(info) = judged else {
+        return;
+    };
+    assert_eq!(info.len, len);
+    let head = Head::judge(Bytes::copy_from_slice(&data[..len]), limits).expect("was judged good");
+    agrees_with_httparse(&head);
+});
+
+/// httparse is what most parsers behind us are built on.
+fn agrees_with_httparse(head: &Head) {
+    let mut fields = [httparse::EMPTY_HEADER; 128];
+    let mut request = httparse::Request::new(&mut fields);
+    let parsed = request.parse(head.bytes());
+    assert_eq!(parsed, Ok(httparse::Status::Complete(head.len)));
+    assert_eq!(request.method, Some(head.method()));
+    assert_eq!(request.path, Some(head.target()));
+    assert!(head.path() == "*" || head.path().starts_with('/'));
+    let ours: Vec<_> = head.fields().collect();
+    let theirs: Vec<_> = request.headers.iter().map(|h| (h.name, h.value)).collect();
+    assert_eq!(ours, theirs);
+}

@@ -1,0 +1,158 @@
+//! How a gateway is started.
+
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex};
+
+use tempfile::TempDir;
+use tokio::process::Command;
+
+use super::Gateway;
+use super::output::{Output, capture};
+use crate::cli::sluice_bin;
+
+/// Ports of one gateway's instances. Tests run at once, and each gateway gets a range of its own:
+/// one that counts starts must not see another's take its port.
+const PORTS: u32 = 50;
+
+/// Within the default range of `processes.ports`, which no kernel gives to clients.
+const FIRST_PORT: u32 = 20_000;
+
+/// How many ranges there are before they are used again.
+const RANGES: u32 = 200;
+
+/// How a gateway is started.
+#[derive(Debug)]
+pub struct Builder {
+    dir: TempDir,
+    config: String,
+    processes: String,
+    source: Option<PathBuf>,
+    args: Vec<String>,
+    env: Vec<(String, String)>,
+}
+
+impl Builder {
+    pub(super) fn new(config: &str) -> Self {
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        let first = FIRST_PORT + NEXT.fetch_add(1, Ordering::Relaxed) % RANGES * PORTS;
+        Self {
+            processes: format!("processes: {{max: 40, ports: {first}-{}}}", first + PORTS - 1),
+            dir: TempDir::new().expect("a temporary directory"),
+            config: config.to_owned(),
+            source: None,
+            args: Vec::new(),
+            env: Vec::new(),
+        }
+    }
+
+    /// Adds an argument after `run PATH`.
+    pub fn arg(mut self, arg: &str) -> Self {
+        self.args.push(arg.to_owned());
+        self
+    }
+
+    /// Adds an environment variable.
+    pub fn env(mut self, key: &str, value: &str) -> Self {
+        self.env.push((key.to_owned(), value.to_owned()));
+        self
+    }
+
+    /// Writes a file beside the config.
+    ///
+    /// # Panics
+    /// When it cannot be written.
+    pub fn file(self, name: &str, content: &str) -> Self {
+        write(&self.dir.path().join(name), content);
+        self
+    }
+
+    /// Runs on this path instead of the config file; the caller put the config there.
+    pub fn source(mut self, path: &Path) -> Self {
+        self.source = Some(path.to_owned());
+        self
+    }
+
+    /// The directory that the config will be in.
+    pub fn dir(&self) -> &Path {
+        self.dir.path()
+    }
+
+    /// Starts it and waits until it is ready.
+    ///
+    /// # Panics
+    /// When it exits or does not become ready soon, with what it said.
+    pub async fn start(self) -> Gateway {
+        let config_path = self.dir.path().join("sluice.yaml");
+        if self.source.is_none() {
+            write(
+                &config_path,
+                &complete(&with_defaults(&self.config), &self.processes),
+            );
+        }
+        let mut child = Command::new(sluice_bin())
+            .arg("run")
+            .arg(self.source.as_ref().unwrap_or(&config_path))
+            .args(&self.args)
+            .envs(self.env)
+            .current_dir(self.dir.path())
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .kill_on_drop(true)
+            .spawn()
+            .expect("the binary starts");
+        let output = Arc::new(Mutex::new(Output::default()));
+        capture(child.stdout.take(), &output, |o| &mut o.stdout);
+        capture(child.stderr.take(), &output, |o| &mut o.stderr);
+        let mut gateway = Gateway {
+            pid: child.id().expect("a running process"),
+            child,
+            dir: self.dir,
+            config_path,
+            processes: self.processes,
+            output,
+        };
+        gateway.until_ready().await;
+        gateway
+    }
+}
+
+/// Adds the listener, admin and access log that a config does not speak of.
+pub fn with_defaults(config: &str) -> String {
+    let mut out = config.to_owned();
+    for default in [
+        "accessLog: {format: json}",
+        "admin: {address: 127.0.0.1:0}",
+        "listeners: [{address: 127.0.0.1:0}]",
+    ] {
+        out = complete(&out, default);
+    }
+    out
+}
+
+/// Adds one line unless the config has its key.
+pub(super) fn complete(config: &str, default: &str) -> String {
+    let key = default.split_inclusive(':').next().unwrap_or_default();
+    if config.lines().any(|line| line.starts_with(key)) {
+        return config.to_owned();
+    }
+    format!("{default}\n{config}")
+}
+
+pub(super) fn write(path: &Path, content: &str) {
+    std::fs::write(path, content).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn defaults_are_added_only_where_nothing_is_said() {
+        let config = with_defaults("admin: {address: 127.0.0.1:1}\nservices: []\n");
+        assert_eq!(config.matches("admin:").count(), 1);
+        assert_eq!(config.matches("listeners:").count(), 1);
+    }
+}
