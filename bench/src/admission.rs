@@ -81,7 +81,12 @@ fn throttler(endpoints: u16, limit: Option<u32>) -> (Arc<RevisionThrottler>, Arc
         start_timeout: Duration::from_secs(60),
         supply: Supply::Fixed,
     };
-    let throttler = RevisionThrottler::new(fixture::id("greeter"), limits, env);
+    let throttler = RevisionThrottler::new(
+        fixture::id("greeter"),
+        fixture::service_id("greeter"),
+        limits,
+        env,
+    );
     throttler.set_addresses(&fixture::addresses(endpoints), true, Instant::now());
     (throttler, runtime)
 }
