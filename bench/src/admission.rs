@@ -7,7 +7,6 @@ use std::time::{Duration, Instant};
 use sluice_gateway::throttle::{
     Admission, Arrival, NoObserver, QueueBudget, RevisionThrottler, Supply, ThrottleEnv, ThrottleLimits,
 };
-use sluice_model::ServiceId;
 
 use super::fixture::{self, NoDemand};
 use super::{Operation, Weight, operation, repeat};
@@ -82,8 +81,12 @@ fn throttler(endpoints: u16, limit: Option<u32>) -> (Arc<RevisionThrottler>, Arc
         start_timeout: Duration::from_secs(60),
         supply: Supply::Fixed,
     };
-    let service = ServiceId::parse("default", "greeter").expect("a name");
-    let throttler = RevisionThrottler::new(fixture::id("greeter"), service, limits, env);
+    let throttler = RevisionThrottler::new(
+        fixture::id("greeter"),
+        fixture::service_id("greeter"),
+        limits,
+        env,
+    );
     throttler.set_addresses(&fixture::addresses(endpoints), true, Instant::now());
     (throttler, runtime)
 }

@@ -110,6 +110,10 @@ pub(crate) fn totals() -> QueueTotals {
     }
 }
 
+pub(crate) fn service_id(name: &str) -> ServiceId {
+    ServiceId::parse("default", name).expect("a name")
+}
+
 pub(crate) fn id(name: &str) -> RevisionId {
     RevisionId::parse("default", name).expect("a name")
 }
@@ -129,7 +133,7 @@ fn target(revision: RevisionId, slot: usize, hundredths: u32) -> TrafficTarget {
 
 fn service(name: &str, targets: Vec<TrafficTarget>) -> Service {
     Service {
-        id: ServiceId::parse("default", name).expect("a name"),
+        id: service_id(name),
         visibility: Visibility::External,
         http_option: HttpOption::Enabled,
         sticky: None,
@@ -141,7 +145,7 @@ fn service(name: &str, targets: Vec<TrafficTarget>) -> Service {
 fn revision(name: &str) -> RevisionSpec {
     RevisionSpec {
         id: id(name),
-        service: ServiceId::parse("default", "greeter").expect("a name"),
+        service: service_id("greeter"),
         backend: Backend::Static {
             targets: addresses(2).into_iter().map(EndpointTarget::Address).collect(),
             activated: false,

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use futures_util::poll;
 use sluice_model::{
-    Backend, Demand, EndpointSink, EndpointTarget, InstanceId, ManagedEndpoint, Percent, Snapshot,
+    Backend, Demand, EndpointSink, EndpointTarget, InstanceId, ManagedEndpoint, Percent, ServiceId, Snapshot,
 };
 
 use super::test_kit::{Demands, address, fixed, id, snapshot, spec, until};
@@ -86,6 +86,27 @@ async fn a_swap_keeps_what_is_in_flight_and_applies_limits_in_place() {
     let more = admit(&after);
     assert_eq!(more.endpoint().address, address(4));
     let _waiter = wait(&after);
+}
+
+#[tokio::test]
+async fn a_revision_that_moves_to_another_service_takes_its_waiters_along() {
+    let of = |name: &str, service: &str| {
+        let mut spec = spec(name, fixed(&[1]));
+        spec.container_concurrency = Some(1);
+        spec.service = ServiceId::parse("default", service).expect("a name");
+        spec
+    };
+    let (registry, _) = registry(&snapshot(vec![of("a", "shop"), of("b", "shop")]));
+    let before = registry.live(&id("b")).expect("is in it");
+    let a = registry.live(&id("a")).expect("is in it");
+    let _permits = [admit(&a), admit(&before)];
+    let mut waiters = [wait(&a), wait(&before)];
+    assert_eq!(registry.budget().services(), 1);
+    registry.apply(&snapshot(vec![of("a", "shop"), of("b", "other")]));
+    let after = registry.live(&id("b")).expect("is in it");
+    assert!(Arc::ptr_eq(&before, &after));
+    assert_eq!(registry.budget().services(), 2);
+    assert!(poll!(&mut waiters[1]).is_pending());
 }
 
 #[tokio::test]

@@ -60,11 +60,16 @@ impl World {
         standing
     }
 
-    /// The most that a service above its share holds, with its longest queue.
-    pub(super) fn longest(&self, bytes: bool, share: u64) -> Option<(u64, u64)> {
+    /// The most that a service above its share holds, of those that have a queue.
+    pub(super) fn most(&self, bytes: bool, share: u64) -> Option<u64> {
         let queues = self.sides.iter().filter(|s| of(queue(s), bytes) > 0);
-        let queues = queues.map(|s| (of(self.held(s.service), bytes), of(queue(s), bytes)));
-        queues.filter(|(service, _)| *service > share).max()
+        let held = queues.map(|s| of(self.held(s.service), bytes));
+        held.filter(|held| *held > share).max()
+    }
+
+    pub(super) fn longest_queue(&self, service: usize, bytes: bool) -> Option<u64> {
+        let sides = self.sides.iter().filter(|s| s.service == service);
+        sides.map(|s| of(queue(s), bytes)).max()
     }
 
     pub(super) fn check(&self) {

@@ -311,7 +311,7 @@ impl World {
                 let gone = match standing {
                     Standing::Fits => panic!("refused what fits"),
                     Standing::Above => true,
-                    Standing::Below { bytes, share } => self.longest(bytes, share).is_none(),
+                    Standing::Below { bytes, share } => self.most(bytes, share).is_none(),
                 };
                 assert!(gone, "refused below its share: {standing:?}");
                 self.seen.insert("overloaded");
@@ -329,9 +329,10 @@ impl World {
                     panic!("displaces while {standing:?}");
                 };
                 let victim = &self.sides[victim.expect("sides stay")];
-                let longest = self.longest(bytes, share).expect("somebody is above");
-                let is = (of(self.held(victim.service), bytes), of(queue(victim), bytes));
-                assert_eq!(is, longest, "not the longest queue");
+                let held = of(self.held(victim.service), bytes);
+                assert_eq!(Some(held), self.most(bytes, share), "not who holds most");
+                let longest = self.longest_queue(victim.service, bytes);
+                assert_eq!(Some(of(queue(victim), bytes)), longest, "not the longest queue");
                 if room.depth > 0 {
                     self.seen.insert("crowded_again");
                 }
