@@ -25,7 +25,7 @@ async fn platform(act: impl Fn(usize, u64) -> Response<Body> + Send + Sync + 'st
     let calls = Mutex::new(0);
     let backend = HttpBackend::builder("platform").answer(move |seen| {
         let body: Value = serde_json::from_slice(&seen.body).expect("JSON");
-        let mut calls = calls.lock().unwrap();
+        let mut calls = calls.lock().expect("no panic under it");
         let nth = *calls;
         *calls += 1;
         act(nth, body["replicas"].as_u64().expect("a number"))
@@ -35,17 +35,20 @@ async fn platform(act: impl Fn(usize, u64) -> Response<Body> + Send + Sync + 'st
 
 fn bodies(platform: &HttpBackend) -> Vec<Value> {
     let seen = platform.seen().into_iter();
-    seen.map(|s| serde_json::from_slice(&s.body).unwrap()).collect()
+    seen.map(|s| serde_json::from_slice(&s.body).expect("JSON"))
+        .collect()
 }
 
 fn asked(platform: &HttpBackend) -> Vec<u64> {
     let bodies = bodies(platform).into_iter();
-    bodies.map(|body| body["replicas"].as_u64().unwrap()).collect()
+    bodies
+        .map(|body| body["replicas"].as_u64().expect("a number"))
+        .collect()
 }
 
 fn status(status: u16) -> Response<Body> {
     let mut response = Response::new(full(""));
-    *response.status_mut() = StatusCode::from_u16(status).unwrap();
+    *response.status_mut() = StatusCode::from_u16(status).expect("a status");
     response
 }
 
@@ -56,10 +59,10 @@ fn endpoints(list: &[SocketAddr]) -> Response<Body> {
 
 /// An address where nothing listens until a backend is started there.
 fn reserve() -> SocketAddr {
-    let socket = TcpSocket::new_v4().unwrap();
-    socket.set_reuseaddr(true).unwrap();
-    socket.bind(([127, 0, 0, 1], 0).into()).unwrap();
-    let address = socket.local_addr().unwrap();
+    let socket = TcpSocket::new_v4().expect("a socket");
+    socket.set_reuseaddr(true).expect("an option");
+    socket.bind(([127, 0, 0, 1], 0).into()).expect("a port");
+    let address = socket.local_addr().expect("bound");
     drop(socket);
     address
 }
@@ -79,10 +82,13 @@ fn service(platform: &HttpBackend, configured: Option<SocketAddr>, more: &str) -
 
 async fn revision(gateway: &Gateway) -> Value {
     let all = gateway.admin_json("/api/revisions").await;
-    let all = all.as_array().or_else(|| all["revisions"].as_array()).unwrap();
+    let all = all
+        .as_array()
+        .or_else(|| all["revisions"].as_array())
+        .expect("a list");
     all.iter()
         .find(|r| r.to_string().contains("web-a"))
-        .unwrap()
+        .expect("web-a is in it")
         .clone()
 }
 
