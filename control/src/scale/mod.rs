@@ -6,8 +6,7 @@
 //! Everybody else holds a [`ScaleHandle`] and never waits for it.
 //!
 //! Local processes belong to a process of their own, the [`supervisor`], so that none of them
-//! survives the gateway. What a platform runs elsewhere it is asked for over HTTP, in numbers: see
-//! [`webhook`].
+//! survives the gateway. What a platform runs elsewhere it is asked for over HTTP, in numbers.
 
 mod backoff;
 mod controller;

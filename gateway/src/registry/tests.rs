@@ -260,3 +260,33 @@ async fn a_big_table_is_dropped_off_the_request_path() {
     drop(held);
     until("it is dropped", || registry.tables_alive() == 1).await;
 }
+
+#[tokio::test]
+async fn zero_is_agreed_to_only_when_nobody_is_there() {
+    let Backend::Static { targets, .. } = fixed(&[1]) else {
+        unreachable!("it is static");
+    };
+    let activated = Backend::Static {
+        targets,
+        activated: true,
+    };
+    let (registry, demands) = registry(&snapshot(vec![spec("a", activated)]));
+    let live = registry.live(&id("a")).expect("is in it");
+    let waiter = wait(&live);
+    assert_eq!(registry.to_zero(&id("a")), None, "somebody waits");
+    let key = live.throttler().endpoints()[0].endpoint.key;
+    live.throttler().endpoint_ready(key, clock());
+    let permit = waiter.await.expect("admitted");
+    assert_eq!(
+        demands.take(),
+        [Demand::Activate(id("a")), Demand::Activated(id("a"))]
+    );
+    assert_eq!(registry.to_zero(&id("a")), None, "something is in flight");
+    assert_eq!(live.throttler().peek(clock()).ready, 1);
+    drop(permit);
+    assert_eq!(registry.to_zero(&id("a")), Some(vec![]));
+    assert_eq!(live.throttler().peek(clock()).ready, 0, "it has to prove itself");
+    drop(wait(&live));
+    assert_eq!(demands.take(), [Demand::Activate(id("a"))]);
+    assert_eq!(registry.to_zero(&id("nope")), Some(vec![]));
+}

@@ -123,10 +123,12 @@ async fn the_last_instance_that_refuses_has_to_prove_itself_while_the_request_wa
         panic!("an activation may help");
     };
     assert!(poll!(&mut waiter).is_pending());
-    demands.take();
+    let told = demands.take();
+    assert_eq!(told.last(), Some(&activate()), "it may be gone without a word");
     throttler.endpoint_ready(key, clock());
     drop(waiter.await.expect("the same instance, ready again"));
-    assert!(demands.take().is_empty(), "ready for the first time only once");
+    let activated = Demand::Activated(id("r"));
+    assert_eq!(demands.take(), [activated], "ready for the first time only once");
 }
 
 #[tokio::test]

@@ -209,7 +209,7 @@ impl RevisionThrottler {
 
     /// As [`EndpointSink::to_zero`](sluice_model::EndpointSink::to_zero), of this throttler alone.
     pub fn to_zero(self: &Arc<Self>, now: Instant) -> Option<Vec<InstanceId>> {
-        self.apply(|core| core.to_zero(now))
+        self.apply(|core| core.retire_all(now))
     }
 
     /// As [`EndpointSink::retire_these`](sluice_model::EndpointSink::retire_these).

@@ -117,7 +117,7 @@ async fn one_demand_for_all_and_a_failure_for_all() {
         revision: id("r"),
         instance: InstanceId(7),
     };
-    assert_eq!(demands.take(), [ready]);
+    assert_eq!(demands.take(), [ready, Demand::Activated(id("r"))]);
 }
 
 #[tokio::test]

@@ -130,7 +130,7 @@ impl<W> Core<W> {
     }
 
     /// As [`EndpointSink::to_zero`](sluice_model::EndpointSink::to_zero).
-    pub(crate) fn to_zero(&mut self, now: Instant) -> (Option<Vec<InstanceId>>, Effects<W>) {
+    pub(crate) fn retire_all(&mut self, now: Instant) -> (Option<Vec<InstanceId>>, Effects<W>) {
         if !self.queue.is_empty() || self.endpoints.in_flight() > 0 {
             return (None, self.begin(now));
         }

@@ -168,10 +168,13 @@ async fn an_instance_is_ready_when_it_listens_and_the_waiter_goes_there() {
     assert_eq!(permit.endpoint().instance, Some(instance));
     until("ready is told", || {
         demands.take()
-            == [Demand::Ready {
-                revision: revision.clone(),
-                instance,
-            }]
+            == [
+                Demand::Ready {
+                    revision: revision.clone(),
+                    instance,
+                },
+                Demand::Activated(revision.clone()),
+            ]
     })
     .await;
 }

@@ -25,7 +25,7 @@ async fn platform(act: impl Fn(usize, u64) -> Response<Body> + Send + Sync + 'st
     let calls = Mutex::new(0);
     let backend = HttpBackend::builder("platform").answer(move |seen| {
         let body: Value = serde_json::from_slice(&seen.body).expect("JSON");
-        let mut calls = calls.lock().unwrap();
+        let mut calls = calls.lock().expect("no panic under it");
         let nth = *calls;
         *calls += 1;
         act(nth, body["replicas"].as_u64().expect("a number"))
@@ -35,17 +35,20 @@ async fn platform(act: impl Fn(usize, u64) -> Response<Body> + Send + Sync + 'st
 
 fn bodies(platform: &HttpBackend) -> Vec<Value> {
     let seen = platform.seen().into_iter();
-    seen.map(|s| serde_json::from_slice(&s.body).unwrap()).collect()
+    seen.map(|s| serde_json::from_slice(&s.body).expect("JSON"))
+        .collect()
 }
 
 fn asked(platform: &HttpBackend) -> Vec<u64> {
     let bodies = bodies(platform).into_iter();
-    bodies.map(|body| body["replicas"].as_u64().unwrap()).collect()
+    bodies
+        .map(|body| body["replicas"].as_u64().expect("a number"))
+        .collect()
 }
 
 fn status(status: u16) -> Response<Body> {
     let mut response = Response::new(full(""));
-    *response.status_mut() = StatusCode::from_u16(status).unwrap();
+    *response.status_mut() = StatusCode::from_u16(status).expect("a status");
     response
 }
 
@@ -54,14 +57,14 @@ fn endpoints(list: &[SocketAddr]) -> Response<Body> {
     Response::new(full(json!({"endpoints": list}).to_string()))
 }
 
-/// An address where nothing listens until a backend is started there.
-fn reserve() -> SocketAddr {
-    let socket = TcpSocket::new_v4().unwrap();
-    socket.set_reuseaddr(true).unwrap();
-    socket.bind(([127, 0, 0, 1], 0).into()).unwrap();
-    let address = socket.local_addr().unwrap();
-    drop(socket);
-    address
+/// An address where nothing listens until a backend is started there. The socket keeps it for this
+/// test, and lets a listener share it.
+fn reserve() -> (TcpSocket, SocketAddr) {
+    let socket = TcpSocket::new_v4().expect("a socket");
+    socket.set_reuseaddr(true).expect("an option");
+    socket.bind(([127, 0, 0, 1], 0).into()).expect("a port");
+    let address = socket.local_addr().expect("bound");
+    (socket, address)
 }
 
 /// The service `web`, started by a platform; `configured` is where it will listen, if that is known.
@@ -79,10 +82,13 @@ fn service(platform: &HttpBackend, configured: Option<SocketAddr>, more: &str) -
 
 async fn revision(gateway: &Gateway) -> Value {
     let all = gateway.admin_json("/api/revisions").await;
-    let all = all.as_array().or_else(|| all["revisions"].as_array()).unwrap();
+    let all = all
+        .as_array()
+        .or_else(|| all["revisions"].as_array())
+        .expect("a list");
     all.iter()
         .find(|r| r.to_string().contains("web-a"))
-        .unwrap()
+        .expect("web-a is in it")
         .clone()
 }
 
@@ -95,7 +101,7 @@ fn tells_no_secret(gateway: &Gateway) {
 #[tokio::test]
 async fn a_configured_address_is_waited_for() {
     let platform = platform(|_, _| status(202)).await;
-    let address = reserve();
+    let (_reserved, address) = reserve();
     let gateway = Gateway::start(&service(&platform, Some(address), "")).await;
     let addr = gateway.addr();
     let waiting =
@@ -133,7 +139,7 @@ async fn a_configured_address_is_waited_for() {
 
 #[tokio::test]
 async fn endpoints_of_the_reply_are_used() {
-    let address = reserve();
+    let (_reserved, address) = reserve();
     let platform = platform(move |_, _| endpoints(&[address])).await;
     let gateway = Gateway::start(&service(&platform, None, "")).await;
     let addr = gateway.addr();
@@ -150,7 +156,8 @@ async fn endpoints_of_the_reply_are_used() {
 #[tokio::test]
 async fn what_the_platform_refuses_is_answered_with_its_cause_shown() {
     let platform = platform(|_, _| status(404)).await;
-    let gateway = Gateway::start(&service(&platform, Some(reserve()), "")).await;
+    let (_reserved, address) = reserve();
+    let gateway = Gateway::start(&service(&platform, Some(address), "")).await;
     let start = Instant::now();
     let response = gateway.get(WEB, "/").await;
     assert_eq!(
@@ -200,7 +207,8 @@ async fn a_platform_in_trouble_is_asked_again() {
 async fn a_platform_that_hangs_is_a_timeout() {
     let platform = platform(|_, _| status(200)).await;
     platform.hold();
-    let gateway = Gateway::start(&service(&platform, Some(reserve()), "startTimeout: 2s")).await;
+    let (_reserved, address) = reserve();
+    let gateway = Gateway::start(&service(&platform, Some(address), "startTimeout: 2s")).await;
     let response = gateway.get(WEB, "/").await;
     assert_eq!(
         (response.status, response.reason()),
@@ -214,7 +222,7 @@ async fn a_platform_that_hangs_is_a_timeout() {
 
 #[tokio::test]
 async fn a_platform_that_lies_is_a_timeout() {
-    let nobody_there = reserve();
+    let (_reserved, nobody_there) = reserve();
     let platform = platform(move |_, _| endpoints(&[nobody_there])).await;
     let gateway = Gateway::start(&service(&platform, None, "startTimeout: 1s")).await;
     let response = gateway.get(WEB, "/").await;

@@ -136,8 +136,9 @@ impl RevisionState {
                 self.victims(asked, &chosen, now);
                 return todo;
             }
-            // An instance says by itself that it is ready.
-            Event::Activated | Event::AtZero(_) | Event::Answered(_) | Event::Tick => {}
+            // One that was ready before does not say so again.
+            Event::Activated => self.awaited = false,
+            Event::AtZero(_) | Event::Answered(_) | Event::Tick => {}
         }
         self.pass_deadlines(now, fresh, &mut todo);
         self.reconcile(now, fresh, &mut todo);

@@ -46,8 +46,8 @@ pub(crate) struct ReplicaState {
     /// It may have done something else since: a call whose outcome is unknown, or an endpoint that
     /// is gone.
     unsure: bool,
-    /// What it agreed to was there, or should have been: if nothing is usable, it is gone.
-    due_now: bool,
+    /// What it agreed to was there, or should be by now: if nothing is usable, it is gone.
+    expected: bool,
     decision: Option<Decision>,
     /// Nothing is posted before, whatever is wanted: the platform is in trouble.
     not_before: Option<Instant>,
@@ -80,7 +80,7 @@ impl ReplicaState {
             desired: 0,
             agreed: None,
             unsure: false,
-            due_now: false,
+            expected: false,
             decision: None,
             not_before: None,
             endpoints: BTreeMap::new(),
@@ -197,7 +197,7 @@ impl ReplicaState {
             self.not_before = None;
             // What is only just being started is not asked for twice: the decision for whoever waits
             // may have come before the news that somebody does.
-            self.unsure |= self.due_now && self.agreed.is_some_and(|replicas| replicas > 0);
+            self.unsure |= self.expected && self.agreed.is_some_and(|replicas| replicas > 0);
         }
         let before = self.wanted();
         self.desired = self.desired.max(self.plan.policy.activation_scale.max(1));
@@ -212,7 +212,7 @@ impl ReplicaState {
     /// An endpoint is ready.
     fn succeeded(&mut self) {
         self.awaited = None;
-        self.due_now = true;
+        self.expected = true;
         self.last_failure = None;
         self.backoff.succeeded();
     }
@@ -309,7 +309,7 @@ impl ReplicaState {
             delay.as_secs_f64()
         )));
         self.last_failure = Some((failure, detail));
-        self.due_now = true;
+        self.expected = true;
         self.awaited = None;
         self.give_up("it did not start");
         self.tell_waiters(delay, todo);

@@ -130,7 +130,7 @@ impl ReplicaState {
         match answer {
             Answer::Agreed { endpoints } => {
                 self.starts += u64::from(decision.replicas.saturating_sub(self.agreed.unwrap_or(0)));
-                self.due_now &= !self.unsure && self.agreed.is_some_and(|replicas| replicas > 0);
+                self.expected &= !self.unsure && self.agreed.is_some_and(|replicas| replicas > 0);
                 self.agreed = Some(decision.replicas);
                 self.unsure = false;
                 self.call_failure = None;

@@ -101,7 +101,7 @@ fn one_call_at_a_time_and_zero_only_when_nobody_is_there() {
 
 fn storm(seed: u64) {
     let mut rng = fastrand::Rng::with_seed(seed);
-    let mut bench = Bench::new(|plan| plan.policy.min_scale = u32::from(seed % 4 == 0));
+    let mut bench = Bench::new(|plan| plan.policy.min_scale = u32::from(seed.is_multiple_of(4)));
     let mut world = World::default();
     for _ in 0..500 {
         let event = world.event(&mut bench, &mut rng);
