@@ -15,7 +15,7 @@ pub enum ActivationResult {
 
 /// Told what happens in a throttler, for metrics. Called outside its lock; must not block.
 ///
-/// Gauges are not here: they are read with [`RevisionThrottler::peek`]. As a subtrait of `Any` it
+/// Gauges are not here: they are read with [`RevisionThrottler::peek`](super::RevisionThrottler::peek). As a subtrait of `Any` it
 /// lets whoever made an observer get its own type back.
 pub trait RevisionObserver: Any + fmt::Debug + Send + Sync {
     /// Somebody waited and does not any more; `admitted` or rejected. Not called for a client
