@@ -140,7 +140,9 @@ impl ReplicaState {
             }
             Answer::Refused(detail) => {
                 self.call_failure = Some(detail.clone());
-                match self.awaited.filter(|_| decision.replicas > 0) {
+                // At zero somebody waits though the news of it may still be on its way, or will.
+                let at_zero = (self.agreed.unwrap_or(0) == 0).then_some(now);
+                match self.awaited.or(at_zero).filter(|_| decision.replicas > 0) {
                     Some(since) => self.fail_activation(Failure::Failed, detail, since, now, fresh, todo),
                     None => {
                         todo.push(Action::Warn(format!(

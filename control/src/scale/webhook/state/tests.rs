@@ -237,6 +237,17 @@ fn a_refusal_answers_at_once_and_the_next_try_is_for_the_next_waiter() {
 }
 
 #[test]
+fn a_refusal_that_comes_before_the_waiter_it_is_for_is_the_answer_all_the_same() {
+    let mut bench = Bench::new(|_| {});
+    bench.desired(1);
+    let detail = "the platform answered 404 Not Found";
+    assert_eq!(failures(&bench.refused(detail)), [(Failure::Failed, detail)]);
+    let actions = bench.step(Event::Activate);
+    assert_eq!(failures(&actions), [(Failure::Failed, detail)]);
+    assert!(asks(&actions).is_empty());
+}
+
+#[test]
 fn more_that_is_refused_hurts_nobody_and_is_asked_for_again_later() {
     let mut bench = Bench::new(|_| {}).with_endpoints(&[1]);
     assert_eq!(asked(&bench.desired(2)), [2]);
