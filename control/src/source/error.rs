@@ -9,7 +9,7 @@ use super::fileset::{MAX_BYTES, MAX_FILES};
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum SourceError {
     /// Nothing is there.
-    #[error("{}: no such file or directory: name a config file or directory (the default is sluice.yaml here)", .0.display())]
+    #[error("{}: no such file or directory (name a config; without one it is ./sluice.yaml)", .0.display())]
     Missing(PathBuf),
     /// A symbolic link in a directory that leads nowhere.
     #[error("{}: a symbolic link to something that does not exist", .0.display())]

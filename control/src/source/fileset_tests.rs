@@ -69,7 +69,7 @@ fn every_mistake_is_reported_at_once_and_says_what_to_do() {
     assert_eq!(
         shown,
         [
-            "D/missing.yaml: no such file or directory",
+            "D/missing.yaml: no such file or directory (name a config; without one it is ./sluice.yaml)",
             "D/empty: the directory has no *.yaml, *.yml or *.json file",
             "D/full/link.yaml: a symbolic link to something that does not exist",
             "D/socket: neither a file nor a directory",
