@@ -257,7 +257,8 @@ async fn an_idle_revision_is_scaled_to_zero_and_comes_back() {
         );
         let gateway = Gateway::start(&config).await;
         assert_eq!(gateway.get(WEB, "/").await.status, 200);
-        assert_eq!(bodies(&platform)[0]["replicas"], 2);
+        // What is there already may answer before the platform does.
+        wait_until("it is asked", SOON, || asked(&platform) == [2]).await;
         wait_until("zero is asked for", SOON * 2, || {
             asked(&platform).last() == Some(&0)
         })
@@ -276,6 +277,7 @@ async fn a_removed_revision_is_ended_on_the_platform() {
     let platform = platform(|_, _| status(200)).await;
     let gateway = Gateway::start(&service(&platform, Some(backend.addr()), "")).await;
     assert_eq!(gateway.get(WEB, "/").await.status, 200);
+    wait_until("it is asked", SOON, || asked(&platform) == [1]).await;
     gateway
         .reload("services:\n  - {name: other, endpoints: [\"127.0.0.1:9\"]}\n")
         .await;
