@@ -45,13 +45,13 @@ impl Backoff {
         self.until = Some(now + delay);
     }
 
-    /// An instance became ready.
+    /// An instance became ready: nothing is wrong as far as anybody knows, so nothing is held back,
+    /// and whoever waits next is not made to wait for a failure that nobody could name. Crashes
+    /// still count until one instance has served for a while.
     pub(crate) fn succeeded(&mut self) {
         self.failures = 0;
         self.failed_at = None;
-        if self.crashes == 0 {
-            self.until = None;
-        }
+        self.until = None;
     }
 
     /// What is started from now on is something else.
@@ -120,5 +120,18 @@ mod tests {
         assert_eq!(backoff.remaining(now), Some(S * 2));
         backoff.crashed(PROVEN, now + S * 2, 0.0);
         assert_eq!(backoff.remaining(now + S * 2), None);
+    }
+
+    #[test]
+    fn what_became_ready_holds_nothing_back() {
+        let mut backoff = Backoff::default();
+        let now = Instant::now();
+        backoff.crashed(S, now, 0.0);
+        backoff.crashed(S, now, 0.0);
+        assert_eq!(backoff.remaining(now), Some(S));
+        backoff.succeeded();
+        assert_eq!(backoff.remaining(now), None);
+        backoff.crashed(S, now, 0.0);
+        assert_eq!(backoff.remaining(now), Some(S * 2), "the loop is not over");
     }
 }

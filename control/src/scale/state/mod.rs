@@ -141,6 +141,11 @@ impl RevisionState {
             Event::AtZero(_) | Event::Answered(_) | Event::Tick => {}
         }
         self.pass_deadlines(now, fresh, &mut todo);
+        if self.awaited && !self.any(Instance::is_live) && self.backoff.remaining(now).is_none() {
+            // A failure that is noticed late may leave no back-off to answer waiters with: then
+            // there is nothing to wait for either.
+            self.want_activation();
+        }
         self.reconcile(now, fresh, &mut todo);
         self.answer_waiters(now, &mut todo);
         todo
