@@ -23,7 +23,11 @@ fn compiled(paths: &[PathBuf]) -> Result<Compiled, Diagnostics> {
     let files = source::read(paths).map_err(|errors| {
         let mut all = Diagnostics::default();
         for error in errors {
-            all.push(Diagnostic::about_file(error.path(), error.to_string()));
+            // The diagnostic names the file already.
+            let text = error.to_string();
+            let named = format!("{}: ", error.path().display());
+            let message = text.strip_prefix(&named).unwrap_or(&text);
+            all.push(Diagnostic::about_file(error.path(), message));
         }
         all
     })?;
