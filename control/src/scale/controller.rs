@@ -8,11 +8,12 @@ use std::time::{Duration, Instant};
 use sluice_model::{
     Demand, DemandSink, EndpointSink, InstanceId, ManagedEndpoint, RevisionId, RevisionStatus, StatusSource,
 };
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 
+use super::handover::{Handing, HandedOver, HandoverError, Left, PlatformAnswer, ScaleState};
 use super::mailbox::{Mail, Mailbox};
-use super::process::ProcessScaler;
-use super::scaled::{Kind, Scaled};
+use super::process::{Adopted, ProcessScaler};
+use super::scaled::{Kind, Scaled, ScaledLeft};
 use super::state::{Action, Event, Fresh};
 use super::webhook::WebhookScaler;
 use super::{Ask, InstanceOrder, Scaler, ScalerEvent, supervisor};
@@ -42,6 +43,7 @@ pub struct ScaleOptions {
 #[derive(Debug, Clone)]
 pub struct ScaleHandle {
     mailbox: Arc<Mailbox>,
+    turns: mpsc::UnboundedSender<Turn>,
     status: watch::Receiver<Statuses>,
 }
 
@@ -59,6 +61,42 @@ impl ScaleHandle {
         self.mailbox.put(|mail| {
             mail.desired.insert(revision.clone(), (count, decision));
         });
+    }
+
+    /// Stops deciding and ordering, and says everything there is to know: for the next gateway of
+    /// an upgrade. What is said meanwhile is kept. Followed by [`thaw`](Self::thaw) or
+    /// [`release`](Self::release); dropping the future calls for a thaw, too.
+    ///
+    /// # Errors
+    /// When nothing can be handed over; then it goes on as before.
+    pub async fn freeze(&self) -> Result<HandedOver, HandoverError> {
+        let (reply, answer) = oneshot::channel();
+        // Its task ends only with the gateway.
+        let _ = self.turns.send(Turn::Freeze(reply));
+        let handed = answer.await.unwrap_or(Err(HandoverError::NotOurs));
+        if handed.is_err() {
+            self.thaw();
+        }
+        handed
+    }
+
+    /// The next gateway came to nothing: this one goes on, having heard of what ended meanwhile.
+    pub fn thaw(&self) {
+        let _ = self.turns.send(Turn::Thaw);
+    }
+
+    /// The next gateway has everything: from now on this one only passes on what platforms answer
+    /// to calls it made before. A [`shutdown`](Self::shutdown) stops no instance any more.
+    pub fn release(&self) -> mpsc::UnboundedReceiver<PlatformAnswer> {
+        let (relay, answers) = mpsc::unbounded_channel();
+        let _ = self.turns.send(Turn::Release(relay));
+        answers
+    }
+
+    /// A platform answered to the older gateway; `None`: the older one is gone, and what was not
+    /// answered yet never will be.
+    pub fn platform_answered(&self, answer: Option<PlatformAnswer>) {
+        let _ = self.turns.send(Turn::Relayed(answer));
     }
 
     /// Stops every instance, each within its own grace, and returns when none is left. Whatever
@@ -97,6 +135,7 @@ impl StatusSource for ScaleHandle {
 #[derive(Debug)]
 pub struct Controller {
     mailbox: Arc<Mailbox>,
+    turns: mpsc::UnboundedReceiver<Turn>,
     status: watch::Sender<Statuses>,
 }
 
@@ -104,36 +143,58 @@ impl Controller {
     /// A controller that does not run yet, and the way to it.
     pub fn new() -> (ScaleHandle, Self) {
         let mailbox = Arc::new(Mailbox::default());
+        // As many as there are upgrades and answers: a handful.
+        let (turns, inbox) = mpsc::unbounded_channel();
         let (sender, status) = watch::channel(Statuses::new());
         let handle = ScaleHandle {
             mailbox: Arc::clone(&mailbox),
+            turns,
             status,
         };
-        let status = sender;
-        (handle, Self { mailbox, status })
+        let controller = Self {
+            mailbox,
+            turns: inbox,
+            status: sender,
+        };
+        (handle, controller)
     }
 
     /// Starts its task on the current runtime; it runs until [`ScaleHandle::shutdown`]. The
-    /// supervisor process is started with the first local instance.
-    pub fn spawn(self, sink: Arc<dyn EndpointSink>, options: ScaleOptions) {
+    /// supervisor process is started with the first local instance. With what an older gateway
+    /// left it goes on from there, once the first plan has come.
+    pub fn spawn(self, sink: Arc<dyn EndpointSink>, options: ScaleOptions, left: Option<HandedOver>) {
+        let mut fresh = Fresh::new(options.seed);
+        let mut revisions = Vec::new();
+        let mut adopted = None;
+        if let Some(HandedOver { state, supervisor }) = left {
+            fresh = Fresh::after(options.seed, state.next_instance);
+            revisions = state.revisions;
+            let known = state.processes.into_iter();
+            let processes = known.filter_map(|left| Some((left.id()?, left.what))).collect();
+            adopted = supervisor.map(|supervisor| Adopted {
+                supervisor,
+                processes,
+            });
+        }
         let (events, inbox) = mpsc::channel(EVENTS);
         let binary = options.executable.clone();
         let connect = move || supervisor::spawn(&binary);
-        let processes = ProcessScaler::spawn(options.executable, options.seed, connect, events.clone());
+        let processes = ProcessScaler::spawn(options.executable, options.seed, connect, events.clone(), adopted);
         let scalers = Scalers {
             processes,
             platforms: WebhookScaler::spawn(events),
         };
-        tokio::spawn(self.run(sink, scalers, inbox, options.drain_timeout, options.seed));
+        tokio::spawn(self.run(sink, scalers, inbox, options.drain_timeout, fresh, revisions));
     }
 
     pub(super) async fn run<I, R>(
-        self,
+        mut self,
         sink: Arc<dyn EndpointSink>,
         scalers: Scalers<I, R>,
         mut events: mpsc::Receiver<ScalerEvent>,
         drain: Duration,
-        seed: u64,
+        fresh: Fresh,
+        left: Vec<Left<ScaledLeft>>,
     ) where
         I: Scaler<Order = InstanceOrder>,
         R: Scaler<Order = Ask>,
@@ -142,21 +203,30 @@ impl Controller {
             sink,
             scalers,
             drain,
-            fresh: Fresh::new(seed),
+            fresh,
             revisions: BTreeMap::new(),
             due: BTreeMap::new(),
             early: BTreeSet::new(),
             closing: None,
             status: self.status,
+            standing: Standing::Ours,
+            held: None,
+            owed: BTreeSet::new(),
         };
+        worker.adopt(&left);
+        drop(left);
         loop {
             let due = worker.due.values().copied().chain(worker.closing).min();
+            let ours = matches!(worker.standing, Standing::Ours);
+            let (mailbox, deciding) = (&self.mailbox, ours && worker.held.is_none());
             tokio::select! {
                 // What became ready counts as ready before its time is found to be over.
                 biased;
-                mail = self.mailbox.take() => worker.read(mail),
+                Some(turn) = self.turns.recv() => worker.turn(turn, mailbox),
+                mail = mailbox.take(), if ours => worker.read(mail),
+                () = mailbox.closing(), if !ours && worker.closing.is_none() => worker.end(mailbox),
                 Some(event) = events.recv() => worker.hear(event),
-                () = sleep_until(due) => worker.tick(),
+                () = sleep_until(due), if deciding || worker.closing.is_some() => worker.tick(),
             }
             if worker.is_done() {
                 return;
@@ -186,6 +256,25 @@ pub(super) struct Scalers<I, R> {
 
 type Key = (RevisionId, Kind);
 
+/// What is not said every day, in order.
+#[derive(Debug)]
+enum Turn {
+    Freeze(oneshot::Sender<Result<HandedOver, HandoverError>>),
+    Thaw,
+    Release(mpsc::UnboundedSender<PlatformAnswer>),
+    Relayed(Option<PlatformAnswer>),
+}
+
+/// Whose instances these are.
+#[derive(Debug)]
+enum Standing {
+    Ours,
+    /// Nobody's for a moment: the next gateway has been told of them and has not taken over yet.
+    Frozen,
+    /// The next gateway's. It is told what platforms answer.
+    Theirs(mpsc::UnboundedSender<PlatformAnswer>),
+}
+
 struct Worker<I, R> {
     sink: Arc<dyn EndpointSink>,
     scalers: Scalers<I, R>,
@@ -201,6 +290,12 @@ struct Worker<I, R> {
     /// When to give up waiting, once the gateway ends.
     closing: Option<Instant>,
     status: watch::Sender<Statuses>,
+    standing: Standing,
+    /// Events that are heard before this may act on them: while it is frozen, and before the first
+    /// plan where another gateway left something. Bounded by instances and calls.
+    held: Option<Vec<ScalerEvent>>,
+    /// Calls of an older gateway that it has not passed the answer of yet.
+    owed: BTreeSet<RevisionId>,
 }
 
 impl<I: Scaler<Order = InstanceOrder>, R: Scaler<Order = Ask>> Worker<I, R> {
@@ -221,7 +316,8 @@ impl<I: Scaler<Order = InstanceOrder>, R: Scaler<Order = Ask>> Worker<I, R> {
             self.drive(&revision, Event::Activated);
         }
         for revision in mail.activate {
-            if Kind::ALL
+            let known = self.held.is_none();
+            if known && Kind::ALL
                 .iter()
                 .any(|&kind| self.revisions.contains_key(&(revision.clone(), kind)))
             {
@@ -271,6 +367,7 @@ impl<I: Scaler<Order = InstanceOrder>, R: Scaler<Order = Ask>> Worker<I, R> {
         for revision in std::mem::take(&mut self.early) {
             self.drive(&revision, Event::Activate);
         }
+        self.replay();
     }
 
     fn shut_down(&mut self) {
@@ -282,11 +379,27 @@ impl<I: Scaler<Order = InstanceOrder>, R: Scaler<Order = Ask>> Worker<I, R> {
     }
 
     fn is_done(&self) -> bool {
-        self.closing
-            .is_some_and(|limit| self.revisions.is_empty() || limit <= now())
+        let nothing_left = match self.standing {
+            Standing::Ours => self.revisions.is_empty(),
+            Standing::Frozen => false,
+            Standing::Theirs(_) => !self.revisions.values().any(Scaled::awaits_answer),
+        };
+        self.closing.is_some_and(|limit| nothing_left || limit <= now())
     }
 
     fn hear(&mut self, event: ScalerEvent) {
+        if let Standing::Theirs(relay) = &self.standing {
+            if let ScalerEvent::Answered { revision, answer } = event {
+                // Whether it is heard or not, nobody here waits for it any more.
+                let _ = relay.send(PlatformAnswer::new(&revision, answer));
+                self.revisions.remove(&(revision, Kind::Replicas));
+            }
+            return;
+        }
+        if let Some(held) = &mut self.held {
+            held.push(event);
+            return;
+        }
         let (revision, event) = match event {
             ScalerEvent::Started {
                 revision,
@@ -326,6 +439,9 @@ impl<I: Scaler<Order = InstanceOrder>, R: Scaler<Order = Ask>> Worker<I, R> {
     }
 
     fn tick(&mut self) {
+        if !matches!(self.standing, Standing::Ours) {
+            return;
+        }
         let now = now();
         let due = self.due.iter().filter(|&(_, &at)| at <= now);
         for key in due.map(|(key, _)| key.clone()).collect::<Vec<_>>() {
@@ -423,6 +539,9 @@ where
     }
     None
 }
+
+#[path = "turnover.rs"]
+mod turnover;
 
 #[cfg(test)]
 #[path = "controller_tests.rs"]

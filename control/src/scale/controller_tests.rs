@@ -91,7 +91,7 @@ impl Bench {
     fn new() -> Self {
         let (events, inbox) = mpsc::channel(EVENTS);
         let connect = || testing::supervisor().map(|(ours, _)| ours);
-        let processes = ProcessScaler::spawn("/bin/false".into(), 1, connect, events.clone());
+        let processes = ProcessScaler::spawn("/bin/false".into(), 1, connect, events.clone(), None);
         let platforms = WebhookScaler::spawn(events);
         let scalers = Scalers { processes, platforms };
         let (sender, calls) = mpsc::unbounded_channel();
@@ -102,7 +102,7 @@ impl Bench {
         });
         let (handle, controller) = Controller::new();
         let sink = Arc::clone(&plane) as Arc<dyn EndpointSink>;
-        tokio::spawn(controller.run(sink, scalers, inbox, Duration::from_secs(300), 1));
+        tokio::spawn(controller.run(sink, scalers, inbox, Duration::from_secs(300), Fresh::new(1), Vec::new()));
         Self { handle, plane, calls }
     }
 

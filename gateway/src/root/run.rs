@@ -180,7 +180,7 @@ fn start(args: &RunArgs, metrics: Metrics, access_log: AccessLog) -> Result<(), 
             drain_timeout: settings.drain.timeout,
             seed,
         };
-        controller.spawn(Arc::clone(&registry) as _, options);
+        controller.spawn(Arc::clone(&registry) as _, options, None);
     }
     let (autoscale, decisions) = autoscaler(Arc::clone(&registry) as _, Arc::new(Orders(scale.clone())));
     let _ = demand.autoscale.set(autoscale.clone());
