@@ -22,6 +22,7 @@ mod observer;
 mod permit;
 mod queue;
 mod rejection;
+mod remote;
 mod shell;
 mod supply;
 mod waiter;
@@ -46,6 +47,7 @@ pub use endpoint::{EndpointPhase, EndpointState};
 pub use observer::{ActivationResult, NoObserver, RevisionObserver};
 pub use permit::Permit;
 pub use rejection::{Closing, Rejection};
+pub use remote::{EndpointId, EndpointInUse, News, Wanted};
 pub use shell::{EndpointView, RevisionThrottler, ThrottleEnv};
 pub use waiter::Waiter;
 
