@@ -10,7 +10,7 @@ use sluice_model::{
 };
 use tokio::sync::{mpsc, oneshot, watch};
 
-use super::handover::{Handing, HandedOver, HandoverError, Left, PlatformAnswer, ScaleState};
+use super::handover::{HandedOver, Handing, HandoverError, Left, PlatformAnswer, ScaleState};
 use super::mailbox::{Mail, Mailbox};
 use super::process::{Adopted, ProcessScaler};
 use super::scaled::{Kind, Scaled, ScaledLeft};
@@ -163,23 +163,12 @@ impl Controller {
     /// supervisor process is started with the first local instance. With what an older gateway
     /// left it goes on from there, once the first plan has come.
     pub fn spawn(self, sink: Arc<dyn EndpointSink>, options: ScaleOptions, left: Option<HandedOver>) {
-        let mut fresh = Fresh::new(options.seed);
-        let mut revisions = Vec::new();
-        let mut adopted = None;
-        if let Some(HandedOver { state, supervisor }) = left {
-            fresh = Fresh::after(options.seed, state.next_instance);
-            revisions = state.revisions;
-            let known = state.processes.into_iter();
-            let processes = known.filter_map(|left| Some((left.id()?, left.what))).collect();
-            adopted = supervisor.map(|supervisor| Adopted {
-                supervisor,
-                processes,
-            });
-        }
+        let (fresh, revisions, adopted) = take_over(options.seed, left);
         let (events, inbox) = mpsc::channel(EVENTS);
         let binary = options.executable.clone();
         let connect = move || supervisor::spawn(&binary);
-        let processes = ProcessScaler::spawn(options.executable, options.seed, connect, events.clone(), adopted);
+        let processes =
+            ProcessScaler::spawn(options.executable, options.seed, connect, events.clone(), adopted);
         let scalers = Scalers {
             processes,
             platforms: WebhookScaler::spawn(events),
@@ -233,6 +222,20 @@ impl Controller {
             }
         }
     }
+}
+
+/// What an older gateway left, for each of those who go on from it.
+fn take_over(seed: u64, left: Option<HandedOver>) -> (Fresh, Vec<Left<ScaledLeft>>, Option<Adopted>) {
+    let Some(HandedOver { state, supervisor }) = left else {
+        return (Fresh::new(seed), Vec::new(), None);
+    };
+    let known = state.processes.into_iter();
+    let processes = known.filter_map(|left| Some((left.id()?, left.what))).collect();
+    let adopted = supervisor.map(|supervisor| Adopted {
+        supervisor,
+        processes,
+    });
+    (Fresh::after(seed, state.next_instance), state.revisions, adopted)
 }
 
 /// Tokio's clock, so that tests can hold it.
@@ -317,9 +320,10 @@ impl<I: Scaler<Order = InstanceOrder>, R: Scaler<Order = Ask>> Worker<I, R> {
         }
         for revision in mail.activate {
             let known = self.held.is_none();
-            if known && Kind::ALL
-                .iter()
-                .any(|&kind| self.revisions.contains_key(&(revision.clone(), kind)))
+            if known
+                && Kind::ALL
+                    .iter()
+                    .any(|&kind| self.revisions.contains_key(&(revision.clone(), kind)))
             {
                 self.drive(&revision, Event::Activate);
             } else if self.closing.is_none() {

@@ -89,9 +89,15 @@ struct Bench {
 
 impl Bench {
     fn new() -> Self {
+        Self::after(None)
+    }
+
+    /// The next gateway, which goes on from what another one left.
+    fn after(left: Option<HandedOver>) -> Self {
         let (events, inbox) = mpsc::channel(EVENTS);
         let connect = || testing::supervisor().map(|(ours, _)| ours);
-        let processes = ProcessScaler::spawn("/bin/false".into(), 1, connect, events.clone(), None);
+        let (fresh, revisions, adopted) = take_over(1, left);
+        let processes = ProcessScaler::spawn("/bin/false".into(), 1, connect, events.clone(), adopted);
         let platforms = WebhookScaler::spawn(events);
         let scalers = Scalers { processes, platforms };
         let (sender, calls) = mpsc::unbounded_channel();
@@ -102,7 +108,7 @@ impl Bench {
         });
         let (handle, controller) = Controller::new();
         let sink = Arc::clone(&plane) as Arc<dyn EndpointSink>;
-        tokio::spawn(controller.run(sink, scalers, inbox, Duration::from_secs(300), Fresh::new(1), Vec::new()));
+        tokio::spawn(controller.run(sink, scalers, inbox, Duration::from_secs(300), fresh, revisions));
         Self { handle, plane, calls }
     }
 
@@ -184,6 +190,9 @@ fn marks(directory: &Path, name: &str) -> usize {
     let text = std::fs::read_to_string(directory.join(name)).unwrap_or_default();
     text.lines().count()
 }
+
+#[path = "turnover_tests.rs"]
+mod turnover;
 
 #[tokio::test]
 async fn from_zero_to_one_and_back() {

@@ -27,8 +27,8 @@ use std::time::Duration;
 use sluice_model::{Failure, InstanceId, RevisionId};
 
 pub use self::controller::{Controller, ScaleHandle, ScaleOptions};
-pub use self::handover::{HandedOver, HandoverError, PlatformAnswer, ScaleState};
 use self::handover::Handing;
+pub use self::handover::{HandedOver, HandoverError, PlatformAnswer, ScaleState};
 use self::webhook::Answer;
 use self::webhook::Ask;
 use crate::plan::{Plan, RevisionPlan};

@@ -44,9 +44,15 @@ fn run(seed: u64) -> BTreeSet<&'static str> {
     }
     let _tell = Tell(seed);
     // Never driven: no probe and no timer of its own. What is due is done with the next event.
-    let idle = tokio::runtime::Builder::new_current_thread().build().expect("a runtime");
+    let idle = tokio::runtime::Builder::new_current_thread()
+        .build()
+        .expect("a runtime");
     let mut builder = tokio::runtime::Builder::new_current_thread();
-    let paused = builder.enable_time().start_paused(true).build().expect("a runtime");
+    let paused = builder
+        .enable_time()
+        .start_paused(true)
+        .build()
+        .expect("a runtime");
     paused.block_on(async {
         let mut world = World::new(seed, idle.handle().clone());
         for _ in 0..STEPS {
@@ -195,11 +201,18 @@ impl World {
         let both = matches!(self.phase, Phase::Both(..) | Phase::Alone);
         let widowed = matches!(self.phase, Phase::Widowed);
         let into_new = both && self.new.is_some() && self.rng.bool();
-        let process = if into_new { self.new.as_mut().expect("is there") } else { &mut self.old };
+        let process = if into_new {
+            self.new.as_mut().expect("is there")
+        } else {
+            &mut self.old
+        };
         let live = process.registry.live(&id("r")).expect("is served");
         let admission = live.throttler().admit(arrival, clock());
         if !into_new && !matches!(self.phase, Phase::Alone) {
-            assert!(!matches!(admission, Admission::Admitted(_)), "given out by itself");
+            assert!(
+                !matches!(admission, Admission::Admitted(_)),
+                "given out by itself"
+            );
         }
         if widowed {
             assert!(matches!(
@@ -268,7 +281,9 @@ impl World {
             let live = master.registry.live(&id("r")).expect("is served");
             if live.throttler().endpoints().len() < 4 {
                 let address = ([127, 0, 0, 1], port).into();
-                master.registry.add(&id("r"), ManagedEndpoint { instance, address });
+                master
+                    .registry
+                    .add(&id("r"), ManagedEndpoint { instance, address });
                 self.next_instance += 1;
             }
         }
@@ -462,7 +477,10 @@ impl World {
             let load = live.throttler().peek(clock());
             // A grant that nobody has looked at yet is in flight, too.
             assert!(load.in_flight as usize >= counted, "{load:?}, {counted} known");
-            assert!(host.held() >= self.old.running.len(), "the older one has what nobody counts");
+            assert!(
+                host.held() >= self.old.running.len(),
+                "the older one has what nobody counts"
+            );
         }
     }
 
@@ -485,7 +503,12 @@ impl World {
             self.seen.insert("over");
         }
         for process in [Some(&self.old), self.new.as_ref()].into_iter().flatten() {
-            let load = process.registry.live(&id("r")).expect("is served").throttler().peek(clock());
+            let load = process
+                .registry
+                .live(&id("r"))
+                .expect("is served")
+                .throttler()
+                .peek(clock());
             assert_eq!((load.in_flight, load.queued), (0, 0));
             let used = process.registry.budget().used();
             assert_eq!((used.depth, used.bytes), (0, 0));

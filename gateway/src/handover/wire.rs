@@ -7,9 +7,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
-use sluice_model::{
-    ActivationFailure, EndpointAddr, Failure, InstanceId, RevisionId, ServiceId, StickyKey,
-};
+use sluice_model::{ActivationFailure, EndpointAddr, Failure, InstanceId, RevisionId, ServiceId, StickyKey};
 
 use crate::registry::{Inherited, LiveRevision, kind};
 use crate::throttle::{EndpointId, EndpointInUse, EndpointPhase, News, Outcome, Rejection, Wanted};
@@ -155,7 +153,10 @@ impl Desk {
         Self {
             namespace: revision.namespace().to_owned(),
             revision: revision.name().to_owned(),
-            service: (spec.service.namespace().to_owned(), spec.service.name().to_owned()),
+            service: (
+                spec.service.namespace().to_owned(),
+                spec.service.name().to_owned(),
+            ),
             kind: kind(&spec),
             endpoints: endpoints.collect(),
         }
@@ -217,7 +218,11 @@ impl ToHost {
                     left: wanted.deadline.map(|d| d.saturating_duration_since(now)),
                     waited: wanted.waited,
                     sticky: wanted.sticky.map(StickyKey::to_bits),
-                    tried: wanted.tried.iter().map(|(id, refused)| (id.into(), *refused)).collect(),
+                    tried: wanted
+                        .tried
+                        .iter()
+                        .map(|(id, refused)| (id.into(), *refused))
+                        .collect(),
                 },
             ),
             News::Withdraw { want } => Item::Withdraw(*want),
@@ -235,7 +240,11 @@ impl Asked {
             deadline: self.left.map(|left| now + left),
             sticky: self.sticky.map(StickyKey::from_bits),
             waited: self.waited,
-            tried: self.tried.iter().map(|(id, refused)| (id.into(), *refused)).collect(),
+            tried: self
+                .tried
+                .iter()
+                .map(|(id, refused)| (id.into(), *refused))
+                .collect(),
         }
     }
 }

@@ -182,7 +182,11 @@ fn start(args: &RunArgs, metrics: Metrics, access_log: AccessLog) -> Result<(), 
         };
         controller.spawn(Arc::clone(&registry) as _, options, None);
     }
-    let (autoscale, decisions) = autoscaler(Arc::clone(&registry) as _, Arc::new(Orders(scale.clone())));
+    let (autoscale, decisions) = autoscaler(
+        Arc::clone(&registry) as _,
+        Arc::new(Orders(scale.clone())),
+        sluice_control::autoscale::Inherited::new(),
+    );
     let _ = demand.autoscale.set(autoscale.clone());
     control.spawn(decisions.run());
 

@@ -139,7 +139,10 @@ impl Remote {
     pub(crate) fn check(&self, mut waiting: impl Iterator<Item = u64>) {
         let stood_for: Vec<u64> = self.by_seq.keys().copied().collect();
         assert_eq!(self.wants.len(), stood_for.len());
-        assert!(stood_for.iter().copied().eq(waiting.by_ref()), "one want for each waiter");
+        assert!(
+            stood_for.iter().copied().eq(waiting.by_ref()),
+            "one want for each waiter"
+        );
     }
 }
 

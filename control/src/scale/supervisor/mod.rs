@@ -228,4 +228,6 @@ fn listing(groups: &Groups) -> Event {
 }
 
 #[cfg(test)]
+mod attach_tests;
+#[cfg(test)]
 mod tests;
