@@ -5,3 +5,4 @@ mod observed;
 mod parties;
 pub(crate) mod run;
 mod signals;
+mod upgrade;
