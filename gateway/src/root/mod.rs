@@ -6,3 +6,4 @@ mod parties;
 pub(crate) mod run;
 mod signals;
 mod upgrade;
+mod way_out;

@@ -25,16 +25,16 @@ pub(crate) struct Giving {}
 impl Giving {
     /// Stops scaling and says what there is to know, as any number of [`Frame::Scaling`] with their
     /// descriptors. May be dropped half way; [`Self::take_back`] follows then.
-    pub(super) async fn hand_over(&mut self, channel: &mut Channel) -> Result<(), WireError> {
+    pub(crate) async fn hand_over(&mut self, channel: &mut Channel) -> Result<(), WireError> {
         // Nothing changes hands: instances stay with the process that started them until it is gone.
         channel.send(&Frame::Scaling(Bytes::new()), Vec::new()).await
     }
 
     /// The new process did not acknowledge: everything is as before.
-    pub(super) async fn take_back(&mut self) {}
+    pub(crate) async fn take_back(&mut self) {}
 
     /// The new process scales. Runs beside the drain, until this process ends.
-    pub(super) async fn follow(self, sender: Sender, mut receiver: Receiver) {
+    pub(crate) async fn follow(self, sender: Sender, mut receiver: Receiver) {
         while receiver.recv().await.is_ok() {}
         drop(sender);
     }
@@ -46,12 +46,12 @@ pub(crate) struct Taking {}
 
 impl Taking {
     /// One part of what the old process hands over.
-    pub(super) fn heard(&mut self, _state: Bytes, _descriptors: Vec<OwnedFd>) -> Result<(), String> {
+    pub(crate) fn heard(&mut self, _state: Bytes, _descriptors: Vec<OwnedFd>) -> Result<(), String> {
         Ok(())
     }
 
     /// Runs as long as the old process lives. Returns when it is gone.
-    pub(super) async fn follow(self, sender: Sender, mut receiver: Receiver) {
+    pub(crate) async fn follow(self, sender: Sender, mut receiver: Receiver) {
         while receiver.recv().await.is_ok() {}
         drop(sender);
     }

@@ -25,13 +25,13 @@ use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::sync::{mpsc, oneshot};
 
 /// Grows with every change that a binary from before would misread.
-pub(super) const VERSION: u32 = 1;
+pub(crate) const VERSION: u32 = 1;
 
 /// The longest body: what scaling knows of some 100,000 revisions.
 const MAX_BODY: usize = 64 << 20;
 
 /// The most descriptors of one frame; the kernel takes 253 at once.
-pub(super) const MAX_DESCRIPTORS: usize = 64;
+pub(crate) const MAX_DESCRIPTORS: usize = 64;
 
 /// The most descriptors of one read, as the kernel bounds it.
 const MAX_READ_DESCRIPTORS: usize = 253;
@@ -47,7 +47,7 @@ const HEADER: usize = 6;
 /// What a listening socket is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub(super) enum SocketKind {
+pub(crate) enum SocketKind {
     /// Clients connect to it.
     Listener,
     /// `/healthz` and `/readyz` alone.
@@ -59,40 +59,40 @@ pub(super) enum SocketKind {
 /// How a listening socket is known to both processes: by what the configuration says of it. Several
 /// of one name (port 0) are told apart by their order.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct SocketName {
-    pub(super) kind: SocketKind,
+pub(crate) struct SocketName {
+    pub(crate) kind: SocketKind,
     /// As configured, not as bound.
-    pub(super) address: SocketAddr,
+    pub(crate) address: SocketAddr,
 }
 
 /// Opens the conversation; from the old process.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct Hello {
+pub(crate) struct Hello {
     /// [`VERSION`] of the old process.
-    pub(super) version: u32,
+    pub(crate) version: u32,
     /// The old binary's version, for people.
     #[serde(default)]
-    pub(super) build: String,
+    pub(crate) build: String,
     #[serde(default)]
-    pub(super) pid: u32,
+    pub(crate) pid: u32,
     /// How many sockets follow in [`Frame::Sockets`].
     #[serde(default)]
-    pub(super) sockets: usize,
+    pub(crate) sockets: usize,
 }
 
 /// The answer to [`Hello`]; from the new process.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct Welcome {
+pub(crate) struct Welcome {
     /// [`VERSION`] of the new process.
-    pub(super) version: u32,
+    pub(crate) version: u32,
     /// The new binary's version, for people.
     #[serde(default)]
-    pub(super) build: String,
+    pub(crate) build: String,
 }
 
 /// One thing said. The order is that of an upgrade; O is the old process, N the new one.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Frame {
+pub(crate) enum Frame {
     /// O: who it is.
     Hello(Hello),
     /// O: names of listening sockets, one descriptor each.
@@ -117,7 +117,7 @@ pub(super) enum Frame {
 
 impl Frame {
     /// For the log: its name.
-    pub(super) fn name(&self) -> &'static str {
+    pub(crate) fn name(&self) -> &'static str {
         match self {
             Self::Hello(_) => "Hello",
             Self::Sockets(_) => "Sockets",
@@ -175,14 +175,14 @@ impl Frame {
 
 /// A frame with the descriptors that came with it.
 #[derive(Debug)]
-pub(super) struct Message {
-    pub(super) frame: Frame,
-    pub(super) descriptors: Vec<OwnedFd>,
+pub(crate) struct Message {
+    pub(crate) frame: Frame,
+    pub(crate) descriptors: Vec<OwnedFd>,
 }
 
 /// Why the other process cannot be talked to.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum WireError {
+pub(crate) enum WireError {
     #[error("the connection to the other process failed: {0}")]
     Io(#[from] io::Error),
     #[error("the other process is gone")]
@@ -201,7 +201,7 @@ pub(super) enum WireError {
 
 /// One end of the conversation.
 #[derive(Debug)]
-pub(super) struct Channel {
+pub(crate) struct Channel {
     sender: Sender,
     receiver: Receiver,
 }
@@ -211,7 +211,7 @@ impl Channel {
     ///
     /// # Errors
     /// When the stream cannot be registered with the runtime.
-    pub(super) fn new(stream: std::os::unix::net::UnixStream) -> io::Result<Self> {
+    pub(crate) fn new(stream: std::os::unix::net::UnixStream) -> io::Result<Self> {
         stream.set_nonblocking(true)?;
         let (read, write) = UnixStream::from_std(stream)?.into_split();
         let (queue, outgoing) = mpsc::channel(BACKLOG);
@@ -227,22 +227,22 @@ impl Channel {
     }
 
     /// See [`Sender::send`].
-    pub(super) async fn send(&self, frame: &Frame, descriptors: Vec<OwnedFd>) -> Result<(), WireError> {
+    pub(crate) async fn send(&self, frame: &Frame, descriptors: Vec<OwnedFd>) -> Result<(), WireError> {
         self.sender.send(frame, descriptors).await
     }
 
     /// See [`Sender::flush`].
-    pub(super) async fn flush(&self) {
+    pub(crate) async fn flush(&self) {
         self.sender.flush().await;
     }
 
     /// See [`Receiver::recv`].
-    pub(super) async fn recv(&mut self) -> Result<Message, WireError> {
+    pub(crate) async fn recv(&mut self) -> Result<Message, WireError> {
         self.receiver.recv().await
     }
 
     /// Both directions, each for whoever uses it.
-    pub(super) fn split(self) -> (Sender, Receiver) {
+    pub(crate) fn split(self) -> (Sender, Receiver) {
         (self.sender, self.receiver)
     }
 }
@@ -250,7 +250,7 @@ impl Channel {
 /// The way out. Clones speak on the same connection; frames of one clone stay in order. When the last
 /// one is dropped and what it said is written, the other process reads the end.
 #[derive(Debug, Clone)]
-pub(super) struct Sender {
+pub(crate) struct Sender {
     queue: mpsc::Sender<Outgoing>,
 }
 
@@ -266,7 +266,7 @@ impl Sender {
     ///
     /// # Errors
     /// [`WireError::Closed`] when the other process is gone; that it goes later shows at `recv`.
-    pub(super) async fn send(&self, frame: &Frame, descriptors: Vec<OwnedFd>) -> Result<(), WireError> {
+    pub(crate) async fn send(&self, frame: &Frame, descriptors: Vec<OwnedFd>) -> Result<(), WireError> {
         let (kind, body) = frame.encode()?;
         if body.len() > MAX_BODY {
             return Err(WireError::TooLong(body.len()));
@@ -290,7 +290,7 @@ impl Sender {
     }
 
     /// Resolves when everything sent before is written, or never will be.
-    pub(super) async fn flush(&self) {
+    pub(crate) async fn flush(&self) {
         let (done, written) = oneshot::channel();
         if self.queue.send(Outgoing::Flush(done)).await.is_ok() {
             let _ = written.await;
@@ -347,7 +347,7 @@ fn send(socket: &UnixStream, bytes: &[u8], descriptors: &[BorrowedFd<'_>]) -> io
 
 /// The way in.
 #[derive(Debug)]
-pub(super) struct Receiver {
+pub(crate) struct Receiver {
     socket: OwnedReadHalf,
     input: BytesMut,
     /// Came, and belong to frames that are not complete yet. Bounded: one read's worth per frame.
@@ -359,7 +359,7 @@ impl Receiver {
     ///
     /// # Errors
     /// [`WireError::Closed`] at the end of the conversation; anything else is the end, too.
-    pub(super) async fn recv(&mut self) -> Result<Message, WireError> {
+    pub(crate) async fn recv(&mut self) -> Result<Message, WireError> {
         loop {
             if let Some(message) = self.take()? {
                 return Ok(message);
