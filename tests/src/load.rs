@@ -6,9 +6,11 @@ use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
+use tokio::net::TcpStream;
 use tokio::task::JoinSet;
 
 use crate::h1::{self, H1, H1Response};
+use crate::h2_client::{self, H2};
 
 /// Failures kept with their description; all are counted.
 const KEPT_FAILURES: usize = 50;
@@ -74,6 +76,26 @@ impl Load {
         Self::start(addr, connections, h1::get(host, "/"))
     }
 
+    /// A GET of `/`, each on a connection of its own.
+    pub fn connecting(addr: SocketAddr, clients: usize, host: &str) -> Self {
+        let request = h1::request("GET", host, "/", &[("Connection", "close")], b"");
+        Self::start(addr, clients, request)
+    }
+
+    /// A GET of `/` over HTTP/2 by prior knowledge, `connections` connections with one stream after another.
+    /// A GOAWAY that comes before a request is sent is obeyed; an error after that is a failure.
+    pub fn h2(addr: SocketAddr, connections: usize, host: &str) -> Self {
+        let shared = Arc::new(Shared::default());
+        let mut tasks = JoinSet::new();
+        for _ in 0..connections {
+            tasks.spawn(run_h2(addr, host.to_owned(), Arc::clone(&shared)));
+        }
+        Self {
+            shared,
+            connections: tasks,
+        }
+    }
+
     /// Requests finished so far, in either way.
     pub fn done(&self) -> u64 {
         self.shared.done.load(Ordering::SeqCst)
@@ -99,26 +121,31 @@ impl Shared {
     }
 
     fn count(&self, result: io::Result<H1Response>) {
-        let mut report = self.lock();
-        let failure = match result {
-            Ok(response) if response.status == 200 => {
-                report.ok += 1;
-                let first = response.text().lines().next().unwrap_or_default().to_owned();
-                *report.bodies.entry(first).or_default() += 1;
-                None
-            }
-            Ok(response) => Some(format!(
+        self.judge(match result {
+            Ok(response) if response.status == 200 => Ok(response.text()),
+            Ok(response) => Err(format!(
                 "{} {:?} {}",
                 response.status,
                 response.reason(),
                 response.text()
             )),
-            Err(e) => Some(format!("{:?}: {e}", e.kind())),
-        };
-        if let Some(failure) = failure {
-            report.failed += 1;
-            if report.failures.len() < KEPT_FAILURES {
-                report.failures.push(failure);
+            Err(e) => Err(format!("{:?}: {e}", e.kind())),
+        });
+    }
+
+    fn judge(&self, result: Result<String, String>) {
+        let mut report = self.lock();
+        match result {
+            Ok(body) => {
+                report.ok += 1;
+                let first = body.lines().next().unwrap_or_default().to_owned();
+                *report.bodies.entry(first).or_default() += 1;
+            }
+            Err(failure) => {
+                report.failed += 1;
+                if report.failures.len() < KEPT_FAILURES {
+                    report.failures.push(failure);
+                }
             }
         }
         drop(report);
@@ -144,5 +171,37 @@ async fn run(addr: SocketAddr, request: Vec<u8>, shared: Arc<Shared>) {
         let result = open.exchange(&request).await;
         conn = result.as_ref().is_ok_and(|r| !r.closes()).then_some(open);
         shared.count(result);
+    }
+}
+
+async fn run_h2(addr: SocketAddr, host: String, shared: Arc<Shared>) {
+    let mut conn: Option<H2> = None;
+    while !shared.stop.load(Ordering::SeqCst) {
+        let open = match conn.take() {
+            Some(open) => open,
+            None => match TcpStream::connect(addr).await {
+                Ok(io) => H2::over(io).await,
+                Err(e) => {
+                    shared.count(Err(e));
+                    tokio::task::yield_now().await;
+                    continue;
+                }
+            },
+        };
+        // Nothing is sent yet: the server has said that this connection takes no more.
+        let Ok(mut send) = open.send.clone().ready().await else {
+            continue;
+        };
+        let Ok((response, _)) = send.send_request(h2_client::get("http", &host, "/"), true) else {
+            continue;
+        };
+        let result = async { h2_client::collect(response.await?).await };
+        let result: Result<_, h2::Error> = result.await;
+        shared.judge(match &result {
+            Ok(response) if response.status == 200 => Ok(response.text()),
+            Ok(response) => Err(format!("{} {}", response.status, response.text())),
+            Err(e) => Err(format!("h2: {e}")),
+        });
+        conn = result.is_ok().then_some(open);
     }
 }

@@ -13,6 +13,7 @@ use sluice_model::{RevisionId, Snapshot};
 use tokio::runtime::Handle;
 
 use super::observed::Plans;
+use super::upgrade::Notifier;
 
 /// The data plane, the scaler and the metrics, as the reconciler knows them.
 pub(super) struct Everybody {
@@ -23,6 +24,7 @@ pub(super) struct Everybody {
     pub(super) metrics: Metrics,
     pub(super) plans: Arc<Plans>,
     pub(super) runtime: Handle,
+    pub(super) notify: Arc<Notifier>,
     /// The first Snapshot's listeners are bound by `run`, which exits if one cannot be.
     pub(super) started: bool,
 }
@@ -66,6 +68,7 @@ impl Parties for Everybody {
             ReloadOutcome::Unchanged => ReloadResult::Unchanged,
             ReloadOutcome::Rejected(_) => ReloadResult::Rejected,
         });
+        self.notify.reloaded();
     }
 }
 

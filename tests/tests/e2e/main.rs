@@ -27,6 +27,8 @@ mod routing;
 mod splitting;
 mod timeouts;
 mod tunnels;
+mod upgrade;
+mod upgrade_failures;
 mod url_backends;
 mod webhook;
 
