@@ -30,7 +30,7 @@ use super::check::{bad_files, env};
 use super::observed::{DemandRouter, Observed, Plans};
 use super::parties::{Everybody, Orders};
 use super::signals::Signals;
-use super::upgrade::{self, Giving, New, Notifier, Old, Program, SocketKind, SocketName};
+use super::upgrade::{self, Giving, New, Notifier, Old, Program, SocketKind, SocketName, Table};
 use super::way_out::Running;
 
 /// Bytes of log lines that may wait for a slow reader, for each of stdout and stderr.
@@ -131,7 +131,7 @@ fn start(args: &RunArgs, metrics: Metrics, access_log: AccessLog) -> Result<(), 
         }
         Ok(built)
     });
-    let running = match built.and_then(|built| serve(built, origin, &control)) {
+    let running = match built.and_then(|built| serve(built, origin, new.as_mut(), &control)) {
         Ok(running) => running,
         Err(failure) => {
             if let Some(new) = new {
@@ -304,7 +304,12 @@ fn build(
 }
 
 /// Sets everything going. An edge that is held shut stays so: who called opens it.
-fn serve<L>(built: Built<L>, origin: Origin, control: &Runtime) -> Result<Running, Failure>
+fn serve<L>(
+    built: Built<L>,
+    origin: Origin,
+    new: Option<&mut New>,
+    control: &Runtime,
+) -> Result<Running, Failure>
 where
     L: FnMut(&[SourceFile]) -> Result<Compiled, Vec<String>> + Send + 'static,
 {
@@ -330,6 +335,10 @@ where
         let _entered = control.enter();
         Signals::new().map_err(|e| Failure::start(format!("cannot listen for signals: {e}")))?
     };
+    // Before anything is admitted or decided here.
+    let (left, wanted) = new
+        .map(|new| new.take_over(&registry, &scale))
+        .unwrap_or_default();
     {
         let _entered = control.enter();
         let seed = fastrand::u64(..);
@@ -338,15 +347,15 @@ where
             drain_timeout,
             seed,
         };
-        controller.spawn(Arc::clone(&registry) as _, options, None);
+        controller.spawn(Arc::clone(&registry) as _, options, left);
     }
     let (autoscale, decisions) = autoscaler(
         Arc::clone(&registry) as _,
         Arc::new(Orders(scale.clone())),
-        sluice_control::autoscale::Inherited::new(),
+        wanted,
     );
     let _ = demand.autoscale.set(autoscale.clone());
-    control.spawn(decisions.run());
+    let decisions = control.spawn(decisions.run()).abort_handle();
 
     let plans = Arc::new(Plans::default());
     let (upgrades, asked) = upgrade::upgrades();
@@ -364,8 +373,10 @@ where
         handed_over: AtomicBool::new(false),
     });
     let reader = loaded.reader().clone();
+    let table = Table::new(Arc::clone(&registry), reader.clone());
     let parties = Everybody {
         registry: Arc::clone(&registry),
+        table: Arc::clone(&table),
         edge: Arc::clone(&edge),
         scale: scale.clone(),
         autoscale,
@@ -392,7 +403,7 @@ where
         edge: Arc::clone(&edge),
         registry,
         proxy,
-        scale,
+        scale: scale.clone(),
         reader,
         observed,
         notify: origin.notify,
@@ -401,7 +412,7 @@ where
             program: origin.program,
             edge,
             servers,
-            scaling: Giving::default(),
+            scaling: Giving::new(scale.clone(), table, decisions),
         },
         asked,
         predecessor: None,

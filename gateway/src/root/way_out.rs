@@ -21,6 +21,9 @@ use super::upgrade::{Asked, Frame, HandedOver, LEAVING, Notifier, Old, Predecess
 /// How long connections may take to end once they are told to.
 const CLOSING: Duration = Duration::from_secs(6);
 
+/// For the last words to a new process.
+const LAST_WORDS: Duration = Duration::from_secs(1);
+
 /// A gateway that serves, and all that its end needs.
 pub(super) struct Running {
     pub(super) signals: Signals,
@@ -166,8 +169,7 @@ impl Running {
             delay: Duration::ZERO,
             ..self.reader.load().settings().drain
         };
-        let scaling = std::mem::take(&mut self.old.scaling);
-        let follow = scaling.follow(sender, receiver);
+        let follow = tokio::spawn(self.old.scaling.follow(sender, receiver));
         let signals = &mut self.signals;
         let others = (&*self.edge, &*self.registry, &*self.proxy);
         tokio::select! {
@@ -176,8 +178,10 @@ impl Running {
             () = async { told_to_stop(signals).await; told_to_stop(signals).await } => {
                 tracing::warn!("stopping at once");
             }
-            () = async { follow.await; std::future::pending().await } => {}
         }
+        // What platforms still owe an answer for is waited for, and passed on.
+        self.scale.shutdown().await;
+        let _ = tokio::time::timeout(LAST_WORDS, follow).await;
         // Not ours to end; until here it was reaped should it end.
         drop(child);
     }

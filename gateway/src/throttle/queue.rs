@@ -79,6 +79,11 @@ impl<W> Queue<W> {
         places.collect()
     }
 
+    /// Everybody's place as it was when the wait began, the oldest first.
+    pub(crate) fn waiting(&self) -> impl Iterator<Item = &Place> {
+        self.entries.values().map(|e| &e.place)
+    }
+
     pub(crate) fn place(&self, seq: u64) -> Option<&Place> {
         self.entries.get(&seq).map(|e| &e.place)
     }

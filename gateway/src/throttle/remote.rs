@@ -184,8 +184,8 @@ impl<W> Core<W> {
         self.close(Closing::Draining, now)
     }
 
-    /// The newer gateway gives a slot out. It goes to the oldest waiter; where that one or the one
-    /// it was asked for is particular about endpoints, to the one it was asked for.
+    /// The newer gateway gives a slot out. It goes to the oldest waiter that is not particular about
+    /// endpoints (sticky, or failed by this one), unless it was asked for by one that is sticky.
     pub(crate) fn granted(&mut self, want: u64, id: &EndpointId, now: Instant) -> Effects<W> {
         let mut fx = self.begin(now);
         let slot = self.find_id(id);
@@ -252,19 +252,17 @@ impl<W> Core<W> {
     }
 
     fn taker(&self, want: u64, slot: Option<u32>) -> Option<u64> {
-        let oldest = self.queue.oldest()?;
-        let asked = self.remote.as_ref()?.wants.get(&want);
-        let asked = asked.and_then(|seq| self.queue.place(*seq));
-        let turn = slot.map(|slot| self.endpoints.slot(slot).turn);
-        let particular = |place: &Place| {
-            let failed = turn.is_some_and(|turn| place.has_tried(turn));
-            place.arrival.sticky.is_some() || failed
-        };
-        match asked {
-            Some(asked) if particular(oldest) || asked.arrival.sticky.is_some() => Some(asked.seq),
-            None if particular(oldest) => None,
-            _ => Some(oldest.seq),
+        let asked = self.remote.as_ref()?.wants.get(&want).copied();
+        let asked_for = asked.and_then(|seq| self.queue.place(seq));
+        if asked_for.is_some_and(|place| place.arrival.sticky.is_some()) {
+            return asked;
         }
+        let turn = slot.map(|slot| self.endpoints.slot(slot).turn);
+        let takes = |place: &&Place| {
+            let failed = turn.is_some_and(|turn| place.has_tried(turn));
+            Some(place.seq) == asked || (place.arrival.sticky.is_none() && !failed)
+        };
+        self.queue.waiting().find(takes).map(|place| place.seq)
     }
 
     fn find_id(&self, id: &EndpointId) -> Option<u32> {

@@ -35,7 +35,7 @@ pub(super) use new::{New, Predecessor, called};
 pub(super) use notify::Notifier;
 pub(super) use old::{HandedOver, Old};
 pub(super) use program::Program;
-pub(super) use scaling::Giving;
+pub(super) use scaling::{Giving, Table};
 pub(super) use wire::{Frame, SocketKind, SocketName};
 
 /// Upgrades that may wait for their refusal.

@@ -8,6 +8,9 @@ use std::os::unix::net::UnixStream;
 
 use nix::sys::socket::{getsockopt, sockopt::PeerCredentials};
 use nix::unistd::dup2_stdin;
+use sluice_control::autoscale::Inherited;
+use sluice_control::scale::{HandedOver, ScaleHandle};
+use sluice_gateway::registry::Registry;
 use tokio::sync::watch;
 
 use super::notify::Notifier;
@@ -107,11 +110,20 @@ impl New {
         loop {
             let message = self.channel.recv().await.map_err(|e| e.to_string())?;
             match message.frame {
-                Frame::Scaling(state) => self.scaling.heard(state, message.descriptors)?,
+                Frame::Scaling(said) => self.scaling.heard(&said, message.descriptors)?,
                 Frame::Take => return Ok(()),
                 frame => return Err(format!("{} is out of turn", frame.name())),
             }
         }
+    }
+
+    /// Counts what the old process has in flight, as [`Taking::take_over`] says.
+    pub(crate) fn take_over(
+        &mut self,
+        registry: &Registry,
+        scale: &ScaleHandle,
+    ) -> (Option<HandedOver>, Inherited) {
+        self.scaling.take_over(registry, scale)
     }
 
     /// Acknowledges: every listener accepts. From here on this process is the gateway, whatever becomes of

@@ -14,7 +14,7 @@ use tokio::time::error::Elapsed;
 use tokio::time::timeout;
 
 use super::program::Program;
-use super::scaling::Giving;
+use super::scaling::{Giving, GivingError};
 use super::wire::{
     Channel, Frame, Hello, MAX_DESCRIPTORS, Receiver, Sender, SocketKind, SocketName, VERSION, WireError,
 };
@@ -43,6 +43,9 @@ pub(crate) enum HandOverError {
         /// What the system said.
         source: std::io::Error,
     },
+    /// This process cannot pass on its instances.
+    #[error("cannot hand over the scaling: {0}")]
+    Scaling(sluice_control::scale::HandoverError),
     /// This process cannot pass on what it has.
     #[error("cannot hand over the listening sockets: {0}")]
     Sockets(std::io::Error),
@@ -178,8 +181,10 @@ async fn converse(
     tracing::info!("upgrade: process {} is ready, handing over to it", new.pid());
     let taken = async {
         *frozen = true;
-        if let Err(error) = scaling.hand_over(&mut new.channel).await {
-            return Err(new.explain(error, "took over").await);
+        match scaling.hand_over(&mut new.channel).await {
+            Ok(()) => {}
+            Err(GivingError::Scale(error)) => return Err(HandOverError::Scaling(error)),
+            Err(GivingError::Wire(error)) => return Err(new.explain(error, "took over").await),
         }
         new.say(&Frame::Take, Vec::new(), "took over").await?;
         new.hear(Frame::Serving, "took over").await
