@@ -74,7 +74,7 @@ impl ScaleHandle {
         // Its task ends only with the gateway.
         let _ = self.turns.send(Turn::Freeze(reply));
         let handed = answer.await.unwrap_or(Err(HandoverError::NotOurs));
-        if handed.is_err() {
+        if !matches!(handed, Ok(_) | Err(HandoverError::NotOurs)) {
             self.thaw();
         }
         handed
@@ -163,7 +163,7 @@ impl Controller {
     /// supervisor process is started with the first local instance. With what an older gateway
     /// left it goes on from there, once the first plan has come.
     pub fn spawn(self, sink: Arc<dyn EndpointSink>, options: ScaleOptions, left: Option<HandedOver>) {
-        let (fresh, revisions, adopted) = take_over(options.seed, left);
+        let (fresh, legacy, adopted) = take_over(options.seed, left);
         let (events, inbox) = mpsc::channel(EVENTS);
         let binary = options.executable.clone();
         let connect = move || supervisor::spawn(&binary);
@@ -173,7 +173,7 @@ impl Controller {
             processes,
             platforms: WebhookScaler::spawn(events),
         };
-        tokio::spawn(self.run(sink, scalers, inbox, options.drain_timeout, fresh, revisions));
+        tokio::spawn(self.run(sink, scalers, inbox, options.drain_timeout, fresh, legacy));
     }
 
     pub(super) async fn run<I, R>(
@@ -183,7 +183,7 @@ impl Controller {
         mut events: mpsc::Receiver<ScalerEvent>,
         drain: Duration,
         fresh: Fresh,
-        left: Vec<Left<ScaledLeft>>,
+        legacy: Legacy,
     ) where
         I: Scaler<Order = InstanceOrder>,
         R: Scaler<Order = Ask>,
@@ -202,8 +202,7 @@ impl Controller {
             held: None,
             owed: BTreeSet::new(),
         };
-        worker.adopt(&left);
-        drop(left);
+        worker.adopt(legacy);
         loop {
             let due = worker.due.values().copied().chain(worker.closing).min();
             let ours = matches!(worker.standing, Standing::Ours);
@@ -225,17 +224,28 @@ impl Controller {
 }
 
 /// What an older gateway left, for each of those who go on from it.
-fn take_over(seed: u64, left: Option<HandedOver>) -> (Fresh, Vec<Left<ScaledLeft>>, Option<Adopted>) {
+fn take_over(seed: u64, left: Option<HandedOver>) -> (Fresh, Legacy, Option<Adopted>) {
     let Some(HandedOver { state, supervisor }) = left else {
-        return (Fresh::new(seed), Vec::new(), None);
+        return (Fresh::new(seed), Legacy::default(), None);
     };
+    let fresh = Fresh::after(seed, state.next_instance);
+    let gone = state.gone();
+    let revisions = state.revisions;
     let known = state.processes.into_iter();
     let processes = known.filter_map(|left| Some((left.id()?, left.what))).collect();
     let adopted = supervisor.map(|supervisor| Adopted {
         supervisor,
         processes,
     });
-    (Fresh::after(seed, state.next_instance), state.revisions, adopted)
+    (fresh, Legacy { revisions, gone }, adopted)
+}
+
+/// What an older gateway left to the controller.
+#[derive(Debug, Default)]
+pub(super) struct Legacy {
+    revisions: Vec<Left<ScaledLeft>>,
+    /// What it had not heard of yet.
+    gone: Vec<ScalerEvent>,
 }
 
 /// Tokio's clock, so that tests can hold it.

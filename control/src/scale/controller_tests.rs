@@ -96,7 +96,7 @@ impl Bench {
     fn after(left: Option<HandedOver>) -> Self {
         let (events, inbox) = mpsc::channel(EVENTS);
         let connect = || testing::supervisor().map(|(ours, _)| ours);
-        let (fresh, revisions, adopted) = take_over(1, left);
+        let (fresh, legacy, adopted) = take_over(1, left);
         let processes = ProcessScaler::spawn("/bin/false".into(), 1, connect, events.clone(), adopted);
         let platforms = WebhookScaler::spawn(events);
         let scalers = Scalers { processes, platforms };
@@ -108,7 +108,7 @@ impl Bench {
         });
         let (handle, controller) = Controller::new();
         let sink = Arc::clone(&plane) as Arc<dyn EndpointSink>;
-        tokio::spawn(controller.run(sink, scalers, inbox, Duration::from_secs(300), fresh, revisions));
+        tokio::spawn(controller.run(sink, scalers, inbox, Duration::from_secs(300), fresh, legacy));
         Self { handle, plane, calls }
     }
 

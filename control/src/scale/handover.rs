@@ -6,7 +6,7 @@
 //! own plan as a reload: what is configured no more is drained, what changed is replaced without
 //! loss, by the same code as always.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
@@ -17,6 +17,7 @@ use sluice_model::{Failure, RevisionId};
 use thiserror::Error;
 use tokio::sync::oneshot;
 
+use super::ScalerEvent;
 use super::scaled::ScaledLeft;
 use super::webhook::Answer;
 use crate::plan::{AutoscalePolicy, Metric, RevisionPlan, ScalerSpec};
@@ -79,6 +80,28 @@ impl ScaleState {
             FORM => Ok(()),
             other => Err(HandoverError::Form(other)),
         }
+    }
+
+    /// The ends of instances of which the older gateway's controller had not heard yet, although
+    /// its scaler of processes had.
+    pub(super) fn gone(&self) -> Vec<ScalerEvent> {
+        let running: BTreeSet<u64> = self.processes.iter().map(|left| left.what.instance).collect();
+        let mut gone = Vec::new();
+        for left in &self.revisions {
+            let Some(revision) = left.id() else { continue };
+            let known = left.what.instances().into_iter();
+            gone.extend(
+                known
+                    .filter(|instance| !running.contains(&instance.0))
+                    .map(|instance| ScalerEvent::Exited {
+                        revision: revision.clone(),
+                        instance,
+                        detail: "ended during an upgrade".to_owned(),
+                        port_taken: false,
+                    }),
+            );
+        }
+        gone
     }
 
     /// How many instances each revision should have as the older gateway saw it.

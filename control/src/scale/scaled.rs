@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
-use sluice_model::RevisionStatus;
+use sluice_model::{InstanceId, RevisionStatus};
 
 use super::state::{Action, Event, Fresh, RevisionState, StateLeft};
 use super::webhook::{ReplicaState, ReplicasLeft};
@@ -126,6 +126,14 @@ impl ScaledLeft {
         match self {
             Self::Instances(state) => state.desired,
             Self::Replicas(state) => state.desired,
+        }
+    }
+
+    /// Processes that this gateway started, as far as its controller knew.
+    pub(super) fn instances(&self) -> Vec<InstanceId> {
+        match self {
+            Self::Instances(state) => state.ids(),
+            Self::Replicas(_) => Vec::new(),
         }
     }
 

@@ -5,12 +5,12 @@ use crate::scale::webhook::Answer;
 
 impl<I: Scaler<Order = InstanceOrder>, R: Scaler<Order = Ask>> Worker<I, R> {
     /// Takes over what an older gateway left. Nothing is decided on it before the first plan.
-    pub(super) fn adopt(&mut self, left: &[Left<ScaledLeft>]) {
-        if left.is_empty() {
+    pub(super) fn adopt(&mut self, legacy: Legacy) {
+        if legacy.revisions.is_empty() {
             return;
         }
         let now = now();
-        for left in left {
+        for left in legacy.revisions {
             let restored = left.what.restore(self.drain, now);
             let (Some(revision), Some((kind, state))) = (left.id(), restored) else {
                 continue;
@@ -20,7 +20,7 @@ impl<I: Scaler<Order = InstanceOrder>, R: Scaler<Order = Ask>> Worker<I, R> {
             }
             self.revisions.insert((revision, kind), state);
         }
-        self.held = Some(Vec::new());
+        self.held = Some(legacy.gone);
     }
 
     pub(super) fn turn(&mut self, turn: Turn, mailbox: &Mailbox) {

@@ -62,6 +62,12 @@ fn run(seed: u64) -> BTreeSet<&'static str> {
     })
 }
 
+/// As it comes out of a wire.
+fn sent<T: serde::Serialize + serde::de::DeserializeOwned>(message: &T) -> T {
+    let bytes = serde_json::to_vec(message).expect("encodes");
+    serde_json::from_slice(&bytes).expect("decodes")
+}
+
 /// A process with its requests, by order of arrival.
 struct Process {
     registry: Arc<Registry>,
@@ -345,7 +351,7 @@ impl World {
             return;
         };
         while let Some(said) = guest.next().now_or_never() {
-            forth.extend(said);
+            forth.extend(said.iter().map(sent));
         }
         for _ in 0..to_host {
             let Some(message) = forth.pop_front() else { break };
@@ -365,7 +371,7 @@ impl World {
             let granted = matches!(message.answer, super::wire::Answer::Grant(_));
             self.seen.insert(if granted { "granted" } else { "refused" });
             let before = self.old.running.len();
-            guest.hear(message);
+            guest.hear(sent(&message));
             Self::look_at(&mut self.old);
             let came = self.old.running.len() - before;
             assert!(came <= usize::from(granted), "one grant, one request");
@@ -381,10 +387,7 @@ impl World {
         match std::mem::replace(&mut self.phase, Phase::Widowed) {
             Phase::Alone => {
                 let (guest, desks) = Guest::flip(&self.old.registry);
-                // What is said goes over a wire.
-                let desks = serde_json::to_vec(&desks).expect("encodes");
-                let desks = serde_json::from_slice(&desks).expect("decodes");
-                self.phase = Phase::Flipped(guest, desks);
+                self.phase = Phase::Flipped(guest, sent(&desks));
                 self.seen.insert("flipped");
             }
             Phase::Flipped(guest, _) if draw < 40 => {

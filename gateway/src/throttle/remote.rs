@@ -275,8 +275,8 @@ impl<W> Core<W> {
 /// The newer gateway's side.
 impl<W> Core<W> {
     /// Takes over endpoints with what the older gateway has in flight on them, above the limit if
-    /// need be: that is a fact, not a wish. Configured addresses that this one does not know count
-    /// only where names are still being looked up (`may_add`); instances always.
+    /// need be: that is a fact, not a wish. Configured addresses that this one does not know are used
+    /// only where names are still being looked up (`may_add`); what is in flight on them counts.
     pub(crate) fn adopt(
         &mut self,
         endpoints: &[EndpointInUse],
@@ -301,8 +301,9 @@ impl<W> Core<W> {
                     }
                     slot
                 }
-                None if adds => {
+                None if adds || left.in_flight > 0 => {
                     let state = EndpointState::new(left.id.address.clone(), left.id.instance);
+                    let phase = if adds { phase } else { EndpointPhase::Draining };
                     self.endpoints.insert(Arc::new(state), phase)
                 }
                 None => continue,
@@ -311,6 +312,9 @@ impl<W> Core<W> {
                 let place = self.new_place(Arrival::default());
                 self.endpoints.occupy(slot);
                 grants.push(self.grant_of(slot, place));
+            }
+            if known.is_none() && !adds {
+                self.endpoints.set_phase(slot, EndpointPhase::Gone);
             }
             // The news of it may have been on its way when the older one was stopped.
             match (phase, left.id.instance) {

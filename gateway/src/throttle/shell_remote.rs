@@ -45,7 +45,7 @@ impl RevisionThrottler {
     }
 
     /// Takes over endpoints from an older gateway, with a Permit for each request it has in flight
-    /// on them. Addresses that are not known count only with `may_add`.
+    /// on them. Addresses that are not known are used only with `may_add`.
     pub fn adopt(self: &Arc<Self>, endpoints: &[EndpointInUse], may_add: bool, now: Instant) -> Vec<Permit> {
         let grants = self.apply(|core| core.adopt(endpoints, may_add, now));
         let permits = grants.into_iter();

@@ -29,6 +29,7 @@ mod timeouts;
 mod tunnels;
 mod upgrade;
 mod upgrade_failures;
+mod upgrade_scaling;
 mod url_backends;
 mod webhook;
 

@@ -85,8 +85,8 @@ impl<C: Fn() -> io::Result<UnixStream>> Actor<C> {
             let instance = InstanceId(process.instance);
             gone.remove(&instance);
             match self.instances.get(&instance) {
-                Some(running) if running.pid.is_none() => self.started(instance, process.pid).await,
-                Some(_) => {}
+                // Told again where it is known: the controller may not have heard of it.
+                Some(_) => self.started(instance, process.pid).await,
                 None => {
                     tracing::warn!(%instance, pid = process.pid, "an instance that nobody knows is ended");
                     self.end(instance);

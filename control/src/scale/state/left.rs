@@ -43,6 +43,12 @@ enum PhaseLeft {
     Stopping,
 }
 
+impl StateLeft {
+    pub(in crate::scale) fn ids(&self) -> Vec<InstanceId> {
+        self.instances.iter().map(|left| InstanceId(left.id)).collect()
+    }
+}
+
 impl RevisionState {
     /// `None` when there is nothing to know.
     pub(crate) fn save(&self, now: Instant) -> Option<StateLeft> {
