@@ -26,6 +26,16 @@ fn known_server(directory: &Path) -> RevisionPlan {
     shell(directory, script)
 }
 
+/// The next call but that of an instance the real data plane has inherited and knows.
+async fn call_but(bench: &mut Bench, known: InstanceId) -> Call {
+    loop {
+        match bench.call().await {
+            Call::Add(instance) if instance == known => {}
+            other => return other,
+        }
+    }
+}
+
 async fn running(bench: &mut Bench, directory: &Path, plan: &RevisionPlan) -> InstanceId {
     bench.apply(&[(&revision(), plan.clone())]);
     bench.activate();
@@ -37,6 +47,10 @@ async fn running(bench: &mut Bench, directory: &Path, plan: &RevisionPlan) -> In
         .until("it counts as ready", || bench.handle.mailbox_is_empty())
         .await;
     instance
+}
+
+async fn wait_removed(bench: &mut Bench, instance: InstanceId) {
+    while bench.call().await != Call::Remove(instance) {}
 }
 
 #[tokio::test]
@@ -56,13 +70,17 @@ async fn the_next_gateway_has_the_same_instances_and_stops_them() {
     old.handle.shutdown().await;
     drop(old);
     new.handle.set_desired(&revision(), 0, "1 → 0: idle");
-    // The pretended data plane knows only what it was told: the real one inherits instances itself.
-    assert_eq!(new.call().await, Call::Retire(vec![]));
+    let Call::Retire(chosen) = call_but(&mut new, instance).await else {
+        panic!("it was not retired");
+    };
     assert_eq!((marks(dir.path(), "starts"), marks(dir.path(), "stops")), (1, 0));
     new.apply(&[]);
-    assert_eq!(new.call().await, Call::RetireThese(vec![instance]));
+    if chosen.is_empty() {
+        // The pretended data plane had not been told of it; the real one inherits it.
+        assert_eq!(call_but(&mut new, instance).await, Call::RetireThese(vec![instance]));
+    }
     new.drained(instance);
-    assert_eq!(new.call().await, Call::Remove(instance));
+    wait_removed(&mut new, instance).await;
     new.until("it was asked to end", || marks(dir.path(), "stops") == 1)
         .await;
 }
@@ -79,11 +97,13 @@ async fn a_changed_command_is_seen_as_changed_by_the_next_gateway() {
         &revision(),
         shell(dir.path(), "echo x >> starts; sleep 1000 & wait"),
     )]);
-    let second = new.added().await;
+    let Call::Add(second) = call_but(&mut new, first).await else {
+        panic!("nothing was started");
+    };
     assert!(second > first, "a number is never used twice");
     assert_eq!(marks(dir.path(), "stops"), 0);
     new.ready(second);
-    assert_eq!(new.call().await, Call::RetireThese(vec![first]));
+    assert_eq!(call_but(&mut new, first).await, Call::RetireThese(vec![first]));
 }
 
 #[tokio::test]
@@ -97,7 +117,7 @@ async fn what_ends_between_two_gateways_is_noticed_by_the_next_one() {
     kill(dir.path());
     let mut new = Bench::after(Some(handed));
     new.apply(&[(&revision(), plan)]);
-    assert_eq!(new.call().await, Call::Remove(first));
+    assert_eq!(call_but(&mut new, first).await, Call::Remove(first));
     assert!(new.added().await > first);
 }
 
@@ -112,11 +132,11 @@ async fn thawed_it_hears_of_what_ended_meanwhile_and_goes_on() {
         .set_desired(&revision(), 2, "1 → 2: asked while frozen");
     kill(dir.path());
     // The news of its end goes to the next gateway, which dies without a word.
-    let mut next = crate::scale::supervisor::Link::new(handed.supervisor.unwrap().into()).unwrap();
+    let mut next = supervisor::Link::new(handed.supervisor.unwrap().into()).unwrap();
     let heard = async {
         loop {
             match next.next().await.unwrap() {
-                crate::scale::supervisor::Turn::Message(frame) => return frame,
+                supervisor::Turn::Message(frame) => return frame,
                 _ => continue,
             }
         }
