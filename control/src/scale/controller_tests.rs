@@ -204,6 +204,10 @@ async fn from_zero_to_one_and_back() {
     bench.apply(&[(&revision(), server(dir.path()))]);
     let instance = bench.added().await;
     bench.activate();
+    // Read together with the readiness it would count as asked for after it.
+    bench
+        .until("the second waiter is known", || bench.handle.mailbox_is_empty())
+        .await;
     bench.until("it is up", || marks(dir.path(), "starts") == 1).await;
     bench.ready(instance);
 

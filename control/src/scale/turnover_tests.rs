@@ -77,7 +77,10 @@ async fn the_next_gateway_has_the_same_instances_and_stops_them() {
     new.apply(&[]);
     if chosen.is_empty() {
         // The pretended data plane had not been told of it; the real one inherits it.
-        assert_eq!(call_but(&mut new, instance).await, Call::RetireThese(vec![instance]));
+        assert_eq!(
+            call_but(&mut new, instance).await,
+            Call::RetireThese(vec![instance])
+        );
     }
     new.drained(instance);
     wait_removed(&mut new, instance).await;

@@ -19,6 +19,7 @@ mod health;
 mod ledger;
 mod load;
 mod observer;
+mod patience;
 mod permit;
 mod queue;
 mod rejection;

@@ -15,7 +15,7 @@ use tokio::sync::{Notify, mpsc, oneshot};
 use super::arrival::{Admission, Arrival, Outcome, Place};
 use super::budget::{Account, MakeRoom, QueueBudget, Room};
 use super::core::{Core, ThrottleLimits};
-use super::effects::{Crowded, Effects, Signal, Verdict};
+use super::effects::{Crowded, Effects, Outcomes, Signal, Verdict};
 use super::endpoint::{EndpointPhase, EndpointState};
 use super::observer::{ActivationResult, RevisionObserver};
 use super::permit::Permit;
@@ -354,7 +354,7 @@ impl RevisionThrottler {
     }
 
     /// Runs an event under the lock and carries out what it decided after it.
-    fn apply<R: Outcomes>(self: &Arc<Self>, event: impl FnOnce(&mut Core<Sender>) -> R) -> R::Value {
+    fn apply<R: Outcomes<Sender>>(self: &Arc<Self>, event: impl FnOnce(&mut Core<Sender>) -> R) -> R::Value {
         let mut shared = self.shared.lock();
         let (value, fx) = event(&mut shared.core).split();
         shared.post();
@@ -482,25 +482,5 @@ async fn run_timer(throttler: Weak<RevisionThrottler>, news: Arc<Notify>, first:
         };
         idle = !waiting;
         next = at;
-    }
-}
-
-/// An event's result: effects alone, or with a value for the caller.
-trait Outcomes {
-    type Value;
-    fn split(self) -> (Self::Value, Effects<Sender>);
-}
-
-impl Outcomes for Effects<Sender> {
-    type Value = ();
-    fn split(self) -> ((), Self) {
-        ((), self)
-    }
-}
-
-impl<V> Outcomes for (V, Effects<Sender>) {
-    type Value = V;
-    fn split(self) -> (V, Effects<Sender>) {
-        self
     }
 }
