@@ -51,7 +51,7 @@ enum End {
 impl Running {
     /// Serves until told to stop or until another process serves; then drains. Returns when this process
     /// may exit.
-    pub(super) async fn to_the_end(mut self) {
+    pub(super) async fn run(mut self) {
         let end = self.until_ended().await;
         self.asked.close();
         while let Ok(asked) = self.asked.try_recv() {
@@ -147,6 +147,8 @@ impl Running {
             receiver,
             child,
         } = handed;
+        // Not ours to end any more; should it end, the runtime reaps it.
+        drop(child);
         // What the files say is the other one's to follow.
         self.reconciler.abort();
         self.observed.handed_over.store(true, Ordering::SeqCst);
@@ -178,8 +180,6 @@ impl Running {
             }
             () = async { follow.await; std::future::pending().await } => {}
         }
-        // Not ours to end; until here it was reaped should it end.
-        drop(child);
     }
 }
 
