@@ -9,6 +9,7 @@ use nix::sys::signal::Signal;
 use sluice_tests::backend::HttpBackend;
 use sluice_tests::cli::{Finished, sluice_bin, sluice_in};
 use sluice_tests::gateway::{Gateway, with_defaults};
+use sluice_tests::h1::{self, H1};
 use sluice_tests::load::Load;
 use sluice_tests::process::{is_alive, require_python3, with_marker};
 use sluice_tests::wait::{SOON, wait_until, within};
@@ -261,18 +262,33 @@ async fn a_new_process_that_was_not_told_to_serve_ends_with_the_old_one() {
 }
 
 #[tokio::test]
-async fn a_new_process_that_serves_outlives_the_old_one() {
+async fn a_new_process_serves_when_it_is_told_to_and_outlives_the_old_one() {
     let mut new = Successor::start();
     new.say(HELLO, r#"{"version": 1, "pid": 1, "sockets": 0}"#);
     assert_eq!(new.hear().0, WELCOME);
     assert_eq!(new.hear().0, PREPARED);
+    // It listens, as the socket that it would share does, but what comes is not its to serve yet.
+    let mut stderr = tokio::io::BufReader::new(new.child.stderr.take().unwrap()).lines();
+    let bound = within("it listens", SOON, async {
+        loop {
+            let line = stderr.next_line().await.unwrap().expect("it runs");
+            if let Some((_, address)) = line.split_once("listening listener=") {
+                return address.trim().parse::<std::net::SocketAddr>().unwrap();
+            }
+        }
+    })
+    .await;
+    let mut client = H1::connect(bound).await.unwrap();
+    client.send(&h1::get(WEB, "/")).await.unwrap();
+    let early = tokio::time::timeout(Duration::from_millis(200), client.head(false)).await;
+    assert!(early.is_err(), "{early:?}");
     new.say(TAKE, "");
     assert_eq!(new.hear().0, SERVING);
-    drop(new.socket);
+    assert_eq!(client.head(false).await.unwrap().status, 404);
+    drop((client, new.socket));
     let pid = new.child.id().unwrap();
     let pid = nix::unistd::Pid::from_raw(i32::try_from(pid).unwrap());
     // It says that the old one is gone before it goes itself, and that was not its end.
-    let mut stderr = tokio::io::BufReader::new(new.child.stderr.take().unwrap()).lines();
     within("it notices", SOON, async {
         while let Some(line) = stderr.next_line().await.unwrap() {
             if line.contains("upgrade: process 1 is gone") {
