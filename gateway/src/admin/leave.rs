@@ -56,7 +56,7 @@ pub(super) struct Told(watch::Receiver<bool>);
 
 impl Told {
     /// Resolves when it is time to leave; never, when there is nobody left to say so. Cancel-safe.
-    pub(super) async fn to_leave(&mut self) {
+    pub(super) async fn leaving(&mut self) {
         if self.0.wait_for(|told| *told).await.is_err() {
             std::future::pending().await
         }

@@ -210,13 +210,13 @@ impl Bound {
         let mut first = told.clone();
         tokio::select! {
             biased;
-            () = first.to_leave() => {}
+            () = first.leaving() => {}
             () = self.accept(answer, &told, &mut connections) => {}
         }
         // In this order: who sees that nothing accepts any more may rely on the socket being closed.
         drop(self.listener);
         drop::<mpsc::Sender<Infallible>>(accepting);
-        told.to_leave().await;
+        told.leaving().await;
         while connections.join_next().await.is_some() {}
     }
 
@@ -274,7 +274,7 @@ where
             return;
         }
         () = sleep(MAX_AGE) => {}
-        () = told.to_leave() => {}
+        () = told.leaving() => {}
     }
     connection.as_mut().graceful_shutdown();
     let _ = timeout(LAST_ANSWER, connection).await;

@@ -75,7 +75,7 @@ impl HeldEdge {
         for listening in listening.iter() {
             // Without one its accept loop has ended, which only a bug can do here.
             if let Some(socket) = listening.socket.upgrade() {
-                let index = listening.listener.door.load().index;
+                let index = listening.listener.door.load_full().index;
                 all.push((index, listening.address, socket.as_fd().try_clone_to_owned()?));
             }
         }

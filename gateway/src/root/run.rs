@@ -140,14 +140,14 @@ fn start(args: &RunArgs, metrics: Metrics, access_log: AccessLog) -> Result<(), 
             return Err(failure);
         }
     };
-    control.block_on(run_to_the_end(running, new));
+    control.block_on(serve_on(running, new));
     // Whatever still runs is of no use to anybody: connections are closed, instances stopped.
     data.shutdown_background();
     control.shutdown_background();
     Ok(())
 }
 
-async fn run_to_the_end(mut running: Running, new: Option<New>) {
+async fn serve_on(mut running: Running, new: Option<New>) {
     match new {
         Some(new) => {
             running.edge.open();
@@ -156,7 +156,7 @@ async fn run_to_the_end(mut running: Running, new: Option<New>) {
         }
         None => running.notify.ready(),
     }
-    running.to_the_end().await;
+    running.run().await;
 }
 
 /// How this process came to be.
@@ -195,7 +195,7 @@ fn build(
     mut new: Option<&mut New>,
     data: &Runtime,
     control: &Runtime,
-) -> Result<Built<impl FnMut(&[SourceFile]) -> Result<Compiled, Vec<String>> + Send + 'static>, Failure> {
+) -> Result<Built<impl Load>, Failure> {
     let source = FileSource::new(&args.config.paths());
     let reload = source.reload_handle();
     let loaded =
@@ -304,15 +304,12 @@ fn build(
 }
 
 /// Sets everything going. An edge that is held shut stays so: who called opens it.
-fn serve<L>(
+fn serve<L: Load>(
     built: Built<L>,
     origin: Origin,
     new: Option<&mut New>,
     control: &Runtime,
-) -> Result<Running, Failure>
-where
-    L: FnMut(&[SourceFile]) -> Result<Compiled, Vec<String>> + Send + 'static,
-{
+) -> Result<Running, Failure> {
     let Built {
         loaded,
         reload,
@@ -419,9 +416,14 @@ where
     })
 }
 
+/// Makes a Snapshot of files, or says what is wrong in lines.
+trait Load: FnMut(&[SourceFile]) -> Result<Compiled, Vec<String>> + Send + 'static {}
+
+impl<L: FnMut(&[SourceFile]) -> Result<Compiled, Vec<String>> + Send + 'static> Load for L {}
+
 /// Reads and compiles; what is wrong comes as lines. The first time certificates have to be good,
 /// too: later a bad one leaves the old one in place, and the edge says so.
-fn loader() -> impl FnMut(&[SourceFile]) -> Result<Compiled, Vec<String>> + Send + 'static {
+fn loader() -> impl Load {
     let lines = |all: &Diagnostics| all.items().iter().map(ToString::to_string).collect::<Vec<_>>();
     let mut first = true;
     move |files| {

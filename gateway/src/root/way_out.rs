@@ -54,7 +54,7 @@ enum End {
 impl Running {
     /// Serves until told to stop or until another process serves; then drains. Returns when this process
     /// may exit.
-    pub(super) async fn to_the_end(mut self) {
+    pub(super) async fn run(mut self) {
         let end = self.until_ended().await;
         self.asked.close();
         while let Ok(asked) = self.asked.try_recv() {
@@ -150,6 +150,8 @@ impl Running {
             receiver,
             child,
         } = handed;
+        // Not ours to end any more; should it end, the runtime reaps it.
+        drop(child);
         // What the files say is the other one's to follow.
         self.reconciler.abort();
         self.observed.handed_over.store(true, Ordering::SeqCst);
@@ -182,8 +184,6 @@ impl Running {
         // What platforms still owe an answer for is waited for, and passed on.
         self.scale.shutdown().await;
         let _ = tokio::time::timeout(LAST_WORDS, follow).await;
-        // Not ours to end; until here it was reaped should it end.
-        drop(child);
     }
 }
 

@@ -160,9 +160,8 @@ async fn an_upload_and_a_download_under_way_are_finished() {
     assert_eq!(down.chunk().await.unwrap().unwrap(), b"two");
     drop(feed);
     assert_eq!(down.chunk().await.unwrap(), None);
-    let mut response = up.response_to(b"-last").await.unwrap();
+    let response = up.exchange(b"-last").await.unwrap();
     assert_eq!(response.status, 200);
-    up.finish(&mut response).await.unwrap();
     assert_eq!(upload.last().body, &b"first-last"[..]);
     assert!(response.closes(), "{response:?}");
     assert_eq!(gateway.wait_exit(Duration::from_secs(15)).await.code(), Some(0));

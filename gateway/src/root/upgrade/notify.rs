@@ -78,10 +78,10 @@ impl Notifier {
     }
 
     fn say(&self, message: &str) {
-        if let Some((socket, address)) = &self.to {
-            if let Err(error) = socket.send_to_addr(message.as_bytes(), address) {
-                tracing::warn!(%error, "systemd cannot be told {message:?}");
-            }
+        if let Some((socket, address)) = &self.to
+            && let Err(error) = socket.send_to_addr(message.as_bytes(), address)
+        {
+            tracing::warn!(%error, "systemd cannot be told {message:?}");
         }
     }
 }

@@ -103,7 +103,7 @@ pub(crate) struct HandedOver {
     pub(crate) edge: HeldEdge,
     pub(crate) sender: Sender,
     pub(crate) receiver: Receiver,
-    /// Waits to be reaped, should it end before this process.
+    /// Not killed when dropped.
     pub(crate) child: Child,
 }
 
