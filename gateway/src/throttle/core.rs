@@ -101,9 +101,12 @@ impl<W> Core<W> {
         now: Instant,
         waiter: impl FnOnce() -> W,
     ) -> (Verdict, Effects<W>) {
+        if let Some(grant) = self.arrive_warm(arrival, now) {
+            return (Verdict::Granted(grant), Effects::default());
+        }
         let mut fx = self.begin(now);
         self.load.arrived();
-        let place = self.new_place(arrival);
+        let place = self.next_place(arrival);
         let verdict = self.admit(place, None, now, waiter, &mut fx);
         self.settle(now, &mut fx);
         (verdict, fx)
@@ -143,6 +146,9 @@ impl<W> Core<W> {
 
     /// A request is done with its slot.
     pub(crate) fn release(&mut self, slot: u32, now: Instant) -> Effects<W> {
+        if self.release_warm(slot, now) {
+            return Effects::default();
+        }
         let mut fx = self.begin(now);
         self.give_back(slot, &mut fx);
         self.settle(now, &mut fx);
@@ -301,7 +307,8 @@ impl<W> Core<W> {
         estimate.max(MIN_RETRY)
     }
 
-    pub(super) fn new_place(&mut self, arrival: Arrival) -> Place {
+    /// The arrival's place in time.
+    pub(super) fn next_place(&mut self, arrival: Arrival) -> Place {
         let seq = self.next_seq;
         self.next_seq += 1;
         Place {
@@ -312,7 +319,7 @@ impl<W> Core<W> {
         }
     }
 
-    fn held(&self) -> u64 {
+    pub(super) fn held(&self) -> u64 {
         u64::from(self.endpoints.in_flight()) + self.queue.len() as u64
     }
 
@@ -381,7 +388,7 @@ impl<W> Core<W> {
         Ok(self.queue.enter(bytes, room))
     }
 
-    fn grant(&mut self, slot: u32, place: Place) -> Grant {
+    pub(super) fn grant(&mut self, slot: u32, place: Place) -> Grant {
         self.endpoints.acquire(slot);
         self.grant_of(slot, place)
     }
@@ -441,7 +448,7 @@ impl<W> Core<W> {
     }
 
     #[cfg(test)]
-    fn check(&self) {
+    pub(super) fn check(&self) {
         self.endpoints.check();
         self.queue.check();
         if let Some(remote) = &self.remote {

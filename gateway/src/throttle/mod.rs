@@ -27,6 +27,7 @@ mod remote;
 mod shell;
 mod supply;
 mod waiter;
+mod warm;
 
 #[cfg(test)]
 mod fair_sim_tests;

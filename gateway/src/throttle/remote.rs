@@ -309,7 +309,7 @@ impl<W> Core<W> {
                 None => continue,
             };
             for _ in 0..left.in_flight {
-                let place = self.new_place(Arrival::default());
+                let place = self.next_place(Arrival::default());
                 self.endpoints.occupy(slot);
                 grants.push(self.grant_of(slot, place));
             }
@@ -338,7 +338,7 @@ impl<W> Core<W> {
     ) -> (Verdict, Effects<W>) {
         let mut fx = self.begin(now);
         self.load.arrived();
-        let mut place = self.new_place(Arrival {
+        let mut place = self.next_place(Arrival {
             bytes: wanted.bytes,
             deadline: wanted.deadline,
             sticky: wanted.sticky,

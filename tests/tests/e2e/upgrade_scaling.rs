@@ -208,8 +208,8 @@ async fn one_at_a_time_stays_one_at_a_time() {
     let gateway = Gateway::start(&web_with(backend.addr(), "containerConcurrency: 1")).await;
     let loads = [
         Load::get(gateway.addr(), 6, WEB),
-        Load::connecting(gateway.addr(), 3, WEB),
-        Load::h2(gateway.addr(), 3, WEB),
+        Load::get_anew(gateway.addr(), 3, WEB),
+        Load::get_h2(gateway.addr(), 3, WEB),
     ];
     for _ in 0..3 {
         for load in &loads {
@@ -296,7 +296,7 @@ async fn a_process_that_takes_everything_and_dies_costs_nothing() {
     gateway.replace_binary(TAKES_AND_DIES);
     let loads = [
         Load::get(gateway.addr(), 4, WEB),
-        Load::connecting(gateway.addr(), 4, "fixed.default.localhost"),
+        Load::get_anew(gateway.addr(), 4, "fixed.default.localhost"),
     ];
     for _ in 0..2 {
         for load in &loads {
