@@ -20,3 +20,4 @@ pub mod registry;
 pub mod request;
 pub mod throttle;
 pub mod upkeep;
+pub mod warm;

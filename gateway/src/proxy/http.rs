@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use http::Version;
+use http::{Method, Version};
 use pingora_core::protocols::Digest;
 use pingora_core::upstreams::peer::HttpPeer;
 use pingora_error::{Error, ErrorSource, ErrorType, Result};
@@ -15,7 +15,8 @@ use sluice_model::{Protocol, RequestView};
 
 use super::heads::{RequestFields, ResponseFields, View, rewrite_target, settle_framing};
 use super::retry::{MAX_BROKEN, is_idempotent, may_try_again, not_processed, put_off, was_reset};
-use super::{answers, current_timers, upstream};
+use super::upstream::{self, Choice, Dialer};
+use super::{answers, current_timers};
 use crate::answer::Answer;
 use crate::edge::ConnectionInfo;
 use crate::observe::{Reason, RequestProtocol, Timer};
@@ -46,6 +47,16 @@ pub(super) struct Ctx {
     pub(super) body_too_large: bool,
     /// Fresh connections that broke after the request was sent.
     broken: u32,
+    /// What connects, or connected, the last attempt if no connection was pooled.
+    dialer: Option<Arc<Dialer>>,
+}
+
+impl Ctx {
+    /// Whether the last attempt had a probe's connection: its end says as little of the endpoint
+    /// as that of a pooled one.
+    fn was_warm(&self) -> bool {
+        self.dialer.as_ref().is_some_and(|dialer| dialer.was_warm())
+    }
 }
 
 impl HttpAdapter {
@@ -85,6 +96,7 @@ impl ProxyHttp for HttpAdapter {
             body_in: 0,
             body_too_large: false,
             broken: 0,
+            dialer: None,
         }
     }
 
@@ -133,7 +145,11 @@ impl ProxyHttp for HttpAdapter {
     }
 
     async fn upstream_peer(&self, session: &mut Session, ctx: &mut Ctx) -> Result<Box<HttpPeer>> {
-        let fresh = ctx.request.next == Attempt::FreshConnection;
+        let choice = match (&ctx.request.next, &session.req_header().method) {
+            (Attempt::FreshConnection, _) => Choice::Fresh,
+            (_, &Method::GET | &Method::HEAD | &Method::OPTIONS) => Choice::Any,
+            _ => Choice::NoProbes,
+        };
         if ctx.request.next != Attempt::First
             && let Err(answer) = Self::admit(session, ctx, false).await
         {
@@ -150,13 +166,9 @@ impl ProxyHttp for HttpAdapter {
             ));
         };
         let endpoint = permit.endpoint();
-        upstream::peer(
-            &routed.spec,
-            &endpoint.address,
-            endpoint.pool_key(),
-            ctx.request.limits(),
-            fresh,
-        )
+        let (peer, dialer) = upstream::peer(&routed.spec, endpoint, ctx.request.limits(), choice)?;
+        ctx.dialer = Some(dialer);
+        Ok(peer)
     }
 
     async fn connected_to_upstream(
@@ -260,6 +272,7 @@ impl ProxyHttp for HttpAdapter {
         }
         ctx.request.head_received = true;
         ctx.request.timers.head_received();
+        ctx.request.answers(now);
         ctx.request.upstream = ctx
             .request
             .attempt_started
@@ -292,6 +305,10 @@ impl ProxyHttp for HttpAdapter {
         if ctx.request.draining() {
             session.set_keepalive(None);
         }
+        if let Some(timing) = ctx.request.server_timing() {
+            // The backend's own stays.
+            response.append_header("server-timing", timing)?;
+        }
         Ok(())
     }
 
@@ -318,6 +335,13 @@ impl ProxyHttp for HttpAdapter {
     }
 
     fn fail_to_connect(&self, _: &mut Session, _: &HttpPeer, ctx: &mut Ctx, mut e: Box<Error>) -> Box<Error> {
+        if ctx.was_warm() {
+            // HTTP/2 was to be spoken on a probe's connection, which the other side had closed.
+            ctx.request.fail_attempt(Reason::ConnectFailed, e.to_string());
+            ctx.request.next = Attempt::FreshConnection;
+            e.set_retry(ctx.request.timers.fired().is_none());
+            return e;
+        }
         if let Some(permit) = &ctx.request.permit {
             permit.report(Outcome::ConnectFailed, Instant::now());
         }
@@ -337,6 +361,7 @@ impl ProxyHttp for HttpAdapter {
         reused: bool,
     ) -> Box<Error> {
         ctx.request.timers.upstream(None, Instant::now());
+        let reused = reused || ctx.was_warm();
         if matches!(ctx.request.next, Attempt::After(_)) {
             return e;
         }

@@ -112,7 +112,7 @@ fn the_first_waiter_starts_the_activation_scale_and_the_next_ones_nothing() {
     assert_eq!(bench.step(Event::Activate), []);
     assert_eq!(
         bench.step(Event::Started(InstanceId(1), address())),
-        [Action::Add(InstanceId(1), address())]
+        [Action::Add(InstanceId(1), address(), Duration::ZERO)]
     );
     let status = bench.state.status();
     assert_eq!((status.desired, status.starts), (3, 3));
