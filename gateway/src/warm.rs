@@ -105,7 +105,11 @@ mod tests {
         slot.keep(first);
         let (second, _second_peer) = pair().await;
         slot.keep(second);
-        assert_eq!(peer.read(&mut [0]).await.expect("no reset"), 0, "the first is closed");
+        assert_eq!(
+            peer.read(&mut [0]).await.expect("no reset"),
+            0,
+            "the first is closed"
+        );
         assert!(slot.take().is_some());
         assert!(slot.take().is_none());
     }

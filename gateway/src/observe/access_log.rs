@@ -291,7 +291,12 @@ mod tests {
         let pretty = line(pretty_line, &record);
         assert!(pretty.contains(want), "{pretty}");
         let phases = &parsed(&record)["phases_ms"];
-        let sum: f64 = phases.as_object().unwrap().values().filter_map(Value::as_f64).sum();
+        let sum: f64 = phases
+            .as_object()
+            .unwrap()
+            .values()
+            .filter_map(Value::as_f64)
+            .sum();
         assert!((sum - 1.1).abs() < 1e-9, "{phases}");
     }
 

@@ -116,7 +116,10 @@ mod tests {
 
     fn lengths(at: &Milestones) -> Vec<(&'static str, u128)> {
         let phases = Phases::of(at);
-        phases.iter().map(|(name, took)| (name, took.as_millis())).collect()
+        phases
+            .iter()
+            .map(|(name, took)| (name, took.as_millis()))
+            .collect()
     }
 
     #[test]

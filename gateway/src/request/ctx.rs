@@ -337,7 +337,9 @@ impl RequestCtx {
         if self.reason != Some(Reason::ClientGone) {
             self.answers(Instant::now());
             let timing = self.server_timing();
-            rendered.headers.extend(timing.map(|value| ("server-timing", value)));
+            rendered
+                .headers
+                .extend(timing.map(|value| ("server-timing", value)));
         }
         rendered
     }

@@ -74,7 +74,11 @@ mod tests {
         assert_eq!(underway.launch(), first, "it is not over");
         underway.end();
         underway.step(LaunchStep::Started, c);
-        assert_eq!(underway.launch(), first, "waiters that failed with it may still ask");
+        assert_eq!(
+            underway.launch(),
+            first,
+            "waiters that failed with it may still ask"
+        );
         underway.step(LaunchStep::Ordered, c);
         let second = underway.launch();
         assert_eq!((second.ordered, second.started), (Some(c), None));

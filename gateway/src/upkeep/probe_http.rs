@@ -144,12 +144,21 @@ mod tests {
         let ok = "HTTP/1.1 200 OK\r\n";
         for (answer, want) in [
             (format!("{ok}Content-Length: 2\r\n\r\nok"), Some(0)),
-            (format!("{ok}Content-Length: 2\r\nConnection: keep-alive\r\n\r\no"), Some(1)),
+            (
+                format!("{ok}Content-Length: 2\r\nConnection: keep-alive\r\n\r\no"),
+                Some(1),
+            ),
             ("HTTP/1.1 204 No Content\r\n\r\n".to_owned(), Some(0)),
             (format!("{ok}Content-Length: 2\r\n"), Some(1)),
             (format!("{ok}Content-Length: 2\r\n\r\nok, and more"), None),
-            (format!("{ok}Content-Length: 2\r\nConnection: close\r\n\r\nok"), None),
-            (format!("{ok}Content-Length: 2\r\nContent-Length: 2\r\n\r\nok"), None),
+            (
+                format!("{ok}Content-Length: 2\r\nConnection: close\r\n\r\nok"),
+                None,
+            ),
+            (
+                format!("{ok}Content-Length: 2\r\nContent-Length: 2\r\n\r\nok"),
+                None,
+            ),
             (format!("{ok}Transfer-Encoding: chunked\r\n\r\n0\r\n\r\n"), None),
             (format!("{ok}\r\nuntil the end"), None),
             ("HTTP/1.0 200 OK\r\nContent-Length: 0\r\n\r\n".to_owned(), None),

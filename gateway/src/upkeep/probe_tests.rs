@@ -42,7 +42,9 @@ fn managed(instance: InstanceId, address: SocketAddr) -> ManagedEndpoint {
 
 /// One probe whose connection nobody wants.
 async fn attempt(address: &EndpointAddr, spec: &RevisionSpec) -> Result<(), String> {
-    super::attempt(address, spec, false).await.map(|kept| assert!(kept.is_none()))
+    super::attempt(address, spec, false)
+        .await
+        .map(|kept| assert!(kept.is_none()))
 }
 
 /// Answers every connection while `well` holds with 200, else 500.

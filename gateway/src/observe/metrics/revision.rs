@@ -1,7 +1,7 @@
 //! Handles that a request moves.
 
-use std::sync::{Arc, OnceLock};
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use sluice_model::{Failure, RevisionId};

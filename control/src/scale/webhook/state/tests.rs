@@ -306,8 +306,13 @@ fn an_endpoint_that_is_gone_is_asked_for_anew() {
     let old = bench.state.live();
     let actions = bench.step(Event::Activate);
     assert_eq!(asked(&actions), [1]);
+    // Counted from the first call about it.
+    bench.retry("busy");
+    assert_eq!(asked(&bench.after(5 * S, Event::Tick)), [1]);
+    bench.now += S;
     let actions = bench.agreed(&[2]);
-    assert!(matches!(actions[0], Action::Add(_, address, _) if address == at(2)));
+    let took = 6 * S;
+    assert!(matches!(actions[0], Action::Add(_, address, t) if address == at(2) && t == took));
     assert_eq!(actions[1], Action::RetireThese(old));
 }
 
