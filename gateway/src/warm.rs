@@ -22,15 +22,18 @@ pub enum Plain {
 }
 
 impl Plain {
-    /// Whether the peer neither closed it nor said anything. Asks the system: what the runtime
-    /// knows may be older.
-    fn is_quiet(&self) -> bool {
+    /// Whether the peer has not closed it, nor said anything unless it `speaks_first`. Asks the
+    /// system: what the runtime knows may be older.
+    fn is_good(&self, speaks_first: bool) -> bool {
         let mut byte = [std::mem::MaybeUninit::uninit()];
         let peeked = match self {
             Self::Tcp(stream) => SockRef::from(stream).peek(&mut byte),
             Self::Unix(stream) => SockRef::from(stream).peek(&mut byte),
         };
-        peeked.is_err_and(|e| e.kind() == std::io::ErrorKind::WouldBlock)
+        match peeked {
+            Ok(said) => said > 0 && speaks_first,
+            Err(e) => e.kind() == std::io::ErrorKind::WouldBlock,
+        }
     }
 }
 
@@ -62,15 +65,17 @@ impl WarmSlot {
         }));
     }
 
-    /// Takes the connection if it is still good: the peer has neither closed it nor sent anything.
-    pub fn take(&self) -> Option<Plain> {
+    /// Takes the connection if it is still good: the peer has not closed it, and not said anything
+    /// in a protocol where it does not speak first, as it does in HTTP/2.
+    pub fn take(&self, speaks_first: bool) -> Option<Plain> {
         let connection = self.0.lock().connection.take()?;
-        connection.is_quiet().then_some(connection)
+        connection.is_good(speaks_first).then_some(connection)
     }
 
     /// Closes the connection, if there is one.
     pub fn close(&self) {
-        drop(self.take());
+        let kept = self.0.lock().connection.take();
+        drop(kept);
     }
 }
 
@@ -100,7 +105,7 @@ mod tests {
     #[tokio::test]
     async fn it_is_taken_once_and_the_next_one_replaces_it() {
         let slot = WarmSlot::default();
-        assert!(slot.take().is_none());
+        assert!(slot.take(false).is_none());
         let (first, mut peer) = pair().await;
         slot.keep(first);
         let (second, _second_peer) = pair().await;
@@ -110,8 +115,8 @@ mod tests {
             0,
             "the first is closed"
         );
-        assert!(slot.take().is_some());
-        assert!(slot.take().is_none());
+        assert!(slot.take(false).is_some());
+        assert!(slot.take(false).is_none());
     }
 
     #[tokio::test]
@@ -120,11 +125,19 @@ mod tests {
         let (connection, peer) = pair().await;
         slot.keep(connection);
         drop(peer);
-        assert!(slot.take().is_none());
+        assert!(slot.take(false).is_none());
         let (connection, mut peer) = pair().await;
         peer.write_all(b"220 hello\r\n").await.expect("sent");
         slot.keep(connection);
-        assert!(slot.take().is_none());
+        assert!(slot.take(false).is_none());
+        let (connection, mut peer) = pair().await;
+        peer.write_all(b"SETTINGS").await.expect("sent");
+        slot.keep(connection);
+        assert!(slot.take(true).is_some());
+        let (connection, peer) = pair().await;
+        slot.keep(connection);
+        drop(peer);
+        assert!(slot.take(true).is_none());
     }
 
     #[tokio::test(start_paused = true)]
@@ -135,6 +148,6 @@ mod tests {
         tokio::time::sleep(HOLD / 2).await;
         assert!(slot.0.lock().connection.is_some());
         assert_eq!(peer.read(&mut [0]).await.expect("no reset"), 0);
-        assert!(slot.take().is_none());
+        assert!(slot.take(false).is_none());
     }
 }

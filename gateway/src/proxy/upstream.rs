@@ -56,6 +56,7 @@ pub(super) struct Dialer {
     timeout: Duration,
     endpoint: Arc<EndpointState>,
     choice: Choice,
+    speaks_first: bool,
     warm: AtomicBool,
 }
 
@@ -72,7 +73,7 @@ impl Dialer {
             slot.close();
             return None;
         }
-        let connection = slot.take()?;
+        let connection = slot.take(self.speaks_first)?;
         self.warm.store(true, Ordering::Relaxed);
         Some(connection)
     }
@@ -201,6 +202,7 @@ pub(super) fn peer(
         timeout: limits.connect_timeout,
         endpoint: Arc::clone(endpoint),
         choice,
+        speaks_first: spec.protocol == Protocol::H2c,
         warm: AtomicBool::new(false),
     });
     options.custom_l4 = Some(Arc::clone(&dialer) as _);
