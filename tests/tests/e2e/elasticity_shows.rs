@@ -184,10 +184,10 @@ async fn killed_while_serving(method: &'static str) -> (Value, Vec<Value>) {
     for (metric, count) in [("sluice_requests_in_flight", 2.0), ("sluice_queue_depth", 6.0)] {
         gateway.wait_metric(metric, &web, SOON, |n| n == count).await;
     }
-    nix::sys::signal::kill(pid, Signal::SIGKILL).unwrap();
+    nix::sys::signal::kill(pid, Signal::SIGKILL).expect("it runs");
     for request in requests {
         let response = within("an answer", SOON, request).await;
-        response.unwrap().expect("every request is answered");
+        response.expect("no panic").expect("every request is answered");
     }
     let log = || {
         let log = gateway.access_log().into_iter();

@@ -1,5 +1,7 @@
 //! The connection of the probe that finds an instance ready serves the first request.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use sluice_tests::backend::HttpBackend;
@@ -60,6 +62,31 @@ async fn what_must_not_be_sent_twice_gets_a_connection_of_its_own() {
     let response = gateway.send(&h1::request("POST", WEB, "/", &[], b"once")).await;
     assert_eq!(response.status, 200, "{}", response.text());
     assert_eq!((backend.connections(), backend.count()), (2, 1));
+}
+
+#[tokio::test]
+async fn a_probes_connection_that_is_not_used_is_closed_before_another_is_made() {
+    let closed = Arc::new(AtomicBool::new(false));
+    let seen = Arc::clone(&closed);
+    let backend = RawBackend::start(move |n, mut io: TcpStream| {
+        let closed = Arc::clone(&seen);
+        async move {
+            if n == 0 {
+                drain(&mut io).await?;
+                closed.store(true, Ordering::SeqCst);
+                return Ok(());
+            }
+            read_head(&mut io).await?;
+            let status = if closed.load(Ordering::SeqCst) { 200 } else { 500 };
+            let answer = format!("HTTP/1.1 {status} Said\r\nContent-Length: 0\r\n\r\n");
+            io.write_all(answer.as_bytes()).await
+        }
+    })
+    .await;
+    let (gateway, _platform) = in_front_of(backend.addr(), "").await;
+    let response = gateway.send(&h1::request("POST", WEB, "/", &[], b"once")).await;
+    assert_eq!(response.status, 200);
+    assert_eq!(backend.connections(), 2);
 }
 
 /// Closes its first connection, `late` only when a request has come by it; serves the others.
