@@ -20,9 +20,7 @@ use super::{answers, current_timers};
 use crate::answer::Answer;
 use crate::edge::ConnectionInfo;
 use crate::observe::{Reason, RequestProtocol, Timer};
-use crate::request::{
-    Attempt, Ending, Engine, HeadMut, Incoming, Refusal, RequestCtx, from_backend, to_backend,
-};
+use crate::request::{Attempt, Ending, Engine, HeadMut, Refusal, RequestCtx, from_backend, to_backend};
 use crate::throttle::Outcome;
 
 /// How long an unread request body is drained after an early answer, to keep the connection.
@@ -131,7 +129,7 @@ impl ProxyHttp for HttpAdapter {
             session.req_header_mut().remove_header("upgrade");
         }
         loop {
-            let outcome = match route(session, &mut ctx.request, &info) {
+            let outcome = match answers::route(session, &mut ctx.request, &info) {
                 Ok(()) => Self::admit(session, ctx, true).await.map_err(Refusal::from),
                 Err(refusal) => Err(refusal),
             };
@@ -475,32 +473,5 @@ impl ProxyHttp for HttpAdapter {
         _: pingora_proxy::ProxyWarnLogContext,
     ) -> bool {
         true
-    }
-}
-
-/// Finds out where a request goes, unless its head or its announced body is over a limit.
-fn route(
-    session: &Session,
-    request: &mut RequestCtx,
-    info: &Arc<ConnectionInfo>,
-) -> std::result::Result<(), Refusal> {
-    let header = session.req_header();
-    let view = View::new(header);
-    let incoming = Incoming {
-        info,
-        view: &view,
-        host: view.host(),
-        target: header.uri.path_and_query().map_or("/", |pq| pq.as_str()),
-        head_bytes: view.size(),
-    };
-    request.route(&incoming)?;
-    let limits = request.limits();
-    if session.is_http2() {
-        // An h1 head was judged before it came here.
-        view.judge(limits)?;
-    }
-    match (limits.max_body_bytes, view.content_length()) {
-        (Some(max), Some(length)) if length > max => Err(answers::body_too_large().into()),
-        _ => Ok(()),
     }
 }
