@@ -18,6 +18,6 @@ pub mod observe;
 pub mod proxy;
 pub mod registry;
 pub mod request;
+pub mod spare;
 pub mod throttle;
 pub mod upkeep;
-pub mod warm;

@@ -52,8 +52,8 @@ pub(super) struct Ctx {
 impl Ctx {
     /// Whether the last attempt had a probe's connection: its end says as little of the endpoint
     /// as that of a pooled one.
-    fn was_warm(&self) -> bool {
-        self.dialer.as_ref().is_some_and(|dialer| dialer.was_warm())
+    fn was_spare(&self) -> bool {
+        self.dialer.as_ref().is_some_and(|dialer| dialer.was_spare())
     }
 }
 
@@ -333,7 +333,7 @@ impl ProxyHttp for HttpAdapter {
     }
 
     fn fail_to_connect(&self, _: &mut Session, _: &HttpPeer, ctx: &mut Ctx, mut e: Box<Error>) -> Box<Error> {
-        if ctx.was_warm() {
+        if ctx.was_spare() {
             // HTTP/2 was to be spoken on a probe's connection, which the other side had closed.
             ctx.request.fail_attempt(Reason::ConnectFailed, e.to_string());
             ctx.request.next = Attempt::FreshConnection;
@@ -359,7 +359,7 @@ impl ProxyHttp for HttpAdapter {
         reused: bool,
     ) -> Box<Error> {
         ctx.request.timers.upstream(None, Instant::now());
-        let reused = reused || ctx.was_warm();
+        let reused = reused || ctx.was_spare();
         if matches!(ctx.request.next, Attempt::After(_)) {
             return e;
         }

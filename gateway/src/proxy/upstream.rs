@@ -22,8 +22,8 @@ use tokio::net::{TcpStream, UnixStream};
 
 use crate::edge::ByteStream;
 use crate::request::Breakable;
+use crate::spare::Plain;
 use crate::throttle::EndpointState;
-use crate::warm::Plain;
 
 /// Breaks one upstream connection from outside the session that owns it.
 ///
@@ -57,24 +57,24 @@ pub(super) struct Dialer {
     endpoint: Arc<EndpointState>,
     choice: Choice,
     speaks_first: bool,
-    warm: AtomicBool,
+    spare: AtomicBool,
 }
 
 impl Dialer {
     /// Whether it gave away a probe's connection: if that breaks, the other side had closed it.
-    pub(super) fn was_warm(&self) -> bool {
-        self.warm.load(Ordering::Relaxed)
+    pub(super) fn was_spare(&self) -> bool {
+        self.spare.load(Ordering::Relaxed)
     }
 
-    fn take_warm(&self) -> Option<Plain> {
-        let slot = self.endpoint.warm();
+    fn take_spare(&self) -> Option<Plain> {
+        let slot = self.endpoint.spare();
         if self.choice != Choice::Any {
             // A server that serves one connection at a time must not be kept busy by it.
             slot.close();
             return None;
         }
         let connection = slot.take(self.speaks_first)?;
-        self.warm.store(true, Ordering::Relaxed);
+        self.spare.store(true, Ordering::Relaxed);
         Some(connection)
     }
 }
@@ -83,8 +83,8 @@ impl Dialer {
 impl L4Connect for Dialer {
     async fn connect(&self, addr: &PeerAddr) -> Result<L4Stream> {
         let dial = async {
-            let connection = match self.take_warm() {
-                Some(warm) => warm,
+            let connection = match self.take_spare() {
+                Some(spare) => spare,
                 None => connect(addr).await?,
             };
             match connection {
@@ -203,7 +203,7 @@ pub(super) fn peer(
         endpoint: Arc::clone(endpoint),
         choice,
         speaks_first: spec.protocol == Protocol::H2c,
-        warm: AtomicBool::new(false),
+        spare: AtomicBool::new(false),
     });
     options.custom_l4 = Some(Arc::clone(&dialer) as _);
     options.total_connection_timeout = Some(limits.connect_timeout * 2);
@@ -242,7 +242,7 @@ pub(super) async fn dial(
     timeout: Duration,
 ) -> std::io::Result<Box<dyn ByteStream>> {
     // A tunnel outlives any request: not worth telling a stale connection from a broken one.
-    endpoint.warm().close();
+    endpoint.spare().close();
     let dial = async {
         let plain: Box<dyn ByteStream> = match &endpoint.address {
             EndpointAddr::Tcp(addr) => {

@@ -10,6 +10,7 @@ use super::budget::Room;
 use super::endpoint::EndpointState;
 use super::ledger::QueueKey;
 use super::rejection::Rejection;
+use super::waiter::Sender;
 
 /// One slot of one endpoint, taken.
 #[derive(Debug)]
@@ -94,5 +95,25 @@ impl<W> Effects<W> {
         self.resolved.extend(later.resolved);
         self.signals.extend(later.signals);
         self.wake_probes |= later.wake_probes;
+    }
+}
+
+/// An event's result: effects alone, or with a value for the caller.
+pub(crate) trait Outcomes {
+    type Value;
+    fn split(self) -> (Self::Value, Effects<Sender>);
+}
+
+impl Outcomes for Effects<Sender> {
+    type Value = ();
+    fn split(self) -> ((), Self) {
+        ((), self)
+    }
+}
+
+impl<V> Outcomes for (V, Effects<Sender>) {
+    type Value = V;
+    fn split(self) -> (V, Effects<Sender>) {
+        self
     }
 }

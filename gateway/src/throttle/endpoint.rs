@@ -10,7 +10,7 @@ use sluice_model::{EndpointAddr, InstanceId, StickyKey, rendezvous, stable_hash}
 use super::arrival::Place;
 use super::health::Health;
 use super::launch::Launch;
-use crate::warm::WarmSlot;
+use crate::spare::SpareSlot;
 
 /// One endpoint for its whole life, as a [`Permit`](super::Permit) sees it.
 #[derive(Debug)]
@@ -30,7 +30,7 @@ pub struct EndpointState {
     /// When it came up. Looked at only by those who waited.
     launch: Mutex<Launch>,
     /// The connection of the probe that found it ready.
-    warm: WarmSlot,
+    spare: SpareSlot,
 }
 
 impl EndpointState {
@@ -45,7 +45,7 @@ impl EndpointState {
             epoch: AtomicU64::new(0),
             troubled: AtomicBool::new(false),
             launch: Mutex::default(),
-            warm: WarmSlot::default(),
+            spare: SpareSlot::default(),
         }
     }
 
@@ -59,8 +59,8 @@ impl EndpointState {
     }
 
     /// Where a probe leaves its connection for the first request.
-    pub fn warm(&self) -> &WarmSlot {
-        &self.warm
+    pub fn spare(&self) -> &SpareSlot {
+        &self.spare
     }
 
     /// The key of its connections in a pool.

@@ -15,7 +15,7 @@ use tokio::sync::{Notify, oneshot};
 use super::arrival::{Admission, Arrival, Outcome, Place};
 use super::budget::{Account, MakeRoom, QueueBudget, Room};
 use super::core::{Core, ThrottleLimits};
-use super::effects::{Crowded, Effects, Signal, Verdict};
+use super::effects::{Crowded, Effects, Outcomes, Signal, Verdict};
 use super::endpoint::{EndpointPhase, EndpointState};
 use super::launch::Launch;
 use super::observer::{ActivationResult, RevisionObserver};
@@ -478,25 +478,5 @@ async fn run_timer(throttler: Weak<RevisionThrottler>, news: Arc<Notify>, first:
         };
         idle = !waiting;
         next = at;
-    }
-}
-
-/// An event's result: effects alone, or with a value for the caller.
-trait Outcomes {
-    type Value;
-    fn split(self) -> (Self::Value, Effects<Sender>);
-}
-
-impl Outcomes for Effects<Sender> {
-    type Value = ();
-    fn split(self) -> ((), Self) {
-        ((), self)
-    }
-}
-
-impl<V> Outcomes for (V, Effects<Sender>) {
-    type Value = V;
-    fn split(self) -> (V, Effects<Sender>) {
-        self
     }
 }

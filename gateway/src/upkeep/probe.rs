@@ -12,8 +12,8 @@ use tracing::debug;
 use super::UpkeepEnv;
 use super::probe_http::{get_h2c, get_http1};
 use crate::registry::LiveRevision;
+use crate::spare::Plain;
 use crate::throttle::{EndpointPhase, EndpointState, EndpointView, RevisionThrottler, clock};
-use crate::warm::Plain;
 
 /// Somebody waits, and the endpoint is on this machine.
 const TIGHT_LOCAL: Duration = Duration::from_millis(2);
@@ -112,7 +112,7 @@ pub(crate) async fn run(
                     && throttler.endpoint(endpoint.key).as_ref().is_some_and(wanted)
                 {
                     // Before it is ready: the request is on its way at that moment.
-                    endpoint.warm().keep(connection);
+                    endpoint.spare().keep(connection);
                 }
                 throttler.endpoint_ready(endpoint.key, clock());
             }

@@ -39,7 +39,7 @@ impl Plain {
 
 /// Holds at most one connection, and none for long.
 #[derive(Debug, Default)]
-pub struct WarmSlot(Arc<Mutex<Kept>>);
+pub struct SpareSlot(Arc<Mutex<Kept>>);
 
 #[derive(Debug, Default)]
 struct Kept {
@@ -48,7 +48,7 @@ struct Kept {
     turn: u64,
 }
 
-impl WarmSlot {
+impl SpareSlot {
     /// Keeps a connection for [`HOLD`], then closes it. One that was kept before is closed now.
     /// Runs on the runtime of the connection.
     pub(crate) fn keep(&self, connection: Plain) {
@@ -104,7 +104,7 @@ mod tests {
 
     #[tokio::test]
     async fn it_is_taken_once_and_the_next_one_replaces_it() {
-        let slot = WarmSlot::default();
+        let slot = SpareSlot::default();
         assert!(slot.take(false).is_none());
         let (first, mut peer) = pair().await;
         slot.keep(first);
@@ -121,7 +121,7 @@ mod tests {
 
     #[tokio::test]
     async fn what_the_peer_closed_or_spoke_on_is_not_used() {
-        let slot = WarmSlot::default();
+        let slot = SpareSlot::default();
         let (connection, peer) = pair().await;
         slot.keep(connection);
         drop(peer);
@@ -142,7 +142,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn what_nobody_takes_is_closed() {
-        let slot = WarmSlot::default();
+        let slot = SpareSlot::default();
         let (connection, mut peer) = pair().await;
         slot.keep(connection);
         tokio::time::sleep(HOLD / 2).await;
