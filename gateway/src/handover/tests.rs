@@ -51,7 +51,14 @@ async fn managed() -> (Arc<Registry>, Arc<Demands>) {
     let (registry, demands) = registry(vec![limited(Backend::Managed)]);
     let instance = InstanceId(7);
     let address = ([127, 0, 0, 1], 1).into();
-    registry.add(&id("r"), ManagedEndpoint { instance, address });
+    registry.add(
+        &id("r"),
+        ManagedEndpoint {
+            instance,
+            address,
+            took: Duration::ZERO,
+        },
+    );
     let live = registry.live(&id("r")).expect("is served");
     let key = live.throttler().endpoints()[0].endpoint.key;
     live.throttler().endpoint_ready(key, clock());
