@@ -1,6 +1,7 @@
 //! Cases that the storm does not have: revisions that only one of the two processes has.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use futures_util::FutureExt;
 use sluice_model::{Backend, Demand, EndpointSink, InstanceId, ManagedEndpoint, RevisionSpec};
