@@ -1,7 +1,7 @@
 //! Sluice's data plane: it accepts, routes, holds, balances and forwards.
 //!
-//! `edge` accepts connections and prepares streams; `h1` judges raw HTTP/1 heads; `proxy` adapts
-//! Pingora to the decision part in `request`; `throttle` owns capacity and queue of a revision;
+//! `edge` accepts connections and prepares streams; `h1` judges raw HTTP/1 heads; `h2` watches
+//! HTTP/2 frames; `proxy` adapts Pingora to the decision part in `request`; `throttle` owns capacity and queue of a revision;
 //! `registry` keeps live state by revision across Snapshots; `observe` and `admin` show it all.
 //!
 //! **Invariant:** the decision part (`request`, `throttle`) names no type of Pingora's; only
@@ -14,6 +14,7 @@ pub mod echo;
 pub mod edge;
 pub mod explain;
 pub mod h1;
+pub mod h2;
 pub mod observe;
 pub mod proxy;
 pub mod registry;

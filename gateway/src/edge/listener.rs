@@ -260,9 +260,9 @@ impl Visit {
             Wire::Http1 => Protocol::Http1,
             Wire::Http2 => Protocol::Http2,
         });
-        self.shared.serve.serve(connection, drain).await;
+        let reason = self.shared.serve.serve(connection, drain).await;
         drop(client);
-        CloseReason::Served
+        reason
     }
 }
 
