@@ -224,7 +224,8 @@ impl GuardedStream {
         if AsyncWriteExt::shutdown(self).await.is_err() || self.ended || !unread {
             return;
         }
-        let _ = timeout(LINGER, async {
+        let linger = if unasked { DRAIN_IDLE } else { LINGER };
+        let _ = timeout(linger, async {
             while let Ok(1..) = poll_fn(|cx| self.poll_fill(cx)).await {
                 self.ahead.clear();
             }

@@ -49,30 +49,33 @@ impl FrameScan {
     /// as follows in the same bytes.
     ///
     /// # Errors
-    /// The first of `each`'s; the scan must not be used after it.
+    /// The first of `each`'s; what follows in these bytes is passed over.
     pub fn advance<E>(
         &mut self,
         mut bytes: &[u8],
         mut each: impl FnMut(FrameHead, &[u8]) -> Result<(), E>,
     ) -> Result<(), E> {
+        let mut outcome = Ok(());
         loop {
             let skipped = self.left.min(bytes.len());
             self.left -= skipped;
             bytes = &bytes[skipped..];
             if bytes.is_empty() {
-                return Ok(());
+                return outcome;
             }
             let part = (FrameHead::SIZE - self.have).min(bytes.len());
             self.head[self.have..self.have + part].copy_from_slice(&bytes[..part]);
             self.have += part;
             bytes = &bytes[part..];
             if self.have < FrameHead::SIZE {
-                return Ok(());
+                return outcome;
             }
             self.have = 0;
             let head = FrameHead::read(self.head);
             self.left = usize::try_from(head.len).unwrap_or(usize::MAX);
-            each(head, &bytes[..self.left.min(bytes.len())])?;
+            if outcome.is_ok() {
+                outcome = each(head, &bytes[..self.left.min(bytes.len())]);
+            }
         }
     }
 

@@ -11,16 +11,16 @@ use pingora_core::upstreams::peer::HttpPeer;
 use pingora_error::{Error, ErrorSource, ErrorType, Result};
 use pingora_http::{RequestHeader, ResponseHeader};
 use pingora_proxy::{FailToProxy, ProxyHttp, Session};
-use sluice_model::{Protocol, RequestView};
+use sluice_model::{Limits, Protocol, RequestView};
 
 use super::heads::{RequestFields, ResponseFields, View, rewrite_target, settle_framing};
-use super::retry::{MAX_BROKEN, is_idempotent, may_try_again, not_processed, put_off, was_reset};
+use super::retry::{MAX_BROKEN, is_idempotent, may_try_again, not_processed, out_of_descriptors, put_off, was_reset};
 use super::{answers, current_timers, upstream};
 use crate::answer::Answer;
 use crate::edge::ConnectionInfo;
 use crate::observe::{Reason, RequestProtocol, Timer};
 use crate::request::{
-    Attempt, Ending, Engine, HeadMut, Incoming, Refusal, RequestCtx, from_backend, to_backend,
+    Attempt, Ending, Engine, HeadMut, Incoming, Pace, Refusal, RequestCtx, from_backend, to_backend,
 };
 use crate::throttle::Outcome;
 
@@ -103,9 +103,12 @@ impl ProxyHttp for HttpAdapter {
         let limits = ctx.request.limits().clone();
         session.set_total_drain_timeout(Some(DRAIN_BODY));
         if session.is_http2() {
-            // A request body has no clock of its own here: a stream whose client says nothing for
-            // long is ordinary gRPC. The revision's clocks bound it.
+            // A body without a length has no clock of its own here: a stream whose client says nothing
+            // for long is ordinary gRPC. The revision's clocks bound it.
             session.set_write_timeout(Some(limits.write_timeout));
+            if let Some(pace) = announced_pace(session, &limits) {
+                ctx.request.timers.expect_body(pace);
+            }
         } else {
             // The guard under an h1 session keeps the time, and what Connection says was judged there.
             session.set_read_timeout(None);
@@ -177,6 +180,9 @@ impl ProxyHttp for HttpAdapter {
             && routed.spec.protocol == Protocol::H2c
         {
             breaker = breaker.map(|socket| upstream::with_pool(socket, permit.endpoint()));
+            // It may close a stream's window while its socket takes bytes: whose fault a pause is
+            // cannot be told.
+            ctx.request.timers.body_done();
         }
         ctx.request.timers.upstream(breaker, now);
         Ok(())
@@ -215,12 +221,17 @@ impl ProxyHttp for HttpAdapter {
         &self,
         _: &mut Session,
         body: &mut Option<Bytes>,
-        _: bool,
+        end: bool,
         ctx: &mut Ctx,
     ) -> Result<()> {
+        if end {
+            ctx.request.timers.body_done();
+        }
         let Some(body) = body else { return Ok(()) };
+        let now = Instant::now();
         ctx.body_in += body.len() as u64;
-        ctx.request.timers.touch(Instant::now());
+        ctx.request.timers.touch(now);
+        ctx.request.timers.body_moved(now, body.len());
         if ctx
             .request
             .limits()
@@ -303,7 +314,7 @@ impl ProxyHttp for HttpAdapter {
         ctx: &mut Ctx,
     ) -> Result<Option<Duration>> {
         if end {
-            if ctx.request.timers.fired().is_some() {
+            if ctx.request.timers.fired().is_some() || ctx.request.timers.body_late() {
                 // The connection that a clock broke reads as ended, which ends a body that
                 // nothing else delimits.
                 return Err(Error::explain(ErrorType::ReadTimedout, "a timer ran out").into_up());
@@ -318,6 +329,12 @@ impl ProxyHttp for HttpAdapter {
     }
 
     fn fail_to_connect(&self, _: &mut Session, _: &HttpPeer, ctx: &mut Ctx, mut e: Box<Error>) -> Box<Error> {
+        if out_of_descriptors(&e) {
+            // The gateway's own bound: no endpoint is to blame, and another would fail alike.
+            ctx.request.fail_attempt(Reason::Overloaded, e.to_string());
+            e.set_retry(false);
+            return e;
+        }
         if let Some(permit) = &ctx.request.permit {
             permit.report(Outcome::ConnectFailed, Instant::now());
         }
@@ -341,7 +358,7 @@ impl ProxyHttp for HttpAdapter {
             return e;
         }
         let fired = ctx.request.timers.fired();
-        let timed_out = fired.is_some();
+        let timed_out = fired.is_some() || ctx.request.timers.body_late();
         // The total may be the client's own deadline, which says nothing of the endpoint.
         if fired == Some(Timer::Start)
             && !ctx.request.head_received
@@ -388,6 +405,7 @@ impl ProxyHttp for HttpAdapter {
         if head_sent {
             let reason = match (ctx.request.timers.fired(), e.esource()) {
                 (Some(_), _) => Reason::Timeout,
+                (None, _) if ctx.request.timers.body_late() => Reason::RequestTimeout,
                 (None, ErrorSource::Downstream) if *e.etype() == ErrorType::ReadTimedout => {
                     Reason::RequestTimeout
                 }
@@ -451,6 +469,12 @@ impl ProxyHttp for HttpAdapter {
     ) -> bool {
         true
     }
+}
+
+/// How slowly the body of an HTTP/2 request may come, where its length is announced.
+fn announced_pace(session: &Session, limits: &Limits) -> Option<Pace> {
+    let length = View::new(session.req_header()).content_length()?;
+    (length > 0).then(|| Pace::new(limits.body_read_timeout, limits.min_body_rate))
 }
 
 /// Finds out where a request goes, unless its head or its announced body is over a limit.

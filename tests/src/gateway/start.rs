@@ -31,6 +31,8 @@ pub struct Builder {
     source: Option<PathBuf>,
     args: Vec<String>,
     env: Vec<(String, String)>,
+    descriptors: Option<u32>,
+    stdout: Option<PathBuf>,
 }
 
 impl Builder {
@@ -44,6 +46,8 @@ impl Builder {
             source: None,
             args: Vec::new(),
             env: Vec::new(),
+            descriptors: None,
+            stdout: None,
         }
     }
 
@@ -56,6 +60,19 @@ impl Builder {
     /// Adds an environment variable.
     pub fn env(mut self, key: &str, value: &str) -> Self {
         self.env.push((key.to_owned(), value.to_owned()));
+        self
+    }
+
+    /// Lets it have so many descriptors and no more.
+    pub fn descriptors(mut self, most: u32) -> Self {
+        self.descriptors = Some(most);
+        self
+    }
+
+    /// Gives it this for standard output. The test sees nothing of it: neither access log nor announcements,
+    /// so where it listens is asked of the kernel, and there must be one listener, without TLS.
+    pub fn stdout(mut self, path: &Path) -> Self {
+        self.stdout = Some(path.to_owned());
         self
     }
 
@@ -91,20 +108,29 @@ impl Builder {
                 &complete(&with_defaults(&self.config), &self.processes),
             );
         }
-        let mut child = Command::new(sluice_bin())
+        let stdout = match &self.stdout {
+            None => Stdio::piped(),
+            Some(path) => {
+                let file = std::fs::OpenOptions::new().write(true).open(path);
+                file.expect("something to write to").into()
+            }
+        };
+        let mut child = command(self.descriptors)
             .arg("run")
             .arg(self.source.as_ref().unwrap_or(&config_path))
             .args(&self.args)
             .envs(self.env)
             .current_dir(self.dir.path())
             .stdin(Stdio::null())
-            .stdout(Stdio::piped())
+            .stdout(stdout)
             .stderr(Stdio::piped())
             .kill_on_drop(true)
             .spawn()
             .expect("the binary starts");
         let output = Arc::new(Mutex::new(Output::default()));
-        capture(child.stdout.take(), &output, |o| &mut o.stdout);
+        if self.stdout.is_none() {
+            capture(child.stdout.take(), &output, |o| &mut o.stdout);
+        }
         capture(child.stderr.take(), &output, |o| &mut o.stderr);
         let mut gateway = Gateway {
             pid: child.id().expect("a running process"),
@@ -114,9 +140,26 @@ impl Builder {
             processes: self.processes,
             output,
         };
-        gateway.until_ready().await;
+        if self.stdout.is_some() {
+            gateway.until_found().await;
+        } else {
+            gateway.until_ready().await;
+        }
         gateway
     }
+}
+
+/// The binary, by way of a shell where that has to lower a limit first.
+fn command(descriptors: Option<u32>) -> Command {
+    let Some(most) = descriptors else {
+        return Command::new(sluice_bin());
+    };
+    let mut command = Command::new("sh");
+    command
+        .arg("-c")
+        .arg(format!("ulimit -n {most} && exec \"$0\" \"$@\""))
+        .arg(sluice_bin());
+    command
 }
 
 /// Adds the listener, admin and access log that a config does not speak of.
