@@ -187,8 +187,8 @@ async fn paced(gateway: &Gateway, most: u32, each: impl Fn(u32) -> Vec<u8>) -> (
 async fn requests_reset_once_they_are_under_way_are_bounded_too() {
     for (what, reset) in [
         ("by the client", frame(kind::RST_STREAM, 0, 0, &[0, 0, 0, 8])),
-        // An increment of nothing: the gateway has to reset the stream itself.
-        ("provoked", frame(kind::WINDOW_UPDATE, 0, 0, &[0, 0, 0, 0])),
+        // A window beyond all bounds: the gateway has to reset the stream itself.
+        ("provoked", frame(kind::WINDOW_UPDATE, 0, 0, &[0x7f, 0xff, 0xff, 0xff])),
     ] {
         let backend = HttpBackend::start("a").await;
         backend.hold();

@@ -13,7 +13,7 @@ use sluice_tests::h2_client::{self, H2};
 use sluice_tests::h2_frames::{END_HEADERS, Frames, PREFACE, frame, head, kind, request};
 use sluice_tests::load::Load;
 use sluice_tests::process::{cpu_time, resident_kib};
-use sluice_tests::raw_backend::{RawBackend, drain, read_head};
+use sluice_tests::raw_backend::{RawBackend, read_head};
 use sluice_tests::tls::Ca;
 use sluice_tests::wait::{SOON, quiet, wait_for, within};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -204,15 +204,16 @@ async fn bodies_that_drip_in_over_http2() {
 async fn a_client_is_not_blamed_for_a_backend_that_does_not_read() {
     const SIZE: usize = 64 << 20;
     let backend = RawBackend::start(async |_, mut io: TcpStream| {
-        let (_, early) = read_head(&mut io).await?;
-        quiet(Duration::from_secs(4)).await;
-        let mut left = SIZE - early.len();
         let mut chunk = vec![0; 1 << 16];
-        while left > 0 {
-            left -= io.read(&mut chunk).await?;
+        loop {
+            let (_, early) = read_head(&mut io).await?;
+            quiet(Duration::from_secs(4)).await;
+            let mut left = SIZE - early.len();
+            while left > 0 {
+                left -= io.read(&mut chunk).await?;
+            }
+            io.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n").await?;
         }
-        io.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n").await?;
-        drain(&mut io).await.map(drop)
     })
     .await;
     let limits = "limits: {bodyReadTimeout: 1s, minBodyRate: 1MiB}";
