@@ -95,7 +95,8 @@ pub fn listening(pid: u32) -> Vec<SocketAddr> {
         .filter_map(|line| {
             let fields: Vec<&str> = line.split_whitespace().collect();
             // 0A is LISTEN.
-            if *fields.get(3)? != "0A" || !sockets.iter().any(|inode| Some(&inode.as_str()) == fields.get(9)) {
+            if *fields.get(3)? != "0A" || !sockets.iter().any(|inode| Some(&inode.as_str()) == fields.get(9))
+            {
                 return None;
             }
             let (ip, port) = fields[1].split_once(':')?;

@@ -327,7 +327,10 @@ impl GuardedStream {
         }
         self.read_timer.moved();
         let data = part.filled();
-        let waited = self.waiting.take().map_or(Duration::ZERO, |since| since.elapsed());
+        let waited = self
+            .waiting
+            .take()
+            .map_or(Duration::ZERO, |since| since.elapsed());
         self.pace.moved(waited, data.len() as u64);
         self.context.count_in(data.len());
         if data.is_empty() {

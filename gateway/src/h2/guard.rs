@@ -246,7 +246,9 @@ impl FrameGuard {
             return Ok(());
         }
         // One without a beginning is the HTTP/2 layer's to refuse.
-        let Some(count) = &mut self.open else { return Ok(()) };
+        let Some(count) = &mut self.open else {
+            return Ok(());
+        };
         *count += 1;
         if *count > self.limits.max_continuations {
             return Err(Flood::Continuation);

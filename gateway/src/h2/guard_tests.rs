@@ -66,11 +66,19 @@ fn frames_without_work_are_bounded_each_by_its_name() {
     for (what, bytes, flood) in [
         ("ping", frame(kind::PING, 0, 0, &[0; 8]), Flood::Ping),
         ("settings", frame(kind::SETTINGS, 0, 0, b""), Flood::Settings),
-        ("window", frame(kind::WINDOW_UPDATE, 0, 0, &[0, 0, 0, 1]), Flood::WindowUpdate),
+        (
+            "window",
+            frame(kind::WINDOW_UPDATE, 0, 0, &[0, 0, 0, 1]),
+            Flood::WindowUpdate,
+        ),
         ("priority", frame(kind::PRIORITY, 0, 1, &[0; 5]), Flood::Priority),
         ("unknown", frame(0xbb, 0, 1, b"what"), Flood::Priority),
         ("empty data", frame(kind::DATA, 0, 1, b""), Flood::Empty),
-        ("padding alone", frame(kind::DATA, PADDED, 1, &[255; 256]), Flood::Empty),
+        (
+            "padding alone",
+            frame(kind::DATA, PADDED, 1, &[255; 256]),
+            Flood::Empty,
+        ),
     ] {
         let mut bench = bench(LIMITS);
         // The first SETTINGS took one.
@@ -104,10 +112,17 @@ fn work_pays_for_the_frames_around_it() {
     let mut bench = bench(LIMITS);
     for stream in 0..10_000 {
         bench
-            .get(&frame(kind::HEADERS, END_HEADERS | END_STREAM, stream * 2 + 1, b"x"))
+            .get(&frame(
+                kind::HEADERS,
+                END_HEADERS | END_STREAM,
+                stream * 2 + 1,
+                b"x",
+            ))
             .unwrap();
         bench.get(&window).unwrap();
-        bench.get(&frame(kind::PRIORITY, 0, stream * 2 + 1, &[0; 5])).unwrap();
+        bench
+            .get(&frame(kind::PRIORITY, 0, stream * 2 + 1, &[0; 5]))
+            .unwrap();
     }
 }
 
@@ -154,7 +169,9 @@ fn a_head_in_many_pieces_is_bounded_and_awaited() {
         }
         assert!(bench.guard.awaits_head(), "{n}");
         assert_eq!(bench.guard.heads(), before + 1);
-        bench.get(&frame(kind::CONTINUATION, END_HEADERS, 1, b"x")).unwrap();
+        bench
+            .get(&frame(kind::CONTINUATION, END_HEADERS, 1, b"x"))
+            .unwrap();
         assert!(!bench.guard.awaits_head(), "{n}");
     }
     bench.get(&begin).unwrap();
@@ -179,7 +196,9 @@ fn the_beginning_and_a_head_frame_cut_short_are_awaited() {
     guard.received(last, || now).unwrap();
     assert!(!guard.awaits_head());
     // A body's pace is watched elsewhere.
-    guard.received(&frame(kind::DATA, 0, 1, b"xyz")[..10], || now).unwrap();
+    guard
+        .received(&frame(kind::DATA, 0, 1, b"xyz")[..10], || now)
+        .unwrap();
     assert!(!guard.awaits_head());
 }
 

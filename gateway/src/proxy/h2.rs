@@ -206,7 +206,11 @@ pub(super) async fn serve(
                 _ => std::future::pending().await,
             }
         };
-        let idle = app.activity.idle(if leaving { AFTER_GOAWAY } else { limits.idle_timeout });
+        let idle = app.activity.idle(if leaving {
+            AFTER_GOAWAY
+        } else {
+            limits.idle_timeout
+        });
         tokio::select! {
             _ = &mut serving => break,
             changed = drain.changed() => {

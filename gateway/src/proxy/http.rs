@@ -14,7 +14,9 @@ use pingora_proxy::{FailToProxy, ProxyHttp, Session};
 use sluice_model::{Limits, Protocol, RequestView};
 
 use super::heads::{RequestFields, ResponseFields, View, rewrite_target, settle_framing};
-use super::retry::{MAX_BROKEN, is_idempotent, may_try_again, not_processed, out_of_descriptors, put_off, was_reset};
+use super::retry::{
+    MAX_BROKEN, is_idempotent, may_try_again, not_processed, out_of_descriptors, put_off, was_reset,
+};
 use super::{answers, current_timers, upstream};
 use crate::answer::Answer;
 use crate::edge::ConnectionInfo;

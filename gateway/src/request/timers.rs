@@ -241,7 +241,10 @@ impl RequestTimers {
         if state.body_due().is_none_or(|due| due > now) {
             return false;
         }
-        let blocked = state.upstream.as_ref().is_some_and(|upstream| upstream.is_blocked());
+        let blocked = state
+            .upstream
+            .as_ref()
+            .is_some_and(|upstream| upstream.is_blocked());
         if let Some(body) = &mut state.body
             && blocked
         {

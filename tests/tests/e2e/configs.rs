@@ -109,7 +109,11 @@ async fn the_edge_example_serves_over_tls_and_redirects_the_rest() {
     let dial = Dial::tls(gateway.listener(1), name, trusting(&pem, &["http/1.1"]));
     let io = dial.connect().await.unwrap();
     let response = H1::over(io).exchange(&h1::get(name, "/")).await.unwrap();
-    assert!(response.text().contains("Hello from the edge"), "{}", response.text());
+    assert!(
+        response.text().contains("Hello from the edge"),
+        "{}",
+        response.text()
+    );
     assert_eq!(gateway.get(name, "/x").await.status, 301);
 }
 

@@ -32,7 +32,10 @@ async fn idle_cost(gateway: &Gateway) -> Duration {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn clients_get_no_descriptor_that_others_need() {
     let backend = HttpBackend::start("a").await;
-    let gateway = Gateway::builder(&web(backend.addr())).descriptors(256).start().await;
+    let gateway = Gateway::builder(&web(backend.addr()))
+        .descriptors(256)
+        .start()
+        .await;
     let mut good = H1::connect(gateway.addr()).await.unwrap();
     assert!(answered(&mut good).await);
     let load = Load::get(gateway.addr(), 2, WEB);
@@ -100,7 +103,10 @@ async fn without_a_descriptor_left_what_is_open_goes_on_and_the_rest_waits() {
     gateway.wait_said("accepting again").await;
     assert!(gateway.metric("sluice_accept_pauses_total", &[]).await >= 1.0);
     let endpoints = gateway.admin_get("/api/revisions").await.text();
-    assert!(!endpoints.contains("ejected"), "no endpoint is to blame: {endpoints}");
+    assert!(
+        !endpoints.contains("ejected"),
+        "no endpoint is to blame: {endpoints}"
+    );
 }
 
 async fn lines_are_dropped(gateway: &Gateway, at_least: f64) {
@@ -132,7 +138,11 @@ async fn a_log_that_nobody_reads_costs_lines_and_nothing_else() {
     let pipe = builder.dir().join("log");
     mkfifo(&pipe, Mode::S_IRUSR | Mode::S_IWUSR).unwrap();
     // Both ways, so that opening waits for nobody and nobody sees an end; and never read.
-    let unread = std::fs::OpenOptions::new().read(true).write(true).open(&pipe).unwrap();
+    let unread = std::fs::OpenOptions::new()
+        .read(true)
+        .write(true)
+        .open(&pipe)
+        .unwrap();
     let mut gateway = builder.stdout(&pipe).start().await;
     let memory = resident_kib(gateway.pid());
     // Long paths, so that the pipe and the buffer for lines are full soon.
@@ -185,7 +195,10 @@ services:
         assert!(rejected >= 10.0, "{reason}: {rejected}");
     }
     let line = gateway.wait_access_log("a timeout", |e| e["status"] == 504).await;
-    assert_eq!((&line["timer"], &line["revision"]), (&"start".into(), &"web-a".into()));
+    assert_eq!(
+        (&line["timer"], &line["revision"]),
+        (&"start".into(), &"web-a".into())
+    );
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -215,7 +228,9 @@ async fn ten_thousand_connections_of_one_address_leave_room_for_the_others() {
     }
     let refused = [("reason", "client_limit")];
     gateway
-        .wait_metric("sluice_connections_closed_total", &refused, SOON, |n| n == (many - EACH) as f64)
+        .wait_metric("sluice_connections_closed_total", &refused, SOON, |n| {
+            n == (many - EACH) as f64
+        })
         .await;
     let grown = resident_kib(gateway.pid()).saturating_sub(memory);
     assert!(grown < 32 << 10, "{grown} KiB for {EACH} connections");

@@ -4,9 +4,7 @@ use std::time::Duration;
 
 use sluice_tests::backend::HttpBackend;
 use sluice_tests::gateway::Gateway;
-use sluice_tests::h2_frames::{
-    END_HEADERS, Frame, Frames, Onslaught, frame, head, kind, request,
-};
+use sluice_tests::h2_frames::{END_HEADERS, Frame, Frames, Onslaught, frame, head, kind, request};
 use sluice_tests::load::Load;
 use sluice_tests::process::{cpu_time, resident_kib};
 use sluice_tests::wait::{SOON, within};
@@ -188,7 +186,10 @@ async fn requests_reset_once_they_are_under_way_are_bounded_too() {
     for (what, reset) in [
         ("by the client", frame(kind::RST_STREAM, 0, 0, &[0, 0, 0, 8])),
         // A window beyond all bounds: the gateway has to reset the stream itself.
-        ("provoked", frame(kind::WINDOW_UPDATE, 0, 0, &[0x7f, 0xff, 0xff, 0xff])),
+        (
+            "provoked",
+            frame(kind::WINDOW_UPDATE, 0, 0, &[0x7f, 0xff, 0xff, 0xff]),
+        ),
     ] {
         let backend = HttpBackend::start("a").await;
         backend.hold();
@@ -244,12 +245,19 @@ async fn streams_over_the_limit_are_refused_and_counted() {
     let gateway = Gateway::start(&format!("{limits}\n{}", web(backend.addr()))).await;
     let mut frames = Frames::connect(gateway.addr()).await.unwrap();
     // The limit counts once its SETTINGS is acknowledged.
-    within("SETTINGS", SOON, frames.next_of(kind::SETTINGS)).await.unwrap();
+    within("SETTINGS", SOON, frames.next_of(kind::SETTINGS))
+        .await
+        .unwrap();
     frames.send(&frame(kind::SETTINGS, 1, 0, b"")).await.unwrap();
     for stream in [1, 3, 5, 7] {
-        frames.send(&request(stream, "GET", WEB, &[], true)).await.unwrap();
+        frames
+            .send(&request(stream, "GET", WEB, &[], true))
+            .await
+            .unwrap();
     }
-    let refused = within("a refusal", SOON, frames.next_of(kind::RST_STREAM)).await.unwrap();
+    let refused = within("a refusal", SOON, frames.next_of(kind::RST_STREAM))
+        .await
+        .unwrap();
     assert_eq!((refused.stream, refused.code()), (7, Some(7)));
     let labels = [("reason", "stream_limit")];
     gateway

@@ -9,6 +9,7 @@ mod cli;
 mod cold_start;
 mod cold_start_failures;
 mod configs;
+mod drain;
 mod ejection;
 mod elasticity;
 mod exhaustion;

@@ -204,7 +204,10 @@ impl Metrics {
             PAUSES,
             "Times that accepting paused because descriptors or memory ran out.",
         );
-        counter(REFUSED, "HTTP/2 streams refused before they were a request, by why.");
+        counter(
+            REFUSED,
+            "HTTP/2 streams refused before they were a request, by why.",
+        );
         counter(
             DROPPED,
             "Lines of access log and log that were lost because nobody took them.",
