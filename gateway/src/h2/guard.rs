@@ -288,7 +288,9 @@ impl FrameGuard {
                 };
                 tell(Told::Refused(refusal));
                 // Streams reset because of what the client sent cost as much as those it resets itself.
-                self.noticed = self.noticed.or(self.reset(now));
+                if self.noticed.is_none() {
+                    self.noticed = self.reset(now);
+                }
             }
             kind::GOAWAY => {
                 let why = match code(payload, 4) {

@@ -221,7 +221,6 @@ pub(super) async fn serve(
             }
             () = app.leave.notified() => {}
             () = aged => context.ends_for(aged_for),
-            // The client was told and does not go. What still waits to be written has a timeout of its own.
             () = idle => match leaving {
                 false => context.ends_for(CloseReason::IdleTimeout),
                 // What still waits to be written has a timeout of its own.
@@ -230,7 +229,10 @@ pub(super) async fn serve(
                 true => break,
             },
         }
-        goaway.send_replace(true);
+        if !goaway.send_replace(true) {
+            // The time for the client to leave begins now, however long it was idle before.
+            app.activity.rest();
+        }
     }
     context.close_reason()
 }

@@ -16,8 +16,8 @@ use crate::{WEB, web};
 const AT_ONCE: Duration = Duration::from_secs(8);
 
 async fn idle(gateway: &Gateway) -> H1 {
-    let mut conn = H1::connect(gateway.addr()).await.unwrap();
-    let answer = conn.exchange(&h1::get(WEB, "/")).await.unwrap();
+    let mut conn = H1::connect(gateway.addr()).await.expect("the gateway accepts");
+    let answer = conn.exchange(&h1::get(WEB, "/")).await.expect("an answer");
     assert!(answer.status == 200 && !answer.closes());
     conn
 }

@@ -37,7 +37,9 @@ async fn withstand(
     let memory = resident_kib(gateway.pid());
 
     let flood = async || {
-        let mut frames = Frames::connect(gateway.addr()).await.unwrap();
+        let mut frames = Frames::connect(gateway.addr())
+            .await
+            .expect("the gateway accepts");
         // A flood may be over before its beginning was taken.
         let _ = frames.send(&begin()).await;
         within("the flood ends", 2 * SOON, frames.onslaught(MOST, next)).await
@@ -153,7 +155,7 @@ async fn a_head_that_unpacks_to_many_times_its_size() {
 
 /// Streams opened and reset at once, faster than they could be answered.
 fn open_and_reset(round: usize) -> Vec<u8> {
-    let stream = u32::try_from(round % 1_000_000).unwrap() * 2 + 1;
+    let stream = u32::try_from(round % 1_000_000).expect("a small number") * 2 + 1;
     let mut out = request(stream, "GET", WEB, &[], true);
     out.extend(frame(kind::RST_STREAM, 0, stream, &[0, 0, 0, 8]));
     out
@@ -167,7 +169,9 @@ async fn rapid_reset() {
 /// Sends `each` for stream after stream, a few at a time and only when the last ones were looked at, so that every
 /// stream is a request by then; until the connection ends or `most` went.
 async fn paced(gateway: &Gateway, most: u32, each: impl Fn(u32) -> Vec<u8>) -> (u32, Vec<Frame>) {
-    let mut frames = Frames::connect(gateway.addr()).await.unwrap();
+    let mut frames = Frames::connect(gateway.addr())
+        .await
+        .expect("the gateway accepts");
     for n in 0..most {
         let mut bytes = request(n * 2 + 1, "GET", WEB, &[], true);
         bytes.extend(frame(kind::PING, 0, 0, b"seen yet"));

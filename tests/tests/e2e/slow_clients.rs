@@ -30,9 +30,9 @@ async fn closed(gateway: &Gateway, reason: &str, count: f64) {
 
 /// Sends `begin`, then a byte of `drip` every so often, until the connection ends; what came back.
 async fn dripping(addr: SocketAddr, begin: &[u8], drip: u8, every: Duration) -> String {
-    let mut io = TcpStream::connect(addr).await.unwrap();
-    io.set_nodelay(true).unwrap();
-    io.write_all(begin).await.unwrap();
+    let mut io = TcpStream::connect(addr).await.expect("the gateway accepts");
+    io.set_nodelay(true).expect("a live socket");
+    io.write_all(begin).await.expect("a live socket");
     let (mut read, mut write) = io.split();
     let sending = async {
         loop {
