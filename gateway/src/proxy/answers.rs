@@ -46,6 +46,12 @@ pub(super) fn answer_for(session: &Session, e: &Error, ctx: &mut Ctx) -> Option<
     if ctx.body_too_large {
         return Some(body_too_large());
     }
+    if ctx.request.timers.body_late() {
+        return Some(Answer::new(
+            Reason::RequestTimeout,
+            "the request body did not come in time",
+        ));
+    }
     if ctx.request.timers.fired().is_some() {
         return Some(Answer::new(Reason::Timeout, "the backend took too long"));
     }

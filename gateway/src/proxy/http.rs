@@ -14,9 +14,11 @@ use pingora_proxy::{FailToProxy, ProxyHttp, Session};
 use sluice_model::{Protocol, RequestView};
 
 use super::heads::{RequestFields, ResponseFields, View, rewrite_target, settle_framing};
-use super::retry::{MAX_BROKEN, is_idempotent, may_try_again, not_processed, put_off, was_reset};
+use super::retry::{
+    MAX_BROKEN, is_idempotent, may_try_again, not_processed, out_of_descriptors, put_off, was_reset,
+};
 use super::upstream::{self, Choice, Dialer};
-use super::{answers, current_timers};
+use super::{answers, current_timers, h2};
 use crate::answer::Answer;
 use crate::edge::ConnectionInfo;
 use crate::observe::{Reason, RequestProtocol, Timer};
@@ -113,9 +115,12 @@ impl ProxyHttp for HttpAdapter {
         let limits = ctx.request.limits().clone();
         session.set_total_drain_timeout(Some(DRAIN_BODY));
         if session.is_http2() {
-            // A request body has no clock of its own here: a stream whose client says nothing for
-            // long is ordinary gRPC. The revision's clocks bound it.
+            // A body without a length has no clock of its own here: a stream whose client says nothing
+            // for long is ordinary gRPC. The revision's clocks bound it.
             session.set_write_timeout(Some(limits.write_timeout));
+            if let Some(pace) = h2::announced_pace(session, &limits) {
+                ctx.request.timers.expect_body(pace);
+            }
         } else {
             // The guard under an h1 session keeps the time, and what Connection says was judged there.
             session.set_read_timeout(None);
@@ -187,6 +192,9 @@ impl ProxyHttp for HttpAdapter {
             && routed.spec.protocol == Protocol::H2c
         {
             breaker = breaker.map(|socket| upstream::with_pool(socket, permit.endpoint()));
+            // It may close a stream's window while its socket takes bytes: whose fault a pause is
+            // cannot be told.
+            ctx.request.timers.body_done();
         }
         ctx.request.timers.upstream(breaker, now);
         Ok(())
@@ -225,12 +233,17 @@ impl ProxyHttp for HttpAdapter {
         &self,
         _: &mut Session,
         body: &mut Option<Bytes>,
-        _: bool,
+        end: bool,
         ctx: &mut Ctx,
     ) -> Result<()> {
+        if end {
+            ctx.request.timers.body_done();
+        }
         let Some(body) = body else { return Ok(()) };
+        let now = Instant::now();
         ctx.body_in += body.len() as u64;
-        ctx.request.timers.touch(Instant::now());
+        ctx.request.timers.touch(now);
+        ctx.request.timers.body_moved(now, body.len());
         if ctx
             .request
             .limits()
@@ -318,7 +331,7 @@ impl ProxyHttp for HttpAdapter {
         ctx: &mut Ctx,
     ) -> Result<Option<Duration>> {
         if end {
-            if ctx.request.timers.fired().is_some() {
+            if ctx.request.timers.fired().is_some() || ctx.request.timers.body_late() {
                 // The connection that a clock broke reads as ended, which ends a body that
                 // nothing else delimits.
                 return Err(Error::explain(ErrorType::ReadTimedout, "a timer ran out").into_up());
@@ -333,6 +346,12 @@ impl ProxyHttp for HttpAdapter {
     }
 
     fn fail_to_connect(&self, _: &mut Session, _: &HttpPeer, ctx: &mut Ctx, mut e: Box<Error>) -> Box<Error> {
+        if out_of_descriptors(&e) {
+            // The gateway's own bound: no endpoint is to blame, and another would fail alike.
+            ctx.request.fail_attempt(Reason::Overloaded, e.to_string());
+            e.set_retry(false);
+            return e;
+        }
         if ctx.was_spare() {
             // HTTP/2 was to be spoken on a probe's connection, which the other side had closed.
             ctx.request.fail_attempt(Reason::ConnectFailed, e.to_string());
@@ -364,7 +383,7 @@ impl ProxyHttp for HttpAdapter {
             return e;
         }
         let fired = ctx.request.timers.fired();
-        let timed_out = fired.is_some();
+        let timed_out = fired.is_some() || ctx.request.timers.body_late();
         // The total may be the client's own deadline, which says nothing of the endpoint.
         if fired == Some(Timer::Start)
             && !ctx.request.head_received
@@ -411,6 +430,7 @@ impl ProxyHttp for HttpAdapter {
         if head_sent {
             let reason = match (ctx.request.timers.fired(), e.esource()) {
                 (Some(_), _) => Reason::Timeout,
+                (None, _) if ctx.request.timers.body_late() => Reason::RequestTimeout,
                 (None, ErrorSource::Downstream) if *e.etype() == ErrorType::ReadTimedout => {
                     Reason::RequestTimeout
                 }

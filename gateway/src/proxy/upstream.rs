@@ -1,11 +1,13 @@
 //! Connections to endpoints: how they are dialled, pooled and broken.
 
 use std::net::Shutdown;
+use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use async_trait::async_trait;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use pingora_core::connectors::L4Connect;
 use pingora_core::protocols::l4::socket::SocketAddr as PeerAddr;
 use pingora_core::protocols::l4::stream::Stream as L4Stream;
@@ -34,6 +36,12 @@ impl Breakable for SocketBreaker {
     fn break_now(&self) {
         // It may be gone already; then there is nothing to break.
         let _ = self.0.shutdown(Shutdown::Both);
+    }
+
+    fn is_blocked(&self) -> bool {
+        let mut asked = [PollFd::new(self.0.as_fd(), PollFlags::POLLOUT)];
+        // Zero descriptors are ready: it cannot be written to, nor has it broken.
+        matches!(poll(&mut asked, PollTimeout::ZERO), Ok(0))
     }
 }
 
@@ -159,6 +167,10 @@ impl Breakable for PooledBreaker {
     fn break_now(&self) {
         self.endpoint.renew_pool();
         self.socket.break_now();
+    }
+
+    fn is_blocked(&self) -> bool {
+        self.socket.is_blocked()
     }
 }
 

@@ -365,6 +365,7 @@ impl RequestCtx {
         self.detail = Some(detail);
         let text = match reason {
             Reason::ConnectFailed => "no endpoint could be reached",
+            Reason::Overloaded => "the gateway has no descriptor left",
             _ => "the backend broke off before it answered",
         };
         self.failure = Some(Answer::new(reason, text));

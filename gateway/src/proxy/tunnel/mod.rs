@@ -18,7 +18,7 @@ use tokio::sync::{Notify, watch};
 use self::exchange::{Broke, Fields, Opened};
 use self::relay::{Bounds, Ended, Traffic, relay};
 use super::h1::linger;
-use super::retry::MAX_ATTEMPTS;
+use super::retry::{MAX_ATTEMPTS, is_out_of_descriptors};
 use super::{Proxy, current_timers, upstream};
 use crate::answer::Answer;
 use crate::edge::{ByteStream, ConnectionInfo, Drain};
@@ -150,6 +150,10 @@ impl Breakable for Rung {
     fn break_now(&self) {
         self.0.notify_one();
     }
+
+    fn is_blocked(&self) -> bool {
+        false
+    }
 }
 
 /// Passes on the body of an answer that is no upgrade, under the clocks of every request. Returns
@@ -242,6 +246,10 @@ async fn open(
         };
         let mut backend = match dialled {
             Ok(backend) => backend,
+            Err(e) if is_out_of_descriptors(&e) => {
+                request.fail_attempt(Reason::Overloaded, format!("connecting to {address}: {e}"));
+                break;
+            }
             Err(e) => {
                 permit.report(Outcome::ConnectFailed, Instant::now());
                 request.fail_attempt(Reason::ConnectFailed, format!("connecting to {address}: {e}"));
