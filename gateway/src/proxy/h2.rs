@@ -2,7 +2,7 @@
 
 use std::pin::pin;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use pingora_core::apps::{HttpServerApp, HttpServerOptions, ReusedHttpStream, ServerApp};
@@ -33,14 +33,17 @@ const SEND_BUFFER: usize = 64 * 1024;
 /// Streams reset by the client that are remembered: beyond, the connection is ended (rapid reset).
 const RESET_STREAMS: usize = 64;
 
+/// How long a connection that came while the gateway drains may take to open its first stream.
+const IDLE_WHILE_DRAINING: Duration = Duration::from_secs(1);
+
 /// One connection's view of the shared proxy.
 struct ConnectionApp {
     http: Arc<HttpProxy<HttpAdapter>>,
     h2: H2Options,
     server: HttpServerOptions,
     drain: watch::Receiver<Drain>,
-    /// A stream is older than its revision wants: clients should go on with another connection.
-    aged: Notify,
+    /// Clients should go on with another connection.
+    leave: Notify,
 }
 
 impl ConnectionApp {
@@ -60,7 +63,7 @@ impl ConnectionApp {
             h2,
             server,
             drain,
-            aged: Notify::new(),
+            leave: Notify::new(),
         }
     }
 }
@@ -72,13 +75,16 @@ impl HttpServerApp for ConnectionApp {
         session: ServerSession,
         shutdown: &ShutdownWatch,
     ) -> Option<ReusedHttpStream> {
+        if *self.drain.borrow() != Drain::Serving {
+            self.leave.notify_one();
+        }
         let request = async {
             let timers = current_timers();
             let mut request = pin!(self.http.process_new_http(session, shutdown));
             tokio::select! {
                 biased;
                 reused = &mut request => return reused,
-                () = timers.aged() => self.aged.notify_one(),
+                () = timers.aged() => self.leave.notify_one(),
             }
             request.await
         };
@@ -96,12 +102,23 @@ impl HttpServerApp for ConnectionApp {
 
 /// Serves one connection to its end. GOAWAY goes out when the gateway drains or the connection
 /// or a stream of it gets too old; at the drain's deadline the connection is dropped with what is open on it.
+///
+/// A connection that comes while the gateway drains gets one stream before GOAWAY, as on HTTP/1 it
+/// gets one answer: a client that is told to leave at once may only come back at once.
 pub(super) async fn serve(proxy: &Proxy, connection: Connection, mut drain: watch::Receiver<Drain>) {
+    let found = *drain.borrow_and_update();
+    if found == Drain::Closing {
+        return;
+    }
     let limits = proxy.engine.serving.load().snapshot().settings().limits.clone();
     let app = Arc::new(ConnectionApp::new(proxy, &limits, drain.clone()));
     let stream = Box::new(GuardedStream::new(connection, &limits, drain.clone()));
-    let oldest = limits.max_connection_age.map(|age| Instant::now() + age);
-    let (goaway, watch) = watch::channel(*drain.borrow() != Drain::Serving);
+    let age = match found {
+        Drain::Serving => limits.max_connection_age,
+        Drain::Draining | Drain::Closing => Some(IDLE_WHILE_DRAINING),
+    };
+    let oldest = age.map(|age| Instant::now() + age);
+    let (goaway, watch) = watch::channel(false);
     let serving = app.process_new(stream as Stream, &watch);
     tokio::pin!(serving);
     loop {
@@ -119,7 +136,7 @@ pub(super) async fn serve(proxy: &Proxy, connection: Connection, mut drain: watc
                 }
                 goaway.send_replace(true);
             }
-            () = app.aged.notified() => {
+            () = app.leave.notified() => {
                 goaway.send_replace(true);
             }
             () = aged => {

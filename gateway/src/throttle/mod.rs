@@ -25,6 +25,7 @@ mod rejection;
 mod shell;
 mod supply;
 mod waiter;
+mod warm;
 
 #[cfg(test)]
 mod fair_sim_tests;

@@ -66,8 +66,8 @@ async fn under_load_not_one_request_or_connection_is_lost() {
     let mut first_ws = websocket(addr).await;
     let loads = [
         Load::get(addr, 8, WEB),
-        Load::connecting(addr, 4, WEB),
-        Load::h2(addr, 4, WEB),
+        Load::get_anew(addr, 4, WEB),
+        Load::get_h2(addr, 4, WEB),
     ];
     let advance = async || {
         for load in &loads {

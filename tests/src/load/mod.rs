@@ -1,16 +1,17 @@
-//! Continuous load that forgives nothing.
+//! Continuous load that forgives nothing: HTTP/1, HTTP/2 and WebSockets.
+
+mod h2;
+mod websocket;
 
 use std::collections::BTreeMap;
 use std::io;
-use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use tokio::net::TcpStream;
 use tokio::task::JoinSet;
 
-use crate::h1::{self, H1, H1Response};
-use crate::h2_client::{self, H2};
+use crate::dial::Dial;
+use crate::h1::{self, H1};
 
 /// Failures kept with their description; all are counted.
 const KEPT_FAILURES: usize = 50;
@@ -59,36 +60,48 @@ struct Shared {
 impl Load {
     /// Sends `request` over and over on `connections` keep-alive connections. A connection that
     /// breaks is a failure and is opened anew; one that the server announced to close is not.
-    pub fn start(addr: SocketAddr, connections: usize, request: Vec<u8>) -> Self {
-        let shared = Arc::new(Shared::default());
-        let mut tasks = JoinSet::new();
-        for _ in 0..connections {
-            tasks.spawn(run(addr, request.clone(), Arc::clone(&shared)));
-        }
-        Self {
-            shared,
-            connections: tasks,
-        }
+    pub fn start(dial: impl Into<Dial>, connections: usize, request: Vec<u8>) -> Self {
+        let dial = dial.into();
+        Self::spawn(connections, |shared| run(dial.clone(), request.clone(), shared))
     }
 
     /// A GET of `/`.
-    pub fn get(addr: SocketAddr, connections: usize, host: &str) -> Self {
-        Self::start(addr, connections, h1::get(host, "/"))
+    pub fn get(dial: impl Into<Dial>, connections: usize, host: &str) -> Self {
+        Self::start(dial, connections, h1::get(host, "/"))
     }
 
-    /// A GET of `/`, each on a connection of its own.
-    pub fn connecting(addr: SocketAddr, clients: usize, host: &str) -> Self {
-        let request = h1::request("GET", host, "/", &[("Connection", "close")], b"");
-        Self::start(addr, clients, request)
+    /// GETs of `/`, a connection for each.
+    pub fn get_anew(dial: impl Into<Dial>, connections: usize, host: &str) -> Self {
+        let get = h1::request("GET", host, "/", &[("Connection", "close")], b"");
+        Self::start(dial, connections, get)
     }
 
-    /// A GET of `/` over HTTP/2 by prior knowledge, `connections` connections with one stream after another.
-    /// A GOAWAY that comes before a request is sent is obeyed; an error after that is a failure.
-    pub fn h2(addr: SocketAddr, connections: usize, host: &str) -> Self {
+    /// GETs of `/` over HTTP/2, one stream after the other on each connection. Where GOAWAY without
+    /// an error was received before a stream is opened, it is opened on a new connection.
+    pub fn get_h2(dial: impl Into<Dial>, connections: usize, host: &str) -> Self {
+        let dial = dial.into();
+        Self::spawn(connections, |shared| {
+            h2::run(dial.clone(), host.to_owned(), shared)
+        })
+    }
+
+    /// WebSockets to `/`, each sending one message after the other and awaiting its echo. One that
+    /// is closed in order, with a code, is opened anew.
+    pub fn websockets(dial: impl Into<Dial>, connections: usize, host: &str) -> Self {
+        let dial = dial.into();
+        Self::spawn(connections, |shared| {
+            websocket::run(dial.clone(), host.to_owned(), shared)
+        })
+    }
+
+    fn spawn<F>(connections: usize, run: impl Fn(Arc<Shared>) -> F) -> Self
+    where
+        F: Future<Output = ()> + Send + 'static,
+    {
         let shared = Arc::new(Shared::default());
         let mut tasks = JoinSet::new();
         for _ in 0..connections {
-            tasks.spawn(run_h2(addr, host.to_owned(), Arc::clone(&shared)));
+            tasks.spawn(run(Arc::clone(&shared)));
         }
         Self {
             shared,
@@ -120,20 +133,12 @@ impl Shared {
         self.report.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn count(&self, result: io::Result<H1Response>) {
-        self.judge(match result {
-            Ok(response) if response.status == 200 => Ok(response.text()),
-            Ok(response) => Err(format!(
-                "{} {:?} {}",
-                response.status,
-                response.reason(),
-                response.text()
-            )),
-            Err(e) => Err(format!("{:?}: {e}", e.kind())),
-        });
+    fn stopped(&self) -> bool {
+        self.stop.load(Ordering::SeqCst)
     }
 
-    fn judge(&self, result: Result<String, String>) {
+    /// Counts what came of a request: the body of a 200, or what it was instead.
+    fn count(&self, result: Result<String, String>) {
         let mut report = self.lock();
         match result {
             Ok(body) => {
@@ -151,57 +156,42 @@ impl Shared {
         drop(report);
         self.done.fetch_add(1, Ordering::SeqCst);
     }
+
+    /// Counts a connection that could not be had. Refusals come at once: the others run first.
+    async fn count_refused(&self, e: &io::Error) {
+        self.count(Err(broken("connecting", e)));
+        tokio::task::yield_now().await;
+    }
 }
 
-async fn run(addr: SocketAddr, request: Vec<u8>, shared: Arc<Shared>) {
+fn broken(doing: &str, e: &io::Error) -> String {
+    format!("{doing}: {:?}: {e}", e.kind())
+}
+
+async fn run(dial: Dial, request: Vec<u8>, shared: Arc<Shared>) {
     let mut conn = None;
-    while !shared.stop.load(Ordering::SeqCst) {
+    while !shared.stopped() {
         let mut open = match conn.take() {
             Some(open) => open,
-            None => match H1::connect(addr).await {
-                Ok(open) => open,
+            None => match dial.connect().await {
+                Ok(io) => H1::over(io),
                 Err(e) => {
-                    shared.count(Err(e));
-                    // Refusals come at once: let the others run.
-                    tokio::task::yield_now().await;
+                    shared.count_refused(&e).await;
                     continue;
                 }
             },
         };
         let result = open.exchange(&request).await;
         conn = result.as_ref().is_ok_and(|r| !r.closes()).then_some(open);
-        shared.count(result);
-    }
-}
-
-async fn run_h2(addr: SocketAddr, host: String, shared: Arc<Shared>) {
-    let mut conn: Option<H2> = None;
-    while !shared.stop.load(Ordering::SeqCst) {
-        let open = match conn.take() {
-            Some(open) => open,
-            None => match TcpStream::connect(addr).await {
-                Ok(io) => H2::over(io).await,
-                Err(e) => {
-                    shared.count(Err(e));
-                    tokio::task::yield_now().await;
-                    continue;
-                }
-            },
-        };
-        // Nothing is sent yet: the server has said that this connection takes no more.
-        let Ok(mut send) = open.send.clone().ready().await else {
-            continue;
-        };
-        let Ok((response, _)) = send.send_request(h2_client::get("http", &host, "/"), true) else {
-            continue;
-        };
-        let result = async { h2_client::collect(response.await?).await };
-        let result: Result<_, h2::Error> = result.await;
-        shared.judge(match &result {
+        shared.count(match result {
             Ok(response) if response.status == 200 => Ok(response.text()),
-            Ok(response) => Err(format!("{} {}", response.status, response.text())),
-            Err(e) => Err(format!("h2: {e}")),
+            Ok(response) => Err(format!(
+                "{} {:?} {}",
+                response.status,
+                response.reason(),
+                response.text()
+            )),
+            Err(e) => Err(broken("HTTP/1", &e)),
         });
-        conn = result.is_ok().then_some(open);
     }
 }
