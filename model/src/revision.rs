@@ -173,16 +173,16 @@ pub struct RevisionSpec {
 }
 
 impl RevisionSpec {
-    /// Of a revision that is configured no more and gets nothing new: only its endpoints matter.
-    pub fn leaving(id: RevisionId, service: ServiceId, backend: Backend) -> Self {
+    /// Of a revision that is configured no more: only the instances that it still has matter.
+    pub fn leaving(id: RevisionId, service: ServiceId, container_concurrency: Option<u32>) -> Self {
         Self {
             id,
             service,
-            backend,
+            backend: Backend::Managed,
             protocol: Protocol::Http1,
             readiness: None,
             start_timeout: Duration::ZERO,
-            container_concurrency: None,
+            container_concurrency,
             timeouts: RevisionTimeouts {
                 total: None,
                 response_start: None,

@@ -59,11 +59,14 @@ impl World {
 
     /// Everybody leaves: nothing is left of anybody.
     pub(super) fn end(mut self) -> BTreeSet<&'static str> {
-        if let Phase::Flipped(guest, _) = std::mem::replace(&mut self.phase, Phase::Widowed) {
-            guest.take_back();
-            self.phase = Phase::Alone;
-            self.look();
-        }
+        self.phase = match std::mem::replace(&mut self.phase, Phase::Widowed) {
+            Phase::Flipped(guest, _) => {
+                guest.take_back();
+                Phase::Alone
+            }
+            other => other,
+        };
+        self.look();
         for process in [Some(&mut self.old), self.new.as_mut()].into_iter().flatten() {
             process.waiting.clear();
             process.running.clear();

@@ -21,6 +21,8 @@ pub struct Desk {
     service: (String, String),
     /// How its requests are sent.
     kind: String,
+    /// Requests that one endpoint may hold.
+    concurrency: Option<u32>,
     endpoints: Vec<InUse>,
 }
 
@@ -158,6 +160,7 @@ impl Desk {
                 spec.service.name().to_owned(),
             ),
             kind: kind(&spec),
+            concurrency: spec.container_concurrency,
             endpoints: endpoints.collect(),
         }
     }
@@ -179,6 +182,7 @@ impl Desk {
             revision: RevisionId::parse(&self.namespace, &self.revision).ok()?,
             service: ServiceId::parse(&self.service.0, &self.service.1).ok()?,
             kind: self.kind.clone(),
+            concurrency: self.concurrency,
             endpoints: endpoints.collect(),
         })
     }

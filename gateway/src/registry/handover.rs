@@ -14,6 +14,8 @@ pub(crate) struct Inherited {
     pub(crate) service: ServiceId,
     /// See [`kind`].
     pub(crate) kind: String,
+    /// Requests that one endpoint may hold.
+    pub(crate) concurrency: Option<u32>,
     pub(crate) endpoints: Vec<EndpointInUse>,
 }
 
@@ -74,7 +76,7 @@ impl Registry {
         let spec = Arc::new(RevisionSpec::leaving(
             left.revision.clone(),
             left.service.clone(),
-            Backend::Managed,
+            left.concurrency,
         ));
         let env = ThrottleEnv {
             demand: Arc::clone(&self.demand),

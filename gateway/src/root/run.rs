@@ -25,6 +25,7 @@ use sluice_gateway::registry::Registry;
 use sluice_gateway::request::{Engine, MeasuredRevision};
 use tokio::runtime::{Builder, Runtime};
 use tokio::sync::watch;
+use tokio::task::JoinSet;
 
 use super::check::{bad_files, env};
 use super::observed::{DemandRouter, Observed, Plans};
@@ -388,10 +389,12 @@ fn serve<L: Load>(
         .map_err(|refused| Failure::rejected(refused.join("\n")))?;
     announce(&edge, &observed);
     let (leaver, leave) = leave();
+    let mut conversations = JoinSet::new();
     if let Some(health) = health {
-        control.spawn(health.serve(Arc::clone(&observed) as _, leave.clone()));
+        let health = health.serve(Arc::clone(&observed) as _, leave.clone());
+        conversations.spawn_on(health, control.handle());
     }
-    control.spawn(admin.serve(Arc::clone(&observed) as _, leave));
+    conversations.spawn_on(admin.serve(Arc::clone(&observed) as _, leave), control.handle());
     let reconciler = control.spawn(reconciler.run()).abort_handle();
     Ok(Running {
         signals,
@@ -405,6 +408,7 @@ fn serve<L: Load>(
         observed,
         notify: origin.notify,
         leaver,
+        servers: conversations,
         old: Old {
             program: origin.program,
             edge,

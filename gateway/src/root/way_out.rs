@@ -12,7 +12,7 @@ use sluice_gateway::proxy::Proxy;
 use sluice_gateway::registry::Registry;
 use sluice_model::{DrainSettings, SnapshotReader};
 use tokio::sync::{mpsc, oneshot};
-use tokio::task::AbortHandle;
+use tokio::task::{AbortHandle, JoinSet};
 
 use super::observed::Observed;
 use super::signals::{Ask, Signals};
@@ -21,7 +21,7 @@ use super::upgrade::{Asked, Frame, HandedOver, LEAVING, Notifier, Old, Predecess
 /// How long connections may take to end once they are told to.
 const CLOSING: Duration = Duration::from_secs(6);
 
-/// For the last words to a new process.
+/// How long the last words to a new process, or to whoever asks the admin, may take.
 const LAST_WORDS: Duration = Duration::from_secs(1);
 
 /// A gateway that serves, and all that its end needs.
@@ -39,6 +39,8 @@ pub(super) struct Running {
     pub(super) notify: Arc<Notifier>,
     /// Gives admin and health away.
     pub(super) leaver: Leaver,
+    /// Admin and health: end when they were told to leave and have said their last word.
+    pub(super) servers: JoinSet<()>,
     pub(super) old: Old,
     pub(super) asked: mpsc::Receiver<Asked>,
     /// Still drains, where this process was upgraded to.
@@ -74,6 +76,10 @@ impl Running {
             End::HandedOver(handed, asked) => self.step_back(*handed, asked).await,
         }
         self.scale.shutdown().await;
+        // Whoever asked for the upgrade that this is the end of may still be without an answer.
+        self.leaver.leave().await;
+        let last_words = async { while self.servers.join_next().await.is_some() {} };
+        let _ = tokio::time::timeout(LAST_WORDS, last_words).await;
         tracing::info!("gone");
     }
 

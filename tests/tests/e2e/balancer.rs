@@ -150,6 +150,23 @@ async fn one_of_two_is_ended_and_nobody_notices() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn one_of_two_is_upgraded_and_nobody_notices() {
+    let mut site = Site::start().await;
+    let traffic = site.load();
+    traffic.advance().await;
+    let before = site.balancer.connections(0);
+    site.gateways[0].upgraded().await;
+    traffic.advance().await;
+    let exit = site.gateways[0].wait_exit(Duration::from_secs(20)).await;
+    assert_eq!(exit.code(), Some(0));
+    wait_for("the new process is sent its share", SOON, async || {
+        (site.balancer.connections(0) > before + 10).then_some(())
+    })
+    .await;
+    traffic.assert_clean().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn certificates_are_swapped_and_nobody_notices() {
     let site = Site::start().await;
     let traffic = site.load();

@@ -96,9 +96,7 @@ async fn upload(gateway: &Gateway, host: &str) -> H1 {
 }
 
 async fn finished(mut upload: H1) -> h1::H1Response {
-    let mut response = upload.response_to(b"-last").await.unwrap();
-    upload.finish(&mut response).await.unwrap();
-    response
+    upload.exchange(b"-last").await.unwrap()
 }
 
 async fn in_flight(gateway: &Gateway, count: f64) {
@@ -196,7 +194,7 @@ async fn a_request_in_the_old_process_starts_an_instance_of_the_new_one() {
     .await;
     gateway.upgraded().await;
     assert_eq!(marked.starts(), 0);
-    let response = late.response_to(head.as_bytes()).await.unwrap();
+    let response = late.exchange(head.as_bytes()).await.unwrap();
     assert_eq!(response.status, 200, "{response:?}");
     assert_eq!(marked.starts(), 1);
     gateway.wait_ready_instances("web-a", 1.0, SOON).await;
