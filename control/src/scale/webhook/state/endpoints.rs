@@ -36,8 +36,8 @@ impl Endpoint {
 }
 
 impl ReplicaState {
-    /// Makes the endpoints those that a reply named, `took` after the platform was first asked. One that is being let go stays so: it is named
-    /// because the platform does not know that yet.
+    /// Makes the endpoints those that a reply named, `took` after the platform was first asked.
+    /// One that is being let go stays so: it is named because the platform does not know that yet.
     pub(super) fn take_over(
         &mut self,
         named: &[SocketAddr],

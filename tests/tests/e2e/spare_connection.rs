@@ -48,7 +48,7 @@ async fn probe_and_first_request_are_one_connection() {
 }
 
 #[tokio::test]
-async fn a_connection_to_an_h2c_backend_is_handed_over_before_it_speaks() {
+async fn an_h2c_backend_gets_its_first_stream_by_it_too() {
     let backend = HttpBackend::builder("a").h2c().start().await;
     let (gateway, _platform) = in_front_of(backend.addr(), "protocol: h2c").await;
     assert_eq!(gateway.get(WEB, "/").await.status, 200);
