@@ -1,5 +1,6 @@
 //! Connections to endpoints: how they are dialled, pooled and broken.
 
+use std::cell::RefCell;
 use std::net::Shutdown;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
@@ -39,6 +40,20 @@ impl Breakable for SocketBreaker {
 #[derive(Debug)]
 struct Dialer {
     timeout: Duration,
+}
+
+impl Dialer {
+    /// One with this bound. A peer needs one on every attempt, and nearly always the same: each thread
+    /// keeps the last it made.
+    fn with(timeout: Duration) -> Arc<Self> {
+        thread_local! {
+            static LAST: RefCell<Option<Arc<Dialer>>> = const { RefCell::new(None) };
+        }
+        LAST.with_borrow_mut(|last| match last {
+            Some(dialer) if dialer.timeout == timeout => Arc::clone(dialer),
+            _ => Arc::clone(last.insert(Arc::new(Self { timeout }))),
+        })
+    }
 }
 
 #[async_trait]
@@ -150,9 +165,7 @@ pub(super) fn peer(
         _ => (PeerScheme::HTTP, String::new()),
     };
     let mut options = PeerOptions::new();
-    options.custom_l4 = Some(Arc::new(Dialer {
-        timeout: limits.connect_timeout,
-    }));
+    options.custom_l4 = Some(Dialer::with(limits.connect_timeout));
     options.total_connection_timeout = Some(limits.connect_timeout * 2);
     options.idle_timeout = Some(limits.upstream_idle_timeout);
     options.http_upstream_request_policy = HttpUpstreamRequestPolicy::deny_upgrades();
@@ -228,4 +241,18 @@ fn client_config() -> &'static Arc<rustls::ClientConfig> {
             .with_no_client_auth();
         Arc::new(config)
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_dialer_is_kept_as_long_as_its_bound_is_the_same() {
+        let (one, two) = (Duration::from_secs(1), Duration::from_secs(2));
+        let first = Dialer::with(one);
+        assert!(Arc::ptr_eq(&first, &Dialer::with(one)));
+        let second = Dialer::with(two);
+        assert_eq!((first.timeout, second.timeout), (one, two));
+    }
 }
