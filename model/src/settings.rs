@@ -81,8 +81,10 @@ pub struct Limits {
     pub max_uri_bytes: usize,
     /// A request body's bytes.
     pub max_body_bytes: Option<u64>,
-    /// Between two reads of a request body.
+    /// Between two reads of a request body; also how long one below the minimum rate may last.
     pub body_read_timeout: Duration,
+    /// The least that must come of a request body, in bytes a second.
+    pub min_body_rate: Option<u64>,
     /// Between two writes of a response that the client does not read.
     pub write_timeout: Duration,
     /// Connections, all listeners together.
@@ -93,6 +95,10 @@ pub struct Limits {
     pub max_connection_age: Option<Duration>,
     /// Streams open at once on one h2 connection.
     pub max_concurrent_streams: u32,
+    /// Streams of one h2 connection that may be reset beyond those that were answered.
+    pub max_stream_resets: Option<u32>,
+    /// Frames of one h2 connection that carry no work, beyond those that its requests explain.
+    pub max_control_frames: Option<u32>,
     /// How long an idle upstream connection may be reused.
     pub upstream_idle_timeout: Duration,
     /// For connecting to an endpoint.

@@ -327,6 +327,26 @@ impl Gateway {
         .await;
     }
 
+    /// For one whose announcements nobody sees: the admin is the listener that says it is ready.
+    async fn until_found(&mut self) {
+        let (admin, listener) = wait_for("it listens on two ports", SOON, async || {
+            let addrs = crate::process::listening(self.pid);
+            let &[a, b] = addrs.as_slice() else { return None };
+            for (one, other) in [(a, b), (b, a)] {
+                let ready = h1::fetch(one, &h1::get("localhost", "/readyz")).await;
+                if ready.is_ok_and(|r| r.status == 200 && r.reason().is_none()) {
+                    return Some((one, other));
+                }
+            }
+            None
+        })
+        .await;
+        let mut output = self.lock();
+        output.bound.admin = Some(admin);
+        output.bound.listeners.insert(0, listener);
+        output.bound.ready = true;
+    }
+
     fn bound(&self) -> Bound {
         self.lock().bound.clone()
     }

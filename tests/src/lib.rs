@@ -1,7 +1,7 @@
 //! The harness of the end-to-end tests: the real binary, real sockets and processes on both sides.
 //!
 //! `gateway` starts `sluice` and learns where it listens; `backend` and `raw_backend` are what it
-//! routes to; `h1`, `h2_client`, `grpc` and `load` are clients, and `balancer` may stand between. `wait` holds the only timer.
+//! routes to; `h1`, `h2_client`, `h2_frames`, `grpc` and `load` are clients, and `balancer` may stand between. `wait` holds the only timer.
 //!
 //! **Invariant:** no client retries and no port is fixed: a refusal, an end of file or a reset is
 //! always seen by the test that caused it.
@@ -14,6 +14,7 @@ pub mod gateway;
 pub mod grpc;
 pub mod h1;
 pub mod h2_client;
+pub mod h2_frames;
 pub mod load;
 pub mod metrics;
 pub mod process;

@@ -20,11 +20,14 @@ pub(super) fn default_limits() -> Limits {
         max_uri_bytes: 16 << 10,
         max_body_bytes: None,
         body_read_timeout: Duration::from_secs(60),
+        min_body_rate: Some(240),
         write_timeout: Duration::from_secs(60),
         max_connections: Some(50_000),
         max_connections_per_client: None,
         max_connection_age: None,
         max_concurrent_streams: 128,
+        max_stream_resets: Some(1000),
+        max_control_frames: Some(1000),
         // Shorter than the 5 s after which Node.js closes: a stale connection must not cost a POST.
         upstream_idle_timeout: Duration::from_secs(4),
         connect_timeout: Duration::from_secs(5),
@@ -46,6 +49,7 @@ pub(super) const LIMITS: Record<Limits> = Record {
         };
         let count = |min, max| Integer { min, max };
         let or_none = |n: u64| (n > 0).then_some(n);
+        let some_u32 = |n: u64| or_none(n).and_then(|n| u32::try_from(n).ok());
         let bytes = |n: usize| u64::try_from(n).unwrap_or(u64::MAX);
         let connections = "Connections, all listeners together; 0 is no limit.";
         Some(Limits {
@@ -87,10 +91,16 @@ pub(super) const LIMITS: Record<Limits> = Record {
             )),
             body_read_timeout: o.or(
                 "bodyReadTimeout",
-                "Between two reads of an HTTP/1 request's body.",
+                "Between two reads of a request's body, on HTTP/2 of one with a length; also how long a body may come slower than `minBodyRate`.",
                 Span::SOME,
                 d.body_read_timeout,
             ),
+            min_body_rate: or_none(o.or(
+                "minBodyRate",
+                "Bytes a second that must come of a request's body, on HTTP/2 of one with a length; 0 is no minimum.",
+                Size { min: 0, max: 1 << 40 },
+                240,
+            )),
             write_timeout: o.or(
                 "writeTimeout",
                 "Between two writes of a response that the client does not read.",
@@ -120,6 +130,18 @@ pub(super) const LIMITS: Record<Limits> = Record {
                 u64::from(d.max_concurrent_streams),
             ))
             .unwrap_or(d.max_concurrent_streams),
+            max_stream_resets: some_u32(o.or(
+                "maxStreamResets",
+                "Streams of one HTTP/2 connection that may be reset beyond those that were answered; comes back within ten seconds; 0 is no limit.",
+                count(0, 1_000_000),
+                1000,
+            )),
+            max_control_frames: some_u32(o.or(
+                "maxControlFrames",
+                "Frames of one HTTP/2 connection that carry no work (PING, SETTINGS, WINDOW_UPDATE, PRIORITY, empty ones) beyond those that its requests and bodies explain; comes back within ten seconds; 0 is no limit.",
+                count(0, 1_000_000),
+                1000,
+            )),
             upstream_idle_timeout: o.or(
                 "upstreamIdleTimeout",
                 "How long an idle connection to a backend may be used again.",

@@ -271,6 +271,37 @@ fn schema_and_decoder_know_the_same_keys() {
 }
 
 #[test]
+fn limits_of_http2_and_of_pace_are_checked() {
+    for (key, wrong, hint) in [
+        ("minBodyRate", "fast", "a size"),
+        ("minBodyRate", "2TiB", "1TiB"),
+        ("maxStreamResets", "-1", "maxStreamResets"),
+        ("maxStreamResets", "1000001", "1000000"),
+        ("maxControlFrames", "many", "maxControlFrames"),
+        ("maxControlFrames", "1000001", "1000000"),
+    ] {
+        let text = format!("limits: {{{key}: {wrong}}}\nservices: []\n");
+        let diagnostics = run(&text).expect_err(key).to_string();
+        assert!(diagnostics.contains(hint), "{key}: {wrong}: {diagnostics}");
+    }
+    let none = "limits: {minBodyRate: 0, maxStreamResets: 0, maxControlFrames: 0}\nservices: []\n";
+    let file = SourceFile {
+        path: "f.yaml".into(),
+        text: none.to_owned(),
+    };
+    let loaded = load(&[file], &|_| None).expect("0 is no limit");
+    let limits = &loaded.snapshot.settings().limits;
+    assert_eq!(
+        (
+            limits.min_body_rate,
+            limits.max_stream_resets,
+            limits.max_control_frames
+        ),
+        (None, None, None)
+    );
+}
+
+#[test]
 fn the_schema_says_which_draft_and_shows_defaults() {
     let schema = schema();
     assert_eq!(schema["$schema"], "https://json-schema.org/draft/2020-12/schema");

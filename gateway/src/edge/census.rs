@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::net::IpAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use parking_lot::Mutex;
 use tokio::sync::Notify;
@@ -16,6 +16,8 @@ use tokio::sync::Notify;
 #[derive(Debug, Default)]
 pub(super) struct Census {
     open: AtomicUsize,
+    /// The last one that came was sent away for want of descriptors.
+    short: AtomicBool,
     empty: Notify,
     clients: Mutex<HashMap<IpAddr, usize>>,
 }
@@ -30,6 +32,12 @@ impl Census {
             })
             .ok()
             .map(|_| Place(Arc::clone(self)))
+    }
+
+    /// Notes whether descriptors are short, and tells whether that is news.
+    pub(super) fn note_short(&self, short: bool) -> bool {
+        // Read first: it rarely changes, and every accept comes by.
+        self.short.load(Ordering::Relaxed) != short && self.short.swap(short, Ordering::Relaxed) != short
     }
 
     /// Counts one more connection of a client, unless it has `limit` already.

@@ -12,6 +12,8 @@ use tokio::io::{AsyncRead, AsyncWrite, Interest};
 use tokio::net::TcpStream;
 use tokio::sync::watch;
 
+use super::metrics::CloseReason;
+
 /// Bytes both ways, plain or decrypted.
 pub trait ByteStream: AsyncRead + AsyncWrite + Unpin + Send + Sync + fmt::Debug {}
 
@@ -135,6 +137,6 @@ pub struct Connection {
 /// Serves prepared connections.
 #[async_trait]
 pub trait Serve: Send + Sync + 'static {
-    /// Serves one connection to its end. Returns when it is closed; `drain` tells when to hurry.
-    async fn serve(&self, connection: Connection, drain: watch::Receiver<Drain>);
+    /// Serves one connection to its end. Returns why when it is closed; `drain` tells when to hurry.
+    async fn serve(&self, connection: Connection, drain: watch::Receiver<Drain>) -> CloseReason;
 }

@@ -9,6 +9,7 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 use futures_util::FutureExt;
 use nix::errno::Errno;
+use nix::sys::resource::{Resource, getrlimit};
 use sluice_model::{Limits, ProxyProtocol, SnapshotReader, Visibility};
 use socket2::{Domain, Protocol as SocketProtocol, SockRef, Socket, TcpKeepalive, Type};
 use tokio::net::{TcpListener, TcpStream};
@@ -26,6 +27,8 @@ use super::tls::TlsTerminator;
 const BACKLOG: i32 = 65_535;
 /// Between two tries while descriptors or memory are out.
 const EXHAUSTED_PAUSE: Duration = Duration::from_millis(20);
+/// Descriptors that clients never get, unless there are few: log, listeners, runtimes and backends.
+const DESCRIPTOR_RESERVE: usize = 128;
 /// How many times the accept queue is tried again on the way out while descriptors are out.
 const EXHAUSTED_TRIES: usize = 50;
 
@@ -179,10 +182,23 @@ impl Listener {
     /// Starts the connection's task, or drops it where there are too many.
     fn admit(&self, socket: TcpStream, peer: SocketAddr) {
         let limits = self.shared.settings.load().settings().limits.clone();
-        let Some(place) = self.shared.census.enter(limits.max_connections) else {
-            self.metrics.closed(CloseReason::ConnectionLimit);
+        let census = &self.shared.census;
+        let share = descriptor_share();
+        let scarce = share.filter(|share| limits.max_connections.is_none_or(|most| *share < most));
+        let Some(place) = census.enter(scarce.or(limits.max_connections)) else {
+            if scarce.is_none() {
+                self.metrics.closed(CloseReason::ConnectionLimit);
+                return;
+            }
+            if census.note_short(true) {
+                warn!(listener = %self.bound, connections = share, "descriptors are short, closing new connections");
+            }
+            self.metrics.closed(CloseReason::DescriptorLimit);
             return;
         };
+        if census.note_short(false) {
+            info!(listener = %self.bound, "descriptors suffice again");
+        }
         let visit = Visit {
             bound: self.bound,
             door: self.door.load_full(),
@@ -192,6 +208,15 @@ impl Listener {
         };
         tokio::spawn(visit.run(socket, peer, place));
     }
+}
+
+/// How many connections of clients the descriptors are enough for: those that are open must still reach their
+/// backends (two descriptors each), and an operator the admin listener, when all the others are taken.
+fn descriptor_share() -> Option<usize> {
+    // Asked each time, which costs a tenth of a microsecond: an operator may change it (prlimit).
+    let (soft, _) = getrlimit(Resource::RLIMIT_NOFILE).ok()?;
+    let soft = usize::try_from(soft).ok()?;
+    Some(soft - (soft / 4).max(DESCRIPTOR_RESERVE).min(soft / 2))
 }
 
 /// Whether a failed accept took a connection off the queue with it; anything else fails again at once.
@@ -271,9 +296,9 @@ impl Visit {
             Wire::Http1 => Protocol::Http1,
             Wire::Http2 => Protocol::Http2,
         });
-        self.shared.serve.serve(connection, drain).await;
+        let reason = self.shared.serve.serve(connection, drain).await;
         drop(client);
-        CloseReason::Served
+        reason
     }
 }
 

@@ -32,7 +32,7 @@ impl Protocol {
 /// Why a connection ended, as the `reason` label of `sluice_connections_closed_total`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum CloseReason {
-    /// It was served to its end.
+    /// It was served to its end: the client closed it, or an answer said that it ends.
     Served,
     /// The client connected and left without a word, as balancers do to probe.
     Probe,
@@ -42,8 +42,36 @@ pub enum CloseReason {
     ConnectionLimit,
     /// `limits.maxConnectionsPerClient` were open.
     ClientLimit,
-    /// `limits.headerTimeout` passed before it was clear what the client speaks.
+    /// Closed at once, to leave descriptors for the connections there are.
+    DescriptorLimit,
+    /// `limits.headerTimeout` passed before it was clear what the client speaks, or in the middle of a head.
     HeaderTimeout,
+    /// `limits.idleTimeout` passed without a request.
+    IdleTimeout,
+    /// `limits.maxConnectionAge` passed.
+    MaxAge,
+    /// A request's body stalled, or came below `limits.minBodyRate`. HTTP/1.
+    BodyTimeout,
+    /// The client accepted no byte within `limits.writeTimeout`.
+    WriteTimeout,
+    /// More streams were reset than `limits.maxStreamResets` allows.
+    ResetFlood,
+    /// A head in more CONTINUATION frames than its largest size needs.
+    ContinuationFlood,
+    /// More PING than `limits.maxControlFrames` allows.
+    PingFlood,
+    /// More SETTINGS than that.
+    SettingsFlood,
+    /// More WINDOW_UPDATE than that.
+    WindowUpdateFlood,
+    /// More PRIORITY or frames of no meaning than that.
+    PriorityFlood,
+    /// More frames without content than that.
+    EmptyFrameFlood,
+    /// A head that unpacks to far more than `limits.maxHeaderBytes`.
+    HeaderBomb,
+    /// HTTP/2 that breaks its rules.
+    ProtocolError,
     /// A PROXY header had to come and did not.
     ProxyMissing,
     /// A PROXY header came from outside `proxyProtocol.from`.
@@ -52,7 +80,7 @@ pub enum CloseReason {
     ProxyMalformed,
     /// The TLS handshake failed.
     TlsFailed,
-    /// The gateway went away before it was clear what the client speaks.
+    /// The gateway went away.
     Drained,
     /// Serving it panicked: a bug.
     Panicked,
@@ -60,13 +88,27 @@ pub enum CloseReason {
 
 impl CloseReason {
     /// All of them.
-    pub const ALL: [Self; 12] = [
+    pub const ALL: [Self; 26] = [
         Self::Served,
         Self::Probe,
         Self::ClientGone,
         Self::ConnectionLimit,
         Self::ClientLimit,
+        Self::DescriptorLimit,
         Self::HeaderTimeout,
+        Self::IdleTimeout,
+        Self::MaxAge,
+        Self::BodyTimeout,
+        Self::WriteTimeout,
+        Self::ResetFlood,
+        Self::ContinuationFlood,
+        Self::PingFlood,
+        Self::SettingsFlood,
+        Self::WindowUpdateFlood,
+        Self::PriorityFlood,
+        Self::EmptyFrameFlood,
+        Self::HeaderBomb,
+        Self::ProtocolError,
         Self::ProxyMissing,
         Self::ProxyForbidden,
         Self::ProxyMalformed,
@@ -83,7 +125,21 @@ impl CloseReason {
             Self::ClientGone => "client_gone",
             Self::ConnectionLimit => "connection_limit",
             Self::ClientLimit => "client_limit",
+            Self::DescriptorLimit => "descriptor_limit",
             Self::HeaderTimeout => "header_timeout",
+            Self::IdleTimeout => "idle_timeout",
+            Self::MaxAge => "max_age",
+            Self::BodyTimeout => "body_timeout",
+            Self::WriteTimeout => "write_timeout",
+            Self::ResetFlood => "reset_flood",
+            Self::ContinuationFlood => "continuation_flood",
+            Self::PingFlood => "ping_flood",
+            Self::SettingsFlood => "settings_flood",
+            Self::WindowUpdateFlood => "window_update_flood",
+            Self::PriorityFlood => "priority_flood",
+            Self::EmptyFrameFlood => "empty_frame_flood",
+            Self::HeaderBomb => "header_bomb",
+            Self::ProtocolError => "protocol_error",
             Self::ProxyMissing => "proxy_missing",
             Self::ProxyForbidden => "proxy_forbidden",
             Self::ProxyMalformed => "proxy_malformed",

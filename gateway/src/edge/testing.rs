@@ -59,7 +59,10 @@ pub(super) fn settings(listeners: Vec<ListenerSettings>) -> Settings {
             max_connections: None,
             max_connections_per_client: None,
             max_connection_age: None,
+            min_body_rate: None,
             max_concurrent_streams: 100,
+            max_stream_resets: None,
+            max_control_frames: None,
             upstream_idle_timeout: PATIENCE,
             connect_timeout: PATIENCE,
         },
@@ -83,7 +86,7 @@ struct Echo(mpsc::UnboundedSender<(Arc<ConnectionInfo>, Wire)>);
 
 #[async_trait]
 impl Serve for Echo {
-    async fn serve(&self, connection: Connection, mut drain: watch::Receiver<Drain>) {
+    async fn serve(&self, connection: Connection, mut drain: watch::Receiver<Drain>) -> CloseReason {
         let Connection { mut io, info, wire } = connection;
         let _ = self.0.send((info, wire));
         let echo = async {
@@ -100,6 +103,7 @@ impl Serve for Echo {
             () = echo => {}
             _ = drain.wait_for(|phase| *phase == Drain::Closing) => {}
         }
+        CloseReason::Served
     }
 }
 

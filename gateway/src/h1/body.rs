@@ -7,6 +7,7 @@ use thiserror::Error;
 use super::chunk::{ChunkDecoder, ChunkFault};
 use super::head::Framing;
 use super::limits::GuardLimits;
+use crate::edge::CloseReason;
 use crate::observe::Reason;
 
 /// Why a request's body, or the connection under it, ends before its time. The connection ends, too.
@@ -21,7 +22,7 @@ pub enum BodyFault {
     /// Chunk framing that is not served.
     #[error(transparent)]
     Chunk(#[from] ChunkFault),
-    /// Somebody waited for body bytes, and none came.
+    /// Somebody waited for body bytes, and none came, or too few for too long.
     #[error("the request body did not come in time")]
     ReadTimeout,
     /// The client accepted no byte of what was written.
@@ -40,6 +41,15 @@ impl BodyFault {
             Self::Chunk(_) => Reason::BadRequest,
             Self::ReadTimeout => Reason::RequestTimeout,
             Self::WriteTimeout | Self::ClientGone => Reason::ClientGone,
+        }
+    }
+
+    /// What it means for the count of closed connections, if anything of its own.
+    pub(super) fn closes_for(&self) -> Option<CloseReason> {
+        match self {
+            Self::ReadTimeout => Some(CloseReason::BodyTimeout),
+            Self::WriteTimeout => Some(CloseReason::WriteTimeout),
+            Self::TooLarge { .. } | Self::Chunk(_) | Self::ClientGone => None,
         }
     }
 

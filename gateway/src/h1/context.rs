@@ -9,7 +9,7 @@ use parking_lot::Mutex;
 use pingora_core::protocols::{Digest, UniqueIDType};
 
 use super::body::BodyFault;
-use crate::edge::{ConnectionInfo, Wire};
+use crate::edge::{CloseReason, ConnectionInfo, Wire};
 
 /// Shared between a [`GuardedStream`](super::GuardedStream) and whoever serves requests from it.
 ///
@@ -23,6 +23,9 @@ pub struct ConnectionContext {
     bytes_out: AtomicU64,
     fault: OnceLock<BodyFault>,
     broken_off: AtomicBool,
+    /// Bytes wait for the client to accept them.
+    writing: AtomicBool,
+    ended_for: OnceLock<CloseReason>,
     parcel: Mutex<Option<Box<dyn Any + Send>>>,
 }
 
@@ -37,6 +40,8 @@ impl ConnectionContext {
             bytes_out: AtomicU64::new(0),
             fault: OnceLock::new(),
             broken_off: AtomicBool::new(false),
+            writing: AtomicBool::new(false),
+            ended_for: OnceLock::new(),
             parcel: Mutex::new(None),
         }
     }
@@ -80,8 +85,33 @@ impl ConnectionContext {
         self.info.close_watch.reset_on_close();
     }
 
+    pub(super) fn set_writing(&self, writing: bool) {
+        // Read first: it rarely changes, and its line is shared.
+        if self.writing.load(Ordering::Relaxed) != writing {
+            self.writing.store(writing, Ordering::Relaxed);
+        }
+    }
+
     pub(super) fn is_broken_off(&self) -> bool {
         self.broken_off.load(Ordering::Relaxed)
+    }
+
+    /// Whether bytes wait for the client to accept them.
+    pub fn is_writing(&self) -> bool {
+        self.writing.load(Ordering::Relaxed)
+    }
+
+    /// Notes why the gateway ends the connection. The first reason stays: what follows is its consequence.
+    pub fn ends_for(&self, reason: CloseReason) {
+        let _ = self.ended_for.set(reason);
+    }
+
+    /// Why the connection ended: [`CloseReason::Served`] unless the gateway had another reason.
+    pub fn close_reason(&self) -> CloseReason {
+        let noted = self.ended_for.get().copied();
+        noted
+            .or_else(|| self.fault.get().and_then(BodyFault::closes_for))
+            .unwrap_or(CloseReason::Served)
     }
 
     /// Leaves something for the phases of the request that is about to be served (its

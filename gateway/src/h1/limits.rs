@@ -5,6 +5,7 @@ use std::time::Duration;
 use sluice_model::Limits;
 
 use super::chunk::ChunkLimits;
+use crate::request::Pace;
 
 /// The longest target that the `http` crate behind us can hold.
 const MAX_TARGET: usize = u16::MAX as usize - 1;
@@ -35,8 +36,10 @@ impl From<&Limits> for HeadLimits {
 pub struct GuardLimits {
     /// A body's bytes without its chunk framing; `None`: no limit.
     pub max_body_bytes: Option<u64>,
-    /// Between two reads of a body that somebody waits for.
-    pub body_read_timeout: Duration,
+    /// How slowly a body that somebody waits for may come.
+    pub body_pace: Pace,
+    /// For a whole head of HTTP/2, its CONTINUATION frames included.
+    pub head_timeout: Duration,
     /// For how long a client may accept no byte of what is written.
     pub write_timeout: Duration,
     /// Bounds of chunk framing.
@@ -47,7 +50,8 @@ impl From<&Limits> for GuardLimits {
     fn from(limits: &Limits) -> Self {
         Self {
             max_body_bytes: limits.max_body_bytes,
-            body_read_timeout: limits.body_read_timeout,
+            body_pace: Pace::new(limits.body_read_timeout, limits.min_body_rate),
+            head_timeout: limits.header_timeout,
             write_timeout: limits.write_timeout,
             chunk: ChunkLimits::from(limits),
         }

@@ -11,6 +11,7 @@ mod body;
 mod chunk;
 mod context;
 mod fault;
+mod frames;
 mod head;
 mod judge;
 mod limits;

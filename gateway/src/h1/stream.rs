@@ -18,13 +18,15 @@ use tokio::time::{Instant, sleep, timeout, timeout_at};
 use super::body::{BodyFault, BodyGuard};
 use super::context::ConnectionContext;
 use super::fault::HeadError;
+use super::frames::FrameSide;
 use super::head::{Framing, Head};
 use super::limits::{GuardLimits, HeadLimits};
 use super::pingora::Digests;
 use super::scan::{Scan, scan};
 use super::timer::WaitTimer;
 use super::write::WriteSide;
-use crate::edge::{ByteStream, Connection, ConnectionInfo, Drain, Wire};
+use crate::edge::{ByteStream, CloseReason, Connection, ConnectionInfo, Drain, Wire};
+use crate::request::Pace;
 
 /// Bytes taken from the socket at once while a head is read or a request is served.
 const READ_CHUNK: usize = 4 * 1024;
@@ -49,7 +51,8 @@ type ClientLeft = Pin<Box<dyn Future<Output = ()> + Send + Sync>>;
 /// client left), then back to `next_head` while [`message_complete`](Self::message_complete). From
 /// Pingora the stream comes back boxed; `into_any()` and a downcast give it back.
 ///
-/// On HTTP/2 bytes pass as they are; the write timeout and the counters apply.
+/// On HTTP/2 bytes pass as they are; the write timeout and the counters apply, and what
+/// [`watch_frames`](Self::watch_frames) says.
 pub struct GuardedStream {
     pub(super) io: Box<dyn ByteStream>,
     pub(super) context: Arc<ConnectionContext>,
@@ -62,7 +65,12 @@ pub struct GuardedStream {
     /// What was read and not handed out: body bytes first, then the next requests.
     ahead: BytesMut,
     body: BodyGuard,
+    /// Of the current body.
+    pace: Pace,
     read_timer: WaitTimer,
+    /// Since when somebody waits for body bytes.
+    waiting: Option<Instant>,
+    pub(super) frames: Option<Box<FrameSide>>,
     client_left: Option<ClientLeft>,
     /// The client closed its side.
     ended: bool,
@@ -74,17 +82,21 @@ impl GuardedStream {
     /// Guards a connection. `drain` tells idle ones when to go.
     pub fn new(connection: Connection, limits: &Limits, drain: watch::Receiver<Drain>) -> Self {
         let context = Arc::new(ConnectionContext::new(connection.info, connection.wire));
+        let limits = GuardLimits::from(limits);
         Self {
             io: connection.io,
             digests: Digests::new(&context),
             context,
-            limits: GuardLimits::from(limits),
+            limits,
             out: WriteSide::default(),
             drain,
             replay: Bytes::new(),
             ahead: BytesMut::new(),
             body: BodyGuard::DONE,
+            pace: limits.body_pace,
             read_timer: WaitTimer::default(),
+            waiting: None,
+            frames: None,
             client_left: None,
             ended: false,
             spent: false,
@@ -144,9 +156,17 @@ impl GuardedStream {
             Ok(Some(head)) => {
                 self.replay = head.replay();
                 self.body = BodyGuard::new(head.framing, &self.limits);
+                self.pace = self.limits.body_pace;
+                self.waiting = None;
                 self.read_timer.moved();
             }
-            Ok(None) | Err(_) => self.spent = true,
+            Ok(None) => self.spent = true,
+            Err(error) => {
+                self.spent = true;
+                if matches!(error, HeadError::Timeout) {
+                    self.context.ends_for(CloseReason::HeaderTimeout);
+                }
+            }
         }
         head
     }
@@ -194,12 +214,18 @@ impl GuardedStream {
         if self.context.is_broken_off() {
             return;
         }
-        let unread = !self.message_complete() || !self.ahead.is_empty();
+        // A request may be on its way to a connection that ends because none came.
+        let unasked = matches!(
+            self.context.close_reason(),
+            CloseReason::IdleTimeout | CloseReason::Drained
+        );
+        let unread = unasked || !self.message_complete() || !self.ahead.is_empty();
         // Named in full: Pingora has a trait with a method of the same name.
         if AsyncWriteExt::shutdown(self).await.is_err() || self.ended || !unread {
             return;
         }
-        let _ = timeout(LINGER, async {
+        let linger = if unasked { DRAIN_IDLE } else { LINGER };
+        let _ = timeout(linger, async {
             while let Ok(1..) = poll_fn(|cx| self.poll_fill(cx)).await {
                 self.ahead.clear();
             }
@@ -214,21 +240,29 @@ impl GuardedStream {
         tokio::pin!(idle);
         // Without a sender nobody drains any more.
         let mut told = true;
+        let mut reason = CloseReason::IdleTimeout;
         loop {
             match *drain.borrow_and_update() {
                 Drain::Serving => {}
                 Drain::Draining => {
+                    reason = CloseReason::Drained;
                     let soon = Instant::now() + DRAIN_IDLE;
                     if soon < idle.deadline() {
                         idle.as_mut().reset(soon);
                     }
                 }
-                Drain::Closing => return false,
+                Drain::Closing => {
+                    self.context.ends_for(CloseReason::Drained);
+                    return false;
+                }
             }
             tokio::select! {
                 biased;
                 read = poll_fn(|cx| self.poll_fill(cx)) => return matches!(read, Ok(1..)),
-                () = &mut idle => return false,
+                () = &mut idle => {
+                    self.context.ends_for(reason);
+                    return false;
+                }
                 changed = drain.changed(), if told => told = changed.is_ok(),
             }
         }
@@ -285,13 +319,19 @@ impl GuardedStream {
         let mut part = ReadBuf::new(out.initialize_unfilled_to(room));
         match Pin::new(&mut self.io).poll_read(cx, &mut part) {
             Poll::Pending => {
-                ready!(self.read_timer.poll_expired(cx, self.limits.body_read_timeout));
+                self.waiting.get_or_insert_with(Instant::now);
+                ready!(self.read_timer.poll_expired(cx, self.pace.patience()));
                 return Poll::Ready(Err(self.end(BodyFault::ReadTimeout)));
             }
             Poll::Ready(result) => result?,
         }
         self.read_timer.moved();
         let data = part.filled();
+        let waited = self
+            .waiting
+            .take()
+            .map_or(Duration::ZERO, |since| since.elapsed());
+        self.pace.moved(waited, data.len() as u64);
         self.context.count_in(data.len());
         if data.is_empty() {
             self.ended = true;
@@ -344,10 +384,7 @@ impl AsyncRead for GuardedStream {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, out: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
         if this.context.wire() == Wire::Http2 {
-            let before = out.filled().len();
-            ready!(Pin::new(&mut this.io).poll_read(cx, out))?;
-            this.context.count_in(out.filled().len() - before);
-            return Poll::Ready(Ok(()));
+            return this.poll_read_http2(cx, out);
         }
         if let Some(&fault) = this.fault() {
             return Poll::Ready(Err(fault.into()));

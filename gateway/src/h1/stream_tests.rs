@@ -25,7 +25,10 @@ pub(super) fn limits() -> Limits {
         max_connections: None,
         max_connections_per_client: None,
         max_connection_age: None,
+        min_body_rate: None,
         max_concurrent_streams: 100,
+        max_stream_resets: None,
+        max_control_frames: None,
         upstream_idle_timeout: Duration::from_secs(4),
         connect_timeout: Duration::from_secs(1),
     }

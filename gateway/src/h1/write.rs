@@ -56,6 +56,7 @@ impl WriteSide {
 impl GuardedStream {
     /// Counts what was written and watches over how long nothing was.
     fn poll_guarded<T>(&mut self, cx: &mut Context<'_>, polled: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
+        self.context.set_writing(polled.is_pending());
         if polled.is_ready() {
             self.out.timer.moved();
             return polled;
@@ -79,6 +80,7 @@ impl GuardedStream {
             };
             let written = ready!(self.poll_guarded(cx, polled))?;
             self.context.count_out(written);
+            self.frames_sent(data, written);
             self.out.held.advance(written.min(held));
             // With the head still to go, nothing of `data` has gone, and 0 would mean a closed pipe.
             if held == 0 || written > held {

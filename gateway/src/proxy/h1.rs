@@ -11,7 +11,7 @@ use tokio::sync::watch;
 
 use super::{KeepAlive, Proxy, tunnel, with_timers};
 use crate::answer::Answer;
-use crate::edge::{ByteStream, Connection, Drain};
+use crate::edge::{ByteStream, CloseReason, Connection, Drain};
 use crate::h1::{GuardedStream, HeadError, HeadLimits};
 use crate::observe::RequestProtocol;
 use crate::request::{Ending, RequestCtx, request_id};
@@ -46,13 +46,24 @@ impl Turn {
     }
 }
 
-/// Serves one connection to its end.
-pub(super) async fn serve(proxy: &Proxy, connection: Connection, drain: watch::Receiver<Drain>) {
-    let mut stream = {
+/// Serves one connection to its end, and tells why it ended.
+pub(super) async fn serve(
+    proxy: &Proxy,
+    connection: Connection,
+    drain: watch::Receiver<Drain>,
+) -> CloseReason {
+    let stream = {
         let serving = proxy.engine.serving.load();
         let limits = &serving.snapshot().settings().limits;
         Box::new(GuardedStream::new(connection, limits, drain.clone()))
     };
+    let context = Arc::clone(stream.context());
+    keep_alive(proxy, stream, drain).await;
+    context.close_reason()
+}
+
+/// One request after another.
+async fn keep_alive(proxy: &Proxy, mut stream: Box<GuardedStream>, drain: watch::Receiver<Drain>) {
     let born = Instant::now();
     loop {
         let turn = Turn::of(proxy, &mut stream);
@@ -72,6 +83,9 @@ pub(super) async fn serve(proxy: &Proxy, connection: Connection, drain: watch::R
             return with_timers(tunnel::serve(proxy, *stream, &head, drain.clone()), &drain).await;
         }
         let last = turn.max_age.is_some_and(|max| born.elapsed() >= max);
+        if last {
+            stream.context().ends_for(CloseReason::MaxAge);
+        }
         stream
             .context()
             .put(Box::new(KeepAlive(head.keep_alive && !last)));

@@ -2,22 +2,27 @@
 
 use std::pin::pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
-use pingora_core::apps::{HttpServerApp, HttpServerOptions, ReusedHttpStream, ServerApp};
+use parking_lot::Mutex;
+use pingora_core::apps::{HttpServerApp, ReusedHttpStream, ServerApp};
 use pingora_core::protocols::Stream;
 use pingora_core::protocols::http::ServerSession;
 use pingora_core::protocols::http::v2::server::{H2Options, default_h2_options};
 use pingora_core::server::ShutdownWatch;
-use pingora_proxy::HttpProxy;
+use pingora_proxy::{HttpProxy, Session};
 use sluice_model::Limits;
 use tokio::sync::{Notify, watch};
 
+use super::heads::View;
 use super::http::HttpAdapter;
 use super::{Proxy, current_timers, with_timers};
-use crate::edge::{Connection, Drain};
+use crate::edge::{CloseReason, Connection, Drain};
 use crate::h1::GuardedStream;
+use crate::h2::FrameLimits;
+use crate::request::Pace;
 
 /// What one stream may send before its request is read on: small, because a held request's body
 /// waits here.
@@ -33,6 +38,17 @@ const SEND_BUFFER: usize = 64 * 1024;
 /// Streams reset by the client that are remembered: beyond, the connection is ended (rapid reset).
 const RESET_STREAMS: usize = 64;
 
+/// How much of a head the HTTP/2 layer keeps: it counts 32 bytes more for each field, and answers what is beyond
+/// with a bare 431. What is less than twice over a limit gets here, and a whole answer.
+fn head_list_size(limits: &Limits) -> u32 {
+    let size = 2 * limits.max_header_bytes + 32 * limits.max_headers;
+    u32::try_from(size).unwrap_or(u32::MAX)
+}
+
+/// How long a connection without streams may stay after GOAWAY: until the client has read it, and what it sent
+/// meanwhile is here.
+const AFTER_GOAWAY: Duration = Duration::from_secs(1);
+
 /// How long a connection that came while the gateway drains may take to open its first stream.
 const IDLE_WHILE_DRAINING: Duration = Duration::from_secs(1);
 
@@ -40,30 +56,85 @@ const IDLE_WHILE_DRAINING: Duration = Duration::from_secs(1);
 struct ConnectionApp {
     http: Arc<HttpProxy<HttpAdapter>>,
     h2: H2Options,
-    server: HttpServerOptions,
     drain: watch::Receiver<Drain>,
     /// Clients should go on with another connection.
     leave: Notify,
+    activity: Activity,
+}
+
+/// The streams open on a connection, and since when there are none.
+///
+/// Pingora could watch over idleness, too, but drops the connection without GOAWAY, and not at all once it has
+/// sent one: a client that keeps an idle connection would hold up the way out.
+struct Activity {
+    open: AtomicUsize,
+    resting: Mutex<Instant>,
+    ended: Notify,
+}
+
+impl Activity {
+    fn new() -> Self {
+        Self {
+            open: AtomicUsize::new(0),
+            resting: Mutex::new(Instant::now()),
+            ended: Notify::new(),
+        }
+    }
+
+    /// One more stream, until the guard is dropped.
+    fn open(&self) -> OpenStream<'_> {
+        self.open.fetch_add(1, Ordering::AcqRel);
+        OpenStream(self)
+    }
+
+    /// Counts idleness from now.
+    fn rest(&self) {
+        *self.resting.lock() = Instant::now();
+    }
+
+    /// Resolves when no stream has been open for so long. Cancel-safe.
+    async fn idle(&self, patience: Duration) {
+        loop {
+            while self.open.load(Ordering::Acquire) > 0 {
+                self.ended.notified().await;
+            }
+            let due = *self.resting.lock() + patience;
+            if due <= Instant::now() {
+                return;
+            }
+            tokio::time::sleep_until(due.into()).await;
+        }
+    }
+}
+
+struct OpenStream<'a>(&'a Activity);
+
+impl Drop for OpenStream<'_> {
+    fn drop(&mut self) {
+        // Before the count: who sees none open sees since when.
+        self.0.rest();
+        if self.0.open.fetch_sub(1, Ordering::AcqRel) == 1 {
+            self.0.ended.notify_one();
+        }
+    }
 }
 
 impl ConnectionApp {
     fn new(proxy: &Proxy, limits: &Limits, drain: watch::Receiver<Drain>) -> Self {
         let mut h2 = default_h2_options();
-        h2.max_header_list_size(u32::try_from(limits.max_header_bytes).unwrap_or(u32::MAX))
+        h2.max_header_list_size(head_list_size(limits))
             .max_concurrent_streams(limits.max_concurrent_streams)
             .initial_window_size(STREAM_WINDOW)
             .initial_connection_window_size(CONNECTION_WINDOW)
             .max_send_buffer_size(SEND_BUFFER)
             .max_pending_accept_reset_streams(RESET_STREAMS)
             .max_concurrent_reset_streams(RESET_STREAMS);
-        let mut server = HttpServerOptions::default();
-        server.h2_idle_timeout = Some(limits.idle_timeout);
         Self {
             http: Arc::clone(&proxy.http),
             h2,
-            server,
             drain,
             leave: Notify::new(),
+            activity: Activity::new(),
         }
     }
 }
@@ -75,6 +146,7 @@ impl HttpServerApp for ConnectionApp {
         session: ServerSession,
         shutdown: &ShutdownWatch,
     ) -> Option<ReusedHttpStream> {
+        let _open = self.activity.open();
         if *self.drain.borrow() != Drain::Serving {
             self.leave.notify_one();
         }
@@ -94,54 +166,81 @@ impl HttpServerApp for ConnectionApp {
     fn h2_options(&self) -> Option<H2Options> {
         Some(self.h2.clone())
     }
-
-    fn server_options(&self) -> Option<&HttpServerOptions> {
-        Some(&self.server)
-    }
 }
 
-/// Serves one connection to its end. GOAWAY goes out when the gateway drains or the connection
-/// or a stream of it gets too old; at the drain's deadline the connection is dropped with what is open on it.
+/// Serves one connection to its end, and tells why it ended. GOAWAY goes out when the gateway drains, the
+/// connection is idle, or it or a stream of it gets too old; what is open then may finish, and a connection
+/// that a client keeps although nothing is open on it is closed. At the drain's deadline the connection is
+/// dropped with what is open on it.
 ///
 /// A connection that comes while the gateway drains gets one stream before GOAWAY, as on HTTP/1 it
 /// gets one answer: a client that is told to leave at once may only come back at once.
-pub(super) async fn serve(proxy: &Proxy, connection: Connection, mut drain: watch::Receiver<Drain>) {
+pub(super) async fn serve(
+    proxy: &Proxy,
+    connection: Connection,
+    mut drain: watch::Receiver<Drain>,
+) -> CloseReason {
     let found = *drain.borrow_and_update();
     if found == Drain::Closing {
-        return;
+        return CloseReason::Drained;
     }
     let limits = proxy.engine.serving.load().snapshot().settings().limits.clone();
     let app = Arc::new(ConnectionApp::new(proxy, &limits, drain.clone()));
-    let stream = Box::new(GuardedStream::new(connection, &limits, drain.clone()));
-    let age = match found {
-        Drain::Serving => limits.max_connection_age,
-        Drain::Draining | Drain::Closing => Some(IDLE_WHILE_DRAINING),
+    let mut stream = Box::new(GuardedStream::new(connection, &limits, drain.clone()));
+    let context = Arc::clone(stream.context());
+    let metrics = proxy.engine.observer.metrics.clone();
+    stream.watch_frames(FrameLimits::from(&limits), move |refusal| {
+        metrics.stream_refused(refusal);
+    });
+    let (age, aged_for) = match found {
+        Drain::Serving => (limits.max_connection_age, CloseReason::MaxAge),
+        Drain::Draining | Drain::Closing => (Some(IDLE_WHILE_DRAINING), CloseReason::Drained),
     };
     let oldest = age.map(|age| Instant::now() + age);
     let (goaway, watch) = watch::channel(false);
     let serving = app.process_new(stream as Stream, &watch);
     tokio::pin!(serving);
     loop {
+        let leaving = *goaway.borrow();
         let aged = async {
             match oldest {
-                Some(at) if !*goaway.borrow() => tokio::time::sleep_until(at.into()).await,
+                Some(at) if !leaving => tokio::time::sleep_until(at.into()).await,
                 _ => std::future::pending().await,
             }
         };
+        let idle = app.activity.idle(if leaving {
+            AFTER_GOAWAY
+        } else {
+            limits.idle_timeout
+        });
         tokio::select! {
-            _ = &mut serving => return,
+            _ = &mut serving => break,
             changed = drain.changed() => {
+                context.ends_for(CloseReason::Drained);
                 if changed.is_err() || *drain.borrow() == Drain::Closing {
-                    return;
+                    break;
                 }
-                goaway.send_replace(true);
             }
-            () = app.leave.notified() => {
-                goaway.send_replace(true);
-            }
-            () = aged => {
-                goaway.send_replace(true);
-            }
+            () = app.leave.notified() => {}
+            () = aged => context.ends_for(aged_for),
+            () = idle => match leaving {
+                false => context.ends_for(CloseReason::IdleTimeout),
+                // What still waits to be written has a timeout of its own.
+                true if context.is_writing() => app.activity.rest(),
+                // The client was told and does not go.
+                true => break,
+            },
+        }
+        if !goaway.send_replace(true) {
+            // The time for the client to leave begins now, however long it was idle before.
+            app.activity.rest();
         }
     }
+    context.close_reason()
+}
+
+/// How slowly the body of an HTTP/2 request may come, where its length is announced.
+pub(super) fn announced_pace(session: &Session, limits: &Limits) -> Option<Pace> {
+    let length = View::new(session.req_header()).content_length()?;
+    (length > 0).then(|| Pace::new(limits.body_read_timeout, limits.min_body_rate))
 }

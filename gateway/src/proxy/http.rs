@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use http::Version;
+use http::{Method, Version};
 use pingora_core::protocols::Digest;
 use pingora_core::upstreams::peer::HttpPeer;
 use pingora_error::{Error, ErrorSource, ErrorType, Result};
@@ -14,14 +14,15 @@ use pingora_proxy::{FailToProxy, ProxyHttp, Session};
 use sluice_model::{Protocol, RequestView};
 
 use super::heads::{RequestFields, ResponseFields, View, rewrite_target, settle_framing};
-use super::retry::{MAX_BROKEN, is_idempotent, may_try_again, not_processed, put_off, was_reset};
-use super::{answers, current_timers, upstream};
+use super::retry::{
+    MAX_BROKEN, is_idempotent, may_try_again, not_processed, out_of_descriptors, put_off, was_reset,
+};
+use super::upstream::{self, Choice, Dialer};
+use super::{answers, current_timers, h2};
 use crate::answer::Answer;
 use crate::edge::ConnectionInfo;
 use crate::observe::{Reason, RequestProtocol, Timer};
-use crate::request::{
-    Attempt, Ending, Engine, HeadMut, Incoming, Refusal, RequestCtx, from_backend, to_backend,
-};
+use crate::request::{Attempt, Ending, Engine, HeadMut, Refusal, RequestCtx, from_backend, to_backend};
 use crate::throttle::Outcome;
 
 /// How long an unread request body is drained after an early answer, to keep the connection.
@@ -46,6 +47,16 @@ pub(super) struct Ctx {
     pub(super) body_too_large: bool,
     /// Fresh connections that broke after the request was sent.
     broken: u32,
+    /// What connects, or connected, the last attempt if no connection was pooled.
+    dialer: Option<Arc<Dialer>>,
+}
+
+impl Ctx {
+    /// Whether the last attempt had a probe's connection: its end says as little of the endpoint
+    /// as that of a pooled one.
+    fn was_spare(&self) -> bool {
+        self.dialer.as_ref().is_some_and(|dialer| dialer.was_spare())
+    }
 }
 
 impl HttpAdapter {
@@ -85,6 +96,7 @@ impl ProxyHttp for HttpAdapter {
             body_in: 0,
             body_too_large: false,
             broken: 0,
+            dialer: None,
         }
     }
 
@@ -103,9 +115,12 @@ impl ProxyHttp for HttpAdapter {
         let limits = ctx.request.limits().clone();
         session.set_total_drain_timeout(Some(DRAIN_BODY));
         if session.is_http2() {
-            // A request body has no clock of its own here: a stream whose client says nothing for
-            // long is ordinary gRPC. The revision's clocks bound it.
+            // A body without a length has no clock of its own here: a stream whose client says nothing
+            // for long is ordinary gRPC. The revision's clocks bound it.
             session.set_write_timeout(Some(limits.write_timeout));
+            if let Some(pace) = h2::announced_pace(session, &limits) {
+                ctx.request.timers.expect_body(pace);
+            }
         } else {
             // The guard under an h1 session keeps the time, and what Connection says was judged there.
             session.set_read_timeout(None);
@@ -119,7 +134,7 @@ impl ProxyHttp for HttpAdapter {
             session.req_header_mut().remove_header("upgrade");
         }
         loop {
-            let outcome = match route(session, &mut ctx.request, &info) {
+            let outcome = match answers::route(session, &mut ctx.request, &info) {
                 Ok(()) => Self::admit(session, ctx, true).await.map_err(Refusal::from),
                 Err(refusal) => Err(refusal),
             };
@@ -133,7 +148,11 @@ impl ProxyHttp for HttpAdapter {
     }
 
     async fn upstream_peer(&self, session: &mut Session, ctx: &mut Ctx) -> Result<Box<HttpPeer>> {
-        let fresh = ctx.request.next == Attempt::FreshConnection;
+        let choice = match (&ctx.request.next, &session.req_header().method) {
+            (Attempt::FreshConnection, _) => Choice::Fresh,
+            (_, &Method::GET | &Method::HEAD | &Method::OPTIONS) => Choice::Any,
+            _ => Choice::NoProbes,
+        };
         if ctx.request.next != Attempt::First
             && let Err(answer) = Self::admit(session, ctx, false).await
         {
@@ -150,13 +169,9 @@ impl ProxyHttp for HttpAdapter {
             ));
         };
         let endpoint = permit.endpoint();
-        upstream::peer(
-            &routed.spec,
-            &endpoint.address,
-            endpoint.pool_key(),
-            ctx.request.limits(),
-            fresh,
-        )
+        let (peer, dialer) = upstream::peer(&routed.spec, endpoint, ctx.request.limits(), choice)?;
+        ctx.dialer = Some(dialer);
+        Ok(peer)
     }
 
     async fn connected_to_upstream(
@@ -177,6 +192,9 @@ impl ProxyHttp for HttpAdapter {
             && routed.spec.protocol == Protocol::H2c
         {
             breaker = breaker.map(|socket| upstream::with_pool(socket, permit.endpoint()));
+            // It may close a stream's window while its socket takes bytes: whose fault a pause is
+            // cannot be told.
+            ctx.request.timers.body_done();
         }
         ctx.request.timers.upstream(breaker, now);
         Ok(())
@@ -215,12 +233,17 @@ impl ProxyHttp for HttpAdapter {
         &self,
         _: &mut Session,
         body: &mut Option<Bytes>,
-        _: bool,
+        end: bool,
         ctx: &mut Ctx,
     ) -> Result<()> {
+        if end {
+            ctx.request.timers.body_done();
+        }
         let Some(body) = body else { return Ok(()) };
+        let now = Instant::now();
         ctx.body_in += body.len() as u64;
-        ctx.request.timers.touch(Instant::now());
+        ctx.request.timers.touch(now);
+        ctx.request.timers.body_moved(now, body.len());
         if ctx
             .request
             .limits()
@@ -260,6 +283,7 @@ impl ProxyHttp for HttpAdapter {
         }
         ctx.request.head_received = true;
         ctx.request.timers.head_received();
+        ctx.request.answers(now);
         ctx.request.upstream = ctx
             .request
             .attempt_started
@@ -292,6 +316,10 @@ impl ProxyHttp for HttpAdapter {
         if ctx.request.draining() {
             session.set_keepalive(None);
         }
+        if let Some(timing) = ctx.request.server_timing() {
+            // The backend's own stays.
+            response.append_header("server-timing", timing)?;
+        }
         Ok(())
     }
 
@@ -303,7 +331,7 @@ impl ProxyHttp for HttpAdapter {
         ctx: &mut Ctx,
     ) -> Result<Option<Duration>> {
         if end {
-            if ctx.request.timers.fired().is_some() {
+            if ctx.request.timers.fired().is_some() || ctx.request.timers.body_late() {
                 // The connection that a clock broke reads as ended, which ends a body that
                 // nothing else delimits.
                 return Err(Error::explain(ErrorType::ReadTimedout, "a timer ran out").into_up());
@@ -318,6 +346,19 @@ impl ProxyHttp for HttpAdapter {
     }
 
     fn fail_to_connect(&self, _: &mut Session, _: &HttpPeer, ctx: &mut Ctx, mut e: Box<Error>) -> Box<Error> {
+        if out_of_descriptors(&e) {
+            // The gateway's own bound: no endpoint is to blame, and another would fail alike.
+            ctx.request.fail_attempt(Reason::Overloaded, e.to_string());
+            e.set_retry(false);
+            return e;
+        }
+        if ctx.was_spare() {
+            // HTTP/2 was to be spoken on a probe's connection, which the other side had closed.
+            ctx.request.fail_attempt(Reason::ConnectFailed, e.to_string());
+            ctx.request.next = Attempt::FreshConnection;
+            e.set_retry(ctx.request.timers.fired().is_none());
+            return e;
+        }
         if let Some(permit) = &ctx.request.permit {
             permit.report(Outcome::ConnectFailed, Instant::now());
         }
@@ -337,11 +378,12 @@ impl ProxyHttp for HttpAdapter {
         reused: bool,
     ) -> Box<Error> {
         ctx.request.timers.upstream(None, Instant::now());
+        let reused = reused || ctx.was_spare();
         if matches!(ctx.request.next, Attempt::After(_)) {
             return e;
         }
         let fired = ctx.request.timers.fired();
-        let timed_out = fired.is_some();
+        let timed_out = fired.is_some() || ctx.request.timers.body_late();
         // The total may be the client's own deadline, which says nothing of the endpoint.
         if fired == Some(Timer::Start)
             && !ctx.request.head_received
@@ -388,6 +430,7 @@ impl ProxyHttp for HttpAdapter {
         if head_sent {
             let reason = match (ctx.request.timers.fired(), e.esource()) {
                 (Some(_), _) => Reason::Timeout,
+                (None, _) if ctx.request.timers.body_late() => Reason::RequestTimeout,
                 (None, ErrorSource::Downstream) if *e.etype() == ErrorType::ReadTimedout => {
                     Reason::RequestTimeout
                 }
@@ -450,32 +493,5 @@ impl ProxyHttp for HttpAdapter {
         _: pingora_proxy::ProxyWarnLogContext,
     ) -> bool {
         true
-    }
-}
-
-/// Finds out where a request goes, unless its head or its announced body is over a limit.
-fn route(
-    session: &Session,
-    request: &mut RequestCtx,
-    info: &Arc<ConnectionInfo>,
-) -> std::result::Result<(), Refusal> {
-    let header = session.req_header();
-    let view = View::new(header);
-    let incoming = Incoming {
-        info,
-        view: &view,
-        host: view.host(),
-        target: header.uri.path_and_query().map_or("/", |pq| pq.as_str()),
-        head_bytes: view.size(),
-    };
-    request.route(&incoming)?;
-    let limits = request.limits();
-    if session.is_http2() {
-        // An h1 head was judged before it came here.
-        view.judge(limits)?;
-    }
-    match (limits.max_body_bytes, view.content_length()) {
-        (Some(max), Some(length)) if length > max => Err(answers::body_too_large().into()),
-        _ => Ok(()),
     }
 }

@@ -24,7 +24,7 @@ use pingora_proxy::{HttpProxy, Session};
 use tokio::sync::watch;
 
 use self::http::HttpAdapter;
-use crate::edge::{Connection, ConnectionInfo, Drain, Serve, Wire};
+use crate::edge::{CloseReason, Connection, ConnectionInfo, Drain, Serve, Wire};
 use crate::h1::{BodyFault, ConnectionContext};
 use crate::request::{Engine, RequestTimers};
 
@@ -72,7 +72,7 @@ impl Proxy {
 
 #[async_trait]
 impl Serve for Proxy {
-    async fn serve(&self, connection: Connection, drain: watch::Receiver<Drain>) {
+    async fn serve(&self, connection: Connection, drain: watch::Receiver<Drain>) -> CloseReason {
         match connection.wire {
             Wire::Http1 => h1::serve(self, connection, drain).await,
             Wire::Http2 => h2::serve(self, connection, drain).await,

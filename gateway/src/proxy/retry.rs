@@ -1,8 +1,10 @@
 //! Whether a request that got no answer may be sent again, and when.
 
+use std::io;
 use std::time::Duration;
 
 use http::Method;
+use nix::errno::Errno;
 use pingora_error::Error;
 use sluice_model::Backend;
 
@@ -72,6 +74,20 @@ pub(super) fn not_processed(e: &Error) -> bool {
         e.reason() == Some(h2::Reason::REFUSED_STREAM)
             || (e.is_go_away() && e.is_remote() && e.reason() == Some(h2::Reason::NO_ERROR))
     })
+}
+
+/// Whether an attempt failed because this process, or the machine, has no descriptor left.
+pub(super) fn out_of_descriptors(e: &Error) -> bool {
+    let cause = e.root_cause().downcast_ref::<io::Error>();
+    cause.is_some_and(is_out_of_descriptors)
+}
+
+/// As [`out_of_descriptors`], of a system call's error.
+pub(super) fn is_out_of_descriptors(e: &io::Error) -> bool {
+    matches!(
+        e.raw_os_error().map(Errno::from_raw),
+        Some(Errno::EMFILE | Errno::ENFILE)
+    )
 }
 
 #[cfg(test)]

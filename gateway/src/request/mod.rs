@@ -10,6 +10,7 @@ mod ctx;
 mod decide;
 mod headers;
 mod measure;
+mod pace;
 mod timers;
 
 pub use admit::refusal_of;
@@ -19,4 +20,5 @@ pub use headers::{
     Forwarding, HeadMut, cookie, from_backend, grpc_timeout, request_id, strip_hop_by_hop, to_backend,
 };
 pub use measure::MeasuredRevision;
+pub use pace::Pace;
 pub use timers::{Breakable, RequestTimers};

@@ -14,12 +14,16 @@ use parking_lot::Mutex;
 use sluice_model::RevisionTimeouts;
 use tokio::sync::Notify;
 
+use super::Pace;
 use crate::observe::Timer;
 
 /// Something that can be broken from outside: an upstream connection.
 pub trait Breakable: Send + Sync {
     /// Ends it at once, both ways.
     fn break_now(&self);
+
+    /// Whether it takes no byte now: who sends towards it cannot be blamed for being slow.
+    fn is_blocked(&self) -> bool;
 }
 
 /// The clocks of one request.
@@ -38,11 +42,25 @@ struct State {
     age: Option<Instant>,
     last_byte: Option<Instant>,
     fired: Option<Timer>,
+    body: Option<BodyClock>,
+    body_late: bool,
     cut: bool,
     upstream: Option<Arc<dyn Breakable>>,
 }
 
+/// The clock of a request body that an HTTP/2 client announced.
+struct BodyClock {
+    pace: Pace,
+    /// Since when bytes are waited for; `None` while there is no upstream connection to take them.
+    since: Option<Instant>,
+}
+
 impl State {
+    fn body_due(&self) -> Option<Instant> {
+        let body = self.body.as_ref()?;
+        Some(body.since? + body.pace.patience())
+    }
+
     fn next(&self) -> Option<(Instant, Timer)> {
         let idle = self
             .idle
@@ -60,7 +78,7 @@ impl State {
 impl State {
     fn wake(&self) -> Option<Instant> {
         let next = self.next().map(|(at, _)| at);
-        [next, self.age].into_iter().flatten().min()
+        [next, self.age, self.body_due()].into_iter().flatten().min()
     }
 }
 
@@ -91,13 +109,42 @@ impl RequestTimers {
         if state.idle.is_some() {
             state.last_byte = Some(now);
         }
-        if (state.fired.is_some() || state.cut)
+        let connected = state.upstream.is_some();
+        if let Some(body) = &mut state.body {
+            body.since = connected.then_some(now);
+        }
+        if (state.fired.is_some() || state.body_late || state.cut)
             && let Some(upstream) = &state.upstream
         {
             upstream.break_now();
         }
         drop(state);
         self.changed.notify_one();
+    }
+
+    /// A body is to come at this pace, from when there is an upstream connection to take it.
+    pub fn expect_body(&self, pace: Pace) {
+        self.state.lock().body = Some(BodyClock { pace, since: None });
+    }
+
+    /// Bytes of the body came.
+    pub fn body_moved(&self, now: Instant, bytes: usize) {
+        let mut state = self.state.lock();
+        if let Some(BodyClock { pace, since }) = &mut state.body {
+            let waited = since.map_or(Duration::ZERO, |since| now.saturating_duration_since(since));
+            pace.moved(waited, bytes as u64);
+            *since = since.map(|_| now);
+        }
+    }
+
+    /// The body is whole.
+    pub fn body_done(&self) {
+        self.state.lock().body = None;
+    }
+
+    /// Whether the upstream connection was broken because the body stalled or came too slowly.
+    pub fn body_late(&self) -> bool {
+        self.state.lock().body_late
     }
 
     /// The response head came: its clock stops.
@@ -110,7 +157,7 @@ impl RequestTimers {
     pub fn stop(&self) {
         let mut state = self.state.lock();
         (state.total, state.start, state.idle) = (None, None, None);
-        (state.age, state.upstream) = (None, None);
+        (state.age, state.upstream, state.body) = (None, None, None);
         drop(state);
         self.changed.notify_one();
     }
@@ -182,10 +229,33 @@ impl RequestTimers {
             if self.state.lock().age.take_if(|at| *at <= now).is_some() {
                 self.aged.notify_one();
             }
-            if self.ring(now) {
+            if self.ring(now) || self.ring_body(now) {
                 return std::future::pending().await;
             }
         }
+    }
+
+    /// Ends the request if its body is due, unless the upstream takes nothing of it.
+    fn ring_body(&self, now: Instant) -> bool {
+        let mut state = self.state.lock();
+        if state.body_due().is_none_or(|due| due > now) {
+            return false;
+        }
+        let blocked = state
+            .upstream
+            .as_ref()
+            .is_some_and(|upstream| upstream.is_blocked());
+        if let Some(body) = &mut state.body
+            && blocked
+        {
+            body.since = Some(now);
+            return false;
+        }
+        state.body_late = true;
+        if let Some(upstream) = state.upstream.take() {
+            upstream.break_now();
+        }
+        true
     }
 
     /// Fires the earliest clock if its time has come: it may have been stopped or pushed on.
@@ -208,12 +278,50 @@ mod tests {
     use std::sync::atomic::{AtomicBool, Ordering};
 
     #[derive(Default)]
-    struct Fuse(AtomicBool);
+    struct Fuse(AtomicBool, AtomicBool);
 
     impl Breakable for Fuse {
         fn break_now(&self) {
             self.0.store(true, Ordering::SeqCst);
         }
+
+        fn is_blocked(&self) -> bool {
+            self.1.load(Ordering::SeqCst)
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_slow_body_breaks_the_upstream_connection_unless_that_is_what_is_slow() {
+        let timers = RequestTimers::default();
+        timers.expect_body(Pace::new(Duration::from_secs(2), Some(10)));
+        assert_eq!(rings(&timers, 10).await, None);
+        assert!(!timers.body_late(), "nobody takes it yet");
+        let fuse = Arc::new(Fuse::default());
+        timers.upstream(Some(fuse.clone()), now());
+        for _ in 0..2 {
+            rings(&timers, 1).await;
+            timers.body_moved(now(), 10);
+        }
+        fuse.1.store(true, Ordering::SeqCst);
+        rings(&timers, 9).await;
+        assert!(!timers.body_late());
+        fuse.1.store(false, Ordering::SeqCst);
+        for _ in 0..3 {
+            rings(&timers, 1).await;
+            timers.body_moved(now(), 1);
+        }
+        assert!(timers.body_late() && fuse.0.load(Ordering::SeqCst));
+        assert_eq!(timers.fired(), None);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_body_that_is_whole_is_not_late() {
+        let timers = RequestTimers::default();
+        timers.expect_body(Pace::new(Duration::from_secs(2), None));
+        timers.upstream(Some(Arc::new(Fuse::default())), now());
+        timers.body_done();
+        rings(&timers, 10).await;
+        assert!(!timers.body_late());
     }
 
     fn timeouts(total: u64, start: u64, idle: u64) -> RevisionTimeouts {

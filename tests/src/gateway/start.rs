@@ -32,6 +32,8 @@ pub struct Builder {
     args: Vec<String>,
     env: Vec<(String, String)>,
     own_binary: bool,
+    descriptors: Option<u32>,
+    stdout: Option<PathBuf>,
 }
 
 impl Builder {
@@ -46,6 +48,8 @@ impl Builder {
             args: Vec::new(),
             env: Vec::new(),
             own_binary: false,
+            descriptors: None,
+            stdout: None,
         }
     }
 
@@ -65,6 +69,19 @@ impl Builder {
     /// Adds an environment variable.
     pub fn env(mut self, key: &str, value: &str) -> Self {
         self.env.push((key.to_owned(), value.to_owned()));
+        self
+    }
+
+    /// Lets it have so many descriptors and no more.
+    pub fn descriptors(mut self, most: u32) -> Self {
+        self.descriptors = Some(most);
+        self
+    }
+
+    /// Gives it this for standard output. The test sees nothing of it: neither access log nor announcements,
+    /// so where it listens is asked of the kernel, and there must be one listener, without TLS.
+    pub fn stdout(mut self, path: &Path) -> Self {
+        self.stdout = Some(path.to_owned());
         self
     }
 
@@ -106,20 +123,29 @@ impl Builder {
             put_binary(&own);
             binary = own;
         }
-        let mut child = Command::new(binary)
+        let stdout = match &self.stdout {
+            None => Stdio::piped(),
+            Some(path) => {
+                let file = std::fs::OpenOptions::new().write(true).open(path);
+                file.expect("something to write to").into()
+            }
+        };
+        let mut child = command(&binary, self.descriptors)
             .arg("run")
             .arg(self.source.as_ref().unwrap_or(&config_path))
             .args(&self.args)
             .envs(self.env)
             .current_dir(self.dir.path())
             .stdin(Stdio::null())
-            .stdout(Stdio::piped())
+            .stdout(stdout)
             .stderr(Stdio::piped())
             .kill_on_drop(true)
             .spawn()
             .expect("the binary starts");
         let output = Arc::new(Mutex::new(Output::default()));
-        capture(child.stdout.take(), &output, |o| &mut o.stdout);
+        if self.stdout.is_none() {
+            capture(child.stdout.take(), &output, |o| &mut o.stdout);
+        }
         capture(child.stderr.take(), &output, |o| &mut o.stderr);
         let mut gateway = Gateway {
             pid: child.id().expect("a running process"),
@@ -130,7 +156,11 @@ impl Builder {
             output,
             upgraded: AtomicBool::new(false),
         };
-        gateway.until_ready().await;
+        if self.stdout.is_some() {
+            gateway.until_found().await;
+        } else {
+            gateway.until_ready().await;
+        }
         gateway
     }
 }
@@ -141,6 +171,19 @@ pub(super) fn put_binary(at: &Path) {
     if std::fs::hard_link(sluice_bin(), at).is_err() {
         std::fs::copy(sluice_bin(), at).expect("the binary can be copied");
     }
+}
+
+/// The binary, by way of a shell where that has to lower a limit first.
+fn command(binary: &Path, descriptors: Option<u32>) -> Command {
+    let Some(most) = descriptors else {
+        return Command::new(binary);
+    };
+    let mut command = Command::new("sh");
+    command
+        .arg("-c")
+        .arg(format!("ulimit -n {most} && exec \"$0\" \"$@\""))
+        .arg(binary);
+    command
 }
 
 /// Adds the listener, admin and access log that a config does not speak of.

@@ -23,6 +23,8 @@ use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusRecorder};
 use parking_lot::Mutex;
 use sluice_model::{EndpointAddr, Generation, RevisionId, ServiceId, StatusSource};
 
+use crate::h2::Refusal;
+
 pub use revision::{ActivationResult, RevisionMetrics, ServiceMetrics};
 
 use text::Gauges;
@@ -32,6 +34,7 @@ const RELOADS: &str = "sluice_config_reloads_total";
 const CONNECTIONS: &str = "sluice_connections";
 const CLOSED: &str = "sluice_connections_closed_total";
 const PAUSES: &str = "sluice_accept_pauses_total";
+const REFUSED: &str = "sluice_streams_refused_total";
 const DROPPED: &str = "sluice_log_lines_dropped_total";
 
 /// How one load of the configuration ended.
@@ -138,6 +141,7 @@ struct Inner {
     generation: Gauge,
     reloads: [Counter; 3],
     dropped: Counter,
+    refused: [Counter; 2],
     unrouted: ServiceMetrics,
     live: Mutex<Live>,
 }
@@ -201,6 +205,10 @@ impl Metrics {
             "Times that accepting paused because descriptors or memory ran out.",
         );
         counter(
+            REFUSED,
+            "HTTP/2 streams refused before they were a request, by why.",
+        );
+        counter(
             DROPPED,
             "Lines of access log and log that were lost because nobody took them.",
         );
@@ -208,10 +216,15 @@ impl Metrics {
             let labels = vec![Label::from_static_parts("result", result.as_str())];
             recorder.register_counter(&Key::from_parts(RELOADS, labels), &METADATA)
         });
+        let refused = ["stream_limit", "protocol_error"].map(|reason| {
+            let labels = vec![Label::from_static_parts("reason", reason)];
+            recorder.register_counter(&Key::from_parts(REFUSED, labels), &METADATA)
+        });
         Self {
             inner: Arc::new(Inner {
                 generation: recorder.register_gauge(&Key::from_static_name(GENERATION), &METADATA),
                 reloads,
+                refused,
                 dropped: recorder.register_counter(&Key::from_static_name(DROPPED), &METADATA),
                 recorder,
                 unrouted: ServiceMetrics::new("", ""),
@@ -254,6 +267,16 @@ impl Metrics {
     /// A load of the configuration ended.
     pub fn reloaded(&self, result: ReloadResult) {
         self.inner.reloads[result as usize].increment(1);
+    }
+
+    /// Counts a stream that the HTTP/2 layer refused by itself.
+    pub fn stream_refused(&self, refusal: Refusal) {
+        let [limit, protocol] = &self.inner.refused;
+        let counter = match refusal {
+            Refusal::StreamLimit => limit,
+            Refusal::Protocol => protocol,
+        };
+        counter.increment(1);
     }
 
     /// The counter for [`LineWriter`](super::LineWriter).

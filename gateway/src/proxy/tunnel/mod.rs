@@ -18,7 +18,7 @@ use tokio::sync::{Notify, watch};
 use self::exchange::{Broke, Fields, Opened};
 use self::relay::{Bounds, Ended, Traffic, relay};
 use super::h1::linger;
-use super::retry::MAX_ATTEMPTS;
+use super::retry::{MAX_ATTEMPTS, is_out_of_descriptors};
 use super::{Proxy, current_timers, upstream};
 use crate::answer::Answer;
 use crate::edge::{ByteStream, ConnectionInfo, Drain};
@@ -150,6 +150,10 @@ impl Breakable for Rung {
     fn break_now(&self) {
         self.0.notify_one();
     }
+
+    fn is_blocked(&self) -> bool {
+        false
+    }
 }
 
 /// Passes on the body of an answer that is no upgrade, under the clocks of every request. Returns
@@ -237,11 +241,15 @@ async fn open(
         let limits = &request.settings().limits;
         let address = permit.endpoint().address.clone();
         let dialled = tokio::select! {
-            dialled = upstream::dial(&routed.spec, &address, limits.connect_timeout) => dialled,
+            dialled = upstream::dial(&routed.spec, permit.endpoint(), limits.connect_timeout) => dialled,
             () = info.close_watch.closed() => return Err(Answer::new(Reason::ClientGone, "the client left").into()),
         };
         let mut backend = match dialled {
             Ok(backend) => backend,
+            Err(e) if is_out_of_descriptors(&e) => {
+                request.fail_attempt(Reason::Overloaded, format!("connecting to {address}: {e}"));
+                break;
+            }
             Err(e) => {
                 permit.report(Outcome::ConnectFailed, Instant::now());
                 request.fail_attempt(Reason::ConnectFailed, format!("connecting to {address}: {e}"));
@@ -262,7 +270,7 @@ async fn open(
             () = info.close_watch.closed() => return Err(Answer::new(Reason::ClientGone, "the client left").into()),
         };
         match answered {
-            Ok((response, early)) => {
+            Ok((mut response, early)) => {
                 let now = Instant::now();
                 permit.report(
                     Outcome::Responded {
@@ -272,7 +280,11 @@ async fn open(
                 );
                 request.head_received = true;
                 request.timers.head_received();
+                request.answers(now);
                 request.upstream = Some(now.saturating_duration_since(started));
+                if let Some(timing) = request.server_timing() {
+                    response.add("server-timing", timing.into_bytes());
+                }
                 return Ok(Opened {
                     backend,
                     response,

@@ -1,0 +1,340 @@
+//! Which frames a client may send how often, and what the answers say of it.
+
+use std::time::Instant;
+
+use sluice_model::Limits;
+
+use super::allowance::Allowance;
+use super::frames::{FrameHead, FrameScan};
+
+const PREFACE: u8 = 24;
+
+/// Frames of SETTINGS_MAX_FRAME_SIZE's default, which is what the gateway takes.
+const MAX_FRAME: usize = 16 * 1024;
+
+/// A padded frame of up to this size may be padding alone.
+const PADDING: u32 = 256;
+
+/// What a new request pays in advance for the frames around it: browsers send priorities and windows with each.
+const WITH_A_REQUEST: u32 = 8;
+
+/// What a piece of body pays, either way: windows for stream and connection, a PING to measure with, and ...
+const WITH_DATA: u32 = 4;
+
+/// ... one more for so many bytes, for clients that open their window in small steps.
+const BYTES_PER_FRAME: u32 = 1024;
+
+mod kind {
+    pub(super) const DATA: u8 = 0;
+    pub(super) const HEADERS: u8 = 1;
+    pub(super) const PRIORITY: u8 = 2;
+    pub(super) const RST_STREAM: u8 = 3;
+    pub(super) const SETTINGS: u8 = 4;
+    pub(super) const PING: u8 = 6;
+    pub(super) const GOAWAY: u8 = 7;
+    pub(super) const WINDOW_UPDATE: u8 = 8;
+    pub(super) const CONTINUATION: u8 = 9;
+    /// RFC 9218; as cheap as PRIORITY, and sent in its place.
+    pub(super) const PRIORITY_UPDATE: u8 = 16;
+}
+
+const END_STREAM: u8 = 0x1;
+const END_HEADERS: u8 = 0x4;
+const PADDED: u8 = 0x8;
+
+/// What a client did too much of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Flood {
+    /// Requests reset, by the client or because of what it sent.
+    Resets,
+    /// A head in more CONTINUATION frames than its largest size needs.
+    Continuation,
+    /// PING.
+    Ping,
+    /// SETTINGS.
+    Settings,
+    /// WINDOW_UPDATE.
+    WindowUpdate,
+    /// PRIORITY, and frames that mean nothing to the gateway.
+    Priority,
+    /// DATA or head fragments without content.
+    Empty,
+}
+
+/// A stream that the HTTP/2 layer refused by itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Refusal {
+    /// `limits.maxConcurrentStreams` were open.
+    StreamLimit,
+    /// What came on it is not allowed, a head over its size included.
+    Protocol,
+}
+
+/// What bytes to the client tell of the HTTP/2 layer's own decisions.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Told {
+    /// A stream was refused.
+    Refused(Refusal),
+    /// The connection ends because of a flood that the layer noticed by itself.
+    Flood(Flood),
+    /// The connection ends because a head unpacks to more than the layer keeps.
+    HeaderBomb,
+    /// The connection ends because of another mistake of the client's.
+    Protocol,
+}
+
+/// Bounds of one connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct FrameLimits {
+    /// Frames without work, beyond those that work explains; `None`: no limit.
+    pub max_control_frames: Option<u32>,
+    /// Resets beyond the streams that were answered; `None`: no limit.
+    pub max_stream_resets: Option<u32>,
+    /// CONTINUATION frames of one head that do not end it.
+    pub max_continuations: usize,
+}
+
+impl From<&Limits> for FrameLimits {
+    fn from(limits: &Limits) -> Self {
+        // As many as the largest head needs and a quarter more, five at least: the HTTP/2 layer refuses
+        // what is beyond, and this says so one frame earlier.
+        let needed = (limits.max_header_bytes / MAX_FRAME).max(1);
+        Self {
+            max_control_frames: limits.max_control_frames,
+            max_stream_resets: limits.max_stream_resets,
+            max_continuations: (needed + needed / 4).max(5),
+        }
+    }
+}
+
+/// Watches the frames of one HTTP/2 connection. Sees every byte once, in order, either way.
+#[derive(Debug)]
+pub struct FrameGuard {
+    limits: FrameLimits,
+    control: Allowance,
+    resets: Allowance,
+    inbound: FrameScan,
+    outbound: FrameScan,
+    /// Bytes of the client's preface still to come.
+    preface: u8,
+    /// The frame whose payload is being read belongs to a head, or to the first SETTINGS.
+    of_head: bool,
+    /// CONTINUATION frames so far of a head that has not ended.
+    open: Option<usize>,
+    /// Frames have begun: the first is the client's SETTINGS.
+    begun: bool,
+    heads: u64,
+    highest: u32,
+    /// Noticed on the way out, told with the next bytes in.
+    noticed: Option<Flood>,
+}
+
+impl FrameGuard {
+    /// Watches a connection from its first byte on.
+    pub fn new(limits: FrameLimits, now: Instant) -> Self {
+        Self {
+            control: Allowance::new(limits.max_control_frames.unwrap_or(u32::MAX), now),
+            resets: Allowance::new(limits.max_stream_resets.unwrap_or(u32::MAX), now),
+            limits,
+            inbound: FrameScan::default(),
+            outbound: FrameScan::default(),
+            preface: PREFACE,
+            of_head: false,
+            open: None,
+            begun: false,
+            heads: 0,
+            highest: 0,
+            noticed: None,
+        }
+    }
+
+    /// Looks at bytes from the client. `now` is asked only where an allowance is used up.
+    ///
+    /// # Errors
+    /// [`Flood`]: end the connection; what follows is not looked at.
+    pub fn received(&mut self, bytes: &[u8], now: impl Fn() -> Instant) -> Result<(), Flood> {
+        if let Some(flood) = self.noticed {
+            return Err(flood);
+        }
+        // The preface is the HTTP/2 layer's to judge.
+        let preface = usize::from(self.preface).min(bytes.len());
+        self.preface -= u8::try_from(preface).unwrap_or(self.preface);
+        let mut scan = std::mem::take(&mut self.inbound);
+        let seen = scan.advance(&bytes[preface..], |head, _| self.judge(head, &now));
+        self.inbound = scan;
+        seen
+    }
+
+    /// Looks at bytes to the client, which are the HTTP/2 layer's. `tell` gets what they say of its decisions.
+    pub fn sent(&mut self, bytes: &[u8], now: impl Fn() -> Instant, mut tell: impl FnMut(Told)) {
+        let mut scan = std::mem::take(&mut self.outbound);
+        let _: Result<(), ()> = scan.advance(bytes, |head, payload| {
+            self.learn(head, payload, &now, &mut tell);
+            Ok(())
+        });
+        self.outbound = scan;
+    }
+
+    /// Whether a head, or the beginning of the connection, has begun and is not complete: a deadline counts.
+    pub fn awaits_head(&self) -> bool {
+        self.preface > 0 || !self.begun || self.open.is_some() || (self.of_head && self.inbound.in_payload())
+    }
+
+    /// How many heads have begun: two calls that differ do not wait for the same one.
+    pub fn heads(&self) -> u64 {
+        self.heads
+    }
+
+    /// The GOAWAY that says why the connection ends: ENHANCE_YOUR_CALM. `None` in the middle of a frame.
+    pub fn goaway(&self) -> Option<[u8; 17]> {
+        if !self.outbound.between_frames() {
+            return None;
+        }
+        let mut frame = [0; 17];
+        (frame[2], frame[3], frame[16]) = (8, kind::GOAWAY, ENHANCE_YOUR_CALM);
+        frame[9..13].copy_from_slice(&self.highest.to_be_bytes());
+        Some(frame)
+    }
+
+    fn judge(&mut self, head: FrameHead, now: &impl Fn() -> Instant) -> Result<(), Flood> {
+        let first = !std::mem::replace(&mut self.begun, true);
+        self.of_head = first || matches!(head.kind, kind::HEADERS | kind::CONTINUATION);
+        let idle = match head.kind {
+            kind::DATA if has_content(head) => {
+                self.control.earn(WITH_DATA + head.len / BYTES_PER_FRAME);
+                return Ok(());
+            }
+            // Ends a body: as ordinary as the body.
+            kind::DATA if head.has(END_STREAM) => return Ok(()),
+            kind::DATA => Flood::Empty,
+            kind::HEADERS => {
+                self.heads += 1;
+                self.open = (!head.has(END_HEADERS)).then_some(0);
+                if head.stream > self.highest {
+                    self.highest = head.stream;
+                    self.control.earn(WITH_A_REQUEST);
+                }
+                if head.len > 0 {
+                    return Ok(());
+                }
+                Flood::Empty
+            }
+            kind::CONTINUATION => {
+                self.of_head = true;
+                self.continues(head)?;
+                if head.len > 0 {
+                    return Ok(());
+                }
+                Flood::Empty
+            }
+            kind::RST_STREAM => {
+                return self.reset(now).map_or(Ok(()), Err);
+            }
+            kind::SETTINGS => Flood::Settings,
+            kind::PING => Flood::Ping,
+            kind::WINDOW_UPDATE => Flood::WindowUpdate,
+            kind::PRIORITY | kind::PRIORITY_UPDATE => Flood::Priority,
+            _ => Flood::Priority,
+        };
+        let allowed = self.limits.max_control_frames.is_none() || self.control.spend(now);
+        if allowed { Ok(()) } else { Err(idle) }
+    }
+
+    fn continues(&mut self, head: FrameHead) -> Result<(), Flood> {
+        if head.has(END_HEADERS) {
+            self.open = None;
+            return Ok(());
+        }
+        // One without a beginning is the HTTP/2 layer's to refuse.
+        let Some(count) = &mut self.open else {
+            return Ok(());
+        };
+        *count += 1;
+        if *count > self.limits.max_continuations {
+            return Err(Flood::Continuation);
+        }
+        Ok(())
+    }
+
+    fn reset(&mut self, now: impl Fn() -> Instant) -> Option<Flood> {
+        let allowed = self.limits.max_stream_resets.is_none() || self.resets.spend(now);
+        (!allowed).then_some(Flood::Resets)
+    }
+
+    fn learn(
+        &mut self,
+        head: FrameHead,
+        payload: &[u8],
+        now: &impl Fn() -> Instant,
+        tell: &mut impl FnMut(Told),
+    ) {
+        match head.kind {
+            kind::DATA | kind::HEADERS => {
+                if head.kind == kind::DATA && head.len > 0 {
+                    self.control.earn(WITH_DATA + head.len / BYTES_PER_FRAME);
+                }
+                if head.has(END_STREAM) {
+                    self.resets.earn(1);
+                }
+            }
+            kind::RST_STREAM => {
+                let refusal = match code(payload, 0) {
+                    Some(REFUSED_STREAM) => Refusal::StreamLimit,
+                    Some(PROTOCOL_ERROR | FLOW_CONTROL_ERROR | STREAM_CLOSED | FRAME_SIZE_ERROR) => {
+                        Refusal::Protocol
+                    }
+                    // The gateway's own, which is in the access log.
+                    _ => return,
+                };
+                tell(Told::Refused(refusal));
+                // Streams reset because of what the client sent cost as much as those it resets itself.
+                if self.noticed.is_none() {
+                    self.noticed = self.reset(now);
+                }
+            }
+            kind::GOAWAY => {
+                let why = match code(payload, 4) {
+                    None | Some(0) => return,
+                    Some(ENHANCE_YOUR_CALM) => calm(payload.get(8..).unwrap_or_default()),
+                    Some(_) => Told::Protocol,
+                };
+                tell(why);
+            }
+            _ => {}
+        }
+    }
+}
+
+const PROTOCOL_ERROR: u8 = 1;
+const FLOW_CONTROL_ERROR: u8 = 3;
+const STREAM_CLOSED: u8 = 5;
+const FRAME_SIZE_ERROR: u8 = 6;
+const REFUSED_STREAM: u8 = 7;
+const ENHANCE_YOUR_CALM: u8 = 11;
+
+/// The error code at an offset of a payload, where it is there in one piece; all that are defined fit a byte.
+fn code(payload: &[u8], at: usize) -> Option<u8> {
+    match payload.get(at..at + 4)? {
+        [0, 0, 0, code] => Some(*code),
+        _ => None,
+    }
+}
+
+/// What the `h2` crate calls the reason, in the GOAWAY's debug data.
+fn calm(debug: &[u8]) -> Told {
+    match debug {
+        b"too_many_resets" | b"too_many_internal_resets" => Told::Flood(Flood::Resets),
+        b"too_many_continuations" => Told::Flood(Flood::Continuation),
+        b"too_many_data_frames" => Told::Flood(Flood::Empty),
+        b"header_list_way_too_large" => Told::HeaderBomb,
+        _ => Told::Protocol,
+    }
+}
+
+fn has_content(data: FrameHead) -> bool {
+    data.len > if data.has(PADDED) { PADDING } else { 0 }
+}
+
+#[cfg(test)]
+#[path = "guard_tests.rs"]
+mod tests;
