@@ -1,12 +1,16 @@
 //! Operations of the request path and of a Snapshot's change, set up for measuring.
 //!
-//! Each is measured in two ways: by the clock (`benches/micro.rs`) and in instructions and
+//! `measure` is the other half: runs of the real gateway under load, each with a results file.
+//!
+//! Each operation is measured in two ways: by the clock (`benches/micro.rs`) and in instructions and
 //! allocations, which the rest of the machine does not disturb (`src/bin/operation.rs` under
 //! valgrind). Both run the same loops.
 
 mod admission;
 mod fixture;
 mod head;
+pub mod measure;
+pub mod responder;
 mod routing;
 mod snapshot;
 

@@ -152,6 +152,13 @@ macro_rules! head_mut {
                 let _ = self.0.insert_header(name, value);
             }
 
+            fn set_known(&mut self, name: &'static str, value: &[u8]) {
+                if let Ok(value) = HeaderValue::from_bytes(value) {
+                    // Pingora makes the name it needs of this; a `HeaderName` it would copy twice.
+                    let _ = self.0.insert_header(name, value);
+                }
+            }
+
             fn remove(&mut self, name: &str) {
                 self.0.remove_header(name);
             }
@@ -267,6 +274,28 @@ mod tests {
         }
         settle_framing(&mut response)?;
         Ok(response)
+    }
+
+    #[test]
+    fn fields_are_set_and_replaced_whoever_owns_the_name() {
+        let mut request = RequestHeader::build("GET", b"/", None).expect("a request");
+        request
+            .insert_header("X-Request-Id", "the client's")
+            .expect("a field");
+        let mut fields = RequestFields(&mut request);
+        fields.set_known("x-request-id", b"ours");
+        fields.set("x-from", b"v2");
+        // No header can hold it.
+        fields.set_known("x-bad", b"a\r\nb: c");
+        assert_eq!(fields.get("x-request-id"), Some(&b"ours"[..]));
+        assert_eq!(fields.get("x-from"), Some(&b"v2"[..]));
+        assert_eq!(fields.get("x-bad"), None);
+        let mut wire = Vec::new();
+        request.header_to_h1_wire(&mut wire);
+        assert_eq!(
+            String::from_utf8_lossy(&wire),
+            "x-request-id: ours\r\nx-from: v2\r\n"
+        );
     }
 
     #[test]

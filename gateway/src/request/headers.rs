@@ -14,6 +14,10 @@ pub trait HeadMut {
     fn joined(&self, name: &str) -> Option<Vec<u8>>;
     /// Sets a field to one value; a value that no header can hold is left out.
     fn set(&mut self, name: &str, value: &[u8]);
+    /// As `set`, for a name that need not be copied.
+    fn set_known(&mut self, name: &'static str, value: &[u8]) {
+        self.set(name, value);
+    }
     /// Removes all fields of a name.
     fn remove(&mut self, name: &str);
     /// The lower-case names of all fields that start with `prefix`.
@@ -77,17 +81,17 @@ pub fn to_backend(
         Some(mut chain) => {
             chain.extend_from_slice(b", ");
             chain.extend_from_slice(client.as_bytes());
-            head.set("x-forwarded-for", &chain);
+            head.set_known("x-forwarded-for", &chain);
         }
-        None => head.set("x-forwarded-for", client.as_bytes()),
+        None => head.set_known("x-forwarded-for", client.as_bytes()),
     }
     if head.get("x-forwarded-proto").is_none() {
-        head.set("x-forwarded-proto", if from.tls { b"https" } else { b"http" });
+        head.set_known("x-forwarded-proto", if from.tls { b"https" } else { b"http" });
     }
     if head.get("x-forwarded-host").is_none() {
-        head.set("x-forwarded-host", from.host);
+        head.set_known("x-forwarded-host", from.host);
     }
-    head.set("x-request-id", from.request_id.as_bytes());
+    head.set_known("x-request-id", from.request_id.as_bytes());
     if let Some(route) = route {
         for (name, value) in &route.append_headers {
             head.set(name, value.as_bytes());
@@ -100,8 +104,8 @@ pub fn to_backend(
 }
 
 fn set_decision(head: &mut impl HeadMut, revision: &RevisionId) {
-    head.set("knative-serving-revision", revision.name().as_bytes());
-    head.set("knative-serving-namespace", revision.namespace().as_bytes());
+    head.set_known("knative-serving-revision", revision.name().as_bytes());
+    head.set_known("knative-serving-namespace", revision.namespace().as_bytes());
 }
 
 /// The client's request id if it is fit to be passed on, else a new one made of `random`.

@@ -1,0 +1,262 @@
+//! Runs of the real gateway under load, each with a table, a verdict on its budget and a results file.
+//!
+//! One process is client, judge and the parent of everything it starts. Whatever ends a run (its end,
+//! its failure, its time limit, a signal) drops the future that it is, and with it every process.
+
+mod admissions;
+mod allocators;
+mod certificates;
+mod child;
+mod client;
+mod flood;
+mod handshakes;
+mod heap;
+mod held_memory;
+mod hold;
+mod idle;
+mod instance;
+mod machine;
+mod proxies;
+mod report;
+mod stats;
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+
+use clap::{Args, Parser, Subcommand};
+use tokio::signal::unix::{SignalKind, signal};
+
+use child::Child;
+use proxies::Kind;
+use report::Report;
+
+/// Why there are no figures.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Failure {
+    #[error("{what}: {source}")]
+    Io { what: String, source: std::io::Error },
+    #[error("{0}")]
+    Missing(String),
+    #[error("{0}")]
+    Unexpected(String),
+    #[error("not done after {0:?}: the machine is too slow or too busy; try fewer rounds")]
+    TooLong(Duration),
+    #[error("interrupted")]
+    Interrupted,
+}
+
+impl Failure {
+    fn io(what: &str, source: impl Into<std::io::Error>) -> Self {
+        Self::Io {
+            what: what.to_owned(),
+            source: source.into(),
+        }
+    }
+}
+
+#[derive(Debug, Parser)]
+#[command(name = "measure", about = "Runs of the real gateway under load")]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Detection and release after the backend's own listen().
+    Hold(hold::Options),
+    /// Memory of requests that are held.
+    HeldMemory(held_memory::Options),
+    /// What held requests and warm ones allocate, by the place of it, under valgrind.
+    Heap(heap::Options),
+    /// The gateway on different allocators: CPU, memory, a cold burst.
+    Allocators(allocators::Options),
+    /// Warm admissions per second and core.
+    Admissions(admissions::Options),
+    /// A quiet service beside a flooded one.
+    Flood(flood::Options),
+    /// TLS handshakes per second and core, full and resumed.
+    Handshakes(handshakes::Options),
+    /// Ten thousand certificates on a listener.
+    Certificates(certificates::Options),
+    /// Memory of idle connections, plain and TLS.
+    IdleConnections(idle::Options),
+    /// The backend of cold starts; the gateway starts it.
+    #[command(hide = true)]
+    Instance,
+    /// A backend that answers the same 100 bytes.
+    #[command(hide = true)]
+    Responder {
+        address: std::net::SocketAddr,
+        #[arg(default_value_t = 0)]
+        delay_ms: u64,
+    },
+    /// Offers a service requests at a rate.
+    #[command(hide = true)]
+    Offer(flood::Offer),
+}
+
+/// What every run is asked.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct Common {
+    /// The gateway's binary.
+    #[arg(long)]
+    sluice: Option<PathBuf>,
+    /// Where results are kept.
+    #[arg(long, default_value = "bench/results/unsorted")]
+    out: PathBuf,
+    /// The profile that the binaries were built with, for the record.
+    #[arg(long, default_value = "unknown")]
+    profile: String,
+    /// Seconds after which it gives up.
+    #[arg(long, default_value_t = 240)]
+    limit: u64,
+}
+
+/// What a run works with.
+pub(crate) struct Run {
+    sluice: PathBuf,
+    /// Gone with the run.
+    folder: tempfile::TempDir,
+    started: Instant,
+    limit: Duration,
+}
+
+impl Run {
+    fn new(common: &Common, needs_gateway: bool) -> Result<Self, Failure> {
+        child::program("setpriv")?;
+        child::program("taskset")?;
+        let given = common.sluice.as_deref().filter(|_| needs_gateway);
+        let sluice = match given.map(Path::canonicalize) {
+            Some(Ok(path)) if path.is_file() => path,
+            None if !needs_gateway => PathBuf::new(),
+            _ => {
+                return Err(Failure::Missing(format!(
+                    "no gateway at '{}': build it and give --sluice PATH (bench/run does)",
+                    given.unwrap_or_else(|| Path::new("")).display()
+                )));
+            }
+        };
+        Ok(Self {
+            sluice,
+            folder: tempfile::tempdir().map_err(|e| Failure::io("a temporary directory", e))?,
+            started: Instant::now(),
+            limit: Duration::from_secs(common.limit),
+        })
+    }
+
+    fn folder(&self) -> &Path {
+        self.folder.path()
+    }
+
+    /// A directory of its own inside of the run's.
+    fn inner(&self, name: &str) -> Result<PathBuf, Failure> {
+        let path = self.folder().join(name);
+        std::fs::create_dir_all(&path).map_err(|e| Failure::io(&path.display().to_string(), e))?;
+        Ok(path)
+    }
+
+    /// Whether another round that takes as long as this one did still fits, with room to finish.
+    fn another(&self, round: Duration) -> bool {
+        self.started.elapsed() + round * 2 < self.limit.mul_f64(0.9)
+    }
+
+    /// A backend of 100 bytes.
+    async fn responder(
+        &self,
+        delay_ms: u64,
+        cpu: Option<usize>,
+    ) -> Result<(Child, std::net::SocketAddr), Failure> {
+        let [address] = child::free_addresses()?;
+        let me = std::env::current_exe().map_err(|e| Failure::io("this executable", e))?;
+        let arguments = ["responder".to_owned(), address.to_string(), delay_ms.to_string()];
+        let name = format!("responder-{}", address.port());
+        let mut child = Child::start(&name, &me, &arguments, cpu, self.folder())?;
+        child.listens(address, Duration::from_secs(10)).await?;
+        Ok((child, address))
+    }
+}
+
+/// Of the gateway and its peers, those that are compared; all that are named must be installed.
+fn installed(kinds: &[Kind]) -> Result<(), Failure> {
+    for kind in kinds.iter().filter(|kind| **kind != Kind::Sluice) {
+        child::program(&kind.to_string())?;
+    }
+    Ok(())
+}
+
+/// One CPU for what is measured and one for everything else.
+fn two_cpus() -> Result<(), Failure> {
+    if machine::cpus() < 2 {
+        return Err(Failure::Missing(
+            "one CPU for the proxy and one for the rest are needed".to_owned(),
+        ));
+    }
+    machine::pin(OTHER_CPU)
+}
+
+const PROXY_CPU: usize = 0;
+const OTHER_CPU: usize = 1;
+
+/// Runs what the command line says.
+pub fn main() -> ExitCode {
+    let cli = Cli::parse();
+    // Fails only when installed before, which nothing did.
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    let outcome = match cli.command {
+        Command::Hold(o) => run("hold", &o.common.clone(), || hold::run(o)),
+        Command::HeldMemory(o) => run("held-memory", &o.common.clone(), || held_memory::run(o)),
+        Command::Heap(o) => run("heap", &o.common.clone(), || heap::run(o)),
+        Command::Allocators(o) => run("allocators", &o.common.clone(), || allocators::run(o)),
+        Command::Admissions(o) => run("admissions", &o.common.clone(), || admissions::run(o)),
+        Command::Flood(o) => run("flood", &o.common.clone(), || flood::run(o)),
+        Command::Handshakes(o) => run("handshakes", &o.common.clone(), || handshakes::run(o)),
+        Command::Certificates(o) => run("certificates", &o.common.clone(), || certificates::run(o)),
+        Command::IdleConnections(o) => run("idle-connections", &o.common.clone(), || idle::run(o)),
+        Command::Instance => blocking(instance::run()),
+        Command::Offer(offer) => blocking(flood::offer(offer)),
+        Command::Responder { address, delay_ms } => {
+            responder(address, Duration::from_millis(delay_ms)).map_err(|e| Failure::io("the responder", e))
+        }
+    };
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            eprintln!("measure: {failure}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+use crate::responder::run as responder;
+
+fn blocking(task: impl Future<Output = Result<(), Failure>>) -> Result<(), Failure> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|e| Failure::io("a runtime", e))?;
+    runtime.block_on(task)
+}
+
+/// Runs one benchmark within its limit and keeps its report.
+fn run<F>(name: &str, common: &Common, task: impl FnOnce() -> F) -> Result<(), Failure>
+where
+    F: Future<Output = Result<Report, Failure>>,
+{
+    let load = machine::load_average();
+    let started = Instant::now();
+    machine::raise_descriptors(1024)?;
+    let limit = Duration::from_secs(common.limit);
+    blocking(async {
+        let mut terminate = signal(SignalKind::terminate()).map_err(|e| Failure::io("signals", e))?;
+        let report = tokio::select! {
+            report = task() => report?,
+            () = tokio::time::sleep(limit) => return Err(Failure::TooLong(limit)),
+            _ = tokio::signal::ctrl_c() => return Err(Failure::Interrupted),
+            _ = terminate.recv() => return Err(Failure::Interrupted),
+        };
+        let about = report::about(&common.profile, load, started.elapsed().as_secs());
+        report.keep(name, &about, &common.out)
+    })
+}
