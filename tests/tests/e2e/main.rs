@@ -4,6 +4,7 @@
 
 mod backends;
 mod balancer;
+mod certificates;
 mod check;
 mod cli;
 mod cold_start;
@@ -28,6 +29,9 @@ mod routing;
 mod splitting;
 mod timeouts;
 mod tunnels;
+mod upgrade;
+mod upgrade_failures;
+mod upgrade_scaling;
 mod url_backends;
 mod webhook;
 
