@@ -10,6 +10,7 @@ mod cli;
 mod cold_start;
 mod cold_start_failures;
 mod configs;
+mod corpus;
 mod ejection;
 mod elasticity;
 mod explain;
@@ -29,9 +30,6 @@ mod routing;
 mod splitting;
 mod timeouts;
 mod tunnels;
-mod upgrade;
-mod upgrade_failures;
-mod upgrade_scaling;
 mod url_backends;
 mod webhook;
 
