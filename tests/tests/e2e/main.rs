@@ -16,6 +16,7 @@ mod elasticity;
 mod explain;
 mod framing;
 mod grpc_refusals;
+mod h2spec;
 mod headers;
 mod limits;
 mod listeners;
