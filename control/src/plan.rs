@@ -6,11 +6,12 @@ use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
 use sluice_model::RevisionId;
 
 /// A local process that is started on demand. `$(PORT)`, `$(K_SERVICE)` and `$(K_REVISION)` in
 /// command and env are expanded per instance; everything else is already expanded.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ProcessSpec {
     /// Program and arguments; never empty. The program is looked up on `PATH` unless it has a
     /// slash; the word `sluice` means the running executable.
@@ -26,7 +27,7 @@ pub struct ProcessSpec {
 }
 
 /// A platform that starts things elsewhere when asked.
-#[derive(Clone, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct WebhookSpec {
     /// Where the POST goes; http or https.
     pub url: String,
@@ -44,7 +45,7 @@ impl fmt::Debug for WebhookSpec {
 }
 
 /// What carries decisions out.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum ScalerSpec {
     /// Local processes.
     Process(ProcessSpec),

@@ -2,7 +2,8 @@
 //!
 //! `edge` accepts connections and prepares streams; `h1` judges raw HTTP/1 heads; `proxy` adapts
 //! Pingora to the decision part in `request`; `throttle` owns capacity and queue of a revision;
-//! `registry` keeps live state by revision across Snapshots; `observe` and `admin` show it all.
+//! `registry` keeps live state by revision across Snapshots; `handover` shares endpoints with the next
+//! process of an upgrade; `observe` and `admin` show it all.
 //!
 //! **Invariant:** the decision part (`request`, `throttle`) names no type of Pingora's; only
 //! `main.rs` names `sluice-control`.
@@ -14,6 +15,7 @@ pub mod echo;
 pub mod edge;
 pub mod explain;
 pub mod h1;
+pub mod handover;
 pub mod observe;
 pub mod proxy;
 pub mod registry;

@@ -24,7 +24,7 @@ fn main() -> ExitCode {
             None => root::check::explain(&args),
         },
         Command::Status(args) => cli::status::run(&args),
-        Command::Upgrade(args) => args.run(),
+        Command::Upgrade(args) => cli::upgrade::run(&args),
         Command::Schema(_) => root::check::schema(),
         Command::Echo(args) => echo::run(&args),
     }

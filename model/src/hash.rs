@@ -9,6 +9,16 @@ impl StickyKey {
     pub fn of(bytes: &[u8]) -> Self {
         Self(stable_hash(bytes))
     }
+
+    /// As a number, for another process.
+    pub fn to_bits(self) -> u64 {
+        self.0
+    }
+
+    /// The key that [`to_bits`](Self::to_bits) told.
+    pub fn from_bits(bits: u64) -> Self {
+        Self(bits)
+    }
 }
 
 /// FNV-1a with a finaliser: stable across versions, platforms and processes, which std's hashers

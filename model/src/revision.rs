@@ -171,3 +171,30 @@ pub struct RevisionSpec {
     /// Headers set on every request to it; may hold secrets.
     pub request_headers: BTreeMap<String, String>,
 }
+
+impl RevisionSpec {
+    /// Of a revision that is configured no more and gets nothing new: only its endpoints matter.
+    pub fn leaving(id: RevisionId, service: ServiceId, backend: Backend) -> Self {
+        Self {
+            id,
+            service,
+            backend,
+            protocol: Protocol::Http1,
+            readiness: None,
+            start_timeout: Duration::ZERO,
+            container_concurrency: None,
+            timeouts: RevisionTimeouts {
+                total: None,
+                response_start: None,
+                idle: None,
+                max_stream_age: None,
+            },
+            queue: QueueLimits {
+                depth: 0,
+                bytes: 0,
+                timeout: Duration::ZERO,
+            },
+            request_headers: BTreeMap::new(),
+        }
+    }
+}

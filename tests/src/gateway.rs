@@ -2,11 +2,13 @@
 
 mod output;
 mod start;
+mod upgrade;
 
 use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::ExitStatus;
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
@@ -23,7 +25,7 @@ use crate::h1::{self, H1Response};
 use crate::metrics::Metrics;
 use crate::wait::{SOON, wait_for, wait_until, within};
 
-/// A running gateway; dropping it kills it.
+/// A running gateway; dropping it kills it, and whatever it was upgraded to.
 #[derive(Debug)]
 pub struct Gateway {
     child: Child,
@@ -32,6 +34,8 @@ pub struct Gateway {
     config_path: PathBuf,
     processes: String,
     output: Arc<Mutex<Output>>,
+    /// There may be processes besides `child`.
+    upgraded: AtomicBool,
 }
 
 impl Gateway {
@@ -82,7 +86,7 @@ impl Gateway {
         self.bound().health.expect("a health listener was announced")
     }
 
-    /// The gateway's process.
+    /// The gateway's process; after an upgrade still the first one.
     pub fn pid(&self) -> u32 {
         self.pid
     }
@@ -345,5 +349,6 @@ impl Drop for Gateway {
         }
         // `kill_on_drop` would do as well, but only when a runtime is left to reap the child.
         let _ = self.child.start_kill();
+        self.end_successors();
     }
 }

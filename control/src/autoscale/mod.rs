@@ -17,4 +17,4 @@ pub mod window;
 
 pub use decide::{DeciderState, Observation, decide};
 pub use reason::{Limit, Measured, Reason, ScaleDecision};
-pub use run::{AutoscaleHandle, AutoscaleLoop, Desired, autoscaler};
+pub use run::{AutoscaleHandle, AutoscaleLoop, Desired, Inherited, autoscaler};

@@ -1,6 +1,6 @@
 //! The loop around the decisions: samples the data plane, keeps the clock, passes decisions on.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -61,11 +61,16 @@ impl AutoscaleHandle {
     }
 }
 
+/// How many instances of each revision another gateway wanted.
+pub type Inherited = BTreeMap<RevisionId, u32>;
+
 /// Makes a loop and its handle. Whoever implements [`Desired`] should know a plan before the loop
-/// is given it: decisions about new revisions come at once.
+/// is given it: decisions about new revisions come at once. What another gateway wanted is not
+/// taken away before a window has shown that nobody needs it.
 pub fn autoscaler(
     endpoints: Arc<dyn EndpointSink>,
     desired: Arc<dyn Desired>,
+    inherited: Inherited,
 ) -> (AutoscaleHandle, AutoscaleLoop) {
     let (sender, plan) = watch::channel(None);
     let waiting = Arc::new(Waiting::default());
@@ -79,6 +84,7 @@ pub fn autoscaler(
         plan,
         waiting,
         watched: Vec::new(),
+        inherited,
         turn: 0,
         origin: Instant::now(),
     };
@@ -93,6 +99,8 @@ pub struct AutoscaleLoop {
     waiting: Arc<Waiting>,
     /// By id.
     watched: Vec<Watched>,
+    /// What another gateway wanted, until the first plan says of what to go on.
+    inherited: Inherited,
     /// Where the next round of idle revisions begins.
     turn: usize,
     origin: Instant,
@@ -143,6 +151,7 @@ impl AutoscaleLoop {
             return;
         };
         let now = self.now();
+        let inherited = std::mem::take(&mut self.inherited);
         let mut old = std::mem::take(&mut self.watched).into_iter().peekable();
         // Both are in the order of ids.
         for (at, (id, new)) in plan.revisions.iter().enumerate() {
@@ -162,7 +171,10 @@ impl AutoscaleLoop {
                     Watched {
                         id: id.clone(),
                         plan: new.clone(),
-                        tracker: Tracker::new(new, &load, now),
+                        tracker: match inherited.get(id) {
+                            Some(wanted) => Tracker::after(new, &load, *wanted, now),
+                            None => Tracker::new(new, &load, now),
+                        },
                     }
                 }
             };

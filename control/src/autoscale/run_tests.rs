@@ -74,7 +74,7 @@ fn plans(revisions: impl IntoIterator<Item = (RevisionId, RevisionPlan)>) -> Arc
 
 fn start() -> (Arc<Fake>, AutoscaleHandle) {
     let fake = Arc::new(Fake::default());
-    let (handle, autoscale) = autoscaler(fake.clone(), fake.clone());
+    let (handle, autoscale) = autoscaler(fake.clone(), fake.clone(), Inherited::new());
     tokio::spawn(autoscale.run());
     (fake, handle)
 }
@@ -190,7 +190,7 @@ async fn thousands_of_idle_revisions_are_cheap() {
 #[tokio::test(start_paused = true)]
 async fn the_loop_ends_with_its_handles() {
     let fake = Arc::new(Fake::default());
-    let (handle, autoscale) = autoscaler(fake.clone(), fake);
+    let (handle, autoscale) = autoscaler(fake.clone(), fake, Inherited::new());
     let running = tokio::spawn(autoscale.run());
     drop(handle);
     running.await.expect("it ends");

@@ -49,7 +49,11 @@ impl Tracker {
     /// asked for and as used just now: it is not taken away before a window has shown that nobody
     /// needs it.
     pub(crate) fn new(plan: &RevisionPlan, load: &Load, now: Duration) -> Self {
-        let found = load.ready;
+        Self::after(plan, load, load.ready, now)
+    }
+
+    /// As [`new`](Self::new), of a revision of which another gateway wanted `found`.
+    pub(crate) fn after(plan: &RevisionPlan, load: &Load, found: u32, now: Duration) -> Self {
         Self {
             stable: TimedBuckets::new(plan.policy.stable_window),
             panic: TimedBuckets::new(plan.policy.panic_window),
@@ -62,7 +66,7 @@ impl Tracker {
             latest: *load,
             sampled_at: now,
             created_at: now,
-            used_at: (found > 0 || used(load)).then_some(now),
+            used_at: (found > 0 || load.ready > 0 || used(load)).then_some(now),
             asked: found,
             panicking: found > 1,
             told: None,

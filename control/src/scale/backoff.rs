@@ -2,6 +2,10 @@
 
 use std::time::{Duration, Instant};
 
+use serde::{Deserialize, Serialize};
+
+use super::handover::{ago, before, left};
+
 const FIRST: Duration = Duration::from_secs(1);
 const LONGEST: Duration = Duration::from_secs(30);
 
@@ -69,6 +73,37 @@ impl Backoff {
     /// When starting is allowed again.
     pub(crate) fn until(&self) -> Option<Instant> {
         self.until
+    }
+}
+
+/// A [`Backoff`] as one gateway leaves it to the next.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct BackoffLeft {
+    failures: u32,
+    crashes: u32,
+    failed_at: Option<Duration>,
+    until: Option<Duration>,
+}
+
+impl Backoff {
+    pub(crate) fn save(&self, now: Instant) -> BackoffLeft {
+        BackoffLeft {
+            failures: self.failures,
+            crashes: self.crashes,
+            failed_at: self.failed_at.map(|at| ago(at, now)),
+            until: self.until.map(|at| left(at, now)),
+        }
+    }
+}
+
+impl BackoffLeft {
+    pub(crate) fn restore(&self, now: Instant) -> Backoff {
+        Backoff {
+            failures: self.failures,
+            crashes: self.crashes,
+            failed_at: self.failed_at.map(|at| before(now, at)),
+            until: self.until.map(|at| now + at),
+        }
     }
 }
 

@@ -8,15 +8,21 @@ use std::time::{Duration, Instant};
 use sluice_model::{
     Demand, DemandSink, EndpointSink, InstanceId, ManagedEndpoint, RevisionId, RevisionStatus, StatusSource,
 };
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 
+use super::handover::{HandedOver, Handing, HandoverError, Left, PlatformAnswer, ScaleState};
 use super::mailbox::{Mail, Mailbox};
-use super::process::ProcessScaler;
-use super::scaled::{Kind, Scaled};
+use super::process::{Adopted, ProcessScaler};
+use super::scaled::{Kind, Scaled, ScaledLeft};
 use super::state::{Action, Event, Fresh};
 use super::webhook::WebhookScaler;
 use super::{Ask, InstanceOrder, Scaler, ScalerEvent, supervisor};
 use crate::plan::Plan;
+
+#[path = "turnover.rs"]
+mod turnover;
+
+use self::turnover::{Legacy, Standing, Turn, take_over};
 
 /// Events that may wait for the controller; the supervisor's socket is read no faster.
 const EVENTS: usize = 256;
@@ -42,6 +48,7 @@ pub struct ScaleOptions {
 #[derive(Debug, Clone)]
 pub struct ScaleHandle {
     mailbox: Arc<Mailbox>,
+    turns: mpsc::UnboundedSender<Turn>,
     status: watch::Receiver<Statuses>,
 }
 
@@ -97,6 +104,7 @@ impl StatusSource for ScaleHandle {
 #[derive(Debug)]
 pub struct Controller {
     mailbox: Arc<Mailbox>,
+    turns: mpsc::UnboundedReceiver<Turn>,
     status: watch::Sender<Statuses>,
 }
 
@@ -104,36 +112,47 @@ impl Controller {
     /// A controller that does not run yet, and the way to it.
     pub fn new() -> (ScaleHandle, Self) {
         let mailbox = Arc::new(Mailbox::default());
+        // As many as there are upgrades and answers: a handful.
+        let (turns, inbox) = mpsc::unbounded_channel();
         let (sender, status) = watch::channel(Statuses::new());
         let handle = ScaleHandle {
             mailbox: Arc::clone(&mailbox),
+            turns,
             status,
         };
-        let status = sender;
-        (handle, Self { mailbox, status })
+        let controller = Self {
+            mailbox,
+            turns: inbox,
+            status: sender,
+        };
+        (handle, controller)
     }
 
     /// Starts its task on the current runtime; it runs until [`ScaleHandle::shutdown`]. The
-    /// supervisor process is started with the first local instance.
-    pub fn spawn(self, sink: Arc<dyn EndpointSink>, options: ScaleOptions) {
+    /// supervisor process is started with the first local instance. With what an older gateway
+    /// left it goes on from there, once the first plan has come.
+    pub fn spawn(self, sink: Arc<dyn EndpointSink>, options: ScaleOptions, left: Option<HandedOver>) {
+        let (fresh, legacy, adopted) = take_over(options.seed, left);
         let (events, inbox) = mpsc::channel(EVENTS);
         let binary = options.executable.clone();
         let connect = move || supervisor::spawn(&binary);
-        let processes = ProcessScaler::spawn(options.executable, options.seed, connect, events.clone());
+        let processes =
+            ProcessScaler::spawn(options.executable, options.seed, connect, events.clone(), adopted);
         let scalers = Scalers {
             processes,
             platforms: WebhookScaler::spawn(events),
         };
-        tokio::spawn(self.run(sink, scalers, inbox, options.drain_timeout, options.seed));
+        tokio::spawn(self.run(sink, scalers, inbox, options.drain_timeout, fresh, legacy));
     }
 
     pub(super) async fn run<I, R>(
-        self,
+        mut self,
         sink: Arc<dyn EndpointSink>,
         scalers: Scalers<I, R>,
         mut events: mpsc::Receiver<ScalerEvent>,
         drain: Duration,
-        seed: u64,
+        fresh: Fresh,
+        legacy: Legacy,
     ) where
         I: Scaler<Order = InstanceOrder>,
         R: Scaler<Order = Ask>,
@@ -142,21 +161,29 @@ impl Controller {
             sink,
             scalers,
             drain,
-            fresh: Fresh::new(seed),
+            fresh,
             revisions: BTreeMap::new(),
             due: BTreeMap::new(),
             early: BTreeSet::new(),
             closing: None,
             status: self.status,
+            standing: Standing::Ours,
+            held: None,
+            owed: BTreeSet::new(),
         };
+        worker.adopt(legacy);
         loop {
             let due = worker.due.values().copied().chain(worker.closing).min();
+            let ours = matches!(worker.standing, Standing::Ours);
+            let (mailbox, deciding) = (&self.mailbox, ours && worker.held.is_none());
             tokio::select! {
                 // What became ready counts as ready before its time is found to be over.
                 biased;
-                mail = self.mailbox.take() => worker.read(mail),
+                Some(turn) = self.turns.recv() => worker.turn(turn, mailbox),
+                mail = mailbox.take(), if ours => worker.read(mail),
+                () = mailbox.closing(), if !ours && worker.closing.is_none() => worker.end(mailbox),
                 Some(event) = events.recv() => worker.hear(event),
-                () = sleep_until(due) => worker.tick(),
+                () = sleep_until(due), if deciding || worker.closing.is_some() => worker.tick(),
             }
             if worker.is_done() {
                 return;
@@ -201,6 +228,12 @@ struct Worker<I, R> {
     /// When to give up waiting, once the gateway ends.
     closing: Option<Instant>,
     status: watch::Sender<Statuses>,
+    standing: Standing,
+    /// Events that are heard before this may act on them: while it is frozen, and before the first
+    /// plan where another gateway left something. Bounded by instances and calls.
+    held: Option<Vec<ScalerEvent>>,
+    /// Calls of an older gateway that it has not passed the answer of yet.
+    owed: BTreeSet<RevisionId>,
 }
 
 impl<I: Scaler<Order = InstanceOrder>, R: Scaler<Order = Ask>> Worker<I, R> {
@@ -221,9 +254,11 @@ impl<I: Scaler<Order = InstanceOrder>, R: Scaler<Order = Ask>> Worker<I, R> {
             self.drive(&revision, Event::Activated);
         }
         for revision in mail.activate {
-            if Kind::ALL
-                .iter()
-                .any(|&kind| self.revisions.contains_key(&(revision.clone(), kind)))
+            let known = self.held.is_none();
+            if known
+                && Kind::ALL
+                    .iter()
+                    .any(|&kind| self.revisions.contains_key(&(revision.clone(), kind)))
             {
                 self.drive(&revision, Event::Activate);
             } else if self.closing.is_none() {
@@ -271,6 +306,7 @@ impl<I: Scaler<Order = InstanceOrder>, R: Scaler<Order = Ask>> Worker<I, R> {
         for revision in std::mem::take(&mut self.early) {
             self.drive(&revision, Event::Activate);
         }
+        self.replay();
     }
 
     fn shut_down(&mut self) {
@@ -282,11 +318,27 @@ impl<I: Scaler<Order = InstanceOrder>, R: Scaler<Order = Ask>> Worker<I, R> {
     }
 
     fn is_done(&self) -> bool {
-        self.closing
-            .is_some_and(|limit| self.revisions.is_empty() || limit <= now())
+        let nothing_left = match self.standing {
+            Standing::Ours => self.revisions.is_empty(),
+            Standing::Frozen => false,
+            Standing::Theirs(_) => !self.revisions.values().any(Scaled::awaits_answer),
+        };
+        self.closing.is_some_and(|limit| nothing_left || limit <= now())
     }
 
     fn hear(&mut self, event: ScalerEvent) {
+        if let Standing::Theirs(relay) = &self.standing {
+            if let ScalerEvent::Answered { revision, answer } = event {
+                // Whether it is heard or not, nobody here waits for it any more.
+                let _ = relay.send(PlatformAnswer::new(&revision, answer));
+                self.revisions.remove(&(revision, Kind::Replicas));
+            }
+            return;
+        }
+        if let Some(held) = &mut self.held {
+            held.push(event);
+            return;
+        }
         let (revision, event) = match event {
             ScalerEvent::Started {
                 revision,
@@ -326,6 +378,9 @@ impl<I: Scaler<Order = InstanceOrder>, R: Scaler<Order = Ask>> Worker<I, R> {
     }
 
     fn tick(&mut self) {
+        if !matches!(self.standing, Standing::Ours) {
+            return;
+        }
         let now = now();
         let due = self.due.iter().filter(|&(_, &at)| at <= now);
         for key in due.map(|(key, _)| key.clone()).collect::<Vec<_>>() {

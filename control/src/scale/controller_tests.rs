@@ -89,9 +89,15 @@ struct Bench {
 
 impl Bench {
     fn new() -> Self {
+        Self::after(None)
+    }
+
+    /// The next gateway, which goes on from what another one left.
+    fn after(left: Option<HandedOver>) -> Self {
         let (events, inbox) = mpsc::channel(EVENTS);
         let connect = || testing::supervisor().map(|(ours, _)| ours);
-        let processes = ProcessScaler::spawn("/bin/false".into(), 1, connect, events.clone());
+        let (fresh, legacy, adopted) = take_over(1, left);
+        let processes = ProcessScaler::spawn("/bin/false".into(), 1, connect, events.clone(), adopted);
         let platforms = WebhookScaler::spawn(events);
         let scalers = Scalers { processes, platforms };
         let (sender, calls) = mpsc::unbounded_channel();
@@ -102,7 +108,7 @@ impl Bench {
         });
         let (handle, controller) = Controller::new();
         let sink = Arc::clone(&plane) as Arc<dyn EndpointSink>;
-        tokio::spawn(controller.run(sink, scalers, inbox, Duration::from_secs(300), 1));
+        tokio::spawn(controller.run(sink, scalers, inbox, Duration::from_secs(300), fresh, legacy));
         Self { handle, plane, calls }
     }
 
@@ -185,6 +191,9 @@ fn marks(directory: &Path, name: &str) -> usize {
     text.lines().count()
 }
 
+#[path = "turnover_tests.rs"]
+mod turnover;
+
 #[tokio::test]
 async fn from_zero_to_one_and_back() {
     let dir = tempfile::tempdir().unwrap();
@@ -195,6 +204,10 @@ async fn from_zero_to_one_and_back() {
     bench.apply(&[(&revision(), server(dir.path()))]);
     let instance = bench.added().await;
     bench.activate();
+    // Read together with the readiness it would count as asked for after it.
+    bench
+        .until("the second waiter is known", || bench.handle.mailbox_is_empty())
+        .await;
     bench.until("it is up", || marks(dir.path(), "starts") == 1).await;
     bench.ready(instance);
 

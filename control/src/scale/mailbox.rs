@@ -61,6 +61,19 @@ impl Mailbox {
         });
     }
 
+    /// Waits until the gateway ends and takes nothing. Follow it with [`stir`](Self::stir) before
+    /// taking again.
+    pub(crate) async fn closing(&self) {
+        while !self.mail.lock().shutdown {
+            self.arrived.notified().await;
+        }
+    }
+
+    /// Lets the reader look, whether something came or not.
+    pub(crate) fn stir(&self) {
+        self.arrived.notify_one();
+    }
+
     /// Everything there is; waits until there is something. For one reader; dropping the future
     /// loses nothing.
     pub(crate) async fn take(&self) -> Mail {

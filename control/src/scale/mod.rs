@@ -10,6 +10,7 @@
 
 mod backoff;
 mod controller;
+mod handover;
 mod mailbox;
 mod process;
 mod scaled;
@@ -26,6 +27,8 @@ use std::time::Duration;
 use sluice_model::{Failure, InstanceId, RevisionId};
 
 pub use self::controller::{Controller, ScaleHandle, ScaleOptions};
+use self::handover::Handing;
+pub use self::handover::{HandedOver, HandoverError, PlatformAnswer, ScaleState};
 use self::webhook::Answer;
 use self::webhook::Ask;
 use crate::plan::{Plan, RevisionPlan};
@@ -42,6 +45,15 @@ pub(crate) trait Scaler: Send + 'static {
 
     /// Sees to it.
     fn order(&mut self, revision: &RevisionId, order: Self::Order);
+
+    /// Leaves everything to the next gateway: adds what it knows, and answers. Nothing is ordered
+    /// after it but [`take_back`](Self::take_back).
+    fn hand_over(&mut self, handing: Handing) {
+        handing.finish(Ok(None));
+    }
+
+    /// The next gateway came to nothing. What ended meanwhile comes as events.
+    fn take_back(&mut self) {}
 }
 
 /// To a scaler of single instances. Every started one ends in exactly one `Failed` or `Exited`.

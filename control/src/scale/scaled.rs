@@ -3,10 +3,11 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use sluice_model::RevisionStatus;
+use serde::{Deserialize, Serialize};
+use sluice_model::{InstanceId, RevisionStatus};
 
-use super::state::{Action, Event, Fresh, RevisionState};
-use super::webhook::ReplicaState;
+use super::state::{Action, Event, Fresh, RevisionState, StateLeft};
+use super::webhook::{ReplicaState, ReplicasLeft};
 use crate::plan::{RevisionPlan, ScalerSpec};
 
 /// Who starts a revision's instances.
@@ -87,11 +88,66 @@ impl Scaled {
         }
     }
 
+    /// For the next gateway; `None` when there is nothing to know.
+    pub(super) fn save(&self, now: Instant) -> Option<ScaledLeft> {
+        match self {
+            Self::Instances(state) => state.save(now).map(Box::new).map(ScaledLeft::Instances),
+            Self::Replicas(state) => state.save(now).map(Box::new).map(ScaledLeft::Replicas),
+        }
+    }
+
+    /// Whether a platform owes it an answer.
+    pub(super) fn awaits_answer(&self) -> bool {
+        match self {
+            Self::Instances(_) => false,
+            Self::Replicas(state) => state.awaits_answer(),
+        }
+    }
+
     /// The longest anything of it may take to end.
     pub(super) fn longest_grace(&self) -> Duration {
         match self {
             Self::Instances(state) => state.longest_grace(),
             Self::Replicas(_) => Duration::ZERO,
         }
+    }
+}
+
+/// A [`Scaled`] as one gateway leaves it to the next.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(super) enum ScaledLeft {
+    Instances(Box<StateLeft>),
+    Replicas(Box<ReplicasLeft>),
+}
+
+impl ScaledLeft {
+    pub(super) fn desired(&self) -> u32 {
+        match self {
+            Self::Instances(state) => state.desired,
+            Self::Replicas(state) => state.desired,
+        }
+    }
+
+    /// Processes that this gateway started, as far as its controller knew.
+    pub(super) fn instances(&self) -> Vec<InstanceId> {
+        match self {
+            Self::Instances(state) => state.ids(),
+            Self::Replicas(_) => Vec::new(),
+        }
+    }
+
+    /// Goes on from what was left; `None` when it makes no sense.
+    pub(super) fn restore(&self, drain: Duration, now: Instant) -> Option<(Kind, Scaled)> {
+        Some(match self {
+            Self::Instances(state) => {
+                let state = RevisionState::restore(state, drain, now)?;
+                (Kind::Instances, Scaled::Instances(Box::new(state)))
+            }
+            Self::Replicas(state) => {
+                let state = ReplicaState::restore(state, drain, now);
+                (Kind::Replicas, Scaled::Replicas(Box::new(state)))
+            }
+        })
     }
 }

@@ -220,7 +220,7 @@ fn row(
     (key, value)
 }
 
-/// `/api/config`: `{generation, version, bound: {listeners, admin, health}, settings, revisions,
+/// `/api/config`: `{generation, version, pid, startedAt, bound: {listeners, admin, health}, settings, revisions,
 /// scaling}`. `bound` has the addresses actually bound, `settings` the file's values with defaults
 /// filled in, `scaling` what [`AdminState::scaling`] gives. Durations are text as in a file; no
 /// limit is `null`.
@@ -230,6 +230,9 @@ pub fn config(state: &dyn AdminState) -> Value {
     json!({
         "generation": snapshot.generation.0,
         "version": env!("CARGO_PKG_VERSION"),
+        // Which process answers: after an upgrade it is another one.
+        "pid": std::process::id(),
+        "startedAt": humantime::format_rfc3339_millis(state.started()).to_string(),
         "bound": {
             "listeners": bound.listeners.iter().map(ToString::to_string).collect::<Vec<_>>(),
             "admin": bound.admin.to_string(),

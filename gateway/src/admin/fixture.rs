@@ -3,8 +3,9 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
+use async_trait::async_trait;
 use serde_json::{Value, json};
 use sluice_model::{
     AccessLogFormat, Backend, DrainSettings, EndpointAddr, Generation, HostPattern, HttpOption, Limits,
@@ -13,7 +14,7 @@ use sluice_model::{
     SnapshotBuilder, StatusSource, Tag, TrafficSplit, TrafficTarget, Visibility,
 };
 
-use super::{AdminState, BoundAddresses, Explain, ExplainQuery, Health};
+use super::{AdminState, BoundAddresses, Explain, ExplainQuery, Health, UpgradeError, Upgraded};
 use crate::observe::{
     EndpointCondition, EndpointLoad, ListenerCertificates, LoadView, Metrics, RevisionLoad, RevisionMetrics,
 };
@@ -176,7 +177,24 @@ impl Health for Gateway {
     }
 }
 
+#[async_trait]
 impl AdminState for Gateway {
+    fn started(&self) -> SystemTime {
+        SystemTime::UNIX_EPOCH
+    }
+    /// Fails unless there is half a minute for it.
+    async fn upgrade(&self, limit: Duration) -> Result<Upgraded, UpgradeError> {
+        if self.draining.load(Ordering::Relaxed) {
+            return Err(UpgradeError::NotNow("draining"));
+        }
+        if limit < Duration::from_secs(30) {
+            return Err(UpgradeError::Failed(format!("not within {limit:?}")));
+        }
+        Ok(Upgraded {
+            pid: 7,
+            version: "1.2.3".into(),
+        })
+    }
     fn snapshot(&self) -> Arc<Snapshot> {
         Arc::clone(&self.snapshot)
     }

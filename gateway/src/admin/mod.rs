@@ -1,4 +1,4 @@
-//! The admin address: health, metrics and what the gateway knows, read-only.
+//! The admin address: health, metrics and what the gateway knows; and one thing to do, an upgrade.
 //!
 //! | path | answer |
 //! |---|---|
@@ -9,6 +9,7 @@
 //! | `/api/routes` | hosts and where they lead: [`api::routes`] |
 //! | `/api/revisions` | what runs, what `sluice status` shows: [`api::revisions`] |
 //! | `/api/config` | settings in force, bound addresses, how revisions are scaled: [`api::config`] |
+//! | `POST /api/upgrade?timeout=30s` | the binary now on disk takes over; answers when it has, or why it has not |
 //! | `/api/explain?url=…&method=…&header=K:%20V` | which revision would serve this, and why |
 //!
 //! No secret leaves here: values of request headers, webhook headers and environment variables are
@@ -18,20 +19,29 @@
 pub mod api;
 #[cfg(test)]
 pub(crate) mod fixture;
+mod leave;
 mod query;
 mod server;
+mod upgrade;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::{Duration, SystemTime};
 
+use async_trait::async_trait;
 use serde_json::Value;
 use sluice_model::{Generation, Snapshot, StatusSource};
 
 use crate::observe::{LoadView, Metrics};
 
 pub use api::redacted;
+pub use leave::{Leave, Leaver, leave};
 pub use query::{ExplainQuery, QueryError};
 pub use server::{AdminServer, BindError, HealthServer};
+pub use upgrade::{
+    DEFAULT_LIMIT as DEFAULT_UPGRADE_LIMIT, PATH as UPGRADE_PATH, UpgradeError, Upgraded,
+    parse_limit as parse_upgrade_limit,
+};
 
 /// The addresses actually bound; they differ from the configured ones where those have port 0.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -55,7 +65,19 @@ pub trait Health: Send + Sync + 'static {
 }
 
 /// What the admin server shows; the composition root brings it together.
+#[async_trait]
 pub trait AdminState: Health {
+    /// When this process started.
+    fn started(&self) -> SystemTime;
+
+    /// Puts the binary now on disk in this process's place. Resolves when the new process serves, or when
+    /// it is certain that it will not; it may take `limit` to get ready, and some seconds more. Dropping the
+    /// future gives up the answer, not the upgrade.
+    ///
+    /// # Errors
+    /// Why this process goes on.
+    async fn upgrade(&self, limit: Duration) -> Result<Upgraded, UpgradeError>;
+
     /// What is served now.
     fn snapshot(&self) -> Arc<Snapshot>;
 

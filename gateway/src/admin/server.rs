@@ -7,6 +7,7 @@ use std::convert::Infallible;
 use std::future::Future;
 use std::io;
 use std::net::SocketAddr;
+use std::os::fd::{AsFd, OwnedFd};
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
@@ -22,11 +23,13 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use serde_json::{Value, json};
 use thiserror::Error;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, mpsc};
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 
+use super::leave::{Leave, Told};
 use super::query::ExplainQuery;
+use super::upgrade;
 use super::{AdminState, Health, api};
 
 /// Connections at once. More wait in the system's accept queue until one ends, which
@@ -88,13 +91,25 @@ impl AdminServer {
         self.bound.address
     }
 
-    /// Serves until dropped; dropping closes every connection.
-    pub async fn serve(self, state: Arc<dyn AdminState>) -> Infallible {
+    /// The listening socket, for another process.
+    ///
+    /// # Errors
+    /// When this process may have no more descriptors.
+    pub fn socket(&self) -> io::Result<OwnedFd> {
+        self.bound.listener.as_fd().try_clone_to_owned()
+    }
+
+    /// Serves until it is told to leave and every conversation has ended, or until dropped; dropping
+    /// closes every connection.
+    pub async fn serve(self, state: Arc<dyn AdminState>, leave: Leave) {
         let answer = move |request: Request<Incoming>| {
             let state = Arc::clone(&state);
             async move {
                 // Health is answered by the threads that serve requests, and so says something
                 // of them. The rest takes time in proportion to the number of revisions.
+                if request.uri().path() == upgrade::PATH {
+                    return upgrade::answer(&*state, &request).await;
+                }
                 if let Some(answer) = health(&*state, &request) {
                     return answer;
                 }
@@ -108,7 +123,7 @@ impl AdminServer {
                 })
             }
         };
-        self.bound.serve(answer).await
+        self.bound.serve(answer, leave).await
     }
 }
 
@@ -140,13 +155,22 @@ impl HealthServer {
         self.bound.address
     }
 
-    /// Serves until dropped; dropping closes every connection.
-    pub async fn serve(self, state: Arc<dyn Health>) -> Infallible {
+    /// The listening socket, for another process.
+    ///
+    /// # Errors
+    /// When this process may have no more descriptors.
+    pub fn socket(&self) -> io::Result<OwnedFd> {
+        self.bound.listener.as_fd().try_clone_to_owned()
+    }
+
+    /// Serves until it is told to leave and every conversation has ended, or until dropped; dropping
+    /// closes every connection.
+    pub async fn serve(self, state: Arc<dyn Health>, leave: Leave) {
         let answer = move |request: Request<Incoming>| {
             let answer = health(&*state, &request).unwrap_or_else(not_found);
             async move { answer }
         };
-        self.bound.serve(answer).await
+        self.bound.serve(answer, leave).await
     }
 }
 
@@ -175,14 +199,34 @@ impl Bound {
         Ok(Self { listener, address })
     }
 
-    async fn serve<A, F>(self, answer: A) -> Infallible
+    async fn serve<A, F>(self, answer: A, leave: Leave)
+    where
+        A: Fn(Request<Incoming>) -> F + Clone + Send + Sync + 'static,
+        F: Future<Output = Response<Full<Bytes>>> + Send + 'static,
+    {
+        let (mut told, accepting) = leave.split();
+        // Owned here, so that dropping this future ends the connections.
+        let mut connections = JoinSet::new();
+        let mut first = told.clone();
+        tokio::select! {
+            biased;
+            () = first.leaving() => {}
+            () = self.accept(answer, &told, &mut connections) => {}
+        }
+        // In this order: who sees that nothing accepts any more may rely on the socket being closed.
+        drop(self.listener);
+        drop::<mpsc::Sender<Infallible>>(accepting);
+        told.leaving().await;
+        while connections.join_next().await.is_some() {}
+    }
+
+    /// Accepts for ever.
+    async fn accept<A, F>(&self, answer: A, told: &Told, connections: &mut JoinSet<()>)
     where
         A: Fn(Request<Incoming>) -> F + Clone + Send + Sync + 'static,
         F: Future<Output = Response<Full<Bytes>>> + Send + 'static,
     {
         let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
-        // Owned here, so that dropping this future ends the connections.
-        let mut connections = JoinSet::new();
         loop {
             let place = Arc::clone(&places)
                 .acquire_owned()
@@ -198,15 +242,16 @@ impl Bound {
                 }
             };
             let answer = answer.clone();
+            let told = told.clone();
             connections.spawn(async move {
-                connection(stream, answer).await;
+                connection(stream, answer, told).await;
                 drop(place);
             });
         }
     }
 }
 
-async fn connection<A, F>(stream: TcpStream, answer: A)
+async fn connection<A, F>(stream: TcpStream, answer: A, mut told: Told)
 where
     A: Fn(Request<Incoming>) -> F,
     F: Future<Output = Response<Full<Bytes>>>,
@@ -221,11 +266,15 @@ where
         .max_buf_size(MAX_HEAD)
         .serve_connection(TokioIo::new(stream), service);
     let mut connection = pin!(connection);
-    if let Ok(ended) = timeout(MAX_AGE, connection.as_mut()).await {
-        if let Err(error) = ended {
-            tracing::debug!(%error, "admin connection");
+    tokio::select! {
+        ended = connection.as_mut() => {
+            if let Err(error) = ended {
+                tracing::debug!(%error, "admin connection");
+            }
+            return;
         }
-        return;
+        () = sleep(MAX_AGE) => {}
+        () = told.leaving() => {}
     }
     connection.as_mut().graceful_shutdown();
     let _ = timeout(LAST_ANSWER, connection).await;
@@ -234,10 +283,7 @@ where
 /// The answer to a health path, or to a method that none of our paths takes.
 fn health<B>(state: &(impl Health + ?Sized), request: &Request<B>) -> Option<Response<Full<Bytes>>> {
     if !matches!(*request.method(), Method::GET | Method::HEAD) {
-        let mut answer = text(
-            StatusCode::METHOD_NOT_ALLOWED,
-            "this address is read-only: use GET\n",
-        );
+        let mut answer = text(StatusCode::METHOD_NOT_ALLOWED, "use GET\n");
         answer
             .headers_mut()
             .insert(ALLOW, HeaderValue::from_static("GET, HEAD"));
@@ -276,15 +322,19 @@ fn not_found() -> Response<Full<Bytes>> {
     text(StatusCode::NOT_FOUND, "nothing here; / lists what there is\n")
 }
 
-fn text(status: StatusCode, body: impl Into<Bytes>) -> Response<Full<Bytes>> {
+pub(super) fn text(status: StatusCode, body: impl Into<Bytes>) -> Response<Full<Bytes>> {
     typed(status, "text/plain; charset=utf-8", body)
 }
 
-fn as_json(status: StatusCode, value: &Value) -> Response<Full<Bytes>> {
+pub(super) fn as_json(status: StatusCode, value: &Value) -> Response<Full<Bytes>> {
     typed(status, "application/json", format!("{value:#}\n"))
 }
 
-fn typed(status: StatusCode, content_type: &'static str, body: impl Into<Bytes>) -> Response<Full<Bytes>> {
+pub(super) fn typed(
+    status: StatusCode,
+    content_type: &'static str,
+    body: impl Into<Bytes>,
+) -> Response<Full<Bytes>> {
     let mut response = Response::new(Full::new(body.into()));
     *response.status_mut() = status;
     let headers = response.headers_mut();
@@ -305,6 +355,7 @@ const INDEX: &str = r#"<!doctype html>
 <tr><td><a href="/api/revisions">/api/revisions</a><td>what runs, as <code>sluice status</code> shows it
 <tr><td><a href="/api/routes">/api/routes</a><td>hosts and where they lead
 <tr><td><a href="/api/config">/api/config</a><td>settings in force, secrets left out
+<tr><td><code>POST /api/upgrade</code><td>what <code>sluice upgrade</code> asks for: the binary now on disk takes over
 <tr><td><a href="/api/explain?url=http://greeter.default.localhost/">/api/explain?url=…</a><td>which revision would serve this, and why
 </table>
 "#;

@@ -9,12 +9,17 @@ fn loopback() -> SocketAddr {
     ([127, 0, 0, 1], 0).into()
 }
 
-async fn admin_server() -> (SocketAddr, Arc<Gateway>, JoinSet<Infallible>) {
+/// For a server that never leaves.
+fn staying() -> Leave {
+    crate::admin::leave().1
+}
+
+async fn admin_server() -> (SocketAddr, Arc<Gateway>, JoinSet<()>) {
     let server = AdminServer::bind(loopback()).await.unwrap();
     let address = server.address();
     let state = Arc::new(Gateway::new());
     let mut tasks = JoinSet::new();
-    tasks.spawn(server.serve(Arc::clone(&state) as Arc<dyn AdminState>));
+    tasks.spawn(server.serve(Arc::clone(&state) as Arc<dyn AdminState>, staying()));
     (address, state, tasks)
 }
 
@@ -101,7 +106,7 @@ async fn the_health_server_knows_health_only() {
     let address = server.address();
     let state = Arc::new(Gateway::new());
     let mut tasks = JoinSet::new();
-    tasks.spawn(server.serve(Arc::clone(&state) as Arc<dyn Health>));
+    tasks.spawn(server.serve(Arc::clone(&state) as Arc<dyn Health>, staying()));
     assert_eq!(get(address, "/healthz").await.0, 200);
     assert_eq!(get(address, "/readyz").await.0, 200);
     for path in ["/", "/metrics", "/api/config", "/api/revisions"] {
@@ -133,7 +138,7 @@ async fn a_socket_of_another_process_is_taken_over() {
     let server = AdminServer::from_std(socket).unwrap();
     assert_eq!(server.address(), address);
     let mut tasks = JoinSet::new();
-    tasks.spawn(server.serve(Arc::new(Gateway::new())));
+    tasks.spawn(server.serve(Arc::new(Gateway::new()), staying()));
     assert_eq!(get(address, "/healthz").await.0, 200);
 }
 
@@ -172,4 +177,79 @@ async fn dropping_the_server_closes_its_connections() {
     // A reset is as good as an end.
     let _ = stream.read_to_end(&mut rest).await;
     assert!(TcpStream::connect(address).await.is_err());
+}
+
+#[tokio::test]
+async fn an_upgrade_is_asked_for_by_post_alone_and_says_what_came_of_it() {
+    let (address, state, _tasks) = admin_server().await;
+    let post = async |target: &str| {
+        let (head, body) = exchange(address, "POST", target).await;
+        let status: u16 = head.split(' ').nth(1).unwrap().parse().unwrap();
+        (status, serde_json::from_str::<Value>(&body).unwrap())
+    };
+    let (status, said) = post("/api/upgrade").await;
+    assert_eq!(
+        (status, &said["upgraded"], &said["pid"]),
+        (200, &json!(true), &json!(7))
+    );
+    assert_eq!(said["previousPid"], std::process::id());
+    let (status, said) = post("/api/upgrade?timeout=5s").await;
+    assert_eq!(
+        (status, said),
+        (500, json!({"upgraded": false, "error": "not within 5s"}))
+    );
+    for wrong in ["timeout=0s", "timeout=51s", "timeout=x", "limit=5s"] {
+        let (status, said) = post(&format!("/api/upgrade?{wrong}")).await;
+        assert!(status == 400 && said["upgraded"] == false, "{wrong}: {said}");
+    }
+    state.drain();
+    assert_eq!(
+        post("/api/upgrade").await,
+        (409, json!({"upgraded": false, "error": "draining"}))
+    );
+    let (head, _) = exchange(address, "GET", "/api/upgrade").await;
+    assert!(
+        head.starts_with("HTTP/1.1 405") && head.contains("allow: POST"),
+        "{head}"
+    );
+}
+
+#[tokio::test]
+async fn a_web_page_cannot_ask_for_an_upgrade() {
+    let (address, _state, _tasks) = admin_server().await;
+    let mut stream = TcpStream::connect(address).await.unwrap();
+    let request = b"POST /api/upgrade HTTP/1.1\r\nhost: x\r\norigin: http://x\r\nconnection: close\r\n\r\n";
+    stream.write_all(request).await.unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await.unwrap();
+    assert!(answer.starts_with("HTTP/1.1 403"), "{answer}");
+}
+
+#[tokio::test]
+async fn leaving_closes_the_socket_here_and_ends_what_is_open() {
+    let server = HealthServer::bind(loopback()).await.unwrap();
+    let address = server.address();
+    let theirs = HealthServer::from_std(server.socket().unwrap().into()).unwrap();
+    let (mut leaver, leave) = crate::admin::leave();
+    let mut tasks = JoinSet::new();
+    tasks.spawn(server.serve(Arc::new(Gateway::new()), leave));
+    // Kept alive by the server, and idle.
+    let mut idle = TcpStream::connect(address).await.unwrap();
+    idle.write_all(b"GET /healthz HTTP/1.1\r\nhost: x\r\n\r\n")
+        .await
+        .unwrap();
+    assert!(idle.read(&mut [0; 512]).await.unwrap() > 0);
+    leaver.leave().await;
+    let mut rest = Vec::new();
+    let ended = timeout(Duration::from_secs(20), idle.read_to_end(&mut rest)).await;
+    assert!(ended.unwrap().is_ok());
+    timeout(Duration::from_secs(20), tasks.join_next())
+        .await
+        .unwrap()
+        .unwrap()
+        .unwrap();
+    // The socket lives on in whoever has it, and what came meanwhile waits there.
+    let waiting = tokio::spawn(async move { get(address, "/healthz").await });
+    tasks.spawn(theirs.serve(Arc::new(Gateway::new()), staying()));
+    assert_eq!(waiting.await.unwrap().0, 200);
 }

@@ -6,7 +6,7 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::{Request, StatusCode};
+use http::{Method, Request, StatusCode};
 use http_body_util::{BodyExt, Empty, Limited};
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
@@ -86,10 +86,20 @@ pub enum AdminError {
         what: String,
     },
     /// No answer in time.
-    #[error("{url} did not answer within {} s", PATIENCE.as_secs())]
+    #[error("{url} did not answer within {} s", patience.as_secs())]
     Slow {
         /// Where it was asked.
         url: AdminUrl,
+        /// How long.
+        patience: Duration,
+    },
+    /// It was asked, and the connection broke before the answer.
+    #[error("{url} went away without an answer: {what}")]
+    Broken {
+        /// Where it was asked.
+        url: AdminUrl,
+        /// How.
+        what: String,
     },
 }
 
@@ -104,13 +114,33 @@ fn hint(source: &io::Error) -> &'static str {
 
 /// GETs one path. Cancel-safe; takes at most [`PATIENCE`].
 pub(super) async fn get(url: &AdminUrl, target: &str) -> Result<(StatusCode, Bytes), AdminError> {
-    match timeout(PATIENCE, converse(url, target)).await {
+    within(url, PATIENCE, converse(url, Method::GET, target)).await
+}
+
+/// POSTs to one path, without a body. Cancel-safe; takes at most `patience`.
+pub(super) async fn post(
+    url: &AdminUrl,
+    target: &str,
+    patience: Duration,
+) -> Result<(StatusCode, Bytes), AdminError> {
+    within(url, patience, converse(url, Method::POST, target)).await
+}
+
+async fn within<T>(
+    url: &AdminUrl,
+    patience: Duration,
+    conversation: impl Future<Output = Result<T, AdminError>>,
+) -> Result<T, AdminError> {
+    match timeout(patience, conversation).await {
         Ok(result) => result,
-        Err(_) => Err(AdminError::Slow { url: url.clone() }),
+        Err(_) => Err(AdminError::Slow {
+            url: url.clone(),
+            patience,
+        }),
     }
 }
 
-async fn converse(url: &AdminUrl, target: &str) -> Result<(StatusCode, Bytes), AdminError> {
+async fn converse(url: &AdminUrl, method: Method, target: &str) -> Result<(StatusCode, Bytes), AdminError> {
     let strange = |what: &dyn fmt::Display| AdminError::Strange {
         url: url.clone(),
         what: what.to_string(),
@@ -125,13 +155,23 @@ async fn converse(url: &AdminUrl, target: &str) -> Result<(StatusCode, Bytes), A
     let (mut sender, connection) = http1::handshake(TokioIo::new(stream))
         .await
         .map_err(|e| strange(&e))?;
-    let request = Request::get(target)
+    let request = Request::builder()
+        .method(&method)
+        .uri(target)
         .header("host", format!("{}:{}", url.host, url.port))
         .header("connection", "close")
         .body(Empty::<Bytes>::new())
         .map_err(|e| strange(&e))?;
     let exchange = async {
-        let answer = sender.send_request(request).await.map_err(|e| strange(&e))?;
+        let answer = sender.send_request(request).await;
+        let answer = answer.map_err(|e| match method {
+            // What answers an upgrade is a process that is on its way out.
+            Method::POST if e.is_incomplete_message() => AdminError::Broken {
+                url: url.clone(),
+                what: e.to_string(),
+            },
+            _ => strange(&e),
+        })?;
         let status = answer.status();
         let body = Limited::new(answer.into_body(), MAX_ANSWER).collect().await;
         Ok((status, body.map_err(|e| strange(&e))?.to_bytes()))

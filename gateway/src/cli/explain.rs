@@ -194,7 +194,10 @@ zone      a
         let server = AdminServer::bind(loopback).await.unwrap();
         let admin: AdminUrl = server.address().to_string().parse().unwrap();
         let mut tasks = JoinSet::new();
-        tasks.spawn(server.serve(Arc::new(Gateway::new()) as Arc<dyn AdminState>));
+        tasks.spawn(server.serve(
+            Arc::new(Gateway::new()) as Arc<dyn AdminState>,
+            crate::admin::leave().1,
+        ));
         let headers = ["A: b c".to_owned()];
         let query = ExplainQuery::new("http://x/ü?a=b&c", "get", &headers).unwrap();
         let value = fetch(&admin, &query).await.unwrap();

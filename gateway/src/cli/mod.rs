@@ -1,12 +1,13 @@
 //! The command line: what can be typed, and what `status` and `explain` print.
 //!
-//! Exit codes: 0 fine; 1 the configuration was rejected, or `explain` found nothing that would
-//! serve; 2 wrong usage or failure to start. `clap` itself exits with 2.
+//! Exit codes: 0 fine; 1 the configuration was rejected, `explain` found nothing that would serve,
+//! or no new process took over; 2 wrong usage or failure to start. `clap` itself exits with 2.
 
 mod client;
 pub mod explain;
 pub mod status;
 mod table;
+pub mod upgrade;
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
@@ -15,6 +16,7 @@ use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
+use crate::admin::parse_upgrade_limit;
 use crate::observe::LogFormat;
 
 pub use client::{AdminError, AdminUrl};
@@ -33,6 +35,7 @@ pub const DEFAULT_CONFIG: &str = "sluice.yaml";
   sluice check configs/                       validate every file in a directory
   sluice explain http://hello.example.com/v2  which revision would serve this, and why
   sluice status                               what runs, and why
+  sluice upgrade                              put the binary now on disk in place of the running one
 
 Exit codes: 0 fine; 1 configuration rejected, or nothing would serve; 2 usage or failure to start."
 )]
@@ -190,20 +193,17 @@ pub struct StatusArgs {
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
   sluice upgrade
-  sluice upgrade --admin http://127.0.0.1:9901")]
+  sluice upgrade --admin http://127.0.0.1:9901 --timeout 45s
+
+Exits 0 when the new process serves; 1 when the old one goes on, and says why; 2 when no gateway
+answers. SIGQUIT to the running gateway does the same.")]
 pub struct UpgradeArgs {
     /// The admin address of the running gateway
     #[arg(long, value_name = "URL", default_value = client::DEFAULT_ADMIN)]
     pub admin: AdminUrl,
-}
-
-impl UpgradeArgs {
-    /// Says that it cannot be done here, and what can be done instead.
-    pub fn run(&self) -> ExitCode {
-        fail(
-            "`sluice upgrade` is not available in this build: stop the gateway with SIGTERM (it drains) and start the new one",
-        )
-    }
+    /// How long the new process may take to get ready
+    #[arg(long, value_name = "DURATION", default_value = "30s", value_parser = parse_upgrade_limit)]
+    pub timeout: Duration,
 }
 
 /// `sluice schema`
@@ -340,6 +340,7 @@ mod tests {
             "sluice explain -c a --admin http://127.0.0.1:1 http://x/",
             "sluice status --admin https://127.0.0.1:9900",
             "sluice status --format xml",
+            "sluice upgrade --timeout 2m",
         ] {
             let error = parse(line).unwrap_err();
             assert_eq!(error.exit_code(), 2, "{line}: {error}");

@@ -1,13 +1,14 @@
 //! The edge as a whole: listeners that follow the settings, and the way out.
 
 use std::fmt;
-use std::net::SocketAddr;
-use std::sync::Arc;
+use std::net::{SocketAddr, TcpListener as StdListener};
+use std::sync::{Arc, Weak};
 use std::time::SystemTime;
 
 use arc_swap::ArcSwap;
 use parking_lot::Mutex;
 use sluice_model::{ListenerSettings, Settings, SnapshotReader, Visibility};
+use tokio::net::TcpListener;
 use tokio::sync::{oneshot, watch};
 use tokio::task::{JoinHandle, spawn_blocking};
 use tokio::time::sleep;
@@ -64,22 +65,26 @@ pub struct ListenerStatus {
 ///
 /// Dropping it stops accepting; connections that are open live on.
 pub struct Edge {
-    inner: Arc<Inner>,
+    pub(super) inner: Arc<Inner>,
     watcher: JoinHandle<()>,
 }
 
-struct Inner {
-    shared: Arc<Shared>,
+pub(super) struct Inner {
+    pub(super) shared: Arc<Shared>,
     metrics: Arc<dyn EdgeMetrics>,
     /// One change at a time; `true` once nothing may listen any more.
-    stopped: tokio::sync::Mutex<bool>,
-    listening: Mutex<Vec<Listening>>,
+    pub(super) stopped: Arc<tokio::sync::Mutex<bool>>,
+    pub(super) listening: Mutex<Vec<Listening>>,
+    /// Bound by another process, by the configured address; used in place of binding.
+    pub(super) inherited: Mutex<Vec<(SocketAddr, StdListener)>>,
 }
 
 /// A running listener. Dropping it makes the accept loop end in its own time.
-struct Listening {
-    address: SocketAddr,
-    listener: Arc<Listener>,
+pub(super) struct Listening {
+    pub(super) address: SocketAddr,
+    pub(super) listener: Arc<Listener>,
+    /// The accept loop owns it.
+    pub(super) socket: Weak<TcpListener>,
     stop: oneshot::Sender<()>,
     task: JoinHandle<()>,
 }
@@ -109,12 +114,14 @@ impl Edge {
             serve,
             census: Arc::default(),
             drain,
+            open: watch::Sender::new(true),
         };
         let inner = Arc::new(Inner {
             shared: Arc::new(shared),
             metrics,
-            stopped: tokio::sync::Mutex::new(false),
+            stopped: Arc::default(),
             listening: Mutex::default(),
+            inherited: Mutex::default(),
         });
         let watcher = tokio::spawn(watch_files(Arc::clone(&inner)));
         Self { inner, watcher }
@@ -228,18 +235,7 @@ impl Edge {
     pub async fn stop_accepting(&self) {
         let mut stopped = self.inner.stopped.lock().await;
         *stopped = true;
-        let all = std::mem::take(&mut *self.inner.listening.lock());
-        // One after another, while all of them have been told.
-        let mut tasks = Vec::with_capacity(all.len());
-        for listening in all {
-            drop(listening.stop);
-            tasks.push(listening.task);
-        }
-        for task in tasks {
-            if task.await.is_err() {
-                warn!("an accept loop panicked");
-            }
-        }
+        self.inner.stop_all().await;
     }
 
     /// Connections open now, those not yet ready for HTTP included.
@@ -286,11 +282,30 @@ impl Inner {
         (kept, unclaimed)
     }
 
+    /// Stops every accept loop; resolves when all have ended.
+    pub(super) async fn stop_all(&self) {
+        let all = std::mem::take(&mut *self.listening.lock());
+        // One after another, while all of them have been told.
+        let mut tasks = Vec::with_capacity(all.len());
+        for listening in all {
+            drop(listening.stop);
+            tasks.push(listening.task);
+        }
+        for task in tasks {
+            if task.await.is_err() {
+                warn!("an accept loop panicked");
+            }
+        }
+    }
+
     fn listen(&self, address: SocketAddr, v6_only: bool, door: Arc<Door>) -> Result<(), BindError> {
-        let socket = bind(address, v6_only)?;
-        let bound = socket
-            .local_addr()
-            .map_err(|source| BindError { address, source })?;
+        let error = |source| BindError { address, source };
+        let socket = match self.take_inherited(address) {
+            Some(socket) => TcpListener::from_std(socket).map_err(error)?,
+            None => bind(address, v6_only)?,
+        };
+        let bound = socket.local_addr().map_err(error)?;
+        let socket = Arc::new(socket);
         let listener = Arc::new(Listener {
             bound,
             door: ArcSwap::new(door),
@@ -298,11 +313,13 @@ impl Inner {
             shared: Arc::clone(&self.shared),
         });
         let (stop, stopped) = oneshot::channel();
+        let weak = Arc::downgrade(&socket);
         let task = tokio::spawn(Arc::clone(&listener).run(socket, stopped));
         info!(listener = %bound, "listening");
         self.listening.lock().push(Listening {
             address,
             listener,
+            socket: weak,
             stop,
             task,
         });

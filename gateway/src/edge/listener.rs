@@ -10,7 +10,7 @@ use arc_swap::ArcSwap;
 use futures_util::FutureExt;
 use nix::errno::Errno;
 use sluice_model::{Limits, ProxyProtocol, SnapshotReader, Visibility};
-use socket2::{Domain, Protocol as SocketProtocol, Socket, TcpKeepalive, Type};
+use socket2::{Domain, Protocol as SocketProtocol, SockRef, Socket, TcpKeepalive, Type};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{oneshot, watch};
 use tokio::time::{Instant, sleep, timeout_at};
@@ -85,6 +85,8 @@ pub(super) struct Shared {
     pub(super) serve: Arc<dyn Serve>,
     pub(super) census: Arc<Census>,
     pub(super) drain: watch::Sender<Drain>,
+    /// Whether listeners accept yet; once they do, they do for good.
+    pub(super) open: watch::Sender<bool>,
 }
 
 /// What a connection finds where it comes in; a reload changes it for the connections that follow.
@@ -106,7 +108,16 @@ pub(super) struct Listener {
 
 impl Listener {
     /// Accepts until `stop` resolves or its sender is gone; then serves what the kernel has queued, and closes.
-    pub(super) async fn run(self: Arc<Self>, socket: TcpListener, mut stop: oneshot::Receiver<()>) {
+    /// Where the edge is not open yet, nothing is accepted: what is queued is another process's to serve.
+    pub(super) async fn run(self: Arc<Self>, socket: Arc<TcpListener>, mut stop: oneshot::Receiver<()>) {
+        let mut open = self.shared.open.subscribe();
+        tokio::select! {
+            biased;
+            // Its sender lives in `self`. First: an open listener empties its queue on the way out.
+            _ = open.wait_for(|open| *open) => {}
+            _ = &mut stop => return,
+        }
+        drop(open);
         let mut exhausted = false;
         loop {
             let accepted = tokio::select! {
@@ -140,14 +151,14 @@ impl Listener {
     }
 
     /// Serves the clients whose connection the kernel has completed: closing now would reset them.
-    async fn empty(&self, socket: TcpListener) {
-        // Past tokio, which may not know yet that there are any.
-        let Ok(socket) = socket.into_std() else { return };
+    async fn empty(&self, socket: Arc<TcpListener>) {
         let mut tries = 0;
         loop {
-            let accepted = socket.accept().and_then(|(connection, peer)| {
+            // Past tokio, which may not know yet that there are any.
+            let accepted = SockRef::from(&*socket).accept().and_then(|(connection, peer)| {
                 connection.set_nonblocking(true)?;
-                Ok((TcpStream::from_std(connection)?, peer))
+                let peer = peer.as_socket().ok_or(ErrorKind::InvalidInput)?;
+                Ok((TcpStream::from_std(connection.into())?, peer))
             });
             match accepted {
                 Ok((connection, peer)) => self.admit(connection, peer),

@@ -1,6 +1,6 @@
 //! Everything before HTTP: bind, accept, limits, PROXY, TLS, sniffing, per-connection drain.
 //!
-//! `gate` holds the listeners and the way out; `listener` accepts and owns each connection's task;
+//! `gate` holds the listeners and the way out, `handover` passes them to another process; `listener` accepts and owns each connection's task;
 //! `prepare` takes a socket through `proxy_protocol`, `census`, `tls` (over `certificates`) and the
 //! first bytes to what [`Serve`] gets; `stream` and `conn` are what it gets. `expiry` says which
 //! certificates end soon.
@@ -10,6 +10,7 @@ mod certificates;
 mod conn;
 mod expiry;
 mod gate;
+mod handover;
 mod listener;
 mod metrics;
 mod prepare;
@@ -22,6 +23,7 @@ mod tls;
 pub use certificates::{Certificate, CertificateError};
 pub use conn::{ByteStream, CloseWatch, Connection, ConnectionInfo, Drain, Serve, TlsInfo, Wire};
 pub use gate::{Edge, ListenerError, ListenerStatus};
+pub use handover::HeldEdge;
 pub use listener::BindError;
 pub(crate) use listener::why_not_bound;
 pub use metrics::{CloseReason, EdgeMetrics, ListenerMetrics, Protocol};

@@ -159,6 +159,14 @@ pub(super) struct Bench {
 
 impl Bench {
     pub(super) async fn start(settings: Settings) -> Self {
+        let bench = Self::unbound(settings);
+        let errors = bench.edge.apply(&bench.settings).await;
+        assert!(errors.is_empty(), "{errors:?}");
+        bench
+    }
+
+    /// Without listeners yet.
+    pub(super) fn unbound(settings: Settings) -> Self {
         let (publisher, reader) = SnapshotPublisher::new(snapshot(settings.clone()));
         let (told, served) = mpsc::unbounded_channel();
         let counts = Arc::<Counts>::default();
@@ -168,8 +176,6 @@ impl Bench {
             Arc::new(AllAsOne(Arc::clone(&counts))),
             watch::Sender::new(Drain::Serving),
         );
-        let errors = edge.apply(&settings).await;
-        assert!(errors.is_empty(), "{errors:?}");
         Self {
             edge,
             counts,

@@ -120,6 +120,11 @@ impl LiveRevision {
         }
     }
 
+    /// Whether a name is being looked up for the first time.
+    pub(super) fn is_resolving(&self) -> bool {
+        self.names.lock().addresses(&targets(&self.spec())).pending
+    }
+
     /// What the resolver has to look up.
     pub(crate) fn names_wanted(&self) -> Vec<(String, u16)> {
         let targets = targets(&self.spec());
@@ -178,7 +183,7 @@ impl LiveRevision {
         }
     }
 
-    fn start_probes(self: &Arc<Self>) {
+    pub(super) fn start_probes(self: &Arc<Self>) {
         let views = self.throttler.endpoints();
         let mut probed = self.probed.lock();
         for view in views {

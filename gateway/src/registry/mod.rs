@@ -4,6 +4,7 @@
 //! behind one `Arc`, so they cannot be of different generations. A new table takes over the live
 //! state of every revision that stays: throttler, health and counters survive the swap.
 
+mod handover;
 mod live;
 mod serving;
 
@@ -26,6 +27,7 @@ use sluice_model::{
 use tokio::runtime::Handle;
 
 pub use crate::throttle::{ActivationResult, NoObserver, RevisionObserver};
+pub(crate) use handover::{Inherited, kind};
 pub use live::LiveRevision;
 pub use serving::{Serving, ServingReader};
 

@@ -5,3 +5,5 @@ mod observed;
 mod parties;
 pub(crate) mod run;
 mod signals;
+mod upgrade;
+mod way_out;

@@ -1,12 +1,18 @@
 //! The running gateway as its admin server sees it.
 
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
+use std::time::{Duration, Instant, SystemTime};
 
+use async_trait::async_trait;
 use serde_json::{Value, json};
 use sluice_control::autoscale::AutoscaleHandle;
 use sluice_control::plan::{RevisionPlan, ScalerSpec};
 use sluice_control::scale::ScaleHandle;
-use sluice_gateway::admin::{AdminState, BoundAddresses, Explain, ExplainQuery, Health, redacted};
+use sluice_gateway::admin::{
+    AdminState, BoundAddresses, Explain, ExplainQuery, Health, UpgradeError, Upgraded, redacted,
+};
 use sluice_gateway::edge::{Drain, Edge};
 use sluice_gateway::explain::explain;
 use sluice_gateway::observe::{
@@ -15,9 +21,9 @@ use sluice_gateway::observe::{
 use sluice_gateway::registry::Registry;
 use sluice_gateway::throttle::EndpointPhase;
 use sluice_model::{Demand, DemandSink, Generation, RevisionId, Snapshot, StatusSource};
-use std::net::SocketAddr;
-use std::time::Instant;
 use tokio::sync::watch;
+
+use super::upgrade::Upgrades;
 
 /// What health checks and the admin API ask.
 pub(super) struct Observed {
@@ -29,6 +35,10 @@ pub(super) struct Observed {
     pub(super) plans: Arc<Plans>,
     pub(super) admin: SocketAddr,
     pub(super) health: Option<SocketAddr>,
+    pub(super) started: SystemTime,
+    pub(super) upgrades: Upgrades,
+    /// Another process serves on these addresses.
+    pub(super) handed_over: AtomicBool,
 }
 
 /// The plan in force, for `/api/config`.
@@ -43,14 +53,24 @@ impl Plans {
 
 impl Health for Observed {
     fn ready(&self) -> Result<Generation, &'static str> {
-        if *self.drain.borrow() != Drain::Serving {
+        // A balancer that is still connected here asks about the address, which another process serves.
+        if *self.drain.borrow() != Drain::Serving && !self.handed_over.load(Ordering::SeqCst) {
             return Err("draining");
         }
         Ok(self.snapshot().generation)
     }
 }
 
+#[async_trait]
 impl AdminState for Observed {
+    fn started(&self) -> SystemTime {
+        self.started
+    }
+
+    async fn upgrade(&self, limit: Duration) -> Result<Upgraded, UpgradeError> {
+        self.upgrades.ask(limit).await
+    }
+
     fn snapshot(&self) -> Arc<Snapshot> {
         Arc::clone(self.registry.reader().load().snapshot())
     }

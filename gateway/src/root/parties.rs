@@ -13,16 +13,19 @@ use sluice_model::{RevisionId, Snapshot};
 use tokio::runtime::Handle;
 
 use super::observed::Plans;
+use super::upgrade::{Notifier, Table};
 
 /// The data plane, the scaler and the metrics, as the reconciler knows them.
 pub(super) struct Everybody {
     pub(super) registry: Arc<Registry>,
+    pub(super) table: Arc<Table>,
     pub(super) edge: Arc<Edge>,
     pub(super) scale: ScaleHandle,
     pub(super) autoscale: AutoscaleHandle,
     pub(super) metrics: Metrics,
     pub(super) plans: Arc<Plans>,
     pub(super) runtime: Handle,
+    pub(super) notify: Arc<Notifier>,
     /// The first Snapshot's listeners are bound by `run`, which exits if one cannot be.
     pub(super) started: bool,
 }
@@ -33,7 +36,7 @@ impl Parties for Everybody {
     }
 
     fn published(&mut self, snapshot: &Arc<Snapshot>) {
-        self.registry.apply(snapshot);
+        self.table.apply(snapshot);
         if self.started {
             // What cannot be had leaves the old listener or certificate in place, and is said.
             for error in self.runtime.block_on(self.edge.apply(snapshot.settings())) {
@@ -66,6 +69,7 @@ impl Parties for Everybody {
             ReloadOutcome::Unchanged => ReloadResult::Unchanged,
             ReloadOutcome::Rejected(_) => ReloadResult::Rejected,
         });
+        self.notify.reloaded();
     }
 }
 

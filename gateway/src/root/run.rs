@@ -2,10 +2,12 @@
 
 use std::fs::File;
 use std::io::Write;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::PathBuf;
 use std::process::ExitCode;
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, OnceLock};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use sluice_control::autoscale::autoscaler;
@@ -14,21 +16,22 @@ use sluice_control::config::Diagnostics;
 use sluice_control::reconcile::{Compiled, Loaded};
 use sluice_control::scale::{Controller, ScaleHandle, ScaleOptions};
 use sluice_control::source::{FileSource, ReloadHandle, SourceFile};
-use sluice_gateway::admin::{AdminServer, HealthServer};
+use sluice_gateway::admin::{AdminServer, HealthServer, leave};
 use sluice_gateway::cli::RunArgs;
 use sluice_gateway::edge::{Drain, Edge};
 use sluice_gateway::observe::{AccessLog, LineWriter, Metrics, Observer, init_logging};
 use sluice_gateway::proxy::Proxy;
 use sluice_gateway::registry::Registry;
 use sluice_gateway::request::{Engine, MeasuredRevision};
-use sluice_model::{DrainSettings, SnapshotReader};
 use tokio::runtime::{Builder, Runtime};
 use tokio::sync::watch;
 
 use super::check::{bad_files, env};
 use super::observed::{DemandRouter, Observed, Plans};
 use super::parties::{Everybody, Orders};
-use super::signals::{Ask, Signals};
+use super::signals::Signals;
+use super::upgrade::{self, Giving, New, Notifier, Old, Program, SocketKind, SocketName, Table};
+use super::way_out::Running;
 
 /// Bytes of log lines that may wait for a slow reader, for each of stdout and stderr.
 const LOG_BUFFER: usize = 4 << 20;
@@ -102,14 +105,101 @@ pub(crate) fn run(args: &RunArgs) -> ExitCode {
 
 fn start(args: &RunArgs, metrics: Metrics, access_log: AccessLog) -> Result<(), Failure> {
     raise_descriptor_limit();
-    let source = FileSource::new(&args.config.paths());
-    let reload = source.reload_handle();
-    let loaded =
-        Loaded::first(source, loader()).map_err(|e| Failure::rejected(format!("config rejected\n{e}")))?;
+    let origin = Origin {
+        started: SystemTime::now(),
+        program: Program::running()
+            .map_err(|e| Failure::start(format!("cannot find my own executable: {e}")))?,
+        notify: Arc::new(Notifier::from_environment()),
+    };
     // Requests on one runtime, everything else on another: a reload of ten thousand services or a
     // scrape does not stand in a request's way.
     let data = runtime("sluice-data", None)?;
     let control = runtime("sluice-control", Some(2))?;
+    let socket = upgrade::called().map_err(|e| Failure::start(format!("cannot be upgraded to: {e}")))?;
+    let mut new = match socket {
+        Some(socket) => {
+            let greeted = control.block_on(New::greet(socket));
+            Some(greeted.map_err(|why| Failure::start(format!("cannot take over: {why}")))?)
+        }
+        None => None,
+    };
+    let built = build(args, metrics, access_log, new.as_mut(), &data, &control).and_then(|built| {
+        // Nothing is accepted or scaled before this returns: until then another process does.
+        if let Some(new) = &mut new {
+            let told = control.block_on(new.prepared());
+            told.map_err(|why| Failure::start(format!("cannot take over: {why}")))?;
+        }
+        Ok(built)
+    });
+    let running = match built.and_then(|built| serve(built, origin, new.as_mut(), &control)) {
+        Ok(running) => running,
+        Err(failure) => {
+            if let Some(new) = new {
+                control.block_on(new.refuse(&failure.message));
+            }
+            return Err(failure);
+        }
+    };
+    control.block_on(serve_on(running, new));
+    // Whatever still runs is of no use to anybody: connections are closed, instances stopped.
+    data.shutdown_background();
+    control.shutdown_background();
+    Ok(())
+}
+
+async fn serve_on(mut running: Running, new: Option<New>) {
+    match new {
+        Some(new) => {
+            running.edge.open();
+            tracing::info!("upgrade: serving in place of process {}", new.old_pid());
+            running.predecessor = Some(new.serving(Arc::clone(&running.notify)).await);
+        }
+        None => running.notify.ready(),
+    }
+    running.run().await;
+}
+
+/// How this process came to be.
+struct Origin {
+    started: SystemTime,
+    program: Program,
+    notify: Arc<Notifier>,
+}
+
+/// Everything in its place: bound, and nothing done yet.
+struct Built<L> {
+    loaded: Loaded<FileSource, L>,
+    reload: ReloadHandle,
+    executable: PathBuf,
+    phase: watch::Receiver<Drain>,
+    scale: ScaleHandle,
+    controller: Controller,
+    demand: Arc<DemandRouter>,
+    registry: Arc<Registry>,
+    proxy: Arc<Proxy>,
+    edge: Arc<Edge>,
+    admin: AdminServer,
+    health: Option<HealthServer>,
+    /// Admin and health, by configured address.
+    servers: Vec<(SocketName, OwnedFd)>,
+    drain_timeout: Duration,
+    metrics: Metrics,
+}
+
+/// Loads the configuration, builds and binds. Sockets come from the process whose place this one takes
+/// wherever it has them; then nothing accepts yet.
+fn build(
+    args: &RunArgs,
+    metrics: Metrics,
+    access_log: AccessLog,
+    mut new: Option<&mut New>,
+    data: &Runtime,
+    control: &Runtime,
+) -> Result<Built<impl Load>, Failure> {
+    let source = FileSource::new(&args.config.paths());
+    let reload = source.reload_handle();
+    let loaded =
+        Loaded::first(source, loader()).map_err(|e| Failure::rejected(format!("config rejected\n{e}")))?;
     let executable =
         std::env::current_exe().map_err(|e| Failure::start(format!("cannot find my own executable: {e}")))?;
 
@@ -156,37 +246,116 @@ fn start(args: &RunArgs, metrics: Metrics, access_log: AccessLog) -> Result<(), 
 
     let settings = Arc::clone(snapshot.settings());
     drop(snapshot);
+    let admin_address = args.admin.unwrap_or(settings.admin);
+    let mut inherited = |kind, address| new.as_mut().and_then(|new| new.take(kind, address));
     let (admin, health) = control.block_on(async {
-        let admin = AdminServer::bind(args.admin.unwrap_or(settings.admin))
-            .await
-            .map_err(Failure::start)?;
+        let cannot = |e: std::io::Error| Failure::start(format!("cannot use an inherited socket: {e}"));
+        let admin = match inherited(SocketKind::Admin, admin_address) {
+            Some(socket) => AdminServer::from_std(socket).map_err(cannot)?,
+            None => AdminServer::bind(admin_address).await.map_err(Failure::start)?,
+        };
         let health = match settings.health {
-            Some(address) => Some(HealthServer::bind(address).await.map_err(Failure::start)?),
+            Some(address) => Some(match inherited(SocketKind::Health, address) {
+                Some(socket) => HealthServer::from_std(socket).map_err(cannot)?,
+                None => HealthServer::bind(address).await.map_err(Failure::start)?,
+            }),
             None => None,
         };
         Ok::<_, Failure>((admin, health))
     })?;
+    let mut servers = Vec::new();
+    let mut keep = |kind, address, socket: std::io::Result<OwnedFd>| {
+        let socket = socket.map_err(|e| Failure::start(format!("no more descriptors: {e}")))?;
+        servers.push((SocketName { kind, address }, socket));
+        Ok::<_, Failure>(())
+    };
+    keep(SocketKind::Admin, admin_address, admin.socket())?;
+    if let (Some(address), Some(health)) = (settings.health, &health) {
+        keep(SocketKind::Health, address, health.socket())?;
+    }
+    if let Some(new) = new {
+        edge.hold_shut();
+        edge.inherit(new.take_listeners())
+            .map_err(|e| Failure::start(format!("cannot use an inherited socket: {e}")))?;
+    }
     let errors = data.block_on(edge.apply(&settings));
+    edge.forget_inherited();
     if !errors.is_empty() {
         let lines: Vec<_> = errors.iter().map(ToString::to_string).collect();
         return Err(Failure::start(lines.join("\nsluice: ")));
     }
+    Ok(Built {
+        loaded,
+        reload,
+        executable,
+        phase,
+        scale,
+        controller,
+        demand,
+        registry,
+        proxy,
+        edge,
+        admin,
+        health,
+        servers,
+        drain_timeout: settings.drain.timeout,
+        metrics,
+    })
+}
 
+/// Sets everything going. An edge that is held shut stays so: who called opens it.
+fn serve<L: Load>(
+    built: Built<L>,
+    origin: Origin,
+    new: Option<&mut New>,
+    control: &Runtime,
+) -> Result<Running, Failure> {
+    let Built {
+        loaded,
+        reload,
+        executable,
+        phase,
+        scale,
+        controller,
+        demand,
+        registry,
+        proxy,
+        edge,
+        admin,
+        health,
+        servers,
+        drain_timeout,
+        metrics,
+    } = built;
+    // First: from here on a signal is an order, and not the end.
+    let signals = {
+        let _entered = control.enter();
+        Signals::new().map_err(|e| Failure::start(format!("cannot listen for signals: {e}")))?
+    };
+    // Before anything is admitted or decided here.
+    let (left, wanted) = new
+        .map(|new| new.take_over(&registry, &scale))
+        .unwrap_or_default();
     {
         let _entered = control.enter();
         let seed = fastrand::u64(..);
         let options = ScaleOptions {
             executable,
-            drain_timeout: settings.drain.timeout,
+            drain_timeout,
             seed,
         };
-        controller.spawn(Arc::clone(&registry) as _, options);
+        controller.spawn(Arc::clone(&registry) as _, options, left);
     }
-    let (autoscale, decisions) = autoscaler(Arc::clone(&registry) as _, Arc::new(Orders(scale.clone())));
+    let (autoscale, decisions) = autoscaler(
+        Arc::clone(&registry) as _,
+        Arc::new(Orders(scale.clone())),
+        wanted,
+    );
     let _ = demand.autoscale.set(autoscale.clone());
-    control.spawn(decisions.run());
+    let decisions = control.spawn(decisions.run()).abort_handle();
 
     let plans = Arc::new(Plans::default());
+    let (upgrades, asked) = upgrade::upgrades();
     let observed = Arc::new(Observed {
         registry: Arc::clone(&registry),
         edge: Arc::clone(&edge),
@@ -196,44 +365,65 @@ fn start(args: &RunArgs, metrics: Metrics, access_log: AccessLog) -> Result<(), 
         plans: Arc::clone(&plans),
         admin: admin.address(),
         health: health.as_ref().map(HealthServer::address),
+        started: origin.started,
+        upgrades,
+        handed_over: AtomicBool::new(false),
     });
     let reader = loaded.reader().clone();
+    let table = Table::new(Arc::clone(&registry), reader.clone());
     let parties = Everybody {
         registry: Arc::clone(&registry),
+        table: Arc::clone(&table),
         edge: Arc::clone(&edge),
         scale: scale.clone(),
         autoscale,
         metrics,
         plans,
         runtime: control.handle().clone(),
+        notify: Arc::clone(&origin.notify),
         started: false,
     };
     let reconciler = loaded
         .attach(parties)
         .map_err(|refused| Failure::rejected(refused.join("\n")))?;
     announce(&edge, &observed);
-    control.spawn(admin.serve(Arc::clone(&observed) as _));
+    let (leaver, leave) = leave();
     if let Some(health) = health {
-        control.spawn(health.serve(observed as _));
+        control.spawn(health.serve(Arc::clone(&observed) as _, leave.clone()));
     }
-    control.spawn(reconciler.run());
-
-    let signals = {
-        let _entered = control.enter();
-        Signals::new().map_err(|e| Failure::start(format!("cannot listen for signals: {e}")))?
-    };
-    control.block_on(until_stopped(
-        signals, reload, &edge, &registry, &scale, &reader, &proxy,
-    ));
-    // Whatever still runs is of no use to anybody: connections are closed, instances stopped.
-    data.shutdown_background();
-    control.shutdown_background();
-    Ok(())
+    control.spawn(admin.serve(Arc::clone(&observed) as _, leave));
+    let reconciler = control.spawn(reconciler.run()).abort_handle();
+    Ok(Running {
+        signals,
+        reload,
+        reconciler,
+        edge: Arc::clone(&edge),
+        registry,
+        proxy,
+        scale: scale.clone(),
+        reader,
+        observed,
+        notify: origin.notify,
+        leaver,
+        old: Old {
+            program: origin.program,
+            edge,
+            servers,
+            scaling: Giving::new(scale.clone(), table, decisions),
+        },
+        asked,
+        predecessor: None,
+    })
 }
+
+/// Makes a Snapshot of files, or says what is wrong in lines.
+trait Load: FnMut(&[SourceFile]) -> Result<Compiled, Vec<String>> + Send + 'static {}
+
+impl<L: FnMut(&[SourceFile]) -> Result<Compiled, Vec<String>> + Send + 'static> Load for L {}
 
 /// Reads and compiles; what is wrong comes as lines. The first time certificates have to be good,
 /// too: later a bad one leaves the old one in place, and the edge says so.
-fn loader() -> impl FnMut(&[SourceFile]) -> Result<Compiled, Vec<String>> + Send + 'static {
+fn loader() -> impl Load {
     let lines = |all: &Diagnostics| all.items().iter().map(ToString::to_string).collect::<Vec<_>>();
     let mut first = true;
     move |files| {
@@ -304,57 +494,3 @@ fn announce(edge: &Edge, observed: &Observed) {
     lines.push_str("sluice: ready\n");
     let _ = out.write_all(lines.as_bytes()).and_then(|()| out.flush());
 }
-
-async fn until_stopped(
-    mut signals: Signals,
-    reload: ReloadHandle,
-    edge: &Edge,
-    registry: &Registry,
-    scale: &ScaleHandle,
-    reader: &SnapshotReader,
-    proxy: &Proxy,
-) {
-    loop {
-        match signals.next().await {
-            Ask::Reload => {
-                tracing::info!("reload asked for");
-                reload.reload();
-            }
-            Ask::Upgrade => tracing::warn!("SIGQUIT: an upgrade in place is not available in this build"),
-            Ask::Stop => break,
-        }
-    }
-    let settings = reader.load().settings().drain;
-    tokio::select! {
-        () = leave(edge, registry, proxy, settings) => {}
-        // A second signal means now.
-        () = async { while signals.next().await != Ask::Stop {} } => tracing::warn!("stopping at once"),
-    }
-    scale.shutdown().await;
-    tracing::info!("gone");
-}
-
-/// The way out: nothing new, what is open finishes, the rest is closed at the deadline.
-async fn leave(edge: &Edge, registry: &Registry, proxy: &Proxy, settings: DrainSettings) {
-    tracing::info!(open = edge.open_connections(), "draining");
-    edge.drain();
-    proxy.drain();
-    tokio::time::sleep(settings.delay).await;
-    edge.stop_accepting().await;
-    if tokio::time::timeout(settings.timeout, edge.drained())
-        .await
-        .is_err()
-    {
-        tracing::warn!(
-            open = edge.open_connections(),
-            "the drain's deadline is over: closing what is open"
-        );
-        registry.close_all();
-        edge.close();
-        // Waiters get their answer, WebSockets their Close.
-        let _ = tokio::time::timeout(CLOSING, edge.drained()).await;
-    }
-}
-
-/// How long connections may take to end once they are told to.
-const CLOSING: Duration = Duration::from_secs(6);

@@ -17,14 +17,10 @@ use super::health;
 use super::load::LoadMeter;
 use super::queue::{Entry, Queue};
 use super::rejection::{Closing, Rejection};
+use super::remote::{News, Remote};
 
 /// The least a client is asked to wait before it tries again.
 const MIN_RETRY: Duration = Duration::from_secs(1);
-/// How much longer than `start_timeout` a waiter waits, so that the control plane's report of the
-/// same timeout, which knows the cause, comes first.
-const REPORT_GRACE: Duration = Duration::from_millis(250);
-/// Stands in for times too far away for the clock's arithmetic.
-const FAR: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
 
 /// Where endpoints can come from when there is none.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -76,6 +72,8 @@ pub(crate) struct Core<W> {
     pub(super) closed: Option<Closing>,
     /// The end of the ejection that ends first.
     pub(super) eject_due: Option<Instant>,
+    /// Another gateway gives the slots out.
+    pub(super) remote: Option<Remote>,
     pub(super) load: LoadMeter,
     next_seq: u64,
 }
@@ -90,6 +88,7 @@ impl<W> Core<W> {
             start_estimate: None,
             closed: None,
             eject_due: None,
+            remote: None,
             load: LoadMeter::new(now),
             next_seq: 0,
         }
@@ -185,12 +184,20 @@ impl<W> Core<W> {
     /// when it was resolved before.
     pub(crate) fn cancel(&mut self, seq: u64, now: Instant) -> Option<W> {
         self.load.advance(self.held(), now);
-        self.queue.remove(seq).map(|entry| entry.waiter)
+        let entry = self.queue.remove(seq)?;
+        self.unask(seq);
+        Some(entry.waiter)
     }
 
     /// What an attempt told. `turn` is the grant's: news of a former life change nothing.
     pub(crate) fn report(&mut self, slot: u32, turn: u64, outcome: Outcome, now: Instant) -> Effects<W> {
         let mut fx = self.begin(now);
+        if let Some(remote) = &mut self.remote {
+            // Whoever gives the slots out judges the endpoints.
+            let endpoint = self.endpoints.slot(slot).id();
+            remote.tell(News::Report { endpoint, outcome });
+            return fx;
+        }
         let endpoint = self.endpoints.slot_mut(slot);
         if endpoint.turn == turn && endpoint.phase == EndpointPhase::Ready {
             let verdict = endpoint.with_health(|h| h.observe(outcome));
@@ -269,7 +276,7 @@ impl<W> Core<W> {
                 Ok(core.grant(slot, place))
             });
         }
-        if !self.queue.is_empty() && self.endpoints.counts().ready == 0 {
+        if !self.queue.is_empty() && self.endpoints.counts().ready == 0 && self.remote.is_none() {
             match self.limits.supply {
                 Supply::Activated => self.activate(now, fx),
                 Supply::Fixed if self.endpoints.counts().live() == 0 => {
@@ -316,7 +323,7 @@ impl<W> Core<W> {
         u64::from(self.endpoints.in_flight()) + self.queue.len() as u64
     }
 
-    fn admit(
+    pub(super) fn admit(
         &mut self,
         place: Place,
         room: Option<Room>,
@@ -347,6 +354,7 @@ impl<W> Core<W> {
         }
         let seq = place.seq;
         let expires = self.expiry(place.queued, place.arrival.deadline, now);
+        self.ask(&place);
         self.queue.push(waiter(), place, expires, now);
         fx.wake_probes |= self.queue.len() == 1 && self.endpoints.counts().starting > 0;
         Verdict::Queued { seq }
@@ -358,7 +366,7 @@ impl<W> Core<W> {
             return Err(closing.rejection());
         }
         let counts = self.endpoints.counts();
-        if counts.ready == 0 {
+        if counts.ready == 0 && self.remote.is_none() {
             if let Activation::Failed { failure, until } = &self.activation
                 && now < *until
             {
@@ -382,6 +390,11 @@ impl<W> Core<W> {
 
     pub(super) fn grant(&mut self, slot: u32, place: Place) -> Grant {
         self.endpoints.acquire(slot);
+        self.grant_of(slot, place)
+    }
+
+    /// Of a slot that is taken already.
+    pub(super) fn grant_of(&self, slot: u32, place: Place) -> Grant {
         let endpoint = self.endpoints.slot(slot);
         Grant {
             endpoint: Arc::clone(&endpoint.state),
@@ -399,19 +412,24 @@ impl<W> Core<W> {
         {
             fx.signals.push(Signal::Drained(instance));
         }
+        if let Some(remote) = &mut self.remote {
+            let endpoint = endpoint.id();
+            remote.tell(News::Done { endpoint });
+        }
         self.endpoints.release(slot);
     }
 
     /// Whether no endpoint is left that has not refused this request, and none will come.
-    fn is_hopeless(&self, place: &Place) -> bool {
-        self.limits.supply != Supply::Activated
+    pub(super) fn is_hopeless(&self, place: &Place) -> bool {
+        self.remote.is_none()
+            && self.limits.supply != Supply::Activated
             && self
                 .endpoints
                 .iter()
                 .all(|(_, e)| !e.is_live() || place.was_refused_by(e.turn))
     }
 
-    fn resolve(
+    pub(super) fn resolve(
         &mut self,
         entry: Entry<W>,
         now: Instant,
@@ -419,6 +437,7 @@ impl<W> Core<W> {
         decide: impl FnOnce(&mut Self, Place) -> Result<Grant, Rejection>,
     ) {
         let (waiter, place) = entry.into_parts(now);
+        self.unask(place.seq);
         let waited = place.queued;
         let verdict = decide(self, place);
         fx.resolved.push(Resolved {
@@ -428,53 +447,13 @@ impl<W> Core<W> {
         });
     }
 
-    /// The longest anybody waits as things are.
-    fn bound(&self) -> Duration {
-        let limits = &self.limits;
-        if self.endpoints.counts().ready == 0 && limits.supply == Supply::Activated {
-            limits
-                .queue
-                .timeout
-                .min(limits.start_timeout.saturating_add(REPORT_GRACE))
-        } else {
-            limits.queue.timeout
-        }
-    }
-
-    fn expiry(&self, waited: Duration, deadline: Option<Instant>, now: Instant) -> Instant {
-        let end = now + self.bound().saturating_sub(waited).min(FAR);
-        deadline.map_or(end, |d| d.min(end))
-    }
-
-    /// A waiter that came when the bound was tighter (nothing ran yet) gets what is left of the
-    /// present one.
-    fn expire_waiters(&mut self, now: Instant, fx: &mut Effects<W>) {
-        while let Some(due) = self.queue.due(now) {
-            let rejection = if due.deadline.is_some_and(|d| d <= now) {
-                Rejection::DeadlineExceeded
-            } else if due.waited < self.bound() {
-                let expires = self.expiry(due.waited, due.deadline, now);
-                self.queue.postpone(due.seq, expires);
-                continue;
-            } else if self.endpoints.counts().ready == 0 && self.limits.supply == Supply::Activated {
-                Rejection::not_started_in_time(due.waited, self.retry_after(now))
-            } else if self.endpoints.counts().ready == 0 {
-                Rejection::NoEndpoints
-            } else {
-                Rejection::QueueTimeout {
-                    retry_after: self.retry_after(now),
-                }
-            };
-            if let Some(entry) = self.queue.remove(due.seq) {
-                self.resolve(entry, now, fx, |_, _| Err(rejection));
-            }
-        }
-    }
-
     #[cfg(test)]
     pub(super) fn check(&self) {
         self.endpoints.check();
         self.queue.check();
+        if let Some(remote) = &self.remote {
+            remote.check(self.queue.seqs());
+        }
         let counts = self.endpoints.counts();
         assert!(counts.ejected == 0 || counts.ready > 0, "ejected, and none ready");
         assert_eq!(counts.ejected > 0, self.eject_due.is_some());

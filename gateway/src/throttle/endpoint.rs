@@ -143,6 +143,8 @@ pub(crate) struct EndpointSet {
     vacant: Vec<u32>,
     open: Vec<u32>,
     limit: Option<u32>,
+    /// Somebody else gives the slots out: none is open.
+    held: bool,
     counts: Counts,
     in_flight: u32,
     next_turn: u64,
@@ -156,6 +158,7 @@ impl EndpointSet {
             vacant: Vec::new(),
             open: Vec::new(),
             limit,
+            held: false,
             counts: Counts::default(),
             in_flight: 0,
             next_turn: 0,
@@ -182,6 +185,16 @@ impl EndpointSet {
 
     pub(crate) fn set_limit(&mut self, limit: Option<u32>) {
         self.limit = limit;
+        self.refresh_all();
+    }
+
+    /// Whether somebody else gives the slots out.
+    pub(crate) fn hold(&mut self, held: bool) {
+        self.held = held;
+        self.refresh_all();
+    }
+
+    fn refresh_all(&mut self) {
         for i in 0..self.slots.len() {
             if self.slots[i].is_some() {
                 self.refresh(index(i));
@@ -258,11 +271,15 @@ impl EndpointSet {
 
     /// Takes a slot of an endpoint that [`pick`](Self::pick) chose.
     pub(crate) fn acquire(&mut self, i: u32) {
-        let limit = self.limit;
-        let slot = self.slot_mut(i);
-        debug_assert!(limit.is_none_or(|l| slot.in_flight < l), "above the limit");
-        slot.in_flight += 1;
-        if limit.is_some() {
+        let (limit, in_flight) = (self.limit, self.slot(i).in_flight);
+        debug_assert!(limit.is_none_or(|l| in_flight < l), "above the limit");
+        self.occupy(i);
+    }
+
+    /// Takes a slot that somebody else gave out: the limit was theirs to keep.
+    pub(crate) fn occupy(&mut self, i: u32) {
+        self.slot_mut(i).in_flight += 1;
+        if self.limit.is_some() {
             self.refresh(i);
         }
         self.in_flight += 1;
@@ -329,9 +346,10 @@ impl EndpointSet {
 
     /// Puts an endpoint into `open` or takes it out, as phase and limit say.
     fn refresh(&mut self, i: u32) {
-        let limit = self.limit;
+        let (limit, held) = (self.limit, self.held);
         let slot = self.slot_mut(i);
-        let want = slot.phase == EndpointPhase::Ready && limit.is_none_or(|l| slot.in_flight < l);
+        let free = slot.phase == EndpointPhase::Ready && limit.is_none_or(|l| slot.in_flight < l);
+        let want = free && !held;
         match (slot.open, want) {
             (0, true) => {
                 self.open.push(i);
@@ -376,7 +394,8 @@ impl EndpointSet {
         for (i, slot) in self.iter() {
             *counts.of(slot.phase) += 1;
             in_flight += slot.in_flight;
-            let may = slot.phase == EndpointPhase::Ready && self.limit.is_none_or(|l| slot.in_flight < l);
+            let free = self.limit.is_none_or(|l| slot.in_flight < l);
+            let may = !self.held && slot.phase == EndpointPhase::Ready && free;
             assert_eq!(slot.open > 0, may, "open list of {slot:?}");
             if may {
                 assert_eq!(self.open[slot.open as usize - 1], i);

@@ -69,6 +69,25 @@ impl<W> Queue<W> {
         self.entries.first_key_value().map(|(_, e)| &e.place)
     }
 
+    /// Everybody's place as it is now, the oldest first.
+    pub(crate) fn places(&self, now: Instant) -> Vec<Place> {
+        let places = self.entries.values().map(|e| Place {
+            queued: e.place.queued + now.saturating_duration_since(e.entered),
+            tried: e.place.tried.clone(),
+            ..e.place
+        });
+        places.collect()
+    }
+
+    /// Everybody's place as it was when the wait began, the oldest first.
+    pub(crate) fn waiting(&self) -> impl Iterator<Item = &Place> {
+        self.entries.values().map(|e| &e.place)
+    }
+
+    pub(crate) fn place(&self, seq: u64) -> Option<&Place> {
+        self.entries.get(&seq).map(|e| &e.place)
+    }
+
     pub(crate) fn next_expiry(&self) -> Option<Instant> {
         self.expiry.first().map(|(at, _)| *at)
     }
@@ -145,6 +164,11 @@ impl<W> Queue<W> {
         self.expiry.remove(&(entry.expires, seq));
         self.bytes -= entry.place.arrival.bytes;
         Some(entry)
+    }
+
+    #[cfg(test)]
+    pub(crate) fn seqs(&self) -> impl Iterator<Item = u64> {
+        self.entries.keys().copied()
     }
 
     #[cfg(test)]

@@ -10,16 +10,17 @@ use sluice_model::{
     ServiceId,
 };
 use tokio::sync::futures::Notified;
-use tokio::sync::{Notify, oneshot};
+use tokio::sync::{Notify, mpsc, oneshot};
 
 use super::arrival::{Admission, Arrival, Outcome, Place};
 use super::budget::{Account, MakeRoom, QueueBudget, Room};
 use super::core::{Core, ThrottleLimits};
-use super::effects::{Crowded, Effects, Signal, Verdict};
+use super::effects::{Crowded, Effects, Outcomes, Signal, Verdict};
 use super::endpoint::{EndpointPhase, EndpointState};
 use super::observer::{ActivationResult, RevisionObserver};
 use super::permit::Permit;
 use super::rejection::{Closing, Rejection};
+use super::remote::News;
 use super::waiter::{Sender, Waiter};
 
 /// How long the timer task outlives the last waiter: a queue that fills and empties all the time
@@ -76,6 +77,21 @@ struct Shared {
     core: Core<Sender>,
     /// When the timer task wakes; `None` while there is none.
     armed: Option<Instant>,
+    /// Where what the core tells another gateway goes, under which number. Unbounded, but it holds
+    /// a few words for each request that is here, and the queue bounds those.
+    news: Option<(u32, mpsc::UnboundedSender<(u32, News)>)>,
+}
+
+impl Shared {
+    /// Passes on what there is to tell. Under the lock: news of one throttler stay in order.
+    fn post(&mut self) {
+        if let (Some(remote), Some((desk, news))) = (&mut self.core.remote, &self.news) {
+            for item in remote.take_news() {
+                // Nobody listens any more when the other gateway is gone; this learns it soon.
+                let _ = news.send((*desk, item));
+            }
+        }
+    }
 }
 
 impl RevisionThrottler {
@@ -87,7 +103,11 @@ impl RevisionThrottler {
             let core = Core::new(limits, account, fastrand::u64(..), clock());
             Self {
                 id,
-                shared: Mutex::new(Shared { core, armed: None }),
+                shared: Mutex::new(Shared {
+                    core,
+                    armed: None,
+                    news: None,
+                }),
                 env,
                 timer: Arc::new(Notify::new()),
                 probes: Notify::new(),
@@ -130,7 +150,10 @@ impl RevisionThrottler {
     }
 
     pub(crate) fn cancel(&self, seq: u64, now: Instant) {
-        let sender = self.shared.lock().core.cancel(seq, now);
+        let mut shared = self.shared.lock();
+        let sender = shared.core.cancel(seq, now);
+        shared.post();
+        drop(shared);
         drop(sender);
     }
 
@@ -338,9 +361,10 @@ impl RevisionThrottler {
     }
 
     /// Runs an event under the lock and carries out what it decided after it.
-    fn apply<R: Outcomes>(self: &Arc<Self>, event: impl FnOnce(&mut Core<Sender>) -> R) -> R::Value {
+    fn apply<R: Outcomes<Sender>>(self: &Arc<Self>, event: impl FnOnce(&mut Core<Sender>) -> R) -> R::Value {
         let mut shared = self.shared.lock();
         let (value, fx) = event(&mut shared.core).split();
+        shared.post();
         self.arm(shared);
         self.carry_out(fx);
         value
@@ -410,6 +434,7 @@ impl RevisionThrottler {
         let now = clock();
         let mut shared = self.shared.lock();
         let fx = shared.core.expire(now);
+        shared.post();
         let next = match shared.core.next_timer() {
             None if lingered => None,
             None => Some(now + TIMER_LINGER),
@@ -443,6 +468,9 @@ impl fmt::Debug for RevisionThrottler {
     }
 }
 
+#[path = "shell_remote.rs"]
+mod remote;
+
 /// Ends when nobody has waited for a while, or with the throttler.
 async fn run_timer(throttler: Weak<RevisionThrottler>, news: Arc<Notify>, first: Instant) {
     let mut next = first;
@@ -461,25 +489,5 @@ async fn run_timer(throttler: Weak<RevisionThrottler>, news: Arc<Notify>, first:
         };
         idle = !waiting;
         next = at;
-    }
-}
-
-/// An event's result: effects alone, or with a value for the caller.
-trait Outcomes {
-    type Value;
-    fn split(self) -> (Self::Value, Effects<Sender>);
-}
-
-impl Outcomes for Effects<Sender> {
-    type Value = ();
-    fn split(self) -> ((), Self) {
-        ((), self)
-    }
-}
-
-impl<V> Outcomes for (V, Effects<Sender>) {
-    type Value = V;
-    fn split(self) -> (V, Effects<Sender>) {
-        self
     }
 }

@@ -41,8 +41,9 @@ impl<W> Core<W> {
         true
     }
 
-    /// Nobody waits, and no ejection will be over: time brings nothing.
+    /// Nobody waits, no ejection will be over, and no other gateway wants to know: time brings
+    /// nothing.
     fn is_calm(&self) -> bool {
-        self.queue.is_empty() && self.eject_due.is_none()
+        self.queue.is_empty() && self.eject_due.is_none() && self.remote.is_none()
     }
 }

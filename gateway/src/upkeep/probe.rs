@@ -81,7 +81,9 @@ pub(crate) async fn run(
         };
         let spec = revision.spec();
         drop(revision);
-        let Some(delay) = next_delay(pace(&view, &spec, failures > 0)) else {
+        // After a hand-over the newer gateway finds out what is ready.
+        let delay = next_delay(pace(&view, &spec, failures > 0)).filter(|_| !throttler.is_flipped());
+        let Some(delay) = delay else {
             news.await;
             continue;
         };

@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 
 use tempfile::TempDir;
@@ -31,6 +31,7 @@ pub struct Builder {
     source: Option<PathBuf>,
     args: Vec<String>,
     env: Vec<(String, String)>,
+    own_binary: bool,
 }
 
 impl Builder {
@@ -44,7 +45,15 @@ impl Builder {
             source: None,
             args: Vec::new(),
             env: Vec::new(),
+            own_binary: false,
         }
+    }
+
+    /// Starts from a copy of the binary that the test may replace:
+    /// [`replace_binary`](Gateway::replace_binary).
+    pub fn own_binary(mut self) -> Self {
+        self.own_binary = true;
+        self
     }
 
     /// Adds an argument after `run PATH`.
@@ -91,7 +100,13 @@ impl Builder {
                 &complete(&with_defaults(&self.config), &self.processes),
             );
         }
-        let mut child = Command::new(sluice_bin())
+        let mut binary = sluice_bin();
+        if self.own_binary {
+            let own = self.dir.path().join("sluice");
+            put_binary(&own);
+            binary = own;
+        }
+        let mut child = Command::new(binary)
             .arg("run")
             .arg(self.source.as_ref().unwrap_or(&config_path))
             .args(&self.args)
@@ -113,9 +128,18 @@ impl Builder {
             config_path,
             processes: self.processes,
             output,
+            upgraded: AtomicBool::new(false),
         };
         gateway.until_ready().await;
         gateway
+    }
+}
+
+/// Puts the binary under test there; nothing is there yet.
+pub(super) fn put_binary(at: &Path) {
+    // A second name is as good as a copy: what tests replace is the name.
+    if std::fs::hard_link(sluice_bin(), at).is_err() {
+        std::fs::copy(sluice_bin(), at).expect("the binary can be copied");
     }
 }
 

@@ -167,3 +167,27 @@ async fn the_demo_of_the_readme() {
         .await;
     assert_eq!(gateway.get(host, "/").await.status, 200);
 }
+
+/// What an upgrade and a stop rely on; docs/operating.md says why.
+#[test]
+fn the_systemd_unit_fits_the_gateway() {
+    let unit = std::fs::read_to_string(configs().join("systemd/sluice.service")).unwrap();
+    for line in [
+        "Type=notify",
+        "NotifyAccess=main",
+        "KillMode=mixed",
+        "ExecReload=/bin/kill -HUP $MAINPID",
+        "OOMPolicy=continue",
+        "WantedBy=multi-user.target",
+    ] {
+        assert!(unit.lines().any(|l| l == line), "no {line}");
+    }
+    let value = |key: &str| {
+        let line = unit.lines().find_map(|l| l.strip_prefix(key)?.strip_prefix('='));
+        line.unwrap_or_else(|| panic!("no {key}"))
+    };
+    let stop: u64 = value("TimeoutStopSec").trim_end_matches('s').parse().unwrap();
+    assert!(stop > 300, "longer than drain.timeout by default");
+    assert!(value("LimitNOFILE").parse::<u64>().unwrap() >= 3 * 50_000);
+    assert!(value("ExecStart").starts_with("/usr/local/bin/sluice run "));
+}

@@ -31,6 +31,9 @@ mod routing;
 mod splitting;
 mod timeouts;
 mod tunnels;
+mod upgrade;
+mod upgrade_failures;
+mod upgrade_scaling;
 mod url_backends;
 mod webhook;
 

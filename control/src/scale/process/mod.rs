@@ -1,9 +1,10 @@
 //! Local processes as a [`Scaler`]: ports, environment, and one conversation with the supervisor.
 
 mod expand;
+mod handover;
 mod ports;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::os::unix::net::UnixStream;
@@ -17,7 +18,9 @@ use sluice_model::{Failure, InstanceId, RevisionId};
 use tokio::sync::mpsc;
 
 use self::expand::expand;
+pub(crate) use self::handover::Adopted;
 use self::ports::Ports;
+use super::handover::Handing;
 use super::supervisor::{Command, Event, Label, Link, Start, Stream, Turn, VERSION, decode};
 use super::{InstanceOrder, Scaler, ScalerEvent};
 use crate::plan::{Plan, ProcessLimits, ProcessSpec, RevisionPlan, ScalerSpec};
@@ -39,16 +42,20 @@ enum Order {
     Limits(ProcessLimits),
     Start(RevisionId, InstanceId, Arc<RevisionPlan>),
     Stop(InstanceId, Duration),
+    HandOver(Handing),
+    TakeBack,
 }
 
 impl ProcessScaler {
     /// Starts the task. `executable` is what the command word `sluice` means; `connect` starts a
     /// supervisor and is called when the first instance is started, and again should it be lost.
+    /// `adopted` is what an older gateway left.
     pub(crate) fn spawn(
         executable: PathBuf,
         seed: u64,
         connect: impl Fn() -> io::Result<UnixStream> + Send + Sync + 'static,
         events: mpsc::Sender<ScalerEvent>,
+        adopted: Option<Adopted>,
     ) -> Self {
         let (orders, inbox) = mpsc::unbounded_channel();
         let mut rng = fastrand::Rng::with_seed(seed);
@@ -63,9 +70,11 @@ impl ProcessScaler {
             max: 0,
             ports,
             link: None,
+            version: None,
             instances: BTreeMap::new(),
+            expected: BTreeSet::new(),
         };
-        tokio::spawn(actor.run(inbox));
+        tokio::spawn(actor.run(inbox, adopted));
         Self { orders }
     }
 
@@ -88,6 +97,14 @@ impl Scaler for ProcessScaler {
             InstanceOrder::Stop(instance, grace) => Order::Stop(instance, grace),
         });
     }
+
+    fn hand_over(&mut self, handing: Handing) {
+        self.tell(Order::HandOver(handing));
+    }
+
+    fn take_back(&mut self) {
+        self.tell(Order::TakeBack);
+    }
 }
 
 struct Actor<C> {
@@ -98,7 +115,11 @@ struct Actor<C> {
     max: u32,
     ports: Ports,
     link: Option<Link>,
+    /// The supervisor's, once it said it.
+    version: Option<u32>,
     instances: BTreeMap<InstanceId, Running>,
+    /// Those that a list that was asked for has to have in it.
+    expected: BTreeSet<InstanceId>,
 }
 
 struct Running {
@@ -111,7 +132,12 @@ struct Running {
 }
 
 impl<C: Fn() -> io::Result<UnixStream>> Actor<C> {
-    async fn run(mut self, mut inbox: mpsc::UnboundedReceiver<Order>) {
+    async fn run(mut self, mut inbox: mpsc::UnboundedReceiver<Order>, adopted: Option<Adopted>) {
+        if let Some(adopted) = adopted
+            && let Err(error) = self.adopt(adopted)
+        {
+            self.lost(&error.to_string()).await;
+        }
         loop {
             tokio::select! {
                 order = inbox.recv() => match order {
@@ -123,6 +149,8 @@ impl<C: Fn() -> io::Result<UnixStream>> Actor<C> {
                         self.start(revision, instance, &plan).await;
                     }
                     Some(Order::Stop(instance, grace)) => self.stop(instance, grace),
+                    Some(Order::HandOver(handing)) => self.hand_over(handing),
+                    Some(Order::TakeBack) => self.take_back(),
                     None => return,
                 },
                 turn = next_turn(&mut self.link) => match turn {
@@ -247,6 +275,7 @@ impl<C: Fn() -> io::Result<UnixStream>> Actor<C> {
         if self.link.is_none() {
             let mut link = Link::new((self.connect)()?)?;
             link.push(&Command::Hello { version: VERSION })?;
+            self.version = None;
             self.link = Some(link);
         }
         self.link
@@ -256,7 +285,10 @@ impl<C: Fn() -> io::Result<UnixStream>> Actor<C> {
 
     async fn hear(&mut self, frame: &[u8]) {
         match decode(frame) {
-            Ok(Event::Hello { version }) => tracing::debug!(version, "the supervisor is there"),
+            Ok(Event::Hello { version }) => {
+                tracing::debug!(version, "the supervisor is there");
+                self.version = Some(version);
+            }
             Ok(Event::Started { instance, pid }) => self.started(InstanceId(instance), pid).await,
             Ok(Event::StartFailed { instance, error }) => {
                 if let Some(running) = self.forget(InstanceId(instance)) {
@@ -286,7 +318,8 @@ impl<C: Fn() -> io::Result<UnixStream>> Actor<C> {
                 }
                 self.exited(InstanceId(instance), status, last_stderr).await;
             }
-            Ok(Event::Listing { .. }) => {}
+            Ok(Event::Listing { instances }) => self.listed(instances).await,
+            Ok(Event::Outranked) => tracing::warn!("a newer gateway gives the orders"),
             Ok(Event::Refused { error }) => tracing::warn!(%error, "the supervisor refused a command"),
             // It may be newer than this gateway and say what this one does not know.
             Err(error) => tracing::debug!(%error, "the supervisor was not understood"),

@@ -58,6 +58,11 @@ impl Ports {
         None
     }
 
+    /// It was given out by another gateway.
+    pub(super) fn occupy(&mut self, port: u16) {
+        self.in_use.insert(port);
+    }
+
     pub(super) fn give_back(&mut self, port: u16) {
         self.in_use.remove(&port);
     }

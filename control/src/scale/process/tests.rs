@@ -26,7 +26,7 @@ impl Bench {
             started.lock().unwrap().push(serving);
             Ok(ours)
         };
-        let mut scaler = ProcessScaler::spawn("/bin/echo".into(), 1, connect, sender);
+        let mut scaler = ProcessScaler::spawn("/bin/echo".into(), 1, connect, sender, None);
         let processes = ProcessLimits { max, ports };
         scaler.configure(&Plan {
             revisions: BTreeMap::new(),

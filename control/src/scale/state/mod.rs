@@ -7,6 +7,7 @@
 //! removal of the revision, or a failure.
 
 mod instance;
+mod left;
 mod reconcile;
 mod words;
 
@@ -17,6 +18,7 @@ use std::time::{Duration, Instant};
 use sluice_model::{ActivationFailure, Failure, InstanceId, RevisionStatus};
 
 use self::instance::{Instance, Phase, same_launch};
+pub(crate) use self::left::StateLeft;
 pub(crate) use self::words::{Action, Event, Fresh};
 use super::backoff::Backoff;
 use crate::plan::RevisionPlan;

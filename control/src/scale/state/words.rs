@@ -99,6 +99,18 @@ impl Fresh {
         }
     }
 
+    /// Goes on where another run of the gateway stopped: no number is used twice.
+    pub(crate) fn after(seed: u64, next_instance: u64) -> Self {
+        Self {
+            next_instance,
+            ..Self::new(seed)
+        }
+    }
+
+    pub(crate) fn next_instance(&self) -> u64 {
+        self.next_instance
+    }
+
     pub(crate) fn instance(&mut self) -> InstanceId {
         let id = InstanceId(self.next_instance);
         self.next_instance += 1;

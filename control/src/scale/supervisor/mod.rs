@@ -5,6 +5,10 @@
 //! gone the kernel closes the socket and every instance is ended, whatever killed the gateway.
 //! Each instance leads a process group of its own, which is ended as a whole.
 //!
+//! In an upgrade there are two gateways, each with a socket of its own: no message is ever half
+//! read by one and half by the other. The newest gives the orders and hears of everything; the
+//! others are life lines.
+//!
 //! **Invariant:** it never waits for the gateway. Output that nobody reads is dropped and counted.
 
 mod groups;
@@ -13,11 +17,13 @@ mod output;
 mod strays;
 mod wire;
 
+use std::future::poll_fn;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::process::{ExitCode, Stdio};
+use std::task::Poll;
 use std::time::Duration;
 
 use tokio::signal::unix::{SignalKind, signal};
@@ -26,7 +32,7 @@ use tokio::time::Instant;
 
 use groups::Groups;
 pub(crate) use groups::Scope;
-pub(crate) use wire::{Command, Event, Label, Link, Start, Stream, Turn, VERSION, decode};
+pub(crate) use wire::{ATTACHES, Command, Event, Label, Link, Listed, Start, Stream, Turn, VERSION, decode};
 
 /// The first argument that makes the binary a supervisor.
 pub const ARGUMENT: &str = "__supervisor";
@@ -39,6 +45,9 @@ const OUTPUT_QUEUE: usize = 64;
 
 /// Lines are taken from the queue only while less than this is unwritten.
 const OUTPUT_BACKLOG: usize = 64 << 10;
+
+/// Gateways at once: each is a drain that has not come to its end.
+const GATEWAYS: usize = 16;
 
 /// Commands are read only while less than this is unwritten.
 const ANSWER_BACKLOG: usize = 1 << 20;
@@ -105,32 +114,31 @@ pub(crate) fn spawn(executable: &Path) -> io::Result<UnixStream> {
 /// # Errors
 /// When signals cannot be received or the socket cannot be used at all.
 pub(crate) async fn serve(stream: UnixStream, scope: Scope) -> io::Result<()> {
-    let mut link = Link::new(stream)?.pause_above(ANSWER_BACKLOG);
+    // Newest last.
+    let mut gateways = vec![Link::new(stream)?.pause_above(ANSWER_BACKLOG)];
     let mut child_ended = signal(SignalKind::child())?;
     let (events, mut outgoing) = mpsc::channel(OUTPUT_QUEUE);
     let mut groups = Groups::new(scope, events);
-    let mut connected = true;
 
-    while connected || !groups.is_empty() {
+    while !gateways.is_empty() || !groups.is_empty() {
         let wake = groups.next_wake();
+        let backlog = gateways.last().map_or(0, Link::backlog);
         tokio::select! {
-            turn = link.next(), if connected => match turn {
-                Ok(Turn::Message(frame)) => {
-                    if let Some(answer) = obey(&frame, &mut groups) {
-                        say(&mut link, &answer);
-                    }
-                }
+            (from, turn) = next_turn(&mut gateways) => match turn {
+                Ok(Turn::Message(frame)) => obey(from, &frame, &mut gateways, &mut groups),
                 Ok(Turn::Wrote) => continue,
                 Ok(Turn::Closed) | Err(_) => {
-                    connected = false;
-                    groups.stop_all(ORPHAN_GRACE, Instant::now());
+                    gateways.remove(from);
+                    if gateways.is_empty() {
+                        groups.stop_all(ORPHAN_GRACE, Instant::now());
+                    }
                 }
             },
             _ = child_ended.recv() => {}
             () = sleep_until(wake) => {}
-            Some(event) = outgoing.recv(), if !connected || link.backlog() < OUTPUT_BACKLOG => {
-                if connected {
-                    say(&mut link, &event);
+            Some(event) = outgoing.recv(), if backlog < OUTPUT_BACKLOG => {
+                if let Some(newest) = gateways.last_mut() {
+                    say(newest, &event);
                 }
                 // Nothing can have ended, and there may be very many of these.
                 continue;
@@ -160,20 +168,66 @@ async fn sleep_until(wake: Option<Instant>) {
     }
 }
 
-fn obey(frame: &[u8], groups: &mut Groups) -> Option<Event> {
-    match decode(frame) {
+/// What happens next on any of the sockets, the newest first. Dropping the future loses nothing.
+async fn next_turn(gateways: &mut [Link]) -> (usize, io::Result<Turn>) {
+    let mut turns: Vec<_> = gateways.iter_mut().map(|link| Box::pin(link.next())).collect();
+    poll_fn(|cx| {
+        for (from, turn) in turns.iter_mut().enumerate().rev() {
+            if let Poll::Ready(turn) = turn.as_mut().poll(cx) {
+                return Poll::Ready((from, turn));
+            }
+        }
+        Poll::Pending
+    })
+    .await
+}
+
+fn obey(from: usize, frame: &[u8], gateways: &mut Vec<Link>, groups: &mut Groups) {
+    let newest = from + 1 == gateways.len();
+    let answer = match decode(frame) {
         Ok(Command::Hello { .. }) => Some(Event::Hello { version: VERSION }),
+        Ok(Command::Reclaim) => {
+            gateways.truncate(from + 1);
+            Some(listing(groups))
+        }
+        Ok(Command::Start(_) | Command::Stop { .. } | Command::List | Command::Attach) if !newest => {
+            // Whatever came with it is not for a later command.
+            while gateways[from].take_fd().is_some() {}
+            Some(Event::Outranked)
+        }
         Ok(Command::Start(start)) => Some(groups.start(*start)),
         Ok(Command::Stop { instance, grace_ms }) => {
             groups.stop(instance, Duration::from_millis(grace_ms), Instant::now());
             None
         }
-        Ok(Command::List) => Some(Event::Listing {
-            instances: groups.list(),
+        Ok(Command::List) => Some(listing(groups)),
+        Ok(Command::Attach) => attach(gateways).err().map(|error| Event::Refused {
+            error: format!("the next gateway cannot be attached: {error}"),
         }),
         Err(error) => Some(Event::Refused { error }),
+    };
+    if let Some(answer) = answer {
+        say(&mut gateways[from], &answer);
     }
 }
 
+fn attach(gateways: &mut Vec<Link>) -> io::Result<()> {
+    let fd = gateways.last_mut().and_then(Link::take_fd);
+    let fd = fd.ok_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, "no socket came with it"))?;
+    if gateways.len() >= GATEWAYS {
+        return Err(io::Error::other(format!("{GATEWAYS} gateways are attached")));
+    }
+    gateways.push(Link::new(UnixStream::from(fd))?.pause_above(ANSWER_BACKLOG));
+    Ok(())
+}
+
+fn listing(groups: &Groups) -> Event {
+    Event::Listing {
+        instances: groups.list(),
+    }
+}
+
+#[cfg(test)]
+mod attach_tests;
 #[cfg(test)]
 mod tests;

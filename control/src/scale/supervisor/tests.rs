@@ -9,11 +9,11 @@ const PATIENCE: Duration = Duration::from_secs(20);
 
 const APART: &str = "SLUICE_TEST_SUPERVISOR";
 
-struct Gateway(Link);
+pub(super) struct Gateway(pub(super) Link);
 
 impl Gateway {
     /// With the supervisor's loop in this process.
-    fn beside() -> Self {
+    pub(super) fn beside() -> Self {
         let ours = crate::scale::testing::supervisor().unwrap().0;
         Self(Link::new(ours).unwrap())
     }
@@ -32,11 +32,11 @@ impl Gateway {
         (Self(Link::new(ours).unwrap()), child)
     }
 
-    fn say(&mut self, command: &Command) {
+    pub(super) fn say(&mut self, command: &Command) {
         self.0.push(command).unwrap();
     }
 
-    async fn hear(&mut self) -> Event {
+    pub(super) async fn hear(&mut self) -> Event {
         loop {
             let turn = tokio::time::timeout(PATIENCE, self.0.next()).await.unwrap();
             match turn.unwrap() {
@@ -65,7 +65,7 @@ impl Gateway {
         }
     }
 
-    async fn start(&mut self, start: Start) -> i32 {
+    pub(super) async fn start(&mut self, start: Start) -> i32 {
         self.say(&Command::Start(Box::new(start)));
         match self.hear().await {
             Event::Started { pid, .. } => pid,
@@ -74,7 +74,7 @@ impl Gateway {
     }
 }
 
-fn sh(instance: u64, script: &str) -> Start {
+pub(super) fn sh(instance: u64, script: &str) -> Start {
     Start {
         instance,
         command: ["sh", "-c", script].map(str::to_owned).to_vec(),
@@ -91,13 +91,13 @@ fn sh(instance: u64, script: &str) -> Start {
 }
 
 /// Zombies are dead: whether somebody reaps them is the business of whoever adopted them.
-fn lives(pid: i32) -> bool {
+pub(super) fn lives(pid: i32) -> bool {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
     let state = stat.rsplit_once(") ").map_or("", |(_, rest)| rest);
     !state.is_empty() && !state.starts_with('Z')
 }
 
-async fn until(what: &str, condition: impl Fn() -> bool) {
+pub(super) async fn until(what: &str, condition: impl Fn() -> bool) {
     let deadline = StdInstant::now() + PATIENCE;
     while !condition() {
         assert!(StdInstant::now() < deadline, "not in time: {what}");

@@ -4,17 +4,29 @@
 //! message of either side is `Hello`, and a command that the supervisor does not understand is
 //! answered, never fatal.
 
-use std::collections::BTreeMap;
-use std::io;
+use std::collections::{BTreeMap, VecDeque};
+use std::io::{self, IoSlice, IoSliceMut};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
 
+use rustix::net::{
+    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage,
+    SendFlags, recvmsg, sendmsg,
+};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use tokio::io::Interest;
 use tokio::net::UnixStream;
 
-/// Grows with every change that an older peer would misread.
-pub(crate) const VERSION: u32 = 1;
+/// Grows with every change that an older peer would misread. Since 2 there may be several gateways.
+pub(crate) const VERSION: u32 = 2;
+
+/// The first version that understands [`Command::Attach`].
+pub(crate) const ATTACHES: u32 = 2;
+
+/// Descriptors that one write carries, and that may wait for the message they belong to.
+const MAX_FDS: usize = 4;
 
 /// The kernel takes about 2 MiB of arguments and environment; JSON escapes at worst double it.
 const MAX_FRAME: usize = 4 << 20;
@@ -34,6 +46,13 @@ pub(crate) enum Command {
     Stop { instance: u64, grace_ms: u64 },
     /// Asks for what runs; a gateway that took over learns it this way.
     List,
+    /// The socket that comes with it belongs to the next gateway: it gives the orders and hears
+    /// of everything from now on. This one stays as a life line; whatever it orders is answered by
+    /// [`Event::Outranked`].
+    Attach,
+    /// The next gateway came to nothing: its socket is closed, and this one gives the orders
+    /// again. Answered by `Listing`: what happened meanwhile was told to the other.
+    Reclaim,
 }
 
 /// One instance to start.
@@ -97,6 +116,8 @@ pub(crate) enum Event {
     Listing { instances: Vec<Listed> },
     /// A command that was not understood.
     Refused { error: String },
+    /// A command was not obeyed: a newer gateway gives the orders.
+    Outranked,
 }
 
 /// One running instance.
@@ -127,6 +148,10 @@ pub(crate) struct Link {
     output: Vec<u8>,
     /// How much of `output` is written already.
     written: usize,
+    /// To go out with what is written next: never later than the message they belong to.
+    outgoing: VecDeque<OwnedFd>,
+    /// Came in, and not yet taken by the message they belong to.
+    incoming: VecDeque<OwnedFd>,
     /// Reads nothing while more than this is unwritten, so that a peer that only talks cannot make
     /// this end's memory grow. Only one of two peers may have it.
     pause_above: usize,
@@ -144,6 +169,8 @@ impl Link {
             input: Vec::new(),
             output: Vec::new(),
             written: 0,
+            outgoing: VecDeque::new(),
+            incoming: VecDeque::new(),
             pause_above: usize::MAX,
         })
     }
@@ -177,6 +204,21 @@ impl Link {
         Ok(())
     }
 
+    /// As [`push`](Self::push), with a descriptor that comes with the message.
+    ///
+    /// # Errors
+    /// As there.
+    pub(crate) fn push_with(&mut self, message: &impl Serialize, fd: OwnedFd) -> io::Result<()> {
+        self.push(message)?;
+        self.outgoing.push_back(fd);
+        Ok(())
+    }
+
+    /// The oldest descriptor that came in and was not taken yet.
+    pub(crate) fn take_fd(&mut self) -> Option<OwnedFd> {
+        self.incoming.pop_front()
+    }
+
     /// Waits for the next thing to happen on the socket; writes what is outgoing meanwhile.
     /// Dropping the future loses nothing.
     ///
@@ -207,7 +249,7 @@ impl Link {
     fn write_some(&mut self) -> io::Result<bool> {
         let before = self.backlog();
         while self.backlog() > 0 {
-            match self.stream.try_write(&self.output[self.written..]) {
+            match self.try_send() {
                 Ok(n) => self.written += n,
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
                 Err(error) => return Err(error),
@@ -222,10 +264,51 @@ impl Link {
         Ok(self.backlog() < before)
     }
 
+    fn try_send(&mut self) -> io::Result<usize> {
+        let bytes = &self.output[self.written..];
+        if self.outgoing.is_empty() {
+            return self.stream.try_write(bytes);
+        }
+        let count = self.outgoing.len().min(MAX_FDS);
+        let sent = {
+            let fds: Vec<_> = self.outgoing.iter().take(count).map(AsFd::as_fd).collect();
+            let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_FDS))];
+            let mut control = SendAncillaryBuffer::new(&mut space);
+            let fits = control.push(SendAncillaryMessage::ScmRights(&fds));
+            debug_assert!(fits, "there is room for MAX_FDS");
+            self.stream.try_io(Interest::WRITABLE, || {
+                let bytes = [IoSlice::new(bytes)];
+                Ok(sendmsg(&self.stream, &bytes, &mut control, SendFlags::NOSIGNAL)?)
+            })?
+        };
+        self.outgoing.drain(..count);
+        Ok(sent)
+    }
+
+    fn try_receive(&mut self, chunk: &mut [u8]) -> io::Result<usize> {
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_FDS))];
+        let mut control = RecvAncillaryBuffer::new(&mut space);
+        let received = self.stream.try_io(Interest::READABLE, || {
+            let mut bytes = [IoSliceMut::new(chunk)];
+            // Nothing that is started here is to inherit it.
+            let flags = RecvFlags::CMSG_CLOEXEC;
+            Ok(recvmsg(&self.stream, &mut bytes, &mut control, flags)?)
+        })?;
+        for message in control.drain() {
+            if let RecvAncillaryMessage::ScmRights(fds) = message {
+                self.incoming.extend(fds);
+            }
+        }
+        // What no message takes is closed: nobody can fill this process's table.
+        let surplus = self.incoming.len().saturating_sub(MAX_FDS);
+        self.incoming.drain(..surplus);
+        Ok(received.bytes)
+    }
+
     /// False at the end of the stream.
     fn read_some(&mut self) -> io::Result<bool> {
         let mut chunk = [0; 16 << 10];
-        match self.stream.try_read(&mut chunk) {
+        match self.try_receive(&mut chunk) {
             Ok(0) => Ok(false),
             Ok(n) => {
                 self.input.extend_from_slice(&chunk[..n]);

@@ -10,6 +10,7 @@
 //! go of what is surplus, and none only after it agreed that nobody is there.
 
 mod endpoints;
+mod left;
 mod post;
 
 use std::collections::BTreeMap;
@@ -19,6 +20,7 @@ use std::time::{Duration, Instant};
 use sluice_model::{ActivationFailure, Failure, InstanceId, RevisionStatus};
 
 use self::endpoints::Endpoint;
+pub(crate) use self::left::ReplicasLeft;
 use self::post::Decision;
 use super::Answer;
 use crate::plan::RevisionPlan;
@@ -159,6 +161,11 @@ impl ReplicaState {
     /// Whether it is only left to end.
     pub(crate) fn is_removed(&self) -> bool {
         self.closed || self.removed.is_some()
+    }
+
+    /// Whether a call is under way, whose answer somebody owes it.
+    pub(crate) fn awaits_answer(&self) -> bool {
+        self.is_calling()
     }
 
     /// Whether this plan is the one it follows already.

@@ -27,12 +27,12 @@ const LONGEST_CALL: Duration = Duration::from_secs(10);
 #[derive(Debug)]
 pub(super) struct Decision {
     /// The same for every call about it.
-    key: String,
-    replicas: u32,
-    reason: String,
-    calling: bool,
+    pub(super) key: String,
+    pub(super) replicas: u32,
+    pub(super) reason: String,
+    pub(super) calling: bool,
     /// Calls that came to nothing.
-    failed: u32,
+    pub(super) failed: u32,
 }
 
 impl ReplicaState {

@@ -1,0 +1,111 @@
+//! Local processes pass from one gateway to the next.
+
+use std::collections::BTreeSet;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
+
+use sluice_model::{InstanceId, RevisionId};
+
+use super::{Actor, Running};
+use crate::scale::handover::{Handing, HandoverError, Left, ProcessLeft};
+use crate::scale::supervisor::{ATTACHES, Command, Link, Listed, VERSION};
+
+/// What an older gateway left of its processes.
+#[derive(Debug)]
+pub(crate) struct Adopted {
+    pub(crate) supervisor: OwnedFd,
+    pub(crate) processes: Vec<(RevisionId, ProcessLeft)>,
+}
+
+impl<C: Fn() -> io::Result<UnixStream>> Actor<C> {
+    /// Adds what is known and a socket of its own for the next gateway. The supervisor obeys in
+    /// order, so everything ordered before is done before the next one is heard.
+    pub(super) fn hand_over(&mut self, mut handing: Handing) {
+        let processes = self.instances.iter().map(|(id, running)| {
+            let left = ProcessLeft {
+                instance: id.0,
+                port: running.port,
+                pid: running.pid,
+                port_taken: running.port_taken,
+            };
+            Left::of(&running.revision, left)
+        });
+        handing.state.processes = processes.collect();
+        let supervisor = self.attach();
+        handing.finish(supervisor);
+    }
+
+    fn attach(&mut self) -> Result<Option<OwnedFd>, HandoverError> {
+        let Some(link) = &mut self.link else {
+            return Ok(None);
+        };
+        // One that has not said anything yet was started by this gateway, from the same binary.
+        if let Some(version) = self.version.filter(|version| *version < ATTACHES) {
+            return Err(HandoverError::OldSupervisor(version));
+        }
+        let (ours, theirs) = UnixStream::pair()?;
+        link.push_with(&Command::Attach, theirs.into())?;
+        Ok(Some(ours.into()))
+    }
+
+    /// The next gateway came to nothing.
+    pub(super) fn take_back(&mut self) {
+        if let Some(link) = &mut self.link {
+            link.push(&Command::Reclaim).expect("it is short");
+            self.expected = self.instances.keys().copied().collect();
+        }
+    }
+
+    /// Goes on where another gateway stopped.
+    pub(super) fn adopt(&mut self, adopted: Adopted) -> io::Result<()> {
+        for (revision, left) in adopted.processes {
+            self.ports.occupy(left.port);
+            let running = Running {
+                revision,
+                port: left.port,
+                pid: left.pid,
+                port_taken: left.port_taken,
+            };
+            self.instances.insert(InstanceId(left.instance), running);
+        }
+        let mut link = Link::new(UnixStream::from(adopted.supervisor))?;
+        link.push(&Command::Hello { version: VERSION })?;
+        link.push(&Command::List)?;
+        self.expected = self.instances.keys().copied().collect();
+        self.link = Some(link);
+        Ok(())
+    }
+
+    /// What runs by the supervisor's word. What started or ended while somebody else was told is
+    /// learned here.
+    pub(super) async fn listed(&mut self, listed: Vec<Listed>) {
+        let mut gone: BTreeSet<InstanceId> = std::mem::take(&mut self.expected);
+        for process in listed {
+            let instance = InstanceId(process.instance);
+            gone.remove(&instance);
+            match self.instances.get(&instance) {
+                // Told again where it is known: the controller may not have heard of it.
+                Some(_) => self.started(instance, process.pid).await,
+                None => {
+                    tracing::warn!(%instance, pid = process.pid, "an instance that nobody knows is ended");
+                    self.end(instance);
+                }
+            }
+        }
+        for instance in gone {
+            self.exited(instance, "ended during an upgrade".to_owned(), None)
+                .await;
+        }
+    }
+
+    fn end(&mut self, instance: InstanceId) {
+        if let Some(link) = &mut self.link {
+            let stop = Command::Stop {
+                instance: instance.0,
+                grace_ms: 0,
+            };
+            link.push(&stop).expect("a stop is short");
+        }
+    }
+}

@@ -1,0 +1,90 @@
+//! Live state passes from one process to the next.
+
+use std::sync::Arc;
+
+use sluice_model::{Backend, RevisionId, RevisionSpec, ServiceId};
+
+use super::{LiveRevision, Registry};
+use crate::throttle::{Closing, EndpointInUse, Permit, RevisionThrottler, ThrottleEnv, clock};
+
+/// What an older process has of one revision.
+#[derive(Debug, Clone)]
+pub(crate) struct Inherited {
+    pub(crate) revision: RevisionId,
+    pub(crate) service: ServiceId,
+    /// See [`kind`].
+    pub(crate) kind: String,
+    pub(crate) endpoints: Vec<EndpointInUse>,
+}
+
+/// How requests of a revision are sent: one process may use what another one grants only where both
+/// would send them in the same way.
+pub(crate) fn kind(spec: &RevisionSpec) -> String {
+    let protocol = spec.protocol;
+    match &spec.backend {
+        Backend::Managed => format!("managed {protocol:?}"),
+        Backend::Static { activated, .. } => format!("static {protocol:?} {activated}"),
+        Backend::Url(url) => format!("url {protocol:?} {url:?}"),
+    }
+}
+
+impl Registry {
+    /// Every live state, those of removed revisions that still have something in flight too.
+    pub(crate) fn everything(&self) -> Vec<Arc<LiveRevision>> {
+        let leaving = self.leaving.lock();
+        let current = self.current.load_full();
+        let all = current.live().iter().chain(leaving.iter());
+        all.cloned().collect()
+    }
+
+    /// Takes over what an older process has of a revision. Returns the throttler that its requests
+    /// ask, if the revision is served here, and a Permit for each of them.
+    ///
+    /// Instances that no revision of the table takes get a live state that is leaving: they finish
+    /// what they have, as those of a revision that a reload removed.
+    pub(crate) fn inherit(&self, left: &Inherited) -> (Option<Arc<RevisionThrottler>>, Vec<Permit>) {
+        let now = clock();
+        let current = self.live(&left.revision);
+        let current = current.filter(|live| kind(&live.spec()) == left.kind);
+        let (instances, fixed): (Vec<_>, Vec<_>) = left
+            .endpoints
+            .iter()
+            .cloned()
+            .partition(|endpoint| endpoint.id.instance.is_some());
+        let mut permits = Vec::new();
+        if let Some(live) = &current {
+            let may_add = live.is_resolving();
+            permits.extend(live.throttler().adopt(&fixed, may_add, now));
+        }
+        if instances.is_empty() {
+            return (current.map(|live| Arc::clone(live.throttler())), permits);
+        }
+        let live = current.unwrap_or_else(|| self.leaving(left));
+        permits.extend(live.throttler().adopt(&instances, true, now));
+        live.start_probes();
+        (Some(Arc::clone(live.throttler())), permits)
+    }
+
+    /// A live state for a revision that the table does not have.
+    fn leaving(&self, left: &Inherited) -> Arc<LiveRevision> {
+        let mut leaving = self.leaving.lock();
+        if let Some(known) = leaving.iter().find(|live| *live.id() == left.revision) {
+            return Arc::clone(known);
+        }
+        let spec = Arc::new(RevisionSpec::leaving(
+            left.revision.clone(),
+            left.service.clone(),
+            Backend::Managed,
+        ));
+        let env = ThrottleEnv {
+            demand: Arc::clone(&self.demand),
+            observer: (self.make_observer)(&spec),
+            budget: Arc::clone(&self.budget),
+            runtime: self.runtime.clone(),
+        };
+        let live = LiveRevision::start(spec, env, self.upkeep.clone(), clock());
+        live.throttler().close(Closing::Removed, clock());
+        leaving.push(Arc::clone(&live));
+        live
+    }
+}

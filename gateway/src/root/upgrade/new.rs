@@ -1,0 +1,213 @@
+//! The new process's side: it takes what it is given, gets ready, and serves when it is told to.
+
+use std::fs::File;
+use std::io;
+use std::net::{SocketAddr, TcpListener};
+use std::os::fd::AsFd;
+use std::os::unix::net::UnixStream;
+
+use nix::sys::socket::{getsockopt, sockopt::PeerCredentials};
+use nix::unistd::dup2_stdin;
+use sluice_control::autoscale::Inherited;
+use sluice_control::scale::{HandedOver, ScaleHandle};
+use sluice_gateway::registry::Registry;
+use tokio::sync::watch;
+
+use super::notify::Notifier;
+use super::program::VARIABLE;
+use super::scaling::Taking;
+use super::wire::{Channel, Frame, Hello, Receiver, Sender, SocketKind, SocketName, VERSION, Welcome};
+
+/// The socket to the process whose place this one takes; `None` when it was started to be a gateway of its
+/// own. Standard input is `/dev/null` afterwards.
+///
+/// # Errors
+/// When the socket is there and cannot be used.
+pub(crate) fn called() -> io::Result<Option<UnixStream>> {
+    let Some(from) = std::env::var(VARIABLE)
+        .ok()
+        .and_then(|pid| pid.parse::<i32>().ok())
+    else {
+        return Ok(None);
+    };
+    let stdin = io::stdin();
+    // The variable is inherited by whatever an upgraded gateway starts; such a socket is not.
+    if !getsockopt(&stdin.as_fd(), PeerCredentials).is_ok_and(|peer| peer.pid() == from) {
+        return Ok(None);
+    }
+    let socket = stdin.as_fd().try_clone_to_owned()?;
+    dup2_stdin(File::open("/dev/null")?)?;
+    Ok(Some(socket.into()))
+}
+
+/// A process that is about to take another's place.
+pub(crate) struct New {
+    channel: Channel,
+    old: Hello,
+    sockets: Vec<(SocketName, TcpListener)>,
+    scaling: Taking,
+}
+
+impl New {
+    /// Hears what the old process has to give. Must run inside a runtime.
+    ///
+    /// # Errors
+    /// Why there is nothing to take, as the old process has been told, too.
+    pub(crate) async fn greet(socket: UnixStream) -> Result<Self, String> {
+        let mut channel = Channel::new(socket).map_err(|e| format!("cannot be spoken to: {e}"))?;
+        match hear(&mut channel).await {
+            Ok((old, sockets)) => Ok(Self {
+                channel,
+                old,
+                sockets,
+                scaling: Taking::default(),
+            }),
+            Err(why) => {
+                refuse(&channel, &why).await;
+                Err(why)
+            }
+        }
+    }
+
+    /// Who handed over.
+    pub(crate) fn old_pid(&self) -> u32 {
+        self.old.pid
+    }
+
+    /// The socket that was bound for this, if there is one.
+    pub(crate) fn take(&mut self, kind: SocketKind, address: SocketAddr) -> Option<TcpListener> {
+        let wanted = SocketName { kind, address };
+        let at = self.sockets.iter().position(|(name, _)| *name == wanted)?;
+        Some(self.sockets.remove(at).1)
+    }
+
+    /// All sockets of listeners, in their order, by configured address.
+    pub(crate) fn take_listeners(&mut self) -> Vec<(SocketAddr, TcpListener)> {
+        let (listeners, rest) = std::mem::take(&mut self.sockets)
+            .into_iter()
+            .partition(|(name, _)| name.kind == SocketKind::Listener);
+        self.sockets = rest;
+        let listeners: Vec<(SocketName, TcpListener)> = listeners;
+        listeners
+            .into_iter()
+            .map(|(name, socket)| (name.address, socket))
+            .collect()
+    }
+
+    /// Says why this process cannot take over; it should end then.
+    pub(crate) async fn refuse(self, why: &str) {
+        refuse(&self.channel, why).await;
+    }
+
+    /// Says that it could serve, and waits until it should. What was inherited and not taken is closed.
+    ///
+    /// # Errors
+    /// Why it should not: the old process is gone, or says what makes no sense.
+    pub(crate) async fn prepared(&mut self) -> Result<(), String> {
+        self.sockets.clear();
+        let told = self.channel.send(&Frame::Prepared, Vec::new()).await;
+        told.map_err(|e| e.to_string())?;
+        loop {
+            let message = self.channel.recv().await.map_err(|e| e.to_string())?;
+            match message.frame {
+                Frame::Scaling(said) => self.scaling.heard(&said, message.descriptors)?,
+                Frame::Take => return Ok(()),
+                frame => return Err(format!("{} is out of turn", frame.name())),
+            }
+        }
+    }
+
+    /// Counts what the old process has in flight, as [`Taking::take_over`] says.
+    pub(crate) fn take_over(
+        &mut self,
+        registry: &Registry,
+        scale: &ScaleHandle,
+    ) -> (Option<HandedOver>, Inherited) {
+        self.scaling.take_over(registry, scale)
+    }
+
+    /// Acknowledges: every listener accepts. From here on this process is the gateway, whatever becomes of
+    /// the old one: if that has given up, it ends this one itself.
+    pub(crate) async fn serving(self, notify: std::sync::Arc<Notifier>) -> Predecessor {
+        let _ = self.channel.send(&Frame::Serving, Vec::new()).await;
+        let (gone, watch) = watch::channel(false);
+        let (sender, receiver) = self.channel.split();
+        let old = self.old.pid;
+        let scaling = self.scaling;
+        tokio::spawn(async move {
+            follow(old, sender, receiver, scaling, &notify).await;
+            tracing::info!("upgrade: process {old} is gone");
+            gone.send_replace(true);
+        });
+        Predecessor { gone: watch }
+    }
+}
+
+async fn hear(channel: &mut Channel) -> Result<(Hello, Vec<(SocketName, TcpListener)>), String> {
+    let say = |e: super::wire::WireError| e.to_string();
+    let old = match channel.recv().await.map_err(say)?.frame {
+        Frame::Hello(old) => old,
+        frame => return Err(format!("{} is out of turn", frame.name())),
+    };
+    if old.version != VERSION {
+        return Err(format!(
+            "the running gateway ({}) speaks version {} of the hand-over and the new one version {VERSION}: restart instead",
+            old.build, old.version
+        ));
+    }
+    let mut sockets = Vec::new();
+    while sockets.len() < old.sockets {
+        let message = channel.recv().await.map_err(say)?;
+        match message.frame {
+            Frame::Sockets(names) if !names.is_empty() && names.len() == message.descriptors.len() => {
+                let listeners = message.descriptors.into_iter().map(TcpListener::from);
+                sockets.extend(names.into_iter().zip(listeners));
+            }
+            frame => return Err(format!("{} is out of turn", frame.name())),
+        }
+    }
+    let welcome = Welcome {
+        version: VERSION,
+        build: env!("CARGO_PKG_VERSION").to_owned(),
+    };
+    let told = channel.send(&Frame::Welcome(welcome), Vec::new()).await;
+    told.map_err(say)?;
+    Ok((old, sockets))
+}
+
+async fn refuse(channel: &Channel, why: &str) {
+    // It may be gone; then there is nobody to tell.
+    let _ = channel.send(&Frame::Failed(why.to_owned()), Vec::new()).await;
+    channel.flush().await;
+}
+
+async fn follow(old: u32, sender: Sender, mut receiver: Receiver, scaling: Taking, notify: &Notifier) {
+    let released = receiver.recv().await;
+    // Not before: until then systemd listens to the old process alone.
+    notify.ready();
+    match released {
+        Ok(message) if message.frame == Frame::Released => {
+            tracing::info!("upgrade: process {old} no longer accepts");
+            scaling.follow(sender, receiver).await;
+        }
+        Ok(message) => tracing::warn!(
+            "upgrade: process {old} is not understood: {} is out of turn",
+            message.frame.name()
+        ),
+        Err(error) => tracing::warn!(%error, "upgrade: process {old} did not say farewell"),
+    }
+}
+
+/// The process before this one, which still has connections.
+#[derive(Debug, Clone)]
+pub(crate) struct Predecessor {
+    gone: watch::Receiver<bool>,
+}
+
+impl Predecessor {
+    /// Resolves when it is gone. Cancel-safe.
+    pub(crate) async fn gone(&self) {
+        // An error is the end of this process's runtime, and so of all waiting.
+        let _ = self.gone.clone().wait_for(|gone| *gone).await;
+    }
+}

@@ -1,0 +1,352 @@
+//! The old process's side: it starts the new one, hands over, and goes on by itself if that fails.
+
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
+use std::sync::Arc;
+use std::time::Duration;
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use sluice_gateway::edge::{Edge, HeldEdge};
+use tokio::process::Child;
+use tokio::sync::oneshot;
+use tokio::time::error::Elapsed;
+use tokio::time::timeout;
+
+use super::program::Program;
+use super::scaling::{Giving, GivingError};
+use super::wire::{
+    Channel, Frame, Hello, MAX_DESCRIPTORS, Receiver, Sender, SocketKind, SocketName, VERSION, WireError,
+};
+
+/// What is between a new process that is ready and one that serves takes milliseconds. The scaling is frozen
+/// meanwhile, so a process that hangs there is not waited for long.
+const HAND_OVER: Duration = Duration::from_secs(10);
+
+/// Between SIGTERM and SIGKILL to a new process that is of no use.
+const GRACE: Duration = Duration::from_secs(2);
+
+/// For the last words of a process that exited, or the exit of one that said them.
+const LAST_WORDS: Duration = Duration::from_secs(1);
+
+/// Why the old process goes on.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum HandOverError {
+    /// The end of this process would be the end of its container.
+    #[error("this process is the first of its container, which ends with it: start a new container instead")]
+    FirstProcess,
+    /// It never ran.
+    #[error("cannot start {path}: {source}")]
+    Start {
+        /// The binary.
+        path: String,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// This process cannot pass on its instances.
+    #[error("cannot hand over the scaling: {0}")]
+    Scaling(sluice_control::scale::HandoverError),
+    /// This process cannot pass on what it has.
+    #[error("cannot hand over the listening sockets: {0}")]
+    Sockets(std::io::Error),
+    /// Its own words.
+    #[error("the new process cannot take over: {0}")]
+    Refused(String),
+    /// Crashed, or is not what it should be.
+    #[error("the new process ended before it {before}: {how}")]
+    Ended {
+        /// What it did not get to.
+        before: &'static str,
+        /// Its exit status.
+        how: String,
+    },
+    /// Hangs, or needs longer.
+    #[error("the new process was not {what} within {limit:?}")]
+    Slow {
+        /// What it should have been.
+        what: &'static str,
+        /// How long it was waited for.
+        limit: Duration,
+    },
+    /// Too old or too new.
+    #[error(
+        "the new binary ({build}) speaks version {theirs} of the hand-over and this one version {VERSION}: restart instead"
+    )]
+    Version {
+        /// The new binary's version.
+        build: String,
+        /// Of the hand-over.
+        theirs: u32,
+    },
+    /// It says what makes no sense.
+    #[error("the new process was not understood: {0}")]
+    Strange(String),
+    /// The operator changed their mind.
+    #[error("this process was told to stop meanwhile")]
+    Cancelled,
+}
+
+/// What can be handed over.
+pub(crate) struct Old {
+    pub(crate) program: Program,
+    pub(crate) edge: Arc<Edge>,
+    /// Admin and health.
+    pub(crate) servers: Vec<(SocketName, OwnedFd)>,
+    pub(crate) scaling: Giving,
+}
+
+/// A new process serves. The old one still accepts, until [`HeldEdge::stop_accepting`].
+pub(crate) struct HandedOver {
+    pub(crate) pid: u32,
+    /// The new binary's version.
+    pub(crate) build: String,
+    pub(crate) edge: HeldEdge,
+    pub(crate) sender: Sender,
+    pub(crate) receiver: Receiver,
+    /// Not killed when dropped.
+    pub(crate) child: Child,
+}
+
+impl Old {
+    /// Starts the binary now on disk and hands over to it. It may take `limit` to get ready. On an error the
+    /// new process is gone, and nothing has changed. `cancelled` ends it early; dropping the future kills the
+    /// new process, but leaves the scaling as it is.
+    pub(crate) async fn hand_over(
+        &mut self,
+        limit: Duration,
+        cancelled: oneshot::Receiver<()>,
+    ) -> Result<HandedOver, HandOverError> {
+        if std::process::id() == 1 {
+            return Err(HandOverError::FirstProcess);
+        }
+        // A reload from here on would bind what the new process, which reads the same files, binds itself.
+        let edge = self.edge.hold().await;
+        let mut sockets = Vec::new();
+        for (address, socket) in edge.sockets().map_err(HandOverError::Sockets)? {
+            let kind = SocketKind::Listener;
+            sockets.push((SocketName { kind, address }, socket));
+        }
+        for (name, socket) in &self.servers {
+            sockets.push((*name, socket.try_clone().map_err(HandOverError::Sockets)?));
+        }
+        let mut new = Newcomer::start(&self.program)?;
+        let mut frozen = false;
+        let outcome = tokio::select! {
+            outcome = converse(&mut new, sockets, limit, &mut self.scaling, &mut frozen) => outcome,
+            () = asked_for(cancelled) => Err(HandOverError::Cancelled),
+        };
+        match outcome {
+            Ok(build) => {
+                let (child, channel) = new.accept();
+                let (sender, receiver) = channel.split();
+                Ok(HandedOver {
+                    pid: child.id().unwrap_or_default(),
+                    build,
+                    edge,
+                    sender,
+                    receiver,
+                    child,
+                })
+            }
+            Err(error) => {
+                // First it is gone, then what it may have had is taken back.
+                new.end().await;
+                if frozen {
+                    self.scaling.take_back().await;
+                }
+                Err(error)
+            }
+        }
+    }
+}
+
+async fn asked_for(cancelled: oneshot::Receiver<()>) {
+    if cancelled.await.is_err() {
+        std::future::pending().await
+    }
+}
+
+/// The conversation to the acknowledgement. Returns the new binary's version.
+async fn converse(
+    new: &mut Newcomer,
+    sockets: Vec<(SocketName, OwnedFd)>,
+    limit: Duration,
+    scaling: &mut Giving,
+    frozen: &mut bool,
+) -> Result<String, HandOverError> {
+    let slow = |what, limit| move |_: Elapsed| HandOverError::Slow { what, limit };
+    let build = timeout(limit, greet(new, sockets))
+        .await
+        .map_err(slow("ready", limit))??;
+    tracing::info!("upgrade: process {} is ready, handing over to it", new.pid());
+    let taken = async {
+        *frozen = true;
+        match scaling.hand_over(&mut new.channel).await {
+            Ok(()) => {}
+            Err(GivingError::Scale(error)) => return Err(HandOverError::Scaling(error)),
+            Err(GivingError::Wire(error)) => return Err(new.explain(error, "took over").await),
+        }
+        new.say(&Frame::Take, Vec::new(), "took over").await?;
+        new.hear(Frame::Serving, "took over").await
+    };
+    timeout(HAND_OVER, taken)
+        .await
+        .map_err(slow("serving", HAND_OVER))??;
+    Ok(build)
+}
+
+/// To [`Frame::Prepared`].
+async fn greet(new: &mut Newcomer, mut sockets: Vec<(SocketName, OwnedFd)>) -> Result<String, HandOverError> {
+    const BEFORE: &str = "was ready";
+    let hello = Hello {
+        version: VERSION,
+        build: env!("CARGO_PKG_VERSION").to_owned(),
+        pid: std::process::id(),
+        sockets: sockets.len(),
+    };
+    new.say(&Frame::Hello(hello), Vec::new(), BEFORE).await?;
+    while !sockets.is_empty() {
+        let some = sockets.drain(..sockets.len().min(MAX_DESCRIPTORS));
+        let (names, descriptors) = some.unzip();
+        new.say(&Frame::Sockets(names), descriptors, BEFORE).await?;
+    }
+    let welcome = match new.next(BEFORE).await? {
+        Frame::Welcome(welcome) => welcome,
+        frame => return Err(unexpected(&frame)),
+    };
+    if welcome.version != VERSION {
+        return Err(HandOverError::Version {
+            build: welcome.build,
+            theirs: welcome.version,
+        });
+    }
+    new.hear(Frame::Prepared, BEFORE).await?;
+    Ok(welcome.build)
+}
+
+fn unexpected(frame: &Frame) -> HandOverError {
+    HandOverError::Strange(format!("{} is out of turn", frame.name()))
+}
+
+/// The new process as long as it is nothing but this one's child.
+struct Newcomer {
+    child: Tied,
+    channel: Channel,
+}
+
+/// Kills the process when dropped.
+struct Tied(Option<Child>);
+
+impl Tied {
+    fn child(&mut self) -> &mut Child {
+        self.0.as_mut().expect("taken only together with this")
+    }
+}
+
+impl Drop for Tied {
+    fn drop(&mut self) {
+        if let Some(child) = &mut self.0 {
+            let _ = child.start_kill();
+        }
+    }
+}
+
+impl Newcomer {
+    fn start(program: &Program) -> Result<Self, HandOverError> {
+        let error = |source| HandOverError::Start {
+            path: program.path().display().to_string(),
+            source,
+        };
+        let (ours, theirs) = UnixStream::pair().map_err(error)?;
+        let channel = Channel::new(ours).map_err(error)?;
+        let child = Tied(Some(program.start(theirs).map_err(error)?));
+        Ok(Self { child, channel })
+    }
+
+    /// 0 when it has ended.
+    fn pid(&self) -> u32 {
+        self.child.0.as_ref().and_then(Child::id).unwrap_or_default()
+    }
+
+    async fn say(
+        &mut self,
+        frame: &Frame,
+        descriptors: Vec<OwnedFd>,
+        before: &'static str,
+    ) -> Result<(), HandOverError> {
+        match self.channel.send(frame, descriptors).await {
+            Ok(()) => Ok(()),
+            Err(error) => Err(self.explain(error, before).await),
+        }
+    }
+
+    /// Waits for this frame.
+    async fn hear(&mut self, wanted: Frame, before: &'static str) -> Result<(), HandOverError> {
+        match self.next(before).await? {
+            frame if frame == wanted => Ok(()),
+            frame => Err(unexpected(&frame)),
+        }
+    }
+
+    /// What it says next, unless that is a refusal.
+    async fn next(&mut self, before: &'static str) -> Result<Frame, HandOverError> {
+        let child = self.child.child();
+        let said = tokio::select! {
+            biased;
+            said = self.channel.recv() => said,
+            _ = child.wait() => {
+                // What it said on the way comes first. Its descendants may hold the socket open in silence.
+                let last = timeout(LAST_WORDS, self.channel.recv()).await;
+                last.unwrap_or(Err(WireError::Closed))
+            }
+        };
+        match said {
+            Ok(message) => match message.frame {
+                Frame::Failed(why) => Err(HandOverError::Refused(why)),
+                frame => Ok(frame),
+            },
+            Err(error) => Err(self.explain(error, before).await),
+        }
+    }
+
+    /// Why it cannot be talked to: most often because it is gone, and then how.
+    async fn explain(&mut self, error: WireError, before: &'static str) -> HandOverError {
+        match error {
+            WireError::Closed | WireError::Cut | WireError::Io(_) => {
+                // A refusal may still be unread where it was this side that could not speak.
+                while let Ok(Ok(message)) = timeout(LAST_WORDS, self.channel.recv()).await {
+                    if let Frame::Failed(why) = message.frame {
+                        return HandOverError::Refused(why);
+                    }
+                }
+                let how = match timeout(LAST_WORDS, self.child.child().wait()).await {
+                    Ok(Ok(status)) => status.to_string(),
+                    Ok(Err(error)) => error.to_string(),
+                    Err(_) => {
+                        "it runs, but does not listen: is it a sluice that can be upgraded to?".to_owned()
+                    }
+                };
+                HandOverError::Ended { before, how }
+            }
+            error => HandOverError::Strange(error.to_string()),
+        }
+    }
+
+    /// It serves: from now on it is nobody's to end.
+    fn accept(mut self) -> (Child, Channel) {
+        let child = self.child.0.take().expect("taken only together with this");
+        (child, self.channel)
+    }
+
+    /// It is of no use: it may end by itself, and must end.
+    async fn end(mut self) {
+        let child = self.child.child();
+        // Without an id it has ended and was reaped, and its number may be another's.
+        if let Some(pid) = child.id().and_then(|pid| i32::try_from(pid).ok()) {
+            let _ = kill(Pid::from_raw(pid), Signal::SIGTERM);
+        }
+        if timeout(GRACE, child.wait()).await.is_err() {
+            let _ = child.kill().await;
+        }
+    }
+}

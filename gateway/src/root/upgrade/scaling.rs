@@ -1,0 +1,325 @@
+//! The scaling's part of an upgrade, in both processes. **This is where the two halves meet**: the
+//! sequence in `old` and `new` calls these and knows nothing else of scaling.
+//!
+//! ```text
+//! O                                   N
+//! ◀─────────────── Prepared ───────── built and bound, scales nothing yet
+//! Giving::hand_over ── Scaling* ────▶ Taking::heard, once for each
+//! ──────────────────── Take ────────▶ Taking::take_over, before anything is started
+//! ◀─────────────── Serving ────────── from here on only N scales
+//! Giving::follow ◀──── Scaling* ────▶ Taking::follow, until O is gone
+//! ```
+//!
+//! From `hand_over` on, whoever arrives in O waits: nobody gives a slot out until N does, or until O
+//! does again. Whatever goes wrong before `Serving` ends in `Giving::take_back`, and N is ended.
+
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use parking_lot::Mutex;
+use serde::{Deserialize, Serialize};
+use sluice_control::autoscale::Inherited;
+use sluice_control::scale::{HandedOver, PlatformAnswer, ScaleHandle, ScaleState};
+use sluice_gateway::handover::{Desk, Guest, Host, ToGuest, ToHost};
+use sluice_gateway::registry::Registry;
+use sluice_model::{Snapshot, SnapshotReader};
+use tokio::sync::mpsc::UnboundedReceiver;
+use tokio::task::AbortHandle;
+
+use super::wire::{Channel, Frame, Receiver, Sender, WireError};
+
+/// Answers sent together.
+const BATCH: usize = 256;
+
+/// What the two sides say.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+enum Said {
+    /// O: its instances; the socket to their supervisor comes with it, if there is one.
+    Scale(Box<ScaleState>),
+    /// O: what it has in flight.
+    Desks(Vec<Desk>),
+    /// O.
+    ToHost(Vec<ToHost>),
+    /// N.
+    ToGuest(Vec<ToGuest>),
+    /// O: what a platform answered to it.
+    Answer(PlatformAnswer),
+}
+
+impl Said {
+    fn frame(&self) -> Result<Frame, WireError> {
+        let body = serde_json::to_vec(self).map_err(|e| WireError::Malformed {
+            frame: "Scaling",
+            why: e.to_string(),
+        })?;
+        Ok(Frame::Scaling(Bytes::from(body)))
+    }
+
+    fn read(body: &[u8]) -> Result<Self, String> {
+        serde_json::from_slice(body).map_err(|e| format!("what it says of scaling: {e}"))
+    }
+}
+
+/// The table of requests, which does not change while this process's slots are not its own.
+#[derive(Debug)]
+pub(crate) struct Table {
+    registry: Arc<Registry>,
+    reader: SnapshotReader,
+    /// A Snapshot came meanwhile or did not: the reader has the latest.
+    held: Mutex<bool>,
+}
+
+impl Table {
+    pub(crate) fn new(registry: Arc<Registry>, reader: SnapshotReader) -> Arc<Self> {
+        let held = Mutex::new(false);
+        Arc::new(Self {
+            registry,
+            reader,
+            held,
+        })
+    }
+
+    /// Lets requests see a new Snapshot, at once or when the slots are this process's again.
+    pub(crate) fn apply(&self, snapshot: &Arc<Snapshot>) {
+        let held = self.held.lock();
+        if *held {
+            tracing::info!("a reload waits: another process has taken over, or is about to");
+        } else {
+            self.registry.apply(snapshot);
+        }
+    }
+
+    fn flip(&self) -> (Guest, Vec<Desk>) {
+        let mut held = self.held.lock();
+        *held = true;
+        Guest::flip(&self.registry)
+    }
+
+    fn take_back(&self, guest: Guest) {
+        let mut held = self.held.lock();
+        guest.take_back();
+        *held = false;
+        self.registry.apply(&self.reader.load());
+    }
+}
+
+/// The old process's side.
+#[derive(Debug)]
+pub(crate) struct Giving {
+    scale: ScaleHandle,
+    table: Arc<Table>,
+    /// The autoscaler's task: what it decides is of no interest once another process scales.
+    decisions: AbortHandle,
+    guest: Option<Guest>,
+}
+
+impl Giving {
+    pub(crate) fn new(scale: ScaleHandle, table: Arc<Table>, decisions: AbortHandle) -> Self {
+        Self {
+            scale,
+            table,
+            decisions,
+            guest: None,
+        }
+    }
+
+    /// Stops scaling and says what there is to know, as any number of [`Frame::Scaling`] with their
+    /// descriptors. May be dropped half way; [`Self::take_back`] follows then.
+    pub(crate) async fn hand_over(&mut self, channel: &mut Channel) -> Result<(), GivingError> {
+        // Instances first: what the data plane learns of them until it is flipped is part of what it
+        // says, and what it asks for is kept.
+        let HandedOver { state, supervisor } = self.scale.freeze().await?;
+        let (guest, desks) = self.table.flip();
+        self.guest = Some(guest);
+        let scale = Said::Scale(Box::new(state)).frame()?;
+        channel.send(&scale, supervisor.into_iter().collect()).await?;
+        channel.send(&Said::Desks(desks).frame()?, Vec::new()).await?;
+        Ok(())
+    }
+
+    /// The new process did not acknowledge, and is gone: everything is as before.
+    pub(crate) async fn take_back(&mut self) {
+        self.scale.thaw();
+        if let Some(guest) = self.guest.take() {
+            self.table.take_back(guest);
+        }
+    }
+
+    /// The new process scales. Runs beside the drain; ends when the new process does, or when the
+    /// scaler was shut down and its last word is said.
+    pub(crate) fn follow(
+        &mut self,
+        sender: Sender,
+        receiver: Receiver,
+    ) -> impl Future<Output = ()> + Send + 'static {
+        self.decisions.abort();
+        let answers = self.scale.release();
+        let guest = self.guest.take();
+        async move {
+            if let Some(guest) = guest {
+                follow(guest, answers, sender, receiver).await;
+            }
+        }
+    }
+}
+
+async fn follow(
+    mut guest: Guest,
+    mut answers: UnboundedReceiver<PlatformAnswer>,
+    sender: Sender,
+    mut receiver: Receiver,
+) {
+    let mut next: Option<Frame> = None;
+    let gone: WireError = loop {
+        // What is said is never waited for without listening: two that only talk would stop.
+        let said = tokio::select! {
+            heard = receiver.recv() => {
+                match heard {
+                    Ok(message) => hear(&guest, &message.frame),
+                    Err(error) => break error,
+                }
+                continue;
+            }
+            sent = say(&sender, &next), if next.is_some() => {
+                next = None;
+                match sent {
+                    Ok(()) => continue,
+                    Err(error) => break error,
+                }
+            }
+            news = guest.next(), if next.is_none() => Said::ToHost(news),
+            answer = answers.recv(), if next.is_none() => match answer {
+                Some(answer) => Said::Answer(answer),
+                None => return sender.flush().await,
+            },
+        };
+        match said.frame() {
+            Ok(frame) => next = Some(frame),
+            Err(error) => break error,
+        }
+    };
+    tracing::warn!(error = %gone, "upgrade: the new process is gone: what is in flight here ends, nothing else is served");
+    guest.abandon();
+}
+
+/// Why scaling is not handed over.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum GivingError {
+    #[error(transparent)]
+    Scale(#[from] sluice_control::scale::HandoverError),
+    #[error(transparent)]
+    Wire(#[from] WireError),
+}
+
+fn hear(guest: &Guest, frame: &Frame) {
+    let Frame::Scaling(body) = frame else { return };
+    match Said::read(body) {
+        Ok(Said::ToGuest(messages)) => messages.into_iter().for_each(|message| guest.hear(message)),
+        Ok(_) => {}
+        Err(error) => tracing::warn!("upgrade: the new process is not understood: {error}"),
+    }
+}
+
+async fn say(sender: &Sender, frame: &Option<Frame>) -> Result<(), WireError> {
+    match frame {
+        Some(frame) => sender.send(frame, Vec::new()).await,
+        None => Ok(()),
+    }
+}
+
+/// The new process's side.
+#[derive(Debug, Default)]
+pub(crate) struct Taking {
+    state: Option<ScaleState>,
+    supervisor: Option<OwnedFd>,
+    desks: Vec<Desk>,
+    host: Option<(Host, ScaleHandle)>,
+}
+
+impl Taking {
+    /// One part of what the old process hands over.
+    pub(crate) fn heard(&mut self, body: &Bytes, descriptors: Vec<OwnedFd>) -> Result<(), String> {
+        match Said::read(body)? {
+            Said::Scale(state) => {
+                state.check().map_err(|e| e.to_string())?;
+                self.state = Some(*state);
+                self.supervisor = descriptors.into_iter().next();
+                Ok(())
+            }
+            Said::Desks(desks) => {
+                self.desks.extend(desks);
+                Ok(())
+            }
+            Said::ToHost(_) | Said::ToGuest(_) | Said::Answer(_) => {
+                Err("what it says of scaling is out of turn".to_owned())
+            }
+        }
+    }
+
+    /// Counts what the old process has in flight; before this one admits anything. Returns what its
+    /// controller left, and how many of each revision it wanted.
+    pub(crate) fn take_over(
+        &mut self,
+        registry: &Registry,
+        scale: &ScaleHandle,
+    ) -> (Option<HandedOver>, Inherited) {
+        let host = Host::inherit(registry, &std::mem::take(&mut self.desks));
+        tracing::info!(
+            in_flight = host.held(),
+            "upgrade: counting what the old process has in flight"
+        );
+        self.host = Some((host, scale.clone()));
+        let supervisor = self.supervisor.take();
+        let left = self.state.take().map(|state| HandedOver { state, supervisor });
+        let wanted = left.as_ref().map(|left| left.state.desired()).unwrap_or_default();
+        (left, wanted)
+    }
+
+    /// Runs as long as the old process lives. Returns when it is gone.
+    pub(crate) async fn follow(self, sender: Sender, mut receiver: Receiver) {
+        let Some((mut host, scale)) = self.host else {
+            return;
+        };
+        let mut answers: Vec<ToGuest> = Vec::new();
+        let mut next: Option<Frame> = None;
+        loop {
+            if next.is_none() && !answers.is_empty() {
+                let some = answers.drain(..answers.len().min(BATCH)).collect();
+                match Said::ToGuest(some).frame() {
+                    Ok(frame) => next = Some(frame),
+                    Err(error) => tracing::warn!(%error, "upgrade: an answer cannot be said"),
+                }
+            }
+            tokio::select! {
+                heard = receiver.recv() => match heard.map(|message| message.frame) {
+                    Ok(Frame::Scaling(body)) => match Said::read(&body) {
+                        Ok(Said::ToHost(said)) => {
+                            answers.extend(said.into_iter().filter_map(|message| host.hear(message)));
+                        }
+                        Ok(Said::Answer(answer)) => scale.platform_answered(Some(answer)),
+                        Ok(_) => {}
+                        Err(error) => tracing::warn!("upgrade: the old process is not understood: {error}"),
+                    },
+                    Ok(_) => {}
+                    Err(_) => break,
+                },
+                sent = say(&sender, &next), if next.is_some() => {
+                    next = None;
+                    if sent.is_err() {
+                        break;
+                    }
+                }
+                answer = host.next() => answers.push(answer),
+            }
+        }
+        // It is gone, and with it whatever it had in flight.
+        tracing::info!(
+            in_flight = host.held(),
+            "upgrade: the old process holds nothing any more"
+        );
+        drop(host);
+        scale.platform_answered(None);
+    }
+}

@@ -1,0 +1,222 @@
+//! From serving to gone: by a signal, or by handing over to a new process.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use sluice_control::scale::ScaleHandle;
+use sluice_control::source::ReloadHandle;
+use sluice_gateway::admin::{Leaver, UpgradeError, Upgraded};
+use sluice_gateway::edge::Edge;
+use sluice_gateway::proxy::Proxy;
+use sluice_gateway::registry::Registry;
+use sluice_model::{DrainSettings, SnapshotReader};
+use tokio::sync::{mpsc, oneshot};
+use tokio::task::AbortHandle;
+
+use super::observed::Observed;
+use super::signals::{Ask, Signals};
+use super::upgrade::{Asked, Frame, HandedOver, LEAVING, Notifier, Old, Predecessor};
+
+/// How long connections may take to end once they are told to.
+const CLOSING: Duration = Duration::from_secs(6);
+
+/// For the last words to a new process.
+const LAST_WORDS: Duration = Duration::from_secs(1);
+
+/// A gateway that serves, and all that its end needs.
+pub(super) struct Running {
+    pub(super) signals: Signals,
+    pub(super) reload: ReloadHandle,
+    /// Follows the configuration.
+    pub(super) reconciler: AbortHandle,
+    pub(super) edge: Arc<Edge>,
+    pub(super) registry: Arc<Registry>,
+    pub(super) proxy: Arc<Proxy>,
+    pub(super) scale: ScaleHandle,
+    pub(super) reader: SnapshotReader,
+    pub(super) observed: Arc<Observed>,
+    pub(super) notify: Arc<Notifier>,
+    /// Gives admin and health away.
+    pub(super) leaver: Leaver,
+    pub(super) old: Old,
+    pub(super) asked: mpsc::Receiver<Asked>,
+    /// Still drains, where this process was upgraded to.
+    pub(super) predecessor: Option<Predecessor>,
+}
+
+/// Why it no longer serves.
+enum End {
+    Stopped,
+    HandedOver(Box<HandedOver>, Asked),
+}
+
+impl Running {
+    /// Serves until told to stop or until another process serves; then drains. Returns when this process
+    /// may exit.
+    pub(super) async fn run(mut self) {
+        let end = self.until_ended().await;
+        self.asked.close();
+        while let Ok(asked) = self.asked.try_recv() {
+            asked.answer(Err(UpgradeError::NotNow(LEAVING)));
+        }
+        match end {
+            End::Stopped => {
+                self.notify.stopping();
+                let settings = self.reader.load().settings().drain;
+                let signals = &mut self.signals;
+                let others = (&*self.edge, &*self.registry, &*self.proxy);
+                tokio::select! {
+                    () = leave(others, settings, self.predecessor.as_ref()) => {}
+                    () = told_to_stop(signals) => tracing::warn!("stopping at once"),
+                }
+            }
+            End::HandedOver(handed, asked) => self.step_back(*handed, asked).await,
+        }
+        self.scale.shutdown().await;
+        tracing::info!("gone");
+    }
+
+    async fn until_ended(&mut self) -> End {
+        loop {
+            let asked = tokio::select! {
+                ask = self.signals.next() => match ask {
+                    Ask::Reload => {
+                        self.reload();
+                        continue;
+                    }
+                    Ask::Upgrade => Asked::by_signal(),
+                    Ask::Stop => return End::Stopped,
+                },
+                // Whoever asks is a part of this process.
+                Some(asked) = self.asked.recv() => asked,
+            };
+            if let Some(end) = self.upgrade(asked).await {
+                return end;
+            }
+        }
+    }
+
+    fn reload(&self) {
+        tracing::info!("reload asked for");
+        self.notify.reloading();
+        self.reload.reload();
+    }
+
+    /// Tries to hand over. `None`: this process goes on.
+    async fn upgrade(&mut self, asked: Asked) -> Option<End> {
+        tracing::info!("upgrade: starting {}", self.old.program.path().display());
+        let (cancel, cancelled) = oneshot::channel();
+        let mut cancel = Some(cancel);
+        let attempt = self.old.hand_over(asked.limit, cancelled);
+        tokio::pin!(attempt);
+        let outcome = loop {
+            tokio::select! {
+                outcome = attempt.as_mut() => break outcome,
+                ask = self.signals.next() => match ask {
+                    Ask::Reload => {
+                        tracing::info!("reload asked for");
+                        self.notify.reloading();
+                        self.reload.reload();
+                    }
+                    Ask::Upgrade => tracing::warn!("upgrade: one is under way"),
+                    Ask::Stop => if let Some(cancel) = cancel.take() {
+                        // It may have succeeded at this moment, which is as good.
+                        let _ = cancel.send(());
+                    },
+                },
+                Some(other) = self.asked.recv() => {
+                    other.answer(Err(UpgradeError::NotNow("an upgrade is under way")));
+                }
+            }
+        };
+        match outcome {
+            Ok(handed) => Some(End::HandedOver(Box::new(handed), asked)),
+            Err(error) => {
+                tracing::error!("upgrade: not upgraded, this process goes on: {error}");
+                asked.answer(Err(UpgradeError::Failed(error.to_string())));
+                cancel.is_none().then_some(End::Stopped)
+            }
+        }
+    }
+
+    /// Another process serves: gives it all addresses, finishes what is open, and nothing else.
+    async fn step_back(&mut self, handed: HandedOver, asked: Asked) {
+        let HandedOver {
+            pid,
+            build,
+            edge,
+            sender,
+            receiver,
+            child,
+        } = handed;
+        // Not ours to end any more; should it end, the runtime reaps it.
+        drop(child);
+        // What the files say is the other one's to follow.
+        self.reconciler.abort();
+        self.observed.handed_over.store(true, Ordering::SeqCst);
+        // systemd believes this of its main process alone, so before anything the new one says of itself.
+        self.notify.main_pid(pid);
+        edge.stop_accepting().await;
+        self.leaver.leave().await;
+        self.old.servers.clear();
+        // It may be gone already; there is no way back, and what is open here is finished all the same.
+        let _ = sender.send(&Frame::Released, Vec::new()).await;
+        tracing::info!(
+            open = self.edge.open_connections(),
+            "upgrade: process {pid} (version {build}) serves; finishing what is open here"
+        );
+        asked.answer(Ok(Upgraded { pid, version: build }));
+        let settings = DrainSettings {
+            delay: Duration::ZERO,
+            ..self.reader.load().settings().drain
+        };
+        let follow = tokio::spawn(self.old.scaling.follow(sender, receiver));
+        let signals = &mut self.signals;
+        let others = (&*self.edge, &*self.registry, &*self.proxy);
+        tokio::select! {
+            () = leave(others, settings, self.predecessor.as_ref()) => {}
+            // The first one asks for what is being done already.
+            () = async { told_to_stop(signals).await; told_to_stop(signals).await } => {
+                tracing::warn!("stopping at once");
+            }
+        }
+        // What platforms still owe an answer for is waited for, and passed on.
+        self.scale.shutdown().await;
+        let _ = tokio::time::timeout(LAST_WORDS, follow).await;
+    }
+}
+
+async fn told_to_stop(signals: &mut Signals) {
+    while signals.next().await != Ask::Stop {}
+}
+
+/// The way out: nothing new, what is open finishes, the rest is closed at the deadline.
+async fn leave(
+    (edge, registry, proxy): (&Edge, &Registry, &Proxy),
+    settings: DrainSettings,
+    predecessor: Option<&Predecessor>,
+) {
+    tracing::info!(open = edge.open_connections(), "draining");
+    edge.drain();
+    proxy.drain();
+    tokio::time::sleep(settings.delay).await;
+    edge.stop_accepting().await;
+    let drained = async {
+        edge.drained().await;
+        // Its connections are this service's, too, and its requests run on instances that this process owns.
+        if let Some(predecessor) = predecessor {
+            predecessor.gone().await;
+        }
+    };
+    if tokio::time::timeout(settings.timeout, drained).await.is_err() {
+        tracing::warn!(
+            open = edge.open_connections(),
+            "the drain's deadline is over: closing what is open"
+        );
+        registry.close_all();
+        edge.close();
+        // Waiters get their answer, WebSockets their Close.
+        let _ = tokio::time::timeout(CLOSING, edge.drained()).await;
+    }
+}

@@ -1,0 +1,131 @@
+//! A gateway that becomes another process.
+
+use std::os::unix::fs::PermissionsExt;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+use super::Gateway;
+use super::start::put_binary;
+use crate::cli::{Finished, sluice_in};
+use crate::process;
+use crate::wait::{SOON, wait_for, wait_until};
+
+impl Gateway {
+    /// Runs `sluice upgrade` against it.
+    ///
+    /// # Panics
+    /// When the command does not end soon.
+    pub async fn upgrade(&self, more: &[&str]) -> Finished {
+        self.may_be_upgraded();
+        let admin = format!("http://{}", self.admin());
+        let mut args = vec!["upgrade", "--admin", &admin];
+        args.extend(more);
+        sluice_in(self.dir(), &args).await
+    }
+
+    /// Runs `sluice upgrade`, and returns the process that serves now.
+    ///
+    /// # Panics
+    /// When it fails.
+    pub async fn upgraded(&self) -> u32 {
+        let before = self.serving_pid().await;
+        let said = self.upgrade(&[]).await;
+        assert_eq!(said.code, Some(0), "{said:?}");
+        let after = self.serving_pid().await;
+        assert_ne!(after, before, "{said:?}");
+        assert!(said.stdout.contains(&after.to_string()), "{said:?}");
+        after
+    }
+
+    /// Sends SIGQUIT, and returns the process that serves then.
+    ///
+    /// # Panics
+    /// When none takes over soon.
+    pub async fn upgraded_by_signal(&self) -> u32 {
+        let before = self.serving_pid().await;
+        self.may_be_upgraded();
+        self.signal(Signal::SIGQUIT);
+        wait_for("another process serves", SOON, async || {
+            let now = self.serving_pid().await;
+            (now != before).then_some(now)
+        })
+        .await
+    }
+
+    /// For what ends this gateway: there may be other processes than the one that was started.
+    pub fn may_be_upgraded(&self) {
+        self.upgraded.store(true, Ordering::SeqCst);
+    }
+
+    /// Which process answers at the admin address.
+    ///
+    /// # Panics
+    /// When none does.
+    pub async fn serving_pid(&self) -> u32 {
+        let config = self.admin_json("/api/config").await;
+        let pid = config["pid"].as_u64().and_then(|pid| u32::try_from(pid).ok());
+        pid.unwrap_or_else(|| panic!("no pid in {config}"))
+    }
+
+    /// Signals one of this gateway's processes.
+    ///
+    /// # Panics
+    /// When it is gone.
+    pub fn signal_to(&self, pid: u32, signal: Signal) {
+        let pid = Pid::from_raw(i32::try_from(pid).expect("a pid"));
+        kill(pid, signal).expect("the process runs");
+    }
+
+    /// Puts another file in the binary's place, as an installation does; see
+    /// [`own_binary`](super::Builder::own_binary).
+    ///
+    /// # Panics
+    /// When it cannot be written.
+    pub fn replace_binary(&self, script: &str) {
+        let new = self.dir().join("sluice.new");
+        std::fs::write(&new, script).expect("the script can be written");
+        std::fs::set_permissions(&new, PermissionsExt::from_mode(0o755)).expect("and be executable");
+        std::fs::rename(&new, self.dir().join("sluice")).expect("and take the binary's place");
+    }
+
+    /// Puts the binary under test in its place again.
+    ///
+    /// # Panics
+    /// When it cannot be put there.
+    pub fn restore_binary(&self) {
+        let new = self.dir().join("sluice.new");
+        put_binary(&new);
+        std::fs::rename(&new, self.dir().join("sluice")).expect("it takes the place");
+    }
+
+    /// Waits until one of this gateway's processes is gone.
+    ///
+    /// # Panics
+    /// When it is not within `limit`.
+    pub async fn wait_gone(&self, pid: u32, limit: Duration) {
+        wait_until(&format!("process {pid} is gone"), limit, || {
+            !process::is_alive(pid)
+        })
+        .await;
+    }
+
+    /// The processes of this gateway: all have the path of its config among their arguments.
+    pub fn processes(&self) -> Vec<u32> {
+        process::with_marker(&self.config_path().to_string_lossy())
+    }
+
+    /// They are nobody's children: found by the directory that is this test's alone.
+    pub(super) fn end_successors(&self) {
+        if !self.upgraded.load(Ordering::SeqCst) {
+            return;
+        }
+        for pid in self.processes() {
+            if let Ok(pid) = i32::try_from(pid) {
+                let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
+            }
+        }
+    }
+}
