@@ -68,8 +68,8 @@ impl TlsTerminator {
     pub fn new(settings: &TlsSettings) -> Result<Self, Vec<CertificateError>> {
         let resumption = Resumption {
             tickets: ring::Ticketer::new().ok(),
-            // For the few TLS 1.2 clients that resume by id.
-            sessions: ServerSessionMemoryCache::new(1024),
+            // For TLS 1.2 clients that take no tickets; as many as rustls keeps by default.
+            sessions: ServerSessionMemoryCache::new(256),
         };
         let provider = provider(settings.cipher_suites.as_deref());
         let load = CertificateTable::load(&settings.certificates, None, &provider);
