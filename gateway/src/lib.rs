@@ -20,5 +20,6 @@ pub mod observe;
 pub mod proxy;
 pub mod registry;
 pub mod request;
+pub mod spare;
 pub mod throttle;
 pub mod upkeep;

@@ -55,6 +55,17 @@ pub struct ManagedEndpoint {
     pub instance: InstanceId,
     /// Where it listens, or will.
     pub address: SocketAddr,
+    /// From the decision to start it to its being started, which is now.
+    pub took: Duration,
+}
+
+/// How far bringing something up has come, before there is anything to probe.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LaunchStep {
+    /// More is being started, or a platform is being asked for more.
+    Ordered,
+    /// The platform agreed: it listens, or will, at addresses that are known.
+    Started,
 }
 
 /// Why an activation failed, in the terms of the user contract.
@@ -102,6 +113,10 @@ pub struct Load {
 ///
 /// Calls about a revision that the data plane does not know (any more) do nothing.
 pub trait EndpointSink: Send + Sync {
+    /// Says how far a start has come, now. Only timing depends on it; said again it changes nothing
+    /// until something became ready or failed.
+    fn launch(&self, revision: &RevisionId, step: LaunchStep);
+
     /// Adds a started instance. Probing starts at once.
     fn add(&self, revision: &RevisionId, endpoint: ManagedEndpoint);
 

@@ -20,8 +20,8 @@ mod split;
 mod table;
 
 pub use demand::{
-    ActivationFailure, Demand, DemandSink, EndpointSink, Failure, InstanceId, Load, ManagedEndpoint,
-    RevisionStatus, StatusSource,
+    ActivationFailure, Demand, DemandSink, EndpointSink, Failure, InstanceId, LaunchStep, Load,
+    ManagedEndpoint, RevisionStatus, StatusSource,
 };
 pub use draw::draw_point;
 pub use hash::{StickyKey, rendezvous, stable_hash};

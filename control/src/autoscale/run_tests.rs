@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use sluice_model::{ActivationFailure, InstanceId, Load, ManagedEndpoint};
+use sluice_model::{ActivationFailure, InstanceId, LaunchStep, Load, ManagedEndpoint};
 
 use super::*;
 use crate::autoscale::track::tests::plan;
@@ -16,6 +16,7 @@ struct Fake {
 }
 
 impl EndpointSink for Fake {
+    fn launch(&self, _: &RevisionId, _: LaunchStep) {}
     fn add(&self, _: &RevisionId, _: ManagedEndpoint) {}
     fn remove(&self, _: &RevisionId, _: InstanceId) {}
     fn retire(&self, _: &RevisionId, _: u32, _: bool) -> Vec<InstanceId> {

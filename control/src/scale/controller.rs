@@ -6,7 +6,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use sluice_model::{
-    Demand, DemandSink, EndpointSink, InstanceId, ManagedEndpoint, RevisionId, RevisionStatus, StatusSource,
+    Demand, DemandSink, EndpointSink, InstanceId, LaunchStep, ManagedEndpoint, RevisionId, RevisionStatus,
+    StatusSource,
 };
 use tokio::sync::{mpsc, oneshot, watch};
 
@@ -16,7 +17,7 @@ use super::process::{Adopted, ProcessScaler};
 use super::scaled::{Kind, Scaled, ScaledLeft};
 use super::state::{Action, Event, Fresh};
 use super::webhook::WebhookScaler;
-use super::{Ask, InstanceOrder, Scaler, ScalerEvent, supervisor};
+use super::{Answer, Ask, InstanceOrder, Scaler, ScalerEvent, supervisor};
 use crate::plan::Plan;
 
 #[path = "turnover.rs"]
@@ -372,7 +373,12 @@ impl<I: Scaler<Order = InstanceOrder>, R: Scaler<Order = Ask>> Worker<I, R> {
                 };
                 (revision, event)
             }
-            ScalerEvent::Answered { revision, answer } => (revision, Event::Answered(answer)),
+            ScalerEvent::Answered { revision, answer } => {
+                if matches!(answer, Answer::Agreed { .. }) {
+                    self.sink.launch(&revision, LaunchStep::Started);
+                }
+                (revision, Event::Answered(answer))
+            }
         };
         self.drive(&revision, event);
     }
@@ -451,6 +457,7 @@ where
     match action {
         Action::Start(instance, plan) => {
             tracing::info!(%revision, %instance, "starting an instance");
+            sink.launch(revision, LaunchStep::Ordered);
             let start = InstanceOrder::Start(instance, plan);
             scalers.processes.order(revision, start);
         }
@@ -462,9 +469,19 @@ where
         }
         Action::Ask(ask) => {
             tracing::info!(%revision, replicas = ask.replicas, reason = ask.reason, "asking the platform");
+            if ask.replicas > 0 {
+                sink.launch(revision, LaunchStep::Ordered);
+            }
             scalers.platforms.order(revision, ask);
         }
-        Action::Add(instance, address) => sink.add(revision, ManagedEndpoint { instance, address }),
+        Action::Add(instance, address, took) => {
+            let endpoint = ManagedEndpoint {
+                instance,
+                address,
+                took,
+            };
+            sink.add(revision, endpoint);
+        }
         Action::Remove(instance) => sink.remove(revision, instance),
         Action::Retire { count, to_zero } => {
             let chosen: Vec<InstanceId> = sink.retire(revision, count, to_zero);

@@ -36,6 +36,8 @@ impl FakePlane {
 }
 
 impl EndpointSink for FakePlane {
+    fn launch(&self, _: &RevisionId, _: LaunchStep) {}
+
     fn add(&self, _: &RevisionId, endpoint: ManagedEndpoint) {
         self.known.lock().insert(endpoint.instance);
         self.call(Call::Add(endpoint.instance));

@@ -290,9 +290,14 @@ impl World {
             let live = master.registry.live(&id("r")).expect("is served");
             if live.throttler().endpoints().len() < 4 {
                 let address = ([127, 0, 0, 1], port).into();
-                master
-                    .registry
-                    .add(&id("r"), ManagedEndpoint { instance, address });
+                master.registry.add(
+                    &id("r"),
+                    ManagedEndpoint {
+                        instance,
+                        address,
+                        took: Duration::ZERO,
+                    },
+                );
                 self.next_instance += 1;
             }
         }

@@ -1,6 +1,7 @@
 //! Cases that the storm does not have: revisions that only one of the two processes has.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use futures_util::FutureExt;
 use sluice_model::{Backend, Demand, EndpointSink, InstanceId, ManagedEndpoint, RevisionSpec};
@@ -51,7 +52,14 @@ async fn managed() -> (Arc<Registry>, Arc<Demands>) {
     let (registry, demands) = registry(vec![limited(Backend::Managed)]);
     let instance = InstanceId(7);
     let address = ([127, 0, 0, 1], 1).into();
-    registry.add(&id("r"), ManagedEndpoint { instance, address });
+    registry.add(
+        &id("r"),
+        ManagedEndpoint {
+            instance,
+            address,
+            took: Duration::ZERO,
+        },
+    );
     let live = registry.live(&id("r")).expect("is served");
     let key = live.throttler().endpoints()[0].endpoint.key;
     live.throttler().endpoint_ready(key, clock());

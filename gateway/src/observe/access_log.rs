@@ -6,6 +6,7 @@ use std::time::{Duration, SystemTime};
 use sluice_model::AccessLogFormat;
 
 use super::escape::{json, push, word};
+use super::phases::{Millis, Phases};
 use super::record::RequestRecord;
 use super::writer::LineSink;
 
@@ -81,7 +82,9 @@ fn json_line(out: &mut Vec<u8>, r: &RequestRecord<'_>) {
         format_args!(",\"bytes_in\":{},\"bytes_out\":{}", r.bytes_in, r.bytes_out),
     );
     push(out, format_args!(",\"duration_ms\":{}", Millis(r.duration)));
+    millis(out, "first_byte_ms", r.first_byte);
     millis(out, "queue_ms", r.queue);
+    phases(out, r.phases);
     millis(out, "upstream_ms", r.upstream);
     push(out, format_args!(",\"attempts\":{}", r.attempts));
     optional(out, "user_agent", r.user_agent);
@@ -112,6 +115,19 @@ fn millis(out: &mut Vec<u8>, key: &str, value: Option<Duration>) {
     }
 }
 
+/// An object: which phases there are depends on what the request waited for.
+fn phases(out: &mut Vec<u8>, phases: Option<&Phases>) {
+    let Some(phases) = phases else {
+        return null(out, "phases_ms");
+    };
+    out.extend_from_slice(b",\"phases_ms\":{");
+    for (i, (name, took)) in phases.iter().enumerate() {
+        let comma = if i == 0 { "" } else { "," };
+        push(out, format_args!("{comma}\"{name}\":{}", Millis(took)));
+    }
+    out.push(b'}');
+}
+
 /// `time status method host/path -> revision endpoint took ...`, the rest only where it says
 /// something.
 fn pretty_line(out: &mut Vec<u8>, r: &RequestRecord<'_>) {
@@ -133,6 +149,12 @@ fn pretty_line(out: &mut Vec<u8>, r: &RequestRecord<'_>) {
     push(out, format_args!(" {}ms", Millis(r.duration)));
     if let Some(queue) = r.queue {
         push(out, format_args!(" queue={}ms", Millis(queue)));
+    }
+    if let Some(cold) = r.phases.filter(|phases| phases.is_cold()) {
+        for (i, (name, took)) in cold.iter().enumerate() {
+            let separator = if i == 0 { " cold=" } else { "," };
+            push(out, format_args!("{separator}{name}:{}", Millis(took)));
+        }
     }
     if r.attempts > 1 {
         push(out, format_args!(" attempts={}", r.attempts));
@@ -179,16 +201,6 @@ fn push_time(out: &mut Vec<u8>, time: SystemTime) {
     push(out, format_args!("{}", humantime::format_rfc3339_millis(time)));
 }
 
-/// Milliseconds with microseconds behind the point: a JSON number, exact.
-struct Millis(Duration);
-
-impl std::fmt::Display for Millis {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let micros = self.0.as_micros();
-        write!(f, "{}.{:03}", micros / 1000, micros % 1000)
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use std::path::PathBuf;
@@ -196,6 +208,7 @@ mod tests {
     use serde_json::{Value, json};
     use sluice_model::{EndpointAddr, RevisionId, ServiceId};
 
+    use super::super::phases::{Milestones, StartTimes};
     use super::super::record::{RequestProtocol, Timer, tests::plain};
     use super::super::{LineWriter, Reason};
     use super::*;
@@ -221,7 +234,9 @@ mod tests {
             service: Some(&service),
             revision: Some(&revision),
             endpoint: Some(&endpoint),
+            first_byte: Some(Duration::from_micros(1_100)),
             queue: Some(Duration::from_millis(812)),
+            phases: Some(&waited(None)),
             upstream: Some(Duration::from_micros(350)),
             user_agent: Some(b"curl/8"),
             status: Some(504),
@@ -236,7 +251,8 @@ mod tests {
             "host": "greeter.default.localhost", "path": "/hello", "protocol": "HTTP/2", "status": 504,
             "reason": "timeout", "timer": "start", "detail": "no head", "generation": 1, "namespace": "default",
             "service": "greeter", "revision": "greeter-v2", "endpoint": "127.0.0.1:20001", "bytes_in": 0,
-            "bytes_out": 12, "duration_ms": 1.234, "queue_ms": 812.0, "upstream_ms": 0.35, "attempts": 1,
+            "bytes_out": 12, "duration_ms": 1.234, "first_byte_ms": 1.1, "queue_ms": 812.0,
+            "phases_ms": {"queued": 0.25, "first_byte": 0.85}, "upstream_ms": 0.35, "attempts": 1,
             "user_agent": "curl/8",
         });
         assert_eq!(parsed(&record), want);
@@ -244,6 +260,44 @@ mod tests {
         let keys = |v: &Value| v.as_object().unwrap().keys().cloned().collect::<Vec<_>>();
         assert_eq!(keys(&bare), keys(&want), "keys do not depend on the request");
         assert_eq!(bare["service"], Value::Null);
+    }
+
+    /// Arrived, admitted after 250 µs, answered after 1.1 ms.
+    fn waited(start: Option<StartTimes>) -> Phases {
+        let arrived = std::time::Instant::now();
+        Phases::of(&Milestones {
+            arrived,
+            start,
+            admitted: Some(arrived + Duration::from_micros(250)),
+            first_byte: arrived + Duration::from_micros(1_100),
+        })
+    }
+
+    #[test]
+    fn a_cold_request_tells_where_its_time_went() {
+        let warm = waited(None);
+        let record = RequestRecord {
+            phases: Some(&warm),
+            ..plain()
+        };
+        assert!(!line(pretty_line, &record).contains("cold="));
+        let cold = waited(Some(StartTimes::default()));
+        let record = RequestRecord {
+            phases: Some(&cold),
+            ..plain()
+        };
+        let want =
+            " 1.234ms cold=queued:0.250,starting:0.000,booting:0.000,admitting:0.000,first_byte:0.850 12B ";
+        let pretty = line(pretty_line, &record);
+        assert!(pretty.contains(want), "{pretty}");
+        let phases = &parsed(&record)["phases_ms"];
+        let sum: f64 = phases
+            .as_object()
+            .unwrap()
+            .values()
+            .filter_map(Value::as_f64)
+            .sum();
+        assert!((sum - 1.1).abs() < 1e-9, "{phases}");
     }
 
     #[test]

@@ -11,6 +11,7 @@ mod access_log;
 mod escape;
 mod logging;
 mod metrics;
+mod phases;
 mod reason;
 mod record;
 mod writer;
@@ -23,6 +24,7 @@ pub use metrics::{
     ActivationResult, EndpointCondition, EndpointLoad, ListenerCertificates, LoadView, Metrics, ReloadResult,
     RevisionLoad, RevisionMetrics, ServiceMetrics,
 };
+pub use phases::{Milestones, Phases, StartTimes};
 pub use reason::{GrpcStatus, Reason};
 pub use record::{RequestProtocol, RequestRecord, Timer};
 pub use writer::{LineSink, LineWriter};

@@ -5,6 +5,7 @@ use std::time::{Duration, SystemTime};
 
 use sluice_model::{EndpointAddr, Generation, RevisionId, ServiceId};
 
+use super::phases::Phases;
 use super::reason::Reason;
 
 /// What the client spoke.
@@ -96,8 +97,12 @@ pub struct RequestRecord<'a> {
     pub bytes_out: u64,
     /// From the complete head to the last byte.
     pub duration: Duration,
+    /// From the complete head to the response head; `None` when none was sent.
+    pub first_byte: Option<Duration>,
     /// Waiting for a Permit; `None` when it was there at once.
     pub queue: Option<Duration>,
+    /// Where the time until the response head went, for a request that waited.
+    pub phases: Option<&'a Phases>,
     /// From the start of the last attempt to its response head.
     pub upstream: Option<Duration>,
     /// How many endpoints were tried.
@@ -154,7 +159,9 @@ pub(super) mod tests {
             bytes_in: 0,
             bytes_out: 12,
             duration: Duration::from_micros(1_234),
+            first_byte: None,
             queue: None,
+            phases: None,
             upstream: None,
             attempts: 1,
             user_agent: None,

@@ -1,4 +1,7 @@
-//! What the HTTP adapter says by itself: refusals, and answers to what went wrong on the way.
+//! What the HTTP adapter says by itself: refusals, before a request is sent on and after what went
+//! wrong on the way.
+
+use std::sync::Arc;
 
 use bytes::Bytes;
 use http::Method;
@@ -7,10 +10,12 @@ use pingora_error::{Error, ErrorSource, ErrorType, Result};
 use pingora_http::ResponseHeader;
 use pingora_proxy::Session;
 
+use super::heads::View;
 use super::http::Ctx;
 use crate::answer::{Answer, Rendered};
+use crate::edge::ConnectionInfo;
 use crate::observe::Reason;
-use crate::request::Refusal;
+use crate::request::{Incoming, Refusal, RequestCtx};
 
 /// More body than `limits.maxBodyBytes`.
 pub(super) fn body_too_large() -> Answer {
@@ -64,6 +69,33 @@ pub(super) fn answer_for(session: &Session, e: &Error, ctx: &mut Ctx) -> Option<
             Answer::new(Reason::UpstreamError, "the backend broke off before it answered")
         }),
     )
+}
+
+/// Finds out where a request goes, unless its head or its announced body is over a limit.
+pub(super) fn route(
+    session: &Session,
+    request: &mut RequestCtx,
+    info: &Arc<ConnectionInfo>,
+) -> std::result::Result<(), Refusal> {
+    let header = session.req_header();
+    let view = View::new(header);
+    let incoming = Incoming {
+        info,
+        view: &view,
+        host: view.host(),
+        target: header.uri.path_and_query().map_or("/", |pq| pq.as_str()),
+        head_bytes: view.size(),
+    };
+    request.route(&incoming)?;
+    let limits = request.limits();
+    if session.is_http2() {
+        // An h1 head was judged before it came here.
+        view.judge(limits)?;
+    }
+    match (limits.max_body_bytes, view.content_length()) {
+        (Some(max), Some(length)) if length > max => Err(body_too_large().into()),
+        _ => Ok(()),
+    }
 }
 
 /// Writes an answer of the gateway's own. The connection lives on when the request was read.

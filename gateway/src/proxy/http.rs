@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use http::Version;
+use http::{Method, Version};
 use pingora_core::protocols::Digest;
 use pingora_core::upstreams::peer::HttpPeer;
 use pingora_error::{Error, ErrorSource, ErrorType, Result};
@@ -15,13 +15,12 @@ use sluice_model::{Protocol, RequestView};
 
 use super::heads::{RequestFields, ResponseFields, View, rewrite_target, settle_framing};
 use super::retry::{MAX_BROKEN, is_idempotent, may_try_again, not_processed, put_off, was_reset};
-use super::{answers, current_timers, upstream};
+use super::upstream::{self, Choice, Dialer};
+use super::{answers, current_timers};
 use crate::answer::Answer;
 use crate::edge::ConnectionInfo;
 use crate::observe::{Reason, RequestProtocol, Timer};
-use crate::request::{
-    Attempt, Ending, Engine, HeadMut, Incoming, Refusal, RequestCtx, from_backend, to_backend,
-};
+use crate::request::{Attempt, Ending, Engine, HeadMut, Refusal, RequestCtx, from_backend, to_backend};
 use crate::throttle::Outcome;
 
 /// How long an unread request body is drained after an early answer, to keep the connection.
@@ -46,6 +45,16 @@ pub(super) struct Ctx {
     pub(super) body_too_large: bool,
     /// Fresh connections that broke after the request was sent.
     broken: u32,
+    /// What connects, or connected, the last attempt if no connection was pooled.
+    dialer: Option<Arc<Dialer>>,
+}
+
+impl Ctx {
+    /// Whether the last attempt had a probe's connection: its end says as little of the endpoint
+    /// as that of a pooled one.
+    fn was_spare(&self) -> bool {
+        self.dialer.as_ref().is_some_and(|dialer| dialer.was_spare())
+    }
 }
 
 impl HttpAdapter {
@@ -85,6 +94,7 @@ impl ProxyHttp for HttpAdapter {
             body_in: 0,
             body_too_large: false,
             broken: 0,
+            dialer: None,
         }
     }
 
@@ -119,7 +129,7 @@ impl ProxyHttp for HttpAdapter {
             session.req_header_mut().remove_header("upgrade");
         }
         loop {
-            let outcome = match route(session, &mut ctx.request, &info) {
+            let outcome = match answers::route(session, &mut ctx.request, &info) {
                 Ok(()) => Self::admit(session, ctx, true).await.map_err(Refusal::from),
                 Err(refusal) => Err(refusal),
             };
@@ -133,7 +143,11 @@ impl ProxyHttp for HttpAdapter {
     }
 
     async fn upstream_peer(&self, session: &mut Session, ctx: &mut Ctx) -> Result<Box<HttpPeer>> {
-        let fresh = ctx.request.next == Attempt::FreshConnection;
+        let choice = match (&ctx.request.next, &session.req_header().method) {
+            (Attempt::FreshConnection, _) => Choice::Fresh,
+            (_, &Method::GET | &Method::HEAD | &Method::OPTIONS) => Choice::Any,
+            _ => Choice::NoProbes,
+        };
         if ctx.request.next != Attempt::First
             && let Err(answer) = Self::admit(session, ctx, false).await
         {
@@ -150,13 +164,9 @@ impl ProxyHttp for HttpAdapter {
             ));
         };
         let endpoint = permit.endpoint();
-        upstream::peer(
-            &routed.spec,
-            &endpoint.address,
-            endpoint.pool_key(),
-            ctx.request.limits(),
-            fresh,
-        )
+        let (peer, dialer) = upstream::peer(&routed.spec, endpoint, ctx.request.limits(), choice)?;
+        ctx.dialer = Some(dialer);
+        Ok(peer)
     }
 
     async fn connected_to_upstream(
@@ -260,6 +270,7 @@ impl ProxyHttp for HttpAdapter {
         }
         ctx.request.head_received = true;
         ctx.request.timers.head_received();
+        ctx.request.answers(now);
         ctx.request.upstream = ctx
             .request
             .attempt_started
@@ -292,6 +303,10 @@ impl ProxyHttp for HttpAdapter {
         if ctx.request.draining() {
             session.set_keepalive(None);
         }
+        if let Some(timing) = ctx.request.server_timing() {
+            // The backend's own stays.
+            response.append_header("server-timing", timing)?;
+        }
         Ok(())
     }
 
@@ -318,6 +333,13 @@ impl ProxyHttp for HttpAdapter {
     }
 
     fn fail_to_connect(&self, _: &mut Session, _: &HttpPeer, ctx: &mut Ctx, mut e: Box<Error>) -> Box<Error> {
+        if ctx.was_spare() {
+            // HTTP/2 was to be spoken on a probe's connection, which the other side had closed.
+            ctx.request.fail_attempt(Reason::ConnectFailed, e.to_string());
+            ctx.request.next = Attempt::FreshConnection;
+            e.set_retry(ctx.request.timers.fired().is_none());
+            return e;
+        }
         if let Some(permit) = &ctx.request.permit {
             permit.report(Outcome::ConnectFailed, Instant::now());
         }
@@ -337,6 +359,7 @@ impl ProxyHttp for HttpAdapter {
         reused: bool,
     ) -> Box<Error> {
         ctx.request.timers.upstream(None, Instant::now());
+        let reused = reused || ctx.was_spare();
         if matches!(ctx.request.next, Attempt::After(_)) {
             return e;
         }
@@ -450,32 +473,5 @@ impl ProxyHttp for HttpAdapter {
         _: pingora_proxy::ProxyWarnLogContext,
     ) -> bool {
         true
-    }
-}
-
-/// Finds out where a request goes, unless its head or its announced body is over a limit.
-fn route(
-    session: &Session,
-    request: &mut RequestCtx,
-    info: &Arc<ConnectionInfo>,
-) -> std::result::Result<(), Refusal> {
-    let header = session.req_header();
-    let view = View::new(header);
-    let incoming = Incoming {
-        info,
-        view: &view,
-        host: view.host(),
-        target: header.uri.path_and_query().map_or("/", |pq| pq.as_str()),
-        head_bytes: view.size(),
-    };
-    request.route(&incoming)?;
-    let limits = request.limits();
-    if session.is_http2() {
-        // An h1 head was judged before it came here.
-        view.judge(limits)?;
-    }
-    match (limits.max_body_bytes, view.content_length()) {
-        (Some(max), Some(length)) if length > max => Err(answers::body_too_large().into()),
-        _ => Ok(()),
     }
 }

@@ -1,6 +1,7 @@
 //! Connections to endpoints: how they are dialled, pooled and broken.
 
 use std::net::Shutdown;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
@@ -21,6 +22,7 @@ use tokio::net::{TcpStream, UnixStream};
 
 use crate::edge::ByteStream;
 use crate::request::Breakable;
+use crate::spare::Plain;
 use crate::throttle::EndpointState;
 
 /// Breaks one upstream connection from outside the session that owns it.
@@ -35,25 +37,62 @@ impl Breakable for SocketBreaker {
     }
 }
 
-/// Dials endpoints for pingora's connector, with a bound on how long that takes.
+/// Which connection to an endpoint an attempt may have.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Choice {
+    /// Any: a pooled one, the one a probe left, a new one.
+    Any,
+    /// A pooled or a new one. For a request that must not be sent twice: whether one that idled was
+    /// closed by the other side is known too late.
+    NoProbes,
+    /// One that nothing used before.
+    Fresh,
+}
+
+/// Dials an endpoint for pingora's connector, with a bound on how long that takes; a connection
+/// that a probe left there saves it.
 #[derive(Debug)]
-struct Dialer {
+pub(super) struct Dialer {
     timeout: Duration,
+    endpoint: Arc<EndpointState>,
+    choice: Choice,
+    speaks_first: bool,
+    spare: AtomicBool,
+}
+
+impl Dialer {
+    /// Whether it gave away a probe's connection: if that breaks, the other side had closed it.
+    pub(super) fn was_spare(&self) -> bool {
+        self.spare.load(Ordering::Relaxed)
+    }
+
+    fn take_spare(&self) -> Option<Plain> {
+        let slot = self.endpoint.spare();
+        if self.choice != Choice::Any {
+            // A server that serves one connection at a time must not be kept busy by it.
+            slot.close();
+            return None;
+        }
+        let connection = slot.take(self.speaks_first)?;
+        self.spare.store(true, Ordering::Relaxed);
+        Some(connection)
+    }
 }
 
 #[async_trait]
 impl L4Connect for Dialer {
     async fn connect(&self, addr: &PeerAddr) -> Result<L4Stream> {
         let dial = async {
-            match addr {
-                PeerAddr::Inet(addr) => {
-                    let socket = TcpStream::connect(addr).await?;
+            let connection = match self.take_spare() {
+                Some(spare) => spare,
+                None => connect(addr).await?,
+            };
+            match connection {
+                Plain::Tcp(socket) => {
                     let breaker = SockRef::from(&socket).try_clone()?;
                     Ok((L4Stream::from(socket), breaker))
                 }
-                PeerAddr::Unix(addr) => {
-                    let path = addr.as_pathname().ok_or(std::io::ErrorKind::InvalidInput)?;
-                    let socket = UnixStream::connect(path).await?;
+                Plain::Unix(socket) => {
                     let breaker = SockRef::from(&socket).try_clone()?;
                     Ok((L4Stream::from(socket), breaker))
                 }
@@ -74,6 +113,16 @@ impl L4Connect for Dialer {
         let head = Box::new(ResponseHeader::build(200, Some(0))?);
         stream.set_proxy_digest(ProxyDigest::new(head, Some(Box::new(breaker))));
         Ok(stream)
+    }
+}
+
+async fn connect(addr: &PeerAddr) -> std::io::Result<Plain> {
+    match addr {
+        PeerAddr::Inet(addr) => TcpStream::connect(addr).await.map(Plain::Tcp),
+        PeerAddr::Unix(addr) => {
+            let path = addr.as_pathname().ok_or(std::io::ErrorKind::InvalidInput)?;
+            UnixStream::connect(path).await.map(Plain::Unix)
+        }
     }
 }
 
@@ -121,18 +170,17 @@ pub(super) fn with_pool(socket: Arc<dyn Breakable>, endpoint: &Arc<EndpointState
     })
 }
 
-/// How pingora reaches one endpoint. `fresh` asks for a connection that nothing used before.
+/// How pingora reaches one endpoint, and what will do it if no connection is pooled.
 ///
 /// # Errors
 /// `ConnectError` for a Unix path that no socket address can hold.
 pub(super) fn peer(
     spec: &RevisionSpec,
-    address: &EndpointAddr,
-    pool_key: u64,
+    endpoint: &Arc<EndpointState>,
     limits: &Limits,
-    fresh: bool,
-) -> Result<Box<HttpPeer>> {
-    let address = match address {
+    choice: Choice,
+) -> Result<(Box<HttpPeer>, Arc<Dialer>)> {
+    let address = match &endpoint.address {
         EndpointAddr::Tcp(addr) => PeerAddr::Inet(*addr),
         EndpointAddr::Unix(path) => {
             let addr = std::os::unix::net::SocketAddr::from_pathname(path).map_err(|e| {
@@ -150,9 +198,14 @@ pub(super) fn peer(
         _ => (PeerScheme::HTTP, String::new()),
     };
     let mut options = PeerOptions::new();
-    options.custom_l4 = Some(Arc::new(Dialer {
+    let dialer = Arc::new(Dialer {
         timeout: limits.connect_timeout,
-    }));
+        endpoint: Arc::clone(endpoint),
+        choice,
+        speaks_first: spec.protocol == Protocol::H2c,
+        spare: AtomicBool::new(false),
+    });
+    options.custom_l4 = Some(Arc::clone(&dialer) as _);
     options.total_connection_timeout = Some(limits.connect_timeout * 2);
     options.idle_timeout = Some(limits.upstream_idle_timeout);
     options.http_upstream_request_policy = HttpUpstreamRequestPolicy::deny_upgrades();
@@ -163,12 +216,11 @@ pub(super) fn peer(
         Protocol::Http1 => ALPN::H1,
         Protocol::H2c => ALPN::H2,
     };
-    let group_key = if fresh {
-        pool_key ^ fastrand::u64(1..)
-    } else {
-        pool_key
+    let group_key = match choice {
+        Choice::Fresh => endpoint.pool_key() ^ fastrand::u64(1..),
+        Choice::Any | Choice::NoProbes => endpoint.pool_key(),
     };
-    Ok(Box::new(HttpPeer {
+    let peer = HttpPeer {
         _address: address,
         scheme,
         sni,
@@ -176,7 +228,8 @@ pub(super) fn peer(
         client_cert_key: None,
         group_key,
         options,
-    }))
+    };
+    Ok((Box::new(peer), dialer))
 }
 
 /// Dials an endpoint for a connection of our own, over TLS where the backend is an https URL.
@@ -185,11 +238,13 @@ pub(super) fn peer(
 /// What the system says, or `TimedOut`.
 pub(super) async fn dial(
     spec: &RevisionSpec,
-    address: &EndpointAddr,
+    endpoint: &EndpointState,
     timeout: Duration,
 ) -> std::io::Result<Box<dyn ByteStream>> {
+    // A tunnel outlives any request: not worth telling a stale connection from a broken one.
+    endpoint.spare().close();
     let dial = async {
-        let plain: Box<dyn ByteStream> = match address {
+        let plain: Box<dyn ByteStream> = match &endpoint.address {
             EndpointAddr::Tcp(addr) => {
                 let socket = TcpStream::connect(addr).await?;
                 socket.set_nodelay(true)?;

@@ -21,8 +21,8 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 use parking_lot::Mutex;
 use sluice_model::{
-    ActivationFailure, Demand, DemandSink, EndpointSink, InstanceId, Load, ManagedEndpoint, RevisionId,
-    RevisionSpec, Snapshot,
+    ActivationFailure, Demand, DemandSink, EndpointSink, InstanceId, LaunchStep, Load, ManagedEndpoint,
+    RevisionId, RevisionSpec, Snapshot,
 };
 use tokio::runtime::Handle;
 
@@ -178,6 +178,12 @@ impl Registry {
 }
 
 impl EndpointSink for Registry {
+    fn launch(&self, revision: &RevisionId, step: LaunchStep) {
+        if let Some(live) = self.live(revision) {
+            live.throttler().launch_step(step, clock());
+        }
+    }
+
     fn add(&self, revision: &RevisionId, endpoint: ManagedEndpoint) {
         if let Some(live) = self.named(revision).into_iter().find(|l| l.takes_instances()) {
             live.add_instance(&endpoint, clock());

@@ -40,6 +40,7 @@ fn instance(n: u64) -> ManagedEndpoint {
     ManagedEndpoint {
         instance: InstanceId(n),
         address: ([127, 0, 0, 1], 1).into(),
+        took: Duration::ZERO,
     }
 }
 

@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use super::ctx::{Attempt, RequestCtx};
 use crate::answer::Answer;
-use crate::observe::{Reason, Timer};
+use crate::observe::{Reason, StartTimes, Timer};
 use crate::throttle::{Admission, Arrival, Permit, Rejection, Waiter};
 use sluice_model::Failure;
 
@@ -56,6 +56,7 @@ impl RequestCtx {
                     () = &mut gone => return Err(gone_answer()),
                 }
                 self.queued += wait;
+                self.admitted = Some(Instant::now());
                 self.admit(gone).await
             }
         }
@@ -79,8 +80,12 @@ impl RequestCtx {
             Admission::Admitted(permit) => Ok(permit),
             Admission::Rejected(rejection) => Err(rejection),
             Admission::Waiting(waiter) => {
-                let outcome = self.wait(waiter, gone).await?;
-                self.queued += now.elapsed();
+                let outcome = self.wait(waiter, gone).await;
+                let until = Instant::now();
+                self.queued += until.saturating_duration_since(now);
+                let outcome = outcome?;
+                self.admitted = Some(until);
+                self.start = self.awaited_start(&outcome, now).or(self.start);
                 outcome
             }
         };
@@ -92,6 +97,24 @@ impl RequestCtx {
             }
             Err(rejection) => Err(self.reject(&rejection)),
         }
+    }
+
+    /// The start that ended, or did not end, a wait that began at `since`; `None` if it was not
+    /// for one: the endpoint had been there before.
+    fn awaited_start(&self, outcome: &Result<Permit, Rejection>, since: Instant) -> Option<StartTimes> {
+        let launch = match outcome {
+            Ok(permit) => {
+                let launch = permit.endpoint().launch();
+                launch.ready.filter(|ready| *ready > since)?;
+                launch
+            }
+            Err(_) => self.routed.as_ref()?.live.throttler().awaited_launch()?,
+        };
+        Some(StartTimes {
+            ordered: launch.ordered,
+            started: launch.started,
+            ready: launch.ready,
+        })
     }
 
     async fn wait(

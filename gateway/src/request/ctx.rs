@@ -11,12 +11,14 @@ use sluice_model::{
 use tokio::sync::watch;
 
 use super::decide::{Draw, decide, redirects};
-use super::headers::{Forwarding, grpc_timeout, request_id};
+use super::headers::{Forwarding, TIMING_HEADER, grpc_timeout, request_id};
 use super::measure::MeasuredRevision;
 use super::timers::RequestTimers;
 use crate::answer::{Answer, Dialect, Rendered, redirect_to_https};
 use crate::edge::{ConnectionInfo, Drain};
-use crate::observe::{Counted, Observer, Reason, RequestProtocol, RequestRecord};
+use crate::observe::{
+    Counted, Milestones, Observer, Phases, Reason, RequestProtocol, RequestRecord, StartTimes,
+};
 use crate::registry::{LiveRevision, Serving, ServingReader};
 use crate::throttle::Permit;
 
@@ -139,6 +141,13 @@ pub struct RequestCtx {
     pub detail: Option<String>,
     /// Time spent waiting for Permits.
     pub queued: Duration,
+    /// When it last stopped waiting; `None` when it never did.
+    pub(super) admitted: Option<Instant>,
+    /// The start that it waited for.
+    pub(super) start: Option<StartTimes>,
+    phases: Option<Phases>,
+    /// The client asked where the time goes.
+    wants_timing: bool,
     /// Endpoints tried.
     pub attempts: u32,
     /// Of these, how many the backend put off with a 429.
@@ -184,6 +193,10 @@ impl RequestCtx {
             reason: None,
             detail: None,
             queued: Duration::ZERO,
+            admitted: None,
+            start: None,
+            phases: None,
+            wants_timing: false,
             attempts: 0,
             put_off: 0,
             attempt_started: None,
@@ -296,6 +309,7 @@ impl RequestCtx {
         let view = incoming.view;
         self.dialect = Dialect::of(view.header("accept"), view.header("content-type"));
         self.head_bytes = incoming.head_bytes as u64;
+        self.wants_timing = view.header(TIMING_HEADER) == Some(b"1");
         self.client = Some(incoming.info.client_ip());
         self.request_id = request_id(view.header("x-request-id"), || fastrand::u128(..));
     }
@@ -313,13 +327,37 @@ impl RequestCtx {
 
     /// The gateway's own answer in the client's dialect; noted for log and metrics.
     pub fn refuse(&mut self, refusal: &Refusal) -> Rendered {
-        match refusal {
+        let mut rendered = match refusal {
             Refusal::Answer(answer) => {
                 self.reason = Some(answer.reason);
                 answer.render(self.dialect, &self.request_id)
             }
             Refusal::Redirect(rendered) => rendered.clone(),
+        };
+        if self.reason != Some(Reason::ClientGone) {
+            self.answers(Instant::now());
+            let timing = self.server_timing();
+            rendered
+                .headers
+                .extend(timing.map(|value| ("server-timing", value)));
         }
+        rendered
+    }
+
+    /// The client's response head is there.
+    pub fn answers(&mut self, now: Instant) {
+        self.phases = Some(Phases::of(&Milestones {
+            arrived: self.started,
+            start: self.start,
+            admitted: self.admitted,
+            first_byte: now,
+        }));
+    }
+
+    /// What to add as `Server-Timing`, if the client asked. After [`answers`](Self::answers).
+    pub fn server_timing(&self) -> Option<String> {
+        let phases = self.phases.as_ref().filter(|_| self.wants_timing)?;
+        Some(phases.server_timing())
     }
 
     /// Notes what an attempt ran into, so that it can be told if nothing else works out.
@@ -354,7 +392,9 @@ impl RequestCtx {
             bytes_in: ending.bytes_in,
             bytes_out: ending.bytes_out,
             duration: now.saturating_duration_since(self.started),
+            first_byte: self.phases.as_ref().map(Phases::total),
             queue: (!self.queued.is_zero()).then_some(self.queued),
+            phases: self.phases.as_ref().filter(|_| self.admitted.is_some()),
             upstream: self.upstream,
             attempts: self.attempts,
             user_agent: ending.user_agent,

@@ -28,6 +28,9 @@ const DECISION_FIELDS: [&str; 4] = [
     "knative-serving-default-route",
 ];
 
+/// A client asks with it where the time until the response head goes; for the gateway alone.
+pub(super) const TIMING_HEADER: &str = "x-sluice-timing";
+
 /// Fields by which proxies tell where a request came from, besides `x-forwarded-*`.
 const FORWARDING_FIELDS: [&str; 2] = ["forwarded", "x-real-ip"];
 
@@ -60,6 +63,7 @@ pub fn to_backend(
     for name in DECISION_FIELDS {
         head.remove(name);
     }
+    head.remove(TIMING_HEADER);
     if !from.trusted {
         for name in FORWARDING_FIELDS {
             head.remove(name);

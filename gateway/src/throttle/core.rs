@@ -14,6 +14,7 @@ use super::budget::{self, Account, Room};
 use super::effects::{Crowded, Effects, Grant, Resolved, Signal, Verdict};
 use super::endpoint::{EndpointPhase, EndpointSet};
 use super::health;
+use super::launch::Underway;
 use super::load::LoadMeter;
 use super::queue::{Entry, Queue};
 use super::rejection::{Closing, Rejection};
@@ -69,6 +70,7 @@ pub(crate) struct Core<W> {
     pub(super) activation: Activation,
     /// What activations took lately: an average that forgets.
     pub(super) start_estimate: Option<Duration>,
+    pub(super) underway: Underway,
     pub(super) closed: Option<Closing>,
     /// The end of the ejection that ends first.
     pub(super) eject_due: Option<Instant>,
@@ -86,6 +88,7 @@ impl<W> Core<W> {
             queue: Queue::new(account),
             activation: Activation::Idle,
             start_estimate: None,
+            underway: Underway::default(),
             closed: None,
             eject_due: None,
             remote: None,

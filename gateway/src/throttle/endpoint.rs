@@ -4,10 +4,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Instant;
 
+use parking_lot::Mutex;
 use sluice_model::{EndpointAddr, InstanceId, StickyKey, rendezvous, stable_hash};
 
 use super::arrival::Place;
 use super::health::Health;
+use super::launch::Launch;
+use crate::spare::SpareSlot;
 
 /// One endpoint for its whole life, as a [`Permit`](super::Permit) sees it.
 #[derive(Debug)]
@@ -24,6 +27,10 @@ pub struct EndpointState {
     epoch: AtomicU64,
     /// Mirrors `!health.is_spotless()`, written under the lock.
     troubled: AtomicBool,
+    /// When it came up. Looked at only by those who waited.
+    launch: Mutex<Launch>,
+    /// The connection of the probe that found it ready.
+    spare: SpareSlot,
 }
 
 impl EndpointState {
@@ -37,7 +44,23 @@ impl EndpointState {
             key: NEXT.fetch_add(1, Ordering::Relaxed),
             epoch: AtomicU64::new(0),
             troubled: AtomicBool::new(false),
+            launch: Mutex::default(),
+            spare: SpareSlot::default(),
         }
+    }
+
+    /// When it came up, as far as that is known.
+    pub fn launch(&self) -> Launch {
+        *self.launch.lock()
+    }
+
+    pub(crate) fn set_launch(&self, launch: Launch) {
+        *self.launch.lock() = launch;
+    }
+
+    /// Where a probe leaves its connection for the first request.
+    pub fn spare(&self) -> &SpareSlot {
+        &self.spare
     }
 
     /// The key of its connections in a pool.

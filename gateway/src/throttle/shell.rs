@@ -6,8 +6,8 @@ use std::time::{Duration, Instant};
 
 use parking_lot::{Mutex, MutexGuard};
 use sluice_model::{
-    ActivationFailure, Demand, DemandSink, EndpointAddr, InstanceId, Load, ManagedEndpoint, RevisionId,
-    ServiceId,
+    ActivationFailure, Demand, DemandSink, EndpointAddr, InstanceId, LaunchStep, Load, ManagedEndpoint,
+    RevisionId, ServiceId,
 };
 use tokio::sync::futures::Notified;
 use tokio::sync::{Notify, mpsc, oneshot};
@@ -17,6 +17,7 @@ use super::budget::{Account, MakeRoom, QueueBudget, Room};
 use super::core::{Core, ThrottleLimits};
 use super::effects::{Crowded, Effects, Outcomes, Signal, Verdict};
 use super::endpoint::{EndpointPhase, EndpointState};
+use super::launch::Launch;
 use super::observer::{ActivationResult, RevisionObserver};
 use super::permit::Permit;
 use super::rejection::{Closing, Rejection};
@@ -167,6 +168,17 @@ impl RevisionThrottler {
         self.shared.lock().core.set_service(service);
     }
 
+    /// A start has come this far.
+    pub fn launch_step(&self, step: LaunchStep, now: Instant) {
+        self.shared.lock().core.launch_step(step, now);
+    }
+
+    /// How far the start has come, or came, that whoever waits at zero waits for; `None` while
+    /// nothing is being activated.
+    pub fn awaited_launch(&self) -> Option<Launch> {
+        self.shared.lock().core.awaited_launch()
+    }
+
     /// Adds a started instance, to be proven ready. `None` when it is known already.
     pub fn add_instance(
         self: &Arc<Self>,
@@ -179,6 +191,11 @@ impl RevisionThrottler {
             }
             let address = EndpointAddr::Tcp(endpoint.address);
             let state = Arc::new(EndpointState::new(address, Some(endpoint.instance)));
+            state.set_launch(Launch {
+                ordered: now.checked_sub(endpoint.took),
+                started: Some(now),
+                ready: None,
+            });
             let fx = core.endpoint_added(Arc::clone(&state), false, now);
             (Some(state), fx)
         })

@@ -3,11 +3,12 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use sluice_model::{ActivationFailure, EndpointAddr, InstanceId, ServiceId};
+use sluice_model::{ActivationFailure, EndpointAddr, InstanceId, LaunchStep, ServiceId};
 
 use super::core::{Activation, Core, Supply, ThrottleLimits};
 use super::effects::{Effects, Signal};
 use super::endpoint::{EndpointPhase, EndpointState, Slot};
+use super::launch::Launch;
 use super::rejection::{Closing, Rejection};
 
 impl<W> Core<W> {
@@ -41,9 +42,22 @@ impl<W> Core<W> {
         } else {
             EndpointPhase::Starting
         };
+        if state.instance.is_some() {
+            self.underway.step(LaunchStep::Started, now);
+        }
         self.endpoints.insert(state, phase);
         self.settle(now, &mut fx);
         fx
+    }
+
+    /// A start has come this far.
+    pub(crate) fn launch_step(&mut self, step: LaunchStep, now: Instant) {
+        self.underway.step(step, now);
+    }
+
+    /// How far the start has come, or came, that whoever waits at zero waits for.
+    pub(crate) fn awaited_launch(&self) -> Option<Launch> {
+        (!matches!(self.activation, Activation::Idle)).then(|| self.underway.launch())
     }
 
     /// A probe succeeded.
@@ -56,6 +70,13 @@ impl<W> Core<W> {
                     if let Some(instance) = endpoint.state.instance.filter(|_| !endpoint.was_ready) {
                         fx.signals.push(Signal::Ready(instance));
                     }
+                    let launch = match endpoint.state.instance {
+                        Some(_) => endpoint.state.launch(),
+                        None => self.underway.launch(),
+                    };
+                    let ready = Some(now);
+                    endpoint.state.set_launch(Launch { ready, ..launch });
+                    self.underway.end();
                     self.prove(i);
                     self.activation_succeeded(now, &mut fx);
                 }
@@ -170,6 +191,7 @@ impl<W> Core<W> {
                 retry_after,
             };
             self.reject_all(now, &mut fx, &rejection);
+            self.underway.end();
             self.activation = Activation::Failed {
                 failure: Arc::clone(failure),
                 until: now + failure.retry_after.min(Duration::from_secs(24 * 3600)),
@@ -288,6 +310,7 @@ impl<W> Core<W> {
         };
         if !wait && !self.is_one_coming() {
             self.activation = Activation::Outstanding { since: now };
+            self.underway.forget_if_over();
             fx.signals.push(Signal::Activate);
         }
     }

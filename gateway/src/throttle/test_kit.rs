@@ -60,6 +60,7 @@ pub(super) fn add(throttler: &Arc<RevisionThrottler>, instance: u64) -> u64 {
     let endpoint = ManagedEndpoint {
         instance: InstanceId(instance),
         address: ([127, 0, 0, 1], 9_000).into(),
+        took: Duration::ZERO,
     };
     let state = throttler.add_instance(&endpoint, clock());
     state.expect("is new").key

@@ -12,6 +12,7 @@ use tracing::debug;
 use super::UpkeepEnv;
 use super::probe_http::{get_h2c, get_http1};
 use crate::registry::LiveRevision;
+use crate::spare::Plain;
 use crate::throttle::{EndpointPhase, EndpointState, EndpointView, RevisionThrottler, clock};
 
 /// Somebody waits, and the endpoint is on this machine.
@@ -102,9 +103,19 @@ pub(crate) async fn run(
             tokio::time::sleep_until(turn.into()).await;
         }
         last = Some(clock());
-        match attempt(&endpoint.address, &spec).await {
-            Ok(()) => {
+        // A connection is worth keeping for whoever waits, and for nobody else. Behind a URL there
+        // may be TLS.
+        let wanted = |view: &EndpointView| view.phase == EndpointPhase::Starting && view.waiting;
+        let keep = wanted(&view) && !matches!(spec.backend, Backend::Url(_));
+        match attempt(&endpoint.address, &spec, keep).await {
+            Ok(connection) => {
                 failures = 0;
+                if let Some(connection) = connection
+                    && throttler.endpoint(endpoint.key).as_ref().is_some_and(wanted)
+                {
+                    // Before it is ready: the request is on its way at that moment.
+                    endpoint.spare().keep(connection);
+                }
                 throttler.endpoint_ready(endpoint.key, clock());
             }
             Err(reason) => {
@@ -137,9 +148,8 @@ fn is_local(address: &EndpointAddr) -> bool {
     }
 }
 
-/// One probe. What connects here is dropped again; handing the connection of a TCP probe to the
-/// first request would start at this function's result.
-async fn attempt(address: &EndpointAddr, spec: &RevisionSpec) -> Result<(), String> {
+/// One probe. Returns its connection if that is to be kept and as good as a new one.
+async fn attempt(address: &EndpointAddr, spec: &RevisionSpec, keep: bool) -> Result<Option<Plain>, String> {
     let connect_only = Probe {
         kind: ProbeKind::Tcp,
         period: CALM,
@@ -156,12 +166,14 @@ async fn attempt(address: &EndpointAddr, spec: &RevisionSpec) -> Result<(), Stri
     let tried = tokio::time::timeout(limit, async {
         match address {
             EndpointAddr::Tcp(to) => {
-                let stream = connect(*to).await?;
-                ask(stream, spec.protocol, &to.to_string(), path).await
+                let mut stream = connect(*to).await?;
+                let reusable = ask(&mut stream, spec.protocol, &to.to_string(), path, keep).await?;
+                Ok(reusable.then_some(Plain::Tcp(stream)))
             }
             EndpointAddr::Unix(to) => {
-                let stream = UnixStream::connect(to).await.map_err(|e| e.to_string())?;
-                ask(stream, spec.protocol, "localhost", path).await
+                let mut stream = UnixStream::connect(to).await.map_err(|e| e.to_string())?;
+                let reusable = ask(&mut stream, spec.protocol, "localhost", path, keep).await?;
+                Ok(reusable.then_some(Plain::Unix(stream)))
             }
         }
     });
@@ -180,17 +192,24 @@ async fn connect(to: SocketAddr) -> Result<TcpStream, String> {
     }
 }
 
-async fn ask<S>(stream: S, protocol: Protocol, host: &str, path: Option<&str>) -> Result<(), String>
+/// Whether the connection is to be kept and may be.
+async fn ask<S>(
+    stream: &mut S,
+    protocol: Protocol,
+    host: &str,
+    path: Option<&str>,
+    keep: bool,
+) -> Result<bool, String>
 where
     S: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin + Send,
 {
-    let status = match (path, protocol) {
-        (None, _) => return Ok(()),
-        (Some(path), Protocol::Http1) => get_http1(stream, host, path).await?,
-        (Some(path), Protocol::H2c) => get_h2c(stream, host, path).await?,
+    let (status, reusable) = match (path, protocol) {
+        (None, _) => return Ok(keep),
+        (Some(path), Protocol::Http1) => get_http1(stream, host, path, keep).await?,
+        (Some(path), Protocol::H2c) => (get_h2c(stream, host, path).await?, false),
     };
     if (200..400).contains(&status) {
-        Ok(())
+        Ok(reusable)
     } else {
         Err(format!("status {status}"))
     }

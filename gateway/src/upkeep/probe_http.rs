@@ -2,6 +2,7 @@
 
 use std::future::{pending, poll_fn};
 use std::pin::Pin;
+use std::time::Duration;
 
 use http::Request;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
@@ -9,23 +10,93 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 /// Sent as `User-Agent`, to be told apart in a backend's log.
 const AGENT: &str = "sluice-probe";
 
-/// GETs over HTTP/1.1 and reads no further than the status. Without a time limit of its own.
-pub(super) async fn get_http1<S>(mut stream: S, host: &str, path: &str) -> Result<u16, String>
+/// The most of an answer that is read to keep its connection.
+const WHOLE: usize = 16 * 1024;
+
+/// How long the rest of an answer may take to come, once it is known that all is well.
+const REST: Duration = Duration::from_millis(20);
+
+/// GETs over HTTP/1.1 and reads no further than the status; with `keep` on to the end of the
+/// answer if that comes at once. Returns the status, and whether the connection is as good as new.
+/// Without a time limit of its own.
+pub(super) async fn get_http1<S>(
+    stream: &mut S,
+    host: &str,
+    path: &str,
+    keep: bool,
+) -> Result<(u16, bool), String>
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {
-    let request = format!(
-        "GET {path} HTTP/1.1\r\nHost: {host}\r\nUser-Agent: {AGENT}\r\nAccept: */*\r\nConnection: close\r\n\r\n"
-    );
+    let close = if keep { "" } else { "Connection: close\r\n" };
+    let request =
+        format!("GET {path} HTTP/1.1\r\nHost: {host}\r\nUser-Agent: {AGENT}\r\nAccept: */*\r\n{close}\r\n");
     let text = |e: std::io::Error| e.to_string();
     stream.write_all(request.as_bytes()).await.map_err(text)?;
     // "HTTP/1.1 200": all that matters.
-    let mut head = [0; 12];
-    stream.read_exact(&mut head).await.map_err(text)?;
-    status(&head).ok_or_else(|| "not HTTP/1".to_owned())
+    let mut answer = Vec::with_capacity(1024);
+    while answer.len() < STATUS {
+        if stream.read_buf(&mut answer).await.map_err(text)? == 0 {
+            return Err("the connection ended before a status".to_owned());
+        }
+    }
+    let head: &[u8; STATUS] = answer.first_chunk().expect("just read");
+    let status = status(head).ok_or_else(|| "not HTTP/1".to_owned())?;
+    let rest = async {
+        loop {
+            match left(&answer) {
+                Some(0) => return true,
+                Some(_) if answer.len() < WHOLE => {}
+                _ => return false,
+            }
+            if !matches!(stream.read_buf(&mut answer).await, Ok(n) if n > 0) {
+                return false;
+            }
+        }
+    };
+    let reusable = keep && tokio::time::timeout(REST, rest).await.unwrap_or(false);
+    Ok((status, reusable))
 }
 
-fn status(head: &[u8; 12]) -> Option<u16> {
+/// How many bytes of an answer to a GET are to come at least; `None` when its connection cannot be
+/// used again, or that is not certain.
+fn left(answer: &[u8]) -> Option<usize> {
+    let mut fields = [httparse::EMPTY_HEADER; 64];
+    let mut head = httparse::Response::new(&mut fields);
+    let httparse::Status::Complete(used) = head.parse(answer).ok()? else {
+        return Some(1);
+    };
+    if head.version != Some(1) {
+        return None;
+    }
+    let mut length = None;
+    for field in head.headers.iter() {
+        if field.name.eq_ignore_ascii_case("content-length") {
+            let said: usize = std::str::from_utf8(field.value).ok()?.trim().parse().ok()?;
+            if length.replace(said).is_some() {
+                return None;
+            }
+        }
+        // Chunks are not worth a parser, and any word about the connection may be its end.
+        if field.name.eq_ignore_ascii_case("transfer-encoding")
+            || (field.name.eq_ignore_ascii_case("connection")
+                && !field.value.eq_ignore_ascii_case(b"keep-alive"))
+        {
+            return None;
+        }
+    }
+    let body = match head.code {
+        Some(204 | 304) => 0,
+        _ => length?,
+    };
+    // More than the whole answer is nothing that a request was sent for.
+    used.checked_add(body)?.checked_sub(answer.len())
+}
+
+/// Bytes of a status line up to its status.
+const STATUS: usize = 12;
+
+fn status(head: &[u8; STATUS]) -> Option<u16> {
     let digits = head
         .strip_prefix(b"HTTP/1.1 ")
         .or_else(|| head.strip_prefix(b"HTTP/1.0 "))?;
@@ -61,5 +132,39 @@ where
         biased;
         status = answer => status,
         failed = drive => failed,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_connection_after_a_whole_answer_is_as_good_as_new() {
+        let ok = "HTTP/1.1 200 OK\r\n";
+        for (answer, want) in [
+            (format!("{ok}Content-Length: 2\r\n\r\nok"), Some(0)),
+            (
+                format!("{ok}Content-Length: 2\r\nConnection: keep-alive\r\n\r\no"),
+                Some(1),
+            ),
+            ("HTTP/1.1 204 No Content\r\n\r\n".to_owned(), Some(0)),
+            (format!("{ok}Content-Length: 2\r\n"), Some(1)),
+            (format!("{ok}Content-Length: 2\r\n\r\nok, and more"), None),
+            (
+                format!("{ok}Content-Length: 2\r\nConnection: close\r\n\r\nok"),
+                None,
+            ),
+            (
+                format!("{ok}Content-Length: 2\r\nContent-Length: 2\r\n\r\nok"),
+                None,
+            ),
+            (format!("{ok}Transfer-Encoding: chunked\r\n\r\n0\r\n\r\n"), None),
+            (format!("{ok}\r\nuntil the end"), None),
+            ("HTTP/1.0 200 OK\r\nContent-Length: 0\r\n\r\n".to_owned(), None),
+            (format!("{ok}Content-Length: {}\r\n\r\n", usize::MAX), None),
+        ] {
+            assert_eq!(left(answer.as_bytes()), want, "{answer}");
+        }
     }
 }

@@ -32,6 +32,21 @@ fn registry(spec: RevisionSpec) -> (Registry, Arc<Demands>) {
     (registry, demands)
 }
 
+fn managed(instance: InstanceId, address: SocketAddr) -> ManagedEndpoint {
+    ManagedEndpoint {
+        instance,
+        address,
+        took: Duration::ZERO,
+    }
+}
+
+/// One probe whose connection nobody wants.
+async fn attempt(address: &EndpointAddr, spec: &RevisionSpec) -> Result<(), String> {
+    super::attempt(address, spec, false)
+        .await
+        .map(|kept| assert!(kept.is_none()))
+}
+
 /// Answers every connection while `well` holds with 200, else 500.
 async fn backend(well: Arc<AtomicBool>) -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
@@ -160,7 +175,7 @@ async fn an_instance_is_ready_when_it_listens_and_the_waiter_goes_there() {
     assert_eq!(demands.take(), [Demand::Activate(id("r"))]);
     let (socket, address) = reserve();
     let instance = InstanceId(1);
-    registry.add(&id("r"), ManagedEndpoint { instance, address });
+    registry.add(&id("r"), managed(instance, address));
     let revision = id("r");
     tokio::task::yield_now().await;
     let _listener = socket.listen(16).expect("listens");
@@ -220,10 +235,7 @@ async fn what_something_elsewhere_starts_is_probed_only_while_somebody_waits() {
 async fn probes_end_with_the_endpoint_and_with_the_revision() {
     let metrics = tokio::runtime::Handle::current().metrics();
     let (registry, _) = registry(spec("r", Backend::Managed));
-    let at = |instance| ManagedEndpoint {
-        instance: InstanceId(instance),
-        address: ([127, 0, 0, 1], 1).into(),
-    };
+    let at = |instance| managed(InstanceId(instance), ([127, 0, 0, 1], 1).into());
     registry.add(&id("r"), at(1));
     registry.add(&id("r"), at(2));
     assert_eq!(metrics.num_alive_tasks(), 2);

@@ -49,6 +49,7 @@ async fn the_metrics_of_the_contract_are_there_and_count() {
         "sluice_queue_wait_seconds",
         "sluice_activations_total",
         "sluice_activation_duration_seconds",
+        "sluice_cold_start_phase_seconds",
         "sluice_revision_replicas",
         "sluice_config_generation",
         "sluice_config_reloads_total",
@@ -170,7 +171,9 @@ async fn the_access_log_has_every_field() {
         "bytes_in",
         "bytes_out",
         "duration_ms",
+        "first_byte_ms",
         "queue_ms",
+        "phases_ms",
         "upstream_ms",
         "attempts",
         "user_agent",
@@ -357,8 +360,13 @@ async fn the_handbook_names_every_metric_and_every_field_of_the_log() {
     let tests = std::path::Path::new(env!("CARGO_MANIFEST_DIR"));
     let handbook = std::fs::read_to_string(tests.join("../docs/operating.md")).unwrap();
     let backend = HttpBackend::start("a").await;
-    let gateway = Gateway::start(&web(backend.addr())).await;
+    let config = format!(
+        "{}  - {{name: cold, process: {{command: [sluice, echo]}}}}\n",
+        web(backend.addr())
+    );
+    let gateway = Gateway::start(&config).await;
     gateway.get(WEB, "/").await;
+    gateway.get("cold.default.localhost", "/").await;
     let entry = gateway.wait_access_log("the request", |_| true).await;
     let fields = entry.as_object().unwrap().keys().cloned();
     let scrape = gateway.admin_get("/metrics").await.text();

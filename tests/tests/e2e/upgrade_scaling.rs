@@ -153,7 +153,7 @@ async fn an_edited_process_takes_over_without_loss_and_one_that_is_gone_drains()
     ));
     gateway.upgraded().await;
     wait_for("the new command answers", SOON, async || {
-        let text = gateway.get(WEB, "/").await.text().into_owned();
+        let text = gateway.get(WEB, "/").await.text();
         text.contains(&new.marker).then_some(())
     })
     .await;

@@ -20,7 +20,9 @@ const TOKEN: &str = "t0p-s3cret";
 type Act = dyn Fn(usize, u64) -> Response<Body> + Send + Sync;
 
 /// A platform; every call to it is recorded.
-async fn platform(act: impl Fn(usize, u64) -> Response<Body> + Send + Sync + 'static) -> HttpBackend {
+pub(crate) async fn platform(
+    act: impl Fn(usize, u64) -> Response<Body> + Send + Sync + 'static,
+) -> HttpBackend {
     let act: Arc<Act> = Arc::new(act);
     let calls = Mutex::new(0);
     let backend = HttpBackend::builder("platform").answer(move |seen| {
@@ -46,7 +48,7 @@ fn asked(platform: &HttpBackend) -> Vec<u64> {
         .collect()
 }
 
-fn status(status: u16) -> Response<Body> {
+pub(crate) fn status(status: u16) -> Response<Body> {
     let mut response = Response::new(full(""));
     *response.status_mut() = StatusCode::from_u16(status).expect("a status");
     response
@@ -59,7 +61,7 @@ fn endpoints(list: &[SocketAddr]) -> Response<Body> {
 
 /// An address where nothing listens until a backend is started there. The socket keeps it for this
 /// test, and lets a listener share it.
-fn reserve() -> (TcpSocket, SocketAddr) {
+pub(crate) fn reserve() -> (TcpSocket, SocketAddr) {
     let socket = TcpSocket::new_v4().expect("a socket");
     socket.set_reuseaddr(true).expect("an option");
     socket.bind(([127, 0, 0, 1], 0).into()).expect("a port");
@@ -68,7 +70,7 @@ fn reserve() -> (TcpSocket, SocketAddr) {
 }
 
 /// The service `web`, started by a platform; `configured` is where it will listen, if that is known.
-fn service(platform: &HttpBackend, configured: Option<SocketAddr>, more: &str) -> String {
+pub(crate) fn service(platform: &HttpBackend, configured: Option<SocketAddr>, more: &str) -> String {
     let url = format!("http://{}/scale?key={TOKEN}", platform.addr());
     let configured = configured.map_or_else(String::new, |a| format!("        endpoints: [\"{a}\"]\n"));
     let more: String = more

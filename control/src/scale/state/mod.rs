@@ -110,7 +110,11 @@ impl RevisionState {
                 let running = self.instances.get_mut(&id);
                 if let Some(instance) = running.filter(|i| i.phase != Phase::Stopping) {
                     instance.added = true;
-                    todo.push(Action::Add(id, address));
+                    let took = match instance.phase {
+                        Phase::Starting { since, .. } => now.saturating_duration_since(since),
+                        _ => Duration::ZERO,
+                    };
+                    todo.push(Action::Add(id, address, took));
                 }
             }
             Event::Failed {

@@ -110,9 +110,10 @@ fn the_first_waiter_starts_the_activation_scale_and_the_next_ones_nothing() {
     let mut bench = Bench::new(|plan| plan.policy.activation_scale = 3);
     assert_eq!(starts(&bench.step(Event::Activate)), [1, 2, 3]);
     assert_eq!(bench.step(Event::Activate), []);
+    let took = Duration::from_millis(7);
     assert_eq!(
-        bench.step(Event::Started(InstanceId(1), address())),
-        [Action::Add(InstanceId(1), address())]
+        bench.after(took, Event::Started(InstanceId(1), address())),
+        [Action::Add(InstanceId(1), address(), took)]
     );
     let status = bench.state.status();
     assert_eq!((status.desired, status.starts), (3, 3));

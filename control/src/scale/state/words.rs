@@ -59,7 +59,8 @@ pub(crate) enum Action {
     Start(InstanceId, Arc<RevisionPlan>),
     /// SIGTERM now, SIGKILL after the grace.
     Stop(InstanceId, Duration),
-    Add(InstanceId, SocketAddr),
+    /// It is started, this long after that was decided.
+    Add(InstanceId, SocketAddr, Duration),
     Remove(InstanceId),
     /// Let the data plane choose; its answer is [`Event::Victims`].
     Retire {

@@ -1,11 +1,12 @@
 //! Handles that a request moves.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use sluice_model::{Failure, RevisionId};
 
+use super::super::phases::NAMES;
 use super::super::reason::Reason;
 use super::super::record::RequestRecord;
 use super::codes::Codes;
@@ -92,6 +93,8 @@ pub struct RevisionMetrics {
     pub(super) queue_wait: Latency,
     pub(super) activations: [AtomicU64; ActivationResult::ALL.len()],
     pub(super) activation: Latency,
+    /// By phase; most revisions of a large table never start anything.
+    cold_start: OnceLock<Box<[Latency; NAMES.len()]>>,
 }
 
 impl RevisionMetrics {
@@ -104,6 +107,7 @@ impl RevisionMetrics {
             queue_wait: Latency::default(),
             activations: std::array::from_fn(|_| AtomicU64::new(0)),
             activation: Latency::default(),
+            cold_start: OnceLock::new(),
         }
     }
 
@@ -114,7 +118,19 @@ impl RevisionMetrics {
         if let Some(queue) = record.queue {
             self.queue_wait.record(queue);
         }
+        if let Some(cold) = record.phases.filter(|phases| phases.is_cold()) {
+            let latencies = self.cold_start.get_or_init(Box::default);
+            for (latency, took) in latencies.iter().zip(cold.durations()) {
+                latency.record(*took);
+            }
+        }
         self.service.reject(record);
+    }
+
+    /// Name and series of each phase of a cold start, once there was one.
+    pub(super) fn cold_start(&self) -> impl Iterator<Item = (&'static str, &Latency)> {
+        let latencies = self.cold_start.get().into_iter().flat_map(|all| all.iter());
+        NAMES.into_iter().zip(latencies)
     }
 
     /// Counts an activation, from its Demand to a ready endpoint or its failure.

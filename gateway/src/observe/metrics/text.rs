@@ -70,6 +70,16 @@ pub(super) fn render<'s>(
     let help = "From the first waiter at zero to a ready endpoint or the failure.";
     histograms(out, name, help, revisions, |r| &r.activation);
 
+    let name = "sluice_cold_start_phase_seconds";
+    let help = "Where the time until the first byte went, for requests that waited for a start.";
+    let mut phases = Family::new(out, name, "histogram", help);
+    for revision in revisions {
+        for (phase, latency) in revision.cold_start() {
+            let labels = format!("{},phase=\"{phase}\"", revision.labels);
+            phases.histogram(&labels, latency);
+        }
+    }
+
     let name = "sluice_requests_in_flight";
     let mut in_flight = Family::new(out, name, "gauge", "Requests and streams that hold a Permit.");
     for gauge in gauges {
@@ -160,6 +170,19 @@ impl<'o> Family<'o> {
             count => self.line("", labels, count),
         }
     }
+
+    /// As a counter: not shown before the first duration.
+    fn histogram(&mut self, labels: &str, latency: &Latency) {
+        let Some(buckets) = latency.buckets() else {
+            return;
+        };
+        for ((_, le), count) in BOUNDS.iter().zip(buckets.cumulative) {
+            self.line("_bucket", format_args!("{labels},le=\"{le}\""), count);
+        }
+        self.line("_bucket", format_args!("{labels},le=\"+Inf\""), buckets.count);
+        self.line("_sum", format_args!("{labels}"), buckets.sum.as_secs_f64());
+        self.line("_count", format_args!("{labels}"), buckets.count);
+    }
 }
 
 fn histograms(
@@ -171,16 +194,7 @@ fn histograms(
 ) {
     let mut family = Family::new(out, name, "histogram", help);
     for revision in revisions {
-        let Some(buckets) = latency(revision).buckets() else {
-            continue;
-        };
-        let labels = &revision.labels;
-        for ((_, le), count) in BOUNDS.iter().zip(buckets.cumulative) {
-            family.line("_bucket", format_args!("{labels},le=\"{le}\""), count);
-        }
-        family.line("_bucket", format_args!("{labels},le=\"+Inf\""), buckets.count);
-        family.line("_sum", format_args!("{labels}"), buckets.sum.as_secs_f64());
-        family.line("_count", format_args!("{labels}"), buckets.count);
+        family.histogram(&revision.labels, latency(revision));
     }
 }
 

@@ -177,6 +177,11 @@ pub(super) struct Response {
 }
 
 impl Response {
+    /// Adds a field beside those of the same name.
+    pub(super) fn add(&mut self, name: &str, value: Vec<u8>) {
+        self.fields.0.push((name.to_owned(), value));
+    }
+
     /// The head as the client gets it.
     pub(super) fn to_client(&self, upgrade: Option<&str>) -> Vec<u8> {
         let mut fields = self.fields.clone();

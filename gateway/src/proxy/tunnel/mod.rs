@@ -239,7 +239,7 @@ async fn open(
         let limits = &request.settings().limits;
         let address = permit.endpoint().address.clone();
         let dialled = tokio::select! {
-            dialled = upstream::dial(&routed.spec, &address, limits.connect_timeout) => dialled,
+            dialled = upstream::dial(&routed.spec, permit.endpoint(), limits.connect_timeout) => dialled,
             () = info.close_watch.closed() => return Err(Answer::new(Reason::ClientGone, "the client left").into()),
         };
         let mut backend = match dialled {
@@ -264,7 +264,7 @@ async fn open(
             () = info.close_watch.closed() => return Err(Answer::new(Reason::ClientGone, "the client left").into()),
         };
         match answered {
-            Ok((response, early)) => {
+            Ok((mut response, early)) => {
                 let now = Instant::now();
                 permit.report(
                     Outcome::Responded {
@@ -274,7 +274,11 @@ async fn open(
                 );
                 request.head_received = true;
                 request.timers.head_received();
+                request.answers(now);
                 request.upstream = Some(now.saturating_duration_since(started));
+                if let Some(timing) = request.server_timing() {
+                    response.add("server-timing", timing.into_bytes());
+                }
                 return Ok(Opened {
                     backend,
                     response,

@@ -73,7 +73,7 @@ impl World {
         for action in actions {
             match action {
                 Action::Start(id, _) => assert!(self.running.insert(id.0)),
-                Action::Add(id, _) => drop(self.known.insert(id.0)),
+                Action::Add(id, ..) => drop(self.known.insert(id.0)),
                 Action::Remove(id) => drop(self.known.remove(&id.0)),
                 Action::Stop(id, _) => assert!(!self.known.contains(&id.0), "{id} is still known"),
                 Action::Retire { count, .. } => {

@@ -1,7 +1,7 @@
 //! The endpoints that a platform named, as the data plane has them.
 
 use std::net::SocketAddr;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use sluice_model::InstanceId;
 
@@ -36,11 +36,12 @@ impl Endpoint {
 }
 
 impl ReplicaState {
-    /// Makes the endpoints those that a reply named. One that is being let go stays so: it is named
+    /// Makes the endpoints those that a reply named, `took` after the platform was first asked. One that is being let go stays so: it is named
     /// because the platform does not know that yet.
     pub(super) fn take_over(
         &mut self,
         named: &[SocketAddr],
+        took: Duration,
         now: Instant,
         fresh: &mut Fresh,
         todo: &mut Vec<Action>,
@@ -52,7 +53,7 @@ impl ReplicaState {
             let id = fresh.instance();
             let phase = Phase::Live;
             self.endpoints.insert(id, Endpoint { address, phase });
-            todo.push(Action::Add(id, address));
+            todo.push(Action::Add(id, address, took));
         }
         let gone = self.endpoints.iter().filter(|(_, e)| !named.contains(&e.address));
         let gone = gone.filter(|(_, e)| e.phase == Phase::Live).map(|(&id, _)| id);

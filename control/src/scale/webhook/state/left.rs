@@ -37,6 +37,7 @@ struct DecisionLeft {
     key: String,
     replicas: u32,
     reason: String,
+    since: Option<Duration>,
     calling: bool,
     failed: u32,
 }
@@ -70,7 +71,7 @@ impl ReplicaState {
             agreed: self.agreed,
             unsure: self.unsure,
             expected: self.expected,
-            decision: self.decision.as_ref().map(Decision::save),
+            decision: self.decision.as_ref().map(|decision| decision.save(now)),
             not_before: self.not_before.map(|at| left(at, now)),
             endpoints: endpoints.collect(),
             awaited: self.awaited.map(|at| ago(at, now)),
@@ -94,7 +95,7 @@ impl ReplicaState {
         state.agreed = saved.agreed;
         state.unsure = saved.unsure;
         state.expected = saved.expected;
-        state.decision = saved.decision.as_ref().map(DecisionLeft::restore);
+        state.decision = saved.decision.as_ref().map(|decision| decision.restore(now));
         state.not_before = saved.not_before.map(|at| now + at);
         for endpoint in &saved.endpoints {
             let phase = match endpoint.retired {
@@ -124,11 +125,12 @@ impl ReplicaState {
 }
 
 impl Decision {
-    fn save(&self) -> DecisionLeft {
+    fn save(&self, now: Instant) -> DecisionLeft {
         DecisionLeft {
             key: self.key.clone(),
             replicas: self.replicas,
             reason: self.reason.clone(),
+            since: self.since.map(|at| ago(at, now)),
             calling: self.calling,
             failed: self.failed,
         }
@@ -136,11 +138,12 @@ impl Decision {
 }
 
 impl DecisionLeft {
-    fn restore(&self) -> Decision {
+    fn restore(&self, now: Instant) -> Decision {
         Decision {
             key: self.key.clone(),
             replicas: self.replicas,
             reason: self.reason.clone(),
+            since: self.since.map(|at| before(now, at)),
             calling: self.calling,
             failed: self.failed,
         }

@@ -30,6 +30,8 @@ pub(super) struct Decision {
     pub(super) key: String,
     pub(super) replicas: u32,
     pub(super) reason: String,
+    /// When it was called for first.
+    pub(super) since: Option<Instant>,
     pub(super) calling: bool,
     /// Calls that came to nothing.
     pub(super) failed: u32,
@@ -94,6 +96,7 @@ impl ReplicaState {
                 key: fresh.decision(),
                 replicas,
                 reason: self.last_decision.clone().unwrap_or_else(|| self.words(replicas)),
+                since: None,
                 calling: false,
                 failed: 0,
             });
@@ -105,6 +108,7 @@ impl ReplicaState {
         let endpoints = self.kept();
         if let Some(decision) = &mut self.decision {
             decision.calling = true;
+            decision.since.get_or_insert(now);
             todo.push(Action::Ask(Ask {
                 key: decision.key.clone(),
                 replicas,
@@ -135,7 +139,8 @@ impl ReplicaState {
                 self.unsure = false;
                 self.call_failure = None;
                 if decision.replicas > 0 && !endpoints.is_empty() && self.wanted() > 0 {
-                    self.take_over(&endpoints, now, fresh, todo);
+                    let took = decision.since.map(|since| now.saturating_duration_since(since));
+                    self.take_over(&endpoints, took.unwrap_or_default(), now, fresh, todo);
                 }
             }
             Answer::Refused(detail) => {

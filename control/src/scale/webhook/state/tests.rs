@@ -306,8 +306,13 @@ fn an_endpoint_that_is_gone_is_asked_for_anew() {
     let old = bench.state.live();
     let actions = bench.step(Event::Activate);
     assert_eq!(asked(&actions), [1]);
+    // Counted from the first call about it.
+    bench.retry("busy");
+    assert_eq!(asked(&bench.after(5 * S, Event::Tick)), [1]);
+    bench.now += S;
     let actions = bench.agreed(&[2]);
-    assert!(matches!(actions[0], Action::Add(_, address) if address == at(2)));
+    let took = 6 * S;
+    assert!(matches!(actions[0], Action::Add(_, address, t) if address == at(2) && t == took));
     assert_eq!(actions[1], Action::RetireThese(old));
 }
 
@@ -355,7 +360,7 @@ fn what_was_let_go_for_nothing_is_named_again() {
     let actions = bench.step(Event::Drained(ids[0]));
     assert_eq!(asked(&actions), [2]);
     let actions = bench.agreed(&[1, 2]);
-    assert!(matches!(actions[..], [Action::Add(_, address)] if address == at(1)));
+    assert!(matches!(actions[..], [Action::Add(_, address, _)] if address == at(1)));
 }
 
 #[test]

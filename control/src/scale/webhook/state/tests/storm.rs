@@ -23,7 +23,7 @@ impl World {
                         assert!(self.known.is_empty(), "zero, and {:?} in use", self.known);
                     }
                 }
-                Action::Add(id, _) => self.known.push(id),
+                Action::Add(id, ..) => self.known.push(id),
                 Action::Remove(id) => self.known.retain(|known| *known != id),
                 Action::ToZero => {
                     self.at_zero = rng.bool();

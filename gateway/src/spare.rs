@@ -1,0 +1,153 @@
+//! The connection of the probe that found an endpoint ready, kept for the first request: it saves
+//! a connect, and a server that serves one connection at a time is not kept busy by an idle one.
+
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use socket2::SockRef;
+use tokio::net::{TcpStream, UnixStream};
+
+/// How long a connection waits for its request. Whoever waited for the endpoint is on the way
+/// when it is kept; what nobody took by then blocks a server that serves one at a time.
+const HOLD: Duration = Duration::from_millis(250);
+
+/// A connection without TLS.
+#[derive(Debug)]
+pub enum Plain {
+    /// TCP.
+    Tcp(TcpStream),
+    /// A Unix socket.
+    Unix(UnixStream),
+}
+
+impl Plain {
+    /// Whether the peer has not closed it, nor said anything unless it `speaks_first`. Asks the
+    /// system: what the runtime knows may be older.
+    fn is_good(&self, speaks_first: bool) -> bool {
+        let mut byte = [std::mem::MaybeUninit::uninit()];
+        let peeked = match self {
+            Self::Tcp(stream) => SockRef::from(stream).peek(&mut byte),
+            Self::Unix(stream) => SockRef::from(stream).peek(&mut byte),
+        };
+        match peeked {
+            Ok(said) => said > 0 && speaks_first,
+            Err(e) => e.kind() == std::io::ErrorKind::WouldBlock,
+        }
+    }
+}
+
+/// Holds at most one connection, and none for long.
+#[derive(Debug, Default)]
+pub struct SpareSlot(Arc<Mutex<Kept>>);
+
+#[derive(Debug, Default)]
+struct Kept {
+    connection: Option<Plain>,
+    /// Counts what was put in, so that a timer ends only what it was started for.
+    turn: u64,
+}
+
+impl SpareSlot {
+    /// Keeps a connection for [`HOLD`], then closes it. One that was kept before is closed now.
+    /// Runs on the runtime of the connection.
+    pub(crate) fn keep(&self, connection: Plain) {
+        let turn = {
+            let mut kept = self.0.lock();
+            kept.turn += 1;
+            kept.connection = Some(connection);
+            kept.turn
+        };
+        let slot = Arc::downgrade(&self.0);
+        drop(tokio::spawn(async move {
+            tokio::time::sleep(HOLD).await;
+            end(&slot, turn);
+        }));
+    }
+
+    /// Takes the connection if it is still good: the peer has not closed it, and not said anything
+    /// in a protocol where it does not speak first, as it does in HTTP/2.
+    pub fn take(&self, speaks_first: bool) -> Option<Plain> {
+        let connection = self.0.lock().connection.take()?;
+        connection.is_good(speaks_first).then_some(connection)
+    }
+
+    /// Closes the connection, if there is one.
+    pub fn close(&self) {
+        let kept = self.0.lock().connection.take();
+        drop(kept);
+    }
+}
+
+fn end(slot: &Weak<Mutex<Kept>>, turn: u64) {
+    if let Some(slot) = slot.upgrade() {
+        let mut kept = slot.lock();
+        if kept.turn == turn {
+            kept.connection = None;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::TcpListener;
+
+    use super::*;
+
+    async fn pair() -> (Plain, TcpStream) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let address = listener.local_addr().expect("bound");
+        let (ours, theirs) = tokio::join!(TcpStream::connect(address), listener.accept());
+        (Plain::Tcp(ours.expect("connected")), theirs.expect("accepted").0)
+    }
+
+    #[tokio::test]
+    async fn it_is_taken_once_and_the_next_one_replaces_it() {
+        let slot = SpareSlot::default();
+        assert!(slot.take(false).is_none());
+        let (first, mut peer) = pair().await;
+        slot.keep(first);
+        let (second, _second_peer) = pair().await;
+        slot.keep(second);
+        assert_eq!(
+            peer.read(&mut [0]).await.expect("no reset"),
+            0,
+            "the first is closed"
+        );
+        assert!(slot.take(false).is_some());
+        assert!(slot.take(false).is_none());
+    }
+
+    #[tokio::test]
+    async fn what_the_peer_closed_or_spoke_on_is_not_used() {
+        let slot = SpareSlot::default();
+        let (connection, peer) = pair().await;
+        slot.keep(connection);
+        drop(peer);
+        assert!(slot.take(false).is_none());
+        let (connection, mut peer) = pair().await;
+        peer.write_all(b"220 hello\r\n").await.expect("sent");
+        slot.keep(connection);
+        assert!(slot.take(false).is_none());
+        let (connection, mut peer) = pair().await;
+        peer.write_all(b"SETTINGS").await.expect("sent");
+        slot.keep(connection);
+        assert!(slot.take(true).is_some());
+        let (connection, peer) = pair().await;
+        slot.keep(connection);
+        drop(peer);
+        assert!(slot.take(true).is_none());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_nobody_takes_is_closed() {
+        let slot = SpareSlot::default();
+        let (connection, mut peer) = pair().await;
+        slot.keep(connection);
+        tokio::time::sleep(HOLD / 2).await;
+        assert!(slot.0.lock().connection.is_some());
+        assert_eq!(peer.read(&mut [0]).await.expect("no reset"), 0);
+        assert!(slot.take(false).is_none());
+    }
+}

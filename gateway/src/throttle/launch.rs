@@ -1,0 +1,86 @@
+//! How far a start has come, and when: for the timing of those who waited for it.
+
+use std::time::Instant;
+
+use sluice_model::LaunchStep;
+
+/// When a start reached which point; what is not known did not happen yet, or nobody said so.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Launch {
+    /// It was decided and ordered.
+    pub ordered: Option<Instant>,
+    /// The instance runs, or the platform agreed.
+    pub started: Option<Instant>,
+    /// Its probe succeeded.
+    pub ready: Option<Instant>,
+}
+
+/// The start that is under way in a revision, or the last one. Instances bring their own times;
+/// configured addresses, and waiters of a start that failed, have only these.
+#[derive(Debug, Default)]
+pub(crate) struct Underway {
+    launch: Launch,
+    /// Something became ready, or it failed: what is ordered next is another start.
+    over: bool,
+}
+
+impl Underway {
+    pub(crate) fn step(&mut self, step: LaunchStep, now: Instant) {
+        match step {
+            LaunchStep::Ordered => {
+                self.forget_if_over();
+                self.launch.ordered.get_or_insert(now);
+            }
+            LaunchStep::Started if !self.over => _ = self.launch.started.get_or_insert(now),
+            LaunchStep::Started => {}
+        }
+    }
+
+    pub(crate) fn end(&mut self) {
+        self.over = true;
+    }
+
+    /// Somebody asks anew: what is over says nothing of what comes now.
+    pub(crate) fn forget_if_over(&mut self) {
+        if self.over {
+            *self = Self::default();
+        }
+    }
+
+    pub(crate) fn launch(&self) -> Launch {
+        self.launch
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    #[test]
+    fn a_start_is_timed_once_and_the_next_one_anew() {
+        let t = |ms| Instant::now() + Duration::from_millis(ms);
+        let (a, b, c) = (t(0), t(1), t(2));
+        let mut underway = Underway::default();
+        underway.step(LaunchStep::Ordered, a);
+        // A call that is repeated is about the same start.
+        underway.step(LaunchStep::Ordered, b);
+        underway.step(LaunchStep::Started, b);
+        underway.step(LaunchStep::Started, c);
+        let first = underway.launch();
+        assert_eq!((first.ordered, first.started), (Some(a), Some(b)));
+        underway.forget_if_over();
+        assert_eq!(underway.launch(), first, "it is not over");
+        underway.end();
+        underway.step(LaunchStep::Started, c);
+        assert_eq!(
+            underway.launch(),
+            first,
+            "waiters that failed with it may still ask"
+        );
+        underway.step(LaunchStep::Ordered, c);
+        let second = underway.launch();
+        assert_eq!((second.ordered, second.started), (Some(c), None));
+    }
+}
