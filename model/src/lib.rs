@@ -35,8 +35,8 @@ pub use route::{
     Sticky, StickyScope, StickySource, Visibility,
 };
 pub use settings::{
-    AccessLogFormat, CertificateFiles, DrainSettings, Limits, ListenerSettings, ProxyProtocol,
-    ProxyProtocolMode, QueueTotals, Settings, TlsSettings,
+    AccessLogFormat, CertificateFiles, CipherSuite, DrainSettings, Limits, ListenerSettings, ProxyProtocol,
+    ProxyProtocolMode, QueueTotals, Settings, TlsSettings, TlsVersion,
 };
 pub use snapshot::{Generation, Snapshot, SnapshotBuilder, SnapshotError, SnapshotPublisher, SnapshotReader};
 pub use split::{Percent, SplitError, TrafficSplit, TrafficTarget};

@@ -1,6 +1,7 @@
 //! Names. Strings die here: everything past this module holds a checked name.
 
 use std::fmt;
+use std::net::Ipv6Addr;
 use std::sync::Arc;
 
 /// The longest host name DNS allows, in bytes.
@@ -19,6 +20,8 @@ pub enum NameError {
     BadPort,
     /// An empty label, or a hyphen at a label's end.
     BadLabel,
+    /// Brackets around something that is no IPv6 address.
+    BadLiteral,
 }
 
 impl fmt::Display for NameError {
@@ -28,6 +31,7 @@ impl fmt::Display for NameError {
             Self::TooLong => f.write_str("it is too long"),
             Self::BadByte(b) => write!(f, "the character {:?} is not allowed", char::from(*b)),
             Self::BadPort => f.write_str("its port is not a number up to 65535"),
+            Self::BadLiteral => f.write_str("there is no IPv6 address between its brackets"),
             Self::BadLabel => f.write_str("it has an empty label, or one that starts or ends with '-'"),
         }
     }
@@ -53,6 +57,9 @@ pub fn normalize_host<'b>(raw: &[u8], buf: &'b mut [u8; 256]) -> Result<&'b str,
         return Err(NameError::TooLong);
     }
     let literal = host[0] == b'[';
+    if literal && !is_ipv6_literal(host) {
+        return Err(NameError::BadLiteral);
+    }
     for (to, &from) in buf.iter_mut().zip(host) {
         *to = match from {
             b'a'..=b'z' | b'0'..=b'9' | b'-' | b'.' | b'_' => from,
@@ -68,6 +75,14 @@ pub fn normalize_host<'b>(raw: &[u8], buf: &'b mut [u8; 256]) -> Result<&'b str,
     }
     // Only ASCII was copied.
     std::str::from_utf8(out).map_err(|_| NameError::BadByte(0xff))
+}
+
+/// RFC 3986's `IP-literal`, without zones and without `IPvFuture`, which nobody speaks.
+fn is_ipv6_literal(host: &[u8]) -> bool {
+    let inner = host.strip_prefix(b"[").and_then(|rest| rest.strip_suffix(b"]"));
+    inner
+        .and_then(|inner| std::str::from_utf8(inner).ok())
+        .is_some_and(|inner| inner.parse::<Ipv6Addr>().is_ok())
 }
 
 fn strip_port(raw: &[u8]) -> Result<&[u8], NameError> {
@@ -248,6 +263,20 @@ mod tests {
             assert_eq!(host(raw), Err(NameError::BadLabel), "{raw}");
         }
         assert_eq!(host(&"a".repeat(254)), Err(NameError::TooLong));
+        for raw in [
+            "[foo]",
+            "[]",
+            "[.]",
+            "[::1",
+            "[1.2.3.4]",
+            "[::1%eth0]",
+            "[::]x",
+            "[[::1]]",
+            "[v1.a]",
+        ] {
+            assert!(host(raw).is_err(), "{raw}");
+        }
+        assert_eq!(host("[foo]:80"), Err(NameError::BadLiteral));
     }
 
     #[test]

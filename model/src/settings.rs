@@ -35,11 +35,89 @@ pub struct CertificateFiles {
     pub key_file: PathBuf,
 }
 
+/// The oldest TLS a listener speaks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum TlsVersion {
+    /// 1.2 and 1.3.
+    #[default]
+    Tls12,
+    /// 1.3 alone.
+    Tls13,
+}
+
+/// A cipher suite that may be offered. There are no others: all of them are forward secret and authenticated.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[expect(missing_docs, reason = "named as IANA does")]
+pub enum CipherSuite {
+    Tls13Aes256GcmSha384,
+    Tls13Aes128GcmSha256,
+    Tls13Chacha20Poly1305Sha256,
+    EcdheEcdsaAes256GcmSha384,
+    EcdheEcdsaAes128GcmSha256,
+    EcdheEcdsaChacha20Poly1305Sha256,
+    EcdheRsaAes256GcmSha384,
+    EcdheRsaAes128GcmSha256,
+    EcdheRsaChacha20Poly1305Sha256,
+}
+
+impl CipherSuite {
+    /// All of them.
+    pub const ALL: [Self; 9] = [
+        Self::Tls13Aes256GcmSha384,
+        Self::Tls13Aes128GcmSha256,
+        Self::Tls13Chacha20Poly1305Sha256,
+        Self::EcdheEcdsaAes256GcmSha384,
+        Self::EcdheEcdsaAes128GcmSha256,
+        Self::EcdheEcdsaChacha20Poly1305Sha256,
+        Self::EcdheRsaAes256GcmSha384,
+        Self::EcdheRsaAes128GcmSha256,
+        Self::EcdheRsaChacha20Poly1305Sha256,
+    ];
+
+    /// IANA's name.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Tls13Aes256GcmSha384 => "TLS_AES_256_GCM_SHA384",
+            Self::Tls13Aes128GcmSha256 => "TLS_AES_128_GCM_SHA256",
+            Self::Tls13Chacha20Poly1305Sha256 => "TLS_CHACHA20_POLY1305_SHA256",
+            Self::EcdheEcdsaAes256GcmSha384 => "TLS_ECDHE_ECDSA_WITH_AES_256_GCM_SHA384",
+            Self::EcdheEcdsaAes128GcmSha256 => "TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256",
+            Self::EcdheEcdsaChacha20Poly1305Sha256 => "TLS_ECDHE_ECDSA_WITH_CHACHA20_POLY1305_SHA256",
+            Self::EcdheRsaAes256GcmSha384 => "TLS_ECDHE_RSA_WITH_AES_256_GCM_SHA384",
+            Self::EcdheRsaAes128GcmSha256 => "TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256",
+            Self::EcdheRsaChacha20Poly1305Sha256 => "TLS_ECDHE_RSA_WITH_CHACHA20_POLY1305_SHA256",
+        }
+    }
+
+    /// Whether it belongs to TLS 1.3; the others belong to 1.2.
+    pub fn is_tls13(self) -> bool {
+        matches!(
+            self,
+            Self::Tls13Aes256GcmSha384 | Self::Tls13Aes128GcmSha256 | Self::Tls13Chacha20Poly1305Sha256
+        )
+    }
+}
+
 /// A listener's TLS.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TlsSettings {
     /// Chosen by SNI; the first is the default. Never empty.
     pub certificates: Vec<CertificateFiles>,
+    /// The oldest version that is spoken.
+    pub min_version: TlsVersion,
+    /// What may be agreed on; `None` for all of them. Has at least one that `min_version` can use.
+    pub cipher_suites: Option<Vec<CipherSuite>>,
+}
+
+impl TlsSettings {
+    /// These certificates under the default policy.
+    pub fn new(certificates: Vec<CertificateFiles>) -> Self {
+        Self {
+            certificates,
+            min_version: TlsVersion::default(),
+            cipher_suites: None,
+        }
+    }
 }
 
 /// One listener.

@@ -3,10 +3,11 @@
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair, KeyUsagePurpose};
 use rustls::crypto::ring;
-use rustls::{ClientConfig, RootCertStore, ServerConfig};
+use rustls::{ClientConfig, RootCertStore, ServerConfig, SupportedProtocolVersion};
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use tokio::net::TcpStream;
@@ -75,8 +76,20 @@ impl Ca {
     /// # Panics
     /// When they are no names.
     pub fn issue(&self, names: &[&str]) -> Pair {
-        let names: Vec<String> = names.iter().map(|n| (*n).to_owned()).collect();
-        let params = CertificateParams::new(names).expect("valid names");
+        self.sign(&CertificateParams::new(owned(names)).expect("valid names"))
+    }
+
+    /// The same, valid until then.
+    ///
+    /// # Panics
+    /// When they are no names.
+    pub fn issue_until(&self, names: &[&str], end: SystemTime) -> Pair {
+        let mut params = CertificateParams::new(owned(names)).expect("valid names");
+        params.not_after = end.into();
+        self.sign(&params)
+    }
+
+    fn sign(&self, params: &CertificateParams) -> Pair {
         let key = KeyPair::generate().expect("a key");
         let cert = params.signed_by(&key, &self.issuer).expect("a certificate");
         Pair {
@@ -88,6 +101,11 @@ impl Ca {
     /// A client that trusts this authority and offers `alpn`.
     pub fn client(&self, alpn: &[&str]) -> TlsConnector {
         trusting(&self.pem, alpn)
+    }
+
+    /// The same, of these versions alone.
+    pub fn client_of(&self, versions: &[&'static SupportedProtocolVersion], alpn: &[&str]) -> TlsConnector {
+        client(&self.pem, versions, alpn)
     }
 
     /// Connects with SNI.
@@ -112,12 +130,16 @@ impl Ca {
 /// # Panics
 /// When it is no certificate.
 pub fn trusting(pem: &str, alpn: &[&str]) -> TlsConnector {
+    client(pem, rustls::DEFAULT_VERSIONS, alpn)
+}
+
+fn client(pem: &str, versions: &[&'static SupportedProtocolVersion], alpn: &[&str]) -> TlsConnector {
     let mut roots = RootCertStore::empty();
     let der = CertificateDer::from_pem_slice(pem.as_bytes()).expect("PEM");
     roots.add(der).expect("a certificate");
     let mut config = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()))
-        .with_safe_default_protocol_versions()
-        .expect("the default versions")
+        .with_protocol_versions(versions)
+        .expect("versions that ring has suites for")
         .with_root_certificates(roots)
         .with_no_client_auth();
     config.alpn_protocols = protocols(alpn);
@@ -157,6 +179,10 @@ pub fn peer_certificate(stream: &TlsStream<TcpStream>) -> CertificateDer<'static
     let (_, session) = stream.get_ref();
     let chain = session.peer_certificates().expect("the handshake is done");
     chain[0].clone().into_owned()
+}
+
+fn owned(names: &[&str]) -> Vec<String> {
+    names.iter().map(|n| (*n).to_owned()).collect()
 }
 
 fn protocols(alpn: &[&str]) -> Vec<Vec<u8>> {

@@ -117,6 +117,17 @@ fn gateway() {
             &["1:56 the key 'keyFile' is missing"],
         ),
         (
+            "listeners: [{address: '[::]:443', tls: {certificates: [{certFile: a, keyFile: b}], minVersion: 1.1, cipherSuites: [TLS_AES_128_GCM_SHA265]}}]",
+            &[
+                "1:96 expected one of 1.2, 1.3, found the number '1.1'",
+                "1:116 expected a cipher suite's name, found the text 'TLS_AES_128_GCM_SHA265'",
+            ],
+        ),
+        (
+            "listeners: [{address: '[::]:443', tls: {certificates: [{certFile: a, keyFile: b}], minVersion: '1.3', cipherSuites: [TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256]}}]",
+            &["1:103 there is no cipher suite that minVersion allows"],
+        ),
+        (
             "listeners: [{address: '[::]:80', proxyProtocol: {mode: always, from: [10.0.0.0/33]}}]",
             &[
                 "1:56 expected one of optional, required, found the text 'always'",

@@ -5,16 +5,17 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use sluice_model::{
-    AccessLogFormat, CertificateFiles, DrainSettings, Host, ListenerSettings, ProxyProtocol,
-    ProxyProtocolMode, QueueTotals, Settings, TlsSettings, Visibility,
+    AccessLogFormat, DrainSettings, Host, ListenerSettings, ProxyProtocol, ProxyProtocolMode, QueueTotals,
+    Settings, Visibility,
 };
 
 use super::autoscaling::{GLOBALS, Globals};
 use super::decode::{List, Located, Object, Record};
 use super::limits::{LIMITS, default_limits};
-use super::names::{DOMAIN, FILE, LISTEN, NETWORK};
+use super::names::{DOMAIN, LISTEN, NETWORK};
 use super::scalar::{Choice, Flag, Integer, Parsed, Refusal, Size, Span};
 use super::service::{SERVICE, ServiceDraft, VISIBILITY};
+use super::tls::TLS;
 use super::tree::{At, Spot};
 use crate::plan::ProcessLimits;
 
@@ -195,7 +196,7 @@ const LISTENER: Record<ListenerDraft> = Record {
             VISIBILITY,
             Visibility::External,
         );
-        let certificates = o.optional("tls", "Makes it a TLS listener.", TLS).flatten();
+        let tls = o.optional("tls", "Makes it a TLS listener.", TLS).flatten();
         let proxy_protocol = o
             .optional(
                 "proxyProtocol",
@@ -205,17 +206,9 @@ const LISTENER: Record<ListenerDraft> = Record {
             .flatten();
         let address = address?;
         let mut files = Vec::new();
-        let tls = certificates.map(|certificates| TlsSettings {
-            certificates: certificates
-                .into_iter()
-                .map(|(cert, key)| {
-                    files.extend([cert.clone(), key.clone()]);
-                    CertificateFiles {
-                        cert_file: cert.value,
-                        key_file: key.value,
-                    }
-                })
-                .collect(),
+        let tls = tls.map(|tls| {
+            files.extend(tls.files);
+            tls.settings
         });
         Some(ListenerDraft {
             settings: ListenerSettings {
@@ -227,40 +220,6 @@ const LISTENER: Record<ListenerDraft> = Record {
             spot: Some(address.spot),
             files,
         })
-    },
-};
-
-type Pair = (At<PathBuf>, At<PathBuf>);
-
-const TLS: Record<Option<Vec<Pair>>> = Record {
-    name: "Tls",
-    doc: "TLS of a listener.",
-    decode: |o| {
-        let certificates = o.required(
-            "certificates",
-            "Chosen by the name that the client asks for; the first is the default.",
-            Located(List(CERTIFICATE)),
-        );
-        let certificates = certificates?;
-        let written = certificates.spot.content();
-        if matches!(written, super::tree::Content::List(items) if items.is_empty()) {
-            let diagnostic = certificates
-                .spot
-                .whole()
-                .error("tls needs at least one certificate");
-            o.cx.report(diagnostic.hint("certificates: [{certFile: tls.crt, keyFile: tls.key}]"));
-        }
-        Some(Some(certificates.value))
-    },
-};
-
-const CERTIFICATE: Record<Pair> = Record {
-    name: "Certificate",
-    doc: "PEM files, relative to this file.",
-    decode: |o| {
-        let cert = o.required("certFile", "The chain, leaf first.", Located(FILE));
-        let key = o.required("keyFile", "The private key.", Located(FILE));
-        Some((cert?, key?))
     },
 };
 

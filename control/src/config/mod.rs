@@ -20,6 +20,7 @@ mod revision;
 mod scalar;
 mod schema;
 mod service;
+mod tls;
 mod traffic;
 mod tree;
 mod units;

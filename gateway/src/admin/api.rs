@@ -8,7 +8,7 @@ use serde_json::{Map, Value, json};
 use sluice_model::{
     AccessLogFormat, Backend, HeaderMatcher, HttpOption, PathMatch, PathRewrite, ProbeKind, Protocol,
     ProxyProtocolMode, RevisionId, RevisionSpec, Route, RouteMatch, Scheme, Service, Settings, Snapshot,
-    StickyScope, StickySource, TrafficSplit, Visibility,
+    StickyScope, StickySource, TlsVersion, TrafficSplit, Visibility,
 };
 
 use super::AdminState;
@@ -257,6 +257,12 @@ fn settings(settings: &Settings) -> Value {
                     "certificates": tls.certificates.iter()
                         .map(|c| json!({"certFile": c.cert_file.display().to_string(), "keyFile": "***"}))
                         .collect::<Vec<_>>(),
+                    "minVersion": match tls.min_version {
+                        TlsVersion::Tls12 => "1.2",
+                        TlsVersion::Tls13 => "1.3",
+                    },
+                    "cipherSuites": tls.cipher_suites.as_ref()
+                        .map(|suites| suites.iter().map(|s| s.as_str()).collect::<Vec<_>>()),
                 })),
                 "proxyProtocol": listener.proxy_protocol.as_ref().map(|proxy| json!({
                     "mode": match proxy.mode {

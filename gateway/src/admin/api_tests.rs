@@ -81,14 +81,13 @@ fn no_secret_leaves() {
         assert!(!value.to_string().contains(SECRET), "{value:#}");
     }
     let mut with_tls = Settings::clone(snapshot().settings());
-    with_tls.listeners[0].tls = Some(TlsSettings {
-        certificates: vec![CertificateFiles {
-            cert_file: "a.crt".into(),
-            key_file: SECRET.into(),
-        }],
-    });
+    with_tls.listeners[0].tls = Some(TlsSettings::new(vec![CertificateFiles {
+        cert_file: "a.crt".into(),
+        key_file: SECRET.into(),
+    }]));
     with_tls.limits.max_connection_age = Some(Duration::from_millis(90_500));
     let value = settings(&with_tls);
     assert!(!value.to_string().contains(SECRET), "{value:#}");
     assert_eq!(value["limits"]["maxConnectionAge"], "1m 30s 500ms");
+    assert_eq!(value["listeners"][0]["tls"]["minVersion"], "1.2");
 }

@@ -15,7 +15,9 @@ use sluice_model::{
 };
 
 use super::{AdminState, BoundAddresses, Explain, ExplainQuery, Health, UpgradeError, Upgraded};
-use crate::observe::{EndpointCondition, EndpointLoad, LoadView, Metrics, RevisionLoad, RevisionMetrics};
+use crate::observe::{
+    EndpointCondition, EndpointLoad, ListenerCertificates, LoadView, Metrics, RevisionLoad, RevisionMetrics,
+};
 
 /// Stands in every place a secret may stand in.
 pub(crate) const SECRET: &str = "hunter2";
@@ -237,6 +239,9 @@ impl LoadView for Gateway {
     }
     fn tables(&self) -> usize {
         1
+    }
+    fn certificates(&self) -> Vec<ListenerCertificates> {
+        Vec::new()
     }
 
     fn endpoints(&self, id: &RevisionId) -> Vec<EndpointLoad> {

@@ -18,6 +18,8 @@ use sluice_model::CertificateFiles;
 use x509_parser::extensions::GeneralName;
 use x509_parser::prelude::{FromDer, X509Certificate};
 
+use super::expiry::Told;
+
 /// Why a certificate cannot be served. Names the file.
 #[derive(Debug, thiserror::Error)]
 pub enum CertificateError {
@@ -99,6 +101,8 @@ pub struct Certificate {
     pub names: Arc<[String]>,
     /// When it ends to be valid.
     pub not_after: SystemTime,
+    /// What of its end was told already.
+    pub(super) told: Told,
     key: Arc<CertifiedKey>,
     identity: Identity,
 }
@@ -150,6 +154,7 @@ impl Certificate {
             files: files.clone(),
             names: names.into(),
             not_after,
+            told: Told::default(),
             key: Arc::new(key),
             identity,
         })
@@ -246,6 +251,8 @@ pub(super) struct Load {
     pub(super) table: Option<CertificateTable>,
     /// Whether it serves other certificates than the one before.
     pub(super) changed: bool,
+    /// Whether everything that must be served can be.
+    pub(super) whole: bool,
     /// What could not be loaded; not repeated for files that are still as they were when refused.
     pub(super) errors: Vec<CertificateError>,
 }
@@ -309,6 +316,7 @@ impl CertificateTable {
         Load {
             table: (whole && differs).then(|| Self::index(certificates, refused)),
             changed,
+            whole,
             errors,
         }
     }

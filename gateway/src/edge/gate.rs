@@ -3,6 +3,7 @@
 use std::fmt;
 use std::net::{SocketAddr, TcpListener as StdListener};
 use std::sync::{Arc, Weak};
+use std::time::SystemTime;
 
 use arc_swap::ArcSwap;
 use parking_lot::Mutex;
@@ -15,6 +16,7 @@ use tracing::{info, warn};
 
 use super::certificates::{Certificate, CertificateError};
 use super::conn::{Drain, Serve};
+use super::expiry;
 use super::listener::{BindError, Door, Listener, Shared, bind};
 use super::metrics::EdgeMetrics;
 use super::tls::{FILES_CHECKED_EVERY, Reload, TlsTerminator};
@@ -166,6 +168,9 @@ impl Edge {
                     }
                 }
             };
+            if let Some(tls) = &tls {
+                expiry::warn(wanted.address, &tls.certificates(), SystemTime::now());
+            }
             let door = Arc::new(Door {
                 index,
                 visibility: wanted.visibility,
@@ -370,6 +375,7 @@ async fn watch_files(inner: Arc<Inner>) {
             .collect();
         for (bound, door) in doors {
             let Some(tls) = door.tls.clone() else { continue };
+            let looked_at = Arc::clone(&tls);
             let Ok(reload) = spawn_blocking(move || tls.refresh()).await else {
                 continue;
             };
@@ -379,6 +385,7 @@ async fn watch_files(inner: Arc<Inner>) {
             if reload.changed && reload.errors.is_empty() {
                 info!(listener = %bound, "certificates changed");
             }
+            expiry::warn(bound, &looked_at.certificates(), SystemTime::now());
         }
         drop(changing);
     }

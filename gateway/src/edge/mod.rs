@@ -2,11 +2,13 @@
 //!
 //! `gate` holds the listeners and the way out, `handover` passes them to another process; `listener` accepts and owns each connection's task;
 //! `prepare` takes a socket through `proxy_protocol`, `census`, `tls` (over `certificates`) and the
-//! first bytes to what [`Serve`] gets; `stream` and `conn` are what it gets.
+//! first bytes to what [`Serve`] gets; `stream` and `conn` are what it gets. `expiry` says which
+//! certificates end soon.
 
 mod census;
 mod certificates;
 mod conn;
+mod expiry;
 mod gate;
 mod handover;
 mod listener;

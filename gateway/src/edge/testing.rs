@@ -258,7 +258,7 @@ pub(super) fn certificate(dir: &Path, stem: &str, names: &[&str]) -> (Certificat
 
 pub(super) fn tls_listener(certificates: Vec<CertificateFiles>) -> ListenerSettings {
     ListenerSettings {
-        tls: Some(TlsSettings { certificates }),
+        tls: Some(TlsSettings::new(certificates)),
         ..plain()
     }
 }

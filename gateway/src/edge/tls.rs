@@ -6,10 +6,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
+use rustls::SupportedProtocolVersion;
 use rustls::crypto::{CryptoProvider, ring};
-use rustls::server::ServerConfig;
+use rustls::server::{ProducesTickets, ServerConfig, ServerSessionMemoryCache, StoresServerSessions};
 use rustls::version::{TLS12, TLS13};
-use sluice_model::{CertificateFiles, TlsSettings};
+use sluice_model::{CipherSuite, TlsSettings, TlsVersion};
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 
@@ -29,21 +30,34 @@ pub struct Reload {
     pub errors: Vec<CertificateError>,
 }
 
-/// Terminates a listener's TLS: 1.2 and 1.3, h2 and http/1.1, certificates by name.
+/// Terminates a listener's TLS: h2 and http/1.1, certificates by name, versions and suites as configured.
 ///
 /// Certificates live in the rustls config as an immutable resolver, and the config is swapped as a whole:
 /// a handshake uses one table from its first byte on, and what it tells of the certificate's names is what
-/// it served. Tickets and sessions outlive the swap, so a reload costs no client its resumption.
+/// it served. Ticket keys and sessions outlive the swap, so a reload costs no client its resumption; they do
+/// not outlive the process, whose successor's clients make one full handshake each.
 #[derive(Debug)]
 pub struct TlsTerminator {
     current: ArcSwap<Current>,
-    provider: Arc<CryptoProvider>,
+    resumption: Resumption,
 }
 
 #[derive(Debug)]
 struct Current {
     config: Arc<ServerConfig>,
     table: Arc<CertificateTable>,
+    provider: Arc<CryptoProvider>,
+    min_version: TlsVersion,
+    cipher_suites: Option<Vec<CipherSuite>>,
+}
+
+/// What lets a client come back without a full handshake, whichever of the listener's certificates it saw.
+#[derive(Debug)]
+struct Resumption {
+    /// Stateless tickets under keys that change every six hours and are forgotten after twelve: any number of
+    /// clients can resume, where the default cache holds 256. `None` without randomness.
+    tickets: Option<Arc<dyn ProducesTickets>>,
+    sessions: Arc<dyn StoresServerSessions>,
 }
 
 impl TlsTerminator {
@@ -52,51 +66,59 @@ impl TlsTerminator {
     /// # Errors
     /// Every certificate that cannot be served.
     pub fn new(settings: &TlsSettings) -> Result<Self, Vec<CertificateError>> {
-        let provider = Arc::new(ring::default_provider());
+        let resumption = Resumption {
+            tickets: ring::Ticketer::new().ok(),
+            // For TLS 1.2 clients that take no tickets; as many as rustls keeps by default.
+            sessions: ServerSessionMemoryCache::new(256),
+        };
+        let provider = provider(settings.cipher_suites.as_deref());
         let load = CertificateTable::load(&settings.certificates, None, &provider);
         let Some(table) = load.table.map(Arc::new) else {
             return Err(load.errors);
         };
-        let mut config = ServerConfig::builder_with_provider(Arc::clone(&provider))
-            .with_protocol_versions(&[&TLS13, &TLS12])
-            .expect("ring has suites for both versions")
-            .with_no_client_auth()
-            .with_cert_resolver(Arc::clone(&table) as _);
-        config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
-        // Stateless tickets under rotating keys: any number of clients can resume, where the default cache
-        // holds 256. It fails only without randomness; handshakes are full ones then.
-        if let Ok(ticketer) = ring::Ticketer::new() {
-            config.ticketer = ticketer;
-        }
-        let config = Arc::new(config);
         Ok(Self {
-            current: ArcSwap::from_pointee(Current { config, table }),
-            provider,
+            current: ArcSwap::from_pointee(Current::new(table, provider, settings, &resumption)),
+            resumption,
         })
     }
 
-    /// Serves these certificates from now on; connections that are open keep theirs.
+    /// Serves these certificates, versions and suites from now on; connections that are open keep theirs.
     ///
     /// All or nothing for certificates that are new here: when one of them is bad, nothing changes. A known one
     /// whose new content is bad stays as it was, and the others change. Blocks; not to be called twice at once.
     pub fn reload(&self, settings: &TlsSettings) -> Reload {
-        self.load(&settings.certificates)
+        self.load(settings)
     }
 
     /// Looks whether files changed and serves what they hold now. Blocks; not to be called twice at once.
     pub fn refresh(&self) -> Reload {
-        let wanted: Vec<_> = self.certificates().iter().map(|c| c.files.clone()).collect();
-        self.load(&wanted)
+        let current = self.current.load_full();
+        let certificates = current.table.certificates();
+        self.load(&TlsSettings {
+            certificates: certificates.iter().map(|c| c.files.clone()).collect(),
+            min_version: current.min_version,
+            cipher_suites: current.cipher_suites.clone(),
+        })
     }
 
-    fn load(&self, wanted: &[CertificateFiles]) -> Reload {
+    fn load(&self, wanted: &TlsSettings) -> Reload {
         let current = self.current.load_full();
-        let load = CertificateTable::load(wanted, Some(&current.table), &self.provider);
-        if let Some(table) = load.table.map(Arc::new) {
-            let mut config = ServerConfig::clone(&current.config);
-            config.cert_resolver = Arc::clone(&table) as _;
-            let config = Arc::new(config);
-            self.current.store(Arc::new(Current { config, table }));
+        let same_policy =
+            current.min_version == wanted.min_version && current.cipher_suites == wanted.cipher_suites;
+        let provider = match same_policy {
+            true => Arc::clone(&current.provider),
+            false => provider(wanted.cipher_suites.as_deref()),
+        };
+        let load = CertificateTable::load(&wanted.certificates, Some(&current.table), &provider);
+        let table = match load.table {
+            Some(table) => Some(Arc::new(table)),
+            // Nothing new among the certificates, or one of them refused: then nothing else changes either.
+            None if !same_policy && load.whole => Some(Arc::clone(&current.table)),
+            None => None,
+        };
+        if let Some(table) = table {
+            let new = Current::new(table, provider, wanted, &self.resumption);
+            self.current.store(Arc::new(new));
         }
         Reload {
             changed: load.changed,
@@ -143,6 +165,68 @@ impl TlsTerminator {
     }
 }
 
+impl Current {
+    fn new(
+        table: Arc<CertificateTable>,
+        provider: Arc<CryptoProvider>,
+        settings: &TlsSettings,
+        resumption: &Resumption,
+    ) -> Self {
+        let versions: &[&SupportedProtocolVersion] = match settings.min_version {
+            TlsVersion::Tls12 => &[&TLS13, &TLS12],
+            TlsVersion::Tls13 => &[&TLS13],
+        };
+        let mut config = ServerConfig::builder_with_provider(Arc::clone(&provider))
+            .with_protocol_versions(versions)
+            .expect("settings leave a suite for the oldest version or a newer one")
+            // Client certificates will be asked for here.
+            .with_no_client_auth()
+            .with_cert_resolver(Arc::clone(&table) as _);
+        config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+        config.session_storage = Arc::clone(&resumption.sessions);
+        if let Some(tickets) = &resumption.tickets {
+            config.ticketer = Arc::clone(tickets);
+        }
+        Self {
+            config: Arc::new(config),
+            table,
+            provider,
+            min_version: settings.min_version,
+            cipher_suites: settings.cipher_suites.clone(),
+        }
+    }
+}
+
+/// *ring*, with these suites in the order of its own preference.
+fn provider(allowed: Option<&[CipherSuite]>) -> Arc<CryptoProvider> {
+    let mut provider = ring::default_provider();
+    if let Some(allowed) = allowed {
+        provider
+            .cipher_suites
+            .retain(|known| allowed.iter().any(|suite| known.suite() == named(*suite)));
+    }
+    Arc::new(provider)
+}
+
+fn named(suite: CipherSuite) -> rustls::CipherSuite {
+    use rustls::CipherSuite as Known;
+    match suite {
+        CipherSuite::Tls13Aes256GcmSha384 => Known::TLS13_AES_256_GCM_SHA384,
+        CipherSuite::Tls13Aes128GcmSha256 => Known::TLS13_AES_128_GCM_SHA256,
+        CipherSuite::Tls13Chacha20Poly1305Sha256 => Known::TLS13_CHACHA20_POLY1305_SHA256,
+        CipherSuite::EcdheEcdsaAes256GcmSha384 => Known::TLS_ECDHE_ECDSA_WITH_AES_256_GCM_SHA384,
+        CipherSuite::EcdheEcdsaAes128GcmSha256 => Known::TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256,
+        CipherSuite::EcdheEcdsaChacha20Poly1305Sha256 => Known::TLS_ECDHE_ECDSA_WITH_CHACHA20_POLY1305_SHA256,
+        CipherSuite::EcdheRsaAes256GcmSha384 => Known::TLS_ECDHE_RSA_WITH_AES_256_GCM_SHA384,
+        CipherSuite::EcdheRsaAes128GcmSha256 => Known::TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256,
+        CipherSuite::EcdheRsaChacha20Poly1305Sha256 => Known::TLS_ECDHE_RSA_WITH_CHACHA20_POLY1305_SHA256,
+    }
+}
+
 #[cfg(test)]
 #[path = "tls_tests.rs"]
 mod tests;
+
+#[cfg(test)]
+#[path = "tls_policy_tests.rs"]
+mod policy_tests;

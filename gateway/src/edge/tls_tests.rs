@@ -2,6 +2,7 @@ use std::fs;
 use std::time::SystemTime;
 
 use rustls::HandshakeKind;
+use sluice_model::CertificateFiles;
 use tokio::io::AsyncWriteExt;
 
 use super::super::testing::*;
@@ -9,7 +10,7 @@ use super::super::{CloseReason, Protocol};
 use super::*;
 
 fn tls(certificates: Vec<CertificateFiles>) -> TlsSettings {
-    TlsSettings { certificates }
+    TlsSettings::new(certificates)
 }
 
 fn refused(settings: &TlsSettings) -> Vec<String> {

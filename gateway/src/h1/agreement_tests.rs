@@ -13,7 +13,7 @@ use crate::h1::{Framing, Head};
 /// Field lines of which most combinations are served and some are not.
 const FIELDS: &[&str] = &[
     "Content-Length: 3",
-    "content-length:\t0003  ",
+    "content-length:\t3  ",
     "Transfer-Encoding: chunked",
     "transfer-encoding:Chunked",
     "Connection: close",

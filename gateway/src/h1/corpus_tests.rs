@@ -35,6 +35,7 @@ fn refuses_what_could_be_read_two_ways() {
         ("length with underscore", get("Content-Length: 1_000\r\n"), ContentLengthMalformed),
         ("length quoted", get("Content-Length: \"5\"\r\n"), ContentLengthMalformed),
         ("length overflowing 64 bits", get("Content-Length: 18446744073709551616\r\n"), ContentLengthMalformed),
+        ("length with a leading zero", get("Content-Length: 010\r\n"), ContentLengthMalformed),
         ("length in other digits", get("Content-Length: \u{0665}\r\n"), ContentLengthMalformed),
         ("length with parameter", get("Content-Length: 5;x\r\n"), ContentLengthMalformed),
         // Transfer-Encoding
@@ -106,6 +107,7 @@ fn refuses_what_could_be_read_two_ways() {
         ("Host with a large port", target("/", "a:65536"), HostInvalid(NameError::BadPort)),
         ("Host with two ports", target("/", "a:80:80"), HostInvalid(NameError::BadPort)),
         ("Host with an empty label", target("/", "a..b"), HostInvalid(NameError::BadLabel)),
+        ("Host in brackets", target("/", "[foo]"), HostInvalid(NameError::BadLiteral)),
         ("Host with percent", target("/", "a%2eb"), HostInvalid(NameError::BadByte(b'%'))),
         ("Host in UTF-8", target("/", "\u{fc}.example"), HostInvalid(NameError::BadByte(0xc3))),
         ("Host too long", target("/", &long_host), HostInvalid(NameError::TooLong)),

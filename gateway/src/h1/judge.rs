@@ -398,8 +398,9 @@ fn content_length(value: &[u8]) -> Result<u64, HeadFault> {
     if value.contains(&b',') {
         return Err(HeadFault::ContentLengthList);
     }
-    // Digits are checked by hand: `parse` takes a sign.
-    if value.is_empty() || !value.iter().all(u8::is_ascii_digit) {
+    // Digits are checked by hand: `parse` takes a sign. Some readers take a leading zero for octal.
+    let octal = value.len() > 1 && value[0] == b'0';
+    if value.is_empty() || octal || !value.iter().all(u8::is_ascii_digit) {
         return Err(HeadFault::ContentLengthMalformed);
     }
     std::str::from_utf8(value)

@@ -2,8 +2,8 @@
 
 use std::borrow::Cow;
 
-use http::header::{CONTENT_LENGTH, HeaderName, HeaderValue, TRANSFER_ENCODING};
-use http::{StatusCode, Version};
+use http::header::{CONTENT_LENGTH, HOST, HeaderName, HeaderValue, TRANSFER_ENCODING};
+use http::{Method, StatusCode, Version};
 use pingora_error::{Error, ErrorType, OrErr, Result};
 use pingora_http::{RequestHeader, ResponseHeader};
 use sluice_model::{Backend, Limits, RequestView, Scheme, UrlBackend};
@@ -39,12 +39,7 @@ impl<'h> View<'h> {
     /// Host or `:authority` as sent.
     pub(super) fn host(&self) -> Option<&'h [u8]> {
         let authority = self.header.uri.authority().map(|a| a.as_str().as_bytes());
-        authority.or_else(|| {
-            self.header
-                .headers
-                .get(http::header::HOST)
-                .map(HeaderValue::as_bytes)
-        })
+        authority.or_else(|| self.header.headers.get(HOST).map(HeaderValue::as_bytes))
     }
 
     /// Bytes the head takes, about.
@@ -73,7 +68,8 @@ impl<'h> View<'h> {
             .ok()
     }
 
-    /// The limits that HTTP/2 itself does not know. An h1 head is judged where it is read.
+    /// What HTTP/2 itself does not judge: our limits, and what HTTP/1 would carry as something else. An h1 head is
+    /// judged where it is read.
     pub(super) fn judge(&self, limits: &Limits) -> std::result::Result<(), Refusal> {
         if self.header.raw_path().len() > limits.max_uri_bytes {
             return Err(
@@ -90,6 +86,9 @@ impl<'h> View<'h> {
             let text = format!("the request target has the byte {byte:#04x}");
             return Err(Answer::new(Reason::BadRequest, text).into());
         }
+        if let Some(fault) = self.fault() {
+            return Err(Answer::new(Reason::BadRequest, fault).into());
+        }
         if self.header.headers.len() > limits.max_headers || self.size() > limits.max_header_bytes {
             return Err(Answer::new(
                 Reason::HeadersTooLarge,
@@ -98,6 +97,45 @@ impl<'h> View<'h> {
             .into());
         }
         Ok(())
+    }
+}
+
+impl View<'_> {
+    /// What is malformed by RFC 9113 and passes the library, or is refused over HTTP/1.
+    fn fault(&self) -> Option<&'static str> {
+        let fields = &self.header.headers;
+        // 8.2.1: a value neither begins nor ends with whitespace. HTTP/1 would cut it off.
+        let blank = |b: Option<&u8>| matches!(b, Some(b' ' | b'\t'));
+        let padded = |value: &HeaderValue| {
+            let value = value.as_bytes();
+            blank(value.first()) || blank(value.last())
+        };
+        if fields.values().any(padded) {
+            return Some("a field value begins or ends with whitespace");
+        }
+        if !matches!(self.header.uri.scheme_str(), None | Some("http" | "https")) {
+            return Some("the scheme is neither http nor https");
+        }
+        if self.header.raw_path() == b"*" && self.header.method != Method::OPTIONS {
+            return Some("only OPTIONS may ask for *");
+        }
+        // 8.3.1: a Host that differs from :authority.
+        let mut hosts = fields.get_all(HOST).iter();
+        if let (Some(host), authority) = (hosts.next(), self.header.uri.authority()) {
+            let differs = |a: &str| !host.as_bytes().eq_ignore_ascii_case(a.as_bytes());
+            if hosts.next().is_some() || authority.is_some_and(|a| differs(a.as_str())) {
+                return Some("two hosts");
+            }
+        }
+        let mut lengths = fields.get_all(CONTENT_LENGTH).iter();
+        if let Some(length) = lengths.next() {
+            let digits = length.as_bytes();
+            let octal = digits.len() > 1 && digits[0] == b'0';
+            if lengths.next().is_some() || octal || !digits.iter().all(u8::is_ascii_digit) {
+                return Some("Content-Length is not one number");
+            }
+        }
+        None
     }
 }
 
@@ -260,7 +298,7 @@ pub(super) fn rewrite_target(request: &mut RequestHeader, routed: &Routed, host:
     let host = rewritten.as_deref().map_or(host, str::as_bytes);
     let host = HeaderValue::from_bytes(host)
         .map_err(|e| Error::because(ErrorType::InternalError, "rewriting Host", e))?;
-    request.insert_header(http::header::HOST, host)
+    request.insert_header(HOST, host)
 }
 
 #[cfg(test)]

@@ -23,6 +23,8 @@ use pingora_core::server::configuration::ServerConf;
 use pingora_proxy::{HttpProxy, Session};
 use tokio::sync::watch;
 
+pub use self::tunnel::FrameTracker;
+
 use self::http::HttpAdapter;
 use crate::edge::{CloseReason, Connection, ConnectionInfo, Drain, Serve, Wire};
 use crate::h1::{BodyFault, ConnectionContext};

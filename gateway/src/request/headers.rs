@@ -178,7 +178,8 @@ pub fn cookie<'v>(header: &'v [u8], name: &str) -> Option<&'v [u8]> {
 pub fn grpc_timeout(value: &[u8]) -> Option<std::time::Duration> {
     use std::time::Duration;
     let (unit, digits) = value.split_last()?;
-    if digits.is_empty() || digits.len() > 8 {
+    // `parse` takes a sign.
+    if digits.is_empty() || digits.len() > 8 || !digits.iter().all(u8::is_ascii_digit) {
         return None;
     }
     let n: u64 = std::str::from_utf8(digits).ok()?.parse().ok()?;
@@ -361,7 +362,7 @@ mod tests {
         assert_eq!(cookie(b"xuser=1", "user"), None);
         assert_eq!(grpc_timeout(b"100m"), Some(Duration::from_millis(100)));
         assert_eq!(grpc_timeout(b"2S"), Some(Duration::from_secs(2)));
-        for bad in [&b""[..], b"S", b"123456789S", b"-1S", b"1x"] {
+        for bad in [&b""[..], b"S", b"123456789S", b"-1S", b"+1S", b"1x"] {
             assert_eq!(grpc_timeout(bad), None);
         }
     }

@@ -15,7 +15,9 @@ use sluice_gateway::admin::{
 };
 use sluice_gateway::edge::{Drain, Edge};
 use sluice_gateway::explain::explain;
-use sluice_gateway::observe::{EndpointCondition, EndpointLoad, LoadView, Metrics, RevisionLoad};
+use sluice_gateway::observe::{
+    EndpointCondition, EndpointLoad, ListenerCertificates, LoadView, Metrics, RevisionLoad,
+};
 use sluice_gateway::registry::Registry;
 use sluice_gateway::throttle::EndpointPhase;
 use sluice_model::{Demand, DemandSink, Generation, RevisionId, Snapshot, StatusSource};
@@ -164,6 +166,20 @@ impl LoadView for Observed {
 
     fn tables(&self) -> usize {
         self.registry.tables_alive()
+    }
+
+    fn certificates(&self) -> Vec<ListenerCertificates> {
+        let listeners = self.edge.listeners().into_iter().filter_map(|listener| {
+            let certificates = listener.certificates?;
+            let ends = certificates
+                .iter()
+                .map(|c| (c.files.cert_file.clone(), c.not_after));
+            Some(ListenerCertificates {
+                listener: listener.bound,
+                ends: ends.collect(),
+            })
+        });
+        listeners.collect()
     }
 
     fn endpoints(&self, revision: &RevisionId) -> Vec<EndpointLoad> {

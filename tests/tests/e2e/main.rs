@@ -4,12 +4,14 @@
 
 mod backends;
 mod balancer;
+mod certificates;
 mod check;
 mod cli;
 mod cold_start;
 mod cold_start_failures;
 mod cold_timing;
 mod configs;
+mod corpus;
 mod drain;
 mod ejection;
 mod elasticity;
@@ -19,6 +21,7 @@ mod explain;
 mod floods;
 mod framing;
 mod grpc_refusals;
+mod h2spec;
 mod headers;
 mod limits;
 mod listeners;

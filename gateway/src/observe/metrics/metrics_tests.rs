@@ -21,6 +21,9 @@ impl LoadView for Loads {
     fn tables(&self) -> usize {
         2
     }
+    fn certificates(&self) -> Vec<ListenerCertificates> {
+        Vec::new()
+    }
 }
 
 impl StatusSource for Loads {

@@ -8,6 +8,7 @@
 //!
 //! Nothing is global: a [`Metrics`] is a value, and tests have one each.
 
+mod certificates;
 mod codes;
 mod connections;
 mod latency;
@@ -16,7 +17,10 @@ mod text;
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::sync::{Arc, Weak};
+use std::time::SystemTime;
 
 use metrics::{Counter, Gauge, Key, Label, Level, Metadata, Recorder};
 use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusRecorder};
@@ -122,6 +126,18 @@ pub trait LoadView: Send + Sync {
 
     /// Tables not yet dropped: the one that is served, and those that requests still hold.
     fn tables(&self) -> usize;
+
+    /// One entry per listener that terminates TLS.
+    fn certificates(&self) -> Vec<ListenerCertificates>;
+}
+
+/// When a listener's certificates end.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ListenerCertificates {
+    /// The listener, as bound.
+    pub listener: SocketAddr,
+    /// Each certificate's file and the end of its validity.
+    pub ends: Vec<(PathBuf, SystemTime)>,
 }
 
 /// All metrics of one gateway; cheap to clone.
@@ -306,6 +322,7 @@ impl Metrics {
         let services = std::iter::once(&self.inner.unrouted).chain(services.iter().map(AsRef::as_ref));
         text::render(&mut out, services, &revisions, &gauges);
         text::tables(&mut out, loads.tables());
+        certificates::render(&mut out, loads.certificates());
         out.push_str(&self.inner.recorder.handle().render());
         out
     }

@@ -129,7 +129,7 @@ impl fmt::Display for RevisionLoad {
 }
 
 /// Writes HELP and TYPE before its first line.
-struct Family<'o> {
+pub(super) struct Family<'o> {
     out: &'o mut String,
     name: &'static str,
     kind: &'static str,
@@ -138,7 +138,12 @@ struct Family<'o> {
 }
 
 impl<'o> Family<'o> {
-    fn new(out: &'o mut String, name: &'static str, kind: &'static str, help: &'static str) -> Self {
+    pub(super) fn new(
+        out: &'o mut String,
+        name: &'static str,
+        kind: &'static str,
+        help: &'static str,
+    ) -> Self {
         Self {
             out,
             name,
@@ -148,7 +153,7 @@ impl<'o> Family<'o> {
         }
     }
 
-    fn line(&mut self, suffix: &str, labels: fmt::Arguments<'_>, value: impl fmt::Display) {
+    pub(super) fn line(&mut self, suffix: &str, labels: fmt::Arguments<'_>, value: impl fmt::Display) {
         let name = self.name;
         if !self.started {
             self.started = true;

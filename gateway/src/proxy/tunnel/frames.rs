@@ -8,7 +8,7 @@ pub(super) const CLOSE_TO_SERVER: [u8; 8] = [0x88, 0x82, 0, 0, 0, 0, 0x03, 0xe9]
 
 /// Follows the frames of one direction through whatever pieces they come in.
 #[derive(Debug, Default)]
-pub(super) struct FrameTracker {
+pub struct FrameTracker {
     header: [u8; 14],
     filled: usize,
     payload: u64,
@@ -17,18 +17,18 @@ pub(super) struct FrameTracker {
 
 impl FrameTracker {
     /// Whether the bytes so far end with a whole frame.
-    pub(super) fn at_boundary(&self) -> bool {
+    pub fn at_boundary(&self) -> bool {
         self.filled == 0 && self.payload == 0
     }
 
     /// Whether a Close went by.
-    pub(super) fn closed(&self) -> bool {
+    pub fn closed(&self) -> bool {
         self.closed
     }
 
     /// How many of these bytes finish the frame that is under way; 0 at a boundary, all of them
     /// when it ends later.
-    pub(super) fn rest_of_frame(&mut self, bytes: &[u8]) -> usize {
+    pub fn rest_of_frame(&mut self, bytes: &[u8]) -> usize {
         if self.at_boundary() {
             return 0;
         }
@@ -51,7 +51,7 @@ impl FrameTracker {
     }
 
     /// Takes bytes that went by.
-    pub(super) fn advance(&mut self, mut bytes: &[u8]) {
+    pub fn advance(&mut self, mut bytes: &[u8]) {
         while let Some((&first, rest)) = bytes.split_first() {
             if self.filled == 0 && self.payload > 0 {
                 let skip = self.payload.min(bytes.len() as u64);

@@ -15,6 +15,8 @@ use sluice_model::Protocol;
 use tokio::io::AsyncWriteExt;
 use tokio::sync::{Notify, watch};
 
+pub use self::frames::FrameTracker;
+
 use self::exchange::{Broke, Fields, Opened};
 use self::relay::{Bounds, Ended, Traffic, relay};
 use super::h1::linger;

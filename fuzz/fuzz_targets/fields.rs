@@ -1,0 +1,41 @@
+//! Any bytes as the value of a field that is read by hand, and as a question to the admin.
+#![no_main]
+
+use libfuzzer_sys::fuzz_target;
+use sluice_fuzz::choice;
+use sluice_gateway::admin::ExplainQuery;
+use sluice_gateway::answer::Dialect;
+use sluice_gateway::request::{cookie, grpc_timeout, request_id};
+
+fuzz_target!(|data: &[u8]| {
+    let mut data = data;
+    match choice(&mut data) % 5 {
+        0 => {
+            if grpc_timeout(data).is_some() {
+                let (unit, digits) = data.split_last().expect("what is taken is not empty");
+                assert!(b"HMSmun".contains(unit));
+                assert!((1..=8).contains(&digits.len()) && digits.iter().all(u8::is_ascii_digit));
+            }
+        }
+        1 => {
+            if let Some(value) = cookie(data, "user") {
+                assert!(!value.contains(&b';'));
+                assert!(data.windows(5 + value.len()).any(|w| w.starts_with(b"user=") && w.ends_with(value)));
+            }
+        }
+        2 => {
+            let id = request_id(Some(data), || 0);
+            assert!((1..=128).contains(&id.len()) && id.bytes().all(|b| b.is_ascii_graphic()));
+        }
+        3 => {
+            let (accept, content_type) = data.split_at(data.len() / 2);
+            let _ = Dialect::of(Some(accept), Some(content_type));
+        }
+        _ => {
+            let Ok(text) = std::str::from_utf8(data) else { return };
+            if let Ok(query) = ExplainQuery::parse(text) {
+                assert_eq!(ExplainQuery::parse(&query.encode()).as_ref(), Ok(&query));
+            }
+        }
+    }
+});

@@ -1,0 +1,41 @@
+//! Any bytes as WebSocket frames: pieces make no difference, and a frame's rest ends where the frame does.
+#![no_main]
+
+use libfuzzer_sys::fuzz_target;
+use sluice_fuzz::{choice, ends};
+use sluice_gateway::proxy::FrameTracker;
+
+fuzz_target!(|data: &[u8]| {
+    let mut data = data;
+    let (step, cut) = (choice(&mut data), usize::from(choice(&mut data)));
+    let mut whole = FrameTracker::default();
+    whole.advance(data);
+
+    let mut pieces = FrameTracker::default();
+    let mut at = 0;
+    for end in ends(data.len(), step) {
+        pieces.advance(&data[at..end]);
+        at = end;
+    }
+    assert_eq!(
+        (pieces.at_boundary(), pieces.closed()),
+        (whole.at_boundary(), whole.closed())
+    );
+
+    // From anywhere inside a frame its rest leads to its boundary, and not one byte further.
+    let cut = cut.min(data.len());
+    let mut tracker = FrameTracker::default();
+    tracker.advance(&data[..cut]);
+    let inside = !tracker.at_boundary();
+    let rest = tracker.rest_of_frame(&data[cut..]);
+    assert!(rest <= data.len() - cut);
+    assert!(inside || rest == 0);
+    let mut plain = FrameTracker::default();
+    plain.advance(&data[..cut]);
+    for (n, byte) in data[cut..cut + rest].iter().enumerate() {
+        assert!(!plain.at_boundary(), "the frame ended after {n} of {rest} bytes");
+        plain.advance(std::slice::from_ref(byte));
+    }
+    assert_eq!(plain.at_boundary(), tracker.at_boundary());
+    assert!(tracker.at_boundary() || rest == data.len() - cut);
+});

@@ -1,0 +1,87 @@
+//! Which certificates end soon.
+
+use std::fmt::Display;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, Ordering};
+use std::time::{Duration, SystemTime};
+
+use tracing::warn;
+
+use super::certificates::Certificate;
+
+/// From when on a certificate's end is told: whoever renews at a third of 90 days has missed it by then.
+const SOON: Duration = Duration::from_secs(14 * 24 * 3600);
+
+/// Lines at once; more certificates are counted in one further line.
+const LINES: usize = 10;
+
+/// How near a certificate's end is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Stage {
+    Far,
+    Soon,
+    Over,
+}
+
+impl Stage {
+    fn of(not_after: SystemTime, now: SystemTime) -> Self {
+        match not_after.duration_since(now) {
+            Ok(left) if left > SOON => Self::Far,
+            Ok(_) => Self::Soon,
+            Err(_) => Self::Over,
+        }
+    }
+}
+
+/// The stage up to which a certificate's end was told: each is told once, however often one looks.
+#[derive(Debug, Default)]
+pub(super) struct Told(AtomicU8);
+
+impl Told {
+    /// Whether this stage is to be told now.
+    fn advance(&self, to: Stage) -> bool {
+        let to = to as u8;
+        self.0.fetch_max(to, Ordering::Relaxed) < to
+    }
+}
+
+/// Says which of a listener's certificates ended or end soon, once each.
+pub(super) fn warn(listener: impl Display, certificates: &[Arc<Certificate>], now: SystemTime) {
+    let mut news = certificates.iter().filter(|c| {
+        let stage = Stage::of(c.not_after, now);
+        c.told.advance(stage)
+    });
+    for certificate in news.by_ref().take(LINES) {
+        let file = certificate.files.cert_file.display();
+        let end = humantime::format_rfc3339_seconds(certificate.not_after);
+        if certificate.not_after < now {
+            warn!(%listener, %file, %end, "a certificate is no longer valid; it is served on");
+        } else {
+            warn!(%listener, %file, %end, "a certificate ends soon");
+        }
+    }
+    let more = news.count();
+    if more > 0 {
+        warn!(%listener, more, "further certificates ended or end soon");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_stage_is_told_once_and_a_later_one_again() {
+        let end = SystemTime::UNIX_EPOCH + Duration::from_secs(1_000_000_000);
+        let before = |left: Duration| Stage::of(end, end - left);
+        assert_eq!(before(SOON + Duration::from_secs(1)), Stage::Far);
+        assert_eq!(before(SOON), Stage::Soon);
+        assert_eq!(before(Duration::ZERO), Stage::Soon);
+        assert_eq!(Stage::of(end, end + Duration::from_secs(1)), Stage::Over);
+
+        let told = Told::default();
+        let heard = [Stage::Far, Stage::Soon, Stage::Soon, Stage::Over, Stage::Over].map(|s| told.advance(s));
+        assert_eq!(heard, [false, true, false, true, false]);
+        assert!(Told::default().advance(Stage::Over), "ended when it was loaded");
+    }
+}

@@ -1,0 +1,104 @@
+//! Cases as data: what a client sends, what it must get, and what the backend must and must not have got.
+
+mod h1;
+mod h2;
+
+use sluice_tests::recorder::Recorder;
+use sluice_tests::wait::{SOON, wait_until};
+use tokio::time::timeout;
+
+use crate::WEB;
+
+/// What a case says of the backend.
+#[derive(Debug, Default)]
+struct Upstream {
+    requests: usize,
+    /// Fewer are fine as well.
+    at_most: bool,
+    cut: bool,
+    seen: Vec<String>,
+    unseen: Vec<String>,
+}
+
+impl Upstream {
+    /// Takes a line of a case; false when it says nothing of the backend.
+    fn set(&mut self, key: &str, value: &str) -> bool {
+        match key {
+            "upstream" => {
+                let (count, cut) = value.split_once(' ').unwrap_or((value, ""));
+                let at_most = count.strip_suffix('?');
+                self.at_most = at_most.is_some();
+                self.requests = at_most.unwrap_or(count).parse().expect("a number");
+                self.cut = cut == "cut";
+            }
+            "seen" => self.seen.push(value.to_owned()),
+            "unseen" => self.unseen.push(value.to_owned()),
+            _ => return false,
+        }
+        true
+    }
+
+    /// Compares what the backend got with what it should have: the case's requests and `own` good ones.
+    async fn judge(&self, what: &str, own: usize, backend: &Recorder) -> Result<(), String> {
+        let cut = || !backend.peek().cut.is_empty();
+        // A longer limit inside: one case that fails hides no other.
+        if self.cut && timeout(SOON, wait_until(what, 2 * SOON, cut)).await.is_err() {
+            return Err(format!("the backend got nothing begun: {:?}", backend.peek()));
+        }
+        let record = backend.take();
+        let text = |all: &[Vec<u8>]| -> Vec<String> {
+            let begins = all.iter().map(|r| &r[..r.len().min(400)]);
+            begins.map(|r| String::from_utf8_lossy(r).into_owned()).collect()
+        };
+        let got = || format!("{:?}, cut {:?}", text(&record.requests), text(&record.cut));
+        let (least, most) = match self.at_most {
+            true => (own, self.requests + own),
+            false => (self.requests + own, self.requests + own),
+        };
+        if !(least..=most).contains(&record.requests.len()) || record.cut.len() != usize::from(self.cut) {
+            return Err(format!("the backend got {}", got()));
+        }
+        if let Some(missing) = self.seen.iter().find(|s| !record.contains(s.as_bytes())) {
+            return Err(format!("the backend did not get {missing:?}: {}", got()));
+        }
+        let mut unseen = self.unseen.iter().map(String::as_str).chain(["smuggled"]);
+        match unseen.find(|s| record.contains(s.as_bytes())) {
+            Some(leaked) => Err(format!("the backend got {leaked:?}: {}", got())),
+            None => Ok(()),
+        }
+    }
+}
+
+/// `\r`, `\n`, `\t`, `\s`, `\0`, `\\`, `\xHH`, `{H}` and `{bytes*count}`.
+fn unescape(text: &str) -> Vec<u8> {
+    let mut out = Vec::new();
+    let mut rest = text;
+    while let Some(at) = rest.find(['\\', '{']) {
+        out.extend_from_slice(&rest.as_bytes()[..at]);
+        rest = &rest[at..];
+        if let Some(escape) = rest.strip_prefix('\\') {
+            let (byte, len) = match escape.as_bytes()[0] {
+                b'r' => (b'\r', 1),
+                b'n' => (b'\n', 1),
+                b't' => (b'\t', 1),
+                b's' => (b' ', 1),
+                b'0' => (0, 1),
+                b'\\' => (b'\\', 1),
+                b'x' => (u8::from_str_radix(&escape[1..3], 16).expect("two digits"), 3),
+                other => panic!("\\{} in {text}", char::from(other)),
+            };
+            out.push(byte);
+            rest = &escape[len..];
+            continue;
+        }
+        let (inner, after) = rest[1..].split_once('}').expect("a closing brace");
+        match inner.rsplit_once('*') {
+            _ if inner == "H" => out.extend_from_slice(format!("Host: {WEB}").as_bytes()),
+            Some((bytes, count)) => out.extend(unescape(bytes).repeat(count.parse().expect("a number"))),
+            None => panic!("{{{inner}}} in {text}"),
+        }
+        rest = after;
+    }
+    out.extend_from_slice(rest.as_bytes());
+    out
+}
