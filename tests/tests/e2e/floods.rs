@@ -271,3 +271,32 @@ async fn streams_over_the_limit_are_refused_and_counted() {
     let answer = within("the others are answered", SOON, frames.next_of(kind::HEADERS)).await;
     assert!([1, 3, 5].contains(&answer.unwrap().stream));
 }
+
+#[tokio::test]
+async fn a_head_that_the_http2_layer_answers_is_counted() {
+    let backend = HttpBackend::start("a").await;
+    let limits = "limits: {maxHeaderBytes: 8KiB, maxHeaders: 20}";
+    let gateway = Gateway::start(&format!("{limits}\n{}", web(backend.addr()))).await;
+    let mut frames = Frames::connect(gateway.addr()).await.unwrap();
+    let value = "v".repeat(100);
+    let block = head("POST", WEB, &[("x-large", value.as_str()); 250]);
+    let (first, rest) = block.split_at(16_000);
+    // With a body to come: the layer resets the stream behind its answer.
+    let mut bytes = frame(kind::HEADERS, 0, 1, first);
+    bytes.extend(frame(kind::CONTINUATION, END_HEADERS, 1, rest));
+    frames.send(&bytes).await.unwrap();
+    let answer = within("an answer", SOON, frames.next_of(kind::HEADERS))
+        .await
+        .unwrap();
+    assert_eq!(answer.stream, 1);
+    let labels = [("reason", "protocol_error")];
+    gateway
+        .wait_metric("sluice_streams_refused_total", &labels, SOON, |n| n == 1.0)
+        .await;
+    // The connection is as good as before.
+    frames.send(&request(3, "GET", WEB, &[], true)).await.unwrap();
+    let answer = within("an answer", SOON, frames.next_of(kind::HEADERS))
+        .await
+        .unwrap();
+    assert_eq!(answer.stream, 3);
+}
