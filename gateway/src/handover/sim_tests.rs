@@ -172,7 +172,7 @@ impl World {
             62..67 => self.add(),
             67..73 => self.ready(),
             73..74 => self.remove(),
-            74..76 => self.to_zero(),
+            74..76 => self.zero(),
             76..96 => self.carry(),
             _ => self.turn(),
         }
@@ -332,7 +332,7 @@ impl World {
         }
     }
 
-    fn to_zero(&mut self) {
+    fn zero(&mut self) {
         let Some(master) = self.master() else { return };
         let mut in_flight = master.running.len();
         if matches!(self.phase, Phase::Both(..)) {
