@@ -318,6 +318,7 @@ fn build(
         spot: f.spot,
     });
     let files = files.collect();
+    let drain = draft.settings.drain.timeout;
     let mut builder = SnapshotBuilder::new(draft.settings, specs).ok()?;
     for (index, (service, hosts)) in draft.services.into_iter().zip(hosts).enumerate() {
         let ids = &catalog.revisions[index];
@@ -347,6 +348,7 @@ fn build(
     let plan = Plan {
         revisions: plans,
         processes: draft.processes,
+        drain,
     };
     Some((builder.build(), plan, files))
 }

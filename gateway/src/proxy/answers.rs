@@ -44,6 +44,9 @@ pub(super) fn answer_for(session: &Session, e: &Error, ctx: &mut Ctx) -> Option<
     if ctx.request.timers.fired().is_some() {
         return Some(Answer::new(Reason::Timeout, "the backend took too long"));
     }
+    if ctx.request.timers.was_cut() || ctx.request.timers.was_evicted() {
+        return Some(Answer::new(Reason::Draining, "what served this had to go"));
+    }
     if *e.esource() == ErrorSource::Downstream {
         if let Some(fault) = super::body_fault(session) {
             let answer = Answer::new(fault.reason(), fault.to_string());

@@ -69,7 +69,8 @@ pub(super) async fn serve(proxy: &Proxy, connection: Connection, drain: watch::R
             .as_ref()
             .is_some_and(|upgrade| !is_http2_offer(&upgrade.token))
         {
-            return with_timers(tunnel::serve(proxy, *stream, &head, drain.clone()), &drain).await;
+            let tunnel = tunnel::serve(proxy, *stream, &head, drain.clone());
+            return with_timers(tunnel, Duration::ZERO, &drain).await;
         }
         let last = turn.max_age.is_some_and(|max| born.elapsed() >= max);
         stream
@@ -78,7 +79,8 @@ pub(super) async fn serve(proxy: &Proxy, connection: Connection, drain: watch::R
         let mut session = ServerSession::new_http1(stream as Stream);
         session.set_keepalive(Some(KEEPALIVE_SECONDS));
         let shutdown = proxy.shutdown.subscribe();
-        let Some(reused) = with_timers(proxy.http.process_new_http(session, &shutdown), &drain).await else {
+        let request = proxy.http.process_new_http(session, &shutdown);
+        let Some(reused) = with_timers(request, Duration::ZERO, &drain).await else {
             return;
         };
         let (io, _) = reused.consume();

@@ -2,7 +2,7 @@
 
 use std::pin::pin;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use pingora_core::apps::{HttpServerApp, HttpServerOptions, ReusedHttpStream, ServerApp};
@@ -15,7 +15,7 @@ use sluice_model::Limits;
 use tokio::sync::{Notify, watch};
 
 use super::http::HttpAdapter;
-use super::{Proxy, current_timers, with_timers};
+use super::{GOAWAY_GRACE, Proxy, current_timers, with_timers};
 use crate::edge::{Connection, Drain};
 use crate::h1::GuardedStream;
 
@@ -33,14 +33,17 @@ const SEND_BUFFER: usize = 64 * 1024;
 /// Streams reset by the client that are remembered: beyond, the connection is ended (rapid reset).
 const RESET_STREAMS: usize = 64;
 
+/// How long the streams of a connection may take to be reset at the drain's deadline.
+const RESETS: Duration = Duration::from_secs(2);
+
 /// One connection's view of the shared proxy.
 struct ConnectionApp {
     http: Arc<HttpProxy<HttpAdapter>>,
     h2: H2Options,
     server: HttpServerOptions,
     drain: watch::Receiver<Drain>,
-    /// A stream is older than its revision wants: clients should go on with another connection.
-    aged: Notify,
+    /// A stream should end: its client is to go on with another connection.
+    over: Notify,
 }
 
 impl ConnectionApp {
@@ -60,7 +63,7 @@ impl ConnectionApp {
             h2,
             server,
             drain,
-            aged: Notify::new(),
+            over: Notify::new(),
         }
     }
 }
@@ -78,11 +81,11 @@ impl HttpServerApp for ConnectionApp {
             tokio::select! {
                 biased;
                 reused = &mut request => return reused,
-                () = timers.aged() => self.aged.notify_one(),
+                () = timers.asked_to_end() => self.over.notify_one(),
             }
             request.await
         };
-        with_timers(request, &self.drain).await
+        with_timers(request, GOAWAY_GRACE, &self.drain).await
     }
 
     fn h2_options(&self) -> Option<H2Options> {
@@ -94,8 +97,9 @@ impl HttpServerApp for ConnectionApp {
     }
 }
 
-/// Serves one connection to its end. GOAWAY goes out when the gateway drains or the connection
-/// or a stream of it gets too old; at the drain's deadline the connection is dropped with what is open on it.
+/// Serves one connection to its end. GOAWAY goes out when the gateway drains, when the connection
+/// or a stream of it gets too old, and when a stream's instance has to go; at the drain's deadline
+/// every stream is reset, and the connection is dropped with what is still open on it a moment later.
 pub(super) async fn serve(proxy: &Proxy, connection: Connection, mut drain: watch::Receiver<Drain>) {
     let limits = proxy.engine.serving.load().snapshot().settings().limits.clone();
     let app = Arc::new(ConnectionApp::new(proxy, &limits, drain.clone()));
@@ -114,12 +118,14 @@ pub(super) async fn serve(proxy: &Proxy, connection: Connection, mut drain: watc
         tokio::select! {
             _ = &mut serving => return,
             changed = drain.changed() => {
+                goaway.send_replace(true);
                 if changed.is_err() || *drain.borrow() == Drain::Closing {
+                    // Their tasks end the streams, and log them.
+                    let _ = tokio::time::timeout(RESETS, &mut serving).await;
                     return;
                 }
-                goaway.send_replace(true);
             }
-            () = app.aged.notified() => {
+            () = app.over.notified() => {
                 goaway.send_replace(true);
             }
             () = aged => {

@@ -22,7 +22,7 @@ use crate::observe::{Reason, RequestProtocol, Timer};
 use crate::request::{
     Attempt, Ending, Engine, HeadMut, Incoming, Refusal, RequestCtx, from_backend, to_backend,
 };
-use crate::throttle::Outcome;
+use crate::throttle::{Outcome, Permit};
 
 /// How long an unread request body is drained after an early answer, to keep the connection.
 const DRAIN_BODY: Duration = Duration::from_secs(1);
@@ -178,7 +178,8 @@ impl ProxyHttp for HttpAdapter {
         {
             breaker = breaker.map(|socket| upstream::with_pool(socket, permit.endpoint()));
         }
-        ctx.request.timers.upstream(breaker, now);
+        let endpoint = ctx.request.permit.as_ref().map(Permit::endpoint);
+        ctx.request.timers.upstream(breaker, endpoint, now);
         Ok(())
     }
 
@@ -259,7 +260,7 @@ impl ProxyHttp for HttpAdapter {
             }
         }
         ctx.request.head_received = true;
-        ctx.request.timers.head_received();
+        ctx.request.timers.head_received(now);
         ctx.request.upstream = ctx
             .request
             .attempt_started
@@ -303,7 +304,8 @@ impl ProxyHttp for HttpAdapter {
         ctx: &mut Ctx,
     ) -> Result<Option<Duration>> {
         if end {
-            if ctx.request.timers.fired().is_some() {
+            let timers = &ctx.request.timers;
+            if timers.fired().is_some() || timers.was_evicted() {
                 // The connection that a clock broke reads as ended, which ends a body that
                 // nothing else delimits.
                 return Err(Error::explain(ErrorType::ReadTimedout, "a timer ran out").into_up());
@@ -336,7 +338,7 @@ impl ProxyHttp for HttpAdapter {
         ctx: &mut Ctx,
         reused: bool,
     ) -> Box<Error> {
-        ctx.request.timers.upstream(None, Instant::now());
+        ctx.request.timers.upstream(None, None, Instant::now());
         if matches!(ctx.request.next, Attempt::After(_)) {
             return e;
         }
@@ -354,7 +356,11 @@ impl ProxyHttp for HttpAdapter {
             return e;
         }
         ctx.request.fail_attempt(Reason::UpstreamError, e.to_string());
-        if !reused && let Some(permit) = &ctx.request.permit {
+        let on_purpose = ctx.request.timers.was_cut() || ctx.request.timers.was_evicted();
+        if !reused
+            && !on_purpose
+            && let Some(permit) = &ctx.request.permit
+        {
             permit.report(Outcome::Broke, Instant::now());
             ctx.broken += 1;
         }
@@ -362,7 +368,8 @@ impl ProxyHttp for HttpAdapter {
         let answered = matches!(e.etype(), ErrorType::InvalidHTTPHeader) || was_reset(&e);
         let replayable = !session.as_ref().retry_buffer_truncated() && !answered;
         let idempotent = is_idempotent(&session.req_header().method);
-        ctx.request.next = if reused {
+        let evicted = ctx.request.timers.was_evicted();
+        ctx.request.next = if reused && !evicted {
             Attempt::FreshConnection
         } else {
             Attempt::OtherEndpoint
@@ -386,17 +393,26 @@ impl ProxyHttp for HttpAdapter {
             .response_written()
             .is_some_and(|head| !head.status.is_informational());
         if head_sent {
-            let reason = match (ctx.request.timers.fired(), e.esource()) {
+            let timers = &ctx.request.timers;
+            let going = timers.was_cut() || timers.was_evicted();
+            let reason = match (timers.fired(), e.esource()) {
                 (Some(_), _) => Reason::Timeout,
                 (None, ErrorSource::Downstream) if *e.etype() == ErrorType::ReadTimedout => {
                     Reason::RequestTimeout
                 }
                 (None, ErrorSource::Downstream) => Reason::ClientGone,
-                (None, _) if ctx.request.timers.was_cut() => Reason::Draining,
+                (None, _) if going => Reason::Draining,
                 (None, _) => Reason::UpstreamReset,
             };
             ctx.request.reason = Some(reason);
-            if !session.is_http2() {
+            let over = timers.fired() == Some(Timer::Age) || going;
+            if over && super::is_event_stream(session) {
+                // It may end anywhere: a client drops half an event and comes again.
+                let _ = session
+                    .as_downstream_mut()
+                    .write_response_body(Bytes::new(), true)
+                    .await;
+            } else if !session.is_http2() {
                 super::break_off(session);
             }
             return gone;

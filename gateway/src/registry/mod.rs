@@ -234,6 +234,12 @@ impl EndpointSink for Registry {
         }
     }
 
+    fn end(&self, revision: &RevisionId, instances: &[InstanceId]) {
+        for live in self.named(revision) {
+            live.throttler().end(instances);
+        }
+    }
+
     fn fail(&self, revision: &RevisionId, failure: Arc<ActivationFailure>) {
         if let Some(live) = self.live(revision) {
             live.throttler().fail(&failure, clock());

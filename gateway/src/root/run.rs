@@ -175,11 +175,7 @@ fn start(args: &RunArgs, metrics: Metrics, access_log: AccessLog) -> Result<(), 
     {
         let _entered = control.enter();
         let seed = fastrand::u64(..);
-        let options = ScaleOptions {
-            executable,
-            drain_timeout: settings.drain.timeout,
-            seed,
-        };
+        let options = ScaleOptions { executable, seed };
         controller.spawn(Arc::clone(&registry) as _, options);
     }
     let (autoscale, decisions) = autoscaler(Arc::clone(&registry) as _, Arc::new(Orders(scale.clone())));

@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Instant;
 
 use sluice_model::{EndpointAddr, InstanceId, StickyKey, rendezvous, stable_hash};
+use tokio::sync::Notify;
 
 use super::arrival::Place;
 use super::health::Health;
@@ -24,6 +25,9 @@ pub struct EndpointState {
     epoch: AtomicU64,
     /// Mirrors `!health.is_spotless()`, written under the lock.
     troubled: AtomicBool,
+    /// What it still has is to end.
+    over: AtomicBool,
+    over_news: Notify,
 }
 
 impl EndpointState {
@@ -37,6 +41,23 @@ impl EndpointState {
             key: NEXT.fetch_add(1, Ordering::Relaxed),
             epoch: AtomicU64::new(0),
             troubled: AtomicBool::new(false),
+            over: AtomicBool::new(false),
+            over_news: Notify::new(),
+        }
+    }
+
+    /// Its time is over: whatever is in flight on it is to end. For good.
+    pub(crate) fn end(&self) {
+        self.over.store(true, Ordering::SeqCst);
+        self.over_news.notify_waiters();
+    }
+
+    /// Resolves once what is in flight on it is to end. Cancel-safe.
+    pub async fn ended(&self) {
+        let news = self.over_news.notified();
+        // The flag after the news are listened for: neither order of events is missed.
+        if !self.over.load(Ordering::SeqCst) {
+            news.await;
         }
     }
 

@@ -222,6 +222,15 @@ impl RevisionThrottler {
         })
     }
 
+    /// As [`EndpointSink::end`](sluice_model::EndpointSink::end).
+    pub fn end(&self, instances: &[InstanceId]) {
+        let shared = self.shared.lock();
+        let named = |state: &EndpointState| state.instance.is_some_and(|i| instances.contains(&i));
+        for slot in shared.core.known().filter(|slot| named(&slot.state)) {
+            slot.state.end();
+        }
+    }
+
     /// An activation failed: waiters and arrivals are told so, unless an endpoint is ready.
     pub fn fail(self: &Arc<Self>, failure: &Arc<ActivationFailure>, now: Instant) {
         self.apply(|core| core.fail(failure, now));

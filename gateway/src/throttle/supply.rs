@@ -91,7 +91,8 @@ impl<W> Core<W> {
 
     /// As [`EndpointSink::retire`](sluice_model::EndpointSink::retire): victims are those with the
     /// least in flight, unproven ones first among equals, then the oldest. Without `to_zero` one
-    /// live instance always stays: zero has to be asked for by name.
+    /// live instance always stays: zero has to be asked for by name. Zero that cannot be had still
+    /// takes whoever has nothing to do.
     pub(crate) fn retire(
         &mut self,
         count: u32,
@@ -112,6 +113,10 @@ impl<W> Core<W> {
         candidates.sort_unstable();
         let most = match (to_zero, idle) {
             (true, true) => candidates.len(),
+            (true, false) if self.queue.is_empty() => {
+                let free = candidates.iter().take_while(|(in_flight, ..)| *in_flight == 0);
+                free.count().min(candidates.len().saturating_sub(1))
+            }
             (true, false) => 0,
             (false, _) => candidates.len().saturating_sub(1),
         };

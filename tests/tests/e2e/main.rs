@@ -24,6 +24,7 @@ mod protocols_streams;
 mod proxy_protocol;
 mod reload;
 mod routing;
+mod scale_down;
 mod splitting;
 mod timeouts;
 mod tunnels;
