@@ -7,7 +7,7 @@ use pingora_error::{Error, ErrorSource, ErrorType, Result};
 use pingora_http::ResponseHeader;
 use pingora_proxy::Session;
 
-use super::http::Ctx;
+use super::ctx::Ctx;
 use crate::answer::{Answer, Rendered};
 use crate::observe::Reason;
 use crate::request::Refusal;

@@ -70,7 +70,8 @@ pub(super) async fn serve(proxy: &Proxy, connection: Connection, drain: watch::R
             .is_some_and(|upgrade| !is_http2_offer(&upgrade.token))
         {
             let tunnel = tunnel::serve(proxy, *stream, &head, drain.clone());
-            return with_timers(tunnel, Duration::ZERO, &drain).await;
+            with_timers(tunnel, Duration::ZERO, &drain).await;
+            return;
         }
         let last = turn.max_age.is_some_and(|max| born.elapsed() >= max);
         stream
@@ -80,7 +81,7 @@ pub(super) async fn serve(proxy: &Proxy, connection: Connection, drain: watch::R
         session.set_keepalive(Some(KEEPALIVE_SECONDS));
         let shutdown = proxy.shutdown.subscribe();
         let request = proxy.http.process_new_http(session, &shutdown);
-        let Some(reused) = with_timers(request, Duration::ZERO, &drain).await else {
+        let Some(reused) = with_timers(request, Duration::ZERO, &drain).await.flatten() else {
             return;
         };
         let (io, _) = reused.consume();
@@ -110,6 +111,7 @@ async fn refuse(proxy: &Proxy, stream: GuardedStream, error: &HeadError) {
     request.request_id = request_id(None, || fastrand::u128(..));
     request.reason = Some(error.reason());
     let status = error.status();
+    let seen = stream.glimpse();
     let mut bytes_out = 0;
     if let Some(code) = status {
         let mut rendered = request.refuse(&Answer::new(error.reason(), error.to_string()).into());
@@ -118,10 +120,10 @@ async fn refuse(proxy: &Proxy, stream: GuardedStream, error: &HeadError) {
         stream.refuse(&rendered.to_h1()).await;
     }
     let ending = Ending {
-        method: b"",
-        host: b"",
-        target: b"",
-        user_agent: None,
+        method: &seen.method,
+        host: &seen.host,
+        target: &seen.target,
+        user_agent: seen.user_agent.as_deref(),
         protocol: RequestProtocol::Http11,
         status,
         bytes_in: 0,

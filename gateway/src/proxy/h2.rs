@@ -85,7 +85,7 @@ impl HttpServerApp for ConnectionApp {
             }
             request.await
         };
-        with_timers(request, GOAWAY_GRACE, &self.drain).await
+        with_timers(request, GOAWAY_GRACE, &self.drain).await.flatten()
     }
 
     fn h2_options(&self) -> Option<H2Options> {

@@ -11,41 +11,24 @@ use pingora_core::upstreams::peer::HttpPeer;
 use pingora_error::{Error, ErrorSource, ErrorType, Result};
 use pingora_http::{RequestHeader, ResponseHeader};
 use pingora_proxy::{FailToProxy, ProxyHttp, Session};
-use sluice_model::{Protocol, RequestView};
+use sluice_model::Protocol;
 
+use super::ctx::{AFTER_ANSWER_BYTES, Ctx, MAX_INTERIM};
 use super::heads::{RequestFields, ResponseFields, View, rewrite_target, settle_framing};
 use super::retry::{MAX_BROKEN, is_idempotent, may_try_again, not_processed, put_off, was_reset};
 use super::{answers, current_timers, upstream};
 use crate::answer::Answer;
 use crate::edge::ConnectionInfo;
-use crate::observe::{Reason, RequestProtocol, Timer};
-use crate::request::{
-    Attempt, Ending, Engine, HeadMut, Incoming, Refusal, RequestCtx, from_backend, to_backend,
-};
+use crate::observe::{Reason, Timer};
+use crate::request::{Attempt, Engine, HeadMut, Incoming, Refusal, RequestCtx, from_backend, to_backend};
 use crate::throttle::{Outcome, Permit};
 
 /// How long an unread request body is drained after an early answer, to keep the connection.
 const DRAIN_BODY: Duration = Duration::from_secs(1);
 
-/// How long an upload may stall once its answer is complete.
-const AFTER_ANSWER: Duration = Duration::from_secs(2);
-
 /// Pingora's hooks over the request path.
 pub(super) struct HttpAdapter {
     pub(super) engine: Arc<Engine>,
-}
-
-/// A request as Pingora's hooks share it.
-pub(super) struct Ctx {
-    pub(super) request: RequestCtx,
-    info: Option<Arc<ConnectionInfo>>,
-    /// Of the head that was sent.
-    pub(super) status: Option<u16>,
-    body_in: u64,
-    /// More body came than is allowed.
-    pub(super) body_too_large: bool,
-    /// Fresh connections that broke after the request was sent.
-    broken: u32,
 }
 
 impl HttpAdapter {
@@ -78,14 +61,7 @@ impl ProxyHttp for HttpAdapter {
     fn new_ctx(&self) -> Ctx {
         let timers = current_timers();
         let request = RequestCtx::new(&self.engine, timers, Instant::now());
-        Ctx {
-            request,
-            info: None,
-            status: None,
-            body_in: 0,
-            body_too_large: false,
-            broken: 0,
-        }
+        Ctx::new(request)
     }
 
     fn init_downstream_modules(&self, _: &mut pingora_core::modules::http::HttpModules) {
@@ -221,6 +197,13 @@ impl ProxyHttp for HttpAdapter {
     ) -> Result<()> {
         let Some(body) = body else { return Ok(()) };
         ctx.body_in += body.len() as u64;
+        if let Some(late) = &mut ctx.late_bytes {
+            *late += body.len() as u64;
+            if *late > AFTER_ANSWER_BYTES {
+                let e = Error::explain(ErrorType::ReadTimedout, "the upload goes on after its answer");
+                return Err(e.into_down());
+            }
+        }
         ctx.request.timers.touch(Instant::now());
         if ctx
             .request
@@ -247,6 +230,12 @@ impl ProxyHttp for HttpAdapter {
             return Err(Error::explain(ErrorType::InvalidHTTPHeader, "101 without Upgrade").into_up());
         }
         if response.status.is_informational() {
+            ctx.interim += 1;
+            if ctx.interim > MAX_INTERIM {
+                return Err(
+                    Error::explain(ErrorType::InvalidHTTPHeader, "too many interim responses").into_up(),
+                );
+            }
             return Ok(());
         }
         settle_framing(response)?;
@@ -293,7 +282,21 @@ impl ProxyHttp for HttpAdapter {
         if ctx.request.draining() {
             session.set_keepalive(None);
         }
+        if is_whole(response, &session.req_header().method) {
+            ctx.answered(session, 0);
+        }
         Ok(())
+    }
+
+    async fn response_trailer_filter(
+        &self,
+        session: &mut Session,
+        _: &mut http::HeaderMap,
+        ctx: &mut Ctx,
+    ) -> Result<Option<Bytes>> {
+        // The last thing there is: a gRPC client may leave its side open for ever.
+        ctx.answered(session, 0);
+        Ok(None)
     }
 
     fn response_body_filter(
@@ -310,9 +313,7 @@ impl ProxyHttp for HttpAdapter {
                 // nothing else delimits.
                 return Err(Error::explain(ErrorType::ReadTimedout, "a timer ran out").into_up());
             }
-            // Pingora reads on until the upload ends. It holds a Permit, so it must not stall.
-            ctx.request.timers.stop();
-            session.set_read_timeout(Some(AFTER_ANSWER));
+            ctx.answered(session, body.as_ref().map_or(0, Bytes::len));
         } else if body.is_some() {
             ctx.request.timers.touch(Instant::now());
         }
@@ -412,7 +413,7 @@ impl ProxyHttp for HttpAdapter {
                     .as_downstream_mut()
                     .write_response_body(Bytes::new(), true)
                     .await;
-            } else if !session.is_http2() {
+            } else if !session.is_http2() && ctx.late_bytes.is_none() {
                 super::break_off(session);
             }
             return gone;
@@ -433,24 +434,9 @@ impl ProxyHttp for HttpAdapter {
     }
 
     async fn logging(&self, session: &mut Session, _: Option<&Error>, ctx: &mut Ctx) {
-        let header = session.req_header();
-        let view = View::new(header);
-        let protocol = match header.version {
-            Version::HTTP_10 => RequestProtocol::Http10,
-            Version::HTTP_2 => RequestProtocol::Http2,
-            _ => RequestProtocol::Http11,
-        };
-        let ending = Ending {
-            method: header.method.as_str().as_bytes(),
-            host: view.host().unwrap_or_default(),
-            target: header.raw_path(),
-            user_agent: view.header("user-agent"),
-            protocol,
-            status: ctx.status,
-            bytes_in: ctx.body_in,
-            bytes_out: session.body_bytes_sent() as u64,
-        };
-        ctx.request.finish(&ending, Instant::now());
+        ctx.late = None;
+        let sent = session.body_bytes_sent() as u64;
+        ctx.finish(session.req_header(), sent);
     }
 
     fn suppress_error_log(&self, _: &Session, _: &Ctx, _: &Error) -> bool {
@@ -467,6 +453,15 @@ impl ProxyHttp for HttpAdapter {
     ) -> bool {
         true
     }
+}
+
+/// Whether nothing follows this head: no body, or a gRPC status that came without messages.
+fn is_whole(response: &ResponseHeader, method: &http::Method) -> bool {
+    let empty = |v: &http::HeaderValue| v.as_bytes() == b"0";
+    *method == http::Method::HEAD
+        || matches!(response.status.as_u16(), 204 | 304)
+        || response.headers.get("content-length").is_some_and(empty)
+        || response.headers.contains_key("grpc-status")
 }
 
 /// Finds out where a request goes, unless its head or its announced body is over a limit.

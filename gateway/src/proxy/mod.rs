@@ -5,6 +5,7 @@
 //! each stream handed on the same way.
 
 mod answers;
+mod ctx;
 mod h1;
 mod h2;
 mod heads;
@@ -91,8 +92,13 @@ tokio::task_local! {
 const GOAWAY_GRACE: Duration = Duration::from_secs(5);
 
 /// Serves one request with clocks that run beside it, until the gateway closes what is open.
-/// `grace` is what its streams get when they are asked to end.
-async fn with_timers<F: Future>(request: F, grace: Duration, drain: &watch::Receiver<Drain>) -> F::Output {
+/// `grace` is what its streams get when they are asked to end. `None`: it was answered, but its
+/// client went on sending for too long; it was dropped, and the connection or stream with it.
+async fn with_timers<F: Future>(
+    request: F,
+    grace: Duration,
+    drain: &watch::Receiver<Drain>,
+) -> Option<F::Output> {
     let timers = Arc::new(RequestTimers::with_grace(grace));
     let (watch, cut) = (Arc::clone(&timers), Arc::clone(&timers));
     let mut drain = drain.clone();
@@ -106,8 +112,8 @@ async fn with_timers<F: Future>(request: F, grace: Duration, drain: &watch::Rece
         .scope(timers, async move {
             tokio::select! {
                 biased;
-                output = request => output,
-                never = watch.watch() => match never {},
+                output = request => Some(output),
+                () = watch.watch() => None,
                 never = closing => match never {},
             }
         })

@@ -26,7 +26,7 @@ use sluice_model::{
 use tokio::runtime::Handle;
 
 pub use crate::throttle::{ActivationResult, NoObserver, RevisionObserver};
-pub use live::LiveRevision;
+pub use live::{LiveRevision, PutOff};
 pub use serving::{Serving, ServingReader};
 
 use crate::throttle::{Closing, QueueBudget, ThrottleEnv, clock};
@@ -142,6 +142,14 @@ impl Registry {
     /// The live state of a revision in the current table.
     pub fn live(&self, revision: &RevisionId) -> Option<Arc<LiveRevision>> {
         self.current.load_full().get(revision).map(Arc::clone)
+    }
+
+    /// Revisions that are in the current table no more, while they have requests or instances left.
+    /// One may have the name of its successor in the table.
+    pub fn leaving(&self) -> Vec<Arc<LiveRevision>> {
+        let mut leaving = self.leaving.lock();
+        leaving.retain(|live| !live.throttler().is_spent());
+        leaving.clone()
     }
 
     /// Tables not yet dropped: one, two for as long as requests hold the previous one.

@@ -53,6 +53,8 @@ struct State {
     age: Option<Duration>,
     /// When it gets too old.
     old: Option<Instant>,
+    /// The answer is complete: when the request is given up, whatever its client still sends.
+    last: Option<Instant>,
     /// It was asked to end: when it is broken off, and what for.
     over: Option<(Instant, Over)>,
     last_byte: Option<Instant>,
@@ -83,7 +85,7 @@ impl State {
     fn wake(&self) -> Option<Instant> {
         let next = self.next().map(|(at, _)| at);
         let over = self.over.map(|(at, _)| at);
-        [next, self.old, over].into_iter().flatten().min()
+        [next, self.old, over, self.last].into_iter().flatten().min()
     }
 
     /// The endpoint whose end matters: that of a stream which was not yet asked to end.
@@ -170,6 +172,14 @@ impl RequestTimers {
         self.changed.notify_one();
     }
 
+    /// As [`stop`](Self::stop), for an answer that is complete before its request is: after `rest`
+    /// [`watch`](Self::watch) returns.
+    pub fn answered(&self, rest: Duration, now: Instant) {
+        self.stop();
+        self.state.lock().last = Some(now + rest);
+        self.changed.notify_one();
+    }
+
     /// Breaks the upstream connection, and any to come, though no clock rang: the gateway ends.
     pub fn cut(&self) {
         let mut state = self.state.lock();
@@ -226,9 +236,10 @@ impl RequestTimers {
         self.asked.notified().await;
     }
 
-    /// Waits for clocks and breaks the upstream connection when one rings. Never returns after
-    /// that; polled beside the request's future and dropped with it.
-    pub async fn watch(&self) -> std::convert::Infallible {
+    /// Waits for clocks and breaks the upstream connection when one rings. Polled beside the
+    /// request's future and dropped with it. Returns only when the request was
+    /// [`answered`](Self::answered) and its time is over: then it is to be dropped.
+    pub async fn watch(&self) {
         loop {
             let (at, endpoint) = {
                 let state = self.state.lock();
@@ -252,6 +263,9 @@ impl RequestTimers {
                 () = over => true,
             };
             let now = tokio::time::Instant::now().into_std();
+            if self.state.lock().last.is_some_and(|at| at <= now) {
+                return;
+            }
             if evicted {
                 self.ask(Over::Instance, now);
             } else if self.state.lock().old.take_if(|at| *at <= now).is_some() {

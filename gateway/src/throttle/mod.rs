@@ -23,6 +23,7 @@ mod permit;
 mod queue;
 mod rejection;
 mod shell;
+mod sparse;
 mod supply;
 mod waiter;
 

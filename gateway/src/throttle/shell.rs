@@ -20,6 +20,7 @@ use super::endpoint::{EndpointPhase, EndpointState};
 use super::observer::{ActivationResult, RevisionObserver};
 use super::permit::Permit;
 use super::rejection::{Closing, Rejection};
+use super::sparse::Sparse;
 use super::waiter::{Sender, Waiter};
 
 /// How long the timer task outlives the last waiter: a queue that fills and empties all the time
@@ -70,6 +71,7 @@ pub struct RevisionThrottler {
     env: ThrottleEnv,
     timer: Arc<Notify>,
     probes: Notify,
+    log: Sparse,
 }
 
 struct Shared {
@@ -91,6 +93,7 @@ impl RevisionThrottler {
                 env,
                 timer: Arc::new(Notify::new()),
                 probes: Notify::new(),
+                log: Sparse::default(),
             }
         })
     }
@@ -379,6 +382,16 @@ impl RevisionThrottler {
             Signal::Activated { took } => {
                 observer.activation_finished(ActivationResult::Ready, took);
                 self.env.demand.demand(Demand::Activated(revision));
+            }
+            Signal::Ejected {
+                endpoint,
+                cause,
+                time,
+            } => self
+                .log
+                .ejected(&revision, &endpoint.address, cause, time, clock()),
+            Signal::Reinstated { endpoint, proven } => {
+                self.log.reinstated(&revision, &endpoint.address, proven, clock());
             }
             Signal::ActivationFailed { took, failure } => {
                 observer.activation_finished(ActivationResult::Failed(failure.failure), took);

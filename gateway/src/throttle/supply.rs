@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use sluice_model::{ActivationFailure, EndpointAddr, InstanceId, ServiceId};
 
 use super::core::{Activation, Core, Supply, ThrottleLimits};
-use super::effects::{Effects, Signal};
+use super::effects::{Effects, EjectCause, Signal};
 use super::endpoint::{EndpointPhase, EndpointState, Slot};
 use super::rejection::{Closing, Rejection};
 
@@ -59,7 +59,10 @@ impl<W> Core<W> {
                     self.prove(i);
                     self.activation_succeeded(now, &mut fx);
                 }
-                EndpointPhase::Ejected { by_probe: true, .. } => self.prove(i),
+                EndpointPhase::Ejected { by_probe: true, .. } => {
+                    self.reinstated(i, true, &mut fx);
+                    self.prove(i);
+                }
                 _ => {}
             }
         }
@@ -245,10 +248,19 @@ impl<W> Core<W> {
         let endpoint = self.endpoints.slot_mut(i);
         let last = counts.ready == 1;
         if !last || (refused && counts.ejected > 0) {
-            let until = now + endpoint.with_health(super::health::Health::eject);
-            self.endpoints.eject(i, until, by_probe);
+            let time = endpoint.with_health(super::health::Health::eject);
+            fx.signals.push(Signal::Ejected {
+                endpoint: Arc::clone(&endpoint.state),
+                cause: match (by_probe, refused) {
+                    (true, _) => EjectCause::Probe,
+                    (false, true) => EjectCause::Refused,
+                    (false, false) => EjectCause::Failures,
+                },
+                time,
+            });
+            self.endpoints.eject(i, now + time, by_probe);
             if last {
-                self.reinstate_least_recent(Some(i));
+                self.reinstate_least_recent(Some(i), fx);
             }
         } else if refused && self.limits.supply == Supply::Activated {
             endpoint.with_health(super::health::Health::forgive);
@@ -261,7 +273,7 @@ impl<W> Core<W> {
     }
 
     /// Ends ejections whose time is over, and one before its time when nothing else is ready.
-    pub(super) fn reinstate(&mut self, now: Instant) {
+    pub(super) fn reinstate(&mut self, now: Instant, fx: &mut Effects<W>) {
         if self.endpoints.counts().ejected == 0 {
             self.eject_due = None;
             return;
@@ -271,11 +283,12 @@ impl<W> Core<W> {
             let back = self.endpoints.iter().filter(|(_, e)| over(e.phase));
             let back: Vec<u32> = back.map(|(i, _)| i).collect();
             for i in back {
+                self.reinstated(i, false, fx);
                 self.prove(i);
             }
         }
         if self.endpoints.counts().ready == 0 {
-            self.reinstate_least_recent(None);
+            self.reinstate_least_recent(None, fx);
         }
         self.find_eject_due();
     }
@@ -297,11 +310,17 @@ impl<W> Core<W> {
         }
     }
 
-    fn reinstate_least_recent(&mut self, except: Option<u32>) {
+    fn reinstated(&self, i: u32, proven: bool, fx: &mut Effects<W>) {
+        let endpoint = Arc::clone(&self.endpoints.slot(i).state);
+        fx.signals.push(Signal::Reinstated { endpoint, proven });
+    }
+
+    fn reinstate_least_recent(&mut self, except: Option<u32>, fx: &mut Effects<W>) {
         let ejected = self.endpoints.iter();
         let ejected =
             ejected.filter(|(i, e)| matches!(e.phase, EndpointPhase::Ejected { .. }) && Some(*i) != except);
         if let Some((i, _)) = ejected.min_by_key(|(_, e)| e.ejected_at) {
+            self.reinstated(i, false, fx);
             // No new turn: it proved nothing, and a request that it refused gives up on it.
             self.endpoints.set_phase(i, EndpointPhase::Ready);
         }
