@@ -1,13 +1,15 @@
 //! The harness of the end-to-end tests: the real binary, real sockets and processes on both sides.
 //!
 //! `gateway` starts `sluice` and learns where it listens; `backend` and `raw_backend` are what it
-//! routes to; `h1`, `h2_client`, `grpc` and `load` are clients. `wait` holds the only timer.
+//! routes to; `h1`, `h2_client`, `grpc` and `load` are clients, and `balancer` may stand between. `wait` holds the only timer.
 //!
 //! **Invariant:** no client retries and no port is fixed: a refusal, an end of file or a reset is
 //! always seen by the test that caused it.
 
 pub mod backend;
+pub mod balancer;
 pub mod cli;
+pub mod dial;
 pub mod gateway;
 pub mod grpc;
 pub mod h1;

@@ -36,14 +36,17 @@ const RESET_STREAMS: usize = 64;
 /// How long the streams of a connection may take to be reset at the drain's deadline.
 const RESETS: Duration = Duration::from_secs(2);
 
+/// How long a connection that came while the gateway drains may take to open its first stream.
+const IDLE_WHILE_DRAINING: Duration = Duration::from_secs(1);
+
 /// One connection's view of the shared proxy.
 struct ConnectionApp {
     http: Arc<HttpProxy<HttpAdapter>>,
     h2: H2Options,
     server: HttpServerOptions,
     drain: watch::Receiver<Drain>,
-    /// A stream should end: its client is to go on with another connection.
-    over: Notify,
+    /// Clients should go on with another connection.
+    leave: Notify,
 }
 
 impl ConnectionApp {
@@ -63,7 +66,7 @@ impl ConnectionApp {
             h2,
             server,
             drain,
-            over: Notify::new(),
+            leave: Notify::new(),
         }
     }
 }
@@ -75,13 +78,16 @@ impl HttpServerApp for ConnectionApp {
         session: ServerSession,
         shutdown: &ShutdownWatch,
     ) -> Option<ReusedHttpStream> {
+        if *self.drain.borrow() != Drain::Serving {
+            self.leave.notify_one();
+        }
         let request = async {
             let timers = current_timers();
             let mut request = pin!(self.http.process_new_http(session, shutdown));
             tokio::select! {
                 biased;
                 reused = &mut request => return reused,
-                () = timers.asked_to_end() => self.over.notify_one(),
+                () = timers.asked_to_end() => self.leave.notify_one(),
             }
             request.await
         };
@@ -100,12 +106,23 @@ impl HttpServerApp for ConnectionApp {
 /// Serves one connection to its end. GOAWAY goes out when the gateway drains, when the connection
 /// or a stream of it gets too old, and when a stream's instance has to go; at the drain's deadline
 /// every stream is reset, and the connection is dropped with what is still open on it a moment later.
+///
+/// A connection that comes while the gateway drains gets one stream before GOAWAY, as on HTTP/1 it
+/// gets one answer: a client that is told to leave at once may only come back at once.
 pub(super) async fn serve(proxy: &Proxy, connection: Connection, mut drain: watch::Receiver<Drain>) {
+    let found = *drain.borrow_and_update();
+    if found == Drain::Closing {
+        return;
+    }
     let limits = proxy.engine.serving.load().snapshot().settings().limits.clone();
     let app = Arc::new(ConnectionApp::new(proxy, &limits, drain.clone()));
     let stream = Box::new(GuardedStream::new(connection, &limits, drain.clone()));
-    let oldest = limits.max_connection_age.map(|age| Instant::now() + age);
-    let (goaway, watch) = watch::channel(*drain.borrow() != Drain::Serving);
+    let age = match found {
+        Drain::Serving => limits.max_connection_age,
+        Drain::Draining | Drain::Closing => Some(IDLE_WHILE_DRAINING),
+    };
+    let oldest = age.map(|age| Instant::now() + age);
+    let (goaway, watch) = watch::channel(false);
     let serving = app.process_new(stream as Stream, &watch);
     tokio::pin!(serving);
     loop {
@@ -125,7 +142,7 @@ pub(super) async fn serve(proxy: &Proxy, connection: Connection, mut drain: watc
                     return;
                 }
             }
-            () = app.over.notified() => {
+            () = app.leave.notified() => {
                 goaway.send_replace(true);
             }
             () = aged => {

@@ -76,7 +76,7 @@ pub(crate) struct Core<W> {
     pub(super) closed: Option<Closing>,
     /// The end of the ejection that ends first.
     pub(super) eject_due: Option<Instant>,
-    load: LoadMeter,
+    pub(super) load: LoadMeter,
     next_seq: u64,
 }
 
@@ -102,15 +102,12 @@ impl<W> Core<W> {
         now: Instant,
         waiter: impl FnOnce() -> W,
     ) -> (Verdict, Effects<W>) {
+        if let Some(grant) = self.arrive_warm(arrival, now) {
+            return (Verdict::Granted(grant), Effects::default());
+        }
         let mut fx = self.begin(now);
         self.load.arrived();
-        let place = Place {
-            seq: self.next_seq,
-            arrival,
-            queued: Duration::ZERO,
-            tried: Vec::new(),
-        };
-        self.next_seq += 1;
+        let place = self.next_place(arrival);
         let verdict = self.admit(place, None, now, waiter, &mut fx);
         self.settle(now, &mut fx);
         (verdict, fx)
@@ -150,6 +147,9 @@ impl<W> Core<W> {
 
     /// A request is done with its slot.
     pub(crate) fn release(&mut self, slot: u32, now: Instant) -> Effects<W> {
+        if self.release_warm(slot, now) {
+            return Effects::default();
+        }
         let mut fx = self.begin(now);
         self.give_back(slot, &mut fx);
         self.settle(now, &mut fx);
@@ -300,7 +300,19 @@ impl<W> Core<W> {
         estimate.max(MIN_RETRY)
     }
 
-    fn held(&self) -> u64 {
+    /// The arrival's place in time.
+    pub(super) fn next_place(&mut self, arrival: Arrival) -> Place {
+        let seq = self.next_seq;
+        self.next_seq += 1;
+        Place {
+            seq,
+            arrival,
+            queued: Duration::ZERO,
+            tried: Vec::new(),
+        }
+    }
+
+    pub(super) fn held(&self) -> u64 {
         u64::from(self.endpoints.in_flight()) + self.queue.len() as u64
     }
 
@@ -368,7 +380,7 @@ impl<W> Core<W> {
         Ok(self.queue.enter(bytes, room))
     }
 
-    fn grant(&mut self, slot: u32, place: Place) -> Grant {
+    pub(super) fn grant(&mut self, slot: u32, place: Place) -> Grant {
         self.endpoints.acquire(slot);
         let endpoint = self.endpoints.slot(slot);
         Grant {
@@ -460,7 +472,7 @@ impl<W> Core<W> {
     }
 
     #[cfg(test)]
-    fn check(&self) {
+    pub(super) fn check(&self) {
         self.endpoints.check();
         self.queue.check();
         let counts = self.endpoints.counts();

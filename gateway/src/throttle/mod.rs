@@ -26,6 +26,7 @@ mod shell;
 mod sparse;
 mod supply;
 mod waiter;
+mod warm;
 
 #[cfg(test)]
 mod fair_sim_tests;

@@ -105,6 +105,10 @@ impl RevisionThrottler {
 
     /// A request wants a slot. When one is free and nobody waits this allocates nothing.
     pub fn admit(self: &Arc<Self>, arrival: Arrival, now: Instant) -> Admission {
+        let warm = self.shared.lock().core.arrive_warm(arrival, now);
+        if let Some(grant) = warm {
+            return Admission::Admitted(Permit::new(Arc::clone(self), grant));
+        }
         self.decide(now, |core, waiter| core.arrive(arrival, now, waiter))
     }
 
@@ -118,6 +122,9 @@ impl RevisionThrottler {
     }
 
     pub(crate) fn release(self: &Arc<Self>, slot: u32, now: Instant) {
+        if self.shared.lock().core.release_warm(slot, now) {
+            return;
+        }
         self.apply(|core| core.release(slot, now));
     }
 

@@ -3,7 +3,9 @@
 use std::path::{Path, PathBuf};
 
 use rustls_pki_types::ServerName;
+use sluice_tests::balancer::Balancer;
 use sluice_tests::cli::sluice_in;
+use sluice_tests::dial::Dial;
 use sluice_tests::gateway::Gateway;
 use sluice_tests::h1::{self, H1};
 use sluice_tests::tls::trusting;
@@ -29,7 +31,15 @@ fn files() -> Vec<PathBuf> {
 #[tokio::test]
 async fn every_example_passes_check() {
     let files = files();
-    for name in ["canary-sticky", "greeter", "reverse-proxy", "tls", "webhook"] {
+    for name in [
+        "behind-slb",
+        "canary-sticky",
+        "greeter",
+        "internet-edge",
+        "reverse-proxy",
+        "tls",
+        "webhook",
+    ] {
         assert!(
             files.iter().any(|f| f.ends_with(format!("{name}.yaml"))),
             "no {name}"
@@ -56,9 +66,11 @@ fn every_example_explains_itself() {
 /// An example on ports of the kernel's choice, so that tests do not meet.
 async fn start(name: &str) -> Gateway {
     let text = std::fs::read_to_string(configs().join(name)).expect("the file is there");
+    let text = [8080, 8443, 9900, 9901].iter().fold(text, |text, port| {
+        text.replace(&format!("127.0.0.1:{port}"), "127.0.0.1:0")
+            .replace(&format!("0.0.0.0:{port}"), "127.0.0.1:0")
+    });
     let text = text
-        .replace("127.0.0.1:8080", "127.0.0.1:0")
-        .replace("127.0.0.1:8443", "127.0.0.1:0")
         .replace(
             "certFile: tls/",
             &format!("certFile: {}/tls/", configs().display()),
@@ -87,6 +99,37 @@ async fn the_tls_example_serves_with_its_demo_certificate() {
     let response = H1::over(io).exchange(&h1::get(name, "/")).await.unwrap();
     assert!(response.text().contains("Hello over TLS"), "{}", response.text());
     assert_eq!(gateway.get(name, "/x").await.status, 301);
+}
+
+#[tokio::test]
+async fn the_edge_example_serves_over_tls_and_redirects_the_rest() {
+    let gateway = start("internet-edge.yaml").await;
+    let pem = std::fs::read_to_string(configs().join("tls/demo-localhost.crt")).unwrap();
+    let name = "hello.localhost";
+    let dial = Dial::tls(gateway.listener(1), name, trusting(&pem, &["http/1.1"]));
+    let io = dial.connect().await.unwrap();
+    let response = H1::over(io).exchange(&h1::get(name, "/")).await.unwrap();
+    assert!(
+        response.text().contains("Hello from the edge"),
+        "{}",
+        response.text()
+    );
+    assert_eq!(gateway.get(name, "/x").await.status, 301);
+}
+
+#[tokio::test]
+async fn the_balancer_example_serves_behind_a_balancer_and_nobody_else() {
+    let gateway = start("behind-slb.yaml").await;
+    let balancer = Balancer::start(&[(gateway.addr(), gateway.health())]).await;
+    let get = h1::get("hello.localhost", "/");
+    let response = h1::fetch(balancer.addr(), &get).await.unwrap();
+    assert!(
+        response.text().contains("Hello from behind a balancer"),
+        "{}",
+        response.text()
+    );
+    let direct = h1::fetch(gateway.addr(), &get).await;
+    assert!(direct.is_err(), "{direct:?}");
 }
 
 #[tokio::test]

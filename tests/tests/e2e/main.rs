@@ -3,6 +3,7 @@
 //! One test executable with a module per concern, because each executable is linked anew.
 
 mod backends;
+mod balancer;
 mod check;
 mod cli;
 mod cold_start;
