@@ -14,8 +14,9 @@ use tracing::{info, warn};
 
 use super::certificates::{Certificate, CertificateError};
 use super::conn::{Drain, Serve};
-use super::listener::{BindError, Door, Listener, Shared, bind};
+use super::listener::{BindError, Door, Listener, Shared};
 use super::metrics::EdgeMetrics;
+use super::reserve::Reserved;
 use super::tls::{FILES_CHECKED_EVERY, Reload, TlsTerminator};
 
 /// Why a listener is not as the settings want it.
@@ -62,16 +63,18 @@ pub struct ListenerStatus {
 ///
 /// Dropping it stops accepting; connections that are open live on.
 pub struct Edge {
-    inner: Arc<Inner>,
+    pub(super) inner: Arc<Inner>,
     watcher: JoinHandle<()>,
 }
 
-struct Inner {
+pub(super) struct Inner {
     shared: Arc<Shared>,
     metrics: Arc<dyn EdgeMetrics>,
     /// One change at a time; `true` once nothing may listen any more.
-    stopped: tokio::sync::Mutex<bool>,
+    pub(super) stopped: tokio::sync::Mutex<bool>,
     listening: Mutex<Vec<Listening>>,
+    /// For the next change.
+    pub(super) reserved: Mutex<Vec<Reserved>>,
 }
 
 /// A running listener. Dropping it makes the accept loop end in its own time.
@@ -113,6 +116,7 @@ impl Edge {
             metrics,
             stopped: tokio::sync::Mutex::new(false),
             listening: Mutex::default(),
+            reserved: Mutex::default(),
         });
         let watcher = tokio::spawn(watch_files(Arc::clone(&inner)));
         Self { inner, watcher }
@@ -173,6 +177,7 @@ impl Edge {
                 },
             }
         }
+        self.inner.reserved.lock().clear();
         errors
     }
 
@@ -265,6 +270,12 @@ impl fmt::Debug for Edge {
 }
 
 impl Inner {
+    /// The configured and the bound address of every listener.
+    pub(super) fn addresses(&self) -> Vec<(SocketAddr, SocketAddr)> {
+        let listening = self.listening.lock();
+        listening.iter().map(|l| (l.address, l.listener.bound)).collect()
+    }
+
     /// For each wanted listener the running one of its address, and those that nobody wants, taken out.
     fn claim(&self, wanted: &[ListenerSettings]) -> (Vec<Option<Arc<Listener>>>, Vec<Listening>) {
         let mut listening = self.listening.lock();
@@ -282,7 +293,7 @@ impl Inner {
     }
 
     fn listen(&self, address: SocketAddr, v6_only: bool, door: Arc<Door>) -> Result<(), BindError> {
-        let socket = bind(address, v6_only)?;
+        let socket = self.socket(address, v6_only)?;
         let bound = socket
             .local_addr()
             .map_err(|source| BindError { address, source })?;
@@ -306,7 +317,7 @@ impl Inner {
 }
 
 /// `[::]` takes IPv4 clients too, unless the settings have a listener for those at the same port.
-fn v6_only(wanted: &ListenerSettings, settings: &Settings) -> bool {
+pub(super) fn v6_only(wanted: &ListenerSettings, settings: &Settings) -> bool {
     let port = wanted.address.port();
     let mut others = settings.listeners.iter().map(|l| l.address);
     port != 0 && others.any(|other| other.is_ipv4() && other.port() == port)

@@ -12,6 +12,7 @@ mod listener;
 mod metrics;
 mod prepare;
 pub mod proxy_protocol;
+mod reserve;
 mod stream;
 #[cfg(test)]
 mod testing;

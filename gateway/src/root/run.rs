@@ -27,7 +27,7 @@ use tokio::sync::watch;
 
 use super::check::{bad_files, env};
 use super::observed::{DemandRouter, Observed, Plans};
-use super::parties::{Everybody, Orders};
+use super::parties::{Everybody, Listeners, Orders};
 use super::signals::{Ask, Signals};
 
 /// Bytes of log lines that may wait for a slow reader, for each of stdout and stderr.
@@ -104,8 +104,9 @@ fn start(args: &RunArgs, metrics: Metrics, access_log: AccessLog) -> Result<(), 
     raise_descriptor_limit();
     let source = FileSource::new(&args.config.paths());
     let reload = source.reload_handle();
-    let loaded =
-        Loaded::first(source, loader()).map_err(|e| Failure::rejected(format!("config rejected\n{e}")))?;
+    let listeners = Listeners::default();
+    let loaded = Loaded::first(source, loader(Arc::clone(&listeners)))
+        .map_err(|e| Failure::rejected(format!("config rejected\n{e}")))?;
     // Requests on one runtime, everything else on another: a reload of ten thousand services or a
     // scrape does not stand in a request's way.
     let data = runtime("sluice-data", None)?;
@@ -201,7 +202,8 @@ fn start(args: &RunArgs, metrics: Metrics, access_log: AccessLog) -> Result<(), 
         autoscale,
         metrics,
         plans,
-        runtime: control.handle().clone(),
+        runtime: data.handle().clone(),
+        listeners,
         started: false,
     };
     let reconciler = loaded
@@ -229,7 +231,10 @@ fn start(args: &RunArgs, metrics: Metrics, access_log: AccessLog) -> Result<(), 
 
 /// Reads and compiles; what is wrong comes as lines. The first time certificates have to be good,
 /// too: later a bad one leaves the old one in place, and the edge says so.
-fn loader() -> impl FnMut(&[SourceFile]) -> Result<Compiled, Vec<String>> + Send + 'static {
+/// Where listeners stand goes to `listeners`, for whoever binds them.
+fn loader(
+    listeners: Listeners,
+) -> impl FnMut(&[SourceFile]) -> Result<Compiled, Vec<String>> + Send + 'static {
     let lines = |all: &Diagnostics| all.items().iter().map(ToString::to_string).collect::<Vec<_>>();
     let mut first = true;
     move |files| {
@@ -240,6 +245,7 @@ fn loader() -> impl FnMut(&[SourceFile]) -> Result<Compiled, Vec<String>> + Send
                 return Err(lines(&bad));
             }
         }
+        *listeners.lock() = compiled.listeners;
         let warnings = lines(&compiled.warnings);
         Ok(Compiled {
             snapshot: compiled.snapshot,
