@@ -89,16 +89,17 @@ impl Kind {
                 Open::WebSocket(connected.expect("the upgrade succeeds").0)
             }
             Self::Events => {
-                let mut conn = H1::connect(addr).await.unwrap();
-                conn.send(&h1::get(WEB, "/sse")).await.unwrap();
-                assert_eq!(conn.head(false).await.unwrap().status, 200);
+                let mut conn = H1::connect(addr).await.expect("the gateway accepts");
+                conn.send(&h1::get(WEB, "/sse")).await.expect("it is sent");
+                assert_eq!(conn.head(false).await.expect("a head").status, 200);
                 Open::Events(conn)
             }
             Self::Watch => {
                 let mut client = EchoClient::connect(addr, WEB).await;
                 let mut notes = client.watch(Note::new("endless", 1)).await.expect("a stream");
-                let first = within("a note", SOON, notes.message()).await.unwrap();
-                assert_eq!(first.unwrap().number, 0);
+                let first = within("a note", SOON, notes.message()).await;
+                let first = first.expect("no error").expect("no end");
+                assert_eq!(first.number, 0);
                 Open::Watch(client, notes)
             }
             Self::Chat => {
@@ -118,11 +119,17 @@ impl Open {
             Self::WebSocket(ws) => {
                 ws.send(Message::text("still")).await.expect("the tunnel is open");
                 let reply = within("an echo", SOON, ws.next()).await;
-                assert_eq!(reply.unwrap().unwrap(), Message::text("still"));
+                let reply = reply.expect("no end").expect("no error");
+                assert_eq!(reply, Message::text("still"));
             }
             Self::Events(conn) => {
-                let event = within("an event", SOON, conn.chunk()).await.unwrap();
-                assert!(event.expect("more events").starts_with(b"data: "));
+                let event = within("an event", SOON, conn.chunk()).await;
+                assert!(
+                    event
+                        .expect("no error")
+                        .expect("more events")
+                        .starts_with(b"data: ")
+                );
             }
             // It has nothing to say; an end would be seen at once.
             Self::Watch(_, notes) => {
@@ -131,8 +138,9 @@ impl Open {
             }
             Self::Chat(_, say, replies) => {
                 say.send(Note::new("still", 1)).await.expect("the stream is open");
-                let reply = within("a reply", SOON, replies.message()).await.unwrap();
-                assert_eq!(reply.unwrap().text, "re: still");
+                let reply = within("a reply", SOON, replies.message()).await;
+                let reply = reply.expect("no error").expect("no end");
+                assert_eq!(reply.text, "re: still");
             }
         }
     }
@@ -147,7 +155,7 @@ async fn served_by(gateway: &Gateway) -> u32 {
 /// Three instances, one with a stream: the autoscaler's wish for fewer ends the other two, an edit
 /// sends new requests elsewhere, and the stream's instance is stopped when the stream is over.
 async fn holds_its_instance(kind: Kind, metric: &str) {
-    let dir = tempfile::tempdir().unwrap();
+    let dir = tempfile::tempdir().expect("a temporary directory");
     let instances = Instances(dir.path().join("diary"));
     let config = |version, least| {
         let scaling = format!("autoscaling: {{minScale: {least}, window: 6s, metric: {metric}}}");
@@ -220,7 +228,7 @@ async fn zero_is_not_reached_while_a_stream_is_open() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn zero_is_not_reached_while_somebody_waits() {
-    let dir = tempfile::tempdir().unwrap();
+    let dir = tempfile::tempdir().expect("a temporary directory");
     let starts = dir.path().join("starts");
     let script = format!(
         "{}; exec {} echo --port $(PORT) --start-delay 12s",
@@ -236,7 +244,7 @@ async fn zero_is_not_reached_while_somebody_waits() {
 
 /// What a retired instance still has at `drain.timeout` is asked to end, and ends.
 async fn evicted(kind: Kind) -> (Gateway, Open, Instances, tempfile::TempDir) {
-    let dir = tempfile::tempdir().unwrap();
+    let dir = tempfile::tempdir().expect("a temporary directory");
     let instances = Instances(dir.path().join("diary"));
     let config = |version| {
         let service = streams(&instances.0, version, kind.protocol());
@@ -331,7 +339,7 @@ async fn a_removed_revision_is_gone_at_the_drain_timeout() {
 
 /// The service `web` at one stream server that is no instance.
 async fn too_old(kind: Kind, path: &str) -> (Gateway, tempfile::TempDir) {
-    let dir = tempfile::tempdir().unwrap();
+    let dir = tempfile::tempdir().expect("a temporary directory");
     let more = format!("{}\nmaxStreamAge: 1s", kind.protocol());
     let gateway = Gateway::start(&streams(&dir.path().join("diary"), 1, &more)).await;
     // The age counts from the response head, not from a cold start's first request.
@@ -343,7 +351,10 @@ async fn assert_too_old(gateway: &Gateway, path: &str) {
     let entry = gateway.wait_access_log("the stream", |e| e["path"] == path).await;
     let told = (&entry["reason"], &entry["timer"], &entry["status"]);
     assert_eq!(told, (&"timeout".into(), &"age".into(), &200.into()), "{entry}");
-    assert!(entry["duration_ms"].as_f64().unwrap() > 900.0, "{entry}");
+    assert!(
+        entry["duration_ms"].as_f64().expect("a number") > 900.0,
+        "{entry}"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -422,7 +433,7 @@ async fn over_http2_too_old_is_goaway_and_then_a_reset() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_grpc_stream_too_old_is_reset_after_its_grace() {
-    let dir = tempfile::tempdir().unwrap();
+    let dir = tempfile::tempdir().expect("a temporary directory");
     let more = "protocol: h2c\nmaxStreamAge: 1s";
     let gateway = Gateway::start(&streams(&dir.path().join("diary"), 1, more)).await;
     let mut stream = Kind::Watch.open(&gateway).await;
@@ -444,7 +455,7 @@ async fn a_grpc_stream_too_old_is_reset_after_its_grace() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn at_the_drains_deadline_every_stream_is_reset_and_logged() {
-    let dir = tempfile::tempdir().unwrap();
+    let dir = tempfile::tempdir().expect("a temporary directory");
     let service = streams(&dir.path().join("diary"), 1, "protocol: h2c");
     let mut gateway = Gateway::start(&format!("drain: {{timeout: 1s}}\n{service}")).await;
     let mut streams = Vec::new();
