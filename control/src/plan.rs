@@ -133,4 +133,6 @@ pub struct Plan {
     pub revisions: BTreeMap<RevisionId, RevisionPlan>,
     /// Bounds of local processes.
     pub processes: ProcessLimits,
+    /// How long what is retired from now on may take to finish what it has.
+    pub drain: Duration,
 }

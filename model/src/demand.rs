@@ -125,7 +125,8 @@ pub trait EndpointSink: Send + Sync {
 
     /// Chooses up to `count` victims, the ones with the least in flight, and gives them nothing
     /// new; each is reported by [`Demand::Drained`] once nothing is in flight on it. With
-    /// `to_zero` nothing is chosen unless the revision is idle: no waiter, nothing in flight.
+    /// `to_zero` all may be chosen if the revision is idle (no waiter, nothing in flight); if it is
+    /// not, one stays at least, and so does every one that has something in flight.
     /// Atomic with admission.
     fn retire(&self, revision: &RevisionId, count: u32, to_zero: bool) -> Vec<InstanceId>;
 
@@ -139,6 +140,11 @@ pub trait EndpointSink: Send + Sync {
     /// [`Demand::Drained`] like those that [`retire`](Self::retire) chose, one that is not known at
     /// once. For replacing instances: whoever calls it has added others, or wants the revision gone.
     fn retire_these(&self, revision: &RevisionId, instances: &[InstanceId]);
+
+    /// The time of these retired instances is over: what they have in flight is asked to end (a
+    /// WebSocket by a Close, an HTTP/2 stream's client by GOAWAY) and is broken off a moment later.
+    /// [`Demand::Drained`] follows as always.
+    fn end(&self, revision: &RevisionId, instances: &[InstanceId]);
 
     /// Fails everybody who waits for the revision, and arrivals until `retry_after` is over.
     fn fail(&self, revision: &RevisionId, failure: Arc<ActivationFailure>);

@@ -42,7 +42,8 @@ impl Note {
 type Notes = Pin<Box<dyn Stream<Item = Result<Note, Status>> + Send>>;
 type Codec = ProstCodec<Note, Note>;
 
-/// Echoes; `text` "fail" asks for a status of its own, "sleep" for no answer at all.
+/// Echoes; `text` "fail" asks for a status of its own, "sleep" for no answer at all, "endless" for
+/// a stream of notes that does not end after the last one.
 #[derive(Debug, Clone, Copy)]
 struct Echo;
 
@@ -96,8 +97,17 @@ impl ServerStreamingService<Note> for Count {
 
     fn call(&mut self, request: Request<Note>) -> Self::Future {
         let Note { text, number } = request.into_inner();
+        let endless = text == "endless";
         let notes = (0..number).map(move |n| Ok(Note::new(&text, n)));
-        Box::pin(async move { Ok(Response::new(Box::pin(tokio_stream::iter(notes)) as Notes)) })
+        let notes = tokio_stream::iter(notes);
+        Box::pin(async move {
+            let notes: Notes = if endless {
+                Box::pin(notes.chain(futures_util::stream::pending()))
+            } else {
+                Box::pin(notes)
+            };
+            Ok(Response::new(notes))
+        })
     }
 }
 
@@ -157,6 +167,12 @@ impl Service<http::Request<Body>> for Echo {
             })
         })
     }
+}
+
+/// Answers one call as [`EchoServer`] does, on a connection of somebody else's.
+pub async fn respond(request: http::Request<hyper::body::Incoming>) -> http::Response<Body> {
+    let answered = Echo.call(request.map(Body::new)).await;
+    answered.unwrap_or_else(|never| match never {})
 }
 
 /// A running tonic server; dropping it ends it.
@@ -252,6 +268,19 @@ impl EchoClient {
             .await
             .into_iter()
             .collect()
+    }
+
+    /// One note there, some back as they come.
+    ///
+    /// # Errors
+    /// The status.
+    pub async fn watch(&mut self, note: Note) -> Result<Streaming<Note>, Status> {
+        self.ready().await?;
+        let response = self
+            .grpc
+            .server_streaming(Request::new(note), path("Count"), Codec::default())
+            .await?;
+        Ok(response.into_inner())
     }
 
     /// Many notes there, their sum back.

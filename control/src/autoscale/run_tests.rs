@@ -26,6 +26,7 @@ impl EndpointSink for Fake {
         None
     }
     fn retire_these(&self, _: &RevisionId, _: &[InstanceId]) {}
+    fn end(&self, _: &RevisionId, _: &[InstanceId]) {}
     fn fail(&self, _: &RevisionId, _: Arc<ActivationFailure>) {}
     fn forgive(&self, _: &RevisionId) {}
     fn sample(&self, revision: &RevisionId) -> Option<Load> {
@@ -70,6 +71,7 @@ fn plans(revisions: impl IntoIterator<Item = (RevisionId, RevisionPlan)>) -> Arc
             max: 64,
             ports: 20_000..=29_999,
         },
+        drain: Duration::from_secs(300),
     })
 }
 

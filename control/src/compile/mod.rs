@@ -32,6 +32,21 @@ pub struct Compiled {
     pub warnings: Diagnostics,
     /// Files that it names, for whoever can read files to check.
     pub files: Vec<FileReference>,
+    /// Its listeners, in the order of the settings, for whoever binds them.
+    pub listeners: Vec<ListenerReference>,
+}
+
+/// A listener that a configuration has.
+#[derive(Debug, Clone)]
+pub struct ListenerReference {
+    spot: Option<Spot>,
+}
+
+impl ListenerReference {
+    /// An error where its address stands; `None` for the one that is there by default.
+    pub fn error(&self, message: impl Into<String>) -> Option<Diagnostic> {
+        Some(self.spot.as_ref()?.error(message))
+    }
 }
 
 /// A file that a configuration names.
@@ -143,11 +158,12 @@ pub fn compile(parsed: Parsed) -> Result<Compiled, Diagnostics> {
         return Err(diagnostics);
     }
     match build(draft, &catalog, hosts, &targets, policies) {
-        Some((snapshot, plan, files)) => Ok(Compiled {
+        Some((snapshot, plan, files, listeners)) => Ok(Compiled {
             snapshot,
             plan,
             warnings: diagnostics,
             files,
+            listeners,
         }),
         // Every reason why building fails was looked for above; should one have been missed, the
         // last good Snapshot keeps serving.
@@ -273,7 +289,7 @@ fn warn_unserved(draft: &Draft, cx: &mut Context) {
     }
 }
 
-type Built = (Snapshot, Plan, Vec<FileReference>);
+type Built = (Snapshot, Plan, Vec<FileReference>, Vec<ListenerReference>);
 
 /// Puts the parts together; everything was checked.
 fn build(
@@ -318,6 +334,9 @@ fn build(
         spot: f.spot,
     });
     let files = files.collect();
+    let listeners = draft.listeners.into_iter();
+    let listeners = listeners.map(|spot| ListenerReference { spot }).collect();
+    let drain = draft.settings.drain.timeout;
     let mut builder = SnapshotBuilder::new(draft.settings, specs).ok()?;
     for (index, (service, hosts)) in draft.services.into_iter().zip(hosts).enumerate() {
         let ids = &catalog.revisions[index];
@@ -347,8 +366,9 @@ fn build(
     let plan = Plan {
         revisions: plans,
         processes: draft.processes,
+        drain,
     };
-    Some((builder.build(), plan, files))
+    Some((builder.build(), plan, files, listeners))
 }
 
 #[cfg(test)]

@@ -28,6 +28,8 @@ pub(crate) struct Draft {
     pub(crate) services: Vec<ServiceDraft>,
     /// Files that somebody else reads.
     pub(crate) files: Vec<At<PathBuf>>,
+    /// Where each listener's address is; `None` for the default one.
+    pub(crate) listeners: Vec<Option<Spot>>,
     /// The visibility of the listeners is known: none of them was left out for a mistake.
     pub(crate) listeners_sound: bool,
 }
@@ -92,14 +94,17 @@ pub(super) fn root(o: &mut Object<'_>) -> Option<Draft> {
     let listeners = listeners.unwrap_or_else(|| vec![ListenerDraft::default()]);
     check_addresses(o, &listeners, health.as_ref(), admin.as_ref());
     let mut files = Vec::new();
+    let mut spots = Vec::new();
     let listeners = listeners.into_iter().map(|l| {
         files.extend(l.files);
+        spots.push(l.spot);
         l.settings
     });
+    let listeners = listeners.collect();
     Some(Draft {
         settings: Settings {
             domain: domain.as_str().to_owned(),
-            listeners: listeners.collect(),
+            listeners,
             trusted_proxies: trusted_proxies.unwrap_or_default(),
             tag_header,
             access_log: access_log.unwrap_or(AccessLogFormat::Pretty),
@@ -118,6 +123,7 @@ pub(super) fn root(o: &mut Object<'_>) -> Option<Draft> {
         autoscaling: autoscaling.unwrap_or_default(),
         services: services.unwrap_or_default(),
         files,
+        listeners: spots,
         listeners_sound,
     })
 }

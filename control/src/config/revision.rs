@@ -149,7 +149,7 @@ fn timeouts(o: &mut Object<'_>) -> RevisionTimeouts {
         idle: o.or("idleTimeoutSeconds", "Between bytes; 0 is none.", Seconds, None),
         max_stream_age: Some(o.or(
             "maxStreamAge",
-            "After which a stream is asked to end; 0s is never.",
+            "After which a stream is asked to end, and then ended; 0s is never.",
             Span::ANY,
             Duration::ZERO,
         ))

@@ -74,6 +74,7 @@ fn load(files: &[SourceFile]) -> Result<Compiled, Vec<String>> {
                 max: max.parse().unwrap(),
                 ports: 20_000..=29_999,
             },
+            drain: Duration::from_secs(300),
         },
         warnings: Vec::new(),
     })

@@ -38,8 +38,6 @@ type Statuses = BTreeMap<RevisionId, RevisionStatus>;
 pub struct ScaleOptions {
     /// The running executable: it becomes the supervisor, and the command word `sluice` means it.
     pub executable: PathBuf,
-    /// How long a retired instance may finish what it has.
-    pub drain_timeout: Duration,
     /// Seeds jitter and the choice of ports.
     pub seed: u64,
 }
@@ -143,7 +141,7 @@ impl Controller {
             processes,
             platforms: WebhookScaler::spawn(events),
         };
-        tokio::spawn(self.run(sink, scalers, inbox, options.drain_timeout, fresh, legacy));
+        tokio::spawn(self.run(sink, scalers, inbox, fresh, legacy));
     }
 
     pub(super) async fn run<I, R>(
@@ -151,7 +149,6 @@ impl Controller {
         sink: Arc<dyn EndpointSink>,
         scalers: Scalers<I, R>,
         mut events: mpsc::Receiver<ScalerEvent>,
-        drain: Duration,
         fresh: Fresh,
         legacy: Legacy,
     ) where
@@ -161,7 +158,7 @@ impl Controller {
         let mut worker = Worker {
             sink,
             scalers,
-            drain,
+            drain: Duration::ZERO,
             fresh,
             revisions: BTreeMap::new(),
             due: BTreeMap::new(),
@@ -217,6 +214,7 @@ type Key = (RevisionId, Kind);
 struct Worker<I, R> {
     sink: Arc<dyn EndpointSink>,
     scalers: Scalers<I, R>,
+    /// As the plan says; there is nothing to drain before the first.
     drain: Duration,
     fresh: Fresh,
     /// A revision whose kind changed is here twice until what it was is gone.
@@ -277,6 +275,10 @@ impl<I: Scaler<Order = InstanceOrder>, R: Scaler<Order = Ask>> Worker<I, R> {
     fn apply(&mut self, plan: &Plan) {
         self.scalers.processes.configure(plan);
         self.scalers.platforms.configure(plan);
+        self.drain = plan.drain;
+        for state in self.revisions.values_mut() {
+            state.set_drain(plan.drain);
+        }
         let planned = |(revision, kind): &Key| {
             let wanted = plan.revisions.get(revision);
             wanted.is_some_and(|wanted| Kind::of(wanted) == *kind)
@@ -488,6 +490,10 @@ where
             return Some(Event::Victims { asked: count, chosen });
         }
         Action::ToZero => return Some(Event::AtZero(sink.to_zero(revision))),
+        Action::End(instances) => {
+            tracing::info!(%revision, ?instances, "the drain timeout is over: ending what is open");
+            sink.end(revision, &instances);
+        }
         Action::RetireThese(instances) => sink.retire_these(revision, &instances),
         Action::Fail(failure) => sink.fail(revision, Arc::new(failure)),
         Action::Forgive => sink.forgive(revision),

@@ -17,6 +17,7 @@ enum Call {
     Remove(InstanceId),
     Retire(Vec<InstanceId>),
     RetireThese(Vec<InstanceId>),
+    End(Vec<InstanceId>),
     ToZero(Option<Vec<InstanceId>>),
     Fail(Failure, String),
     Forgive,
@@ -70,6 +71,10 @@ impl EndpointSink for FakePlane {
         self.call(Call::RetireThese(instances.to_vec()));
     }
 
+    fn end(&self, _: &RevisionId, instances: &[InstanceId]) {
+        self.call(Call::End(instances.to_vec()));
+    }
+
     fn fail(&self, _: &RevisionId, failure: Arc<ActivationFailure>) {
         self.call(Call::Fail(failure.failure, failure.detail.clone()));
     }
@@ -110,7 +115,7 @@ impl Bench {
         });
         let (handle, controller) = Controller::new();
         let sink = Arc::clone(&plane) as Arc<dyn EndpointSink>;
-        tokio::spawn(controller.run(sink, scalers, inbox, Duration::from_secs(300), fresh, legacy));
+        tokio::spawn(controller.run(sink, scalers, inbox, fresh, legacy));
         Self { handle, plane, calls }
     }
 
@@ -124,6 +129,7 @@ impl Bench {
                 max: 64,
                 ports: 20_000..=29_999,
             },
+            drain: Duration::from_secs(300),
         }));
     }
 

@@ -53,6 +53,13 @@ impl Scaled {
         }
     }
 
+    pub(super) fn set_drain(&mut self, drain: Duration) {
+        match self {
+            Self::Instances(state) => state.set_drain(drain),
+            Self::Replicas(state) => state.set_drain(drain),
+        }
+    }
+
     pub(super) fn next_deadline(&self) -> Option<Instant> {
         match self {
             Self::Instances(state) => state.next_deadline(),

@@ -81,6 +81,44 @@ async fn written_in_place() {
 }
 
 #[tokio::test]
+async fn written_by_half_and_later_whole() {
+    use std::io::Write as _;
+
+    let mut watched = Watched::new(&["a.yaml"]);
+    let path = watched.path("a.yaml");
+    let writer = std::thread::spawn(move || {
+        let mut file = fs::File::create(path).unwrap();
+        file.write_all(b"half ").unwrap();
+        std::thread::sleep(Duration::from_secs(1));
+        file.write_all(b"and half").unwrap();
+    });
+    let mut seen = Vec::new();
+    tokio::time::timeout(DEADLINE, async {
+        while watched.texts() != ["half and half"] {
+            watched.source.changed().await;
+            let _ = watched.source.refresh();
+            seen.push(watched.texts().concat());
+        }
+    })
+    .await
+    .expect("the whole is seen");
+    writer.join().unwrap();
+    assert!(seen.iter().all(|text| text == "half and half"), "{seen:?}");
+}
+
+/// As a log that is appended to: what is there counts although nobody closes it.
+#[tokio::test]
+async fn written_and_never_closed() {
+    use std::io::Write as _;
+
+    let mut watched = Watched::new(&["a.yaml"]);
+    let mut file = fs::File::create(watched.path("a.yaml")).unwrap();
+    file.write_all(b"two").unwrap();
+    watched.becomes(&["two"]).await;
+    drop(file);
+}
+
+#[tokio::test]
 async fn saved_by_rename_again_and_again() {
     let mut watched = Watched::new(&["a.yaml"]);
     for text in ["two", "three", "four"] {

@@ -10,6 +10,10 @@ const QUIET: Duration = Duration::from_millis(20);
 /// A burst counts at the latest after this, so that a storm of events starves nobody.
 const MOST: Duration = Duration::from_millis(200);
 
+/// A file that is open for writing counts at the latest after this as it is: whoever writes it may
+/// never close it.
+const MOST_WRITING: Duration = Duration::from_secs(2);
+
 /// A burst under way.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Burst {
@@ -30,13 +34,12 @@ impl Burst {
     }
 
     /// When to stop waiting. While a file is open for writing quiet proves nothing: it may have
-    /// been cut off and not yet written.
+    /// been cut off and not yet written, or written by half.
     pub(super) fn over_at(&self, being_written: bool) -> Instant {
-        let latest = self.first + MOST;
         if being_written {
-            latest
+            self.first + MOST_WRITING
         } else {
-            latest.min(self.last + QUIET)
+            (self.first + MOST).min(self.last + QUIET)
         }
     }
 }
@@ -53,7 +56,7 @@ mod tests {
         assert_eq!(burst.over_at(false), ms(20));
         burst.extend(ms(15));
         assert_eq!(burst.over_at(false), ms(35));
-        assert_eq!(burst.over_at(true), ms(200));
+        assert_eq!(burst.over_at(true), ms(2_000));
         burst.extend(ms(195));
         assert_eq!(burst.over_at(false), ms(200));
     }

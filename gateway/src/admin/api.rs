@@ -122,13 +122,13 @@ fn percent(hundredths: u32) -> Value {
 }
 
 /// `/api/revisions`: `{generation, revisions: [{namespace, service, revision, percent, tags,
-/// ready, desired, in_flight, queued, last_decision, last_failure, starts, endpoints: [{address,
-/// state, in_flight}]}]}`, sorted by namespace, service, revision.
+/// state, ready, desired, in_flight, queued, last_decision, last_failure, starts, endpoints:
+/// [{address, state, in_flight}]}]}`, sorted by namespace, service, revision.
 ///
 /// `percent` is the sum over the service's own traffic; 0 does not mean unreachable, routes and
 /// tags may lead there. `desired` is `null` where nothing scales. A revision that is no longer
-/// configured but still finishes requests is listed with `percent: null`. `state` is `starting`,
-/// `ready`, `ejected` or `draining`.
+/// configured but still finishes requests has `percent: null` and the `state` `leaving`; all others
+/// are `serving`. An endpoint's `state` is `starting`, `ready`, `ejected` or `draining`.
 pub fn revisions(state: &dyn AdminState) -> Value {
     let snapshot = state.snapshot();
     let mut loads: BTreeMap<RevisionId, RevisionLoad> = state
@@ -203,6 +203,7 @@ fn row(
         "revision": id.name(),
         "percent": percent,
         "tags": tags,
+        "state": if load.is_some_and(|l| l.leaving) { "leaving" } else { "serving" },
         "ready": load.map_or(0, |l| l.ready),
         "desired": status.as_ref().map(|s| s.desired),
         "in_flight": load.map_or(0, |l| l.in_flight),

@@ -234,6 +234,7 @@ impl LoadView for Gateway {
             in_flight,
             queued,
             ready,
+            leaving: false,
         };
         vec![load("greeter-v1", 7, 0, 2), load("greeter-v0", 1, 0, 0)]
     }

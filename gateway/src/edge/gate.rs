@@ -17,8 +17,9 @@ use tracing::{info, warn};
 use super::certificates::{Certificate, CertificateError};
 use super::conn::{Drain, Serve};
 use super::expiry;
-use super::listener::{BindError, Door, Listener, Shared, bind};
+use super::listener::{BindError, Door, Listener, Shared};
 use super::metrics::EdgeMetrics;
+use super::reserve::Reserved;
 use super::tls::{FILES_CHECKED_EVERY, Reload, TlsTerminator};
 
 /// Why a listener is not as the settings want it.
@@ -77,6 +78,8 @@ pub(super) struct Inner {
     pub(super) listening: Mutex<Vec<Listening>>,
     /// Bound by another process, by the configured address; used in place of binding.
     pub(super) inherited: Mutex<Vec<(SocketAddr, StdListener)>>,
+    /// For the next change.
+    pub(super) reserved: Mutex<Vec<Reserved>>,
 }
 
 /// A running listener. Dropping it makes the accept loop end in its own time.
@@ -122,6 +125,7 @@ impl Edge {
             stopped: Arc::default(),
             listening: Mutex::default(),
             inherited: Mutex::default(),
+            reserved: Mutex::default(),
         });
         let watcher = tokio::spawn(watch_files(Arc::clone(&inner)));
         Self { inner, watcher }
@@ -185,6 +189,7 @@ impl Edge {
                 },
             }
         }
+        self.inner.reserved.lock().clear();
         errors
     }
 
@@ -266,6 +271,12 @@ impl fmt::Debug for Edge {
 }
 
 impl Inner {
+    /// The configured and the bound address of every listener.
+    pub(super) fn addresses(&self) -> Vec<(SocketAddr, SocketAddr)> {
+        let listening = self.listening.lock();
+        listening.iter().map(|l| (l.address, l.listener.bound)).collect()
+    }
+
     /// For each wanted listener the running one of its address, and those that nobody wants, taken out.
     fn claim(&self, wanted: &[ListenerSettings]) -> (Vec<Option<Arc<Listener>>>, Vec<Listening>) {
         let mut listening = self.listening.lock();
@@ -302,7 +313,7 @@ impl Inner {
         let error = |source| BindError { address, source };
         let socket = match self.take_inherited(address) {
             Some(socket) => TcpListener::from_std(socket).map_err(error)?,
-            None => bind(address, v6_only)?,
+            None => self.socket(address, v6_only)?,
         };
         let bound = socket.local_addr().map_err(error)?;
         let socket = Arc::new(socket);
@@ -328,7 +339,7 @@ impl Inner {
 }
 
 /// `[::]` takes IPv4 clients too, unless the settings have a listener for those at the same port.
-fn v6_only(wanted: &ListenerSettings, settings: &Settings) -> bool {
+pub(super) fn v6_only(wanted: &ListenerSettings, settings: &Settings) -> bool {
     let port = wanted.address.port();
     let mut others = settings.listeners.iter().map(|l| l.address);
     port != 0 && others.any(|other| other.is_ipv4() && other.port() == port)

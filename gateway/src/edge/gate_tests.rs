@@ -9,6 +9,7 @@ use tokio::time::timeout;
 use super::super::testing::*;
 use super::super::{CloseReason, Protocol};
 use super::*;
+use crate::edge::listener::bind;
 
 fn at(address: SocketAddr) -> ListenerSettings {
     ListenerSettings { address, ..plain() }

@@ -56,6 +56,11 @@ impl Inner {
         let at = inherited.iter().position(|(of, _)| *of == address)?;
         Some(inherited.remove(at).1)
     }
+
+    /// Whether nothing has to be bound for this address.
+    pub(super) fn is_inherited(&self, address: SocketAddr) -> bool {
+        self.inherited.lock().iter().any(|(of, _)| *of == address)
+    }
 }
 
 /// An edge whose listeners do not change.

@@ -15,6 +15,7 @@ mod listener;
 mod metrics;
 mod prepare;
 pub mod proxy_protocol;
+mod reserve;
 mod stream;
 #[cfg(test)]
 mod testing;

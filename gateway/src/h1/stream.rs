@@ -19,6 +19,7 @@ use super::body::{BodyFault, BodyGuard};
 use super::context::ConnectionContext;
 use super::fault::HeadError;
 use super::frames::FrameSide;
+use super::glimpse::Glimpse;
 use super::head::{Framing, Head};
 use super::limits::{GuardLimits, HeadLimits};
 use super::pingora::Digests;
@@ -76,6 +77,8 @@ pub struct GuardedStream {
     ended: bool,
     /// No further request is taken from this connection.
     spent: bool,
+    /// The head that was refused, where it was whole.
+    refused: Bytes,
 }
 
 impl GuardedStream {
@@ -100,6 +103,7 @@ impl GuardedStream {
             client_left: None,
             ended: false,
             spent: false,
+            refused: Bytes::new(),
         }
     }
 
@@ -201,6 +205,16 @@ impl GuardedStream {
         (self.io, self.ahead.into())
     }
 
+    /// What can be told of the head that [`next_head`](Self::next_head) refused.
+    pub fn glimpse(&self) -> Glimpse {
+        let head = if self.refused.is_empty() {
+            &self.ahead
+        } else {
+            &self.refused[..]
+        };
+        Glimpse::of(head)
+    }
+
     /// Writes a whole response to a request that is not served, and closes so that it arrives.
     pub async fn refuse(mut self, response: &[u8]) {
         self.spent = true;
@@ -284,13 +298,18 @@ impl GuardedStream {
                 Err(error) => return Err(HeadError::Io(error)),
             }
         };
-        let head = Head::judge(self.ahead.split_to(len).freeze(), limits)?;
-        match (head.framing, self.limits.max_body_bytes) {
+        let bytes = self.ahead.split_to(len).freeze();
+        let judged = Head::judge(bytes.clone(), limits).map_err(HeadError::from);
+        let judged = judged.and_then(|head| match (head.framing, self.limits.max_body_bytes) {
             (Framing::Length(length), Some(limit)) if length > limit => {
                 Err(HeadError::BodyTooLarge { length, limit })
             }
-            _ => Ok(Some(head)),
+            _ => Ok(head),
+        });
+        if judged.is_err() {
+            self.refused = bytes;
         }
+        judged.map(Some)
     }
 
     /// Reads once from the socket into `ahead`; 0 at its end.

@@ -42,6 +42,8 @@ pub enum Timer {
     Start,
     /// The one between bytes.
     Idle,
+    /// The one for the life of a stream.
+    Age,
 }
 
 impl Timer {
@@ -51,6 +53,7 @@ impl Timer {
             Self::Total => "total",
             Self::Start => "start",
             Self::Idle => "idle",
+            Self::Age => "age",
         }
     }
 }

@@ -10,8 +10,8 @@ use pingora_error::{Error, ErrorSource, ErrorType, Result};
 use pingora_http::ResponseHeader;
 use pingora_proxy::Session;
 
+use super::ctx::Ctx;
 use super::heads::View;
-use super::http::Ctx;
 use crate::answer::{Answer, Rendered};
 use crate::edge::ConnectionInfo;
 use crate::observe::Reason;
@@ -54,6 +54,9 @@ pub(super) fn answer_for(session: &Session, e: &Error, ctx: &mut Ctx) -> Option<
     }
     if ctx.request.timers.fired().is_some() {
         return Some(Answer::new(Reason::Timeout, "the backend took too long"));
+    }
+    if ctx.request.timers.was_cut() || ctx.request.timers.was_evicted() {
+        return Some(Answer::new(Reason::Draining, "what served this had to go"));
     }
     if *e.esource() == ErrorSource::Downstream {
         if let Some(fault) = super::body_fault(session) {

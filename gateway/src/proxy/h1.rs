@@ -80,7 +80,9 @@ async fn keep_alive(proxy: &Proxy, mut stream: Box<GuardedStream>, drain: watch:
             .as_ref()
             .is_some_and(|upgrade| !is_http2_offer(&upgrade.token))
         {
-            return with_timers(tunnel::serve(proxy, *stream, &head, drain.clone()), &drain).await;
+            let tunnel = tunnel::serve(proxy, *stream, &head, drain.clone());
+            with_timers(tunnel, Duration::ZERO, &drain).await;
+            return;
         }
         let last = turn.max_age.is_some_and(|max| born.elapsed() >= max);
         if last {
@@ -92,7 +94,8 @@ async fn keep_alive(proxy: &Proxy, mut stream: Box<GuardedStream>, drain: watch:
         let mut session = ServerSession::new_http1(stream as Stream);
         session.set_keepalive(Some(KEEPALIVE_SECONDS));
         let shutdown = proxy.shutdown.subscribe();
-        let Some(reused) = with_timers(proxy.http.process_new_http(session, &shutdown), &drain).await else {
+        let request = proxy.http.process_new_http(session, &shutdown);
+        let Some(reused) = with_timers(request, Duration::ZERO, &drain).await.flatten() else {
             return;
         };
         let (io, _) = reused.consume();
@@ -122,6 +125,7 @@ async fn refuse(proxy: &Proxy, stream: GuardedStream, error: &HeadError) {
     request.request_id = request_id(None, || fastrand::u128(..));
     request.reason = Some(error.reason());
     let status = error.status();
+    let seen = stream.glimpse();
     let mut bytes_out = 0;
     if let Some(code) = status {
         let mut rendered = request.refuse(&Answer::new(error.reason(), error.to_string()).into());
@@ -130,10 +134,10 @@ async fn refuse(proxy: &Proxy, stream: GuardedStream, error: &HeadError) {
         stream.refuse(&rendered.to_h1()).await;
     }
     let ending = Ending {
-        method: b"",
-        host: b"",
-        target: b"",
-        user_agent: None,
+        method: &seen.method,
+        host: &seen.host,
+        target: &seen.target,
+        user_agent: seen.user_agent.as_deref(),
         protocol: RequestProtocol::Http11,
         status,
         bytes_in: 0,

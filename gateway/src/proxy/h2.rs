@@ -18,7 +18,7 @@ use tokio::sync::{Notify, watch};
 
 use super::heads::View;
 use super::http::HttpAdapter;
-use super::{Proxy, current_timers, with_timers};
+use super::{GOAWAY_GRACE, Proxy, current_timers, with_timers};
 use crate::edge::{CloseReason, Connection, Drain};
 use crate::h1::GuardedStream;
 use crate::h2::FrameLimits;
@@ -48,6 +48,9 @@ fn head_list_size(limits: &Limits) -> u32 {
 /// How long a connection without streams may stay after GOAWAY: until the client has read it, and what it sent
 /// meanwhile is here.
 const AFTER_GOAWAY: Duration = Duration::from_secs(1);
+
+/// How long the streams of a connection may take to be reset at the drain's deadline.
+const RESETS: Duration = Duration::from_secs(2);
 
 /// How long a connection that came while the gateway drains may take to open its first stream.
 const IDLE_WHILE_DRAINING: Duration = Duration::from_secs(1);
@@ -156,11 +159,11 @@ impl HttpServerApp for ConnectionApp {
             tokio::select! {
                 biased;
                 reused = &mut request => return reused,
-                () = timers.aged() => self.leave.notify_one(),
+                () = timers.asked_to_end() => self.leave.notify_one(),
             }
             request.await
         };
-        with_timers(request, &self.drain).await
+        with_timers(request, GOAWAY_GRACE, &self.drain).await.flatten()
     }
 
     fn h2_options(&self) -> Option<H2Options> {
@@ -169,9 +172,10 @@ impl HttpServerApp for ConnectionApp {
 }
 
 /// Serves one connection to its end, and tells why it ended. GOAWAY goes out when the gateway drains, the
-/// connection is idle, or it or a stream of it gets too old; what is open then may finish, and a connection
-/// that a client keeps although nothing is open on it is closed. At the drain's deadline the connection is
-/// dropped with what is open on it.
+/// connection is idle, it or a stream of it gets too old, or a stream's instance has to go; what is open
+/// then may finish, and a connection that a client keeps although nothing is open on it is closed. At the
+/// drain's deadline every stream is reset, and the connection is dropped with what is still open on it a
+/// moment later.
 ///
 /// A connection that comes while the gateway drains gets one stream before GOAWAY, as on HTTP/1 it
 /// gets one answer: a client that is told to leave at once may only come back at once.
@@ -218,6 +222,9 @@ pub(super) async fn serve(
             changed = drain.changed() => {
                 context.ends_for(CloseReason::Drained);
                 if changed.is_err() || *drain.borrow() == Drain::Closing {
+                    goaway.send_replace(true);
+                    // Their tasks end the streams, and log them.
+                    let _ = tokio::time::timeout(RESETS, &mut serving).await;
                     break;
                 }
             }

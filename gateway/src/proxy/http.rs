@@ -11,52 +11,26 @@ use pingora_core::upstreams::peer::HttpPeer;
 use pingora_error::{Error, ErrorSource, ErrorType, Result};
 use pingora_http::{RequestHeader, ResponseHeader};
 use pingora_proxy::{FailToProxy, ProxyHttp, Session};
-use sluice_model::{Protocol, RequestView};
+use sluice_model::Protocol;
 
+use super::ctx::{AFTER_ANSWER_BYTES, Ctx, MAX_INTERIM};
 use super::heads::{RequestFields, ResponseFields, View, rewrite_target, settle_framing};
 use super::retry::{
     MAX_BROKEN, is_idempotent, may_try_again, not_processed, out_of_descriptors, put_off, was_reset,
 };
-use super::upstream::{self, Choice, Dialer};
+use super::upstream::{self, Choice};
 use super::{answers, current_timers, h2};
 use crate::answer::Answer;
-use crate::edge::ConnectionInfo;
-use crate::observe::{Reason, RequestProtocol, Timer};
-use crate::request::{Attempt, Ending, Engine, HeadMut, Refusal, RequestCtx, from_backend, to_backend};
-use crate::throttle::Outcome;
+use crate::observe::{Reason, Timer};
+use crate::request::{Attempt, Engine, HeadMut, Refusal, RequestCtx, from_backend, to_backend};
+use crate::throttle::{Outcome, Permit};
 
 /// How long an unread request body is drained after an early answer, to keep the connection.
 const DRAIN_BODY: Duration = Duration::from_secs(1);
 
-/// How long an upload may stall once its answer is complete.
-const AFTER_ANSWER: Duration = Duration::from_secs(2);
-
 /// Pingora's hooks over the request path.
 pub(super) struct HttpAdapter {
     pub(super) engine: Arc<Engine>,
-}
-
-/// A request as Pingora's hooks share it.
-pub(super) struct Ctx {
-    pub(super) request: RequestCtx,
-    info: Option<Arc<ConnectionInfo>>,
-    /// Of the head that was sent.
-    pub(super) status: Option<u16>,
-    body_in: u64,
-    /// More body came than is allowed.
-    pub(super) body_too_large: bool,
-    /// Fresh connections that broke after the request was sent.
-    broken: u32,
-    /// What connects, or connected, the last attempt if no connection was pooled.
-    dialer: Option<Arc<Dialer>>,
-}
-
-impl Ctx {
-    /// Whether the last attempt had a probe's connection: its end says as little of the endpoint
-    /// as that of a pooled one.
-    fn was_spare(&self) -> bool {
-        self.dialer.as_ref().is_some_and(|dialer| dialer.was_spare())
-    }
 }
 
 impl HttpAdapter {
@@ -89,15 +63,7 @@ impl ProxyHttp for HttpAdapter {
     fn new_ctx(&self) -> Ctx {
         let timers = current_timers();
         let request = RequestCtx::new(&self.engine, timers, Instant::now());
-        Ctx {
-            request,
-            info: None,
-            status: None,
-            body_in: 0,
-            body_too_large: false,
-            broken: 0,
-            dialer: None,
-        }
+        Ctx::new(request)
     }
 
     fn init_downstream_modules(&self, _: &mut pingora_core::modules::http::HttpModules) {
@@ -196,7 +162,8 @@ impl ProxyHttp for HttpAdapter {
             // cannot be told.
             ctx.request.timers.body_done();
         }
-        ctx.request.timers.upstream(breaker, now);
+        let endpoint = ctx.request.permit.as_ref().map(Permit::endpoint);
+        ctx.request.timers.upstream(breaker, endpoint, now);
         Ok(())
     }
 
@@ -242,6 +209,13 @@ impl ProxyHttp for HttpAdapter {
         let Some(body) = body else { return Ok(()) };
         let now = Instant::now();
         ctx.body_in += body.len() as u64;
+        if let Some(late) = &mut ctx.late_bytes {
+            *late += body.len() as u64;
+            if *late > AFTER_ANSWER_BYTES {
+                let e = Error::explain(ErrorType::ReadTimedout, "the upload goes on after its answer");
+                return Err(e.into_down());
+            }
+        }
         ctx.request.timers.touch(now);
         ctx.request.timers.body_moved(now, body.len());
         if ctx
@@ -269,6 +243,12 @@ impl ProxyHttp for HttpAdapter {
             return Err(Error::explain(ErrorType::InvalidHTTPHeader, "101 without Upgrade").into_up());
         }
         if response.status.is_informational() {
+            ctx.interim += 1;
+            if ctx.interim > MAX_INTERIM {
+                return Err(
+                    Error::explain(ErrorType::InvalidHTTPHeader, "too many interim responses").into_up(),
+                );
+            }
             return Ok(());
         }
         settle_framing(response)?;
@@ -282,7 +262,7 @@ impl ProxyHttp for HttpAdapter {
             }
         }
         ctx.request.head_received = true;
-        ctx.request.timers.head_received();
+        ctx.request.timers.head_received(now);
         ctx.request.answers(now);
         ctx.request.upstream = ctx
             .request
@@ -320,7 +300,21 @@ impl ProxyHttp for HttpAdapter {
             // The backend's own stays.
             response.append_header("server-timing", timing)?;
         }
+        if is_whole(response, &session.req_header().method) {
+            ctx.answered(session, 0);
+        }
         Ok(())
+    }
+
+    async fn response_trailer_filter(
+        &self,
+        session: &mut Session,
+        _: &mut http::HeaderMap,
+        ctx: &mut Ctx,
+    ) -> Result<Option<Bytes>> {
+        // The last thing there is: a gRPC client may leave its side open for ever.
+        ctx.answered(session, 0);
+        Ok(None)
     }
 
     fn response_body_filter(
@@ -331,14 +325,13 @@ impl ProxyHttp for HttpAdapter {
         ctx: &mut Ctx,
     ) -> Result<Option<Duration>> {
         if end {
-            if ctx.request.timers.fired().is_some() || ctx.request.timers.body_late() {
+            let timers = &ctx.request.timers;
+            if timers.fired().is_some() || timers.body_late() || timers.was_evicted() {
                 // The connection that a clock broke reads as ended, which ends a body that
                 // nothing else delimits.
                 return Err(Error::explain(ErrorType::ReadTimedout, "a timer ran out").into_up());
             }
-            // Pingora reads on until the upload ends. It holds a Permit, so it must not stall.
-            ctx.request.timers.stop();
-            session.set_read_timeout(Some(AFTER_ANSWER));
+            ctx.answered(session, body.as_ref().map_or(0, Bytes::len));
         } else if body.is_some() {
             ctx.request.timers.touch(Instant::now());
         }
@@ -377,7 +370,7 @@ impl ProxyHttp for HttpAdapter {
         ctx: &mut Ctx,
         reused: bool,
     ) -> Box<Error> {
-        ctx.request.timers.upstream(None, Instant::now());
+        ctx.request.timers.upstream(None, None, Instant::now());
         let reused = reused || ctx.was_spare();
         if matches!(ctx.request.next, Attempt::After(_)) {
             return e;
@@ -396,7 +389,11 @@ impl ProxyHttp for HttpAdapter {
             return e;
         }
         ctx.request.fail_attempt(Reason::UpstreamError, e.to_string());
-        if !reused && let Some(permit) = &ctx.request.permit {
+        let on_purpose = ctx.request.timers.was_cut() || ctx.request.timers.was_evicted();
+        if !reused
+            && !on_purpose
+            && let Some(permit) = &ctx.request.permit
+        {
             permit.report(Outcome::Broke, Instant::now());
             ctx.broken += 1;
         }
@@ -404,7 +401,8 @@ impl ProxyHttp for HttpAdapter {
         let answered = matches!(e.etype(), ErrorType::InvalidHTTPHeader) || was_reset(&e);
         let replayable = !session.as_ref().retry_buffer_truncated() && !answered;
         let idempotent = is_idempotent(&session.req_header().method);
-        ctx.request.next = if reused {
+        let evicted = ctx.request.timers.was_evicted();
+        ctx.request.next = if reused && !evicted {
             Attempt::FreshConnection
         } else {
             Attempt::OtherEndpoint
@@ -428,18 +426,27 @@ impl ProxyHttp for HttpAdapter {
             .response_written()
             .is_some_and(|head| !head.status.is_informational());
         if head_sent {
-            let reason = match (ctx.request.timers.fired(), e.esource()) {
+            let timers = &ctx.request.timers;
+            let going = timers.was_cut() || timers.was_evicted();
+            let reason = match (timers.fired(), e.esource()) {
                 (Some(_), _) => Reason::Timeout,
                 (None, _) if ctx.request.timers.body_late() => Reason::RequestTimeout,
                 (None, ErrorSource::Downstream) if *e.etype() == ErrorType::ReadTimedout => {
                     Reason::RequestTimeout
                 }
                 (None, ErrorSource::Downstream) => Reason::ClientGone,
-                (None, _) if ctx.request.timers.was_cut() => Reason::Draining,
+                (None, _) if going => Reason::Draining,
                 (None, _) => Reason::UpstreamReset,
             };
             ctx.request.reason = Some(reason);
-            if !session.is_http2() {
+            let over = timers.fired() == Some(Timer::Age) || going;
+            if over && super::is_event_stream(session) {
+                // It may end anywhere: a client drops half an event and comes again.
+                let _ = session
+                    .as_downstream_mut()
+                    .write_response_body(Bytes::new(), true)
+                    .await;
+            } else if !session.is_http2() && ctx.late_bytes.is_none() {
                 super::break_off(session);
             }
             return gone;
@@ -460,24 +467,9 @@ impl ProxyHttp for HttpAdapter {
     }
 
     async fn logging(&self, session: &mut Session, _: Option<&Error>, ctx: &mut Ctx) {
-        let header = session.req_header();
-        let view = View::new(header);
-        let protocol = match header.version {
-            Version::HTTP_10 => RequestProtocol::Http10,
-            Version::HTTP_2 => RequestProtocol::Http2,
-            _ => RequestProtocol::Http11,
-        };
-        let ending = Ending {
-            method: header.method.as_str().as_bytes(),
-            host: view.host().unwrap_or_default(),
-            target: header.raw_path(),
-            user_agent: view.header("user-agent"),
-            protocol,
-            status: ctx.status,
-            bytes_in: ctx.body_in,
-            bytes_out: session.body_bytes_sent() as u64,
-        };
-        ctx.request.finish(&ending, Instant::now());
+        ctx.late = None;
+        let sent = session.body_bytes_sent() as u64;
+        ctx.finish(session.req_header(), sent);
     }
 
     fn suppress_error_log(&self, _: &Session, _: &Ctx, _: &Error) -> bool {
@@ -494,4 +486,13 @@ impl ProxyHttp for HttpAdapter {
     ) -> bool {
         true
     }
+}
+
+/// Whether nothing follows this head: no body, or a gRPC status that came without messages.
+fn is_whole(response: &ResponseHeader, method: &Method) -> bool {
+    let empty = |v: &http::HeaderValue| v.as_bytes() == b"0";
+    *method == Method::HEAD
+        || matches!(response.status.as_u16(), 204 | 304)
+        || response.headers.get("content-length").is_some_and(empty)
+        || response.headers.contains_key("grpc-status")
 }

@@ -5,6 +5,7 @@
 //! each stream handed on the same way.
 
 mod answers;
+mod ctx;
 mod h1;
 mod h2;
 mod heads;
@@ -16,6 +17,7 @@ mod upstream;
 use std::convert::Infallible;
 use std::future::Future;
 use std::sync::Arc;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use pingora_core::protocols::Digest;
@@ -87,9 +89,19 @@ tokio::task_local! {
     static TIMERS: Arc<RequestTimers>;
 }
 
+/// How long an HTTP/2 stream may take to end once its client was told to: as long as a WebSocket.
+/// An HTTP/1 response has no such words.
+const GOAWAY_GRACE: Duration = Duration::from_secs(5);
+
 /// Serves one request with clocks that run beside it, until the gateway closes what is open.
-async fn with_timers<F: Future>(request: F, drain: &watch::Receiver<Drain>) -> F::Output {
-    let timers = Arc::new(RequestTimers::default());
+/// `grace` is what its streams get when they are asked to end. `None`: it was answered, but its
+/// client went on sending for too long; it was dropped, and the connection or stream with it.
+async fn with_timers<F: Future>(
+    request: F,
+    grace: Duration,
+    drain: &watch::Receiver<Drain>,
+) -> Option<F::Output> {
+    let timers = Arc::new(RequestTimers::with_grace(grace));
     let (watch, cut) = (Arc::clone(&timers), Arc::clone(&timers));
     let mut drain = drain.clone();
     let closing = async move {
@@ -102,8 +114,8 @@ async fn with_timers<F: Future>(request: F, drain: &watch::Receiver<Drain>) -> F
         .scope(timers, async move {
             tokio::select! {
                 biased;
-                output = request => output,
-                never = watch.watch() => match never {},
+                output = request => Some(output),
+                () = watch.watch() => None,
                 never = closing => match never {},
             }
         })
@@ -131,6 +143,15 @@ fn break_off(session: &Session) {
     if !delimited && let Some(context) = session.digest().and_then(ConnectionContext::of) {
         context.break_off();
     }
+}
+
+/// Whether what was sent is the head of server-sent events: a body that has no end of its own.
+fn is_event_stream(session: &Session) -> bool {
+    let head = session.response_written();
+    let kind = head.and_then(|head| head.headers.get("content-type"));
+    let kind = kind.map_or(&b""[..], |kind| kind.as_bytes());
+    let essence = kind.split(|&b| b == b';').next().unwrap_or_default();
+    essence.trim_ascii().eq_ignore_ascii_case(b"text/event-stream")
 }
 
 /// Left on an h1 connection for the request about to be served: whether it may stay open.

@@ -41,6 +41,10 @@ pub(super) fn put_off(request: &mut RequestCtx, retry_after: Option<&[u8]>) -> b
     if request.queued.saturating_add(wait) > routed.spec.queue.timeout {
         return false;
     }
+    let Some(held) = routed.live.put_off() else {
+        return false;
+    };
+    request.held = Some(held);
     request.next = Attempt::After(wait);
     request.put_off += 1;
     true

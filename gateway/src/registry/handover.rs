@@ -61,14 +61,14 @@ impl Registry {
         if instances.is_empty() {
             return (current.map(|live| Arc::clone(live.throttler())), permits);
         }
-        let live = current.unwrap_or_else(|| self.leaving(left));
+        let live = current.unwrap_or_else(|| self.kept_on(left));
         permits.extend(live.throttler().adopt(&instances, true, now));
         live.start_probes();
         (Some(Arc::clone(live.throttler())), permits)
     }
 
     /// A live state for a revision that the table does not have.
-    fn leaving(&self, left: &Inherited) -> Arc<LiveRevision> {
+    fn kept_on(&self, left: &Inherited) -> Arc<LiveRevision> {
         let mut leaving = self.leaving.lock();
         if let Some(known) = leaving.iter().find(|live| *live.id() == left.revision) {
             return Arc::clone(known);

@@ -2,7 +2,7 @@
 
 use std::mem::discriminant;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Instant;
 
 use arc_swap::ArcSwap;
@@ -27,6 +27,8 @@ pub struct LiveRevision {
     names_changed: Arc<Notify>,
     /// Whether the resolver runs: from the first name on.
     resolving: AtomicBool,
+    /// Requests that a backend put off, until they are tried again: they have no place in the queue.
+    put_off: AtomicUsize,
     /// Keys of the endpoints that have a probe running.
     probed: Mutex<Vec<u64>>,
     upkeep: UpkeepEnv,
@@ -51,6 +53,7 @@ impl LiveRevision {
             names: Mutex::new(names),
             names_changed: Arc::new(Notify::new()),
             resolving: AtomicBool::new(false),
+            put_off: AtomicUsize::new(0),
             probed: Mutex::new(Vec::new()),
             spec: ArcSwap::new(spec),
             upkeep,
@@ -73,6 +76,22 @@ impl LiveRevision {
     /// Admission.
     pub fn throttler(&self) -> &Arc<RevisionThrottler> {
         &self.throttler
+    }
+
+    /// Holds a request that its backend put off. `None`: as many as may wait in the revision's queue
+    /// are held already.
+    pub fn put_off(self: &Arc<Self>) -> Option<PutOff> {
+        let most = self.spec().queue.depth;
+        let room = |held: usize| (held < most).then_some(held + 1);
+        self.put_off
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, room)
+            .ok()?;
+        Some(PutOff(Arc::clone(self)))
+    }
+
+    /// Requests that are held because a backend put them off.
+    pub fn held(&self) -> usize {
+        self.put_off.load(Ordering::Relaxed)
     }
 
     /// What [`Registry::new`](super::Registry::new)'s factory made for it.
@@ -199,6 +218,16 @@ impl LiveRevision {
                 drop(self.runtime.spawn(task));
             }
         }
+    }
+}
+
+/// A request that its backend put off; dropping it says that it waits no more.
+#[derive(Debug)]
+pub struct PutOff(Arc<LiveRevision>);
+
+impl Drop for PutOff {
+    fn drop(&mut self) {
+        self.0.put_off.fetch_sub(1, Ordering::Relaxed);
     }
 }
 

@@ -28,7 +28,7 @@ use tokio::runtime::Handle;
 
 pub use crate::throttle::{ActivationResult, NoObserver, RevisionObserver};
 pub(crate) use handover::{Inherited, kind};
-pub use live::LiveRevision;
+pub use live::{LiveRevision, PutOff};
 pub use serving::{Serving, ServingReader};
 
 use crate::throttle::{Closing, QueueBudget, ThrottleEnv, clock};
@@ -146,6 +146,14 @@ impl Registry {
         self.current.load_full().get(revision).map(Arc::clone)
     }
 
+    /// Revisions that are in the current table no more, while they have requests or instances left.
+    /// One may have the name of its successor in the table.
+    pub fn leaving(&self) -> Vec<Arc<LiveRevision>> {
+        let mut leaving = self.leaving.lock();
+        leaving.retain(|live| !live.throttler().is_spent());
+        leaving.clone()
+    }
+
     /// Tables not yet dropped: one, two for as long as requests hold the previous one.
     pub fn tables_alive(&self) -> usize {
         self.alive.load(Ordering::Relaxed)
@@ -239,6 +247,12 @@ impl EndpointSink for Registry {
         for instance in unknown {
             let revision = revision.clone();
             self.demand.demand(Demand::Drained { revision, instance });
+        }
+    }
+
+    fn end(&self, revision: &RevisionId, instances: &[InstanceId]) {
+        for live in self.named(revision) {
+            live.throttler().end(instances);
         }
     }
 

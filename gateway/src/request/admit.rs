@@ -56,6 +56,7 @@ impl RequestCtx {
                     () = &mut gone => return Err(gone_answer()),
                 }
                 self.queued += wait;
+                self.held = None;
                 self.admitted = Some(Instant::now());
                 self.admit(gone).await
             }

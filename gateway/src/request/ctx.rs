@@ -19,7 +19,7 @@ use crate::edge::{ConnectionInfo, Drain};
 use crate::observe::{
     Counted, Milestones, Observer, Phases, Reason, RequestProtocol, RequestRecord, StartTimes,
 };
-use crate::registry::{LiveRevision, Serving, ServingReader};
+use crate::registry::{LiveRevision, PutOff, Serving, ServingReader};
 use crate::throttle::Permit;
 
 /// What every request needs and shares.
@@ -152,6 +152,8 @@ pub struct RequestCtx {
     pub attempts: u32,
     /// Of these, how many the backend put off with a 429.
     pub put_off: u32,
+    /// It is held because of that.
+    pub held: Option<PutOff>,
     /// When the last attempt began.
     pub attempt_started: Option<Instant>,
     /// From the start of the last attempt to its response head.
@@ -199,6 +201,7 @@ impl RequestCtx {
             wants_timing: false,
             attempts: 0,
             put_off: 0,
+            held: None,
             attempt_started: None,
             upstream: None,
             removed: false,

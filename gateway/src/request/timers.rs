@@ -6,6 +6,9 @@
 //! one rings, breaks the upstream connection: before the head that surfaces as an error the
 //! adapter answers with 504, after it the client's stream is reset. This needs an upstream
 //! connection that carries one request at a time.
+//!
+//! A stream that is too old, or whose instance's time is over, is asked to end first where its
+//! protocol has words for that, and broken off a grace later.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -16,6 +19,7 @@ use tokio::sync::Notify;
 
 use super::Pace;
 use crate::observe::Timer;
+use crate::throttle::EndpointState;
 
 /// Something that can be broken from outside: an upstream connection.
 pub trait Breakable: Send + Sync {
@@ -31,7 +35,18 @@ pub trait Breakable: Send + Sync {
 pub struct RequestTimers {
     state: Mutex<State>,
     changed: Notify,
-    aged: Notify,
+    asked: Notify,
+    /// Between asking a stream to end and breaking it off.
+    grace: Duration,
+}
+
+/// Why a stream is asked to end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Over {
+    /// It is older than its revision allows.
+    Age,
+    /// The instance that serves it has to go.
+    Instance,
 }
 
 #[derive(Default)]
@@ -39,13 +54,22 @@ struct State {
     total: Option<Instant>,
     start: Option<Instant>,
     idle: Option<Duration>,
-    age: Option<Instant>,
+    age: Option<Duration>,
+    /// When it gets too old.
+    old: Option<Instant>,
+    /// The answer is complete: when the request is given up, whatever its client still sends.
+    last: Option<Instant>,
+    /// It was asked to end: when it is broken off, and what for.
+    over: Option<(Instant, Over)>,
     last_byte: Option<Instant>,
     fired: Option<Timer>,
     body: Option<BodyClock>,
     body_late: bool,
     cut: bool,
+    /// It was broken off because its instance has to go.
+    evicted: bool,
     upstream: Option<Arc<dyn Breakable>>,
+    endpoint: Option<Arc<EndpointState>>,
 }
 
 /// The clock of a request body that an HTTP/2 client announced.
@@ -78,11 +102,27 @@ impl State {
 impl State {
     fn wake(&self) -> Option<Instant> {
         let next = self.next().map(|(at, _)| at);
-        [next, self.age, self.body_due()].into_iter().flatten().min()
+        let over = self.over.map(|(at, _)| at);
+        let all = [next, self.old, over, self.last, self.body_due()];
+        all.into_iter().flatten().min()
+    }
+
+    /// The endpoint whose end matters: that of a stream which was not yet asked to end.
+    fn watched(&self) -> Option<Arc<EndpointState>> {
+        self.endpoint.clone().filter(|_| self.over.is_none())
     }
 }
 
 impl RequestTimers {
+    /// Clocks of a request whose client can be told that a stream should end, and how long that
+    /// may take; zero where it cannot.
+    pub fn with_grace(grace: Duration) -> Self {
+        Self {
+            grace,
+            ..Self::default()
+        }
+    }
+
     /// Sets total and response-start clocks, counted from `started`; `own` is a deadline the
     /// client named.
     pub fn arm(&self, timeouts: &RevisionTimeouts, own: Option<Duration>, started: Instant) {
@@ -91,7 +131,7 @@ impl RequestTimers {
         state.total = total.map(|t| started + t);
         state.start = timeouts.response_start.map(|t| started + t);
         state.idle = timeouts.idle;
-        state.age = timeouts.max_stream_age.map(|age| started + age);
+        state.age = timeouts.max_stream_age;
         drop(state);
         self.changed.notify_one();
     }
@@ -102,10 +142,20 @@ impl RequestTimers {
         [state.total, state.start].into_iter().flatten().min()
     }
 
-    /// Names the connection to break when a clock rings; breaks it now if one has rung already.
-    pub fn upstream(&self, upstream: Option<Arc<dyn Breakable>>, now: Instant) {
+    /// Names the connection to break when a clock rings, and the endpoint it leads to; breaks it
+    /// now if a clock has rung already.
+    pub fn upstream(
+        &self,
+        upstream: Option<Arc<dyn Breakable>>,
+        endpoint: Option<&Arc<EndpointState>>,
+        now: Instant,
+    ) {
         let mut state = self.state.lock();
+        if upstream.is_some() {
+            (state.over, state.evicted) = (None, false);
+        }
         state.upstream = upstream;
+        state.endpoint = endpoint.cloned();
         if state.idle.is_some() {
             state.last_byte = Some(now);
         }
@@ -147,9 +197,16 @@ impl RequestTimers {
         self.state.lock().body_late
     }
 
-    /// The response head came: its clock stops.
-    pub fn head_received(&self) {
-        self.state.lock().start = None;
+    /// The response head came: its clock stops, and a stream's begins.
+    pub fn head_received(&self, now: Instant) {
+        let mut state = self.state.lock();
+        state.start = None;
+        state.old = state.age.map(|age| now + age);
+        let news = state.old.is_some();
+        drop(state);
+        if news {
+            self.changed.notify_one();
+        }
     }
 
     /// The exchange is over as far as clocks go: the answer is complete, or what follows has
@@ -157,8 +214,17 @@ impl RequestTimers {
     pub fn stop(&self) {
         let mut state = self.state.lock();
         (state.total, state.start, state.idle) = (None, None, None);
-        (state.age, state.upstream, state.body) = (None, None, None);
+        (state.old, state.over) = (None, None);
+        (state.upstream, state.endpoint, state.body) = (None, None, None);
         drop(state);
+        self.changed.notify_one();
+    }
+
+    /// As [`stop`](Self::stop), for an answer that is complete before its request is: after `rest`
+    /// [`watch`](Self::watch) returns.
+    pub fn answered(&self, rest: Duration, now: Instant) {
+        self.stop();
+        self.state.lock().last = Some(now + rest);
         self.changed.notify_one();
     }
 
@@ -174,6 +240,11 @@ impl RequestTimers {
     /// Whether it was [`cut`](Self::cut).
     pub fn was_cut(&self) -> bool {
         self.state.lock().cut
+    }
+
+    /// Whether it was broken off because its instance has to go.
+    pub fn was_evicted(&self) -> bool {
+        self.state.lock().evicted
     }
 
     /// Bytes went either way.
@@ -207,27 +278,46 @@ impl RequestTimers {
         }
     }
 
-    /// Resolves when the request is older than its stream may get; once. Needs
+    /// Resolves when the stream should end: it is too old, or its instance has to go; once. Needs
     /// [`watch`](Self::watch) to be polled. Cancel-safe.
-    pub async fn aged(&self) {
-        self.aged.notified().await;
+    pub async fn asked_to_end(&self) {
+        self.asked.notified().await;
     }
 
-    /// Waits for clocks and breaks the upstream connection when one rings. Never returns after
-    /// that; polled beside the request's future and dropped with it.
-    pub async fn watch(&self) -> std::convert::Infallible {
+    /// Waits for clocks and breaks the upstream connection when one rings. Polled beside the
+    /// request's future and dropped with it. Returns only when the request was
+    /// [`answered`](Self::answered) and its time is over: then it is to be dropped.
+    pub async fn watch(&self) {
         loop {
-            let Some(at) = self.state.lock().wake() else {
-                self.changed.notified().await;
-                continue;
+            let (at, endpoint) = {
+                let state = self.state.lock();
+                (state.wake(), state.watched())
             };
-            tokio::select! {
-                () = tokio::time::sleep_until(at.into()) => {}
+            let time = async {
+                match at {
+                    Some(at) => tokio::time::sleep_until(at.into()).await,
+                    None => std::future::pending().await,
+                }
+            };
+            let over = async {
+                match &endpoint {
+                    Some(endpoint) => endpoint.ended().await,
+                    None => std::future::pending().await,
+                }
+            };
+            let evicted = tokio::select! {
+                () = time => false,
                 () = self.changed.notified() => continue,
-            }
+                () = over => true,
+            };
             let now = tokio::time::Instant::now().into_std();
-            if self.state.lock().age.take_if(|at| *at <= now).is_some() {
-                self.aged.notify_one();
+            if self.state.lock().last.is_some_and(|at| at <= now) {
+                return;
+            }
+            if evicted {
+                self.ask(Over::Instance, now);
+            } else if self.state.lock().old.take_if(|at| *at <= now).is_some() {
+                self.ask(Over::Age, now);
             }
             if self.ring(now) || self.ring_body(now) {
                 return std::future::pending().await;
@@ -258,17 +348,37 @@ impl RequestTimers {
         true
     }
 
+    fn ask(&self, why: Over, now: Instant) {
+        let mut state = self.state.lock();
+        if state.over.is_none() && state.upstream.is_some() {
+            state.over = Some((now + self.grace, why));
+            self.asked.notify_one();
+        }
+    }
+
     /// Fires the earliest clock if its time has come: it may have been stopped or pushed on.
     fn ring(&self, now: Instant) -> bool {
         let mut state = self.state.lock();
-        let Some((_, timer)) = state.next().filter(|(at, _)| *at <= now) else {
+        let mut evicted = false;
+        if let Some((_, timer)) = state.next().filter(|(at, _)| *at <= now) {
+            state.fired = Some(timer);
+        } else if let Some((_, why)) = state.over.take_if(|(at, _)| *at <= now) {
+            match why {
+                Over::Age => state.fired = Some(Timer::Age),
+                Over::Instance => {
+                    state.evicted = true;
+                    state.endpoint = None;
+                    evicted = true;
+                }
+            }
+        } else {
             return false;
-        };
-        state.fired = Some(timer);
+        }
         if let Some(upstream) = state.upstream.take() {
             upstream.break_now();
         }
-        true
+        // Whoever lost its instance may still get another.
+        !evicted
     }
 }
 
@@ -297,7 +407,7 @@ mod tests {
         assert_eq!(rings(&timers, 10).await, None);
         assert!(!timers.body_late(), "nobody takes it yet");
         let fuse = Arc::new(Fuse::default());
-        timers.upstream(Some(fuse.clone()), now());
+        timers.upstream(Some(fuse.clone()), None, now());
         for _ in 0..2 {
             rings(&timers, 1).await;
             timers.body_moved(now(), 10);
@@ -318,7 +428,7 @@ mod tests {
     async fn a_body_that_is_whole_is_not_late() {
         let timers = RequestTimers::default();
         timers.expect_body(Pace::new(Duration::from_secs(2), None));
-        timers.upstream(Some(Arc::new(Fuse::default())), now());
+        timers.upstream(Some(Arc::new(Fuse::default())), None, now());
         timers.body_done();
         rings(&timers, 10).await;
         assert!(!timers.body_late());
@@ -347,22 +457,67 @@ mod tests {
     async fn the_start_clock_stops_at_the_head_and_the_total_one_does_not() {
         let timers = RequestTimers::default();
         timers.arm(&timeouts(10, 2, 0), None, now());
-        timers.head_received();
+        timers.head_received(now());
         assert_eq!(rings(&timers, 5).await, None);
         assert_eq!(rings(&timers, 6).await, Some(Timer::Total));
     }
 
+    fn old_after(age: u64) -> RevisionTimeouts {
+        RevisionTimeouts {
+            max_stream_age: Some(Duration::from_secs(age)),
+            ..timeouts(0, 0, 0)
+        }
+    }
+
     #[tokio::test(start_paused = true)]
-    async fn age_is_told_once_and_ends_nothing() {
-        let timers = RequestTimers::default();
-        let mut limits = timeouts(5, 0, 0);
-        limits.max_stream_age = Some(Duration::from_secs(2));
-        timers.arm(&limits, None, now());
+    async fn a_stream_too_old_is_asked_to_end_and_broken_off_a_grace_later() {
+        let timers = RequestTimers::with_grace(Duration::from_secs(5));
+        let fuse = Arc::new(Fuse::default());
+        timers.arm(&old_after(2), None, now());
+        timers.upstream(Some(fuse.clone()), None, now());
+        assert_eq!(rings(&timers, 60).await, None, "it counts from the response head");
+        timers.head_received(now());
         assert_eq!(rings(&timers, 3).await, None);
-        timers.aged().await;
-        assert_eq!(rings(&timers, 3).await, Some(Timer::Total));
-        let again = tokio::time::timeout(Duration::from_secs(9), timers.aged());
-        assert!(again.await.is_err());
+        timers.asked_to_end().await;
+        assert_eq!(rings(&timers, 3).await, None);
+        assert_eq!(rings(&timers, 2).await, Some(Timer::Age));
+        assert!(fuse.0.load(Ordering::SeqCst));
+        let again = tokio::time::timeout(Duration::from_secs(9), timers.asked_to_end());
+        assert!(again.await.is_err(), "once");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn nothing_to_say_is_no_grace() {
+        let timers = RequestTimers::default();
+        timers.arm(&old_after(2), None, now());
+        timers.upstream(Some(Arc::new(Fuse::default())), None, now());
+        timers.head_received(now());
+        assert_eq!(rings(&timers, 3).await, Some(Timer::Age));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_loses_its_instance_may_get_another() {
+        let address = sluice_model::EndpointAddr::Tcp(([127, 0, 0, 1], 9).into());
+        let endpoint = || Arc::new(EndpointState::new(address.clone(), None));
+        let (first, second) = (endpoint(), endpoint());
+        let timers = RequestTimers::with_grace(Duration::from_secs(5));
+        let fuse = Arc::new(Fuse::default());
+        timers.arm(&timeouts(0, 0, 0), None, now());
+        timers.upstream(Some(fuse.clone()), Some(&first), now());
+        assert_eq!(rings(&timers, 60).await, None);
+        first.end();
+        assert_eq!(rings(&timers, 3).await, None);
+        assert!(!timers.was_evicted());
+        timers.asked_to_end().await;
+        assert_eq!(rings(&timers, 3).await, None);
+        assert!(timers.was_evicted() && fuse.0.load(Ordering::SeqCst));
+        let fuse = Arc::new(Fuse::default());
+        timers.upstream(Some(fuse.clone()), Some(&second), now());
+        assert_eq!(rings(&timers, 60).await, None);
+        assert!(!timers.was_evicted() && !fuse.0.load(Ordering::SeqCst));
+        second.end();
+        assert_eq!(rings(&timers, 6).await, None);
+        assert!(timers.was_evicted() && fuse.0.load(Ordering::SeqCst));
     }
 
     #[tokio::test(start_paused = true)]
@@ -370,7 +525,7 @@ mod tests {
         let timers = RequestTimers::default();
         let fuse = Arc::new(Fuse::default());
         timers.arm(&timeouts(0, 2, 0), None, now());
-        timers.upstream(Some(fuse.clone()), now());
+        timers.upstream(Some(fuse.clone()), None, now());
         assert_eq!(rings(&timers, 3).await, Some(Timer::Start));
         assert!(fuse.0.load(Ordering::SeqCst));
     }
@@ -380,7 +535,7 @@ mod tests {
         let timers = RequestTimers::default();
         let fuse = Arc::new(Fuse::default());
         timers.arm(&timeouts(2, 2, 2), None, now());
-        timers.upstream(Some(fuse.clone()), now());
+        timers.upstream(Some(fuse.clone()), None, now());
         timers.stop();
         timers.touch(now());
         assert_eq!(rings(&timers, 10).await, None);
@@ -391,7 +546,7 @@ mod tests {
     async fn idle_counts_from_the_last_byte() {
         let timers = RequestTimers::default();
         timers.arm(&timeouts(0, 0, 2), None, now());
-        timers.upstream(None, now());
+        timers.upstream(None, None, now());
         assert_eq!(rings(&timers, 1).await, None);
         timers.touch(now());
         assert_eq!(rings(&timers, 1).await, None);
@@ -404,7 +559,7 @@ mod tests {
         timers.arm(&timeouts(1, 0, 0), Some(Duration::from_secs(2)), now());
         assert_eq!(rings(&timers, 3).await, Some(Timer::Total));
         let fuse = Arc::new(Fuse::default());
-        timers.upstream(Some(fuse.clone()), now());
+        timers.upstream(Some(fuse.clone()), None, now());
         assert!(fuse.0.load(Ordering::SeqCst));
     }
 }

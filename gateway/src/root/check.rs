@@ -74,7 +74,8 @@ pub(crate) fn run(args: &CheckArgs) -> ExitCode {
     // A reader that has seen enough is no error.
     let _ = match args.format {
         OutputFormat::Json => {
-            let value = json!({"valid": compiled.is_some(), "summary": compiled, "diagnostics": diagnostics.to_json()["diagnostics"]});
+            let mut value = diagnostics.to_json();
+            value["summary"] = json!(compiled);
             writeln!(out, "{value:#}")
         }
         OutputFormat::Text => {

@@ -1,5 +1,6 @@
 //! The running gateway as its admin server sees it.
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
@@ -18,7 +19,7 @@ use sluice_gateway::explain::explain;
 use sluice_gateway::observe::{
     EndpointCondition, EndpointLoad, ListenerCertificates, LoadView, Metrics, RevisionLoad,
 };
-use sluice_gateway::registry::Registry;
+use sluice_gateway::registry::{LiveRevision, Registry};
 use sluice_gateway::throttle::EndpointPhase;
 use sluice_model::{Demand, DemandSink, Generation, RevisionId, Snapshot, StatusSource};
 use tokio::sync::watch;
@@ -149,19 +150,44 @@ fn revision(plan: &RevisionPlan) -> Value {
 
 impl LoadView for Observed {
     fn loads(&self) -> Vec<RevisionLoad> {
+        let leaving = self.registry.leaving();
         let serving = self.registry.reader().load();
         let now = Instant::now();
-        let loads = serving.live().iter().map(|live| {
+        let load = |live: &Arc<LiveRevision>, leaving| {
             let load = live.throttler().peek(now);
+            let held = u32::try_from(live.held()).unwrap_or(u32::MAX);
             RevisionLoad {
                 service: live.spec().service.clone(),
                 revision: live.id().clone(),
                 in_flight: load.in_flight,
-                queued: load.queued,
+                queued: load.queued.saturating_add(held),
                 ready: load.ready,
+                leaving,
             }
-        });
-        loads.collect()
+        };
+        let mut loads: Vec<_> = serving.live().iter().map(|live| load(live, false)).collect();
+        let mut rest: BTreeMap<RevisionId, RevisionLoad> = BTreeMap::new();
+        for live in leaving {
+            // It may have come back since.
+            if serving.get(live.id()).is_some_and(|now| Arc::ptr_eq(now, &live)) {
+                continue;
+            }
+            let left = load(&live, true);
+            let known = match serving.snapshot().slot(live.id()) {
+                // Its successor has its name: there is one series for both.
+                Some(slot) => loads.get_mut(slot),
+                None => rest.get_mut(live.id()),
+            };
+            match known {
+                Some(known) => {
+                    known.in_flight += left.in_flight;
+                    known.queued += left.queued;
+                }
+                None => _ = rest.insert(left.revision.clone(), left),
+            }
+        }
+        loads.extend(rest.into_values());
+        loads
     }
 
     fn tables(&self) -> usize {
@@ -183,10 +209,11 @@ impl LoadView for Observed {
     }
 
     fn endpoints(&self, revision: &RevisionId) -> Vec<EndpointLoad> {
-        let Some(live) = self.registry.live(revision) else {
-            return Vec::new();
-        };
-        let views = live.throttler().endpoints().into_iter().filter_map(|view| {
+        let leaving = self.registry.leaving().into_iter();
+        let leaving = leaving.filter(|live| live.id() == revision);
+        let named = self.registry.live(revision).into_iter().chain(leaving);
+        let views = named.flat_map(|live| live.throttler().endpoints());
+        let views = views.filter_map(|view| {
             let condition = match view.phase {
                 EndpointPhase::Starting => EndpointCondition::Starting,
                 EndpointPhase::Ready => EndpointCondition::Ready,

@@ -2,7 +2,9 @@
 
 use std::sync::Arc;
 
+use parking_lot::Mutex;
 use sluice_control::autoscale::{AutoscaleHandle, Desired};
+use sluice_control::compile::ListenerReference;
 use sluice_control::plan::Plan;
 use sluice_control::reconcile::{Parties, ReloadOutcome};
 use sluice_control::scale::ScaleHandle;
@@ -15,6 +17,9 @@ use tokio::runtime::Handle;
 use super::observed::Plans;
 use super::upgrade::{Notifier, Table};
 
+/// Where the config that was loaded last has its listeners.
+pub(super) type Listeners = Arc<Mutex<Vec<ListenerReference>>>;
+
 /// The data plane, the scaler and the metrics, as the reconciler knows them.
 pub(super) struct Everybody {
     pub(super) registry: Arc<Registry>,
@@ -24,15 +29,29 @@ pub(super) struct Everybody {
     pub(super) autoscale: AutoscaleHandle,
     pub(super) metrics: Metrics,
     pub(super) plans: Arc<Plans>,
+    /// Where listeners accept.
     pub(super) runtime: Handle,
     pub(super) notify: Arc<Notifier>,
+    pub(super) listeners: Listeners,
     /// The first Snapshot's listeners are bound by `run`, which exits if one cannot be.
     pub(super) started: bool,
 }
 
 impl Parties for Everybody {
-    fn prepare(&mut self, _: &Snapshot) -> Result<(), Vec<String>> {
-        Ok(())
+    fn prepare(&mut self, next: &Snapshot) -> Result<(), Vec<String>> {
+        if !self.started {
+            return Ok(());
+        }
+        let refused = self.runtime.block_on(self.edge.reserve(next.settings()));
+        if refused.is_empty() {
+            return Ok(());
+        }
+        let places = self.listeners.lock();
+        let mistakes = refused.into_iter().map(|(index, error)| {
+            let place = places.get(index).and_then(|place| place.error(error.to_string()));
+            place.map_or_else(|| error.to_string(), |mistake| mistake.to_string())
+        });
+        Err(mistakes.collect())
     }
 
     fn published(&mut self, snapshot: &Arc<Snapshot>) {

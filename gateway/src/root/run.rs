@@ -23,13 +23,13 @@ use sluice_gateway::observe::{AccessLog, LineWriter, Metrics, Observer, init_log
 use sluice_gateway::proxy::Proxy;
 use sluice_gateway::registry::Registry;
 use sluice_gateway::request::{Engine, MeasuredRevision};
-use tokio::runtime::{Builder, Runtime};
+use tokio::runtime::{Builder, Handle, Runtime};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
 use super::check::{bad_files, env};
 use super::observed::{DemandRouter, Observed, Plans};
-use super::parties::{Everybody, Orders};
+use super::parties::{Everybody, Listeners, Orders};
 use super::signals::Signals;
 use super::upgrade::{self, Giving, New, Notifier, Old, Program, SocketKind, SocketName, Table};
 use super::way_out::Running;
@@ -183,7 +183,10 @@ struct Built<L> {
     health: Option<HealthServer>,
     /// Admin and health, by configured address.
     servers: Vec<(SocketName, OwnedFd)>,
-    drain_timeout: Duration,
+    /// Where listeners accept.
+    accepting: Handle,
+    /// Where the configuration has them.
+    listeners: Listeners,
     metrics: Metrics,
 }
 
@@ -199,8 +202,9 @@ fn build(
 ) -> Result<Built<impl Load>, Failure> {
     let source = FileSource::new(&args.config.paths());
     let reload = source.reload_handle();
-    let loaded =
-        Loaded::first(source, loader()).map_err(|e| Failure::rejected(format!("config rejected\n{e}")))?;
+    let listeners = Listeners::default();
+    let loaded = Loaded::first(source, loader(Arc::clone(&listeners)))
+        .map_err(|e| Failure::rejected(format!("config rejected\n{e}")))?;
     let executable =
         std::env::current_exe().map_err(|e| Failure::start(format!("cannot find my own executable: {e}")))?;
 
@@ -299,7 +303,8 @@ fn build(
         admin,
         health,
         servers,
-        drain_timeout: settings.drain.timeout,
+        accepting: data.handle().clone(),
+        listeners,
         metrics,
     })
 }
@@ -325,7 +330,8 @@ fn serve<L: Load>(
         admin,
         health,
         servers,
-        drain_timeout,
+        accepting,
+        listeners,
         metrics,
     } = built;
     // First: from here on a signal is an order, and not the end.
@@ -340,11 +346,7 @@ fn serve<L: Load>(
     {
         let _entered = control.enter();
         let seed = fastrand::u64(..);
-        let options = ScaleOptions {
-            executable,
-            drain_timeout,
-            seed,
-        };
+        let options = ScaleOptions { executable, seed };
         controller.spawn(Arc::clone(&registry) as _, options, left);
     }
     let (autoscale, decisions) = autoscaler(
@@ -380,8 +382,9 @@ fn serve<L: Load>(
         autoscale,
         metrics,
         plans,
-        runtime: control.handle().clone(),
+        runtime: accepting,
         notify: Arc::clone(&origin.notify),
+        listeners,
         started: false,
     };
     let reconciler = loaded
@@ -427,7 +430,8 @@ impl<L: FnMut(&[SourceFile]) -> Result<Compiled, Vec<String>> + Send + 'static> 
 
 /// Reads and compiles; what is wrong comes as lines. The first time certificates have to be good,
 /// too: later a bad one leaves the old one in place, and the edge says so.
-fn loader() -> impl Load {
+/// Where listeners stand goes to `listeners`, for whoever binds them.
+fn loader(listeners: Listeners) -> impl Load {
     let lines = |all: &Diagnostics| all.items().iter().map(ToString::to_string).collect::<Vec<_>>();
     let mut first = true;
     move |files| {
@@ -438,6 +442,7 @@ fn loader() -> impl Load {
                 return Err(lines(&bad));
             }
         }
+        *listeners.lock() = compiled.listeners;
         let warnings = lines(&compiled.warnings);
         Ok(Compiled {
             snapshot: compiled.snapshot,

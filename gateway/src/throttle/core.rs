@@ -269,7 +269,7 @@ impl<W> Core<W> {
 
     /// Restores the invariants after any change.
     pub(super) fn settle(&mut self, now: Instant, fx: &mut Effects<W>) {
-        self.reinstate(now);
+        self.reinstate(now, fx);
         while self.endpoints.has_open()
             && let Some(entry) = self.queue.pop()
         {

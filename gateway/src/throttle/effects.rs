@@ -51,8 +51,26 @@ pub(crate) struct Resolved<W> {
     pub(crate) verdict: Result<Grant, Rejection>,
 }
 
-/// News for the control plane and for metrics.
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// Why an endpoint was set aside.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum EjectCause {
+    Refused,
+    Failures,
+    Probe,
+}
+
+impl EjectCause {
+    pub(crate) fn as_str(self) -> &'static str {
+        match self {
+            Self::Refused => "a connection to it failed",
+            Self::Failures => "its answers failed, one after the other",
+            Self::Probe => "its readiness probe failed",
+        }
+    }
+}
+
+/// News for the control plane, for metrics and the log.
+#[derive(Debug, Clone)]
 pub(crate) enum Signal {
     Activate,
     Ready(InstanceId),
@@ -60,6 +78,19 @@ pub(crate) enum Signal {
     /// What was asked for is there.
     Activated {
         took: Duration,
+    },
+    /// An endpoint was set aside.
+    Ejected {
+        endpoint: Arc<EndpointState>,
+        cause: EjectCause,
+        /// For how long at most.
+        time: Duration,
+    },
+    /// An endpoint that was set aside is used again.
+    Reinstated {
+        endpoint: Arc<EndpointState>,
+        /// A probe said that it is well; else it is only tried.
+        proven: bool,
     },
     /// What was asked for will not be there.
     ActivationFailed {

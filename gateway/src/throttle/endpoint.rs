@@ -6,6 +6,7 @@ use std::time::Instant;
 
 use parking_lot::Mutex;
 use sluice_model::{EndpointAddr, InstanceId, StickyKey, rendezvous, stable_hash};
+use tokio::sync::Notify;
 
 use super::arrival::Place;
 use super::health::Health;
@@ -31,6 +32,9 @@ pub struct EndpointState {
     launch: Mutex<Launch>,
     /// The connection of the probe that found it ready.
     spare: SpareSlot,
+    /// What it still has is to end.
+    over: AtomicBool,
+    over_news: Notify,
 }
 
 impl EndpointState {
@@ -46,6 +50,23 @@ impl EndpointState {
             troubled: AtomicBool::new(false),
             launch: Mutex::default(),
             spare: SpareSlot::default(),
+            over: AtomicBool::new(false),
+            over_news: Notify::new(),
+        }
+    }
+
+    /// Its time is over: whatever is in flight on it is to end. For good.
+    pub(crate) fn end(&self) {
+        self.over.store(true, Ordering::SeqCst);
+        self.over_news.notify_waiters();
+    }
+
+    /// Resolves once what is in flight on it is to end. Cancel-safe.
+    pub async fn ended(&self) {
+        let news = self.over_news.notified();
+        // The flag after the news are listened for: neither order of events is missed.
+        if !self.over.load(Ordering::SeqCst) {
+            news.await;
         }
     }
 

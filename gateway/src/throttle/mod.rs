@@ -26,6 +26,7 @@ mod queue;
 mod rejection;
 mod remote;
 mod shell;
+mod sparse;
 mod supply;
 mod waiter;
 mod warm;

@@ -203,6 +203,37 @@ async fn a_lowered_limit_admits_nothing_until_below_it_and_a_raised_one_at_once(
 }
 
 #[tokio::test]
+async fn zero_that_cannot_be_had_takes_whoever_is_idle() {
+    let (throttler, _demands) = throttler(Supply::Activated, Some(1));
+    let keys = [add(&throttler, 1), add(&throttler, 2), add(&throttler, 3)];
+    throttler.endpoint_ready(keys[0], clock());
+    let stream = admit(&throttler);
+    throttler.endpoint_ready(keys[1], clock());
+    throttler.endpoint_ready(keys[2], clock());
+    assert_eq!(throttler.retire(3, true, clock()), [InstanceId(2), InstanceId(3)]);
+    assert!(
+        throttler.retire(1, true, clock()).is_empty(),
+        "the stream's stays"
+    );
+
+    // The last one stays even when the stream is on one that was retired before.
+    let key = add(&throttler, 4);
+    throttler.endpoint_ready(key, clock());
+    throttler.retire_these(&[InstanceId(1)], clock());
+    assert!(throttler.retire(1, true, clock()).is_empty());
+    drop(stream);
+    assert_eq!(throttler.retire(1, true, clock()), [InstanceId(4)]);
+
+    let key = add(&throttler, 5);
+    add(&throttler, 6);
+    throttler.endpoint_ready(key, clock());
+    let running = admit(&throttler);
+    let waiter = wait(&throttler);
+    assert!(throttler.retire(2, true, clock()).is_empty(), "somebody waits");
+    drop((running, waiter));
+}
+
+#[tokio::test]
 async fn a_retired_instance_finishes_what_it_has() {
     let (throttler, demands) = throttler(Supply::Activated, None);
     let keys = [add(&throttler, 1), add(&throttler, 2)];
@@ -210,8 +241,8 @@ async fn a_retired_instance_finishes_what_it_has() {
     let permit = admit(&throttler);
     throttler.endpoint_ready(keys[1], clock());
     demands.take();
-    assert!(throttler.retire(1, true, clock()).is_empty(), "not idle");
     assert_eq!(throttler.retire(2, false, clock()), [InstanceId(2)]);
+    assert!(throttler.retire(1, true, clock()).is_empty(), "not idle");
     let drained = |instance| Demand::Drained {
         revision: id("r"),
         instance: InstanceId(instance),

@@ -22,6 +22,7 @@ use super::observer::{ActivationResult, RevisionObserver};
 use super::permit::Permit;
 use super::rejection::{Closing, Rejection};
 use super::remote::News;
+use super::sparse::Sparse;
 use super::waiter::{Sender, Waiter};
 
 /// How long the timer task outlives the last waiter: a queue that fills and empties all the time
@@ -72,6 +73,7 @@ pub struct RevisionThrottler {
     env: ThrottleEnv,
     timer: Arc<Notify>,
     probes: Notify,
+    log: Sparse,
 }
 
 struct Shared {
@@ -112,6 +114,7 @@ impl RevisionThrottler {
                 env,
                 timer: Arc::new(Notify::new()),
                 probes: Notify::new(),
+                log: Sparse::default(),
             }
         })
     }
@@ -269,6 +272,15 @@ impl RevisionThrottler {
         })
     }
 
+    /// As [`EndpointSink::end`](sluice_model::EndpointSink::end).
+    pub fn end(&self, instances: &[InstanceId]) {
+        let shared = self.shared.lock();
+        let named = |state: &EndpointState| state.instance.is_some_and(|i| instances.contains(&i));
+        for slot in shared.core.known().filter(|slot| named(&slot.state)) {
+            slot.state.end();
+        }
+    }
+
     /// An activation failed: waiters and arrivals are told so, unless an endpoint is ready.
     pub fn fail(self: &Arc<Self>, failure: &Arc<ActivationFailure>, now: Instant) {
         self.apply(|core| core.fail(failure, now));
@@ -418,6 +430,16 @@ impl RevisionThrottler {
             Signal::Activated { took } => {
                 observer.activation_finished(ActivationResult::Ready, took);
                 self.env.demand.demand(Demand::Activated(revision));
+            }
+            Signal::Ejected {
+                endpoint,
+                cause,
+                time,
+            } => self
+                .log
+                .ejected(&revision, &endpoint.address, cause, time, clock()),
+            Signal::Reinstated { endpoint, proven } => {
+                self.log.reinstated(&revision, &endpoint.address, proven, clock());
             }
             Signal::ActivationFailed { took, failure } => {
                 observer.activation_finished(ActivationResult::Failed(failure.failure), took);

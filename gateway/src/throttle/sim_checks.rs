@@ -33,7 +33,7 @@ impl World {
                     assert!(slot.is_some_and(|s| s.in_flight == 0 && s.phase == EndpointPhase::Draining));
                 }
                 Signal::Activated { .. } => _ = self.seen.insert("activated"),
-                Signal::ActivationFailed { .. } => {}
+                Signal::ActivationFailed { .. } | Signal::Ejected { .. } | Signal::Reinstated { .. } => {}
             }
         }
     }

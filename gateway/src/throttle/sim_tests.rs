@@ -336,9 +336,14 @@ impl World {
         let (victims, fx) = self.core.retire(count, to_zero, self.now);
         self.apply(fx);
         let after = live(&self.core);
-        if to_zero {
-            assert!(idle || victims.is_empty(), "to zero with somebody there");
-        } else {
+        if to_zero && !idle {
+            let busy = |i: &InstanceId| before.iter().any(|(n, b)| b == i && *n > 0);
+            assert!(!victims.iter().any(busy), "to zero with somebody there");
+            assert!(
+                before.is_empty() || !after.is_empty(),
+                "to zero with somebody there"
+            );
+        } else if !to_zero {
             assert!(
                 before.is_empty() || !after.is_empty(),
                 "zero without asking for it"

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use sluice_model::{ActivationFailure, EndpointAddr, InstanceId, LaunchStep, ServiceId};
 
 use super::core::{Activation, Core, Supply, ThrottleLimits};
-use super::effects::{Effects, Signal};
+use super::effects::{Effects, EjectCause, Signal};
 use super::endpoint::{EndpointPhase, EndpointState, Slot};
 use super::launch::Launch;
 use super::rejection::{Closing, Rejection};
@@ -80,7 +80,10 @@ impl<W> Core<W> {
                     self.prove(i);
                     self.activation_succeeded(now, &mut fx);
                 }
-                EndpointPhase::Ejected { by_probe: true, .. } => self.prove(i),
+                EndpointPhase::Ejected { by_probe: true, .. } => {
+                    self.reinstated(i, true, &mut fx);
+                    self.prove(i);
+                }
                 _ => {}
             }
         }
@@ -112,7 +115,8 @@ impl<W> Core<W> {
 
     /// As [`EndpointSink::retire`](sluice_model::EndpointSink::retire): victims are those with the
     /// least in flight, unproven ones first among equals, then the oldest. Without `to_zero` one
-    /// live instance always stays: zero has to be asked for by name.
+    /// live instance always stays: zero has to be asked for by name. Zero that cannot be had still
+    /// takes whoever has nothing to do.
     pub(crate) fn retire(
         &mut self,
         count: u32,
@@ -133,6 +137,10 @@ impl<W> Core<W> {
         candidates.sort_unstable();
         let most = match (to_zero, idle) {
             (true, true) => candidates.len(),
+            (true, false) if self.queue.is_empty() => {
+                let free = candidates.iter().take_while(|(in_flight, ..)| *in_flight == 0);
+                free.count().min(candidates.len().saturating_sub(1))
+            }
             (true, false) => 0,
             (false, _) => candidates.len().saturating_sub(1),
         };
@@ -262,10 +270,19 @@ impl<W> Core<W> {
         let endpoint = self.endpoints.slot_mut(i);
         let last = counts.ready == 1;
         if !last || (refused && counts.ejected > 0) {
-            let until = now + endpoint.with_health(super::health::Health::eject);
-            self.endpoints.eject(i, until, by_probe);
+            let time = endpoint.with_health(super::health::Health::eject);
+            fx.signals.push(Signal::Ejected {
+                endpoint: Arc::clone(&endpoint.state),
+                cause: match (by_probe, refused) {
+                    (true, _) => EjectCause::Probe,
+                    (false, true) => EjectCause::Refused,
+                    (false, false) => EjectCause::Failures,
+                },
+                time,
+            });
+            self.endpoints.eject(i, now + time, by_probe);
             if last {
-                self.reinstate_least_recent(Some(i));
+                self.reinstate_least_recent(Some(i), fx);
             }
         } else if refused && self.limits.supply == Supply::Activated {
             endpoint.with_health(super::health::Health::forgive);
@@ -278,7 +295,7 @@ impl<W> Core<W> {
     }
 
     /// Ends ejections whose time is over, and one before its time when nothing else is ready.
-    pub(super) fn reinstate(&mut self, now: Instant) {
+    pub(super) fn reinstate(&mut self, now: Instant, fx: &mut Effects<W>) {
         if self.endpoints.counts().ejected == 0 {
             self.eject_due = None;
             return;
@@ -288,11 +305,12 @@ impl<W> Core<W> {
             let back = self.endpoints.iter().filter(|(_, e)| over(e.phase));
             let back: Vec<u32> = back.map(|(i, _)| i).collect();
             for i in back {
+                self.reinstated(i, false, fx);
                 self.prove(i);
             }
         }
         if self.endpoints.counts().ready == 0 {
-            self.reinstate_least_recent(None);
+            self.reinstate_least_recent(None, fx);
         }
         self.find_eject_due();
     }
@@ -315,11 +333,17 @@ impl<W> Core<W> {
         }
     }
 
-    fn reinstate_least_recent(&mut self, except: Option<u32>) {
+    fn reinstated(&self, i: u32, proven: bool, fx: &mut Effects<W>) {
+        let endpoint = Arc::clone(&self.endpoints.slot(i).state);
+        fx.signals.push(Signal::Reinstated { endpoint, proven });
+    }
+
+    fn reinstate_least_recent(&mut self, except: Option<u32>, fx: &mut Effects<W>) {
         let ejected = self.endpoints.iter();
         let ejected =
             ejected.filter(|(i, e)| matches!(e.phase, EndpointPhase::Ejected { .. }) && Some(*i) != except);
         if let Some((i, _)) = ejected.min_by_key(|(_, e)| e.ejected_at) {
+            self.reinstated(i, false, fx);
             // No new turn: it proved nothing, and a request that it refused gives up on it.
             self.endpoints.set_phase(i, EndpointPhase::Ready);
         }

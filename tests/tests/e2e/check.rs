@@ -50,7 +50,13 @@ async fn check_accepts_a_good_file_and_says_what_is_in_it() {
         let done = sluice_in(dir.path(), args).await;
         assert_eq!(done.code, Some(0), "{args:?}: {done:?}");
         if args.contains(&"json") {
-            assert!(done.json().is_object() || done.json().is_array());
+            let json = done.json();
+            assert_eq!(
+                (&json["valid"], &json["errors"]),
+                (&true.into(), &0.into()),
+                "{json}"
+            );
+            assert_eq!(json["summary"]["services"], 1, "{json}");
         }
     }
     let missing = sluice_in(dir.path(), &["check", "missing.yaml"]).await;

@@ -202,3 +202,28 @@ async fn a_failing_readiness_probe_takes_an_endpoint_out_and_a_passing_one_bring
     })
     .await;
 }
+
+#[tokio::test]
+async fn ejections_and_recoveries_are_told() {
+    let refused = Refused::new();
+    let well = HttpBackend::start("well").await;
+    let gateway = Gateway::start(&two(refused.addr(), well.addr(), "")).await;
+    let told = async |what: &str| {
+        wait_for(what, SOON, async || {
+            assert_eq!(gateway.get(WEB, "/").await.status, 200);
+            let address = format!("endpoint={}", refused.addr());
+            let lines = gateway.stderr();
+            let mut lines = lines.iter();
+            lines
+                .find(|line| line.contains(what) && line.contains(&address))
+                .cloned()
+        })
+        .await
+    };
+    let line = told("endpoint ejected: a connection to it failed").await;
+    assert!(line.contains("revision=default/web-a"), "{line}");
+    told("endpoint is tried again").await;
+    let lines = gateway.stderr();
+    let said = lines.iter().filter(|line| line.contains("endpoint ejected"));
+    assert!(said.count() < 10, "one line for each");
+}

@@ -28,7 +28,7 @@ async fn an_endpoint_never_has_more_than_its_concurrency() {
     gateway
         .wait_metric("sluice_queue_depth", &[("revision", "web-a")], SOON, |n| n == 7.0)
         .await;
-    assert_eq!(backend.in_flight(), 3);
+    wait_until("three arrive", SOON, || backend.in_flight() == 3).await;
     backend.release();
     for request in held {
         assert_eq!(request.await.unwrap().unwrap().status, 200);

@@ -97,26 +97,6 @@ async fn a_listener_changes_its_visibility_in_place() {
     .await;
 }
 
-#[tokio::test]
-async fn a_taken_port_is_reported_and_harms_nobody_until_it_is_free() {
-    let backend = HttpBackend::start("a").await;
-    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
-    let port = taken.local_addr().unwrap();
-    let gateway = Gateway::start(&web(backend.addr())).await;
-    let config = format!(
-        "listeners: [{{address: \"127.0.0.1:0\"}}, {{address: \"{port}\"}}]\n{}",
-        web(backend.addr())
-    );
-    gateway.reload(&config).await;
-    gateway.wait_said(&port.to_string()).await;
-    assert_eq!(served(gateway.addr()).await, 200);
-    assert_eq!(bound(&gateway).await, [gateway.addr()]);
-    drop(taken);
-    gateway.sighup();
-    wait_bound(&gateway, "the port that is free now", |b| b.contains(&port)).await;
-    assert_eq!(served(port).await, 200);
-}
-
 fn secure(backend: SocketAddr) -> String {
     format!(
         r#"listeners:
@@ -232,4 +212,38 @@ async fn a_reload_that_names_an_unreadable_certificate_keeps_what_is_served() {
     gateway.wait_said("missing.crt").await;
     assert_eq!(shown(&ca, &gateway, "a.test").await, old);
     assert!(!shown(&ca, &gateway, "b.test").await.is_empty());
+}
+
+#[tokio::test]
+async fn a_reload_whose_listener_cannot_be_had_changes_nothing() {
+    let backend = HttpBackend::start("a").await;
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let busy = taken.local_addr().unwrap();
+    let service = web(backend.addr());
+    let gateway = Gateway::start(&service).await;
+    let moved = format!(
+        "listeners:\n  - address: 127.0.0.1:0\n  - address: {busy}\n{service}  - {{name: more, endpoints: [\"{}\"]}}\n",
+        backend.addr()
+    );
+    gateway.write_config(&moved);
+    gateway
+        .wait_metric(
+            "sluice_config_reloads_total",
+            &[("result", "rejected")],
+            SOON,
+            |n| n == 1.0,
+        )
+        .await;
+    gateway
+        .wait_said(&format!(":14: error: cannot listen on {busy}: the port is taken"))
+        .await;
+    assert_eq!(gateway.generation().await, 1);
+    assert_eq!(gateway.get("more.default.localhost", "/").await.status, 404);
+    assert_eq!(gateway.get(WEB, "/").await.status, 200);
+    drop(taken);
+    gateway.sighup();
+    gateway.wait_generation(2).await;
+    assert_eq!(gateway.get("more.default.localhost", "/").await.status, 200);
+    let there = h1::fetch(busy, &h1::get(WEB, "/")).await.unwrap();
+    assert_eq!(there.status, 200);
 }

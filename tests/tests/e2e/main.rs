@@ -33,6 +33,7 @@ mod protocols_streams;
 mod proxy_protocol;
 mod reload;
 mod routing;
+mod scale_down;
 mod slow_clients;
 mod spare_connection;
 mod splitting;

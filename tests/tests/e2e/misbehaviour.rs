@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use sluice_tests::gateway::Gateway;
 use sluice_tests::h1::{self, H1};
+use sluice_tests::h2_client::{self, H2};
 use sluice_tests::raw_backend::{RawBackend, drain, read_head};
 use sluice_tests::wait::{SOON, wait_for};
 use tokio::io::AsyncWriteExt;
@@ -224,4 +225,137 @@ async fn a_response_still_open_at_the_drains_deadline_is_cut_and_logged() {
         (&line["reason"], &line["bytes_out"]),
         (&"draining".into(), &1.into())
     );
+}
+
+/// A backend that answers at once and reads on for as long as somebody sends.
+async fn answers_early() -> RawBackend {
+    RawBackend::start(async |_, mut io: TcpStream| {
+        read_head(&mut io).await?;
+        io.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
+            .await?;
+        drain(&mut io).await.map(drop)
+    })
+    .await
+}
+
+async fn assert_cut_off(gateway: &Gateway) {
+    wait_idle(gateway).await;
+    let line = gateway
+        .wait_access_log("the request", |e| e["status"] == 200)
+        .await;
+    assert_eq!(
+        (&line["reason"], &line["path"]),
+        (&"request_timeout".into(), &"/late".into())
+    );
+}
+
+#[tokio::test]
+async fn an_upload_that_drips_after_its_answer_does_not_keep_the_slot() {
+    let backend = answers_early().await;
+    let gateway = Gateway::start(&web_with(backend.addr(), "containerConcurrency: 1")).await;
+    let mut conn = H1::connect(gateway.addr()).await.unwrap();
+    let head = format!("POST /late HTTP/1.1\r\nHost: {WEB}\r\nContent-Length: 100000\r\n\r\nabc");
+    assert_eq!(conn.exchange(head.as_bytes()).await.unwrap().text(), "ok");
+    let dripping = tokio::spawn(async move {
+        while conn.send(b"x").await.is_ok() {
+            tokio::time::sleep(Duration::from_millis(200)).await;
+        }
+    });
+    assert_cut_off(&gateway).await;
+    dripping.await.unwrap();
+}
+
+#[tokio::test]
+async fn an_upload_that_floods_after_its_answer_is_cut_off() {
+    let backend = answers_early().await;
+    let gateway = Gateway::start(&web_with(backend.addr(), "containerConcurrency: 1")).await;
+    let mut conn = H1::connect(gateway.addr()).await.unwrap();
+    let length = 2u64 << 30;
+    let head = format!("POST /late HTTP/1.1\r\nHost: {WEB}\r\nContent-Length: {length}\r\n\r\nabc");
+    assert_eq!(conn.exchange(head.as_bytes()).await.unwrap().text(), "ok");
+    let block = vec![b'x'; 1 << 20];
+    let mut sent = 0u64;
+    while sent < length && conn.send(&block).await.is_ok() {
+        sent += block.len() as u64;
+    }
+    assert!(sent < length, "all of it was read");
+    assert_cut_off(&gateway).await;
+}
+
+#[tokio::test]
+async fn an_open_http2_upload_does_not_keep_the_slot_after_its_answer() {
+    let backend = answers_early().await;
+    let gateway = Gateway::start(&web_with(backend.addr(), "containerConcurrency: 1")).await;
+    let h2 = H2::connect(gateway.addr()).await;
+    let mut requests = h2.send.clone().ready().await.unwrap();
+    let post = h2_client::with_method("POST", "http", WEB, "/late");
+    let (response, mut upload) = requests.send_request(post, false).unwrap();
+    upload
+        .send_data(bytes::Bytes::from_static(b"abc"), false)
+        .unwrap();
+    let response = h2_client::collect(response.await.unwrap()).await.unwrap();
+    assert_eq!((response.status, response.text().as_str()), (200, "ok"));
+    assert_cut_off(&gateway).await;
+    // The connection lives on.
+    let again = h2
+        .exchange(h2_client::get("http", WEB, "/"), bytes::Bytes::new())
+        .await;
+    assert_eq!(again.unwrap().status, 200);
+}
+
+async fn interim(count: usize) -> RawBackend {
+    RawBackend::start(move |_, mut io: TcpStream| async move {
+        read_head(&mut io).await?;
+        for _ in 0..count {
+            io.write_all(b"HTTP/1.1 103 Early Hints\r\n\r\n").await?;
+        }
+        io.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
+            .await?;
+        drain(&mut io).await.map(drop)
+    })
+    .await
+}
+
+#[tokio::test]
+async fn interim_responses_without_end_are_an_upstream_error() {
+    for (count, status) in [(16, 200), (17, 502), (10_000, 502)] {
+        let backend = interim(count).await;
+        let gateway = Gateway::start(&web(backend.addr())).await;
+        let answer = gateway.get(WEB, "/").await;
+        assert_eq!(answer.status, status, "{count}");
+        let upgrade = gateway.send(&h1::request("GET", WEB, "/", UPGRADE, b"")).await;
+        assert_eq!(upgrade.status, status, "{count} to an upgrade");
+        if status == 502 {
+            assert_eq!(answer.reason(), Some("upstream_error"));
+            assert_eq!(upgrade.reason(), Some("upstream_error"));
+        }
+    }
+}
+
+#[tokio::test]
+async fn requests_held_for_a_429_are_seen_and_bounded() {
+    let backend =
+        RawBackend::answers(b"HTTP/1.1 429 Slow Down\r\nRetry-After: 3\r\nContent-Length: 0\r\n\r\n").await;
+    let gateway = Gateway::start(&format!(
+        "services:\n  - name: web\n    revisions:\n      - {{name: web-a, url: \"http://{}\", queue: {{depth: 2, timeout: 5s}}}}\n",
+        backend.addr()
+    ))
+    .await;
+    let addr = gateway.addr();
+    let held: Vec<_> = (0..2)
+        .map(|_| tokio::spawn(async move { h1::fetch(addr, &h1::get(WEB, "/")).await }))
+        .collect();
+    let labels = [("revision", "web-a")];
+    gateway
+        .wait_metric("sluice_queue_depth", &labels, SOON, |n| n == 2.0)
+        .await;
+    let start = std::time::Instant::now();
+    assert_eq!(gateway.get(WEB, "/").await.status, 429);
+    assert!(start.elapsed() < Duration::from_secs(2), "it was held");
+    for request in held {
+        assert_eq!(request.await.unwrap().unwrap().status, 429);
+    }
+    gateway
+        .wait_metric("sluice_queue_depth", &labels, SOON, |n| n == 0.0)
+        .await;
 }

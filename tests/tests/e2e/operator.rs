@@ -379,3 +379,27 @@ async fn the_handbook_names_every_metric_and_every_field_of_the_log() {
         assert!(handbook.contains(&format!("`{name}`")), "no {name}");
     }
 }
+
+#[tokio::test]
+async fn a_refused_head_is_logged_as_far_as_it_can_be_read() {
+    let gateway = Gateway::start(&web("127.0.0.1:9".parse().unwrap())).await;
+    let smuggled = format!(
+        "POST /upload?token=secret HTTP/1.1\r\nHost: {WEB}\r\nUser-Agent: odd\r\nContent-Length: 1\r\nContent-Length: 1\r\n\r\nx"
+    );
+    assert_eq!(gateway.send(smuggled.as_bytes()).await.status, 400);
+    let entry = gateway.wait_access_log("the head", |e| e["status"] == 400).await;
+    for (key, value) in [
+        ("method", "POST"),
+        ("host", WEB),
+        ("path", "/upload"),
+        ("user_agent", "odd"),
+    ] {
+        assert_eq!(entry[key], value, "{entry}");
+    }
+    let control = b"GET /a\x07b HTTP/1.1\r\nHost: x\r\n\r\n";
+    assert_eq!(gateway.send(control).await.status, 400);
+    gateway
+        .wait_access_log("the control character, escaped", |e| e["path"] == "/a\u{7}b")
+        .await;
+    assert!(gateway.stdout().iter().all(|line| !line.contains('\u{7}')));
+}

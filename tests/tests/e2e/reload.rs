@@ -4,8 +4,9 @@ use std::os::unix::fs::symlink;
 
 use sluice_tests::backend::HttpBackend;
 use sluice_tests::gateway::{Gateway, with_defaults};
+use sluice_tests::h1;
 use sluice_tests::load::Load;
-use sluice_tests::wait::{SOON, wait_for};
+use sluice_tests::wait::{SOON, wait_for, wait_until};
 
 use crate::{WEB, web, web_split};
 
@@ -206,8 +207,7 @@ async fn a_request_in_flight_outlives_its_revision() {
     let gateway = Gateway::start(&change.to_a()).await;
     change.a.hold();
     let addr = gateway.addr();
-    let old =
-        tokio::spawn(async move { sluice_tests::h1::fetch(addr, &sluice_tests::h1::get(WEB, "/")).await });
+    let old = tokio::spawn(async move { h1::fetch(addr, &h1::get(WEB, "/")).await });
     wait_for("it is in flight", SOON, async || {
         (change.a.in_flight() == 1).then_some(())
     })
@@ -226,9 +226,7 @@ async fn a_changed_limit_applies_in_place() {
     backend.hold();
     let addr = gateway.addr();
     let waiting: Vec<_> = (0..4)
-        .map(|_| {
-            tokio::spawn(async move { sluice_tests::h1::fetch(addr, &sluice_tests::h1::get(WEB, "/")).await })
-        })
+        .map(|_| tokio::spawn(async move { h1::fetch(addr, &h1::get(WEB, "/")).await }))
         .collect();
     gateway
         .wait_metric("sluice_queue_depth", &[], SOON, |n| n == 3.0)
@@ -251,8 +249,7 @@ async fn a_request_that_waits_for_a_revision_that_is_removed_goes_where_its_host
     let never = crate::cold_start::shell_service("sleep 1000", "");
     let gateway = Gateway::start(&never).await;
     let addr = gateway.addr();
-    let waiting =
-        tokio::spawn(async move { sluice_tests::h1::fetch(addr, &sluice_tests::h1::get(WEB, "/")).await });
+    let waiting = tokio::spawn(async move { h1::fetch(addr, &h1::get(WEB, "/")).await });
     gateway
         .wait_metric("sluice_queue_depth", &[], SOON, |n| n == 1.0)
         .await;
@@ -261,4 +258,44 @@ async fn a_request_that_waits_for_a_revision_that_is_removed_goes_where_its_host
         .await;
     let response = waiting.await.unwrap().unwrap();
     assert_eq!((response.status, response.text().as_str()), (200, "elsewhere"));
+}
+
+#[tokio::test]
+async fn a_removed_revision_is_shown_while_it_finishes() {
+    let backend = HttpBackend::start("a").await;
+    let gateway = Gateway::start(&web(backend.addr())).await;
+    let states = async || -> Vec<(String, u64)> {
+        let all = gateway.admin_json("/api/revisions").await;
+        let rows = all["revisions"].as_array().unwrap().iter();
+        let rows = rows.filter(|row| row["revision"] == "web-a");
+        rows.map(|row| {
+            (
+                row["state"].as_str().unwrap().to_owned(),
+                row["in_flight"].as_u64().unwrap(),
+            )
+        })
+        .collect()
+    };
+    assert_eq!(states().await, [("serving".to_owned(), 0)]);
+    backend.hold();
+    let addr = gateway.addr();
+    let held = tokio::spawn(async move { h1::fetch(addr, &h1::get(WEB, "/")).await });
+    wait_until("it arrives", SOON, || backend.in_flight() == 1).await;
+    gateway
+        .reload("services:\n  - {name: other, endpoints: [\"127.0.0.1:9\"]}\n")
+        .await;
+    assert_eq!(states().await, [("leaving".to_owned(), 1)]);
+    let labels = [("revision", "web-a")];
+    assert_eq!(gateway.metric("sluice_requests_in_flight", &labels).await, 1.0);
+    backend.release();
+    assert_eq!(held.await.unwrap().unwrap().status, 200);
+    wait_for("it is gone", SOON, async || {
+        states().await.is_empty().then_some(())
+    })
+    .await;
+    wait_for("its series are gone", SOON, async || {
+        let metrics = gateway.metrics().await;
+        metrics.label_values().all(|value| value != "web-a").then_some(())
+    })
+    .await;
 }

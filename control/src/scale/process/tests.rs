@@ -31,6 +31,7 @@ impl Bench {
         scaler.configure(&Plan {
             revisions: BTreeMap::new(),
             processes,
+            drain: Duration::from_secs(300),
         });
         Self {
             scaler,

@@ -8,9 +8,21 @@ use crate::plan::{RevisionPlan, ScalerSpec};
 /// How far its life has come.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Phase {
-    Starting { since: Instant, deadline: Instant },
-    Ready { since: Instant },
-    Retired { deadline: Instant },
+    Starting {
+        since: Instant,
+        deadline: Instant,
+    },
+    Ready {
+        since: Instant,
+    },
+    /// Finishes what it has.
+    Retired {
+        deadline: Instant,
+    },
+    /// What it still had at that deadline was asked to end.
+    Ending {
+        deadline: Instant,
+    },
     Stopping,
 }
 
@@ -30,7 +42,7 @@ impl Instance {
     pub(super) fn into_start(self) -> Option<(Arc<RevisionPlan>, Instant)> {
         match self.phase {
             Phase::Starting { since, .. } => Some((self.plan, since)),
-            Phase::Ready { .. } | Phase::Retired { .. } | Phase::Stopping => None,
+            Phase::Ready { .. } | Phase::Retired { .. } | Phase::Ending { .. } | Phase::Stopping => None,
         }
     }
 
@@ -45,6 +57,21 @@ impl Instance {
 
     pub(super) fn is_starting(&self) -> bool {
         matches!(self.phase, Phase::Starting { .. })
+    }
+
+    /// Gets nothing new.
+    pub(super) fn is_retired(&self) -> bool {
+        matches!(self.phase, Phase::Retired { .. } | Phase::Ending { .. })
+    }
+
+    /// When its phase is over whatever happens.
+    pub(super) fn deadline(&self) -> Option<Instant> {
+        match self.phase {
+            Phase::Starting { deadline, .. } | Phase::Retired { deadline } | Phase::Ending { deadline } => {
+                Some(deadline)
+            }
+            Phase::Ready { .. } | Phase::Stopping => None,
+        }
     }
 
     pub(super) fn grace(&self) -> Duration {

@@ -40,6 +40,7 @@ enum PhaseLeft {
     Starting { since: Duration, deadline: Duration },
     Ready { since: Duration },
     Retired { deadline: Duration },
+    Ending { deadline: Duration },
     Stopping,
 }
 
@@ -129,6 +130,9 @@ impl Phase {
             Self::Retired { deadline } => PhaseLeft::Retired {
                 deadline: left(deadline, now),
             },
+            Self::Ending { deadline } => PhaseLeft::Ending {
+                deadline: left(deadline, now),
+            },
             Self::Stopping => PhaseLeft::Stopping,
         }
     }
@@ -145,6 +149,9 @@ impl PhaseLeft {
                 since: before(now, since),
             },
             Self::Retired { deadline } => Phase::Retired {
+                deadline: now + deadline,
+            },
+            Self::Ending { deadline } => Phase::Ending {
                 deadline: now + deadline,
             },
             Self::Stopping => Phase::Stopping,

@@ -1,7 +1,8 @@
 //! One revision's instances: what happened in, what to do out. No I/O, no clock, no randomness.
 //!
-//! An instance is starting → ready → retired (it finishes what it has) → stopping → gone. The data
-//! plane forgets an instance before it is asked to end, so nothing is sent to one that is ending.
+//! An instance is starting → ready → retired (it finishes what it has) → stopping → gone; what it
+//! has not finished in time is ended before it is stopped. The data plane forgets an instance
+//! before it is asked to end, so nothing is sent to one that is ending.
 //!
 //! **Invariant:** zero is reached only through a retirement that the data plane agreed to, a
 //! removal of the revision, or a failure.
@@ -29,6 +30,10 @@ const RETIRE_AGAIN: Duration = Duration::from_secs(1);
 /// How soon a start that was not allowed is tried again: room appears without notice.
 const NOT_ALLOWED: Duration = Duration::from_secs(1);
 
+/// How long what a retired instance still has may take to end once it is asked to: a little more
+/// than the data plane gives it.
+pub(crate) const ENDING: Duration = Duration::from_secs(6);
+
 /// Starts in a row that may fail on a taken port before that is a failure like any other.
 const PORT_TRIES: u32 = 5;
 
@@ -45,7 +50,7 @@ struct FailedStart {
 pub(crate) struct RevisionState {
     plan: Arc<RevisionPlan>,
     removed: bool,
-    /// How long a retired instance may take; then what is in flight on it is cut.
+    /// How long a retired instance may take; then what is in flight on it is ended.
     drain: Duration,
     desired: u32,
     instances: BTreeMap<InstanceId, Instance>,
@@ -86,7 +91,7 @@ impl RevisionState {
             Event::Activate => self.activate(now, &mut todo),
             Event::Ready(id) => self.ready(id, now),
             Event::Drained(id) => {
-                if self.phase_is(id, |phase| matches!(phase, Phase::Retired { .. })) {
+                if self.instances.get(&id).is_some_and(Instance::is_retired) {
                     self.stop(id, None, &mut todo);
                 }
             }
@@ -159,15 +164,14 @@ impl RevisionState {
 
     /// When [`Event::Tick`] is due at the latest.
     pub(crate) fn next_deadline(&self) -> Option<Instant> {
-        let phases = self
-            .instances
-            .values()
-            .filter_map(|instance| match instance.phase {
-                Phase::Starting { deadline, .. } | Phase::Retired { deadline } => Some(deadline),
-                Phase::Ready { .. } | Phase::Stopping => None,
-            });
+        let phases = self.instances.values().filter_map(Instance::deadline);
         let held = self.backoff.until().filter(|_| self.current() < self.goal());
         phases.chain(self.retire_again).chain(held).min()
+    }
+
+    /// How long what is retired from now on may take.
+    pub(crate) fn set_drain(&mut self, drain: Duration) {
+        self.drain = drain;
     }
 
     /// Nothing is left to look after.
@@ -308,7 +312,7 @@ impl RevisionState {
                 }
             }
             Phase::Stopping if gone.timed_out => self.explain_timeout(&gone, &detail, todo),
-            Phase::Retired { .. } | Phase::Stopping => {}
+            Phase::Retired { .. } | Phase::Ending { .. } | Phase::Stopping => {}
         }
     }
 
@@ -391,21 +395,29 @@ impl RevisionState {
         let due: Vec<InstanceId> = self
             .instances
             .iter()
-            .filter(|(_, instance)| match instance.phase {
-                Phase::Starting { deadline, .. } | Phase::Retired { deadline } => deadline <= now,
-                Phase::Ready { .. } | Phase::Stopping => false,
-            })
+            .filter(|(_, instance)| instance.deadline().is_some_and(|at| at <= now))
             .map(|(&id, _)| id)
             .collect();
+        let mut overdue = Vec::new();
         for id in due {
             let Some(instance) = self.instances.get_mut(&id) else {
                 continue;
             };
-            let Phase::Starting { since, .. } = instance.phase else {
-                let left = format!("instance {id} had requests left at the drain timeout");
-                todo.push(Action::Warn(left));
-                self.stop(id, None, todo);
-                continue;
+            let since = match instance.phase {
+                Phase::Starting { since, .. } => since,
+                Phase::Retired { .. } => {
+                    instance.phase = Phase::Ending {
+                        deadline: now + ENDING,
+                    };
+                    overdue.push(id);
+                    continue;
+                }
+                _ => {
+                    let left = format!("instance {id} had requests left after the drain timeout");
+                    todo.push(Action::Warn(left));
+                    self.stop(id, None, todo);
+                    continue;
+                }
             };
             // It had its time; what does not answer a probe has nothing to finish.
             instance.timed_out = true;
@@ -419,6 +431,9 @@ impl RevisionState {
                 detail,
             };
             self.start_failed(failed, now, fresh, todo);
+        }
+        if !overdue.is_empty() {
+            todo.push(Action::End(overdue));
         }
     }
 }

@@ -158,12 +158,6 @@ impl RevisionState {
     pub(super) fn any(&self, which: impl Fn(&Instance) -> bool) -> bool {
         self.instances.values().any(which)
     }
-
-    pub(super) fn phase_is(&self, id: InstanceId, which: impl Fn(Phase) -> bool) -> bool {
-        self.instances
-            .get(&id)
-            .is_some_and(|instance| which(instance.phase))
-    }
 }
 
 fn count(n: usize) -> u32 {

@@ -174,7 +174,7 @@ fn fewer_are_wanted_so_the_young_that_serve_nobody_go_first() {
 }
 
 #[test]
-fn what_does_not_drain_is_stopped_at_the_deadline() {
+fn what_does_not_drain_is_ended_at_the_deadline_and_then_stopped() {
     let mut bench = Bench::new(|_| {}).with_ready(2);
     bench.desired(1);
     bench.step(Event::Victims {
@@ -182,11 +182,47 @@ fn what_does_not_drain_is_stopped_at_the_deadline() {
         chosen: vec![InstanceId(2)],
     });
     assert_eq!(bench.state.next_deadline(), Some(bench.now + DRAIN));
+    let victim = InstanceId(2);
     let actions = bench.after(DRAIN, Event::Tick);
-    assert!(
-        actions.contains(&Action::Stop(InstanceId(2), GRACE)),
-        "{actions:?}"
+    assert_eq!(actions, [Action::End(vec![victim])]);
+    // Asked once, and not stopped while it may still say goodbye.
+    assert_eq!(bench.step(Event::Tick), []);
+    assert_eq!(bench.state.next_deadline(), Some(bench.now + ENDING));
+    let actions = bench.after(ENDING, Event::Tick);
+    assert_eq!(
+        actions[1..],
+        [Action::Remove(victim), Action::Stop(victim, GRACE)]
     );
+}
+
+#[test]
+fn what_ends_when_asked_to_is_stopped_at_once() {
+    let mut bench = Bench::new(|_| {}).with_ready(2);
+    bench.desired(1);
+    let victim = InstanceId(2);
+    bench.step(Event::Victims {
+        asked: 1,
+        chosen: vec![victim],
+    });
+    bench.after(DRAIN, Event::Tick);
+    let actions = bench.step(Event::Drained(victim));
+    assert_eq!(actions, [Action::Remove(victim), Action::Stop(victim, GRACE)]);
+}
+
+#[test]
+fn an_edited_drain_timeout_counts_for_what_is_retired_from_then_on() {
+    let mut bench = Bench::new(|_| {}).with_ready(3);
+    let retire = |id| Event::Victims {
+        asked: 1,
+        chosen: vec![InstanceId(id)],
+    };
+    bench.desired(2);
+    bench.step(retire(3));
+    bench.state.set_drain(Duration::from_secs(1));
+    bench.desired(1);
+    bench.step(retire(2));
+    let actions = bench.after(Duration::from_secs(1), Event::Tick);
+    assert_eq!(actions, [Action::End(vec![InstanceId(2)])]);
 }
 
 #[test]

@@ -68,6 +68,8 @@ pub(crate) enum Action {
         to_zero: bool,
     },
     RetireThese(Vec<InstanceId>),
+    /// Let the data plane end what these still have in flight.
+    End(Vec<InstanceId>),
     /// Let the data plane agree to zero, or not; its answer is [`Event::AtZero`].
     ToZero,
     /// Tell a platform how many; its answer is [`Event::Answered`].

@@ -134,6 +134,7 @@ fn everything_of_the_contract_is_rendered_well_formed() {
         in_flight: 2,
         queued: 1,
         ready: 1,
+        leaving: false,
     };
     let loads = Loads(vec![load("greeter-v1"), load("greeter-v2")]);
     let text = metrics.render(&loads, &loads);

@@ -77,6 +77,8 @@ pub struct RevisionLoad {
     pub queued: u32,
     /// Endpoints that may be used.
     pub ready: u32,
+    /// It is no longer configured and only finishes what it has.
+    pub leaving: bool,
 }
 
 /// What an endpoint is good for.

@@ -7,6 +7,7 @@ use std::task::{Context, Poll};
 use sluice_model::RequestView;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
 
+use super::super::ctx::MAX_INTERIM;
 use super::super::heads::{rewritten_host, rewritten_target};
 use crate::edge::ByteStream;
 use crate::h1::{ChunkDecoder, ChunkLimits, Head};
@@ -258,10 +259,15 @@ pub(super) async fn ask(
     backend.write_all(request).await?;
     backend.flush().await?;
     let mut buffer = Vec::with_capacity(2048);
+    let mut interim = 0;
     loop {
         if let Some((response, used)) = parse(&buffer)? {
             buffer.drain(..used);
             if (100..200).contains(&response.status) && response.status != 101 {
+                interim += 1;
+                if interim > MAX_INTERIM {
+                    return Err(bad("too many interim responses"));
+                }
                 continue;
             }
             return Ok((response, buffer));

@@ -27,7 +27,7 @@ use crate::edge::{ByteStream, ConnectionInfo, Drain};
 use crate::h1::{ChunkLimits, GuardedStream, Head};
 use crate::observe::{Reason, RequestProtocol};
 use crate::request::{Attempt, Breakable, Ending, Incoming, Refusal, RequestCtx};
-use crate::throttle::Outcome;
+use crate::throttle::{Outcome, Permit};
 
 /// How a tunnel request ended.
 struct Finished {
@@ -128,6 +128,10 @@ async fn run(
         idle: timeouts.and_then(|t| t.idle),
         age: timeouts.and_then(|t| t.max_stream_age),
         drain,
+        endpoint: request
+            .permit
+            .as_ref()
+            .map(|permit| Arc::clone(permit.endpoint())),
         websocket: head.upgrade.as_ref().is_some_and(|u| u.websocket),
     };
     let client = exchange::Replay::new(leftover, io);
@@ -170,10 +174,11 @@ async fn refused(
     info: &ConnectionInfo,
 ) -> (u64, Option<Reason>) {
     let rung = Arc::new(Rung::default());
-    request.timers.head_received();
+    let now = Instant::now();
+    let endpoint = request.permit.as_ref().map(Permit::endpoint);
     request
         .timers
-        .upstream(Some(Arc::clone(&rung) as _), Instant::now());
+        .upstream(Some(Arc::clone(&rung) as _), endpoint, now);
     let mut bytes = 0;
     let passed = |n| {
         bytes += n;
@@ -189,7 +194,9 @@ async fn refused(
             }
         }
         () = rung.0.notified() => {
-            Some(if request.timers.was_cut() { Reason::Draining } else { Reason::Timeout })
+            let timers = &request.timers;
+            let going = timers.was_cut() || timers.was_evicted();
+            Some(if going { Reason::Draining } else { Reason::Timeout })
         }
         () = info.close_watch.closed() => Some(Reason::ClientGone),
     };
@@ -281,7 +288,7 @@ async fn open(
                     now,
                 );
                 request.head_received = true;
-                request.timers.head_received();
+                request.timers.head_received(now);
                 request.answers(now);
                 request.upstream = Some(now.saturating_duration_since(started));
                 if let Some(timing) = request.server_timing() {

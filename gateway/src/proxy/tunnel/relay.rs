@@ -1,5 +1,6 @@
 //! Bytes both ways between two upgraded connections.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
@@ -8,6 +9,7 @@ use tokio::time::Instant;
 
 use super::frames::{CLOSE_TO_CLIENT, CLOSE_TO_SERVER, FrameTracker};
 use crate::edge::Drain;
+use crate::throttle::EndpointState;
 
 /// Bytes read at once in each direction.
 const BUFFER: usize = 16 * 1024;
@@ -23,6 +25,8 @@ pub(super) struct Bounds {
     pub(super) age: Option<Duration>,
     /// The gateway's own end.
     pub(super) drain: watch::Receiver<Drain>,
+    /// Where it leads; its end is the tunnel's.
+    pub(super) endpoint: Option<Arc<EndpointState>>,
     /// Whether the bytes are WebSocket frames, so that a Close can be said.
     pub(super) websocket: bool,
 }
@@ -36,7 +40,7 @@ pub(super) enum Ended {
     Backend,
     /// Nobody said anything for too long.
     Idle,
-    /// It was asked to end: too old, or the gateway goes away.
+    /// It was asked to end: too old, or the instance or the gateway goes away.
     Asked,
 }
 
@@ -158,6 +162,7 @@ where
             }
             why = timer => break why,
             () = closing_time(&mut bounds.drain) => break Ended::Asked,
+            () = ended(bounds.endpoint.as_deref()) => break Ended::Asked,
         }
     };
     if ended == Ended::Asked && bounds.websocket {
@@ -188,6 +193,13 @@ async fn closing_time(drain: &mut watch::Receiver<Drain>) {
     }
 }
 
+async fn ended(endpoint: Option<&EndpointState>) {
+    match endpoint {
+        Some(endpoint) => endpoint.ended().await,
+        None => std::future::pending().await,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -200,6 +212,7 @@ mod tests {
                 idle: seconds(idle),
                 age: seconds(age),
                 drain,
+                endpoint: None,
                 websocket: true,
             },
             sender,

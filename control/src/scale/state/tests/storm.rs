@@ -77,10 +77,15 @@ impl World {
                 Action::Remove(id) => drop(self.known.remove(&id.0)),
                 Action::Stop(id, _) => assert!(!self.known.contains(&id.0), "{id} is still known"),
                 Action::Retire { count, .. } => {
-                    let live = bench.state.ids(Instance::is_live);
+                    let mut live = bench.state.ids(Instance::is_live);
+                    live.retain(|id| self.known.contains(&id.0));
                     let take = if rng.bool() { count as usize } else { 0 };
                     let chosen = live.into_iter().take(take).collect();
                     bench.step(Event::Victims { asked: count, chosen });
+                }
+                Action::End(ids) => {
+                    let known = ids.iter().all(|id| self.known.contains(&id.0));
+                    assert!(known, "ended after it was forgotten");
                 }
                 Action::RetireThese(_) | Action::Fail(_) | Action::Forgive | Action::Warn(_) => {}
                 Action::ToZero | Action::Ask(_) => unreachable!("it starts instances itself"),

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use sluice_model::InstanceId;
 
 use super::ReplicaState;
-use crate::scale::state::{Action, Fresh};
+use crate::scale::state::{Action, ENDING, Fresh};
 
 /// How far its life has come; whether it is ready is the data plane's to know.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -16,6 +16,8 @@ pub(super) enum Phase {
         deadline: Instant,
         /// Our choice: the platform still runs it.
         chosen: bool,
+        /// What it still had at its deadline was asked to end; this is the next one.
+        ending: bool,
     },
 }
 
@@ -79,7 +81,11 @@ impl ReplicaState {
         let deadline = now + self.drain;
         for id in ids {
             if let Some(endpoint) = self.endpoints.get_mut(id).filter(|e| e.phase == Phase::Live) {
-                endpoint.phase = Phase::Retired { deadline, chosen };
+                endpoint.phase = Phase::Retired {
+                    deadline,
+                    chosen,
+                    ending: false,
+                };
             }
         }
     }
@@ -97,14 +103,29 @@ impl ReplicaState {
         }
     }
 
+    /// What is in flight at the drain timeout is asked to end, and forgotten a moment later.
     pub(super) fn drop_overdue(&mut self, now: Instant, todo: &mut Vec<Action>) {
-        let over = self
-            .endpoints
-            .iter()
-            .filter(|(_, e)| e.deadline().is_some_and(|at| at <= now));
-        for (id, address) in over.map(|(&id, e)| (id, e.address)).collect::<Vec<_>>() {
+        let mut overdue = Vec::new();
+        let mut left = Vec::new();
+        for (&id, endpoint) in &mut self.endpoints {
+            match &mut endpoint.phase {
+                Phase::Retired { deadline, ending, .. } if *deadline <= now => {
+                    if *ending {
+                        left.push((id, endpoint.address));
+                    } else {
+                        (*deadline, *ending) = (now + ENDING, true);
+                        overdue.push(id);
+                    }
+                }
+                _ => {}
+            }
+        }
+        if !overdue.is_empty() {
+            todo.push(Action::End(overdue));
+        }
+        for (id, address) in left {
             todo.push(Action::Warn(format!(
-                "{address} had requests left at the drain timeout"
+                "{address} had requests left after the drain timeout"
             )));
             self.forget(id, todo);
         }

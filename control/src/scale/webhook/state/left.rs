@@ -46,8 +46,17 @@ struct DecisionLeft {
 struct EndpointLeft {
     id: u64,
     address: SocketAddr,
-    /// Of one that is let go: what is left of its time, and whether that was our choice.
-    retired: Option<(Duration, bool)>,
+    retired: Option<RetiredLeft>,
+}
+
+/// Of one that is let go.
+#[derive(Debug, Serialize, Deserialize)]
+struct RetiredLeft {
+    /// What is left of its time.
+    time: Duration,
+    /// Whether that was our choice.
+    chosen: bool,
+    ending: bool,
 }
 
 impl ReplicaState {
@@ -61,7 +70,15 @@ impl ReplicaState {
             address: endpoint.address,
             retired: match endpoint.phase {
                 Phase::Live => None,
-                Phase::Retired { deadline, chosen } => Some((left(deadline, now), chosen)),
+                Phase::Retired {
+                    deadline,
+                    chosen,
+                    ending,
+                } => Some(RetiredLeft {
+                    time: left(deadline, now),
+                    chosen,
+                    ending,
+                }),
             },
         });
         Some(ReplicasLeft {
@@ -98,11 +115,12 @@ impl ReplicaState {
         state.decision = saved.decision.as_ref().map(|decision| decision.restore(now));
         state.not_before = saved.not_before.map(|at| now + at);
         for endpoint in &saved.endpoints {
-            let phase = match endpoint.retired {
+            let phase = match &endpoint.retired {
                 None => Phase::Live,
-                Some((deadline, chosen)) => Phase::Retired {
-                    deadline: now + deadline,
-                    chosen,
+                Some(retired) => Phase::Retired {
+                    deadline: now + retired.time,
+                    chosen: retired.chosen,
+                    ending: retired.ending,
                 },
             };
             let address = endpoint.address;

@@ -152,6 +152,11 @@ impl ReplicaState {
         retired.chain(others.into_iter().flatten()).min()
     }
 
+    /// How long what is retired from now on may take.
+    pub(crate) fn set_drain(&mut self, drain: Duration) {
+        self.drain = drain;
+    }
+
     /// Nothing is left to look after.
     pub(crate) fn is_over(&self) -> bool {
         self.closed

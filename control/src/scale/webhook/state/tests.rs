@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 
 use super::*;
 use crate::plan::{ScalerSpec, WebhookSpec};
+use crate::scale::state::ENDING;
 use crate::scale::testing;
 use crate::scale::webhook::Ask;
 
@@ -344,6 +345,8 @@ fn fewer_are_asked_for_when_nobody_is_left_on_them() {
     assert_eq!(asks(&actions)[0].endpoints, [at(2)], "the others may go");
     assert_eq!(bench.agreed(&[2, 3]), [], "what is being let go stays so");
     let actions = bench.after(DRAIN, Event::Tick);
+    assert_eq!(actions, [Action::End(vec![ids[2]])]);
+    let actions = bench.after(ENDING, Event::Tick);
     assert!(actions.contains(&Action::Remove(ids[2])), "{actions:?}");
     assert_eq!(asked(&actions), [1]);
     assert_eq!(bench.agreed(&[2]), []);

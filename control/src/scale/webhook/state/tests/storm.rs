@@ -38,6 +38,12 @@ impl World {
                     let next = bench.step(Event::Victims { asked: count, chosen });
                     self.carry_out(next, bench, rng);
                 }
+                Action::End(ids) => {
+                    assert!(
+                        ids.iter().all(|id| self.known.contains(id)),
+                        "ended after it was forgotten"
+                    );
+                }
                 Action::RetireThese(_) | Action::Fail(_) | Action::Forgive | Action::Warn(_) => {}
                 Action::Start(..) | Action::Stop(..) => unreachable!("a platform starts them"),
             }

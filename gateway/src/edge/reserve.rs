@@ -1,0 +1,75 @@
+//! Sockets of listeners to come, had before anybody is told of them.
+
+use std::io::ErrorKind;
+use std::net::SocketAddr;
+
+use sluice_model::Settings;
+use tokio::net::TcpListener;
+
+use super::gate::{Edge, Inner, v6_only};
+use super::listener::{BindError, bind};
+
+/// A socket that nobody accepts from yet.
+pub(super) struct Reserved {
+    address: SocketAddr,
+    v6_only: bool,
+    socket: TcpListener,
+}
+
+impl Edge {
+    /// Binds what these settings want and nobody listens on yet, for the next
+    /// [`apply`](Self::apply) of them. Returns what cannot be had, by its index; then nothing is
+    /// kept. What a listener that is to go still has in use is left to `apply`. Must be called in
+    /// a runtime.
+    pub async fn reserve(&self, settings: &Settings) -> Vec<(usize, BindError)> {
+        let stopped = self.inner.stopped.lock().await;
+        if *stopped {
+            return Vec::new();
+        }
+        let mut reserved = Vec::new();
+        let mut errors = Vec::new();
+        // Some((address, bound)) of each, until a wanted one is found to be it.
+        let mut running = self.inner.addresses();
+        let mut new = Vec::new();
+        for (index, wanted) in settings.listeners.iter().enumerate() {
+            match running.iter().position(|(address, _)| *address == wanted.address) {
+                Some(at) => _ = running.swap_remove(at),
+                None if self.inner.is_inherited(wanted.address) => {}
+                None => new.push((index, wanted)),
+            }
+        }
+        for (index, wanted) in new {
+            let (address, v6_only) = (wanted.address, v6_only(wanted, settings));
+            match bind(address, v6_only) {
+                Ok(socket) => reserved.push(Reserved {
+                    address,
+                    v6_only,
+                    socket,
+                }),
+                Err(e) if e.source.kind() == ErrorKind::AddrInUse && goes(&running, address) => {}
+                Err(e) => errors.push((index, e)),
+            }
+        }
+        if errors.is_empty() {
+            *self.inner.reserved.lock() = reserved;
+        }
+        errors
+    }
+}
+
+/// Whether a listener that is to go has this port.
+fn goes(going: &[(SocketAddr, SocketAddr)], address: SocketAddr) -> bool {
+    going.iter().any(|(_, bound)| bound.port() == address.port())
+}
+
+impl Inner {
+    /// The socket that was reserved for this, or a new one.
+    pub(super) fn socket(&self, address: SocketAddr, v6_only: bool) -> Result<TcpListener, BindError> {
+        let mut reserved = self.reserved.lock();
+        let fits = |r: &Reserved| r.address == address && r.v6_only == v6_only;
+        match reserved.iter().position(fits) {
+            Some(at) => Ok(reserved.swap_remove(at).socket),
+            None => bind(address, v6_only),
+        }
+    }
+}

@@ -1,0 +1,90 @@
+//! What can be told of a head that is refused: for the log, and for nothing else.
+
+use super::judge::is_token_byte;
+
+/// The longest method that is believed to be one.
+const MAX_METHOD: usize = 32;
+
+/// How much of anything else is looked at, in bytes.
+const MAX_VALUE: usize = 1024;
+
+/// Parts of a head that is no good, as sent; what cannot be told is empty.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Glimpse {
+    /// The first word, if it could be a method.
+    pub method: Vec<u8>,
+    /// The second word.
+    pub target: Vec<u8>,
+    /// The first Host field.
+    pub host: Vec<u8>,
+    /// The first User-Agent field.
+    pub user_agent: Option<Vec<u8>>,
+}
+
+impl Glimpse {
+    /// Looks at as much of a head as came.
+    pub fn of(head: &[u8]) -> Self {
+        let head = head.trim_ascii_start();
+        let mut lines = head.split(|&b| b == b'\n');
+        let mut words = lines.next().unwrap_or_default().splitn(3, |&b| b == b' ');
+        let method = words.next().unwrap_or_default();
+        if method.is_empty() || method.len() > MAX_METHOD || !method.iter().all(|&b| is_token_byte(b)) {
+            return Self::default();
+        }
+        let mut glimpse = Self {
+            method: method.to_vec(),
+            target: value(words.next().unwrap_or_default()),
+            ..Self::default()
+        };
+        for line in lines {
+            let Some(colon) = line.iter().position(|&b| b == b':') else {
+                continue;
+            };
+            let (name, rest) = (line[..colon].trim_ascii(), &line[colon + 1..]);
+            if name.eq_ignore_ascii_case(b"host") && glimpse.host.is_empty() {
+                glimpse.host = value(rest);
+            } else if name.eq_ignore_ascii_case(b"user-agent") && glimpse.user_agent.is_none() {
+                glimpse.user_agent = Some(value(rest));
+            }
+        }
+        glimpse
+    }
+}
+
+fn value(bytes: &[u8]) -> Vec<u8> {
+    let bytes = bytes.trim_ascii();
+    bytes[..bytes.len().min(MAX_VALUE)].to_vec()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn told(head: &[u8]) -> (String, String, String) {
+        let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
+        let Glimpse {
+            method, target, host, ..
+        } = Glimpse::of(head);
+        (text(method), text(target), text(host))
+    }
+
+    #[test]
+    fn whatever_is_there_is_told() {
+        let of = |a: &str, b: &str, c: &str| (a.to_owned(), b.to_owned(), c.to_owned());
+        let smuggled = b"POST /x?t=1 HTTP/1.1\r\nHost : a.example\r\nHOST: b.example\r\n\r\n";
+        assert_eq!(told(smuggled), of("POST", "/x?t=1", "a.example"));
+        assert_eq!(told(b"\r\nGET /half"), of("GET", "/half", ""));
+        assert_eq!(told(b"GET"), of("GET", "", ""));
+        assert_eq!(
+            told(b"GET / HTTP/1.1\nHost: lf.example\n"),
+            of("GET", "/", "lf.example")
+        );
+        for noise in [&b""[..], b"\x16\x03\x01\x02\x00\x01", b"\r\n\r\n", &[b'a'; 4096]] {
+            assert_eq!(told(noise), of("", "", ""), "{noise:?}");
+        }
+        let long = [b"GET /".as_slice(), &[b'x'; 9000], b" HTTP/1.1\r\n"].concat();
+        assert_eq!(told(&long).1.len(), MAX_VALUE);
+        let agent = Glimpse::of(b"GET / HTTP/1.1\r\nUser-Agent: me\r\n").user_agent;
+        assert_eq!(agent.as_deref(), Some(&b"me"[..]));
+    }
+}
