@@ -212,6 +212,7 @@ struct Figures {
     pss_mb: f64,
     reload_ms: Vec<f64>,
     rss_after_mb: f64,
+    pss_after_mb: f64,
     /// What of it a peer did not do in time.
     missing: Option<String>,
     took_s: f64,
@@ -265,6 +266,7 @@ async fn one(
         pss_mb: mb(settled.pss),
         reload_ms,
         rss_after_mb: mb(after.rss),
+        pss_after_mb: mb(after.pss),
         missing,
         took_s: began.elapsed().as_secs_f64(),
     })
@@ -330,6 +332,7 @@ fn report(options: &Options, rounds: &[Vec<Option<Figures>>], notes: Vec<String>
             "PSS, MB",
             "one changed file, ms",
             "RSS afterwards, MB",
+            "PSS afterwards, MB",
         ],
     );
     for (p, kind) in options.proxies.iter().enumerate() {
@@ -344,6 +347,7 @@ fn report(options: &Options, rounds: &[Vec<Option<Figures>>], notes: Vec<String>
             Spread::text(over(|f| f.pss_mb), 1),
             Spread::text(Spread::of(reloads), 1),
             Spread::text(over(|f| f.rss_after_mb), 1),
+            Spread::text(over(|f| f.pss_after_mb), 1),
         ]);
     }
     report.tables.push(table);
@@ -354,7 +358,7 @@ fn report(options: &Options, rounds: &[Vec<Option<Figures>>], notes: Vec<String>
         .map(|round| {
             let each = options.proxies.iter().zip(round).filter_map(|(kind, f)| {
                 let f = f.as_ref()?;
-                Some(json!({"proxy": kind.to_string(), "load_ms": f.load_ms, "rss_mb": f.rss_mb, "pss_mb": f.pss_mb, "reload_ms": f.reload_ms, "rss_after_mb": f.rss_after_mb, "missing": f.missing, "took_s": f.took_s}))
+                Some(json!({"proxy": kind.to_string(), "load_ms": f.load_ms, "rss_mb": f.rss_mb, "pss_mb": f.pss_mb, "reload_ms": f.reload_ms, "rss_after_mb": f.rss_after_mb, "pss_after_mb": f.pss_after_mb, "missing": f.missing, "took_s": f.took_s}))
             });
             Value::from(each.collect::<Vec<_>>())
         })

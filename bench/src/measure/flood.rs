@@ -318,8 +318,16 @@ fn report(options: &Options, rounds: usize, samples: &[Samples], floods: Vec<Val
             with_spread(99.0),
             number(samples.percentile(99.9), 2),
             number(samples.percentile(100.0), 2),
-            Spread::text(flooded(&|f| Some(f["flood"]["sent"].as_f64()? / (options.seconds + 2) as f64)), 0),
-            Spread::text(flooded(&|f| Some(100.0 * f["flood"]["statuses"]["503"].as_f64()? / f["flood"]["sent"].as_f64()?)), 0),
+            Spread::text(
+                flooded(&|f| Some(f["flood"]["sent"].as_f64()? / (options.seconds + 2) as f64)),
+                0,
+            ),
+            Spread::text(
+                flooded(&|f| {
+                    Some(100.0 * f["flood"]["statuses"]["503"].as_f64()? / f["flood"]["sent"].as_f64()?)
+                }),
+                0,
+            ),
             number(flooded(&|f| f["gateway_cpu"].as_f64()).map(|s| s.median), 2),
             (*what).to_owned(),
         ]);
