@@ -2,9 +2,9 @@
 
 use std::fmt;
 use std::sync::{Arc, Weak};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
-use parking_lot::{Mutex, MutexGuard};
+use parking_lot::Mutex;
 use sluice_model::{
     ActivationFailure, Demand, DemandSink, EndpointAddr, InstanceId, LaunchStep, Load, ManagedEndpoint,
     RevisionId, ServiceId,
@@ -24,10 +24,6 @@ use super::rejection::{Closing, Rejection};
 use super::remote::News;
 use super::sparse::Sparse;
 use super::waiter::{Sender, Waiter};
-
-/// How long the timer task outlives the last waiter: a queue that fills and empties all the time
-/// keeps its task.
-const TIMER_LINGER: Duration = Duration::from_secs(1);
 
 /// The clock that follows tokio's paused one in tests and is the plain one otherwise.
 pub(crate) fn clock() -> Instant {
@@ -394,6 +390,7 @@ impl RevisionThrottler {
         let mut shared = self.shared.lock();
         let (value, fx) = event(&mut shared.core).split();
         shared.post();
+        self.demand(&fx.signals);
         self.arm(shared);
         self.carry_out(fx);
         value
@@ -417,72 +414,44 @@ impl RevisionThrottler {
         }
     }
 
+    /// Under the lock: an activation that succeeds on another thread is not heard of before it was
+    /// asked for. The sink never blocks.
+    pub(super) fn demand(&self, signals: &[Signal]) {
+        for signal in signals {
+            let revision = self.id.clone();
+            self.env.demand.demand(match *signal {
+                Signal::Activate => Demand::Activate(revision),
+                Signal::Activated { .. } => Demand::Activated(revision),
+                Signal::Ready(instance) => Demand::Ready { revision, instance },
+                Signal::Drained(instance) => Demand::Drained { revision, instance },
+                Signal::Ejected { .. } | Signal::Reinstated { .. } | Signal::ActivationFailed { .. } => {
+                    continue;
+                }
+            });
+        }
+    }
+
     fn signal(&self, signal: Signal) {
-        let revision = self.id.clone();
+        let revision = &self.id;
         let observer = &self.env.observer;
         match signal {
-            Signal::Activate => {
-                observer.activation_started();
-                self.env.demand.demand(Demand::Activate(revision));
-            }
-            Signal::Ready(instance) => self.env.demand.demand(Demand::Ready { revision, instance }),
-            Signal::Drained(instance) => self.env.demand.demand(Demand::Drained { revision, instance }),
-            Signal::Activated { took } => {
-                observer.activation_finished(ActivationResult::Ready, took);
-                self.env.demand.demand(Demand::Activated(revision));
-            }
+            Signal::Activate => observer.activation_started(),
+            Signal::Ready(_) | Signal::Drained(_) => {}
+            Signal::Activated { took } => observer.activation_finished(ActivationResult::Ready, took),
             Signal::Ejected {
                 endpoint,
                 cause,
                 time,
             } => self
                 .log
-                .ejected(&revision, &endpoint.address, cause, time, clock()),
+                .ejected(revision, &endpoint.address, cause, time, clock()),
             Signal::Reinstated { endpoint, proven } => {
-                self.log.reinstated(&revision, &endpoint.address, proven, clock());
+                self.log.reinstated(revision, &endpoint.address, proven, clock());
             }
             Signal::ActivationFailed { took, failure } => {
                 observer.activation_finished(ActivationResult::Failed(failure.failure), took);
             }
         }
-    }
-
-    /// Sees to it that the timer wakes in time; there is one only while somebody waits.
-    fn arm(self: &Arc<Self>, mut shared: MutexGuard<'_, Shared>) {
-        let Some(next) = shared.core.next_timer() else {
-            return;
-        };
-        match shared.armed {
-            Some(armed) if armed <= next => {}
-            Some(_) => {
-                shared.armed = Some(next);
-                drop(shared);
-                self.timer.notify_one();
-            }
-            None => {
-                shared.armed = Some(next);
-                drop(shared);
-                let timer = run_timer(Arc::downgrade(self), Arc::clone(&self.timer), next);
-                drop(self.env.runtime.spawn(timer));
-            }
-        }
-    }
-
-    /// The timer fired: when it has to fire next, or `None` when it may end.
-    fn tick(self: &Arc<Self>, lingered: bool) -> Option<Instant> {
-        let now = clock();
-        let mut shared = self.shared.lock();
-        let fx = shared.core.expire(now);
-        shared.post();
-        let next = match shared.core.next_timer() {
-            None if lingered => None,
-            None => Some(now + TIMER_LINGER),
-            next => next,
-        };
-        shared.armed = next;
-        drop(shared);
-        self.carry_out(fx);
-        next
     }
 }
 
@@ -509,24 +478,5 @@ impl fmt::Debug for RevisionThrottler {
 
 #[path = "shell_remote.rs"]
 mod remote;
-
-/// Ends when nobody has waited for a while, or with the throttler.
-async fn run_timer(throttler: Weak<RevisionThrottler>, news: Arc<Notify>, first: Instant) {
-    let mut next = first;
-    let mut idle = false;
-    loop {
-        let woken = tokio::select! {
-            () = tokio::time::sleep_until(next.into()) => false,
-            () = news.notified() => true,
-        };
-        let Some(throttler) = throttler.upgrade() else {
-            return;
-        };
-        let waiting = throttler.shared.lock().core.has_waiters();
-        let Some(at) = throttler.tick(idle && !waiting && !woken) else {
-            return;
-        };
-        idle = !waiting;
-        next = at;
-    }
-}
+#[path = "shell_timer.rs"]
+mod timer;
