@@ -6,6 +6,10 @@ use std::net::SocketAddr;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, split};
 use tokio::net::TcpStream;
 
+mod outcome;
+
+pub use outcome::Outcome;
+
 /// What a connection begins with.
 pub const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
@@ -29,6 +33,9 @@ pub const END_STREAM: u8 = 1;
 pub const ACK: u8 = 1;
 /// Of HEADERS and CONTINUATION.
 pub const END_HEADERS: u8 = 4;
+
+/// The largest payload that every peer takes.
+const MAX_PAYLOAD: usize = 16_384;
 
 /// A frame.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -67,37 +74,46 @@ pub fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
 }
 
 /// The header block of a request without TLS for `/`: indexed fields and literals, no Huffman.
-///
-/// # Panics
-/// When the host is too long for a one-byte length.
 pub fn head(method: &str, host: &str, fields: &[(&str, &str)]) -> Vec<u8> {
     // :scheme http, :path /
     let mut block = vec![0x86, 0x84];
     match method {
         "GET" => block.push(0x82),
         "POST" => block.push(0x83),
-        other => literal(&mut block, Some(2), "", other),
+        other => {
+            block.push(2);
+            text(&mut block, other.as_bytes());
+        }
     }
-    literal(&mut block, Some(1), "", host);
+    block.push(1);
+    text(&mut block, host.as_bytes());
     for (name, value) in fields {
-        literal(&mut block, None, name, value);
+        literal(&mut block, name.as_bytes(), value.as_bytes());
     }
     block
 }
 
-/// A field that is not added to the table; its name by index or in full.
-fn literal(block: &mut Vec<u8>, index: Option<u8>, name: &str, value: &str) {
-    block.push(index.unwrap_or(0));
-    let mut text = |text: &str| {
-        let len = u8::try_from(text.len()).expect("a short text");
-        assert!(len < 0x7f, "a short text");
-        block.push(len);
-        block.extend_from_slice(text.as_bytes());
-    };
-    if index.is_none() {
-        text(name);
+/// RFC 7541 6.2.2: a field that is not added to the table, its name in full.
+fn literal(block: &mut Vec<u8>, name: &[u8], value: &[u8]) {
+    block.push(0);
+    text(block, name);
+    text(block, value);
+}
+
+/// RFC 7541 5.2: a text without Huffman code, its length (5.1) with a prefix of seven bits.
+fn text(block: &mut Vec<u8>, text: &[u8]) {
+    match text.len().checked_sub(127) {
+        None => block.push(text.len() as u8),
+        Some(mut left) => {
+            block.push(127);
+            while left >= 128 {
+                block.push((left % 128 + 128) as u8);
+                left /= 128;
+            }
+            block.push(left as u8);
+        }
     }
-    text(value);
+    block.extend_from_slice(text);
 }
 
 /// A whole request head in one frame.
@@ -106,7 +122,28 @@ pub fn request(stream: u32, method: &str, host: &str, fields: &[(&str, &str)], e
     frame(kind::HEADERS, flags, stream, &head(method, host, fields))
 }
 
-/// A connection that sends what it is told and answers nothing by itself.
+/// A field block as it is given, pseudo-header fields and all, in as many frames as it takes.
+pub fn headers(stream: u32, fields: &[(Vec<u8>, Vec<u8>)], end: bool) -> Vec<u8> {
+    let mut block = Vec::new();
+    for (name, value) in fields {
+        literal(&mut block, name, value);
+    }
+    let mut out = Vec::new();
+    let mut pieces = block.chunks(MAX_PAYLOAD).peekable();
+    let mut kind = kind::HEADERS;
+    let mut flags = if end { END_STREAM } else { 0 };
+    while let Some(piece) = pieces.next() {
+        if pieces.peek().is_none() {
+            flags |= END_HEADERS;
+        }
+        out.extend(frame(kind, flags, stream, piece));
+        (kind, flags) = (kind::CONTINUATION, 0);
+    }
+    out
+}
+
+/// A connection that sends what it is told, and answers nothing by itself but while it waits for an
+/// [`outcome`](Self::outcome).
 #[derive(Debug)]
 pub struct Frames<S = TcpStream> {
     io: S,
@@ -260,7 +297,8 @@ fn take(buf: &mut Vec<u8>) -> Option<Frame> {
     Some(Frame {
         kind,
         flags,
-        stream: u32::from_be_bytes(stream),
+        // The highest bit is reserved.
+        stream: u32::from_be_bytes(stream) & 0x7fff_ffff,
         payload,
     })
 }

@@ -1,7 +1,7 @@
 //! The harness of the end-to-end tests: the real binary, real sockets and processes on both sides.
 //!
 //! `gateway` starts `sluice` and learns where it listens; `backend`, `raw_backend` and `recorder` are what it
-//! routes to; `h1`, `h2_client`, `h2_frames`, `h2_raw`, `grpc` and `load` are clients, and `balancer` may stand
+//! routes to; `h1`, `h2_client`, `h2_frames`, `grpc` and `load` are clients, and `balancer` may stand
 //! between. `wait` holds the only timer.
 //!
 //! **Invariant:** no client retries and no port is fixed: a refusal, an end of file or a reset is
@@ -16,7 +16,6 @@ pub mod grpc;
 pub mod h1;
 pub mod h2_client;
 pub mod h2_frames;
-pub mod h2_raw;
 pub mod load;
 pub mod metrics;
 pub mod process;

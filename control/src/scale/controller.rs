@@ -5,17 +5,15 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use sluice_model::{
-    Demand, DemandSink, EndpointSink, InstanceId, LaunchStep, ManagedEndpoint, RevisionId, RevisionStatus,
-    StatusSource,
-};
+use sluice_model::{Demand, DemandSink, EndpointSink, LaunchStep, RevisionId, RevisionStatus, StatusSource};
 use tokio::sync::{mpsc, oneshot, watch};
 
 use super::handover::{HandedOver, Handing, HandoverError, Left, PlatformAnswer, ScaleState};
 use super::mailbox::{Mail, Mailbox};
 use super::process::{Adopted, ProcessScaler};
 use super::scaled::{Kind, Scaled, ScaledLeft};
-use super::state::{Action, Event, Fresh};
+use super::scalers::Scalers;
+use super::state::{Event, Fresh};
 use super::webhook::WebhookScaler;
 use super::{Answer, Ask, InstanceOrder, Scaler, ScalerEvent, supervisor};
 use crate::plan::Plan;
@@ -200,13 +198,6 @@ async fn sleep_until(due: Option<Instant>) {
         Some(at) => tokio::time::sleep_until(at.into()).await,
         None => std::future::pending().await,
     }
-}
-
-/// Who carries decisions out: those that are about instances, and those that are about numbers.
-#[derive(Debug)]
-pub(super) struct Scalers<I, R> {
-    pub(super) processes: I,
-    pub(super) platforms: R,
 }
 
 type Key = (RevisionId, Kind);
@@ -416,7 +407,7 @@ impl<I: Scaler<Order = InstanceOrder>, R: Scaler<Order = Ask>> Worker<I, R> {
             // First: whoever is told that it failed finds the cause when he looks.
             self.show(revision);
             for action in actions {
-                events.extend(carry_out(revision, action, self.sink.as_ref(), &mut self.scalers));
+                events.extend(self.scalers.carry_out(revision, action, self.sink.as_ref()));
             }
         }
         let Some(state) = self.revisions.get(key) else {
@@ -449,63 +440,6 @@ impl<I: Scaler<Order = InstanceOrder>, R: Scaler<Order = Ask>> Worker<I, R> {
             !same
         });
     }
-}
-
-/// Does one thing; the data plane's answer, where it gives one, is the next event.
-fn carry_out<I, R>(
-    revision: &RevisionId,
-    action: Action,
-    sink: &dyn EndpointSink,
-    scalers: &mut Scalers<I, R>,
-) -> Option<Event>
-where
-    I: Scaler<Order = InstanceOrder>,
-    R: Scaler<Order = Ask>,
-{
-    match action {
-        Action::Start(instance, plan) => {
-            tracing::info!(%revision, %instance, "starting an instance");
-            sink.launch(revision, LaunchStep::Ordered);
-            let start = InstanceOrder::Start(instance, plan);
-            scalers.processes.order(revision, start);
-        }
-        Action::Stop(instance, grace) => {
-            tracing::info!(%revision, %instance, "stopping an instance");
-            scalers
-                .processes
-                .order(revision, InstanceOrder::Stop(instance, grace));
-        }
-        Action::Ask(ask) => {
-            tracing::info!(%revision, replicas = ask.replicas, reason = ask.reason, "asking the platform");
-            if ask.replicas > 0 {
-                sink.launch(revision, LaunchStep::Ordered);
-            }
-            scalers.platforms.order(revision, ask);
-        }
-        Action::Add(instance, address, took) => {
-            let endpoint = ManagedEndpoint {
-                instance,
-                address,
-                took,
-            };
-            sink.add(revision, endpoint);
-        }
-        Action::Remove(instance) => sink.remove(revision, instance),
-        Action::Retire { count, to_zero } => {
-            let chosen: Vec<InstanceId> = sink.retire(revision, count, to_zero);
-            return Some(Event::Victims { asked: count, chosen });
-        }
-        Action::ToZero => return Some(Event::AtZero(sink.to_zero(revision))),
-        Action::End(instances) => {
-            tracing::info!(%revision, ?instances, "the drain timeout is over: ending what is open");
-            sink.end(revision, &instances);
-        }
-        Action::RetireThese(instances) => sink.retire_these(revision, &instances),
-        Action::Fail(failure) => sink.fail(revision, Arc::new(failure)),
-        Action::Forgive => sink.forgive(revision),
-        Action::Warn(what) => tracing::warn!(%revision, "{what}"),
-    }
-    None
 }
 
 #[cfg(test)]

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use parking_lot::Mutex;
-use sluice_model::{ActivationFailure, Failure, Load};
+use sluice_model::{ActivationFailure, Failure, InstanceId, Load, ManagedEndpoint};
 
 use super::*;
 use crate::plan::{ProcessLimits, RevisionPlan, ScalerSpec};

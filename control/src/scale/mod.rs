@@ -14,6 +14,7 @@ mod handover;
 mod mailbox;
 mod process;
 mod scaled;
+mod scalers;
 mod state;
 pub mod supervisor;
 #[cfg(test)]

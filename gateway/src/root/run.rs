@@ -2,36 +2,28 @@
 
 use std::fs::File;
 use std::io::Write;
-use std::os::fd::{AsFd, OwnedFd};
-use std::path::PathBuf;
+use std::os::fd::AsFd;
 use std::process::ExitCode;
+use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
-use std::sync::{Arc, OnceLock};
 use std::time::{Duration, SystemTime};
 
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use sluice_control::autoscale::autoscaler;
-use sluice_control::compile;
-use sluice_control::config::Diagnostics;
-use sluice_control::reconcile::{Compiled, Loaded};
-use sluice_control::scale::{Controller, ScaleHandle, ScaleOptions};
-use sluice_control::source::{FileSource, ReloadHandle, SourceFile};
-use sluice_gateway::admin::{AdminServer, HealthServer, leave};
+use sluice_control::scale::ScaleOptions;
+use sluice_gateway::admin::{HealthServer, leave};
 use sluice_gateway::cli::RunArgs;
-use sluice_gateway::edge::{Drain, Edge};
-use sluice_gateway::observe::{AccessLog, LineWriter, Metrics, Observer, init_logging};
-use sluice_gateway::proxy::Proxy;
-use sluice_gateway::registry::Registry;
-use sluice_gateway::request::{Engine, MeasuredRevision};
-use tokio::runtime::{Builder, Handle, Runtime};
-use tokio::sync::watch;
+use sluice_gateway::edge::Edge;
+use sluice_gateway::observe::{AccessLog, LineWriter, Metrics, init_logging};
+use tokio::runtime::{Builder, Runtime};
 use tokio::task::JoinSet;
 
-use super::check::{bad_files, env};
-use super::observed::{DemandRouter, Observed, Plans};
-use super::parties::{Everybody, Listeners, Orders};
+use super::build::{Built, Load, build};
+use super::failure::Failure;
+use super::observed::{Observed, Plans};
+use super::parties::{Everybody, Orders};
 use super::signals::Signals;
-use super::upgrade::{self, Giving, New, Notifier, Old, Program, SocketKind, SocketName, Table};
+use super::upgrade::{self, Giving, New, Notifier, Old, Program, Table};
 use super::way_out::Running;
 
 /// Bytes of log lines that may wait for a slow reader, for each of stdout and stderr.
@@ -39,30 +31,6 @@ const LOG_BUFFER: usize = 4 << 20;
 
 /// How long the last log lines may take.
 const LOG_FLUSH: Duration = Duration::from_secs(1);
-
-/// Why the gateway cannot run, with the exit code that says so.
-struct Failure {
-    code: u8,
-    message: String,
-}
-
-impl Failure {
-    /// The configuration was rejected.
-    fn rejected(message: impl ToString) -> Self {
-        Self {
-            code: 1,
-            message: message.to_string(),
-        }
-    }
-
-    /// It cannot start.
-    fn start(message: impl ToString) -> Self {
-        Self {
-            code: 2,
-            message: message.to_string(),
-        }
-    }
-}
 
 /// Runs the gateway until it is told to stop.
 pub(crate) fn run(args: &RunArgs) -> ExitCode {
@@ -165,148 +133,6 @@ struct Origin {
     started: SystemTime,
     program: Program,
     notify: Arc<Notifier>,
-}
-
-/// Everything in its place: bound, and nothing done yet.
-struct Built<L> {
-    loaded: Loaded<FileSource, L>,
-    reload: ReloadHandle,
-    executable: PathBuf,
-    phase: watch::Receiver<Drain>,
-    scale: ScaleHandle,
-    controller: Controller,
-    demand: Arc<DemandRouter>,
-    registry: Arc<Registry>,
-    proxy: Arc<Proxy>,
-    edge: Arc<Edge>,
-    admin: AdminServer,
-    health: Option<HealthServer>,
-    /// Admin and health, by configured address.
-    servers: Vec<(SocketName, OwnedFd)>,
-    /// Where listeners accept.
-    accepting: Handle,
-    /// Where the configuration has them.
-    listeners: Listeners,
-    metrics: Metrics,
-}
-
-/// Loads the configuration, builds and binds. Sockets come from the process whose place this one takes
-/// wherever it has them; then nothing accepts yet.
-fn build(
-    args: &RunArgs,
-    metrics: Metrics,
-    access_log: AccessLog,
-    mut new: Option<&mut New>,
-    data: &Runtime,
-    control: &Runtime,
-) -> Result<Built<impl Load>, Failure> {
-    let source = FileSource::new(&args.config.paths());
-    let reload = source.reload_handle();
-    let listeners = Listeners::default();
-    let loaded = Loaded::first(source, loader(Arc::clone(&listeners)))
-        .map_err(|e| Failure::rejected(format!("config rejected\n{e}")))?;
-    let executable =
-        std::env::current_exe().map_err(|e| Failure::start(format!("cannot find my own executable: {e}")))?;
-
-    let (drain, phase) = watch::channel(Drain::Serving);
-    let (scale, controller) = Controller::new();
-    let demand = Arc::new(DemandRouter {
-        scale: scale.clone(),
-        autoscale: OnceLock::new(),
-    });
-    let snapshot = loaded.reader().load();
-    let registry = {
-        let metrics = metrics.clone();
-        let observer = Box::new(
-            move |spec: &sluice_model::RevisionSpec| -> Arc<dyn sluice_gateway::registry::RevisionObserver> {
-                Arc::new(MeasuredRevision(metrics.revision(&spec.service, &spec.id)))
-            },
-        );
-        Arc::new(Registry::new(
-            &snapshot,
-            Arc::clone(&demand) as _,
-            observer,
-            data.handle().clone(),
-        ))
-    };
-    let observer = Observer {
-        access_log,
-        metrics: metrics.clone(),
-    };
-    let engine = Arc::new(Engine {
-        serving: registry.reader(),
-        observer,
-        drain: phase.clone(),
-    });
-    let proxy = Arc::new(Proxy::new(engine, workers()));
-    let edge = {
-        let _entered = data.enter();
-        Arc::new(Edge::new(
-            loaded.reader().clone(),
-            Arc::clone(&proxy) as _,
-            Arc::new(metrics.clone()),
-            drain,
-        ))
-    };
-
-    let settings = Arc::clone(snapshot.settings());
-    drop(snapshot);
-    let admin_address = args.admin.unwrap_or(settings.admin);
-    let mut inherited = |kind, address| new.as_mut().and_then(|new| new.take(kind, address));
-    let (admin, health) = control.block_on(async {
-        let cannot = |e: std::io::Error| Failure::start(format!("cannot use an inherited socket: {e}"));
-        let admin = match inherited(SocketKind::Admin, admin_address) {
-            Some(socket) => AdminServer::from_std(socket).map_err(cannot)?,
-            None => AdminServer::bind(admin_address).await.map_err(Failure::start)?,
-        };
-        let health = match settings.health {
-            Some(address) => Some(match inherited(SocketKind::Health, address) {
-                Some(socket) => HealthServer::from_std(socket).map_err(cannot)?,
-                None => HealthServer::bind(address).await.map_err(Failure::start)?,
-            }),
-            None => None,
-        };
-        Ok::<_, Failure>((admin, health))
-    })?;
-    let mut servers = Vec::new();
-    let mut keep = |kind, address, socket: std::io::Result<OwnedFd>| {
-        let socket = socket.map_err(|e| Failure::start(format!("no more descriptors: {e}")))?;
-        servers.push((SocketName { kind, address }, socket));
-        Ok::<_, Failure>(())
-    };
-    keep(SocketKind::Admin, admin_address, admin.socket())?;
-    if let (Some(address), Some(health)) = (settings.health, &health) {
-        keep(SocketKind::Health, address, health.socket())?;
-    }
-    if let Some(new) = new {
-        edge.hold_shut();
-        edge.inherit(new.take_listeners())
-            .map_err(|e| Failure::start(format!("cannot use an inherited socket: {e}")))?;
-    }
-    let errors = data.block_on(edge.apply(&settings));
-    edge.forget_inherited();
-    if !errors.is_empty() {
-        let lines: Vec<_> = errors.iter().map(ToString::to_string).collect();
-        return Err(Failure::start(lines.join("\nsluice: ")));
-    }
-    Ok(Built {
-        loaded,
-        reload,
-        executable,
-        phase,
-        scale,
-        controller,
-        demand,
-        registry,
-        proxy,
-        edge,
-        admin,
-        health,
-        servers,
-        accepting: data.handle().clone(),
-        listeners,
-        metrics,
-    })
 }
 
 /// Sets everything going. An edge that is held shut stays so: who called opens it.
@@ -423,35 +249,6 @@ fn serve<L: Load>(
     })
 }
 
-/// Makes a Snapshot of files, or says what is wrong in lines.
-trait Load: FnMut(&[SourceFile]) -> Result<Compiled, Vec<String>> + Send + 'static {}
-
-impl<L: FnMut(&[SourceFile]) -> Result<Compiled, Vec<String>> + Send + 'static> Load for L {}
-
-/// Reads and compiles; what is wrong comes as lines. The first time certificates have to be good,
-/// too: later a bad one leaves the old one in place, and the edge says so.
-/// Where listeners stand goes to `listeners`, for whoever binds them.
-fn loader(listeners: Listeners) -> impl Load {
-    let lines = |all: &Diagnostics| all.items().iter().map(ToString::to_string).collect::<Vec<_>>();
-    let mut first = true;
-    move |files| {
-        let compiled = compile::load(files, &env).map_err(|diagnostics| lines(&diagnostics))?;
-        if std::mem::take(&mut first) {
-            let bad = bad_files(&compiled);
-            if !bad.is_empty() {
-                return Err(lines(&bad));
-            }
-        }
-        *listeners.lock() = compiled.listeners;
-        let warnings = lines(&compiled.warnings);
-        Ok(Compiled {
-            snapshot: compiled.snapshot,
-            plan: compiled.plan,
-            warnings,
-        })
-    }
-}
-
 /// Takes as many descriptors as the system lets this process have: the usual soft limit of 1024 is
 /// for programs that use `select`. Instances inherit it, as they inherit everything else.
 fn raise_descriptor_limit() {
@@ -463,10 +260,6 @@ fn raise_descriptor_limit() {
         Ok(_) => {}
         Err(e) => tracing::warn!("the descriptor limit is unknown: {e}"),
     }
-}
-
-fn workers() -> usize {
-    std::thread::available_parallelism().map_or(1, usize::from)
 }
 
 fn runtime(name: &'static str, workers: Option<usize>) -> Result<Runtime, Failure> {

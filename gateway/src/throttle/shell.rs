@@ -2,9 +2,9 @@
 
 use std::fmt;
 use std::sync::{Arc, Weak};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
-use parking_lot::{Mutex, MutexGuard};
+use parking_lot::Mutex;
 use sluice_model::{
     ActivationFailure, Demand, DemandSink, EndpointAddr, InstanceId, LaunchStep, Load, ManagedEndpoint,
     RevisionId, ServiceId,
@@ -24,10 +24,6 @@ use super::rejection::{Closing, Rejection};
 use super::remote::News;
 use super::sparse::Sparse;
 use super::waiter::{Sender, Waiter};
-
-/// How long the timer task outlives the last waiter: a queue that fills and empties all the time
-/// keeps its task.
-const TIMER_LINGER: Duration = Duration::from_secs(1);
 
 /// The clock that follows tokio's paused one in tests and is the plain one otherwise.
 pub(crate) fn clock() -> Instant {
@@ -457,45 +453,6 @@ impl RevisionThrottler {
             }
         }
     }
-
-    /// Sees to it that the timer wakes in time; there is one only while somebody waits.
-    fn arm(self: &Arc<Self>, mut shared: MutexGuard<'_, Shared>) {
-        let Some(next) = shared.core.next_timer() else {
-            return;
-        };
-        match shared.armed {
-            Some(armed) if armed <= next => {}
-            Some(_) => {
-                shared.armed = Some(next);
-                drop(shared);
-                self.timer.notify_one();
-            }
-            None => {
-                shared.armed = Some(next);
-                drop(shared);
-                let timer = run_timer(Arc::downgrade(self), Arc::clone(&self.timer), next);
-                drop(self.env.runtime.spawn(timer));
-            }
-        }
-    }
-
-    /// The timer fired: when it has to fire next, or `None` when it may end.
-    fn tick(self: &Arc<Self>, lingered: bool) -> Option<Instant> {
-        let now = clock();
-        let mut shared = self.shared.lock();
-        let fx = shared.core.expire(now);
-        shared.post();
-        self.demand(&fx.signals);
-        let next = match shared.core.next_timer() {
-            None if lingered => None,
-            None => Some(now + TIMER_LINGER),
-            next => next,
-        };
-        shared.armed = next;
-        drop(shared);
-        self.carry_out(fx);
-        next
-    }
 }
 
 impl MakeRoom for RevisionThrottler {
@@ -521,24 +478,5 @@ impl fmt::Debug for RevisionThrottler {
 
 #[path = "shell_remote.rs"]
 mod remote;
-
-/// Ends when nobody has waited for a while, or with the throttler.
-async fn run_timer(throttler: Weak<RevisionThrottler>, news: Arc<Notify>, first: Instant) {
-    let mut next = first;
-    let mut idle = false;
-    loop {
-        let woken = tokio::select! {
-            () = tokio::time::sleep_until(next.into()) => false,
-            () = news.notified() => true,
-        };
-        let Some(throttler) = throttler.upgrade() else {
-            return;
-        };
-        let waiting = throttler.shared.lock().core.has_waiters();
-        let Some(at) = throttler.tick(idle && !waiting && !woken) else {
-            return;
-        };
-        idle = !waiting;
-        next = at;
-    }
-}
+#[path = "shell_timer.rs"]
+mod timer;

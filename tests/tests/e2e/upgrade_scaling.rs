@@ -51,8 +51,13 @@ struct Marked {
 
 impl Marked {
     fn new() -> Self {
-        let dir = tempfile::tempdir().unwrap();
-        let name = dir.path().file_name().unwrap().to_string_lossy().into_owned();
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let name = dir
+            .path()
+            .file_name()
+            .expect("it has a name")
+            .to_string_lossy()
+            .into_owned();
         let marker = format!("marked-{}", name.trim_start_matches('.'));
         Self { dir, marker }
     }
@@ -77,7 +82,7 @@ impl Marked {
     }
 
     fn open(&self) {
-        std::fs::write(self.gate(), "").unwrap();
+        std::fs::write(self.gate(), "").expect("the gate is written");
     }
 
     fn pids(&self) -> Vec<u32> {
@@ -89,14 +94,14 @@ impl Marked {
 
 /// A request that is under way until its body is complete.
 async fn upload(gateway: &Gateway, host: &str) -> H1 {
-    let mut client = H1::connect(gateway.addr()).await.unwrap();
+    let mut client = H1::connect(gateway.addr()).await.expect("the gateway accepts");
     let head = format!("POST / HTTP/1.1\r\nHost: {host}\r\nContent-Length: 10\r\n\r\nfirst");
-    client.send(head.as_bytes()).await.unwrap();
+    client.send(head.as_bytes()).await.expect("the connection holds");
     client
 }
 
 async fn finished(mut upload: H1) -> h1::H1Response {
-    upload.exchange(b"-last").await.unwrap()
+    upload.exchange(b"-last").await.expect("an answer")
 }
 
 async fn in_flight(gateway: &Gateway, count: f64) {

@@ -1,7 +1,7 @@
 //! The corpus of HTTP/2 requests: `tests/corpus/h2.txt` says how it reads.
 
 use sluice_tests::gateway::Gateway;
-use sluice_tests::h2_raw::{Outcome, RawH2};
+use sluice_tests::h2_frames::{END_STREAM, Frames, Outcome, frame, headers, kind};
 use sluice_tests::recorder::Recorder;
 use sluice_tests::wait::{SOON, within};
 
@@ -18,11 +18,11 @@ struct Case {
     name: String,
     answer: String,
     upstream: Upstream,
-    frames: Vec<Frame>,
+    steps: Vec<Step>,
 }
 
 #[derive(Debug)]
-enum Frame {
+enum Step {
     Headers {
         end: bool,
         fields: Vec<(Vec<u8>, Vec<u8>)>,
@@ -52,7 +52,7 @@ fn parse(corpus: &str) -> Vec<Case> {
                 name: name.to_owned(),
                 answer: String::new(),
                 upstream: Upstream::default(),
-                frames: Vec::new(),
+                steps: Vec::new(),
             });
             continue;
         }
@@ -68,7 +68,7 @@ fn parse(corpus: &str) -> Vec<Case> {
 impl Case {
     fn add(&mut self, line: &str) {
         if let Some(field) = line.strip_prefix("  ") {
-            let Some(Frame::Headers { fields, .. }) = self.frames.last_mut() else {
+            let Some(Step::Headers { fields, .. }) = self.steps.last_mut() else {
                 panic!("a field without HEADERS in {}", self.name);
             };
             match field {
@@ -81,7 +81,7 @@ impl Case {
                 }
             }
         } else if let Some(rest) = line.strip_prefix("HEADERS") {
-            self.frames.push(Frame::Headers {
+            self.steps.push(Step::Headers {
                 end: rest == " end",
                 fields: Vec::new(),
             });
@@ -90,7 +90,7 @@ impl Case {
                 .strip_prefix("end ")
                 .map_or((false, rest), |text| (true, text));
             let data = unescape(text);
-            self.frames.push(Frame::Data { end, data });
+            self.steps.push(Step::Data { end, data });
         } else if let Some((key, value)) = line.split_once(": ") {
             match key {
                 "answer" => value.clone_into(&mut self.answer),
@@ -103,15 +103,19 @@ impl Case {
 
     async fn run(&self, gateway: &Gateway, backend: &Recorder) -> Result<(), String> {
         let what = &*self.name;
-        let mut conn = RawH2::connect(gateway.addr()).await.expect("the gateway accepts");
-        for frame in &self.frames {
-            match frame {
-                Frame::Headers { end, fields } => conn.headers(1, fields, *end),
-                Frame::Data { end, data } => conn.data(1, data, *end),
-            }
+        let mut conn = Frames::connect(gateway.addr())
+            .await
+            .expect("the gateway accepts");
+        let mut bytes = Vec::new();
+        for step in &self.steps {
+            bytes.extend(match step {
+                Step::Headers { end, fields } => headers(1, fields, *end),
+                Step::Data { end, data } => frame(kind::DATA, if *end { END_STREAM } else { 0 }, 1, data),
+            });
         }
-        // It may have been refused before all was sent: the answer counts.
-        let _ = conn.flush().await;
+        // In one piece, as far as the kernel takes it: what the gateway makes of one frame must not race with
+        // the next. It may have been refused before all was sent: the answer counts.
+        let _ = conn.send(&bytes).await;
         let outcome = within(what, SOON, conn.outcome(1)).await;
         if outcome.to_string() != self.answer {
             return Err(format!("answered {outcome}"));
@@ -119,8 +123,7 @@ impl Case {
         let mut own = 1;
         if !matches!(outcome, Outcome::GoAway(_) | Outcome::Closed) {
             own += 1;
-            conn.headers(3, &good("GET"), true);
-            let sent = conn.flush().await;
+            let sent = conn.send(&headers(3, &good("GET"), true)).await;
             let outcome = within(what, SOON, conn.outcome(3)).await;
             if sent.is_err() || outcome != Outcome::Status(200) {
                 return Err(format!("the connection is of no more use: {outcome}"));

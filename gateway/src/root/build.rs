@@ -1,0 +1,200 @@
+//! The parts of the gateway, made and bound: what can fail before anything runs.
+
+use std::os::fd::OwnedFd;
+use std::path::PathBuf;
+use std::sync::{Arc, OnceLock};
+
+use sluice_control::compile;
+use sluice_control::config::Diagnostics;
+use sluice_control::reconcile::{Compiled, Loaded};
+use sluice_control::scale::{Controller, ScaleHandle};
+use sluice_control::source::{FileSource, ReloadHandle, SourceFile};
+use sluice_gateway::admin::{AdminServer, HealthServer};
+use sluice_gateway::cli::RunArgs;
+use sluice_gateway::edge::{Drain, Edge};
+use sluice_gateway::observe::{AccessLog, Metrics, Observer};
+use sluice_gateway::proxy::Proxy;
+use sluice_gateway::registry::Registry;
+use sluice_gateway::request::{Engine, MeasuredRevision};
+use tokio::runtime::{Handle, Runtime};
+use tokio::sync::watch;
+
+use super::check::{bad_files, env};
+use super::failure::Failure;
+use super::observed::DemandRouter;
+use super::parties::Listeners;
+use super::upgrade::{New, SocketKind, SocketName};
+/// Everything in its place: bound, and nothing done yet.
+pub(super) struct Built<L> {
+    pub(super) loaded: Loaded<FileSource, L>,
+    pub(super) reload: ReloadHandle,
+    pub(super) executable: PathBuf,
+    pub(super) phase: watch::Receiver<Drain>,
+    pub(super) scale: ScaleHandle,
+    pub(super) controller: Controller,
+    pub(super) demand: Arc<DemandRouter>,
+    pub(super) registry: Arc<Registry>,
+    pub(super) proxy: Arc<Proxy>,
+    pub(super) edge: Arc<Edge>,
+    pub(super) admin: AdminServer,
+    pub(super) health: Option<HealthServer>,
+    /// Admin and health, by configured address.
+    pub(super) servers: Vec<(SocketName, OwnedFd)>,
+    /// Where listeners accept.
+    pub(super) accepting: Handle,
+    /// Where the configuration has them.
+    pub(super) listeners: Listeners,
+    pub(super) metrics: Metrics,
+}
+
+/// Loads the configuration, builds and binds. Sockets come from the process whose place this one takes
+/// wherever it has them; then nothing accepts yet.
+pub(super) fn build(
+    args: &RunArgs,
+    metrics: Metrics,
+    access_log: AccessLog,
+    mut new: Option<&mut New>,
+    data: &Runtime,
+    control: &Runtime,
+) -> Result<Built<impl Load>, Failure> {
+    let source = FileSource::new(&args.config.paths());
+    let reload = source.reload_handle();
+    let listeners = Listeners::default();
+    let loaded = Loaded::first(source, loader(Arc::clone(&listeners)))
+        .map_err(|e| Failure::rejected(format!("config rejected\n{e}")))?;
+    let executable =
+        std::env::current_exe().map_err(|e| Failure::start(format!("cannot find my own executable: {e}")))?;
+
+    let (drain, phase) = watch::channel(Drain::Serving);
+    let (scale, controller) = Controller::new();
+    let demand = Arc::new(DemandRouter {
+        scale: scale.clone(),
+        autoscale: OnceLock::new(),
+    });
+    let snapshot = loaded.reader().load();
+    let registry = {
+        let metrics = metrics.clone();
+        let observer = Box::new(
+            move |spec: &sluice_model::RevisionSpec| -> Arc<dyn sluice_gateway::registry::RevisionObserver> {
+                Arc::new(MeasuredRevision(metrics.revision(&spec.service, &spec.id)))
+            },
+        );
+        Arc::new(Registry::new(
+            &snapshot,
+            Arc::clone(&demand) as _,
+            observer,
+            data.handle().clone(),
+        ))
+    };
+    let observer = Observer {
+        access_log,
+        metrics: metrics.clone(),
+    };
+    let engine = Arc::new(Engine {
+        serving: registry.reader(),
+        observer,
+        drain: phase.clone(),
+    });
+    let proxy = Arc::new(Proxy::new(engine, workers()));
+    let edge = {
+        let _entered = data.enter();
+        Arc::new(Edge::new(
+            loaded.reader().clone(),
+            Arc::clone(&proxy) as _,
+            Arc::new(metrics.clone()),
+            drain,
+        ))
+    };
+
+    let settings = Arc::clone(snapshot.settings());
+    drop(snapshot);
+    let admin_address = args.admin.unwrap_or(settings.admin);
+    let mut inherited = |kind, address| new.as_mut().and_then(|new| new.take(kind, address));
+    let (admin, health) = control.block_on(async {
+        let cannot = |e: std::io::Error| Failure::start(format!("cannot use an inherited socket: {e}"));
+        let admin = match inherited(SocketKind::Admin, admin_address) {
+            Some(socket) => AdminServer::from_std(socket).map_err(cannot)?,
+            None => AdminServer::bind(admin_address).await.map_err(Failure::start)?,
+        };
+        let health = match settings.health {
+            Some(address) => Some(match inherited(SocketKind::Health, address) {
+                Some(socket) => HealthServer::from_std(socket).map_err(cannot)?,
+                None => HealthServer::bind(address).await.map_err(Failure::start)?,
+            }),
+            None => None,
+        };
+        Ok::<_, Failure>((admin, health))
+    })?;
+    let mut servers = Vec::new();
+    let mut keep = |kind, address, socket: std::io::Result<OwnedFd>| {
+        let socket = socket.map_err(|e| Failure::start(format!("no more descriptors: {e}")))?;
+        servers.push((SocketName { kind, address }, socket));
+        Ok::<_, Failure>(())
+    };
+    keep(SocketKind::Admin, admin_address, admin.socket())?;
+    if let (Some(address), Some(health)) = (settings.health, &health) {
+        keep(SocketKind::Health, address, health.socket())?;
+    }
+    if let Some(new) = new {
+        edge.hold_shut();
+        edge.inherit(new.take_listeners())
+            .map_err(|e| Failure::start(format!("cannot use an inherited socket: {e}")))?;
+    }
+    let errors = data.block_on(edge.apply(&settings));
+    edge.forget_inherited();
+    if !errors.is_empty() {
+        let lines: Vec<_> = errors.iter().map(ToString::to_string).collect();
+        return Err(Failure::start(lines.join("\nsluice: ")));
+    }
+    Ok(Built {
+        loaded,
+        reload,
+        executable,
+        phase,
+        scale,
+        controller,
+        demand,
+        registry,
+        proxy,
+        edge,
+        admin,
+        health,
+        servers,
+        accepting: data.handle().clone(),
+        listeners,
+        metrics,
+    })
+}
+
+/// Makes a Snapshot of files, or says what is wrong in lines.
+pub(super) trait Load: FnMut(&[SourceFile]) -> Result<Compiled, Vec<String>> + Send + 'static {}
+
+impl<L: FnMut(&[SourceFile]) -> Result<Compiled, Vec<String>> + Send + 'static> Load for L {}
+
+/// Reads and compiles; what is wrong comes as lines. The first time certificates have to be good,
+/// too: later a bad one leaves the old one in place, and the edge says so.
+/// Where listeners stand goes to `listeners`, for whoever binds them.
+fn loader(listeners: Listeners) -> impl Load {
+    let lines = |all: &Diagnostics| all.items().iter().map(ToString::to_string).collect::<Vec<_>>();
+    let mut first = true;
+    move |files| {
+        let compiled = compile::load(files, &env).map_err(|diagnostics| lines(&diagnostics))?;
+        if std::mem::take(&mut first) {
+            let bad = bad_files(&compiled);
+            if !bad.is_empty() {
+                return Err(lines(&bad));
+            }
+        }
+        *listeners.lock() = compiled.listeners;
+        let warnings = lines(&compiled.warnings);
+        Ok(Compiled {
+            snapshot: compiled.snapshot,
+            plan: compiled.plan,
+            warnings,
+        })
+    }
+}
+
+fn workers() -> usize {
+    std::thread::available_parallelism().map_or(1, usize::from)
+}

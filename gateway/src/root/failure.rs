@@ -1,0 +1,25 @@
+//! What keeps `sluice run` from running.
+
+/// Why the gateway cannot run, with the exit code that says so.
+pub(super) struct Failure {
+    pub(super) code: u8,
+    pub(super) message: String,
+}
+
+impl Failure {
+    /// The configuration was rejected.
+    pub(super) fn rejected(message: impl ToString) -> Self {
+        Self {
+            code: 1,
+            message: message.to_string(),
+        }
+    }
+
+    /// It cannot start.
+    pub(super) fn start(message: impl ToString) -> Self {
+        Self {
+            code: 2,
+            message: message.to_string(),
+        }
+    }
+}
