@@ -229,7 +229,7 @@ fn report(options: &Options, memory_rounds: usize, figures: &[Figures]) -> Repor
             variant.name.clone(),
             Spread::text(Spread::of(f.cpu_us.iter().copied()), 1),
             Spread::text(Spread::of(ratios), 3),
-            super::stats::number(Spread::of(f.util.iter().copied()).map(|s| s.median), 2),
+            super::stats::utilisation(Spread::of(f.util.iter().copied()).map(|s| s.median)),
             Spread::text(base, 1),
             each(&f.h1, HELD),
             each(&f.h1, ANSWERED),
@@ -245,7 +245,7 @@ fn report(options: &Options, memory_rounds: usize, figures: &[Figures]) -> Repor
     report.notes.extend(options.notes.iter().cloned());
     report
         .notes
-        .push("CPU per request is only comparable where util is above 0.9".to_owned());
+        .push("CPU per request is only comparable where util is not marked `low`".to_owned());
     let raw: Vec<Value> = options
         .variants
         .iter()

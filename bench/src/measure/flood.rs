@@ -21,10 +21,10 @@ use super::{Common, Failure, OTHER_CPU, PROXY_CPU, Run, client, two_cpus};
 pub(crate) struct Options {
     #[command(flatten)]
     pub(crate) common: Common,
-    #[arg(long, default_value_t = 7)]
+    #[arg(long, default_value_t = 5)]
     rounds: usize,
     /// Seconds of each variant in a round.
-    #[arg(long, default_value_t = 6)]
+    #[arg(long, default_value_t = 4)]
     seconds: u64,
     /// Requests a second to the quiet service.
     #[arg(long, default_value_t = 100)]
@@ -287,7 +287,8 @@ fn report(options: &Options, rounds: usize, samples: &[Samples], floods: Vec<Val
         ..Report::default()
     };
     let mut table = Table::new(
-        "Milliseconds of the quiet service's requests, over all rounds [of each round].",
+        "Milliseconds of the quiet service's requests, over all rounds [of each round]. The flood: what it really sent and \
+         how many of those were refused; the CPU: of the gateway that the quiet service is asked through, median of rounds.",
         &[
             "variant",
             "requests",
@@ -295,10 +296,16 @@ fn report(options: &Options, rounds: usize, samples: &[Samples], floods: Vec<Val
             "p99",
             "p99.9",
             "max",
+            "flood, requests/s",
+            "of which refused, %",
+            "gateway's CPU",
             "what else happens",
         ],
     );
     for ((name, what), samples) in VARIANTS.iter().zip(samples) {
+        let flooded = |what: &dyn Fn(&Value) -> Option<f64>| {
+            Spread::of(floods.iter().filter(|f| f["variant"] == *name).filter_map(what))
+        };
         let with_spread = |p: f64| {
             let spread = samples.spread(p);
             let spread = spread.map_or_else(String::new, |s: Spread| format!(" [{:.2}-{:.2}]", s.min, s.max));
@@ -311,6 +318,17 @@ fn report(options: &Options, rounds: usize, samples: &[Samples], floods: Vec<Val
             with_spread(99.0),
             number(samples.percentile(99.9), 2),
             number(samples.percentile(100.0), 2),
+            Spread::text(
+                flooded(&|f| Some(f["flood"]["sent"].as_f64()? / (options.seconds + 2) as f64)),
+                0,
+            ),
+            Spread::text(
+                flooded(&|f| {
+                    Some(100.0 * f["flood"]["statuses"]["503"].as_f64()? / f["flood"]["sent"].as_f64()?)
+                }),
+                0,
+            ),
+            number(flooded(&|f| f["gateway_cpu"].as_f64()).map(|s| s.median), 2),
             (*what).to_owned(),
         ]);
     }

@@ -12,14 +12,14 @@ use tokio_rustls::TlsConnector;
 use super::machine::cpu_time;
 use super::proxies::{Certificate, HOST, Kind, Place, Proxy};
 use super::report::{Report, Table};
-use super::stats::{Spread, number};
+use super::stats::{BUSY, Spread, number, utilisation};
 use super::{Common, Failure, OTHER_CPU, PROXY_CPU, Run, client, installed, two_cpus};
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct Options {
     #[command(flatten)]
     pub(crate) common: Common,
-    #[arg(long, default_value_t = 10)]
+    #[arg(long, default_value_t = 8)]
     rounds: usize,
     /// Milliseconds of each kind of handshake, at each proxy, in a round.
     #[arg(long, default_value_t = 1000)]
@@ -234,7 +234,7 @@ fn report(options: &Options, rounds: &[Vec<Vec<Figures>>]) -> Report {
             "handshake",
             "proxy",
             "µs",
-            "per second and core",
+            "per second and core, computed",
             "of nginx",
             "of HAProxy",
             "of the wanted kind",
@@ -261,7 +261,7 @@ fn report(options: &Options, rounds: &[Vec<Vec<Figures>>]) -> Report {
                 against(position(Kind::Nginx)),
                 against(position(Kind::Haproxy)),
                 format!("{:.1} %", 100.0 * wanted),
-                number(over(&|f| f.util).map(|s| s.median), 2),
+                utilisation(over(&|f| f.util).map(|s| s.median)),
             ]);
             if wanted < 0.95 {
                 report.notes.push(format!(
@@ -273,9 +273,8 @@ fn report(options: &Options, rounds: &[Vec<Vec<Figures>>]) -> Report {
     }
     report.tables.push(table);
     report.notes.push(
-        "util is the share of one CPU that the proxy was busy; below 0.9 it was the client that was waited for, and \
-         waking up is part of the figure"
-            .to_owned(),
+        format!("util is the share of one CPU that the proxy was busy; below {BUSY} (marked `low`) it was the client that \
+         was waited for, and waking up is part of the figure: such a row is an upper bound")
     );
     report.rounds = rounds
         .iter()

@@ -136,8 +136,11 @@ async fn hold(
                 }
                 steps.push(step(name, &pids).await?);
             }
-            instances.started(service).await?.listen(held).await?;
+            let mut instance = instances.started(service).await?;
+            instance.listen(held).await?;
             answered(&mut connections).await?;
+            // One that cannot report ends, and the gateway starts it again.
+            instance.report().await?;
             steps.push(step(ANSWERED, &pids).await?);
         }
         Wire::H2 { streams } => {
@@ -152,7 +155,8 @@ async fn hold(
             }
             all_queued(gateway, service, held).await?;
             steps.push(step(HELD, &pids).await?);
-            instances.started(service).await?.listen(held).await?;
+            let mut instance = instances.started(service).await?;
+            instance.listen(held).await?;
             for response in responses {
                 let status = tokio::time::timeout(LONG, client::h2_response(response))
                     .await
@@ -161,6 +165,7 @@ async fn hold(
                     return Err(Failure::Unexpected(format!("a held stream got {status}")));
                 }
             }
+            instance.report().await?;
             steps.push(step(ANSWERED, &pids).await?);
         }
     }

@@ -199,6 +199,11 @@ pub(crate) async fn run(options: Options) -> Result<Report, Failure> {
             json!({"held": held, "detection_ms": detection, "release_ms": release, "first_ms": first, "last_ms": last})
         })
         .collect();
+    if done < 100 {
+        report
+            .notes
+            .push(format!("p99 of {done} cold starts is the slowest of them"));
+    }
     if done < options.rounds {
         report.notes.push(format!(
             "{done} of {} rounds fitted into the time",

@@ -92,17 +92,33 @@ pub(crate) struct Memory {
 }
 
 impl Memory {
-    /// Of these processes together.
+    /// Of these processes together. One that ended meanwhile, such as a worker of a configuration that
+    /// was replaced, holds nothing.
+    ///
+    /// # Errors
+    /// When all of them ended.
     pub(crate) fn of(pids: &[u32]) -> Result<Self, Failure> {
         let mut sum = Self::default();
         for pid in pids {
             let path = format!("/proc/{pid}/smaps_rollup");
-            let text = fs::read_to_string(&path).map_err(|e| Failure::io(&path, e))?;
+            let text = match fs::read_to_string(&path) {
+                Ok(text) => text,
+                Err(e)
+                    if e.kind() == std::io::ErrorKind::NotFound
+                        || e.raw_os_error() == Some(nix::errno::Errno::ESRCH as i32) =>
+                {
+                    continue;
+                }
+                Err(e) => return Err(Failure::io(&path, e)),
+            };
             let one =
                 Self::parse(&text).ok_or_else(|| Failure::Unexpected(format!("{path} reads {text}")))?;
             sum.rss += one.rss;
             sum.pss += one.pss;
             sum.anonymous += one.anonymous;
+        }
+        if sum.rss == 0 {
+            return Err(Failure::Unexpected(format!("none of {pids:?} runs any more")));
         }
         Ok(sum)
     }
@@ -234,7 +250,8 @@ mod tests {
     #[test]
     fn a_process_knows_its_own_memory_time_and_family() {
         let me = std::process::id();
-        assert!(Memory::of(&[me]).expect("readable").rss > 100_000);
+        assert!(Memory::of(&[me, u32::MAX]).expect("readable").rss > 100_000);
+        assert!(Memory::of(&[u32::MAX]).is_err());
         assert!(KernelMemory::now().expect("readable").slab > 0);
         assert!(family(me).contains(&me));
         let before = now_ns();

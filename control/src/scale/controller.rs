@@ -398,15 +398,21 @@ impl<I: Scaler<Order = InstanceOrder>, R: Scaler<Order = Ask>> Worker<I, R> {
     fn drive_one(&mut self, key: &Key, event: Event) {
         let now = now();
         let revision = &key.0;
-        let Some(state) = self.revisions.get_mut(key) else {
-            return;
-        };
         let mut events = VecDeque::from([event]);
         while let Some(event) = events.pop_front() {
-            for action in state.step(event, now, &mut self.fresh) {
+            let Some(state) = self.revisions.get_mut(key) else {
+                return;
+            };
+            let actions = state.step(event, now, &mut self.fresh);
+            // First: whoever is told that it failed finds the cause when he looks.
+            self.show(revision);
+            for action in actions {
                 events.extend(self.scalers.carry_out(revision, action, self.sink.as_ref()));
             }
         }
+        let Some(state) = self.revisions.get(key) else {
+            return;
+        };
         match state.next_deadline() {
             Some(at) => self.due.insert(key.clone(), at),
             None => self.due.remove(key),
@@ -414,8 +420,8 @@ impl<I: Scaler<Order = InstanceOrder>, R: Scaler<Order = Ask>> Worker<I, R> {
         if state.is_over() {
             self.revisions.remove(key);
             self.due.remove(key);
+            self.show(revision);
         }
-        self.show(revision);
     }
 
     /// Of what is there twice, that which is not leaving is shown.

@@ -28,6 +28,7 @@ struct FakePlane {
     calls: mpsc::UnboundedSender<Call>,
     known: Mutex<BTreeSet<InstanceId>>,
     somebody_waits: Mutex<bool>,
+    status: ScaleHandle,
 }
 
 impl FakePlane {
@@ -75,8 +76,11 @@ impl EndpointSink for FakePlane {
         self.call(Call::End(instances.to_vec()));
     }
 
-    fn fail(&self, _: &RevisionId, failure: Arc<ActivationFailure>) {
-        self.call(Call::Fail(failure.failure, failure.detail.clone()));
+    /// As status tells it to whoever looks the moment it is answered.
+    fn fail(&self, revision: &RevisionId, failure: Arc<ActivationFailure>) {
+        let shown = self.status.revision_status(revision).unwrap_or_default();
+        let shown = shown.last_failure.unwrap_or_default();
+        self.call(Call::Fail(failure.failure, shown));
     }
 
     fn forgive(&self, _: &RevisionId) {
@@ -108,12 +112,13 @@ impl Bench {
         let platforms = WebhookScaler::spawn(events);
         let scalers = Scalers { processes, platforms };
         let (sender, calls) = mpsc::unbounded_channel();
+        let (handle, controller) = Controller::new();
         let plane = Arc::new(FakePlane {
             calls: sender,
             known: Mutex::default(),
             somebody_waits: Mutex::default(),
+            status: handle.clone(),
         });
-        let (handle, controller) = Controller::new();
         let sink = Arc::clone(&plane) as Arc<dyn EndpointSink>;
         tokio::spawn(controller.run(sink, scalers, inbox, fresh, legacy));
         Self { handle, plane, calls }

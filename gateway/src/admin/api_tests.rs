@@ -40,15 +40,15 @@ fn revisions_join_configuration_load_and_status() {
     let names: Vec<_> = rows.iter().map(|r| r["revision"].as_str().unwrap()).collect();
     assert_eq!(names, ["greeter-v0", "greeter-v1", "greeter-v2"]);
     assert_eq!(
-        (&rows[0]["percent"], &rows[0]["in_flight"]),
-        (&Value::Null, &json!(1)),
+        (&rows[0]["percent"], &rows[0]["in_flight"], &rows[0]["state"]),
+        (&Value::Null, &json!(1), &json!("leaving")),
         "a removed revision is shown while it drains"
     );
     assert_eq!(
         rows[1],
         json!({
             "namespace": "default", "service": "greeter", "revision": "greeter-v1", "percent": 66.67,
-            "tags": ["current"], "ready": 2, "desired": 2, "in_flight": 7, "queued": 0,
+            "tags": ["current"], "state": "serving", "ready": 2, "desired": 2, "in_flight": 7, "queued": 0,
             "last_decision": "1 → 2: 12 in flight / target 10", "last_failure": null, "starts": 4,
             "endpoints": [
                 {"address": "127.0.0.1:20001", "state": "ready", "in_flight": 4},

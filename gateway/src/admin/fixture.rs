@@ -228,13 +228,13 @@ impl AdminState for Gateway {
 
 impl LoadView for Gateway {
     fn loads(&self) -> Vec<RevisionLoad> {
-        let load = |name, in_flight, queued, ready| RevisionLoad {
+        let load = |name: &str, in_flight, queued, ready| RevisionLoad {
             service: service(),
             revision: revision(name),
             in_flight,
             queued,
             ready,
-            leaving: false,
+            leaving: name == "greeter-v0",
         };
         vec![load("greeter-v1", 7, 0, 2), load("greeter-v0", 1, 0, 0)]
     }

@@ -3,6 +3,7 @@
 //! They share the process with the data plane, so what strangers can make them hold is bounded:
 //! connections in number and age, heads in size and time, bodies are not read.
 
+use std::collections::VecDeque;
 use std::convert::Infallible;
 use std::future::Future;
 use std::io;
@@ -10,6 +11,7 @@ use std::net::SocketAddr;
 use std::os::fd::{AsFd, OwnedFd};
 use std::pin::pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -23,8 +25,8 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use serde_json::{Value, json};
 use thiserror::Error;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{Semaphore, mpsc};
-use tokio::task::JoinSet;
+use tokio::sync::mpsc;
+use tokio::task::{AbortHandle, JoinSet};
 use tokio::time::{sleep, timeout};
 
 use super::leave::{Leave, Told};
@@ -32,8 +34,8 @@ use super::query::ExplainQuery;
 use super::upgrade;
 use super::{AdminState, Health, api};
 
-/// Connections at once. More wait in the system's accept queue until one ends, which
-/// [`HEADER_TIMEOUT`] and [`MAX_AGE`] see to.
+/// Connections at once. For one more the oldest without a request gives way: silent strangers must not
+/// keep a balancer from asking.
 const MAX_CONNECTIONS: usize = 64;
 
 /// For a head, and for a kept-alive connection without one.
@@ -226,39 +228,64 @@ impl Bound {
         A: Fn(Request<Incoming>) -> F + Clone + Send + Sync + 'static,
         F: Future<Output = Response<Full<Bytes>>> + Send + 'static,
     {
-        let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+        let mut seats: VecDeque<Seat> = VecDeque::with_capacity(MAX_CONNECTIONS);
+        let mut exhausted = false;
         loop {
-            let place = Arc::clone(&places)
-                .acquire_owned()
-                .await
-                .expect("the semaphore is never closed");
-            while connections.try_join_next().is_some() {}
             let stream = match self.listener.accept().await {
                 Ok((stream, _)) => stream,
                 Err(error) => {
-                    tracing::warn!(%error, address = %self.address, "cannot accept");
+                    if !exhausted {
+                        tracing::warn!(%error, address = %self.address, "cannot accept, waiting");
+                        exhausted = true;
+                    }
                     sleep(ACCEPT_PAUSE).await;
                     continue;
                 }
             };
-            let answer = answer.clone();
-            let told = told.clone();
-            connections.spawn(async move {
-                connection(stream, answer, told).await;
-                drop(place);
-            });
+            exhausted = false;
+            while connections.try_join_next().is_some() {}
+            seats.retain(|seat| !seat.task.is_finished());
+            while seats.len() >= MAX_CONNECTIONS {
+                match seats.iter().position(|seat| !seat.busy.load(Ordering::Relaxed)) {
+                    Some(idle) => seats.remove(idle).into_iter().for_each(|seat| seat.task.abort()),
+                    None => {
+                        connections.join_next().await;
+                        seats.retain(|seat| !seat.task.is_finished());
+                    }
+                }
+            }
+            let busy = Arc::new(AtomicBool::new(false));
+            let task = connections.spawn(connection(
+                stream,
+                answer.clone(),
+                told.clone(),
+                Arc::clone(&busy),
+            ));
+            seats.push_back(Seat { task, busy });
         }
     }
 }
 
-async fn connection<A, F>(stream: TcpStream, answer: A, mut told: Told)
+/// A connection's, the oldest first.
+struct Seat {
+    task: AbortHandle,
+    /// A request is being answered.
+    busy: Arc<AtomicBool>,
+}
+
+async fn connection<A, F>(stream: TcpStream, answer: A, mut told: Told, busy: Arc<AtomicBool>)
 where
     A: Fn(Request<Incoming>) -> F,
     F: Future<Output = Response<Full<Bytes>>>,
 {
     let service = service_fn(|request| {
-        let answer = answer(request);
-        async { Ok::<_, Infallible>(answer.await) }
+        busy.store(true, Ordering::Relaxed);
+        let (answer, busy) = (answer(request), &busy);
+        async move {
+            let answer = answer.await;
+            busy.store(false, Ordering::Relaxed);
+            Ok::<_, Infallible>(answer)
+        }
     });
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())

@@ -1,6 +1,5 @@
-use std::time::Instant;
-
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::sync::Notify;
 
 use super::super::fixture::Gateway;
 use super::*;
@@ -142,24 +141,35 @@ async fn a_socket_of_another_process_is_taken_over() {
     assert_eq!(get(address, "/healthz").await.0, 200);
 }
 
-/// Real sockets, paused time: the clock only moves when everybody waits.
-#[tokio::test(start_paused = true)]
-async fn idle_connections_make_room() {
-    let (address, _state, _tasks) = admin_server().await;
-    let mut idle = Vec::new();
-    for _ in 0..MAX_CONNECTIONS {
-        idle.push(TcpStream::connect(address).await.unwrap());
+#[tokio::test]
+async fn silent_connections_make_room_and_answers_under_way_do_not() {
+    let bound = Bound::new(loopback(), "test").await.unwrap();
+    let address = bound.address;
+    let (started, goes_on) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
+    let (starts, wait) = (Arc::clone(&started), Arc::clone(&goes_on));
+    let answer = move |request: Request<Incoming>| {
+        let (starts, wait) = (Arc::clone(&starts), Arc::clone(&wait));
+        async move {
+            if request.uri().path() == "/slow" {
+                starts.notify_one();
+                wait.notified().await;
+            }
+            text(StatusCode::OK, "ok\n")
+        }
+    };
+    let mut tasks = JoinSet::new();
+    tasks.spawn(bound.serve(answer, staying()));
+    let slow = tokio::spawn(async move { get(address, "/slow").await });
+    started.notified().await;
+    let mut silent = Vec::new();
+    for _ in 0..2 * MAX_CONNECTIONS {
+        silent.push(TcpStream::connect(address).await.unwrap());
     }
-    let before = Instant::now();
-    assert_eq!(
-        get(address, "/healthz").await.0,
-        200,
-        "once the idle ones were closed"
-    );
-    assert!(
-        before.elapsed() < HEADER_TIMEOUT / 2,
-        "the clock was not really waited for"
-    );
+    // Long before any of them is too late with its head.
+    let asked = timeout(HEADER_TIMEOUT / 2, get(address, "/healthz")).await;
+    assert_eq!(asked.expect("no place").0, 200);
+    goes_on.notify_one();
+    assert_eq!(slow.await.unwrap(), (200, "ok\n".into()));
 }
 
 #[tokio::test]

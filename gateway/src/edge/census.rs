@@ -34,8 +34,12 @@ impl Census {
             .map(|_| Place(Arc::clone(self)))
     }
 
-    /// Notes whether descriptors are short, and tells whether that is news.
-    pub(super) fn note_short(&self, short: bool) -> bool {
+    /// Notes whether descriptors are short, and tells whether that is news. They suffice again once a quarter of
+    /// the `share` is free: connections that come and go at the limit are no news.
+    pub(super) fn note_short(&self, short: bool, share: usize) -> bool {
+        if !short && self.open() > share - share / 4 {
+            return false;
+        }
         // Read first: it rarely changes, and every accept comes by.
         self.short.load(Ordering::Relaxed) != short && self.short.swap(short, Ordering::Relaxed) != short
     }
@@ -153,6 +157,17 @@ mod tests {
         drop(again);
         drop(b);
         assert_eq!(census.clients(), 0);
+    }
+
+    #[test]
+    fn coming_and_going_at_the_limit_is_told_once() {
+        let census = Arc::new(Census::default());
+        let mut places: Vec<_> = (0..8).map(|_| census.enter(None)).collect();
+        assert!(census.note_short(true, 8) && !census.note_short(true, 8));
+        places.pop();
+        assert!(!census.note_short(false, 8) && !census.note_short(true, 8));
+        places.pop();
+        assert!(census.note_short(false, 8) && !census.note_short(false, 8));
     }
 
     #[tokio::test]

@@ -1,8 +1,8 @@
 //! Certificates from PEM files, found by the name a client asks for.
 
 use std::collections::HashMap;
-use std::fs::Metadata;
-use std::io;
+use std::fs::{File, Metadata};
+use std::io::{self, Read};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -20,6 +20,9 @@ use x509_parser::prelude::{FromDer, X509Certificate};
 
 use super::expiry::Told;
 
+/// Of one file. The longest chains and keys are some tens of KiB.
+const MAX_BYTES: u64 = 1 << 20;
+
 /// Why a certificate cannot be served. Names the file.
 #[derive(Debug, thiserror::Error)]
 pub enum CertificateError {
@@ -30,6 +33,18 @@ pub enum CertificateError {
         file: PathBuf,
         /// Why.
         source: io::Error,
+    },
+    /// A pipe, a device, a directory.
+    #[error("{}: not a regular file", file.display())]
+    NotAFile {
+        /// Which.
+        file: PathBuf,
+    },
+    /// Nothing that is a certificate or a key is as large.
+    #[error("{}: larger than {MAX_BYTES} bytes", file.display())]
+    TooLarge {
+        /// Which.
+        file: PathBuf,
     },
     /// The file is not PEM.
     #[error("{}: not PEM: {source}", file.display())]
@@ -82,6 +97,8 @@ impl CertificateError {
     pub fn file(&self) -> &Path {
         match self {
             Self::Unreadable { file, .. }
+            | Self::NotAFile { file }
+            | Self::TooLarge { file }
             | Self::Malformed { file, .. }
             | Self::NoCertificate { file }
             | Self::NoKey { file }
@@ -163,13 +180,27 @@ impl Certificate {
 
 fn read<T>(file: &Path, parse: impl FnOnce(&[u8]) -> Result<T, pem::Error>) -> Result<T, CertificateError> {
     let file = file.to_owned();
-    match std::fs::read(&file) {
-        Err(source) => Err(CertificateError::Unreadable { file, source }),
-        Ok(bytes) => parse(&bytes).map_err(|source| match source {
-            pem::Error::NoItemsFound => CertificateError::NoKey { file },
-            source => CertificateError::Malformed { file, source },
-        }),
+    let bytes = match contents(&file) {
+        Ok(Some(bytes)) if bytes.len() as u64 > MAX_BYTES => return Err(CertificateError::TooLarge { file }),
+        Ok(Some(bytes)) => bytes,
+        Ok(None) => return Err(CertificateError::NotAFile { file }),
+        Err(source) => return Err(CertificateError::Unreadable { file, source }),
+    };
+    parse(&bytes).map_err(|source| match source {
+        pem::Error::NoItemsFound => CertificateError::NoKey { file },
+        source => CertificateError::Malformed { file, source },
+    })
+}
+
+/// At most one byte over the bound; `None` of what is no file. Opening a pipe would wait for its other end, and
+/// with it every change of listeners and the way out.
+fn contents(file: &Path) -> io::Result<Option<Vec<u8>>> {
+    if !file.metadata()?.is_file() {
+        return Ok(None);
     }
+    let mut bytes = Vec::new();
+    File::open(file)?.take(MAX_BYTES + 1).read_to_end(&mut bytes)?;
+    Ok(Some(bytes))
 }
 
 /// Names and end of validity. The common name counts only where there is no alternative name at all:

@@ -190,13 +190,13 @@ impl Listener {
                 self.metrics.closed(CloseReason::ConnectionLimit);
                 return;
             }
-            if census.note_short(true) {
+            if census.note_short(true, share.unwrap_or(0)) {
                 warn!(listener = %self.bound, connections = share, "descriptors are short, closing new connections");
             }
             self.metrics.closed(CloseReason::DescriptorLimit);
             return;
         };
-        if census.note_short(false) {
+        if census.note_short(false, share.unwrap_or(usize::MAX)) {
             info!(listener = %self.bound, "descriptors suffice again");
         }
         let visit = Visit {

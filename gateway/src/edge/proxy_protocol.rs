@@ -110,13 +110,13 @@ fn v1(bytes: &[u8]) -> Header {
 
 /// What follows `PROXY `; the outer `None` is malformed, the inner UNKNOWN.
 fn line(rest: &[u8]) -> Option<Option<Announced>> {
-    let rest = std::str::from_utf8(rest).ok()?;
-    let mut words = rest.split(' ');
-    let family = words.next()?;
-    if family == "UNKNOWN" {
+    if rest == b"UNKNOWN" || rest.starts_with(b"UNKNOWN ") {
         // The rest must be ignored, whatever it is.
         return Some(None);
     }
+    let rest = std::str::from_utf8(rest).ok()?;
+    let mut words = rest.split(' ');
+    let family = words.next()?;
     let mut ip = || -> Option<IpAddr> {
         let word = words.next()?;
         match family {
@@ -155,6 +155,8 @@ fn v2(bytes: &[u8]) -> Result<Header, BadHeader> {
         return Ok(Header::NeedMore);
     };
     let (addresses, transport) = match family >> 4 {
+        // The family of LOCAL must be ignored, whatever it is.
+        _ if local => (0, 0),
         0 => (0, family & 0x0f),
         1 => (12, family & 0x0f),
         2 => (36, family & 0x0f),
@@ -171,7 +173,7 @@ fn v2(bytes: &[u8]) -> Result<Header, BadHeader> {
     if length > V2_MAX {
         return Err(BadHeader::TooLong);
     }
-    if !local && length < addresses {
+    if length < addresses {
         return Err(BadHeader::Truncated);
     }
     let used = V2_FIXED + length;

@@ -81,6 +81,7 @@ fn v1_lines() {
         ),
         (b"PROXY UNKNOWN\r\n", unknown(15)),
         (b"PROXY UNKNOWN what ever  \xc3\xa4 1\r\n\r\n", unknown(31)),
+        (b"PROXY UNKNOWN \xff\xfe\r\n", unknown(18)),
         (longest, unknown(107)),
         (b"", Header::NeedMore),
         (b"P", Header::NeedMore),
@@ -111,6 +112,7 @@ fn malformed_v1_lines() {
         "TCP4 1.2.3.04 1.2.3.4 1 2",
         "UDP4 1.2.3.4 1.2.3.4 1 2",
         "unknown",
+        "UNKNOWNX",
         "",
         " TCP4 1.2.3.4 1.2.3.4 1 2",
         "TCP4 1.2.3.4 1.2.3.4 1 2\n",
@@ -134,6 +136,11 @@ fn v2_addresses() {
         parse(&v2_bytes(0, 0x11, &[1, 2, 3])),
         unknown(19),
         "LOCAL, block skipped"
+    );
+    assert_eq!(
+        parse(&v2_bytes(0, 0x9f, &[1, 2, 3])),
+        unknown(19),
+        "LOCAL, family skipped"
     );
     assert_eq!(parse(&v2_bytes(1, 0x00, &[])), unknown(16), "UNSPEC");
     assert_eq!(parse(&v2_bytes(1, 0x12, &V4_BLOCK)), unknown(28), "datagram");

@@ -1,6 +1,8 @@
 use std::fs;
 use std::time::SystemTime;
 
+use nix::sys::stat::Mode;
+use nix::unistd::mkfifo;
 use rustls::HandshakeKind;
 use sluice_model::CertificateFiles;
 use tokio::io::AsyncWriteExt;
@@ -29,6 +31,12 @@ fn every_bad_file_is_named_with_its_reason() {
     let junk = "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n";
     fs::write(path("junk.pem"), junk).unwrap();
     fs::write(path("junk.key"), junk.replace("CERTIFICATE", "PRIVATE KEY")).unwrap();
+    // Nobody writes to it: opened, it would never be read to its end.
+    mkfifo(&path("pipe.crt"), Mode::S_IRUSR | Mode::S_IWUSR).unwrap();
+    fs::File::create(path("large.crt"))
+        .unwrap()
+        .set_len(1 << 40)
+        .unwrap();
     let pair = |cert: &str, key: &str| CertificateFiles {
         cert_file: path(cert),
         key_file: path(key),
@@ -42,6 +50,9 @@ fn every_bad_file_is_named_with_its_reason() {
         pair("cut.pem", "good.key"),
         pair("junk.pem", "good.key"),
         pair("good.crt", "junk.key"),
+        pair("pipe.crt", "good.key"),
+        pair("large.crt", "good.key"),
+        pair(".", "good.key"),
         CertificateFiles {
             cert_file: good.cert_file,
             key_file: other.key_file,
@@ -55,6 +66,9 @@ fn every_bad_file_is_named_with_its_reason() {
         ("cut.pem", "not PEM"),
         ("junk.pem", "not a valid certificate"),
         ("junk.key", "unusable private key"),
+        ("pipe.crt", "not a regular file"),
+        ("large.crt", "larger than 1048576 bytes"),
+        (".", "not a regular file"),
         ("other.key", "does not match the certificate in"),
     ];
     assert_eq!(told.len(), expected.len(), "{told:#?}");

@@ -14,7 +14,8 @@
 //!
 //! Pingora and rustls log each client's failed handshake or broken request at `error` or `warn`
 //! through the `log` crate. The bridge lowers their records to `debug` and below, so that the
-//! policy also holds for them and `SLUICE_LOG=debug` still shows them.
+//! policy also holds for them and `SLUICE_LOG=debug` still shows them. h2 warns of what clients send
+//! through `tracing`, which has no bridge: its warnings are shown only where the filter names `h2`.
 
 use std::fmt;
 use std::io::IsTerminal;
@@ -31,6 +32,9 @@ use super::writer::LineSink;
 
 /// Crates whose records are about single clients whatever their level says.
 const LOWERED: [&str; 2] = ["pingora", "rustls"];
+
+/// Goes before every filter, so that what the filter says of h2 wins.
+const H2_QUIET: &str = "h2=error";
 
 /// How the log looks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
@@ -80,13 +84,13 @@ pub fn init_logging(format: LogFormat, sink: LineSink) -> Result<(), LoggingErro
 fn filter(variable: impl Fn(&str) -> Option<String>) -> Result<EnvFilter, LoggingError> {
     for name in ["SLUICE_LOG", "RUST_LOG"] {
         if let Some(text) = variable(name).filter(|text| !text.trim().is_empty()) {
-            return EnvFilter::try_new(text).map_err(|source| LoggingError::Filter {
+            return EnvFilter::try_new(format!("{H2_QUIET},{text}")).map_err(|source| LoggingError::Filter {
                 variable: name,
                 source,
             });
         }
     }
-    Ok(EnvFilter::new("info"))
+    Ok(EnvFilter::new(format!("{H2_QUIET},info")))
 }
 
 fn subscriber(
@@ -207,6 +211,23 @@ mod tests {
     }
 
     #[test]
+    fn h2_warns_of_clients_only_where_the_filter_names_it() {
+        let lines = |set: Option<&str>| {
+            let filter = filter(|_| set.map(str::to_owned)).unwrap().to_string();
+            logged(LogFormat::Pretty, &filter, || {
+                tracing::warn!(target: "h2::proto::ping_pong", "a client's");
+                tracing::warn!("ours");
+            })
+            .lines()
+            .count()
+        };
+        assert_eq!(
+            (lines(None), lines(Some("debug")), lines(Some("info,h2=warn"))),
+            (1, 1, 2)
+        );
+    }
+
+    #[test]
     fn the_filter_comes_from_the_first_variable_that_is_set() {
         let vars = |sluice: &'static str, rust: &'static str| {
             move |name: &str| match name {
@@ -215,9 +236,9 @@ mod tests {
             }
         };
         let text = |f: Result<EnvFilter, LoggingError>| f.unwrap().to_string();
-        assert_eq!(text(filter(|_| None)), "info");
-        assert_eq!(text(filter(vars("debug", "trace"))), "debug");
-        assert_eq!(text(filter(vars(" ", "trace"))), "trace");
+        assert_eq!(text(filter(|_| None)), "h2=error,info");
+        assert_eq!(text(filter(vars("debug", "trace"))), "h2=error,debug");
+        assert_eq!(text(filter(vars(" ", "trace"))), "h2=error,trace");
         let error = filter(vars("a=b=c", "")).unwrap_err().to_string();
         assert!(error.starts_with("SLUICE_LOG"), "{error}");
     }

@@ -390,6 +390,7 @@ impl RevisionThrottler {
         let mut shared = self.shared.lock();
         let (value, fx) = event(&mut shared.core).split();
         shared.post();
+        self.demand(&fx.signals);
         self.arm(shared);
         self.carry_out(fx);
         value
@@ -413,29 +414,39 @@ impl RevisionThrottler {
         }
     }
 
+    /// Under the lock: an activation that succeeds on another thread is not heard of before it was
+    /// asked for. The sink never blocks.
+    pub(super) fn demand(&self, signals: &[Signal]) {
+        for signal in signals {
+            let revision = self.id.clone();
+            self.env.demand.demand(match *signal {
+                Signal::Activate => Demand::Activate(revision),
+                Signal::Activated { .. } => Demand::Activated(revision),
+                Signal::Ready(instance) => Demand::Ready { revision, instance },
+                Signal::Drained(instance) => Demand::Drained { revision, instance },
+                Signal::Ejected { .. } | Signal::Reinstated { .. } | Signal::ActivationFailed { .. } => {
+                    continue;
+                }
+            });
+        }
+    }
+
     fn signal(&self, signal: Signal) {
-        let revision = self.id.clone();
+        let revision = &self.id;
         let observer = &self.env.observer;
         match signal {
-            Signal::Activate => {
-                observer.activation_started();
-                self.env.demand.demand(Demand::Activate(revision));
-            }
-            Signal::Ready(instance) => self.env.demand.demand(Demand::Ready { revision, instance }),
-            Signal::Drained(instance) => self.env.demand.demand(Demand::Drained { revision, instance }),
-            Signal::Activated { took } => {
-                observer.activation_finished(ActivationResult::Ready, took);
-                self.env.demand.demand(Demand::Activated(revision));
-            }
+            Signal::Activate => observer.activation_started(),
+            Signal::Ready(_) | Signal::Drained(_) => {}
+            Signal::Activated { took } => observer.activation_finished(ActivationResult::Ready, took),
             Signal::Ejected {
                 endpoint,
                 cause,
                 time,
             } => self
                 .log
-                .ejected(&revision, &endpoint.address, cause, time, clock()),
+                .ejected(revision, &endpoint.address, cause, time, clock()),
             Signal::Reinstated { endpoint, proven } => {
-                self.log.reinstated(&revision, &endpoint.address, proven, clock());
+                self.log.reinstated(revision, &endpoint.address, proven, clock());
             }
             Signal::ActivationFailed { took, failure } => {
                 observer.activation_finished(ActivationResult::Failed(failure.failure), took);

@@ -9,9 +9,9 @@ use futures_util::poll;
 use sluice_model::{Demand, Failure, InstanceId};
 
 use super::shell::clock;
-use super::test_kit::{activate, add, admit, failed, fixed, reject, throttler, wait};
+use super::test_kit::{activate, add, admit, failed, fixed, reject, throttler, throttler_for, wait};
 use super::*;
-use crate::registry::test_kit::id;
+use crate::registry::test_kit::{address, id};
 
 #[tokio::test]
 async fn a_freed_slot_goes_to_the_oldest_waiter() {
@@ -227,4 +227,40 @@ async fn the_limit_holds_under_threads_that_come_go_and_give_up() {
     }
     let load = throttler.peek(clock());
     assert_eq!((load.in_flight, load.queued), (0, 0));
+}
+
+/// Hears of an activation slowly, while what was asked for becomes ready on another thread.
+#[derive(Default)]
+struct SlowToHear {
+    heard: parking_lot::Mutex<Vec<Demand>>,
+    ready: parking_lot::Mutex<Option<Box<dyn FnOnce() + Send>>>,
+}
+
+impl sluice_model::DemandSink for SlowToHear {
+    fn demand(&self, demand: Demand) {
+        if matches!(demand, Demand::Activate(_))
+            && let Some(ready) = self.ready.lock().take()
+        {
+            let (done, is_done) = std::sync::mpsc::channel();
+            std::thread::spawn(move || {
+                ready();
+                done.send(())
+            });
+            let _ = is_done.recv_timeout(Duration::from_millis(200));
+        }
+        self.heard.lock().push(demand);
+    }
+}
+
+#[tokio::test]
+async fn an_activation_is_asked_for_before_it_has_succeeded() {
+    let sink = Arc::new(SlowToHear::default());
+    let throttler = throttler_for(Arc::clone(&sink) as _, Supply::Activated, None);
+    let [endpoint] = &throttler.set_addresses(&[address(1)], false, clock())[..] else {
+        panic!("one is new");
+    };
+    let (late, key) = (Arc::clone(&throttler), endpoint.key);
+    *sink.ready.lock() = Some(Box::new(move || late.endpoint_ready(key, clock())));
+    drop(wait(&throttler).await.expect("admitted"));
+    assert_eq!(*sink.heard.lock(), [activate(), Demand::Activated(id("r"))]);
 }

@@ -38,6 +38,7 @@ impl RevisionThrottler {
         let mut shared = self.shared.lock();
         let fx = shared.core.expire(now);
         shared.post();
+        self.demand(&fx.signals);
         let next = match shared.core.next_timer() {
             None if lingered => None,
             None => Some(now + TIMER_LINGER),

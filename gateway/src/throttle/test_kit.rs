@@ -3,7 +3,9 @@
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
-use sluice_model::{ActivationFailure, Demand, Failure, InstanceId, ManagedEndpoint, QueueTotals, ServiceId};
+use sluice_model::{
+    ActivationFailure, Demand, DemandSink, Failure, InstanceId, ManagedEndpoint, QueueTotals, ServiceId,
+};
 
 use super::budget::{Account, MakeRoom, Room};
 use super::shell::clock;
@@ -12,8 +14,17 @@ use crate::registry::test_kit::{Demands, address, id, queue};
 
 pub(super) fn throttler(supply: Supply, concurrency: Option<u32>) -> (Arc<RevisionThrottler>, Arc<Demands>) {
     let demands = Arc::new(Demands::default());
+    let throttler = throttler_for(Arc::clone(&demands) as _, supply, concurrency);
+    (throttler, demands)
+}
+
+pub(super) fn throttler_for(
+    demand: Arc<dyn DemandSink>,
+    supply: Supply,
+    concurrency: Option<u32>,
+) -> Arc<RevisionThrottler> {
     let env = ThrottleEnv {
-        demand: Arc::clone(&demands) as _,
+        demand,
         observer: Arc::new(NoObserver),
         budget: Arc::new(QueueBudget::new(QueueTotals {
             depth: 1_000,
@@ -27,10 +38,7 @@ pub(super) fn throttler(supply: Supply, concurrency: Option<u32>) -> (Arc<Revisi
         start_timeout: Duration::from_secs(10),
         supply,
     };
-    (
-        RevisionThrottler::new(id("r"), service("shop"), limits, env),
-        demands,
-    )
+    RevisionThrottler::new(id("r"), service("shop"), limits, env)
 }
 
 pub(super) fn service(name: &str) -> ServiceId {

@@ -39,6 +39,10 @@ async fn the_metrics_of_the_contract_are_there_and_count() {
     gateway
         .wait_metric("sluice_requests_total", &web, SOON, |n| n == 5.0)
         .await;
+    // A client has its answer a moment before the slot is given back.
+    gateway
+        .wait_metric("sluice_requests_in_flight", &[], SOON, |n| n == 0.0)
+        .await;
     let metrics = gateway.metrics().await;
     for family in [
         "sluice_requests_total",

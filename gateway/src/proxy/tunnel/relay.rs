@@ -1,5 +1,6 @@
 //! Bytes both ways between two upgraded connections.
 
+use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -56,8 +57,21 @@ struct Direction<R, W> {
     to: W,
     frames: FrameTracker,
     buffer: Box<[u8]>,
+    /// What of the buffer was read and is not written yet.
+    unwritten: Range<usize>,
+    unflushed: bool,
     bytes: u64,
     open: bool,
+}
+
+/// What one step of a direction came to.
+enum Step {
+    /// Bytes moved.
+    Moved,
+    /// There is nothing more to read.
+    End,
+    /// They cannot be passed on.
+    Broken,
 }
 
 impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Direction<R, W> {
@@ -68,29 +82,48 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Direction<R, W> {
             to,
             frames: FrameTracker::default(),
             buffer,
+            unwritten: 0..0,
+            unflushed: false,
             bytes: 0,
             open: true,
         }
     }
 
-    /// Reads once; `Ok(0)` is the end. Cancel-safe: nothing is read when it is dropped.
-    async fn read(&mut self) -> usize {
-        if !self.open {
+    /// Reads, or writes what was read before: one of them, so that a peer that takes nothing stops
+    /// neither the other direction nor a clock. Cancel-safe: dropped, it moved nothing.
+    async fn step(&mut self) -> Step {
+        if !self.unwritten.is_empty() {
+            match self.to.write(&self.buffer[self.unwritten.clone()]).await {
+                Ok(n) if n > 0 => self.unwritten.start += n,
+                _ => return Step::Broken,
+            }
+            self.unflushed = true;
+        } else if self.unflushed {
+            if self.to.flush().await.is_err() {
+                return Step::Broken;
+            }
+            self.unflushed = false;
+        } else if self.open {
+            let n = self.from.read(&mut self.buffer).await.unwrap_or(0);
+            if n == 0 {
+                return Step::End;
+            }
+            self.frames.advance(&self.buffer[..n]);
+            self.bytes += n as u64;
+            self.unwritten = 0..n;
+        } else {
             return std::future::pending().await;
         }
-        self.from.read(&mut self.buffer).await.unwrap_or(0)
-    }
-
-    /// Passes on what was read.
-    async fn pass(&mut self, n: usize) -> bool {
-        self.frames.advance(&self.buffer[..n]);
-        self.bytes += n as u64;
-        self.to.write_all(&self.buffer[..n]).await.is_ok() && self.to.flush().await.is_ok()
+        Step::Moved
     }
 
     /// Lets the frame under way finish and says Close after it; what the peer sends later is not
     /// passed on, for nothing may follow a Close.
     async fn close(&mut self, close: &[u8]) {
+        let unwritten = std::mem::take(&mut self.unwritten);
+        if self.to.write_all(&self.buffer[unwritten]).await.is_err() {
+            return;
+        }
         while !self.frames.at_boundary() {
             let n = self.from.read(&mut self.buffer).await.unwrap_or(0);
             let take = self.frames.rest_of_frame(&self.buffer[..n]);
@@ -140,26 +173,22 @@ where
             }
         };
         tokio::select! {
-            n = up.read() => {
-                last_byte = Instant::now();
-                if n == 0 {
+            step = up.step() => match step {
+                Step::Moved => last_byte = Instant::now(),
+                Step::End => {
                     // The client is done; the backend may still have something to say.
                     up.open = false;
-                    let _ = up.to.shutdown().await;
+                    last_byte = Instant::now();
                     closing = Some(last_byte + CLOSING);
-                } else if !up.pass(n).await {
-                    break Ended::Backend;
+                    let _ = tokio::time::timeout(CLOSING, up.to.shutdown()).await;
                 }
-            }
-            n = down.read() => {
-                last_byte = Instant::now();
-                if n == 0 {
-                    break if up.open { Ended::Backend } else { Ended::Client };
-                }
-                if !down.pass(n).await {
-                    break Ended::Client;
-                }
-            }
+                Step::Broken => break Ended::Backend,
+            },
+            step = down.step() => match step {
+                Step::Moved => last_byte = Instant::now(),
+                Step::End => break if up.open { Ended::Backend } else { Ended::Client },
+                Step::Broken => break Ended::Client,
+            },
             why = timer => break why,
             () = closing_time(&mut bounds.drain) => break Ended::Asked,
             () = ended(bounds.endpoint.as_deref()) => break Ended::Asked,
@@ -274,5 +303,45 @@ mod tests {
         drop(backend);
         assert_eq!(rest(client).await, b"bye");
         assert_eq!(tunnel.await.expect("no panic").1, Ended::Backend);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_peer_that_takes_nothing_stops_no_clock() {
+        for (idle, age, why) in [(Some(10), None, Ended::Idle), (None, Some(10), Ended::Asked)] {
+            let (client, inner_client) = tokio::io::duplex(64);
+            let (mut backend, inner_backend) = tokio::io::duplex(64);
+            let (bounds, _drain) = bounds(idle, age);
+            let tunnel = tokio::spawn(relay(inner_client, inner_backend, bounds));
+            let flood = tokio::spawn(async move { while backend.write_all(&[0x82, 0]).await.is_ok() {} });
+            let limit = Duration::from_secs(10) + 3 * CLOSING;
+            let over = tokio::time::timeout(limit, tunnel).await.expect("in time");
+            assert_eq!(over.expect("no panic").1, why);
+            flood.await.expect("it ended");
+            drop(client);
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_direction_that_is_stuck_does_not_stop_the_other() {
+        let (mut client, inner_client) = tokio::io::duplex(64);
+        let (backend, inner_backend) = tokio::io::duplex(64);
+        let (bounds, _drain) = bounds(None, None);
+        let tunnel = tokio::spawn(relay(inner_client, inner_backend, bounds));
+        let (from, mut to) = tokio::io::split(backend);
+        let heard = tokio::spawn(rest(from));
+        let said = tokio::spawn(async move {
+            // More than everything on the way holds.
+            let _ = to.write_all(&[0; 4 * BUFFER]).await;
+        });
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        assert!(!said.is_finished());
+        let spoken = tokio::time::timeout(CLOSING, client.write_all(&[7; 4 * BUFFER])).await;
+        spoken.expect("in time").expect("open");
+        client.shutdown().await.expect("open");
+        let taken = rest(client).await;
+        assert_eq!(taken.len(), 4 * BUFFER);
+        said.await.expect("no panic");
+        assert_eq!(heard.await.expect("no panic").len(), 4 * BUFFER);
+        drop(tunnel.await);
     }
 }
