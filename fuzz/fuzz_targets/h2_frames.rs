@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use libfuzzer_sys::fuzz_target;
 use sluice_fuzz::{choice, ends};
-use sluice_gateway::h2::{FrameGuard, FrameLimits, FrameScan};
+use sluice_gateway::h2::{Flood, FrameGuard, FrameLimits, FrameScan};
 
 /// Met by inputs of the size that a fuzzer makes.
 const TIGHT: FrameLimits = FrameLimits {
@@ -40,7 +40,7 @@ fuzz_target!(|data: &[u8]| {
             guard.received(&data[from..end], || now)?;
             from = end;
         }
-        Ok((guard.awaits_head(), guard.heads()))
+        Ok::<_, Flood>((guard.awaits_head(), guard.heads()))
     };
     assert_eq!(received(0), received(step));
 

@@ -287,7 +287,7 @@ async fn a_missing_command_and_one_that_never_becomes_ready_are_told_apart() {
     bench.activate();
     let instance = bench.added().await;
     assert_eq!(bench.call().await, Call::Remove(instance));
-    let reason = "not ready within 50ms".to_owned();
+    let reason = "not ready within 50ms at 127.0.0.1:$PORT".to_owned();
     assert_eq!(bench.call().await, Call::Fail(Failure::TimedOut, reason));
 }
 

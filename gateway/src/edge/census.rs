@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv6Addr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
@@ -52,6 +52,7 @@ impl Census {
         client: IpAddr,
         limit: Option<usize>,
     ) -> Option<ClientPlace> {
+        let client = network(client);
         let mut clients = self.clients.lock();
         let open = clients.get(&client).copied().unwrap_or(0);
         if limit.is_some_and(|limit| open >= limit) {
@@ -86,6 +87,18 @@ impl Census {
     #[cfg(test)]
     pub(super) fn clients(&self) -> usize {
         self.clients.lock().len()
+    }
+}
+
+/// What counts as one client: an IPv4 address, or the /64 that a site or a single machine is given of IPv6
+/// (RFC 6177, RFC 7934): within it a client has as many addresses as it likes.
+fn network(client: IpAddr) -> IpAddr {
+    match client {
+        IpAddr::V4(_) => client,
+        IpAddr::V6(v6) => match v6.to_ipv4_mapped() {
+            Some(v4) => v4.into(),
+            None => Ipv6Addr::from_bits(v6.to_bits() & !u128::from(u64::MAX)).into(),
+        },
     }
 }
 
@@ -139,6 +152,19 @@ mod tests {
         assert!(census.enter(None).is_some());
         drop(second);
         assert_eq!(census.open(), 0);
+    }
+
+    #[test]
+    fn addresses_of_one_ipv6_network_are_one_client() {
+        let census = Arc::new(Census::default());
+        let enter = |client: &str| census.enter_client(client.parse().expect("an address"), Some(1));
+        let first = enter("2001:db8:1:2::1").expect("the first");
+        assert!(enter("2001:db8:1:2:ffff::9").is_none());
+        let other = enter("2001:db8:1:3::1").expect("another network");
+        let mapped = enter("::ffff:192.0.2.1").expect("the first of its kind");
+        assert!(enter("192.0.2.1").is_none(), "the same address, written otherwise");
+        drop((first, other, mapped));
+        assert_eq!(census.clients(), 0);
     }
 
     #[test]

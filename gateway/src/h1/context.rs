@@ -4,7 +4,9 @@ use std::any::Any;
 use std::fmt;
 use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
+use std::task::Context;
 
+use futures_util::task::AtomicWaker;
 use parking_lot::Mutex;
 use pingora_core::protocols::{Digest, UniqueIDType};
 
@@ -25,6 +27,9 @@ pub struct ConnectionContext {
     broken_off: AtomicBool,
     /// Bytes wait for the client to accept them.
     writing: AtomicBool,
+    /// What the client does not accept is of no use any more.
+    given_up: AtomicBool,
+    give_up: AtomicWaker,
     ended_for: OnceLock<CloseReason>,
     parcel: Mutex<Option<Box<dyn Any + Send>>>,
 }
@@ -41,6 +46,8 @@ impl ConnectionContext {
             fault: OnceLock::new(),
             broken_off: AtomicBool::new(false),
             writing: AtomicBool::new(false),
+            given_up: AtomicBool::new(false),
+            give_up: AtomicWaker::new(),
             ended_for: OnceLock::new(),
             parcel: Mutex::new(None),
         }
@@ -99,6 +106,18 @@ impl ConnectionContext {
     /// Whether bytes wait for the client to accept them.
     pub fn is_writing(&self) -> bool {
         self.writing.load(Ordering::Relaxed)
+    }
+
+    /// Fails a write that waits for the client, and every later one that has to.
+    pub fn give_up(&self) {
+        self.given_up.store(true, Ordering::SeqCst);
+        self.give_up.wake();
+    }
+
+    /// Whether a write that has to wait fails instead; if not yet, it is woken once it is to.
+    pub(super) fn is_given_up(&self, cx: &Context<'_>) -> bool {
+        self.give_up.register(cx.waker());
+        self.given_up.load(Ordering::SeqCst)
     }
 
     /// Notes why the gateway ends the connection. The first reason stays: what follows is its consequence.

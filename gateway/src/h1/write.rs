@@ -61,7 +61,9 @@ impl GuardedStream {
             self.out.timer.moved();
             return polled;
         }
-        ready!(self.out.timer.poll_expired(cx, self.limits.write_timeout));
+        if !self.context.is_given_up(cx) {
+            ready!(self.out.timer.poll_expired(cx, self.limits.write_timeout));
+        }
         Poll::Ready(Err(self.end(BodyFault::WriteTimeout)))
     }
 

@@ -1,5 +1,6 @@
 //! The HTTP/1 keep-alive loop.
 
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -9,10 +10,10 @@ use pingora_core::protocols::{Shutdown, Stream};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::sync::watch;
 
-use super::{KeepAlive, Proxy, tunnel, with_timers};
+use super::{KeepAlive, Proxy, current_timers, tunnel, with_timers};
 use crate::answer::Answer;
 use crate::edge::{ByteStream, CloseReason, Connection, Drain};
-use crate::h1::{GuardedStream, HeadError, HeadLimits};
+use crate::h1::{ConnectionContext, GuardedStream, HeadError, HeadLimits};
 use crate::observe::RequestProtocol;
 use crate::request::{Ending, RequestCtx, request_id};
 
@@ -20,6 +21,9 @@ use crate::request::{Ending, RequestCtx, request_id};
 /// answer arrives before the reset that unread bytes would cause.
 const LINGER: Duration = Duration::from_secs(1);
 const LINGER_BYTES: usize = 256 * 1024;
+
+/// How long what was on its way to the client when a clock rang may take.
+const LAST_WRITES: Duration = Duration::from_secs(1);
 
 /// The seconds Pingora may announce; the real idle timeout is ours.
 const KEEPALIVE_SECONDS: u64 = 60;
@@ -91,10 +95,11 @@ async fn keep_alive(proxy: &Proxy, mut stream: Box<GuardedStream>, drain: watch:
         stream
             .context()
             .put(Box::new(KeepAlive(head.keep_alive && !last)));
+        let context = Arc::clone(stream.context());
         let mut session = ServerSession::new_http1(stream as Stream);
         session.set_keepalive(Some(KEEPALIVE_SECONDS));
         let shutdown = proxy.shutdown.subscribe();
-        let request = proxy.http.process_new_http(session, &shutdown);
+        let request = give_up_in_time(proxy.http.process_new_http(session, &shutdown), &context);
         let Some(reused) = with_timers(request, Duration::ZERO, &drain).await.flatten() else {
             return;
         };
@@ -105,6 +110,26 @@ async fn keep_alive(proxy: &Proxy, mut stream: Box<GuardedStream>, drain: watch:
         stream = guard;
         if last {
             return Shutdown::shutdown(&mut *stream).await;
+        }
+    }
+}
+
+/// A clock that rang has ended the upstream, but what is on its way to a client that does not read would
+/// hold the request, and its slot, until the write timeout.
+async fn give_up_in_time<F: Future>(request: F, context: &ConnectionContext) -> F::Output {
+    let timers = current_timers();
+    let mut request = pin!(request);
+    tokio::select! {
+        biased;
+        output = &mut request => return output,
+        () = timers.rang() => {}
+    }
+    loop {
+        match tokio::time::timeout(LAST_WRITES, &mut request).await {
+            Ok(output) => return output,
+            // Something else may keep it, such as the rest of an upload, which has bounds of its own.
+            Err(_) if context.is_writing() => context.give_up(),
+            Err(_) => {}
         }
     }
 }

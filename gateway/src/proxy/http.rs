@@ -58,19 +58,20 @@ impl HttpAdapter {
 
 #[async_trait]
 impl ProxyHttp for HttpAdapter {
-    type CTX = Ctx;
+    // Boxed: Pingora's future of a request holds it in several places.
+    type CTX = Box<Ctx>;
 
-    fn new_ctx(&self) -> Ctx {
+    fn new_ctx(&self) -> Box<Ctx> {
         let timers = current_timers();
         let request = RequestCtx::new(&self.engine, timers, Instant::now());
-        Ctx::new(request)
+        Box::new(Ctx::new(request))
     }
 
     fn init_downstream_modules(&self, _: &mut pingora_core::modules::http::HttpModules) {
         // The default registers a compression module, and a box for it per request.
     }
 
-    async fn request_filter(&self, session: &mut Session, ctx: &mut Ctx) -> Result<bool> {
+    async fn request_filter(&self, session: &mut Session, ctx: &mut Self::CTX) -> Result<bool> {
         let Some(info) = super::connection_info(session.digest()) else {
             return Err(Error::explain(
                 ErrorType::InternalError,
@@ -113,7 +114,7 @@ impl ProxyHttp for HttpAdapter {
         }
     }
 
-    async fn upstream_peer(&self, session: &mut Session, ctx: &mut Ctx) -> Result<Box<HttpPeer>> {
+    async fn upstream_peer(&self, session: &mut Session, ctx: &mut Self::CTX) -> Result<Box<HttpPeer>> {
         let choice = match (&ctx.request.next, &session.req_header().method) {
             (Attempt::FreshConnection, _) => Choice::Fresh,
             (_, &Method::GET | &Method::HEAD | &Method::OPTIONS) => Choice::Any,
@@ -147,7 +148,7 @@ impl ProxyHttp for HttpAdapter {
         _: &HttpPeer,
         _: std::os::unix::io::RawFd,
         digest: Option<&Digest>,
-        ctx: &mut Ctx,
+        ctx: &mut Self::CTX,
     ) -> Result<()> {
         let now = Instant::now();
         if !reused && let Some(permit) = &ctx.request.permit {
@@ -171,7 +172,7 @@ impl ProxyHttp for HttpAdapter {
         &self,
         session: &mut Session,
         request: &mut RequestHeader,
-        ctx: &mut Ctx,
+        ctx: &mut Self::CTX,
     ) -> Result<()> {
         let (Some(info), Some(routed)) = (&ctx.info, &ctx.request.routed) else {
             return Err(Error::explain(
@@ -201,7 +202,7 @@ impl ProxyHttp for HttpAdapter {
         _: &mut Session,
         body: &mut Option<Bytes>,
         end: bool,
-        ctx: &mut Ctx,
+        ctx: &mut Self::CTX,
     ) -> Result<()> {
         if end {
             ctx.request.timers.body_done();
@@ -234,7 +235,7 @@ impl ProxyHttp for HttpAdapter {
         &self,
         session: &mut Session,
         response: &mut ResponseHeader,
-        ctx: &mut Ctx,
+        ctx: &mut Self::CTX,
     ) -> Result<()> {
         let status = response.status.as_u16();
         if status == 101 {
@@ -279,7 +280,7 @@ impl ProxyHttp for HttpAdapter {
         &self,
         session: &mut Session,
         response: &mut ResponseHeader,
-        ctx: &mut Ctx,
+        ctx: &mut Self::CTX,
     ) -> Result<()> {
         if response.status.is_informational() {
             return Ok(());
@@ -310,7 +311,7 @@ impl ProxyHttp for HttpAdapter {
         &self,
         session: &mut Session,
         _: &mut http::HeaderMap,
-        ctx: &mut Ctx,
+        ctx: &mut Self::CTX,
     ) -> Result<Option<Bytes>> {
         // The last thing there is: a gRPC client may leave its side open for ever.
         ctx.answered(session, 0);
@@ -322,7 +323,7 @@ impl ProxyHttp for HttpAdapter {
         session: &mut Session,
         body: &mut Option<Bytes>,
         end: bool,
-        ctx: &mut Ctx,
+        ctx: &mut Self::CTX,
     ) -> Result<Option<Duration>> {
         if end {
             let timers = &ctx.request.timers;
@@ -338,7 +339,7 @@ impl ProxyHttp for HttpAdapter {
         Ok(None)
     }
 
-    fn fail_to_connect(&self, _: &mut Session, _: &HttpPeer, ctx: &mut Ctx, mut e: Box<Error>) -> Box<Error> {
+    fn fail_to_connect(&self, _: &mut Session, _: &HttpPeer, ctx: &mut Self::CTX, mut e: Box<Error>) -> Box<Error> {
         if out_of_descriptors(&e) {
             // The gateway's own bound: no endpoint is to blame, and another would fail alike.
             ctx.request.fail_attempt(Reason::Overloaded, e.to_string());
@@ -367,7 +368,7 @@ impl ProxyHttp for HttpAdapter {
         _: &HttpPeer,
         session: &mut Session,
         mut e: Box<Error>,
-        ctx: &mut Ctx,
+        ctx: &mut Self::CTX,
         reused: bool,
     ) -> Box<Error> {
         ctx.request.timers.upstream(None, None, Instant::now());
@@ -414,7 +415,7 @@ impl ProxyHttp for HttpAdapter {
         e
     }
 
-    async fn fail_to_proxy(&self, session: &mut Session, e: &Error, ctx: &mut Ctx) -> FailToProxy {
+    async fn fail_to_proxy(&self, session: &mut Session, e: &Error, ctx: &mut Self::CTX) -> FailToProxy {
         let gone = FailToProxy {
             error_code: 0,
             can_reuse_downstream: false,
@@ -466,7 +467,7 @@ impl ProxyHttp for HttpAdapter {
         }
     }
 
-    async fn logging(&self, session: &mut Session, _: Option<&Error>, ctx: &mut Ctx) {
+    async fn logging(&self, session: &mut Session, _: Option<&Error>, ctx: &mut Self::CTX) {
         ctx.late = None;
         let sent = session.body_bytes_sent() as u64;
         ctx.finish(session.req_header(), sent);

@@ -36,6 +36,7 @@ pub struct RequestTimers {
     state: Mutex<State>,
     changed: Notify,
     asked: Notify,
+    rang: Notify,
     /// Between asking a stream to end and breaking it off.
     grace: Duration,
 }
@@ -66,6 +67,8 @@ struct State {
     body: Option<BodyClock>,
     body_late: bool,
     cut: bool,
+    /// The response head came.
+    answering: bool,
     /// It was broken off because its instance has to go.
     evicted: bool,
     upstream: Option<Arc<dyn Breakable>>,
@@ -200,6 +203,7 @@ impl RequestTimers {
     /// The response head came: its clock stops, and a stream's begins.
     pub fn head_received(&self, now: Instant) {
         let mut state = self.state.lock();
+        state.answering = true;
         state.start = None;
         state.old = state.age.map(|age| now + age);
         let news = state.old.is_some();
@@ -284,6 +288,12 @@ impl RequestTimers {
         self.asked.notified().await;
     }
 
+    /// Resolves when the upstream connection was broken for good; once. Needs [`watch`](Self::watch)
+    /// to be polled. Cancel-safe.
+    pub async fn rang(&self) {
+        self.rang.notified().await;
+    }
+
     /// Waits for clocks and breaks the upstream connection when one rings. Polled beside the
     /// request's future and dropped with it. Returns only when the request was
     /// [`answered`](Self::answered) and its time is over: then it is to be dropped.
@@ -345,6 +355,7 @@ impl RequestTimers {
         if let Some(upstream) = state.upstream.take() {
             upstream.break_now();
         }
+        self.rang.notify_one();
         true
     }
 
@@ -378,6 +389,9 @@ impl RequestTimers {
             upstream.break_now();
         }
         // Whoever lost its instance may still get another.
+        if !evicted || state.answering {
+            self.rang.notify_one();
+        }
         !evicted
     }
 }

@@ -53,6 +53,8 @@ pub(crate) enum Activation {
     /// Demand was sent and neither success nor failure came back.
     Outstanding {
         since: Instant,
+        /// What was to come is gone, and somebody still waits: it is asked for again.
+        lost: bool,
     },
     /// It failed; arrivals are told so until then.
     Failed {
@@ -304,7 +306,7 @@ impl<W> Core<W> {
     pub(super) fn retry_after(&self, now: Instant) -> Duration {
         let estimate = match (&self.activation, self.start_estimate) {
             _ if self.endpoints.counts().ready > 0 => Duration::ZERO,
-            (Activation::Outstanding { since }, Some(e)) => e.saturating_sub(now.duration_since(*since)),
+            (Activation::Outstanding { since, .. }, Some(e)) => e.saturating_sub(now.duration_since(*since)),
             (_, estimate) => estimate.unwrap_or_default(),
         };
         estimate.max(MIN_RETRY)

@@ -8,10 +8,12 @@ use std::time::Duration;
 use futures_util::poll;
 use sluice_model::{Demand, Failure, InstanceId};
 
+use super::core::Core;
+use super::effects::Signal;
 use super::shell::clock;
-use super::test_kit::{activate, add, admit, failed, fixed, reject, throttler, throttler_for, wait};
+use super::test_kit::{account, activate, add, admit, failed, fixed, reject, throttler, throttler_for, wait};
 use super::*;
-use crate::registry::test_kit::{address, id};
+use crate::registry::test_kit::{address, id, queue};
 
 #[tokio::test]
 async fn a_freed_slot_goes_to_the_oldest_waiter() {
@@ -263,4 +265,33 @@ async fn an_activation_is_asked_for_before_it_has_succeeded() {
     *sink.ready.lock() = Some(Box::new(move || late.endpoint_ready(key, clock())));
     drop(wait(&throttler).await.expect("admitted"));
     assert_eq!(*sink.heard.lock(), [activate(), Demand::Activated(id("r"))]);
+}
+
+#[test]
+fn a_failed_activation_took_as_long_as_it_was_waited_for() {
+    let limits = ThrottleLimits {
+        concurrency: None,
+        queue: queue(),
+        start_timeout: Duration::from_secs(10),
+        supply: Supply::Activated,
+    };
+    let totals = sluice_model::QueueTotals {
+        depth: 10,
+        bytes: 1 << 20,
+    };
+    let budget = Arc::new(QueueBudget::new(totals));
+    let start = std::time::Instant::now();
+    let mut core = Core::new(limits, account(&budget, "shop"), 1, start);
+    let _ = core.arrive(Arrival::default(), start, || 0);
+    let state = Arc::new(EndpointState::new(address(1), Some(InstanceId(1))));
+    let _ = core.endpoint_added(Arc::clone(&state), false, start);
+    // It is gone a moment before the control plane says what became of it.
+    let end = start + Duration::from_secs(2);
+    let _ = core.endpoint_removed(state.key, end);
+    let signals = core.fail(&failed(1), end).signals;
+    let took = signals.iter().find_map(|signal| match signal {
+        Signal::ActivationFailed { took, .. } => Some(*took),
+        _ => None,
+    });
+    assert_eq!(took, Some(Duration::from_secs(2)));
 }

@@ -187,7 +187,7 @@ impl<W> Core<W> {
     pub(crate) fn fail(&mut self, failure: &Arc<ActivationFailure>, now: Instant) -> Effects<W> {
         let mut fx = self.begin(now);
         if self.endpoints.counts().ready == 0 {
-            if let Activation::Outstanding { since } = self.activation {
+            if let Activation::Outstanding { since, .. } = self.activation {
                 fx.signals.push(Signal::ActivationFailed {
                     took: now.saturating_duration_since(since),
                     failure: Arc::clone(failure),
@@ -321,13 +321,17 @@ impl<W> Core<W> {
     pub(super) fn activate(&mut self, now: Instant, fx: &mut Effects<W>) {
         let wait = match &self.activation {
             Activation::Idle => false,
-            Activation::Outstanding { since } => {
-                now.saturating_duration_since(*since) <= self.limits.start_timeout
+            Activation::Outstanding { since, lost } => {
+                !lost && now.saturating_duration_since(*since) <= self.limits.start_timeout
             }
             Activation::Failed { until, .. } => now < *until,
         };
         if !wait && !self.is_one_coming() {
-            self.activation = Activation::Outstanding { since: now };
+            let since = match self.activation {
+                Activation::Outstanding { since, lost: true } => since,
+                _ => now,
+            };
+            self.activation = Activation::Outstanding { since, lost: false };
             self.underway.forget_if_over();
             fx.signals.push(Signal::Activate);
         }
@@ -388,9 +392,13 @@ impl<W> Core<W> {
         let counts = self.endpoints.counts();
         if counts.ready + counts.ejected == 0
             && !self.is_one_coming()
-            && matches!(self.activation, Activation::Outstanding { .. })
+            && let Activation::Outstanding { lost, .. } = &mut self.activation
         {
-            self.activation = Activation::Idle;
+            if self.queue.is_empty() {
+                self.activation = Activation::Idle;
+            } else {
+                *lost = true;
+            }
         }
     }
 
@@ -405,7 +413,7 @@ impl<W> Core<W> {
     }
 
     fn activation_succeeded(&mut self, now: Instant, fx: &mut Effects<W>) {
-        if let Activation::Outstanding { since } = self.activation {
+        if let Activation::Outstanding { since, .. } = self.activation {
             let took = now.saturating_duration_since(since);
             let before = self.start_estimate.unwrap_or(took);
             self.start_estimate = Some((before * 7 + took * 3) / 10);

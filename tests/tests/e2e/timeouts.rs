@@ -238,3 +238,32 @@ async fn waiting_in_the_queue_counts() {
         assert_eq!(first.response_to(b"GET ").await.unwrap().status, 504);
     }
 }
+
+#[tokio::test]
+async fn a_client_that_reads_nothing_does_not_outlive_the_clocks() {
+    let backend = HttpBackend::builder("endless")
+        .answer(|_| {
+            let (send, receive) = mpsc::channel(1);
+            tokio::spawn(async move { while send.send(Bytes::from(vec![b'x'; 64 << 10])).await.is_ok() {} });
+            ok(streamed(receive))
+        })
+        .start()
+        .await;
+    for (timer, key) in [("total", "timeoutSeconds: 1"), ("age", "maxStreamAge: 1s")] {
+        // The write timeout is a minute.
+        let gateway = Gateway::start(&web_with(backend.addr(), key)).await;
+        let mut client = H1::connect(gateway.addr()).await.unwrap();
+        let start = Instant::now();
+        client.send(&h1::get(WEB, "/")).await.unwrap();
+        let entry = gateway.wait_access_log("the request", |_| true).await;
+        assert_eq!(
+            (&entry["reason"], &entry["timer"]),
+            (&"timeout".into(), &timer.into()),
+            "{entry}"
+        );
+        assert!(start.elapsed() >= Duration::from_millis(900), "{timer}");
+        gateway
+            .wait_metric("sluice_requests_in_flight", &[], SOON, |n| n == 0.0)
+            .await;
+    }
+}

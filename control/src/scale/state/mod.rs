@@ -322,7 +322,7 @@ impl RevisionState {
             return;
         };
         if same_launch(&gone.plan, &self.plan) {
-            *detail = format!("not ready within {:?}; ended with {end}", gone.plan.start_timeout);
+            *detail = format!("{}; ended with {end}", not_ready(&gone.plan));
             todo.push(Action::Warn(detail.clone()));
         }
     }
@@ -423,7 +423,7 @@ impl RevisionState {
             instance.timed_out = true;
             let plan = Arc::clone(&instance.plan);
             self.stop(id, Some(Duration::ZERO), todo);
-            let detail = format!("not ready within {:?}", plan.start_timeout);
+            let detail = not_ready(&plan);
             let failed = FailedStart {
                 plan,
                 since,
@@ -436,6 +436,11 @@ impl RevisionState {
             todo.push(Action::End(overdue));
         }
     }
+}
+
+/// Says where it was looked for: many a server listens elsewhere than it was told to.
+fn not_ready(plan: &RevisionPlan) -> String {
+    format!("not ready within {:?} at 127.0.0.1:$PORT", plan.start_timeout)
 }
 
 #[cfg(test)]

@@ -25,7 +25,7 @@ use super::{Proxy, current_timers, upstream};
 use crate::answer::Answer;
 use crate::edge::{ByteStream, ConnectionInfo, Drain};
 use crate::h1::{ChunkLimits, GuardedStream, Head};
-use crate::observe::{Reason, RequestProtocol};
+use crate::observe::{Reason, RequestProtocol, Timer};
 use crate::request::{Attempt, Breakable, Ending, Incoming, Refusal, RequestCtx};
 use crate::throttle::{Outcome, Permit};
 
@@ -134,12 +134,23 @@ async fn run(
             .map(|permit| Arc::clone(permit.endpoint())),
         websocket: head.upgrade.as_ref().is_some_and(|u| u.websocket),
     };
+    let websocket = bounds.websocket;
     let client = exchange::Replay::new(leftover, io);
     let backend = exchange::Replay::new(early, backend);
     let (traffic, ended) = relay(client, backend, bounds).await;
-    if ended == Ended::Idle {
-        request.reason = Some(Reason::Timeout);
-        request.timers.fire(crate::observe::Timer::Idle);
+    match ended {
+        Ended::Idle => {
+            request.reason = Some(Reason::Timeout);
+            request.timers.fire(Timer::Idle);
+        }
+        Ended::Client | Ended::Backend => {}
+        // A WebSocket was closed in order; others have no words for it and broke off.
+        Ended::Aged | Ended::Draining if websocket => {}
+        Ended::Aged => {
+            request.reason = Some(Reason::Timeout);
+            request.timers.fire(Timer::Age);
+        }
+        Ended::Draining => request.reason = Some(Reason::Draining),
     }
     Finished {
         status: Some(status),

@@ -41,8 +41,10 @@ pub(super) enum Ended {
     Backend,
     /// Nobody said anything for too long.
     Idle,
-    /// It was asked to end: too old, or the instance or the gateway goes away.
-    Asked,
+    /// It was asked to end, because it was too old.
+    Aged,
+    /// It was asked to end: the instance or the gateway goes away.
+    Draining,
 }
 
 /// How much went through, in bytes.
@@ -159,7 +161,7 @@ where
     let ended = loop {
         let ends = [
             bounds.idle.map(|idle| (last_byte + idle, Ended::Idle)),
-            bounds.age.map(|age| (started + age, Ended::Asked)),
+            bounds.age.map(|age| (started + age, Ended::Aged)),
             closing.map(|at| (at, Ended::Client)),
         ];
         let next = ends.into_iter().flatten().min_by_key(|(at, _)| *at);
@@ -190,11 +192,11 @@ where
                 Step::Broken => break Ended::Client,
             },
             why = timer => break why,
-            () = closing_time(&mut bounds.drain) => break Ended::Asked,
-            () = ended(bounds.endpoint.as_deref()) => break Ended::Asked,
+            () = closing_time(&mut bounds.drain) => break Ended::Draining,
+            () = ended(bounds.endpoint.as_deref()) => break Ended::Draining,
         }
     };
-    if ended == Ended::Asked && bounds.websocket {
+    if matches!(ended, Ended::Aged | Ended::Draining) && bounds.websocket {
         let _ = tokio::time::timeout(CLOSING, async {
             tokio::join!(down.close(&CLOSE_TO_CLIENT), up.close(&CLOSE_TO_SERVER));
             let _ = up.to.shutdown().await;
@@ -290,7 +292,7 @@ mod tests {
         backend.read_exact(&mut to_backend).await.expect("a close");
         assert_eq!(to_backend, CLOSE_TO_SERVER);
         drop((client, backend));
-        assert_eq!(tunnel.await.expect("no panic").1, Ended::Asked);
+        assert_eq!(tunnel.await.expect("no panic").1, Ended::Draining);
     }
 
     #[tokio::test(start_paused = true)]
@@ -307,7 +309,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_peer_that_takes_nothing_stops_no_clock() {
-        for (idle, age, why) in [(Some(10), None, Ended::Idle), (None, Some(10), Ended::Asked)] {
+        for (idle, age, why) in [(Some(10), None, Ended::Idle), (None, Some(10), Ended::Aged)] {
             let (client, inner_client) = tokio::io::duplex(64);
             let (mut backend, inner_backend) = tokio::io::duplex(64);
             let (bounds, _drain) = bounds(idle, age);

@@ -10,7 +10,6 @@ use nix::unistd::Pid;
 use sluice_gateway::edge::{Edge, HeldEdge};
 use tokio::process::Child;
 use tokio::sync::oneshot;
-use tokio::time::error::Elapsed;
 use tokio::time::timeout;
 
 use super::program::Program;
@@ -109,8 +108,8 @@ pub(crate) struct HandedOver {
 
 impl Old {
     /// Starts the binary now on disk and hands over to it. It may take `limit` to get ready. On an error the
-    /// new process is gone, and nothing has changed. `cancelled` ends it early; dropping the future kills the
-    /// new process, but leaves the scaling as it is.
+    /// new process is gone, and nothing has changed. `cancelled` ends it until the new process is ready;
+    /// dropping the future kills the new process, but leaves the scaling as it is.
     pub(crate) async fn hand_over(
         &mut self,
         limit: Duration,
@@ -131,9 +130,19 @@ impl Old {
         }
         let mut new = Newcomer::start(&self.program)?;
         let mut frozen = false;
-        let outcome = tokio::select! {
-            outcome = converse(&mut new, sockets, limit, &mut self.scaling, &mut frozen) => outcome,
+        let ready = tokio::select! {
+            ready = timeout(limit, greet(&mut new, sockets)) => match ready {
+                Ok(greeted) => greeted,
+                Err(_) => Err(HandOverError::Slow { what: "ready", limit }),
+            },
             () = asked_for(cancelled) => Err(HandOverError::Cancelled),
+        };
+        // Not to be cancelled: from the word on it accepts, and ending it would cost what it has accepted.
+        let outcome = match ready {
+            Ok(build) => hand_out(&mut new, &mut self.scaling, &mut frozen)
+                .await
+                .map(|()| build),
+            Err(error) => Err(error),
         };
         match outcome {
             Ok(build) => {
@@ -166,18 +175,8 @@ async fn asked_for(cancelled: oneshot::Receiver<()>) {
     }
 }
 
-/// The conversation to the acknowledgement. Returns the new binary's version.
-async fn converse(
-    new: &mut Newcomer,
-    sockets: Vec<(SocketName, OwnedFd)>,
-    limit: Duration,
-    scaling: &mut Giving,
-    frozen: &mut bool,
-) -> Result<String, HandOverError> {
-    let slow = |what, limit| move |_: Elapsed| HandOverError::Slow { what, limit };
-    let build = timeout(limit, greet(new, sockets))
-        .await
-        .map_err(slow("ready", limit))??;
+/// The conversation from there to the acknowledgement.
+async fn hand_out(new: &mut Newcomer, scaling: &mut Giving, frozen: &mut bool) -> Result<(), HandOverError> {
     tracing::info!("upgrade: process {} is ready, handing over to it", new.pid());
     let taken = async {
         *frozen = true;
@@ -191,8 +190,11 @@ async fn converse(
     };
     timeout(HAND_OVER, taken)
         .await
-        .map_err(slow("serving", HAND_OVER))??;
-    Ok(build)
+        .map_err(|_| HandOverError::Slow {
+            what: "serving",
+            limit: HAND_OVER,
+        })??;
+    Ok(())
 }
 
 /// To [`Frame::Prepared`].
