@@ -162,7 +162,10 @@ mod tests {
         assert!(enter("2001:db8:1:2:ffff::9").is_none());
         let other = enter("2001:db8:1:3::1").expect("another network");
         let mapped = enter("::ffff:192.0.2.1").expect("the first of its kind");
-        assert!(enter("192.0.2.1").is_none(), "the same address, written otherwise");
+        assert!(
+            enter("192.0.2.1").is_none(),
+            "the same address, written otherwise"
+        );
         drop((first, other, mapped));
         assert_eq!(census.clients(), 0);
     }

@@ -339,7 +339,13 @@ impl ProxyHttp for HttpAdapter {
         Ok(None)
     }
 
-    fn fail_to_connect(&self, _: &mut Session, _: &HttpPeer, ctx: &mut Self::CTX, mut e: Box<Error>) -> Box<Error> {
+    fn fail_to_connect(
+        &self,
+        _: &mut Session,
+        _: &HttpPeer,
+        ctx: &mut Self::CTX,
+        mut e: Box<Error>,
+    ) -> Box<Error> {
         if out_of_descriptors(&e) {
             // The gateway's own bound: no endpoint is to blame, and another would fail alike.
             ctx.request.fail_attempt(Reason::Overloaded, e.to_string());
@@ -473,7 +479,7 @@ impl ProxyHttp for HttpAdapter {
         ctx.finish(session.req_header(), sent);
     }
 
-    fn suppress_error_log(&self, _: &Session, _: &Ctx, _: &Error) -> bool {
+    fn suppress_error_log(&self, _: &Session, _: &Self::CTX, _: &Error) -> bool {
         // Every request has its line in the access log, with reason and detail.
         true
     }
@@ -481,7 +487,7 @@ impl ProxyHttp for HttpAdapter {
     fn suppress_proxy_warn_log(
         &self,
         _: &Session,
-        _: &Ctx,
+        _: &Self::CTX,
         _: &Error,
         _: pingora_proxy::ProxyWarnLogContext,
     ) -> bool {

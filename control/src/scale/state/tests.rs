@@ -277,12 +277,17 @@ fn what_is_never_ready_is_killed_when_its_time_is_over() {
     let actions = bench.after(Duration::from_secs(60), Event::Tick);
     assert_eq!(actions[0], Action::Remove(InstanceId(1)));
     assert_eq!(actions[1], Action::Stop(InstanceId(1), Duration::ZERO));
-    assert_eq!(failures(&actions), [(Failure::TimedOut, "not ready within 60s at 127.0.0.1:$PORT")]);
+    assert_eq!(
+        failures(&actions),
+        [(Failure::TimedOut, "not ready within 60s at 127.0.0.1:$PORT")]
+    );
     let actions = bench.exited(1, "signal 9 (SIGKILL): waiting for the database");
     assert!(matches!(actions[..], [Action::Warn(_)]), "{actions:?}");
     assert_eq!(
         bench.state.status().last_failure.as_deref(),
-        Some("not ready within 60s at 127.0.0.1:$PORT; ended with signal 9 (SIGKILL): waiting for the database")
+        Some(
+            "not ready within 60s at 127.0.0.1:$PORT; ended with signal 9 (SIGKILL): waiting for the database"
+        )
     );
 }
 
