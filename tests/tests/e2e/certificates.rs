@@ -9,7 +9,7 @@ use sluice_tests::backend::HttpBackend;
 use sluice_tests::gateway::Gateway;
 use sluice_tests::h1::{self, H1};
 use sluice_tests::tls::Ca;
-use sluice_tests::wait::SOON;
+use sluice_tests::wait::{SOON, wait_for};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 
@@ -124,7 +124,11 @@ async fn clients_resume_across_reloads_and_the_policy_follows_one() {
     visit(&gateway, &old).await.expect("1.2 by default");
     let strict = config(&backend, ", minVersion: \"1.3\"", &["a", "b"]);
     gateway.reload(&strict).await;
-    visit(&gateway, &old).await.expect_err("1.2 is no longer spoken");
+    // Listeners follow a moment after the generation.
+    wait_for("1.2 is no longer spoken", SOON, async || {
+        visit(&gateway, &old).await.err()
+    })
+    .await;
     assert_eq!(
         visit(&gateway, &clients[0]).await.unwrap(),
         HandshakeKind::Resumed
