@@ -143,6 +143,26 @@ async fn an_overload_is_met_within_two_looks() {
     assert_eq!(told[1].3, "1 → 6: panic, 412 in flight / target 70");
 }
 
+/// Contract 4.6, S7: without metrics there is no decision, however long.
+#[tokio::test(start_paused = true)]
+async fn who_is_not_heard_of_is_left_as_it_is() {
+    let (fake, handle) = start();
+    let greeter = id("greeter-v1");
+    fake.carry(&greeter, 300);
+    handle.apply(plans([(greeter.clone(), plan(20))]));
+    pass(Duration::from_secs(5)).await;
+    assert_eq!(fake.desired(&greeter), Some(5));
+
+    fake.loads.lock().remove(&greeter);
+    fake.told.lock().clear();
+    pass(Duration::from_secs(300)).await;
+    assert!(fake.told.lock().is_empty(), "neither down nor to zero");
+
+    fake.carry(&greeter, 0);
+    pass(Duration::from_secs(60)).await;
+    assert_eq!(fake.desired(&greeter), Some(0), "known again, and idle");
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_reload_keeps_counters_of_what_stays() {
     let (fake, handle) = start();
