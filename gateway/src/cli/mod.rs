@@ -37,7 +37,7 @@ pub const DEFAULT_CONFIG: &str = "sluice.yaml";
   sluice status                               what runs, and why
   sluice upgrade                              put the binary now on disk in place of the running one
 
-Exit codes: 0 fine; 1 configuration rejected, or nothing would serve; 2 usage or failure to start."
+Exit codes: 0 fine; 1 configuration rejected, nothing would serve, or not upgraded; 2 usage or failure to start."
 )]
 pub struct Cli {
     /// What to do.
