@@ -22,7 +22,7 @@ impl RequestCtx {
         };
         let arrival = Arrival {
             bytes: self.head_bytes,
-            deadline: self.timers.deadline(),
+            deadline: self.clocks.deadline(),
             sticky: routed.endpoint_key,
         };
         let admission = routed.live.throttler().admit(arrival, now);
@@ -49,7 +49,7 @@ impl RequestCtx {
             Attempt::After(wait) => {
                 self.permit = None;
                 tokio::pin!(gone);
-                let deadline = self.timers.deadline();
+                let deadline = self.clocks.deadline();
                 let until = deadline.map_or(now + wait, |d| d.min(now + wait));
                 tokio::select! {
                     () = tokio::time::sleep_until(until.into()) => {}
@@ -133,12 +133,12 @@ impl RequestCtx {
     fn reject(&mut self, rejection: &Rejection) -> Answer {
         self.removed = matches!(rejection, Rejection::Removed);
         if matches!(rejection, Rejection::DeadlineExceeded) {
-            self.timers.fire(self.timers.missed(Instant::now()));
+            self.clocks.fire(self.clocks.missed(Instant::now()));
         }
         if let Rejection::ActivationFailed { failure, .. } = rejection {
             self.detail = Some(failure.detail.clone());
         }
-        refusal_of(rejection, self.settings().error_detail, self.timers.fired())
+        refusal_of(rejection, self.settings().error_detail, self.clocks.fired())
     }
 }
 

@@ -11,9 +11,9 @@ use sluice_model::{
 use tokio::sync::watch;
 
 use super::decide::{Draw, decide, redirects};
-use super::headers::{Forwarding, TIMING_HEADER, grpc_timeout, request_id};
+use super::clocks::Clocks;
+use super::headers::{Forwarding, HOPS_HEADER, RequestId, TIMING_HEADER, grpc_timeout, hops};
 use super::measure::MeasuredRevision;
-use super::timers::RequestTimers;
 use crate::answer::{Answer, Dialect, Rendered, redirect_to_https};
 use crate::edge::{ConnectionInfo, Drain};
 use crate::observe::{
@@ -120,7 +120,7 @@ pub struct RequestCtx {
     pub(super) engine: Arc<Engine>,
     pub(super) serving: Arc<Serving>,
     /// Its clocks.
-    pub timers: Arc<RequestTimers>,
+    pub clocks: Clocks,
     /// When it came.
     pub started: Instant,
     /// Where it goes, once routed.
@@ -134,7 +134,9 @@ pub struct RequestCtx {
     /// Set when the response head came from the backend.
     pub head_received: bool,
     /// The id the backend sees.
-    pub request_id: String,
+    pub request_id: RequestId,
+    /// How often it passed a gateway of this kind before.
+    hops: u32,
     /// Why the client does not simply get the backend's answer.
     pub reason: Option<Reason>,
     /// What the reason cannot say in a word.
@@ -180,18 +182,19 @@ impl Draw for TableDraw<'_> {
 
 impl RequestCtx {
     /// A request that has just come in. Reads the one Snapshot it will ever see.
-    pub fn new(engine: &Arc<Engine>, timers: Arc<RequestTimers>, now: Instant) -> Self {
+    pub fn new(engine: &Arc<Engine>, now: Instant) -> Self {
         Self {
             serving: engine.serving.load(),
             engine: Arc::clone(engine),
-            timers,
+            clocks: Clocks::default(),
             started: now,
             routed: None,
             permit: None,
             next: Attempt::First,
             failure: None,
             head_received: false,
-            request_id: String::new(),
+            request_id: RequestId::None,
+            hops: 0,
             reason: None,
             detail: None,
             queued: Duration::ZERO,
@@ -296,7 +299,7 @@ impl RequestCtx {
             .header("grpc-timeout")
             .filter(|_| self.dialect == Dialect::Grpc)
             .and_then(grpc_timeout);
-        self.timers.arm(&spec.timeouts, own, self.started);
+        self.clocks.arm(&spec.timeouts, own, self.started);
         let route = decision.found.route.map(|(index, _)| index);
         self.routed = Some(Routed {
             service,
@@ -314,7 +317,8 @@ impl RequestCtx {
         self.head_bytes = incoming.head_bytes as u64;
         self.wants_timing = view.header(TIMING_HEADER) == Some(b"1");
         self.client = Some(incoming.info.client_ip());
-        self.request_id = request_id(view.header("x-request-id"), || fastrand::u128(..));
+        self.request_id = RequestId::of(view.header("x-request-id"), || fastrand::u128(..));
+        self.hops = hops(view.header(HOPS_HEADER));
     }
 
     /// What the forwarding headers say of this request.
@@ -324,7 +328,8 @@ impl RequestCtx {
             trusted: self.settings().trusts(info.client_ip()),
             tls: info.tls.is_some(),
             host,
-            request_id: &self.request_id,
+            request_id: self.request_id.as_str(),
+            hops: self.hops.saturating_add(1),
         }
     }
 
@@ -333,7 +338,7 @@ impl RequestCtx {
         let mut rendered = match refusal {
             Refusal::Answer(answer) => {
                 self.reason = Some(answer.reason);
-                answer.render(self.dialect, &self.request_id)
+                answer.render(self.dialect, self.request_id.as_str())
             }
             Refusal::Redirect(rendered) => rendered.clone(),
         };
@@ -379,7 +384,7 @@ impl RequestCtx {
         let revision = self.routed.as_ref().map(|routed| &routed.spec.id);
         let record = RequestRecord {
             time: self.time,
-            request_id: self.request_id.as_bytes(),
+            request_id: self.request_id.as_str().as_bytes(),
             client: self.client,
             method: ending.method,
             host: ending.host,
@@ -387,7 +392,7 @@ impl RequestCtx {
             protocol: ending.protocol,
             status: ending.status,
             reason: self.reason,
-            timer: self.timers.fired(),
+            timer: self.clocks.fired(),
             detail: self.detail.as_deref().map(brief),
             generation: self.serving.snapshot().generation,
             service: self.service.as_ref().map(|s| &s.id),

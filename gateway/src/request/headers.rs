@@ -1,27 +1,26 @@
-//! Which headers a request carries to the backend, and which a response carries to the client.
+//! Which header fields a request carries to the backend, and which a response carries to the client.
 //!
-//! Pure and protocol-neutral: each adapter brings its own header map behind [`HeadMut`].
+//! Pure and protocol-neutral: one pass over the fields of a head ([`Fields`]), each passed on to a
+//! [`FieldSink`] or left out, then the fields that the gateway sets. Nothing is copied in between.
 
+use std::fmt::Write as _;
 use std::net::IpAddr;
 
 use sluice_model::{RevisionId, RevisionSpec, Route};
 
-/// A message head whose fields can be changed. Names are given in lower case.
-pub trait HeadMut {
-    /// The first value of a field.
-    fn get(&self, name: &str) -> Option<&[u8]>;
-    /// All values of a field, joined by `, `; `None` without any.
-    fn joined(&self, name: &str) -> Option<Vec<u8>>;
-    /// Sets a field to one value; a value that no header can hold is left out.
-    fn set(&mut self, name: &str, value: &[u8]);
-    /// As `set`, for a name that need not be copied.
-    fn set_known(&mut self, name: &'static str, value: &[u8]) {
-        self.set(name, value);
-    }
-    /// Removes all fields of a name.
-    fn remove(&mut self, name: &str);
-    /// The lower-case names of all fields that start with `prefix`.
-    fn names_with_prefix(&self, prefix: &str) -> Vec<String>;
+/// The fields of a message head, in order.
+pub trait Fields {
+    /// Calls `each` with the name and the value of every field, names as the head has them.
+    fn each<'h>(&'h self, each: impl FnMut(&'h [u8], &'h [u8]));
+
+    /// The first value of a field; `name` in lower case.
+    fn first(&self, name: &str) -> Option<&[u8]>;
+}
+
+/// Where the fields of a head go on its way out.
+pub trait FieldSink {
+    /// Appends a field. Both were judged, or come from the gateway itself.
+    fn field(&mut self, name: &[u8], value: &[u8]);
 }
 
 /// Fields by which routing decisions are told to the backend; a client's own are dropped.
@@ -35,11 +34,24 @@ const DECISION_FIELDS: [&str; 4] = [
 /// A client asks with it where the time until the response head goes; for the gateway alone.
 pub(super) const TIMING_HEADER: &str = "x-sluice-timing";
 
+/// Counts passes of a request through a gateway of this kind.
+pub const HOPS_HEADER: &str = "x-sluice-hops";
+
 /// Fields by which proxies tell where a request came from, besides `x-forwarded-*`.
 const FORWARDING_FIELDS: [&str; 2] = ["forwarded", "x-real-ip"];
 
+/// Fields of RFC 9110 7.6.1 and their relatives that concern one connection alone.
+const HOP_BY_HOP: [&str; 5] = ["connection", "keep-alive", "proxy-connection", "te", "upgrade"];
+
+/// Fields that frame or address a message: whoever writes the message sets them.
+const FRAMING: [&str; 3] = ["host", "content-length", "transfer-encoding"];
+
 /// The longest request id taken over from a client, in bytes.
 const MAX_REQUEST_ID: usize = 128;
+
+/// Names in `Connection` fields that are looked at. Nobody nominates more than a few; without a bound
+/// every field would be compared with thousands of names.
+const MAX_NOMINATIONS: usize = 32;
 
 /// What the forwarding headers say of a request.
 #[derive(Debug, Clone, Copy)]
@@ -52,117 +64,358 @@ pub struct Forwarding<'a> {
     pub tls: bool,
     /// The Host the client sent.
     pub host: &'a [u8],
-    /// The id of the request; see [`request_id`].
+    /// The id of the request; see [`RequestId`].
     pub request_id: &'a str,
+    /// How often the request passed a gateway of this kind, this pass included.
+    pub hops: u32,
 }
 
-/// Changes a request head into what the backend gets. The caller has dealt with hop-by-hop
-/// fields, Host and path.
-pub fn to_backend(
-    head: &mut impl HeadMut,
-    from: Forwarding<'_>,
-    revision: &RevisionSpec,
-    route: Option<&Route>,
-) {
-    for name in DECISION_FIELDS {
-        head.remove(name);
+/// How a request head is changed on its way to the backend.
+#[derive(Debug, Clone, Copy)]
+pub struct RequestEdit<'a> {
+    /// Where the request came from.
+    pub from: Forwarding<'a>,
+    /// The revision it goes to.
+    pub revision: &'a RevisionSpec,
+    /// The route that matched.
+    pub route: Option<&'a Route>,
+    /// The names in the request's `Connection` fields.
+    pub nominated: Nominated<'a>,
+    /// Whether crumbs of `Cookie` are joined into one field, as HTTP/2 may split them and HTTP/1
+    /// must not (RFC 9113 8.2.3).
+    pub join_cookies: bool,
+}
+
+/// The names that the `Connection` fields of a head nominate (RFC 9110 7.6.1).
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Nominated<'h> {
+    names: [&'h [u8]; MAX_NOMINATIONS],
+    len: usize,
+}
+
+impl<'h> Nominated<'h> {
+    /// Of a head whose `Connection` fields may name something besides `close`, `keep-alive` and
+    /// `upgrade`.
+    pub fn of(head: &'h impl Fields) -> Self {
+        let mut all = Self::default();
+        head.each(|name, value| {
+            if name.eq_ignore_ascii_case(b"connection") {
+                all.add(value);
+            }
+        });
+        all
     }
-    head.remove(TIMING_HEADER);
-    if !from.trusted {
-        for name in FORWARDING_FIELDS {
-            head.remove(name);
+
+    fn add(&mut self, value: &'h [u8]) {
+        let names = value.split(|&b| b == b',').map(<[u8]>::trim_ascii);
+        for name in names.filter(|name| !name.is_empty()) {
+            if let Some(place) = self.names.get_mut(self.len) {
+                *place = name;
+                self.len += 1;
+            }
         }
-        for name in head.names_with_prefix("x-forwarded-") {
-            head.remove(&name);
+    }
+
+    fn has(&self, name: &[u8]) -> bool {
+        self.names[..self.len].iter().any(|n| n.eq_ignore_ascii_case(name))
+    }
+}
+
+fn is_any(name: &[u8], of: &[&str]) -> bool {
+    of.iter().any(|known| name.eq_ignore_ascii_case(known.as_bytes()))
+}
+
+fn starts_with(name: &[u8], prefix: &str) -> bool {
+    name.get(..prefix.len())
+        .is_some_and(|start| start.eq_ignore_ascii_case(prefix.as_bytes()))
+}
+
+/// Passes a request's fields on to the backend. Host and framing are the caller's to write, and so
+/// is `Upgrade` where one is passed on.
+pub fn request_fields(head: &impl Fields, edit: &RequestEdit<'_>, out: &mut impl FieldSink) {
+    let trusted = edit.from.trusted;
+    let (mut proto, mut forwarded_host) = (false, false);
+    let mut chain = Joined::new(b", ");
+    let mut cookies = Joined::new(b"; ");
+    head.each(|name, value| {
+        if is_edited(name, edit) {
+            return;
         }
-    }
-    let client = from.client.to_string();
-    match head.joined("x-forwarded-for") {
-        Some(mut chain) => {
-            chain.extend_from_slice(b", ");
-            chain.extend_from_slice(client.as_bytes());
-            head.set_known("x-forwarded-for", &chain);
+        if starts_with(name, "x-forwarded-") {
+            if !trusted {
+                return;
+            }
+            if name.eq_ignore_ascii_case(b"x-forwarded-for") {
+                return chain.add(value);
+            }
+            proto |= name.eq_ignore_ascii_case(b"x-forwarded-proto");
+            forwarded_host |= name.eq_ignore_ascii_case(b"x-forwarded-host");
+        } else if edit.join_cookies && name.eq_ignore_ascii_case(b"cookie") {
+            return cookies.add(value);
         }
-        None => head.set_known("x-forwarded-for", client.as_bytes()),
+        out.field(name, value);
+    });
+    cookies.write(b"cookie", out);
+    let set = |out: &mut _, name: &str, value: &[u8]| {
+        if !is_configured(name.as_bytes(), edit) {
+            FieldSink::field(out, name.as_bytes(), value);
+        }
+    };
+    let mut client = ShortText::default();
+    let _ = write!(client, "{}", edit.from.client);
+    chain.add(client.as_bytes());
+    if !is_configured(b"x-forwarded-for", edit) {
+        chain.write(b"x-forwarded-for", out);
     }
-    if head.get("x-forwarded-proto").is_none() {
-        head.set_known("x-forwarded-proto", if from.tls { b"https" } else { b"http" });
+    if !proto {
+        let scheme: &[u8] = if edit.from.tls { b"https" } else { b"http" };
+        set(out, "x-forwarded-proto", scheme);
     }
-    if head.get("x-forwarded-host").is_none() {
-        head.set_known("x-forwarded-host", from.host);
+    if !forwarded_host {
+        set(out, "x-forwarded-host", edit.from.host);
     }
-    head.set_known("x-request-id", from.request_id.as_bytes());
-    if let Some(route) = route {
+    set(out, "x-request-id", edit.from.request_id.as_bytes());
+    let mut hops = ShortText::default();
+    let _ = write!(hops, "{}", edit.from.hops);
+    out.field(HOPS_HEADER.as_bytes(), hops.as_bytes());
+    if let Some(route) = edit.route {
         for (name, value) in &route.append_headers {
-            head.set(name, value.as_bytes());
-        }
-    }
-    for (name, value) in &revision.request_headers {
-        head.set(name, value.as_bytes());
-    }
-    set_decision(head, &revision.id);
-}
-
-fn set_decision(head: &mut impl HeadMut, revision: &RevisionId) {
-    head.set_known("knative-serving-revision", revision.name().as_bytes());
-    head.set_known("knative-serving-namespace", revision.namespace().as_bytes());
-}
-
-/// The client's request id if it is fit to be passed on, else a new one made of `random`.
-pub fn request_id(sent: Option<&[u8]>, random: impl FnOnce() -> u128) -> String {
-    sent.filter(|id| !id.is_empty() && id.len() <= MAX_REQUEST_ID && id.iter().all(u8::is_ascii_graphic))
-        .and_then(|id| std::str::from_utf8(id).ok())
-        .map_or_else(|| format!("{:032x}", random()), str::to_owned)
-}
-
-/// Hop-by-hop fields of RFC 9110 7.6.1 and their relatives that must not pass a proxy.
-const HOP_BY_HOP: [&str; 5] = ["connection", "keep-alive", "proxy-connection", "te", "upgrade"];
-
-/// Removes what concerns only the connection to the backend from a response, and the reason
-/// header, which only the gateway's own answers may carry. Framing fields stay.
-pub fn from_backend(head: &mut impl HeadMut) {
-    if let Some(nominated) = head.joined("connection") {
-        for name in nominated.split(|&b| b == b',') {
-            let name = String::from_utf8_lossy(name).trim().to_ascii_lowercase();
-            // Nominating framing or Host-like fields is an attack or a mistake, never a wish.
-            if !matches!(
-                name.as_str(),
-                "" | "content-length" | "transfer-encoding" | "set-cookie"
-            ) {
-                head.remove(&name);
+            let later = edit.revision.request_headers.iter();
+            if is_settable(name.as_bytes()) && !later.map(|(n, _)| n).any(|n| n.eq_ignore_ascii_case(name)) {
+                out.field(name.as_bytes(), value.as_bytes());
             }
         }
     }
-    for name in HOP_BY_HOP {
-        head.remove(name);
-    }
-    head.remove("x-sluice-reason");
-}
-
-/// Removes hop-by-hop fields from a request, for adapters whose framework does not.
-pub fn strip_hop_by_hop(head: &mut impl HeadMut) {
-    if let Some(nominated) = head.joined("connection") {
-        for name in nominated.split(|&b| b == b',') {
-            let name = String::from_utf8_lossy(name).trim().to_ascii_lowercase();
-            // A client must not be able to switch off what the gateway adds or relies on.
-            if !(name.is_empty()
-                || matches!(
-                    name.as_str(),
-                    "host" | "content-length" | "transfer-encoding" | "authorization" | "cookie"
-                )
-                || name.starts_with("x-forwarded-")
-                || FORWARDING_FIELDS.contains(&name.as_str()))
-            {
-                head.remove(&name);
-            }
+    for (name, value) in &edit.revision.request_headers {
+        if is_settable(name.as_bytes()) {
+            out.field(name.as_bytes(), value.as_bytes());
         }
     }
-    for name in HOP_BY_HOP {
-        head.remove(name);
+    let revision: &RevisionId = &edit.revision.id;
+    out.field(b"knative-serving-revision", revision.name().as_bytes());
+    out.field(b"knative-serving-namespace", revision.namespace().as_bytes());
+}
+
+/// Whether the gateway leaves a client's field out, or sets the field itself.
+fn is_edited(name: &[u8], edit: &RequestEdit<'_>) -> bool {
+    // By length first: most fields are none of these.
+    let known = match name.len() {
+        2 | 4 | 7 | 9 | 10 | 14 | 16..=19 => {
+            is_any(name, &HOP_BY_HOP)
+                || is_any(name, &FRAMING)
+                || is_any(
+                    name,
+                    &["trailer", "proxy-authenticate", "proxy-authorization", "x-real-ip"],
+                ) && !(edit.from.trusted && name.eq_ignore_ascii_case(b"x-real-ip"))
+        }
+        _ => false,
+    };
+    known
+        || starts_with(name, "knative-serving-") && is_any(name, &DECISION_FIELDS)
+        || is_any(name, &[TIMING_HEADER, HOPS_HEADER, "x-request-id"])
+        || !edit.from.trusted && is_any(name, &FORWARDING_FIELDS)
+        || edit.nominated.len > 0 && edit.nominated.has(name) && !is_protected(name)
+        || is_configured(name, edit)
+}
+
+/// What a client's `Connection` field cannot remove: what the gateway adds or relies on.
+fn is_protected(name: &[u8]) -> bool {
+    is_any(name, &["host", "content-length", "transfer-encoding", "authorization", "cookie"])
+        || starts_with(name, "x-forwarded-")
+        || is_any(name, &FORWARDING_FIELDS)
+}
+
+/// Whether a configured field is appended as it is: the writer of a message sets what frames and
+/// addresses the message, and nobody sets what tells the routing decision.
+fn is_settable(name: &[u8]) -> bool {
+    !is_any(name, &FRAMING) && !is_any(name, &HOP_BY_HOP) && !is_any(name, &DECISION_FIELDS[..2])
+}
+
+/// Whether the route or the revision sets this field.
+fn is_configured(name: &[u8], edit: &RequestEdit<'_>) -> bool {
+    let same = |(n, _): (&String, &String)| n.as_bytes().eq_ignore_ascii_case(name);
+    edit.route.is_some_and(|route| route.append_headers.iter().map(|(n, v)| (n, v)).any(same))
+        || edit.revision.request_headers.iter().map(|(n, v)| (n, v)).any(same)
+}
+
+/// Passes a response's fields on to the client. Framing is the caller's to write. Returns whether the
+/// response has a `Date`.
+pub fn response_fields(head: &impl Fields, out: &mut impl FieldSink) -> bool {
+    let nominated = Nominated::of(head);
+    let mut dated = false;
+    head.each(|name, value| {
+        let nominated = nominated.len > 0
+            && nominated.has(name)
+            // Nominating one of these is an attack or a mistake, never a wish.
+            && !name.eq_ignore_ascii_case(b"set-cookie");
+        if nominated
+            || is_any(name, &HOP_BY_HOP)
+            || is_any(name, &FRAMING[1..])
+            || name.eq_ignore_ascii_case(b"x-sluice-reason")
+        {
+            return;
+        }
+        dated |= name.eq_ignore_ascii_case(b"date");
+        out.field(name, value);
+    });
+    dated
+}
+
+/// Whether a trailer field may be passed on: not where the field frames, routes, authenticates,
+/// conditions or describes the content (RFC 9110 6.5.1), is a cookie, or is the gateway's to set.
+pub fn may_be_trailer(name: &[u8]) -> bool {
+    const NEVER: [&str; 38] = [
+        "accept-encoding",
+        "age",
+        "authorization",
+        "cache-control",
+        "content-encoding",
+        "content-length",
+        "content-range",
+        "content-type",
+        "cookie",
+        "date",
+        "expect",
+        "expires",
+        "forwarded",
+        "host",
+        "if-match",
+        "if-modified-since",
+        "if-none-match",
+        "if-range",
+        "if-unmodified-since",
+        "location",
+        "max-forwards",
+        "pragma",
+        "proxy-authenticate",
+        "proxy-authorization",
+        "range",
+        "retry-after",
+        "set-cookie",
+        "trailer",
+        "transfer-encoding",
+        "vary",
+        "warning",
+        "www-authenticate",
+        "x-real-ip",
+        "x-request-id",
+        "x-sluice-hops",
+        "x-sluice-reason",
+        "x-sluice-timing",
+        "server-timing",
+    ];
+    !is_any(name, &NEVER)
+        && !is_any(name, &HOP_BY_HOP)
+        && !starts_with(name, "x-forwarded-")
+        && !starts_with(name, "knative-serving-")
+}
+
+/// Values joined into one field without an allocation where there is one.
+struct Joined<'v> {
+    separator: &'static [u8],
+    first: Option<&'v [u8]>,
+    all: Vec<u8>,
+}
+
+impl<'v> Joined<'v> {
+    fn new(separator: &'static [u8]) -> Self {
+        Self {
+            separator,
+            first: None,
+            all: Vec::new(),
+        }
     }
-    head.remove("proxy-authenticate");
-    head.remove("proxy-authorization");
-    head.remove("trailer");
+
+    fn add(&mut self, value: &'v [u8]) {
+        let Some(first) = self.first else {
+            self.first = Some(value);
+            return;
+        };
+        if self.all.is_empty() {
+            self.all.extend_from_slice(first);
+        }
+        self.all.extend_from_slice(self.separator);
+        self.all.extend_from_slice(value);
+    }
+
+    fn write(&self, name: &[u8], out: &mut impl FieldSink) {
+        match self.first {
+            Some(_) if !self.all.is_empty() => out.field(name, &self.all),
+            Some(first) => out.field(name, first),
+            None => {}
+        }
+    }
+}
+
+/// A text short enough for an address or a number, on the stack.
+#[derive(Default)]
+struct ShortText {
+    bytes: [u8; 48],
+    len: usize,
+}
+
+impl ShortText {
+    fn as_bytes(&self) -> &[u8] {
+        &self.bytes[..self.len]
+    }
+}
+
+impl std::fmt::Write for ShortText {
+    fn write_str(&mut self, text: &str) -> std::fmt::Result {
+        let end = self.len + text.len();
+        let place = self.bytes.get_mut(self.len..end).ok_or(std::fmt::Error)?;
+        place.copy_from_slice(text.as_bytes());
+        self.len = end;
+        Ok(())
+    }
+}
+
+/// The id of a request: the client's where it is fit to be passed on, else 32 hexadecimal digits.
+#[derive(Debug, Clone)]
+pub enum RequestId {
+    /// Not known yet.
+    None,
+    /// Made by the gateway.
+    Made([u8; 32]),
+    /// Sent by the client.
+    Sent(Box<str>),
+}
+
+impl RequestId {
+    /// Takes the client's id if it is fit, else makes one of `random`.
+    pub fn of(sent: Option<&[u8]>, random: impl FnOnce() -> u128) -> Self {
+        let fit = sent.filter(|id| {
+            !id.is_empty() && id.len() <= MAX_REQUEST_ID && id.iter().all(u8::is_ascii_graphic)
+        });
+        if let Some(id) = fit.and_then(|id| std::str::from_utf8(id).ok()) {
+            return Self::Sent(id.into());
+        }
+        let mut random = random();
+        let mut digits = [0; 32];
+        for digit in digits.iter_mut().rev() {
+            *digit = b"0123456789abcdef"[(random & 15) as usize];
+            random >>= 4;
+        }
+        Self::Made(digits)
+    }
+
+    /// The id as text; empty when there is none.
+    pub fn as_str(&self) -> &str {
+        match self {
+            Self::None => "",
+            Self::Made(digits) => std::str::from_utf8(digits).unwrap_or_default(),
+            Self::Sent(id) => id,
+        }
+    }
+}
+
+/// How often a request passed a gateway of this kind before, by its [`HOPS_HEADER`]; what is
+/// malformed counts as nothing.
+pub fn hops(value: Option<&[u8]>) -> u32 {
+    value
+        .filter(|v| !v.is_empty() && v.len() <= 9 && v.iter().all(u8::is_ascii_digit))
+        .and_then(|v| std::str::from_utf8(v).ok()?.parse().ok())
+        .unwrap_or(0)
 }
 
 /// The value of a cookie in `Cookie` fields joined by `; `.
@@ -195,175 +448,5 @@ pub fn grpc_timeout(value: &[u8]) -> Option<std::time::Duration> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use std::time::Duration;
-
-    #[derive(Default)]
-    struct Fields(Vec<(String, Vec<u8>)>);
-
-    impl HeadMut for Fields {
-        fn get(&self, name: &str) -> Option<&[u8]> {
-            self.0.iter().find(|(n, _)| n == name).map(|(_, v)| v.as_slice())
-        }
-        fn joined(&self, name: &str) -> Option<Vec<u8>> {
-            let values: Vec<_> = self
-                .0
-                .iter()
-                .filter(|(n, _)| n == name)
-                .map(|(_, v)| v.clone())
-                .collect();
-            (!values.is_empty()).then(|| values.join(&b", "[..]))
-        }
-        fn set(&mut self, name: &str, value: &[u8]) {
-            self.remove(name);
-            self.0.push((name.to_owned(), value.to_vec()));
-        }
-        fn remove(&mut self, name: &str) {
-            self.0.retain(|(n, _)| n != name);
-        }
-        fn names_with_prefix(&self, prefix: &str) -> Vec<String> {
-            self.0
-                .iter()
-                .filter(|(n, _)| n.starts_with(prefix))
-                .map(|(n, _)| n.clone())
-                .collect()
-        }
-    }
-
-    fn fields(pairs: &[(&str, &str)]) -> Fields {
-        Fields(
-            pairs
-                .iter()
-                .map(|(n, v)| ((*n).to_owned(), v.as_bytes().to_vec()))
-                .collect(),
-        )
-    }
-
-    fn revision() -> RevisionSpec {
-        use sluice_model::{Backend, Protocol, QueueLimits, RevisionTimeouts, ServiceId};
-        RevisionSpec {
-            id: RevisionId::parse("default", "greeter-v1").expect("a name"),
-            service: ServiceId::parse("default", "greeter").expect("a name"),
-            backend: Backend::Managed,
-            protocol: Protocol::Http1,
-            readiness: None,
-            start_timeout: Duration::from_secs(60),
-            container_concurrency: None,
-            timeouts: RevisionTimeouts {
-                total: None,
-                response_start: None,
-                idle: None,
-                max_stream_age: None,
-            },
-            queue: QueueLimits {
-                depth: 1,
-                bytes: 1,
-                timeout: Duration::from_secs(1),
-            },
-            request_headers: [("x-api-key".to_owned(), "secret".to_owned())].into(),
-        }
-    }
-
-    fn text<'f>(fields: &'f Fields, name: &str) -> Option<&'f str> {
-        fields.get(name).map(|v| std::str::from_utf8(v).expect("text"))
-    }
-
-    #[test]
-    fn a_client_cannot_set_decision_or_forwarding_headers() {
-        let mut head = fields(&[
-            ("knative-serving-revision", "evil"),
-            ("knative-serving-tag", "evil"),
-            ("x-forwarded-for", "1.2.3.4"),
-            ("x-forwarded-port", "1"),
-            ("x-forwarded-proto", "https"),
-            ("forwarded", "for=1.2.3.4"),
-            ("x-api-key", "mine"),
-            ("traceparent", "00-1"),
-        ]);
-        let from = Forwarding {
-            client: "10.0.0.9".parse().expect("an address"),
-            trusted: false,
-            tls: false,
-            host: b"a.example",
-            request_id: "id",
-        };
-        to_backend(&mut head, from, &revision(), None);
-        assert_eq!(text(&head, "knative-serving-revision"), Some("greeter-v1"));
-        assert_eq!(text(&head, "knative-serving-namespace"), Some("default"));
-        assert_eq!(text(&head, "knative-serving-tag"), None);
-        assert_eq!(text(&head, "x-forwarded-for"), Some("10.0.0.9"));
-        assert_eq!(text(&head, "x-forwarded-port"), None);
-        assert_eq!(text(&head, "x-forwarded-proto"), Some("http"));
-        assert_eq!(text(&head, "x-forwarded-host"), Some("a.example"));
-        assert_eq!(text(&head, "forwarded"), None);
-        assert_eq!(text(&head, "x-api-key"), Some("secret"));
-        assert_eq!(text(&head, "traceparent"), Some("00-1"));
-
-        let mut head = fields(&[("x-forwarded-for", "1.2.3.4"), ("x-forwarded-proto", "https")]);
-        to_backend(
-            &mut head,
-            Forwarding {
-                trusted: true,
-                ..from
-            },
-            &revision(),
-            None,
-        );
-        assert_eq!(text(&head, "x-forwarded-for"), Some("1.2.3.4, 10.0.0.9"));
-        assert_eq!(text(&head, "x-forwarded-proto"), Some("https"));
-    }
-
-    #[test]
-    fn responses_lose_hop_by_hop_fields_and_what_connection_names() {
-        let mut head = fields(&[
-            ("connection", "X-Hop, keep-alive"),
-            ("x-hop", "1"),
-            ("keep-alive", "timeout=5"),
-            ("content-length", "3"),
-            ("x-sluice-reason", "queue_full"),
-            ("x-kept", "1"),
-        ]);
-        from_backend(&mut head);
-        let names: Vec<_> = head.0.iter().map(|(n, _)| n.as_str()).collect();
-        assert_eq!(names, ["content-length", "x-kept"]);
-    }
-
-    #[test]
-    fn connection_cannot_nominate_what_the_gateway_relies_on() {
-        let mut head = fields(&[
-            ("connection", "x-forwarded-for, host, x-mine"),
-            ("host", "a"),
-            ("x-forwarded-for", "b"),
-            ("x-mine", "c"),
-        ]);
-        strip_hop_by_hop(&mut head);
-        assert_eq!(
-            (
-                text(&head, "host"),
-                text(&head, "x-forwarded-for"),
-                text(&head, "x-mine")
-            ),
-            (Some("a"), Some("b"), None)
-        );
-    }
-
-    #[test]
-    fn request_ids_are_kept_when_fit() {
-        assert_eq!(request_id(Some(b"abc-1"), || 0), "abc-1");
-        for bad in [&b""[..], b"a b", b"\xff", &[b'a'; 129]] {
-            assert_eq!(request_id(Some(bad), || 0xab), format!("{:032x}", 0xab));
-        }
-    }
-
-    #[test]
-    fn cookies_and_grpc_timeouts_are_read() {
-        assert_eq!(cookie(b"a=1; user=me=2 ;b=", "user"), Some(&b"me=2"[..]));
-        assert_eq!(cookie(b"xuser=1", "user"), None);
-        assert_eq!(grpc_timeout(b"100m"), Some(Duration::from_millis(100)));
-        assert_eq!(grpc_timeout(b"2S"), Some(Duration::from_secs(2)));
-        for bad in [&b""[..], b"S", b"123456789S", b"-1S", b"+1S", b"1x"] {
-            assert_eq!(grpc_timeout(bad), None);
-        }
-    }
-}
+#[path = "headers_tests.rs"]
+mod tests;

@@ -1,24 +1,26 @@
 //! The decision part of the request path: find, pick, admit, choose an endpoint, which headers.
 //!
-//! **Invariant:** protocol-neutral. No type of Pingora's is named here; each adapter (HTTP through
-//! pingora-proxy, upgrades through the tunnel, a leaner HTTP/1 path to come) drives a
-//! [`RequestCtx`] through the same steps: `route`, `admit`, then for each attempt the endpoint of
-//! its Permit, `fail_over` after a failed one, and `finish`.
+//! **Invariant:** protocol-neutral and without I/O of its own. [`crate::exchange`] drives a
+//! [`RequestCtx`] through its steps: `route`, `admit`, then for each attempt the endpoint of its
+//! Permit, `fail_over` after a failed one, and `finish`.
 
 mod admit;
+mod clocks;
 mod ctx;
 mod decide;
 mod headers;
 mod measure;
 mod pace;
-mod timers;
+mod rewrite;
 
 pub use admit::refusal_of;
+pub use clocks::Clocks;
 pub use ctx::{Attempt, Ending, Engine, Incoming, Refusal, RequestCtx, Routed};
 pub use decide::{Decision, Draw, Picked, TAG_HEADER, decide, redirects};
 pub use headers::{
-    Forwarding, HeadMut, cookie, from_backend, grpc_timeout, request_id, strip_hop_by_hop, to_backend,
+    FieldSink, Fields, Forwarding, HOPS_HEADER, Nominated, RequestEdit, RequestId, cookie, grpc_timeout, hops,
+    may_be_trailer, request_fields, response_fields,
 };
 pub use measure::MeasuredRevision;
 pub use pace::Pace;
-pub use timers::{Breakable, RequestTimers};
+pub use rewrite::{host_for, target_for};

@@ -1,0 +1,395 @@
+//! The loop of an HTTP/1 connection: wait, read a head, serve the request, and again.
+
+use std::future::{Future, poll_fn};
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+use std::time::{Duration, Instant};
+
+use sluice_model::Limits;
+use tokio::sync::watch;
+
+use super::http1_client::Http1Client;
+use crate::answer::Answer;
+use crate::edge::{CloseReason, Connection, Drain};
+use crate::exchange::{self, ClientSide, DeadlineTimer};
+use crate::http1::{ChunkLimits, Framing, Glimpse, HeadFault, HeadInfo, HeadLimits, Scan, judge, scan};
+use crate::observe::{Reason, RequestProtocol};
+use crate::request::{Ending, Engine, RequestCtx, RequestId};
+use crate::throttle::clock;
+
+/// How long an idle connection still waits for a request once the gateway drains. Closing at once
+/// would reset a request that is on its way.
+const DRAIN_IDLE: Duration = Duration::from_secs(1);
+
+/// What is read of a connection that is closed while its client may still be sending, so that the
+/// last answer is not lost to the reset that unread bytes cause (RFC 9112 9.6): until nothing came for so
+/// long, for so long in all, and so many bytes.
+const LINGER_SILENCE: Duration = Duration::from_secs(2);
+const LINGER: Duration = Duration::from_secs(10);
+const LINGER_BYTES: u64 = 64 << 20;
+
+/// How long the last bytes of a connection may take to be written.
+const LAST_WRITE: Duration = Duration::from_secs(2);
+
+/// Why a connection has no next request.
+#[derive(Debug, Clone, Copy)]
+enum Refused {
+    Fault(HeadFault),
+    BodyTooLarge { length: u64, limit: u64 },
+    Timeout,
+    /// In the middle of a head; nobody is there to answer to.
+    Gone,
+}
+
+impl Refused {
+    fn reason(self) -> Reason {
+        match self {
+            Self::Fault(HeadFault::HeadTooLarge { .. } | HeadFault::TooManyFields { .. }) => {
+                Reason::HeadersTooLarge
+            }
+            Self::Fault(HeadFault::UriTooLong { .. }) => Reason::UriTooLong,
+            Self::Fault(_) => Reason::BadRequest,
+            Self::BodyTooLarge { .. } => Reason::BodyTooLarge,
+            Self::Timeout => Reason::RequestTimeout,
+            Self::Gone => Reason::ClientGone,
+        }
+    }
+
+    /// The status to answer with, where it is not the reason's own.
+    fn status(self) -> Option<u16> {
+        match self {
+            Self::Fault(HeadFault::ConnectRefused) => Some(405),
+            _ => None,
+        }
+    }
+}
+
+impl std::fmt::Display for Refused {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Fault(fault) => fault.fmt(f),
+            Self::BodyTooLarge { length, limit } => {
+                write!(f, "the request body of {length} bytes is longer than {limit} bytes")
+            }
+            Self::Timeout => f.write_str("the request head did not come in time"),
+            Self::Gone => f.write_str("the client left in the middle of a request head"),
+        }
+    }
+}
+
+/// What the connection does next.
+enum Head {
+    /// It serves this request.
+    Request(HeadInfo),
+    /// It closes in order.
+    Close,
+    /// It answers what came, and closes.
+    Refuse(Refused),
+}
+
+/// Serves one connection to its end, and says why it ended.
+pub(super) async fn serve(
+    engine: &Arc<Engine>,
+    connection: Connection,
+    drain: watch::Receiver<Drain>,
+) -> CloseReason {
+    let chunks = engine.serving.with_limits(ChunkLimits::from);
+    let mut http1 = Http1 {
+        client: Http1Client::new(connection, chunks),
+        timer: DeadlineTimer::new(),
+        drain: DrainWatch::new(drain),
+        born: clock(),
+    };
+    http1.run(engine).await;
+    http1.close().await;
+    http1.client.ends_for.unwrap_or(CloseReason::Served)
+}
+
+struct Http1 {
+    client: Http1Client,
+    timer: DeadlineTimer,
+    drain: DrainWatch,
+    born: Instant,
+}
+
+/// Of the limits, what one turn of the loop needs.
+struct Turn {
+    head: HeadLimits,
+    header_timeout: Duration,
+    idle_timeout: Duration,
+    max_age: Option<Duration>,
+    max_body: Option<u64>,
+    chunks: ChunkLimits,
+}
+
+impl Turn {
+    fn of(limits: &Limits) -> Self {
+        Self {
+            head: HeadLimits::from(limits),
+            header_timeout: limits.header_timeout,
+            idle_timeout: limits.idle_timeout,
+            max_age: limits.max_connection_age,
+            max_body: limits.max_body_bytes,
+            chunks: ChunkLimits::from(limits),
+        }
+    }
+}
+
+impl Http1 {
+    async fn run(&mut self, engine: &Arc<Engine>) {
+        loop {
+            let (head, now) = self.next(engine).await;
+            match head {
+                Head::Request(info) => self.client.begin(info),
+                Head::Close => return,
+                Head::Refuse(refused) => return self.refuse(engine, refused).await,
+            }
+            exchange::serve(engine, &mut self.client, &mut self.timer, now).await;
+            let goes_on = self.client.may_continue();
+            self.client.settle();
+            if !goes_on {
+                return;
+            }
+        }
+    }
+
+    /// Waits for the next request and reads its head; and when the head was complete.
+    async fn next(&mut self, engine: &Engine) -> (Head, Instant) {
+        let turn = engine.serving.with_limits(Turn::of);
+        self.client.chunks = turn.chunks;
+        let mut wait = Wait {
+            since: None,
+            begun: None,
+            scanned: 0,
+        };
+        let head = poll_fn(|cx| self.poll_next(cx, &turn, &mut wait)).await;
+        let now = clock();
+        if let Head::Request(_) = head
+            && turn.max_age.is_some_and(|max| now.saturating_duration_since(self.born) >= max)
+        {
+            self.client.aged = true;
+            self.client.ends_for = Some(CloseReason::MaxAge);
+        }
+        (head, now)
+    }
+
+    fn poll_next(&mut self, cx: &mut Context<'_>, turn: &Turn, wait: &mut Wait) -> Poll<Head> {
+        loop {
+            let client = &mut self.client;
+            if !client.reader.buffered().is_empty() {
+                match scan(client.reader.buffered(), &turn.head, wait.scanned) {
+                    Scan::Complete { len } => return Poll::Ready(judged(&client.reader.buffered()[..len], turn)),
+                    Scan::NeedMore { scanned } => wait.scanned = scanned,
+                    Scan::Bad(fault) => return Poll::Ready(Head::Refuse(Refused::Fault(fault))),
+                }
+            }
+            if client.ended {
+                return Poll::Ready(client_ended(client.reader.buffered()));
+            }
+            let Some(io) = &mut client.io else {
+                return Poll::Ready(Head::Close);
+            };
+            let most = turn.head.max_bytes.saturating_add(READ_BEYOND);
+            match client.reader.buffer().poll_fill(cx, io, most) {
+                Poll::Ready(Ok(1..)) => continue,
+                Poll::Ready(_) => {
+                    client.ended = true;
+                    continue;
+                }
+                Poll::Pending => {}
+            }
+            return self.poll_waiting(cx, turn, wait);
+        }
+    }
+
+    /// Nothing came: says whether the wait is over.
+    fn poll_waiting(&mut self, cx: &mut Context<'_>, turn: &Turn, wait: &mut Wait) -> Poll<Head> {
+        let began = !self.client.reader.buffered().is_empty();
+        loop {
+            let phase = self.drain.poll_phase(cx);
+            let now = clock();
+            let since = *wait.since.get_or_insert(now);
+            let (due, reason) = if began {
+                (*wait.begun.get_or_insert(now) + turn.header_timeout, CloseReason::HeaderTimeout)
+            } else {
+                let idle = since + turn.idle_timeout;
+                match phase {
+                    Drain::Serving => (idle, CloseReason::IdleTimeout),
+                    Drain::Draining => (idle.min(self.drain.since + DRAIN_IDLE), CloseReason::Drained),
+                    Drain::Closing => (now, CloseReason::Drained),
+                }
+            };
+            ready!(self.timer.poll_at(cx, due));
+            if due > clock() {
+                continue;
+            }
+            self.client.ends_for = Some(reason);
+            return Poll::Ready(if began { Head::Refuse(Refused::Timeout) } else { Head::Close });
+        }
+    }
+
+    /// Answers a head that must not be served, logs it, and leaves the connection to be closed.
+    async fn refuse(&mut self, engine: &Arc<Engine>, refused: Refused) {
+        let mut request = RequestCtx::new(engine, clock());
+        request.client = Some(self.client.info.client_ip());
+        request.request_id = RequestId::of(None, || fastrand::u128(..));
+        request.reason = Some(refused.reason());
+        let mut status = None;
+        let mut bytes_out = 0;
+        if !matches!(refused, Refused::Gone) {
+            let mut rendered = request.refuse(&Answer::new(refused.reason(), refused.to_string()).into());
+            rendered.status = refused.status().unwrap_or(rendered.status);
+            self.client.refuse(&rendered);
+            bytes_out = rendered.body.len() as u64;
+            status = self.flush().await.then_some(rendered.status);
+        }
+        let seen = Glimpse::of(self.client.reader.buffered());
+        let ending = Ending {
+            method: &seen.method,
+            host: &seen.host,
+            target: &seen.target,
+            user_agent: seen.user_agent.as_deref(),
+            protocol: RequestProtocol::Http11,
+            status,
+            bytes_in: 0,
+            bytes_out,
+        };
+        request.finish(&ending, clock());
+    }
+
+    async fn flush(&mut self) -> bool {
+        let (client, timer) = (&mut self.client, &mut self.timer);
+        let until = clock() + LAST_WRITE;
+        poll_fn(|cx| match client.poll_flush(cx) {
+            Poll::Ready(written) => Poll::Ready(written.is_ok()),
+            Poll::Pending => timer.poll_at(cx, until).map(|()| false),
+        })
+        .await
+    }
+
+    /// Closes the connection; reads on for a moment where the client may still be sending.
+    async fn close(&mut self) {
+        if self.client.aborted || self.client.io.is_none() || !self.flush().await {
+            return;
+        }
+        let unasked = matches!(
+            self.client.ends_for,
+            Some(CloseReason::IdleTimeout | CloseReason::Drained)
+        );
+        let unread = unasked || !self.client.reader.complete() || !self.client.reader.buffered().is_empty();
+        let Some(io) = &mut self.client.io else { return };
+        let until = clock() + LAST_WRITE;
+        let timer = &mut self.timer;
+        let shut = poll_fn(|cx| match Pin::new(&mut *io).poll_shutdown(cx) {
+            Poll::Ready(done) => Poll::Ready(done.is_ok()),
+            Poll::Pending => timer.poll_at(cx, until).map(|()| false),
+        });
+        if !shut.await || self.client.ended || !unread {
+            return;
+        }
+        let (silence, all) = if unasked { (DRAIN_IDLE, DRAIN_IDLE) } else { (LINGER_SILENCE, LINGER) };
+        let start = clock();
+        let mut last = start;
+        let mut left = LINGER_BYTES;
+        let buffer = self.client.reader.buffer();
+        let already = buffer.data().len();
+        buffer.consume(already);
+        poll_fn(|cx| {
+            loop {
+                match buffer.poll_fill(cx, io, crate::framing::BLOCK) {
+                    Poll::Ready(Ok(n @ 1..)) if n as u64 <= left => {
+                        left -= n as u64;
+                        buffer.consume(n);
+                        last = clock();
+                    }
+                    Poll::Ready(_) => return Poll::Ready(()),
+                    Poll::Pending => return timer.poll_at(cx, (last + silence).min(start + all)),
+                }
+            }
+        })
+        .await;
+    }
+}
+
+/// How much of a body is read together with its head, in bytes.
+const READ_BEYOND: usize = 16 * 1024;
+
+/// Where one wait for a head stands.
+struct Wait {
+    since: Option<Instant>,
+    /// When the first byte was there.
+    begun: Option<Instant>,
+    scanned: usize,
+}
+
+fn judged(head: &[u8], turn: &Turn) -> Head {
+    match judge(head, &turn.head) {
+        Err(fault) => Head::Refuse(Refused::Fault(fault)),
+        Ok(info) => match (info.framing, turn.max_body) {
+            (Framing::Length(length), Some(limit)) if length > limit => {
+                Head::Refuse(Refused::BodyTooLarge { length, limit })
+            }
+            _ => Head::Request(info),
+        },
+    }
+}
+
+/// The client closed its side; `begun` is what came of a head.
+fn client_ended(begun: &[u8]) -> Head {
+    // Nothing but empty lines is no request cut short.
+    if begun.iter().all(u8::is_ascii_whitespace) {
+        Head::Close
+    } else {
+        Head::Refuse(Refused::Gone)
+    }
+}
+
+/// Follows how far the gateway is on its way out.
+///
+/// The wait list behind the channel is shared by all connections, so each registers with it once and not
+/// at every wait for a request: between two changes a look is one load.
+struct DrainWatch {
+    receiver: watch::Receiver<Drain>,
+    phase: Drain,
+    /// When the phase began.
+    since: Instant,
+    changed: Option<Pin<Box<dyn Future<Output = ()> + Send>>>,
+}
+
+impl DrainWatch {
+    fn new(mut receiver: watch::Receiver<Drain>) -> Self {
+        let phase = *receiver.borrow_and_update();
+        Self {
+            receiver,
+            phase,
+            since: clock(),
+            changed: None,
+        }
+    }
+
+    /// The phase now. The task is woken when another one begins.
+    fn poll_phase(&mut self, cx: &mut Context<'_>) -> Drain {
+        loop {
+            // Without a sender nobody drains any more.
+            if self.receiver.has_changed().unwrap_or(false) {
+                self.phase = *self.receiver.borrow_and_update();
+                self.since = clock();
+                self.changed = None;
+            }
+            if self.changed.is_some() {
+                return self.phase;
+            }
+            let mut receiver = self.receiver.clone();
+            let mut changed: Pin<Box<dyn Future<Output = ()> + Send>> = Box::pin(async move {
+                if receiver.changed().await.is_err() {
+                    std::future::pending().await
+                }
+            });
+            if changed.as_mut().poll(cx).is_pending() {
+                self.changed = Some(changed);
+                return self.phase;
+            }
+        }
+    }
+}

@@ -1,0 +1,528 @@
+//! The client's side of an exchange over HTTP/1.
+
+use std::fmt;
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+use std::time::{Duration, Instant, SystemTime};
+
+use http::{HeaderMap, HeaderName, HeaderValue};
+use sluice_model::RequestView;
+
+use crate::answer::Rendered;
+use crate::edge::{ByteStream, CloseReason, Connection, ConnectionInfo};
+use crate::exchange::{BodyLength, ClientFault, ClientSide, RequestHead, ResponseHead};
+use crate::framing::{BodyReader, Buffer, MessageWriter, OutBody, ReadFault};
+use crate::http1::{self, ChunkLimits, Framing, HeadInfo, HttpDate, Version, encode};
+use crate::observe::RequestProtocol;
+use crate::request::{FieldSink, Fields, response_fields};
+use crate::upstream::{HeadSink, Prefixed};
+
+/// How much of the next requests is read while one is served: only to see the client leave.
+const READ_AHEAD: usize = 8 * 1024;
+
+/// A request head that was received and judged.
+#[derive(Debug)]
+pub(super) struct ReceivedHead {
+    bytes: Buffer,
+    info: HeadInfo,
+    /// Path and query where they do not lie together in the head.
+    target: Option<Box<str>>,
+    /// The values of several `Cookie` fields, joined.
+    cookies: Option<Box<[u8]>>,
+}
+
+impl ReceivedHead {
+    /// A head and the bytes it was judged from.
+    pub(super) fn new(bytes: Buffer, info: HeadInfo) -> Self {
+        let view = http1::RequestHead::new(bytes.data(), &info);
+        let target = match view.path_and_query() {
+            Some(_) => None,
+            None => Some(match view.query() {
+                Some(query) => format!("{}?{query}", view.path()).into(),
+                None => view.path().into(),
+            }),
+        };
+        let crumbs = || view.fields().filter(|(name, _)| name.eq_ignore_ascii_case(b"cookie"));
+        let cookies = (info.cookie_fields > 1)
+            .then(|| crumbs().map(|(_, value)| value).collect::<Vec<_>>().join(&b"; "[..]).into());
+        Self {
+            info,
+            target,
+            cookies,
+            bytes,
+        }
+    }
+
+    fn view(&self) -> http1::RequestHead<'_> {
+        http1::RequestHead::new(self.bytes.data(), &self.info)
+    }
+}
+
+impl Fields for ReceivedHead {
+    fn each<'h>(&'h self, mut each: impl FnMut(&'h [u8], &'h [u8])) {
+        for (name, value) in self.view().fields() {
+            each(name, value);
+        }
+    }
+
+    fn first(&self, name: &str) -> Option<&[u8]> {
+        self.view().field(name)
+    }
+}
+
+impl RequestView for ReceivedHead {
+    fn method(&self) -> &str {
+        self.view().method()
+    }
+
+    fn path(&self) -> &str {
+        self.view().path()
+    }
+
+    fn header(&self, name: &str) -> Option<&[u8]> {
+        let span = match name {
+            "cookie" if self.cookies.is_some() => return self.cookies.as_deref(),
+            "user-agent" => self.info.user_agent,
+            "accept" => self.info.accept,
+            "content-type" => self.info.content_type,
+            "x-request-id" => self.info.x_request_id,
+            "cookie" if self.info.cookie_fields == 0 => None,
+            _ => return self.view().field(name),
+        };
+        span.map(|span| span.of(self.bytes.data()))
+    }
+}
+
+impl RequestHead for ReceivedHead {
+    fn target(&self) -> &str {
+        match &self.target {
+            Some(target) => target,
+            None => self.view().path_and_query().unwrap_or("/"),
+        }
+    }
+
+    fn host(&self) -> Option<&[u8]> {
+        self.view().host()
+    }
+
+    fn size(&self) -> usize {
+        self.info.len
+    }
+
+    fn takes_trailers(&self) -> bool {
+        self.info.te_trailers
+    }
+
+    fn nominates_others(&self) -> bool {
+        self.info.nominates_others
+    }
+
+    fn has_crumbs(&self) -> bool {
+        self.info.cookie_fields > 1
+    }
+
+    fn upgrade(&self) -> Option<&[u8]> {
+        Some(self.info.upgrade?.token.of(self.bytes.data()))
+    }
+}
+
+/// What became of `Expect: 100-continue`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Continue {
+    NotAsked,
+    Asked,
+    Sent,
+}
+
+type Closed = Pin<Box<dyn Future<Output = ()> + Send + Sync>>;
+
+/// One HTTP/1 connection; between requests its loop's, during one the exchange's.
+pub(super) struct Http1Client {
+    pub(super) io: Option<Box<dyn ByteStream>>,
+    pub(super) info: Arc<ConnectionInfo>,
+    pub(super) reader: BodyReader,
+    pub(super) writer: MessageWriter,
+    pub(super) chunks: ChunkLimits,
+    /// The connection is too old for another request.
+    pub(super) aged: bool,
+    /// Why the connection ends, where the gateway ends it for a reason of its own.
+    pub(super) ends_for: Option<CloseReason>,
+    head: ReceivedHead,
+    expect: Continue,
+    /// Resolves when the client is gone, where its bytes cannot be read to see that.
+    closed: Option<Closed>,
+    /// The client closed its side.
+    pub(super) ended: bool,
+    /// The response said, or means, that the connection ends.
+    last: bool,
+    responded: bool,
+    /// A response is not whole.
+    pub(super) aborted: bool,
+    /// Nothing but the connection's end ends the response's body.
+    until_close: bool,
+}
+
+impl fmt::Debug for Http1Client {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Http1Client")
+            .field("client", &self.info.client)
+            .field("reader", &self.reader)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Http1Client {
+    /// A connection on which nothing was received.
+    pub(super) fn new(connection: Connection, chunks: ChunkLimits) -> Self {
+        Self {
+            io: Some(connection.io),
+            info: connection.info,
+            reader: BodyReader::default(),
+            writer: MessageWriter::default(),
+            chunks,
+            aged: false,
+            ends_for: None,
+            head: ReceivedHead {
+                bytes: Buffer::default(),
+                info: HeadInfo::default(),
+                target: None,
+                cookies: None,
+            },
+            expect: Continue::NotAsked,
+            closed: None,
+            ended: false,
+            last: false,
+            responded: false,
+            aborted: false,
+            until_close: false,
+        }
+    }
+
+    /// Begins the exchange of a head whose bytes are at the front of the reader's buffer.
+    pub(super) fn begin(&mut self, info: HeadInfo) {
+        let bytes = self.reader.buffer().split_to(info.len);
+        match info.framing {
+            Framing::None => self.reader.expect_length(0),
+            Framing::Length(length) => self.reader.expect_length(length),
+            Framing::Chunked => self.reader.expect_chunks(self.chunks, true),
+        }
+        self.expect = if info.expect_continue {
+            Continue::Asked
+        } else {
+            Continue::NotAsked
+        };
+        self.last = self.aged || !info.keep_alive;
+        self.responded = false;
+        self.head = ReceivedHead::new(bytes, info);
+    }
+
+    /// Whether the connection may serve another request: request and response are whole, and neither
+    /// side said that the connection ends.
+    pub(super) fn may_continue(&self) -> bool {
+        self.io.is_some()
+            && self.responded
+            && !self.last
+            && !self.aborted
+            && !self.ended
+            && self.reader.complete()
+            && self.writer.is_flushed()
+            && !self.writer.is_short()
+    }
+
+    /// Gives back what only an exchange needs.
+    pub(super) fn settle(&mut self) {
+        self.head.bytes = Buffer::default();
+        self.head.target = None;
+        self.head.cookies = None;
+        self.closed = None;
+        self.reader.buffer().release();
+        self.writer.release();
+    }
+
+    fn poll_closed(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let watch = &self.info.close_watch;
+        let closed = self.closed.get_or_insert_with(|| {
+            let watch = watch.clone();
+            Box::pin(async move { watch.closed().await })
+        });
+        ready!(closed.as_mut().poll(cx));
+        self.ended = true;
+        Poll::Ready(())
+    }
+
+    fn begin_response(&mut self, status: u16, length: BodyLength) -> OutBody {
+        self.responded = true;
+        let http10 = self.head.info.version == Version::Http10;
+        let bodiless = self.head.method() == "HEAD" || matches!(status, 100..=199 | 204 | 304);
+        match length {
+            _ if bodiless => OutBody::Length(0),
+            BodyLength::Empty => OutBody::Length(0),
+            BodyLength::Known(length) => OutBody::Length(length),
+            BodyLength::Unknown if http10 => {
+                self.last = true;
+                self.until_close = true;
+                OutBody::UntilClose
+            }
+            BodyLength::Unknown => OutBody::Chunked { left: 0 },
+        }
+    }
+
+    /// Writes what frames the message and what becomes of the connection, and ends the head.
+    fn end_head(&mut self, body: OutBody, length: Option<u64>, switches: bool) {
+        let http10 = self.head.info.version == Version::Http10;
+        let last = self.last;
+        let out = self.writer.head();
+        if let Some(length) = length {
+            encode::content_length(out, length);
+        } else if matches!(body, OutBody::Chunked { .. }) {
+            encode::transfer_encoding_chunked(out);
+        }
+        if switches {
+        } else if last {
+            encode::field(out, b"connection", b"close");
+        } else if http10 {
+            encode::field(out, b"connection", b"keep-alive");
+        }
+        encode::end_of_head(out);
+        self.writer.begin_body(body);
+    }
+}
+
+/// Appends `Date`: the moment at which the message was made (RFC 9110 6.6.1).
+fn write_date(out: &mut Vec<u8>) {
+    thread_local! {
+        static DATE: std::cell::RefCell<HttpDate> = std::cell::RefCell::new(HttpDate::new());
+    }
+    let seconds = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
+    DATE.with_borrow_mut(|date| {
+        encode::field(out, b"date", date.at(seconds.map_or(0, |since| since.as_secs())));
+    });
+}
+
+fn gone(_: std::io::Error) -> ClientFault {
+    ClientFault::Gone
+}
+
+impl ClientSide for Http1Client {
+    type Head = ReceivedHead;
+    type Stream = Prefixed<Box<dyn ByteStream>>;
+
+    fn info(&self) -> &Arc<ConnectionInfo> {
+        &self.info
+    }
+
+    fn head(&self) -> &ReceivedHead {
+        &self.head
+    }
+
+    fn protocol(&self) -> RequestProtocol {
+        match self.head.info.version {
+            Version::Http10 => RequestProtocol::Http10,
+            Version::Http11 => RequestProtocol::Http11,
+        }
+    }
+
+    fn body_length(&self) -> BodyLength {
+        match self.head.info.framing {
+            Framing::None => BodyLength::Empty,
+            Framing::Length(length) => BodyLength::Known(length),
+            Framing::Chunked => BodyLength::Unknown,
+        }
+    }
+
+    fn is_paced(&self) -> bool {
+        true
+    }
+
+    fn rest(&mut self) {
+        self.head.bytes.shrink();
+        if self.reader.buffered().is_empty() {
+            self.reader.buffer().release();
+        } else {
+            self.reader.buffer().shrink();
+        }
+    }
+
+    fn poll_body(&mut self, cx: &mut Context<'_>) -> Poll<Result<bool, ClientFault>> {
+        let Some(io) = &mut self.io else {
+            return Poll::Ready(Err(ClientFault::Gone));
+        };
+        if self.expect == Continue::Asked {
+            self.expect = Continue::Sent;
+            if !self.responded && self.reader.buffered().is_empty() {
+                self.writer.head().extend_from_slice(b"HTTP/1.1 100 Continue\r\n\r\n");
+            }
+        }
+        if self.expect == Continue::Sent && !self.responded && !self.writer.is_flushed() {
+            ready!(self.writer.poll_flush(cx, io)).map_err(gone)?;
+        }
+        self.reader.poll_data(cx, io).map_err(|fault| match fault {
+            ReadFault::Chunk(fault) => ClientFault::Chunk(fault),
+            ReadFault::Cut | ReadFault::Io(_) => {
+                self.ended = true;
+                ClientFault::Gone
+            }
+        })
+    }
+
+    fn data(&self) -> &[u8] {
+        self.reader.data()
+    }
+
+    fn consume(&mut self, n: usize) {
+        self.reader.consume(n);
+    }
+
+    fn trailers(&mut self) -> Option<HeaderMap> {
+        let mut map = HeaderMap::new();
+        for (name, value) in self.reader.trailers() {
+            if let (Ok(name), Ok(value)) = (HeaderName::from_bytes(name), HeaderValue::from_bytes(value)) {
+                map.append(name, value);
+            }
+        }
+        (!map.is_empty()).then_some(map)
+    }
+
+    fn poll_gone(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        if self.ended {
+            return Poll::Ready(());
+        }
+        if !self.reader.complete() {
+            return self.poll_closed(cx);
+        }
+        let Some(io) = &mut self.io else {
+            return Poll::Ready(());
+        };
+        while self.reader.buffered().len() < READ_AHEAD {
+            let read = ready!(self.reader.buffer().poll_fill(cx, io, READ_AHEAD));
+            if !matches!(read, Ok(1..)) {
+                self.ended = true;
+                return Poll::Ready(());
+            }
+        }
+        // What is behind these bytes stays in the socket, the end included.
+        self.poll_closed(cx)
+    }
+
+    fn interim(&mut self, status: u16, fields: &impl Fields) {
+        // HTTP/1.0 has no interim responses (RFC 9110 15.2).
+        if self.head.info.version == Version::Http10 {
+            return;
+        }
+        if status == 100 {
+            self.expect = Continue::Sent;
+        }
+        let out = self.writer.head();
+        encode::status_line(out, Version::Http11, status, None);
+        response_fields(fields, &mut HeadSink(out));
+        encode::end_of_head(out);
+    }
+
+    fn was_continued(&self) -> bool {
+        self.expect == Continue::Sent
+    }
+
+    fn respond<F: Fields>(&mut self, head: &ResponseHead<'_, F>) -> Result<(), ClientFault> {
+        // What the client still sends of its body has to be read or the connection to end: nobody
+        // reads on once the response is whole.
+        self.last |= head.last || !self.reader.complete();
+        let body = self.begin_response(head.status, head.length);
+        let phrase = (!head.phrase.is_empty()).then_some(head.phrase);
+        let out = self.writer.head();
+        encode::status_line(out, Version::Http11, head.status, phrase);
+        let dated = response_fields(head.fields, &mut HeadSink(out));
+        if !dated && head.status != 101 {
+            write_date(out);
+        }
+        if let Some(timing) = head.timing {
+            encode::field(out, b"server-timing", timing.as_bytes());
+        }
+        if let Some(token) = head.upgrade {
+            encode::field(out, b"connection", b"Upgrade");
+            encode::field(out, b"upgrade", token);
+        }
+        let length = match (body, head.told_length) {
+            _ if matches!(head.status, 100..=199 | 204) => None,
+            (OutBody::Length(0), Some(told)) => Some(told),
+            (OutBody::Length(0), None) if self.head.method() == "HEAD" || head.status == 304 => None,
+            (OutBody::Length(length), _) => Some(length),
+            _ => None,
+        };
+        self.end_head(body, length, head.upgrade.is_some());
+        Ok(())
+    }
+
+    fn answer(&mut self, answer: &Rendered, last: bool) -> Result<(), ClientFault> {
+        self.last |= last || !self.reader.complete();
+        let length = answer.body.len() as u64;
+        let body = self.begin_response(answer.status, BodyLength::Known(length));
+        let out = self.writer.head();
+        encode::status_line(out, Version::Http11, answer.status, None);
+        for (name, value) in &answer.headers {
+            HeadSink(out).field(name.as_bytes(), value.as_bytes());
+        }
+        write_date(out);
+        self.end_head(body, Some(length), false);
+        if body != OutBody::Length(0) {
+            self.writer.head().extend_from_slice(&answer.body);
+            self.writer.begin_body(OutBody::Length(0));
+        }
+        Ok(())
+    }
+
+    fn poll_send(&mut self, cx: &mut Context<'_>, data: &[u8]) -> Poll<Result<usize, ClientFault>> {
+        let Some(io) = &mut self.io else {
+            return Poll::Ready(Err(ClientFault::Gone));
+        };
+        self.writer.poll_send(cx, io, data).map_err(gone)
+    }
+
+    fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), ClientFault>> {
+        let Some(io) = &mut self.io else {
+            return Poll::Ready(Err(ClientFault::Gone));
+        };
+        self.writer.poll_flush(cx, io).map_err(gone)
+    }
+
+    fn finish(&mut self, trailers: Option<HeaderMap>) -> Result<(), ClientFault> {
+        let trailers = trailers.filter(|_| self.head.info.te_trailers);
+        let fields = trailers.iter().flatten();
+        self.writer
+            .finish(fields.map(|(name, value)| (name.as_str().as_bytes(), value.as_bytes())));
+        Ok(())
+    }
+
+    fn blocked_since(&self) -> Option<Instant> {
+        self.writer.blocked_since()
+    }
+
+    fn abort(&mut self) {
+        self.aborted = true;
+        if self.responded && self.until_close {
+            // An orderly end would make the response look whole.
+            self.info.close_watch.reset_on_close();
+        }
+    }
+
+    fn write_timed_out(&mut self) {
+        self.ends_for.get_or_insert(CloseReason::WriteTimeout);
+    }
+
+    fn end_early(&mut self) -> bool {
+        self.last = true;
+        self.writer.end_chunks()
+    }
+
+    fn ask_to_end(&mut self) -> Duration {
+        Duration::ZERO
+    }
+
+    fn take_stream(&mut self) -> Self::Stream {
+        let early = self.reader.buffered().into();
+        self.last = true;
+        let io = self.io.take();
+        Prefixed::new(early, io.unwrap_or_else(|| Box::new(tokio::io::empty())))
+    }
+}

@@ -1,0 +1,246 @@
+//! The loop of an HTTP/2 connection: each stream is a request with a task of its own.
+
+use std::future::poll_fn;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::task::Poll;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use parking_lot::Mutex;
+use sluice_model::Limits;
+use tokio::sync::{Notify, watch};
+
+use super::frame_watch::{FrameWatch, Watched};
+use super::http2_client::Http2Client;
+use crate::edge::{CloseReason, Connection, ConnectionInfo, Drain};
+use crate::exchange::{self, DeadlineTimer};
+use crate::h2::FrameLimits;
+use crate::request::Engine;
+use crate::throttle::clock;
+
+/// What one stream may send before its request is read on: small, because a held request's body
+/// waits here.
+pub(super) const STREAM_WINDOW: u32 = 64 * 1024;
+
+/// What all streams of a connection may send. Much larger than one stream's: held uploads must
+/// not stop the others (RFC 9113 leaves both at 64 KiB).
+const CONNECTION_WINDOW: u32 = 16 * 1024 * 1024;
+
+/// What one stream buffers on its way to a client that reads slowly, in bytes.
+const SEND_BUFFER: usize = 64 * 1024;
+
+/// Streams reset by the client that are remembered: beyond, the connection is ended (rapid reset).
+const RESET_STREAMS: usize = 64;
+
+/// How long a connection without streams may stay after GOAWAY: until the client has read it, and what it sent
+/// meanwhile is here.
+const AFTER_GOAWAY: Duration = Duration::from_secs(1);
+
+/// How long the streams of a connection may take to be reset at the drain's deadline.
+const RESETS: Duration = Duration::from_secs(2);
+
+/// How long a connection that came while the gateway drains may take to open its first stream.
+const IDLE_WHILE_DRAINING: Duration = Duration::from_secs(1);
+
+/// How much of a head the HTTP/2 layer keeps: it counts 32 bytes more for each field, and answers what is beyond
+/// with a bare 431. Heads of up to twice a limit reach the gateway's own check, and get a whole answer.
+fn head_list_size(limits: &Limits) -> u32 {
+    let size = 2 * limits.max_header_bytes + 32 * limits.max_headers;
+    u32::try_from(size).unwrap_or(u32::MAX)
+}
+
+/// The streams open on a connection, and since when there are none.
+#[derive(Debug)]
+struct Activity {
+    open: AtomicUsize,
+    rested: Mutex<Instant>,
+    ended: Notify,
+}
+
+impl Activity {
+    fn new() -> Self {
+        Self {
+            open: AtomicUsize::new(0),
+            rested: Mutex::new(clock()),
+            ended: Notify::new(),
+        }
+    }
+
+    /// One more stream, until the guard is dropped.
+    fn open(self: &Arc<Self>) -> OpenStream {
+        self.open.fetch_add(1, Ordering::AcqRel);
+        OpenStream(Arc::clone(self))
+    }
+
+    /// Counts idleness from now.
+    fn rest(&self) {
+        *self.rested.lock() = clock();
+    }
+
+    /// Resolves when no stream has been open for so long. Cancel-safe.
+    async fn idle(&self, patience: Duration) {
+        loop {
+            while self.open.load(Ordering::Acquire) > 0 {
+                self.ended.notified().await;
+            }
+            let due = *self.rested.lock() + patience;
+            if due <= clock() {
+                return;
+            }
+            tokio::time::sleep_until(due.into()).await;
+        }
+    }
+}
+
+struct OpenStream(Arc<Activity>);
+
+impl Drop for OpenStream {
+    fn drop(&mut self) {
+        // Before the count: who sees none open sees since when.
+        self.0.rest();
+        if self.0.open.fetch_sub(1, Ordering::AcqRel) == 1 {
+            self.0.ended.notify_one();
+        }
+    }
+}
+
+/// Serves one connection to its end, and says why it ended. GOAWAY goes out when the gateway drains, the
+/// connection is idle, it or a stream of it gets too old, or a stream's instance has to go; what is open
+/// then may finish, and a connection that a client keeps although nothing is open on it is closed. At the
+/// drain's deadline every stream is reset, and the connection is dropped with what is still open on it a
+/// moment later.
+///
+/// A connection that comes while the gateway drains gets one stream before GOAWAY, as on HTTP/1 it
+/// gets one answer: a client that is told to leave at once may only come back at once.
+pub(super) async fn serve(
+    engine: &Arc<Engine>,
+    connection: Connection,
+    mut drain: watch::Receiver<Drain>,
+) -> CloseReason {
+    let found = *drain.borrow_and_update();
+    if found == Drain::Closing {
+        return CloseReason::Drained;
+    }
+    let limits = engine.serving.with_limits(Limits::clone);
+    let metrics = engine.observer.metrics.clone();
+    let watched = Arc::new(FrameWatch::default());
+    let io = Watched::new(
+        connection.io,
+        Arc::clone(&watched),
+        FrameLimits::from(&limits),
+        limits.header_timeout,
+        limits.write_timeout,
+        Box::new(move |refusal| metrics.stream_refused(refusal)),
+    );
+    let mut builder = h2::server::Builder::new();
+    builder
+        .max_header_list_size(head_list_size(&limits))
+        .max_concurrent_streams(limits.max_concurrent_streams)
+        .initial_window_size(STREAM_WINDOW)
+        .initial_connection_window_size(CONNECTION_WINDOW)
+        .max_send_buffer_size(SEND_BUFFER)
+        .max_pending_accept_reset_streams(RESET_STREAMS)
+        .max_concurrent_reset_streams(RESET_STREAMS);
+    let http2 = Http2 {
+        engine: Arc::clone(engine),
+        info: connection.info,
+        activity: Arc::new(Activity::new()),
+        leave: Arc::new(Notify::new()),
+        drain: drain.clone(),
+    };
+    if let Ok(connection) = builder.handshake::<_, Bytes>(io).await {
+        http2.run(connection, &watched, &limits, found).await;
+    }
+    watched.close_reason()
+}
+
+/// What the streams of one connection share.
+struct Http2 {
+    engine: Arc<Engine>,
+    info: Arc<ConnectionInfo>,
+    activity: Arc<Activity>,
+    /// Clients should go on with another connection.
+    leave: Arc<Notify>,
+    drain: watch::Receiver<Drain>,
+}
+
+type Server = h2::server::Connection<Watched, Bytes>;
+
+impl Http2 {
+    async fn run(self, mut connection: Server, watched: &FrameWatch, limits: &Limits, found: Drain) {
+        let mut drain = self.drain.clone();
+        let (age, aged_for) = match found {
+            Drain::Serving => (limits.max_connection_age, CloseReason::MaxAge),
+            Drain::Draining | Drain::Closing => (Some(IDLE_WHILE_DRAINING), CloseReason::Drained),
+        };
+        let oldest = age.map(|age| clock() + age);
+        let mut leaving = false;
+        loop {
+            let aged = async {
+                match oldest {
+                    Some(at) if !leaving => tokio::time::sleep_until(at.into()).await,
+                    _ => std::future::pending().await,
+                }
+            };
+            let idle = self.activity.idle(if leaving { AFTER_GOAWAY } else { limits.idle_timeout });
+            tokio::select! {
+                () = self.accept(&mut connection) => return,
+                changed = drain.changed() => {
+                    watched.ends_for(CloseReason::Drained);
+                    if changed.is_err() || *drain.borrow() == Drain::Closing {
+                        connection.graceful_shutdown();
+                        // Their tasks end the streams, and log them.
+                        let _ = tokio::time::timeout(RESETS, self.accept(&mut connection)).await;
+                        return;
+                    }
+                }
+                () = self.leave.notified() => {}
+                () = aged => watched.ends_for(aged_for),
+                () = idle => match leaving {
+                    false => watched.ends_for(CloseReason::IdleTimeout),
+                    // What still waits to be written has a timeout of its own.
+                    true if watched.is_writing() => self.activity.rest(),
+                    // The client was told and does not go.
+                    true => return,
+                },
+            }
+            if !leaving {
+                leaving = true;
+                connection.graceful_shutdown();
+                // The time for the client to leave begins now, however long it was idle before.
+                self.activity.rest();
+            }
+        }
+    }
+
+    /// Takes streams until the connection is over. Cancel-safe.
+    async fn accept(&self, connection: &mut Server) {
+        poll_fn(|cx| {
+            loop {
+                match connection.poll_accept(cx) {
+                    Poll::Ready(Some(Ok((request, respond)))) => self.begin(request, respond),
+                    Poll::Ready(Some(Err(_)) | None) => return Poll::Ready(()),
+                    Poll::Pending => return Poll::Pending,
+                }
+            }
+        })
+        .await;
+    }
+
+    fn begin(&self, request: http::Request<h2::RecvStream>, respond: h2::server::SendResponse<Bytes>) {
+        let started = clock();
+        let open = self.activity.open();
+        if self.drain.has_changed().unwrap_or(true) || *self.drain.borrow() != Drain::Serving {
+            self.leave.notify_one();
+        }
+        let engine = Arc::clone(&self.engine);
+        let client = Http2Client::new(Arc::clone(&self.info), request, respond, Arc::clone(&self.leave));
+        // A task of its own: streams do not wait for each other, and a panic ends one of them.
+        tokio::spawn(async move {
+            let (mut client, _open) = (client, open);
+            let mut timer = DeadlineTimer::new();
+            exchange::serve(&engine, &mut client, &mut timer, started).await;
+        });
+    }
+}

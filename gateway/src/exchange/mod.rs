@@ -1,0 +1,375 @@
+//! The forwarding engine: one request from its head to its log line.
+//!
+//! [`serve`] routes a request, gets a Permit, connects, and passes request and response through
+//! ([`duplex`]) until one attempt gave an answer or no further one can. One future, no channels; the
+//! client's side and the backend's side are type parameters ([`sides`]). Dropping the future at any
+//! moment gives the Permit back, and the request still gets its one log line.
+
+mod conclude;
+mod duplex;
+mod replay;
+mod retry;
+mod sides;
+mod timer;
+
+use std::future::poll_fn;
+use std::pin::pin;
+use std::sync::Arc;
+use std::task::Poll;
+use std::time::{Duration, Instant};
+
+use sluice_model::RequestView;
+
+use self::duplex::{Duplex, Parts, Passage, Progress};
+use self::replay::Replay;
+use self::retry::may_use_probes;
+pub(crate) use self::sides::{
+    Answered, BackendFault, BackendSide, BodyLength, ClientFault, ClientSide, RequestHead, RequestLine,
+    ResponseHead,
+};
+pub(crate) use self::timer::DeadlineTimer;
+use crate::answer::Answer;
+use crate::downstream::{Bounds, Ended, relay};
+use crate::edge::{ByteStream, Drain};
+use crate::observe::{Reason, RequestProtocol, Timer};
+use crate::request::{
+    Attempt, Ending, Engine, Incoming, Nominated, Refusal, RequestCtx, RequestEdit, host_for, target_for,
+    upgrade_to_forward,
+};
+use crate::throttle::{Outcome, clock};
+use crate::upstream::{self, Acquired, Connection, Use};
+
+/// How long the head of a switch may take to be written.
+const SWITCH_WRITE: Duration = Duration::from_secs(5);
+
+/// Serves one request. The client's side tells afterwards whether its connection is of further use.
+///
+/// Cancel-safe: dropped half way, the client got a part of a response at most, and the request is
+/// logged as far as it came.
+pub(crate) async fn serve<C: ClientSide>(
+    engine: &Arc<Engine>,
+    client: &mut C,
+    timer: &mut DeadlineTimer,
+    started: Instant,
+) where
+    C::Stream: ByteStream + 'static,
+{
+    let mut exchange = Exchange {
+        request: RequestCtx::new(engine, started),
+        client,
+        timer,
+        replay: Replay::default(),
+        progress: Progress::default(),
+        broken: 0,
+        protocol: None,
+    };
+    exchange.run().await;
+}
+
+/// One request with all that is known of it; its end, however it comes, is logged.
+struct Exchange<'a, C: ClientSide> {
+    client: &'a mut C,
+    request: RequestCtx,
+    timer: &'a mut DeadlineTimer,
+    replay: Replay,
+    progress: Progress,
+    /// Fresh connections that broke after the request was sent.
+    broken: u32,
+    /// What the connection speaks after a switch.
+    protocol: Option<RequestProtocol>,
+}
+
+impl<C: ClientSide> Drop for Exchange<'_, C> {
+    fn drop(&mut self) {
+        if self.progress.status.is_none() && self.request.reason.is_none() {
+            let closing = *self.request.drain().borrow() == Drain::Closing;
+            self.request.reason = Some(if closing { Reason::Draining } else { Reason::ClientGone });
+        }
+        let head = self.client.head();
+        let ending = Ending {
+            method: head.method().as_bytes(),
+            host: head.host().unwrap_or_default(),
+            target: head.target().as_bytes(),
+            user_agent: head.header("user-agent"),
+            protocol: self.protocol.unwrap_or_else(|| self.client.protocol()),
+            status: self.progress.status,
+            bytes_in: self.progress.bytes_in,
+            bytes_out: self.progress.bytes_out,
+        };
+        self.request.finish(&ending, clock());
+    }
+}
+
+/// What follows an attempt.
+enum Next {
+    /// Nothing: the client has its answer, or is gone.
+    Over,
+    /// Another attempt, as the request says how.
+    Again,
+    /// An answer of the gateway's own.
+    Answer(Answer),
+}
+
+impl<C: ClientSide> Exchange<'_, C>
+where
+    C::Stream: ByteStream + 'static,
+{
+    async fn run(&mut self) {
+        if let Err(refusal) = self.place().await {
+            return self.refuse(&refusal).await;
+        }
+        loop {
+            match Box::pin(self.attempt()).await {
+                Next::Over => return,
+                Next::Answer(answer) => return self.refuse(&answer.into()).await,
+                Next::Again => {}
+            }
+            if let Err(refusal) = self.place_again().await {
+                return self.refuse(&refusal).await;
+            }
+        }
+    }
+
+    /// Routes the request and gets it a Permit.
+    async fn place(&mut self) -> Result<(), Refusal> {
+        loop {
+            self.route()?;
+            let client = &mut *self.client;
+            let mut rests = false;
+            // Polled only once the request has to wait.
+            let gone = poll_fn(|cx| {
+                if !std::mem::replace(&mut rests, true) {
+                    client.rest();
+                }
+                client.poll_gone(cx)
+            });
+            let Err(answer) = self.request.admit(gone).await else {
+                return Ok(());
+            };
+            // Its revision was removed while it waited: the newer table knows where it goes.
+            if !self.request.reread() {
+                return Err(answer.into());
+            }
+        }
+    }
+
+    /// Gets a Permit for another attempt.
+    async fn place_again(&mut self) -> Result<(), Refusal> {
+        let client = &mut *self.client;
+        let admitted = self.request.fail_over(poll_fn(|cx| client.poll_gone(cx))).await;
+        let Err(answer) = admitted else { return Ok(()) };
+        if !self.request.reread() {
+            return Err(answer.into());
+        }
+        self.place().await
+    }
+
+    fn route(&mut self) -> Result<(), Refusal> {
+        let head = self.client.head();
+        let incoming = Incoming {
+            info: self.client.info(),
+            view: head,
+            host: head.host(),
+            target: head.target(),
+            head_bytes: head.size() + usize::try_from(self.client.waiting_bytes()).unwrap_or(usize::MAX),
+        };
+        self.request.route(&incoming)?;
+        head.check(self.request.limits())?;
+        match (self.request.limits().max_body_bytes, self.client.body_length()) {
+            (Some(max), BodyLength::Known(length)) if length > max => Err(conclude::body_too_large().into()),
+            _ => Ok(()),
+        }
+    }
+
+    /// One attempt at the endpoint of the Permit.
+    async fn attempt(&mut self) -> Next {
+        let choice = match self.request.next {
+            Attempt::FreshConnection => Use::Fresh,
+            _ if may_use_probes(self.client.head().method()) => Use::Any,
+            _ => Use::NoProbes,
+        };
+        self.request.next = Attempt::First;
+        self.request.attempts += 1;
+        let warm = self.request.attempts == 1 && self.request.queued.is_zero();
+        let now = if warm { self.request.started } else { clock() };
+        self.request.attempt_started = Some(now);
+        let acquired = {
+            let Some((routed, permit)) = self.request.routed.as_ref().zip(self.request.permit.as_ref()) else {
+                return Next::Answer(Answer::new(Reason::NoRoute, "the request was not admitted"));
+            };
+            upstream::take_idle(routed, permit.endpoint(), self.request.limits(), choice, now)
+        };
+        let acquired = match acquired {
+            Some(idle) => idle,
+            None => match Box::pin(self.connect(choice)).await {
+                Ok(connected) => connected,
+                Err(next) => return next,
+            },
+        };
+        self.request.clocks.connected(now);
+        match acquired.connection {
+            Connection::Http1(backend) => self.pass(backend, acquired.idled).await,
+            Connection::Http2(backend) => self.pass(backend, acquired.idled).await,
+        }
+    }
+
+    /// Connects to the endpoint of the Permit, under the request's clocks.
+    async fn connect(&mut self, choice: Use) -> Result<Acquired, Next> {
+        let request = &mut self.request;
+        let Some((routed, permit)) = request.routed.as_ref().zip(request.permit.as_ref()) else {
+            return Err(Next::Answer(Answer::new(Reason::NoRoute, "the request was not admitted")));
+        };
+        let deadline = request.clocks.deadline();
+        let mut connecting = pin!(upstream::connect(routed, permit.endpoint(), request.limits(), choice));
+        let mut going = pin!(duplex::going(Arc::clone(permit.endpoint()), request.drain()));
+        let (client, timer) = (&mut *self.client, &mut *self.timer);
+        let connected = poll_fn(|cx| {
+            if let Poll::Ready(done) = connecting.as_mut().poll(cx) {
+                return Poll::Ready(Ok(done));
+            }
+            if client.poll_gone(cx).is_ready() {
+                return Poll::Ready(Err(Passage::Client(ClientFault::Gone)));
+            }
+            if let Poll::Ready(going) = going.as_mut().poll(cx) {
+                return Poll::Ready(Err(Passage::Going(going)));
+            }
+            match deadline {
+                Some(at) if timer.poll_at(cx, at).is_ready() => {
+                    Poll::Ready(Err(Passage::Clock(request.clocks.missed(clock()))))
+                }
+                _ => Poll::Pending,
+            }
+        })
+        .await;
+        match connected {
+            Ok(Ok(connected)) => {
+                permit.report(Outcome::Connected, clock());
+                Ok(connected)
+            }
+            Ok(Err(error)) => Err(self.not_connected(&error)),
+            Err(passage) => Err(self.broke(passage, false, false)),
+        }
+    }
+
+    /// Passes the request and its response through a connection that is there. `idled` is one that
+    /// was used before: the other side may have closed it.
+    async fn pass<B: BackendSide>(&mut self, mut backend: B, idled: bool) -> Next
+    where
+        B::Stream: ByteStream + 'static,
+    {
+        let upgrade = match self.begin(&mut backend) {
+            Ok(upgrade) => upgrade,
+            Err(fault) => return self.broke(Passage::Backend(fault), idled, backend.was_sent()),
+        };
+        let mut duplex = Duplex::new(Parts {
+            client: &mut *self.client,
+            backend: &mut backend,
+            request: &mut self.request,
+            timer: &mut *self.timer,
+            replay: &mut self.replay,
+            progress: &mut self.progress,
+            upgrade,
+        });
+        let passage = poll_fn(|cx| duplex.poll(cx)).await;
+        drop(duplex);
+        match passage {
+            Passage::Whole => {
+                backend.release();
+                Next::Over
+            }
+            Passage::Early => Next::Over,
+            Passage::Switched => {
+                Box::pin(self.relay(backend.into_stream())).await;
+                Next::Over
+            }
+            Passage::PutOff => Next::Again,
+            passage => {
+                let sent = backend.was_sent();
+                self.broke(passage, idled, sent)
+            }
+        }
+    }
+
+    /// Gives the request's head to the backend. Returns whether an upgrade was passed on.
+    fn begin<B: BackendSide>(&mut self, backend: &mut B) -> Result<bool, BackendFault> {
+        let head = self.client.head();
+        let Some(routed) = &self.request.routed else {
+            return Ok(false);
+        };
+        let sent_host = head.host().unwrap_or_default();
+        let edit = RequestEdit {
+            from: self.request.forwarding(self.client.info(), sent_host),
+            revision: &routed.spec,
+            route: routed.route(),
+            nominated: if head.nominates_others() { Nominated::of(head) } else { Nominated::default() },
+            join_cookies: head.has_crumbs(),
+        };
+        let empty = self.client.body_length().is_empty();
+        let upgrade = head.upgrade().filter(|_| empty && B::UPGRADES);
+        let upgrade = upgrade.and_then(|offered| upgrade_to_forward(offered, &routed.spec));
+        let target = target_for(head.target(), routed);
+        let host = host_for(sent_host, routed);
+        if self.replay.is_possible() {
+            self.replay.rewind();
+        }
+        backend.request(
+            head,
+            &RequestLine {
+                target: &target,
+                host: &host,
+                length: self.client.body_length(),
+                upgrade,
+                tls: self.request.is_tls(),
+            },
+            &edit,
+        )?;
+        Ok(upgrade.is_some())
+    }
+
+    /// Relays bytes between two connections that switched to another protocol.
+    async fn relay(&mut self, backend: impl ByteStream + 'static) {
+        let websocket = self
+            .client
+            .head()
+            .upgrade()
+            .is_some_and(|offered| offered.eq_ignore_ascii_case(b"websocket"));
+        // After the switch only the tunnel's own bounds count.
+        self.request.clocks.stop();
+        self.protocol = Some(RequestProtocol::Upgraded);
+        let timeouts = self.request.routed.as_ref().map(|routed| routed.spec.timeouts);
+        let bounds = Bounds {
+            idle: timeouts.and_then(|t| t.idle),
+            age: timeouts.and_then(|t| t.max_stream_age),
+            drain: self.request.drain(),
+            endpoint: self.request.permit.as_ref().map(|permit| Arc::clone(permit.endpoint())),
+            websocket,
+        };
+        // The 101 goes first.
+        let (client, timer) = (&mut *self.client, &mut *self.timer);
+        let until = clock() + SWITCH_WRITE;
+        let written = poll_fn(|cx| match client.poll_flush(cx) {
+            Poll::Ready(written) => Poll::Ready(written.is_ok()),
+            Poll::Pending => timer.poll_at(cx, until).map(|()| false),
+        });
+        if !written.await {
+            self.request.reason = Some(Reason::ClientGone);
+            return;
+        }
+        let client = self.client.take_stream();
+        let (traffic, ended) = relay(client, backend, bounds).await;
+        self.progress.bytes_in = traffic.from_client;
+        self.progress.bytes_out = traffic.from_backend;
+        let (reason, timer) = match ended {
+            Ended::Client | Ended::Backend => (None, None),
+            Ended::Idle => (Some(Reason::Timeout), Some(Timer::Idle)),
+            // A WebSocket was closed in order; others have no words for that and broke off.
+            Ended::Aged | Ended::Draining if websocket => (None, None),
+            Ended::Aged => (Some(Reason::Timeout), Some(Timer::Age)),
+            Ended::Draining => (Some(Reason::Draining), None),
+        };
+        self.request.reason = reason;
+        if let Some(timer) = timer {
+            self.request.clocks.fire(timer);
+        }
+    }
+}

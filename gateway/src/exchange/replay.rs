@@ -1,0 +1,93 @@
+//! The beginning of a request body, kept so that another attempt can send it again.
+
+/// Bytes kept at most; a longer body is sent once.
+const MOST: usize = 64 * 1024;
+
+/// What was sent of a request body.
+#[derive(Debug, Default)]
+pub(crate) struct Replay {
+    kept: Vec<u8>,
+    /// How much of `kept` the current attempt has sent.
+    sent: usize,
+    overflowed: bool,
+    /// The client's body was read to its end.
+    whole: bool,
+}
+
+impl Replay {
+    /// What is kept and not sent by the current attempt.
+    pub(crate) fn unsent(&self) -> &[u8] {
+        &self.kept[self.sent..]
+    }
+
+    /// So many bytes of [`unsent`](Self::unsent) were sent.
+    pub(crate) fn consume(&mut self, n: usize) {
+        self.sent += n;
+    }
+
+    /// So many bytes came from the client and were sent right away.
+    pub(crate) fn sent(&mut self, bytes: &[u8]) {
+        if self.overflowed {
+            return;
+        }
+        if self.kept.len() + bytes.len() > MOST {
+            self.overflowed = true;
+            self.kept = Vec::new();
+            self.sent = 0;
+            return;
+        }
+        self.kept.extend_from_slice(bytes);
+        self.sent = self.kept.len();
+    }
+
+    /// The client's body ended.
+    pub(crate) fn end(&mut self) {
+        self.whole = true;
+    }
+
+    /// Whether the client's body ended and everything of it is kept or sent.
+    pub(crate) fn is_whole(&self) -> bool {
+        self.whole
+    }
+
+    /// Whether another attempt can send the same body.
+    pub(crate) fn is_possible(&self) -> bool {
+        !self.overflowed
+    }
+
+    /// Another attempt begins.
+    pub(crate) fn rewind(&mut self) {
+        debug_assert!(self.is_possible(), "what was sent is gone");
+        self.sent = 0;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_attempt_gets_what_the_one_before_it_sent() {
+        let mut replay = Replay::default();
+        replay.sent(b"abc");
+        assert_eq!(replay.unsent(), b"");
+        replay.rewind();
+        assert_eq!(replay.unsent(), b"abc");
+        replay.consume(2);
+        assert_eq!(replay.unsent(), b"c");
+        replay.consume(1);
+        replay.sent(b"def");
+        replay.rewind();
+        assert_eq!(replay.unsent(), b"abcdef");
+    }
+
+    #[test]
+    fn a_long_body_is_not_kept() {
+        let mut replay = Replay::default();
+        replay.sent(&[0; MOST]);
+        assert!(replay.is_possible());
+        replay.sent(b"x");
+        assert!(!replay.is_possible());
+        assert_eq!((replay.unsent(), replay.kept.capacity()), (&b""[..], 0));
+    }
+}

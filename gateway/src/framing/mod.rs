@@ -1,0 +1,12 @@
+//! HTTP/1 messages over a byte stream: pooled buffers, a reader of bodies and a writer of messages.
+//!
+//! Between the sans-IO codec ([`crate::http1`]) and the two sides of an exchange: the client's
+//! connection and the backend's use the same reader and the same writer.
+
+mod buffer;
+mod reader;
+mod writer;
+
+pub(crate) use buffer::Buffer;
+pub(crate) use reader::{BodyReader, ReadFault};
+pub(crate) use writer::{MessageWriter, OutBody};

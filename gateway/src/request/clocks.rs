@@ -1,0 +1,152 @@
+//! The clocks of one request: pure, polled in place by whoever forwards the request.
+
+use std::time::{Duration, Instant};
+
+use sluice_model::RevisionTimeouts;
+
+use crate::observe::Timer;
+
+/// The deadlines of one request and how far they got.
+#[derive(Debug, Default)]
+pub struct Clocks {
+    total: Option<Instant>,
+    start: Option<Instant>,
+    idle: Option<Duration>,
+    last_byte: Option<Instant>,
+    age: Option<Duration>,
+    /// When the stream gets too old.
+    old: Option<Instant>,
+    fired: Option<Timer>,
+}
+
+impl Clocks {
+    /// Sets the deadlines of the whole request and of the response's start, counted from `started`;
+    /// `own` is a deadline the client named.
+    pub fn arm(&mut self, timeouts: &RevisionTimeouts, own: Option<Duration>, started: Instant) {
+        let total = [timeouts.total, own].into_iter().flatten().min();
+        self.total = total.map(|t| started + t);
+        self.start = timeouts.response_start.map(|t| started + t);
+        self.idle = timeouts.idle;
+        self.age = timeouts.max_stream_age;
+    }
+
+    /// The earliest moment at which the request is over while no head has come.
+    pub fn deadline(&self) -> Option<Instant> {
+        [self.total, self.start].into_iter().flatten().min()
+    }
+
+    /// A connection to the backend is there: silence counts from now.
+    pub fn connected(&mut self, now: Instant) {
+        self.last_byte = Some(now);
+    }
+
+    /// The response head came: its deadline is met, and a stream's age begins.
+    pub fn head_received(&mut self, now: Instant) {
+        self.start = None;
+        self.last_byte = Some(now);
+        self.old = self.age.map(|age| now + age);
+    }
+
+    /// Bytes went either way. `now` is asked only where silence is bounded.
+    pub fn touch(&mut self, now: impl FnOnce() -> Instant) {
+        if self.idle.is_some() {
+            self.last_byte = Some(now());
+        }
+    }
+
+    /// No deadline counts any more. A clock that has rung stays rung.
+    pub fn stop(&mut self) {
+        (self.total, self.start, self.idle, self.old) = (None, None, None, None);
+    }
+
+    /// When the next clock rings, and which one it is.
+    pub fn next(&self) -> Option<(Instant, Timer)> {
+        let idle = self.idle.zip(self.last_byte).map(|(idle, at)| (at + idle, Timer::Idle));
+        let all = [
+            self.start.map(|at| (at, Timer::Start)),
+            self.total.map(|at| (at, Timer::Total)),
+            idle,
+            self.old.map(|at| (at, Timer::Age)),
+        ];
+        all.into_iter().flatten().min_by_key(|(at, _)| *at)
+    }
+
+    /// The stream was asked to end because of its age; that is asked once.
+    pub fn age_noted(&mut self) {
+        self.old = None;
+    }
+
+    /// The clock that rang, if one did.
+    pub fn fired(&self) -> Option<Timer> {
+        self.fired
+    }
+
+    /// Marks a clock as having rung. The first one stays.
+    pub fn fire(&mut self, timer: Timer) {
+        self.fired.get_or_insert(timer);
+    }
+
+    /// Which clock a missed [`deadline`](Self::deadline) belongs to.
+    pub fn missed(&self, now: Instant) -> Timer {
+        match self.total {
+            Some(total) if total <= now => Timer::Total,
+            _ => Timer::Start,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const S: Duration = Duration::from_secs(1);
+
+    fn clocks(timeouts: RevisionTimeouts, own: Option<Duration>, now: Instant) -> Clocks {
+        let mut clocks = Clocks::default();
+        clocks.arm(&timeouts, own, now);
+        clocks
+    }
+
+    const NONE: RevisionTimeouts = RevisionTimeouts {
+        total: None,
+        response_start: None,
+        idle: None,
+        max_stream_age: None,
+    };
+
+    #[test]
+    fn the_earliest_deadline_rings() {
+        let now = Instant::now();
+        let mut clocks = clocks(
+            RevisionTimeouts {
+                total: Some(S * 10),
+                response_start: Some(S * 3),
+                idle: Some(S * 5),
+                max_stream_age: Some(S),
+            },
+            Some(S * 8),
+            now,
+        );
+        assert_eq!(clocks.next(), Some((now + S * 3, Timer::Start)));
+        assert_eq!(clocks.deadline(), Some(now + S * 3));
+        clocks.head_received(now + S);
+        assert_eq!(clocks.next(), Some((now + S * 2, Timer::Age)));
+        clocks.age_noted();
+        assert_eq!(clocks.next(), Some((now + S * 6, Timer::Idle)));
+        clocks.touch(|| now + S * 4);
+        assert_eq!(clocks.next(), Some((now + S * 8, Timer::Total)));
+        clocks.fire(Timer::Total);
+        clocks.stop();
+        assert_eq!((clocks.next(), clocks.fired()), (None, Some(Timer::Total)));
+    }
+
+    #[test]
+    fn what_is_not_configured_never_rings() {
+        let now = Instant::now();
+        let mut clocks = clocks(NONE, None, now);
+        clocks.connected(now);
+        clocks.head_received(now);
+        clocks.touch(|| unreachable!("nobody asks for the time"));
+        assert_eq!((clocks.next(), clocks.deadline()), (None, None));
+    }
+}
