@@ -247,6 +247,8 @@ mod tests {
             service: ServiceId::parse("default", "greeter").expect("a name"),
             backend: Backend::Managed,
             protocol: Protocol::Http1,
+            max_streams_per_connection: sluice_model::DEFAULT_STREAMS_PER_CONNECTION,
+            tls: sluice_model::BackendTls::default(),
             readiness: None,
             start_timeout: Duration::from_secs(60),
             container_concurrency: None,
