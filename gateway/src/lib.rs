@@ -1,7 +1,7 @@
 //! Sluice's data plane: it accepts, routes, holds, balances and forwards.
 //!
 //! `edge` accepts connections and prepares streams; `h1` judges raw HTTP/1 heads; `h2` watches
-//! HTTP/2 frames; `proxy` adapts Pingora to the decision part in `request`; `throttle` owns capacity and
+//! HTTP/2 frames; `upstream` makes and keeps connections to backends; `proxy` adapts Pingora to the decision part in `request`; `throttle` owns capacity and
 //! queue of a revision; `registry` keeps live state by revision across Snapshots; `handover` shares
 //! endpoints with the next process of an upgrade; `observe` and `admin` show it all.
 //!
@@ -24,3 +24,12 @@ pub mod request;
 pub mod spare;
 pub mod throttle;
 pub mod upkeep;
+#[cfg_attr(
+    not(test),
+    expect(
+        dead_code,
+        unused_imports,
+        reason = "the exchange that calls it is being written"
+    )
+)]
+pub mod upstream;

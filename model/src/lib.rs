@@ -27,16 +27,16 @@ pub use draw::draw_point;
 pub use hash::{StickyKey, rendezvous, stable_hash};
 pub use name::{Host, NameError, RevisionId, ServiceId, Tag, normalize_host};
 pub use revision::{
-    Backend, EndpointAddr, EndpointTarget, Probe, ProbeKind, Protocol, QueueLimits, RevisionSpec,
-    RevisionTimeouts, Scheme, UrlBackend,
+    Backend, BackendTls, DEFAULT_STREAMS_PER_CONNECTION, EndpointAddr, EndpointTarget, Probe, ProbeKind,
+    Protocol, QueueLimits, RevisionSpec, RevisionTimeouts, Scheme, UrlBackend,
 };
 pub use route::{
     HeaderMatch, HeaderMatcher, HttpOption, PathMatch, PathRewrite, RequestView, Route, RouteMatch, Service,
     Sticky, StickyScope, StickySource, Visibility,
 };
 pub use settings::{
-    AccessLogFormat, CertificateFiles, CipherSuite, DrainSettings, Limits, ListenerSettings, ProxyProtocol,
-    ProxyProtocolMode, QueueTotals, Settings, TlsSettings, TlsVersion,
+    AccessLogFormat, CertificateFiles, CipherSuite, DrainSettings, Http2Settings, Limits, ListenerSettings,
+    ProxyProtocol, ProxyProtocolMode, QueueTotals, Settings, TlsSettings, TlsVersion,
 };
 pub use snapshot::{Generation, Snapshot, SnapshotBuilder, SnapshotError, SnapshotPublisher, SnapshotReader};
 pub use split::{Percent, SplitError, TrafficSplit, TrafficTarget};

@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::name::{Host, RevisionId, ServiceId};
+use crate::settings::CertificateFiles;
 
 /// One address that can be connected to.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -96,7 +97,42 @@ pub enum Protocol {
     Http1,
     /// HTTP/2 without TLS, by prior knowledge.
     H2c,
+    /// HTTP/2 over TLS, by ALPN; only to an https URL.
+    H2,
 }
+
+impl Protocol {
+    /// Whether it is HTTP/2: one connection carries several requests.
+    pub fn is_http2(self) -> bool {
+        matches!(self, Self::H2c | Self::H2)
+    }
+}
+
+/// TLS towards the backend behind an https URL. The default: the system's roots, the URL's host,
+/// no client certificate.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct BackendTls {
+    /// PEM file of the only certificate authorities that are trusted; `None` for the system's.
+    pub ca_file: Option<PathBuf>,
+    /// What the gateway shows when the backend asks for a client certificate.
+    pub certificate: Option<CertificateFiles>,
+    /// The name that is asked for (SNI) and verified in place of the URL's host; a DNS name or an
+    /// IP address without brackets.
+    pub server_name: Option<String>,
+    /// Takes any certificate: whoever can redirect the connection can read and change it.
+    pub insecure_skip_verify: bool,
+}
+
+impl BackendTls {
+    /// Every file that is read.
+    pub fn files(&self) -> impl Iterator<Item = &PathBuf> {
+        let pair = self.certificate.iter().flat_map(|c| [&c.cert_file, &c.key_file]);
+        self.ca_file.iter().chain(pair)
+    }
+}
+
+/// Requests on one HTTP/2 connection to a backend at once where nothing else is configured.
+pub const DEFAULT_STREAMS_PER_CONNECTION: u32 = 100;
 
 /// What a probe does.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -158,6 +194,11 @@ pub struct RevisionSpec {
     pub backend: Backend,
     /// The protocol its endpoints speak.
     pub protocol: Protocol,
+    /// Requests on one HTTP/2 connection to a backend at once, unless the backend allows fewer; at
+    /// least 1.
+    pub max_streams_per_connection: u32,
+    /// TLS, where the backend is an https URL.
+    pub tls: BackendTls,
     /// How readiness is found out; `None`: connecting is proof enough.
     pub readiness: Option<Probe>,
     /// The longest an instance may take to become ready.
@@ -180,6 +221,8 @@ impl RevisionSpec {
             service,
             backend: Backend::Managed,
             protocol: Protocol::Http1,
+            max_streams_per_connection: DEFAULT_STREAMS_PER_CONNECTION,
+            tls: BackendTls::default(),
             readiness: None,
             start_timeout: Duration::ZERO,
             container_concurrency,

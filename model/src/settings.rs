@@ -120,6 +120,14 @@ impl TlsSettings {
     }
 }
 
+/// A listener's HTTP/2.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Http2Settings {
+    /// Announces extended CONNECT (RFC 8441): WebSocket over HTTP/2. Browsers then use it for every
+    /// WebSocket of the origin.
+    pub web_socket: bool,
+}
+
 /// One listener.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ListenerSettings {
@@ -131,6 +139,8 @@ pub struct ListenerSettings {
     pub tls: Option<TlsSettings>,
     /// PROXY, if it speaks it.
     pub proxy_protocol: Option<ProxyProtocol>,
+    /// HTTP/2.
+    pub http2: Http2Settings,
 }
 
 /// How requests are logged.
@@ -181,6 +191,8 @@ pub struct Limits {
     pub upstream_idle_timeout: Duration,
     /// For connecting to an endpoint.
     pub connect_timeout: Duration,
+    /// Passes of one request through Sluice, this one included; beyond it is a loop. At least 1.
+    pub max_hops: u32,
 }
 
 /// Bounds of all queues together.

@@ -320,6 +320,8 @@ fn build(
                 service: id.clone(),
                 backend: revision.backend.clone()?,
                 protocol: revision.protocol,
+                max_streams_per_connection: revision.max_streams_per_connection,
+                tls: revision.tls.clone(),
                 readiness: revision.readiness.clone(),
                 start_timeout: revision.start_timeout,
                 container_concurrency: revision.container_concurrency,
@@ -329,7 +331,10 @@ fn build(
             });
         }
     }
-    let files = draft.files.into_iter().map(|f| FileReference {
+    let named = draft.services.iter().flat_map(|s| &s.revisions);
+    let named = named.flat_map(|r| r.tls_files.iter().cloned());
+    let files: Vec<_> = draft.files.into_iter().chain(named).collect();
+    let files = files.into_iter().map(|f| FileReference {
         file: f.value,
         spot: f.spot,
     });

@@ -5,8 +5,8 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use sluice_model::{
-    AccessLogFormat, DrainSettings, Host, ListenerSettings, ProxyProtocol, ProxyProtocolMode, QueueTotals,
-    Settings, Visibility,
+    AccessLogFormat, DrainSettings, Host, Http2Settings, ListenerSettings, ProxyProtocol, ProxyProtocolMode,
+    QueueTotals, Settings, Visibility,
 };
 
 use super::autoscaling::{GLOBALS, Globals};
@@ -180,6 +180,7 @@ impl Default for ListenerDraft {
                 visibility: Visibility::External,
                 tls: None,
                 proxy_protocol: None,
+                http2: Http2Settings::default(),
             },
             spot: None,
             files: Vec::new(),
@@ -210,6 +211,7 @@ const LISTENER: Record<ListenerDraft> = Record {
                 PROXY,
             )
             .flatten();
+        let http2 = o.optional("http2", "Its HTTP/2.", HTTP2).unwrap_or_default();
         let address = address?;
         let mut files = Vec::new();
         let tls = tls.map(|tls| {
@@ -222,9 +224,25 @@ const LISTENER: Record<ListenerDraft> = Record {
                 visibility,
                 tls,
                 proxy_protocol,
+                http2,
             },
             spot: Some(address.spot),
             files,
+        })
+    },
+};
+
+const HTTP2: Record<Http2Settings> = Record {
+    name: "Http2",
+    doc: "A listener's HTTP/2.",
+    decode: |o| {
+        Some(Http2Settings {
+            web_socket: o.or(
+                "webSocket",
+                "true: WebSocket over HTTP/2 (RFC 8441) is announced; browsers then use it for every WebSocket of the origin.",
+                Flag,
+                false,
+            ),
         })
     },
 };

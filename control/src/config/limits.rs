@@ -31,6 +31,7 @@ pub(super) fn default_limits() -> Limits {
         // Shorter than the 5 s after which Node.js closes: a stale connection must not cost a POST.
         upstream_idle_timeout: Duration::from_secs(4),
         connect_timeout: Duration::from_secs(5),
+        max_hops: 10,
     }
 }
 
@@ -154,6 +155,13 @@ pub(super) const LIMITS: Record<Limits> = Record {
                 Span::SOME,
                 d.connect_timeout,
             ),
+            max_hops: u32::try_from(o.or(
+                "maxHops",
+                "Passes of one request through Sluice, this one included; beyond it is a loop.",
+                count(1, 1_000),
+                u64::from(d.max_hops),
+            ))
+            .unwrap_or(d.max_hops),
         })
     },
 };

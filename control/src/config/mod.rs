@@ -10,6 +10,7 @@
 //! **Invariant:** no input makes it panic, and none makes it use memory or time out of proportion.
 
 mod autoscaling;
+mod backend_tls;
 mod decode;
 mod diagnostic;
 mod expand;

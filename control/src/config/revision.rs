@@ -1,13 +1,16 @@
 //! Revisions: where requests go and how.
 
 use std::collections::{BTreeMap, HashMap};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use sluice_model::{
-    Backend, EndpointTarget, Probe, ProbeKind, Protocol, QueueLimits, RevisionTimeouts, Scheme,
+    Backend, BackendTls, DEFAULT_STREAMS_PER_CONNECTION, EndpointTarget, Probe, ProbeKind, Protocol,
+    QueueLimits, RevisionTimeouts,
 };
 
 use super::autoscaling::{SCALING, Scaling};
+use super::backend_tls::{BACKEND_TLS, check_wire};
 use super::decode::{List, Located, Object, Record, Table};
 use super::names::{
     BACKEND_URL, ENDPOINT, FILE, HeaderText, LABEL, PROBE_PATH, WEBHOOK_URL, program, settable_header,
@@ -25,6 +28,10 @@ pub(crate) struct RevisionDraft {
     pub(crate) backend: Option<Backend>,
     pub(crate) scaler: Option<ScalerSpec>,
     pub(crate) protocol: Protocol,
+    pub(crate) max_streams_per_connection: u32,
+    pub(crate) tls: BackendTls,
+    /// Files that somebody else reads.
+    pub(crate) tls_files: Vec<At<PathBuf>>,
     pub(crate) readiness: Option<Probe>,
     pub(crate) start_timeout: Duration,
     pub(crate) container_concurrency: Option<u32>,
@@ -80,16 +87,25 @@ pub(super) fn revision_keys(o: &mut Object<'_>) -> RevisionDraft {
         "How readiness is found out. Default: a TCP connect; for endpoints: off.",
         PROBE,
     );
+    let tls = o.optional("tls", "TLS towards an https url.", BACKEND_TLS);
+    let tls = tls.unwrap_or_default();
     let draft = RevisionDraft {
         name: None,
         backend: None,
         scaler: None,
         protocol: o.or(
             "protocol",
-            "The protocol spoken to endpoints.",
-            Choice(&[("http1", Protocol::Http1), ("h2c", Protocol::H2c)]),
+            "The protocol spoken to endpoints; h2 is HTTP/2 over TLS, for an https url.",
+            Choice(&[
+                ("http1", Protocol::Http1),
+                ("h2c", Protocol::H2c),
+                ("h2", Protocol::H2),
+            ]),
             Protocol::Http1,
         ),
+        max_streams_per_connection: streams(o),
+        tls: tls.tls,
+        tls_files: tls.files,
         readiness: readiness.flatten(),
         start_timeout: o.or(
             "startTimeout",
@@ -111,7 +127,8 @@ pub(super) fn revision_keys(o: &mut Object<'_>) -> RevisionDraft {
             Located(SCALING),
         ),
     };
-    let (backend, scaler) = backend(o, endpoints, url, process, activation, draft.protocol);
+    let (backend, scaler) = backend(o, endpoints, url, process, activation);
+    check_wire(o, backend.as_ref(), draft.protocol);
     RevisionDraft {
         backend,
         scaler,
@@ -130,6 +147,16 @@ fn concurrency(o: &mut Object<'_>) -> Option<u32> {
         0,
     );
     u32::try_from(limit).ok().filter(|limit| *limit > 0)
+}
+
+fn streams(o: &mut Object<'_>) -> u32 {
+    let streams = o.or(
+        "maxStreamsPerConnection",
+        "Requests on one HTTP/2 connection to a backend at once, unless the backend allows fewer.",
+        Integer { min: 1, max: 10_000 },
+        u64::from(DEFAULT_STREAMS_PER_CONNECTION),
+    );
+    u32::try_from(streams).unwrap_or(DEFAULT_STREAMS_PER_CONNECTION)
 }
 
 fn timeouts(o: &mut Object<'_>) -> RevisionTimeouts {
@@ -166,7 +193,6 @@ fn backend(
     url: Option<At<sluice_model::UrlBackend>>,
     process: Option<ProcessSpec>,
     activation: Option<Option<WebhookSpec>>,
-    protocol: Protocol,
 ) -> Found {
     let before = o.cx.errors();
     let which = o.only_one_of(&["endpoints", "url", "process"]);
@@ -210,12 +236,6 @@ fn backend(
         }
         Some("url") => {
             let Some(url) = url else { return (None, None) };
-            if let (Scheme::Https, Protocol::H2c, Some(key)) = (url.value.scheme, protocol, o.key("protocol"))
-            {
-                let message = "h2c is HTTP/2 without TLS, but the url is https";
-                let diagnostic = key.error(message).hint("leave protocol out, or use http://");
-                o.cx.report(diagnostic.related(url.spot.place(), "the url"));
-            }
             (Some(Backend::Url(url.value)), None)
         }
         Some(_) => match process {

@@ -22,6 +22,7 @@ pub(super) fn settings(domain: &str) -> Settings {
             visibility: Visibility::External,
             tls: None,
             proxy_protocol: None,
+            http2: sluice_model::Http2Settings::default(),
         }],
         trusted_proxies: Vec::new(),
         tag_header: false,
@@ -45,6 +46,7 @@ pub(super) fn settings(domain: &str) -> Settings {
             max_control_frames: None,
             upstream_idle_timeout: second,
             connect_timeout: second,
+            max_hops: 10,
         },
         queue: QueueTotals { depth: 1, bytes: 1 },
         drain: DrainSettings {

@@ -324,6 +324,7 @@ fn revision(spec: &RevisionSpec) -> Value {
         "protocol": match spec.protocol {
             Protocol::Http1 => "http1",
             Protocol::H2c => "h2c",
+            Protocol::H2 => "h2",
         },
         "readinessProbe": spec.readiness.as_ref().map(|probe| json!({
             "probe": match &probe.kind {

@@ -178,6 +178,32 @@ impl Certificate {
     }
 }
 
+/// A client certificate with its key, checked as a listener's are. Blocks.
+///
+/// # Errors
+/// [`CertificateError`].
+pub(crate) fn load_pair(
+    files: &CertificateFiles,
+    provider: &CryptoProvider,
+) -> Result<Arc<CertifiedKey>, CertificateError> {
+    Certificate::load(files, Identity::of(files), provider).map(|certificate| certificate.key)
+}
+
+/// The certificates of a PEM file; at least one. Blocks.
+///
+/// # Errors
+/// [`CertificateError`].
+pub(crate) fn load_authorities(file: &Path) -> Result<Vec<CertificateDer<'static>>, CertificateError> {
+    let found = read(file, |pem| {
+        CertificateDer::pem_slice_iter(pem).collect::<Result<Vec<_>, _>>()
+    })?;
+    if found.is_empty() {
+        let file = file.to_owned();
+        return Err(CertificateError::NoCertificate { file });
+    }
+    Ok(found)
+}
+
 fn read<T>(file: &Path, parse: impl FnOnce(&[u8]) -> Result<T, pem::Error>) -> Result<T, CertificateError> {
     let file = file.to_owned();
     let bytes = match contents(&file) {
@@ -247,22 +273,24 @@ struct Identity([Option<[i64; 7]>; 2]);
 
 impl Identity {
     fn of(files: &CertificateFiles) -> Self {
-        let one = |file: &Path| {
-            file.metadata().ok().map(|m: Metadata| {
-                // The change time sees a copy that kept length and modification time.
-                [
-                    m.dev() as i64,
-                    m.ino() as i64,
-                    m.size() as i64,
-                    m.mtime(),
-                    m.mtime_nsec(),
-                    m.ctime(),
-                    m.ctime_nsec(),
-                ]
-            })
-        };
-        Self([one(&files.cert_file), one(&files.key_file)])
+        Self([identity(&files.cert_file), identity(&files.key_file)])
     }
+}
+
+/// What tells a replaced file from the same one, without reading it; `None` for one that is not there.
+pub(crate) fn identity(file: &Path) -> Option<[i64; 7]> {
+    file.metadata().ok().map(|m: Metadata| {
+        // The change time sees a copy that kept length and modification time.
+        [
+            m.dev() as i64,
+            m.ino() as i64,
+            m.size() as i64,
+            m.mtime(),
+            m.mtime_nsec(),
+            m.ctime(),
+            m.ctime_nsec(),
+        ]
+    })
 }
 
 /// All certificates of a listener. Immutable: a reload makes another one.

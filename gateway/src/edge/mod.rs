@@ -6,7 +6,7 @@
 //! certificates end soon.
 
 mod census;
-mod certificates;
+pub(crate) mod certificates;
 mod conn;
 mod expiry;
 mod gate;

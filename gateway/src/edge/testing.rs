@@ -36,6 +36,7 @@ pub(super) fn plain() -> ListenerSettings {
         visibility: Visibility::External,
         tls: None,
         proxy_protocol: None,
+        http2: sluice_model::Http2Settings::default(),
     }
 }
 
@@ -65,6 +66,7 @@ pub(super) fn settings(listeners: Vec<ListenerSettings>) -> Settings {
             max_control_frames: None,
             upstream_idle_timeout: PATIENCE,
             connect_timeout: PATIENCE,
+            max_hops: 10,
         },
         queue: QueueTotals { depth: 1, bytes: 1 },
         drain: DrainSettings {

@@ -31,6 +31,7 @@ pub(super) fn limits() -> Limits {
         max_control_frames: None,
         upstream_idle_timeout: Duration::from_secs(4),
         connect_timeout: Duration::from_secs(1),
+        max_hops: 10,
     }
 }
 

@@ -226,7 +226,7 @@ pub(super) fn peer(
     options.max_h2_streams = 1;
     options.alpn = match spec.protocol {
         Protocol::Http1 => ALPN::H1,
-        Protocol::H2c => ALPN::H2,
+        Protocol::H2c | Protocol::H2 => ALPN::H2,
     };
     let group_key = match choice {
         Choice::Fresh => endpoint.pool_key() ^ fastrand::u64(1..),

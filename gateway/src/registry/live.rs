@@ -14,12 +14,14 @@ use crate::throttle::{
     EndpointState, RevisionObserver, RevisionThrottler, Supply, ThrottleEnv, ThrottleLimits,
 };
 use crate::upkeep::{Names, UpkeepEnv, probe, resolve};
+use crate::upstream::TlsSlot;
 
 /// The live state of one revision: it outlives Snapshots, and its probes and name lookups end
 /// with it.
 #[derive(Debug)]
 pub struct LiveRevision {
     spec: ArcSwap<RevisionSpec>,
+    tls: TlsSlot,
     throttler: Arc<RevisionThrottler>,
     observer: Arc<dyn RevisionObserver>,
     names: Mutex<Names>,
@@ -54,6 +56,7 @@ impl LiveRevision {
             names_changed: Arc::new(Notify::new()),
             resolving: AtomicBool::new(false),
             put_off: AtomicUsize::new(0),
+            tls: TlsSlot::new(&spec, &runtime),
             probed: Mutex::new(Vec::new()),
             spec: ArcSwap::new(spec),
             upkeep,
@@ -66,6 +69,12 @@ impl LiveRevision {
     /// The revision.
     pub fn id(&self) -> &RevisionId {
         self.throttler.id()
+    }
+
+    /// TLS towards its backend.
+    #[expect(dead_code, reason = "the exchange that calls it is being written")]
+    pub(crate) fn tls(&self) -> &TlsSlot {
+        &self.tls
     }
 
     /// What is configured now. A request uses the one of its own Snapshot.
@@ -110,7 +119,8 @@ impl LiveRevision {
         };
         // Instances are replaced one by one when they are to speak something else.
         let same_wire = mine.protocol == spec.protocol || matches!(spec.backend, Backend::Managed);
-        same_backend && same_wire
+        // A connection that was verified otherwise is not used again.
+        same_backend && same_wire && mine.tls == spec.tls
     }
 
     pub(super) fn update(self: &Arc<Self>, spec: Arc<RevisionSpec>, now: Instant) {

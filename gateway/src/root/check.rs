@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::io::Write;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use serde_json::json;
@@ -12,6 +12,7 @@ use sluice_control::source;
 use sluice_gateway::cli::{CheckArgs, ExplainArgs, OutputFormat, explain as cli_explain};
 use sluice_gateway::edge::TlsTerminator;
 use sluice_gateway::explain::explain as explain_request;
+use sluice_gateway::upstream::check_tls;
 
 /// The environment as a configuration sees it.
 pub(crate) fn env(name: &str) -> Option<String> {
@@ -36,7 +37,7 @@ fn compiled(paths: &[PathBuf]) -> Result<Compiled, Diagnostics> {
     if bad.is_empty() { Ok(compiled) } else { Err(bad) }
 }
 
-/// Certificates that the configuration names and that could not be served.
+/// Certificates that the configuration names and that could not be served, or shown and trusted.
 pub(crate) fn bad_files(compiled: &Compiled) -> Diagnostics {
     let mut bad = Diagnostics::default();
     let mut told = BTreeSet::new();
@@ -60,6 +61,21 @@ pub(crate) fn bad_files(compiled: &Compiled) -> Diagnostics {
                 bad.push(diagnostic);
             }
         }
+    }
+    for spec in compiled.snapshot.revisions() {
+        let Err(error) = check_tls(spec) else {
+            continue;
+        };
+        let text = format!("revision {}: {error}", spec.id);
+        let reference = compiled
+            .files
+            .iter()
+            .find(|f| Some(f.file.as_path()) == error.file());
+        let diagnostic = match (reference, error.file()) {
+            (Some(reference), _) => reference.error(text),
+            (None, file) => Diagnostic::about_file(file.unwrap_or(Path::new("")), text),
+        };
+        bad.push(diagnostic);
     }
     bad
 }

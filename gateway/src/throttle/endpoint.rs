@@ -12,6 +12,7 @@ use super::arrival::Place;
 use super::health::Health;
 use super::launch::Launch;
 use crate::spare::SpareSlot;
+use crate::upstream::IdleConnections;
 
 /// One endpoint for its whole life, as a [`Permit`](super::Permit) sees it.
 #[derive(Debug)]
@@ -32,6 +33,8 @@ pub struct EndpointState {
     launch: Mutex<Launch>,
     /// The connection of the probe that found it ready.
     spare: SpareSlot,
+    /// Connections between two requests.
+    idle: IdleConnections,
     /// What it still has is to end.
     over: AtomicBool,
     over_news: Notify,
@@ -50,6 +53,7 @@ impl EndpointState {
             troubled: AtomicBool::new(false),
             launch: Mutex::default(),
             spare: SpareSlot::default(),
+            idle: IdleConnections::default(),
             over: AtomicBool::new(false),
             over_news: Notify::new(),
         }
@@ -58,6 +62,7 @@ impl EndpointState {
     /// Its time is over: whatever is in flight on it is to end. For good.
     pub(crate) fn end(&self) {
         self.over.store(true, Ordering::SeqCst);
+        self.idle.close();
         self.over_news.notify_waiters();
     }
 
@@ -82,6 +87,12 @@ impl EndpointState {
     /// Where a probe leaves its connection for the first request.
     pub fn spare(&self) -> &SpareSlot {
         &self.spare
+    }
+
+    /// Its connections between two requests. Closed once it gets no more requests.
+    #[expect(dead_code, reason = "the exchange that calls it is being written")]
+    pub(crate) fn idle(&self) -> &IdleConnections {
+        &self.idle
     }
 
     /// The key of its connections in a pool.
@@ -277,6 +288,9 @@ impl EndpointSet {
             health: Health::default(),
             open: 0,
         };
+        if !slot.is_live() {
+            slot.state.idle.close();
+        }
         let i = if let Some(i) = self.vacant.pop() {
             self.slots[i as usize] = Some(slot);
             i
@@ -295,6 +309,10 @@ impl EndpointSet {
         let slot = self.slot_mut(i);
         let before = std::mem::replace(&mut slot.phase, phase);
         slot.was_ready |= phase == EndpointPhase::Ready;
+        if !slot.is_live() {
+            // Neither phase is ever left for one that takes requests.
+            slot.state.idle.close();
+        }
         *self.counts.of(before) -= 1;
         *self.counts.of(phase) += 1;
         self.refresh(i);

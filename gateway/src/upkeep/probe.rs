@@ -206,7 +206,7 @@ where
     let (status, reusable) = match (path, protocol) {
         (None, _) => return Ok(keep),
         (Some(path), Protocol::Http1) => get_http1(stream, host, path, keep).await?,
-        (Some(path), Protocol::H2c) => (get_h2c(stream, host, path).await?, false),
+        (Some(path), Protocol::H2c | Protocol::H2) => (get_h2c(stream, host, path).await?, false),
     };
     if (200..400).contains(&status) {
         Ok(reusable)

@@ -1,0 +1,179 @@
+//! A connection to a backend as an enum over its transports: no dynamic dispatch, no buffer of its own.
+
+use std::io::{self, IoSlice, Read};
+use std::mem::MaybeUninit;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+
+use socket2::SockRef;
+use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
+use tokio::net::{TcpStream, UnixStream};
+use tokio_rustls::client::TlsStream;
+
+use crate::spare::Plain;
+
+/// Reads of one idle TLS connection before it counts as one that speaks: session tickets are two as a
+/// rule, and a record of 16 KiB is several reads.
+const MAX_IDLE_READS: usize = 16;
+
+/// A connection to a backend.
+///
+/// Dropping it closes it. Reads and writes are cancel-safe as those of the streams inside are. A read
+/// that fills less than the buffer clears tokio's readiness, so waiting for more costs no `EAGAIN`.
+#[derive(Debug)]
+pub(crate) enum Io {
+    /// TCP.
+    Tcp(TcpStream),
+    /// A Unix socket.
+    Unix(UnixStream),
+    /// TLS over TCP; boxed, for it is a kilobyte and rare.
+    Tls(Box<TlsStream<TcpStream>>),
+}
+
+impl Io {
+    /// Whether an idle connection is still open and the backend has said nothing on it: one look that
+    /// never waits.
+    ///
+    /// Without `ask_kernel` only what tokio's driver has seen counts, which costs no system call
+    /// while that is nothing, but may be older than the FIN that is already in the socket. With it
+    /// the socket is peeked at. What TLS has to say for itself (session tickets) is taken in and
+    /// is no word of the backend's.
+    pub(crate) fn is_idle_clean(&mut self, ask_kernel: bool) -> bool {
+        match self {
+            Self::Tcp(stream) => {
+                let peeked = look(
+                    ask_kernel,
+                    || peek(&SockRef::from(&*stream)),
+                    |peek| stream.try_io(Interest::READABLE, peek),
+                );
+                is_silent(&peeked)
+            }
+            Self::Unix(stream) => {
+                let peeked = look(
+                    ask_kernel,
+                    || peek(&SockRef::from(&*stream)),
+                    |peek| stream.try_io(Interest::READABLE, peek),
+                );
+                is_silent(&peeked)
+            }
+            Self::Tls(stream) => {
+                let (tcp, session) = stream.get_mut();
+                for _ in 0..MAX_IDLE_READS {
+                    let read = look(
+                        ask_kernel,
+                        || session.read_tls(&mut Socket(SockRef::from(&*tcp))),
+                        |read| tcp.try_io(Interest::READABLE, read),
+                    );
+                    if is_silent(&read) {
+                        // What came with the last answer may still be inside.
+                        return session.process_new_packets().is_ok_and(|state| {
+                            state.plaintext_bytes_to_read() == 0 && !state.peer_has_closed()
+                        });
+                    }
+                    match (read, session.process_new_packets()) {
+                        (Ok(1..), Ok(state))
+                            if state.plaintext_bytes_to_read() == 0 && !state.peer_has_closed() => {}
+                        _ => return false,
+                    }
+                }
+                false
+            }
+        }
+    }
+}
+
+impl From<Plain> for Io {
+    fn from(plain: Plain) -> Self {
+        match plain {
+            Plain::Tcp(stream) => Self::Tcp(stream),
+            Plain::Unix(stream) => Self::Unix(stream),
+        }
+    }
+}
+
+/// Reads by asking the kernel, or by way of the driver's readiness, which keeps the read from being
+/// made while there is none, and is cleared by a read that would block.
+fn look<F: FnOnce() -> io::Result<usize>>(
+    ask_kernel: bool,
+    read: F,
+    if_ready: impl FnOnce(F) -> io::Result<usize>,
+) -> io::Result<usize> {
+    if ask_kernel { read() } else { if_ready(read) }
+}
+
+fn peek(socket: &SockRef<'_>) -> io::Result<usize> {
+    socket.peek(&mut [MaybeUninit::uninit()])
+}
+
+fn is_silent(read: &io::Result<usize>) -> bool {
+    matches!(read, Err(e) if e.kind() == io::ErrorKind::WouldBlock)
+}
+
+/// Reads from the socket itself: it is non-blocking.
+struct Socket<'a>(SockRef<'a>);
+
+impl Read for Socket<'_> {
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        (&*self.0).read(buf)
+    }
+}
+
+impl AsyncRead for Io {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Tcp(stream) => Pin::new(stream).poll_read(cx, buf),
+            Self::Unix(stream) => Pin::new(stream).poll_read(cx, buf),
+            Self::Tls(stream) => Pin::new(stream).poll_read(cx, buf),
+        }
+    }
+}
+
+impl AsyncWrite for Io {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        match self.get_mut() {
+            Self::Tcp(stream) => Pin::new(stream).poll_write(cx, buf),
+            Self::Unix(stream) => Pin::new(stream).poll_write(cx, buf),
+            Self::Tls(stream) => Pin::new(stream).poll_write(cx, buf),
+        }
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        match self.get_mut() {
+            Self::Tcp(stream) => Pin::new(stream).poll_write_vectored(cx, bufs),
+            Self::Unix(stream) => Pin::new(stream).poll_write_vectored(cx, bufs),
+            Self::Tls(stream) => Pin::new(stream).poll_write_vectored(cx, bufs),
+        }
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        match self {
+            Self::Tcp(stream) => stream.is_write_vectored(),
+            Self::Unix(stream) => stream.is_write_vectored(),
+            Self::Tls(stream) => stream.is_write_vectored(),
+        }
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Tcp(stream) => Pin::new(stream).poll_flush(cx),
+            Self::Unix(stream) => Pin::new(stream).poll_flush(cx),
+            Self::Tls(stream) => Pin::new(stream).poll_flush(cx),
+        }
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Tcp(stream) => Pin::new(stream).poll_shutdown(cx),
+            Self::Unix(stream) => Pin::new(stream).poll_shutdown(cx),
+            Self::Tls(stream) => Pin::new(stream).poll_shutdown(cx),
+        }
+    }
+}
+
+#[cfg(test)]
+#[path = "io_tests.rs"]
+mod tests;

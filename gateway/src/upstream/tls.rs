@@ -1,0 +1,463 @@
+//! TLS towards backends: one rustls client config for each revision, made off the data threads.
+
+use std::net::IpAddr;
+use std::path::PathBuf;
+use std::sync::{Arc, OnceLock, Weak};
+use std::time::Duration;
+
+use arc_swap::ArcSwapOption;
+use parking_lot::Mutex;
+use rustls::client::Resumption;
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::crypto::{CryptoProvider, ring, verify_tls12_signature, verify_tls13_signature};
+use rustls::sign::{CertifiedKey, SingleCertAndKey};
+use rustls::{ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme};
+use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
+use sluice_model::{Backend, BackendTls, Protocol, RevisionId, RevisionSpec, Scheme};
+use tokio::runtime::Handle;
+use tokio::time::Instant;
+
+use crate::edge::CertificateError;
+use crate::edge::certificates::{identity, load_authorities, load_pair};
+
+/// How often files are looked at for a change; as for a listener's certificates.
+const FILES_CHECKED_EVERY: Duration = Duration::from_secs(3);
+
+/// After a failure nothing is tried again for so long: requests are told what the last try found.
+const TRIED_AGAIN_AFTER: Duration = Duration::from_secs(1);
+
+/// Why TLS towards a backend cannot be spoken.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum BackendTlsError {
+    /// A file that is configured cannot be used.
+    #[error("{0}")]
+    File(Arc<CertificateError>),
+    /// A certificate of the authorities' file is none.
+    #[error("{}: not a valid certificate: {reason}", file.display())]
+    BadAuthority {
+        /// Which.
+        file: PathBuf,
+        /// Why.
+        reason: String,
+    },
+    /// The system has no certificates, or they cannot be read now.
+    #[error("the system's certificates cannot be read: {0}; install them, or name a caFile")]
+    NoSystemRoots(String),
+    /// Neither a DNS name nor an address.
+    #[error("'{0}' is no name that a certificate could have")]
+    BadName(String),
+    /// The task that was to read files came to nothing.
+    #[error("the gateway is going away")]
+    Cancelled,
+}
+
+impl BackendTlsError {
+    /// The file to look at.
+    pub fn file(&self) -> Option<&std::path::Path> {
+        match self {
+            Self::File(error) => Some(error.file()),
+            Self::BadAuthority { file, .. } => Some(file),
+            Self::NoSystemRoots(_) | Self::BadName(_) | Self::Cancelled => None,
+        }
+    }
+}
+
+impl From<CertificateError> for BackendTlsError {
+    fn from(error: CertificateError) -> Self {
+        Self::File(Arc::new(error))
+    }
+}
+
+/// TLS towards one backend.
+#[derive(Debug)]
+pub(crate) struct UpstreamTls {
+    /// With a session store of its own: what resumes is this revision's.
+    pub(crate) config: Arc<ClientConfig>,
+    /// Asked for (unless it is an address) and verified.
+    pub(crate) name: ServerName<'static>,
+}
+
+/// Whether the files that a revision's TLS names can be used. Blocks.
+///
+/// # Errors
+/// The first one that cannot.
+pub fn check_tls(spec: &RevisionSpec) -> Result<(), BackendTlsError> {
+    let Some(wanted) = Wanted::of(spec) else {
+        return Ok(());
+    };
+    wanted.name()?;
+    Material::read(&wanted.tls, &provider()).map(drop)
+}
+
+/// What a revision's spec says of its TLS.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Wanted {
+    revision: RevisionId,
+    host: String,
+    tls: BackendTls,
+    http2: bool,
+}
+
+impl Wanted {
+    /// `None` unless the backend is an https URL.
+    fn of(spec: &RevisionSpec) -> Option<Self> {
+        let Backend::Url(url) = &spec.backend else {
+            return None;
+        };
+        (url.scheme == Scheme::Https).then(|| Self {
+            revision: spec.id.clone(),
+            host: url.host.as_str().to_owned(),
+            tls: spec.tls.clone(),
+            http2: spec.protocol == Protocol::H2,
+        })
+    }
+
+    fn name(&self) -> Result<ServerName<'static>, BackendTlsError> {
+        let name = self.tls.server_name.as_ref().unwrap_or(&self.host);
+        let address = name.trim_start_matches('[').trim_end_matches(']');
+        match address.parse::<IpAddr>() {
+            Ok(address) => Ok(ServerName::IpAddress(address.into())),
+            Err(_) => ServerName::try_from(name.clone()).map_err(|_| BackendTlsError::BadName(name.clone())),
+        }
+    }
+}
+
+/// What the files of a revision's TLS hold.
+#[derive(Debug, Clone)]
+struct Material {
+    authorities: Option<Vec<CertificateDer<'static>>>,
+    client: Option<Arc<CertifiedKey>>,
+    /// Taken before the read: a change during it is seen the next time.
+    identities: Vec<Option<[i64; 7]>>,
+}
+
+impl Material {
+    /// Blocks.
+    fn read(tls: &BackendTls, provider: &CryptoProvider) -> Result<Self, BackendTlsError> {
+        let identities = identities(tls);
+        let authorities = match &tls.ca_file {
+            Some(file) => {
+                let found = load_authorities(file)?;
+                roots_of(&found, file)?;
+                Some(found)
+            }
+            None => None,
+        };
+        let client = tls.certificate.as_ref().map(|files| load_pair(files, provider));
+        Ok(Self {
+            authorities,
+            client: client.transpose()?,
+            identities,
+        })
+    }
+
+    /// Whether it amounts to the same TLS, whenever and from wherever it was read. A key belongs to its
+    /// certificate: [`load_pair`] saw to that.
+    fn is_same(&self, other: &Self) -> bool {
+        let chain = |m: &Self| m.client.as_ref().map(|c| c.cert.clone());
+        self.authorities == other.authorities && chain(self) == chain(other)
+    }
+
+    fn config(&self, wanted: &Wanted, roots: Option<Arc<RootCertStore>>) -> ClientConfig {
+        let provider = provider();
+        let builder = ClientConfig::builder_with_provider(Arc::clone(&provider))
+            .with_safe_default_protocol_versions()
+            .expect("ring knows the default versions");
+        let builder = match roots {
+            Some(roots) => builder.with_root_certificates(roots),
+            None => builder
+                .dangerous()
+                .with_custom_certificate_verifier(Arc::new(Unverified(provider))),
+        };
+        let mut config = match &self.client {
+            Some(client) => {
+                let client = SingleCertAndKey::from(CertifiedKey::clone(client));
+                builder.with_client_cert_resolver(Arc::new(client))
+            }
+            None => builder.with_no_client_auth(),
+        };
+        config.alpn_protocols = vec![if wanted.http2 {
+            b"h2".to_vec()
+        } else {
+            b"http/1.1".to_vec()
+        }];
+        // One name with eight tickets, rustls's most, in place of 32 names.
+        config.resumption = Resumption::in_memory_sessions(8);
+        config
+    }
+}
+
+fn identities(tls: &BackendTls) -> Vec<Option<[i64; 7]>> {
+    tls.files().map(|file| identity(file)).collect()
+}
+
+fn roots_of(
+    authorities: &[CertificateDer<'static>],
+    file: &std::path::Path,
+) -> Result<RootCertStore, BackendTlsError> {
+    let mut roots = RootCertStore::empty();
+    for authority in authorities {
+        roots
+            .add(authority.clone())
+            .map_err(|e| BackendTlsError::BadAuthority {
+                file: file.to_owned(),
+                reason: e.to_string(),
+            })?;
+    }
+    Ok(roots)
+}
+
+fn provider() -> Arc<CryptoProvider> {
+    static PROVIDER: OnceLock<Arc<CryptoProvider>> = OnceLock::new();
+    Arc::clone(PROVIDER.get_or_init(|| Arc::new(ring::default_provider())))
+}
+
+/// The system's certificates, read once for the process. None at all is not remembered: they may be
+/// installed yet. Blocks, some milliseconds.
+fn system_roots() -> Result<Arc<RootCertStore>, BackendTlsError> {
+    static ROOTS: Mutex<Option<Arc<RootCertStore>>> = Mutex::new(None);
+    let mut known = ROOTS.lock();
+    if let Some(roots) = &*known {
+        return Ok(Arc::clone(roots));
+    }
+    let roots = Arc::new(read_system_roots()?);
+    *known = Some(Arc::clone(&roots));
+    Ok(roots)
+}
+
+fn read_system_roots() -> Result<RootCertStore, BackendTlsError> {
+    let found = rustls_native_certs::load_native_certs();
+    let mut roots = RootCertStore::empty();
+    roots.add_parsable_certificates(found.certs);
+    if roots.is_empty() {
+        let why = found.errors.first();
+        let why = why.map_or_else(|| "there are none".to_owned(), ToString::to_string);
+        return Err(BackendTlsError::NoSystemRoots(why));
+    }
+    Ok(roots)
+}
+
+/// Where the system's certificates come from: [`system_roots`], but for tests.
+type Roots = fn() -> Result<Arc<RootCertStore>, BackendTlsError>;
+
+/// A revision's TLS: made once on a blocking thread, again when the files hold something else.
+///
+/// Its settings never change: a revision with other ones has another slot, and other endpoints with
+/// it, so that no connection that was verified otherwise is used again.
+#[derive(Debug)]
+pub(crate) struct TlsSlot(Option<Arc<Secured>>);
+
+#[derive(Debug)]
+struct Secured {
+    wanted: Wanted,
+    roots: Roots,
+    current: ArcSwapOption<UpstreamTls>,
+    /// One try at a time; what the last one found.
+    tries: tokio::sync::Mutex<Tries>,
+}
+
+#[derive(Debug, Default)]
+struct Tries {
+    material: Option<Material>,
+    failed: Option<(BackendTlsError, Instant)>,
+    /// The content that was refused last: it is told once.
+    refused: Option<Vec<Option<[i64; 7]>>>,
+}
+
+impl TlsSlot {
+    /// Begins to make it, on `runtime`, where the backend is an https URL.
+    pub(crate) fn new(spec: &RevisionSpec, runtime: &Handle) -> Self {
+        Self::with_roots(spec, runtime, system_roots)
+    }
+
+    fn with_roots(spec: &RevisionSpec, runtime: &Handle, roots: Roots) -> Self {
+        let Some(wanted) = Wanted::of(spec) else {
+            return Self(None);
+        };
+        if wanted.tls.insecure_skip_verify {
+            tracing::warn!(
+                "revision {}: the certificate of https://{} is not verified (insecureSkipVerify)",
+                wanted.revision,
+                wanted.host
+            );
+        }
+        let watched = wanted.tls.files().next().is_some();
+        let secured = Arc::new(Secured {
+            wanted,
+            roots,
+            current: ArcSwapOption::empty(),
+            tries: tokio::sync::Mutex::default(),
+        });
+        runtime.spawn(tend(Arc::downgrade(&secured), watched));
+        Self(Some(secured))
+    }
+
+    /// The TLS to speak; `None` where the backend is no https URL. Waits while it is made for the
+    /// first time. Cancel-safe.
+    ///
+    /// # Errors
+    /// Why it cannot be made; it is tried again a second later.
+    pub(crate) async fn get(&self) -> Result<Option<Arc<UpstreamTls>>, BackendTlsError> {
+        let Some(secured) = &self.0 else {
+            return Ok(None);
+        };
+        match secured.current.load_full() {
+            Some(tls) => Ok(Some(tls)),
+            None => secured.make().await.map(Some),
+        }
+    }
+
+    /// Looks whether files hold something else now. What cannot be used is told, and what was there
+    /// stays.
+    #[cfg(test)]
+    async fn refresh(&self) {
+        if let Some(secured) = &self.0 {
+            secured.refresh().await;
+        }
+    }
+}
+
+/// Makes the TLS ahead of the first request, then looks after its files.
+async fn tend(secured: Weak<Secured>, watched: bool) {
+    if let Some(secured) = secured.upgrade() {
+        let _ = secured.make().await;
+    }
+    while watched {
+        tokio::time::sleep(FILES_CHECKED_EVERY).await;
+        let Some(secured) = secured.upgrade() else { return };
+        secured.refresh().await;
+    }
+}
+
+impl Secured {
+    async fn make(self: &Arc<Self>) -> Result<Arc<UpstreamTls>, BackendTlsError> {
+        let mut tries = self.tries.lock().await;
+        if let Some(tls) = self.current.load_full() {
+            return Ok(tls);
+        }
+        if let Some((error, at)) = &tries.failed
+            && at.elapsed() < TRIED_AGAIN_AFTER
+        {
+            return Err(error.clone());
+        }
+        let this = Arc::clone(self);
+        let made = tokio::task::spawn_blocking(move || {
+            let material = Material::read(&this.wanted.tls, &provider())?;
+            let tls = this.assemble(&material)?;
+            Ok((material, tls))
+        });
+        match made.await.unwrap_or(Err(BackendTlsError::Cancelled)) {
+            Ok((material, tls)) => {
+                let tls = Arc::new(tls);
+                *tries = Tries {
+                    material: Some(material),
+                    ..Tries::default()
+                };
+                self.current.store(Some(Arc::clone(&tls)));
+                Ok(tls)
+            }
+            Err(error) => {
+                if tries.failed.is_none() {
+                    tracing::error!("revision {}: TLS to its backend: {error}", self.wanted.revision);
+                }
+                tries.failed = Some((error.clone(), Instant::now()));
+                Err(error)
+            }
+        }
+    }
+
+    /// Blocks where the system's certificates are not known yet.
+    fn assemble(&self, material: &Material) -> Result<UpstreamTls, BackendTlsError> {
+        let name = self.wanted.name()?;
+        let tls = &self.wanted.tls;
+        let roots = match (&material.authorities, &tls.ca_file) {
+            _ if tls.insecure_skip_verify => None,
+            (Some(authorities), Some(file)) => Some(Arc::new(roots_of(authorities, file)?)),
+            _ => Some((self.roots)()?),
+        };
+        let config = Arc::new(material.config(&self.wanted, roots));
+        Ok(UpstreamTls { config, name })
+    }
+
+    async fn refresh(self: &Arc<Self>) {
+        let mut tries = self.tries.lock().await;
+        let Some(before) = tries.material.clone() else {
+            return;
+        };
+        let (this, refused) = (Arc::clone(self), tries.refused.clone());
+        let looked = tokio::task::spawn_blocking(move || {
+            let now = identities(&this.wanted.tls);
+            if now == before.identities || Some(&now) == refused.as_ref() {
+                return Ok(None);
+            }
+            let read = Material::read(&this.wanted.tls, &provider());
+            let read = read.and_then(|material| {
+                let tls = match material.is_same(&before) {
+                    true => None,
+                    false => Some(this.assemble(&material)?),
+                };
+                Ok(Some((material, tls)))
+            });
+            read.map_err(|error| (error, now))
+        });
+        match looked.await {
+            Ok(Ok(Some((material, tls)))) => {
+                tries.material = Some(material);
+                tries.refused = None;
+                if let Some(tls) = tls {
+                    tracing::info!("revision {}: TLS files changed", self.wanted.revision);
+                    self.current.store(Some(Arc::new(tls)));
+                }
+            }
+            Ok(Err((error, identities))) => {
+                let revision = &self.wanted.revision;
+                tracing::error!("revision {revision}: TLS files changed, what was there stays: {error}");
+                tries.refused = Some(identities);
+            }
+            Ok(Ok(None)) | Err(_) => {}
+        }
+    }
+}
+
+/// Takes any certificate, but only from who holds its key.
+#[derive(Debug)]
+struct Unverified(Arc<CryptoProvider>);
+
+impl ServerCertVerifier for Unverified {
+    fn verify_server_cert(
+        &self,
+        _: &CertificateDer<'_>,
+        _: &[CertificateDer<'_>],
+        _: &ServerName<'_>,
+        _: &[u8],
+        _: UnixTime,
+    ) -> Result<ServerCertVerified, rustls::Error> {
+        Ok(ServerCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        verify_tls12_signature(message, cert, dss, &self.0.signature_verification_algorithms)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        verify_tls13_signature(message, cert, dss, &self.0.signature_verification_algorithms)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.0.signature_verification_algorithms.supported_schemes()
+    }
+}
+
+#[cfg(test)]
+#[path = "tls_tests.rs"]
+mod tests;
