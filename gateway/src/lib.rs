@@ -1,35 +1,30 @@
 //! Sluice's data plane: it accepts, routes, holds, balances and forwards.
 //!
-//! `edge` accepts connections and prepares streams; `h1` judges raw HTTP/1 heads; `h2` watches
-//! HTTP/2 frames; `upstream` makes and keeps connections to backends; `proxy` adapts Pingora to the decision part in `request`; `throttle` owns capacity and
-//! queue of a revision; `registry` keeps live state by revision across Snapshots; `handover` shares
+//! `edge` accepts connections and prepares streams; `downstream` takes requests from them; `exchange`
+//! forwards each, driving the decision part in `request`; `upstream` connects to backends; `http1` is the
+//! codec of both sides, `framing` its reader and writer, `h2` counts HTTP/2 frames; `throttle` owns capacity
+//! and queue of a revision; `registry` keeps live state by revision across Snapshots; `handover` shares
 //! endpoints with the next process of an upgrade; `observe` and `admin` show it all.
 //!
-//! **Invariant:** the decision part (`request`, `throttle`) names no type of Pingora's; only
+//! **Invariant:** the decision part (`request`, `throttle`) and the codec do no I/O of their own; only
 //! `main.rs` names `sluice-control`.
 
 pub mod admin;
 pub mod answer;
 pub mod cli;
+pub mod downstream;
 pub mod echo;
 pub mod edge;
+mod exchange;
 pub mod explain;
-pub mod h1;
+mod framing;
+pub mod http1;
 pub mod h2;
 pub mod handover;
 pub mod observe;
-pub mod proxy;
 pub mod registry;
 pub mod request;
 pub mod spare;
 pub mod throttle;
 pub mod upkeep;
-#[cfg_attr(
-    not(test),
-    expect(
-        dead_code,
-        unused_imports,
-        reason = "the exchange that calls it is being written"
-    )
-)]
 pub mod upstream;

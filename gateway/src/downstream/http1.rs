@@ -7,6 +7,7 @@ use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 
 use sluice_model::Limits;
+use tokio::io::AsyncWrite;
 use tokio::sync::watch;
 
 use super::http1_client::Http1Client;
@@ -94,7 +95,7 @@ pub(super) async fn serve(
     connection: Connection,
     drain: watch::Receiver<Drain>,
 ) -> CloseReason {
-    let chunks = engine.serving.with_limits(ChunkLimits::from);
+    let chunks = engine.serving.with_limits(|limits| ChunkLimits::from(limits));
     let mut http1 = Http1 {
         client: Http1Client::new(connection, chunks),
         timer: DeadlineTimer::new(),
@@ -156,7 +157,7 @@ impl Http1 {
 
     /// Waits for the next request and reads its head; and when the head was complete.
     async fn next(&mut self, engine: &Engine) -> (Head, Instant) {
-        let turn = engine.serving.with_limits(Turn::of);
+        let turn = engine.serving.with_limits(|limits| Turn::of(limits));
         self.client.chunks = turn.chunks;
         let mut wait = Wait {
             since: None,

@@ -241,6 +241,14 @@ impl Http1Client {
         self.writer.release();
     }
 
+    /// Writes an answer to a head that is not served; the connection ends with the answer.
+    pub(super) fn refuse(&mut self, answer: &Rendered) {
+        self.head.info = HeadInfo::default();
+        self.last = true;
+        // Nothing of HTTP/1 can fail before bytes are written.
+        let _ = self.answer(answer, true);
+    }
+
     fn poll_closed(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         let watch = &self.info.close_watch;
         let closed = self.closed.get_or_insert_with(|| {

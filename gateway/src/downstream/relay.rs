@@ -8,7 +8,7 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::sync::watch;
 use tokio::time::Instant;
 
-use super::frames::{CLOSE_TO_CLIENT, CLOSE_TO_SERVER, FrameTracker};
+use super::close_frames::{CLOSE_TO_CLIENT, CLOSE_TO_SERVER, FrameTracker};
 use crate::edge::Drain;
 use crate::throttle::EndpointState;
 
@@ -19,22 +19,22 @@ const BUFFER: usize = 16 * 1024;
 const CLOSING: Duration = Duration::from_secs(5);
 
 /// What ends a tunnel besides its two ends.
-pub(super) struct Bounds {
+pub(crate) struct Bounds {
     /// Longest silence of both directions together.
-    pub(super) idle: Option<Duration>,
+    pub(crate) idle: Option<Duration>,
     /// Longest life.
-    pub(super) age: Option<Duration>,
+    pub(crate) age: Option<Duration>,
     /// The gateway's own end.
-    pub(super) drain: watch::Receiver<Drain>,
+    pub(crate) drain: watch::Receiver<Drain>,
     /// Where it leads; its end is the tunnel's.
-    pub(super) endpoint: Option<Arc<EndpointState>>,
+    pub(crate) endpoint: Option<Arc<EndpointState>>,
     /// Whether the bytes are WebSocket frames, so that a Close can be said.
-    pub(super) websocket: bool,
+    pub(crate) websocket: bool,
 }
 
 /// Why a tunnel ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Ended {
+pub(crate) enum Ended {
     /// The client closed, or its connection broke.
     Client,
     /// The backend closed, or its connection broke.
@@ -49,9 +49,9 @@ pub(super) enum Ended {
 
 /// How much went through, in bytes.
 #[derive(Debug, Default, Clone, Copy)]
-pub(super) struct Traffic {
-    pub(super) from_client: u64,
-    pub(super) from_backend: u64,
+pub(crate) struct Traffic {
+    pub(crate) from_client: u64,
+    pub(crate) from_backend: u64,
 }
 
 struct Direction<R, W> {
@@ -146,7 +146,7 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Direction<R, W> {
 }
 
 /// Relays until an end closes or a bound is met. Dropping the future drops both connections.
-pub(super) async fn relay<C, B>(client: C, backend: B, mut bounds: Bounds) -> (Traffic, Ended)
+pub(crate) async fn relay<C, B>(client: C, backend: B, mut bounds: Bounds) -> (Traffic, Ended)
 where
     C: AsyncRead + AsyncWrite + Unpin,
     B: AsyncRead + AsyncWrite + Unpin,

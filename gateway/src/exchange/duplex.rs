@@ -14,7 +14,7 @@ use tokio::sync::watch;
 
 use super::replay::Replay;
 use super::sides::{
-    Answered, BackendFault, BackendSide, BodyLength, ClientFault, ClientSide, RequestHead, ResponseHead,
+    Answered, BackendFault, BackendSide, ClientFault, ClientSide, ResponseHead,
 };
 use super::timer::DeadlineTimer;
 use crate::edge::Drain;

@@ -215,9 +215,10 @@ where
 
     /// Connects to the endpoint of the Permit, under the request's clocks.
     async fn connect(&mut self, choice: Use) -> Result<Acquired, Next> {
+        let failed = {
         let request = &mut self.request;
         let Some((routed, permit)) = request.routed.as_ref().zip(request.permit.as_ref()) else {
-            return Err(Next::Answer(Answer::new(Reason::NoRoute, "the request was not admitted")));
+                return Err(Next::Answer(Answer::new(Reason::NoRoute, "the request was not admitted")));
         };
         let deadline = request.clocks.deadline();
         let mut connecting = pin!(upstream::connect(routed, permit.endpoint(), request.limits(), choice));
@@ -246,8 +247,14 @@ where
                 permit.report(Outcome::Connected, clock());
                 Ok(connected)
             }
-            Ok(Err(error)) => Err(self.not_connected(&error)),
-            Err(passage) => Err(self.broke(passage, false, false)),
+            Ok(Err(error)) => Err(Ok(error)),
+            Err(passage) => Err(Err(passage)),
+        }
+        };
+        match failed {
+            Ok(connected) => Ok(connected),
+            Err(Ok(error)) => Err(self.not_connected(&error)),
+            Err(Err(passage)) => Err(self.broke(passage, false, false)),
         }
     }
 
@@ -319,7 +326,7 @@ where
                 host: &host,
                 length: self.client.body_length(),
                 upgrade,
-                tls: self.request.is_tls(),
+                tls: self.client.info().tls.is_some(),
             },
             &edit,
         )?;

@@ -7,6 +7,6 @@ mod buffer;
 mod reader;
 mod writer;
 
-pub(crate) use buffer::Buffer;
+pub(crate) use buffer::{BLOCK, Buffer};
 pub(crate) use reader::{BodyReader, ReadFault};
 pub(crate) use writer::{MessageWriter, OutBody};

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use arc_swap::ArcSwap;
-use sluice_model::{RevisionId, Snapshot, TrafficSplit, draw_point};
+use sluice_model::{Limits, RevisionId, Snapshot, TrafficSplit, draw_point};
 
 use super::live::LiveRevision;
 
@@ -102,6 +102,11 @@ pub struct ServingReader {
 impl ServingReader {
     pub(super) fn new(current: Arc<ArcSwap<Serving>>) -> Self {
         Self { current }
+    }
+
+    /// What the current limits say, without keeping the table.
+    pub fn with_limits<R>(&self, read: impl FnOnce(&Limits) -> R) -> R {
+        read(&self.current.load().snapshot().settings().limits)
     }
 
     /// The current table. A request calls this once and keeps the `Arc`.

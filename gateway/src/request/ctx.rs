@@ -244,6 +244,11 @@ impl RequestCtx {
         &self.settings().limits
     }
 
+    /// How far the gateway is on its way out, to be followed.
+    pub fn drain(&self) -> watch::Receiver<Drain> {
+        self.engine.drain.clone()
+    }
+
     /// Whether answers should end the connection because the gateway is on its way out.
     pub fn draining(&self) -> bool {
         *self.engine.drain.borrow() != Drain::Serving

@@ -161,7 +161,7 @@ pub fn request_fields(head: &impl Fields, edit: &RequestEdit<'_>, out: &mut impl
             FieldSink::field(out, name.as_bytes(), value);
         }
     };
-    let mut client = ShortText::default();
+    let mut client = ShortText::new();
     let _ = write!(client, "{}", edit.from.client);
     chain.add(client.as_bytes());
     if !is_configured(b"x-forwarded-for", edit) {
@@ -175,7 +175,7 @@ pub fn request_fields(head: &impl Fields, edit: &RequestEdit<'_>, out: &mut impl
         set(out, "x-forwarded-host", edit.from.host);
     }
     set(out, "x-request-id", edit.from.request_id.as_bytes());
-    let mut hops = ShortText::default();
+    let mut hops = ShortText::new();
     let _ = write!(hops, "{}", edit.from.hops);
     out.field(HOPS_HEADER.as_bytes(), hops.as_bytes());
     if let Some(route) = edit.route {
@@ -348,13 +348,19 @@ impl<'v> Joined<'v> {
 }
 
 /// A text short enough for an address or a number, on the stack.
-#[derive(Default)]
 struct ShortText {
     bytes: [u8; 48],
     len: usize,
 }
 
 impl ShortText {
+    fn new() -> Self {
+        Self {
+            bytes: [0; 48],
+            len: 0,
+        }
+    }
+
     fn as_bytes(&self) -> &[u8] {
         &self.bytes[..self.len]
     }

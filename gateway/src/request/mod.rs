@@ -12,6 +12,7 @@ mod headers;
 mod measure;
 mod pace;
 mod rewrite;
+mod upgrade;
 
 pub use admit::refusal_of;
 pub use clocks::Clocks;
@@ -24,3 +25,4 @@ pub use headers::{
 pub use measure::MeasuredRevision;
 pub use pace::Pace;
 pub use rewrite::{host_for, target_for};
+pub use upgrade::upgrade_to_forward;

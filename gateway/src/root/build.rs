@@ -13,7 +13,7 @@ use sluice_gateway::admin::{AdminServer, HealthServer};
 use sluice_gateway::cli::RunArgs;
 use sluice_gateway::edge::{Drain, Edge};
 use sluice_gateway::observe::{AccessLog, Metrics, Observer};
-use sluice_gateway::proxy::Proxy;
+use sluice_gateway::downstream::Downstream;
 use sluice_gateway::registry::Registry;
 use sluice_gateway::request::{Engine, MeasuredRevision};
 use tokio::runtime::{Handle, Runtime};
@@ -34,7 +34,6 @@ pub(super) struct Built<L> {
     pub(super) controller: Controller,
     pub(super) demand: Arc<DemandRouter>,
     pub(super) registry: Arc<Registry>,
-    pub(super) proxy: Arc<Proxy>,
     pub(super) edge: Arc<Edge>,
     pub(super) admin: AdminServer,
     pub(super) health: Option<HealthServer>,
@@ -95,12 +94,12 @@ pub(super) fn build(
         observer,
         drain: phase.clone(),
     });
-    let proxy = Arc::new(Proxy::new(engine, workers()));
+    let downstream = Arc::new(Downstream::new(engine));
     let edge = {
         let _entered = data.enter();
         Arc::new(Edge::new(
             loaded.reader().clone(),
-            Arc::clone(&proxy) as _,
+            downstream,
             Arc::new(metrics.clone()),
             drain,
         ))
@@ -155,7 +154,6 @@ pub(super) fn build(
         controller,
         demand,
         registry,
-        proxy,
         edge,
         admin,
         health,

@@ -8,7 +8,6 @@ use sluice_control::scale::ScaleHandle;
 use sluice_control::source::ReloadHandle;
 use sluice_gateway::admin::{Leaver, UpgradeError, Upgraded};
 use sluice_gateway::edge::Edge;
-use sluice_gateway::proxy::Proxy;
 use sluice_gateway::registry::Registry;
 use sluice_model::{DrainSettings, SnapshotReader};
 use tokio::sync::{mpsc, oneshot};
@@ -32,7 +31,6 @@ pub(super) struct Running {
     pub(super) reconciler: AbortHandle,
     pub(super) edge: Arc<Edge>,
     pub(super) registry: Arc<Registry>,
-    pub(super) proxy: Arc<Proxy>,
     pub(super) scale: ScaleHandle,
     pub(super) reader: SnapshotReader,
     pub(super) observed: Arc<Observed>,
@@ -67,7 +65,7 @@ impl Running {
                 self.notify.stopping();
                 let settings = self.reader.load().settings().drain;
                 let signals = &mut self.signals;
-                let others = (&*self.edge, &*self.registry, &*self.proxy);
+                let others = (&*self.edge, &*self.registry);
                 tokio::select! {
                     () = leave(others, settings, self.predecessor.as_ref()) => {}
                     () = told_to_stop(signals) => tracing::warn!("stopping at once"),
@@ -179,7 +177,7 @@ impl Running {
         };
         let follow = tokio::spawn(self.old.scaling.follow(sender, receiver));
         let signals = &mut self.signals;
-        let others = (&*self.edge, &*self.registry, &*self.proxy);
+        let others = (&*self.edge, &*self.registry);
         tokio::select! {
             () = leave(others, settings, self.predecessor.as_ref()) => {}
             // The first one asks for what is being done already.
@@ -199,13 +197,12 @@ async fn told_to_stop(signals: &mut Signals) {
 
 /// The way out: nothing new, what is open finishes, the rest is closed at the deadline.
 async fn leave(
-    (edge, registry, proxy): (&Edge, &Registry, &Proxy),
+    (edge, registry): (&Edge, &Registry),
     settings: DrainSettings,
     predecessor: Option<&Predecessor>,
 ) {
     tracing::info!(open = edge.open_connections(), "draining");
     edge.drain();
-    proxy.drain();
     tokio::time::sleep(settings.delay).await;
     edge.stop_accepting().await;
     let drained = async {

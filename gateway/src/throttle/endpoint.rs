@@ -12,7 +12,7 @@ use super::arrival::Place;
 use super::health::Health;
 use super::launch::Launch;
 use crate::spare::SpareSlot;
-use crate::upstream::IdleConnections;
+use crate::upstream::{IdleConnections, StreamConnections};
 
 /// One endpoint for its whole life, as a [`Permit`](super::Permit) sees it.
 #[derive(Debug)]
@@ -35,6 +35,8 @@ pub struct EndpointState {
     spare: SpareSlot,
     /// Connections between two requests.
     idle: IdleConnections,
+    /// HTTP/2 connections that carry streams.
+    streams: StreamConnections,
     /// What it still has is to end.
     over: AtomicBool,
     over_news: Notify,
@@ -54,6 +56,7 @@ impl EndpointState {
             launch: Mutex::default(),
             spare: SpareSlot::default(),
             idle: IdleConnections::default(),
+            streams: StreamConnections::default(),
             over: AtomicBool::new(false),
             over_news: Notify::new(),
         }
@@ -62,7 +65,7 @@ impl EndpointState {
     /// Its time is over: whatever is in flight on it is to end. For good.
     pub(crate) fn end(&self) {
         self.over.store(true, Ordering::SeqCst);
-        self.idle.close();
+        self.close_connections();
         self.over_news.notify_waiters();
     }
 
@@ -93,6 +96,17 @@ impl EndpointState {
     #[expect(dead_code, reason = "the exchange that calls it is being written")]
     pub(crate) fn idle(&self) -> &IdleConnections {
         &self.idle
+    }
+
+    /// Its HTTP/2 connections.
+    pub(crate) fn streams(&self) -> &StreamConnections {
+        &self.streams
+    }
+
+    /// No further request begins on a connection that is there.
+    fn close_connections(&self) {
+        self.idle.close();
+        self.streams.close();
     }
 
     /// The key of its connections in a pool.
@@ -289,7 +303,7 @@ impl EndpointSet {
             open: 0,
         };
         if !slot.is_live() {
-            slot.state.idle.close();
+            slot.state.close_connections();
         }
         let i = if let Some(i) = self.vacant.pop() {
             self.slots[i as usize] = Some(slot);
@@ -311,7 +325,7 @@ impl EndpointSet {
         slot.was_ready |= phase == EndpointPhase::Ready;
         if !slot.is_live() {
             // Neither phase is ever left for one that takes requests.
-            slot.state.idle.close();
+            slot.state.close_connections();
         }
         *self.counts.of(before) -= 1;
         *self.counts.of(phase) += 1;

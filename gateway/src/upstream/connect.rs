@@ -5,6 +5,7 @@
 //! `new_stream` wraps that one into buffers and digests that a pooled connection would carry along,
 //! and gives no way back to it: see ARCHITECTURE.md for what both cost.
 
+use std::borrow::Cow;
 use std::error::Error as _;
 use std::io;
 use std::sync::Arc;
@@ -17,7 +18,7 @@ use sluice_model::EndpointAddr;
 use tokio_rustls::TlsConnector;
 
 use super::io::Io;
-use super::tls::UpstreamTls;
+use super::tls::{BackendTlsError, UpstreamTls};
 
 /// A connection that was just made.
 #[derive(Debug)]
@@ -47,6 +48,19 @@ pub(crate) enum ConnectError {
     /// the connection broke during it.
     #[error("TLS handshake: {0}")]
     Tls(io::Error),
+    /// The revision's TLS cannot be made.
+    #[error("{0}")]
+    Unprepared(#[from] BackendTlsError),
+    /// HTTP/2 was to be spoken, and the backend does not speak it.
+    #[error("HTTP/2: {0}")]
+    Http2(Cow<'static, str>),
+}
+
+impl ConnectError {
+    /// Whether the gateway itself, and no endpoint, is to blame.
+    pub(crate) fn is_out_of_descriptors(&self) -> bool {
+        matches!(self, Self::OutOfDescriptors)
+    }
 }
 
 /// Dials an endpoint, over TLS where `tls` is given. `timeout` bounds all of it. TCP has no delay.

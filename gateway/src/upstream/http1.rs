@@ -6,7 +6,7 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use http::{HeaderMap, HeaderName, HeaderValue};
-use sluice_model::{Limits, RequestView};
+use sluice_model::Limits;
 
 use super::io::Io;
 use crate::exchange::{Answered, BackendFault, BackendSide, BodyLength, RequestHead, RequestLine};
@@ -55,7 +55,7 @@ impl Http1Backend {
             max_idle: limits.upstream_idle_timeout,
             reader: BodyReader::default(),
             writer: MessageWriter::default(),
-            limits: ResponseLimits::from(limits),
+            limits: response_limits(limits),
             chunks: ChunkLimits::from(limits),
             to: ResponseTo::Other,
             trailers: false,
@@ -263,6 +263,17 @@ impl BackendSide for Http1Backend {
         Prefixed::new(early, self.io)
     }
 }
+
+/// Bounds of a backend's head: the same as a client's.
+fn response_limits(limits: &Limits) -> ResponseLimits {
+    ResponseLimits {
+        max_bytes: limits.max_header_bytes,
+        max_fields: MAX_FIELDS.max(limits.max_headers),
+    }
+}
+
+/// Fields of a backend's head at least: what backends send is not what clients may.
+const MAX_FIELDS: usize = 256;
 
 /// How much of a body is read together with its head, in bytes.
 const READ_BEYOND: usize = 16 * 1024;

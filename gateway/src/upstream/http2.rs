@@ -119,7 +119,7 @@ impl StreamConnections {
                 let tls = routed.live.tls().get().await?;
                 let connected = dial(&endpoint.address, tls.as_deref(), timeout).await?;
                 if tls.is_some() && !connected.alpn_h2 {
-                    return Err(ConnectError::other("the backend does not speak HTTP/2 over TLS (ALPN)"));
+                    return Err(ConnectError::Http2("the backend does not speak it over TLS (ALPN)".into()));
                 }
                 connected.io
             }
@@ -134,7 +134,7 @@ impl StreamConnections {
         let (send, connection) = builder
             .handshake(io)
             .await
-            .map_err(|e| ConnectError::other(format!("HTTP/2: {e}")))?;
+            .map_err(|e| ConnectError::Http2(e.to_string().into()))?;
         let shared = Arc::new(Shared {
             send,
             open: AtomicUsize::new(0),

@@ -3,12 +3,18 @@
 //!
 //! An endpoint owns its idle connections; a revision owns its TLS.
 
+mod acquire;
 mod connect;
+mod http1;
+mod http2;
 mod idle;
 mod io;
 mod tls;
 
-pub(crate) use connect::{ConnectError, Connected, connect};
+pub(crate) use acquire::{Acquired, Connection, Use, connect, take_idle};
+pub(crate) use connect::ConnectError;
+pub(crate) use http1::{HeadSink, Prefixed};
+pub(crate) use http2::{MapSink, StreamConnections};
 pub(crate) use idle::IdleConnections;
 pub(crate) use io::Io;
 pub use tls::{BackendTlsError, check_tls};

@@ -292,6 +292,11 @@ impl TlsSlot {
         Self(Some(secured))
     }
 
+    /// Whether the backend is reached without TLS.
+    pub(crate) fn is_plain(&self) -> bool {
+        self.0.is_none()
+    }
+
     /// The TLS to speak; `None` where the backend is no https URL. Waits while it is made for the
     /// first time. Cancel-safe.
     ///

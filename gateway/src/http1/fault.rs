@@ -1,15 +1,46 @@
-//! What is wrong with a head, in words for a person and for the contract.
-
-use std::io;
+//! What is wrong with a head, in words for a person.
 
 use sluice_model::NameError;
 use thiserror::Error;
 
-use crate::observe::Reason;
+/// Why a line of a head is refused, a request's or a response's.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
+pub enum FieldFault {
+    /// The head does not end with an empty line.
+    #[error("the head is not complete")]
+    Incomplete,
+    /// A LF that no CR precedes.
+    #[error("a line ends with LF alone")]
+    BareLf,
+    /// A CR that no LF follows.
+    #[error("a CR without LF")]
+    BareCr,
+    /// A field line that begins with a space or tab.
+    #[error("a field is folded over two lines")]
+    Folding,
+    /// A field line without a colon.
+    #[error("a field line has no colon")]
+    NoColon,
+    /// Whitespace between a field's name and its colon.
+    #[error("whitespace before a field's colon")]
+    SpaceBeforeColon,
+    /// A field line that begins with its colon.
+    #[error("a field has no name")]
+    EmptyName,
+    /// A byte in a field's name that no token has.
+    #[error("a field name has the byte {0:#04x}")]
+    BadNameByte(u8),
+    /// A control byte in a field's value.
+    #[error("a field value has the byte {0:#04x}")]
+    BadValueByte(u8),
+}
 
-/// Why a head is refused. The text says what exactly is wrong and goes into the answer.
+/// Why a request head is refused. The text says what exactly is wrong and goes into the answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
 pub enum HeadFault {
+    /// A line or field is malformed.
+    #[error(transparent)]
+    Field(#[from] FieldFault),
     /// More bytes than [`HeadLimits::max_bytes`](super::HeadLimits::max_bytes).
     #[error("the request head is longer than {limit} bytes")]
     HeadTooLarge {
@@ -28,18 +59,9 @@ pub enum HeadFault {
         /// The limit.
         limit: usize,
     },
-    /// The head does not end with an empty line.
-    #[error("the request head is not complete")]
-    Incomplete,
     /// More empty lines before the request line than anybody sends by accident.
     #[error("too many empty lines before the request line")]
     EmptyLines,
-    /// A LF that no CR precedes.
-    #[error("a line ends with LF alone")]
-    BareLf,
-    /// A CR that no LF follows.
-    #[error("a CR without LF")]
-    BareCr,
     /// The method is empty or has a byte that no token has.
     #[error("the method is not a token")]
     BadMethod,
@@ -70,24 +92,6 @@ pub enum HeadFault {
     /// `user@` in the target's authority.
     #[error("the request target has user information")]
     Userinfo,
-    /// A field line that begins with a space or tab.
-    #[error("a field is folded over two lines")]
-    Folding,
-    /// A field line without a colon.
-    #[error("a field line has no colon")]
-    NoColon,
-    /// Whitespace between a field's name and its colon.
-    #[error("whitespace before a field's colon")]
-    SpaceBeforeColon,
-    /// A field line that begins with its colon.
-    #[error("a field has no name")]
-    EmptyName,
-    /// A byte in a field's name that no token has.
-    #[error("a field name has the byte {0:#04x}")]
-    BadNameByte(u8),
-    /// A control byte in a field's value.
-    #[error("a field value has the byte {0:#04x}")]
-    BadValueByte(u8),
     /// HTTP/1.1 without Host.
     #[error("the Host field is missing")]
     HostMissing,
@@ -126,70 +130,53 @@ pub enum HeadFault {
     UnknownCoding,
 }
 
-impl HeadFault {
-    /// The contract's reason.
-    pub fn reason(&self) -> Reason {
-        match self {
-            Self::HeadTooLarge { .. } | Self::TooManyFields { .. } => Reason::HeadersTooLarge,
-            Self::UriTooLong { .. } => Reason::UriTooLong,
-            _ => Reason::BadRequest,
-        }
-    }
-
-    /// The status to answer with, closing the connection.
-    pub fn status(&self) -> u16 {
-        match self {
-            Self::HeadTooLarge { .. } | Self::TooManyFields { .. } => 431,
-            Self::UriTooLong { .. } => 414,
-            Self::ConnectRefused => 405,
-            _ => 400,
-        }
-    }
-}
-
-/// Why a connection has no next request. It ends here in every case.
-#[derive(Debug, Error)]
-pub enum HeadError {
-    /// The head is refused; answer and close.
+/// Why a backend's response head is refused: nothing of it reaches the client, and the connection
+/// ends. The text is for the log and for the answer's detail.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
+pub enum ResponseFault {
+    /// A line or field is malformed.
     #[error(transparent)]
-    Fault(#[from] HeadFault),
-    /// The announced body is longer than the limit; answer 413 and close.
-    #[error("the request body of {length} bytes is longer than {limit} bytes")]
-    BodyTooLarge {
-        /// What Content-Length says.
-        length: u64,
+    Field(#[from] FieldFault),
+    /// More bytes than [`ResponseLimits::max_bytes`](super::ResponseLimits::max_bytes).
+    #[error("the response head is longer than {limit} bytes")]
+    HeadTooLarge {
         /// The limit.
-        limit: u64,
+        limit: usize,
     },
-    /// The head was not complete in time; answer 408 and close.
-    #[error("the request head did not come in time")]
-    Timeout,
-    /// The client left in the middle of a head; nobody is there to answer to.
-    #[error("the client left in the middle of a request head")]
-    ClientGone,
-    /// The connection broke in the middle of a head.
-    #[error("the connection broke in a request head: {0}")]
-    Io(#[source] io::Error),
-}
-
-impl HeadError {
-    /// The contract's reason.
-    pub fn reason(&self) -> Reason {
-        match self {
-            Self::Fault(fault) => fault.reason(),
-            Self::BodyTooLarge { .. } => Reason::BodyTooLarge,
-            Self::Timeout => Reason::RequestTimeout,
-            Self::ClientGone | Self::Io(_) => Reason::ClientGone,
-        }
-    }
-
-    /// The status to answer with; `None` when nobody is there to answer to.
-    pub fn status(&self) -> Option<u16> {
-        match self {
-            Self::Fault(fault) => Some(fault.status()),
-            Self::BodyTooLarge { .. } => Some(413),
-            Self::Timeout => Some(408),
-            Self::ClientGone | Self::Io(_) => None,
-        }
-    }
+    /// More fields than [`ResponseLimits::max_fields`](super::ResponseLimits::max_fields).
+    #[error("the response head has more than {limit} fields")]
+    TooManyFields {
+        /// The limit.
+        limit: usize,
+    },
+    /// What came first is no status line of HTTP/1.
+    #[error("the response does not begin with HTTP/1.1 or HTTP/1.0")]
+    NotHttp1,
+    /// What follows the version is not a status of three digits from 100 on.
+    #[error("the status is not a number of three digits from 100 on")]
+    BadStatus,
+    /// A control byte in the reason phrase.
+    #[error("the reason phrase has the byte {0:#04x}")]
+    BadPhraseByte(u8),
+    /// Content-Length fields that differ.
+    #[error("two Content-Length fields that differ")]
+    ContentLengthDiffers,
+    /// A Content-Length with a comma.
+    #[error("Content-Length is a list")]
+    ContentLengthList,
+    /// A Content-Length that is not a number of decimal digits, or overflows 64 bits.
+    #[error("Content-Length is not a number")]
+    ContentLengthMalformed,
+    /// Content-Length together with Transfer-Encoding.
+    #[error("Content-Length together with Transfer-Encoding")]
+    ContentLengthWithTransferEncoding,
+    /// Transfer-Encoding in HTTP/1.0, which does not know it.
+    #[error("Transfer-Encoding in an HTTP/1.0 response")]
+    TransferEncodingIn10,
+    /// A Transfer-Encoding other than `chunked`, once.
+    #[error("Transfer-Encoding is not chunked alone")]
+    NotChunkedAlone,
+    /// An interim response that announces a body: whether one follows cannot be told.
+    #[error("an interim response announces a body")]
+    InterimWithBody,
 }
