@@ -18,6 +18,11 @@ const BUFFER: usize = 16 * 1024;
 /// How long the other side may take to close once one side has, or a Close was sent.
 const CLOSING: Duration = Duration::from_secs(5);
 
+/// How long a tunnel may be silent once its client closed its sending side, where the revision bounds no
+/// silence. The backend may still have something to say (`docker attach` with its input closed), but a
+/// client that is gone for good looks the same.
+const HALF_CLOSED: Duration = Duration::from_secs(300);
+
 /// What ends a tunnel besides its two ends.
 pub(crate) struct Bounds {
     /// Longest silence of both directions together.
@@ -157,12 +162,13 @@ where
     let mut down = Direction::new(backend_read, client_write);
     let started = Instant::now();
     let mut last_byte = started;
-    let mut closing: Option<Instant> = None;
+    // How long both may be silent once the client has closed its sending side.
+    let mut closing: Option<Duration> = None;
     let ended = loop {
         let ends = [
             bounds.idle.map(|idle| (last_byte + idle, Ended::Idle)),
             bounds.age.map(|age| (started + age, Ended::Aged)),
-            closing.map(|at| (at, Ended::Client)),
+            closing.map(|silence| (last_byte + silence, Ended::Client)),
         ];
         let next = ends.into_iter().flatten().min_by_key(|(at, _)| *at);
         let timer = async {
@@ -181,7 +187,12 @@ where
                     // The client is done; the backend may still have something to say.
                     up.open = false;
                     last_byte = Instant::now();
-                    closing = Some(last_byte + CLOSING);
+                    // A WebSocket is closed by both sides or not at all (RFC 6455 5.5.1).
+                    closing = Some(match bounds.idle {
+                        _ if bounds.websocket => CLOSING,
+                        Some(idle) => idle,
+                        None => HALF_CLOSED,
+                    });
                     let _ = tokio::time::timeout(CLOSING, up.to.shutdown()).await;
                 }
                 Step::Broken => break Ended::Backend,
@@ -305,6 +316,28 @@ mod tests {
         drop(backend);
         assert_eq!(rest(client).await, b"bye");
         assert_eq!(tunnel.await.expect("no panic").1, Ended::Backend);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_backend_goes_on_after_its_client_closed_its_sending_side() {
+        let (mut client, inner_client) = tokio::io::duplex(64);
+        let (mut backend, inner_backend) = tokio::io::duplex(64);
+        let (bounds, _drain) = bounds(Some(10), None);
+        let bounds = Bounds {
+            websocket: false,
+            ..bounds
+        };
+        let tunnel = tokio::spawn(relay(inner_client, inner_backend, bounds));
+        client.shutdown().await.expect("open");
+        for _ in 0..5 {
+            tokio::time::sleep(Duration::from_secs(8)).await;
+            backend.write_all(b"x").await.expect("open");
+            let mut byte = [0];
+            client.read_exact(&mut byte).await.expect("passed on");
+        }
+        let silent = Instant::now();
+        assert_eq!(tunnel.await.expect("no panic").1, Ended::Idle);
+        assert_eq!(silent.elapsed().as_secs(), 10);
     }
 
     #[tokio::test(start_paused = true)]

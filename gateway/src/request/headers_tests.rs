@@ -1,0 +1,224 @@
+use std::time::Duration;
+
+use sluice_model::{Backend, Protocol, RevisionId, RevisionSpec};
+
+use super::*;
+
+#[derive(Debug, Default)]
+struct Head(Vec<(String, Vec<u8>)>);
+
+impl Fields for Head {
+    fn each<'h>(&'h self, mut each: impl FnMut(&'h [u8], &'h [u8])) {
+        for (name, value) in &self.0 {
+            each(name.as_bytes(), value);
+        }
+    }
+
+    fn first(&self, name: &str) -> Option<&[u8]> {
+        let found = self.0.iter().find(|(n, _)| n.eq_ignore_ascii_case(name));
+        found.map(|(_, value)| value.as_slice())
+    }
+}
+
+impl FieldSink for Head {
+    fn field(&mut self, name: &[u8], value: &[u8]) {
+        let name = String::from_utf8(name.to_vec()).expect("a name");
+        self.0.push((name, value.to_vec()));
+    }
+}
+
+impl Head {
+    fn of(pairs: &[(&str, &str)]) -> Self {
+        Self(
+            pairs
+                .iter()
+                .map(|(n, v)| ((*n).to_owned(), v.as_bytes().to_vec()))
+                .collect(),
+        )
+    }
+
+    fn text(&self, name: &str) -> Option<&str> {
+        self.first(name).map(|v| std::str::from_utf8(v).expect("text"))
+    }
+
+    fn count(&self, name: &str) -> usize {
+        self.0.iter().filter(|(n, _)| n.eq_ignore_ascii_case(name)).count()
+    }
+}
+
+fn revision(headers: &[(&str, &str)]) -> RevisionSpec {
+    let mut spec = crate::registry::test_kit::spec("greeter-v1", Backend::Managed);
+    spec.id = RevisionId::parse("default", "greeter-v1").expect("a name");
+    spec.protocol = Protocol::Http1;
+    spec.request_headers = headers
+        .iter()
+        .map(|(n, v)| ((*n).to_owned(), (*v).to_owned()))
+        .collect();
+    spec
+}
+
+const FROM: Forwarding<'static> = Forwarding {
+    client: IpAddr::V4(std::net::Ipv4Addr::new(10, 0, 0, 9)),
+    trusted: false,
+    tls: false,
+    host: b"a.example",
+    request_id: "id",
+    hops: 1,
+};
+
+fn sent(head: &Head, from: Forwarding<'_>, revision: &RevisionSpec) -> Head {
+    let mut out = Head::default();
+    let edit = RequestEdit {
+        from,
+        revision,
+        route: None,
+        nominated: Nominated::of(head),
+        join_cookies: head.count("cookie") > 1,
+    };
+    request_fields(head, &edit, &mut out);
+    out
+}
+
+#[test]
+fn a_client_cannot_set_decision_or_forwarding_headers() {
+    let head = Head::of(&[
+        ("Knative-Serving-Revision", "evil"),
+        ("knative-serving-tag", "evil"),
+        ("X-Forwarded-For", "1.2.3.4"),
+        ("x-forwarded-port", "1"),
+        ("x-forwarded-proto", "https"),
+        ("Forwarded", "for=1.2.3.4"),
+        ("x-real-ip", "1.2.3.4"),
+        ("X-Api-Key", "mine"),
+        ("x-sluice-hops", "evil"),
+        ("traceparent", "00-1"),
+    ]);
+    let revision = revision(&[("x-api-key", "secret")]);
+    let out = sent(&head, FROM, &revision);
+    for (name, value) in [
+        ("knative-serving-revision", Some("greeter-v1")),
+        ("knative-serving-namespace", Some("default")),
+        ("knative-serving-tag", None),
+        ("x-forwarded-for", Some("10.0.0.9")),
+        ("x-forwarded-port", None),
+        ("x-forwarded-proto", Some("http")),
+        ("x-forwarded-host", Some("a.example")),
+        ("forwarded", None),
+        ("x-real-ip", None),
+        ("x-api-key", Some("secret")),
+        ("x-sluice-hops", Some("1")),
+        ("traceparent", Some("00-1")),
+    ] {
+        assert_eq!(out.text(name), value, "{name}");
+        assert!(out.count(name) <= 1, "{name}");
+    }
+    let head = Head::of(&[
+        ("x-forwarded-for", "1.2.3.4"),
+        ("X-Forwarded-For", "5.6.7.8"),
+        ("x-forwarded-proto", "https"),
+        ("x-real-ip", "1.2.3.4"),
+    ]);
+    let trusted = Forwarding { trusted: true, ..FROM };
+    let out = sent(&head, trusted, &revision);
+    assert_eq!(out.text("x-forwarded-for"), Some("1.2.3.4, 5.6.7.8, 10.0.0.9"));
+    assert_eq!(out.count("x-forwarded-for"), 1);
+    assert_eq!(out.text("x-forwarded-proto"), Some("https"));
+    assert_eq!(out.text("x-real-ip"), Some("1.2.3.4"));
+}
+
+#[test]
+fn hop_by_hop_fields_stay_here_and_names_pass_as_they_were_sent() {
+    let head = Head::of(&[
+        ("Connection", "X-Hop, keep-alive, x-forwarded-for, Host, Cookie"),
+        ("X-Hop", "1"),
+        ("Keep-Alive", "timeout=5"),
+        ("TE", "trailers"),
+        ("Upgrade", "h2c"),
+        ("Proxy-Authorization", "secret"),
+        ("Content-Length", "3"),
+        ("Transfer-Encoding", "chunked"),
+        ("Cookie", "a=1"),
+        ("cookie", "b=2"),
+        ("X-KEPT", "1"),
+    ]);
+    let out = sent(&head, FROM, &revision(&[]));
+    for gone in [
+        "connection",
+        "x-hop",
+        "keep-alive",
+        "te",
+        "upgrade",
+        "proxy-authorization",
+        "content-length",
+        "transfer-encoding",
+    ] {
+        assert_eq!(out.text(gone), None, "{gone}");
+    }
+    assert_eq!(out.text("cookie"), Some("a=1; b=2"));
+    assert!(out.0.iter().any(|(name, _)| name == "X-KEPT"));
+}
+
+#[test]
+fn responses_lose_hop_by_hop_fields_and_what_connection_names() {
+    let head = Head::of(&[
+        ("Connection", "X-Hop, keep-alive, set-cookie"),
+        ("X-Hop", "1"),
+        ("Keep-Alive", "timeout=5"),
+        ("Content-Length", "3"),
+        ("X-Sluice-Reason", "queue_full"),
+        ("Set-Cookie", "a=1"),
+        ("X-Kept", "1"),
+    ]);
+    let mut out = Head::default();
+    assert!(!response_fields(&head, &mut out));
+    let names: Vec<_> = out.0.iter().map(|(n, _)| n.as_str()).collect();
+    assert_eq!(names, ["Set-Cookie", "X-Kept"]);
+    assert!(response_fields(
+        &Head::of(&[("Date", "Mon, 01 Jan 2001 00:00:00 GMT")]),
+        &mut out
+    ));
+}
+
+#[test]
+fn nominations_are_bounded() {
+    let many = (0..1000).map(|n| format!("n{n}")).collect::<Vec<_>>().join(",");
+    let head = Head::of(&[("connection", &many)]);
+    assert_eq!(Nominated::of(&head).len, MAX_NOMINATIONS);
+}
+
+#[test]
+fn trailers_that_frame_route_or_authenticate_are_refused() {
+    for name in ["Content-Length", "HOST", "set-cookie", "authorization", "x-forwarded-for", "te"] {
+        assert!(!may_be_trailer(name.as_bytes()), "{name}");
+    }
+    for name in ["grpc-status", "x-checksum", "digest"] {
+        assert!(may_be_trailer(name.as_bytes()), "{name}");
+    }
+}
+
+#[test]
+fn request_ids_are_kept_when_fit() {
+    assert_eq!(RequestId::of(Some(b"abc-1"), || 0).as_str(), "abc-1");
+    for bad in [&b""[..], b"a b", b"\xff", &[b'a'; 129]] {
+        assert_eq!(RequestId::of(Some(bad), || 0xab).as_str(), format!("{:032x}", 0xab));
+    }
+}
+
+#[test]
+fn hops_that_are_malformed_count_as_nothing() {
+    assert_eq!(hops(Some(b"3")), 3);
+    for nothing in [None, Some(&b""[..]), Some(b"-1"), Some(b"1234567890"), Some(b"x")] {
+        assert_eq!(hops(nothing), 0, "{nothing:?}");
+    }
+}
+
+#[test]
+fn cookies_and_grpc_timeouts_are_read() {
+    assert_eq!(cookie(b"a=1; user=me=2 ;b=", "user"), Some(&b"me=2"[..]));
+    assert_eq!(cookie(b"xuser=1", "user"), None);
+    assert_eq!(grpc_timeout(b"100m"), Some(Duration::from_millis(100)));
+    assert_eq!(grpc_timeout(b"2S"), Some(Duration::from_secs(2)));
+    for bad in [&b""[..], b"S", b"123456789S", b"-1S", b"+1S", b"1x"] {
+        assert_eq!(grpc_timeout(bad), None);
+    }
+}
