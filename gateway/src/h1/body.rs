@@ -4,10 +4,9 @@ use std::io;
 
 use thiserror::Error;
 
-use super::chunk::{ChunkDecoder, ChunkFault};
-use super::head::Framing;
 use super::limits::GuardLimits;
 use crate::edge::CloseReason;
+use crate::http1::{ChunkDecoder, ChunkFault, Framing};
 use crate::observe::Reason;
 
 /// Why a request's body, or the connection under it, ends before its time. The connection ends, too.

@@ -1,143 +1,25 @@
-//! What a judged head says.
+//! A judged head with its bytes, as the engine behind Pingora reads it.
 
-use std::ops::{Deref, Range};
+use std::ops::Deref;
 
 use bytes::{BufMut, Bytes, BytesMut};
 
-use super::fault::HeadFault;
-use super::judge::{judge, split_field};
-use super::limits::HeadLimits;
-
-/// The HTTP version of a request.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Version {
-    /// HTTP/1.0.
-    Http10,
-    /// HTTP/1.1.
-    Http11,
-}
-
-/// How a request's body ends.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Framing {
-    /// There is none.
-    None,
-    /// After this many bytes.
-    Length(u64),
-    /// After the last chunk.
-    Chunked,
-}
-
-impl Framing {
-    /// Whether no body byte follows.
-    pub fn is_empty(self) -> bool {
-        matches!(self, Self::None | Self::Length(0))
-    }
-}
-
-/// Another protocol that a request asks for.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Upgrade {
-    /// Whether it is a WebSocket handshake: GET and `websocket` alone.
-    pub websocket: bool,
-    /// What the Upgrade field says.
-    pub token: Box<str>,
-}
-
-/// What a head says, as positions in its bytes. [`Head`] has the bytes with it.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct HeadInfo {
-    /// The head's length, empty lines before it included.
-    pub len: usize,
-    /// Its version.
-    pub version: Version,
-    /// The normalised host; `None` only in HTTP/1.0.
-    pub host: Option<Box<str>>,
-    /// How the body ends.
-    pub framing: Framing,
-    /// Whether the client lets the connection serve another request.
-    pub keep_alive: bool,
-    /// Whether the client waits for 100 before it sends the body.
-    pub expect_continue: bool,
-    /// The protocol asked for: only if Connection nominates Upgrade, the version is 1.1 and there is
-    /// no body. Else Upgrade is to be ignored and removed, as RFC 9110 allows.
-    pub upgrade: Option<Upgrade>,
-    /// Whether the target was a URL.
-    pub absolute_form: bool,
-    /// Whether the content is gRPC's (not gRPC-Web's).
-    pub grpc: bool,
-    pub(super) method: Range<usize>,
-    pub(super) target: Range<usize>,
-    /// The URL's authority when the target is one.
-    pub(super) authority: Option<Range<usize>>,
-    /// Empty when a URL has no path.
-    pub(super) path: Range<usize>,
-    pub(super) query: Option<Range<usize>>,
-    /// The field lines with their ends, without the empty line.
-    pub(super) fields: Range<usize>,
-    pub(super) host_field: bool,
-}
-
-impl HeadInfo {
-    /// The method, as it was sent. `head` is the bytes that were judged, here and below.
-    pub fn method<'h>(&self, head: &'h [u8]) -> &'h str {
-        text(head, &self.method)
-    }
-
-    /// The request target, as it was sent.
-    pub fn target<'h>(&self, head: &'h [u8]) -> &'h str {
-        text(head, &self.target)
-    }
-
-    /// The path without the query: `*` for OPTIONS of the whole server, else it begins with `/`.
-    pub fn path<'h>(&self, head: &'h [u8]) -> &'h str {
-        match text(head, &self.path) {
-            // RFC 9112, 3.2.4: OPTIONS of a URL with neither path nor query means the server.
-            "" if self.query.is_none() && self.method(head) == "OPTIONS" => "*",
-            "" => "/",
-            path => path,
-        }
-    }
-
-    /// What follows the `?`, if there is one.
-    pub fn query<'h>(&self, head: &'h [u8]) -> Option<&'h str> {
-        self.query.as_ref().map(|range| text(head, range))
-    }
-
-    /// All fields in their order, names as they were sent, values without surrounding whitespace.
-    pub fn fields<'h>(&self, head: &'h [u8]) -> Fields<'h> {
-        Fields(head.get(self.fields.clone()).unwrap_or_default())
-    }
-}
-
-/// Judged positions hold ASCII only.
-fn text<'h>(head: &'h [u8], range: &Range<usize>) -> &'h str {
-    head.get(range.clone())
-        .and_then(|bytes| std::str::from_utf8(bytes).ok())
-        .unwrap_or_default()
-}
-
-/// The fields of a judged head. Allocates nothing.
-#[derive(Debug, Clone)]
-pub struct Fields<'h>(&'h [u8]);
-
-impl<'h> Iterator for Fields<'h> {
-    type Item = (&'h str, &'h [u8]);
-
-    fn next(&mut self) -> Option<Self::Item> {
-        let end = self.0.windows(2).position(|pair| pair == b"\r\n")?;
-        let (line, rest) = self.0.split_at(end);
-        self.0 = &rest[2..];
-        let (name, value) = split_field(line).ok()?;
-        Some((std::str::from_utf8(name).ok()?, value))
-    }
-}
+use crate::http1::{HeadFault, HeadInfo, HeadLimits, RequestHead, judge};
 
 /// A judged head with its bytes. Reads like a [`HeadInfo`].
 #[derive(Debug, Clone)]
 pub struct Head {
     bytes: Bytes,
     info: HeadInfo,
+}
+
+/// Another protocol that a request without a body asks for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Offer {
+    /// Whether it is a WebSocket handshake: GET and `websocket` alone.
+    pub websocket: bool,
+    /// What the Upgrade field says.
+    pub token: Box<str>,
 }
 
 impl Head {
@@ -155,36 +37,48 @@ impl Head {
         &self.bytes
     }
 
+    fn view(&self) -> RequestHead<'_> {
+        RequestHead::new(&self.bytes, &self.info)
+    }
+
     /// The method, as it was sent.
     pub fn method(&self) -> &str {
-        self.info.method(&self.bytes)
+        self.view().method()
     }
 
     /// The request target, as it was sent.
     pub fn target(&self) -> &str {
-        self.info.target(&self.bytes)
+        self.view().target()
     }
 
     /// The path without the query: `*` for OPTIONS of the whole server, else it begins with `/`.
     pub fn path(&self) -> &str {
-        self.info.path(&self.bytes)
+        self.view().path()
     }
 
     /// What follows the `?`, if there is one.
     pub fn query(&self) -> Option<&str> {
-        self.info.query(&self.bytes)
+        self.view().query()
     }
 
     /// All fields in their order, names as they were sent, values without surrounding whitespace.
-    pub fn fields(&self) -> Fields<'_> {
-        self.info.fields(&self.bytes)
+    pub fn fields(&self) -> impl Iterator<Item = (&str, &[u8])> {
+        let fields = self.view().fields();
+        fields.filter_map(|(name, value)| Some((std::str::from_utf8(name).ok()?, value)))
     }
 
     /// The first value of a field; `name` in any case.
     pub fn field(&self, name: &str) -> Option<&[u8]> {
-        self.fields()
-            .find(|(field, _)| field.eq_ignore_ascii_case(name))
-            .map(|(_, value)| value)
+        self.view().field(name)
+    }
+
+    /// The protocol asked for; `None` as well when a body follows.
+    pub fn offer(&self) -> Option<Offer> {
+        let upgrade = self.info.upgrade.filter(|_| self.info.framing.is_empty())?;
+        Some(Offer {
+            websocket: upgrade.websocket,
+            token: String::from_utf8_lossy(upgrade.token.of(&self.bytes)).into(),
+        })
     }
 
     /// What the next parser reads: the same head without empty lines before it, in origin-form.
@@ -193,25 +87,29 @@ impl Head {
     /// byte by byte, and because an origin server expects a path. Nothing is lost: it was judged
     /// equal to Host, and becomes Host where an HTTP/1.0 client sent none.
     pub(super) fn replay(&self) -> Bytes {
-        let info = &self.info;
-        if !info.absolute_form {
-            return self.bytes.slice(info.method.start..info.len);
+        let view = self.view();
+        let from = self.bytes.iter().position(|b| !matches!(b, b'\r' | b'\n'));
+        let from = from.unwrap_or_default();
+        if !self.info.absolute_form {
+            return self.bytes.slice(from..self.info.len);
         }
-        let mut out = BytesMut::with_capacity(info.len);
-        out.put_slice(&self.bytes[info.method.clone()]);
+        let line_end = from + view.method().len() + 1 + view.target().len();
+        let fields = line_end + b" HTTP/1.1\r\n".len();
+        let mut out = BytesMut::with_capacity(self.info.len);
+        out.put_slice(view.method().as_bytes());
         out.put_u8(b' ');
-        out.put_slice(self.path().as_bytes());
-        if let Some(query) = self.query() {
+        out.put_slice(view.path().as_bytes());
+        if let Some(query) = view.query() {
             out.put_u8(b'?');
             out.put_slice(query.as_bytes());
         }
-        out.put_slice(&self.bytes[info.target.end..info.fields.start]);
-        if let (false, Some(authority)) = (info.host_field, &info.authority) {
+        out.put_slice(&self.bytes[line_end..fields]);
+        if let (false, Some(authority)) = (view.has_host_field(), view.authority()) {
             out.put_slice(b"Host: ");
-            out.put_slice(&self.bytes[authority.clone()]);
+            out.put_slice(authority);
             out.put_slice(b"\r\n");
         }
-        out.put_slice(&self.bytes[info.fields.start..info.len]);
+        out.put_slice(&self.bytes[fields..self.info.len]);
         out.freeze()
     }
 }
@@ -221,5 +119,55 @@ impl Deref for Head {
 
     fn deref(&self) -> &HeadInfo {
         &self.info
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LIMITS: HeadLimits = HeadLimits {
+        max_bytes: 4096,
+        max_headers: 16,
+        max_uri_bytes: 256,
+    };
+
+    fn judged(head: &str) -> Head {
+        Head::judge(Bytes::copy_from_slice(head.as_bytes()), &LIMITS).unwrap()
+    }
+
+    #[test]
+    fn a_url_is_replayed_as_a_path() {
+        let replayed = |head: &str| String::from_utf8(judged(head).replay().to_vec()).unwrap();
+        assert_eq!(
+            replayed("\r\nGET http://A.example:80/x?y=1 HTTP/1.1\r\nHost: a.example\r\nX: 1\r\n\r\n"),
+            "GET /x?y=1 HTTP/1.1\r\nHost: a.example\r\nX: 1\r\n\r\n"
+        );
+        assert_eq!(
+            replayed("GET http://a.example?q HTTP/1.1\r\nHost: a.example\r\n\r\n"),
+            "GET /?q HTTP/1.1\r\nHost: a.example\r\n\r\n"
+        );
+        assert_eq!(
+            replayed("OPTIONS http://a.example HTTP/1.1\r\nHost: a.example\r\n\r\n"),
+            "OPTIONS * HTTP/1.1\r\nHost: a.example\r\n\r\n"
+        );
+        assert_eq!(
+            replayed("GET http://a.example:81 HTTP/1.0\r\n\r\n"),
+            "GET / HTTP/1.0\r\nHost: a.example:81\r\n\r\n"
+        );
+        assert_eq!(
+            replayed("\r\nGET /x HTTP/1.1\r\nHost: a\r\n\r\n"),
+            "GET /x HTTP/1.1\r\nHost: a\r\n\r\n"
+        );
+    }
+
+    #[test]
+    fn an_upgrade_with_a_body_is_no_offer() {
+        let upgrade = "GET / HTTP/1.1\r\nHost: a\r\nConnection: upgrade\r\nUpgrade: websocket\r\n";
+        assert!(judged(&format!("{upgrade}\r\n")).offer().unwrap().websocket);
+        assert_eq!(
+            judged(&format!("{upgrade}Content-Length: 1\r\n\r\n")).offer(),
+            None
+        );
     }
 }

@@ -4,32 +4,8 @@ use std::time::Duration;
 
 use sluice_model::Limits;
 
-use super::chunk::ChunkLimits;
+use crate::http1::ChunkLimits;
 use crate::request::Pace;
-
-/// The longest target that the `http` crate behind us can hold.
-const MAX_TARGET: usize = u16::MAX as usize - 1;
-
-/// Bounds of one request head.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct HeadLimits {
-    /// The head's bytes, request line and empty line included.
-    pub max_bytes: usize,
-    /// The head's fields.
-    pub max_headers: usize,
-    /// The request target's bytes.
-    pub max_uri_bytes: usize,
-}
-
-impl From<&Limits> for HeadLimits {
-    fn from(limits: &Limits) -> Self {
-        Self {
-            max_bytes: limits.max_header_bytes,
-            max_headers: limits.max_headers,
-            max_uri_bytes: limits.max_uri_bytes.min(MAX_TARGET),
-        }
-    }
-}
 
 /// Bounds of what follows a head.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -5,30 +5,26 @@
 //! loop is ours: [`GuardedStream::next_head`] reads and judges one head, and the stream then replays
 //! that head and its body, and not one byte more, to whoever reads it.
 //!
-//! **Invariant:** [`scan`], [`judge`] and [`ChunkDecoder`] are pure: no I/O, no clock.
+//! What is pure lives in [`crate::http1`].
 
 mod body;
-mod chunk;
 mod context;
 mod fault;
 mod frames;
-mod glimpse;
 mod head;
-mod judge;
 mod limits;
 mod pingora;
-mod scan;
 mod stream;
 mod timer;
 mod write;
 
+pub use crate::http1::{
+    ChunkDecoder, ChunkFault, ChunkLimits, FieldFault, Framing, Glimpse, HeadFault, HeadInfo, HeadLimits,
+    Scan, Version, judge, scan,
+};
 pub use body::BodyFault;
-pub use chunk::{ChunkDecoder, ChunkFault, ChunkLimits};
 pub use context::ConnectionContext;
-pub use fault::{HeadError, HeadFault};
-pub use glimpse::Glimpse;
-pub use head::{Fields, Framing, Head, HeadInfo, Upgrade, Version};
-pub use judge::judge;
-pub use limits::{GuardLimits, HeadLimits};
-pub use scan::{Scan, scan};
+pub use fault::HeadError;
+pub use head::{Head, Offer};
+pub use limits::GuardLimits;
 pub use stream::GuardedStream;

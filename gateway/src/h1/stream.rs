@@ -19,14 +19,13 @@ use super::body::{BodyFault, BodyGuard};
 use super::context::ConnectionContext;
 use super::fault::HeadError;
 use super::frames::FrameSide;
-use super::glimpse::Glimpse;
-use super::head::{Framing, Head};
-use super::limits::{GuardLimits, HeadLimits};
+use super::head::Head;
+use super::limits::GuardLimits;
 use super::pingora::Digests;
-use super::scan::{Scan, scan};
 use super::timer::WaitTimer;
 use super::write::WriteSide;
 use crate::edge::{ByteStream, CloseReason, Connection, ConnectionInfo, Drain, Wire};
+use crate::http1::{Framing, Glimpse, HeadLimits, Scan, scan};
 use crate::request::Pace;
 
 /// Bytes taken from the socket at once while a head is read or a request is served.

@@ -384,7 +384,7 @@ async fn a_tunnel_gets_what_followed_the_head() {
         .await
         .unwrap();
     let head = next(&mut stream).await.unwrap().unwrap();
-    assert!(head.upgrade.as_ref().unwrap().websocket);
+    assert!(head.offer().unwrap().websocket);
     let (mut io, leftover) = stream.into_parts();
     assert_eq!(leftover, b"early");
     client.write_all(b" and late").await.unwrap();

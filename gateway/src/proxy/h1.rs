@@ -80,8 +80,7 @@ async fn keep_alive(proxy: &Proxy, mut stream: Box<GuardedStream>, drain: watch:
             Err(error) => return refuse(proxy, *stream, &error).await,
         };
         if head
-            .upgrade
-            .as_ref()
+            .offer()
             .is_some_and(|upgrade| !is_http2_offer(&upgrade.token))
         {
             let tunnel = tunnel::serve(proxy, *stream, &head, drain.clone());

@@ -77,7 +77,7 @@ impl Fields {
         to_backend(&mut fields, forwarding, &routed.spec, routed.route());
         fields.set("host", &host);
         fields.set("connection", b"Upgrade");
-        if let Some(upgrade) = &head.upgrade {
+        if let Some(upgrade) = head.offer() {
             fields.set("upgrade", upgrade.token.as_bytes());
         }
         let target = match head.query() {

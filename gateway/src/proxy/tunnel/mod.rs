@@ -90,7 +90,7 @@ async fn run(
     } = opened;
     let status = response.status;
     if io
-        .write_all(&response.to_client(head.upgrade.as_ref().map(|u| &*u.token)))
+        .write_all(&response.to_client(head.offer().as_ref().map(|u| &*u.token)))
         .await
         .is_err()
     {
@@ -132,7 +132,7 @@ async fn run(
             .permit
             .as_ref()
             .map(|permit| Arc::clone(permit.endpoint())),
-        websocket: head.upgrade.as_ref().is_some_and(|u| u.websocket),
+        websocket: head.offer().is_some_and(|u| u.websocket),
     };
     let websocket = bounds.websocket;
     let client = exchange::Replay::new(leftover, io);

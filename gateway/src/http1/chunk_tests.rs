@@ -96,6 +96,34 @@ fn takes_the_largest_size_without_overflow() {
     assert!(!decoder.complete());
 }
 
+#[test]
+fn payload_comes_out_in_runs() {
+    let body = b"5\r\nhello\r\n3;x\r\nabc\r\n0\r\n\r\nnext";
+    let mut decoder = ChunkDecoder::new(LIMITS);
+    assert_eq!(decoder.decode(&body[..5]), Ok(Piece { skip: 3, data: 2 }));
+    assert_eq!(decoder.decode(&body[5..]), Ok(Piece { skip: 0, data: 3 }));
+    assert_eq!(decoder.decode(&body[8..]), Ok(Piece { skip: 7, data: 3 }));
+    assert_eq!(decoder.decode(&body[18..]), Ok(Piece { skip: 7, data: 0 }));
+    assert!(decoder.complete());
+    assert_eq!(decoder.decode(b"next"), Ok(Piece::default()));
+    assert_eq!(decoder.payload(), 8);
+}
+
+#[test]
+fn trailers_are_kept_where_asked_for() {
+    let body = b"0\r\nGrpc-Status: 0 \r\nX:\r\n\r\n";
+    let mut decoder = ChunkDecoder::keeping_trailers(LIMITS);
+    decoder.advance(&body[..body.len() - 1]).unwrap();
+    assert_eq!(decoder.trailers().count(), 0, "not over yet");
+    decoder.advance(b"\n").unwrap();
+    let trailers: Vec<_> = decoder.trailers().collect();
+    assert_eq!(trailers, [(&b"Grpc-Status"[..], &b"0"[..]), (b"X", b"")]);
+    let mut decoder = ChunkDecoder::new(LIMITS);
+    decoder.advance(body).unwrap();
+    assert!(decoder.complete());
+    assert_eq!(decoder.trailers().count(), 0);
+}
+
 proptest! {
     #[test]
     fn any_pieces_end_at_the_same_byte(

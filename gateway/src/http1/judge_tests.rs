@@ -1,8 +1,6 @@
-use crate::observe::Reason;
-use bytes::Bytes;
 use proptest::prelude::*;
 
-use super::super::{Head, Scan, scan};
+use super::super::{RequestHead, Scan, scan};
 use super::*;
 
 pub(super) const LIMITS: HeadLimits = HeadLimits {
@@ -30,44 +28,31 @@ pub(super) fn raw(head: &str) -> Vec<u8> {
 }
 
 #[test]
-fn faults_carry_the_contracts_reason_and_status() {
-    let of = |fault: HeadFault| (fault.reason(), fault.status());
-    assert_eq!(of(HeadFault::ContentLengthRepeated), (Reason::BadRequest, 400));
-    assert_eq!(of(HeadFault::UnsupportedVersion), (Reason::BadRequest, 400));
-    assert_eq!(of(HeadFault::ConnectRefused), (Reason::BadRequest, 405));
-    assert_eq!(
-        of(HeadFault::TooManyFields { limit: 1 }),
-        (Reason::HeadersTooLarge, 431)
-    );
-    assert_eq!(
-        of(HeadFault::HeadTooLarge { limit: 1 }),
-        (Reason::HeadersTooLarge, 431)
-    );
-    assert_eq!(of(HeadFault::UriTooLong { limit: 1 }), (Reason::UriTooLong, 414));
-    assert_eq!(
-        HeadFault::ContentLengthRepeated.to_string(),
-        "two Content-Length fields"
-    );
-}
-
-#[test]
 fn reads_a_plain_get() {
     let head = b"GET /a/b?c=d&e HTTP/1.1\r\nHost: A.Example:8080\r\nX-One: 1 \r\nX-Two:\t2\r\n\r\nrest";
     let info = judged(head).unwrap();
     assert_eq!(info.len, head.len() - 4);
     assert_eq!(info.version, Version::Http11);
-    assert_eq!(info.method(head), "GET");
-    assert_eq!(info.target(head), "/a/b?c=d&e");
-    assert_eq!(info.path(head), "/a/b");
-    assert_eq!(info.query(head), Some("c=d&e"));
-    assert_eq!(info.host.as_deref(), Some("a.example"));
+    let view = RequestHead::new(head, &info);
+    assert_eq!(view.method(), "GET");
+    assert_eq!(view.target(), "/a/b?c=d&e");
+    assert_eq!(view.path(), "/a/b");
+    assert_eq!(view.query(), Some("c=d&e"));
+    assert_eq!(view.path_and_query(), Some("/a/b?c=d&e"));
+    assert_eq!(view.host(), Some(&b"A.Example:8080"[..]));
+    assert_eq!(view.host_name(&mut [0; 256]), Some("a.example"));
+    assert_eq!(view.field("x-two"), Some(&b"2"[..]));
     assert_eq!(info.framing, Framing::None);
     assert!(info.keep_alive && !info.expect_continue && !info.absolute_form && !info.grpc);
     assert_eq!(info.upgrade, None);
-    let fields: Vec<_> = info.fields(head).collect();
+    let fields: Vec<_> = view.fields().collect();
     assert_eq!(
         fields,
-        [("Host", &b"A.Example:8080"[..]), ("X-One", b"1"), ("X-Two", b"2")]
+        [
+            (&b"Host"[..], &b"A.Example:8080"[..]),
+            (b"X-One", b"1"),
+            (b"X-Two", b"2")
+        ]
     );
 }
 
@@ -147,31 +132,109 @@ fn settles_keep_alive() {
 }
 
 #[test]
-fn an_upgrade_must_be_nominated_and_have_no_body() {
+fn an_upgrade_must_be_nominated() {
     let upgrade = |head: &[u8]| judged(head).unwrap().upgrade;
     let websocket = get("Connection: keep-alive, Upgrade\r\nUpgrade: WebSocket\r\n");
     let found = upgrade(&websocket).unwrap();
     assert!(found.websocket);
-    assert_eq!(&*found.token, "WebSocket");
-    assert!(
-        !upgrade(&get("Connection: upgrade\r\nUpgrade: h2c\r\n"))
-            .unwrap()
-            .websocket
-    );
-    assert_eq!(upgrade(&get("Upgrade: websocket\r\n")), None);
-    assert_eq!(upgrade(&get("Connection: upgrade\r\n")), None);
-    assert_eq!(
-        upgrade(&get(
-            "Connection: upgrade\r\nUpgrade: websocket\r\nContent-Length: 1\r\n"
-        )),
-        None
-    );
+    assert_eq!(found.token.of(&websocket), b"WebSocket");
+    let two = get("Connection: upgrade\r\nUpgrade: h2c, x/1\r\nUpgrade: websocket\r\n");
+    let found = upgrade(&two).unwrap();
+    assert!(!found.websocket);
+    assert_eq!(found.token.of(&two), b"h2c, x/1");
+    for ignored in [
+        "Upgrade: websocket\r\n",
+        "Connection: upgrade\r\n",
+        "Connection: upgrade\r\nUpgrade:\r\n",
+        "Connection: upgrade\r\nUpgrade: \"websocket\"\r\n",
+        "Connection: upgrade\r\nUpgrade: web\u{fc}\r\n",
+    ] {
+        assert_eq!(upgrade(&get(ignored)), None, "{ignored}");
+    }
     assert_eq!(
         upgrade(b"GET / HTTP/1.0\r\nConnection: upgrade\r\nUpgrade: websocket\r\n\r\n"),
         None
     );
     let post = b"POST / HTTP/1.1\r\nHost: a\r\nConnection: upgrade\r\nUpgrade: websocket\r\n\r\n";
     assert!(!upgrade(post).unwrap().websocket);
+}
+
+#[test]
+fn an_upgrade_with_a_body_is_told_with_the_body() {
+    let fields = "Connection: upgrade\r\nUpgrade: websocket\r\nContent-Length: 1\r\n";
+    let info = judged(&get(fields)).unwrap();
+    assert!(info.upgrade.is_some());
+    assert_eq!(info.framing, Framing::Length(1));
+}
+
+#[test]
+fn a_host_that_is_normal_is_found_without_being_copied() {
+    for (host, name, plain) in [
+        ("a.example", "a.example", 9),
+        ("a.example:80", "a.example", 9),
+        ("a.example.", "a.example", 9),
+        ("[::1]:80", "[::1]", 5),
+        ("A.example", "a.example", 0),
+    ] {
+        let head = target("/", host);
+        let info = judged(&head).unwrap();
+        assert_eq!(info.plain_host, plain, "{host}");
+        let view = RequestHead::new(&head, &info);
+        assert_eq!(view.host_name(&mut [0; 256]), Some(name));
+    }
+    let head = target("http://b.example:81/", "B.example:81");
+    let info = judged(&head).unwrap();
+    let view = RequestHead::new(&head, &info);
+    assert_eq!(view.authority(), Some(&b"b.example:81"[..]));
+    assert_eq!(view.host_name(&mut [0; 256]), Some("b.example"));
+}
+
+#[test]
+fn a_urls_path_is_a_path() {
+    for (target, path, query, both) in [
+        ("GET http://a/x?y=1", "/x", Some("y=1"), Some("/x?y=1")),
+        ("GET http://a?q", "/", Some("q"), None),
+        ("GET http://a", "/", None, None),
+        ("GET http://a/?", "/", Some(""), Some("/?")),
+        ("OPTIONS http://a", "*", None, None),
+        ("OPTIONS http://a?", "/", Some(""), None),
+        ("OPTIONS *", "*", None, Some("*")),
+    ] {
+        let head = format!("{target} HTTP/1.0\r\n\r\n").into_bytes();
+        let info = judged(&head).unwrap();
+        let view = RequestHead::new(&head, &info);
+        assert_eq!(
+            (view.path(), view.query(), view.path_and_query()),
+            (path, query, both),
+            "{target}"
+        );
+    }
+}
+
+#[test]
+fn what_forwarding_needs_is_noted() {
+    let head = get(
+        "User-Agent: me\r\nuser-agent: you\r\nAccept: */*\r\nX-Request-ID: r1\r\nContent-Type: text/plain\r\n\
+         Cookie: a\r\ncookie: b\r\nTE: gzip;q=0.5, Trailers\r\nConnection: TE, X-One,\r\n",
+    );
+    let info = judged(&head).unwrap();
+    let text = |span: Option<Span>| span.map(|span| std::str::from_utf8(span.of(&head)).unwrap());
+    assert_eq!(text(info.user_agent), Some("me"));
+    assert_eq!(text(info.accept), Some("*/*"));
+    assert_eq!(text(info.x_request_id), Some("r1"));
+    assert_eq!(text(info.content_type), Some("text/plain"));
+    assert_eq!(info.cookie_fields, 2);
+    assert!(info.te_trailers && info.nominates_others);
+    let options: Vec<_> = RequestHead::new(&head, &info).connection_options().collect();
+    assert_eq!(options, [&b"TE"[..], b"X-One"]);
+
+    let info = judged(&get("Connection: close, keep-alive, upgrade, te\r\nTE: gzip\r\n")).unwrap();
+    assert!(!info.te_trailers && !info.nominates_others);
+    assert!(
+        !judged(b"GET / HTTP/1.0\r\nTE: trailers\r\n\r\n")
+            .unwrap()
+            .te_trailers
+    );
 }
 
 #[test]
@@ -187,34 +250,6 @@ fn knows_continue_and_grpc() {
     assert!(info("Content-Type: application/grpc\r\n").grpc);
     assert!(info("Content-Type: application/grpc+proto\r\n").grpc);
     assert!(!info("Content-Type: application/grpc-web\r\n").grpc);
-}
-
-#[test]
-fn a_url_is_replayed_as_a_path() {
-    let replayed = |head: &str| {
-        let head = Head::judge(Bytes::copy_from_slice(head.as_bytes()), &LIMITS).unwrap();
-        String::from_utf8(head.replay().to_vec()).unwrap()
-    };
-    assert_eq!(
-        replayed("\r\nGET http://A.example:80/x?y=1 HTTP/1.1\r\nHost: a.example\r\nX: 1\r\n\r\n"),
-        "GET /x?y=1 HTTP/1.1\r\nHost: a.example\r\nX: 1\r\n\r\n"
-    );
-    assert_eq!(
-        replayed("GET http://a.example?q HTTP/1.1\r\nHost: a.example\r\n\r\n"),
-        "GET /?q HTTP/1.1\r\nHost: a.example\r\n\r\n"
-    );
-    assert_eq!(
-        replayed("OPTIONS http://a.example HTTP/1.1\r\nHost: a.example\r\n\r\n"),
-        "OPTIONS * HTTP/1.1\r\nHost: a.example\r\n\r\n"
-    );
-    assert_eq!(
-        replayed("GET http://a.example:81 HTTP/1.0\r\n\r\n"),
-        "GET / HTTP/1.0\r\nHost: a.example:81\r\n\r\n"
-    );
-    assert_eq!(
-        replayed("\r\nGET /x HTTP/1.1\r\nHost: a\r\n\r\n"),
-        "GET /x HTTP/1.1\r\nHost: a\r\n\r\n"
-    );
 }
 
 #[test]
@@ -238,7 +273,7 @@ fn a_head_that_cannot_end_well_is_refused_before_it_ends() {
         _ => None,
     };
     assert_eq!(fault(b"\x16\x03\x01"), Some(HeadFault::BadMethod));
-    assert_eq!(fault(b"GET / HTTP/1.1\n"), Some(HeadFault::BareLf));
+    assert_eq!(fault(b"GET / HTTP/1.1\n"), Some(FieldFault::BareLf.into()));
     assert_eq!(fault(b"\r\n\r\n\r\n\r\n\r\n"), Some(HeadFault::EmptyLines));
     let mut line = b"GET /".to_vec();
     line.resize(256 + 65, b'a');
@@ -300,18 +335,22 @@ proptest! {
     }
 
     #[test]
-    fn judge_and_scan_agree_on_where_a_head_ends(bytes in headish()) {
+    fn judge_agrees_with_scan_and_httparse(bytes in headish()) {
         let info = judged(&bytes);
         if let Ok(info) = info {
             prop_assert_eq!(scan(&bytes, &LIMITS, 0), Scan::Complete { len: info.len });
-            let head = Head::judge(Bytes::from(bytes), &LIMITS).unwrap();
-            // What is replayed is judged the same, but for the target's form.
-            let replay = head.replay();
-            let again = judge(&replay, &LIMITS).unwrap();
-            prop_assert_eq!(&again.host, &head.host);
-            prop_assert_eq!(again.framing, head.framing);
-            prop_assert_eq!(again.path(&replay), head.path());
-            prop_assert_eq!(head.fields().count() + usize::from(!head.host_field && head.absolute_form), again.fields(&replay).count());
+            let head = RequestHead::new(&bytes, &info);
+            prop_assert!(head.path() == "*" || head.path().starts_with('/'));
+            let host = head.host().map(|raw| normalize_host(raw, &mut [0; 256]).unwrap().to_owned());
+            let mut buf = [0; 256];
+            prop_assert_eq!(head.host_name(&mut buf), host.as_deref());
+            let mut fields = [httparse::EMPTY_HEADER; 32];
+            let mut request = httparse::Request::new(&mut fields);
+            let parsed = request.parse(&bytes);
+            prop_assert_eq!(parsed, Ok(httparse::Status::Complete(info.len)));
+            prop_assert_eq!((request.method, request.path), (Some(head.method()), Some(head.target())));
+            let theirs: Vec<_> = request.headers.iter().map(|h| (h.name.as_bytes(), h.value)).collect();
+            prop_assert_eq!(head.fields().collect::<Vec<_>>(), theirs);
         }
     }
 }

@@ -1,37 +1,12 @@
-//! Where a chunked body ends.
+//! Chunk framing taken off a body (RFC 9112, 7.1).
 
-use sluice_model::Limits;
 use thiserror::Error;
 
-/// Trailers are thrown away by what reads the body after us, so they get no more room than this.
-const MAX_TRAILER_BYTES: usize = 16 * 1024;
-
-/// Chunk extensions carry nothing that anybody reads, one body's together.
-const MAX_EXTENSION_BYTES: usize = 16 * 1024;
+use super::limits::ChunkLimits;
+use super::syntax::{Fields, is_token_byte, is_value_byte};
 
 /// Hexadecimal digits of a chunk's size: as many as 64 bits have.
 const MAX_SIZE_DIGITS: u8 = 16;
-
-/// Bounds of chunk framing, per body.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct ChunkLimits {
-    /// Bytes of all chunk extensions together.
-    pub max_extension_bytes: usize,
-    /// Bytes of the trailer section.
-    pub max_trailer_bytes: usize,
-    /// Fields of the trailer section.
-    pub max_trailers: usize,
-}
-
-impl From<&Limits> for ChunkLimits {
-    fn from(limits: &Limits) -> Self {
-        Self {
-            max_extension_bytes: MAX_EXTENSION_BYTES,
-            max_trailer_bytes: limits.max_header_bytes.min(MAX_TRAILER_BYTES),
-            max_trailers: limits.max_headers,
-        }
-    }
-}
 
 /// What is wrong with chunk framing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
@@ -75,7 +50,17 @@ enum State {
     Complete,
 }
 
-/// Follows chunk framing through raw bytes in whatever pieces they come. Holds no byte of them.
+/// What the next raw bytes of a chunked body are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Piece {
+    /// Bytes of framing, to be thrown away.
+    pub skip: usize,
+    /// Bytes of payload behind them.
+    pub data: usize,
+}
+
+/// Follows chunk framing through raw bytes in whatever pieces they come. Holds no byte of them but,
+/// where asked to, the trailers.
 #[derive(Debug, Clone)]
 pub struct ChunkDecoder {
     state: State,
@@ -84,10 +69,12 @@ pub struct ChunkDecoder {
     extension_bytes: usize,
     trailer_bytes: usize,
     trailers: usize,
+    /// The trailer section's lines; `None` where they are not kept.
+    section: Option<Vec<u8>>,
 }
 
 impl ChunkDecoder {
-    /// At the beginning of a body.
+    /// At the beginning of a body whose trailers are checked and dropped.
     pub fn new(limits: ChunkLimits) -> Self {
         Self {
             state: State::Size { digits: 0, value: 0 },
@@ -96,6 +83,15 @@ impl ChunkDecoder {
             extension_bytes: 0,
             trailer_bytes: 0,
             trailers: 0,
+            section: None,
+        }
+    }
+
+    /// At the beginning of a body whose trailers are kept for [`trailers`](Self::trailers).
+    pub fn keeping_trailers(limits: ChunkLimits) -> Self {
+        Self {
+            section: Some(Vec::new()),
+            ..Self::new(limits)
         }
     }
 
@@ -109,31 +105,55 @@ impl ChunkDecoder {
         self.payload
     }
 
+    /// The fields of the trailer section once the body is [`complete`](Self::complete), names as they
+    /// were sent; none before, and none where they are not kept. What they mean is not judged: fields
+    /// of framing or routing may be among them (RFC 9110, 6.5.1).
+    pub fn trailers(&self) -> Fields<'_> {
+        match &self.section {
+            Some(lines) if self.complete() => Fields::over(lines),
+            _ => Fields::default(),
+        }
+    }
+
+    /// Takes the next raw bytes up to the end of the first run of payload; call again with the rest.
+    /// Of bytes that do not belong to the body any more, none is taken: both numbers are 0 then, and
+    /// the body is [`complete`](Self::complete).
+    ///
+    /// # Errors
+    /// [`ChunkFault`]; the decoder is of no use afterwards.
+    #[inline]
+    pub fn decode(&mut self, data: &[u8]) -> Result<Piece, ChunkFault> {
+        let mut skip = 0;
+        while let Some(&byte) = data.get(skip) {
+            match self.state {
+                State::Data { left } => {
+                    let here = data.len() - skip;
+                    let here = usize::try_from(left).map_or(here, |left| left.min(here));
+                    self.payload = self.payload.saturating_add(here as u64);
+                    self.state = match left - here as u64 {
+                        0 => State::DataCr,
+                        left => State::Data { left },
+                    };
+                    return Ok(Piece { skip, data: here });
+                }
+                State::Complete => break,
+                _ => self.state = self.step(byte)?,
+            }
+            skip += 1;
+        }
+        Ok(Piece { skip, data: 0 })
+    }
+
     /// Takes the next raw bytes; says how many of them belong to the body. Fewer than given only
-    /// when the body is over: the rest is the next request's.
+    /// when the body is over: the rest is the next message's.
     ///
     /// # Errors
     /// [`ChunkFault`]; the decoder is of no use afterwards.
     pub fn advance(&mut self, data: &[u8]) -> Result<usize, ChunkFault> {
         let mut at = 0;
-        while let Some(&byte) = data.get(at) {
-            if let State::Data { left } = self.state {
-                let here = usize::try_from(left).map_or(data.len() - at, |left| left.min(data.len() - at));
-                at += here;
-                self.payload = self.payload.saturating_add(here as u64);
-                let left = left - here as u64;
-                self.state = if left == 0 {
-                    State::DataCr
-                } else {
-                    State::Data { left }
-                };
-                continue;
-            }
-            if self.complete() {
-                break;
-            }
-            self.state = self.step(byte)?;
-            at += 1;
+        while at < data.len() && !self.complete() {
+            let piece = self.decode(&data[at..])?;
+            at += piece.skip + piece.data;
         }
         Ok(at)
     }
@@ -148,6 +168,17 @@ impl ChunkDecoder {
                 return Err(ChunkFault::TrailersTooLarge);
             }
         }
+        let state = self.next_state(byte)?;
+        if let Some(section) = &mut self.section
+            && (matches!(state, State::TrailerName | State::TrailerValue | State::TrailerLf)
+                || self.state == State::TrailerLf)
+        {
+            section.push(byte);
+        }
+        Ok(state)
+    }
+
+    fn next_state(&mut self, byte: u8) -> Result<State, ChunkFault> {
         match (self.state, byte) {
             (State::Size { digits, value }, byte) => match char::from(byte).to_digit(16) {
                 Some(_) if digits == MAX_SIZE_DIGITS => Err(ChunkFault::SizeTooLong),
@@ -170,7 +201,7 @@ impl ChunkDecoder {
             (State::DataLf, b'\n') => Ok(State::Size { digits: 0, value: 0 }),
             (State::SizeLf { .. } | State::DataCr | State::DataLf, _) => Err(ChunkFault::MissingCrlf),
             (State::TrailerStart, b'\r') => Ok(State::EndLf),
-            (State::TrailerStart, byte) if super::judge::is_token_byte(byte) => {
+            (State::TrailerStart, byte) if is_token_byte(byte) => {
                 self.trailers += 1;
                 if self.trailers > self.limits.max_trailers {
                     return Err(ChunkFault::TrailersTooLarge);
@@ -178,12 +209,12 @@ impl ChunkDecoder {
                 Ok(State::TrailerName)
             }
             (State::TrailerName, b':') => Ok(State::TrailerValue),
-            (State::TrailerName, byte) if super::judge::is_token_byte(byte) => Ok(State::TrailerName),
+            (State::TrailerName, byte) if is_token_byte(byte) => Ok(State::TrailerName),
             (State::TrailerValue, b'\r') => Ok(State::TrailerLf),
-            (State::TrailerValue, byte) if super::judge::is_value_byte(byte) => Ok(State::TrailerValue),
+            (State::TrailerValue, byte) if is_value_byte(byte) => Ok(State::TrailerValue),
             (State::TrailerLf, b'\n') => Ok(State::TrailerStart),
             (State::EndLf, b'\n') => Ok(State::Complete),
-            // Data and Complete never come here: `advance` handles both.
+            // Data and Complete never come here: `decode` handles both.
             (_, byte) => Err(ChunkFault::BadTrailer(byte)),
         }
     }

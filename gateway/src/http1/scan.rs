@@ -1,8 +1,10 @@
 //! Where a head ends, found while it arrives.
 
-use super::fault::HeadFault;
-use super::judge::is_token_byte;
+use memchr::memchr;
+
+use super::fault::{FieldFault, HeadFault};
 use super::limits::HeadLimits;
+use super::syntax::is_token_byte;
 
 /// Empty lines tolerated before a request line (RFC 9112, 2.2): some old clients send one after a
 /// POST body. More than a few is somebody keeping a connection busy.
@@ -13,7 +15,7 @@ const REQUEST_LINE_EXTRA: usize = 64;
 
 /// What is known of a head so far.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Scan {
+pub enum Scan<F = HeadFault> {
     /// The head goes on. Pass `scanned` as `from` with more bytes.
     NeedMore {
         /// Bytes that need no second look.
@@ -24,8 +26,8 @@ pub enum Scan {
         /// The head's length.
         len: usize,
     },
-    /// No continuation makes this a head that is served.
-    Bad(HeadFault),
+    /// No continuation makes this a head that is let through.
+    Bad(F),
 }
 
 /// Looks for the end of a head in `buf`, which begins where the head begins. `from` is 0 at first,
@@ -55,19 +57,13 @@ pub fn scan(buf: &[u8], limits: &HeadLimits, from: usize) -> Scan {
     if from <= line_end && buf.len() > line_end && in_first_line(line_end + 1) {
         return Scan::Bad(uri_too_long);
     }
-    let end = buf.len().min(limits.max_bytes);
-    let mut at = from.max(start).min(end);
-    while let Some(skip) = buf[at..end].iter().position(|&b| b == b'\n') {
-        let lf = at + skip;
-        if lf == 0 || buf[lf - 1] != b'\r' {
-            return Scan::Bad(HeadFault::BareLf);
-        }
-        if lf >= start + 3 && buf[lf - 3..lf] == *b"\r\n\r" {
-            return Scan::Complete { len: lf + 1 };
-        }
-        at = lf + 1;
+    let end = buf.len().min(limits.bytes());
+    match head_end(&buf[..end], start, from) {
+        Ok(Some(len)) => return Scan::Complete { len },
+        Ok(None) => {}
+        Err(fault) => return Scan::Bad(fault.into()),
     }
-    if buf.len() > limits.max_bytes {
+    if buf.len() > limits.bytes() {
         let line = in_first_line(end.max(start));
         return Scan::Bad(if line && limits.max_uri_bytes < limits.max_bytes {
             uri_too_long
@@ -80,6 +76,22 @@ pub fn scan(buf: &[u8], limits: &HeadLimits, from: usize) -> Scan {
     Scan::NeedMore { scanned: end }
 }
 
+/// Where the empty line ends that ends the head which begins at `start`, looked for from `from` on.
+pub(super) fn head_end(buf: &[u8], start: usize, from: usize) -> Result<Option<usize>, FieldFault> {
+    let mut at = from.max(start).min(buf.len());
+    while let Some(skip) = memchr(b'\n', &buf[at..]) {
+        let lf = at + skip;
+        if lf == 0 || buf[lf - 1] != b'\r' {
+            return Err(FieldFault::BareLf);
+        }
+        if lf >= start + 3 && buf[lf - 3..lf] == *b"\r\n\r" {
+            return Ok(Some(lf + 1));
+        }
+        at = lf + 1;
+    }
+    Ok(None)
+}
+
 /// Where the request line begins, past empty lines; `None` when more bytes are needed to tell.
 pub(super) fn first_line(buf: &[u8]) -> Result<Option<usize>, HeadFault> {
     let mut at = 0;
@@ -88,8 +100,8 @@ pub(super) fn first_line(buf: &[u8]) -> Result<Option<usize>, HeadFault> {
             [] | [b'\r'] => return Ok(None),
             [b'\r', b'\n', ..] if at == 2 * MAX_EMPTY_LINES => return Err(HeadFault::EmptyLines),
             [b'\r', b'\n', ..] => at += 2,
-            [b'\r', ..] => return Err(HeadFault::BareCr),
-            [b'\n', ..] => return Err(HeadFault::BareLf),
+            [b'\r', ..] => return Err(FieldFault::BareCr.into()),
+            [b'\n', ..] => return Err(FieldFault::BareLf.into()),
             [..] => return Ok(Some(at)),
         }
     }

@@ -1,6 +1,6 @@
 //! What can be told of a head that is refused: for the log, and for nothing else.
 
-use super::judge::is_token_byte;
+use super::syntax::is_token_byte;
 
 /// The longest method that is believed to be one.
 const MAX_METHOD: usize = 32;

@@ -2,14 +2,15 @@
 
 use sluice_model::NameError;
 
+use super::super::{FieldFault, HeadFault};
 use super::tests::{get, judged, raw, target};
-use crate::h1::HeadFault;
 
 /// What is refused, and as what. Every line is a known way to make two readers disagree, or to
 /// reach what should not be reached.
 #[test]
 #[rustfmt::skip] // one line per head
 fn refuses_what_could_be_read_two_ways() {
+    use FieldFault::*;
     use HeadFault::*;
     let long_uri = format!("/{}", "a".repeat(256));
     let many: String = (0..16).map(|n| format!("X-{n}: 1\r\n")).collect();
@@ -57,41 +58,41 @@ fn refuses_what_could_be_read_two_ways() {
         ("xchunked", get("Transfer-Encoding: xchunked\r\n"), NotChunkedLast),
         ("chunked with parameter", get("Transfer-Encoding: chunked;q=1\r\n"), NotChunkedLast),
         ("chunked quoted", get("Transfer-Encoding: \"chunked\"\r\n"), NotChunkedLast),
-        ("chunked behind a vertical tab", get("Transfer-Encoding: \x0bchunked\r\n"), BadValueByte(0x0b)),
-        ("chunked behind a form feed", get("Transfer-Encoding: \x0cchunked\r\n"), BadValueByte(0x0c)),
+        ("chunked behind a vertical tab", get("Transfer-Encoding: \x0bchunked\r\n"), Field(BadValueByte(0x0b))),
+        ("chunked behind a form feed", get("Transfer-Encoding: \x0cchunked\r\n"), Field(BadValueByte(0x0c))),
         ("chunked behind a no-break space", get("Transfer-Encoding: \u{a0}chunked\r\n"), NotChunkedLast),
         ("chunked in 1.0", raw("POST / HTTP/1.0\r\nTransfer-Encoding: chunked\r\n\r\n"), TransferEncodingIn10),
         // Lines and fields
-        ("folded with space", get("X: a\r\n b\r\n"), Folding),
-        ("folded with tab", get("X: a\r\n\tb\r\n"), Folding),
-        ("folded length", get("Content-Length: 1\r\n 5\r\n"), Folding),
-        ("space before the first field", raw("GET / HTTP/1.1\r\n Host: a\r\n\r\n"), Folding),
-        ("LF after the request line", raw("GET / HTTP/1.1\nHost: a\r\n\r\n"), BareLf),
-        ("LF after a field", get("X: a\nY: b\r\n"), BareLf),
-        ("LF for the empty line", raw("GET / HTTP/1.1\r\nHost: a\r\n\n"), BareLf),
-        ("LF before the request line", raw("\nGET / HTTP/1.1\r\nHost: a\r\n\r\n"), BareLf),
-        ("CR in a value", get("X: a\rb\r\n"), BareCr),
-        ("CR CR LF", get("X: a\r\r\n"), BareCr),
-        ("CR in the request line", raw("GET /\r HTTP/1.1\r\nHost: a\r\n\r\n"), BareCr),
-        ("CR before the request line", raw("\rGET / HTTP/1.1\r\nHost: a\r\n\r\n"), BareCr),
+        ("folded with space", get("X: a\r\n b\r\n"), Field(Folding)),
+        ("folded with tab", get("X: a\r\n\tb\r\n"), Field(Folding)),
+        ("folded length", get("Content-Length: 1\r\n 5\r\n"), Field(Folding)),
+        ("space before the first field", raw("GET / HTTP/1.1\r\n Host: a\r\n\r\n"), Field(Folding)),
+        ("LF after the request line", raw("GET / HTTP/1.1\nHost: a\r\n\r\n"), Field(BareLf)),
+        ("LF after a field", get("X: a\nY: b\r\n"), Field(BareLf)),
+        ("LF for the empty line", raw("GET / HTTP/1.1\r\nHost: a\r\n\n"), Field(BareLf)),
+        ("LF before the request line", raw("\nGET / HTTP/1.1\r\nHost: a\r\n\r\n"), Field(BareLf)),
+        ("CR in a value", get("X: a\rb\r\n"), Field(BareCr)),
+        ("CR CR LF", get("X: a\r\r\n"), Field(BareCr)),
+        ("CR in the request line", raw("GET /\r HTTP/1.1\r\nHost: a\r\n\r\n"), Field(BareCr)),
+        ("CR before the request line", raw("\rGET / HTTP/1.1\r\nHost: a\r\n\r\n"), Field(BareCr)),
         ("many empty lines", raw("\r\n\r\n\r\n\r\n\r\nGET / HTTP/1.1\r\nHost: a\r\n\r\n"), EmptyLines),
-        ("NUL in a value", get("X: a\0b\r\n"), BadValueByte(0)),
-        ("DEL in a value", get("X: a\x7f\r\n"), BadValueByte(0x7f)),
-        ("ESC in a value", get("X: \x1b[31m\r\n"), BadValueByte(0x1b)),
-        ("space before the colon", get("X : a\r\n"), SpaceBeforeColon),
-        ("tab before the colon", get("X\t: a\r\n"), SpaceBeforeColon),
-        ("space before the length's colon", get("Content-Length : 5\r\n"), SpaceBeforeColon),
-        ("no name", get(": a\r\n"), EmptyName),
-        ("no colon", get("nonsense\r\n"), NoColon),
-        ("space in a name", get("X Y: a\r\n"), BadNameByte(b' ')),
-        ("NUL in a name", get("X\0: a\r\n"), BadNameByte(0)),
-        ("slash in a name", get("X/Y: a\r\n"), BadNameByte(b'/')),
-        ("brace in a name", get("X{}: a\r\n"), BadNameByte(b'{')),
-        ("UTF-8 in a name", get("\u{fc}: a\r\n"), BadNameByte(0xc3)),
+        ("NUL in a value", get("X: a\0b\r\n"), Field(BadValueByte(0))),
+        ("DEL in a value", get("X: a\x7f\r\n"), Field(BadValueByte(0x7f))),
+        ("ESC in a value", get("X: \x1b[31m\r\n"), Field(BadValueByte(0x1b))),
+        ("space before the colon", get("X : a\r\n"), Field(SpaceBeforeColon)),
+        ("tab before the colon", get("X\t: a\r\n"), Field(SpaceBeforeColon)),
+        ("space before the length's colon", get("Content-Length : 5\r\n"), Field(SpaceBeforeColon)),
+        ("no name", get(": a\r\n"), Field(EmptyName)),
+        ("no colon", get("nonsense\r\n"), Field(NoColon)),
+        ("space in a name", get("X Y: a\r\n"), Field(BadNameByte(b' '))),
+        ("NUL in a name", get("X\0: a\r\n"), Field(BadNameByte(0))),
+        ("slash in a name", get("X/Y: a\r\n"), Field(BadNameByte(b'/'))),
+        ("brace in a name", get("X{}: a\r\n"), Field(BadNameByte(b'{'))),
+        ("UTF-8 in a name", get("\u{fc}: a\r\n"), Field(BadNameByte(0xc3))),
         ("too many fields", get(&many), TooManyFields { limit: 16 }),
         ("too many bytes", get(&big), HeadTooLarge { limit: 4096 }),
-        ("no empty line", raw("GET / HTTP/1.1\r\nHost: a\r\n"), Incomplete),
-        ("nothing", raw(""), Incomplete),
+        ("no empty line", raw("GET / HTTP/1.1\r\nHost: a\r\n"), Field(Incomplete)),
+        ("nothing", raw(""), Field(Incomplete)),
         // Host
         ("no Host in 1.1", raw("GET / HTTP/1.1\r\n\r\n"), HostMissing),
         ("no Host beside a URL in 1.1", raw("GET http://a/ HTTP/1.1\r\n\r\n"), HostMissing),

@@ -1,0 +1,32 @@
+//! The HTTP/1 codec of both sides, sans-IO: bytes in, verdicts and bytes out.
+//!
+//! [`scan`] finds where a request's head ends, [`judge`] says whether it can be routed and framed
+//! safely, [`RequestHead`] reads it; [`scan_response`], [`judge_response`] and [`ResponseHead`] do the
+//! same for what a backend answers. [`ChunkDecoder`] takes chunk framing off, [`encode`] writes heads
+//! and chunks.
+//!
+//! **Invariant:** no I/O, no clock, no allocation for what is ordinary, and no other module of this
+//! crate is named here. What one side lets through, every parser behind it reads the same way.
+
+mod chunk;
+mod date;
+pub mod encode;
+mod fault;
+mod glimpse;
+mod head;
+mod judge;
+mod limits;
+mod response;
+mod scan;
+mod syntax;
+
+pub use chunk::{ChunkDecoder, ChunkFault, Piece};
+pub use date::HttpDate;
+pub use fault::{FieldFault, HeadFault, ResponseFault};
+pub use glimpse::Glimpse;
+pub use head::{Framing, HeadInfo, RequestHead, Upgrade, Version};
+pub use judge::judge;
+pub use limits::{ChunkLimits, HeadLimits, ResponseLimits};
+pub use response::{ResponseFraming, ResponseHead, ResponseInfo, ResponseTo, judge_response, scan_response};
+pub use scan::{Scan, scan};
+pub use syntax::{Fields, Options, Span};
