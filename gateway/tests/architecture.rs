@@ -77,3 +77,23 @@ fn the_decision_part_names_no_type_of_pingoras() {
         assert!(found.is_empty(), "{found:#?}");
     }
 }
+
+#[test]
+fn the_http1_codec_is_sans_io_and_names_no_other_module() {
+    let words = [
+        "crate::",
+        "tokio",
+        "pingora",
+        "bytes::",
+        "sluice_control",
+        "std::fs",
+        "std::io",
+        "std::net",
+        "Instant",
+        "SystemTime",
+        "async fn",
+        "rand::",
+    ];
+    let found = naming("gateway/src/http1", &words, &[]);
+    assert!(found.is_empty(), "{found:#?}");
+}
