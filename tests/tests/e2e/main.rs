@@ -32,6 +32,7 @@ mod protocols_h2;
 mod protocols_streams;
 mod proxy_protocol;
 mod reload;
+mod reload_unseen;
 mod routing;
 mod scale_down;
 mod slow_clients;
