@@ -23,6 +23,7 @@ mod framing;
 mod grpc_refusals;
 mod h2spec;
 mod headers;
+mod hints;
 mod limits;
 mod listeners;
 mod misbehaviour;
