@@ -24,6 +24,7 @@ mod grpc_refusals;
 mod h2spec;
 mod headers;
 mod hints;
+mod inherited;
 mod limits;
 mod listeners;
 mod misbehaviour;
