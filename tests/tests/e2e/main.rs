@@ -33,6 +33,7 @@ mod protocols_h1;
 mod protocols_h2;
 mod protocols_streams;
 mod proxy_protocol;
+mod ready_for_a_moment;
 mod reload;
 mod reload_unseen;
 mod routing;
