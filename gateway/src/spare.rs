@@ -25,14 +25,35 @@ impl Plain {
     /// Whether the peer has not closed it, nor said anything unless it `speaks_first`. Asks the
     /// system: what the runtime knows may be older.
     fn is_good(&self, speaks_first: bool) -> bool {
-        let mut byte = [std::mem::MaybeUninit::uninit()];
-        let peeked = match self {
-            Self::Tcp(stream) => SockRef::from(stream).peek(&mut byte),
-            Self::Unix(stream) => SockRef::from(stream).peek(&mut byte),
-        };
-        match peeked {
+        match self.peek() {
             Ok(said) => said > 0 && speaks_first,
             Err(e) => e.kind() == std::io::ErrorKind::WouldBlock,
+        }
+    }
+
+    /// Whether the peer has not closed it. Asks the system.
+    pub(crate) fn is_open(&self) -> bool {
+        match self.peek() {
+            Ok(said) => said > 0,
+            Err(e) => e.kind() == std::io::ErrorKind::WouldBlock,
+        }
+    }
+
+    /// Waits until there is something to learn of it: the peer closed it, or said something.
+    pub(crate) async fn news(&self) {
+        let heard = match self {
+            Self::Tcp(stream) => stream.readable().await,
+            Self::Unix(stream) => stream.readable().await,
+        };
+        // Fails only without a runtime; the system is asked anyway.
+        drop(heard);
+    }
+
+    fn peek(&self) -> std::io::Result<usize> {
+        let mut byte = [std::mem::MaybeUninit::uninit()];
+        match self {
+            Self::Tcp(stream) => SockRef::from(stream).peek(&mut byte),
+            Self::Unix(stream) => SockRef::from(stream).peek(&mut byte),
         }
     }
 }

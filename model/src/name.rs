@@ -16,6 +16,8 @@ pub enum NameError {
     TooLong,
     /// A byte that cannot stand in a name of this kind.
     BadByte(u8),
+    /// A character that cannot stand in a name of this kind; where the name came as text.
+    BadChar(char),
     /// The port after the colon is not a number up to 65535.
     BadPort,
     /// An empty label, or a hyphen at a label's end.
@@ -29,7 +31,12 @@ impl fmt::Display for NameError {
         match self {
             Self::Empty => f.write_str("it is empty"),
             Self::TooLong => f.write_str("it is too long"),
-            Self::BadByte(b) => write!(f, "the character {:?} is not allowed", char::from(*b)),
+            Self::BadByte(b) if b.is_ascii() => {
+                write!(f, "the character {:?} is not allowed", char::from(*b))
+            }
+            // A part of a character, or of nothing: shown as one it would be another.
+            Self::BadByte(b) => write!(f, "the byte 0x{b:02X} is not allowed"),
+            Self::BadChar(c) => write!(f, "the character {c:?} is not allowed"),
             Self::BadPort => f.write_str("its port is not a number up to 65535"),
             Self::BadLiteral => f.write_str("there is no IPv6 address between its brackets"),
             Self::BadLabel => f.write_str("it has an empty label, or one that starts or ends with '-'"),
@@ -38,6 +45,17 @@ impl fmt::Display for NameError {
 }
 
 impl std::error::Error for NameError {}
+
+impl NameError {
+    /// With the character in place of its first byte: names are ASCII, so the first byte that is not is the first
+    /// character that is not.
+    fn of_text(self, raw: &str) -> Self {
+        match (self, raw.chars().find(|c| !c.is_ascii())) {
+            (Self::BadByte(b), Some(c)) if !b.is_ascii() => Self::BadChar(c),
+            _ => self,
+        }
+    }
+}
 
 /// Normalises what a client sent as Host or `:authority` into `buf`: lower case, without port
 /// and trailing dot. An IPv6 literal keeps its brackets. Allocates nothing.
@@ -122,7 +140,10 @@ impl Host {
     /// [`NameError`] when it is not a host.
     pub fn parse(raw: &str) -> Result<Self, NameError> {
         let mut buf = [0; 256];
-        normalize_host(raw.as_bytes(), &mut buf).map(|h| Self(h.into()))
+        match normalize_host(raw.as_bytes(), &mut buf) {
+            Ok(host) => Ok(Self(host.into())),
+            Err(error) => Err(error.of_text(raw)),
+        }
     }
 
     /// The host as text.
@@ -148,7 +169,7 @@ fn check_label(raw: &str) -> Result<(), NameError> {
         .bytes()
         .find(|b| !matches!(b, b'a'..=b'z' | b'0'..=b'9' | b'-'))
     {
-        return Err(NameError::BadByte(b));
+        return Err(NameError::BadByte(b).of_text(raw));
     }
     if raw.starts_with('-') || raw.ends_with('-') {
         return Err(NameError::BadLabel);
@@ -259,6 +280,11 @@ mod tests {
         assert_eq!(host("a:99999"), Err(NameError::BadPort));
         assert_eq!(host("a b"), Err(NameError::BadByte(b' ')));
         assert_eq!(host("a@b"), Err(NameError::BadByte(b'@')));
+        assert_eq!(host("m\u{fc}ller.example"), Err(NameError::BadChar('\u{fc}')));
+        let said = host("m\u{fc}ller.example").unwrap_err().to_string();
+        assert_eq!(said, "the character '\u{fc}' is not allowed");
+        let wire = normalize_host("\u{fc}".as_bytes(), &mut [0; 256]).unwrap_err();
+        assert_eq!(wire.to_string(), "the byte 0xC3 is not allowed");
         for raw in ["a..b", ".a", "a..", "a..:80", ".."] {
             assert_eq!(host(raw), Err(NameError::BadLabel), "{raw}");
         }

@@ -19,7 +19,7 @@ use tempfile::TempDir;
 use tokio::process::Child;
 
 use self::output::{Bound, Output, lock};
-pub use self::start::{Builder, with_defaults};
+pub use self::start::{Builder, can_mount, with_defaults};
 use self::start::{complete, write};
 use crate::h1::{self, H1Response};
 use crate::metrics::Metrics;

@@ -11,7 +11,8 @@ use std::sync::Arc;
 use serde_json::{Map, Value, json};
 
 use super::diagnostic::{Diagnostic, Diagnostics};
-use super::tree::{At, Content, Spot};
+use super::tree::{At, Content, Scalar, Spot};
+use super::written::{LONGEST, element, list, words};
 
 /// What decoding goes along with.
 #[derive(Debug, Default)]
@@ -88,10 +89,8 @@ impl<S: Shape> Shape for List<S> {
 
     fn decode(&self, at: &Spot, cx: &mut Context) -> Option<Self::Out> {
         let Content::List(items) = at.content() else {
-            let hint = at
-                .scalar()
-                .filter(|s| !s.is_null())
-                .map(|s| format!("a list of one is written [{}]", s.shown().trim_matches('\'')));
+            let written = at.scalar().filter(|s| !s.is_null());
+            let hint = written.and_then(|scalar| self.in_brackets(at, scalar));
             cx.mismatch(at, "a list", hint);
             return None;
         };
@@ -105,6 +104,36 @@ impl<S: Shape> Shape for List<S> {
 
     fn schema(&self, definitions: &mut Definitions) -> Value {
         json!({"type": "array", "items": self.0.schema(definitions)})
+    }
+}
+
+impl<S: Shape> List<S> {
+    /// What to write in place of one text, if that is known to be right.
+    fn in_brackets(&self, at: &Spot, scalar: &Scalar) -> Option<String> {
+        let text = Some(scalar.written()).filter(|text| text.len() <= LONGEST)?;
+        let mut definitions = Definitions::new();
+        let schema = self.0.schema(&mut definitions);
+        let named = schema["$ref"].as_str().and_then(|at| at.rsplit('/').next());
+        if let Some(record) = named.and_then(|name| definitions.get(name)) {
+            let key = only_key(record)?;
+            let meant = !scalar.is_number() && scalar.as_bool().is_none();
+            return meant.then(|| format!("write [{{{key}: {}}}]", element(text)));
+        }
+        let words = words(text);
+        if words.len() > 1 {
+            return Some(format!("a list is written {}", list(words)));
+        }
+        let mut unheard = Context::default();
+        let right = self.0.decode(at, &mut unheard).is_some() && unheard.errors() == 0;
+        right.then(|| format!("a list of one is written {}", list(words)))
+    }
+}
+
+/// The one key that a mapping must have.
+fn only_key(schema: &Value) -> Option<&str> {
+    match schema["required"].as_array()?.as_slice() {
+        [key] => key.as_str(),
+        _ => None,
     }
 }
 

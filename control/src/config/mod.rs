@@ -25,6 +25,7 @@ mod tls;
 mod traffic;
 mod tree;
 mod units;
+mod written;
 mod yaml;
 
 use std::path::PathBuf;

@@ -4,11 +4,15 @@ use std::net::{IpAddr, SocketAddr};
 use std::path::{Component, Path, PathBuf};
 
 use ipnet::IpNet;
-use sluice_model::{EndpointAddr, EndpointTarget, Host, HostPattern, RevisionId, Scheme, Tag, UrlBackend};
+use sluice_model::{
+    EndpointAddr, EndpointTarget, Host, HostPattern, NameError, RevisionId, Scheme, Tag, UrlBackend,
+};
 
 use super::decode::{Context, Definitions, Shape};
+use super::expand::literal;
 use super::scalar::{Parsed, Refusal, Verbatim};
 use super::tree::Spot;
+use super::written::ascii_host;
 
 /// A path resolved against the file's directory.
 pub(super) fn resolve(path: &str, at: &Spot) -> PathBuf {
@@ -79,7 +83,17 @@ fn host(text: &str) -> Result<Host, Refusal> {
             label.chars().take(12).collect::<String>()
         )));
     }
-    Host::parse(text).map_err(|e| Refusal::new(e.to_string()))
+    Host::parse(text).map_err(|e| refused_host(text, e))
+}
+
+/// Why a text is no host. One with letters beyond ASCII is known to DNS, and to clients, by another form.
+fn refused_host(text: &str, error: NameError) -> Refusal {
+    let bare = text.trim_end_matches('.');
+    let bare = bare.rsplit_once(':').map_or(bare, |(host, _)| host);
+    match ascii_host(bare).filter(|_| matches!(error, NameError::BadChar(_))) {
+        Some(ascii) => Refusal::hint(error.to_string(), format!("its ASCII form is {ascii}")),
+        None => Refusal::new(error.to_string()),
+    }
 }
 
 /// A host or `*.suffix`.
@@ -110,7 +124,7 @@ pub(super) const AUTHORITY: Parsed<String> = Parsed {
     what: "a host",
     parse: |text, _| match Host::parse(text) {
         Ok(_) => Ok(text.to_owned()),
-        Err(e) => Err(Refusal::new(e.to_string())),
+        Err(e) => Err(refused_host(text, e)),
     },
 };
 
@@ -124,12 +138,14 @@ pub(super) const LISTEN: Parsed<SocketAddr> = Parsed {
                 let hint = format!("write 0.0.0.0:{port} for all IPv4 addresses, [::]:{port} for IPv6 too");
                 return Refusal::hint("the address is missing", hint);
             }
-            if let Some(port) = text.strip_prefix("localhost:") {
+            let port = text.strip_prefix("localhost:");
+            if let Some(port) = port.filter(|port| port.parse::<u16>().is_ok()) {
                 let hint = format!("write 127.0.0.1:{port}");
                 return Refusal::hint("a name may stand for several addresses", hint);
             }
-            if text.parse::<IpAddr>().is_ok() {
-                return Refusal::hint("the port is missing", format!("write {text}:8080"));
+            if let Ok(address) = text.trim_matches(['[', ']']).parse::<IpAddr>() {
+                let right = SocketAddr::new(address, 8080);
+                return Refusal::hint("the port is missing", format!("write {right}"));
             }
             Refusal::hint(
                 "it cannot be read",
@@ -237,6 +253,9 @@ fn url(text: &str) -> Result<(Scheme, Host, u16, &str), Refusal> {
         let hint = "put credentials into a header: requestHeaders or headers";
         return Err(Refusal::hint("credentials in a URL are not sent", hint));
     }
+    if let Err(error @ NameError::BadChar(_)) = Host::parse(authority) {
+        return Err(refused_host(authority, error));
+    }
     if text.parse::<http::Uri>().is_err() {
         return Err(Refusal::hint("it cannot be read", forms));
     }
@@ -274,20 +293,34 @@ pub(super) const PROBE_PATH: Parsed<String> = Parsed {
 };
 
 fn url_path(text: &str) -> Result<(), Refusal> {
+    let special = |c: char| c <= ' ' || c >= '\x7f' || c == '#';
     if !text.starts_with('/') {
-        return Err(Refusal::hint(
-            "it does not start with '/'",
-            format!("write /{text}"),
-        ));
+        let hint = format!("write /{}", percent_encoded(text, special));
+        return Err(Refusal::hint("it does not start with '/'", hint));
     }
-    match text.bytes().find(|b| *b <= b' ' || *b >= 0x7f || *b == b'#') {
-        Some(b'#') => Err(Refusal::new("a path has no fragment")),
-        Some(_) => Err(Refusal::hint(
-            "a character in it has to be escaped",
-            "write %20 for a blank",
+    match text.chars().find(|c| special(*c)) {
+        Some('#') => Err(Refusal::new("a path has no fragment")),
+        Some(c) => Err(Refusal::hint(
+            format!("the character {c:?} has to be escaped"),
+            format!("write {}", percent_encoded(text, special)),
         )),
         None => Ok(()),
     }
+}
+
+/// With these characters as their UTF-8 bytes in hexadecimal (RFC 3986 2.1).
+fn percent_encoded(text: &str, special: impl Fn(char) -> bool) -> String {
+    let mut out = String::with_capacity(text.len());
+    for c in text.chars() {
+        if special(c) {
+            for byte in c.encode_utf8(&mut [0; 4]).bytes() {
+                out.push_str(&format!("%{byte:02X}"));
+            }
+        } else {
+            out.push(c);
+        }
+    }
+    out
 }
 
 /// A file that is read; its existence is for whoever reads it to check.
@@ -356,10 +389,14 @@ pub(super) const METHOD: Parsed<String> = Parsed {
     },
 };
 
-/// The program of a command, resolved where it is a relative path rather than a word.
+/// The program of a command, resolved where it is a relative path rather than a word. It is expanded for each
+/// instance, but the file's directory is not.
 pub(super) fn program(word: &str, at: &Spot) -> String {
     if word.contains('/') && Path::new(word).is_relative() {
-        resolve(word, at).to_string_lossy().into_owned()
+        let directory = literal(&at.directory().to_string_lossy());
+        let joined = Path::new(&directory).join(word);
+        let parts = joined.components().filter(|c| *c != Component::CurDir);
+        parts.collect::<PathBuf>().to_string_lossy().into_owned()
     } else {
         word.to_owned()
     }

@@ -11,12 +11,13 @@ use sluice_model::{
 
 use super::autoscaling::{SCALING, Scaling};
 use super::backend_tls::{BACKEND_TLS, check_wire};
-use super::decode::{List, Located, Object, Record, Table};
+use super::decode::{Context, Definitions, List, Located, Object, Record, Shape, Table};
 use super::names::{
     BACKEND_URL, ENDPOINT, FILE, HeaderText, LABEL, PROBE_PATH, WEBHOOK_URL, program, settable_header,
 };
-use super::scalar::{Choice, Flag, Integer, Seconds, Size, Span, Verbatim};
+use super::scalar::{Choice, Flag, Integer, Seconds, Size, Span, Template};
 use super::tree::{At, Spot};
+use super::written::{LONGEST, as_command};
 use crate::plan::{ProcessSpec, ScalerSpec, WebhookSpec};
 
 /// A revision as far as it could be decoded.
@@ -315,7 +316,7 @@ const PROCESS: Record<ProcessSpec> = Record {
         let command = o.required(
             "command",
             "Program and arguments. Looked up on PATH; 'sluice' is the running executable; with a slash it is relative to this file.",
-            Located(List(Verbatim)),
+            Located(CommandLine),
         );
         let spec = ProcessSpec {
             command: Vec::new(),
@@ -361,7 +362,29 @@ const PROCESS: Record<ProcessSpec> = Record {
     },
 };
 
-const VARIABLES: Table<Verbatim> = Table {
+/// Program and arguments.
+struct CommandLine;
+
+impl Shape for CommandLine {
+    type Out = Vec<String>;
+
+    fn decode(&self, at: &Spot, cx: &mut Context) -> Option<Self::Out> {
+        match at.scalar().filter(|scalar| !scalar.is_null()) {
+            Some(scalar) => {
+                let written = Some(scalar.written()).filter(|text| text.len() <= LONGEST);
+                cx.mismatch(at, "a list", written.map(as_command));
+                None
+            }
+            None => List(Template).decode(at, cx),
+        }
+    }
+
+    fn schema(&self, definitions: &mut Definitions) -> serde_json::Value {
+        List(Template).schema(definitions)
+    }
+}
+
+const VARIABLES: Table<Template> = Table {
     check: |name| {
         if name.is_empty() || name.contains(['=', '\0']) {
             return Err(format!(
@@ -371,7 +394,7 @@ const VARIABLES: Table<Verbatim> = Table {
         }
         Ok(name.to_owned())
     },
-    values: Verbatim,
+    values: Template,
 };
 
 const ACTIVATION: Record<Option<WebhookSpec>> = Record {

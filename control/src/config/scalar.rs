@@ -51,6 +51,30 @@ impl Shape for Verbatim {
     }
 }
 
+/// A text that is expanded for each instance: `$(PORT)` and the like.
+pub(super) struct Template;
+
+impl Shape for Template {
+    type Out = String;
+
+    fn decode(&self, at: &Spot, cx: &mut Context) -> Option<String> {
+        let text = Verbatim.decode(at, cx)?;
+        let Some(again) = at.scalar().and_then(|scalar| scalar.again.as_ref()) else {
+            return Some(text);
+        };
+        if let Some(name) = again.own {
+            let message = format!("'${{{name}}}' is the gateway's own variable, taken when the file is read");
+            let hint = format!("write $({name}) for the instance's own");
+            cx.report(at.error(message).hint(hint).warning());
+        }
+        Some(again.text.clone())
+    }
+
+    fn schema(&self, definitions: &mut Definitions) -> Value {
+        Verbatim.schema(definitions)
+    }
+}
+
 /// A text that means something. The function judges it and gives message and hint.
 pub(super) struct Parsed<T> {
     /// What it should be, for messages: "an address with a port".
@@ -349,8 +373,9 @@ impl Shape for Span {
         let expected = "a duration such as 250ms, 10s, 5m or 1h";
         let scalar = scalar(at, cx, expected)?;
         let Some(value) = parse_duration(&scalar.text) else {
-            let hint = (scalar.is_number()).then(|| format!("give it a unit: {}s", scalar.text));
-            cx.mismatch(at, expected, hint.filter(|_| scalar.raw.is_none()));
+            let right = format!("{}s", scalar.text);
+            let possible = scalar.raw.is_none() && parse_duration(&right).is_some();
+            cx.mismatch(at, expected, possible.then(|| format!("give it a unit: {right}")));
             return None;
         };
         if !(self.min..=self.max).contains(&value) {

@@ -34,6 +34,8 @@ pub(super) struct Scalar {
     /// The text before expansion where that differs: what diagnostics show, because variables
     /// hold secrets.
     pub(super) raw: Option<Arc<str>>,
+    /// What of it matters where it is expanded again, for each instance.
+    pub(super) again: Option<Arc<super::expand::Again>>,
 }
 
 /// What a node holds.
@@ -244,9 +246,14 @@ impl Scalar {
         self.plain && digit && text.parse::<f64>().is_ok()
     }
 
+    /// The text as it is in the file, variables by name; for hints.
+    pub(super) fn written(&self) -> &str {
+        self.raw.as_deref().unwrap_or(&self.text)
+    }
+
     /// The text as diagnostics show it: quoted, and with variables by name.
     pub(super) fn shown(&self) -> String {
-        quoted(self.raw.as_deref().unwrap_or(&self.text))
+        quoted(self.written())
     }
 }
 

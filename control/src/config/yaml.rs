@@ -8,7 +8,7 @@ use granit_parser::{Event, Parser, ScalarStyle, ScanError, Span, Tag};
 
 use super::SourceFile;
 use super::diagnostic::{Diagnostic, Diagnostics, Place, Severity};
-use super::expand::expand;
+use super::expand::{Again, expand};
 use super::tree::{Content, Node, NodeId, Scalar, Segment, Spot, Tree};
 
 /// One file's text. Ten thousand services are a few MiB.
@@ -255,14 +255,17 @@ impl Builder<'_> {
                 text: text.into(),
                 plain,
                 raw: None,
+                again: None,
             });
         }
         match expand(text, self.env) {
             Ok(expanded) => {
                 let changed = expanded != text;
+                let again = text.contains("${").then(|| Arc::new(Again::of(text, self.env)));
                 Content::Scalar(Scalar {
                     plain: plain || (changed && text.contains("${") && !is_text),
                     raw: changed.then(|| text.into()),
+                    again,
                     text: expanded.into(),
                 })
             }

@@ -38,6 +38,9 @@ pub struct ScaleOptions {
     pub executable: PathBuf,
     /// Seeds jitter and the choice of ports.
     pub seed: u64,
+    /// The soft limit of descriptors that instances get, where that is not this process's: the one it was started
+    /// with.
+    pub descriptors: Option<u64>,
 }
 
 /// The way to the controller, for everybody who has something to tell or to ask. Nothing said
@@ -132,7 +135,8 @@ impl Controller {
         let (fresh, legacy, adopted) = take_over(options.seed, left);
         let (events, inbox) = mpsc::channel(EVENTS);
         let binary = options.executable.clone();
-        let connect = move || supervisor::spawn(&binary);
+        let descriptors = options.descriptors;
+        let connect = move || supervisor::spawn(&binary, descriptors);
         let processes =
             ProcessScaler::spawn(options.executable, options.seed, connect, events.clone(), adopted);
         let scalers = Scalers {

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use tokio::task::JoinHandle;
 
-use super::supervisor::{self, Scope};
+use super::supervisor::{self, Inherited, Scope};
 use crate::plan::{AutoscalePolicy, Metric, ProcessSpec, RevisionPlan, ScalerSpec};
 
 pub(crate) fn policy() -> AutoscalePolicy {
@@ -57,6 +57,10 @@ pub(crate) fn supervisor() -> io::Result<(UnixStream, JoinHandle<()>)> {
     // The first process of a container often reaps nobody, and a zombie keeps its group alive.
     nix::sys::prctl::set_child_subreaper(true)?;
     let (ours, theirs) = UnixStream::pair()?;
-    let serving = tokio::spawn(async move { supervisor::serve(theirs, Scope::Groups).await.unwrap() });
+    let serving = tokio::spawn(async move {
+        supervisor::serve(theirs, Scope::Groups, Inherited::default())
+            .await
+            .unwrap()
+    });
     Ok((ours, serving))
 }

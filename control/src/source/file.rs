@@ -2,18 +2,15 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
 
 use tokio::time::Instant;
 
 use super::fileset::{FileSet, Trust};
 use super::links::Interests;
+use super::net::{Net, POLL, Part, processor_time};
 use super::quiet::Burst;
-use super::watch::{Inbox, Watch};
+use super::watch::{Dirty, Inbox, Watch};
 use super::{Change, Source, SourceError, SourceFile};
-
-/// Between looks where nobody tells of changes.
-const POLL: Duration = Duration::from_secs(2);
 
 /// Looks in a row while watches keep being set; whoever swaps links faster than that is polled.
 const MAX_ROUNDS: usize = 8;
@@ -21,14 +18,16 @@ const MAX_ROUNDS: usize = 8;
 /// Config files and directories, watched.
 ///
 /// A change is noticed whichever way it is made: written in place, saved by rename, swapped behind
-/// a symbolic link, added to or removed from a directory, or the directory replaced. Where the
-/// system has no more watches to give, everything is looked at every two seconds instead.
+/// a symbolic link, added to or removed from a directory, or the directory replaced. What no watch tells of
+/// (a mount over it, a watch that was lost) is found by a look at the roots every two seconds. Where the system has
+/// no more watches to give, or others change files unseen (NFS), everything is looked at that often instead.
 #[derive(Debug)]
 pub struct FileSource {
     files: FileSet,
     inbox: Arc<Inbox>,
     /// `None`: polling.
     watch: Option<Watch>,
+    net: Net,
     /// Something differs that no refresh has reported yet.
     unreported: bool,
 }
@@ -63,6 +62,7 @@ impl FileSource {
             files: FileSet::new(paths),
             inbox: Arc::new(Inbox::default()),
             watch: None,
+            net: Net::default(),
             unreported: false,
         }
     }
@@ -113,11 +113,34 @@ impl FileSource {
         scanned.map(|_| ())
     }
 
+    fn look_at(&mut self, dirty: &Dirty) -> Result<(), Vec<SourceError>> {
+        let moved = self.net.look();
+        let unseen = moved.iter().any(|path| !dirty.explains(path));
+        let unwell = dirty.is_empty() && self.files.is_incomplete();
+        if dirty.everything || dirty.reload || unseen || unwell || self.polls() {
+            return self.look_at_everything(dirty.trust());
+        }
+        let Some(looked) = self.files.refresh(&dirty.files) else {
+            return self.look_at_everything(Trust::Stamps);
+        };
+        self.unreported |= looked?;
+        // A file saved by rename is another one, not watched yet.
+        let named = dirty.files.iter().any(|file| self.files.roots().contains(file));
+        if named && self.arm() {
+            return self.look_at_everything(Trust::Stamps);
+        }
+        Ok(())
+    }
+
     fn arm(&mut self) -> bool {
         let Some(watch) = &mut self.watch else {
             return false;
         };
         let interests = Interests::of(self.files.roots(), self.files.links());
+        let roots = self.files.roots().iter().chain(interests.files());
+        let whole = roots.map(|path| (path.clone(), Part::Whole));
+        let places = interests.watched().iter().map(|path| (path.clone(), Part::Place));
+        self.net.cast(whole.chain(places));
         match watch.arm(interests) {
             Ok(new) => new,
             Err(error) => {
@@ -136,9 +159,8 @@ impl Source for FileSource {
                 self.inbox.changed().await;
             }
         };
-        if !self.polls() {
-            heard.await;
-        } else if tokio::time::timeout(POLL, heard).await.is_err() {
+        let pause = if self.polls() { POLL } else { self.net.pause() };
+        if tokio::time::timeout(pause, heard).await.is_err() {
             return Change::Poll;
         }
         self.settle().await;
@@ -150,18 +172,15 @@ impl Source for FileSource {
     }
 
     fn refresh(&mut self) -> Result<bool, Vec<SourceError>> {
+        let start = processor_time();
         let dirty = self.inbox.take();
-        let everything = dirty.everything || dirty.reload || self.polls();
-        let looked = match everything {
-            false => self.files.refresh(&dirty.files),
-            true => None,
-        };
-        match looked {
-            Some(looked) => self.unreported |= looked?,
-            None if dirty.reload => self.look_at_everything(Trust::Nothing)?,
-            None => self.look_at_everything(Trust::Stamps)?,
-        }
-        Ok(std::mem::take(&mut self.unreported))
+        let looked = self.look_at(&dirty);
+        let differs = std::mem::take(&mut self.unreported);
+        let cost = processor_time().saturating_sub(start);
+        self.net.spent(cost, dirty.is_empty() && !differs);
+        // A failure leaves what differs to be reported by the look that goes well.
+        self.unreported = differs && looked.is_err();
+        looked.map(|()| differs)
     }
 
     fn files(&self) -> &[SourceFile] {

@@ -26,7 +26,7 @@ pub(super) enum Trust {
 
 /// What tells one state of a file from another without reading it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Stamp {
+pub(super) struct Stamp {
     inode: (u64, u64),
     size: u64,
     modified: (i64, i64),
@@ -34,12 +34,22 @@ struct Stamp {
 }
 
 impl Stamp {
-    fn of(meta: &Metadata) -> Self {
+    pub(super) fn of(meta: &Metadata) -> Self {
         Self {
             inode: (meta.dev(), meta.ino()),
             size: meta.size(),
             modified: (meta.mtime(), meta.mtime_nsec()),
             changed: (meta.ctime(), meta.ctime_nsec()),
+        }
+    }
+
+    /// Of the inode alone: what happens in a directory leaves it the same.
+    pub(super) fn place(meta: &Metadata) -> Self {
+        Self {
+            inode: (meta.dev(), meta.ino()),
+            size: 0,
+            modified: (0, 0),
+            changed: (0, 0),
         }
     }
 }
@@ -94,6 +104,11 @@ impl FileSet {
 
     pub(super) fn roots(&self) -> &[PathBuf] {
         &self.roots
+    }
+
+    /// Whether the last look failed.
+    pub(super) fn is_incomplete(&self) -> bool {
+        self.incomplete
     }
 
     pub(super) fn links(&self) -> &BTreeSet<PathBuf> {

@@ -2,7 +2,9 @@
 //!
 //! A path means what its symbolic links make of it, and each of them can be swapped: a mounted
 //! ConfigMap changes by one rename of `..data`, two links away from the file. So what is watched
-//! are the directories that hold an entry on the way, never an inode that a rename leaves behind.
+//! are the directories that hold an entry on the way, never an inode that a rename leaves behind. A file that is
+//! written by another name of its own, the one it was bind-mounted from or another hard link, is an event in the
+//! directory of that name: so files that were named, and those that are mounts, are watched besides.
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::ffi::OsString;
@@ -10,6 +12,7 @@ use std::fs;
 use std::path::{Component, Path, PathBuf};
 
 use super::fileset::is_config_file;
+use super::mounts::Mounts;
 
 /// As many links as Linux follows.
 const MAX_LINKS: usize = 40;
@@ -30,6 +33,9 @@ pub(super) struct Interests {
     /// Real directory → the name it was given; `None` for one with several names.
     directories: HashMap<PathBuf, Option<PathBuf>>,
     watched: HashSet<PathBuf>,
+    /// Of these, the ones that are files.
+    files: HashSet<PathBuf>,
+    remote: Option<(PathBuf, String)>,
 }
 
 impl Interests {
@@ -37,6 +43,7 @@ impl Interests {
     pub(super) fn of(roots: &[PathBuf], links: &BTreeSet<PathBuf>) -> Self {
         let mut interests = Self::default();
         let mut real_roots = HashMap::new();
+        let mounts = Mounts::read();
         for root in roots {
             // Fails only for an empty path or without a current directory: then nothing is there.
             let Ok(absolute) = std::path::absolute(root) else {
@@ -45,12 +52,15 @@ impl Interests {
             let way = Way::walk(PathBuf::from("/"), &absolute);
             interests.pass(&way);
             if fs::metadata(&way.end).is_ok_and(|m| m.is_dir()) {
+                let files = mounts.within(&way.end).filter(|point| is_config_file(point));
+                interests.files.extend(files.map(Path::to_owned));
                 let named = interests.directories.entry(way.end.clone());
                 named
                     .and_modify(|name| *name = None)
                     .or_insert_with(|| Some(root.clone()));
                 real_roots.insert(root.clone(), way.end);
             } else {
+                interests.files.insert(way.end.clone());
                 let named = interests.entries.entry(way.end);
                 named
                     .and_modify(|meaning| *meaning = Meaning::Everything)
@@ -62,12 +72,19 @@ impl Interests {
             if let (Some(real_root), Some(name)) = (real_root, link.file_name()) {
                 let way = Way::walk(real_root.clone(), Path::new(name));
                 interests.pass(&way);
+                if mounts.is_mount(&way.end) {
+                    interests.files.insert(way.end.clone());
+                }
                 interests.entries.insert(way.end, Meaning::Everything);
             }
         }
         let parents = interests.entries.keys().filter_map(|entry| entry.parent());
         let directories = interests.directories.keys().map(PathBuf::as_path);
-        interests.watched = parents.chain(directories).map(Path::to_owned).collect();
+        let files = interests.files.iter().map(PathBuf::as_path);
+        let watched = parents.chain(directories).chain(files);
+        interests.watched = watched.map(Path::to_owned).collect();
+        let on = |path: &PathBuf| Some((path.clone(), mounts.remote(path)?.to_owned()));
+        interests.remote = interests.watched.iter().find_map(on);
         interests
     }
 
@@ -84,14 +101,24 @@ impl Interests {
         }
     }
 
-    /// The directories to watch.
+    /// The directories to watch, and files.
     pub(super) fn watched(&self) -> &HashSet<PathBuf> {
         &self.watched
     }
 
+    /// The files to watch.
+    pub(super) fn files(&self) -> &HashSet<PathBuf> {
+        &self.files
+    }
+
+    /// A path that others may change without an event, and the type of its file system.
+    pub(super) fn remote(&self) -> Option<&(PathBuf, String)> {
+        self.remote.as_ref()
+    }
+
     /// What an event at a real path means; `None`: nothing to us.
     pub(super) fn meaning(&self, path: &Path) -> Option<Meaning> {
-        if self.watched.contains(path) {
+        if self.watched.contains(path) && !self.files.contains(path) {
             return Some(Meaning::Everything);
         }
         match (self.entries.get(path), self.in_directory(path)) {

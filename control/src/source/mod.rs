@@ -4,6 +4,8 @@ mod error;
 mod file;
 mod fileset;
 mod links;
+mod mounts;
+mod net;
 mod quiet;
 mod watch;
 

@@ -11,6 +11,7 @@ use notify::{Event, EventKind, RecommendedWatcher, RecursiveMode, Watcher as _};
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 
+use super::fileset::Trust;
 use super::links::{Interests, Meaning};
 
 /// Single files remembered before it is simpler to look at everything.
@@ -26,8 +27,21 @@ pub(super) struct Dirty {
 }
 
 impl Dirty {
-    fn is_empty(&self) -> bool {
+    pub(super) fn is_empty(&self) -> bool {
         self.files.is_empty() && !self.everything && !self.reload
+    }
+
+    /// Whether an event told why this path is not as it was: it is, or holds, a file to look at.
+    pub(super) fn explains(&self, path: &Path) -> bool {
+        let told = |file: &PathBuf| file == path || file.parent() == Some(path);
+        self.everything || self.files.iter().any(told)
+    }
+
+    pub(super) fn trust(&self) -> Trust {
+        match self.reload {
+            true => Trust::Nothing,
+            false => Trust::Stamps,
+        }
     }
 }
 
@@ -141,15 +155,17 @@ impl State {
     }
 }
 
-/// Watches directories for an inbox.
+/// Watches directories and files for an inbox.
 #[derive(Debug)]
 pub(super) struct Watch {
     watcher: RecommendedWatcher,
     inbox: Arc<Inbox>,
-    /// Watched directories with their inodes: another one under the same name is another directory.
+    /// What is watched, with its inode: another one under the same name is another directory, or file.
     watched: HashMap<PathBuf, (u64, u64)>,
     /// Directories that may be passed through but not read, and so not watched.
     denied: HashSet<PathBuf>,
+    /// Whether some of it is on a file system that others change unseen.
+    remote: bool,
 }
 
 impl Watch {
@@ -160,18 +176,24 @@ impl Watch {
             inbox: Arc::clone(inbox),
             watched: HashMap::new(),
             denied: HashSet::new(),
+            remote: false,
         })
     }
 
-    /// Whether some directory cannot be watched: what happens there must be looked for.
+    /// Whether some directory cannot be watched, or not to any purpose: what happens there must be looked for.
     pub(super) fn is_blind(&self) -> bool {
-        !self.denied.is_empty()
+        self.remote || !self.denied.is_empty()
     }
 
     /// Watches exactly what these interests need. Returns whether a watch is new: then something
     /// may have happened before it was set.
     pub(super) fn arm(&mut self, interests: Interests) -> notify::Result<bool> {
         let wanted = interests.watched().clone();
+        if let (false, Some((path, kind))) = (self.remote, interests.remote()) {
+            let path = path.display();
+            tracing::info!("{path} is on {kind}, where changes made elsewhere are not told: polling it");
+        }
+        self.remote = interests.remote().is_some();
         let gone = {
             let mut state = self.inbox.state.lock();
             state.interests = interests;

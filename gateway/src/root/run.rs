@@ -73,11 +73,12 @@ pub(crate) fn run(args: &RunArgs) -> ExitCode {
 }
 
 fn start(args: &RunArgs, metrics: Metrics, access_log: AccessLog) -> Result<(), Failure> {
-    raise_descriptor_limit();
-    let origin = Origin {
+    let descriptors = raise_descriptor_limit();
+    let program =
+        Program::running().map_err(|e| Failure::start(format!("cannot find my own executable: {e}")))?;
+    let mut origin = Origin {
         started: SystemTime::now(),
-        program: Program::running()
-            .map_err(|e| Failure::start(format!("cannot find my own executable: {e}")))?,
+        program: program.started_with(descriptors),
         notify: Arc::new(Notifier::from_environment()),
     };
     // Requests on one runtime, everything else on another: a reload of ten thousand services or a
@@ -85,6 +86,10 @@ fn start(args: &RunArgs, metrics: Metrics, access_log: AccessLog) -> Result<(), 
     let data = runtime("sluice-data", None)?;
     let control = runtime("sluice-control", Some(2))?;
     let socket = upgrade::called().map_err(|e| Failure::start(format!("cannot be upgraded to: {e}")))?;
+    if socket.is_some() {
+        // The limit that this process was started with is the one that its predecessor raised.
+        origin.program = origin.program.started_as_told();
+    }
     let mut new = match socket {
         Some(socket) => {
             let greeted = control.block_on(New::greet(socket));
@@ -171,7 +176,11 @@ fn serve<L: Load>(
     {
         let _entered = control.enter();
         let seed = fastrand::u64(..);
-        let options = ScaleOptions { executable, seed };
+        let options = ScaleOptions {
+            executable,
+            seed,
+            descriptors: origin.program.descriptors(),
+        };
         controller.spawn(Arc::clone(&registry) as _, options, left);
     }
     let (autoscale, decisions) = autoscaler(
@@ -248,15 +257,21 @@ fn serve<L: Load>(
 }
 
 /// Takes as many descriptors as the system lets this process have: the usual soft limit of 1024 is
-/// for programs that use `select`. Instances inherit it, as they inherit everything else.
-fn raise_descriptor_limit() {
+/// for programs that use `select`. Returns what it was: instances are such programs.
+fn raise_descriptor_limit() -> Option<u64> {
     match getrlimit(Resource::RLIMIT_NOFILE) {
-        Ok((soft, hard)) if soft < hard => match setrlimit(Resource::RLIMIT_NOFILE, hard, hard) {
-            Ok(()) => tracing::info!(from = soft, to = hard, "descriptor limit raised"),
-            Err(e) => tracing::warn!("the descriptor limit stays at {soft}: {e}"),
-        },
-        Ok(_) => {}
-        Err(e) => tracing::warn!("the descriptor limit is unknown: {e}"),
+        Ok((soft, hard)) if soft < hard => {
+            match setrlimit(Resource::RLIMIT_NOFILE, hard, hard) {
+                Ok(()) => tracing::info!(from = soft, to = hard, "descriptor limit raised"),
+                Err(e) => tracing::warn!("the descriptor limit stays at {soft}: {e}"),
+            }
+            Some(soft)
+        }
+        Ok((soft, _)) => Some(soft),
+        Err(e) => {
+            tracing::warn!("the descriptor limit is unknown: {e}");
+            None
+        }
     }
 }
 

@@ -23,6 +23,10 @@ const TIGHT_REMOTE: Duration = Duration::from_millis(25);
 const CALM: Duration = Duration::from_millis(100);
 /// Between a failed probe of a ready endpoint and the next.
 const CONFIRM: Duration = Duration::from_secs(1);
+/// How long the connection to a starting instance must stay open to prove anything. A server whose listener is there
+/// before what answers on it (a runtime that loads, a proxy in front of a container) accepts and closes; on this
+/// machine within the millisecond.
+const STAYS: Duration = Duration::from_millis(3);
 /// One connect where no probe is configured.
 const CONNECT: Duration = Duration::from_secs(1);
 
@@ -107,7 +111,9 @@ pub(crate) async fn run(
         // may be TLS.
         let wanted = |view: &EndpointView| view.phase == EndpointPhase::Starting && view.waiting;
         let keep = wanted(&view) && !matches!(spec.backend, Backend::Url(_));
-        match attempt(&endpoint.address, &spec, keep).await {
+        let starting = view.phase == EndpointPhase::Starting && view.endpoint.instance.is_some();
+        let must_stay = starting && is_local(&endpoint.address);
+        match attempt(&endpoint.address, &spec, keep, must_stay).await {
             Ok(connection) => {
                 failures = 0;
                 if let Some(connection) = connection
@@ -148,8 +154,14 @@ fn is_local(address: &EndpointAddr) -> bool {
     }
 }
 
-/// One probe. Returns its connection if that is to be kept and as good as a new one.
-async fn attempt(address: &EndpointAddr, spec: &RevisionSpec, keep: bool) -> Result<Option<Plain>, String> {
+/// One probe. Returns its connection if that is to be kept and as good as a new one. A connection that `must_stay`
+/// proves something only by being open [`STAYS`] later, unless it was answered on.
+async fn attempt(
+    address: &EndpointAddr,
+    spec: &RevisionSpec,
+    keep: bool,
+    must_stay: bool,
+) -> Result<Option<Plain>, String> {
     let connect_only = Probe {
         kind: ProbeKind::Tcp,
         period: CALM,
@@ -168,18 +180,32 @@ async fn attempt(address: &EndpointAddr, spec: &RevisionSpec, keep: bool) -> Res
             EndpointAddr::Tcp(to) => {
                 let mut stream = connect(*to).await?;
                 let reusable = ask(&mut stream, spec.protocol, &to.to_string(), path, keep).await?;
-                Ok(reusable.then_some(Plain::Tcp(stream)))
+                Ok((reusable, Plain::Tcp(stream)))
             }
             EndpointAddr::Unix(to) => {
                 let mut stream = UnixStream::connect(to).await.map_err(|e| e.to_string())?;
                 let reusable = ask(&mut stream, spec.protocol, "localhost", path, keep).await?;
-                Ok(reusable.then_some(Plain::Unix(stream)))
+                Ok((reusable, Plain::Unix(stream)))
             }
         }
     });
-    tried
-        .await
-        .unwrap_or_else(|_| Err(format!("no answer within {limit:?}")))
+    let late = |_| Err(format!("no answer within {limit:?}"));
+    let (reusable, connection) = tried.await.unwrap_or_else(late)?;
+    if must_stay && path.is_none() && !stays(&connection).await {
+        return Err(format!("accepted, and closed within {STAYS:?}"));
+    }
+    Ok(reusable.then_some(connection))
+}
+
+/// Whether a connection is open [`STAYS`] from now; known at once where the peer closes it or speaks.
+async fn stays(connection: &Plain) -> bool {
+    let until = tokio::time::Instant::now() + STAYS;
+    if tokio::time::timeout_at(until, connection.news()).await.is_ok() && !connection.is_open() {
+        return false;
+    }
+    // News may be of nothing.
+    tokio::time::sleep_until(until).await;
+    connection.is_open()
 }
 
 /// A connect to a free port of the ephemeral range on this machine can meet itself: TCP allows a

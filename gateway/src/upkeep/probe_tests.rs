@@ -42,7 +42,7 @@ fn managed(instance: InstanceId, address: SocketAddr) -> ManagedEndpoint {
 
 /// One probe whose connection nobody wants.
 async fn attempt(address: &EndpointAddr, spec: &RevisionSpec) -> Result<(), String> {
-    super::attempt(address, spec, false)
+    super::attempt(address, spec, false, false)
         .await
         .map(|kept| assert!(kept.is_none()))
 }

@@ -32,7 +32,9 @@ pub struct Builder {
     args: Vec<String>,
     env: Vec<(String, String)>,
     own_binary: bool,
-    descriptors: Option<u32>,
+    /// Lines of shell that its process runs before it becomes the gateway.
+    first: Vec<String>,
+    own_mounts: bool,
     stdout: Option<PathBuf>,
 }
 
@@ -48,7 +50,8 @@ impl Builder {
             args: Vec::new(),
             env: Vec::new(),
             own_binary: false,
-            descriptors: None,
+            first: Vec::new(),
+            own_mounts: false,
             stdout: None,
         }
     }
@@ -73,9 +76,22 @@ impl Builder {
     }
 
     /// Lets it have so many descriptors and no more.
-    pub fn descriptors(mut self, most: u32) -> Self {
-        self.descriptors = Some(most);
+    pub fn descriptors(self, most: u32) -> Self {
+        self.first(&format!("ulimit -n {most}"))
+    }
+
+    /// Has its process run this line of shell before it becomes the gateway: for what is inherited. The gateway
+    /// does not start when the line fails.
+    pub fn first(mut self, line: &str) -> Self {
+        self.first.push(line.to_owned());
         self
+    }
+
+    /// Bind-mounts one file or directory over another, as `docker run -v` does, in a mount namespace that only the
+    /// gateway is in. Both exist when it starts. Needs root: see [`can_mount`].
+    pub fn bind_mount(mut self, from: &Path, to: &Path) -> Self {
+        self.own_mounts = true;
+        self.first(&format!("mount --bind '{}' '{}'", from.display(), to.display()))
     }
 
     /// Gives it this for standard output. The test sees nothing of it: neither access log nor announcements,
@@ -130,7 +146,7 @@ impl Builder {
                 file.expect("something to write to").into()
             }
         };
-        let mut child = command(&binary, self.descriptors)
+        let mut child = command(&binary, &self.first, self.own_mounts)
             .arg("run")
             .arg(self.source.as_ref().unwrap_or(&config_path))
             .args(&self.args)
@@ -173,15 +189,29 @@ pub(super) fn put_binary(at: &Path) {
     }
 }
 
-/// The binary, by way of a shell where that has to lower a limit first.
-fn command(binary: &Path, descriptors: Option<u32>) -> Command {
-    let Some(most) = descriptors else {
+/// Whether gateways can be given mounts of their own; says so in one line where they cannot.
+pub fn can_mount() -> bool {
+    let mut unshare = std::process::Command::new("unshare");
+    let tried = unshare.args(["-m", "true"]).stderr(Stdio::null()).status();
+    let can = tried.is_ok_and(|status| status.success());
+    if !can {
+        eprintln!("SKIPPED: bind mounts need root and unshare(1)");
+    }
+    can
+}
+
+/// The binary, by way of a shell where that has something to do first. The process stays one and the same.
+fn command(binary: &Path, first: &[String], own_mounts: bool) -> Command {
+    if first.is_empty() {
         return Command::new(binary);
-    };
-    let mut command = Command::new("sh");
+    }
+    let mut command = Command::new(if own_mounts { "unshare" } else { "sh" });
+    if own_mounts {
+        command.args(["-m", "sh"]);
+    }
     command
         .arg("-c")
-        .arg(format!("ulimit -n {most} && exec \"$0\" \"$@\""))
+        .arg(format!("{} && exec \"$0\" \"$@\"", first.join(" && ")))
         .arg(binary);
     command
 }

@@ -188,6 +188,9 @@ fn the_systemd_unit_fits_the_gateway() {
     };
     let stop: u64 = value("TimeoutStopSec").trim_end_matches('s').parse().unwrap();
     assert!(stop > 300, "longer than drain.timeout by default");
-    assert!(value("LimitNOFILE").parse::<u64>().unwrap() >= 3 * 50_000);
+    let (soft, hard) = value("LimitNOFILE").split_once(':').unwrap();
+    assert!(hard.parse::<u64>().unwrap() >= 3 * 50_000);
+    // What instances get: FD_SETSIZE of select(2).
+    assert_eq!(soft, "1024");
     assert!(value("ExecStart").starts_with("/usr/local/bin/sluice run "));
 }

@@ -10,6 +10,7 @@ use nix::unistd::Pid;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 
+use super::inherited::Inherited;
 use super::launch::{Launched, launch};
 use super::wire::{Event, Label, Listed, Start};
 use super::{output, strays};
@@ -34,6 +35,7 @@ pub(crate) enum Scope {
 
 pub(crate) struct Groups {
     scope: Scope,
+    inherited: Inherited,
     events: mpsc::Sender<Event>,
     instances: BTreeMap<u64, Group>,
     /// When groups that are ending are looked at again. Kept, so that other events cannot put it
@@ -55,9 +57,10 @@ struct Group {
 }
 
 impl Groups {
-    pub(crate) fn new(scope: Scope, events: mpsc::Sender<Event>) -> Self {
+    pub(crate) fn new(scope: Scope, inherited: Inherited, events: mpsc::Sender<Event>) -> Self {
         Self {
             scope,
+            inherited,
             events,
             instances: BTreeMap::new(),
             look_at: None,
@@ -77,7 +80,7 @@ impl Groups {
                 error: "an instance of this number runs already".to_owned(),
             };
         }
-        let Launched { pid, stdout, stderr } = match launch(&start) {
+        let Launched { pid, stdout, stderr } = match launch(&start, &self.inherited) {
             Ok(launched) => launched,
             Err(error) => return Event::StartFailed { instance, error },
         };

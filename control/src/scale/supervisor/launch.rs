@@ -10,6 +10,7 @@ use std::process::{Command, Stdio};
 
 use tokio::net::unix::pipe;
 
+use super::inherited::Inherited;
 use super::wire::Start;
 
 /// Set for every instance and inherited by whatever it starts, so that a process that left the
@@ -38,7 +39,7 @@ pub(crate) struct Launched {
 ///
 /// # Errors
 /// One line that says what is wrong, for the log and for status.
-pub(crate) fn launch(start: &Start) -> Result<Launched, String> {
+pub(crate) fn launch(start: &Start, inherited: &Inherited) -> Result<Launched, String> {
     let (word, args) = start.command.split_first().ok_or("the command is empty")?;
     if !start.cwd.is_dir() {
         return Err(format!("working directory not found: {}", start.cwd.display()));
@@ -62,10 +63,11 @@ pub(crate) fn launch(start: &Start) -> Result<Launched, String> {
     if start.clear_env {
         command.env_clear();
     }
+    Inherited::disown(&mut command);
     command.envs(&start.env).env(MARKER, mark(start.instance));
 
-    let mut child = command
-        .spawn()
+    let mut child = inherited
+        .spawn(&mut command)
         .map_err(|error| format!("cannot start {word}: {error}"))?;
     let pid = i32::try_from(child.id()).expect("a pid is an i32 for the kernel");
     let pipes = child.stdout.take().zip(child.stderr.take());

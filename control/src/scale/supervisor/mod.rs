@@ -12,6 +12,7 @@
 //! **Invariant:** it never waits for the gateway. Output that nobody reads is dropped and counted.
 
 mod groups;
+mod inherited;
 mod launch;
 mod output;
 mod strays;
@@ -32,6 +33,7 @@ use tokio::time::Instant;
 
 use groups::Groups;
 pub(crate) use groups::Scope;
+pub(crate) use inherited::Inherited;
 pub(crate) use wire::{ATTACHES, Command, Event, Label, Link, Listed, Start, Stream, Turn, VERSION, decode};
 
 /// The first argument that makes the binary a supervisor.
@@ -54,7 +56,8 @@ const ANSWER_BACKLOG: usize = 1 << 20;
 
 /// Runs a supervisor on the socket that is this process's standard input, and returns once the
 /// gateway is gone and every instance has ended. For the composition root, when the first argument
-/// is [`ARGUMENT`]; call it before any thread or runtime is started.
+/// is [`ARGUMENT`]; call it before any thread or runtime is started. The second argument, if there is one, is the
+/// soft limit of descriptors that instances get.
 pub fn main() -> ExitCode {
     match run() {
         Ok(()) => ExitCode::SUCCESS,
@@ -83,15 +86,22 @@ fn run() -> io::Result<()> {
             signal(SignalKind::hangup())?,
             signal(SignalKind::quit())?,
         ];
-        serve(UnixStream::from(socket), Scope::Process).await
+        let descriptors = std::env::args().nth(2).and_then(|limit| limit.parse().ok());
+        serve(
+            UnixStream::from(socket),
+            Scope::Process,
+            Inherited { descriptors },
+        )
+        .await
     })
 }
 
-/// Starts a supervisor process and returns the gateway's end of the socket.
+/// Starts a supervisor process and returns the gateway's end of the socket. Its instances get this soft limit of
+/// descriptors, or else that of this process.
 ///
 /// # Errors
 /// When there is no socket pair or the executable cannot be started.
-pub(crate) fn spawn(executable: &Path) -> io::Result<UnixStream> {
+pub(crate) fn spawn(executable: &Path, descriptors: Option<u64>) -> io::Result<UnixStream> {
     let (ours, theirs) = UnixStream::pair()?;
     // What runs, not what lies where it was started from: that may have been replaced since.
     let running = Path::new("/proc/self/exe");
@@ -100,6 +110,7 @@ pub(crate) fn spawn(executable: &Path) -> io::Result<UnixStream> {
     tokio::process::Command::new(program)
         .arg0(executable)
         .arg(ARGUMENT)
+        .args(descriptors.map(|limit| limit.to_string()))
         .stdin(Stdio::from(OwnedFd::from(theirs)))
         .stdout(Stdio::null())
         .stderr(Stdio::inherit())
@@ -113,12 +124,12 @@ pub(crate) fn spawn(executable: &Path) -> io::Result<UnixStream> {
 ///
 /// # Errors
 /// When signals cannot be received or the socket cannot be used at all.
-pub(crate) async fn serve(stream: UnixStream, scope: Scope) -> io::Result<()> {
+pub(crate) async fn serve(stream: UnixStream, scope: Scope, inherited: Inherited) -> io::Result<()> {
     // Newest last.
     let mut gateways = vec![Link::new(stream)?.pause_above(ANSWER_BACKLOG)];
     let mut child_ended = signal(SignalKind::child())?;
     let (events, mut outgoing) = mpsc::channel(OUTPUT_QUEUE);
-    let mut groups = Groups::new(scope, events);
+    let mut groups = Groups::new(scope, inherited, events);
 
     while !gateways.is_empty() || !groups.is_empty() {
         let wake = groups.next_wake();

@@ -14,12 +14,16 @@ use tokio::process::{Child, Command};
 /// that is. Instances inherit it, so it counts only together with such a socket.
 pub(super) const VARIABLE: &str = "SLUICE_UPGRADE_FROM";
 
+/// Tells it the soft limit of descriptors that the first of them was started with, which instances get.
+const DESCRIPTORS: &str = "SLUICE_STARTED_DESCRIPTORS";
+
 /// The binary on disk and its arguments.
 #[derive(Debug)]
 pub(crate) struct Program {
     path: PathBuf,
     name: OsString,
     arguments: Vec<OsString>,
+    descriptors: Option<u64>,
 }
 
 impl Program {
@@ -41,7 +45,26 @@ impl Program {
             path,
             name,
             arguments: words.collect(),
+            descriptors: None,
         })
+    }
+
+    /// With the soft limit of descriptors that this process was started with.
+    pub(crate) fn started_with(mut self, descriptors: Option<u64>) -> Self {
+        self.descriptors = descriptors;
+        self
+    }
+
+    /// With the limit that the predecessor says it was started with; an older one says nothing.
+    pub(crate) fn started_as_told(self) -> Self {
+        let told = env::var(DESCRIPTORS).ok().and_then(|limit| limit.parse().ok());
+        let descriptors = told.or(self.descriptors);
+        self.started_with(descriptors)
+    }
+
+    /// The soft limit of descriptors to be passed on.
+    pub(crate) fn descriptors(&self) -> Option<u64> {
+        self.descriptors
     }
 
     /// Where it is.
@@ -55,6 +78,7 @@ impl Program {
             .arg0(&self.name)
             .args(&self.arguments)
             .env(VARIABLE, std::process::id().to_string())
+            .envs(self.descriptors.map(|limit| (DESCRIPTORS, limit.to_string())))
             .stdin(Stdio::from(OwnedFd::from(socket)))
             .kill_on_drop(false)
             .spawn()
