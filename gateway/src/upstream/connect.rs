@@ -5,7 +5,6 @@
 //! `new_stream` wraps that one into buffers and digests that a pooled connection would carry along,
 //! and gives no way back to it: see ARCHITECTURE.md for what both cost.
 
-use std::error::Error as _;
 use std::io;
 use std::sync::Arc;
 use std::time::Duration;

@@ -6,6 +6,8 @@
 mod connect;
 mod idle;
 mod io;
+#[cfg(test)]
+mod testing;
 mod tls;
 
 pub(crate) use connect::{ConnectError, Connected, connect};
