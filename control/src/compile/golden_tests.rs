@@ -134,6 +134,13 @@ fn gateway() {
                 "1:71 '10.0.0.0/33' is not a network: it cannot be read",
             ],
         ),
+        ("listeners: [{address: '[::]:80', http2: {webSocket: true}}]", &[]),
+        (
+            "listeners: [{address: '[::]:80', http2: {webSockets: 1}}]",
+            &["1:42 unknown key 'webSockets'"],
+        ),
+        ("limits: {maxHops: 3}", &[]),
+        ("limits: {maxHops: 0}", &["1:19 '0' is not between 1 and 1000"]),
         ("trustedProxies: [10.0.0.0/8, fd00::/8, 10.1.2.3]", &[]),
         (
             "trustedProxies: [ten]",
@@ -412,6 +419,47 @@ fn revisions() {
         ),
         (with("url: http://h:1/p/\n    protocol: h2c"), &[]),
         (
+            with("url: https://h\n    protocol: h2\n    maxStreamsPerConnection: 10"),
+            &[],
+        ),
+        (
+            with("url: http://h\n    protocol: h2"),
+            &["6:5 h2 is HTTP/2 over TLS, but the backend is no https url"],
+        ),
+        (
+            with("endpoints: ['h:1']\n    protocol: h2"),
+            &["6:5 h2 is HTTP/2 over TLS, but the backend is no https url"],
+        ),
+        (with("endpoints: ['h:1']\n    maxStreamsPerConnection: 10"), &[]),
+        (
+            with("url: https://h\n    protocol: h2\n    maxStreamsPerConnection: 0"),
+            &["7:30 '0' is not between 1 and 10000"],
+        ),
+        (
+            with("url: https://h\n    tls: {caFile: a, certFile: b, keyFile: c, serverName: x.internal}"),
+            &[],
+        ),
+        (
+            with("url: http://h\n    tls: {caFile: a}"),
+            &["6:5 'tls' goes with an https url only"],
+        ),
+        (
+            with("url: https://h\n    tls: {certFile: b}"),
+            &["6:11 'certFile' stands without 'keyFile'"],
+        ),
+        (
+            with("url: https://h\n    tls: {serverName: 'x:1'}"),
+            &["6:23 'x:1' is not a server name: it is more than a name"],
+        ),
+        (with("url: https://h\n    tls: {serverName: '::1'}"), &[]),
+        (
+            with("url: https://h\n    tls: {insecureSkipVerify: true, caFile: a}"),
+            &[
+                "6:11 warning: the backend's certificate is not verified",
+                "6:37 warning: caFile has no effect with insecureSkipVerify",
+            ],
+        ),
+        (
             with("url: http://h\n    process: {command: [x]}"),
             &["6:5 'url' and 'process' exclude each other"],
         ),
@@ -434,7 +482,7 @@ fn revisions() {
         (with("process: {command: [a, 5, true], env: {A: 5, B: }}"), &[]),
         (
             with("process: {command: [a]}\n    protocol: http2"),
-            &["6:15 expected one of http1, h2c, found the text 'http2'"],
+            &["6:15 expected one of http1, h2c, h2, found the text 'http2'"],
         ),
         (
             with("process: {command: [a]}\n    timeoutSeconds: 10s"),

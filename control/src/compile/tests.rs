@@ -206,7 +206,10 @@ fn the_example_of_the_user_contract_loads() {
         files,
         [
             Path::new("/etc/sluice/tls/a.crt"),
-            Path::new("/etc/sluice/tls/a.key")
+            Path::new("/etc/sluice/tls/a.key"),
+            Path::new("/etc/sluice/ca.crt"),
+            Path::new("/etc/sluice/me.crt"),
+            Path::new("/etc/sluice/me.key")
         ]
     );
     assert!(

@@ -93,7 +93,7 @@ pub(super) const BACKEND_TLS: Record<BackendTlsDraft> = Record {
     },
 };
 
-/// What a revision's protocol, its streams and its TLS need of its backend. Silent where the backend
+/// What a revision's protocol and its TLS need of its backend. Silent where the backend
 /// could not be decoded.
 pub(super) fn check_wire(o: &mut Object<'_>, backend: Option<&Backend>, protocol: Protocol) {
     let Some(backend) = backend else { return };
@@ -120,9 +120,5 @@ pub(super) fn check_wire(o: &mut Object<'_>, backend: Option<&Backend>, protocol
             });
         }
         _ => {}
-    }
-    if let (Protocol::Http1, Some(spot)) = (protocol, o.key("maxStreamsPerConnection")) {
-        let diagnostic = spot.error("maxStreamsPerConnection has no effect over HTTP/1.1");
-        o.cx.report(diagnostic.hint("it goes with protocol: h2c or h2").warning());
     }
 }

@@ -6,7 +6,6 @@
 //! and gives no way back to it: see ARCHITECTURE.md for what both cost.
 
 use std::borrow::Cow;
-use std::error::Error as _;
 use std::io;
 use std::sync::Arc;
 use std::time::Duration;

@@ -9,6 +9,8 @@ mod http1;
 mod http2;
 mod idle;
 mod io;
+#[cfg(test)]
+mod testing;
 mod tls;
 
 pub(crate) use acquire::{Acquired, Connection, Use, connect, take_idle};
