@@ -151,6 +151,7 @@ fn revision(name: &str) -> RevisionSpec {
             activated: false,
         },
         protocol: Protocol::Http1,
+        upgrades: None,
         readiness: None,
         start_timeout: Duration::from_secs(60),
         container_concurrency: None,

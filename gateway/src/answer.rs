@@ -2,7 +2,7 @@
 
 use std::borrow::Cow;
 use std::fmt::Write as _;
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
 
@@ -123,18 +123,46 @@ impl Answer {
     }
 }
 
-/// The 301 of `httpOption: redirected`.
-pub fn redirect_to_https(host: &str, path_and_query: &str) -> Rendered {
-    let location = format!("https://{host}{path_and_query}");
+/// The redirect of `httpOption: redirected`. 301 for GET and HEAD; 308 for the rest, because clients repeat
+/// anything but these as a GET without body after a 301 (RFC 9110 15.4.2, 15.4.9).
+///
+/// `host` is normalised, `path_and_query` is part of a URI: see [`Target::to_uri`](crate::request::Target::to_uri).
+pub fn redirect_to_https(method: &str, host: &str, path_and_query: &str) -> Rendered {
     let headers = vec![
-        ("location", location),
+        ("location", format!("https://{host}{path_and_query}")),
         ("content-type", "text/plain; charset=utf-8".to_owned()),
     ];
     Rendered {
-        status: 301,
+        status: if matches!(method, "GET" | "HEAD") {
+            301
+        } else {
+            308
+        },
         headers,
         body: Bytes::from_static(b"moved to https\n"),
     }
+}
+
+/// An IMF-fixdate (RFC 9110 5.6.7), such as `Sun, 06 Nov 1994 08:49:37 GMT`. Times before 1970 count as its begin.
+pub fn http_date(at: SystemTime) -> String {
+    const DAYS: [&str; 7] = ["Thu", "Fri", "Sat", "Sun", "Mon", "Tue", "Wed"];
+    const MONTHS: [&str; 12] = [
+        "Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec",
+    ];
+    let at = at.max(UNIX_EPOCH);
+    let days = at.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs() / 86_400;
+    let weekday = DAYS[usize::try_from(days % 7).unwrap_or_default()];
+    // 2018-02-14T00:28:07Z
+    let text = humantime::format_rfc3339_seconds(at).to_string();
+    let part = |range| text.get(range).unwrap_or_default();
+    let month = part(5..7).parse().unwrap_or(1_usize);
+    let month = MONTHS.get(month.saturating_sub(1)).unwrap_or(&MONTHS[0]);
+    format!(
+        "{weekday}, {} {month} {} {} GMT",
+        part(8..10),
+        part(0..4),
+        part(11..19)
+    )
 }
 
 /// gRPC's message encoding: printable ASCII stays, the rest and `%` are escaped.
@@ -151,6 +179,13 @@ fn percent_encode(text: &str) -> String {
 }
 
 impl Rendered {
+    /// With the Date that every answer of ours has (RFC 9110 6.6.1).
+    #[must_use]
+    pub fn dated(mut self, now: SystemTime) -> Self {
+        self.headers.push(("date", http_date(now)));
+        self
+    }
+
     /// The bytes of an HTTP/1.1 response that closes the connection.
     pub fn to_h1(&self) -> Vec<u8> {
         let phrase = http::StatusCode::from_u16(self.status)
@@ -209,6 +244,41 @@ mod tests {
         let json = answer.render(Dialect::Json, "id-1");
         let value: serde_json::Value = serde_json::from_slice(&json.body).expect("json");
         assert_eq!(value["reason"], "queue_full");
+    }
+
+    #[test]
+    fn redirects_keep_the_method() {
+        for (method, status) in [
+            ("GET", 301),
+            ("HEAD", 301),
+            ("POST", 308),
+            ("PUT", 308),
+            ("OPTIONS", 308),
+        ] {
+            let redirect = redirect_to_https(method, "a.example", "/x?y=1");
+            let location = ("location", "https://a.example/x?y=1".to_owned());
+            assert_eq!(
+                (redirect.status, &redirect.headers[0]),
+                (status, &location),
+                "{method}"
+            );
+        }
+    }
+
+    #[test]
+    fn dates_are_imf_fixdates() {
+        for (seconds, text) in [
+            (0, "Thu, 01 Jan 1970 00:00:00 GMT"),
+            (784_111_777, "Sun, 06 Nov 1994 08:49:37 GMT"),
+            (951_782_400, "Tue, 29 Feb 2000 00:00:00 GMT"),
+            (1_796_083_199, "Mon, 30 Nov 2026 23:59:59 GMT"),
+        ] {
+            assert_eq!(http_date(UNIX_EPOCH + Duration::from_secs(seconds)), text);
+        }
+        assert_eq!(
+            http_date(UNIX_EPOCH - Duration::from_secs(9)),
+            http_date(UNIX_EPOCH)
+        );
     }
 
     #[test]

@@ -158,6 +158,9 @@ pub struct RevisionSpec {
     pub backend: Backend,
     /// The protocol its endpoints speak.
     pub protocol: Protocol,
+    /// Protocols that its backends may be asked to switch to, as names with or without `/version`;
+    /// `None`: any but TLS and HTTP/2 itself.
+    pub upgrades: Option<Vec<String>>,
     /// How readiness is found out; `None`: connecting is proof enough.
     pub readiness: Option<Probe>,
     /// The longest an instance may take to become ready.
@@ -180,6 +183,7 @@ impl RevisionSpec {
             service,
             backend: Backend::Managed,
             protocol: Protocol::Http1,
+            upgrades: None,
             readiness: None,
             start_timeout: Duration::ZERO,
             container_concurrency,

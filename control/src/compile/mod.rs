@@ -320,6 +320,7 @@ fn build(
                 service: id.clone(),
                 backend: revision.backend.clone()?,
                 protocol: revision.protocol,
+                upgrades: revision.upgrades.clone(),
                 readiness: revision.readiness.clone(),
                 start_timeout: revision.start_timeout,
                 container_concurrency: revision.container_concurrency,

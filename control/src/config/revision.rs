@@ -10,7 +10,8 @@ use sluice_model::{
 use super::autoscaling::{SCALING, Scaling};
 use super::decode::{List, Located, Object, Record, Table};
 use super::names::{
-    BACKEND_URL, ENDPOINT, FILE, HeaderText, LABEL, PROBE_PATH, WEBHOOK_URL, program, settable_header,
+    BACKEND_URL, ENDPOINT, FILE, HeaderText, LABEL, PROBE_PATH, UPGRADE, WEBHOOK_URL, program,
+    settable_header,
 };
 use super::scalar::{Choice, Flag, Integer, Seconds, Size, Span, Verbatim};
 use super::tree::{At, Spot};
@@ -25,6 +26,7 @@ pub(crate) struct RevisionDraft {
     pub(crate) backend: Option<Backend>,
     pub(crate) scaler: Option<ScalerSpec>,
     pub(crate) protocol: Protocol,
+    pub(crate) upgrades: Option<Vec<String>>,
     pub(crate) readiness: Option<Probe>,
     pub(crate) start_timeout: Duration,
     pub(crate) container_concurrency: Option<u32>,
@@ -89,6 +91,11 @@ pub(super) fn revision_keys(o: &mut Object<'_>) -> RevisionDraft {
             "The protocol spoken to endpoints.",
             Choice(&[("http1", Protocol::Http1), ("h2c", Protocol::H2c)]),
             Protocol::Http1,
+        ),
+        upgrades: o.optional(
+            "upgrades",
+            "Protocols that a backend may be asked to switch to (Upgrade); websocket always. Default: any but TLS, h2 and h2c.",
+            List(UPGRADE),
         ),
         readiness: readiness.flatten(),
         start_timeout: o.or(

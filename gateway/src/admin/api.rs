@@ -325,6 +325,7 @@ fn revision(spec: &RevisionSpec) -> Value {
             Protocol::Http1 => "http1",
             Protocol::H2c => "h2c",
         },
+        "upgrades": spec.upgrades,
         "readinessProbe": spec.readiness.as_ref().map(|probe| json!({
             "probe": match &probe.kind {
                 ProbeKind::Tcp => json!({"tcpSocket": {}}),

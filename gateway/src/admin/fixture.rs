@@ -83,6 +83,7 @@ fn spec(name: &str) -> RevisionSpec {
         service: service(),
         backend: Backend::Managed,
         protocol: Protocol::Http1,
+        upgrades: Some(vec!["websocket".into()]),
         readiness: None,
         start_timeout: Duration::from_secs(60),
         container_concurrency: Some(5),

@@ -6,6 +6,7 @@ use sluice_model::NameError;
 use thiserror::Error;
 
 use crate::observe::Reason;
+use crate::request::TargetFault;
 
 /// Why a head is refused. The text says what exactly is wrong and goes into the answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
@@ -124,6 +125,16 @@ pub enum HeadFault {
     /// Another coding beside chunked, or an empty list element.
     #[error("Transfer-Encoding names a coding other than chunked")]
     UnknownCoding,
+}
+
+impl From<TargetFault> for HeadFault {
+    fn from(fault: TargetFault) -> Self {
+        match fault {
+            TargetFault::Empty => Self::BadTargetForm,
+            TargetFault::Byte(byte) => Self::BadTargetByte(byte),
+            TargetFault::Fragment => Self::Fragment,
+        }
+    }
 }
 
 impl HeadFault {

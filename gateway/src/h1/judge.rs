@@ -8,6 +8,7 @@ use super::fault::HeadFault;
 use super::head::{Framing, HeadInfo, Upgrade, Version};
 use super::limits::HeadLimits;
 use super::scan::first_line;
+use crate::request::judge_target;
 
 /// Judges a head: everything up to and including the empty line; bytes after it are not looked at.
 ///
@@ -163,12 +164,7 @@ impl RequestLine {
             }
             _ => return Err(HeadFault::BadVersion),
         };
-        if let Some(&byte) = head[target.clone()].iter().find(|b| !b.is_ascii_graphic()) {
-            return Err(HeadFault::BadTargetByte(byte));
-        }
-        if head[target.clone()].contains(&b'#') {
-            return Err(HeadFault::Fragment);
-        }
+        judge_target(&head[target.clone()])?;
         if &head[method.clone()] == b"CONNECT" {
             return Err(HeadFault::ConnectRefused);
         }
@@ -211,13 +207,7 @@ impl RequestLine {
             self.query = Some(mark + 1..self.path.end);
             self.path.end = mark;
         }
-        // No URI has these bare, and the `http` crate behind us refuses exactly them.
-        let query = self.query.clone().unwrap_or_default();
-        let path = head[self.path.clone()].iter().find(|b| b"<>`".contains(b));
-        match path.or_else(|| head[query].iter().find(|b| b"<>\"".contains(b))) {
-            Some(&byte) => Err(HeadFault::BadTargetByte(byte)),
-            None => Ok(self),
-        }
+        Ok(self)
     }
 
     /// The normalised host of Host and, where the target is a URL, of its authority.

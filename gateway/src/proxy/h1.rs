@@ -15,7 +15,7 @@ use crate::answer::Answer;
 use crate::edge::{ByteStream, CloseReason, Connection, Drain};
 use crate::h1::{ConnectionContext, GuardedStream, HeadError, HeadLimits};
 use crate::observe::RequestProtocol;
-use crate::request::{Ending, RequestCtx, request_id};
+use crate::request::{Ending, RequestCtx, is_upgrade, request_id};
 
 /// How long and how much is read from a client after its connection was refused, so that the
 /// answer arrives before the reset that unread bytes would cause.
@@ -82,7 +82,7 @@ async fn keep_alive(proxy: &Proxy, mut stream: Box<GuardedStream>, drain: watch:
         if head
             .upgrade
             .as_ref()
-            .is_some_and(|upgrade| !is_http2_offer(&upgrade.token))
+            .is_some_and(|upgrade| is_upgrade(upgrade.token.as_bytes()))
         {
             let tunnel = tunnel::serve(proxy, *stream, &head, drain.clone());
             with_timers(tunnel, Duration::ZERO, &drain).await;
@@ -132,14 +132,6 @@ async fn give_up_in_time<F: Future>(request: F, context: &ConnectionContext) -> 
             Err(_) => {}
         }
     }
-}
-
-/// Offers of HTTP/2 over plain HTTP/1 that some clients make with every request; HTTP/2 comes by
-/// prior knowledge or ALPN, so they are passed over, as RFC 9113 3.1 says.
-fn is_http2_offer(token: &str) -> bool {
-    token
-        .split(',')
-        .all(|t| matches!(t.trim().to_ascii_lowercase().as_str(), "h2c" | "h2"))
 }
 
 /// Answers a head that must not be served, logs it and closes.

@@ -10,7 +10,7 @@ use sluice_model::{Backend, Limits, RequestView, Scheme, UrlBackend};
 
 use crate::answer::Answer;
 use crate::observe::Reason;
-use crate::request::{HeadMut, Refusal, Routed};
+use crate::request::{HeadMut, Refusal, Routed, judge_target};
 
 /// A request head, to be looked at.
 pub(super) struct View<'h> {
@@ -77,14 +77,8 @@ impl<'h> View<'h> {
             );
         }
         // As strict as for HTTP/1: what one backend reads another way must not depend on the protocol.
-        if let Some(byte) = self
-            .header
-            .raw_path()
-            .iter()
-            .find(|b| !b.is_ascii_graphic() || **b == b'#')
-        {
-            let text = format!("the request target has the byte {byte:#04x}");
-            return Err(Answer::new(Reason::BadRequest, text).into());
+        if let Err(fault) = judge_target(self.header.raw_path()) {
+            return Err(Answer::new(Reason::BadRequest, fault.to_string()).into());
         }
         if let Some(fault) = self.fault() {
             return Err(Answer::new(Reason::BadRequest, fault).into());

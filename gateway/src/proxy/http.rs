@@ -207,6 +207,10 @@ impl ProxyHttp for HttpAdapter {
         if end {
             ctx.request.timers.body_done();
         }
+        if end && body.as_ref().is_some_and(Bytes::is_empty) {
+            // Pingora would write an empty chunk, which is the last one, and then the last one.
+            *body = None;
+        }
         let Some(body) = body else { return Ok(()) };
         let now = Instant::now();
         ctx.body_in += body.len() as u64;

@@ -68,6 +68,7 @@ pub(crate) fn spec(name: &str, backend: Backend) -> RevisionSpec {
         service: ServiceId::parse("default", "shop").expect("a name"),
         backend,
         protocol: Protocol::Http1,
+        upgrades: None,
         readiness: None,
         start_timeout: Duration::from_secs(10),
         container_concurrency: None,

@@ -13,6 +13,7 @@ use tokio::sync::watch;
 use super::decide::{Draw, decide, redirects};
 use super::headers::{Forwarding, TIMING_HEADER, grpc_timeout, request_id};
 use super::measure::MeasuredRevision;
+use super::target::Target;
 use super::timers::RequestTimers;
 use crate::answer::{Answer, Dialect, Rendered, redirect_to_https};
 use crate::edge::{ConnectionInfo, Drain};
@@ -287,7 +288,12 @@ impl RequestCtx {
         let service = Arc::clone(decision.found.service);
         self.service = Some(Arc::clone(&service));
         if redirects(&decision.found, info.tls.is_some()) {
-            return Err(Refusal::Redirect(redirect_to_https(host, incoming.target)));
+            let Some(target) = Target::of(incoming.target) else {
+                let text = "only https is served here, and no URL stands for this request target";
+                return Err(Answer::new(Reason::BadRequest, text).into());
+            };
+            let redirect = redirect_to_https(incoming.view.method(), host, &target.to_uri());
+            return Err(Refusal::Redirect(redirect));
         }
         let live = Arc::clone(&serving.live()[decision.target.slot]);
         let spec = Arc::clone(&serving.snapshot().revisions()[decision.target.slot]);
@@ -344,7 +350,7 @@ impl RequestCtx {
                 .headers
                 .extend(timing.map(|value| ("server-timing", value)));
         }
-        rendered
+        rendered.dated(SystemTime::now())
     }
 
     /// The client's response head is there.

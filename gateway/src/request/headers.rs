@@ -247,6 +247,7 @@ mod tests {
             service: ServiceId::parse("default", "greeter").expect("a name"),
             backend: Backend::Managed,
             protocol: Protocol::Http1,
+            upgrades: None,
             readiness: None,
             start_timeout: Duration::from_secs(60),
             container_concurrency: None,

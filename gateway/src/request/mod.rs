@@ -10,7 +10,9 @@ mod ctx;
 mod decide;
 mod headers;
 mod measure;
+mod offer;
 mod pace;
+mod target;
 mod timers;
 
 pub use admit::refusal_of;
@@ -20,5 +22,7 @@ pub use headers::{
     Forwarding, HeadMut, cookie, from_backend, grpc_timeout, request_id, strip_hop_by_hop, to_backend,
 };
 pub use measure::MeasuredRevision;
+pub use offer::{is_upgrade, upgrade_to_forward};
 pub use pace::Pace;
+pub use target::{Target, TargetFault, judge_target};
 pub use timers::{Breakable, RequestTimers};
