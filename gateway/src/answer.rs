@@ -2,10 +2,11 @@
 
 use std::borrow::Cow;
 use std::fmt::Write as _;
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
 
+use crate::http1::HttpDate;
 use crate::observe::Reason;
 
 /// An answer the gateway gives by itself.
@@ -17,6 +18,8 @@ pub struct Answer {
     pub text: Cow<'static, str>,
     /// When waiting helps, how long.
     pub retry_after: Option<Duration>,
+    /// The status, where it is not the reason's own.
+    pub status: Option<u16>,
 }
 
 /// What a client understands.
@@ -65,6 +68,7 @@ impl Answer {
             reason,
             text: text.into(),
             retry_after: None,
+            status: None,
         }
     }
 
@@ -72,6 +76,13 @@ impl Answer {
     #[must_use]
     pub fn retry_after(mut self, after: Option<Duration>) -> Self {
         self.retry_after = after;
+        self
+    }
+
+    /// With another status than the reason's own.
+    #[must_use]
+    pub fn with_status(mut self, status: u16) -> Self {
+        self.status = Some(status);
         self
     }
 
@@ -105,7 +116,7 @@ impl Answer {
                     "requestId": request_id,
                 });
                 Rendered {
-                    status: self.reason.status().as_u16(),
+                    status: self.status.unwrap_or(self.reason.status().as_u16()),
                     headers,
                     body: Bytes::from(format!("{body}\n")),
                 }
@@ -114,7 +125,7 @@ impl Answer {
                 headers.push(("content-type", "text/plain; charset=utf-8".to_owned()));
                 let body = Bytes::from(format!("{}: {}\n", self.reason.as_str(), self.text));
                 Rendered {
-                    status: self.reason.status().as_u16(),
+                    status: self.status.unwrap_or(self.reason.status().as_u16()),
                     headers,
                     body,
                 }
@@ -123,15 +134,21 @@ impl Answer {
     }
 }
 
-/// The 301 of `httpOption: redirected`.
-pub fn redirect_to_https(host: &str, path_and_query: &str) -> Rendered {
-    let location = format!("https://{host}{path_and_query}");
+/// The redirect of `httpOption: redirected`. 301 for GET and HEAD; 308 for the rest, because clients repeat
+/// anything but these as a GET without body after a 301 (RFC 9110 15.4.2, 15.4.9).
+///
+/// `host` is normalised, `path_and_query` is part of a URI: see [`Target::to_uri`](crate::request::Target::to_uri).
+pub fn redirect_to_https(method: &str, host: &str, path_and_query: &str) -> Rendered {
     let headers = vec![
-        ("location", location),
+        ("location", format!("https://{host}{path_and_query}")),
         ("content-type", "text/plain; charset=utf-8".to_owned()),
     ];
     Rendered {
-        status: 301,
+        status: if matches!(method, "GET" | "HEAD") {
+            301
+        } else {
+            308
+        },
         headers,
         body: Bytes::from_static(b"moved to https\n"),
     }
@@ -151,24 +168,13 @@ fn percent_encode(text: &str) -> String {
 }
 
 impl Rendered {
-    /// The bytes of an HTTP/1.1 response that closes the connection.
-    pub fn to_h1(&self) -> Vec<u8> {
-        let phrase = http::StatusCode::from_u16(self.status)
-            .ok()
-            .and_then(|s| s.canonical_reason())
-            .unwrap_or("");
-        let mut head = format!("HTTP/1.1 {} {phrase}\r\n", self.status);
-        for (name, value) in &self.headers {
-            let _ = write!(head, "{name}: {value}\r\n");
-        }
-        let _ = write!(
-            head,
-            "content-length: {}\r\nconnection: close\r\n\r\n",
-            self.body.len()
-        );
-        let mut out = head.into_bytes();
-        out.extend_from_slice(&self.body);
-        out
+    /// With the Date that every answer of ours has (RFC 9110 6.6.1).
+    #[must_use]
+    pub fn dated(mut self, now: SystemTime) -> Self {
+        let seconds = now.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
+        let date = String::from_utf8_lossy(HttpDate::new().at(seconds)).into_owned();
+        self.headers.push(("date", date));
+        self
     }
 }
 
@@ -209,6 +215,25 @@ mod tests {
         let json = answer.render(Dialect::Json, "id-1");
         let value: serde_json::Value = serde_json::from_slice(&json.body).expect("json");
         assert_eq!(value["reason"], "queue_full");
+    }
+
+    #[test]
+    fn redirects_keep_the_method() {
+        for (method, status) in [
+            ("GET", 301),
+            ("HEAD", 301),
+            ("POST", 308),
+            ("PUT", 308),
+            ("OPTIONS", 308),
+        ] {
+            let redirect = redirect_to_https(method, "a.example", "/x?y=1");
+            let location = ("location", "https://a.example/x?y=1".to_owned());
+            assert_eq!(
+                (redirect.status, &redirect.headers[0]),
+                (status, &location),
+                "{method}"
+            );
+        }
     }
 
     #[test]

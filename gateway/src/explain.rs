@@ -187,7 +187,7 @@ fn found(
     let service = decision.found.service;
     let mut why = vec![format!("'{host}' belongs to service {}", service.id)];
     if redirects(&decision.found, tls) {
-        why.push("httpOption is 'redirected': plain HTTP is answered with 301 to https".to_owned());
+        why.push("httpOption is 'redirected': plain HTTP is answered with a redirect to https".to_owned());
         return json!({
             "found": true, "listener": listener, "host": host, "path": view.path,
             "service": service.id.to_string(), "redirect": format!("https://{host}{}", view.path), "why": why,

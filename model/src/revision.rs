@@ -199,6 +199,9 @@ pub struct RevisionSpec {
     pub max_streams_per_connection: u32,
     /// TLS, where the backend is an https URL.
     pub tls: BackendTls,
+    /// Protocols that its backends may be asked to switch to, as names with or without `/version`;
+    /// `None`: any but TLS and HTTP/2 itself.
+    pub upgrades: Option<Vec<String>>,
     /// How readiness is found out; `None`: connecting is proof enough.
     pub readiness: Option<Probe>,
     /// The longest an instance may take to become ready.
@@ -223,6 +226,7 @@ impl RevisionSpec {
             protocol: Protocol::Http1,
             max_streams_per_connection: DEFAULT_STREAMS_PER_CONNECTION,
             tls: BackendTls::default(),
+            upgrades: None,
             readiness: None,
             start_timeout: Duration::ZERO,
             container_concurrency,

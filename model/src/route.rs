@@ -169,7 +169,7 @@ fn join(prefix: &str, rest: &str) -> String {
 pub enum HttpOption {
     /// It is served.
     Enabled,
-    /// 301 to https.
+    /// A redirect to https: 301 for GET and HEAD, 308 for the rest.
     Redirected,
 }
 

@@ -322,6 +322,7 @@ fn build(
                 protocol: revision.protocol,
                 max_streams_per_connection: revision.max_streams_per_connection,
                 tls: revision.tls.clone(),
+                upgrades: revision.upgrades.clone(),
                 readiness: revision.readiness.clone(),
                 start_timeout: revision.start_timeout,
                 container_concurrency: revision.container_concurrency,

@@ -188,6 +188,10 @@ fn the_example_of_the_user_contract_loads() {
         "secret-key"
     );
 
+    assert_eq!(spec("greeter-v1").upgrades, None);
+    let named = ["websocket".to_owned(), "tcp/1".to_owned()];
+    assert_eq!(spec("greeter-v2").upgrades.as_deref(), Some(&named[..]));
+
     let plan = &compiled.plan.revisions[&id("greeter-v2")];
     let crate::plan::ScalerSpec::Process(process) = &plan.scaler else {
         panic!("a process");
@@ -273,6 +277,30 @@ fn defaults() {
     assert_eq!(policy.scale_to_zero_grace, Duration::ZERO);
     assert!((policy.target_value - 70.0).abs() < 1e-9 && (policy.total_value - 100.0).abs() < 1e-9);
     assert!(policy.scale_to_zero && plan.reachable);
+}
+
+#[test]
+fn upgrades_are_names_of_protocols_that_a_backend_can_switch_to() {
+    let load = |upgrades: &str| {
+        load_one(&format!(
+            "services:\n- {{name: web, endpoints: ['h:1'], upgrades: {upgrades}}}\n"
+        ))
+    };
+    let compiled = load("[WebSocket, SPDY/3.1]").unwrap_or_else(|e| panic!("{e}"));
+    let named = ["websocket".to_owned(), "spdy/3.1".to_owned()];
+    assert_eq!(
+        compiled.snapshot.revisions()[0].upgrades.as_deref(),
+        Some(&named[..])
+    );
+    for (upgrades, message) in [
+        ("[TLS/1.2]", "TLS is not begun by an upgrade here"),
+        ("[h2c]", "HTTP/2 is not begun by an upgrade here"),
+        ("['a b']", "it is no protocol's name"),
+        ("[tcp/]", "it is no protocol's name"),
+    ] {
+        let diagnostics = load(upgrades).expect_err("a mistake").to_string();
+        assert!(diagnostics.contains(message), "{upgrades}: {diagnostics}");
+    }
 }
 
 #[test]

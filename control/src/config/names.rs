@@ -363,6 +363,32 @@ pub(super) fn settable_header(text: &str) -> Result<String, String> {
     }
 }
 
+/// A protocol to upgrade to (RFC 9110 7.8), in lower case: names are compared without regard to case.
+pub(super) const UPGRADE: Parsed<String> = Parsed {
+    what: "the name of a protocol",
+    parse: |text, _| {
+        let (name, version) = text.split_once('/').map_or((text, None), |(n, v)| (n, Some(v)));
+        if header_name(name).is_err() || version.is_some_and(|v| header_name(v).is_err()) {
+            return Err(Refusal::hint(
+                "it is no protocol's name",
+                "a name as clients send it in Upgrade, such as websocket",
+            ));
+        }
+        let lower = text.to_ascii_lowercase();
+        match lower.split('/').next() {
+            Some("tls") => Err(Refusal::hint(
+                "TLS is not begun by an upgrade here",
+                "give the backend an https url",
+            )),
+            Some("h2" | "h2c") => Err(Refusal::hint(
+                "HTTP/2 is not begun by an upgrade here",
+                "protocol: h2c speaks it to the backend at once",
+            )),
+            _ => Ok(lower),
+        }
+    },
+};
+
 /// A cookie's name.
 pub(super) const COOKIE_NAME: Parsed<String> = Parsed {
     what: "a cookie name",

@@ -13,7 +13,8 @@ use super::autoscaling::{SCALING, Scaling};
 use super::backend_tls::{BACKEND_TLS, check_wire};
 use super::decode::{Context, Definitions, List, Located, Object, Record, Shape, Table};
 use super::names::{
-    BACKEND_URL, ENDPOINT, FILE, HeaderText, LABEL, PROBE_PATH, WEBHOOK_URL, program, settable_header,
+    BACKEND_URL, ENDPOINT, FILE, HeaderText, LABEL, PROBE_PATH, UPGRADE, WEBHOOK_URL, program,
+    settable_header,
 };
 use super::scalar::{Choice, Flag, Integer, Seconds, Size, Span, Template};
 use super::tree::{At, Spot};
@@ -33,6 +34,7 @@ pub(crate) struct RevisionDraft {
     pub(crate) tls: BackendTls,
     /// Files that somebody else reads.
     pub(crate) tls_files: Vec<At<PathBuf>>,
+    pub(crate) upgrades: Option<Vec<String>>,
     pub(crate) readiness: Option<Probe>,
     pub(crate) start_timeout: Duration,
     pub(crate) container_concurrency: Option<u32>,
@@ -107,6 +109,11 @@ pub(super) fn revision_keys(o: &mut Object<'_>) -> RevisionDraft {
         max_streams_per_connection: streams(o),
         tls: tls.tls,
         tls_files: tls.files,
+        upgrades: o.optional(
+            "upgrades",
+            "Protocols that a backend may be asked to switch to (Upgrade); websocket always. Default: any but TLS, h2 and h2c.",
+            List(UPGRADE),
+        ),
         readiness: readiness.flatten(),
         start_timeout: o.or(
             "startTimeout",

@@ -74,7 +74,7 @@ fn service(o: &mut Object<'_>) -> Option<ServiceDraft> {
     );
     let http_option = o.or(
         "httpOption",
-        "redirected: plain HTTP gets a 301 to https.",
+        "redirected: plain HTTP gets a redirect to https, 301 for GET and HEAD, 308 for the rest.",
         Choice(&[
             ("enabled", HttpOption::Enabled),
             ("redirected", HttpOption::Redirected),

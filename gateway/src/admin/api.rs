@@ -326,6 +326,7 @@ fn revision(spec: &RevisionSpec) -> Value {
             Protocol::H2c => "h2c",
             Protocol::H2 => "h2",
         },
+        "upgrades": spec.upgrades,
         "readinessProbe": spec.readiness.as_ref().map(|probe| json!({
             "probe": match &probe.kind {
                 ProbeKind::Tcp => json!({"tcpSocket": {}}),

@@ -87,6 +87,7 @@ fn spec(name: &str) -> RevisionSpec {
         protocol: Protocol::Http1,
         max_streams_per_connection: sluice_model::DEFAULT_STREAMS_PER_CONNECTION,
         tls: sluice_model::BackendTls::default(),
+        upgrades: Some(vec!["websocket".into()]),
         readiness: None,
         start_timeout: Duration::from_secs(60),
         container_concurrency: Some(5),

@@ -239,8 +239,9 @@ impl Http1 {
         let mut status = None;
         let mut bytes_out = 0;
         if !matches!(refused, Refused::Gone) {
-            let mut rendered = request.refuse(&Answer::new(refused.reason(), refused.to_string()).into());
-            rendered.status = refused.status().unwrap_or(rendered.status);
+            let mut answer = Answer::new(refused.reason(), refused.to_string());
+            answer.status = refused.status();
+            let rendered = request.refuse(&answer.into());
             self.client.refuse(&rendered);
             bytes_out = rendered.body.len() as u64;
             status = self.flush().await.then_some(rendered.status);

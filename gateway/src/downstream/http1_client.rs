@@ -436,6 +436,9 @@ impl ClientSide for Http1Client {
         // What the client still sends of its body has to be read or the connection to end: nobody
         // reads on once the response is whole.
         self.last |= head.last || !self.reader.complete();
+        // Bytes behind an offer that the backend declined were meant for one protocol or the other:
+        // nobody can tell for which.
+        self.last |= self.head.info.upgrade.is_some() && !self.reader.buffered().is_empty();
         let body = self.begin_response(head.status, head.length);
         let phrase = (!head.phrase.is_empty()).then_some(head.phrase);
         let out = self.writer.head();
@@ -471,7 +474,6 @@ impl ClientSide for Http1Client {
         for (name, value) in &answer.headers {
             HeadSink(out).field(name.as_bytes(), value.as_bytes());
         }
-        write_date(out);
         self.end_head(body, Some(length), false);
         if body != OutBody::Length(0) {
             self.writer.head().extend_from_slice(&answer.body);

@@ -14,7 +14,7 @@ use tokio::sync::Notify;
 use crate::answer::{Answer, Rendered};
 use crate::edge::ConnectionInfo;
 use crate::exchange::{BodyLength, ClientFault, ClientSide, RequestHead, ResponseHead};
-use crate::http1::HttpDate;
+use crate::http1::{HttpDate, judge_target};
 use crate::observe::{Reason, RequestProtocol};
 use crate::request::{FieldSink, Fields, response_fields};
 use crate::throttle::clock;
@@ -159,9 +159,9 @@ impl RequestHead for StreamHead {
             ));
         }
         // As strict as for HTTP/1: what one backend reads another way must not depend on the protocol.
-        if let Some(byte) = target.bytes().find(|b| !b.is_ascii_graphic() || *b == b'#') {
-            let text = format!("the request target has the byte {byte:#04x}");
-            return Err(Answer::new(Reason::BadRequest, text));
+        judge_target(target.as_bytes()).map_err(|fault| Answer::new(Reason::BadRequest, fault.to_string()))?;
+        if self.parts.method == Method::CONNECT {
+            return Err(Answer::new(Reason::BadRequest, "CONNECT is not served").with_status(405));
         }
         if let Some(fault) = self.fault() {
             return Err(Answer::new(Reason::BadRequest, fault));
@@ -390,7 +390,6 @@ impl ClientSide for Http2Client {
         for (name, value) in &answer.headers {
             sink.field(name.as_bytes(), value.as_bytes());
         }
-        sink.0.insert(http::header::DATE, date());
         let length = HeaderValue::from(answer.body.len());
         sink.0.insert(http::header::CONTENT_LENGTH, length);
         // A gRPC answer is trailers-only: its headers have to end the stream.

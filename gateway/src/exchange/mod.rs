@@ -325,7 +325,7 @@ where
                 target: &target,
                 host: &host,
                 length: self.client.body_length(),
-                upgrade,
+                upgrade: upgrade.as_deref(),
                 tls: self.client.info().tls.is_some(),
             },
             &edit,

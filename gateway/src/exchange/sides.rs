@@ -19,7 +19,7 @@ use thiserror::Error;
 use crate::answer::{Answer, Rendered};
 use crate::edge::ConnectionInfo;
 use crate::http1::ChunkFault;
-use crate::observe::{Reason, RequestProtocol};
+use crate::observe::RequestProtocol;
 use crate::request::{Fields, RequestEdit};
 
 /// A request head of either protocol.
@@ -308,14 +308,4 @@ pub(crate) trait BackendSide {
 
     /// The connection after a 101.
     fn into_stream(self) -> Self::Stream;
-}
-
-impl ClientFault {
-    /// The contract's reason.
-    pub(crate) fn reason(&self) -> Reason {
-        match self {
-            Self::Chunk(_) => Reason::BadRequest,
-            Self::Gone => Reason::ClientGone,
-        }
-    }
 }

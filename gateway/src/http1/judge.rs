@@ -9,8 +9,9 @@ use super::fault::{FieldFault, HeadFault};
 use super::head::{Framing, HeadInfo, Upgrade, Version};
 use super::limits::HeadLimits;
 use super::scan::first_line;
+use super::target::{TargetFault, judge_target};
 use super::syntax::{
-    Coding, Connection, FieldLine, Span, decimal, elements, field_line, is_grpc, is_plain_target_byte,
+    Coding, Connection, FieldLine, Span, decimal, elements, field_line, is_grpc,
     is_protocol_list, line_len, token_len,
 };
 
@@ -122,10 +123,11 @@ impl RequestLine {
             }
             _ => return Err(HeadFault::BadVersion),
         };
-        let plain = head[target.clone()].iter().all(|&b| is_plain_target_byte(b));
-        if !plain {
-            check_target(&head[target.clone()])?;
-        }
+        judge_target(&head[target.clone()]).map_err(|fault| match fault {
+            TargetFault::Empty => HeadFault::BadTargetForm,
+            TargetFault::Byte(byte) => HeadFault::BadTargetByte(byte),
+            TargetFault::Fragment => HeadFault::Fragment,
+        })?;
         if &head[method.clone()] == b"CONNECT" {
             return Err(HeadFault::ConnectRefused);
         }
@@ -136,11 +138,11 @@ impl RequestLine {
             version,
             authority: None,
         }
-        .resolve(head, plain)
+        .resolve(head)
     }
 
     /// Takes the target apart by its form.
-    fn resolve(mut self, head: &[u8], plain: bool) -> Result<Self, HeadFault> {
+    fn resolve(mut self, head: &[u8]) -> Result<Self, HeadFault> {
         let target = &head[self.target.clone()];
         if target == b"*" {
             return if &head[self.method.clone()] == b"OPTIONS" {
@@ -165,16 +167,7 @@ impl RequestLine {
         if let Some(mark) = memchr(b'?', &head[self.path.clone()]) {
             self.path.end = self.path.start + mark;
         }
-        if plain {
-            return Ok(self);
-        }
-        // No URI has these bare, and the `http` crate behind us refuses exactly them.
-        let (path, query) = (&head[self.path.clone()], &head[self.path.end..self.target.end]);
-        let bad = path.iter().find(|b| b"<>`".contains(b));
-        match bad.or_else(|| query.iter().find(|b| b"<>\"".contains(b))) {
-            Some(&byte) => Err(HeadFault::BadTargetByte(byte)),
-            None => Ok(self),
-        }
+        Ok(self)
     }
 
     /// The host of Host and, where the target is a URL, of its authority; and how many of its bytes
@@ -216,18 +209,6 @@ fn plain(raw: &[u8], normal: &str) -> u8 {
     } else {
         0
     }
-}
-
-/// What no target may have, whatever its form.
-#[cold]
-fn check_target(target: &[u8]) -> Result<(), HeadFault> {
-    if let Some(&byte) = target.iter().find(|b| !b.is_ascii_graphic()) {
-        return Err(HeadFault::BadTargetByte(byte));
-    }
-    if target.contains(&b'#') {
-        return Err(HeadFault::Fragment);
-    }
-    Ok(())
 }
 
 /// The length of `scheme://` and the scheme's port.

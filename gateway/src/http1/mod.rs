@@ -19,6 +19,7 @@ mod limits;
 mod response;
 mod scan;
 mod syntax;
+mod target;
 
 pub use chunk::{ChunkDecoder, ChunkFault, Piece};
 pub use date::HttpDate;
@@ -30,3 +31,4 @@ pub use limits::{ChunkLimits, HeadLimits, ResponseLimits};
 pub use response::{ResponseFraming, ResponseHead, ResponseInfo, ResponseTo, judge_response, scan_response};
 pub use scan::{Scan, scan};
 pub use syntax::{Fields, Options, Span};
+pub use target::{TargetFault, judge_target};

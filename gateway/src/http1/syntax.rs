@@ -51,12 +51,6 @@ pub(super) fn is_token_byte(byte: u8) -> bool {
     CLASSES[usize::from(byte)] & TOKEN != 0
 }
 
-/// A byte that is fine in every part of a request target.
-#[inline]
-pub(super) fn is_plain_target_byte(byte: u8) -> bool {
-    CLASSES[usize::from(byte)] & PLAIN_TARGET != 0
-}
-
 /// A field value's bytes: tab, visible ASCII, space, and the opaque ones above (RFC 9110, 5.5).
 #[inline]
 pub(super) fn is_value_byte(byte: u8) -> bool {

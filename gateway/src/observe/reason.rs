@@ -41,6 +41,8 @@ pub enum Reason {
     Overloaded,
     /// Still waiting when the gateway had to go.
     Draining,
+    /// It passed a gateway of this kind more often than `limits.maxHops`.
+    Loop,
     /// A timer of the revision ran out; which one is in [`RequestRecord::timer`](super::RequestRecord::timer).
     Timeout,
     /// The client left. Log and metrics only.
@@ -61,6 +63,8 @@ pub enum GrpcStatus {
     DeadlineExceeded = 4,
     /// RESOURCE_EXHAUSTED
     ResourceExhausted = 8,
+    /// FAILED_PRECONDITION
+    FailedPrecondition = 9,
     /// UNIMPLEMENTED
     Unimplemented = 12,
     /// UNAVAILABLE
@@ -75,6 +79,7 @@ impl GrpcStatus {
             Self::InvalidArgument => "3",
             Self::DeadlineExceeded => "4",
             Self::ResourceExhausted => "8",
+            Self::FailedPrecondition => "9",
             Self::Unimplemented => "12",
             Self::Unavailable => "14",
         }
@@ -83,7 +88,7 @@ impl GrpcStatus {
 
 impl Reason {
     /// Every reason, in the order of the contract; `reason as usize` is its index here.
-    pub const ALL: [Self; 19] = [
+    pub const ALL: [Self; 20] = [
         Self::BadRequest,
         Self::NoRoute,
         Self::RequestTimeout,
@@ -100,6 +105,7 @@ impl Reason {
         Self::NoEndpoints,
         Self::Overloaded,
         Self::Draining,
+        Self::Loop,
         Self::Timeout,
         Self::ClientGone,
         Self::UpstreamReset,
@@ -124,6 +130,7 @@ impl Reason {
             Self::NoEndpoints => "no_endpoints",
             Self::Overloaded => "overloaded",
             Self::Draining => "draining",
+            Self::Loop => "loop",
             Self::Timeout => "timeout",
             Self::ClientGone => "client_gone",
             Self::UpstreamReset => "upstream_reset",
@@ -149,6 +156,7 @@ impl Reason {
             | Self::NoEndpoints
             | Self::Overloaded
             | Self::Draining => StatusCode::SERVICE_UNAVAILABLE,
+            Self::Loop => StatusCode::LOOP_DETECTED,
             Self::Timeout => StatusCode::GATEWAY_TIMEOUT,
             Self::ClientGone => StatusCode::from_u16(499).expect("499 is a status"),
         }
@@ -174,6 +182,8 @@ impl Reason {
             | Self::Overloaded
             | Self::Draining
             | Self::UpstreamReset => GrpcStatus::Unavailable,
+            // Trying again leads round again.
+            Self::Loop => GrpcStatus::FailedPrecondition,
             Self::ClientGone => GrpcStatus::Cancelled,
         }
     }
@@ -197,6 +207,7 @@ impl Reason {
             | Self::BodyTooLarge
             | Self::ConnectFailed
             | Self::UpstreamError
+            | Self::Loop
             | Self::Timeout
             | Self::ClientGone
             | Self::UpstreamReset => false,

@@ -72,7 +72,6 @@ impl LiveRevision {
     }
 
     /// TLS towards its backend.
-    #[expect(dead_code, reason = "the exchange that calls it is being written")]
     pub(crate) fn tls(&self) -> &TlsSlot {
         &self.tls
     }

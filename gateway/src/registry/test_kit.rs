@@ -70,6 +70,7 @@ pub(crate) fn spec(name: &str, backend: Backend) -> RevisionSpec {
         protocol: Protocol::Http1,
         max_streams_per_connection: sluice_model::DEFAULT_STREAMS_PER_CONNECTION,
         tls: sluice_model::BackendTls::default(),
+        upgrades: None,
         readiness: None,
         start_timeout: Duration::from_secs(10),
         container_concurrency: None,

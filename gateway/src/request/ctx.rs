@@ -14,6 +14,7 @@ use super::decide::{Draw, decide, redirects};
 use super::clocks::Clocks;
 use super::headers::{Forwarding, HOPS_HEADER, RequestId, TIMING_HEADER, grpc_timeout, hops};
 use super::measure::MeasuredRevision;
+use super::target::Target;
 use crate::answer::{Answer, Dialect, Rendered, redirect_to_https};
 use crate::edge::{ConnectionInfo, Drain};
 use crate::observe::{
@@ -281,6 +282,10 @@ impl RequestCtx {
             )
             .into());
         }
+        let max_hops = self.limits().max_hops;
+        if max_hops > 0 && self.hops >= max_hops {
+            return Err(Answer::new(Reason::Loop, "the request passed this gateway too often: it leads back here").into());
+        }
         let client = info.client_ip();
         let serving = Arc::clone(&self.serving);
         let decision = decide(
@@ -295,7 +300,12 @@ impl RequestCtx {
         let service = Arc::clone(decision.found.service);
         self.service = Some(Arc::clone(&service));
         if redirects(&decision.found, info.tls.is_some()) {
-            return Err(Refusal::Redirect(redirect_to_https(host, incoming.target)));
+            let Some(target) = Target::of(incoming.target) else {
+                let text = "only https is served here, and no URL stands for this request target";
+                return Err(Answer::new(Reason::BadRequest, text).into());
+            };
+            let redirect = redirect_to_https(incoming.view.method(), host, &target.to_uri());
+            return Err(Refusal::Redirect(redirect));
         }
         let live = Arc::clone(&serving.live()[decision.target.slot]);
         let spec = Arc::clone(&serving.snapshot().revisions()[decision.target.slot]);
@@ -354,7 +364,7 @@ impl RequestCtx {
                 .headers
                 .extend(timing.map(|value| ("server-timing", value)));
         }
-        rendered
+        rendered.dated(SystemTime::now())
     }
 
     /// The client's response head is there.

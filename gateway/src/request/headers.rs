@@ -41,7 +41,14 @@ pub const HOPS_HEADER: &str = "x-sluice-hops";
 const FORWARDING_FIELDS: [&str; 2] = ["forwarded", "x-real-ip"];
 
 /// Fields of RFC 9110 7.6.1 and their relatives that concern one connection alone.
-const HOP_BY_HOP: [&str; 5] = ["connection", "keep-alive", "proxy-connection", "te", "upgrade"];
+const HOP_BY_HOP: [&str; 6] = [
+    "connection",
+    "http2-settings",
+    "keep-alive",
+    "proxy-connection",
+    "te",
+    "upgrade",
+];
 
 /// Fields that frame or address a message: whoever writes the message sets them.
 const FRAMING: [&str; 3] = ["host", "content-length", "transfer-encoding"];

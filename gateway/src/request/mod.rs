@@ -10,9 +10,10 @@ mod ctx;
 mod decide;
 mod headers;
 mod measure;
+mod offer;
 mod pace;
 mod rewrite;
-mod upgrade;
+mod target;
 
 pub use admit::refusal_of;
 pub use clocks::Clocks;
@@ -23,6 +24,7 @@ pub use headers::{
     may_be_trailer, request_fields, response_fields,
 };
 pub use measure::MeasuredRevision;
+pub use offer::upgrade_to_forward;
 pub use pace::Pace;
 pub use rewrite::{host_for, target_for};
-pub use upgrade::upgrade_to_forward;
+pub use target::Target;

@@ -192,7 +192,3 @@ fn loader(listeners: Listeners) -> impl Load {
         })
     }
 }
-
-fn workers() -> usize {
-    std::thread::available_parallelism().map_or(1, usize::from)
-}

@@ -93,7 +93,6 @@ impl EndpointState {
     }
 
     /// Its connections between two requests. Closed once it gets no more requests.
-    #[expect(dead_code, reason = "the exchange that calls it is being written")]
     pub(crate) fn idle(&self) -> &IdleConnections {
         &self.idle
     }

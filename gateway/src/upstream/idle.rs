@@ -89,6 +89,7 @@ impl IdleConnections {
     }
 
     /// Connections that idle now.
+    #[cfg(test)]
     pub(crate) fn len(&self) -> usize {
         let lists = self.shards.get().into_iter().flat_map(|s| &s.lists);
         lists.map(|list| list.0.lock().len()).sum()

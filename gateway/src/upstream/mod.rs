@@ -18,6 +18,5 @@ pub(crate) use connect::ConnectError;
 pub(crate) use http1::{HeadSink, Prefixed};
 pub(crate) use http2::{MapSink, StreamConnections};
 pub(crate) use idle::IdleConnections;
-pub(crate) use io::Io;
 pub use tls::{BackendTlsError, check_tls};
-pub(crate) use tls::{TlsSlot, UpstreamTls};
+pub(crate) use tls::TlsSlot;
