@@ -44,7 +44,7 @@ pub(crate) fn host(nth: usize) -> String {
 
 /// One service a host, each with a revision of its own; every tenth claims a wildcard as well.
 pub(crate) fn snapshot(services: usize) -> Snapshot {
-    assemble(revisions(services), services)
+    assemble(revisions(services))
 }
 
 /// What [`assemble`] takes, to be made outside of what is measured.
@@ -55,36 +55,33 @@ pub(crate) fn revisions(services: usize) -> Vec<RevisionSpec> {
 }
 
 /// Builds the Snapshot of [`snapshot`] from its revisions.
-pub(crate) fn assemble(revisions: Vec<RevisionSpec>, services: usize) -> Snapshot {
-    let mut builder = SnapshotBuilder::new(settings(), revisions).expect("distinct names");
-    for nth in 0..services {
+pub(crate) fn assemble(revisions: Vec<RevisionSpec>) -> Snapshot {
+    let mut builder = SnapshotBuilder::new(settings());
+    for (nth, spec) in revisions.into_iter().enumerate() {
         let name = format!("greeter-{nth}");
-        let revision = id(&name);
-        let slot = builder.slot(&revision).expect("is in it");
-        let service = service(&name, vec![target(revision, slot, Percent::WHOLE)]);
+        let target = target(spec.id.clone(), 0, Percent::WHOLE);
+        let service = service(&name, vec![spec], vec![target]);
         let mut hosts = vec![(pattern(&host(nth)), None)];
         if nth % 10 == 0 {
             hosts.push((pattern(&format!("*.{}", host(nth))), None));
         }
         builder.service(service, hosts).expect("distinct hosts");
     }
-    builder.build()
+    builder.build().expect("distinct names")
 }
 
 /// One service, `split.example.com`, with equal shares of this many revisions.
 pub(crate) fn split_snapshot(revisions: u32) -> Snapshot {
     let names: Vec<String> = (0..revisions).map(|nth| format!("greeter-{nth}")).collect();
     let specs = names.iter().map(|name| revision(name)).collect();
-    let mut builder = SnapshotBuilder::new(settings(), specs).expect("distinct names");
-    let targets = names.iter().map(|name| {
-        let slot = builder.slot(&id(name)).expect("is in it");
-        target(id(name), slot, Percent::WHOLE / revisions)
-    });
-    let service = service("split", targets.collect());
+    let mut builder = SnapshotBuilder::new(settings());
+    let targets = names.iter().enumerate();
+    let targets = targets.map(|(slot, name)| target(id(name), slot, Percent::WHOLE / revisions));
+    let service = service("split", specs, targets.collect());
     builder
         .service(service, [(pattern("split.example.com"), None)])
         .expect("one host");
-    builder.build()
+    builder.build().expect("distinct names")
 }
 
 /// Where instances would listen.
@@ -131,12 +128,13 @@ fn target(revision: RevisionId, slot: usize, hundredths: u32) -> TrafficTarget {
     }
 }
 
-fn service(name: &str, targets: Vec<TrafficTarget>) -> Service {
+fn service(name: &str, revisions: Vec<RevisionSpec>, targets: Vec<TrafficTarget>) -> Service {
     Service {
         id: service_id(name),
         visibility: Visibility::External,
         http_option: HttpOption::Enabled,
         sticky: None,
+        revisions: revisions.into_iter().map(Arc::new).collect(),
         routes: Vec::new(),
         split: TrafficSplit::new(targets).expect("adds up"),
     }

@@ -32,7 +32,7 @@ fn build() -> Run {
     summed(move || {
         let revisions = revisions.clone();
         let start = Instant::now();
-        let snapshot = fixture::assemble(revisions, HOSTS);
+        let snapshot = fixture::assemble(revisions);
         (start.elapsed(), snapshot)
     })
 }

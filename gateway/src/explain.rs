@@ -140,7 +140,7 @@ pub fn explain(snapshot: &Snapshot, bound: &[SocketAddr], query: &ExplainQuery) 
     };
     let client = IpAddr::V4(Ipv4Addr::LOCALHOST);
     match decide(snapshot, listener.visibility, host, &view, client, &mut NoDraw) {
-        Ok(decision) => found(snapshot, shown, host, &view, &decision, listener.tls.is_some()),
+        Ok(decision) => found(shown, host, &view, &decision, listener.tls.is_some()),
         Err(_) => {
             // The operator may know what the outside must not: whether it exists on the inside.
             let inside = decide(snapshot, Visibility::Internal, host, &view, client, &mut NoDraw).is_ok();
@@ -176,14 +176,7 @@ fn listener_for<'s>(
     listeners.find(|(_, l)| l.visibility == Visibility::External)
 }
 
-fn found(
-    snapshot: &Snapshot,
-    listener: Value,
-    host: &str,
-    view: &View<'_>,
-    decision: &Decision<'_>,
-    tls: bool,
-) -> Value {
+fn found(listener: Value, host: &str, view: &View<'_>, decision: &Decision<'_>, tls: bool) -> Value {
     let service = decision.found.service;
     let mut why = vec![format!("'{host}' belongs to service {}", service.id)];
     if redirects(&decision.found, tls) {
@@ -240,7 +233,7 @@ fn found(
         "tag": tag.flatten(),
         "split": split(decision.found.split),
         "revision": revision.map(ToString::to_string),
-        "backend": revision.map(|_| backend(&snapshot.revisions()[decision.target.slot].backend)),
+        "backend": revision.map(|_| backend(&service.revisions[decision.target.slot].backend)),
         "rewrite": rewrite,
         "why": why,
     })

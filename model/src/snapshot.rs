@@ -43,13 +43,13 @@ impl Snapshot {
         &self.services
     }
 
-    /// All revisions, by id; [`TrafficTarget::slot`](crate::TrafficTarget::slot) points here.
+    /// All revisions, by id.
     pub fn revisions(&self) -> &[Arc<RevisionSpec>] {
         &self.revisions
     }
 
-    /// The slot of a revision.
-    pub fn slot(&self, id: &RevisionId) -> Option<usize> {
+    /// Where a revision stands in [`revisions`](Self::revisions).
+    pub fn position(&self, id: &RevisionId) -> Option<usize> {
         self.revisions.binary_search_by(|r| r.id.cmp(id)).ok()
     }
 
@@ -90,35 +90,23 @@ impl fmt::Display for SnapshotError {
 
 impl std::error::Error for SnapshotError {}
 
-/// The only way to make a [`Snapshot`]: revisions first, then services with their hosts.
+/// The only way to make a [`Snapshot`]: settings, then services with their hosts.
 #[derive(Debug)]
 pub struct SnapshotBuilder {
     snapshot: Snapshot,
 }
 
 impl SnapshotBuilder {
-    /// Starts with settings and all revisions, which it sorts by id.
-    ///
-    /// # Errors
-    /// [`SnapshotError::RepeatedRevision`].
-    pub fn new(settings: Settings, mut revisions: Vec<RevisionSpec>) -> Result<Self, SnapshotError> {
-        revisions.sort_by(|a, b| a.id.cmp(&b.id));
-        if let Some(pair) = revisions.windows(2).find(|w| w[0].id == w[1].id) {
-            return Err(SnapshotError::RepeatedRevision(pair[0].id.clone()));
-        }
+    /// Starts with settings.
+    pub fn new(settings: Settings) -> Self {
         let snapshot = Snapshot {
             generation: Generation::default(),
             table: RouteTable::default(),
             services: Vec::new(),
-            revisions: revisions.into_iter().map(Arc::new).collect(),
+            revisions: Vec::new(),
             settings: Arc::new(settings),
         };
-        Ok(Self { snapshot })
-    }
-
-    /// The slot of a revision, to build splits with.
-    pub fn slot(&self, id: &RevisionId) -> Option<usize> {
-        self.snapshot.slot(id)
+        Self { snapshot }
     }
 
     /// Adds a service with the hosts it claims, each for its own traffic or for a tag.
@@ -130,9 +118,9 @@ impl SnapshotBuilder {
         service: Service,
         hosts: impl IntoIterator<Item = (HostPattern, Option<Tag>)>,
     ) -> Result<(), SnapshotError> {
-        let splits = service.routes.iter().map(|r| &r.split).chain([&service.split]);
-        for target in splits.flat_map(|s| s.targets()) {
-            if self.snapshot.slot(&target.revision) != Some(target.slot) {
+        for target in service.splits().flat_map(|s| s.targets()) {
+            let there = service.revisions.get(target.slot);
+            if there.is_none_or(|spec| spec.id != target.revision) {
                 return Err(SnapshotError::Slot(target.revision.clone()));
             }
         }
@@ -143,14 +131,23 @@ impl SnapshotBuilder {
                 .insert(pattern, &service, tag.as_ref())
                 .map_err(SnapshotError::Table)?;
         }
+        self.snapshot.revisions.extend(service.revisions.iter().cloned());
         self.snapshot.services.push(service);
         Ok(())
     }
 
     /// The Snapshot, not yet published.
-    pub fn build(mut self) -> Snapshot {
+    ///
+    /// # Errors
+    /// [`SnapshotError::RepeatedRevision`].
+    pub fn build(mut self) -> Result<Snapshot, SnapshotError> {
         self.snapshot.services.sort_by(|a, b| a.id.cmp(&b.id));
-        self.snapshot
+        let revisions = &mut self.snapshot.revisions;
+        revisions.sort_by(|a, b| a.id.cmp(&b.id));
+        if let Some(pair) = revisions.windows(2).find(|w| w[0].id == w[1].id) {
+            return Err(SnapshotError::RepeatedRevision(pair[0].id.clone()));
+        }
+        Ok(self.snapshot)
     }
 }
 

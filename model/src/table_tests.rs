@@ -50,6 +50,7 @@ fn service(n: usize, visibility: Visibility, routes: Vec<RouteMatch>) -> Arc<Ser
         visibility,
         http_option: HttpOption::Enabled,
         sticky: None,
+        revisions: vec![],
         routes,
         split: split(&format!("s{n}"), Some("t")),
     })

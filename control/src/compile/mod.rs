@@ -12,10 +12,11 @@ use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 use std::hash::{BuildHasher, BuildHasherDefault, DefaultHasher};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use sluice_model::{
     HostPattern, RevisionId, RevisionSpec, Route, Service, ServiceId, Snapshot, SnapshotBuilder, Tag,
-    TrafficSplit, Visibility,
+    Visibility,
 };
 
 use crate::config::{self, Context, Diagnostic, Diagnostics, Draft, Parsed, ServiceDraft, SourceFile, Spot};
@@ -299,36 +300,6 @@ fn build(
     targets: &[targets::ServiceTargets],
     policies: Vec<Vec<Option<crate::plan::AutoscalePolicy>>>,
 ) -> Option<Built> {
-    let mut specs = Vec::new();
-    let mut plans = BTreeMap::new();
-    for (index, (service, policies)) in draft.services.iter().zip(policies).enumerate() {
-        let id = catalog.services[index].as_ref()?;
-        for (nth, (revision, policy)) in service.revisions.iter().zip(policies).enumerate() {
-            let revision_id = catalog.revisions[index][nth].as_ref()?;
-            if let (Some(scaler), Some(policy)) = (&revision.scaler, policy) {
-                let plan = RevisionPlan {
-                    scaler: scaler.clone(),
-                    policy,
-                    start_timeout: revision.start_timeout,
-                    service: id.name().to_owned(),
-                    reachable: targets[index].reaches(nth),
-                };
-                plans.insert(revision_id.clone(), plan);
-            }
-            specs.push(RevisionSpec {
-                id: revision_id.clone(),
-                service: id.clone(),
-                backend: revision.backend.clone()?,
-                protocol: revision.protocol,
-                readiness: revision.readiness.clone(),
-                start_timeout: revision.start_timeout,
-                container_concurrency: revision.container_concurrency,
-                timeouts: revision.timeouts,
-                queue: revision.queue,
-                request_headers: revision.request_headers.clone(),
-            });
-        }
-    }
     let files = draft.files.into_iter().map(|f| FileReference {
         file: f.value,
         spot: f.spot,
@@ -337,12 +308,39 @@ fn build(
     let listeners = draft.listeners.into_iter();
     let listeners = listeners.map(|spot| ListenerReference { spot }).collect();
     let drain = draft.settings.drain.timeout;
-    let mut builder = SnapshotBuilder::new(draft.settings, specs).ok()?;
-    for (index, (service, hosts)) in draft.services.into_iter().zip(hosts).enumerate() {
+    let mut plans = BTreeMap::new();
+    let mut builder = SnapshotBuilder::new(draft.settings);
+    let services = draft.services.into_iter().zip(hosts).zip(policies);
+    for (index, ((service, hosts), policies)) in services.enumerate() {
+        let id = catalog.services[index].as_ref()?;
         let ids = &catalog.revisions[index];
-        let split = |targets: &[targets::Resolved]| -> Option<TrafficSplit> {
-            targets::split(targets, ids, |id| builder.slot(id))
-        };
+        let mut revisions = Vec::with_capacity(ids.len());
+        let drafts = service.revisions.into_iter().zip(policies).enumerate();
+        for (nth, (revision, policy)) in drafts {
+            let revision_id = ids[nth].as_ref()?;
+            if let (Some(scaler), Some(policy)) = (revision.scaler, policy) {
+                let plan = RevisionPlan {
+                    scaler,
+                    policy,
+                    start_timeout: revision.start_timeout,
+                    service: id.name().to_owned(),
+                    reachable: targets[index].reaches(nth),
+                };
+                plans.insert(revision_id.clone(), plan);
+            }
+            revisions.push(Arc::new(RevisionSpec {
+                id: revision_id.clone(),
+                service: id.clone(),
+                backend: revision.backend?,
+                protocol: revision.protocol,
+                readiness: revision.readiness,
+                start_timeout: revision.start_timeout,
+                container_concurrency: revision.container_concurrency,
+                timeouts: revision.timeouts,
+                queue: revision.queue,
+                request_headers: revision.request_headers,
+            }));
+        }
         let mut routes = Vec::with_capacity(service.routes.len());
         for (route, own) in service.routes.into_iter().zip(&targets[index].routes) {
             routes.push(Route {
@@ -350,16 +348,17 @@ fn build(
                 rewrite_host: route.rewrite_host,
                 rewrite_path: route.rewrite_path,
                 append_headers: route.append_headers,
-                split: split(own)?,
+                split: targets::split(own, ids)?,
             });
         }
         let service = Service {
-            id: catalog.services[index].clone()?,
+            id: id.clone(),
             visibility: service.visibility,
             http_option: service.http_option,
             sticky: service.sticky,
+            revisions,
             routes,
-            split: split(&targets[index].own)?,
+            split: targets::split(&targets[index].own, ids)?,
         };
         builder.service(service, hosts).ok()?;
     }
@@ -368,7 +367,7 @@ fn build(
         processes: draft.processes,
         drain,
     };
-    Some((builder.build(), plan, files, listeners))
+    Some((builder.build().ok()?, plan, files, listeners))
 }
 
 #[cfg(test)]

@@ -156,7 +156,7 @@ fn the_example_of_the_user_contract_loads() {
         ]
     );
     let spec = |name| {
-        let slot = compiled.snapshot.slot(&id(name)).expect("a revision");
+        let slot = compiled.snapshot.position(&id(name)).expect("a revision");
         &compiled.snapshot.revisions()[slot]
     };
     let v1 = Backend::Static {
@@ -251,7 +251,7 @@ fn defaults() {
     let text = "services: [{name: a, process: {command: [x]}}]";
     let compiled = good(text);
     let spec = &compiled.snapshot.revisions()[0];
-    let slot = example.snapshot.slot(&id("greeter-v2")).expect("a revision");
+    let slot = example.snapshot.position(&id("greeter-v2")).expect("a revision");
     let spelled = &example.snapshot.revisions()[slot];
     assert_eq!(spec.id, id("a-00001"));
     assert_eq!(spec.timeouts, spelled.timeouts);
@@ -354,7 +354,7 @@ fn several_files_are_one_configuration() {
         "3 services, 3 revisions, 3 hosts, 2 listeners"
     );
     let socket = EndpointTarget::Address(EndpointAddr::Unix("/etc/conf/sub/b.sock".into()));
-    let b = compiled.snapshot.slot(&id("b-00001")).expect("a revision");
+    let b = compiled.snapshot.position(&id("b-00001")).expect("a revision");
     assert_eq!(
         compiled.snapshot.revisions()[b].backend,
         Backend::Static {

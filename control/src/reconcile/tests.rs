@@ -65,9 +65,7 @@ fn load(files: &[SourceFile]) -> Result<Compiled, Vec<String>> {
     }
     let (domain, max) = text.split_once(' ').unwrap_or((text, "64"));
     Ok(Compiled {
-        snapshot: SnapshotBuilder::new(settings(domain), Vec::new())
-            .unwrap()
-            .build(),
+        snapshot: SnapshotBuilder::new(settings(domain)).build().unwrap(),
         plan: Plan {
             revisions: BTreeMap::new(),
             processes: ProcessLimits {

@@ -103,7 +103,7 @@ fn spec(name: &str) -> RevisionSpec {
 
 /// `greeter`: 66.67 % v1 (tag current), 33.33 % v2, which /v2 leads to, too.
 pub(crate) fn snapshot() -> Snapshot {
-    let mut builder = SnapshotBuilder::new(settings(), vec![spec("greeter-v1"), spec("greeter-v2")]).unwrap();
+    let mut builder = SnapshotBuilder::new(settings());
     let target = |name: &str, slot, hundredths, tag: Option<&str>| TrafficTarget {
         revision: revision(name),
         slot,
@@ -129,6 +129,7 @@ pub(crate) fn snapshot() -> Snapshot {
         visibility: Visibility::External,
         http_option: HttpOption::Enabled,
         sticky: None,
+        revisions: vec![Arc::new(spec("greeter-v1")), Arc::new(spec("greeter-v2"))],
         routes: vec![route],
         split: split.unwrap(),
     };
@@ -141,7 +142,7 @@ pub(crate) fn snapshot() -> Snapshot {
         ),
     ];
     builder.service(greeter, hosts).unwrap();
-    let mut snapshot = builder.build();
+    let mut snapshot = builder.build().unwrap();
     snapshot.generation = Generation(3);
     snapshot
 }

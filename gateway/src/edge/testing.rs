@@ -78,7 +78,7 @@ pub(super) fn settings(listeners: Vec<ListenerSettings>) -> Settings {
 }
 
 fn snapshot(settings: Settings) -> Snapshot {
-    SnapshotBuilder::new(settings, Vec::new()).unwrap().build()
+    SnapshotBuilder::new(settings).build().unwrap()
 }
 
 /// Tells of each connection it is given and echoes until the client's end or [`Drain::Closing`].

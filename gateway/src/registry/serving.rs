@@ -56,8 +56,7 @@ impl Serving {
         &self.snapshot
     }
 
-    /// Live state, parallel to [`Snapshot::revisions`]: index it with
-    /// [`TrafficTarget::slot`](sluice_model::TrafficTarget::slot).
+    /// Live state, parallel to [`Snapshot::revisions`].
     pub fn live(&self) -> &[Arc<LiveRevision>] {
         &self.live
     }
@@ -65,7 +64,7 @@ impl Serving {
     /// The live state of a revision by name.
     pub fn get(&self, revision: &RevisionId) -> Option<&Arc<LiveRevision>> {
         // The very first table is empty while its live state is made.
-        self.live.get(self.snapshot.slot(revision)?)
+        self.live.get(self.snapshot.position(revision)?)
     }
 
     /// The next point to pick from a split of this Snapshot with. Every split has a sequence of

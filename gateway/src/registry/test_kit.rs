@@ -1,5 +1,6 @@
 //! What tests of throttler, registry and upkeep share.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -78,7 +79,7 @@ pub(crate) fn spec(name: &str, backend: Backend) -> RevisionSpec {
             max_stream_age: None,
         },
         queue: queue(),
-        request_headers: std::collections::BTreeMap::new(),
+        request_headers: BTreeMap::new(),
     }
 }
 
@@ -128,27 +129,46 @@ pub(crate) fn settings() -> Settings {
     }
 }
 
-/// One service that gives each of these revisions an equal share.
+/// Services as the revisions name them, each of which gives its revisions equal shares (the first
+/// one what is left over).
 pub(crate) fn snapshot(revisions: Vec<RevisionSpec>) -> Arc<Snapshot> {
-    let names: Vec<RevisionId> = revisions.iter().map(|r| r.id.clone()).collect();
-    let mut builder = SnapshotBuilder::new(settings(), revisions).expect("distinct names");
-    let share = Percent::WHOLE / u32::try_from(names.len().max(1)).expect("few");
-    let targets = names.iter().map(|name| TrafficTarget {
-        revision: name.clone(),
-        slot: builder.slot(name).expect("is in it"),
-        percent: Percent::from_hundredths(share).expect("a share"),
-        tag: None,
-    });
-    if let Ok(split) = TrafficSplit::new(targets.collect()) {
-        let service = Service {
-            id: ServiceId::parse("default", "shop").expect("a name"),
-            visibility: Visibility::External,
-            http_option: HttpOption::Enabled,
-            sticky: None,
-            routes: vec![],
-            split,
-        };
+    let mut builder = SnapshotBuilder::new(settings());
+    for service in services(revisions) {
         builder.service(service, []).expect("fits");
     }
-    Arc::new(builder.build())
+    Arc::new(builder.build().expect("distinct names"))
+}
+
+fn services(revisions: Vec<RevisionSpec>) -> Vec<Service> {
+    let mut groups: BTreeMap<ServiceId, Vec<Arc<RevisionSpec>>> = BTreeMap::new();
+    for revision in revisions {
+        let group = groups.entry(revision.service.clone()).or_default();
+        group.push(Arc::new(revision));
+    }
+    let groups = groups.into_iter();
+    groups.map(|(id, revisions)| service(id, revisions)).collect()
+}
+
+fn service(id: ServiceId, revisions: Vec<Arc<RevisionSpec>>) -> Service {
+    let count = u32::try_from(revisions.len()).expect("few");
+    let share = Percent::WHOLE / count;
+    let targets = revisions.iter().enumerate().map(|(slot, spec)| TrafficTarget {
+        revision: spec.id.clone(),
+        slot,
+        percent: Percent::from_hundredths(match slot {
+            0 => Percent::WHOLE - share * (count - 1),
+            _ => share,
+        })
+        .expect("a share"),
+        tag: None,
+    });
+    Service {
+        id,
+        visibility: Visibility::External,
+        http_option: HttpOption::Enabled,
+        sticky: None,
+        split: TrafficSplit::new(targets.collect()).expect("adds up"),
+        revisions,
+        routes: vec![],
+    }
 }

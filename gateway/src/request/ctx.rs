@@ -289,8 +289,11 @@ impl RequestCtx {
         if redirects(&decision.found, info.tls.is_some()) {
             return Err(Refusal::Redirect(redirect_to_https(host, incoming.target)));
         }
-        let live = Arc::clone(&serving.live()[decision.target.slot]);
-        let spec = Arc::clone(&serving.snapshot().revisions()[decision.target.slot]);
+        let spec = Arc::clone(&service.revisions[decision.target.slot]);
+        let live = serving
+            .get(&spec.id)
+            .map(Arc::clone)
+            .ok_or_else(|| Answer::new(Reason::NoRoute, "no such revision"))?;
         let own = incoming
             .view
             .header("grpc-timeout")

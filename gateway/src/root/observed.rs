@@ -173,7 +173,7 @@ impl LoadView for Observed {
                 continue;
             }
             let left = load(&live, true);
-            let known = match serving.snapshot().slot(live.id()) {
+            let known = match serving.snapshot().position(live.id()) {
                 // Its successor has its name: there is one series for both.
                 Some(slot) => loads.get_mut(slot),
                 None => rest.get_mut(live.id()),
