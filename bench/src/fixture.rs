@@ -4,11 +4,12 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use sluice_gateway::registry::{NoObserver, Registry};
 use sluice_model::{
-    AccessLogFormat, Backend, Demand, DemandSink, DrainSettings, EndpointAddr, EndpointTarget, HostPattern,
-    HttpOption, Limits, ListenerSettings, Percent, Protocol, QueueLimits, QueueTotals, RequestView,
-    RevisionId, RevisionSpec, RevisionTimeouts, Service, ServiceId, Settings, Snapshot, SnapshotBuilder,
-    TrafficSplit, TrafficTarget, Visibility,
+    AccessLogFormat, Backend, Delta, Demand, DemandSink, DrainSettings, EndpointAddr, EndpointTarget,
+    HostPattern, HttpOption, Limits, ListenerSettings, Percent, Protocol, QueueLimits, QueueTotals,
+    RequestView, RevisionId, RevisionSpec, RevisionTimeouts, Service, ServiceId, Settings, Snapshot,
+    SnapshotBuilder, Tag, TrafficSplit, TrafficTarget, Visibility,
 };
 
 /// Takes demand and does nothing: nothing here is ever at zero.
@@ -60,14 +61,38 @@ pub(crate) fn assemble(revisions: Vec<RevisionSpec>) -> Snapshot {
     for (nth, spec) in revisions.into_iter().enumerate() {
         let name = format!("greeter-{nth}");
         let target = target(spec.id.clone(), 0, Percent::WHOLE);
-        let service = service(&name, vec![spec], vec![target]);
         let mut hosts = vec![(pattern(&host(nth)), None)];
         if nth % 10 == 0 {
             hosts.push((pattern(&format!("*.{}", host(nth))), None));
         }
-        builder.service(service, hosts).expect("distinct hosts");
+        let service = service(&name, hosts, vec![spec], vec![target]);
+        builder.service(service).expect("distinct hosts");
     }
-    builder.build().expect("distinct names")
+    builder.build()
+}
+
+/// The table of [`snapshot`], with another limit in every revision.
+pub(crate) fn revised(services: usize) -> Snapshot {
+    let revisions = revisions(services).into_iter().map(|mut spec| {
+        spec.container_concurrency = Some(100);
+        spec
+    });
+    assemble(revisions.collect())
+}
+
+/// Another limit in the revision of the `nth` service.
+pub(crate) fn changed<L: Clone>(table: &Snapshot<L>, nth: usize) -> Delta {
+    let known = table
+        .service(&service_id(&format!("greeter-{nth}")))
+        .expect("is in it");
+    let mut service = Service::clone(&known.service);
+    let spec = Arc::make_mut(&mut service.revisions[0]);
+    spec.container_concurrency = spec.container_concurrency.xor(Some(100));
+    Delta {
+        settings: Arc::clone(table.settings()),
+        services: vec![Arc::new(service)],
+        removed: Vec::new(),
+    }
 }
 
 /// One service, `split.example.com`, with equal shares of this many revisions.
@@ -77,11 +102,10 @@ pub(crate) fn split_snapshot(revisions: u32) -> Snapshot {
     let mut builder = SnapshotBuilder::new(settings());
     let targets = names.iter().enumerate();
     let targets = targets.map(|(slot, name)| target(id(name), slot, Percent::WHOLE / revisions));
-    let service = service("split", specs, targets.collect());
-    builder
-        .service(service, [(pattern("split.example.com"), None)])
-        .expect("one host");
-    builder.build().expect("distinct names")
+    let hosts = vec![(pattern("split.example.com"), None)];
+    let service = service("split", hosts, specs, targets.collect());
+    builder.service(service).expect("one host");
+    builder.build()
 }
 
 /// Where instances would listen.
@@ -128,12 +152,18 @@ fn target(revision: RevisionId, slot: usize, hundredths: u32) -> TrafficTarget {
     }
 }
 
-fn service(name: &str, revisions: Vec<RevisionSpec>, targets: Vec<TrafficTarget>) -> Service {
+fn service(
+    name: &str,
+    hosts: Vec<(HostPattern, Option<Tag>)>,
+    revisions: Vec<RevisionSpec>,
+    targets: Vec<TrafficTarget>,
+) -> Service {
     Service {
         id: service_id(name),
         visibility: Visibility::External,
         http_option: HttpOption::Enabled,
         sticky: None,
+        hosts,
         revisions: revisions.into_iter().map(Arc::new).collect(),
         routes: Vec::new(),
         split: TrafficSplit::new(targets).expect("adds up"),
@@ -205,6 +235,16 @@ pub(crate) fn settings() -> Settings {
         admin: ([127, 0, 0, 1], 0).into(),
         dns_refresh: Duration::from_secs(30),
     }
+}
+
+/// A registry with this table.
+pub(crate) fn registry(table: &Snapshot, runtime: &tokio::runtime::Runtime) -> Registry {
+    let observe = Box::new(|_: &_| Arc::new(NoObserver) as _);
+    let handle = runtime.handle().clone();
+    let registry = Registry::new(table.settings(), Arc::new(NoDemand), observe, handle);
+    let delta = Delta::between(&registry.reader().load(), table);
+    registry.apply(&delta).expect("fits");
+    registry
 }
 
 /// What live state runs on; it lives as long as what was set up with it.

@@ -3,9 +3,10 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use crate::name::ServiceId;
+use crate::name::{ServiceId, Tag};
 use crate::revision::RevisionSpec;
 use crate::split::TrafficSplit;
+use crate::table::HostPattern;
 
 /// Who may reach a route, and who comes in by a listener.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -215,6 +216,8 @@ pub struct Service {
     pub http_option: HttpOption,
     /// Whether choices stick.
     pub sticky: Option<Sticky>,
+    /// What hosts it claims: for its own traffic, or for the target of a tag.
+    pub hosts: Vec<(HostPattern, Option<Tag>)>,
     /// Its own revisions, in the order of the configuration. Traffic goes to these alone:
     /// [`TrafficTarget::slot`](crate::TrafficTarget::slot) counts within them, so that no other
     /// service's change renumbers it.

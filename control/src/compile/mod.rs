@@ -10,7 +10,6 @@ mod targets;
 
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
-use std::hash::{BuildHasher, BuildHasherDefault, DefaultHasher};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -69,32 +68,18 @@ impl Compiled {
     /// Whether this is what a published Snapshot and its Plan already say, so that nothing needs
     /// to be published. Generations are not compared.
     pub fn is_same_as(&self, snapshot: &Snapshot, plan: &Plan) -> bool {
-        self.plan == *plan
-            && self.snapshot.settings() == snapshot.settings()
-            && self.snapshot.revisions() == snapshot.revisions()
-            && self.snapshot.services() == snapshot.services()
-            && hosts_hash(&self.snapshot) == hosts_hash(snapshot)
+        self.plan == *plan && self.snapshot.same_content(snapshot)
     }
 
     /// How much there is of it.
     pub fn summary(&self) -> Summary {
         Summary {
-            services: self.snapshot.services().len(),
-            revisions: self.snapshot.revisions().len(),
-            hosts: self.snapshot.table().hosts().count(),
+            services: self.snapshot.service_count(),
+            revisions: self.snapshot.revision_count(),
+            hosts: self.snapshot.table().len(),
             listeners: self.snapshot.settings().listeners.len(),
         }
     }
-}
-
-/// Independent of the order in which the table yields its hosts. The hasher has fixed keys.
-fn hosts_hash(snapshot: &Snapshot) -> (usize, u64) {
-    let hasher = BuildHasherDefault::<DefaultHasher>::default();
-    let hosts = snapshot.table().hosts();
-    hosts.fold((0, 0), |(count, sum), (pattern, service, tag)| {
-        let hash = hasher.hash_one((pattern, &service.id, tag));
-        (count + 1, hash.wrapping_add(sum))
-    })
 }
 
 /// Counts for people: `3 services, 5 revisions, 12 hosts, 2 listeners`.
@@ -356,18 +341,19 @@ fn build(
             visibility: service.visibility,
             http_option: service.http_option,
             sticky: service.sticky,
+            hosts,
             revisions,
             routes,
             split: targets::split(&targets[index].own, ids)?,
         };
-        builder.service(service, hosts).ok()?;
+        builder.service(service).ok()?;
     }
     let plan = Plan {
         revisions: plans,
         processes: draft.processes,
         drain,
     };
-    Some((builder.build().ok()?, plan, files, listeners))
+    Some((builder.build(), plan, files, listeners))
 }
 
 #[cfg(test)]

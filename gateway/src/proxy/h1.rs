@@ -38,8 +38,8 @@ struct Turn {
 
 impl Turn {
     fn of(proxy: &Proxy, stream: &mut GuardedStream) -> Self {
-        let serving = proxy.engine.serving.load();
-        let limits = &serving.snapshot().settings().limits;
+        let table = proxy.engine.table.peek();
+        let limits = &table.settings().limits;
         stream.set_limits(limits);
         Self {
             limits: HeadLimits::from(limits),
@@ -57,8 +57,8 @@ pub(super) async fn serve(
     drain: watch::Receiver<Drain>,
 ) -> CloseReason {
     let stream = {
-        let serving = proxy.engine.serving.load();
-        let limits = &serving.snapshot().settings().limits;
+        let table = proxy.engine.table.peek();
+        let limits = &table.settings().limits;
         Box::new(GuardedStream::new(connection, limits, drain.clone()))
     };
     let context = Arc::clone(stream.context());

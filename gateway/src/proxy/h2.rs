@@ -188,7 +188,7 @@ pub(super) async fn serve(
     if found == Drain::Closing {
         return CloseReason::Drained;
     }
-    let limits = proxy.engine.serving.load().snapshot().settings().limits.clone();
+    let limits = proxy.engine.table.peek().settings().limits.clone();
     let app = Arc::new(ConnectionApp::new(proxy, &limits, drain.clone()));
     let mut stream = Box::new(GuardedStream::new(connection, &limits, drain.clone()));
     let context = Arc::clone(stream.context());

@@ -6,11 +6,14 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 use sluice_model::{
-    AccessLogFormat, Backend, Demand, DemandSink, DrainSettings, EndpointAddr, EndpointTarget, HttpOption,
-    Limits, ListenerSettings, Percent, Protocol, QueueLimits, QueueTotals, RevisionId, RevisionSpec,
-    RevisionTimeouts, Service, ServiceId, Settings, Snapshot, SnapshotBuilder, TrafficSplit, TrafficTarget,
-    Visibility,
+    AccessLogFormat, Backend, Delta, Demand, DemandSink, DrainSettings, EndpointAddr, EndpointTarget,
+    HttpOption, Limits, ListenerSettings, Percent, Protocol, QueueLimits, QueueTotals, RevisionId,
+    RevisionSpec, RevisionTimeouts, Service, ServiceId, Settings, Snapshot, SnapshotBuilder, TrafficSplit,
+    TrafficTarget, Visibility,
 };
+use tokio::runtime::Handle;
+
+use super::{NoObserver, Registry};
 
 /// Keeps demand in order of arrival.
 #[derive(Debug, Default)]
@@ -129,14 +132,28 @@ pub(crate) fn settings() -> Settings {
     }
 }
 
+/// A registry with this table.
+pub(crate) fn registry(first: &Snapshot, demand: Arc<dyn DemandSink>, runtime: Handle) -> Registry {
+    let observe = Box::new(|_: &RevisionSpec| Arc::new(NoObserver) as _);
+    let registry = Registry::new(first.settings(), demand, observe, runtime);
+    apply(&registry, first);
+    registry
+}
+
+/// Makes the table this one.
+pub(crate) fn apply(registry: &Registry, next: &Snapshot) -> Arc<super::Snapshot> {
+    let change = Delta::between(&registry.reader().load(), next);
+    registry.apply(&change).expect("fits")
+}
+
 /// Services as the revisions name them, each of which gives its revisions equal shares (the first
 /// one what is left over).
 pub(crate) fn snapshot(revisions: Vec<RevisionSpec>) -> Arc<Snapshot> {
     let mut builder = SnapshotBuilder::new(settings());
     for service in services(revisions) {
-        builder.service(service, []).expect("fits");
+        builder.service(service).expect("distinct names");
     }
-    Arc::new(builder.build().expect("distinct names"))
+    Arc::new(builder.build())
 }
 
 fn services(revisions: Vec<RevisionSpec>) -> Vec<Service> {
@@ -167,6 +184,7 @@ fn service(id: ServiceId, revisions: Vec<Arc<RevisionSpec>>) -> Service {
         visibility: Visibility::External,
         http_option: HttpOption::Enabled,
         sticky: None,
+        hosts: vec![],
         split: TrafficSplit::new(targets.collect()).expect("adds up"),
         revisions,
         routes: vec![],
