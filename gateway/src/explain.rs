@@ -5,8 +5,8 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 use serde_json::{Value, json};
 use sluice_model::{
-    Backend, EndpointTarget, ListenerSettings, PathRewrite, RequestView, Scheme, Snapshot, TrafficSplit,
-    Visibility, normalize_host,
+    Backend, EndpointTarget, Found, ListenerSettings, PathRewrite, RequestView, Scheme, Snapshot,
+    TrafficSplit, Visibility, normalize_host,
 };
 
 use crate::admin::ExplainQuery;
@@ -86,8 +86,8 @@ impl RequestView for View<'_> {
 /// Nothing is drawn: the shares are the answer.
 struct NoDraw;
 
-impl Draw for NoDraw {
-    fn draw(&mut self, _: &TrafficSplit) -> u32 {
+impl<L> Draw<L> for NoDraw {
+    fn draw(&mut self, _: &Found<'_, L>) -> u32 {
         0
     }
 }
@@ -95,7 +95,7 @@ impl Draw for NoDraw {
 /// Explains. `bound` has the addresses actually bound, in the order of the settings; without a
 /// running gateway the configured ones serve. The shape of the answer is that of
 /// [`Explain::explain`](crate::admin::Explain::explain).
-pub fn explain(snapshot: &Snapshot, bound: &[SocketAddr], query: &ExplainQuery) -> Value {
+pub fn explain<L: Clone>(snapshot: &Snapshot<L>, bound: &[SocketAddr], query: &ExplainQuery) -> Value {
     let refused = |reason: &str, why: String| json!({"found": false, "reason": reason, "why": [why]});
     let target = match Target::parse(&query.url) {
         Ok(target) => target,
@@ -140,7 +140,7 @@ pub fn explain(snapshot: &Snapshot, bound: &[SocketAddr], query: &ExplainQuery) 
     };
     let client = IpAddr::V4(Ipv4Addr::LOCALHOST);
     match decide(snapshot, listener.visibility, host, &view, client, &mut NoDraw) {
-        Ok(decision) => found(snapshot, shown, host, &view, &decision, listener.tls.is_some()),
+        Ok(decision) => found(shown, host, &view, &decision, listener.tls.is_some()),
         Err(_) => {
             // The operator may know what the outside must not: whether it exists on the inside.
             let inside = decide(snapshot, Visibility::Internal, host, &view, client, &mut NoDraw).is_ok();
@@ -158,8 +158,8 @@ pub fn explain(snapshot: &Snapshot, bound: &[SocketAddr], query: &ExplainQuery) 
 }
 
 /// By the URL's port, else the first external listener of its scheme.
-fn listener_for<'s>(
-    snapshot: &'s Snapshot,
+fn listener_for<'s, L>(
+    snapshot: &'s Snapshot<L>,
     bound: &[SocketAddr],
     target: &Target<'_>,
 ) -> Option<(usize, &'s ListenerSettings)> {
@@ -176,14 +176,7 @@ fn listener_for<'s>(
     listeners.find(|(_, l)| l.visibility == Visibility::External)
 }
 
-fn found(
-    snapshot: &Snapshot,
-    listener: Value,
-    host: &str,
-    view: &View<'_>,
-    decision: &Decision<'_>,
-    tls: bool,
-) -> Value {
+fn found<L>(listener: Value, host: &str, view: &View<'_>, decision: &Decision<'_, L>, tls: bool) -> Value {
     let service = decision.found.service;
     let mut why = vec![format!("'{host}' belongs to service {}", service.id)];
     if redirects(&decision.found, tls) {
@@ -240,7 +233,7 @@ fn found(
         "tag": tag.flatten(),
         "split": split(decision.found.split),
         "revision": revision.map(ToString::to_string),
-        "backend": revision.map(|_| backend(&snapshot.revisions()[decision.target.slot].backend)),
+        "backend": revision.map(|_| backend(&service.revisions[decision.target.slot].backend)),
         "rewrite": rewrite,
         "why": why,
     })

@@ -11,10 +11,13 @@
 mod demand;
 mod draw;
 mod hash;
+mod hosts;
+mod ids;
 mod name;
 mod revision;
 mod route;
 mod settings;
+mod shards;
 mod snapshot;
 mod split;
 mod table;
@@ -38,6 +41,8 @@ pub use settings::{
     AccessLogFormat, CertificateFiles, CipherSuite, DrainSettings, Http2Settings, Limits, ListenerSettings,
     ProxyProtocol, ProxyProtocolMode, QueueTotals, Settings, TlsSettings, TlsVersion,
 };
-pub use snapshot::{Generation, Snapshot, SnapshotBuilder, SnapshotError, SnapshotPublisher, SnapshotReader};
+pub use snapshot::{
+    Delta, Generation, Snapshot, SnapshotBuilder, SnapshotError, SnapshotPublisher, SnapshotReader,
+};
 pub use split::{Percent, SplitError, TrafficSplit, TrafficTarget};
-pub use table::{Found, HostPattern, NotFound, RouteTable, TableError};
+pub use table::{Entry, Found, HostPattern, NotFound, RouteTable, TableError};

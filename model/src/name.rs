@@ -150,6 +150,11 @@ impl Host {
     pub fn as_str(&self) -> &str {
         &self.0
     }
+
+    /// A host whose text was one before.
+    pub(crate) fn of_checked(text: &[u8]) -> Self {
+        Self(String::from_utf8_lossy(text).into())
+    }
 }
 
 impl fmt::Display for Host {

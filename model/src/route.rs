@@ -1,9 +1,12 @@
 //! Routes: which requests of a service go to which split.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
-use crate::name::ServiceId;
+use crate::name::{ServiceId, Tag};
+use crate::revision::RevisionSpec;
 use crate::split::TrafficSplit;
+use crate::table::HostPattern;
 
 /// Who may reach a route, and who comes in by a listener.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -213,10 +216,23 @@ pub struct Service {
     pub http_option: HttpOption,
     /// Whether choices stick.
     pub sticky: Option<Sticky>,
+    /// What hosts it claims: for its own traffic, or for the target of a tag.
+    pub hosts: Vec<(HostPattern, Option<Tag>)>,
+    /// Its own revisions, in the order of the configuration. Traffic goes to these alone:
+    /// [`TrafficTarget::slot`](crate::TrafficTarget::slot) counts within them, so that no other
+    /// service's change renumbers it.
+    pub revisions: Vec<Arc<RevisionSpec>>,
     /// Tried in order; the first match wins.
     pub routes: Vec<Route>,
     /// The last resort. Its tags have hosts of their own.
     pub split: TrafficSplit,
+}
+
+impl Service {
+    /// Every split: its own, then those of its routes.
+    pub fn splits(&self) -> impl Iterator<Item = &TrafficSplit> {
+        std::iter::once(&self.split).chain(self.routes.iter().map(|route| &route.split))
+    }
 }
 
 #[cfg(test)]

@@ -40,7 +40,7 @@ impl fmt::Display for Percent {
 pub struct TrafficTarget {
     /// The revision that gets the share.
     pub revision: RevisionId,
-    /// Where that revision stands in [`Snapshot::revisions`](crate::Snapshot::revisions).
+    /// Where that revision stands among its service's own, [`Service::revisions`](crate::Service::revisions).
     pub slot: usize,
     /// The share of the split's own traffic; a tag adds to it.
     pub percent: Percent,

@@ -1,11 +1,12 @@
 //! The routing table: host → service, in one or a few hash lookups.
 
-use std::collections::HashMap;
 use std::fmt;
 use std::sync::Arc;
 
+use crate::hosts::{Claim, HostLeaf};
 use crate::name::{Host, Tag};
 use crate::route::{RequestView, Route, Service, Visibility};
+use crate::shards::{Seed, Shards};
 use crate::split::{TrafficSplit, TrafficTarget};
 
 /// What hosts a service claims.
@@ -72,19 +73,23 @@ impl fmt::Display for TableError {
 
 impl std::error::Error for TableError {}
 
-/// Where a host leads.
-#[derive(Debug, Clone, PartialEq, Eq)]
-struct HostEntry {
-    service: Arc<Service>,
-    /// Index of the tagged target, for a tag host.
-    tagged: Option<usize>,
+/// A service in the table, with whatever lives as long as it is served: nothing in a table that is
+/// only looked at, its revisions' live state in one that requests read.
+#[derive(Debug, Clone)]
+pub struct Entry<L = ()> {
+    /// What is configured.
+    pub service: Arc<Service>,
+    /// What lives.
+    pub live: L,
 }
 
 /// What a lookup found.
-#[derive(Debug, Clone, Copy)]
-pub struct Found<'t> {
+#[derive(Debug)]
+pub struct Found<'t, L = ()> {
     /// The service the host belongs to.
     pub service: &'t Arc<Service>,
+    /// What lives with it.
+    pub live: &'t L,
     /// The route that matched with its index; `None` for the service's own traffic and for tags.
     pub route: Option<(usize, &'t Route)>,
     /// The split to pick from.
@@ -92,6 +97,15 @@ pub struct Found<'t> {
     /// Set when the host or the tag header fixed the target: nothing is left to pick.
     pub tagged: Option<&'t TrafficTarget>,
 }
+
+// By hand: a derived one would ask the same of what lives.
+impl<L> Clone for Found<'_, L> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<L> Copy for Found<'_, L> {}
 
 /// Why a lookup found nothing. Both are 404 with reason `no_route`: a listener does not tell the
 /// outside what exists inside.
@@ -103,60 +117,79 @@ pub enum NotFound {
     NotVisible,
 }
 
-/// Host → service.
+/// Host → service. A persistent map: cloning shares everything, and a change copies what it touches.
+///
+/// A lookup misses the cache twice, once for the host's slot and once for its service.
 ///
 /// **Invariant:** [`find`](Self::find) equals a linear scan over all patterns with exact before
 /// wildcard and the longer wildcard before the shorter (a property test).
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct RouteTable {
-    exact: HashMap<Host, HostEntry>,
-    wildcard: HashMap<Host, HostEntry>,
+#[derive(Debug, Clone)]
+pub struct RouteTable<L = ()> {
+    seed: Seed,
+    exact: Shards<HostLeaf<L>>,
+    wildcard: Shards<HostLeaf<L>>,
+    hosts: usize,
+    wildcards: usize,
 }
 
-impl std::borrow::Borrow<str> for Host {
-    fn borrow(&self) -> &str {
-        self.as_str()
+impl<L: Clone> Default for RouteTable<L> {
+    fn default() -> Self {
+        Self {
+            seed: Seed::of_process(),
+            exact: Shards::default(),
+            wildcard: Shards::default(),
+            hosts: 0,
+            wildcards: 0,
+        }
     }
 }
 
-impl RouteTable {
+impl<L: Clone> RouteTable<L> {
     /// Adds a pattern for a service, or for one of its tags.
     ///
     /// # Errors
     /// [`TableError`]; the table is unchanged then.
     pub fn insert(
         &mut self,
-        pattern: HostPattern,
-        service: &Arc<Service>,
+        pattern: &HostPattern,
+        entry: &Entry<L>,
         tag: Option<&Tag>,
     ) -> Result<(), TableError> {
         let tagged = match tag {
             None => None,
             Some(tag) => {
-                let index = service
-                    .split
-                    .targets()
-                    .iter()
-                    .position(|t| t.tag.as_ref() == Some(tag));
+                let mut targets = entry.service.split.targets().iter();
+                let index = targets.position(|t| t.tag.as_ref() == Some(tag));
                 Some(index.ok_or_else(|| TableError::UnknownTag(tag.clone()))?)
             }
         };
-        let (map, host) = match &pattern {
-            HostPattern::Exact(host) => (&mut self.exact, host),
-            HostPattern::Wildcard(host) => (&mut self.wildcard, host),
+        let (shards, host) = match pattern {
+            HostPattern::Exact(host) => (&mut self.exact, host.as_str()),
+            HostPattern::Wildcard(host) => (&mut self.wildcard, host.as_str()),
         };
-        if let Some(taken) = map.get(host) {
-            let by = Arc::clone(&taken.service);
-            return Err(TableError::Claimed(pattern, by));
+        let hash = self.seed.hash(host.as_bytes());
+        if let Some(taken) = shards.get(hash).get(hash, host) {
+            let by = Arc::clone(&taken.entry.service);
+            return Err(TableError::Claimed(pattern.clone(), by));
         }
-        map.insert(
-            host.clone(),
-            HostEntry {
-                service: Arc::clone(service),
-                tagged,
-            },
-        );
+        shards.get_mut(hash).insert(hash, host, entry.clone(), tagged);
+        self.hosts += 1;
+        self.wildcards += usize::from(matches!(pattern, HostPattern::Wildcard(_)));
         Ok(())
+    }
+
+    /// Removes a pattern, if it is there.
+    pub fn remove(&mut self, pattern: &HostPattern) {
+        let (shards, host) = match pattern {
+            HostPattern::Exact(host) => (&mut self.exact, host.as_str()),
+            HostPattern::Wildcard(host) => (&mut self.wildcard, host.as_str()),
+        };
+        let hash = self.seed.hash(host.as_bytes());
+        if shards.get(hash).get(hash, host).is_some() {
+            shards.get_mut(hash).remove(hash, host);
+            self.hosts -= 1;
+            self.wildcards -= usize::from(matches!(pattern, HostPattern::Wildcard(_)));
+        }
     }
 
     /// The route of a request. `host` is normalised; `tag` is the tag header's value where that
@@ -170,64 +203,72 @@ impl RouteTable {
         host: &str,
         request: &impl RequestView,
         tag: Option<&str>,
-    ) -> Result<Found<'t>, NotFound> {
-        let entry = self.entry(host).ok_or(NotFound::UnknownHost)?;
-        let service = &entry.service;
+    ) -> Result<Found<'t, L>, NotFound> {
+        let claim = self.claim(host).ok_or(NotFound::UnknownHost)?;
+        let Entry { service, live } = claim.entry;
         if !listener.may_serve(service.visibility) {
             return Err(NotFound::NotVisible);
         }
         let split = &service.split;
-        let tagged = match entry.tagged {
+        let tagged = match claim.tagged {
             Some(index) => Some(&split.targets()[index]),
             None => tag.and_then(|tag| split.tagged(tag)),
         };
-        if tagged.is_some() {
-            return Ok(Found {
-                service,
-                route: None,
-                split,
-                tagged,
-            });
-        }
-        let route = service
-            .routes
-            .iter()
-            .enumerate()
-            .find(|(_, r)| r.matches.matches(request));
-        let split = route.map_or(split, |(_, r)| &r.split);
+        let route = match tagged {
+            Some(_) => None,
+            None => {
+                let mut routes = service.routes.iter().enumerate();
+                routes.find(|(_, route)| route.matches.matches(request))
+            }
+        };
         Ok(Found {
             service,
+            live,
             route,
-            split,
-            tagged: None,
+            split: route.map_or(split, |(_, route)| &route.split),
+            tagged,
         })
+    }
+
+    /// Patterns: exact ones and wildcards.
+    pub fn len(&self) -> usize {
+        self.hosts
+    }
+
+    /// Whether no host leads anywhere.
+    pub fn is_empty(&self) -> bool {
+        self.hosts == 0
     }
 
     /// Every pattern with its service and tag, in no particular order.
     pub fn hosts(&self) -> impl Iterator<Item = (HostPattern, &Arc<Service>, Option<&Tag>)> {
-        let exact = self.exact.iter().map(|(h, e)| (HostPattern::Exact(h.clone()), e));
-        let wildcard = self
-            .wildcard
-            .iter()
-            .map(|(h, e)| (HostPattern::Wildcard(h.clone()), e));
-        exact.chain(wildcard).map(|(pattern, e)| {
-            let tag = e.tagged.and_then(|i| e.service.split.targets()[i].tag.as_ref());
-            (pattern, &e.service, tag)
+        let exact = self.exact.iter().flat_map(HostLeaf::iter);
+        let exact = exact.map(|(text, claim)| (HostPattern::Exact(Host::of_checked(text)), claim));
+        let wildcard = self.wildcard.iter().flat_map(HostLeaf::iter);
+        let wildcard = wildcard.map(|(text, claim)| (HostPattern::Wildcard(Host::of_checked(text)), claim));
+        exact.chain(wildcard).map(|(pattern, claim)| {
+            let service = &claim.entry.service;
+            let tag = claim
+                .tagged
+                .and_then(|index| service.split.targets()[index].tag.as_ref());
+            (pattern, service, tag)
         })
     }
 
-    fn entry(&self, host: &str) -> Option<&HostEntry> {
-        if let Some(entry) = self.exact.get(host) {
-            return Some(entry);
+    fn claim(&self, host: &str) -> Option<Claim<'_, L>> {
+        let hash = self.seed.hash(host.as_bytes());
+        if let Some(claim) = self.exact.get(hash).get(hash, host) {
+            return Some(claim);
         }
-        if self.wildcard.is_empty() {
+        if self.wildcards == 0 {
             return None;
         }
         // Longest suffix first: strip one label after the other.
         let mut rest = host;
         while let Some((_, suffix)) = rest.split_once('.') {
-            if let Some(entry) = self.wildcard.get(suffix) {
-                return Some(entry);
+            let hash = self.seed.hash(suffix.as_bytes());
+            if let Some(claim) = self.wildcard.get(hash).get(hash, suffix) {
+                return Some(claim);
             }
             rest = suffix;
         }

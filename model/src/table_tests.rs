@@ -33,6 +33,13 @@ fn split(name: &str, tag: Option<&str>) -> TrafficSplit {
     .expect("a split")
 }
 
+fn entry(service: &Arc<Service>) -> Entry {
+    Entry {
+        service: Arc::clone(service),
+        live: (),
+    }
+}
+
 fn service(n: usize, visibility: Visibility, routes: Vec<RouteMatch>) -> Arc<Service> {
     let routes = routes
         .into_iter()
@@ -50,6 +57,8 @@ fn service(n: usize, visibility: Visibility, routes: Vec<RouteMatch>) -> Arc<Ser
         visibility,
         http_option: HttpOption::Enabled,
         sticky: None,
+        hosts: vec![],
+        revisions: vec![],
         routes,
         split: split(&format!("s{n}"), Some("t")),
     })
@@ -140,7 +149,7 @@ proptest! {
             let visibility = if hidden { Visibility::Internal } else { Visibility::External };
             let service = service(n, visibility, routes);
             let tag = Tag::parse("t").expect("a tag");
-            let added = table.insert(pattern.clone(), &service, tagged.then_some(&tag));
+            let added = table.insert(&pattern, &entry(&service), tagged.then_some(&tag));
             let taken = patterns.iter().any(|(p, ..)| *p == pattern);
             prop_assert_eq!(added.is_err(), taken);
             if !taken {
@@ -166,7 +175,7 @@ fn exact_beats_wildcard_and_the_longer_wildcard_the_shorter() {
     {
         let pattern = HostPattern::parse(raw).expect("a pattern");
         table
-            .insert(pattern, &service(n, Visibility::External, vec![]), None)
+            .insert(&pattern, &entry(&service(n, Visibility::External, vec![])), None)
             .expect("is free");
     }
     let request = Request {
@@ -191,7 +200,11 @@ fn the_tag_header_selects_and_an_unknown_tag_is_ignored() {
     let mut table = RouteTable::default();
     let service = service(0, Visibility::External, vec![RouteMatch::default()]);
     table
-        .insert(HostPattern::parse("h").expect("a pattern"), &service, None)
+        .insert(
+            &HostPattern::parse("h").expect("a pattern"),
+            &entry(&service),
+            None,
+        )
         .expect("is free");
     let request = Request {
         method: "GET",

@@ -10,12 +10,12 @@ mod targets;
 
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
-use std::hash::{BuildHasher, BuildHasherDefault, DefaultHasher};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use sluice_model::{
     HostPattern, RevisionId, RevisionSpec, Route, Service, ServiceId, Snapshot, SnapshotBuilder, Tag,
-    TrafficSplit, Visibility,
+    Visibility,
 };
 
 use crate::config::{self, Context, Diagnostic, Diagnostics, Draft, Parsed, ServiceDraft, SourceFile, Spot};
@@ -68,32 +68,18 @@ impl Compiled {
     /// Whether this is what a published Snapshot and its Plan already say, so that nothing needs
     /// to be published. Generations are not compared.
     pub fn is_same_as(&self, snapshot: &Snapshot, plan: &Plan) -> bool {
-        self.plan == *plan
-            && self.snapshot.settings() == snapshot.settings()
-            && self.snapshot.revisions() == snapshot.revisions()
-            && self.snapshot.services() == snapshot.services()
-            && hosts_hash(&self.snapshot) == hosts_hash(snapshot)
+        self.plan == *plan && self.snapshot.same_content(snapshot)
     }
 
     /// How much there is of it.
     pub fn summary(&self) -> Summary {
         Summary {
-            services: self.snapshot.services().len(),
-            revisions: self.snapshot.revisions().len(),
-            hosts: self.snapshot.table().hosts().count(),
+            services: self.snapshot.service_count(),
+            revisions: self.snapshot.revision_count(),
+            hosts: self.snapshot.table().len(),
             listeners: self.snapshot.settings().listeners.len(),
         }
     }
-}
-
-/// Independent of the order in which the table yields its hosts. The hasher has fixed keys.
-fn hosts_hash(snapshot: &Snapshot) -> (usize, u64) {
-    let hasher = BuildHasherDefault::<DefaultHasher>::default();
-    let hosts = snapshot.table().hosts();
-    hosts.fold((0, 0), |(count, sum), (pattern, service, tag)| {
-        let hash = hasher.hash_one((pattern, &service.id, tag));
-        (count + 1, hash.wrapping_add(sum))
-    })
 }
 
 /// Counts for people: `3 services, 5 revisions, 12 hosts, 2 listeners`.
@@ -299,39 +285,6 @@ fn build(
     targets: &[targets::ServiceTargets],
     policies: Vec<Vec<Option<crate::plan::AutoscalePolicy>>>,
 ) -> Option<Built> {
-    let mut specs = Vec::new();
-    let mut plans = BTreeMap::new();
-    for (index, (service, policies)) in draft.services.iter().zip(policies).enumerate() {
-        let id = catalog.services[index].as_ref()?;
-        for (nth, (revision, policy)) in service.revisions.iter().zip(policies).enumerate() {
-            let revision_id = catalog.revisions[index][nth].as_ref()?;
-            if let (Some(scaler), Some(policy)) = (&revision.scaler, policy) {
-                let plan = RevisionPlan {
-                    scaler: scaler.clone(),
-                    policy,
-                    start_timeout: revision.start_timeout,
-                    service: id.name().to_owned(),
-                    reachable: targets[index].reaches(nth),
-                };
-                plans.insert(revision_id.clone(), plan);
-            }
-            specs.push(RevisionSpec {
-                id: revision_id.clone(),
-                service: id.clone(),
-                backend: revision.backend.clone()?,
-                protocol: revision.protocol,
-                max_streams_per_connection: revision.max_streams_per_connection,
-                tls: revision.tls.clone(),
-                upgrades: revision.upgrades.clone(),
-                readiness: revision.readiness.clone(),
-                start_timeout: revision.start_timeout,
-                container_concurrency: revision.container_concurrency,
-                timeouts: revision.timeouts,
-                queue: revision.queue,
-                request_headers: revision.request_headers.clone(),
-            });
-        }
-    }
     let named = draft.services.iter().flat_map(|s| &s.revisions);
     let named = named.flat_map(|r| r.tls_files.iter().cloned());
     let files: Vec<_> = draft.files.into_iter().chain(named).collect();
@@ -343,12 +296,42 @@ fn build(
     let listeners = draft.listeners.into_iter();
     let listeners = listeners.map(|spot| ListenerReference { spot }).collect();
     let drain = draft.settings.drain.timeout;
-    let mut builder = SnapshotBuilder::new(draft.settings, specs).ok()?;
-    for (index, (service, hosts)) in draft.services.into_iter().zip(hosts).enumerate() {
+    let mut plans = BTreeMap::new();
+    let mut builder = SnapshotBuilder::new(draft.settings);
+    let services = draft.services.into_iter().zip(hosts).zip(policies);
+    for (index, ((service, hosts), policies)) in services.enumerate() {
+        let id = catalog.services[index].as_ref()?;
         let ids = &catalog.revisions[index];
-        let split = |targets: &[targets::Resolved]| -> Option<TrafficSplit> {
-            targets::split(targets, ids, |id| builder.slot(id))
-        };
+        let mut revisions = Vec::with_capacity(ids.len());
+        let drafts = service.revisions.into_iter().zip(policies).enumerate();
+        for (nth, (revision, policy)) in drafts {
+            let revision_id = ids[nth].as_ref()?;
+            if let (Some(scaler), Some(policy)) = (revision.scaler, policy) {
+                let plan = RevisionPlan {
+                    scaler,
+                    policy,
+                    start_timeout: revision.start_timeout,
+                    service: id.name().to_owned(),
+                    reachable: targets[index].reaches(nth),
+                };
+                plans.insert(revision_id.clone(), plan);
+            }
+            revisions.push(Arc::new(RevisionSpec {
+                id: revision_id.clone(),
+                service: id.clone(),
+                backend: revision.backend?,
+                protocol: revision.protocol,
+                max_streams_per_connection: revision.max_streams_per_connection,
+                tls: revision.tls,
+                upgrades: revision.upgrades,
+                readiness: revision.readiness,
+                start_timeout: revision.start_timeout,
+                container_concurrency: revision.container_concurrency,
+                timeouts: revision.timeouts,
+                queue: revision.queue,
+                request_headers: revision.request_headers,
+            }));
+        }
         let mut routes = Vec::with_capacity(service.routes.len());
         for (route, own) in service.routes.into_iter().zip(&targets[index].routes) {
             routes.push(Route {
@@ -356,18 +339,20 @@ fn build(
                 rewrite_host: route.rewrite_host,
                 rewrite_path: route.rewrite_path,
                 append_headers: route.append_headers,
-                split: split(own)?,
+                split: targets::split(own, ids)?,
             });
         }
         let service = Service {
-            id: catalog.services[index].clone()?,
+            id: id.clone(),
             visibility: service.visibility,
             http_option: service.http_option,
             sticky: service.sticky,
+            hosts,
+            revisions,
             routes,
-            split: split(&targets[index].own)?,
+            split: targets::split(&targets[index].own, ids)?,
         };
-        builder.service(service, hosts).ok()?;
+        builder.service(service).ok()?;
     }
     let plan = Plan {
         revisions: plans,

@@ -149,11 +149,7 @@ fn find(
 
 /// The split. A revision that is listed several times gets the sum at its first place, so that a
 /// sticky choice sees it once; its other places keep their tags.
-pub(super) fn split(
-    targets: &[Resolved],
-    ids: &[Option<RevisionId>],
-    slot: impl Fn(&RevisionId) -> Option<usize>,
-) -> Option<TrafficSplit> {
+pub(super) fn split(targets: &[Resolved], ids: &[Option<RevisionId>]) -> Option<TrafficSplit> {
     let mut out: Vec<TrafficTarget> = Vec::with_capacity(targets.len());
     for target in targets {
         let id = ids.get(target.revision)?.as_ref()?;
@@ -168,7 +164,7 @@ pub(super) fn split(
         }
         out.push(TrafficTarget {
             revision: id.clone(),
-            slot: slot(id)?,
+            slot: target.revision,
             percent,
             tag: target.tag.clone(),
         });

@@ -37,6 +37,11 @@ fn id(name: &str) -> RevisionId {
     RevisionId::parse("default", name).expect("a name")
 }
 
+fn revision<'c>(compiled: &'c Compiled, name: &str) -> &'c RevisionSpec {
+    let (entry, slot) = compiled.snapshot.revision(&id(name)).expect("a revision");
+    &entry.service.revisions[slot]
+}
+
 fn hosts(compiled: &Compiled) -> Vec<String> {
     let mut hosts: Vec<String> = compiled
         .snapshot
@@ -155,10 +160,7 @@ fn the_example_of_the_user_contract_loads() {
             "prev-hello.example.com -> greeter#prev",
         ]
     );
-    let spec = |name| {
-        let slot = compiled.snapshot.slot(&id(name)).expect("a revision");
-        &compiled.snapshot.revisions()[slot]
-    };
+    let spec = |name| revision(&compiled, name);
     let v1 = Backend::Static {
         targets: vec![
             EndpointTarget::Address(EndpointAddr::Tcp("127.0.0.1:9001".parse().expect("an address"))),
@@ -258,8 +260,7 @@ fn defaults() {
     let text = "services: [{name: a, process: {command: [x]}}]";
     let compiled = good(text);
     let spec = &compiled.snapshot.revisions()[0];
-    let slot = example.snapshot.slot(&id("greeter-v2")).expect("a revision");
-    let spelled = &example.snapshot.revisions()[slot];
+    let spelled = revision(&example, "greeter-v2");
     assert_eq!(spec.id, id("a-00001"));
     assert_eq!(spec.timeouts, spelled.timeouts);
     assert_eq!(spec.queue, spelled.queue);
@@ -385,9 +386,8 @@ fn several_files_are_one_configuration() {
         "3 services, 3 revisions, 3 hosts, 2 listeners"
     );
     let socket = EndpointTarget::Address(EndpointAddr::Unix("/etc/conf/sub/b.sock".into()));
-    let b = compiled.snapshot.slot(&id("b-00001")).expect("a revision");
     assert_eq!(
-        compiled.snapshot.revisions()[b].backend,
+        revision(&compiled, "b-00001").backend,
         Backend::Static {
             targets: vec![socket],
             activated: false

@@ -10,7 +10,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::Arc;
 use std::time::Instant;
 
-use sluice_model::{Generation, Settings, Snapshot, SnapshotPublisher, SnapshotReader};
+use sluice_model::{Delta, Generation, Settings, Snapshot};
 
 use crate::plan::Plan;
 use crate::source::{Change, Source, SourceError, SourceFile};
@@ -41,16 +41,18 @@ pub enum ReloadOutcome {
 
 /// Everybody whom a new Snapshot concerns. Called from one blocking thread at a time.
 pub trait Parties: Send + 'static {
-    /// Makes ready for requests that will read `next`: every revision in it gets its live state.
-    /// Called before it is published; its Generation is not stamped yet.
+    /// Makes ready for these settings. Called before anything is published.
     ///
     /// # Errors
-    /// What cannot be had (a certificate that cannot be read), each in one line. Nothing changes
+    /// What cannot be had (an address that is taken), each in one line. Nothing changes
     /// then, and whoever refuses has undone what it did.
-    fn prepare(&mut self, next: &Snapshot) -> Result<(), Vec<String>>;
+    fn prepare(&mut self, next: &Settings) -> Result<(), Vec<String>>;
 
-    /// Requests read it from now on.
-    fn published(&mut self, _snapshot: &Arc<Snapshot>) {}
+    /// Edits the table that requests read: they see all of it from now on. Returns its Generation.
+    ///
+    /// # Errors
+    /// It contradicts the table, which stays as it is.
+    fn publish(&mut self, delta: &Delta) -> Result<Generation, String>;
 
     /// Scales by this plan from now on; called after the publication of what it belongs to.
     fn apply(&mut self, plan: &Arc<Plan>);
@@ -97,8 +99,7 @@ fn lines<T: fmt::Display>(all: &[T]) -> String {
 pub struct Loaded<S, L> {
     source: S,
     load: L,
-    publisher: SnapshotPublisher,
-    reader: SnapshotReader,
+    snapshot: Snapshot,
     plan: Arc<Plan>,
 }
 
@@ -115,47 +116,43 @@ impl<S, L> Loaded<S, L> {
         source.refresh().map_err(LoadError::Source)?;
         let compiled = load(source.files()).map_err(LoadError::Mistakes)?;
         warn_all(&compiled.warnings);
-        let (publisher, reader) = SnapshotPublisher::new(compiled.snapshot);
         Ok(Self {
             source,
             load,
-            publisher,
-            reader,
+            snapshot: compiled.snapshot,
             plan: Arc::new(compiled.plan),
         })
     }
 
-    /// Where requests will read the current Snapshot; now it is the first.
-    pub fn reader(&self) -> &SnapshotReader {
-        &self.reader
+    /// What was loaded, as a change of an empty table: for whoever publishes it.
+    pub fn first_delta(&self) -> Delta {
+        let settings = self.snapshot.settings();
+        let mut delta = Delta::between(&Snapshot::<()>::empty(Arc::clone(settings)), &self.snapshot);
+        delta.settings = Arc::clone(settings);
+        delta
     }
 
-    /// How the first Snapshot is scaled.
+    /// How what was loaded is scaled.
     pub fn plan(&self) -> &Arc<Plan> {
         &self.plan
     }
 
-    /// Hands the first Snapshot to everybody, in the order that every later one takes.
-    ///
-    /// # Errors
-    /// What [`Parties::prepare`] refuses.
-    pub fn attach<P: Parties>(self, mut parties: P) -> Result<Reconciler<S, L, P>, Vec<String>> {
-        let first = self.reader.load();
-        parties.prepare(&first)?;
-        parties.published(&first);
+    /// Goes on from what was loaded, which was published as this Generation.
+    pub fn attach<P: Parties>(self, mut parties: P, published: Generation) -> Reconciler<S, L, P> {
         parties.apply(&self.plan);
-        parties.outcome(ReloadOutcome::Applied(first.generation));
-        Ok(Reconciler {
+        parties.outcome(ReloadOutcome::Applied(published));
+        let mut current = self.snapshot;
+        current.generation = published;
+        Reconciler {
             source: self.source,
             load: self.load,
             parties,
-            publisher: self.publisher,
-            bound: Arc::clone(first.settings()),
-            current: first,
+            bound: Arc::clone(current.settings()),
+            current,
             plan: self.plan,
             unreadable: None,
             not_applied: Vec::new(),
-        })
+        }
     }
 }
 
@@ -164,8 +161,7 @@ pub struct Reconciler<S, L, P> {
     source: S,
     load: L,
     parties: P,
-    publisher: SnapshotPublisher,
-    current: Arc<Snapshot>,
+    current: Snapshot,
     plan: Arc<Plan>,
     /// What sockets were bound by.
     bound: Arc<Settings>,
@@ -246,25 +242,34 @@ where
             Err(_) => return self.reject(&["internal error: loading this config panicked"]),
         };
         warn_all(&compiled.warnings);
-        if compiled.snapshot.same_content(&self.current) && compiled.plan == *self.plan {
+        let delta = Delta::between(&self.current, &compiled.snapshot);
+        if delta.is_empty(&self.current) && compiled.plan == *self.plan {
             if change == Change::Reload {
                 self.parties.reload_asked();
             }
             tracing::info!(generation = %self.current.generation, "config unchanged");
             return ReloadOutcome::Unchanged;
         }
-        if let Err(refused) = self.parties.prepare(&compiled.snapshot) {
+        if let Err(refused) = self.parties.prepare(&delta.settings) {
             return self.reject(&refused);
         }
-        self.current = self.publisher.publish(compiled.snapshot);
-        self.parties.published(&self.current);
+        // Unchanged services stay the same ones, pointer for pointer.
+        let mut next = match self.current.edit(&delta, |_| ()) {
+            Ok(next) => next,
+            Err(error) => return self.reject(&[format!("internal error: {error}")]),
+        };
+        let generation = match self.parties.publish(&delta) {
+            Ok(generation) => generation,
+            Err(error) => return self.reject(&[format!("internal error: {error}")]),
+        };
+        next.generation = generation;
+        self.current = next;
         self.plan = Arc::new(compiled.plan);
         self.parties.apply(&self.plan);
-        let generation = self.current.generation;
         tracing::info!(
             %generation,
-            services = self.current.services().len(),
-            revisions = self.current.revisions().len(),
+            services = self.current.service_count(),
+            revisions = self.current.revision_count(),
             took = ?start.elapsed(),
             "config applied"
         );

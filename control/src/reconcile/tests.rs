@@ -6,7 +6,8 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 use sluice_model::{
-    AccessLogFormat, DrainSettings, Limits, ListenerSettings, QueueTotals, SnapshotBuilder, Visibility,
+    AccessLogFormat, DrainSettings, Limits, ListenerSettings, QueueTotals, SnapshotBuilder,
+    SnapshotPublisher, SnapshotReader, Visibility,
 };
 use tokio::sync::mpsc;
 
@@ -67,9 +68,7 @@ fn load(files: &[SourceFile]) -> Result<Compiled, Vec<String>> {
     }
     let (domain, max) = text.split_once(' ').unwrap_or((text, "64"));
     Ok(Compiled {
-        snapshot: SnapshotBuilder::new(settings(domain), Vec::new())
-            .unwrap()
-            .build(),
+        snapshot: SnapshotBuilder::new(settings(domain)).build(),
         plan: Plan {
             revisions: BTreeMap::new(),
             processes: ProcessLimits {
@@ -116,23 +115,29 @@ impl Source for Memory {
 }
 
 /// What happened, in order.
-#[derive(Clone, Default)]
+#[derive(Clone)]
 struct Seen {
+    publisher: Arc<Mutex<SnapshotPublisher>>,
+    reader: SnapshotReader,
     log: Arc<Mutex<Vec<String>>>,
     refuse: Arc<Mutex<Option<String>>>,
 }
 
 impl Parties for Seen {
-    fn prepare(&mut self, next: &Snapshot) -> Result<(), Vec<String>> {
+    fn prepare(&mut self, next: &Settings) -> Result<(), Vec<String>> {
         if let Some(refusal) = self.refuse.lock().clone() {
             return Err(vec![refusal]);
         }
-        self.say(format!("prepare {}", next.settings().domain));
+        self.say(format!("prepare {}", next.domain));
         Ok(())
     }
 
-    fn published(&mut self, snapshot: &Arc<Snapshot>) {
-        self.say(format!("published {}", snapshot.generation));
+    fn publish(&mut self, delta: &Delta) -> Result<Generation, String> {
+        let mut publisher = self.publisher.lock();
+        let edited = self.reader.load().edit(delta, |_| ());
+        let (published, _) = publisher.publish(edited.map_err(|e| e.to_string())?);
+        self.say(format!("published {}", published.generation));
+        Ok(published.generation)
     }
 
     fn apply(&mut self, plan: &Arc<Plan>) {
@@ -149,6 +154,16 @@ impl Parties for Seen {
 }
 
 impl Seen {
+    fn new(first: &Settings) -> Self {
+        let (publisher, reader) = SnapshotPublisher::new(Snapshot::empty(Arc::new(first.clone())));
+        Self {
+            publisher: Arc::new(Mutex::new(publisher)),
+            reader,
+            log: Arc::default(),
+            refuse: Arc::default(),
+        }
+    }
+
     fn say(&self, what: String) {
         self.log.lock().push(what);
     }
@@ -177,9 +192,11 @@ fn start(text: &str) -> Fixture {
     let (source, changes) = memory(text);
     let disk = Arc::clone(&source.disk);
     let loaded = Loaded::first(source, load as Load).unwrap();
-    let reader = loaded.reader().clone();
-    let seen = Seen::default();
-    let reconciler = loaded.attach(seen.clone()).unwrap();
+    let delta = loaded.first_delta();
+    let mut seen = Seen::new(&delta.settings);
+    let generation = seen.publish(&delta).unwrap();
+    let reader = seen.reader.clone();
+    let reconciler = loaded.attach(seen.clone(), generation);
     Fixture {
         reconciler,
         disk,
@@ -205,7 +222,7 @@ fn first_comes_first() {
     let fixture = start("one");
     assert_eq!(
         fixture.seen.take(),
-        ["prepare one", "published 1", "apply 64", "Applied(Generation(1))"]
+        ["published 1", "apply 64", "Applied(Generation(1))"]
     );
     assert_eq!(fixture.domain(), "one");
 }
@@ -224,14 +241,6 @@ fn without_a_first_there_is_no_start() {
         Err(LoadError::Source(errors)) => assert_eq!(errors, [missing]),
         other => panic!("{other:?}"),
     }
-    let (source, _changes) = memory("one");
-    let seen = Seen::default();
-    *seen.refuse.lock() = Some("a.crt: no such file".to_owned());
-    let refused = Loaded::first(source, load as Load)
-        .unwrap()
-        .attach(seen)
-        .unwrap_err();
-    assert_eq!(refused, ["a.crt: no such file"]);
 }
 
 #[test]

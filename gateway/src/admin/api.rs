@@ -23,7 +23,7 @@ pub fn redacted(map: &BTreeMap<String, String>) -> Value {
 /// visibility, httpOption, sticky, routes: [{match, rewriteHost, rewritePath, appendHeaders,
 /// traffic}], traffic: [{revisionName, percent, tag}]}]}`. Hosts are sorted; `tag` is set where
 /// the host leads to a tagged revision.
-pub fn routes(snapshot: &Snapshot) -> Value {
+pub fn routes<L: Clone>(snapshot: &Snapshot<L>) -> Value {
     let mut hosts: Vec<_> = snapshot.table().hosts().collect();
     hosts.sort_by(|a, b| a.0.cmp(&b.0));
     let hosts: Vec<Value> = hosts
@@ -36,7 +36,7 @@ pub fn routes(snapshot: &Snapshot) -> Value {
             })
         })
         .collect();
-    let services: Vec<Value> = snapshot.services().iter().map(|s| service(s)).collect();
+    let services: Vec<Value> = snapshot.services().into_iter().map(|s| service(s)).collect();
     json!({"generation": snapshot.generation.0, "hosts": hosts, "services": services})
 }
 
@@ -130,18 +130,17 @@ fn percent(hundredths: u32) -> Value {
 /// configured but still finishes requests has `percent: null` and the `state` `leaving`; all others
 /// are `serving`. An endpoint's `state` is `starting`, `ready`, `ejected` or `draining`.
 pub fn revisions(state: &dyn AdminState) -> Value {
-    let snapshot = state.snapshot();
+    let snapshot = state.table();
     let mut loads: BTreeMap<RevisionId, RevisionLoad> = state
         .loads()
         .loads()
         .into_iter()
         .map(|load| (load.revision.clone(), load))
         .collect();
-    let services: BTreeMap<_, _> = snapshot.services().iter().map(|s| (&s.id, s)).collect();
     let mut rows: Vec<((String, String, String), Value)> = Vec::new();
     for spec in snapshot.revisions() {
         let load = loads.remove(&spec.id);
-        let split = services.get(&spec.service).map(|service| &service.split);
+        let split = snapshot.service(&spec.service).map(|entry| &entry.service.split);
         let targets = || {
             split
                 .into_iter()
@@ -226,7 +225,7 @@ fn row(
 /// filled in, `scaling` what [`AdminState::scaling`] gives. Durations are text as in a file; no
 /// limit is `null`.
 pub fn config(state: &dyn AdminState) -> Value {
-    let snapshot = state.snapshot();
+    let snapshot = state.table();
     let bound = state.bound();
     json!({
         "generation": snapshot.generation.0,
@@ -240,7 +239,7 @@ pub fn config(state: &dyn AdminState) -> Value {
             "health": bound.health.map(|a| a.to_string()),
         },
         "settings": settings(snapshot.settings()),
-        "revisions": snapshot.revisions().iter().map(|r| revision(r)).collect::<Vec<_>>(),
+        "revisions": snapshot.revisions().into_iter().map(|r| revision(r)).collect::<Vec<_>>(),
         "scaling": state.scaling(),
     })
 }

@@ -8,16 +8,17 @@ use std::time::{Duration, SystemTime};
 use async_trait::async_trait;
 use serde_json::{Value, json};
 use sluice_model::{
-    AccessLogFormat, Backend, DrainSettings, EndpointAddr, Generation, HostPattern, HttpOption, Limits,
-    ListenerSettings, PathMatch, Percent, Protocol, QueueLimits, QueueTotals, RevisionId, RevisionSpec,
-    RevisionStatus, RevisionTimeouts, Route, RouteMatch, Service, ServiceId, Settings, Snapshot,
-    SnapshotBuilder, StatusSource, Tag, TrafficSplit, TrafficTarget, Visibility,
+    AccessLogFormat, Backend, Delta, DrainSettings, EndpointAddr, Generation, HostPattern, HttpOption,
+    Limits, ListenerSettings, PathMatch, Percent, Protocol, QueueLimits, QueueTotals, RevisionId,
+    RevisionSpec, RevisionStatus, RevisionTimeouts, Route, RouteMatch, Service, ServiceId, Settings,
+    Snapshot, SnapshotBuilder, StatusSource, Tag, TrafficSplit, TrafficTarget, Visibility,
 };
 
 use super::{AdminState, BoundAddresses, Explain, ExplainQuery, Health, UpgradeError, Upgraded};
 use crate::observe::{
     EndpointCondition, EndpointLoad, ListenerCertificates, LoadView, Metrics, RevisionLoad, RevisionMetrics,
 };
+use crate::registry::{self, LiveService};
 
 /// Stands in every place a secret may stand in.
 pub(crate) const SECRET: &str = "hunter2";
@@ -108,7 +109,7 @@ fn spec(name: &str) -> RevisionSpec {
 
 /// `greeter`: 66.67 % v1 (tag current), 33.33 % v2, which /v2 leads to, too.
 pub(crate) fn snapshot() -> Snapshot {
-    let mut builder = SnapshotBuilder::new(settings(), vec![spec("greeter-v1"), spec("greeter-v2")]).unwrap();
+    let mut builder = SnapshotBuilder::new(settings());
     let target = |name: &str, slot, hundredths, tag: Option<&str>| TrafficTarget {
         revision: revision(name),
         slot,
@@ -129,14 +130,6 @@ pub(crate) fn snapshot() -> Snapshot {
         append_headers: BTreeMap::from([("X-From".into(), SECRET.into())]),
         split: TrafficSplit::new(vec![target("greeter-v2", 1, 10_000, None)]).unwrap(),
     };
-    let greeter = Service {
-        id: service(),
-        visibility: Visibility::External,
-        http_option: HttpOption::Enabled,
-        sticky: None,
-        routes: vec![route],
-        split: split.unwrap(),
-    };
     let host = |host: &str| HostPattern::parse(host).unwrap();
     let hosts = [
         (host("greeter.default.localhost"), None),
@@ -145,15 +138,34 @@ pub(crate) fn snapshot() -> Snapshot {
             Some(Tag::parse("current").unwrap()),
         ),
     ];
-    builder.service(greeter, hosts).unwrap();
+    let greeter = Service {
+        id: service(),
+        visibility: Visibility::External,
+        http_option: HttpOption::Enabled,
+        sticky: None,
+        hosts: hosts.into(),
+        revisions: vec![Arc::new(spec("greeter-v1")), Arc::new(spec("greeter-v2"))],
+        routes: vec![route],
+        split: split.unwrap(),
+    };
+    builder.service(greeter).unwrap();
     let mut snapshot = builder.build();
     snapshot.generation = Generation(3);
     snapshot
 }
 
+fn table() -> registry::Snapshot {
+    let empty = registry::Snapshot::empty(Arc::clone(snapshot().settings()));
+    let change = Delta::between(&empty, &snapshot());
+    let edited = empty.edit(&change, |service| Arc::new(LiveService::stateless(service)));
+    let mut table = edited.unwrap();
+    table.generation = Generation(3);
+    table
+}
+
 /// v1 runs two instances; v2 is at zero and cannot start; a removed v0 still finishes a request.
 pub(crate) struct Gateway {
-    snapshot: Arc<Snapshot>,
+    snapshot: Arc<registry::Snapshot>,
     metrics: Metrics,
     _v1: Arc<RevisionMetrics>,
     draining: AtomicBool,
@@ -164,7 +176,7 @@ impl Gateway {
         let metrics = Metrics::new();
         metrics.set_generation(Generation(3));
         Self {
-            snapshot: Arc::new(snapshot()),
+            snapshot: Arc::new(table()),
             _v1: metrics.revision(&service(), &revision("greeter-v1")),
             metrics,
             draining: AtomicBool::new(false),
@@ -203,7 +215,7 @@ impl AdminState for Gateway {
             version: "1.2.3".into(),
         })
     }
-    fn snapshot(&self) -> Arc<Snapshot> {
+    fn table(&self) -> Arc<registry::Snapshot> {
         Arc::clone(&self.snapshot)
     }
     fn bound(&self) -> BoundAddresses {

@@ -30,9 +30,10 @@ use std::time::{Duration, SystemTime};
 
 use async_trait::async_trait;
 use serde_json::Value;
-use sluice_model::{Generation, Snapshot, StatusSource};
+use sluice_model::{Generation, StatusSource};
 
 use crate::observe::{LoadView, Metrics};
+use crate::registry::Snapshot;
 
 pub use api::redacted;
 pub use leave::{Leave, Leaver, leave};
@@ -79,7 +80,7 @@ pub trait AdminState: Health {
     async fn upgrade(&self, limit: Duration) -> Result<Upgraded, UpgradeError>;
 
     /// What is served now.
-    fn snapshot(&self) -> Arc<Snapshot>;
+    fn table(&self) -> Arc<Snapshot>;
 
     /// The addresses actually bound.
     fn bound(&self) -> BoundAddresses;

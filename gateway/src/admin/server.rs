@@ -334,7 +334,7 @@ fn admin(state: &dyn AdminState, uri: &Uri) -> Response<Full<Bytes>> {
             "text/plain; version=0.0.4; charset=utf-8",
             state.metrics().render(state.loads(), state.status()),
         ),
-        "/api/routes" => as_json(StatusCode::OK, &api::routes(&state.snapshot())),
+        "/api/routes" => as_json(StatusCode::OK, &api::routes(&state.table())),
         "/api/revisions" => as_json(StatusCode::OK, &api::revisions(state)),
         "/api/config" => as_json(StatusCode::OK, &api::config(state)),
         "/api/explain" => match ExplainQuery::parse(uri.query().unwrap_or_default()) {

@@ -95,7 +95,7 @@ pub(super) async fn serve(
     connection: Connection,
     drain: watch::Receiver<Drain>,
 ) -> CloseReason {
-    let chunks = engine.serving.with_limits(|limits| ChunkLimits::from(limits));
+    let chunks = ChunkLimits::from(&engine.table.peek().settings().limits);
     let mut http1 = Http1 {
         client: Http1Client::new(connection, chunks),
         timer: DeadlineTimer::new(),
@@ -157,7 +157,7 @@ impl Http1 {
 
     /// Waits for the next request and reads its head; and when the head was complete.
     async fn next(&mut self, engine: &Engine) -> (Head, Instant) {
-        let turn = engine.serving.with_limits(|limits| Turn::of(limits));
+        let turn = Turn::of(&engine.table.peek().settings().limits);
         self.client.chunks = turn.chunks;
         let mut wait = Wait {
             since: None,

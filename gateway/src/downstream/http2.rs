@@ -122,7 +122,7 @@ pub(super) async fn serve(
     if found == Drain::Closing {
         return CloseReason::Drained;
     }
-    let limits = engine.serving.with_limits(|limits| limits.clone());
+    let limits = engine.table.peek().settings().limits.clone();
     let metrics = engine.observer.metrics.clone();
     let watched = Arc::new(FrameWatch::default());
     let io = Watched::new(

@@ -7,7 +7,7 @@ use std::time::SystemTime;
 
 use arc_swap::ArcSwap;
 use parking_lot::Mutex;
-use sluice_model::{ListenerSettings, Settings, SnapshotReader, Visibility};
+use sluice_model::{ListenerSettings, Settings, Visibility};
 use tokio::net::TcpListener;
 use tokio::sync::{oneshot, watch};
 use tokio::task::{JoinHandle, spawn_blocking};
@@ -17,7 +17,7 @@ use tracing::{info, warn};
 use super::certificates::{Certificate, CertificateError};
 use super::conn::{Drain, Serve};
 use super::expiry;
-use super::listener::{BindError, Door, Listener, Shared};
+use super::listener::{BindError, Door, Listener, SettingsNow, Shared};
 use super::metrics::EdgeMetrics;
 use super::reserve::Reserved;
 use super::tls::{FILES_CHECKED_EVERY, Reload, TlsTerminator};
@@ -103,11 +103,11 @@ impl Listening {
 }
 
 impl Edge {
-    /// An edge without listeners; [`apply`](Self::apply) binds them. Limits are read from the Snapshot for
+    /// An edge without listeners; [`apply`](Self::apply) binds them. Limits are asked of `settings` for
     /// each connection. `drain` is the phase that it moves along and everybody else watches. Must be called in
     /// a runtime.
     pub fn new(
-        settings: SnapshotReader,
+        settings: SettingsNow,
         serve: Arc<dyn Serve>,
         metrics: Arc<dyn EdgeMetrics>,
         drain: watch::Sender<Drain>,

@@ -10,7 +10,7 @@ use arc_swap::ArcSwap;
 use futures_util::FutureExt;
 use nix::errno::Errno;
 use nix::sys::resource::{Resource, getrlimit};
-use sluice_model::{Limits, ProxyProtocol, SnapshotReader, Visibility};
+use sluice_model::{Limits, ProxyProtocol, Settings, Visibility};
 use socket2::{Domain, Protocol as SocketProtocol, SockRef, Socket, TcpKeepalive, Type};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{oneshot, watch};
@@ -82,9 +82,12 @@ pub(super) fn bind(address: SocketAddr, v6_only: bool) -> Result<TcpListener, Bi
     listen().map_err(|source| BindError { address, source })
 }
 
+/// Gives the settings in force.
+pub type SettingsNow = Arc<dyn Fn() -> Arc<Settings> + Send + Sync>;
+
 /// What the connections of all listeners share.
 pub(super) struct Shared {
-    pub(super) settings: SnapshotReader,
+    pub(super) settings: SettingsNow,
     pub(super) serve: Arc<dyn Serve>,
     pub(super) census: Arc<Census>,
     pub(super) drain: watch::Sender<Drain>,
@@ -181,7 +184,7 @@ impl Listener {
 
     /// Starts the connection's task, or drops it where there are too many.
     fn admit(&self, socket: TcpStream, peer: SocketAddr) {
-        let limits = self.shared.settings.load().settings().limits.clone();
+        let limits = (self.shared.settings)().limits.clone();
         let census = &self.shared.census;
         let share = descriptor_share();
         let scarce = share.filter(|share| limits.max_connections.is_none_or(|most| *share < most));

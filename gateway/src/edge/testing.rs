@@ -14,7 +14,7 @@ use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::{ClientConfig, DigitallySignedStruct, SignatureScheme, SupportedProtocolVersion};
 use sluice_model::{
     AccessLogFormat, CertificateFiles, DrainSettings, Limits, ListenerSettings, QueueTotals, Settings,
-    Snapshot, SnapshotBuilder, SnapshotPublisher, TlsSettings, Visibility,
+    TlsSettings, Visibility,
 };
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -77,10 +77,6 @@ pub(super) fn settings(listeners: Vec<ListenerSettings>) -> Settings {
         admin: any_port(),
         dns_refresh: PATIENCE,
     }
-}
-
-fn snapshot(settings: Settings) -> Snapshot {
-    SnapshotBuilder::new(settings, Vec::new()).unwrap().build()
 }
 
 /// Tells of each connection it is given and echoes until the client's end or [`Drain::Closing`].
@@ -159,7 +155,7 @@ pub(super) struct Bench {
     pub(super) edge: Edge,
     pub(super) counts: Arc<Counts>,
     pub(super) settings: Settings,
-    publisher: SnapshotPublisher,
+    published: Arc<Mutex<Arc<Settings>>>,
     served: mpsc::UnboundedReceiver<(Arc<ConnectionInfo>, Wire)>,
 }
 
@@ -173,11 +169,12 @@ impl Bench {
 
     /// Without listeners yet.
     pub(super) fn unbound(settings: Settings) -> Self {
-        let (publisher, reader) = SnapshotPublisher::new(snapshot(settings.clone()));
+        let published = Arc::new(Mutex::new(Arc::new(settings.clone())));
+        let reader = Arc::clone(&published);
         let (told, served) = mpsc::unbounded_channel();
         let counts = Arc::<Counts>::default();
         let edge = Edge::new(
-            reader,
+            Arc::new(move || Arc::clone(&reader.lock())),
             Arc::new(Echo(told)),
             Arc::new(AllAsOne(Arc::clone(&counts))),
             watch::Sender::new(Drain::Serving),
@@ -186,14 +183,14 @@ impl Bench {
             edge,
             counts,
             settings,
-            publisher,
+            published,
             served,
         }
     }
 
     /// Publishes `self.settings` and applies them.
     pub(super) async fn reload(&mut self) -> Vec<ListenerError> {
-        self.publisher.publish(snapshot(self.settings.clone()));
+        *self.published.lock() = Arc::new(self.settings.clone());
         self.edge.apply(&self.settings).await
     }
 

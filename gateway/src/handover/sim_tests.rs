@@ -10,8 +10,8 @@ use futures_util::FutureExt;
 use sluice_model::{EndpointSink, InstanceId, ManagedEndpoint, RevisionSpec, StickyKey};
 
 use super::{Desk, Guest, Host, ToGuest, ToHost};
-use crate::registry::test_kit::{Demands, fixed, id, snapshot, spec};
-use crate::registry::{NoObserver, Registry};
+use crate::registry::Registry;
+use crate::registry::test_kit::{self, Demands, fixed, id, snapshot, spec};
 use crate::throttle::{
     Admission, Arrival, EndpointId, EndpointPhase, Outcome, Permit, Rejection, Waiter, clock,
 };
@@ -144,10 +144,9 @@ impl World {
 
     fn process(spec: &RevisionSpec, idle: &tokio::runtime::Handle) -> Process {
         let demands = Arc::new(Demands::default());
-        let registry = Registry::new(
+        let registry = test_kit::registry(
             &snapshot(vec![spec.clone()]),
             Arc::clone(&demands) as _,
-            Box::new(|_| Arc::new(NoObserver)),
             idle.clone(),
         );
         Process {

@@ -7,16 +7,15 @@ use futures_util::FutureExt;
 use sluice_model::{Backend, Demand, EndpointSink, InstanceId, ManagedEndpoint, RevisionSpec};
 
 use super::*;
-use crate::registry::test_kit::{Demands, fixed, id, snapshot, spec};
-use crate::registry::{NoObserver, Registry};
+use crate::registry::Registry;
+use crate::registry::test_kit::{self, Demands, fixed, id, snapshot, spec};
 use crate::throttle::{Admission, Arrival, Permit, Rejection, Waiter, clock};
 
 fn registry(revisions: Vec<RevisionSpec>) -> (Arc<Registry>, Arc<Demands>) {
     let demands = Arc::new(Demands::default());
-    let registry = Registry::new(
+    let registry = test_kit::registry(
         &snapshot(revisions),
         Arc::clone(&demands) as _,
-        Box::new(|_| Arc::new(NoObserver)),
         tokio::runtime::Handle::current(),
     );
     (Arc::new(registry), demands)

@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use sluice_model::{Backend, RevisionId, RevisionSpec, ServiceId};
 
-use super::{LiveRevision, Registry};
-use crate::throttle::{Closing, EndpointInUse, Permit, RevisionThrottler, ThrottleEnv, clock};
+use super::{LiveRevision, Registry, holds};
+use crate::throttle::{Closing, EndpointInUse, Permit, RevisionThrottler, clock};
 
 /// What an older process has of one revision.
 #[derive(Debug, Clone)]
@@ -34,9 +34,10 @@ impl Registry {
     /// Every live state, those of removed revisions that still have something in flight too.
     pub(crate) fn everything(&self) -> Vec<Arc<LiveRevision>> {
         let leaving = self.leaving.lock();
-        let current = self.current.load_full();
-        let all = current.live().iter().chain(leaving.iter());
-        all.cloned().collect()
+        let current = self.reader.peek();
+        let left = leaving.values().flatten().filter(|live| !holds(&current, live));
+        let all = current.entries().flat_map(|entry| entry.live.revisions());
+        all.chain(left).cloned().collect()
     }
 
     /// Takes over what an older process has of a revision. Returns the throttler that its requests
@@ -70,7 +71,8 @@ impl Registry {
     /// A live state for a revision that the table does not have.
     fn kept_on(&self, left: &Inherited) -> Arc<LiveRevision> {
         let mut leaving = self.leaving.lock();
-        if let Some(known) = leaving.iter().find(|live| *live.id() == left.revision) {
+        let named = leaving.entry(left.revision.clone()).or_default();
+        if let Some(known) = named.first() {
             return Arc::clone(known);
         }
         let spec = Arc::new(RevisionSpec::leaving(
@@ -78,15 +80,9 @@ impl Registry {
             left.service.clone(),
             left.concurrency,
         ));
-        let env = ThrottleEnv {
-            demand: Arc::clone(&self.demand),
-            observer: (self.make_observer)(&spec),
-            budget: Arc::clone(&self.budget),
-            runtime: self.runtime.clone(),
-        };
-        let live = LiveRevision::start(spec, env, self.upkeep.clone(), clock());
+        let live = self.start(&spec);
         live.throttler().close(Closing::Removed, clock());
-        leaving.push(Arc::clone(&live));
+        named.push(Arc::clone(&live));
         live
     }
 }

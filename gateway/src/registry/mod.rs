@@ -1,35 +1,35 @@
-//! Live state by revision, kept across Snapshots.
+//! The table that requests read, and the live state on its entries.
 //!
-//! A request reads one [`Serving`]: a Snapshot with the live state of each of its revisions, both
-//! behind one `Arc`, so they cannot be of different generations. A new table takes over the live
-//! state of every revision that stays: throttler, health and counters survive the swap.
+//! A request reads one [`Snapshot`]: routes with the live state of each service, behind one `Arc`, so
+//! that they cannot be of different generations. A change edits the table: services that it does not
+//! name stay the same ones, and every revision that stays keeps its throttler, health and counters.
 
 mod handover;
 mod live;
-mod serving;
+mod service;
 
 #[cfg(test)]
 pub(crate) mod test_kit;
 #[cfg(test)]
 mod tests;
 
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::fmt;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
-use arc_swap::ArcSwap;
 use parking_lot::Mutex;
 use sluice_model::{
-    ActivationFailure, Demand, DemandSink, EndpointSink, InstanceId, LaunchStep, Load, ManagedEndpoint,
-    RevisionId, RevisionSpec, Snapshot,
+    ActivationFailure, Delta, Demand, DemandSink, EndpointSink, InstanceId, LaunchStep, Load,
+    ManagedEndpoint, RevisionId, RevisionSpec, Settings, SnapshotError, SnapshotPublisher,
 };
 use tokio::runtime::Handle;
 
 pub use crate::throttle::{ActivationResult, NoObserver, RevisionObserver};
 pub(crate) use handover::{Inherited, kind};
 pub use live::{LiveRevision, PutOff};
-pub use serving::{Serving, ServingReader};
+pub use service::{LiveService, Reader, Snapshot};
 
 use crate::throttle::{Closing, QueueBudget, ThrottleEnv, clock};
 use crate::upkeep::UpkeepEnv;
@@ -37,126 +37,205 @@ use crate::upkeep::UpkeepEnv;
 /// Makes the observer of a revision that appears.
 pub type MakeObserver = Box<dyn Fn(&RevisionSpec) -> Arc<dyn RevisionObserver> + Send + Sync>;
 
-/// Tables above this many revisions are dropped off the request path.
+/// Changes of more services than this leave an old table that is dropped off the request path.
 const BIG: usize = 1_000;
+
+/// Names that may be leaving before those that have left are looked for.
+const SWEEP: usize = 64;
+
+/// What is leaving, by name.
+type Leaving = HashMap<RevisionId, Vec<Arc<LiveRevision>>>;
 
 /// All live state, and the only writer of the table that requests read.
 pub struct Registry {
-    current: Arc<ArcSwap<Serving>>,
-    /// Removed revisions that still have instances or requests. Also serialises writers.
-    leaving: Mutex<Vec<Arc<LiveRevision>>>,
+    reader: Reader,
+    /// Serialises writers. Nothing that admits, activates or starts waits for it.
+    writer: Mutex<Writer>,
+    /// Tables of the past, as long as somebody holds them.
+    past: Mutex<Vec<Weak<Snapshot>>>,
+    /// Removed revisions that still have instances or requests. Held for moments: a cold start looks
+    /// here too.
+    leaving: Mutex<Leaving>,
     demand: Arc<dyn DemandSink>,
     make_observer: MakeObserver,
     budget: Arc<QueueBudget>,
     upkeep: UpkeepEnv,
-    alive: Arc<AtomicUsize>,
     runtime: Handle,
 }
 
+struct Writer {
+    publisher: SnapshotPublisher<Arc<LiveService>>,
+    /// How many names may be leaving until those that have left are looked for.
+    sweep_at: usize,
+}
+
 impl Registry {
-    /// Starts with the live state of a first Snapshot. Timers, probes and name lookups run on
-    /// `runtime`.
+    /// An empty table. Timers, probes and name lookups of what comes into it run on `runtime`.
     pub fn new(
-        first: &Arc<Snapshot>,
+        settings: &Arc<Settings>,
         demand: Arc<dyn DemandSink>,
         make_observer: MakeObserver,
         runtime: Handle,
     ) -> Self {
-        let settings = first.settings();
-        let alive = Arc::new(AtomicUsize::new(0));
-        let empty = Serving::new(Arc::clone(first), Box::default(), Arc::clone(&alive));
-        let registry = Self {
-            current: Arc::new(ArcSwap::from_pointee(empty)),
-            leaving: Mutex::new(Vec::new()),
+        let (publisher, reader) = SnapshotPublisher::new(Snapshot::empty(Arc::clone(settings)));
+        Self {
+            reader,
+            writer: Mutex::new(Writer {
+                publisher,
+                sweep_at: SWEEP,
+            }),
+            past: Mutex::new(Vec::new()),
+            leaving: Mutex::new(HashMap::new()),
             demand,
             make_observer,
             budget: Arc::new(QueueBudget::new(settings.queue)),
             upkeep: UpkeepEnv::new(Arc::clone(settings)),
-            alive,
             runtime,
-        };
-        registry.apply(first);
-        registry
+        }
     }
 
-    /// [`prepare`](Self::prepare), then [`publish`](Self::publish).
+    /// Edits the table and lets requests read it: one swap, in which routes and live state change together.
+    /// What it costs goes by the size of the change, not by that of the table.
     ///
-    /// There is one writer: these three are not to be called concurrently.
-    pub fn apply(&self, snapshot: &Arc<Snapshot>) -> Arc<Serving> {
-        let serving = self.prepare(snapshot);
-        self.publish(&serving);
-        serving
-    }
-
-    /// Builds the table of a Snapshot. Revisions that stay are changed in place (limits, timeouts,
-    /// addresses), new ones appear with fresh state and have their names looked up and probes
-    /// running when this returns; one whose kind of backend changed is replaced.
-    pub fn prepare(&self, snapshot: &Arc<Snapshot>) -> Arc<Serving> {
-        let leaving = self.leaving.lock();
-        let settings = snapshot.settings();
-        self.budget.set_totals(settings.queue);
-        self.upkeep.settings.store(Arc::clone(settings));
-        let current = self.current.load_full();
-        let live = snapshot.revisions().iter().map(|spec| {
-            let known = current.get(&spec.id).into_iter();
-            let mut known = known.chain(leaving.iter().filter(|l| l.id() == &spec.id));
-            if let Some(live) = known.find(|live| live.fits(spec)) {
-                live.update(Arc::clone(spec), clock());
-                return Arc::clone(live);
-            }
-            let env = ThrottleEnv {
-                demand: Arc::clone(&self.demand),
-                observer: (self.make_observer)(spec),
-                budget: Arc::clone(&self.budget),
-                runtime: self.runtime.clone(),
-            };
-            LiveRevision::start(Arc::clone(spec), env, self.upkeep.clone(), clock())
+    /// Revisions that stay are changed in place (limits, timeouts, addresses), new ones appear with
+    /// fresh state and have their names looked up and probes running when this returns; one whose kind
+    /// of backend changed is replaced. Waiters of revisions that are no more resolve with
+    /// [`Rejection::Removed`](crate::throttle::Rejection::Removed); what is in flight on them finishes.
+    ///
+    /// # Errors
+    /// The change contradicts the table, which stays as it is.
+    pub fn apply(&self, delta: &Delta) -> Result<Arc<Snapshot>, SnapshotError> {
+        let mut writer = self.writer.lock();
+        let current = self.reader.load();
+        let mut revived = Vec::new();
+        let edited = current.edit(delta, |service| {
+            let before = current.service(&service.id);
+            let revisions = service.revisions.iter().map(|spec| {
+                if let Some(live) = self.known(&current, spec) {
+                    if self.is_leaving(&live) {
+                        revived.push(Arc::clone(&live));
+                    }
+                    return live;
+                }
+                self.start(spec)
+            });
+            let revisions = revisions.collect();
+            Arc::new(LiveService::new(service, revisions, before.map(|e| &*e.live)))
         });
-        let live = live.collect();
-        Arc::new(Serving::new(Arc::clone(snapshot), live, Arc::clone(&self.alive)))
-    }
-
-    /// Lets requests read a prepared table. Waiters of revisions that are not in it any more
-    /// resolve with [`Rejection::Removed`](crate::throttle::Rejection::Removed); what is in flight
-    /// on them finishes.
-    pub fn publish(&self, serving: &Arc<Serving>) {
-        let mut leaving = self.leaving.lock();
-        for live in serving.live() {
+        let next = edited?;
+        // From here on it is certain: what lives is changed only now.
+        self.budget.set_totals(delta.settings.queue);
+        self.upkeep.settings.store(Arc::clone(&delta.settings));
+        let entries = delta.services.iter().filter_map(|s| next.service(&s.id));
+        for entry in entries {
+            for (spec, live) in entry.service.revisions.iter().zip(entry.live.revisions()) {
+                live.update(Arc::clone(spec), clock());
+            }
+        }
+        let gone = gone(delta, &current, &next);
+        for live in &revived {
             live.throttler().reopen();
         }
-        let old = self.current.swap(Arc::clone(serving));
-        for gone in old.live().iter().filter(|live| !serving.holds(live)) {
-            gone.throttler().close(Closing::Removed, clock());
-            leaving.push(Arc::clone(gone));
+        // A name leads to its live state at every moment: what goes is leaving before it is out of the
+        // table, what comes back is leaving until it is in the table again.
+        for live in &gone {
+            let mut leaving = self.leaving.lock();
+            leaving
+                .entry(live.id().clone())
+                .or_default()
+                .push(Arc::clone(live));
         }
-        leaving.retain(|live| !serving.holds(live) && !live.throttler().is_spent());
-        drop(leaving);
-        if old.live().len() > BIG {
+        let (next, old) = writer.publisher.publish(next);
+        for live in &gone {
+            live.throttler().close(Closing::Removed, clock());
+        }
+        for live in revived.iter().chain(&gone) {
+            self.forget(live, |live| live.throttler().is_spent() || holds(&next, live));
+        }
+        self.sweep(&mut writer.sweep_at);
+        let mut past = self.past.lock();
+        past.retain(|table| table.strong_count() > 0);
+        past.push(Arc::downgrade(&old));
+        drop(past);
+        drop(current);
+        if delta.services.len() + delta.removed.len() > BIG {
             self.runtime.spawn(drop_when_unused(old));
         }
+        Ok(next)
+    }
+
+    /// The live state that can serve a revision from now on: in the table, or leaving it.
+    fn known(&self, current: &Snapshot, spec: &RevisionSpec) -> Option<Arc<LiveRevision>> {
+        let here = live(current, &spec.id).filter(|live| live.fits(spec));
+        here.cloned().or_else(|| {
+            let leaving = self.leaving.lock();
+            let mut named = leaving.get(&spec.id)?.iter();
+            named.find(|live| live.fits(spec)).cloned()
+        })
+    }
+
+    fn is_leaving(&self, live: &Arc<LiveRevision>) -> bool {
+        let leaving = self.leaving.lock();
+        let named = leaving.get(live.id());
+        named.is_some_and(|named| named.iter().any(|l| Arc::ptr_eq(l, live)))
+    }
+
+    /// Drops a live state from those that are leaving, if this is so.
+    fn forget(&self, live: &Arc<LiveRevision>, done: impl Fn(&Arc<LiveRevision>) -> bool) {
+        let mut leaving = self.leaving.lock();
+        if let Entry::Occupied(mut named) = leaving.entry(live.id().clone()) {
+            named.get_mut().retain(|l| !(Arc::ptr_eq(l, live) && done(l)));
+            if named.get().is_empty() {
+                named.remove();
+            }
+        }
+    }
+
+    /// Forgets what has left since: requests end without a word to the registry. Seldom enough that a
+    /// change does not pay for all that is leaving.
+    fn sweep(&self, at: &mut usize) {
+        let mut leaving = self.leaving.lock();
+        if leaving.len() > *at {
+            drop_spent(&mut leaving);
+            *at = leaving.len() * 2 + SWEEP;
+        }
+    }
+
+    fn start(&self, spec: &Arc<RevisionSpec>) -> Arc<LiveRevision> {
+        let env = ThrottleEnv {
+            demand: Arc::clone(&self.demand),
+            observer: (self.make_observer)(spec),
+            budget: Arc::clone(&self.budget),
+            runtime: self.runtime.clone(),
+        };
+        LiveRevision::start(Arc::clone(spec), env, self.upkeep.clone(), clock())
     }
 
     /// The reading end for requests.
-    pub fn reader(&self) -> ServingReader {
-        ServingReader::new(Arc::clone(&self.current))
+    pub fn reader(&self) -> Reader {
+        self.reader.clone()
     }
 
     /// The live state of a revision in the current table.
     pub fn live(&self, revision: &RevisionId) -> Option<Arc<LiveRevision>> {
-        self.current.load_full().get(revision).map(Arc::clone)
+        live(&self.reader.peek(), revision).cloned()
     }
 
     /// Revisions that are in the current table no more, while they have requests or instances left.
     /// One may have the name of its successor in the table.
     pub fn leaving(&self) -> Vec<Arc<LiveRevision>> {
         let mut leaving = self.leaving.lock();
-        leaving.retain(|live| !live.throttler().is_spent());
-        leaving.clone()
+        drop_spent(&mut leaving);
+        let current = self.reader.peek();
+        let all = leaving.values().flatten();
+        all.filter(|live| !holds(&current, live)).cloned().collect()
     }
 
     /// Tables not yet dropped: one, two for as long as requests hold the previous one.
     pub fn tables_alive(&self) -> usize {
-        self.alive.load(Ordering::Relaxed)
+        let mut past = self.past.lock();
+        past.retain(|table| table.strong_count() > 0);
+        1 + past.len()
     }
 
     /// What waits in all queues together, and may.
@@ -167,9 +246,8 @@ impl Registry {
     /// The drain is over: resolves every waiter with
     /// [`Rejection::Draining`](crate::throttle::Rejection::Draining), and every later arrival.
     pub fn close_all(&self) {
-        let leaving = self.leaving.lock();
-        let current = self.current.load_full();
-        for live in current.live().iter().chain(leaving.iter()) {
+        let _no_other = self.writer.lock();
+        for live in self.everything() {
             live.throttler().close(Closing::Draining, clock());
         }
     }
@@ -177,12 +255,41 @@ impl Registry {
     /// The live states a name may mean: of the current table, then those that are leaving. A
     /// replaced revision and its successor have the same name.
     fn named(&self, revision: &RevisionId) -> Vec<Arc<LiveRevision>> {
-        // Under the lock, or a revision could be missed that is just moving from one to the other.
+        // Under the lock: what is moving from one to the other is in both for a moment.
         let leaving = self.leaving.lock();
-        let current = self.current.load_full();
-        let named = leaving.iter().filter(|live| live.id() == revision);
-        current.get(revision).into_iter().chain(named).cloned().collect()
+        let current = live(&self.reader.peek(), revision).cloned();
+        let left = leaving.get(revision).into_iter().flatten();
+        let left = left.filter(|live| current.as_ref().is_none_or(|now| !Arc::ptr_eq(now, live)));
+        let left: Vec<_> = left.cloned().collect();
+        current.into_iter().chain(left).collect()
     }
+}
+
+fn drop_spent(leaving: &mut Leaving) {
+    leaving.retain(|_, named| {
+        named.retain(|live| !live.throttler().is_spent());
+        !named.is_empty()
+    });
+}
+
+/// The live state of a revision in a table.
+fn live<'s>(snapshot: &'s Snapshot, revision: &RevisionId) -> Option<&'s Arc<LiveRevision>> {
+    let (entry, slot) = snapshot.revision(revision)?;
+    entry.live.revisions().get(slot)
+}
+
+/// Whether this very live state is in a table.
+fn holds(snapshot: &Snapshot, state: &Arc<LiveRevision>) -> bool {
+    live(snapshot, state.id()).is_some_and(|now| Arc::ptr_eq(now, state))
+}
+
+/// What a change takes out of the table.
+fn gone(delta: &Delta, current: &Snapshot, next: &Snapshot) -> Vec<Arc<LiveRevision>> {
+    let touched = delta.services.iter().map(|service| &service.id);
+    let touched = touched.chain(&delta.removed);
+    let before = touched.filter_map(|id| current.service(id));
+    let before = before.flat_map(|entry| entry.live.revisions());
+    before.filter(|live| !holds(next, live)).cloned().collect()
 }
 
 impl EndpointSink for Registry {
@@ -201,8 +308,8 @@ impl EndpointSink for Registry {
     fn remove(&self, revision: &RevisionId, instance: InstanceId) {
         for live in self.named(revision) {
             live.throttler().remove_instance(instance, clock());
+            self.forget(&live, |live| live.throttler().is_spent());
         }
-        self.leaving.lock().retain(|live| !live.throttler().is_spent());
     }
 
     fn retire(&self, revision: &RevisionId, count: u32, to_zero: bool) -> Vec<InstanceId> {
@@ -219,9 +326,9 @@ impl EndpointSink for Registry {
     fn to_zero(&self, revision: &RevisionId) -> Option<Vec<InstanceId>> {
         // What is leaving gets nothing new: looking at it first misses nothing.
         let (current, leaving): (Vec<_>, Vec<_>) = {
-            let serving = self.current.load_full();
+            let current = self.reader.load();
             let named = self.named(revision).into_iter();
-            named.partition(|live| serving.holds(live))
+            named.partition(|live| holds(&current, live))
         };
         let idle = |live: &Arc<LiveRevision>| {
             let load = live.throttler().peek(clock());
@@ -282,7 +389,7 @@ impl fmt::Debug for Registry {
 
 /// Whoever drops the last reference to a table pays for it. For a big one that is seen to not
 /// being a request: this keeps one until it is the last.
-async fn drop_when_unused(old: Arc<Serving>) {
+async fn drop_when_unused(old: Arc<Snapshot>) {
     while Arc::strong_count(&old) > 1 {
         tokio::time::sleep(Duration::from_millis(50)).await;
     }

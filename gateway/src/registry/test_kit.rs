@@ -1,15 +1,19 @@
 //! What tests of throttler, registry and upkeep share.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
 use parking_lot::Mutex;
 use sluice_model::{
-    AccessLogFormat, Backend, Demand, DemandSink, DrainSettings, EndpointAddr, EndpointTarget, HttpOption,
-    Limits, ListenerSettings, Percent, Protocol, QueueLimits, QueueTotals, RevisionId, RevisionSpec,
-    RevisionTimeouts, Service, ServiceId, Settings, Snapshot, SnapshotBuilder, TrafficSplit, TrafficTarget,
-    Visibility,
+    AccessLogFormat, Backend, Delta, Demand, DemandSink, DrainSettings, EndpointAddr, EndpointTarget,
+    HttpOption, Limits, ListenerSettings, Percent, Protocol, QueueLimits, QueueTotals, RevisionId,
+    RevisionSpec, RevisionTimeouts, Service, ServiceId, Settings, Snapshot, SnapshotBuilder, TrafficSplit,
+    TrafficTarget, Visibility,
 };
+use tokio::runtime::Handle;
+
+use super::{NoObserver, Registry};
 
 /// Keeps demand in order of arrival.
 #[derive(Debug, Default)]
@@ -81,7 +85,7 @@ pub(crate) fn spec(name: &str, backend: Backend) -> RevisionSpec {
             max_stream_age: None,
         },
         queue: queue(),
-        request_headers: std::collections::BTreeMap::new(),
+        request_headers: BTreeMap::new(),
     }
 }
 
@@ -133,27 +137,61 @@ pub(crate) fn settings() -> Settings {
     }
 }
 
-/// One service that gives each of these revisions an equal share.
+/// A registry with this table.
+pub(crate) fn registry(first: &Snapshot, demand: Arc<dyn DemandSink>, runtime: Handle) -> Registry {
+    let observe = Box::new(|_: &RevisionSpec| Arc::new(NoObserver) as _);
+    let registry = Registry::new(first.settings(), demand, observe, runtime);
+    apply(&registry, first);
+    registry
+}
+
+/// Makes the table this one.
+pub(crate) fn apply(registry: &Registry, next: &Snapshot) -> Arc<super::Snapshot> {
+    let change = Delta::between(&registry.reader().load(), next);
+    registry.apply(&change).expect("fits")
+}
+
+/// Services as the revisions name them, each of which gives its revisions equal shares (the first
+/// one what is left over).
 pub(crate) fn snapshot(revisions: Vec<RevisionSpec>) -> Arc<Snapshot> {
-    let names: Vec<RevisionId> = revisions.iter().map(|r| r.id.clone()).collect();
-    let mut builder = SnapshotBuilder::new(settings(), revisions).expect("distinct names");
-    let share = Percent::WHOLE / u32::try_from(names.len().max(1)).expect("few");
-    let targets = names.iter().map(|name| TrafficTarget {
-        revision: name.clone(),
-        slot: builder.slot(name).expect("is in it"),
-        percent: Percent::from_hundredths(share).expect("a share"),
-        tag: None,
-    });
-    if let Ok(split) = TrafficSplit::new(targets.collect()) {
-        let service = Service {
-            id: ServiceId::parse("default", "shop").expect("a name"),
-            visibility: Visibility::External,
-            http_option: HttpOption::Enabled,
-            sticky: None,
-            routes: vec![],
-            split,
-        };
-        builder.service(service, []).expect("fits");
+    let mut builder = SnapshotBuilder::new(settings());
+    for service in services(revisions) {
+        builder.service(service).expect("distinct names");
     }
     Arc::new(builder.build())
+}
+
+fn services(revisions: Vec<RevisionSpec>) -> Vec<Service> {
+    let mut groups: BTreeMap<ServiceId, Vec<Arc<RevisionSpec>>> = BTreeMap::new();
+    for revision in revisions {
+        let group = groups.entry(revision.service.clone()).or_default();
+        group.push(Arc::new(revision));
+    }
+    let groups = groups.into_iter();
+    groups.map(|(id, revisions)| service(id, revisions)).collect()
+}
+
+fn service(id: ServiceId, revisions: Vec<Arc<RevisionSpec>>) -> Service {
+    let count = u32::try_from(revisions.len()).expect("few");
+    let share = Percent::WHOLE / count;
+    let targets = revisions.iter().enumerate().map(|(slot, spec)| TrafficTarget {
+        revision: spec.id.clone(),
+        slot,
+        percent: Percent::from_hundredths(match slot {
+            0 => Percent::WHOLE - share * (count - 1),
+            _ => share,
+        })
+        .expect("a share"),
+        tag: None,
+    });
+    Service {
+        id,
+        visibility: Visibility::External,
+        http_option: HttpOption::Enabled,
+        sticky: None,
+        hosts: vec![],
+        split: TrafficSplit::new(targets.collect()).expect("adds up"),
+        revisions,
+        routes: vec![],
+    }
 }

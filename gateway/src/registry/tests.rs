@@ -7,18 +7,13 @@ use sluice_model::{
     Backend, Demand, EndpointSink, EndpointTarget, InstanceId, ManagedEndpoint, Percent, ServiceId, Snapshot,
 };
 
-use super::test_kit::{Demands, address, fixed, id, snapshot, spec, until};
+use super::test_kit::{self, Demands, address, apply, fixed, id, snapshot, spec, until};
 use super::*;
 use crate::throttle::{Admission, Arrival, Permit, Rejection, Waiter};
 
-fn registry(first: &Arc<Snapshot>) -> (Registry, Arc<Demands>) {
+fn registry(first: &Snapshot) -> (Registry, Arc<Demands>) {
     let demands = Arc::new(Demands::default());
-    let registry = Registry::new(
-        first,
-        Arc::clone(&demands) as _,
-        Box::new(|_| Arc::new(NoObserver)),
-        Handle::current(),
-    );
+    let registry = test_kit::registry(first, Arc::clone(&demands) as _, Handle::current());
     (registry, demands)
 }
 
@@ -75,10 +70,10 @@ async fn a_swap_keeps_what_is_in_flight_and_applies_limits_in_place() {
     let kept = key(2);
     a.backend = fixed(&[2, 4]);
     a.container_concurrency = Some(1);
-    let serving = registry.apply(&snapshot(vec![a]));
+    let serving = apply(&registry, &snapshot(vec![a]));
     let after = registry.live(&id("a")).expect("is in it");
-    assert!(Arc::ptr_eq(&before, &after) && serving.holds(&after));
-    assert_eq!(serving.live().len(), 1);
+    assert!(Arc::ptr_eq(&before, &after) && holds(&serving, &after));
+    assert_eq!(serving.revision_count(), 1);
     assert!(registry.live(&id("b")).is_none());
     assert_eq!(after.throttler().peek(clock()).in_flight, 2);
     assert_eq!((key(1), key(2)), (None, kept));
@@ -103,7 +98,7 @@ async fn a_revision_that_moves_to_another_service_takes_its_waiters_along() {
     let _permits = [admit(&a), admit(&before)];
     let mut waiters = [wait(&a), wait(&before)];
     assert_eq!(registry.budget().services(), 1);
-    registry.apply(&snapshot(vec![of("a", "shop"), of("b", "other")]));
+    apply(&registry, &snapshot(vec![of("a", "shop"), of("b", "other")]));
     let after = registry.live(&id("b")).expect("is in it");
     assert!(Arc::ptr_eq(&before, &after));
     assert_eq!(registry.budget().services(), 2);
@@ -118,15 +113,16 @@ async fn a_removed_revision_resolves_its_waiters_and_fails_no_request_of_the_old
     let (registry, _) = registry(&snapshot(vec![a.clone(), b.clone()]));
     let reader = registry.reader();
     let old = reader.load();
-    let live = Arc::clone(old.get(&id("a")).expect("is in it"));
+    let (entry, slot) = old.revision(&id("a")).expect("is in it");
+    let live = Arc::clone(&entry.live.revisions()[slot]);
     let permit = admit(&live);
     let waiter = wait(&live);
-    registry.apply(&snapshot(vec![b.clone()]));
+    apply(&registry, &snapshot(vec![b.clone()]));
     assert!(matches!(waiter.await, Err(Rejection::Removed)));
     drop(permit);
     let late = admit(&live);
     // It comes back while a request is still in flight on it: the same state takes over again.
-    registry.apply(&snapshot(vec![a, b]));
+    apply(&registry, &snapshot(vec![a, b]));
     let again = registry.live(&id("a")).expect("is in it");
     assert!(Arc::ptr_eq(&again, &live));
     let mut waiter = wait(&again);
@@ -142,7 +138,7 @@ async fn old_tables_go() {
     let reader = registry.reader();
     for n in 0..10 {
         let held = reader.load();
-        drop(registry.apply(&snapshots[n % 2]));
+        drop(apply(&registry, &snapshots[n % 2]));
         assert_eq!(registry.tables_alive(), 2);
         drop(held);
         assert_eq!(registry.tables_alive(), 1);
@@ -158,7 +154,7 @@ async fn another_kind_of_backend_is_another_live_state() {
     old.throttler().endpoint_ready(key, clock());
     let permit = admit(&old);
     demands.take();
-    registry.apply(&snapshot(vec![spec("a", fixed(&[1]))]));
+    apply(&registry, &snapshot(vec![spec("a", fixed(&[1]))]));
     let new = registry.live(&id("a")).expect("is in it");
     assert!(!Arc::ptr_eq(&old, &new));
     drop(admit(&new));
@@ -202,7 +198,7 @@ async fn a_drain_of_the_gateway_resolves_everybody_for_good() {
     let waiter = wait(&live);
     registry.close_all();
     assert!(matches!(waiter.await, Err(Rejection::Draining)));
-    registry.apply(&first);
+    apply(&registry, &first);
     let admission = live.throttler().admit(Arrival::default(), clock());
     assert!(matches!(admission, Admission::Rejected(Rejection::Draining)));
 }
@@ -211,11 +207,12 @@ async fn a_drain_of_the_gateway_resolves_everybody_for_good() {
 async fn every_split_draws_for_itself_and_exactly() {
     let (registry, _) = registry(&snapshot(vec![spec("a", fixed(&[1])), spec("b", fixed(&[2]))]));
     let serving = registry.reader().load();
-    let split = &serving.snapshot().services()[0].split;
-    let picks = (0..800).map(|_| split.pick(serving.next_draw(split)).slot);
+    let entry = serving.entries().next().expect("one service");
+    let split = &entry.service.split;
+    let picks = (0..800).map(|_| split.pick(entry.live.next_draw(None)).slot);
     let first = picks.filter(|slot| *slot == 0).count();
     assert_eq!(first, 400);
-    assert!(serving.next_draw(split) < Percent::WHOLE);
+    assert!(entry.live.next_draw(None) < Percent::WHOLE);
 }
 
 #[tokio::test]
@@ -242,11 +239,11 @@ async fn other_names_are_looked_up_at_once_and_addresses_never_run_out_in_betwee
     assert_eq!(metrics.num_alive_tasks(), 0, "nothing to look up");
     let mut b = a.clone();
     b.backend = names("localhost", 81);
-    registry.apply(&snapshot(vec![b]));
+    apply(&registry, &snapshot(vec![b]));
     let admission = live.throttler().admit(Arrival::default(), clock());
     let permit = admission.wait().await.expect("waits for the lookup");
     assert!(permit.endpoint().address.to_string().ends_with(":81"));
-    registry.apply(&snapshot(vec![a]));
+    apply(&registry, &snapshot(vec![a]));
     assert_eq!(admit(&live).endpoint().address, address(1));
     drop((permit, live, registry));
     until("the resolver ended", || metrics.num_alive_tasks() == 0).await;
@@ -254,10 +251,14 @@ async fn other_names_are_looked_up_at_once_and_addresses_never_run_out_in_betwee
 
 #[tokio::test]
 async fn a_big_table_is_dropped_off_the_request_path() {
-    let many = (0..1_100).map(|n| spec(&format!("r{n}"), fixed(&[1])));
+    let many = (0..1_100).map(|n| {
+        let mut spec = spec(&format!("r{n}"), fixed(&[1]));
+        spec.service = ServiceId::parse("default", &format!("s{n}")).expect("a name");
+        spec
+    });
     let (registry, _) = registry(&snapshot(many.collect()));
     let held = registry.reader().load();
-    registry.apply(&snapshot(vec![]));
+    apply(&registry, &snapshot(vec![]));
     drop(held);
     until("it is dropped", || registry.tables_alive() == 1).await;
 }

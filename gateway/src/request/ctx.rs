@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use sluice_model::{
-    EndpointAddr, Limits, RequestView, RevisionSpec, Route, Service, Settings, StickyKey, TrafficSplit,
+    EndpointAddr, Found, Generation, Limits, RequestView, RevisionSpec, Route, Service, Settings, StickyKey,
     normalize_host,
 };
 use tokio::sync::watch;
@@ -20,13 +20,13 @@ use crate::edge::{ConnectionInfo, Drain};
 use crate::observe::{
     Counted, Milestones, Observer, Phases, Reason, RequestProtocol, RequestRecord, StartTimes,
 };
-use crate::registry::{LiveRevision, PutOff, Serving, ServingReader};
+use crate::registry::{LiveRevision, LiveService, PutOff, Reader, Snapshot};
 use crate::throttle::Permit;
 
 /// What every request needs and shares.
 pub struct Engine {
-    /// The current table with its live state; read once per request.
-    pub serving: ServingReader,
+    /// The current table; read once per request.
+    pub table: Reader,
     /// Metrics and access log.
     pub observer: Observer,
     /// How far the gateway is on its way out.
@@ -116,10 +116,16 @@ pub enum Attempt {
     After(Duration),
 }
 
-/// One request on its way; dropping it at any moment releases its Permit and its Snapshot.
+/// One request on its way; dropping it at any moment releases its Permit.
+///
+/// Once it is routed it holds what its end needs (service, revision, settings), and no table: a long
+/// stream would keep everything of its generation alive.
 pub struct RequestCtx {
     pub(super) engine: Arc<Engine>,
-    pub(super) serving: Arc<Serving>,
+    /// The one table that it reads, until it is routed.
+    table: Option<Arc<Snapshot>>,
+    settings: Arc<Settings>,
+    generation: Generation,
     /// Its clocks.
     pub clocks: Clocks,
     /// When it came.
@@ -172,20 +178,23 @@ pub struct RequestCtx {
     time: SystemTime,
 }
 
-/// The points of splits come from the table's own counters.
-struct TableDraw<'s>(&'s Serving);
+/// The points of splits come from the service's own counters.
+struct LiveDraw;
 
-impl Draw for TableDraw<'_> {
-    fn draw(&mut self, split: &TrafficSplit) -> u32 {
-        self.0.next_draw(split)
+impl Draw<Arc<LiveService>> for LiveDraw {
+    fn draw(&mut self, found: &Found<'_, Arc<LiveService>>) -> u32 {
+        found.live.next_draw(found.route.map(|(index, _)| index))
     }
 }
 
 impl RequestCtx {
     /// A request that has just come in. Reads the one Snapshot it will ever see.
     pub fn new(engine: &Arc<Engine>, now: Instant) -> Self {
+        let table = engine.table.load();
         Self {
-            serving: engine.serving.load(),
+            settings: Arc::clone(table.settings()),
+            generation: table.generation,
+            table: Some(table),
             engine: Arc::clone(engine),
             clocks: Clocks::default(),
             started: now,
@@ -225,11 +234,13 @@ impl RequestCtx {
         if !std::mem::take(&mut self.removed) {
             return false;
         }
-        let serving = self.engine.serving.load();
-        if serving.snapshot().generation == self.serving.snapshot().generation {
+        let table = self.engine.table.load();
+        if table.generation == self.generation {
             return false;
         }
-        self.serving = serving;
+        self.settings = Arc::clone(table.settings());
+        self.generation = table.generation;
+        self.table = Some(table);
         self.routed = None;
         self.reason = None;
         true
@@ -237,12 +248,12 @@ impl RequestCtx {
 
     /// The settings this request sees.
     pub fn settings(&self) -> &Arc<Settings> {
-        self.serving.snapshot().settings()
+        &self.settings
     }
 
     /// The limits this request sees.
     pub fn limits(&self) -> &Limits {
-        &self.settings().limits
+        &self.settings.limits
     }
 
     /// How far the gateway is on its way out, to be followed.
@@ -287,14 +298,14 @@ impl RequestCtx {
             return Err(Answer::new(Reason::Loop, "the request passed this gateway too often: it leads back here").into());
         }
         let client = info.client_ip();
-        let serving = Arc::clone(&self.serving);
+        let table = self.table.take().unwrap_or_else(|| self.engine.table.load());
         let decision = decide(
-            serving.snapshot(),
+            &table,
             info.visibility,
             host,
             incoming.view,
             client,
-            &mut TableDraw(&serving),
+            &mut LiveDraw,
         )
         .map_err(|_| Answer::new(Reason::NoRoute, "no service is known for this host and path"))?;
         let service = Arc::clone(decision.found.service);
@@ -307,8 +318,8 @@ impl RequestCtx {
             let redirect = redirect_to_https(incoming.view.method(), host, &target.to_uri());
             return Err(Refusal::Redirect(redirect));
         }
-        let live = Arc::clone(&serving.live()[decision.target.slot]);
-        let spec = Arc::clone(&serving.snapshot().revisions()[decision.target.slot]);
+        let spec = Arc::clone(&service.revisions[decision.target.slot]);
+        let live = Arc::clone(&decision.found.live.revisions()[decision.target.slot]);
         let own = incoming
             .view
             .header("grpc-timeout")
@@ -409,7 +420,7 @@ impl RequestCtx {
             reason: self.reason,
             timer: self.clocks.fired(),
             detail: self.detail.as_deref().map(brief),
-            generation: self.serving.snapshot().generation,
+            generation: self.generation,
             service: self.service.as_ref().map(|s| &s.id),
             revision,
             endpoint: self.endpoint.as_ref(),

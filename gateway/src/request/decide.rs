@@ -5,8 +5,8 @@
 use std::net::IpAddr;
 
 use sluice_model::{
-    Found, HttpOption, NotFound, RequestView, Snapshot, StickyKey, StickyScope, StickySource, TrafficSplit,
-    TrafficTarget, Visibility,
+    Found, HttpOption, NotFound, RequestView, Snapshot, StickyKey, StickyScope, StickySource, TrafficTarget,
+    Visibility,
 };
 
 use super::headers::cookie;
@@ -15,9 +15,9 @@ use super::headers::cookie;
 pub const TAG_HEADER: &str = "knative-serving-tag";
 
 /// Where a point of a split comes from. Taken only when a split really has to be drawn.
-pub trait Draw {
-    /// The next point for a split of the Snapshot.
-    fn draw(&mut self, split: &TrafficSplit) -> u32;
+pub trait Draw<L> {
+    /// The next point for the split that was found.
+    fn draw(&mut self, found: &Found<'_, L>) -> u32;
 }
 
 /// Why a revision was chosen.
@@ -34,10 +34,10 @@ pub enum Picked {
 }
 
 /// Where a request goes.
-#[derive(Debug, Clone, Copy)]
-pub struct Decision<'t> {
+#[derive(Debug)]
+pub struct Decision<'t, L> {
     /// What the table found.
-    pub found: Found<'t>,
+    pub found: Found<'t, L>,
     /// The revision chosen.
     pub target: &'t TrafficTarget,
     /// Why.
@@ -47,7 +47,7 @@ pub struct Decision<'t> {
 }
 
 /// Whether plain HTTP is answered with a redirect to https instead.
-pub fn redirects(found: &Found<'_>, tls: bool) -> bool {
+pub fn redirects<L>(found: &Found<'_, L>, tls: bool) -> bool {
     !tls && found.service.http_option == HttpOption::Redirected
 }
 
@@ -55,14 +55,14 @@ pub fn redirects(found: &Found<'_>, tls: bool) -> bool {
 ///
 /// # Errors
 /// [`NotFound`]: 404 with reason `no_route`.
-pub fn decide<'t>(
-    snapshot: &'t Snapshot,
+pub fn decide<'t, L: Clone>(
+    snapshot: &'t Snapshot<L>,
     listener: Visibility,
     host: &str,
     request: &impl RequestView,
     client: IpAddr,
-    draw: &mut impl Draw,
-) -> Result<Decision<'t>, NotFound> {
+    draw: &mut impl Draw<L>,
+) -> Result<Decision<'t, L>, NotFound> {
     let tag = snapshot
         .settings()
         .tag_header
@@ -80,7 +80,7 @@ pub fn decide<'t>(
     } else if let Some(key) = key {
         (found.split.pick_sticky(key), Picked::Sticky)
     } else {
-        let point = draw.draw(found.split);
+        let point = draw.draw(&found);
         (found.split.pick(point), Picked::Drawn(point))
     };
     Ok(Decision {

@@ -16,6 +16,7 @@ use sluice_gateway::observe::{AccessLog, Metrics, Observer};
 use sluice_gateway::downstream::Downstream;
 use sluice_gateway::registry::Registry;
 use sluice_gateway::request::{Engine, MeasuredRevision};
+use sluice_model::Generation;
 use tokio::runtime::{Handle, Runtime};
 use tokio::sync::watch;
 
@@ -27,6 +28,8 @@ use super::upgrade::{New, SocketKind, SocketName};
 /// Everything in its place: bound, and nothing done yet.
 pub(super) struct Built<L> {
     pub(super) loaded: Loaded<FileSource, L>,
+    /// As which it was published.
+    pub(super) generation: Generation,
     pub(super) reload: ReloadHandle,
     pub(super) executable: PathBuf,
     pub(super) phase: watch::Receiver<Drain>,
@@ -70,7 +73,7 @@ pub(super) fn build(
         scale: scale.clone(),
         autoscale: OnceLock::new(),
     });
-    let snapshot = loaded.reader().load();
+    let first = loaded.first_delta();
     let registry = {
         let metrics = metrics.clone();
         let observer = Box::new(
@@ -79,18 +82,22 @@ pub(super) fn build(
             },
         );
         Arc::new(Registry::new(
-            &snapshot,
+            &first.settings,
             Arc::clone(&demand) as _,
             observer,
             data.handle().clone(),
         ))
     };
+    let published = registry
+        .apply(&first)
+        .map_err(|e| Failure::rejected(format!("internal error: {e}")))?;
+    metrics.set_generation(published.generation);
     let observer = Observer {
         access_log,
         metrics: metrics.clone(),
     };
     let engine = Arc::new(Engine {
-        serving: registry.reader(),
+        table: registry.reader(),
         observer,
         drain: phase.clone(),
     });
@@ -98,15 +105,19 @@ pub(super) fn build(
     let edge = {
         let _entered = data.enter();
         Arc::new(Edge::new(
-            loaded.reader().clone(),
+            {
+                let table = registry.reader();
+                Arc::new(move || Arc::clone(table.peek().settings()))
+            },
             downstream,
             Arc::new(metrics.clone()),
             drain,
         ))
     };
 
-    let settings = Arc::clone(snapshot.settings());
-    drop(snapshot);
+    let settings = first.settings;
+    let generation = published.generation;
+    drop(published);
     let admin_address = args.admin.unwrap_or(settings.admin);
     let mut inherited = |kind, address| new.as_mut().and_then(|new| new.take(kind, address));
     let (admin, health) = control.block_on(async {
@@ -147,6 +158,7 @@ pub(super) fn build(
     }
     Ok(Built {
         loaded,
+        generation,
         reload,
         executable,
         phase,

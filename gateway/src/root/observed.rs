@@ -1,6 +1,7 @@
 //! The running gateway as its admin server sees it.
 
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
@@ -19,9 +20,9 @@ use sluice_gateway::explain::explain;
 use sluice_gateway::observe::{
     EndpointCondition, EndpointLoad, ListenerCertificates, LoadView, Metrics, RevisionLoad,
 };
-use sluice_gateway::registry::{LiveRevision, Registry};
+use sluice_gateway::registry::{LiveRevision, Registry, Snapshot};
 use sluice_gateway::throttle::EndpointPhase;
-use sluice_model::{Demand, DemandSink, Generation, RevisionId, Snapshot, StatusSource};
+use sluice_model::{Demand, DemandSink, Generation, RevisionId, StatusSource};
 use tokio::sync::watch;
 
 use super::upgrade::Upgrades;
@@ -58,7 +59,7 @@ impl Health for Observed {
         if *self.drain.borrow() != Drain::Serving && !self.handed_over.load(Ordering::SeqCst) {
             return Err("draining");
         }
-        Ok(self.snapshot().generation)
+        Ok(self.registry.reader().peek().generation)
     }
 }
 
@@ -72,8 +73,8 @@ impl AdminState for Observed {
         self.upgrades.ask(limit).await
     }
 
-    fn snapshot(&self) -> Arc<Snapshot> {
-        Arc::clone(self.registry.reader().load().snapshot())
+    fn table(&self) -> Arc<Snapshot> {
+        self.registry.reader().load()
     }
 
     fn bound(&self) -> BoundAddresses {
@@ -151,7 +152,7 @@ fn revision(plan: &RevisionPlan) -> Value {
 impl LoadView for Observed {
     fn loads(&self) -> Vec<RevisionLoad> {
         let leaving = self.registry.leaving();
-        let serving = self.registry.reader().load();
+        let table = self.registry.reader().load();
         let now = Instant::now();
         let load = |live: &Arc<LiveRevision>, leaving| {
             let load = live.throttler().peek(now);
@@ -165,29 +166,22 @@ impl LoadView for Observed {
                 leaving,
             }
         };
-        let mut loads: Vec<_> = serving.live().iter().map(|live| load(live, false)).collect();
-        let mut rest: BTreeMap<RevisionId, RevisionLoad> = BTreeMap::new();
+        let current = table.entries().flat_map(|entry| entry.live.revisions());
+        let current = current.map(|live| (live.id().clone(), load(live, false)));
+        let mut loads: BTreeMap<RevisionId, RevisionLoad> = current.collect();
         for live in leaving {
-            // It may have come back since.
-            if serving.get(live.id()).is_some_and(|now| Arc::ptr_eq(now, &live)) {
-                continue;
-            }
             let left = load(&live, true);
-            let known = match serving.snapshot().slot(live.id()) {
+            match loads.entry(left.revision.clone()) {
                 // Its successor has its name: there is one series for both.
-                Some(slot) => loads.get_mut(slot),
-                None => rest.get_mut(live.id()),
-            };
-            match known {
-                Some(known) => {
+                Entry::Occupied(mut known) => {
+                    let known = known.get_mut();
                     known.in_flight += left.in_flight;
                     known.queued += left.queued;
                 }
-                None => _ = rest.insert(left.revision.clone(), left),
+                Entry::Vacant(free) => _ = free.insert(left),
             }
         }
-        loads.extend(rest.into_values());
-        loads
+        loads.into_values().collect()
     }
 
     fn tables(&self) -> usize {
@@ -234,7 +228,7 @@ impl LoadView for Observed {
 impl Explain for Observed {
     fn explain(&self, query: &ExplainQuery) -> Value {
         let bound: Vec<SocketAddr> = self.edge.listeners().iter().map(|l| l.bound).collect();
-        explain(&self.snapshot(), &bound, query)
+        explain(&self.table(), &bound, query)
     }
 }
 

@@ -10,8 +10,7 @@ use sluice_control::reconcile::{Parties, ReloadOutcome};
 use sluice_control::scale::ScaleHandle;
 use sluice_gateway::edge::Edge;
 use sluice_gateway::observe::{Metrics, ReloadResult};
-use sluice_gateway::registry::Registry;
-use sluice_model::{RevisionId, Snapshot};
+use sluice_model::{Delta, Generation, RevisionId, Settings};
 use tokio::runtime::Handle;
 
 use super::observed::Plans;
@@ -22,27 +21,23 @@ pub(super) type Listeners = Arc<Mutex<Vec<ListenerReference>>>;
 
 /// The data plane, the scaler and the metrics, as the reconciler knows them.
 pub(super) struct Everybody {
-    pub(super) registry: Arc<Registry>,
     pub(super) table: Arc<Table>,
     pub(super) edge: Arc<Edge>,
     pub(super) scale: ScaleHandle,
     pub(super) autoscale: AutoscaleHandle,
     pub(super) metrics: Metrics,
+    /// Published last.
+    pub(super) settings: Arc<Settings>,
     pub(super) plans: Arc<Plans>,
     /// Where listeners accept.
     pub(super) runtime: Handle,
     pub(super) notify: Arc<Notifier>,
     pub(super) listeners: Listeners,
-    /// The first Snapshot's listeners are bound by `run`, which exits if one cannot be.
-    pub(super) started: bool,
 }
 
 impl Parties for Everybody {
-    fn prepare(&mut self, next: &Snapshot) -> Result<(), Vec<String>> {
-        if !self.started {
-            return Ok(());
-        }
-        let refused = self.runtime.block_on(self.edge.reserve(next.settings()));
+    fn prepare(&mut self, next: &Settings) -> Result<(), Vec<String>> {
+        let refused = self.runtime.block_on(self.edge.reserve(next));
         if refused.is_empty() {
             return Ok(());
         }
@@ -54,16 +49,15 @@ impl Parties for Everybody {
         Err(mistakes.collect())
     }
 
-    fn published(&mut self, snapshot: &Arc<Snapshot>) {
-        self.table.apply(snapshot);
-        if self.started {
-            // What cannot be had leaves the old listener or certificate in place, and is said.
-            for error in self.runtime.block_on(self.edge.apply(snapshot.settings())) {
-                tracing::error!("{error}");
-            }
+    fn publish(&mut self, delta: &Delta) -> Result<Generation, String> {
+        let generation = self.table.apply(delta).map_err(|e| e.to_string())?;
+        // What cannot be had leaves the old listener or certificate in place, and is said.
+        for error in self.runtime.block_on(self.edge.apply(&delta.settings)) {
+            tracing::error!("{error}");
         }
-        self.started = true;
-        self.metrics.set_generation(snapshot.generation);
+        self.settings = Arc::clone(&delta.settings);
+        self.metrics.set_generation(generation);
+        Ok(generation)
     }
 
     fn apply(&mut self, plan: &Arc<Plan>) {
@@ -73,11 +67,7 @@ impl Parties for Everybody {
     }
 
     fn reload_asked(&mut self) {
-        let reader = self.registry.reader().load();
-        for error in self
-            .runtime
-            .block_on(self.edge.apply(reader.snapshot().settings()))
-        {
+        for error in self.runtime.block_on(self.edge.apply(&self.settings)) {
             tracing::error!("{error}");
         }
     }

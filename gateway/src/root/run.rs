@@ -149,6 +149,7 @@ fn serve<L: Load>(
 ) -> Result<Running, Failure> {
     let Built {
         loaded,
+        generation,
         reload,
         executable,
         phase,
@@ -206,24 +207,21 @@ fn serve<L: Load>(
         upgrades,
         handed_over: AtomicBool::new(false),
     });
-    let reader = loaded.reader().clone();
-    let table = Table::new(Arc::clone(&registry), reader.clone());
+    let reader = registry.reader();
+    let table = Table::new(Arc::clone(&registry));
     let parties = Everybody {
-        registry: Arc::clone(&registry),
         table: Arc::clone(&table),
         edge: Arc::clone(&edge),
         scale: scale.clone(),
         autoscale,
         metrics,
+        settings: Arc::clone(reader.peek().settings()),
         plans,
         runtime: accepting,
         notify: Arc::clone(&origin.notify),
         listeners,
-        started: false,
     };
-    let reconciler = loaded
-        .attach(parties)
-        .map_err(|refused| Failure::rejected(refused.join("\n")))?;
+    let reconciler = loaded.attach(parties, generation);
     announce(&edge, &observed);
     let (leaver, leave) = leave();
     let mut conversations = JoinSet::new();

@@ -8,8 +8,8 @@ use sluice_control::scale::ScaleHandle;
 use sluice_control::source::ReloadHandle;
 use sluice_gateway::admin::{Leaver, UpgradeError, Upgraded};
 use sluice_gateway::edge::Edge;
-use sluice_gateway::registry::Registry;
-use sluice_model::{DrainSettings, SnapshotReader};
+use sluice_gateway::registry::{Reader, Registry};
+use sluice_model::DrainSettings;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::{AbortHandle, JoinSet};
 
@@ -32,7 +32,7 @@ pub(super) struct Running {
     pub(super) edge: Arc<Edge>,
     pub(super) registry: Arc<Registry>,
     pub(super) scale: ScaleHandle,
-    pub(super) reader: SnapshotReader,
+    pub(super) reader: Reader,
     pub(super) observed: Arc<Observed>,
     pub(super) notify: Arc<Notifier>,
     /// Gives admin and health away.

@@ -7,7 +7,7 @@ use tokio::net::{TcpListener, TcpSocket, UnixListener};
 
 use super::*;
 use crate::registry::test_kit::{Demands, address, fixed, id, snapshot, spec, until};
-use crate::registry::{NoObserver, Registry};
+use crate::registry::{Registry, test_kit};
 use crate::throttle::{Admission, Arrival};
 
 fn http(period: Duration) -> Option<Probe> {
@@ -23,10 +23,9 @@ fn http(period: Duration) -> Option<Probe> {
 
 fn registry(spec: RevisionSpec) -> (Registry, Arc<Demands>) {
     let demands = Arc::new(Demands::default());
-    let registry = Registry::new(
+    let registry = test_kit::registry(
         &snapshot(vec![spec]),
         Arc::clone(&demands) as _,
-        Box::new(|_| Arc::new(NoObserver)),
         tokio::runtime::Handle::current(),
     );
     (registry, demands)

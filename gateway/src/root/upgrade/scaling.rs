@@ -23,7 +23,7 @@ use sluice_control::autoscale::Inherited;
 use sluice_control::scale::{HandedOver, PlatformAnswer, ScaleHandle, ScaleState};
 use sluice_gateway::handover::{Desk, Guest, Host, ToGuest, ToHost};
 use sluice_gateway::registry::Registry;
-use sluice_model::{Snapshot, SnapshotReader};
+use sluice_model::{Delta, Generation, SnapshotError};
 use tokio::sync::mpsc::UnboundedReceiver;
 use tokio::task::AbortHandle;
 
@@ -66,42 +66,42 @@ impl Said {
 #[derive(Debug)]
 pub(crate) struct Table {
     registry: Arc<Registry>,
-    reader: SnapshotReader,
-    /// A Snapshot came meanwhile or did not: the reader has the latest.
-    held: Mutex<bool>,
+    /// What came meanwhile, in order; `None` while changes are let through.
+    held: Mutex<Option<Vec<Delta>>>,
 }
 
 impl Table {
-    pub(crate) fn new(registry: Arc<Registry>, reader: SnapshotReader) -> Arc<Self> {
-        let held = Mutex::new(false);
-        Arc::new(Self {
-            registry,
-            reader,
-            held,
-        })
+    pub(crate) fn new(registry: Arc<Registry>) -> Arc<Self> {
+        let held = Mutex::new(None);
+        Arc::new(Self { registry, held })
     }
 
-    /// Lets requests see a new Snapshot, at once or when the slots are this process's again.
-    pub(crate) fn apply(&self, snapshot: &Arc<Snapshot>) {
-        let held = self.held.lock();
-        if *held {
+    /// Lets requests see a change, at once or when the slots are this process's again.
+    pub(crate) fn apply(&self, delta: &Delta) -> Result<Generation, SnapshotError> {
+        let mut held = self.held.lock();
+        if let Some(held) = &mut *held {
             tracing::info!("a reload waits: another process has taken over, or is about to");
-        } else {
-            self.registry.apply(snapshot);
+            held.push(delta.clone());
+            return Ok(self.registry.reader().peek().generation);
         }
+        drop(held);
+        Ok(self.registry.apply(delta)?.generation)
     }
 
     fn flip(&self) -> (Guest, Vec<Desk>) {
         let mut held = self.held.lock();
-        *held = true;
+        held.get_or_insert_default();
         Guest::flip(&self.registry)
     }
 
     fn take_back(&self, guest: Guest) {
         let mut held = self.held.lock();
         guest.take_back();
-        *held = false;
-        self.registry.apply(&self.reader.load());
+        for delta in held.take().into_iter().flatten() {
+            if let Err(error) = self.registry.apply(&delta) {
+                tracing::error!("internal error: a reload that waited is not applied: {error}");
+            }
+        }
     }
 }
 

@@ -1,0 +1,229 @@
+//! An edited table is the table that was built from nothing.
+
+use std::time::Duration;
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::name::Tag;
+use crate::revision::{Backend, Protocol, QueueLimits, RevisionTimeouts};
+use crate::route::{HttpOption, RequestView, Visibility};
+use crate::settings::{AccessLogFormat, DrainSettings, Limits, QueueTotals};
+use crate::split::{Percent, TrafficSplit, TrafficTarget};
+use crate::table::HostPattern;
+
+struct Get;
+
+impl RequestView for Get {
+    fn method(&self) -> &str {
+        "GET"
+    }
+    fn path(&self) -> &str {
+        "/"
+    }
+    fn header(&self, _: &str) -> Option<&[u8]> {
+        None
+    }
+}
+
+fn settings() -> Arc<Settings> {
+    let second = Duration::from_secs(1);
+    Arc::new(Settings {
+        domain: "localhost".into(),
+        listeners: vec![],
+        trusted_proxies: vec![],
+        tag_header: false,
+        access_log: AccessLogFormat::Off,
+        error_detail: false,
+        limits: Limits {
+            header_timeout: second,
+            idle_timeout: second,
+            max_header_bytes: 1,
+            max_headers: 1,
+            max_uri_bytes: 1,
+            max_body_bytes: None,
+            body_read_timeout: second,
+            write_timeout: second,
+            max_connections: None,
+            max_connections_per_client: None,
+            max_connection_age: None,
+            min_body_rate: None,
+            max_concurrent_streams: 1,
+            max_stream_resets: None,
+            max_control_frames: None,
+            upstream_idle_timeout: second,
+            connect_timeout: second,
+        },
+        queue: QueueTotals { depth: 1, bytes: 1 },
+        drain: DrainSettings {
+            delay: second,
+            timeout: second,
+        },
+        health: None,
+        admin: ([127, 0, 0, 1], 0).into(),
+        dns_refresh: second,
+    })
+}
+
+/// Service `n` with a revision of its own, at these hosts.
+fn service(n: usize, hosts: &[String]) -> Arc<Service> {
+    let id = ServiceId::parse("default", &format!("s{n}")).expect("a name");
+    let revision = RevisionId::parse("default", &format!("s{n}-r")).expect("a name");
+    let tag = Tag::parse("t").expect("a tag");
+    let spec = RevisionSpec {
+        id: revision.clone(),
+        service: id.clone(),
+        backend: Backend::Managed,
+        protocol: Protocol::Http1,
+        readiness: None,
+        start_timeout: Duration::ZERO,
+        container_concurrency: None,
+        timeouts: RevisionTimeouts {
+            total: None,
+            response_start: None,
+            idle: None,
+            max_stream_age: None,
+        },
+        queue: QueueLimits {
+            depth: 1,
+            bytes: 1,
+            timeout: Duration::ZERO,
+        },
+        request_headers: std::collections::BTreeMap::new(),
+    };
+    let split = TrafficSplit::new(vec![TrafficTarget {
+        revision,
+        slot: 0,
+        percent: Percent::from_hundredths(Percent::WHOLE).expect("a share"),
+        tag: Some(tag.clone()),
+    }]);
+    let hosts = hosts.iter().enumerate().map(|(nth, host)| {
+        let pattern = HostPattern::parse(host).expect("a host");
+        (pattern, (nth % 2 == 1).then(|| tag.clone()))
+    });
+    Arc::new(Service {
+        id,
+        visibility: Visibility::External,
+        http_option: HttpOption::Enabled,
+        sticky: None,
+        hosts: hosts.collect(),
+        revisions: vec![Arc::new(spec)],
+        routes: vec![],
+        split: split.expect("a split"),
+    })
+}
+
+/// Hosts of every length around what a slot holds itself; a few, so that they are taken and given up.
+fn host(n: u8) -> String {
+    let label = "abcdefghijklmnopqrstuvwxyzabcdefghijklmnopq";
+    let name = format!("{}{}.example", n % 7, &label[..usize::from(n) % 43]);
+    if n % 11 == 0 { format!("*.{name}") } else { name }
+}
+
+/// One change: services with the hosts they want; without any a service goes.
+type Edit = Vec<(usize, Vec<u8>)>;
+
+fn edits() -> impl Strategy<Value = Vec<Edit>> {
+    let service = (0..12usize, prop::collection::vec(any::<u8>(), 0..5));
+    prop::collection::vec(prop::collection::vec(service, 1..5), 1..20)
+}
+
+proptest! {
+    /// Services take, move and give up hosts; after each change the edited table finds what one finds that
+    /// was built from nothing, and what the change does not name is the same, pointer for pointer.
+    #[test]
+    fn edits_give_the_table_that_is_built_from_nothing(edits in edits()) {
+        let mut wanted: std::collections::BTreeMap<usize, Arc<Service>> = std::collections::BTreeMap::new();
+        let mut table: Snapshot<usize> = Snapshot::empty(settings());
+        for (turn, edit) in edits.into_iter().enumerate() {
+            let named: std::collections::BTreeMap<usize, Vec<u8>> = edit.into_iter().collect();
+            let before = wanted.clone();
+            for n in named.keys() {
+                wanted.remove(n);
+            }
+            let mut change = Delta { settings: settings(), services: vec![], removed: vec![] };
+            for (n, hosts) in &named {
+                let taken = |host: &String| {
+                    wanted.values().any(|s| s.hosts.iter().any(|(p, _)| p.to_string() == *host))
+                };
+                let mut hosts: Vec<String> = hosts.iter().map(|n| host(*n)).collect();
+                hosts.sort();
+                hosts.dedup();
+                hosts.retain(|host| !taken(host));
+                if hosts.is_empty() {
+                    change.removed.push(ServiceId::parse("default", &format!("s{n}")).expect("a name"));
+                } else {
+                    let service = service(*n, &hosts);
+                    change.services.push(Arc::clone(&service));
+                    wanted.insert(*n, service);
+                }
+            }
+            table = table.edit(&change, |_| turn).expect("fits");
+            let mut fresh: Snapshot<usize> = Snapshot::empty(settings());
+            let all = Delta { settings: settings(), services: wanted.values().cloned().collect(), removed: vec![] };
+            fresh = fresh.edit(&all, |_| 0).expect("fits");
+            prop_assert!(table.same_content(&fresh));
+            prop_assert_eq!(table.table().len(), fresh.table().len());
+            prop_assert_eq!(table.table().len(), table.table().hosts().count());
+            for n in 0..=255u8 {
+                let host = host(n);
+                let host = host.strip_prefix("*.").map_or(host.clone(), |rest| format!("x.{rest}"));
+                let find = |table: &Snapshot<usize>| {
+                    let found = table.table().find(Visibility::External, &host, &Get, None).ok()?;
+                    Some((found.service.id.clone(), found.tagged.is_some()))
+                };
+                prop_assert_eq!(find(&table), find(&fresh), "{}", host);
+            }
+            for (n, service) in &wanted {
+                let entry = table.service(&service.id).expect("is in it");
+                let (by_revision, slot) = table.revision(&service.revisions[0].id).expect("is in it");
+                prop_assert!(Arc::ptr_eq(&by_revision.service, &entry.service) && slot == 0);
+                if !named.contains_key(n) {
+                    prop_assert!(before.get(n).is_some_and(|was| Arc::ptr_eq(was, &entry.service)));
+                }
+                prop_assert!(named.contains_key(n) == (entry.live == turn));
+            }
+        }
+    }
+}
+
+#[test]
+fn what_two_services_claim_is_refused() {
+    let table: Snapshot = Snapshot::empty(settings());
+    let one = service(1, &["a.example".to_owned()]);
+    let two = service(2, &["a.example".to_owned()]);
+    let change = |services| Delta {
+        settings: settings(),
+        services,
+        removed: vec![],
+    };
+    let refused = table.edit(&change(vec![Arc::clone(&one), two]), |_| ());
+    assert!(matches!(
+        refused,
+        Err(SnapshotError::Table(TableError::Claimed(..)))
+    ));
+    let table = table.edit(&change(vec![Arc::clone(&one)]), |_| ()).expect("fits");
+    let twice = table.edit(&change(vec![Arc::clone(&one), one]), |_| ());
+    assert!(twice.is_err());
+}
+
+#[test]
+fn changes_are_found_by_comparing() {
+    let with = |services| {
+        let change = Delta {
+            settings: settings(),
+            services,
+            removed: vec![],
+        };
+        let empty: Snapshot = Snapshot::empty(settings());
+        empty.edit(&change, |_| ()).expect("fits")
+    };
+    let host = |name: &str| vec![name.to_owned()];
+    let now = with(vec![service(1, &host("a")), service(2, &host("b"))]);
+    let next = with(vec![service(2, &host("b")), service(3, &host("a"))]);
+    let change = Delta::between(&now, &next);
+    assert_eq!(change.services.len(), 1);
+    assert_eq!(change.removed.len(), 1);
+    assert!(!change.is_empty(&now) && Delta::between(&now, &now).is_empty(&now));
+    assert!(now.edit(&change, |_| ()).expect("fits").same_content(&next));
+}
