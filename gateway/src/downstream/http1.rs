@@ -287,7 +287,7 @@ impl Http1 {
             Poll::Ready(done) => Poll::Ready(done.is_ok()),
             Poll::Pending => timer.poll_at(cx, until).map(|()| false),
         });
-        if !shut.await || self.client.ended || !unread {
+        if !shut.await || self.client.ended || self.client.spent || !unread {
             return;
         }
         let (silence, all) = if unasked { (DRAIN_IDLE, DRAIN_IDLE) } else { (LINGER_SILENCE, LINGER) };

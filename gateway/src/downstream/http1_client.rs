@@ -158,6 +158,8 @@ pub(super) struct Http1Client {
     /// The response said, or means, that the connection ends.
     last: bool,
     responded: bool,
+    /// The client had its time for the rest of a body.
+    pub(super) spent: bool,
     /// A response is not whole.
     pub(super) aborted: bool,
     /// Nothing but the connection's end ends the response's body.
@@ -195,6 +197,7 @@ impl Http1Client {
             ended: false,
             last: false,
             responded: false,
+            spent: false,
             aborted: false,
             until_close: false,
         }
@@ -514,6 +517,14 @@ impl ClientSide for Http1Client {
             // An orderly end would make the response look whole.
             self.info.close_watch.reset_on_close();
         }
+    }
+
+    fn body_timed_out(&mut self) {
+        self.ends_for.get_or_insert(CloseReason::BodyTimeout);
+    }
+
+    fn give_up_body(&mut self) {
+        self.spent = true;
     }
 
     fn write_timed_out(&mut self) {

@@ -214,7 +214,7 @@ impl Listener {
 }
 
 /// How many connections of clients the descriptors are enough for: those that are open must still reach their
-/// backends (two descriptors each), and an operator the admin listener, when all the others are taken.
+/// backends (a descriptor each), and an operator the admin listener, when all the others are taken.
 fn descriptor_share() -> Option<usize> {
     // Asked each time, which costs a tenth of a microsecond: an operator may change it (prlimit).
     let (soft, _) = getrlimit(Resource::RLIMIT_NOFILE).ok()?;

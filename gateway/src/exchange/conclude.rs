@@ -20,6 +20,13 @@ use crate::upstream::ConnectError;
 /// How long an answer of the gateway's own may take to be written.
 const ANSWER_WRITE: Duration = Duration::from_secs(1);
 
+/// How long an upload may stall once its answer is complete, how long it may go on, and with how many
+/// bytes. Generous, because a client that is cut off before it has read the answer may lose the answer
+/// (RFC 9112 9.6).
+const AFTER_ANSWER: Duration = Duration::from_secs(2);
+const AFTER_ANSWER_TOTAL: Duration = Duration::from_secs(10);
+const AFTER_ANSWER_BYTES: u64 = 64 << 20;
+
 /// More body than `limits.maxBodyBytes`.
 pub(super) fn body_too_large() -> Answer {
     Answer::new(Reason::BodyTooLarge, "the request body is larger than allowed")
@@ -63,7 +70,10 @@ impl<C: ClientSide> Exchange<'_, C> {
                 }
             }
             Passage::TooLarge => body_too_large(),
-            Passage::BodyLate => Answer::new(Reason::RequestTimeout, "the request body did not come in time"),
+            Passage::BodyLate => {
+                self.client.body_timed_out();
+                Answer::new(Reason::RequestTimeout, "the request body did not come in time")
+            }
             Passage::WriteTimeout => {
                 self.request.reason = Some(Reason::ClientGone);
                 return Next::Over;
@@ -134,7 +144,10 @@ impl<C: ClientSide> Exchange<'_, C> {
                 self.request.clocks.fire(*timer);
                 Reason::Timeout
             }
-            Passage::BodyLate => Reason::RequestTimeout,
+            Passage::BodyLate => {
+                self.client.body_timed_out();
+                Reason::RequestTimeout
+            }
             Passage::Client(ClientFault::Chunk(_)) => Reason::BadRequest,
             Passage::TooLarge => Reason::BodyTooLarge,
             Passage::Client(ClientFault::Gone) | Passage::WriteTimeout => Reason::ClientGone,
@@ -154,6 +167,43 @@ impl<C: ClientSide> Exchange<'_, C> {
         let ended = over && self.progress.event_stream && self.client.end_early();
         if !ended {
             self.client.abort();
+        }
+    }
+
+    /// The answer is complete and its request is not: reads what still comes and throws it away, within
+    /// bounds, so that a client which reads only once it has sent everything gets the answer. The endpoint is
+    /// free meanwhile.
+    pub(super) async fn read_on(&mut self) {
+        self.request.permit = None;
+        let start = clock();
+        let mut last = start;
+        let mut left = AFTER_ANSWER_BYTES;
+        let (client, timer, progress) = (&mut *self.client, &mut *self.timer, &mut self.progress);
+        let in_time = poll_fn(|cx| {
+            loop {
+                match client.poll_body(cx) {
+                    Poll::Ready(Ok(true)) => {
+                        let n = client.data().len();
+                        client.consume(n);
+                        progress.bytes_in += n as u64;
+                        if n as u64 > left {
+                            return Poll::Ready(false);
+                        }
+                        left -= n as u64;
+                        last = clock();
+                    }
+                    Poll::Ready(_) => return Poll::Ready(true),
+                    Poll::Pending => {
+                        let until = (last + AFTER_ANSWER).min(start + AFTER_ANSWER_TOTAL);
+                        return timer.poll_at(cx, until).map(|()| false);
+                    }
+                }
+            }
+        })
+        .await;
+        if !in_time {
+            self.request.reason.get_or_insert(Reason::RequestTimeout);
+            self.client.give_up_body();
         }
     }
 
@@ -187,6 +237,8 @@ impl<C: ClientSide> Exchange<'_, C> {
         .await;
         if !written {
             self.client.abort();
+        } else if !self.client.body_length().is_empty() {
+            self.read_on().await;
         }
     }
 }

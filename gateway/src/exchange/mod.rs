@@ -284,7 +284,11 @@ where
                 backend.release();
                 Next::Over
             }
-            Passage::Early => Next::Over,
+            Passage::Early => {
+                drop(backend);
+                Box::pin(self.read_on()).await;
+                Next::Over
+            }
             Passage::Switched => {
                 Box::pin(self.relay(backend.into_stream())).await;
                 Next::Over

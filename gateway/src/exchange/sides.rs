@@ -189,6 +189,12 @@ pub(crate) trait ClientSide {
     /// The response is not whole and will not be: the client must not take it for whole.
     fn abort(&mut self);
 
+    /// The request body came too slowly: the connection ends for that reason.
+    fn body_timed_out(&mut self) {}
+
+    /// Nobody will read the rest of the request body.
+    fn give_up_body(&mut self) {}
+
     /// The client took nothing for too long: its connection ends for that reason.
     fn write_timed_out(&mut self);
 
