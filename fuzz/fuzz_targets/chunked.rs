@@ -4,7 +4,7 @@
 
 use libfuzzer_sys::fuzz_target;
 use sluice_fuzz::{choice, ends};
-use sluice_gateway::h1::{ChunkDecoder, ChunkFault, ChunkLimits};
+use sluice_gateway::http1::{ChunkDecoder, ChunkFault, ChunkLimits};
 
 const ROOMY: ChunkLimits = ChunkLimits {
     max_extension_bytes: 16 << 10,
