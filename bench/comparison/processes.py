@@ -10,7 +10,7 @@ import time
 
 PROXY_CPU, OTHER_CPU = "0", "1"
 # Seconds.
-STARTING, STOPPING, ANSWERING = 30, 5, 60
+STARTING, STOPPING, ANSWERING = 30, 2, 60
 
 
 class Failed(Exception):

@@ -84,14 +84,8 @@ def nginx(place):
                  for nth, a in enumerate(addresses)]
         return "\n  ".join(lines)
 
-    def server(host, body):
-        return f"""
-  server {{
-    listen 127.0.0.1:{ports["plain"]}; listen 127.0.0.1:{ports["tls"]} ssl http2; server_name {host};
-    {body}
-  }}"""
-
-    servers = "".join(server(host, locations) for host in [HOST, *filler()])
+    # One server with all names: with one for each, there would be a TLS context for each.
+    names = " ".join([HOST, *filler()])
     config = f"""
 daemon off; worker_processes 1; pid {place.folder}/nginx.pid; error_log stderr warn; worker_rlimit_nofile 20000;
 events {{ worker_connections 19000; }}
@@ -104,7 +98,14 @@ http {{
   split_clients "$connection.$connection_requests" $backend {{ 90% h0; * h1; }}
   split_clients "$connection.$connection_requests" $calls {{ 90% g0; * g1; }}
   {upstreams("h", place.h1)}
-  {upstreams("g", place.h2)}{servers}
+  {upstreams("g", place.h2)}
+  server {{
+    listen 127.0.0.1:{ports["plain"]} default_server; listen 127.0.0.1:{ports["tls"]} ssl http2 default_server;
+    return 404;
+  }}
+  server {{
+    listen 127.0.0.1:{ports["plain"]}; listen 127.0.0.1:{ports["tls"]} ssl http2; server_name {names};{locations}
+  }}
   server {{
     listen 127.0.0.1:{ports["h2c"]} http2; server_name {GRPC_HOST};
     location / {{ grpc_pass grpc://$calls; }}

@@ -55,7 +55,10 @@ impl ProxyHttp for Proxy {
 
     async fn upstream_peer(&self, session: &mut Session, (): &mut ()) -> Result<Box<HttpPeer>> {
         let head = session.req_header();
-        let host = head.uri.host().or_else(|| head.headers.get("host")?.to_str().ok());
+        let host = head
+            .uri
+            .host()
+            .or_else(|| head.headers.get("host")?.to_str().ok());
         let Some(route) = host.and_then(|host| self.routes.get(host)) else {
             return Err(Error::new(ErrorType::HTTPStatus(404)));
         };

@@ -38,7 +38,7 @@ pub(crate) struct Options {
 pub(crate) struct Warm {
     /// The gateway's binary.
     #[arg(long)]
-    sluice: std::path::PathBuf,
+    sluice: PathBuf,
     /// Requests, one after the other; then twice as many.
     #[arg(long, default_value_t = 500)]
     requests: usize,

@@ -128,7 +128,9 @@ async fn serve_h1(mut stream: TcpStream) -> std::io::Result<()> {
 /// How many bytes `/b/N` asks for; 100 of any other path.
 fn wanted(head: &[u8]) -> usize {
     let path = head.split(|&b| b == b' ').nth(1).unwrap_or_default();
-    let number = path.strip_prefix(b"/b/").and_then(|n| std::str::from_utf8(n).ok());
+    let number = path
+        .strip_prefix(b"/b/")
+        .and_then(|n| std::str::from_utf8(n).ok());
     let number: Option<usize> = number.and_then(|n| n.parse().ok());
     number.map_or(100, |n| n.min(1 << 20))
 }

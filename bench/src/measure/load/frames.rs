@@ -161,6 +161,9 @@ mod tests {
         assert!(out.is_empty());
         read += 1;
         credit(&mut out, &mut read);
-        assert_eq!((read, Frame::parse(&out).map(|f| f.window())), (0, Some(CREDIT as i64)));
+        assert_eq!(
+            (read, Frame::parse(&out).map(|f| f.window())),
+            (0, Some(CREDIT as i64))
+        );
     }
 }

@@ -71,11 +71,7 @@ pub(super) async fn send(stream: &mut impl Stream, request: &[u8]) -> Result<(),
     stream.flush().await.map_err(failed)
 }
 
-pub(super) async fn answer(
-    stream: &mut impl Stream,
-    receive: usize,
-    buf: &mut [u8],
-) -> Result<(), Failure> {
+pub(super) async fn answer(stream: &mut impl Stream, receive: usize, buf: &mut [u8]) -> Result<(), Failure> {
     let mut filled = 0;
     let head = loop {
         filled += read(stream, &mut buf[filled..]).await?;
@@ -113,10 +109,7 @@ pub(super) async fn read(stream: &mut impl Stream, buf: &mut [u8]) -> Result<usi
 pub(super) fn head_end(buf: &[u8]) -> Option<usize> {
     // A head without a body ends the buffer: the usual case of a backend.
     if buf.ends_with(b"\r\n\r\n") {
-        return buf
-            .windows(4)
-            .position(|w| w == b"\r\n\r\n")
-            .map(|at| at + 4);
+        return buf.windows(4).position(|w| w == b"\r\n\r\n").map(|at| at + 4);
     }
     let mut lines = 0;
     for line in buf.split_inclusive(|&b| b == b'\n') {

@@ -28,11 +28,7 @@ impl Blocks {
             _ => (0x82, 0x87),
         };
         // Indices of the static table: :path, :authority, user-agent, accept, content-type.
-        let mut fields = vec![
-            (4, load.path.as_str()),
-            (1, load.host.as_str()),
-            (58, "measure"),
-        ];
+        let mut fields = vec![(4, load.path.as_str()), (1, load.host.as_str()), (58, "measure")];
         let mut named = Vec::new();
         if load.wire == Wire::Grpc {
             fields.push((31, "application/grpc"));
@@ -108,7 +104,13 @@ impl<'a> Client<'a> {
         // No pushes, a megabyte a stream; a gigabyte for the connection.
         let settings = [0, 2, 0, 0, 0, 0, 0, 4, 0, 16, 0, 0];
         frames::frame(&mut out, frames::SETTINGS, 0, 0, &settings);
-        frames::frame(&mut out, frames::WINDOW_UPDATE, 0, 0, &(1_u32 << 30).to_be_bytes());
+        frames::frame(
+            &mut out,
+            frames::WINDOW_UPDATE,
+            0,
+            0,
+            &(1_u32 << 30).to_be_bytes(),
+        );
         let mut message = vec![b'x'; load.send];
         if let (Wire::Grpc, Some(prefix)) = (load.wire, message.first_chunk_mut()) {
             *prefix = super::backend::prefix(load.send);

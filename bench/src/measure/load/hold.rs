@@ -76,8 +76,6 @@ type Opened = Result<Box<dyn Stream>, Failure>;
 async fn next(running: &mut JoinSet<Opened>) -> Result<Option<Box<dyn Stream>>, Failure> {
     match running.join_next().await {
         None => Ok(None),
-        Some(ended) => ended
-            .map_err(|e| Failure::Unexpected(e.to_string()))?
-            .map(Some),
+        Some(ended) => ended.map_err(|e| Failure::Unexpected(e.to_string()))?.map(Some),
     }
 }

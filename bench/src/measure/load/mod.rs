@@ -280,7 +280,11 @@ mod tests {
             (h1, "h1", r#""path": "/b/100", "receive": 100, "send": 10240"#),
             (h1, "close", r#""path": "/b/10240", "receive": 10240"#),
             (h1, "websocket", r#""path": "/ws", "receive": 100, "send": 100"#),
-            (h2, "grpc", r#""path": "/a.B/C", "receive": 105, "send": 105, "streams": 10"#),
+            (
+                h2,
+                "grpc",
+                r#""path": "/a.B/C", "receive": 105, "send": 105, "streams": 10"#,
+            ),
         ] {
             let answer = obey(order(to, wire, rest), &mut held).await;
             let answer = answer.unwrap_or_else(|e| panic!("{wire} {rest}: {e}"));

@@ -59,8 +59,7 @@ pub(super) async fn pace(order: &Pace) -> Result<Value, Failure> {
     let ends = async {
         let mut latencies = Vec::new();
         while let Some(ended) = running.join_next().await {
-            let each: Result<Vec<f64>, Failure> =
-                ended.map_err(|e| Failure::Unexpected(e.to_string()))?;
+            let each: Result<Vec<f64>, Failure> = ended.map_err(|e| Failure::Unexpected(e.to_string()))?;
             latencies.extend(each?);
         }
         Ok(sorted(latencies))

@@ -6,7 +6,8 @@ use crate::measure::Failure;
 
 /// Of RFC 6455, section 1.3, with what it must be answered.
 const KEY: &str = "dGhlIHNhbXBsZSBub25jZQ==";
-pub(super) const SWITCHED: &[u8] = b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
+pub(super) const SWITCHED: &[u8] =
+    b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
     Sec-WebSocket-Accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\n\r\n";
 
 /// Bytes of every message; a length of seven bits.
