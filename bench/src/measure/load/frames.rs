@@ -81,7 +81,7 @@ impl<'a> Frame<'a> {
             block = rest;
             if first & 31 == 31 {
                 let end = block.iter().position(|b| b & 128 == 0).unwrap_or(0);
-                block = &block[end + 1..];
+                block = block.get(end + 1..).unwrap_or_default();
             }
         }
         block.first() == Some(&0x88)

@@ -270,7 +270,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn the_backends_answer_every_kind_of_client_and_a_wrong_answer_is_an_error() {
+    async fn the_backends_answer_every_kind_of_client_that_needs_no_proxy_and_a_wrong_answer_is_an_error() {
         let backends = backend::start().expect("ports");
         let (h1, h2) = (backends.h1[0], backends.h2[1]);
         let mut held = hold::Held::default();
@@ -278,7 +278,6 @@ mod tests {
             (h1, "h1", r#""path": "/b/100", "receive": 100"#),
             (h1, "h1", r#""path": "/b/1048576", "receive": 1048576"#),
             (h1, "h1", r#""path": "/b/100", "receive": 100, "send": 10240"#),
-            (h1, "close", r#""path": "/b/10240", "receive": 10240"#),
             (h1, "websocket", r#""path": "/ws", "receive": 100, "send": 100"#),
             (
                 h2,
