@@ -33,6 +33,17 @@ pub(crate) struct Options {
     places: usize,
 }
 
+/// What `bench/guard` asks.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Warm {
+    /// The gateway's binary.
+    #[arg(long)]
+    sluice: PathBuf,
+    /// Requests, one after the other; then twice as many.
+    #[arg(long, default_value_t = 500)]
+    requests: usize,
+}
+
 /// What one place holds.
 #[derive(Debug, Clone, PartialEq)]
 struct Holding {
@@ -229,7 +240,7 @@ async fn held_profile(run: &Run, wire: Wire, held: usize) -> Result<Value, Failu
 /// After so many requests, one after the other on one connection.
 async fn warm_profile(run: &Run, wire: Wire, requests: usize) -> Result<Value, Failure> {
     let (_backend, backend) = run.responder(0, None).await?;
-    let gateway = Profiled::start(run, &format!("warm-{}-{requests}", wire.name()), backend, 0).await?;
+    let gateway = Profiled::start(run, &format!("warm-{}-{requests}", wire.name()), backend, 10).await?;
     let host = "held.bench";
     match wire {
         Wire::H1 => {
@@ -272,6 +283,27 @@ fn json(found: &[Holding]) -> Value {
         .iter()
         .map(|h| json!({"place": h.place, "bytes": h.bytes, "blocks": h.blocks}));
     each.collect()
+}
+
+/// Blocks and bytes that a warm request allocates, by the wire that it comes in on, as one line of JSON. Counts
+/// of the real gateway, with a permit of `containerConcurrency` and metrics: load does not disturb them.
+pub(crate) async fn warm(options: Warm) -> Result<(), Failure> {
+    let run = Run::new(&Common::of(options.sluice), true)?;
+    program("valgrind")?;
+    let mut found = serde_json::Map::new();
+    for wire in [Wire::H1, Wire::H2 { streams: 1 }] {
+        let once = warm_profile(&run, wire, options.requests).await?;
+        let twice = warm_profile(&run, wire, 2 * options.requests).await?;
+        let per = |what: fn(&(i64, i64)) -> i64| {
+            let sum = |dhat| by_place(dhat, EVER).values().map(what).sum::<i64>();
+            (sum(&twice) - sum(&once)) as f64 / options.requests as f64
+        };
+        let places = growth(&once, &twice, options.requests, EVER);
+        let value = json!({"bytes": per(|p| p.0), "blocks": per(|p| p.1), "places": json(&places)});
+        found.insert(wire.name().to_owned(), value);
+    }
+    println!("{}", Value::Object(found));
+    Ok(())
 }
 
 pub(crate) async fn run(options: Options) -> Result<Report, Failure> {
