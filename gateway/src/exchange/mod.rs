@@ -185,6 +185,8 @@ where
     async fn attempt(&mut self) -> Next {
         let choice = match self.request.next {
             Attempt::FreshConnection => Use::Fresh,
+            // The connection of a switch is not given back: nothing is gained by a used one.
+            _ if self.offers_switch() => Use::Fresh,
             _ if may_use_probes(self.client.head().method()) => Use::Any,
             _ => Use::NoProbes,
         };
@@ -211,6 +213,12 @@ where
             Connection::Http1(backend) => self.pass(backend, acquired.idled).await,
             Connection::Http2(backend) => self.pass(backend, acquired.idled).await,
         }
+    }
+
+    /// Whether the client offers a switch of protocols that the revision's backends may be asked for.
+    fn offers_switch(&self) -> bool {
+        let offered = self.client.head().upgrade().zip(self.request.routed.as_ref());
+        offered.is_some_and(|(offered, routed)| upgrade_to_forward(offered, &routed.spec).is_some())
     }
 
     /// Connects to the endpoint of the Permit, under the request's clocks.
