@@ -2,6 +2,7 @@
 
 mod h1;
 mod h2;
+mod responses;
 
 use sluice_tests::recorder::Recorder;
 use sluice_tests::wait::{SOON, wait_until};
