@@ -131,7 +131,11 @@ impl Case {
                 matches!(got, Got::Whole { status: s, body: b, reason: None } if s == status && b == body)
             }
         };
-        if good { Ok(()) } else { Err(format!("got {got:?}")) }
+        match got {
+            _ if good => Ok(()),
+            Got::Broken(why) => Err(format!("broken: {why}")),
+            got => Err(format!("got {got:?}")),
+        }
     }
 
     async fn over_http1(&self, nth: usize, gateway: &Gateway) -> Result<(), String> {
