@@ -10,7 +10,7 @@ mod admission;
 mod fixture;
 mod head;
 pub mod measure;
-pub mod responder;
+mod responder;
 mod routing;
 mod snapshot;
 

@@ -13,7 +13,7 @@ const BODY: usize = 100;
 ///
 /// # Errors
 /// When it cannot listen.
-pub fn run(address: SocketAddr, delay: Duration) -> std::io::Result<()> {
+pub(crate) fn run(address: SocketAddr, delay: Duration) -> std::io::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()?;

@@ -207,6 +207,23 @@ pub(crate) fn tls(version: &'static SupportedProtocolVersion, resume: bool) -> T
     TlsConnector::from(Arc::new(config))
 }
 
+/// A TLS 1.3 client of one cipher suite and one protocol, never resumed: what is negotiated is the same with
+/// every server that supports it.
+pub(crate) fn tls_one_cipher(alpn: &[u8]) -> TlsConnector {
+    let mut provider = ring::default_provider();
+    let schemes = provider.signature_verification_algorithms.supported_schemes();
+    provider.cipher_suites = vec![ring::cipher_suite::TLS13_AES_128_GCM_SHA256];
+    let mut config = ClientConfig::builder_with_provider(Arc::new(provider))
+        .with_protocol_versions(&[&rustls::version::TLS13])
+        .expect("ring knows TLS 1.3")
+        .dangerous()
+        .with_custom_certificate_verifier(Arc::new(Gullible(schemes)))
+        .with_no_client_auth();
+    config.resumption = Resumption::disabled();
+    config.alpn_protocols = vec![alpn.to_vec()];
+    TlsConnector::from(Arc::new(config))
+}
+
 /// Makes the handshake over a connection that is there already.
 pub(crate) async fn handshake(
     connector: &TlsConnector,

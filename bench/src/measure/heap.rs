@@ -33,6 +33,17 @@ pub(crate) struct Options {
     places: usize,
 }
 
+/// What `bench/guard` asks.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Warm {
+    /// The gateway's binary.
+    #[arg(long)]
+    sluice: PathBuf,
+    /// Requests, one after the other; then twice as many.
+    #[arg(long, default_value_t = 500)]
+    requests: usize,
+}
+
 /// What one place holds.
 #[derive(Debug, Clone, PartialEq)]
 struct Holding {
@@ -229,7 +240,7 @@ async fn held_profile(run: &Run, wire: Wire, held: usize) -> Result<Value, Failu
 /// After so many requests, one after the other on one connection.
 async fn warm_profile(run: &Run, wire: Wire, requests: usize) -> Result<Value, Failure> {
     let (_backend, backend) = run.responder(0, None).await?;
-    let gateway = Profiled::start(run, &format!("warm-{}-{requests}", wire.name()), backend, 0).await?;
+    let gateway = Profiled::start(run, &format!("warm-{}-{requests}", wire.name()), backend, 10).await?;
     let host = "held.bench";
     match wire {
         Wire::H1 => {
@@ -272,6 +283,28 @@ fn json(found: &[Holding]) -> Value {
         .iter()
         .map(|h| json!({"place": h.place, "bytes": h.bytes, "blocks": h.blocks}));
     each.collect()
+}
+
+/// Blocks and bytes that a warm request allocates, by the wire that it comes in on, as one line of JSON. Counts
+/// of the real gateway, with a permit of `containerConcurrency` and metrics: load does not disturb them.
+pub(crate) async fn warm(options: Warm) -> Result<(), Failure> {
+    let run = Run::new(&Common::of(options.sluice), true)?;
+    program("valgrind")?;
+    let mut found = serde_json::Map::new();
+    for wire in [Wire::H1, Wire::H2 { streams: 1 }] {
+        let once = warm_profile(&run, wire, options.requests).await?;
+        let twice = warm_profile(&run, wire, 2 * options.requests).await?;
+        // What is made less than every other time belongs to clocks of the gateway, not to requests: there
+        // is the more of it, the slower the machine is.
+        let mut places = growth(&once, &twice, options.requests, EVER);
+        places.retain(|place| 2 * place.blocks >= options.requests as i64);
+        let per =
+            |what: fn(&Holding) -> i64| places.iter().map(what).sum::<i64>() as f64 / options.requests as f64;
+        let value = json!({"bytes": per(|p| p.bytes), "blocks": per(|p| p.blocks), "places": json(&places)});
+        found.insert(wire.name().to_owned(), value);
+    }
+    println!("{}", Value::Object(found));
+    Ok(())
 }
 
 pub(crate) async fn run(options: Options) -> Result<Report, Failure> {

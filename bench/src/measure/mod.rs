@@ -13,8 +13,8 @@ mod handshakes;
 mod heap;
 mod held_memory;
 mod hold;
-mod idle;
 mod instance;
+mod load;
 mod machine;
 mod proxies;
 mod report;
@@ -80,8 +80,6 @@ enum Command {
     Handshakes(handshakes::Options),
     /// Ten thousand certificates on a listener.
     Certificates(certificates::Options),
-    /// Memory of idle connections, plain and TLS.
-    IdleConnections(idle::Options),
     /// The backend of cold starts; the gateway starts it.
     #[command(hide = true)]
     Instance,
@@ -95,6 +93,12 @@ enum Command {
     /// Offers a service requests at a rate.
     #[command(hide = true)]
     Offer(flood::Offer),
+    /// What a warm request allocates, for `bench/guard`.
+    #[command(hide = true)]
+    Warm(heap::Warm),
+    /// The clients and the backends of `bench/compare`.
+    #[command(hide = true)]
+    Load(load::Options),
 }
 
 /// What every run is asked.
@@ -112,6 +116,18 @@ pub(crate) struct Common {
     /// Seconds after which it gives up; rounds that would not end before are left out.
     #[arg(long, default_value_t = 240, overrides_with = "limit")]
     limit: u64,
+}
+
+impl Common {
+    /// Of a run that keeps no report.
+    fn of(sluice: PathBuf) -> Self {
+        Self {
+            sluice: Some(sluice),
+            out: PathBuf::new(),
+            profile: String::new(),
+            limit: 240,
+        }
+    }
 }
 
 /// What a run works with.
@@ -213,9 +229,10 @@ pub fn main() -> ExitCode {
         Command::Flood(o) => run("flood", &o.common.clone(), || flood::run(o)),
         Command::Handshakes(o) => run("handshakes", &o.common.clone(), || handshakes::run(o)),
         Command::Certificates(o) => run("certificates", &o.common.clone(), || certificates::run(o)),
-        Command::IdleConnections(o) => run("idle-connections", &o.common.clone(), || idle::run(o)),
         Command::Instance => blocking(instance::run()),
         Command::Offer(offer) => blocking(flood::offer(offer)),
+        Command::Warm(options) => blocking(heap::warm(options)),
+        Command::Load(options) => blocking(load::run(options)),
         Command::Responder { address, delay_ms } => {
             responder(address, Duration::from_millis(delay_ms)).map_err(|e| Failure::io("the responder", e))
         }
