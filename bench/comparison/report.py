@@ -145,7 +145,7 @@ def text(kept, plots):
         yield ""
         yield (f"RSS idle, with {about['connections']} connections that made one request each (all asked at once) and stay, and "
                f"{about['leave']:.0f} s after they left; median [min-max] over rounds, each with proxies started anew. Kernel memory "
-               "is not in it.")
+               "is not in it. Sluice hands a revision 1,000 of the requests at once, as `containerConcurrency` says; the others all.")
         yield ""
         yield from plots.get("memory", [])
         yield from memories(kept["memory"], names)

@@ -1,10 +1,12 @@
 //! A Snapshot's change: built, published, and its live state brought up to date.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use sluice_model::{Delta, SnapshotPublisher};
+use sluice_gateway::registry::{NoObserver, Registry};
+use sluice_model::SnapshotPublisher;
 
-use super::fixture;
+use super::fixture::{self, NoDemand};
 use super::{Operation, Run, Weight, operation, repeat};
 
 const HOSTS: usize = 100_000;
@@ -15,11 +17,11 @@ pub(crate) fn operations() -> Vec<Operation> {
             let (publisher, reader) = SnapshotPublisher::new(fixture::snapshot(1));
             repeat(move |_| {
                 let _ = &publisher;
-                reader.peek().generation
+                reader.load().generation
             })
         }),
         operation(format!("snapshot/build/{HOSTS}"), Weight::Heavy, build),
-        operation(format!("snapshot/edit/{HOSTS}"), Weight::Heavy, edit),
+        operation(format!("snapshot/publish/{HOSTS}"), Weight::Heavy, publish),
         operation(format!("snapshot/registry/{HOSTS}"), Weight::Heavy, registry),
     ]
 }
@@ -30,39 +32,36 @@ fn build() -> Run {
     summed(move || {
         let revisions = revisions.clone();
         let start = Instant::now();
-        let snapshot = fixture::assemble(revisions);
+        let snapshot = fixture::assemble(revisions, HOSTS);
         (start.elapsed(), snapshot)
     })
 }
 
-/// One service of 100,000 other than before: the edited table, with live state and the swap.
-fn edit() -> Run {
-    let runtime = fixture::runtime();
-    let registry = fixture::registry(&fixture::snapshot(HOSTS), &runtime);
-    let mut turn = 0usize;
+/// What a reader could be held up by.
+fn publish() -> Run {
+    let first = fixture::snapshot(HOSTS);
+    let (mut publisher, reader) = SnapshotPublisher::new(first.clone());
     summed(move || {
-        let _ = &runtime;
-        turn += 1;
-        let delta = fixture::changed(&registry.reader().load(), turn * 7_919 % HOSTS);
+        let (next, last) = (first.clone(), reader.load());
         let start = Instant::now();
-        let published = registry.apply(&delta);
-        (start.elapsed(), (published, delta))
+        let published = publisher.publish(next);
+        (start.elapsed(), (published, last))
     })
 }
 
-/// Every service of 100,000 other than before. Requests go on meanwhile.
+/// Live state of 100,000 revisions brought up to date with a Snapshot in which nothing changed, and
+/// the table swapped. Requests go on meanwhile.
 fn registry() -> Run {
     let runtime = fixture::runtime();
-    let tables = [fixture::snapshot(HOSTS), fixture::revised(HOSTS)];
-    let registry = fixture::registry(&tables[0], &runtime);
-    let mut turn = 0;
+    let first = Arc::new(fixture::snapshot(HOSTS));
+    let observe = Box::new(|_: &_| Arc::new(NoObserver) as _);
+    let registry = Registry::new(&first, Arc::new(NoDemand), observe, runtime.handle().clone());
     summed(move || {
         let _ = &runtime;
-        turn += 1;
-        let delta = Delta::between(&registry.reader().load(), &tables[turn % 2]);
+        let next = Arc::new(fixture::snapshot(HOSTS));
         let start = Instant::now();
-        let published = registry.apply(&delta);
-        (start.elapsed(), (published, delta))
+        let serving = registry.apply(&next);
+        (start.elapsed(), serving)
     })
 }
 
