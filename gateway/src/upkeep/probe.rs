@@ -27,6 +27,9 @@ const CONFIRM: Duration = Duration::from_secs(1);
 /// before what answers on it (a runtime that loads, a proxy in front of a container) accepts and closes; on this
 /// machine within the millisecond.
 const STAYS: Duration = Duration::from_millis(3);
+/// The same for an instance that has closed one before. It is probed hundreds of times while it loads, and on a busy
+/// machine its turn to close comes later than [`STAYS`] now and then.
+const STAYS_AGAIN: Duration = Duration::from_millis(30);
 /// One connect where no probe is configured.
 const CONNECT: Duration = Duration::from_secs(1);
 
@@ -71,6 +74,7 @@ pub(crate) async fn run(
 ) {
     let mut last: Option<Instant> = None;
     let mut failures = 0;
+    let mut stays = STAYS;
     loop {
         // Enabled before looking: news that come while this looks are not missed.
         let mut news = pin!(throttler.probe_news());
@@ -112,7 +116,7 @@ pub(crate) async fn run(
         let wanted = |view: &EndpointView| view.phase == EndpointPhase::Starting && view.waiting;
         let keep = wanted(&view) && !matches!(spec.backend, Backend::Url(_));
         let starting = view.phase == EndpointPhase::Starting && view.endpoint.instance.is_some();
-        let must_stay = starting && is_local(&endpoint.address);
+        let must_stay = (starting && is_local(&endpoint.address)).then_some(stays);
         match attempt(&endpoint.address, &spec, keep, must_stay).await {
             Ok(connection) => {
                 failures = 0;
@@ -124,8 +128,11 @@ pub(crate) async fn run(
                 }
                 throttler.endpoint_ready(endpoint.key, clock());
             }
-            Err(reason) => {
+            Err(Failed { reason, hung_up }) => {
                 failures += 1;
+                if hung_up {
+                    stays = STAYS_AGAIN;
+                }
                 let threshold = spec.readiness.as_ref().map_or(1, |p| p.failure_threshold);
                 if view.phase == EndpointPhase::Ready && failures >= threshold {
                     debug!(revision = %spec.id, endpoint = %endpoint.address, "probe fails: {reason}");
@@ -154,14 +161,29 @@ fn is_local(address: &EndpointAddr) -> bool {
     }
 }
 
-/// One probe. Returns its connection if that is to be kept and as good as a new one. A connection that `must_stay`
-/// proves something only by being open [`STAYS`] later, unless it was answered on.
+/// Why a probe failed.
+#[derive(Debug)]
+struct Failed {
+    reason: String,
+    /// It was connected to, and closed the connection.
+    hung_up: bool,
+}
+
+impl From<String> for Failed {
+    fn from(reason: String) -> Self {
+        let hung_up = false;
+        Self { reason, hung_up }
+    }
+}
+
+/// One probe. Returns its connection if that is to be kept and as good as a new one. A connection that `must_stay` so
+/// long proves something only by being open then, unless it was answered on.
 async fn attempt(
     address: &EndpointAddr,
     spec: &RevisionSpec,
     keep: bool,
-    must_stay: bool,
-) -> Result<Option<Plain>, String> {
+    must_stay: Option<Duration>,
+) -> Result<Option<Plain>, Failed> {
     let connect_only = Probe {
         kind: ProbeKind::Tcp,
         period: CALM,
@@ -191,15 +213,20 @@ async fn attempt(
     });
     let late = |_| Err(format!("no answer within {limit:?}"));
     let (reusable, connection) = tried.await.unwrap_or_else(late)?;
-    if must_stay && path.is_none() && !stays(&connection).await {
-        return Err(format!("accepted, and closed within {STAYS:?}"));
+    if let (Some(long), None) = (must_stay, path)
+        && !stays_open(&connection, long).await
+    {
+        return Err(Failed {
+            reason: format!("accepted, and closed within {long:?}"),
+            hung_up: true,
+        });
     }
     Ok(reusable.then_some(connection))
 }
 
-/// Whether a connection is open [`STAYS`] from now; known at once where the peer closes it or speaks.
-async fn stays(connection: &Plain) -> bool {
-    let until = tokio::time::Instant::now() + STAYS;
+/// Whether a connection is open so long from now; known at once where the peer closes it.
+async fn stays_open(connection: &Plain, long: Duration) -> bool {
+    let until = tokio::time::Instant::now() + long;
     if tokio::time::timeout_at(until, connection.news()).await.is_ok() && !connection.is_open() {
         return false;
     }

@@ -41,8 +41,9 @@ fn managed(instance: InstanceId, address: SocketAddr) -> ManagedEndpoint {
 
 /// One probe whose connection nobody wants.
 async fn attempt(address: &EndpointAddr, spec: &RevisionSpec) -> Result<(), String> {
-    super::attempt(address, spec, false, false)
+    super::attempt(address, spec, false, None)
         .await
+        .map_err(|failed| failed.reason)
         .map(|kept| assert!(kept.is_none()))
 }
 

@@ -3,8 +3,8 @@
 use sluice_tests::cli::{Finished, sluice_in};
 
 async fn check(config: &str) -> Finished {
-    let dir = tempfile::tempdir().unwrap();
-    std::fs::write(dir.path().join("sluice.yaml"), config).unwrap();
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    std::fs::write(dir.path().join("sluice.yaml"), config).expect("the directory is writable");
     sluice_in(dir.path(), &["check"]).await
 }
 

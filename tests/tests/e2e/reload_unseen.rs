@@ -30,7 +30,7 @@ impl Setup {
         Self {
             a: HttpBackend::start("a").await,
             b: HttpBackend::start("b").await,
-            dir: tempfile::tempdir().unwrap(),
+            dir: tempfile::tempdir().expect("a temporary directory"),
         }
     }
 
@@ -40,8 +40,10 @@ impl Setup {
 
     /// Writes in place a config that leads to one of the two.
     fn write(&self, name: &str, to: &HttpBackend) {
-        std::fs::create_dir_all(self.path(name).parent().unwrap()).unwrap();
-        std::fs::write(self.path(name), with_defaults(&web(to.addr()))).unwrap();
+        let path = self.path(name);
+        let parent = path.parent().expect("a directory");
+        std::fs::create_dir_all(parent).expect("the directory is writable");
+        std::fs::write(path, with_defaults(&web(to.addr()))).expect("the directory is writable");
     }
 }
 
@@ -57,7 +59,8 @@ fn mount_in(gateway: &Gateway, from: &Path, to: &Path) {
     let pid = gateway.pid().to_string();
     let mut nsenter = Command::new("nsenter");
     nsenter.args(["-t", &pid, "-m", "mount", "--bind"]);
-    assert!(nsenter.arg(from).arg(to).status().unwrap().success());
+    let done = nsenter.arg(from).arg(to).status();
+    assert!(done.is_ok_and(|status| status.success()));
 }
 
 /// `docker run -v ./host.yaml:/etc/sluice.yaml`: a write on the host is no event in the container's directory.
