@@ -4,11 +4,12 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use sluice_gateway::registry::{NoObserver, Registry};
 use sluice_model::{
-    AccessLogFormat, Backend, Demand, DemandSink, DrainSettings, EndpointAddr, EndpointTarget, HostPattern,
-    HttpOption, Limits, ListenerSettings, Percent, Protocol, QueueLimits, QueueTotals, RequestView,
-    RevisionId, RevisionSpec, RevisionTimeouts, Service, ServiceId, Settings, Snapshot, SnapshotBuilder,
-    TrafficSplit, TrafficTarget, Visibility,
+    AccessLogFormat, Backend, Delta, Demand, DemandSink, DrainSettings, EndpointAddr, EndpointTarget,
+    HostPattern, HttpOption, Limits, ListenerSettings, Percent, Protocol, QueueLimits, QueueTotals,
+    RequestView, RevisionId, RevisionSpec, RevisionTimeouts, Service, ServiceId, Settings, Snapshot,
+    SnapshotBuilder, Tag, TrafficSplit, TrafficTarget, Visibility,
 };
 
 /// Takes demand and does nothing: nothing here is ever at zero.
@@ -44,7 +45,7 @@ pub(crate) fn host(nth: usize) -> String {
 
 /// One service a host, each with a revision of its own; every tenth claims a wildcard as well.
 pub(crate) fn snapshot(services: usize) -> Snapshot {
-    assemble(revisions(services), services)
+    assemble(revisions(services))
 }
 
 /// What [`assemble`] takes, to be made outside of what is measured.
@@ -55,35 +56,55 @@ pub(crate) fn revisions(services: usize) -> Vec<RevisionSpec> {
 }
 
 /// Builds the Snapshot of [`snapshot`] from its revisions.
-pub(crate) fn assemble(revisions: Vec<RevisionSpec>, services: usize) -> Snapshot {
-    let mut builder = SnapshotBuilder::new(settings(), revisions).expect("distinct names");
-    for nth in 0..services {
+pub(crate) fn assemble(revisions: Vec<RevisionSpec>) -> Snapshot {
+    let mut builder = SnapshotBuilder::new(settings());
+    for (nth, spec) in revisions.into_iter().enumerate() {
         let name = format!("greeter-{nth}");
-        let revision = id(&name);
-        let slot = builder.slot(&revision).expect("is in it");
-        let service = service(&name, vec![target(revision, slot, Percent::WHOLE)]);
+        let target = target(spec.id.clone(), 0, Percent::WHOLE);
         let mut hosts = vec![(pattern(&host(nth)), None)];
         if nth % 10 == 0 {
             hosts.push((pattern(&format!("*.{}", host(nth))), None));
         }
-        builder.service(service, hosts).expect("distinct hosts");
+        let service = service(&name, hosts, vec![spec], vec![target]);
+        builder.service(service).expect("distinct hosts");
     }
     builder.build()
+}
+
+/// The table of [`snapshot`], with another limit in every revision.
+pub(crate) fn revised(services: usize) -> Snapshot {
+    let revisions = revisions(services).into_iter().map(|mut spec| {
+        spec.container_concurrency = Some(100);
+        spec
+    });
+    assemble(revisions.collect())
+}
+
+/// Another limit in the revision of the `nth` service.
+pub(crate) fn changed<L: Clone>(table: &Snapshot<L>, nth: usize) -> Delta {
+    let known = table
+        .service(&service_id(&format!("greeter-{nth}")))
+        .expect("is in it");
+    let mut service = Service::clone(&known.service);
+    let spec = Arc::make_mut(&mut service.revisions[0]);
+    spec.container_concurrency = spec.container_concurrency.xor(Some(100));
+    Delta {
+        settings: Arc::clone(table.settings()),
+        services: vec![Arc::new(service)],
+        removed: Vec::new(),
+    }
 }
 
 /// One service, `split.example.com`, with equal shares of this many revisions.
 pub(crate) fn split_snapshot(revisions: u32) -> Snapshot {
     let names: Vec<String> = (0..revisions).map(|nth| format!("greeter-{nth}")).collect();
     let specs = names.iter().map(|name| revision(name)).collect();
-    let mut builder = SnapshotBuilder::new(settings(), specs).expect("distinct names");
-    let targets = names.iter().map(|name| {
-        let slot = builder.slot(&id(name)).expect("is in it");
-        target(id(name), slot, Percent::WHOLE / revisions)
-    });
-    let service = service("split", targets.collect());
-    builder
-        .service(service, [(pattern("split.example.com"), None)])
-        .expect("one host");
+    let mut builder = SnapshotBuilder::new(settings());
+    let targets = names.iter().enumerate();
+    let targets = targets.map(|(slot, name)| target(id(name), slot, Percent::WHOLE / revisions));
+    let hosts = vec![(pattern("split.example.com"), None)];
+    let service = service("split", hosts, specs, targets.collect());
+    builder.service(service).expect("one host");
     builder.build()
 }
 
@@ -131,12 +152,19 @@ fn target(revision: RevisionId, slot: usize, hundredths: u32) -> TrafficTarget {
     }
 }
 
-fn service(name: &str, targets: Vec<TrafficTarget>) -> Service {
+fn service(
+    name: &str,
+    hosts: Vec<(HostPattern, Option<Tag>)>,
+    revisions: Vec<RevisionSpec>,
+    targets: Vec<TrafficTarget>,
+) -> Service {
     Service {
         id: service_id(name),
         visibility: Visibility::External,
         http_option: HttpOption::Enabled,
         sticky: None,
+        hosts,
+        revisions: revisions.into_iter().map(Arc::new).collect(),
         routes: Vec::new(),
         split: TrafficSplit::new(targets).expect("adds up"),
     }
@@ -151,6 +179,9 @@ fn revision(name: &str) -> RevisionSpec {
             activated: false,
         },
         protocol: Protocol::Http1,
+        max_streams_per_connection: sluice_model::DEFAULT_STREAMS_PER_CONNECTION,
+        tls: sluice_model::BackendTls::default(),
+        upgrades: None,
         readiness: None,
         start_timeout: Duration::from_secs(60),
         container_concurrency: None,
@@ -174,6 +205,7 @@ pub(crate) fn settings() -> Settings {
             visibility: Visibility::External,
             tls: None,
             proxy_protocol: None,
+            http2: sluice_model::Http2Settings::default(),
         }],
         trusted_proxies: Vec::new(),
         tag_header: false,
@@ -197,6 +229,7 @@ pub(crate) fn settings() -> Settings {
             max_control_frames: None,
             upstream_idle_timeout: Duration::from_secs(4),
             connect_timeout: Duration::from_secs(2),
+            max_hops: 10,
         },
         queue: totals(),
         drain: DrainSettings {
@@ -207,6 +240,16 @@ pub(crate) fn settings() -> Settings {
         admin: ([127, 0, 0, 1], 0).into(),
         dns_refresh: Duration::from_secs(30),
     }
+}
+
+/// A registry with this table.
+pub(crate) fn registry(table: &Snapshot, runtime: &tokio::runtime::Runtime) -> Registry {
+    let observe = Box::new(|_: &_| Arc::new(NoObserver) as _);
+    let handle = runtime.handle().clone();
+    let registry = Registry::new(table.settings(), Arc::new(NoDemand), observe, handle);
+    let delta = Delta::between(&registry.reader().load(), table);
+    registry.apply(&delta).expect("fits");
+    registry
 }
 
 /// What live state runs on; it lives as long as what was set up with it.

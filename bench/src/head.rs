@@ -2,7 +2,7 @@
 
 use std::hint::black_box;
 
-use sluice_gateway::h1::{HeadLimits, Scan, judge, scan};
+use sluice_gateway::http1::{HeadLimits, Scan, judge, scan};
 
 use super::{Operation, Weight, fixture, operation, repeat};
 

@@ -1,11 +1,8 @@
 //! `find` and `pick`.
 
-use std::sync::Arc;
-
-use sluice_gateway::registry::{NoObserver, Registry};
 use sluice_model::{Snapshot, StickyKey, TrafficSplit, Visibility, normalize_host};
 
-use super::fixture::{self, Get, NoDemand};
+use super::fixture::{self, Get};
 use super::{Operation, Run, Weight, operation, repeat};
 
 pub(crate) fn operations() -> Vec<Operation> {
@@ -91,15 +88,13 @@ fn find(name: &str, hosts: usize, fill: fn(&mut Vec<String>)) -> Operation {
 
 fn drawn(revisions: u32) -> Run {
     let runtime = fixture::runtime();
-    let snapshot = Arc::new(fixture::split_snapshot(revisions));
-    let observe = Box::new(|_: &_| Arc::new(NoObserver) as _);
-    let registry = Registry::new(&snapshot, Arc::new(NoDemand), observe, runtime.handle().clone());
-    let serving = registry.reader().load();
+    let registry = fixture::registry(&fixture::split_snapshot(revisions), &runtime);
+    let table = registry.reader().load();
     repeat(move |_| {
-        let split = own(serving.snapshot());
         // Kept to the end of the last run.
         let _ = (&registry, &runtime);
-        split.pick(serving.next_draw(split)).slot
+        let entry = table.service(&fixture::service_id("split")).expect("is in it");
+        entry.service.split.pick(entry.live.next_draw(None)).slot
     })
 }
 

@@ -1,12 +1,10 @@
 //! A Snapshot's change: built, published, and its live state brought up to date.
 
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use sluice_gateway::registry::{NoObserver, Registry};
-use sluice_model::SnapshotPublisher;
+use sluice_model::{Delta, SnapshotPublisher};
 
-use super::fixture::{self, NoDemand};
+use super::fixture;
 use super::{Operation, Run, Weight, operation, repeat};
 
 const HOSTS: usize = 100_000;
@@ -17,11 +15,11 @@ pub(crate) fn operations() -> Vec<Operation> {
             let (publisher, reader) = SnapshotPublisher::new(fixture::snapshot(1));
             repeat(move |_| {
                 let _ = &publisher;
-                reader.load().generation
+                reader.peek().generation
             })
         }),
         operation(format!("snapshot/build/{HOSTS}"), Weight::Heavy, build),
-        operation(format!("snapshot/publish/{HOSTS}"), Weight::Heavy, publish),
+        operation(format!("snapshot/edit/{HOSTS}"), Weight::Heavy, edit),
         operation(format!("snapshot/registry/{HOSTS}"), Weight::Heavy, registry),
     ]
 }
@@ -32,36 +30,39 @@ fn build() -> Run {
     summed(move || {
         let revisions = revisions.clone();
         let start = Instant::now();
-        let snapshot = fixture::assemble(revisions, HOSTS);
+        let snapshot = fixture::assemble(revisions);
         (start.elapsed(), snapshot)
     })
 }
 
-/// What a reader could be held up by.
-fn publish() -> Run {
-    let first = fixture::snapshot(HOSTS);
-    let (mut publisher, reader) = SnapshotPublisher::new(first.clone());
+/// One service of 100,000 other than before: the edited table, with live state and the swap.
+fn edit() -> Run {
+    let runtime = fixture::runtime();
+    let registry = fixture::registry(&fixture::snapshot(HOSTS), &runtime);
+    let mut turn = 0usize;
     summed(move || {
-        let (next, last) = (first.clone(), reader.load());
+        let _ = &runtime;
+        turn += 1;
+        let delta = fixture::changed(&registry.reader().load(), turn * 7_919 % HOSTS);
         let start = Instant::now();
-        let published = publisher.publish(next);
-        (start.elapsed(), (published, last))
+        let published = registry.apply(&delta);
+        (start.elapsed(), (published, delta))
     })
 }
 
-/// Live state of 100,000 revisions brought up to date with a Snapshot in which nothing changed, and
-/// the table swapped. Requests go on meanwhile.
+/// Every service of 100,000 other than before. Requests go on meanwhile.
 fn registry() -> Run {
     let runtime = fixture::runtime();
-    let first = Arc::new(fixture::snapshot(HOSTS));
-    let observe = Box::new(|_: &_| Arc::new(NoObserver) as _);
-    let registry = Registry::new(&first, Arc::new(NoDemand), observe, runtime.handle().clone());
+    let tables = [fixture::snapshot(HOSTS), fixture::revised(HOSTS)];
+    let registry = fixture::registry(&tables[0], &runtime);
+    let mut turn = 0;
     summed(move || {
         let _ = &runtime;
-        let next = Arc::new(fixture::snapshot(HOSTS));
+        turn += 1;
+        let delta = Delta::between(&registry.reader().load(), &tables[turn % 2]);
         let start = Instant::now();
-        let serving = registry.apply(&next);
-        (start.elapsed(), serving)
+        let published = registry.apply(&delta);
+        (start.elapsed(), (published, delta))
     })
 }
 

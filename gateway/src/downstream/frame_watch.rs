@@ -60,7 +60,9 @@ pub(super) struct Watched {
 
 impl fmt::Debug for Watched {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Watched").field("watch", &self.watch).finish_non_exhaustive()
+        f.debug_struct("Watched")
+            .field("watch", &self.watch)
+            .finish_non_exhaustive()
     }
 }
 

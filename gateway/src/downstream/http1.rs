@@ -37,7 +37,10 @@ const LAST_WRITE: Duration = Duration::from_secs(2);
 #[derive(Debug, Clone, Copy)]
 enum Refused {
     Fault(HeadFault),
-    BodyTooLarge { length: u64, limit: u64 },
+    BodyTooLarge {
+        length: u64,
+        limit: u64,
+    },
     Timeout,
     /// In the middle of a head; nobody is there to answer to.
     Gone,
@@ -71,7 +74,10 @@ impl std::fmt::Display for Refused {
         match self {
             Self::Fault(fault) => fault.fmt(f),
             Self::BodyTooLarge { length, limit } => {
-                write!(f, "the request body of {length} bytes is longer than {limit} bytes")
+                write!(
+                    f,
+                    "the request body of {length} bytes is longer than {limit} bytes"
+                )
             }
             Self::Timeout => f.write_str("the request head did not come in time"),
             Self::Gone => f.write_str("the client left in the middle of a request head"),
@@ -167,7 +173,9 @@ impl Http1 {
         let head = poll_fn(|cx| self.poll_next(cx, &turn, &mut wait)).await;
         let now = clock();
         if let Head::Request(_) = head
-            && turn.max_age.is_some_and(|max| now.saturating_duration_since(self.born) >= max)
+            && turn
+                .max_age
+                .is_some_and(|max| now.saturating_duration_since(self.born) >= max)
         {
             self.client.aged = true;
             self.client.ends_for = Some(CloseReason::MaxAge);
@@ -180,7 +188,9 @@ impl Http1 {
             let client = &mut self.client;
             if !client.reader.buffered().is_empty() {
                 match scan(client.reader.buffered(), &turn.head, wait.scanned) {
-                    Scan::Complete { len } => return Poll::Ready(judged(&client.reader.buffered()[..len], turn)),
+                    Scan::Complete { len } => {
+                        return Poll::Ready(judged(&client.reader.buffered()[..len], turn));
+                    }
                     Scan::NeedMore { scanned } => wait.scanned = scanned,
                     Scan::Bad(fault) => return Poll::Ready(Head::Refuse(Refused::Fault(fault))),
                 }
@@ -212,7 +222,10 @@ impl Http1 {
             let now = clock();
             let since = *wait.since.get_or_insert(now);
             let (due, reason) = if began {
-                (*wait.begun.get_or_insert(now) + turn.header_timeout, CloseReason::HeaderTimeout)
+                (
+                    *wait.begun.get_or_insert(now) + turn.header_timeout,
+                    CloseReason::HeaderTimeout,
+                )
             } else {
                 let idle = since + turn.idle_timeout;
                 match phase {
@@ -226,7 +239,11 @@ impl Http1 {
                 continue;
             }
             self.client.ends_for = Some(reason);
-            return Poll::Ready(if began { Head::Refuse(Refused::Timeout) } else { Head::Close });
+            return Poll::Ready(if began {
+                Head::Refuse(Refused::Timeout)
+            } else {
+                Head::Close
+            });
         }
     }
 
@@ -290,7 +307,11 @@ impl Http1 {
         if !shut.await || self.client.ended || self.client.spent || !unread {
             return;
         }
-        let (silence, all) = if unasked { (DRAIN_IDLE, DRAIN_IDLE) } else { (LINGER_SILENCE, LINGER) };
+        let (silence, all) = if unasked {
+            (DRAIN_IDLE, DRAIN_IDLE)
+        } else {
+            (LINGER_SILENCE, LINGER)
+        };
         let start = clock();
         let mut last = start;
         let mut left = LINGER_BYTES;

@@ -44,9 +44,17 @@ impl ReceivedHead {
                 None => view.path().into(),
             }),
         };
-        let crumbs = || view.fields().filter(|(name, _)| name.eq_ignore_ascii_case(b"cookie"));
-        let cookies = (info.cookie_fields > 1)
-            .then(|| crumbs().map(|(_, value)| value).collect::<Vec<_>>().join(&b"; "[..]).into());
+        let crumbs = || {
+            view.fields()
+                .filter(|(name, _)| name.eq_ignore_ascii_case(b"cookie"))
+        };
+        let cookies = (info.cookie_fields > 1).then(|| {
+            crumbs()
+                .map(|(_, value)| value)
+                .collect::<Vec<_>>()
+                .join(&b"; "[..])
+                .into()
+        });
         Self {
             info,
             target,
@@ -363,7 +371,9 @@ impl ClientSide for Http1Client {
         if self.expect == Continue::Asked {
             self.expect = Continue::Sent;
             if !self.responded && self.reader.buffered().is_empty() {
-                self.writer.head().extend_from_slice(b"HTTP/1.1 100 Continue\r\n\r\n");
+                self.writer
+                    .head()
+                    .extend_from_slice(b"HTTP/1.1 100 Continue\r\n\r\n");
             }
         }
         if self.expect == Continue::Sent && !self.responded && !self.writer.is_flushed() {

@@ -183,7 +183,11 @@ impl Http2 {
                     _ => std::future::pending().await,
                 }
             };
-            let idle = self.activity.idle(if leaving { AFTER_GOAWAY } else { limits.idle_timeout });
+            let idle = self.activity.idle(if leaving {
+                AFTER_GOAWAY
+            } else {
+                limits.idle_timeout
+            });
             tokio::select! {
                 () = self.accept(&mut connection) => return,
                 changed = drain.changed() => {

@@ -52,7 +52,13 @@ impl StreamHead {
     }
 
     fn content_length(&self) -> Option<u64> {
-        self.parts.headers.get(http::header::CONTENT_LENGTH)?.to_str().ok()?.parse().ok()
+        self.parts
+            .headers
+            .get(http::header::CONTENT_LENGTH)?
+            .to_str()
+            .ok()?
+            .parse()
+            .ok()
     }
 
     /// What is malformed by RFC 9113 and passes the library, or is refused over HTTP/1.
@@ -124,7 +130,10 @@ impl RequestView for StreamHead {
 
 impl RequestHead for StreamHead {
     fn target(&self) -> &str {
-        self.parts.uri.path_and_query().map_or("/", http::uri::PathAndQuery::as_str)
+        self.parts
+            .uri
+            .path_and_query()
+            .map_or("/", http::uri::PathAndQuery::as_str)
     }
 
     fn host(&self) -> Option<&[u8]> {
@@ -133,13 +142,18 @@ impl RequestHead for StreamHead {
     }
 
     fn size(&self) -> usize {
-        let fields = self.parts.headers.iter().map(|(n, v)| n.as_str().len() + v.len() + 4);
+        let fields = self
+            .parts
+            .headers
+            .iter()
+            .map(|(n, v)| n.as_str().len() + v.len() + 4);
         self.target().len() + fields.sum::<usize>()
     }
 
     fn takes_trailers(&self) -> bool {
         // In HTTP/2 `te` says nothing else (RFC 9113 8.2.2), and trailers need no permission.
-        self.first("te").is_some_and(|te| te.eq_ignore_ascii_case(b"trailers"))
+        self.first("te")
+            .is_some_and(|te| te.eq_ignore_ascii_case(b"trailers"))
     }
 
     fn nominates_others(&self) -> bool {
@@ -159,7 +173,8 @@ impl RequestHead for StreamHead {
             ));
         }
         // As strict as for HTTP/1: what one backend reads another way must not depend on the protocol.
-        judge_target(target.as_bytes()).map_err(|fault| Answer::new(Reason::BadRequest, fault.to_string()))?;
+        judge_target(target.as_bytes())
+            .map_err(|fault| Answer::new(Reason::BadRequest, fault.to_string()))?;
         if self.parts.method == Method::CONNECT {
             return Err(Answer::new(Reason::BadRequest, "CONNECT is not served").with_status(405));
         }
@@ -244,8 +259,14 @@ impl Http2Client {
         let mut response = Response::new(());
         *response.status_mut() = StatusCode::from_u16(status).map_err(|_| ClientFault::Gone)?;
         *response.headers_mut() = fields;
-        let stream = respond.send_response(response, end).map_err(|_| ClientFault::Gone)?;
-        self.answering = if end { Answering::Ended(stream) } else { Answering::Body(stream) };
+        let stream = respond
+            .send_response(response, end)
+            .map_err(|_| ClientFault::Gone)?;
+        self.answering = if end {
+            Answering::Ended(stream)
+        } else {
+            Answering::Body(stream)
+        };
         Ok(())
     }
 }
@@ -302,7 +323,9 @@ impl ClientSide for Http2Client {
             if let Answering::Not(respond) = &mut self.answering {
                 let mut interim = Response::new(());
                 *interim.status_mut() = StatusCode::CONTINUE;
-                respond.send_informational(interim).map_err(|_| ClientFault::Gone)?;
+                respond
+                    .send_informational(interim)
+                    .map_err(|_| ClientFault::Gone)?;
             }
         }
         while self.chunk.is_empty() {
@@ -375,7 +398,8 @@ impl ClientSide for Http2Client {
         if let Some(length) = length
             && head.status != 204
         {
-            sink.0.insert(http::header::CONTENT_LENGTH, HeaderValue::from(length));
+            sink.0
+                .insert(http::header::CONTENT_LENGTH, HeaderValue::from(length));
         }
         self.left = match head.length {
             BodyLength::Known(length) => Some(length),
@@ -397,7 +421,9 @@ impl ClientSide for Http2Client {
         self.send_head(answer.status, sink.0, end)?;
         if let Answering::Body(stream) = &mut self.answering {
             // A line of text fits any window that lets a stream begin.
-            stream.send_data(answer.body.clone(), true).map_err(|_| ClientFault::Gone)?;
+            stream
+                .send_data(answer.body.clone(), true)
+                .map_err(|_| ClientFault::Gone)?;
         }
         Ok(())
     }

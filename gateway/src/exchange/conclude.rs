@@ -47,7 +47,11 @@ impl<C: ClientSide> Exchange<'_, C> {
         request.fail_attempt(Reason::ConnectFailed, error.to_string());
         // Nothing was sent: any request may go elsewhere.
         request.next = Attempt::OtherEndpoint;
-        if may_try_again(request) { Next::Again } else { self.give_up() }
+        if may_try_again(request) {
+            Next::Again
+        } else {
+            self.give_up()
+        }
     }
 
     /// A passage broke. `idled` is a connection that had been used before, `sent` whether any byte of
@@ -80,7 +84,8 @@ impl<C: ClientSide> Exchange<'_, C> {
             }
             Passage::Clock(timer) => {
                 // The total may be the client's own deadline, which says nothing of the endpoint.
-                if timer == Timer::Start && sent
+                if timer == Timer::Start
+                    && sent
                     && let Some(permit) = &self.request.permit
                 {
                     permit.report(Outcome::ResponseTimeout, now);
@@ -99,13 +104,18 @@ impl<C: ClientSide> Exchange<'_, C> {
         let request = &mut self.request;
         request.fail_attempt(Reason::UpstreamError, fault.to_string());
         let not_processed = matches!(fault, BackendFault::NotProcessed) || !sent;
-        if !idled && !not_processed
+        if !idled
+            && !not_processed
             && let Some(permit) = &request.permit
         {
             permit.report(Outcome::Broke, clock());
             self.broken += 1;
         }
-        request.next = if idled { Attempt::FreshConnection } else { Attempt::OtherEndpoint };
+        request.next = if idled {
+            Attempt::FreshConnection
+        } else {
+            Attempt::OtherEndpoint
+        };
         let idempotent = is_idempotent(self.client.head().method());
         // It may be the request that breaks backends: not one after another of them.
         let spared = self.broken <= MAX_BROKEN;

@@ -13,9 +13,7 @@ use http::HeaderMap;
 use tokio::sync::watch;
 
 use super::replay::Replay;
-use super::sides::{
-    Answered, BackendFault, BackendSide, ClientFault, ClientSide, ResponseHead,
-};
+use super::sides::{Answered, BackendFault, BackendSide, ClientFault, ClientSide, ResponseHead};
 use super::timer::DeadlineTimer;
 use crate::edge::Drain;
 use crate::observe::Timer;
@@ -226,8 +224,16 @@ impl<'x, C: ClientSide, B: BackendSide> Duplex<'x, C, B> {
                     }
                 }
             }
-            let data = if kept { self.replay.unsent() } else { self.client.data() };
-            if !kept && self.max_body.is_some_and(|max| self.progress.bytes_in + data.len() as u64 > max) {
+            let data = if kept {
+                self.replay.unsent()
+            } else {
+                self.client.data()
+            };
+            if !kept
+                && self
+                    .max_body
+                    .is_some_and(|max| self.progress.bytes_in + data.len() as u64 > max)
+            {
                 return Poll::Ready(Passage::TooLarge);
             }
             match self.backend.poll_send(cx, data) {
@@ -373,7 +379,11 @@ impl<'x, C: ClientSide, B: BackendSide> Duplex<'x, C, B> {
             length: answered.length,
             told_length: answered.told_length,
             timing: timing.as_deref(),
-            upgrade: if status == 101 { self.backend.upgraded_to() } else { None },
+            upgrade: if status == 101 {
+                self.backend.upgraded_to()
+            } else {
+                None
+            },
             last: self.request.draining() || self.upload == Upload::Sending,
         };
         if let Err(fault) = self.client.respond(&head) {
@@ -389,7 +399,10 @@ impl<'x, C: ClientSide, B: BackendSide> Duplex<'x, C, B> {
 
     fn poll_clocks(&mut self, cx: &mut Context<'_>) -> Poll<Passage> {
         loop {
-            let blocked = self.client.blocked_since().map(|since| since + self.write_timeout);
+            let blocked = self
+                .client
+                .blocked_since()
+                .map(|since| since + self.write_timeout);
             let next = self.request.clocks.next();
             let watch = (!self.watched).then(|| self.request.started + WATCH_AFTER);
             let grace = self.grace.as_ref().map(|(until, _)| *until);

@@ -83,7 +83,11 @@ impl<C: ClientSide> Drop for Exchange<'_, C> {
     fn drop(&mut self) {
         if self.progress.status.is_none() && self.request.reason.is_none() {
             let closing = *self.request.drain().borrow() == Drain::Closing;
-            self.request.reason = Some(if closing { Reason::Draining } else { Reason::ClientGone });
+            self.request.reason = Some(if closing {
+                Reason::Draining
+            } else {
+                Reason::ClientGone
+            });
         }
         let head = self.client.head();
         let ending = Ending {
@@ -196,7 +200,8 @@ where
         let now = if warm { self.request.started } else { clock() };
         self.request.attempt_started = Some(now);
         let acquired = {
-            let Some((routed, permit)) = self.request.routed.as_ref().zip(self.request.permit.as_ref()) else {
+            let Some((routed, permit)) = self.request.routed.as_ref().zip(self.request.permit.as_ref())
+            else {
                 return Next::Answer(Answer::new(Reason::NoRoute, "the request was not admitted"));
             };
             upstream::take_idle(routed, permit.endpoint(), self.request.limits(), choice, now)
@@ -224,40 +229,48 @@ where
     /// Connects to the endpoint of the Permit, under the request's clocks.
     async fn connect(&mut self, choice: Use) -> Result<Acquired, Next> {
         let failed = {
-        let request = &mut self.request;
-        let Some((routed, permit)) = request.routed.as_ref().zip(request.permit.as_ref()) else {
-                return Err(Next::Answer(Answer::new(Reason::NoRoute, "the request was not admitted")));
-        };
-        let deadline = request.clocks.deadline();
-        let mut connecting = pin!(upstream::connect(routed, permit.endpoint(), request.limits(), choice));
-        let mut going = pin!(duplex::going(Arc::clone(permit.endpoint()), request.drain()));
-        let (client, timer) = (&mut *self.client, &mut *self.timer);
-        let connected = poll_fn(|cx| {
-            if let Poll::Ready(done) = connecting.as_mut().poll(cx) {
-                return Poll::Ready(Ok(done));
-            }
-            if client.poll_gone(cx).is_ready() {
-                return Poll::Ready(Err(Passage::Client(ClientFault::Gone)));
-            }
-            if let Poll::Ready(going) = going.as_mut().poll(cx) {
-                return Poll::Ready(Err(Passage::Going(going)));
-            }
-            match deadline {
-                Some(at) if timer.poll_at(cx, at).is_ready() => {
-                    Poll::Ready(Err(Passage::Clock(request.clocks.missed(clock()))))
+            let request = &mut self.request;
+            let Some((routed, permit)) = request.routed.as_ref().zip(request.permit.as_ref()) else {
+                return Err(Next::Answer(Answer::new(
+                    Reason::NoRoute,
+                    "the request was not admitted",
+                )));
+            };
+            let deadline = request.clocks.deadline();
+            let mut connecting = pin!(upstream::connect(
+                routed,
+                permit.endpoint(),
+                request.limits(),
+                choice
+            ));
+            let mut going = pin!(duplex::going(Arc::clone(permit.endpoint()), request.drain()));
+            let (client, timer) = (&mut *self.client, &mut *self.timer);
+            let connected = poll_fn(|cx| {
+                if let Poll::Ready(done) = connecting.as_mut().poll(cx) {
+                    return Poll::Ready(Ok(done));
                 }
-                _ => Poll::Pending,
+                if client.poll_gone(cx).is_ready() {
+                    return Poll::Ready(Err(Passage::Client(ClientFault::Gone)));
+                }
+                if let Poll::Ready(going) = going.as_mut().poll(cx) {
+                    return Poll::Ready(Err(Passage::Going(going)));
+                }
+                match deadline {
+                    Some(at) if timer.poll_at(cx, at).is_ready() => {
+                        Poll::Ready(Err(Passage::Clock(request.clocks.missed(clock()))))
+                    }
+                    _ => Poll::Pending,
+                }
+            })
+            .await;
+            match connected {
+                Ok(Ok(connected)) => {
+                    permit.report(Outcome::Connected, clock());
+                    Ok(connected)
+                }
+                Ok(Err(error)) => Err(Ok(error)),
+                Err(passage) => Err(Err(passage)),
             }
-        })
-        .await;
-        match connected {
-            Ok(Ok(connected)) => {
-                permit.report(Outcome::Connected, clock());
-                Ok(connected)
-            }
-            Ok(Err(error)) => Err(Ok(error)),
-            Err(passage) => Err(Err(passage)),
-        }
         };
         match failed {
             Ok(connected) => Ok(connected),
@@ -320,7 +333,11 @@ where
             from: self.request.forwarding(self.client.info(), sent_host),
             revision: &routed.spec,
             route: routed.route(),
-            nominated: if head.nominates_others() { Nominated::of(head) } else { Nominated::default() },
+            nominated: if head.nominates_others() {
+                Nominated::of(head)
+            } else {
+                Nominated::default()
+            },
             join_cookies: head.has_crumbs(),
         };
         let empty = self.client.body_length().is_empty();
@@ -360,7 +377,11 @@ where
             idle: timeouts.and_then(|t| t.idle),
             age: timeouts.and_then(|t| t.max_stream_age),
             drain: self.request.drain(),
-            endpoint: self.request.permit.as_ref().map(|permit| Arc::clone(permit.endpoint())),
+            endpoint: self
+                .request
+                .permit
+                .as_ref()
+                .map(|permit| Arc::clone(permit.endpoint())),
             websocket,
         };
         // The 101 goes first.

@@ -9,11 +9,11 @@ use super::fault::{FieldFault, HeadFault};
 use super::head::{Framing, HeadInfo, Upgrade, Version};
 use super::limits::HeadLimits;
 use super::scan::first_line;
-use super::target::{TargetFault, judge_target};
 use super::syntax::{
-    Coding, Connection, FieldLine, Span, decimal, elements, field_line, is_grpc,
-    is_protocol_list, line_len, token_len,
+    Coding, Connection, FieldLine, Span, decimal, elements, field_line, is_grpc, is_protocol_list, line_len,
+    token_len,
 };
+use super::target::{TargetFault, judge_target};
 
 /// Judges a head: everything up to and including the empty line; bytes after it are not looked at.
 ///

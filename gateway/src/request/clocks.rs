@@ -61,7 +61,10 @@ impl Clocks {
 
     /// When the next clock rings, and which one it is.
     pub fn next(&self) -> Option<(Instant, Timer)> {
-        let idle = self.idle.zip(self.last_byte).map(|(idle, at)| (at + idle, Timer::Idle));
+        let idle = self
+            .idle
+            .zip(self.last_byte)
+            .map(|(idle, at)| (at + idle, Timer::Idle));
         let all = [
             self.start.map(|at| (at, Timer::Start)),
             self.total.map(|at| (at, Timer::Total)),

@@ -10,8 +10,8 @@ use sluice_model::{
 };
 use tokio::sync::watch;
 
-use super::decide::{Draw, decide, redirects};
 use super::clocks::Clocks;
+use super::decide::{Draw, decide, redirects};
 use super::headers::{Forwarding, HOPS_HEADER, RequestId, TIMING_HEADER, grpc_timeout, hops};
 use super::measure::MeasuredRevision;
 use super::target::Target;
@@ -295,7 +295,11 @@ impl RequestCtx {
         }
         let max_hops = self.limits().max_hops;
         if max_hops > 0 && self.hops >= max_hops {
-            return Err(Answer::new(Reason::Loop, "the request passed this gateway too often: it leads back here").into());
+            return Err(Answer::new(
+                Reason::Loop,
+                "the request passed this gateway too often: it leads back here",
+            )
+            .into());
         }
         let client = info.client_ip();
         let table = self.table.take().unwrap_or_else(|| self.engine.table.load());

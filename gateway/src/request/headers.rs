@@ -124,7 +124,9 @@ impl<'h> Nominated<'h> {
     }
 
     fn has(&self, name: &[u8]) -> bool {
-        self.names[..self.len].iter().any(|n| n.eq_ignore_ascii_case(name))
+        self.names[..self.len]
+            .iter()
+            .any(|n| n.eq_ignore_ascii_case(name))
     }
 }
 
@@ -212,7 +214,12 @@ fn is_edited(name: &[u8], edit: &RequestEdit<'_>) -> bool {
                 || is_any(name, &FRAMING)
                 || is_any(
                     name,
-                    &["trailer", "proxy-authenticate", "proxy-authorization", "x-real-ip"],
+                    &[
+                        "trailer",
+                        "proxy-authenticate",
+                        "proxy-authorization",
+                        "x-real-ip",
+                    ],
                 ) && !(edit.from.trusted && name.eq_ignore_ascii_case(b"x-real-ip"))
         }
         _ => false,
@@ -227,8 +234,16 @@ fn is_edited(name: &[u8], edit: &RequestEdit<'_>) -> bool {
 
 /// What a client's `Connection` field cannot remove: what the gateway adds or relies on.
 fn is_protected(name: &[u8]) -> bool {
-    is_any(name, &["host", "content-length", "transfer-encoding", "authorization", "cookie"])
-        || starts_with(name, "x-forwarded-")
+    is_any(
+        name,
+        &[
+            "host",
+            "content-length",
+            "transfer-encoding",
+            "authorization",
+            "cookie",
+        ],
+    ) || starts_with(name, "x-forwarded-")
         || is_any(name, &FORWARDING_FIELDS)
 }
 
@@ -241,8 +256,14 @@ fn is_settable(name: &[u8]) -> bool {
 /// Whether the route or the revision sets this field.
 fn is_configured(name: &[u8], edit: &RequestEdit<'_>) -> bool {
     let same = |(n, _): (&String, &String)| n.as_bytes().eq_ignore_ascii_case(name);
-    edit.route.is_some_and(|route| route.append_headers.iter().map(|(n, v)| (n, v)).any(same))
-        || edit.revision.request_headers.iter().map(|(n, v)| (n, v)).any(same)
+    edit.route
+        .is_some_and(|route| route.append_headers.iter().map(|(n, v)| (n, v)).any(same))
+        || edit
+            .revision
+            .request_headers
+            .iter()
+            .map(|(n, v)| (n, v))
+            .any(same)
 }
 
 /// Passes a response's fields on to the client. Framing is the caller's to write. Returns whether the
@@ -397,9 +418,8 @@ pub enum RequestId {
 impl RequestId {
     /// Takes the client's id if it is fit, else makes one of `random`.
     pub fn of(sent: Option<&[u8]>, random: impl FnOnce() -> u128) -> Self {
-        let fit = sent.filter(|id| {
-            !id.is_empty() && id.len() <= MAX_REQUEST_ID && id.iter().all(u8::is_ascii_graphic)
-        });
+        let fit = sent
+            .filter(|id| !id.is_empty() && id.len() <= MAX_REQUEST_ID && id.iter().all(u8::is_ascii_graphic));
         if let Some(id) = fit.and_then(|id| std::str::from_utf8(id).ok()) {
             return Self::Sent(id.into());
         }

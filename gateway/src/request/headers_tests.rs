@@ -42,7 +42,10 @@ impl Head {
     }
 
     fn count(&self, name: &str) -> usize {
-        self.0.iter().filter(|(n, _)| n.eq_ignore_ascii_case(name)).count()
+        self.0
+            .iter()
+            .filter(|(n, _)| n.eq_ignore_ascii_case(name))
+            .count()
     }
 }
 
@@ -118,7 +121,10 @@ fn a_client_cannot_set_decision_or_forwarding_headers() {
         ("x-forwarded-proto", "https"),
         ("x-real-ip", "1.2.3.4"),
     ]);
-    let trusted = Forwarding { trusted: true, ..FROM };
+    let trusted = Forwarding {
+        trusted: true,
+        ..FROM
+    };
     let out = sent(&head, trusted, &revision);
     assert_eq!(out.text("x-forwarded-for"), Some("1.2.3.4, 5.6.7.8, 10.0.0.9"));
     assert_eq!(out.count("x-forwarded-for"), 1);
@@ -188,7 +194,14 @@ fn nominations_are_bounded() {
 
 #[test]
 fn trailers_that_frame_route_or_authenticate_are_refused() {
-    for name in ["Content-Length", "HOST", "set-cookie", "authorization", "x-forwarded-for", "te"] {
+    for name in [
+        "Content-Length",
+        "HOST",
+        "set-cookie",
+        "authorization",
+        "x-forwarded-for",
+        "te",
+    ] {
         assert!(!may_be_trailer(name.as_bytes()), "{name}");
     }
     for name in ["grpc-status", "x-checksum", "digest"] {
@@ -200,7 +213,10 @@ fn trailers_that_frame_route_or_authenticate_are_refused() {
 fn request_ids_are_kept_when_fit() {
     assert_eq!(RequestId::of(Some(b"abc-1"), || 0).as_str(), "abc-1");
     for bad in [&b""[..], b"a b", b"\xff", &[b'a'; 129]] {
-        assert_eq!(RequestId::of(Some(bad), || 0xab).as_str(), format!("{:032x}", 0xab));
+        assert_eq!(
+            RequestId::of(Some(bad), || 0xab).as_str(),
+            format!("{:032x}", 0xab)
+        );
     }
 }
 

@@ -20,8 +20,8 @@ pub use clocks::Clocks;
 pub use ctx::{Attempt, Ending, Engine, Incoming, Refusal, RequestCtx, Routed};
 pub use decide::{Decision, Draw, Picked, TAG_HEADER, decide, redirects};
 pub use headers::{
-    FieldSink, Fields, Forwarding, HOPS_HEADER, Nominated, RequestEdit, RequestId, cookie, grpc_timeout, hops,
-    may_be_trailer, request_fields, response_fields,
+    FieldSink, Fields, Forwarding, HOPS_HEADER, Nominated, RequestEdit, RequestId, cookie, grpc_timeout,
+    hops, may_be_trailer, request_fields, response_fields,
 };
 pub use measure::MeasuredRevision;
 pub use offer::upgrade_to_forward;

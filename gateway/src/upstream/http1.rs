@@ -191,7 +191,10 @@ impl BackendSide for Http1Backend {
             let most = self.limits.max_bytes.saturating_add(READ_BEYOND);
             let read = ready!(self.reader.buffer().poll_fill(cx, &mut self.io, most));
             if read.map_err(BackendFault::Broke)? == 0 {
-                let e = io::Error::new(io::ErrorKind::UnexpectedEof, "the backend closed before it answered");
+                let e = io::Error::new(
+                    io::ErrorKind::UnexpectedEof,
+                    "the backend closed before it answered",
+                );
                 return Poll::Ready(Err(BackendFault::Broke(e)));
             }
         }
@@ -202,9 +205,9 @@ impl BackendSide for Http1Backend {
     }
 
     fn phrase(&self) -> &[u8] {
-        self.head
-            .as_ref()
-            .map_or(b"", |info| ResponseHead::new(self.reader.buffered(), info).phrase())
+        self.head.as_ref().map_or(b"", |info| {
+            ResponseHead::new(self.reader.buffered(), info).phrase()
+        })
     }
 
     fn upgraded_to(&self) -> Option<&[u8]> {

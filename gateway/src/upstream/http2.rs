@@ -119,7 +119,9 @@ impl StreamConnections {
                 let tls = routed.live.tls().get().await?;
                 let connected = dial(&endpoint.address, tls.as_deref(), timeout).await?;
                 if tls.is_some() && !connected.alpn_h2 {
-                    return Err(ConnectError::Http2("the backend does not speak it over TLS (ALPN)".into()));
+                    return Err(ConnectError::Http2(
+                        "the backend does not speak it over TLS (ALPN)".into(),
+                    ));
                 }
                 connected.io
             }
@@ -144,7 +146,12 @@ impl StreamConnections {
         let stream = Http2Backend::on(&shared);
         let pool = Arc::downgrade(&self.connections);
         self.connections.lock().push(Arc::clone(&shared));
-        tokio::spawn(drive(connection, Arc::downgrade(&shared), pool, limits.upstream_idle_timeout));
+        tokio::spawn(drive(
+            connection,
+            Arc::downgrade(&shared),
+            pool,
+            limits.upstream_idle_timeout,
+        ));
         Ok(stream)
     }
 
@@ -172,14 +179,16 @@ async fn drive(
             ready!(rest.as_mut().poll(cx));
             let Some(shared) = shared.upgrade() else {
                 // Its handles are gone; the connection says goodbye and ends.
-                rest.as_mut().reset(tokio::time::Instant::now() + max_idle.max(Duration::from_secs(1)));
+                rest.as_mut()
+                    .reset(tokio::time::Instant::now() + max_idle.max(Duration::from_secs(1)));
                 continue;
             };
             let rested = *shared.rested.lock();
             if shared.open.load(Ordering::Acquire) == 0 && rested + max_idle <= clock() {
                 forget(&shared, &pool);
             }
-            rest.as_mut().reset(tokio::time::Instant::now() + max_idle.max(Duration::from_millis(10)));
+            rest.as_mut()
+                .reset(tokio::time::Instant::now() + max_idle.max(Duration::from_millis(10)));
         }
     })
     .await;
@@ -238,7 +247,10 @@ impl Http2Backend {
         match e.reason() {
             Some(reason) if e.is_reset() && e.is_remote() => BackendFault::Reset(reason),
             Some(_) if !e.is_remote() && !e.is_io() => BackendFault::Malformed(e.to_string().into()),
-            _ => BackendFault::Broke(e.into_io().unwrap_or_else(|| std::io::ErrorKind::ConnectionReset.into())),
+            _ => BackendFault::Broke(
+                e.into_io()
+                    .unwrap_or_else(|| std::io::ErrorKind::ConnectionReset.into()),
+            ),
         }
     }
 
@@ -285,17 +297,19 @@ impl BackendSide for Http2Backend {
         }
         if let BodyLength::Known(length) = line.length {
             self.left = Some(length);
-            sink.0.insert(http::header::CONTENT_LENGTH, HeaderValue::from(length));
+            sink.0
+                .insert(http::header::CONTENT_LENGTH, HeaderValue::from(length));
         }
         let mut parts = http::uri::Parts::default();
         parts.scheme = Some(if line.tls { Scheme::HTTPS } else { Scheme::HTTP });
-        parts.authority = Some(Authority::try_from(line.host).map_err(|_| malformed("the host fits no URI"))?);
+        parts.authority =
+            Some(Authority::try_from(line.host).map_err(|_| malformed("the host fits no URI"))?);
         let target = PathAndQuery::try_from(line.target).map_err(|_| malformed("the target fits no URI"))?;
         parts.path_and_query = Some(target);
         let uri = Uri::from_parts(parts).map_err(|_| malformed("the target fits no URI"))?;
         let mut request = Request::new(());
-        *request.method_mut() =
-            Method::from_bytes(head.method().as_bytes()).map_err(|_| malformed("the method fits no request"))?;
+        *request.method_mut() = Method::from_bytes(head.method().as_bytes())
+            .map_err(|_| malformed("the method fits no request"))?;
         *request.uri_mut() = uri;
         *request.version_mut() = Version::HTTP_2;
         *request.headers_mut() = sink.0;
@@ -370,7 +384,11 @@ impl BackendSide for Http2Backend {
         match response.poll_informational(cx) {
             Poll::Ready(Some(Ok(interim))) => {
                 let (parts, ()) = interim.into_parts();
-                return Poll::Ready(Ok(self.answered(parts.status.as_u16(), parts.headers, BodyLength::Empty)));
+                return Poll::Ready(Ok(self.answered(
+                    parts.status.as_u16(),
+                    parts.headers,
+                    BodyLength::Empty,
+                )));
             }
             Poll::Ready(Some(Err(e))) => return Poll::Ready(Err(self.fault(e))),
             Poll::Ready(None) | Poll::Pending => {}
@@ -379,7 +397,11 @@ impl BackendSide for Http2Backend {
             Ok(response) => response.into_parts(),
             Err(e) => return Poll::Ready(Err(self.fault(e))),
         };
-        let length = if body.is_end_stream() { BodyLength::Empty } else { BodyLength::Unknown };
+        let length = if body.is_end_stream() {
+            BodyLength::Empty
+        } else {
+            BodyLength::Unknown
+        };
         self.response = None;
         self.body = Some(body);
         Poll::Ready(Ok(self.answered(parts.status.as_u16(), parts.headers, length)))

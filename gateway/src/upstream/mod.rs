@@ -18,5 +18,5 @@ pub(crate) use connect::ConnectError;
 pub(crate) use http1::{HeadSink, Prefixed};
 pub(crate) use http2::{MapSink, StreamConnections};
 pub(crate) use idle::IdleConnections;
-pub use tls::{BackendTlsError, check_tls};
 pub(crate) use tls::TlsSlot;
+pub use tls::{BackendTlsError, check_tls};

@@ -13,7 +13,6 @@ use sluice_tests::wire::{End, Framing, Protocol, Request, WireBackend};
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 
-use crate::expected_failures::wire_test;
 use crate::{WEB, web, web_with};
 
 /// What may become of the requests of one run.
@@ -194,10 +193,14 @@ async fn broken_by_the_client(down: Protocol, up: Protocol) {
 
 macro_rules! for_all_pairs {
     ($($what:ident: $h1_h1:ident $h1_h2:ident $h2_h1:ident $h2_h2:ident;)*) => {$(
-        wire_test! { async fn $h1_h1() { $what(Protocol::Http1, Protocol::Http1).await; } }
-        wire_test! { async fn $h1_h2() { $what(Protocol::Http1, Protocol::Http2).await; } }
-        wire_test! { async fn $h2_h1() { $what(Protocol::Http2, Protocol::Http1).await; } }
-        wire_test! { async fn $h2_h2() { $what(Protocol::Http2, Protocol::Http2).await; } }
+        #[tokio::test]
+        async fn $h1_h1() { $what(Protocol::Http1, Protocol::Http1).await; }
+        #[tokio::test]
+        async fn $h1_h2() { $what(Protocol::Http1, Protocol::Http2).await; }
+        #[tokio::test]
+        async fn $h2_h1() { $what(Protocol::Http2, Protocol::Http1).await; }
+        #[tokio::test]
+        async fn $h2_h2() { $what(Protocol::Http2, Protocol::Http2).await; }
     )*};
 }
 
@@ -229,45 +232,43 @@ async fn talkative(answer: &'static [u8], pause: bool) -> RawBackend {
     .await
 }
 
-wire_test! {
-    /// RFC 9112 9.2 and 11.1: bytes after an answer belong to no request, and the connection to none either.
-    async fn an_answer_with_one_byte_too_many_ends_its_connection() {
-        for answer in [
-            &b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"[..],
-            b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nok\r\n0\r\n\r\n",
-            b"HTTP/1.1 204 No Content\r\n\r\n",
-            b"HTTP/1.1 304 Not Modified\r\nContent-Length: 2\r\n\r\n",
-        ] {
-            for pause in [false, true] {
-                let backend = talkative(answer, pause).await;
-                let gateway = Gateway::start(&web(backend.addr())).await;
-                let mut conn = H1::connect(gateway.addr()).await.expect("the gateway accepts");
-                for nth in 0..4 {
-                    let response = conn.exchange(&h1::get(WEB, "/")).await.expect("an answer");
-                    let what = String::from_utf8_lossy(answer);
-                    assert!(
-                        matches!(response.status, 200 | 204 | 304) && response.text() != "poison",
-                        "request {nth}, pause {pause}: {what:?} became {response:?}"
-                    );
-                    if pause {
-                        quiet(std::time::Duration::from_millis(60)).await;
-                    }
+/// RFC 9112 9.2 and 11.1: bytes after an answer belong to no request, and the connection to none either.
+#[tokio::test]
+async fn an_answer_with_one_byte_too_many_ends_its_connection() {
+    for answer in [
+        &b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"[..],
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nok\r\n0\r\n\r\n",
+        b"HTTP/1.1 204 No Content\r\n\r\n",
+        b"HTTP/1.1 304 Not Modified\r\nContent-Length: 2\r\n\r\n",
+    ] {
+        for pause in [false, true] {
+            let backend = talkative(answer, pause).await;
+            let gateway = Gateway::start(&web(backend.addr())).await;
+            let mut conn = H1::connect(gateway.addr()).await.expect("the gateway accepts");
+            for nth in 0..4 {
+                let response = conn.exchange(&h1::get(WEB, "/")).await.expect("an answer");
+                let what = String::from_utf8_lossy(answer);
+                assert!(
+                    matches!(response.status, 200 | 204 | 304) && response.text() != "poison",
+                    "request {nth}, pause {pause}: {what:?} became {response:?}"
+                );
+                if pause {
+                    quiet(std::time::Duration::from_millis(60)).await;
                 }
             }
         }
     }
 }
 
-wire_test! {
-    /// RFC 9110 9.3.2: an answer to HEAD has no body, whatever it says; one that sends it anyway poisons nobody.
-    async fn an_answer_to_head_with_a_body_ends_its_connection() {
-        let backend = talkative(b"HTTP/1.1 200 OK\r\nContent-Length: 43\r\n\r\n", false).await;
-        let gateway = Gateway::start(&web(backend.addr())).await;
-        for _ in 0..4 {
-            let request = h1::request("HEAD", WEB, "/", &[], b"");
-            let head = gateway.send(&request).await;
-            assert_eq!((head.status, head.header("content-length")), (200, Some("43")));
-        }
-        assert_eq!(backend.connections(), 4, "none is used again");
+/// RFC 9110 9.3.2: an answer to HEAD has no body, whatever it says; one that sends it anyway poisons nobody.
+#[tokio::test]
+async fn an_answer_to_head_with_a_body_ends_its_connection() {
+    let backend = talkative(b"HTTP/1.1 200 OK\r\nContent-Length: 43\r\n\r\n", false).await;
+    let gateway = Gateway::start(&web(backend.addr())).await;
+    for _ in 0..4 {
+        let request = h1::request("HEAD", WEB, "/", &[], b"");
+        let head = gateway.send(&request).await;
+        assert_eq!((head.status, head.header("content-length")), (200, Some("43")));
     }
+    assert_eq!(backend.connections(), 4, "none is used again");
 }

@@ -10,7 +10,6 @@ use sluice_tests::h2_client::{self, H2};
 use sluice_tests::wait::within;
 use sluice_tests::wire::{End, Protocol, WireBackend};
 
-use crate::expected_failures::wire_test;
 use crate::{WEB, web_with};
 
 /// "At once" on a busy machine; curl waits for one second before it sends a body that it announced.
@@ -169,33 +168,80 @@ async fn refused(down: Protocol, up: Protocol) {
     assert_eq!((got.status, got.body.as_str()), (417, "no"), "{got:?}");
 }
 
-wire_test! { async fn hints_pass_h1_to_h1() { hints(Protocol::Http1, Protocol::Http1).await; } }
-wire_test! { async fn hints_pass_h1_to_h2() { hints(Protocol::Http1, Protocol::Http2).await; } }
-wire_test! { async fn hints_pass_h2_to_h1() { hints(Protocol::Http2, Protocol::Http1).await; } }
-wire_test! { async fn hints_pass_h2_to_h2() { hints(Protocol::Http2, Protocol::Http2).await; } }
-wire_test! { async fn hints_are_bounded_h1_to_h1() { bounded(Protocol::Http1, Protocol::Http1).await; } }
-wire_test! { async fn hints_are_bounded_h1_to_h2() { bounded(Protocol::Http1, Protocol::Http2).await; } }
-wire_test! { async fn hints_are_bounded_h2_to_h1() { bounded(Protocol::Http2, Protocol::Http1).await; } }
-wire_test! { async fn hints_are_bounded_h2_to_h2() { bounded(Protocol::Http2, Protocol::Http2).await; } }
-wire_test! { async fn a_100_arrives_at_once_h1_to_h1() { continued(Protocol::Http1, Protocol::Http1).await; } }
-wire_test! { async fn a_100_arrives_at_once_h1_to_h2() { continued(Protocol::Http1, Protocol::Http2).await; } }
-wire_test! { async fn a_100_arrives_at_once_h2_to_h1() { continued(Protocol::Http2, Protocol::Http1).await; } }
-wire_test! { async fn a_100_arrives_at_once_h2_to_h2() { continued(Protocol::Http2, Protocol::Http2).await; } }
-wire_test! { async fn a_refused_expectation_is_answered_h1_to_h1() { refused(Protocol::Http1, Protocol::Http1).await; } }
-wire_test! { async fn a_refused_expectation_is_answered_h1_to_h2() { refused(Protocol::Http1, Protocol::Http2).await; } }
-wire_test! { async fn a_refused_expectation_is_answered_h2_to_h1() { refused(Protocol::Http2, Protocol::Http1).await; } }
-wire_test! { async fn a_refused_expectation_is_answered_h2_to_h2() { refused(Protocol::Http2, Protocol::Http2).await; } }
+#[tokio::test]
+async fn hints_pass_h1_to_h1() {
+    hints(Protocol::Http1, Protocol::Http1).await;
+}
+#[tokio::test]
+async fn hints_pass_h1_to_h2() {
+    hints(Protocol::Http1, Protocol::Http2).await;
+}
+#[tokio::test]
+async fn hints_pass_h2_to_h1() {
+    hints(Protocol::Http2, Protocol::Http1).await;
+}
+#[tokio::test]
+async fn hints_pass_h2_to_h2() {
+    hints(Protocol::Http2, Protocol::Http2).await;
+}
+#[tokio::test]
+async fn hints_are_bounded_h1_to_h1() {
+    bounded(Protocol::Http1, Protocol::Http1).await;
+}
+#[tokio::test]
+async fn hints_are_bounded_h1_to_h2() {
+    bounded(Protocol::Http1, Protocol::Http2).await;
+}
+#[tokio::test]
+async fn hints_are_bounded_h2_to_h1() {
+    bounded(Protocol::Http2, Protocol::Http1).await;
+}
+#[tokio::test]
+async fn hints_are_bounded_h2_to_h2() {
+    bounded(Protocol::Http2, Protocol::Http2).await;
+}
+#[tokio::test]
+async fn a_100_arrives_at_once_h1_to_h1() {
+    continued(Protocol::Http1, Protocol::Http1).await;
+}
+#[tokio::test]
+async fn a_100_arrives_at_once_h1_to_h2() {
+    continued(Protocol::Http1, Protocol::Http2).await;
+}
+#[tokio::test]
+async fn a_100_arrives_at_once_h2_to_h1() {
+    continued(Protocol::Http2, Protocol::Http1).await;
+}
+#[tokio::test]
+async fn a_100_arrives_at_once_h2_to_h2() {
+    continued(Protocol::Http2, Protocol::Http2).await;
+}
+#[tokio::test]
+async fn a_refused_expectation_is_answered_h1_to_h1() {
+    refused(Protocol::Http1, Protocol::Http1).await;
+}
+#[tokio::test]
+async fn a_refused_expectation_is_answered_h1_to_h2() {
+    refused(Protocol::Http1, Protocol::Http2).await;
+}
+#[tokio::test]
+async fn a_refused_expectation_is_answered_h2_to_h1() {
+    refused(Protocol::Http2, Protocol::Http1).await;
+}
+#[tokio::test]
+async fn a_refused_expectation_is_answered_h2_to_h2() {
+    refused(Protocol::Http2, Protocol::Http2).await;
+}
 
-wire_test! {
-    /// RFC 9110 15.2: HTTP/1.0 knows no interim answers.
-    async fn a_client_of_http_1_0_gets_no_interim_answer() {
-        for up in Protocol::ALL {
-            let (_backend, gateway) = started(up).await;
-            let mut conn = H1::connect(gateway.addr()).await.expect("the gateway accepts");
-            let request = format!("GET /interim/103 HTTP/1.0\r\nHost: {WEB}\r\n\r\n");
-            conn.send(request.as_bytes()).await.expect("it reads");
-            let got = http1_answer(&mut conn, Got::default()).await;
-            assert_eq!((got.statuses(), got.status), (vec![], 200), "{up:?}");
-        }
+/// RFC 9110 15.2: HTTP/1.0 knows no interim answers.
+#[tokio::test]
+async fn a_client_of_http_1_0_gets_no_interim_answer() {
+    for up in Protocol::ALL {
+        let (_backend, gateway) = started(up).await;
+        let mut conn = H1::connect(gateway.addr()).await.expect("the gateway accepts");
+        let request = format!("GET /interim/103 HTTP/1.0\r\nHost: {WEB}\r\n\r\n");
+        conn.send(request.as_bytes()).await.expect("it reads");
+        let got = http1_answer(&mut conn, Got::default()).await;
+        assert_eq!((got.statuses(), got.status), (vec![], 200), "{up:?}");
     }
 }

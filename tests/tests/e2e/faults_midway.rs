@@ -11,7 +11,6 @@ use sluice_tests::h2_frames::{self, END_STREAM, Frames, Outcome, frame, kind};
 use sluice_tests::wait::{SOON, wait_until, within};
 use sluice_tests::wire::{Protocol, WireBackend};
 
-use crate::expected_failures::wire_test;
 use crate::{WEB, web_with};
 
 /// A body that fits into the sockets' buffers.
@@ -224,9 +223,12 @@ async fn over_http2(case: Case) {
 
 macro_rules! cases {
     ($($small:ident $large:ident $http2:ident: $case:expr;)*) => {$(
-        wire_test! { async fn $small() { over_http1($case, SMALL).await; } }
-        wire_test! { async fn $large() { over_http1($case, LARGE).await; } }
-        wire_test! { async fn $http2() { over_http2($case).await; } }
+        #[tokio::test]
+async fn $small() { over_http1($case, SMALL).await; }
+        #[tokio::test]
+async fn $large() { over_http1($case, LARGE).await; }
+        #[tokio::test]
+async fn $http2() { over_http2($case).await; }
     )*};
 }
 

@@ -11,7 +11,6 @@ use sluice_tests::raw_backend::Refused;
 use sluice_tests::wait::{SOON, within};
 use sluice_tests::wire::{Protocol, WireBackend};
 
-use crate::expected_failures::wire_test;
 use crate::{WEB, web, web_with};
 
 const UPGRADE: &str = "Connection: Upgrade\nUpgrade: websocket\nSec-WebSocket-Version: 13\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==";
@@ -53,153 +52,204 @@ fn redirected(backend: &WireBackend) -> String {
     )
 }
 
-wire_test! {
-    /// RFC 9110 6.6.1.
-    async fn every_answer_of_ours_has_a_date_over_http1() {
-        let gone = Refused::new();
-        let limits = "limits: {headerTimeout: 1s, maxHeaderBytes: 8KiB, maxUriBytes: 1KiB, maxBodyBytes: 1000}";
-        let gateway = Gateway::start(&format!("{limits}\n{}", web(gone.addr()))).await;
-        let long = "x".repeat(10_000);
-        let short = &long[..2_000];
-        for (what, text, status) in [
-            ("malformed", "GET / HTTP/1.1\n{H}\nX A: 1\n\n".to_owned(), 400),
-            ("CONNECT", format!("CONNECT {WEB}:80 HTTP/1.1\n{{H}}\n\n"), 405),
-            ("a long target", format!("GET /{short} HTTP/1.1\n{{H}}\n\n"), 414),
-            ("a large head", format!("GET / HTTP/1.1\n{{H}}\nX-A: {long}\n\n"), 431),
-            ("no route", "GET / HTTP/1.1\nHost: nobody.example.com\n\n".to_owned(), 404),
-            ("a large body", "POST / HTTP/1.1\n{H}\nContent-Length: 1001\n\n".to_owned(), 413),
-            ("a slow head", "GET / HTTP/1.1\n{H}\nX-A".to_owned(), 408),
-            ("no backend", "GET / HTTP/1.1\n{H}\n\n".to_owned(), 502),
-            ("HTTP/1.0", "GET / HTTP/1.0\n{H}\n\n".to_owned(), 502),
-            ("HEAD", "HEAD / HTTP/1.1\n{H}\n\n".to_owned(), 502),
-            ("JSON", "GET / HTTP/1.1\n{H}\nAccept: application/json\n\n".to_owned(), 502),
-            ("gRPC", "POST / HTTP/1.1\n{H}\nContent-Type: application/grpc\nContent-Length: 0\n\n".to_owned(), 200),
-            ("upgrade, no route", "GET / HTTP/1.1\nHost: nobody.example.com\n{U}\n\n".to_owned(), 404),
-            ("upgrade, no backend", "GET / HTTP/1.1\n{H}\n{U}\n\n".to_owned(), 502),
-        ] {
-            let response = answer(&gateway, what, &raw(&text)).await;
-            assert_eq!(response.status, status, "{what}: {}", response.text());
-            let dates = response.headers.iter().filter(|(n, _)| n.eq_ignore_ascii_case("date"));
-            let dates: Vec<_> = dates.map(|(_, v)| v.as_str()).collect();
-            assert_dated(what, &dates);
-        }
+/// RFC 9110 6.6.1.
+#[tokio::test]
+async fn every_answer_of_ours_has_a_date_over_http1() {
+    let gone = Refused::new();
+    let limits = "limits: {headerTimeout: 1s, maxHeaderBytes: 8KiB, maxUriBytes: 1KiB, maxBodyBytes: 1000}";
+    let gateway = Gateway::start(&format!("{limits}\n{}", web(gone.addr()))).await;
+    let long = "x".repeat(10_000);
+    let short = &long[..2_000];
+    for (what, text, status) in [
+        ("malformed", "GET / HTTP/1.1\n{H}\nX A: 1\n\n".to_owned(), 400),
+        ("CONNECT", format!("CONNECT {WEB}:80 HTTP/1.1\n{{H}}\n\n"), 405),
+        ("a long target", format!("GET /{short} HTTP/1.1\n{{H}}\n\n"), 414),
+        (
+            "a large head",
+            format!("GET / HTTP/1.1\n{{H}}\nX-A: {long}\n\n"),
+            431,
+        ),
+        (
+            "no route",
+            "GET / HTTP/1.1\nHost: nobody.example.com\n\n".to_owned(),
+            404,
+        ),
+        (
+            "a large body",
+            "POST / HTTP/1.1\n{H}\nContent-Length: 1001\n\n".to_owned(),
+            413,
+        ),
+        ("a slow head", "GET / HTTP/1.1\n{H}\nX-A".to_owned(), 408),
+        ("no backend", "GET / HTTP/1.1\n{H}\n\n".to_owned(), 502),
+        ("HTTP/1.0", "GET / HTTP/1.0\n{H}\n\n".to_owned(), 502),
+        ("HEAD", "HEAD / HTTP/1.1\n{H}\n\n".to_owned(), 502),
+        (
+            "JSON",
+            "GET / HTTP/1.1\n{H}\nAccept: application/json\n\n".to_owned(),
+            502,
+        ),
+        (
+            "gRPC",
+            "POST / HTTP/1.1\n{H}\nContent-Type: application/grpc\nContent-Length: 0\n\n".to_owned(),
+            200,
+        ),
+        (
+            "upgrade, no route",
+            "GET / HTTP/1.1\nHost: nobody.example.com\n{U}\n\n".to_owned(),
+            404,
+        ),
+        (
+            "upgrade, no backend",
+            "GET / HTTP/1.1\n{H}\n{U}\n\n".to_owned(),
+            502,
+        ),
+    ] {
+        let response = answer(&gateway, what, &raw(&text)).await;
+        assert_eq!(response.status, status, "{what}: {}", response.text());
+        let dates = response
+            .headers
+            .iter()
+            .filter(|(n, _)| n.eq_ignore_ascii_case("date"));
+        let dates: Vec<_> = dates.map(|(_, v)| v.as_str()).collect();
+        assert_dated(what, &dates);
     }
 }
 
-wire_test! {
-    /// RFC 9110 6.6.1.
-    async fn redirects_have_a_date() {
-        let backend = WireBackend::start(Protocol::Http1).await;
-        let gateway = Gateway::start(&redirected(&backend)).await;
-        for (what, text) in [
-            ("plain", format!("GET / HTTP/1.1\nHost: {SHOP}\n\n")),
-            ("upgrade", format!("GET / HTTP/1.1\nHost: {SHOP}\n{{U}}\n\n")),
-        ] {
-            let response = answer(&gateway, what, &raw(&text)).await;
-            assert_eq!(response.status, 301, "{what}");
-            assert_dated(what, &response.header("date").into_iter().collect::<Vec<_>>());
-        }
+/// RFC 9110 6.6.1.
+#[tokio::test]
+async fn redirects_have_a_date() {
+    let backend = WireBackend::start(Protocol::Http1).await;
+    let gateway = Gateway::start(&redirected(&backend)).await;
+    for (what, text) in [
+        ("plain", format!("GET / HTTP/1.1\nHost: {SHOP}\n\n")),
+        ("upgrade", format!("GET / HTTP/1.1\nHost: {SHOP}\n{{U}}\n\n")),
+    ] {
+        let response = answer(&gateway, what, &raw(&text)).await;
+        assert_eq!(response.status, 301, "{what}");
+        assert_dated(what, &response.header("date").into_iter().collect::<Vec<_>>());
     }
 }
 
-wire_test! {
-    /// RFC 9110 6.6.1.
-    async fn every_answer_of_ours_has_a_date_over_http2() {
-        let gone = Refused::new();
-        let limits = "limits: {maxHeaderBytes: 8KiB, maxUriBytes: 1KiB, maxBodyBytes: 1000}";
-        let gateway = Gateway::start(&format!("{limits}\n{}", web(gone.addr()))).await;
-        let client = H2::connect(gateway.addr()).await;
-        let long = "x".repeat(10_000);
-        let path = |path: &str| h2_client::get("http", WEB, path);
-        let with = |name: &'static str, value: &str| {
-            let mut request = h2_client::with_method("POST", "http", WEB, "/");
-            request.headers_mut().insert(name, value.parse().expect("a value"));
-            request
-        };
-        for (what, request, body, status) in [
-            ("no route", h2_client::get("http", "nobody.example.com", "/"), "", 404),
-            ("no backend", path("/"), "", 502),
-            ("a long target", path(&format!("/{}", &long[..2_000])), "", 414),
-            ("a large head", with("x-a", &long), "", 431),
-            ("a large body", with("content-length", "1001"), &long[..1_001], 413),
-            ("gRPC", with("content-type", "application/grpc"), "", 200),
-        ] {
-            let answered = within(what, SOON, client.exchange(request, Bytes::from(body.to_owned()))).await;
-            let response = answered.unwrap_or_else(|e| panic!("{what}: {e}"));
-            assert_eq!(response.status, status, "{what}: {}", response.text());
-            let dates = response.headers.get_all("date").iter();
-            let dates: Vec<_> = dates.map(|v| v.to_str().expect("text")).collect();
-            assert_dated(what, &dates);
-        }
+/// RFC 9110 6.6.1.
+#[tokio::test]
+async fn every_answer_of_ours_has_a_date_over_http2() {
+    let gone = Refused::new();
+    let limits = "limits: {maxHeaderBytes: 8KiB, maxUriBytes: 1KiB, maxBodyBytes: 1000}";
+    let gateway = Gateway::start(&format!("{limits}\n{}", web(gone.addr()))).await;
+    let client = H2::connect(gateway.addr()).await;
+    let long = "x".repeat(10_000);
+    let path = |path: &str| h2_client::get("http", WEB, path);
+    let with = |name: &'static str, value: &str| {
+        let mut request = h2_client::with_method("POST", "http", WEB, "/");
+        request
+            .headers_mut()
+            .insert(name, value.parse().expect("a value"));
+        request
+    };
+    for (what, request, body, status) in [
+        (
+            "no route",
+            h2_client::get("http", "nobody.example.com", "/"),
+            "",
+            404,
+        ),
+        ("no backend", path("/"), "", 502),
+        ("a long target", path(&format!("/{}", &long[..2_000])), "", 414),
+        ("a large head", with("x-a", &long), "", 431),
+        (
+            "a large body",
+            with("content-length", "1001"),
+            &long[..1_001],
+            413,
+        ),
+        ("gRPC", with("content-type", "application/grpc"), "", 200),
+    ] {
+        let answered = within(what, SOON, client.exchange(request, Bytes::from(body.to_owned()))).await;
+        let response = answered.unwrap_or_else(|e| panic!("{what}: {e}"));
+        assert_eq!(response.status, status, "{what}: {}", response.text());
+        let dates = response.headers.get_all("date").iter();
+        let dates: Vec<_> = dates.map(|v| v.to_str().expect("text")).collect();
+        assert_dated(what, &dates);
     }
 }
 
-wire_test! {
-    /// RFC 9110 15.4.2 and 15.4.9: after a 301 clients repeat a POST as a GET.
-    async fn a_redirect_keeps_the_method() {
-        let backend = WireBackend::start(Protocol::Http1).await;
-        let gateway = Gateway::start(&redirected(&backend)).await;
-        let client = H2::connect(gateway.addr()).await;
-        for (method, status) in [
-            ("GET", 301),
-            ("HEAD", 301),
-            ("POST", 308),
-            ("PUT", 308),
-            ("PATCH", 308),
-            ("DELETE", 308),
-            ("OPTIONS", 308),
-            ("PROPFIND", 308),
-        ] {
-            let response = gateway.send(&h1::request(method, SHOP, "/x?y=z", &[], b"")).await;
-            assert_eq!(response.status, status, "{method}");
-            assert_eq!(response.header("location"), Some("https://shop.example.com/x?y=z"));
-            let request = h2_client::with_method(method, "http", SHOP, "/x?y=z");
-            let response = client.exchange(request, Bytes::new()).await.expect("an answer");
-            assert_eq!(response.status, status, "{method} over HTTP/2");
-            assert_eq!(response.header("location"), Some("https://shop.example.com/x?y=z"));
-        }
-        assert!(backend.connections().iter().all(|c| c.requests.is_empty()));
+/// RFC 9110 15.4.2 and 15.4.9: after a 301 clients repeat a POST as a GET.
+#[tokio::test]
+async fn a_redirect_keeps_the_method() {
+    let backend = WireBackend::start(Protocol::Http1).await;
+    let gateway = Gateway::start(&redirected(&backend)).await;
+    let client = H2::connect(gateway.addr()).await;
+    for (method, status) in [
+        ("GET", 301),
+        ("HEAD", 301),
+        ("POST", 308),
+        ("PUT", 308),
+        ("PATCH", 308),
+        ("DELETE", 308),
+        ("OPTIONS", 308),
+        ("PROPFIND", 308),
+    ] {
+        let response = gateway.send(&h1::request(method, SHOP, "/x?y=z", &[], b"")).await;
+        assert_eq!(response.status, status, "{method}");
+        assert_eq!(
+            response.header("location"),
+            Some("https://shop.example.com/x?y=z")
+        );
+        let request = h2_client::with_method(method, "http", SHOP, "/x?y=z");
+        let response = client.exchange(request, Bytes::new()).await.expect("an answer");
+        assert_eq!(response.status, status, "{method} over HTTP/2");
+        assert_eq!(
+            response.header("location"),
+            Some("https://shop.example.com/x?y=z")
+        );
     }
+    assert!(backend.connections().iter().all(|c| c.requests.is_empty()));
 }
 
-wire_test! {
-    /// RFC 9110 10.2.2: Location is a URI reference, whatever the target's form (RFC 9112 3.2).
-    async fn a_redirect_leads_to_a_url() {
-        let backend = WireBackend::start(Protocol::Http1).await;
-        let gateway = Gateway::start(&redirected(&backend)).await;
-        for (target, path) in [
-            ("/", "/"),
-            ("/x?y=z", "/x?y=z"),
-            ("/?", "/?"),
-            ("//evil.example.com/x", "//evil.example.com/x"),
-            ("http://shop.example.com", "/"),
-            ("http://shop.example.com/x?y", "/x?y"),
-            ("HTTP://shop.example.com?y", "/?y"),
-            ("/a|b\\c?d=[e]{f}^", "/a%7Cb%5Cc?d=%5Be%5D%7Bf%7D%5E"),
-            ("/%41%zz", "/%41%25zz"),
-        ] {
-            for upgrade in ["", "{U}\n"] {
-                let request = raw(&format!("GET {target} HTTP/1.1\nHost: {SHOP}\n{upgrade}\n"));
-                let response = answer(&gateway, target, &request).await;
-                let location = format!("https://{SHOP}{path}");
-                assert_eq!(
-                    (response.status, response.header("location")),
-                    (301, Some(location.as_str())),
-                    "{target} {upgrade}"
-                );
-            }
-        }
+/// RFC 9110 10.2.2: Location is a URI reference, whatever the target's form (RFC 9112 3.2).
+#[tokio::test]
+async fn a_redirect_leads_to_a_url() {
+    let backend = WireBackend::start(Protocol::Http1).await;
+    let gateway = Gateway::start(&redirected(&backend)).await;
+    for (target, path) in [
+        ("/", "/"),
+        ("/x?y=z", "/x?y=z"),
+        ("/?", "/?"),
+        ("//evil.example.com/x", "//evil.example.com/x"),
+        ("http://shop.example.com", "/"),
+        ("http://shop.example.com/x?y", "/x?y"),
+        ("HTTP://shop.example.com?y", "/?y"),
+        ("/a|b\\c?d=[e]{f}^", "/a%7Cb%5Cc?d=%5Be%5D%7Bf%7D%5E"),
+        ("/%41%zz", "/%41%25zz"),
+    ] {
         for upgrade in ["", "{U}\n"] {
-            let request = raw(&format!("OPTIONS * HTTP/1.1\nHost: {SHOP}\n{upgrade}\n"));
-            let response = answer(&gateway, "*", &request).await;
-            assert_eq!((response.status, response.header("location")), (400, None), "{upgrade}");
+            let request = raw(&format!("GET {target} HTTP/1.1\nHost: {SHOP}\n{upgrade}\n"));
+            let response = answer(&gateway, target, &request).await;
+            let location = format!("https://{SHOP}{path}");
+            assert_eq!(
+                (response.status, response.header("location")),
+                (301, Some(location.as_str())),
+                "{target} {upgrade}"
+            );
         }
-        let mut frames = Frames::connect(gateway.addr()).await.expect("HTTP/2 is spoken");
-        let fields = fields("OPTIONS", SHOP, b"*");
-        frames.send(&h2_frames::headers(1, &fields, true)).await.expect("it reads");
-        let outcome = within("an outcome", SOON, frames.outcome(1)).await;
-        assert_eq!(outcome, Outcome::Status(400), "* over HTTP/2");
     }
+    for upgrade in ["", "{U}\n"] {
+        let request = raw(&format!("OPTIONS * HTTP/1.1\nHost: {SHOP}\n{upgrade}\n"));
+        let response = answer(&gateway, "*", &request).await;
+        assert_eq!(
+            (response.status, response.header("location")),
+            (400, None),
+            "{upgrade}"
+        );
+    }
+    let mut frames = Frames::connect(gateway.addr()).await.expect("HTTP/2 is spoken");
+    let fields = fields("OPTIONS", SHOP, b"*");
+    frames
+        .send(&h2_frames::headers(1, &fields, true))
+        .await
+        .expect("it reads");
+    let outcome = within("an outcome", SOON, frames.outcome(1)).await;
+    assert_eq!(outcome, Outcome::Status(400), "* over HTTP/2");
 }
 
 fn fields(method: &str, host: &str, path: &[u8]) -> Vec<(Vec<u8>, Vec<u8>)> {
@@ -275,24 +325,44 @@ async fn targets_over_http2(up: Protocol) {
     assert!(faults.is_empty(), "\n  {}", faults.join("\n  "));
 }
 
-wire_test! { async fn one_rule_for_targets_h1_to_h1() { targets_over_http1(Protocol::Http1).await; } }
-wire_test! { async fn one_rule_for_targets_h1_to_h2() { targets_over_http1(Protocol::Http2).await; } }
-wire_test! { async fn one_rule_for_targets_h2_to_h1() { targets_over_http2(Protocol::Http1).await; } }
-wire_test! { async fn one_rule_for_targets_h2_to_h2() { targets_over_http2(Protocol::Http2).await; } }
+#[tokio::test]
+async fn one_rule_for_targets_h1_to_h1() {
+    targets_over_http1(Protocol::Http1).await;
+}
+#[tokio::test]
+async fn one_rule_for_targets_h1_to_h2() {
+    targets_over_http1(Protocol::Http2).await;
+}
+#[tokio::test]
+async fn one_rule_for_targets_h2_to_h1() {
+    targets_over_http2(Protocol::Http1).await;
+}
+#[tokio::test]
+async fn one_rule_for_targets_h2_to_h2() {
+    targets_over_http2(Protocol::Http2).await;
+}
 
-wire_test! {
-    /// Percent-encoding is nobody's business on the way, right or wrong.
-    async fn percent_signs_pass_as_sent() {
-        for up in Protocol::ALL {
-            let (backend, gateway) = start_with(up).await;
-            let client = H2::connect(gateway.addr()).await;
-            for (nth, escape) in ["%41", "%2f", "%2F", "%zz", "%", "%4", "%00", "%22"].iter().enumerate() {
-                let target = format!("/early/a{escape}?b={escape}&{nth}");
-                assert_eq!(gateway.get(WEB, &target).await.status, 200, "{target}");
-                let answered = client.exchange(h2_client::get("http", WEB, &target), Bytes::new());
-                let answered = within(&target, Duration::from_secs(5), answered).await.expect("an answer");
-                assert_eq!((answered.status, backend.requests(&target).len()), (200, 2), "{target}");
-            }
+/// Percent-encoding is nobody's business on the way, right or wrong.
+#[tokio::test]
+async fn percent_signs_pass_as_sent() {
+    for up in Protocol::ALL {
+        let (backend, gateway) = start_with(up).await;
+        let client = H2::connect(gateway.addr()).await;
+        for (nth, escape) in ["%41", "%2f", "%2F", "%zz", "%", "%4", "%00", "%22"]
+            .iter()
+            .enumerate()
+        {
+            let target = format!("/early/a{escape}?b={escape}&{nth}");
+            assert_eq!(gateway.get(WEB, &target).await.status, 200, "{target}");
+            let answered = client.exchange(h2_client::get("http", WEB, &target), Bytes::new());
+            let answered = within(&target, Duration::from_secs(5), answered)
+                .await
+                .expect("an answer");
+            assert_eq!(
+                (answered.status, backend.requests(&target).len()),
+                (200, 2),
+                "{target}"
+            );
         }
     }
 }

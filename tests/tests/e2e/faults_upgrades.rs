@@ -10,7 +10,6 @@ use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 use tokio::sync::mpsc;
 
-use crate::expected_failures::wire_test;
 use crate::{WEB, web, web_with};
 
 /// The bodies that come with an offer.
@@ -61,51 +60,57 @@ async fn offered(up: Protocol, revision: &str, offer: &str) -> Vec<Option<String
     seen
 }
 
-wire_test! {
-    /// RFC 9110 7.8, RFC 2817, RFC 9113 3.1: HttpClient 5.4 offers TLS/1.2 with every request, others h2c.
-    async fn an_offer_that_nobody_takes_is_ignored_h1() {
-        for offer in ["TLS/1.2", "tls/1.0", "h2c", "h2", "TLS/1.2, h2c"] {
-            assert_eq!(offered(Protocol::Http1, "", offer).await, [None, None, None, None], "{offer}");
-        }
+/// RFC 9110 7.8, RFC 2817, RFC 9113 3.1: HttpClient 5.4 offers TLS/1.2 with every request, others h2c.
+#[tokio::test]
+async fn an_offer_that_nobody_takes_is_ignored_h1() {
+    for offer in ["TLS/1.2", "tls/1.0", "h2c", "h2", "TLS/1.2, h2c"] {
+        assert_eq!(
+            offered(Protocol::Http1, "", offer).await,
+            [None, None, None, None],
+            "{offer}"
+        );
     }
 }
 
-wire_test! {
-    /// As above; and over HTTP/2 there is no upgrade at all (RFC 9113 8.6).
-    async fn an_offer_that_nobody_takes_is_ignored_h2() {
-        for offer in ["TLS/1.2", "h2c", "tcp/1", "websocket", "TLS/1.2, websocket"] {
-            assert_eq!(offered(Protocol::Http2, "", offer).await, [None, None, None, None], "{offer}");
-        }
+/// As above; and over HTTP/2 there is no upgrade at all (RFC 9113 8.6).
+#[tokio::test]
+async fn an_offer_that_nobody_takes_is_ignored_h2() {
+    for offer in ["TLS/1.2", "h2c", "tcp/1", "websocket", "TLS/1.2, websocket"] {
+        assert_eq!(
+            offered(Protocol::Http2, "", offer).await,
+            [None, None, None, None],
+            "{offer}"
+        );
     }
 }
 
-wire_test! {
-    /// RFC 9110 7.8: what a backend might take it is asked for; its answer without a 101 is an answer like any other.
-    async fn a_refused_upgrade_keeps_the_connection() {
-        for offer in ["tcp/1", "websocket"] {
-            let seen = offered(Protocol::Http1, "", offer).await;
-            assert_eq!(seen[0].as_deref(), Some(offer));
-        }
+/// RFC 9110 7.8: what a backend might take it is asked for; its answer without a 101 is an answer like any other.
+#[tokio::test]
+async fn a_refused_upgrade_keeps_the_connection() {
+    for offer in ["tcp/1", "websocket"] {
+        let seen = offered(Protocol::Http1, "", offer).await;
+        assert_eq!(seen[0].as_deref(), Some(offer));
     }
 }
 
-wire_test! {
-    /// `upgrades` of a revision: what it does not name is not forwarded; WebSocket always is.
-    async fn only_what_the_revision_names_is_forwarded() {
-        for (revision, offer, forwarded) in [
-            ("", "TLS/1.2, websocket", Some("websocket")),
-            ("upgrades: [websocket]", "tcp/1", None),
-            ("upgrades: [websocket]", "tcp/1, websocket", Some("websocket")),
-            ("upgrades: [tcp]", "tcp/1, spdy", Some("tcp/1")),
-            ("upgrades: []", "websocket", Some("websocket")),
-        ] {
-            let (backend, gateway) = started(Protocol::Http1, revision).await;
-            let fields = [("Connection", "Upgrade"), ("Upgrade", offer)];
-            let response = gateway.send(&h1::request("GET", WEB, "/after", &fields, b"")).await;
-            assert_eq!(response.status, 200, "{revision}: {offer}");
-            let seen = backend.requests("/after").remove(0);
-            assert_eq!(seen.field("upgrade"), forwarded, "{revision}: {offer}");
-        }
+/// `upgrades` of a revision: what it does not name is not forwarded; WebSocket always is.
+#[tokio::test]
+async fn only_what_the_revision_names_is_forwarded() {
+    for (revision, offer, forwarded) in [
+        ("", "TLS/1.2, websocket", Some("websocket")),
+        ("upgrades: [websocket]", "tcp/1", None),
+        ("upgrades: [websocket]", "tcp/1, websocket", Some("websocket")),
+        ("upgrades: [tcp]", "tcp/1, spdy", Some("tcp/1")),
+        ("upgrades: []", "websocket", Some("websocket")),
+    ] {
+        let (backend, gateway) = started(Protocol::Http1, revision).await;
+        let fields = [("Connection", "Upgrade"), ("Upgrade", offer)];
+        let response = gateway
+            .send(&h1::request("GET", WEB, "/after", &fields, b""))
+            .await;
+        assert_eq!(response.status, 200, "{revision}: {offer}");
+        let seen = backend.requests("/after").remove(0);
+        assert_eq!(seen.field("upgrade"), forwarded, "{revision}: {offer}");
     }
 }
 
@@ -134,29 +139,38 @@ const FIELDS: [(&str, &str); 5] = [
     ("X-MiXeD", "1"),
 ];
 
-wire_test! {
-    /// RFC 9110 5.1: names are compared without regard to case, but some programs do not know.
-    async fn names_stay_as_they_were_sent() {
-        for status in ["101 Switching Protocols", "400 Bad Request"] {
-            let body = if status.starts_with("101") { "" } else { "Content-Length: 0\r\n" };
-            let answer = format!(
-                "HTTP/1.1 {status}\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Accept: \
-                 s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\nX-BaCK: 2\r\n{body}\r\n"
+/// RFC 9110 5.1: names are compared without regard to case, but some programs do not know.
+#[tokio::test]
+async fn names_stay_as_they_were_sent() {
+    for status in ["101 Switching Protocols", "400 Bad Request"] {
+        let body = if status.starts_with("101") {
+            ""
+        } else {
+            "Content-Length: 0\r\n"
+        };
+        let answer = format!(
+            "HTTP/1.1 {status}\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Accept: \
+             s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\nX-BaCK: 2\r\n{body}\r\n"
+        );
+        let (backend, mut heads) = telling(answer.into_bytes()).await;
+        let gateway = Gateway::start(&web(backend.addr())).await;
+        let response = gateway.send(&h1::request("GET", WEB, "/", &FIELDS, b"")).await;
+        let head = within("a head", SOON, heads.recv()).await.expect("a head");
+        for line in [
+            "X-MiXeD: 1",
+            "Sec-WebSocket-Version: 13",
+            "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==",
+        ] {
+            assert!(
+                head.contains(&format!("\r\n{line}\r\n")),
+                "{status}: {line} in {head}"
             );
-            let (backend, mut heads) = telling(answer.into_bytes()).await;
-            let gateway = Gateway::start(&web(backend.addr())).await;
-            let response = gateway.send(&h1::request("GET", WEB, "/", &FIELDS, b"")).await;
-            let head = within("a head", SOON, heads.recv()).await.expect("a head");
-            for line in [
-                "X-MiXeD: 1",
-                "Sec-WebSocket-Version: 13",
-                "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==",
-            ] {
-                assert!(head.contains(&format!("\r\n{line}\r\n")), "{status}: {line} in {head}");
-            }
-            for name in ["Sec-WebSocket-Accept", "X-BaCK"] {
-                assert!(response.headers.iter().any(|(n, _)| n == name), "{name} in {response:?}");
-            }
+        }
+        for name in ["Sec-WebSocket-Accept", "X-BaCK"] {
+            assert!(
+                response.headers.iter().any(|(n, _)| n == name),
+                "{name} in {response:?}"
+            );
         }
     }
 }
@@ -181,38 +195,57 @@ async fn got(status: &str, fields: &[(&str, &str)], count: usize, bytes: usize) 
     gateway.send(&h1::request("GET", WEB, "/", fields, b"")).await
 }
 
-wire_test! {
-    /// One set of limits on answers: with an upgrade, accepted or refused, they are what they are without.
-    async fn answers_have_the_same_limits_with_an_upgrade_and_without() {
-        for (count, bytes) in [(100, 10), (200, 10), (240, 10), (300, 10), (10, 6_000), (100, 900), (100, 12_000)] {
-            let passed = |response: &H1Response| {
-                let ours = response.headers.iter().filter(|(n, _)| n.to_ascii_lowercase().starts_with("x-"));
-                response.reason().is_none() && ours.count() >= count
-            };
-            let plain = passed(&got("200 OK", &[], count, bytes).await);
-            let refused = passed(&got("200 OK", &FIELDS, count, bytes).await);
-            let taken = passed(&got("101 Switching Protocols", &FIELDS, count, bytes).await);
-            assert_eq!((refused, taken), (plain, plain), "{count} fields of {bytes} bytes");
-            if count <= 240 && count * bytes < 60_000 {
-                assert!(plain, "{count} fields of {bytes} bytes");
-            }
+/// One set of limits on answers: with an upgrade, accepted or refused, they are what they are without.
+#[tokio::test]
+async fn answers_have_the_same_limits_with_an_upgrade_and_without() {
+    for (count, bytes) in [
+        (100, 10),
+        (200, 10),
+        (240, 10),
+        (300, 10),
+        (10, 6_000),
+        (100, 900),
+        (100, 12_000),
+    ] {
+        let passed = |response: &H1Response| {
+            let ours = response
+                .headers
+                .iter()
+                .filter(|(n, _)| n.to_ascii_lowercase().starts_with("x-"));
+            response.reason().is_none() && ours.count() >= count
+        };
+        let plain = passed(&got("200 OK", &[], count, bytes).await);
+        let refused = passed(&got("200 OK", &FIELDS, count, bytes).await);
+        let taken = passed(&got("101 Switching Protocols", &FIELDS, count, bytes).await);
+        assert_eq!(
+            (refused, taken),
+            (plain, plain),
+            "{count} fields of {bytes} bytes"
+        );
+        if count <= 240 && count * bytes < 60_000 {
+            assert!(plain, "{count} fields of {bytes} bytes");
         }
     }
 }
 
-wire_test! {
-    /// One set of limits on requests: an upgrade may have as many fields, and as long ones.
-    async fn requests_have_the_same_limits_with_an_upgrade_and_without() {
-        let (backend, _heads) = telling(big("200 OK", 0, 0)).await;
-        let gateway = Gateway::start(&web(backend.addr())).await;
-        for (count, bytes) in [(100, 10), (120, 10), (200, 10), (10, 6_000), (10, 7_000)] {
-            let value = "x".repeat(bytes);
-            let names: Vec<_> = (0..count).map(|nth| format!("X-{nth}")).collect();
-            let many: Vec<_> = names.iter().map(|name| (name.as_str(), value.as_str())).collect();
-            let plain = gateway.send(&h1::request("GET", WEB, "/", &many, b"")).await.status;
-            let upgrade: Vec<_> = FIELDS.iter().chain(&many).copied().collect();
-            let upgrade = gateway.send(&h1::request("GET", WEB, "/", &upgrade, b"")).await.status;
-            assert_eq!(plain, upgrade, "{count} fields of {bytes} bytes");
-        }
+/// One set of limits on requests: an upgrade may have as many fields, and as long ones.
+#[tokio::test]
+async fn requests_have_the_same_limits_with_an_upgrade_and_without() {
+    let (backend, _heads) = telling(big("200 OK", 0, 0)).await;
+    let gateway = Gateway::start(&web(backend.addr())).await;
+    for (count, bytes) in [(100, 10), (120, 10), (200, 10), (10, 6_000), (10, 7_000)] {
+        let value = "x".repeat(bytes);
+        let names: Vec<_> = (0..count).map(|nth| format!("X-{nth}")).collect();
+        let many: Vec<_> = names.iter().map(|name| (name.as_str(), value.as_str())).collect();
+        let plain = gateway
+            .send(&h1::request("GET", WEB, "/", &many, b""))
+            .await
+            .status;
+        let upgrade: Vec<_> = FIELDS.iter().chain(&many).copied().collect();
+        let upgrade = gateway
+            .send(&h1::request("GET", WEB, "/", &upgrade, b""))
+            .await
+            .status;
+        assert_eq!(plain, upgrade, "{count} fields of {bytes} bytes");
     }
 }

@@ -17,7 +17,6 @@ mod ejection;
 mod elasticity;
 mod elasticity_shows;
 mod exhaustion;
-mod expected_failures;
 mod explain;
 mod faults_bodies;
 mod faults_fields;
