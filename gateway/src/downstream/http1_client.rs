@@ -8,14 +8,14 @@ use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant, SystemTime};
 
 use http::{HeaderMap, HeaderName, HeaderValue};
-use sluice_model::RequestView;
+use sluice_model::{Limits, RequestView};
 
-use crate::answer::Rendered;
+use crate::answer::{Answer, Rendered};
 use crate::edge::{ByteStream, CloseReason, Connection, ConnectionInfo};
 use crate::exchange::{BodyLength, ClientFault, ClientSide, RequestHead, ResponseHead};
 use crate::framing::{BodyReader, Buffer, MessageWriter, OutBody, ReadFault};
 use crate::http1::{self, ChunkLimits, Framing, HeadInfo, HttpDate, Version, encode};
-use crate::observe::RequestProtocol;
+use crate::observe::{Reason, RequestProtocol};
 use crate::request::{FieldSink, Fields, response_fields};
 use crate::upstream::{HeadSink, Prefixed};
 
@@ -131,9 +131,39 @@ impl RequestHead for ReceivedHead {
         self.info.cookie_fields > 1
     }
 
+    fn check(&self, _: &Limits) -> Result<(), Answer> {
+        if !self.info.nominates_others {
+            return Ok(());
+        }
+        // Whoever asks for these to be removed wants the backend to read the request another way
+        // than the gateway did (RFC 9110 7.6.1 forbids it for fields that are meant for all recipients).
+        match self.view().connection_options().find(|name| relied_on(name)) {
+            Some(name) => {
+                let name = String::from_utf8_lossy(name);
+                let text = format!("Connection names {name}, which is not the connection's");
+                Err(Answer::new(Reason::BadRequest, text))
+            }
+            None => Ok(()),
+        }
+    }
+
     fn upgrade(&self) -> Option<&[u8]> {
         Some(self.info.upgrade?.token.of(self.bytes.data()))
     }
+}
+
+/// Whether the gateway routes or frames by a field, or sets the field itself.
+fn relied_on(name: &[u8]) -> bool {
+    const NAMES: [&[u8]; 6] = [
+        b"host",
+        b"content-length",
+        b"transfer-encoding",
+        b"forwarded",
+        b"x-real-ip",
+        b"x-request-id",
+    ];
+    NAMES.iter().any(|known| name.eq_ignore_ascii_case(known))
+        || name.len() > 12 && name[..12].eq_ignore_ascii_case(b"x-forwarded-")
 }
 
 /// What became of `Expect: 100-continue`.

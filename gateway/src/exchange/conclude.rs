@@ -186,6 +186,7 @@ impl<C: ClientSide> Exchange<'_, C> {
     pub(super) async fn read_on(&mut self) {
         self.request.permit = None;
         let start = clock();
+        self.answered = Some(start);
         let mut last = start;
         let mut left = AFTER_ANSWER_BYTES;
         let (client, timer, progress) = (&mut *self.client, &mut *self.timer, &mut self.progress);
@@ -230,7 +231,9 @@ impl<C: ClientSide> Exchange<'_, C> {
         }
         let rendered = self.request.refuse(refusal);
         self.request.permit = None;
-        if self.client.answer(&rendered, self.request.draining()).is_err() {
+        // What cannot be read safely may be followed by something that was meant to be hidden.
+        let last = self.request.draining() || self.request.reason == Some(Reason::BadRequest);
+        if self.client.answer(&rendered, last).is_err() {
             self.request.reason = Some(Reason::ClientGone);
             return;
         }

@@ -61,6 +61,7 @@ pub(crate) async fn serve<C: ClientSide>(
         replay: Replay::default(),
         progress: Progress::default(),
         broken: 0,
+        answered: None,
         protocol: None,
     };
     exchange.run().await;
@@ -75,6 +76,8 @@ struct Exchange<'a, C: ClientSide> {
     progress: Progress,
     /// Fresh connections that broke after the request was sent.
     broken: u32,
+    /// When the answer was complete, where that was before the request was.
+    answered: Option<Instant>,
     /// What the connection speaks after a switch.
     protocol: Option<RequestProtocol>,
 }
@@ -100,7 +103,8 @@ impl<C: ClientSide> Drop for Exchange<'_, C> {
             bytes_in: self.progress.bytes_in,
             bytes_out: self.progress.bytes_out,
         };
-        self.request.finish(&ending, clock());
+        let ended = self.answered.unwrap_or_else(clock);
+        self.request.finish(&ending, ended);
     }
 }
 
