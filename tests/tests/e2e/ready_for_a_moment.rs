@@ -68,10 +68,10 @@ fn app(unready: &str, open: &str, notes: &Path) -> Builder {
 
 #[tokio::test]
 async fn an_instance_that_accepts_and_closes_is_not_ready_yet() {
-    for open in ["0", "0.001"] {
+    for unready in ["0.8", "0.3"] {
         let dir = tempfile::tempdir().unwrap();
         let notes = dir.path().join("notes");
-        let gateway = app("0.8", open, &notes).start().await;
+        let gateway = app(unready, "0", &notes).start().await;
         let addr = gateway.addr();
         let held: Vec<_> = (0..20)
             .map(|n| {
@@ -86,7 +86,7 @@ async fn an_instance_that_accepts_and_closes_is_not_ready_yet() {
             .collect();
         for request in held {
             let answer = within("an answer", SOON, request).await.unwrap().unwrap();
-            assert_eq!(answer.status, 200, "{}: {}", open, answer.text());
+            assert_eq!(answer.status, 200, "{}: {}", unready, answer.text());
         }
         let notes = std::fs::read_to_string(&notes).unwrap();
         assert_eq!(notes.lines().count(), 20, "each arrived once: {notes}");
