@@ -53,6 +53,7 @@ fn settings() -> Arc<Settings> {
             max_control_frames: None,
             upstream_idle_timeout: second,
             connect_timeout: second,
+            max_hops: 1,
         },
         queue: QueueTotals { depth: 1, bytes: 1 },
         drain: DrainSettings {
@@ -75,6 +76,9 @@ fn service(n: usize, hosts: &[String]) -> Arc<Service> {
         service: id.clone(),
         backend: Backend::Managed,
         protocol: Protocol::Http1,
+        max_streams_per_connection: 1,
+        tls: crate::BackendTls::default(),
+        upgrades: None,
         readiness: None,
         start_timeout: Duration::ZERO,
         container_concurrency: None,
