@@ -19,6 +19,14 @@ pub(crate) fn operations() -> Vec<Operation> {
         all.push(alone(format!("admit/unlimited/{endpoints}"), endpoints, None));
     }
     all.push(alone("admit/containerConcurrency/10".to_owned(), 10, Some(100)));
+    all.push(operation("admit/one-ejected/1000", Weight::Light, || {
+        let (throttler, runtime) = throttler(1_000, None);
+        eject_one(&throttler);
+        repeat(move |_| {
+            let _ = &runtime;
+            admit_and_release(&throttler);
+        })
+    }));
     for endpoints in [1, 10] {
         let name = format!("admit/two-threads/{endpoints}");
         all.push(operation(name, Weight::Contended, move || contended(endpoints)));
@@ -65,6 +73,18 @@ fn admit_and_release(throttler: &Arc<RevisionThrottler>) {
         // Would measure something else.
         other => panic!("not admitted: {other:?}"),
     }
+}
+
+/// For a minute: each ejection lasts twice as long as the one before.
+fn eject_one(throttler: &Arc<RevisionThrottler>) {
+    let all = throttler.endpoints();
+    let Some(view) = all.first() else { return };
+    let (key, now) = (view.endpoint.key, Instant::now());
+    for _ in 0..6 {
+        throttler.endpoint_failing(key, now);
+        throttler.endpoint_ready(key, now);
+    }
+    throttler.endpoint_failing(key, now);
 }
 
 fn throttler(endpoints: u16, limit: Option<u32>) -> (Arc<RevisionThrottler>, Arc<tokio::runtime::Runtime>) {

@@ -1,5 +1,6 @@
 //! The live state of one revision.
 
+use std::collections::HashSet;
 use std::mem::discriminant;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -32,7 +33,7 @@ pub struct LiveRevision {
     /// Requests that a backend put off, until they are tried again: they have no place in the queue.
     put_off: AtomicUsize,
     /// Keys of the endpoints that have a probe running.
-    probed: Mutex<Vec<u64>>,
+    probed: Mutex<HashSet<u64>>,
     upkeep: UpkeepEnv,
     runtime: tokio::runtime::Handle,
 }
@@ -57,7 +58,7 @@ impl LiveRevision {
             resolving: AtomicBool::new(false),
             put_off: AtomicUsize::new(0),
             tls: TlsSlot::new(&spec, &runtime),
-            probed: Mutex::new(Vec::new()),
+            probed: Mutex::default(),
             spec: ArcSwap::new(spec),
             upkeep,
             runtime,
@@ -173,7 +174,7 @@ impl LiveRevision {
 
     /// Forgets that an endpoint has a probe.
     pub(crate) fn probe_ended(&self, key: u64) {
-        self.probed.lock().retain(|k| *k != key);
+        self.probed.lock().remove(&key);
     }
 
     /// Whether an endpoint is probed at all: one that nothing proves ready is taken as ready.
@@ -215,8 +216,7 @@ impl LiveRevision {
         let views = self.throttler.endpoints();
         let mut probed = self.probed.lock();
         for view in views {
-            if self.wants_probe(&view.endpoint) && !probed.contains(&view.endpoint.key) {
-                probed.push(view.endpoint.key);
+            if self.wants_probe(&view.endpoint) && probed.insert(view.endpoint.key) {
                 let throttler = Arc::clone(&self.throttler);
                 let task = probe::run(
                     Arc::downgrade(self),

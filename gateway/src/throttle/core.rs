@@ -12,7 +12,8 @@ use sluice_model::{ActivationFailure, Load, QueueLimits};
 use super::arrival::{Arrival, Outcome, Place, Tried};
 use super::budget::{self, Account, Room};
 use super::effects::{Crowded, Effects, Grant, Resolved, Signal, Verdict};
-use super::endpoint::{EndpointPhase, EndpointSet};
+use super::endpoint::EndpointPhase;
+use super::endpoint_set::EndpointSet;
 use super::health;
 use super::launch::Underway;
 use super::load::LoadMeter;
@@ -74,8 +75,6 @@ pub(crate) struct Core<W> {
     pub(super) start_estimate: Option<Duration>,
     pub(super) underway: Underway,
     pub(super) closed: Option<Closing>,
-    /// The end of the ejection that ends first.
-    pub(super) eject_due: Option<Instant>,
     /// Another gateway gives the slots out.
     pub(super) remote: Option<Remote>,
     pub(super) load: LoadMeter,
@@ -92,7 +91,6 @@ impl<W> Core<W> {
             start_estimate: None,
             underway: Underway::default(),
             closed: None,
-            eject_due: None,
             remote: None,
             load: LoadMeter::new(now),
             next_seq: 0,
@@ -226,7 +224,7 @@ impl<W> Core<W> {
     /// everything else that time brings is looked at by the next event.
     pub(crate) fn next_timer(&self) -> Option<Instant> {
         let expiry = self.queue.next_expiry()?;
-        Some(self.eject_due.map_or(expiry, |due| due.min(expiry)))
+        Some(self.endpoints.eject_due().map_or(expiry, |due| due.min(expiry)))
     }
 
     pub(crate) fn has_waiters(&self) -> bool {
@@ -260,7 +258,7 @@ impl<W> Core<W> {
     pub(super) fn begin(&mut self, now: Instant) -> Effects<W> {
         self.load.advance(self.held(), now);
         let mut fx = Effects::default();
-        let ejection_over = self.eject_due.is_some_and(|due| due <= now);
+        let ejection_over = self.endpoints.eject_due().is_some_and(|due| due <= now);
         let waiter_over = self.queue.next_expiry().is_some_and(|due| due <= now);
         if ejection_over || waiter_over {
             self.expire_waiters(now, &mut fx);
@@ -461,6 +459,5 @@ impl<W> Core<W> {
         }
         let counts = self.endpoints.counts();
         assert!(counts.ejected == 0 || counts.ready > 0, "ejected, and none ready");
-        assert_eq!(counts.ejected > 0, self.eject_due.is_some());
     }
 }

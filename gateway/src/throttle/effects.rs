@@ -119,15 +119,6 @@ impl<W> Default for Effects<W> {
     }
 }
 
-impl<W> Effects<W> {
-    /// Adds what a later event decided.
-    pub(crate) fn append(&mut self, later: Self) {
-        self.resolved.extend(later.resolved);
-        self.signals.extend(later.signals);
-        self.wake_probes |= later.wake_probes;
-    }
-}
-
 /// An event's result: effects alone, or with a value for the caller.
 pub(crate) trait Outcomes<W> {
     type Value;

@@ -15,6 +15,7 @@ mod budget;
 mod core;
 mod effects;
 mod endpoint;
+mod endpoint_set;
 mod health;
 mod launch;
 mod ledger;
@@ -35,6 +36,8 @@ mod warm;
 mod fair_sim_tests;
 #[cfg(test)]
 mod fair_tests;
+#[cfg(test)]
+mod large_tests;
 #[cfg(test)]
 mod policy_tests;
 #[cfg(test)]

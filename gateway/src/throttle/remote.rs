@@ -15,7 +15,8 @@ use sluice_model::{EndpointAddr, InstanceId, StickyKey};
 use super::arrival::{Arrival, Outcome, Place, Tried};
 use super::core::Core;
 use super::effects::{Effects, Grant, Signal, Verdict};
-use super::endpoint::{EndpointPhase, EndpointState, Slot};
+use super::endpoint::{EndpointPhase, EndpointState};
+use super::endpoint_set::Slot;
 use super::rejection::{Closing, Rejection};
 
 /// Names an endpoint in both gateways.

@@ -23,6 +23,7 @@ use super::permit::Permit;
 use super::rejection::{Closing, Rejection};
 use super::remote::News;
 use super::sparse::Sparse;
+use super::supply::FixedChange;
 use super::waiter::{Sender, Waiter};
 
 /// The clock that follows tokio's paused one in tests and is the plain one otherwise.
@@ -217,24 +218,14 @@ impl RevisionThrottler {
         ready: bool,
         now: Instant,
     ) -> Vec<Arc<EndpointState>> {
-        self.apply(|core| {
-            let before = core.fixed();
-            let mut added = Vec::new();
-            let mut all = Effects::default();
-            // New ones first: between the two steps there is never less than before and after.
-            for address in addresses {
-                let known = before.iter().any(|(a, _)| a == address);
-                if !known && !added.iter().any(|s: &Arc<EndpointState>| s.address == *address) {
-                    let state = Arc::new(EndpointState::new(address.clone(), None));
-                    all.append(core.endpoint_added(Arc::clone(&state), ready, now));
-                    added.push(state);
-                }
+        // Worked out without the lock, which every request of a large revision wants meanwhile.
+        loop {
+            let before = self.shared.lock().core.fixed();
+            let change = FixedChange::between(&before, addresses);
+            if self.apply(|core| core.change_fixed(&change, ready, now)) {
+                return change.added;
             }
-            for (_, key) in before.iter().filter(|(a, _)| !addresses.contains(a)) {
-                all.append(core.endpoint_removed(*key, now));
-            }
-            (added, all)
-        })
+        }
     }
 
     /// A probe of this endpoint succeeded.
@@ -330,7 +321,7 @@ impl RevisionThrottler {
     /// One endpoint by its key; `None` once it is gone.
     pub fn endpoint(&self, key: u64) -> Option<EndpointView> {
         let shared = self.shared.lock();
-        let slot = shared.core.known().find(|slot| slot.state.key == key)?;
+        let slot = shared.core.known_by(key)?;
         Some(EndpointView {
             endpoint: Arc::clone(&slot.state),
             phase: slot.phase,

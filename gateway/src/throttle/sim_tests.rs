@@ -13,7 +13,8 @@ use super::arrival::{Arrival, Outcome};
 use super::budget::QueueBudget;
 use super::core::{Core, Supply, ThrottleLimits};
 use super::effects::{Effects, Grant, Signal, Verdict};
-use super::endpoint::{EndpointPhase, EndpointState, Slot};
+use super::endpoint::{EndpointPhase, EndpointState};
+use super::endpoint_set::Slot;
 use super::rejection::{Closing, Rejection};
 use super::test_kit::account;
 

@@ -1,5 +1,6 @@
 //! The core's other half: endpoints come and go, the control plane speaks.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -7,9 +8,38 @@ use sluice_model::{ActivationFailure, EndpointAddr, InstanceId, LaunchStep, Serv
 
 use super::core::{Activation, Core, Supply, ThrottleLimits};
 use super::effects::{Effects, EjectCause, Signal};
-use super::endpoint::{EndpointPhase, EndpointState, Slot};
+use super::endpoint::{EndpointPhase, EndpointState};
+use super::endpoint_set::Slot;
 use super::launch::Launch;
 use super::rejection::{Closing, Rejection};
+
+/// What is to change for other addresses to be the configured ones.
+#[derive(Debug)]
+pub(crate) struct FixedChange {
+    pub(crate) added: Vec<Arc<EndpointState>>,
+    /// Keys of those that go.
+    pub(crate) gone: Vec<u64>,
+    version: u64,
+}
+
+impl FixedChange {
+    /// The way from what is there to `addresses`, each at most once; in time linear in both.
+    pub(crate) fn between(
+        (before, version): &(Vec<Arc<EndpointState>>, u64),
+        addresses: &[EndpointAddr],
+    ) -> Self {
+        let mut known: HashSet<&EndpointAddr> = before.iter().map(|state| &state.address).collect();
+        let wanted: HashSet<&EndpointAddr> = addresses.iter().collect();
+        let fresh = addresses.iter().filter(|address| known.insert(*address));
+        let added = fresh.map(|address| Arc::new(EndpointState::new(address.clone(), None)));
+        let gone = before.iter().filter(|state| !wanted.contains(&state.address));
+        Self {
+            added: added.collect(),
+            gone: gone.map(|state| state.key).collect(),
+            version: *version,
+        }
+    }
+}
 
 impl<W> Core<W> {
     /// Limits changed. A lowered concurrency stops nothing that runs and admits nothing until an
@@ -244,18 +274,59 @@ impl<W> Core<W> {
         Some(slot.state.key)
     }
 
-    /// Configured and resolved addresses that are not gone, with their keys.
-    pub(crate) fn fixed(&self) -> Vec<(EndpointAddr, u64)> {
+    /// Configured and resolved addresses that are not gone, and a number that changes with them.
+    pub(crate) fn fixed(&self) -> (Vec<Arc<EndpointState>>, u64) {
         let fixed = self.known().filter(|slot| slot.state.instance.is_none());
-        fixed
-            .map(|slot| (slot.state.address.clone(), slot.state.key))
-            .collect()
+        let fixed = fixed.map(|slot| Arc::clone(&slot.state)).collect();
+        (fixed, self.endpoints.fixed_version())
+    }
+
+    /// Makes a change that was worked out from [`fixed`](Self::fixed), in one event. `false` changes
+    /// nothing: they are others by now.
+    pub(crate) fn change_fixed(
+        &mut self,
+        change: &FixedChange,
+        ready: bool,
+        now: Instant,
+    ) -> (bool, Effects<W>) {
+        let mut fx = self.begin(now);
+        if self.endpoints.fixed_version() != change.version {
+            return (false, fx);
+        }
+        let phase = if ready {
+            EndpointPhase::Ready
+        } else {
+            EndpointPhase::Starting
+        };
+        for state in &change.added {
+            self.endpoints.insert(Arc::clone(state), phase);
+        }
+        for i in change
+            .gone
+            .iter()
+            .filter_map(|key| self.endpoints.find(*key))
+            .collect::<Vec<_>>()
+        {
+            self.endpoints.set_phase(i, EndpointPhase::Gone);
+        }
+        if !change.gone.is_empty() {
+            fx.wake_probes = true;
+            self.lost_one();
+        }
+        self.settle(now, &mut fx);
+        (true, fx)
     }
 
     /// Every endpoint that is not gone.
     pub(crate) fn known(&self) -> impl Iterator<Item = &Slot> {
         let known = self.endpoints.iter().map(|(_, slot)| slot);
         known.filter(|slot| slot.phase != EndpointPhase::Gone)
+    }
+
+    /// One of them by its key.
+    pub(crate) fn known_by(&self, key: u64) -> Option<&Slot> {
+        let slot = self.endpoints.slot(self.endpoints.find(key)?);
+        (slot.phase != EndpointPhase::Gone).then_some(slot)
     }
 
     /// Sets an endpoint aside, unless it is the last one. Of the last one only a refused
@@ -291,28 +362,17 @@ impl<W> Core<W> {
         } else {
             endpoint.with_health(super::health::Health::forgive);
         }
-        self.find_eject_due();
     }
 
     /// Ends ejections whose time is over, and one before its time when nothing else is ready.
     pub(super) fn reinstate(&mut self, now: Instant, fx: &mut Effects<W>) {
-        if self.endpoints.counts().ejected == 0 {
-            self.eject_due = None;
-            return;
-        }
-        if self.eject_due.is_some_and(|due| due <= now) {
-            let over = |phase| matches!(phase, EndpointPhase::Ejected { until, .. } if until <= now);
-            let back = self.endpoints.iter().filter(|(_, e)| over(e.phase));
-            let back: Vec<u32> = back.map(|(i, _)| i).collect();
-            for i in back {
-                self.reinstated(i, false, fx);
-                self.prove(i);
-            }
+        while let Some(i) = self.endpoints.ejected_until(now) {
+            self.reinstated(i, false, fx);
+            self.prove(i);
         }
         if self.endpoints.counts().ready == 0 {
             self.reinstate_least_recent(None, fx);
         }
-        self.find_eject_due();
     }
 
     /// Asks for an endpoint, once per want: not while one is asked for or on its way. What was
@@ -326,7 +386,7 @@ impl<W> Core<W> {
             }
             Activation::Failed { until, .. } => now < *until,
         };
-        if !wait && !self.is_one_coming() {
+        if !wait && !self.endpoints.is_one_coming() {
             let since = match self.activation {
                 Activation::Outstanding { since, lost: true } => since,
                 _ => now,
@@ -343,22 +403,11 @@ impl<W> Core<W> {
     }
 
     fn reinstate_least_recent(&mut self, except: Option<u32>, fx: &mut Effects<W>) {
-        let ejected = self.endpoints.iter();
-        let ejected =
-            ejected.filter(|(i, e)| matches!(e.phase, EndpointPhase::Ejected { .. }) && Some(*i) != except);
-        if let Some((i, _)) = ejected.min_by_key(|(_, e)| e.ejected_at) {
+        if let Some(i) = self.endpoints.least_recently_ejected(except) {
             self.reinstated(i, false, fx);
             // No new turn: it proved nothing, and a request that it refused gives up on it.
             self.endpoints.set_phase(i, EndpointPhase::Ready);
         }
-    }
-
-    fn find_eject_due(&mut self) {
-        let untils = self.endpoints.iter().filter_map(|(_, e)| match e.phase {
-            EndpointPhase::Ejected { until, .. } => Some(until),
-            _ => None,
-        });
-        self.eject_due = untils.min();
     }
 
     /// It may be used, and tried again by those whom it failed.
@@ -391,7 +440,7 @@ impl<W> Core<W> {
     fn lost_one(&mut self) {
         let counts = self.endpoints.counts();
         if counts.ready + counts.ejected == 0
-            && !self.is_one_coming()
+            && !self.endpoints.is_one_coming()
             && let Activation::Outstanding { lost, .. } = &mut self.activation
         {
             if self.queue.is_empty() {
@@ -400,16 +449,6 @@ impl<W> Core<W> {
                 *lost = true;
             }
         }
-    }
-
-    /// Whether an instance is being started. A configured address is always "starting" until
-    /// something listens there, so it does not count; nor does an instance that was ready and
-    /// refuses connections now: it may be gone without anybody to report it.
-    fn is_one_coming(&self) -> bool {
-        self.endpoints.counts().starting > 0
-            && self.endpoints.iter().any(|(_, e)| {
-                e.phase == EndpointPhase::Starting && e.state.instance.is_some() && !e.was_ready
-            })
     }
 
     fn activation_succeeded(&mut self, now: Instant, fx: &mut Effects<W>) {

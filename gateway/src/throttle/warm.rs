@@ -15,7 +15,7 @@ impl<W> Core<W> {
     /// is not so simple.
     pub(crate) fn arrive_warm(&mut self, arrival: Arrival, now: Instant) -> Option<Grant> {
         let late = arrival.deadline.is_some_and(|d| d <= now);
-        if late || !self.is_calm() || self.closed.is_some() || !self.endpoints.has_open() {
+        if late || !self.is_calm(now) || self.closed.is_some() || !self.endpoints.has_open() {
             return None;
         }
         self.load.advance(self.held(), now);
@@ -31,7 +31,7 @@ impl<W> Core<W> {
     /// What [`release`](Self::release) comes to when nobody wants the slot and the endpoint stays.
     /// `false` changes nothing: then it is not so simple.
     pub(crate) fn release_warm(&mut self, slot: u32, now: Instant) -> bool {
-        if !self.is_calm() || self.endpoints.slot(slot).phase != EndpointPhase::Ready {
+        if !self.is_calm(now) || self.endpoints.slot(slot).phase != EndpointPhase::Ready {
             return false;
         }
         self.load.advance(self.held(), now);
@@ -41,9 +41,10 @@ impl<W> Core<W> {
         true
     }
 
-    /// Nobody waits, no ejection will be over, and no other gateway wants to know: time brings
-    /// nothing.
-    fn is_calm(&self) -> bool {
-        self.queue.is_empty() && self.eject_due.is_none() && self.remote.is_none()
+    /// Nobody waits, no ejection is over, and no other gateway wants to know: nothing else is to be
+    /// done at this time.
+    fn is_calm(&self, now: Instant) -> bool {
+        let due = self.endpoints.eject_due().is_some_and(|due| due <= now);
+        self.queue.is_empty() && !due && self.remote.is_none()
     }
 }

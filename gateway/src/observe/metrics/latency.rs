@@ -1,10 +1,11 @@
 //! Durations: recorded in HDR histograms, shown as Prometheus histograms.
 
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use hdrhistogram::Histogram;
 use parking_lot::Mutex;
+
+use super::stripes::Stripes;
 
 /// Upper bounds of the buckets: in microseconds, and as the label says it in seconds.
 pub(super) const BOUNDS: [(u64, &str); 16] = [
@@ -33,24 +34,25 @@ const LONGEST: u64 = 3_600_000_000;
 /// bucket, never into the one before.
 const DIGITS: u8 = 2;
 
-/// Enough that the threads of a small machine do not meet; on a large one few meet at once.
-const SHARDS: usize = 4;
-
-/// One series. Takes memory with the first duration, and grows with the longest one.
+/// One series. Takes memory with the first duration of a thread, and grows with the longest one.
 #[derive(Debug, Default)]
 pub(super) struct Latency {
-    shards: [Shard; SHARDS],
+    stripes: Stripes<Mutex<Recorded>>,
 }
-
-/// On a cache line of its own, or sharding would not pay.
-#[derive(Debug, Default)]
-#[repr(align(64))]
-struct Shard(Mutex<Option<Box<Recorded>>>);
 
 #[derive(Debug)]
 struct Recorded {
     micros: Histogram<u64>,
     sum: Duration,
+}
+
+impl Default for Recorded {
+    fn default() -> Self {
+        Self {
+            micros: Histogram::new(DIGITS).expect("the number of digits is in range"),
+            sum: Duration::ZERO,
+        }
+    }
 }
 
 /// A series at a moment.
@@ -65,16 +67,10 @@ pub(super) struct Buckets {
 }
 
 impl Latency {
-    /// Records one duration: some 20 ns under a lock that is seldom contended.
+    /// Records one duration: some 20 ns under a lock that other threads seldom take.
     pub(super) fn record(&self, duration: Duration) {
         let micros = u64::try_from(duration.as_micros()).map_or(LONGEST, |m| m.min(LONGEST));
-        let mut shard = self.shards[shard_of_this_thread()].0.lock();
-        let recorded = shard.get_or_insert_with(|| {
-            Box::new(Recorded {
-                micros: Histogram::new(DIGITS).expect("the number of digits is in range"),
-                sum: Duration::ZERO,
-            })
-        });
+        let mut recorded = self.stripes.mine().lock();
         // It resizes itself, so it takes every value; the saturating variant would not resize.
         let taken = recorded.micros.record(micros);
         debug_assert!(taken.is_ok(), "{micros} did not fit: {taken:?}");
@@ -84,11 +80,8 @@ impl Latency {
     /// What was recorded so far; `None` before the first.
     pub(super) fn buckets(&self) -> Option<Buckets> {
         let mut out = Buckets::default();
-        for shard in &self.shards {
-            let shard = shard.0.lock();
-            let Some(recorded) = shard.as_deref() else {
-                continue;
-            };
+        for stripe in self.stripes.iter() {
+            let recorded = stripe.lock();
             for value in recorded.micros.iter_recorded() {
                 let count = value.count_at_value();
                 // The value is the upper end of what it stands for.
@@ -105,14 +98,6 @@ impl Latency {
         }
         (out.count > 0).then_some(out)
     }
-}
-
-fn shard_of_this_thread() -> usize {
-    static NEXT: AtomicUsize = AtomicUsize::new(0);
-    thread_local! {
-        static SHARD: usize = NEXT.fetch_add(1, Ordering::Relaxed) % SHARDS;
-    }
-    SHARD.with(|shard| *shard)
 }
 
 #[cfg(test)]

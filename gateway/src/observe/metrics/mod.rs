@@ -13,6 +13,7 @@ mod codes;
 mod connections;
 mod latency;
 mod revision;
+mod stripes;
 mod text;
 
 use std::collections::BTreeMap;

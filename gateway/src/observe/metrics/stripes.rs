@@ -1,0 +1,88 @@
+//! Striped state: every thread writes a stripe of its own, and whoever reads adds the stripes up.
+
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+/// As many as there are data threads on most machines; with more, a few of them share one.
+pub(super) const STRIPES: usize = 8;
+
+/// A `T` for each thread. A stripe takes memory with the first thing its thread writes: a revision of
+/// a large table is used by no thread or by few.
+#[derive(Debug)]
+pub(super) struct Stripes<T>([OnceLock<Box<Padded<T>>>; STRIPES]);
+
+/// Two cache lines, which is what a processor fetches at once, hold nothing of another stripe.
+#[derive(Debug, Default)]
+#[repr(align(128))]
+struct Padded<T>(T);
+
+impl<T> Default for Stripes<T> {
+    fn default() -> Self {
+        Self([const { OnceLock::new() }; STRIPES])
+    }
+}
+
+impl<T: Default> Stripes<T> {
+    /// The stripe of this thread. Others may write to it, too, where there are more threads than
+    /// stripes.
+    pub(super) fn mine(&self) -> &T {
+        &self.0[nth_of_this_thread() % STRIPES].get_or_init(Box::default).0
+    }
+}
+
+impl<T> Stripes<T> {
+    /// Every stripe that was ever written to.
+    pub(super) fn iter(&self) -> impl Iterator<Item = &T> {
+        self.0.iter().filter_map(|stripe| Some(&stripe.get()?.0))
+    }
+}
+
+/// Threads are numbered as they come: the data threads, which start together, get stripes of their own.
+fn nth_of_this_thread() -> usize {
+    static NEXT: AtomicUsize = AtomicUsize::new(0);
+    thread_local! {
+        static NTH: usize = NEXT.fetch_add(1, Ordering::Relaxed);
+    }
+    NTH.with(|nth| *nth)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+    use std::sync::atomic::AtomicU64;
+
+    use super::*;
+
+    #[test]
+    fn each_thread_keeps_to_one_stripe_and_all_add_up() {
+        let stripes = Stripes::<AtomicU64>::default();
+        assert_eq!(stripes.iter().count(), 0, "nothing was written");
+        std::thread::scope(|scope| {
+            for _ in 0..2 * STRIPES {
+                scope.spawn(|| {
+                    let mine: *const AtomicU64 = stripes.mine();
+                    for _ in 0..1_000 {
+                        assert!(std::ptr::eq(stripes.mine(), mine));
+                        stripes.mine().fetch_add(1, Ordering::Relaxed);
+                    }
+                });
+            }
+        });
+        let sum: u64 = stripes.iter().map(|n| n.load(Ordering::Relaxed)).sum();
+        assert_eq!(sum, 2_000 * STRIPES as u64);
+    }
+
+    #[test]
+    fn threads_in_a_row_write_different_cache_lines() {
+        let stripes = Stripes::<AtomicU64>::default();
+        let mut lines = BTreeSet::new();
+        let mut threads = 0;
+        // Other tests start threads meanwhile, so which stripes are met is not ours to say.
+        while stripes.iter().count() < STRIPES && threads < 10_000 {
+            let line = || std::ptr::from_ref(stripes.mine()).addr() / 128;
+            lines.insert(std::thread::scope(|scope| scope.spawn(line).join().unwrap()));
+            threads += 1;
+        }
+        assert_eq!(lines.len(), STRIPES, "after {threads} threads");
+    }
+}

@@ -1,0 +1,464 @@
+//! The endpoints of one revision: who may take a request now, and which one does.
+//!
+//! Whatever a request, a probe or a change of addresses asks for is indexed: none of them looks at
+//! all endpoints. Only what looks for victims or for somebody to try again does.
+
+use std::collections::{BTreeSet, HashMap};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Instant;
+
+use sluice_model::{StickyKey, rendezvous};
+
+use super::arrival::Place;
+use super::endpoint::{EndpointPhase, EndpointState};
+use super::health::Health;
+
+/// Numbers of endpoints by phase.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Counts {
+    pub(crate) starting: u32,
+    pub(crate) ready: u32,
+    pub(crate) ejected: u32,
+    pub(crate) draining: u32,
+    pub(crate) gone: u32,
+}
+
+impl Counts {
+    fn of(&mut self, phase: EndpointPhase) -> &mut u32 {
+        match phase {
+            EndpointPhase::Starting => &mut self.starting,
+            EndpointPhase::Ready => &mut self.ready,
+            EndpointPhase::Ejected { .. } => &mut self.ejected,
+            EndpointPhase::Draining => &mut self.draining,
+            EndpointPhase::Gone => &mut self.gone,
+        }
+    }
+
+    /// Endpoints that serve or may yet.
+    pub(crate) fn live(self) -> u32 {
+        self.starting + self.ready + self.ejected
+    }
+}
+
+#[derive(Debug)]
+pub(crate) struct Slot {
+    pub(crate) state: Arc<EndpointState>,
+    pub(crate) phase: EndpointPhase,
+    pub(crate) in_flight: u32,
+    /// Changes whenever the endpoint proved itself ready again.
+    pub(crate) turn: u64,
+    pub(crate) was_ready: bool,
+    /// Order of ejections, to find the least recent one.
+    ejected_at: u64,
+    health: Health,
+    /// Index in `EndpointSet::open` plus one; 0 when not in it.
+    open: u32,
+}
+
+impl Slot {
+    /// Changes health and keeps the lock-free mirror of it right.
+    pub(crate) fn with_health<R>(&mut self, change: impl FnOnce(&mut Health) -> R) -> R {
+        let result = change(&mut self.health);
+        self.state
+            .troubled
+            .store(!self.health.is_spotless(), Ordering::Relaxed);
+        result
+    }
+
+    pub(crate) fn is_live(&self) -> bool {
+        !matches!(self.phase, EndpointPhase::Draining | EndpointPhase::Gone)
+    }
+
+    /// Whether it is an instance that is being started. A configured address is always "starting"
+    /// until something listens there, so it does not count; nor does an instance that was ready and
+    /// refuses connections now: it may be gone without anybody to report it.
+    fn is_coming(&self) -> bool {
+        self.phase == EndpointPhase::Starting && self.state.instance.is_some() && !self.was_ready
+    }
+}
+
+/// All endpoints. `open` holds exactly those that may take a request now, so that a free slot is
+/// found in constant time whenever one exists.
+#[derive(Debug)]
+pub(crate) struct EndpointSet {
+    slots: Vec<Option<Slot>>,
+    vacant: Vec<u32>,
+    /// Where each is, by its key; those that are gone, too, until their last request ended.
+    by_key: HashMap<u64, u32>,
+    open: Vec<u32>,
+    /// Ejected ones by when that ends, and by when it began.
+    by_end: BTreeSet<(Instant, u32)>,
+    by_age: BTreeSet<(u64, u32)>,
+    /// Instances that are being started.
+    coming: u32,
+    /// Changes whenever a configured address comes or goes.
+    fixed_version: u64,
+    limit: Option<u32>,
+    /// Somebody else gives the slots out: none is open.
+    held: bool,
+    counts: Counts,
+    in_flight: u32,
+    next_turn: u64,
+    random: u64,
+    /// Endpoints that were looked at: what tests say of costs.
+    #[cfg(test)]
+    pub(super) looks: std::cell::Cell<u64>,
+}
+
+impl EndpointSet {
+    pub(crate) fn new(limit: Option<u32>, seed: u64) -> Self {
+        Self {
+            slots: Vec::new(),
+            vacant: Vec::new(),
+            by_key: HashMap::new(),
+            open: Vec::new(),
+            by_end: BTreeSet::new(),
+            by_age: BTreeSet::new(),
+            coming: 0,
+            fixed_version: 0,
+            limit,
+            held: false,
+            counts: Counts::default(),
+            in_flight: 0,
+            next_turn: 0,
+            random: seed,
+            #[cfg(test)]
+            looks: std::cell::Cell::default(),
+        }
+    }
+
+    pub(crate) fn counts(&self) -> Counts {
+        self.counts
+    }
+
+    /// Over all endpoints, draining and gone ones too.
+    pub(crate) fn in_flight(&self) -> u32 {
+        self.in_flight
+    }
+
+    pub(crate) fn has_open(&self) -> bool {
+        !self.open.is_empty()
+    }
+
+    /// The end of the ejection that ends first.
+    pub(crate) fn eject_due(&self) -> Option<Instant> {
+        self.by_end.first().map(|(until, _)| *until)
+    }
+
+    /// An endpoint whose ejection is over.
+    pub(crate) fn ejected_until(&self, now: Instant) -> Option<u32> {
+        self.by_end
+            .first()
+            .filter(|(until, _)| *until <= now)
+            .map(|(_, i)| *i)
+    }
+
+    /// The one whose ejection began first, but for `except`.
+    pub(crate) fn least_recently_ejected(&self, except: Option<u32>) -> Option<u32> {
+        let mut ejected = self.by_age.iter().map(|(_, i)| *i);
+        ejected.find(|i| Some(*i) != except)
+    }
+
+    /// Whether an instance is being started.
+    pub(crate) fn is_one_coming(&self) -> bool {
+        self.coming > 0
+    }
+
+    /// Changes whenever a configured address comes or goes.
+    pub(crate) fn fixed_version(&self) -> u64 {
+        self.fixed_version
+    }
+
+    pub(crate) fn limit(&self) -> Option<u32> {
+        self.limit
+    }
+
+    pub(crate) fn set_limit(&mut self, limit: Option<u32>) {
+        self.limit = limit;
+        self.refresh_all();
+    }
+
+    /// Whether somebody else gives the slots out.
+    pub(crate) fn hold(&mut self, held: bool) {
+        self.held = held;
+        self.refresh_all();
+    }
+
+    fn refresh_all(&mut self) {
+        for i in 0..self.slots.len() {
+            if self.slots[i].is_some() {
+                self.refresh(index(i));
+            }
+        }
+    }
+
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (u32, &Slot)> {
+        self.slots
+            .iter()
+            .enumerate()
+            .filter_map(|(i, slot)| Some((index(i), slot.as_ref()?)))
+            .inspect(|_| self.look())
+    }
+
+    pub(crate) fn find(&self, key: u64) -> Option<u32> {
+        self.by_key.get(&key).copied()
+    }
+
+    /// A slot that is known to be taken: a permit or a lookup just said so.
+    pub(crate) fn slot(&self, i: u32) -> &Slot {
+        self.look();
+        self.slots[i as usize].as_ref().expect("the slot is taken")
+    }
+
+    pub(crate) fn slot_mut(&mut self, i: u32) -> &mut Slot {
+        self.look();
+        self.slots[i as usize].as_mut().expect("the slot is taken")
+    }
+
+    pub(crate) fn insert(&mut self, state: Arc<EndpointState>, phase: EndpointPhase) -> u32 {
+        let slot = Slot {
+            state,
+            phase,
+            in_flight: 0,
+            turn: 0,
+            was_ready: phase == EndpointPhase::Ready,
+            ejected_at: 0,
+            health: Health::default(),
+            open: 0,
+        };
+        if !slot.is_live() {
+            slot.state.close_connections();
+        }
+        let (key, fixed, coming) = (slot.state.key, slot.state.instance.is_none(), slot.is_coming());
+        let i = if let Some(i) = self.vacant.pop() {
+            self.slots[i as usize] = Some(slot);
+            i
+        } else {
+            self.slots.push(Some(slot));
+            index(self.slots.len() - 1)
+        };
+        self.by_key.insert(key, i);
+        self.fixed_version += u64::from(fixed);
+        self.coming += u32::from(coming);
+        *self.counts.of(phase) += 1;
+        self.new_turn(i);
+        self.refresh(i);
+        i
+    }
+
+    /// Moves an endpoint to another phase; one that is gone and idle leaves its slot.
+    pub(crate) fn set_phase(&mut self, i: u32, phase: EndpointPhase) {
+        let slot = self.slot_mut(i);
+        let was_coming = slot.is_coming();
+        let before = std::mem::replace(&mut slot.phase, phase);
+        slot.was_ready |= phase == EndpointPhase::Ready;
+        if !slot.is_live() {
+            // Neither phase is ever left for one that takes requests.
+            slot.state.close_connections();
+        }
+        let (coming, ejected_at) = (slot.is_coming(), slot.ejected_at);
+        let goes = phase == EndpointPhase::Gone && before != EndpointPhase::Gone;
+        let fixed_goes = goes && slot.state.instance.is_none();
+        if let EndpointPhase::Ejected { until, .. } = before {
+            self.by_end.remove(&(until, i));
+            self.by_age.remove(&(ejected_at, i));
+        }
+        if let EndpointPhase::Ejected { until, .. } = phase {
+            self.by_end.insert((until, i));
+            self.by_age.insert((ejected_at, i));
+        }
+        self.coming -= u32::from(was_coming);
+        self.coming += u32::from(coming);
+        self.fixed_version += u64::from(fixed_goes);
+        *self.counts.of(before) -= 1;
+        *self.counts.of(phase) += 1;
+        self.refresh(i);
+        self.vacate(i);
+    }
+
+    /// The endpoint proved itself: requests that it failed before may come again.
+    pub(crate) fn new_turn(&mut self, i: u32) {
+        self.next_turn += 1;
+        self.slot_mut(i).turn = self.next_turn;
+    }
+
+    /// Sets a ready endpoint aside.
+    pub(crate) fn eject(&mut self, i: u32, until: Instant, by_probe: bool) {
+        self.next_turn += 1;
+        self.slot_mut(i).ejected_at = self.next_turn;
+        self.set_phase(i, EndpointPhase::Ejected { until, by_probe });
+    }
+
+    /// Takes a slot of an endpoint that [`pick`](Self::pick) chose.
+    pub(crate) fn acquire(&mut self, i: u32) {
+        let (limit, in_flight) = (self.limit, self.slot(i).in_flight);
+        debug_assert!(limit.is_none_or(|l| in_flight < l), "above the limit");
+        self.occupy(i);
+    }
+
+    /// Takes a slot that somebody else gave out: the limit was theirs to keep.
+    pub(crate) fn occupy(&mut self, i: u32) {
+        self.slot_mut(i).in_flight += 1;
+        if self.limit.is_some() {
+            self.refresh(i);
+        }
+        self.in_flight += 1;
+    }
+
+    /// Gives a slot back.
+    pub(crate) fn release(&mut self, i: u32) {
+        let limited = self.limit.is_some();
+        let slot = self.slot_mut(i);
+        slot.in_flight -= 1;
+        self.in_flight -= 1;
+        if limited {
+            self.refresh(i);
+        }
+        self.vacate(i);
+    }
+
+    /// An endpoint that may take a request now: where the key leads, else the less loaded of two
+    /// at random; one that already failed this request only when there is no other.
+    pub(crate) fn pick(&mut self, place: &Place) -> Option<u32> {
+        if self.open.is_empty() {
+            return None;
+        }
+        if let Some(key) = place.arrival.sticky {
+            return self.pick_sticky(key, place);
+        }
+        if !place.tried.is_empty() {
+            let least = |set: &Self, fresh: bool| {
+                let fits = |i: &&u32| !fresh || !place.has_tried(set.slot(**i).turn);
+                set.open
+                    .iter()
+                    .filter(fits)
+                    .min_by_key(|i| set.slot(**i).in_flight)
+                    .copied()
+            };
+            return least(self, true).or_else(|| least(self, false));
+        }
+        let n = self.open.len();
+        if n == 1 {
+            return Some(self.open[0]);
+        }
+        let random = self.next_random();
+        let a = below(random >> 32, n);
+        let b = below(random & 0xffff_ffff, n - 1);
+        let b = if b >= a { b + 1 } else { b };
+        let (a, b) = (self.open[a], self.open[b]);
+        let fewer = self.slot(b).in_flight < self.slot(a).in_flight;
+        Some(if fewer { b } else { a })
+    }
+
+    /// The first open one in the key's rendezvous order.
+    fn pick_sticky(&self, key: StickyKey, place: &Place) -> Option<u32> {
+        let choose = |fresh: bool| {
+            rendezvous(
+                key,
+                self.open.iter().map(|&i| {
+                    let slot = self.slot(i);
+                    (slot.state.hash, u32::from(!fresh || !place.has_tried(slot.turn)))
+                }),
+            )
+        };
+        choose(true).or_else(|| choose(false)).map(|n| self.open[n])
+    }
+
+    /// Puts an endpoint into `open` or takes it out, as phase and limit say.
+    fn refresh(&mut self, i: u32) {
+        let (limit, held) = (self.limit, self.held);
+        let slot = self.slot_mut(i);
+        let free = slot.phase == EndpointPhase::Ready && limit.is_none_or(|l| slot.in_flight < l);
+        let want = free && !held;
+        match (slot.open, want) {
+            (0, true) => {
+                self.open.push(i);
+                let at = index(self.open.len());
+                self.slot_mut(i).open = at;
+            }
+            (at, false) if at > 0 => {
+                slot.open = 0;
+                self.open.swap_remove(at as usize - 1);
+                if let Some(&moved) = self.open.get(at as usize - 1) {
+                    self.slot_mut(moved).open = at;
+                }
+            }
+            _ => {}
+        }
+    }
+
+    fn vacate(&mut self, i: u32) {
+        let slot = self.slot(i);
+        if slot.phase == EndpointPhase::Gone && slot.in_flight == 0 {
+            let key = slot.state.key;
+            self.by_key.remove(&key);
+            self.slots[i as usize] = None;
+            self.vacant.push(i);
+            self.counts.gone -= 1;
+        }
+    }
+
+    /// splitmix64: the seed is passed in, so a simulation replays.
+    fn next_random(&mut self) -> u64 {
+        self.random = self.random.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.random;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    }
+
+    #[cfg(test)]
+    fn look(&self) {
+        self.looks.set(self.looks.get() + 1);
+    }
+
+    #[cfg(not(test))]
+    #[allow(clippy::unused_self)] // The same name as where it counts.
+    fn look(&self) {}
+
+    /// Everything that is kept twice agrees.
+    #[cfg(test)]
+    pub(crate) fn check(&self) {
+        let looks = self.looks.get();
+        let mut counts = Counts::default();
+        let mut open = 0;
+        let mut in_flight = 0;
+        let (mut coming, mut known) = (0, 0);
+        for (i, slot) in self.iter() {
+            *counts.of(slot.phase) += 1;
+            in_flight += slot.in_flight;
+            let free = self.limit.is_none_or(|l| slot.in_flight < l);
+            let may = !self.held && slot.phase == EndpointPhase::Ready && free;
+            assert_eq!(slot.open > 0, may, "open list of {slot:?}");
+            if may {
+                assert_eq!(self.open[slot.open as usize - 1], i);
+                open += 1;
+            }
+            assert!(slot.phase != EndpointPhase::Gone || slot.in_flight > 0);
+            assert_eq!(self.find(slot.state.key), Some(i));
+            if let EndpointPhase::Ejected { until, .. } = slot.phase {
+                assert!(self.by_end.contains(&(until, i)) && self.by_age.contains(&(slot.ejected_at, i)));
+            }
+            coming += u32::from(slot.is_coming());
+            known += 1;
+        }
+        assert_eq!((coming, known), (self.coming, self.by_key.len()));
+        let ejected = (self.by_end.len(), self.by_age.len());
+        assert_eq!(ejected, (counts.ejected as usize, counts.ejected as usize));
+        assert_eq!(open, self.open.len());
+        assert_eq!(counts, self.counts);
+        assert_eq!(in_flight, self.in_flight);
+        self.looks.set(looks);
+    }
+}
+
+/// A slab index; a revision has fewer than four billion endpoints.
+fn index(i: usize) -> u32 {
+    u32::try_from(i).expect("fewer endpoints than u32 can count")
+}
+
+/// Scales 32 random bits to `0..n` (`n` > 0) without a division.
+fn below(bits: u64, n: usize) -> usize {
+    usize::try_from((bits * n as u64) >> 32).unwrap_or(0)
+}
