@@ -97,11 +97,25 @@ impl StreamConnections {
         Some(Http2Backend::on(shared))
     }
 
-    /// A stream on a connection that is made for it, or was made for another meanwhile.
+    /// A stream on a connection that is made for it, or was made for another meanwhile, within
+    /// `limits.connectTimeout`: the time in which others try counts, or those who wait for an address that
+    /// does not answer would try one after another.
     ///
     /// # Errors
     /// [`ConnectError`].
     pub(super) async fn connect(
+        &self,
+        routed: &Routed,
+        endpoint: &Arc<EndpointState>,
+        limits: &Limits,
+    ) -> Result<Http2Backend, ConnectError> {
+        let timeout = limits.connect_timeout;
+        tokio::time::timeout(timeout, self.make(routed, endpoint, limits))
+            .await
+            .unwrap_or(Err(ConnectError::TimedOut(timeout)))
+    }
+
+    async fn make(
         &self,
         routed: &Routed,
         endpoint: &Arc<EndpointState>,
