@@ -384,6 +384,7 @@ impl<'x, C: ClientSide, B: BackendSide> Duplex<'x, C, B> {
             phrase: self.backend.phrase(),
             fields,
             length: answered.length,
+            trailers: B::LENGTH_AND_TRAILERS,
             told_length: answered.told_length,
             timing: timing.as_deref(),
             upgrade: if status == 101 {
