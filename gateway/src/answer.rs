@@ -116,7 +116,7 @@ impl Answer {
                     "requestId": request_id,
                 });
                 Rendered {
-                    status: self.status.unwrap_or(self.reason.status().as_u16()),
+                    status: self.status.unwrap_or_else(|| self.reason.status().as_u16()),
                     headers,
                     body: Bytes::from(format!("{body}\n")),
                 }
@@ -125,7 +125,7 @@ impl Answer {
                 headers.push(("content-type", "text/plain; charset=utf-8".to_owned()));
                 let body = Bytes::from(format!("{}: {}\n", self.reason.as_str(), self.text));
                 Rendered {
-                    status: self.status.unwrap_or(self.reason.status().as_u16()),
+                    status: self.status.unwrap_or_else(|| self.reason.status().as_u16()),
                     headers,
                     body,
                 }

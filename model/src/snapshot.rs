@@ -292,6 +292,10 @@ impl<L> SnapshotPublisher<L> {
 
     /// Stamps the next generation and stores it; readers see it from their next load on. Returns it
     /// with the one before it.
+    #[allow(
+        clippy::disallowed_methods,
+        reason = "what SnapshotReader and its writer are made of"
+    )]
     pub fn publish(&mut self, mut next: Snapshot<L>) -> (Arc<Snapshot<L>>, Arc<Snapshot<L>>) {
         next.generation = Generation(self.current.load().generation.0 + 1);
         let next = Arc::new(next);
@@ -308,6 +312,10 @@ impl<L> SnapshotReader<L> {
 
     /// The current Snapshot, for a look: counts no reference, so that threads that look share no
     /// cache line that one of them writes.
+    #[allow(
+        clippy::disallowed_methods,
+        reason = "what SnapshotReader and its writer are made of"
+    )]
     pub fn peek(&self) -> Guard<Arc<Snapshot<L>>> {
         self.current.load()
     }

@@ -358,6 +358,8 @@ impl ClientSide for Http1Client {
     type Head = ReceivedHead;
     type Stream = Prefixed<Box<dyn ByteStream>>;
 
+    const LENGTH_AND_TRAILERS: bool = false;
+
     fn info(&self) -> &Arc<ConnectionInfo> {
         &self.info
     }

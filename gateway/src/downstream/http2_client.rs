@@ -213,8 +213,10 @@ pub(super) struct Http2Client {
     expects: bool,
     continued: bool,
     answering: Answering,
-    /// Body bytes that were announced and are still to come.
+    /// Body bytes that were announced and are still to come, where nothing can follow them.
     left: Option<u64>,
+    /// The response's length was announced.
+    sized: bool,
     /// Since when the client's window is closed.
     blocked: Option<Instant>,
     /// Clients of the connection should go on with another one.
@@ -247,6 +249,7 @@ impl Http2Client {
             continued: false,
             answering: Answering::Not(respond),
             left: None,
+            sized: false,
             blocked: None,
             leave,
         }
@@ -285,6 +288,8 @@ fn date() -> HeaderValue {
 impl ClientSide for Http2Client {
     type Head = StreamHead;
     type Stream = tokio::io::Empty;
+
+    const LENGTH_AND_TRAILERS: bool = true;
 
     fn info(&self) -> &Arc<ConnectionInfo> {
         &self.info
@@ -401,9 +406,10 @@ impl ClientSide for Http2Client {
             sink.0
                 .insert(http::header::CONTENT_LENGTH, HeaderValue::from(length));
         }
+        self.sized = matches!(head.length, BodyLength::Known(_));
         self.left = match head.length {
-            BodyLength::Known(length) => Some(length),
-            BodyLength::Empty | BodyLength::Unknown => None,
+            BodyLength::Known(length) if !head.trailers => Some(length),
+            _ => None,
         };
         let end = bodiless || head.length.is_empty();
         self.send_head(head.status, sink.0, end)
@@ -486,7 +492,7 @@ impl ClientSide for Http2Client {
     fn write_timed_out(&mut self) {}
 
     fn end_early(&mut self) -> bool {
-        self.left.is_none() && self.finish(None).is_ok()
+        !self.sized && self.finish(None).is_ok()
     }
 
     fn ask_to_end(&mut self) -> Duration {

@@ -79,6 +79,7 @@ impl<C: ClientSide> Exchange<'_, C> {
                 Answer::new(Reason::RequestTimeout, "the request body did not come in time")
             }
             Passage::WriteTimeout => {
+                self.client.write_timed_out();
                 self.request.reason = Some(Reason::ClientGone);
                 return Next::Over;
             }

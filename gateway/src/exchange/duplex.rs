@@ -138,6 +138,8 @@ pub(super) struct Duplex<'x, C, B> {
     pub(super) max_body: Option<u64>,
     pub(super) upgrade: bool,
     upload: Upload,
+    /// The backend takes no more of the request body for now.
+    stalled: bool,
     download: Download,
     /// Until when a stream that was asked to end may go on, and what for.
     grace: Option<(Instant, Passage)>,
@@ -176,6 +178,7 @@ impl<'x, C: ClientSide, B: BackendSide> Duplex<'x, C, B> {
             body: BodyClock { pace, waiting: None },
             upgrade: parts.upgrade,
             upload: if empty { Upload::Flushing } else { Upload::Sending },
+            stalled: false,
             download: Download::Waiting,
             grace: None,
             watch: None,
@@ -191,13 +194,16 @@ impl<'x, C: ClientSide, B: BackendSide> Duplex<'x, C, B> {
         if let Poll::Ready(ended) = self.poll_down(cx) {
             return Poll::Ready(ended);
         }
-        if self.upload != Upload::Sending && self.client.poll_gone(cx).is_ready() {
+        // A body that the backend does not take is not read, and its end not seen by reading.
+        let unread = self.upload != Upload::Sending || self.stalled;
+        if unread && self.client.poll_gone(cx).is_ready() {
             return Poll::Ready(Passage::Client(ClientFault::Gone));
         }
         self.poll_clocks(cx)
     }
 
     fn poll_up(&mut self, cx: &mut Context<'_>) -> Poll<Passage> {
+        self.stalled = false;
         while self.upload == Upload::Sending {
             let kept = !self.replay.unsent().is_empty();
             if !kept {
@@ -250,6 +256,7 @@ impl<'x, C: ClientSide, B: BackendSide> Duplex<'x, C, B> {
                 }
                 Poll::Pending => {
                     self.body.waiting = None;
+                    self.stalled = true;
                     return Poll::Pending;
                 }
             }
@@ -377,6 +384,7 @@ impl<'x, C: ClientSide, B: BackendSide> Duplex<'x, C, B> {
             phrase: self.backend.phrase(),
             fields,
             length: answered.length,
+            trailers: B::LENGTH_AND_TRAILERS,
             told_length: answered.told_length,
             timing: timing.as_deref(),
             upgrade: if status == 101 {

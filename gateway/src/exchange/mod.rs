@@ -358,6 +358,7 @@ where
                 target: &target,
                 host: &host,
                 length: self.client.body_length(),
+                trailers: C::LENGTH_AND_TRAILERS,
                 upgrade: upgrade.as_deref(),
                 tls: self.client.info().tls.is_some(),
             },

@@ -99,6 +99,8 @@ pub(crate) struct ResponseHead<'a, F> {
     pub(crate) fields: &'a F,
     /// What is known of the body.
     pub(crate) length: BodyLength,
+    /// Whether trailers may follow a body of known length.
+    pub(crate) trailers: bool,
     /// The length that a response without body still tells: of HEAD, or of a 304.
     pub(crate) told_length: Option<u64>,
     /// `Server-Timing`, where the client asked.
@@ -116,6 +118,9 @@ pub(crate) trait ClientSide {
 
     /// What upgraded bytes go through after a 101, or after the 200 that stands for one.
     type Stream;
+
+    /// Whether trailers may follow a body of known length.
+    const LENGTH_AND_TRAILERS: bool;
 
     /// The connection.
     fn info(&self) -> &Arc<ConnectionInfo>;
@@ -245,6 +250,8 @@ pub(crate) struct RequestLine<'a> {
     pub(crate) host: &'a [u8],
     /// What is known of the body.
     pub(crate) length: BodyLength,
+    /// Whether trailers may follow a body of known length.
+    pub(crate) trailers: bool,
     /// The protocols that are offered to upgrade to.
     pub(crate) upgrade: Option<&'a [u8]>,
     /// Whether the client came by TLS.
@@ -255,6 +262,9 @@ pub(crate) struct RequestLine<'a> {
 pub(crate) trait BackendSide {
     /// Whether the protocol has upgrades.
     const UPGRADES: bool;
+
+    /// Whether trailers may follow a body of known length.
+    const LENGTH_AND_TRAILERS: bool;
 
     /// The fields of a response head.
     type Fields: Fields;

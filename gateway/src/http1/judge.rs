@@ -290,15 +290,18 @@ impl Tally {
                 self.content_type = self.content_type.or_else(|| line.span());
             }
             12 if is(b"x-request-id") => self.x_request_id = self.x_request_id.or_else(|| line.span()),
-            14 if is(b"content-length") => {
-                if self.length.replace(content_length(value)?).is_some() {
-                    return Err(HeadFault::ContentLengthRepeated);
-                }
-            }
+            14 if is(b"content-length") => self.length(value)?,
             17 if is(b"transfer-encoding") => self.coding.add(value),
             _ => {}
         }
         Ok(())
+    }
+
+    fn length(&mut self, value: &[u8]) -> Result<(), HeadFault> {
+        match self.length.replace(content_length(value)?) {
+            Some(_) => Err(HeadFault::ContentLengthRepeated),
+            None => Ok(()),
+        }
     }
 
     /// RFC 9112, 6.3, but that a request with both lengths, which 6.1 lets be served, is refused.

@@ -257,13 +257,8 @@ fn is_settable(name: &[u8]) -> bool {
 fn is_configured(name: &[u8], edit: &RequestEdit<'_>) -> bool {
     let same = |(n, _): (&String, &String)| n.as_bytes().eq_ignore_ascii_case(name);
     edit.route
-        .is_some_and(|route| route.append_headers.iter().map(|(n, v)| (n, v)).any(same))
-        || edit
-            .revision
-            .request_headers
-            .iter()
-            .map(|(n, v)| (n, v))
-            .any(same)
+        .is_some_and(|route| route.append_headers.iter().any(same))
+        || edit.revision.request_headers.iter().any(same)
 }
 
 /// Passes a response's fields on to the client. Framing is the caller's to write. Returns whether the

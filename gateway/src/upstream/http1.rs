@@ -100,6 +100,7 @@ impl Fields for Http1Backend {
 
 impl BackendSide for Http1Backend {
     const UPGRADES: bool = true;
+    const LENGTH_AND_TRAILERS: bool = false;
 
     type Fields = Self;
     type Stream = Prefixed<Io>;

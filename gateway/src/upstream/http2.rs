@@ -97,11 +97,25 @@ impl StreamConnections {
         Some(Http2Backend::on(shared))
     }
 
-    /// A stream on a connection that is made for it, or was made for another meanwhile.
+    /// A stream on a connection that is made for it, or was made for another meanwhile, within
+    /// `limits.connectTimeout`: the time in which others try counts, or those who wait for an address that
+    /// does not answer would try one after another.
     ///
     /// # Errors
     /// [`ConnectError`].
     pub(super) async fn connect(
+        &self,
+        routed: &Routed,
+        endpoint: &Arc<EndpointState>,
+        limits: &Limits,
+    ) -> Result<Http2Backend, ConnectError> {
+        let timeout = limits.connect_timeout;
+        tokio::time::timeout(timeout, self.make(routed, endpoint, limits))
+            .await
+            .unwrap_or(Err(ConnectError::TimedOut(timeout)))
+    }
+
+    async fn make(
         &self,
         routed: &Routed,
         endpoint: &Arc<EndpointState>,
@@ -215,7 +229,7 @@ pub(crate) struct Http2Backend {
     /// Of the last head.
     fields: MapFields,
     trailers: Option<HeaderMap>,
-    /// Body bytes that were announced and are still to come.
+    /// Body bytes that were announced and are still to come, where nothing can follow them.
     left: Option<u64>,
     ended: bool,
 }
@@ -279,6 +293,7 @@ impl Drop for Http2Backend {
 
 impl BackendSide for Http2Backend {
     const UPGRADES: bool = false;
+    const LENGTH_AND_TRAILERS: bool = true;
 
     type Fields = MapFields;
     type Stream = tokio::io::Empty;
@@ -296,7 +311,8 @@ impl BackendSide for Http2Backend {
             sink.field(b"te", b"trailers");
         }
         if let BodyLength::Known(length) = line.length {
-            self.left = Some(length);
+            // The last byte ends the stream where nothing can follow it.
+            self.left = (!line.trailers).then_some(length);
             sink.0
                 .insert(http::header::CONTENT_LENGTH, HeaderValue::from(length));
         }

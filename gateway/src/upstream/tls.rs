@@ -327,7 +327,10 @@ async fn tend(secured: Weak<Secured>, watched: bool) {
     if let Some(secured) = secured.upgrade() {
         let _ = secured.make().await;
     }
-    while watched {
+    if !watched {
+        return;
+    }
+    loop {
         tokio::time::sleep(FILES_CHECKED_EVERY).await;
         let Some(secured) = secured.upgrade() else { return };
         secured.refresh().await;

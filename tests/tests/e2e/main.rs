@@ -19,6 +19,7 @@ mod elasticity_shows;
 mod exhaustion;
 mod explain;
 mod faults_bodies;
+mod faults_engine;
 mod faults_fields;
 mod faults_interim;
 mod faults_midway;
