@@ -244,6 +244,7 @@ mod tests {
             ("no_endpoints", 503),
             ("overloaded", 503),
             ("draining", 503),
+            ("loop", 508),
             ("timeout", 504),
             ("client_gone", 499),
             ("upstream_reset", 502),
