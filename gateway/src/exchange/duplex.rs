@@ -342,6 +342,11 @@ impl<'x, C: ClientSide, B: BackendSide> Duplex<'x, C, B> {
             // Passed on, it would turn what follows into bytes that no rule looks at.
             return malformed("101 without Upgrade");
         }
+        if let (101, Some(token)) = (status, self.backend.upgraded_to())
+            && !self.client.accepts_switch(token, self.backend.fields())
+        {
+            return malformed("101 to something else than was asked for");
+        }
         if status < 200 && status != 101 {
             self.progress.interim += 1;
             if self.progress.interim > MAX_INTERIM {
@@ -389,10 +394,11 @@ impl<'x, C: ClientSide, B: BackendSide> Duplex<'x, C, B> {
         if let Err(fault) = self.client.respond(&head) {
             return Some(Passage::Client(fault));
         }
-        self.progress.status = Some(status);
         if status == 101 {
+            self.progress.status = Some(self.client.switched_status());
             return Some(Passage::Switched);
         }
+        self.progress.status = Some(status);
         self.download = Download::Streaming;
         None
     }

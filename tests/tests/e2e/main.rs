@@ -21,6 +21,7 @@ mod exchange_loops;
 mod exchange_streams;
 mod exchange_tls;
 mod exchange_trailers;
+mod exchange_websocket;
 mod exhaustion;
 mod explain;
 mod faults_bodies;
