@@ -142,6 +142,9 @@ pub(super) async fn serve(
         .max_send_buffer_size(SEND_BUFFER)
         .max_pending_accept_reset_streams(RESET_STREAMS)
         .max_concurrent_reset_streams(RESET_STREAMS);
+    if connection.info.http2.web_socket {
+        builder.enable_connect_protocol();
+    }
     let http2 = Http2 {
         engine: Arc::clone(engine),
         info: connection.info,

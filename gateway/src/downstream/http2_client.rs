@@ -7,189 +7,22 @@ use std::time::{Duration, Instant, SystemTime};
 use bytes::{Buf, Bytes};
 use h2::server::SendResponse;
 use h2::{RecvStream, SendStream};
-use http::{HeaderMap, HeaderValue, Method, Response, StatusCode, request};
-use sluice_model::{Limits, RequestView};
+use http::{HeaderMap, HeaderValue, Response, StatusCode};
 use tokio::sync::Notify;
 
-use crate::answer::{Answer, Rendered};
+use super::http2_head::StreamHead;
+use super::web_socket::{PIECE, StreamIo};
+use crate::answer::Rendered;
 use crate::edge::ConnectionInfo;
-use crate::exchange::{BodyLength, ClientFault, ClientSide, RequestHead, ResponseHead};
-use crate::http1::{HttpDate, judge_target};
-use crate::observe::{Reason, RequestProtocol};
+use crate::exchange::{BodyLength, ClientFault, ClientSide, ResponseHead};
+use crate::http1::HttpDate;
+use crate::observe::RequestProtocol;
 use crate::request::{FieldSink, Fields, response_fields};
 use crate::throttle::clock;
 use crate::upstream::MapSink;
 
 /// How long a stream may take to end once its client was told to, in a GOAWAY: as long as a WebSocket.
 const GOAWAY_GRACE: Duration = Duration::from_secs(5);
-
-/// The largest piece of a response body that is given to a stream at once, in bytes.
-const PIECE: usize = 16 * 1024;
-
-/// A request head of HTTP/2.
-#[derive(Debug)]
-pub(super) struct StreamHead {
-    parts: request::Parts,
-    /// Cookie crumbs joined; `None` where there is one field or none.
-    cookies: Option<Vec<u8>>,
-    crumbs: bool,
-}
-
-impl StreamHead {
-    pub(super) fn new(parts: request::Parts) -> Self {
-        let mut crumbs = parts.headers.get_all(http::header::COOKIE).iter();
-        let several = crumbs.next().is_some() && crumbs.next().is_some();
-        let cookies = several.then(|| {
-            let all = parts.headers.get_all(http::header::COOKIE);
-            let all: Vec<_> = all.iter().map(HeaderValue::as_bytes).collect();
-            all.join(&b"; "[..])
-        });
-        Self {
-            crumbs: several,
-            cookies,
-            parts,
-        }
-    }
-
-    fn content_length(&self) -> Option<u64> {
-        self.parts
-            .headers
-            .get(http::header::CONTENT_LENGTH)?
-            .to_str()
-            .ok()?
-            .parse()
-            .ok()
-    }
-
-    /// What is malformed by RFC 9113 and passes the library, or is refused over HTTP/1.
-    fn fault(&self) -> Option<&'static str> {
-        let fields = &self.parts.headers;
-        // 8.2.1: a value neither begins nor ends with whitespace. HTTP/1 would cut it off.
-        let blank = |b: Option<&u8>| matches!(b, Some(b' ' | b'\t'));
-        let padded = |value: &HeaderValue| {
-            let value = value.as_bytes();
-            blank(value.first()) || blank(value.last())
-        };
-        if fields.values().any(padded) {
-            return Some("a field value begins or ends with whitespace");
-        }
-        if !matches!(self.parts.uri.scheme_str(), None | Some("http" | "https")) {
-            return Some("the scheme is neither http nor https");
-        }
-        if self.target() == "*" && self.parts.method != Method::OPTIONS {
-            return Some("only OPTIONS may ask for *");
-        }
-        // 8.3.1: a Host that differs from :authority.
-        let mut hosts = fields.get_all(http::header::HOST).iter();
-        if let (Some(host), authority) = (hosts.next(), self.parts.uri.authority()) {
-            let differs = |a: &str| !host.as_bytes().eq_ignore_ascii_case(a.as_bytes());
-            if hosts.next().is_some() || authority.is_some_and(|a| differs(a.as_str())) {
-                return Some("two hosts");
-            }
-        }
-        let mut lengths = fields.get_all(http::header::CONTENT_LENGTH).iter();
-        if let Some(length) = lengths.next() {
-            let digits = length.as_bytes();
-            let octal = digits.len() > 1 && digits[0] == b'0';
-            if lengths.next().is_some() || octal || !digits.iter().all(u8::is_ascii_digit) {
-                return Some("Content-Length is not one number");
-            }
-        }
-        None
-    }
-}
-
-impl Fields for StreamHead {
-    fn each<'h>(&'h self, mut each: impl FnMut(&'h [u8], &'h [u8])) {
-        for (name, value) in &self.parts.headers {
-            each(name.as_str().as_bytes(), value.as_bytes());
-        }
-    }
-
-    fn first(&self, name: &str) -> Option<&[u8]> {
-        self.parts.headers.get(name).map(HeaderValue::as_bytes)
-    }
-}
-
-impl RequestView for StreamHead {
-    fn method(&self) -> &str {
-        self.parts.method.as_str()
-    }
-
-    fn path(&self) -> &str {
-        self.parts.uri.path()
-    }
-
-    fn header(&self, name: &str) -> Option<&[u8]> {
-        match &self.cookies {
-            Some(cookies) if name == "cookie" => Some(cookies),
-            _ => self.first(name),
-        }
-    }
-}
-
-impl RequestHead for StreamHead {
-    fn target(&self) -> &str {
-        self.parts
-            .uri
-            .path_and_query()
-            .map_or("/", http::uri::PathAndQuery::as_str)
-    }
-
-    fn host(&self) -> Option<&[u8]> {
-        let authority = self.parts.uri.authority().map(|a| a.as_str().as_bytes());
-        authority.or_else(|| self.first("host"))
-    }
-
-    fn size(&self) -> usize {
-        let fields = self
-            .parts
-            .headers
-            .iter()
-            .map(|(n, v)| n.as_str().len() + v.len() + 4);
-        self.target().len() + fields.sum::<usize>()
-    }
-
-    fn takes_trailers(&self) -> bool {
-        // In HTTP/2 `te` says nothing else (RFC 9113 8.2.2), and trailers need no permission.
-        self.first("te")
-            .is_some_and(|te| te.eq_ignore_ascii_case(b"trailers"))
-    }
-
-    fn nominates_others(&self) -> bool {
-        false
-    }
-
-    fn has_crumbs(&self) -> bool {
-        self.crumbs
-    }
-
-    fn check(&self, limits: &Limits) -> Result<(), Answer> {
-        let target = self.target();
-        if target.len() > limits.max_uri_bytes {
-            return Err(Answer::new(
-                Reason::UriTooLong,
-                "the request's target is longer than allowed",
-            ));
-        }
-        // As strict as for HTTP/1: what one backend reads another way must not depend on the protocol.
-        judge_target(target.as_bytes())
-            .map_err(|fault| Answer::new(Reason::BadRequest, fault.to_string()))?;
-        if self.parts.method == Method::CONNECT {
-            return Err(Answer::new(Reason::BadRequest, "CONNECT is not served").with_status(405));
-        }
-        if let Some(fault) = self.fault() {
-            return Err(Answer::new(Reason::BadRequest, fault));
-        }
-        if self.parts.headers.len() > limits.max_headers || self.size() > limits.max_header_bytes {
-            return Err(Answer::new(
-                Reason::HeadersTooLarge,
-                "the request's head is larger than allowed",
-            ));
-        }
-        Ok(())
-    }
-}
 
 /// How far the response is.
 #[derive(Debug)]
@@ -206,7 +39,8 @@ enum Answering {
 pub(super) struct Http2Client {
     info: Arc<ConnectionInfo>,
     head: StreamHead,
-    body: RecvStream,
+    /// `None` once it is a tunnel's.
+    body: Option<RecvStream>,
     chunk: Bytes,
     length: BodyLength,
     trailers: Option<HeaderMap>,
@@ -233,7 +67,8 @@ impl Http2Client {
         let (parts, body) = request.into_parts();
         let head = StreamHead::new(parts);
         let length = match head.content_length() {
-            _ if body.is_end_stream() => BodyLength::Empty,
+            // What follows is no request body: the switch, if it comes, makes it frames.
+            _ if body.is_end_stream() || head.web_socket().is_some() => BodyLength::Empty,
             Some(length) => BodyLength::Known(length),
             None => BodyLength::Unknown,
         };
@@ -242,7 +77,7 @@ impl Http2Client {
             expects: expect.is_some_and(|e| e.eq_ignore_ascii_case(b"100-continue")),
             info,
             head,
-            body,
+            body: Some(body),
             chunk: Bytes::new(),
             length,
             trailers: None,
@@ -287,7 +122,7 @@ fn date() -> HeaderValue {
 
 impl ClientSide for Http2Client {
     type Head = StreamHead;
-    type Stream = tokio::io::Empty;
+    type Stream = StreamIo;
 
     const LENGTH_AND_TRAILERS: bool = true;
 
@@ -316,6 +151,7 @@ impl ClientSide for Http2Client {
     fn waiting_bytes(&self) -> u64 {
         // What the client may send before anybody reads.
         match self.length {
+            BodyLength::Empty if self.head.web_socket().is_some() => u64::from(super::http2::STREAM_WINDOW),
             BodyLength::Empty => 0,
             BodyLength::Known(length) => length.min(u64::from(super::http2::STREAM_WINDOW)),
             BodyLength::Unknown => u64::from(super::http2::STREAM_WINDOW),
@@ -333,12 +169,15 @@ impl ClientSide for Http2Client {
                     .map_err(|_| ClientFault::Gone)?;
             }
         }
+        let Some(body) = &mut self.body else {
+            return Poll::Ready(Err(ClientFault::Gone));
+        };
         while self.chunk.is_empty() {
-            match ready!(self.body.poll_data(cx)) {
+            match ready!(body.poll_data(cx)) {
                 Some(Ok(chunk)) => self.chunk = chunk,
                 Some(Err(_)) => return Poll::Ready(Err(ClientFault::Gone)),
                 None => {
-                    let trailers = ready!(self.body.poll_trailers(cx));
+                    let trailers = ready!(body.poll_trailers(cx));
                     self.trailers = trailers.map_err(|_| ClientFault::Gone)?;
                     return Poll::Ready(Ok(false));
                 }
@@ -353,8 +192,10 @@ impl ClientSide for Http2Client {
 
     fn consume(&mut self, n: usize) {
         self.chunk.advance(n);
-        // Fails only for a stream that is gone.
-        let _ = self.body.flow_control().release_capacity(n);
+        if let Some(body) = &mut self.body {
+            // Fails only for a stream that is gone.
+            let _ = body.flow_control().release_capacity(n);
+        }
     }
 
     fn trailers(&mut self) -> Option<HeaderMap> {
@@ -386,6 +227,19 @@ impl ClientSide for Http2Client {
         self.continued
     }
 
+    fn switched_status(&self) -> u16 {
+        200
+    }
+
+    fn accepts_switch(&self, token: &[u8], fields: &impl Fields) -> bool {
+        let accept = fields.first("sec-websocket-accept");
+        token.eq_ignore_ascii_case(b"websocket")
+            && self
+                .head
+                .web_socket()
+                .is_some_and(|key| accept.is_some_and(|accept| key.is_accepted_by(accept)))
+    }
+
     fn respond<F: Fields>(&mut self, head: &ResponseHead<'_, F>) -> Result<(), ClientFault> {
         let mut sink = MapSink::default();
         let dated = response_fields(head.fields, &mut sink);
@@ -395,7 +249,12 @@ impl ClientSide for Http2Client {
         if let Some(timing) = head.timing {
             sink.field(b"server-timing", timing.as_bytes());
         }
-        let bodiless = self.head.parts.method == Method::HEAD || matches!(head.status, 204 | 304);
+        if head.status == 101 {
+            // RFC 8441 5: 200 in place of 101, and the key is a matter of HTTP/1.1.
+            sink.0.remove(http::header::SEC_WEBSOCKET_ACCEPT);
+            return self.send_head(200, sink.0, false);
+        }
+        let bodiless = self.head.is_head() || matches!(head.status, 204 | 304);
         let length = match head.length {
             BodyLength::Known(length) => Some(length),
             BodyLength::Empty | BodyLength::Unknown => head.told_length,
@@ -423,7 +282,7 @@ impl ClientSide for Http2Client {
         let length = HeaderValue::from(answer.body.len());
         sink.0.insert(http::header::CONTENT_LENGTH, length);
         // A gRPC answer is trailers-only: its headers have to end the stream.
-        let end = answer.body.is_empty() || self.head.parts.method == Method::HEAD;
+        let end = answer.body.is_empty() || self.head.is_head();
         self.send_head(answer.status, sink.0, end)?;
         if let Answering::Body(stream) = &mut self.answering {
             // A line of text fits any window that lets a stream begin.
@@ -500,7 +359,11 @@ impl ClientSide for Http2Client {
         GOAWAY_GRACE
     }
 
-    fn take_stream(&mut self) -> tokio::io::Empty {
-        tokio::io::empty()
+    fn take_stream(&mut self) -> StreamIo {
+        let send = match std::mem::replace(&mut self.answering, Answering::Gone) {
+            Answering::Body(stream) => Some(stream),
+            Answering::Not(_) | Answering::Ended(_) | Answering::Gone => None,
+        };
+        StreamIo::new(self.body.take(), std::mem::take(&mut self.chunk), send)
     }
 }

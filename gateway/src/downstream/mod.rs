@@ -7,7 +7,9 @@ mod http1;
 mod http1_client;
 mod http2;
 mod http2_client;
+mod http2_head;
 mod relay;
+mod web_socket;
 
 use std::sync::Arc;
 

@@ -1,5 +1,6 @@
 //! Bytes both ways between two upgraded connections.
 
+use std::io::ErrorKind;
 use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
@@ -77,6 +78,8 @@ enum Step {
     Moved,
     /// There is nothing more to read.
     End,
+    /// The connection that is read from was reset: neither of its directions is there any more.
+    Reset,
     /// They cannot be passed on.
     Broken,
 }
@@ -111,10 +114,12 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Direction<R, W> {
             }
             self.unflushed = false;
         } else if self.open {
-            let n = self.from.read(&mut self.buffer).await.unwrap_or(0);
-            if n == 0 {
-                return Step::End;
-            }
+            let n = match self.from.read(&mut self.buffer).await {
+                Ok(0) => return Step::End,
+                Ok(n) => n,
+                Err(e) if e.kind() == ErrorKind::ConnectionReset => return Step::Reset,
+                Err(_) => return Step::End,
+            };
             self.frames.advance(&self.buffer[..n]);
             self.bytes += n as u64;
             self.unwritten = 0..n;
@@ -164,6 +169,7 @@ where
     let mut last_byte = started;
     // How long both may be silent once the client has closed its sending side.
     let mut closing: Option<Duration> = None;
+    let mut reset = false;
     let ended = loop {
         let ends = [
             bounds.idle.map(|idle| (last_byte + idle, Ended::Idle)),
@@ -195,11 +201,19 @@ where
                     });
                     let _ = tokio::time::timeout(CLOSING, up.to.shutdown()).await;
                 }
+                Step::Reset => {
+                    reset = true;
+                    break Ended::Client;
+                }
                 Step::Broken => break Ended::Backend,
             },
             step = down.step() => match step {
                 Step::Moved => last_byte = Instant::now(),
                 Step::End => break if up.open { Ended::Backend } else { Ended::Client },
+                Step::Reset => {
+                    reset = true;
+                    break Ended::Backend;
+                }
                 Step::Broken => break Ended::Client,
             },
             why = timer => break why,
@@ -216,10 +230,13 @@ where
         })
         .await;
     }
-    let _ = tokio::time::timeout(CLOSING, async {
-        tokio::join!(down.to.shutdown(), up.to.shutdown())
-    })
-    .await;
+    if !reset {
+        // After a reset an orderly end would be a lie, where the other side can tell them apart.
+        let _ = tokio::time::timeout(CLOSING, async {
+            tokio::join!(down.to.shutdown(), up.to.shutdown())
+        })
+        .await;
+    }
     (
         Traffic {
             from_client: up.bytes,

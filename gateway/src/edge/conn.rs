@@ -7,7 +7,7 @@ use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use sluice_model::Visibility;
+use sluice_model::{Http2Settings, Visibility};
 use socket2::SockRef;
 use tokio::io::{AsyncRead, AsyncWrite, Interest};
 use tokio::net::TcpStream;
@@ -114,6 +114,8 @@ pub struct ConnectionInfo {
     pub client: SocketAddr,
     /// What TLS settled; `None` on a plain connection.
     pub tls: Option<TlsInfo>,
+    /// What is offered where HTTP/2 is spoken.
+    pub http2: Http2Settings,
     /// Resolves when the client is gone.
     pub close_watch: CloseWatch,
 }

@@ -180,6 +180,7 @@ impl Edge {
                 visibility: wanted.visibility,
                 proxy_protocol: wanted.proxy_protocol.clone(),
                 tls,
+                http2: wanted.http2,
             });
             match &kept[index] {
                 Some(listener) => listener.door.store(door),

@@ -10,7 +10,7 @@ use arc_swap::ArcSwap;
 use futures_util::FutureExt;
 use nix::errno::Errno;
 use nix::sys::resource::{Resource, getrlimit};
-use sluice_model::{Limits, ProxyProtocol, Settings, Visibility};
+use sluice_model::{Http2Settings, Limits, ProxyProtocol, Settings, Visibility};
 use socket2::{Domain, Protocol as SocketProtocol, SockRef, Socket, TcpKeepalive, Type};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{oneshot, watch};
@@ -102,6 +102,7 @@ pub(super) struct Door {
     pub(super) visibility: Visibility,
     pub(super) proxy_protocol: Option<ProxyProtocol>,
     pub(super) tls: Option<Arc<TlsTerminator>>,
+    pub(super) http2: Http2Settings,
 }
 
 /// One listener's part of its connections.

@@ -98,6 +98,7 @@ pub(super) async fn prepare(
         peer,
         client,
         tls,
+        http2: door.http2,
         close_watch,
     };
     Ok(Prepared {

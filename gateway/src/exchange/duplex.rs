@@ -262,6 +262,9 @@ impl<'x, C: ClientSide, B: BackendSide> Duplex<'x, C, B> {
             }
             self.request.clocks.touch(clock);
         }
+        if self.upload == Upload::Refused && self.download != Download::Waiting {
+            return self.poll_discard(cx);
+        }
         if self.upload == Upload::Flushing {
             match self.backend.poll_flush(cx) {
                 Poll::Ready(Ok(())) => self.upload = Upload::Done,
@@ -270,6 +273,22 @@ impl<'x, C: ClientSide, B: BackendSide> Duplex<'x, C, B> {
             }
         }
         Poll::Pending
+    }
+
+    /// Throws away what still comes of a request that its backend has answered and takes no more of: a
+    /// client that reads only once it has sent everything would wait for ever.
+    fn poll_discard(&mut self, cx: &mut Context<'_>) -> Poll<Passage> {
+        loop {
+            match self.client.poll_body(cx) {
+                Poll::Ready(Ok(true)) => {
+                    let n = self.client.data().len();
+                    self.client.consume(n);
+                    self.progress.bytes_in += n as u64;
+                }
+                Poll::Ready(Err(fault)) => return Poll::Ready(Passage::Client(fault)),
+                Poll::Ready(Ok(false)) | Poll::Pending => return Poll::Pending,
+            }
+        }
     }
 
     fn end_upload(&mut self) {
@@ -349,6 +368,11 @@ impl<'x, C: ClientSide, B: BackendSide> Duplex<'x, C, B> {
             // Passed on, it would turn what follows into bytes that no rule looks at.
             return malformed("101 without Upgrade");
         }
+        if let (101, Some(token)) = (status, self.backend.upgraded_to())
+            && !self.client.accepts_switch(token, self.backend.fields())
+        {
+            return malformed("101 to something else than was asked for");
+        }
         if status < 200 && status != 101 {
             self.progress.interim += 1;
             if self.progress.interim > MAX_INTERIM {
@@ -397,10 +421,11 @@ impl<'x, C: ClientSide, B: BackendSide> Duplex<'x, C, B> {
         if let Err(fault) = self.client.respond(&head) {
             return Some(Passage::Client(fault));
         }
-        self.progress.status = Some(status);
         if status == 101 {
+            self.progress.status = Some(self.client.switched_status());
             return Some(Passage::Switched);
         }
+        self.progress.status = Some(status);
         self.download = Download::Streaming;
         None
     }

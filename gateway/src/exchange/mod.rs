@@ -183,6 +183,10 @@ where
         };
         self.request.route(&incoming)?;
         head.check(self.request.limits())?;
+        if head.must_switch() && !self.offers_switch() {
+            let text = "what serves this host takes no WebSocket over HTTP/2";
+            return Err(Answer::new(Reason::BadRequest, text).with_status(501).into());
+        }
         match (self.request.limits().max_body_bytes, self.client.body_length()) {
             (Some(max), BodyLength::Known(length)) if length > max => Err(conclude::body_too_large().into()),
             _ => Ok(()),

@@ -58,6 +58,11 @@ pub(crate) trait RequestHead: RequestView + Fields {
     fn upgrade(&self) -> Option<&[u8]> {
         None
     }
+
+    /// Whether only a switch of protocols serves the request: there is no answer to it without.
+    fn must_switch(&self) -> bool {
+        false
+    }
 }
 
 /// What is known of a body before it comes.
@@ -166,6 +171,16 @@ pub(crate) trait ClientSide {
 
     /// Whether 100 Continue went out already.
     fn was_continued(&self) -> bool;
+
+    /// The status that tells a client of this protocol that its connection or stream was switched.
+    fn switched_status(&self) -> u16 {
+        101
+    }
+
+    /// Whether a 101 with these fields agrees to what was asked for, as far as the gateway asked itself.
+    fn accepts_switch(&self, _token: &[u8], _fields: &impl Fields) -> bool {
+        true
+    }
 
     /// Begins the response. It is on its way once [`poll_flush`](Self::poll_flush) resolved.
     ///

@@ -63,10 +63,10 @@ impl RequestCtx {
         }
     }
 
-    /// An attempt's own failure tells more than "there is no other endpoint".
+    /// An attempt's own failure tells more than "there is no other endpoint", or no such revision any more.
     fn worse_of(&mut self, answer: Answer) -> Answer {
         match answer.reason {
-            Reason::NoEndpoints => self.failure.take().unwrap_or(answer),
+            Reason::NoEndpoints | Reason::NoRoute => self.failure.take().unwrap_or(answer),
             _ => answer,
         }
     }

@@ -174,7 +174,10 @@ impl<W> Core<W> {
         if self.queue.oldest().is_some_and(|oldest| oldest.seq < place.seq) {
             self.settle(now, &mut fx);
         }
-        let verdict = if self.is_hopeless(&place) {
+        let verdict = if self.closed == Some(Closing::Removed) {
+            // What replaced the revision serves the request rather than what is left of the revision.
+            Verdict::Rejected(Rejection::Removed)
+        } else if self.is_hopeless(&place) {
             Verdict::Rejected(Rejection::NoEndpoints)
         } else {
             self.admit(place, None, now, waiter, &mut fx)

@@ -65,6 +65,7 @@ impl Permit {
     /// [`Rejection::NoEndpoints`](super::Rejection::NoEndpoints) says that every endpoint there is
     /// refused this request and that no activation can help; otherwise the same endpoint may come
     /// again (a connection broke, it is the only one), and how often is the caller's to bound.
+    /// [`Rejection::Removed`](super::Rejection::Removed) says that the revision is gone from the table: route anew.
     pub fn failover(mut self, now: Instant) -> Admission {
         let grant = self.grant.take().expect("held until dropped");
         let refused = self.refused.load(Ordering::Relaxed);

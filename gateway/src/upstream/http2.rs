@@ -33,6 +33,10 @@ const CONNECTION_WINDOW: u32 = 16 * 1024 * 1024;
 /// What one stream buffers on its way to a backend that reads slowly, in bytes.
 const SEND_BUFFER: usize = 64 * 1024;
 
+/// Streams that may begin before the backend's SETTINGS are there. What a burst had begun beyond the backend's
+/// own limit would wait on the connection, or be refused, while there is room on another one (RFC 9113 5.1.2).
+const BEFORE_SETTINGS: usize = 0;
+
 /// The largest piece of a request body that is given to a stream at once, in bytes.
 const PIECE: usize = 16 * 1024;
 
@@ -146,11 +150,24 @@ impl StreamConnections {
             .initial_connection_window_size(CONNECTION_WINDOW)
             .max_send_buffer_size(SEND_BUFFER)
             .max_header_list_size(u32::try_from(limits.max_header_bytes).unwrap_or(u32::MAX))
+            .initial_max_send_streams(BEFORE_SETTINGS)
             .enable_push(false);
-        let (send, connection) = builder
-            .handshake(io)
-            .await
-            .map_err(|e| ConnectError::Http2(e.to_string().into()))?;
+        let failed = |e: h2::Error| ConnectError::Http2(e.to_string().into());
+        let (send, mut connection) = builder.handshake(io).await.map_err(failed)?;
+        let announced = poll_fn(|cx| {
+            if let Poll::Ready(ended) = Pin::new(&mut connection).poll(cx) {
+                let closed = || ConnectError::Http2("the backend closed before it sent SETTINGS".into());
+                return Poll::Ready(Err(ended.err().map_or_else(closed, failed)));
+            }
+            match send.current_max_send_streams() {
+                BEFORE_SETTINGS => Poll::Pending,
+                _ => Poll::Ready(Ok(())),
+            }
+        });
+        match tokio::time::timeout(timeout, announced).await {
+            Ok(announced) => announced?,
+            Err(_) => return Err(ConnectError::TimedOut(timeout)),
+        }
         let shared = Arc::new(Shared {
             send,
             open: AtomicUsize::new(0),
