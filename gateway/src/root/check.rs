@@ -73,7 +73,7 @@ pub(crate) fn bad_files(compiled: &Compiled) -> Diagnostics {
             .find(|f| Some(f.file.as_path()) == error.file());
         let diagnostic = match (reference, error.file()) {
             (Some(reference), _) => reference.error(text),
-            (None, file) => Diagnostic::about_file(file.unwrap_or(Path::new("")), text),
+            (None, file) => Diagnostic::about_file(file.unwrap_or_else(|| Path::new("")), text),
         };
         bad.push(diagnostic);
     }

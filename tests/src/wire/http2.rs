@@ -27,7 +27,7 @@ pub(super) async fn serve(io: TcpStream, record: Record) {
                 tokio::spawn(stream(request, respond, record));
             }
             Err(e) => {
-                if !e.is_io() && !(e.is_go_away() && e.is_remote()) {
+                if !(e.is_io() || e.is_go_away() && e.is_remote()) {
                     record.stray(e.to_string());
                 }
                 return;

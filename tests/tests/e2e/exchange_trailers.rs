@@ -43,13 +43,13 @@ X-Request-Id: a\r\nX-Sluice-Reason: timeout\r\nKnative-Serving-Revision: a\r\n\r
 
 /// Sends exact bytes and reads to the end of the connection.
 async fn said(gateway: &Gateway, request: &str) -> String {
-    let mut io = TcpStream::connect(gateway.addr()).await.unwrap();
-    io.write_all(request.as_bytes()).await.unwrap();
+    let mut io = TcpStream::connect(gateway.addr()).await.expect("the gateway");
+    io.write_all(request.as_bytes()).await.expect("open");
     let mut all = Vec::new();
     within("the answer", SOON, io.read_to_end(&mut all))
         .await
-        .unwrap();
-    String::from_utf8(all).unwrap()
+        .expect("an answer");
+    String::from_utf8(all).expect("text")
 }
 
 /// RFC 9110 6.5.1: only a client that says `TE: trailers` is known to keep them.
