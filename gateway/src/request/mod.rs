@@ -1,6 +1,6 @@
 //! The decision part of the request path: find, pick, admit, choose an endpoint, which headers.
 //!
-//! **Invariant:** protocol-neutral and without I/O of its own. [`crate::exchange`] drives a
+//! **Invariant:** protocol-neutral and without I/O of its own. `exchange` drives a
 //! [`RequestCtx`] through its steps: `route`, `admit`, then for each attempt the endpoint of its
 //! Permit, `fail_over` after a failed one, and `finish`.
 
