@@ -6,6 +6,7 @@
 mod admissions;
 mod allocators;
 mod certificates;
+mod changes;
 mod child;
 mod client;
 mod flood;
@@ -78,6 +79,8 @@ enum Command {
     Flood(flood::Options),
     /// TLS handshakes per second and core, full and resumed.
     Handshakes(handshakes::Options),
+    /// One changed file among thousands of services: time, CPU, memory, whom it disturbs.
+    Changes(changes::Options),
     /// Ten thousand certificates on a listener.
     Certificates(certificates::Options),
     /// Memory of idle connections, plain and TLS.
@@ -212,6 +215,7 @@ pub fn main() -> ExitCode {
         Command::Admissions(o) => run("admissions", &o.common.clone(), || admissions::run(o)),
         Command::Flood(o) => run("flood", &o.common.clone(), || flood::run(o)),
         Command::Handshakes(o) => run("handshakes", &o.common.clone(), || handshakes::run(o)),
+        Command::Changes(o) => run("changes", &o.common.clone(), || changes::run(o)),
         Command::Certificates(o) => run("certificates", &o.common.clone(), || certificates::run(o)),
         Command::IdleConnections(o) => run("idle-connections", &o.common.clone(), || idle::run(o)),
         Command::Instance => blocking(instance::run()),

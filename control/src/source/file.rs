@@ -10,7 +10,7 @@ use super::fileset::{FileSet, Trust};
 use super::links::Interests;
 use super::quiet::Burst;
 use super::watch::{Inbox, Watch};
-use super::{Change, Source, SourceError, SourceFile};
+use super::{Change, Event, Source, SourceError};
 
 /// Between looks where nobody tells of changes.
 const POLL: Duration = Duration::from_secs(2);
@@ -29,8 +29,12 @@ pub struct FileSource {
     inbox: Arc<Inbox>,
     /// `None`: polling.
     watch: Option<Watch>,
-    /// Something differs that no refresh has reported yet.
-    unreported: bool,
+    /// It was read once.
+    is_read: bool,
+    /// What may be only half of a change.
+    burst: Option<Burst>,
+    /// Files that config files name.
+    named: Vec<PathBuf>,
 }
 
 /// Asks a running source to read everything anew; what SIGHUP does.
@@ -63,7 +67,9 @@ impl FileSource {
             files: FileSet::new(paths),
             inbox: Arc::new(Inbox::default()),
             watch: None,
-            unreported: false,
+            is_read: false,
+            burst: None,
+            named: Vec::new(),
         }
     }
 
@@ -79,17 +85,26 @@ impl FileSource {
         self.watch.as_ref().is_none_or(Watch::is_blind)
     }
 
-    /// Waits for the end of a burst that has begun.
-    async fn settle(&self) {
-        let mut burst = Burst::new(Instant::now());
+    /// Waits for the end of a burst that has begun, or until a file is complete that is all there is of it
+    /// so far.
+    async fn settle(&mut self, mut burst: Burst, may_be_half: bool) -> Change {
         while !self.inbox.reload_asked() {
-            let over_at = burst.over_at(self.inbox.being_written());
+            let complete = may_be_half && self.inbox.is_complete();
+            let over_at = match complete {
+                true => burst.complete_at(),
+                false => burst.over_at(self.inbox.being_written()),
+            };
             tokio::select! {
                 biased;
-                () = tokio::time::sleep_until(over_at) => return,
                 () = self.inbox.changed() => burst.extend(Instant::now()),
+                () = tokio::time::sleep_until(over_at), if complete => {
+                    self.burst = Some(burst);
+                    return Change::Complete;
+                }
+                () = tokio::time::sleep_until(over_at) => return Change::Event,
             }
         }
+        Change::Reload
     }
 
     /// Looks at everything until no watch is new: what happened before one was set is seen.
@@ -99,7 +114,6 @@ impl FileSource {
         let mut trust = trust;
         for _ in 0..MAX_ROUNDS {
             let scanned = self.files.scan(trust);
-            self.unreported |= *scanned.as_ref().unwrap_or(&false);
             // Also after a failure: what is missing must be seen coming back.
             if !self.arm() {
                 return scanned.map(|_| ());
@@ -109,7 +123,6 @@ impl FileSource {
         tracing::warn!("config files keep moving: they are looked at every {POLL:?} from now on");
         self.watch = None;
         let scanned = self.files.scan(trust);
-        self.unreported |= *scanned.as_ref().unwrap_or(&false);
         scanned.map(|_| ())
     }
 
@@ -117,7 +130,7 @@ impl FileSource {
         let Some(watch) = &mut self.watch else {
             return false;
         };
-        let interests = Interests::of(self.files.roots(), self.files.links());
+        let interests = Interests::of(self.files.roots(), self.files.links(), &self.named);
         match watch.arm(interests) {
             Ok(new) => new,
             Err(error) => {
@@ -141,31 +154,45 @@ impl Source for FileSource {
         } else if tokio::time::timeout(POLL, heard).await.is_err() {
             return Change::Poll;
         }
-        self.settle().await;
-        if self.inbox.reload_asked() {
-            Change::Reload
-        } else {
-            Change::Event
+        self.settle(Burst::new(Instant::now()), true).await
+    }
+
+    async fn settled(&mut self) -> Change {
+        let burst = self.burst.take().unwrap_or_else(|| Burst::new(Instant::now()));
+        self.settle(burst, false).await
+    }
+
+    fn also_watch(&mut self, files: &[PathBuf]) {
+        if self.named != files {
+            self.named = files.to_vec();
+            self.arm();
         }
     }
 
-    fn refresh(&mut self) -> Result<bool, Vec<SourceError>> {
+    fn refresh(&mut self) -> Result<Vec<Event>, Vec<SourceError>> {
         let dirty = self.inbox.take();
+        if dirty.touched {
+            // A link on the way to it may lead elsewhere now.
+            self.arm();
+        }
         let everything = dirty.everything || dirty.reload || self.polls();
         let looked = match everything {
             false => self.files.refresh(&dirty.files),
             true => None,
         };
         match looked {
-            Some(looked) => self.unreported |= looked?,
+            Some(looked) => _ = looked?,
             None if dirty.reload => self.look_at_everything(Trust::Nothing)?,
             None => self.look_at_everything(Trust::Stamps)?,
         }
-        Ok(std::mem::take(&mut self.unreported))
-    }
-
-    fn files(&self) -> &[SourceFile] {
-        self.files.files()
+        let mut events = self.files.take_events();
+        if !std::mem::replace(&mut self.is_read, true) {
+            events.insert(0, Event::Init);
+            events.push(Event::InitDone);
+        } else if dirty.touched || dirty.everything {
+            events.push(Event::Touched);
+        }
+        Ok(events)
     }
 }
 
