@@ -13,7 +13,7 @@ use super::{Event, ObjectKey, SourceError, SourceFile};
 pub(super) const MAX_BYTES: u64 = 64 << 20;
 
 /// Config files, all directories together.
-pub(super) const MAX_FILES: usize = 100_000;
+pub(super) const MAX_FILES: usize = 200_000;
 
 /// Whether a file that looks untouched is believed to be.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
