@@ -219,9 +219,9 @@ mod tests {
         let host = "abcdefghijklmnopqrstuvwxyzabcdefghijklmnopqrstuvwxyz";
         for len in 0..host.len() {
             let text = Text::of(&host[..len]);
-            assert_eq!(text.as_bytes(), host[..len].as_bytes());
+            assert_eq!(text.as_bytes(), &host.as_bytes()[..len]);
             for other in 0..host.len() {
-                assert_eq!(text.is(host[..other].as_bytes()), len == other, "{len} {other}");
+                assert_eq!(text.is(&host.as_bytes()[..other]), len == other, "{len} {other}");
             }
         }
     }

@@ -121,7 +121,11 @@ fn service(n: usize, hosts: &[String]) -> Arc<Service> {
 fn host(n: u8) -> String {
     let label = "abcdefghijklmnopqrstuvwxyzabcdefghijklmnopq";
     let name = format!("{}{}.example", n % 7, &label[..usize::from(n) % 43]);
-    if n % 11 == 0 { format!("*.{name}") } else { name }
+    if n.is_multiple_of(11) {
+        format!("*.{name}")
+    } else {
+        name
+    }
 }
 
 /// One change: services with the hosts they want; without any a service goes.
@@ -171,7 +175,7 @@ proptest! {
             prop_assert_eq!(table.table().len(), table.table().hosts().count());
             for n in 0..=255u8 {
                 let host = host(n);
-                let host = host.strip_prefix("*.").map_or(host.clone(), |rest| format!("x.{rest}"));
+                let host = host.strip_prefix("*.").map_or_else(|| host.clone(), |rest| format!("x.{rest}"));
                 let find = |table: &Snapshot<usize>| {
                     let found = table.table().find(Visibility::External, &host, &Get, None).ok()?;
                     Some((found.service.id.clone(), found.tagged.is_some()))

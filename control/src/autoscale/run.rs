@@ -101,6 +101,10 @@ pub struct AutoscaleLoop {
     planned: watch::Receiver<()>,
     waiting: Arc<Waiting>,
     /// By id. Boxed, so that one that comes or goes moves pointers.
+    #[expect(
+        clippy::vec_box,
+        reason = "an insertion moves what follows: pointers, of which there may be 100,000"
+    )]
     watched: Vec<Box<Watched>>,
     /// What another gateway wanted, until the first plan says of what to go on.
     inherited: Inherited,

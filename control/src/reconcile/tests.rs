@@ -68,7 +68,7 @@ fn yaml(text: &str) -> String {
     if text.trim() == "panic" {
         return "services: [{name: $PANIC}]".replace("$PANIC", "\"${PANIC}\"");
     }
-    let (domain, max) = text.trim().split_once(' ').unwrap_or((text.trim(), "64"));
+    let (domain, max) = text.trim().split_once(' ').unwrap_or_else(|| (text.trim(), "64"));
     // White space around is another text with the same meaning.
     format!("domain: {domain}\nprocesses: {{max: {max}}}\n# {text:?}\n")
 }

@@ -124,12 +124,12 @@ mod tests {
         net.cast(paths().into_iter());
         assert!(net.look().is_empty());
         fs::write(&file, "longer").unwrap();
-        assert_eq!(net.look(), [file.clone()]);
+        assert_eq!(net.look(), std::slice::from_ref(&file));
         assert!(net.look().is_empty());
         // What was seen before stays as it was seen.
         fs::remove_file(&file).unwrap();
         net.cast(paths().into_iter());
-        assert_eq!(net.look(), [file.clone()]);
+        assert_eq!(net.look(), std::slice::from_ref(&file));
     }
 
     #[test]

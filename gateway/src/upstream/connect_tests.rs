@@ -124,7 +124,10 @@ async fn an_own_authority_is_trusted_and_no_other_is() {
     let refused = over(&spec, &stranger).await.expect_err("of another authority");
     // Two authorities of one name: which of unknown and wrongly signed it is depends on the order of checks.
     let text = refused.to_string();
-    assert!(text.starts_with("TLS handshake: invalid peer certificate: "), "{text}");
+    assert!(
+        text.starts_with("TLS handshake: invalid peer certificate: "),
+        "{text}"
+    );
 }
 
 #[tokio::test]
