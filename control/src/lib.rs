@@ -8,6 +8,7 @@
 pub mod autoscale;
 pub mod compile;
 pub mod config;
+pub mod index;
 pub mod plan;
 pub mod reconcile;
 pub mod scale;

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::ops::RangeInclusive;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -126,13 +127,49 @@ pub struct ProcessLimits {
     pub ports: RangeInclusive<u16>,
 }
 
-/// How everything is scaled; compiled together with a Snapshot and applied after its publication.
+/// How everything is scaled.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Plan {
     /// By revision; a revision with fixed endpoints has none.
-    pub revisions: BTreeMap<RevisionId, RevisionPlan>,
+    pub revisions: BTreeMap<RevisionId, Arc<RevisionPlan>>,
     /// Bounds of local processes.
     pub processes: ProcessLimits,
     /// How long what is retired from now on may take to finish what it has.
     pub drain: Duration,
+}
+
+/// What is scaled in another way than before; compiled together with a
+/// [`Delta`](sluice_model::Delta) and applied after its publication.
+#[derive(Debug, Clone, PartialEq)]
+pub struct PlanDelta {
+    /// Revisions that are new or scaled in another way than before, and those that nothing scales any
+    /// more (`None`).
+    pub revisions: BTreeMap<RevisionId, Option<Arc<RevisionPlan>>>,
+    /// From now on.
+    pub processes: ProcessLimits,
+    /// From now on.
+    pub drain: Duration,
+}
+
+impl PlanDelta {
+    /// Makes it one with a later one, for whoever has not seen either.
+    pub fn then(&mut self, later: Self) {
+        self.revisions.extend(later.revisions);
+        self.processes = later.processes;
+        self.drain = later.drain;
+    }
+}
+
+impl Plan {
+    /// Makes it the next one.
+    pub fn edit(&mut self, delta: &PlanDelta) {
+        for (revision, plan) in &delta.revisions {
+            match plan {
+                Some(plan) => _ = self.revisions.insert(revision.clone(), Arc::clone(plan)),
+                None => _ = self.revisions.remove(revision),
+            }
+        }
+        self.processes = delta.processes.clone();
+        self.drain = delta.drain;
+    }
 }

@@ -121,7 +121,11 @@ fn service(n: usize, hosts: &[String]) -> Arc<Service> {
 fn host(n: u8) -> String {
     let label = "abcdefghijklmnopqrstuvwxyzabcdefghijklmnopq";
     let name = format!("{}{}.example", n % 7, &label[..usize::from(n) % 43]);
-    if n.is_multiple_of(11) { format!("*.{name}") } else { name }
+    if n.is_multiple_of(11) {
+        format!("*.{name}")
+    } else {
+        name
+    }
 }
 
 /// One change: services with the hosts they want; without any a service goes.

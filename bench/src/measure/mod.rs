@@ -6,6 +6,7 @@
 mod admissions;
 mod allocators;
 mod certificates;
+mod changes;
 mod child;
 mod client;
 mod flood;
@@ -78,6 +79,8 @@ enum Command {
     Flood(flood::Options),
     /// TLS handshakes per second and core, full and resumed.
     Handshakes(handshakes::Options),
+    /// One changed file among thousands of services: time, CPU, memory, whom it disturbs.
+    Changes(changes::Options),
     /// Ten thousand certificates on a listener.
     Certificates(certificates::Options),
     /// The backend of cold starts; the gateway starts it.
@@ -228,6 +231,7 @@ pub fn main() -> ExitCode {
         Command::Admissions(o) => run("admissions", &o.common.clone(), || admissions::run(o)),
         Command::Flood(o) => run("flood", &o.common.clone(), || flood::run(o)),
         Command::Handshakes(o) => run("handshakes", &o.common.clone(), || handshakes::run(o)),
+        Command::Changes(o) => run("changes", &o.common.clone(), || changes::run(o)),
         Command::Certificates(o) => run("certificates", &o.common.clone(), || certificates::run(o)),
         Command::Instance => blocking(instance::run()),
         Command::Offer(offer) => blocking(flood::offer(offer)),

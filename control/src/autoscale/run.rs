@@ -11,7 +11,7 @@ use tokio::time::{Instant, MissedTickBehavior, interval_at};
 
 use super::reason::ScaleDecision;
 use super::track::Tracker;
-use crate::plan::{Plan, RevisionPlan};
+use crate::plan::{PlanDelta, RevisionPlan};
 
 /// Between looks at revisions in use.
 const PEEK: Duration = Duration::from_millis(100);
@@ -35,22 +35,25 @@ pub trait Desired: Send + Sync {
 /// Speaks to a running [`AutoscaleLoop`], which ends when the last handle is gone.
 #[derive(Debug, Clone)]
 pub struct AutoscaleHandle {
-    plan: watch::Sender<Option<Arc<Plan>>>,
+    planned: watch::Sender<()>,
     waiting: Arc<Waiting>,
 }
 
-/// Revisions somebody waits for. Bounded by the revisions there are.
+/// Revisions somebody waits for, and plans that came. Bounded by the revisions there are.
 #[derive(Debug, Default)]
 struct Waiting {
+    plans: Mutex<BTreeMap<RevisionId, Option<Arc<RevisionPlan>>>>,
     revisions: Mutex<BTreeSet<RevisionId>>,
     changed: Notify,
 }
 
 impl AutoscaleHandle {
-    /// Scales by this plan from now on. Revisions that stay keep all that was measured of them.
-    /// Only the latest of several plans not yet seen counts.
-    pub fn apply(&self, plan: Arc<Plan>) {
-        self.plan.send_replace(Some(plan));
+    /// Scales like this from now on. Revisions that stay keep all that was measured of them.
+    pub fn apply(&self, plan: &PlanDelta) {
+        let changed = plan.revisions.iter();
+        let changed = changed.map(|(id, plan)| (id.clone(), plan.clone()));
+        self.waiting.plans.lock().extend(changed);
+        self.planned.send_replace(());
     }
 
     /// Somebody waits for a revision at zero: decided at once, without a tick. Does nothing for a
@@ -72,16 +75,16 @@ pub fn autoscaler(
     desired: Arc<dyn Desired>,
     inherited: Inherited,
 ) -> (AutoscaleHandle, AutoscaleLoop) {
-    let (sender, plan) = watch::channel(None);
+    let (sender, planned) = watch::channel(());
     let waiting = Arc::new(Waiting::default());
     let handle = AutoscaleHandle {
-        plan: sender,
+        planned: sender,
         waiting: Arc::clone(&waiting),
     };
     let autoscale = AutoscaleLoop {
         endpoints,
         desired,
-        plan,
+        planned,
         waiting,
         watched: Vec::new(),
         inherited,
@@ -95,10 +98,14 @@ pub fn autoscaler(
 pub struct AutoscaleLoop {
     endpoints: Arc<dyn EndpointSink>,
     desired: Arc<dyn Desired>,
-    plan: watch::Receiver<Option<Arc<Plan>>>,
+    planned: watch::Receiver<()>,
     waiting: Arc<Waiting>,
-    /// By id.
-    watched: Vec<Watched>,
+    /// By id. Boxed, so that one that comes or goes moves pointers.
+    #[expect(
+        clippy::vec_box,
+        reason = "an insertion moves what follows: pointers, of which there may be 100,000"
+    )]
+    watched: Vec<Box<Watched>>,
     /// What another gateway wanted, until the first plan says of what to go on.
     inherited: Inherited,
     /// Where the next round of idle revisions begins.
@@ -108,7 +115,7 @@ pub struct AutoscaleLoop {
 
 struct Watched {
     id: RevisionId,
-    plan: RevisionPlan,
+    plan: Arc<RevisionPlan>,
     tracker: Tracker,
 }
 
@@ -124,7 +131,7 @@ impl AutoscaleLoop {
         let mut second = 0;
         loop {
             tokio::select! {
-                changed = self.plan.changed() => match changed {
+                changed = self.planned.changed() => match changed {
                     Ok(()) => self.replan().await,
                     Err(_) => return,
                 },
@@ -147,41 +154,43 @@ impl AutoscaleLoop {
     }
 
     async fn replan(&mut self) {
-        let Some(plan) = self.plan.borrow_and_update().clone() else {
-            return;
-        };
+        self.planned.mark_unchanged();
+        let plans = std::mem::take(&mut *self.waiting.plans.lock());
         let now = self.now();
         let inherited = std::mem::take(&mut self.inherited);
-        let mut old = std::mem::take(&mut self.watched).into_iter().peekable();
-        // Both are in the order of ids.
-        for (at, (id, new)) in plan.revisions.iter().enumerate() {
-            while old.next_if(|w| w.id < *id).is_some() {}
-            let mut watched = match old.next_if(|w| w.id == *id) {
-                Some(same) if same.plan == *new => {
-                    self.watched.push(same);
+        for (done, (id, new)) in plans.into_iter().enumerate() {
+            let known = self.watched.binary_search_by(|watched| watched.id.cmp(&id));
+            let at = match (known, new) {
+                (Ok(at), Some(new)) => {
+                    let watched = &mut self.watched[at];
+                    if watched.plan == new {
+                        continue;
+                    }
+                    watched.tracker.replan(&watched.plan, &new, now);
+                    watched.plan = new;
+                    at
+                }
+                (Err(at), Some(new)) => {
+                    let load = self.endpoints.sample(&id).unwrap_or_default();
+                    let tracker = match inherited.get(&id) {
+                        Some(wanted) => Tracker::after(&new, &load, *wanted, now),
+                        None => Tracker::new(&new, &load, now),
+                    };
+                    let plan = new;
+                    self.watched.insert(at, Box::new(Watched { id, plan, tracker }));
+                    at
+                }
+                (Ok(at), None) => {
+                    self.watched.remove(at);
                     continue;
                 }
-                Some(mut changed) => {
-                    changed.tracker.replan(&changed.plan, new, now);
-                    changed.plan = new.clone();
-                    changed
-                }
-                None => {
-                    let load = self.endpoints.sample(id).unwrap_or_default();
-                    Watched {
-                        id: id.clone(),
-                        plan: new.clone(),
-                        tracker: match inherited.get(id) {
-                            Some(wanted) => Tracker::after(new, &load, *wanted, now),
-                            None => Tracker::new(new, &load, now),
-                        },
-                    }
-                }
+                (Err(_), None) => continue,
             };
+            let watched = &mut self.watched[at];
             let decision = watched.tracker.reconsider(&watched.plan, now);
+            let watched = &self.watched[at];
             self.tell(&watched.id, decision);
-            self.watched.push(watched);
-            breathe(at).await;
+            breathe(done).await;
         }
     }
 

@@ -64,15 +64,16 @@ fn id(name: &str) -> RevisionId {
     RevisionId::parse("default", name).expect("a name")
 }
 
-fn plans(revisions: impl IntoIterator<Item = (RevisionId, RevisionPlan)>) -> Arc<Plan> {
-    Arc::new(Plan {
-        revisions: revisions.into_iter().collect(),
+fn plans(revisions: impl IntoIterator<Item = (RevisionId, RevisionPlan)>) -> PlanDelta {
+    let revisions = revisions.into_iter();
+    PlanDelta {
+        revisions: revisions.map(|(id, plan)| (id, Some(Arc::new(plan)))).collect(),
         processes: ProcessLimits {
             max: 64,
             ports: 20_000..=29_999,
         },
         drain: Duration::from_secs(300),
-    })
+    }
 }
 
 fn start() -> (Arc<Fake>, AutoscaleHandle) {
@@ -93,7 +94,7 @@ async fn the_demo_goes_to_zero() {
     let (fake, handle) = start();
     let greeter = id("greeter-v1");
     fake.carry(&greeter, 0);
-    handle.apply(plans([(greeter.clone(), plan(20))]));
+    handle.apply(&plans([(greeter.clone(), plan(20))]));
     pass(Duration::from_millis(50)).await;
     assert_eq!(fake.desired(&greeter), None);
 
@@ -121,7 +122,7 @@ async fn a_waiter_is_seen_without_being_told() {
     let (fake, handle) = start();
     let greeter = id("greeter-v1");
     fake.carry(&greeter, 0);
-    handle.apply(plans([(greeter.clone(), plan(20))]));
+    handle.apply(&plans([(greeter.clone(), plan(20))]));
     pass(Duration::from_millis(120)).await;
     fake.loads.lock().entry(greeter.clone()).or_default().queued = 1;
     pass(Duration::from_millis(100)).await;
@@ -133,7 +134,7 @@ async fn an_overload_is_met_within_two_looks() {
     let (fake, handle) = start();
     let greeter = id("greeter-v1");
     fake.carry(&greeter, 1);
-    handle.apply(plans([(greeter.clone(), plan(60))]));
+    handle.apply(&plans([(greeter.clone(), plan(60))]));
     pass(Duration::from_millis(3_250)).await;
     assert_eq!(fake.desired(&greeter), Some(1));
     fake.carry(&greeter, 412);
@@ -149,7 +150,7 @@ async fn who_is_not_heard_of_is_left_as_it_is() {
     let (fake, handle) = start();
     let greeter = id("greeter-v1");
     fake.carry(&greeter, 300);
-    handle.apply(plans([(greeter.clone(), plan(20))]));
+    handle.apply(&plans([(greeter.clone(), plan(20))]));
     pass(Duration::from_secs(5)).await;
     assert_eq!(fake.desired(&greeter), Some(5));
 
@@ -170,7 +171,7 @@ async fn a_reload_keeps_counters_of_what_stays() {
     for revision in [&stays, &goes] {
         fake.carry(revision, 50);
     }
-    handle.apply(plans([(stays.clone(), plan(60)), (goes.clone(), plan(60))]));
+    handle.apply(&plans([(stays.clone(), plan(60)), (goes.clone(), plan(60))]));
     pass(Duration::from_millis(10_050)).await;
     fake.told.lock().clear();
 
@@ -180,7 +181,9 @@ async fn a_reload_keeps_counters_of_what_stays() {
     tighter.policy.target_value = 10.0;
     let mut least = plan(60);
     least.policy.min_scale = 1;
-    handle.apply(plans([(stays.clone(), tighter), (comes.clone(), least)]));
+    let mut next = plans([(stays.clone(), tighter), (comes.clone(), least)]);
+    next.revisions.insert(goes.clone(), None);
+    handle.apply(&next);
     pass(Duration::from_millis(10)).await;
     // Ten seconds of 50 in flight, not a fresh start.
     assert_eq!(fake.desired(&stays), Some(5));
@@ -198,7 +201,7 @@ async fn thousands_of_idle_revisions_are_cheap() {
     for revision in &all {
         fake.carry(revision, 0);
     }
-    handle.apply(plans(all.iter().map(|r| (r.clone(), plan(60)))));
+    handle.apply(&plans(all.iter().map(|r| (r.clone(), plan(60)))));
     pass(Duration::from_millis(1_050)).await;
     *fake.samples.lock() = 0;
     pass(Duration::from_secs(1)).await;

@@ -22,7 +22,7 @@ fn check(cases: &[(&str, &[&str])]) {
 }
 
 fn brief(d: &Diagnostic) -> String {
-    let warning = if d.severity == config::Severity::Warning {
+    let warning = if d.severity == crate::config::Severity::Warning {
         "warning: "
     } else {
         ""

@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use sluice_model::{Host, HostPattern, Tag};
 
 use super::Catalog;
-use crate::config::{At, Context, Draft, ServiceDraft, Spot};
+use crate::config::{At, Context, ServiceDraft, Spot};
 
 /// Who claimed a host first.
 struct Claim {
@@ -18,7 +18,7 @@ struct Claim {
 type Hosts = Vec<Vec<(HostPattern, Option<Tag>)>>;
 
 struct Claims<'a> {
-    draft: &'a Draft,
+    domain: &'a str,
     catalog: &'a Catalog,
     taken: HashMap<HostPattern, Claim>,
     hosts: Hosts,
@@ -26,17 +26,17 @@ struct Claims<'a> {
 
 /// Claims all hosts of all services. Derived ones go first: where a custom host collides with one,
 /// the custom host is what can be changed.
-pub(super) fn claim(draft: &Draft, catalog: &Catalog, cx: &mut Context) -> Hosts {
+pub(super) fn claim(services: &[ServiceDraft], domain: &str, catalog: &Catalog, cx: &mut Context) -> Hosts {
     let mut claims = Claims {
-        draft,
+        domain,
         catalog,
         taken: HashMap::new(),
-        hosts: vec![Vec::new(); draft.services.len()],
+        hosts: vec![Vec::new(); services.len()],
     };
-    for (index, service) in draft.services.iter().enumerate() {
+    for (index, service) in services.iter().enumerate() {
         claims.derived(index, service, cx);
     }
-    for (index, service) in draft.services.iter().enumerate() {
+    for (index, service) in services.iter().enumerate() {
         claims.custom(index, service, cx);
     }
     claims.hosts
@@ -55,13 +55,32 @@ fn tags(service: &ServiceDraft) -> impl Iterator<Item = &At<Tag>> {
     fresh.into_iter()
 }
 
+/// Every host that a service may claim, whoever else does.
+pub(super) fn possible(domain: &str, service: &ServiceDraft, host: &mut impl FnMut(&str)) {
+    if let (Some(name), Some(namespace)) = (&service.name, &service.namespace) {
+        let base = format!("{}.{namespace}.{domain}", name.value);
+        host(&base);
+        for tag in tags(service) {
+            host(&format!("{}-{base}", tag.value));
+        }
+    }
+    for custom in &service.hosts {
+        host(&custom.value.to_string());
+        if let HostPattern::Exact(exact) = &custom.value {
+            for tag in tags(service) {
+                host(&format!("{}-{exact}", tag.value));
+            }
+        }
+    }
+}
+
 impl Claims<'_> {
     fn derived(&mut self, index: usize, service: &ServiceDraft, cx: &mut Context) {
         // A repeated service would only collide with the first one.
         let (Some(id), Some(name)) = (&self.catalog.services[index], &service.name) else {
             return;
         };
-        let domain = &self.draft.settings.domain;
+        let domain = self.domain;
         let base = format!("{}.{}.{domain}", id.name(), id.namespace());
         self.one(index, &base, None, &name.spot, cx);
         for tag in tags(service) {

@@ -1,4 +1,4 @@
-//! A draft into what is served and how it is scaled. Pure: equal input gives equal output.
+//! Drafts into what is served and how it is scaled. Pure: equal input gives equal output.
 //!
 //! Everything that involves more than one object is checked here (names, hosts, traffic targets,
 //! scales with their defaults), on drafts with mistakes too, so that all mistakes of all files are
@@ -10,16 +10,20 @@ mod targets;
 
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use sluice_model::{
-    HostPattern, RevisionId, RevisionSpec, Route, Service, ServiceId, Snapshot, SnapshotBuilder, Tag,
-    Visibility,
+    HostPattern, RevisionId, RevisionSpec, Route, Service, ServiceId, Snapshot, Tag, Visibility,
 };
 
-use crate::config::{self, Context, Diagnostic, Diagnostics, Draft, Parsed, ServiceDraft, SourceFile, Spot};
-use crate::plan::{Plan, RevisionPlan};
+use crate::config::{At, Context, Diagnostic, Diagnostics, Draft, Env, ServiceDraft, SourceFile, Spot};
+use crate::index::{Index, Policy};
+use crate::plan::{AutoscalePolicy, Plan, RevisionPlan};
+use crate::source::{Event, ObjectKey};
+
+/// All files together. Each is bounded by itself as well.
+const MAX_TOTAL_BYTES: usize = 256 << 20;
 
 /// A configuration that may be served.
 #[derive(Debug)]
@@ -43,6 +47,10 @@ pub struct ListenerReference {
 }
 
 impl ListenerReference {
+    pub(crate) fn new(spot: Option<Spot>) -> Self {
+        Self { spot }
+    }
+
     /// An error where its address stands; `None` for the one that is there by default.
     pub fn error(&self, message: impl Into<String>) -> Option<Diagnostic> {
         Some(self.spot.as_ref()?.error(message))
@@ -58,6 +66,13 @@ pub struct FileReference {
 }
 
 impl FileReference {
+    pub(crate) fn new(named: &At<PathBuf>) -> Self {
+        Self {
+            file: named.value.clone(),
+            spot: named.spot.clone(),
+        }
+    }
+
     /// An error where the file is named.
     pub fn error(&self, message: impl Into<String>) -> Diagnostic {
         self.spot.error(message)
@@ -109,59 +124,120 @@ impl fmt::Display for Summary {
     }
 }
 
-/// Reads and compiles files. `env` gives the value of a variable.
+/// Reads and compiles files, all or nothing. `env` gives the value of a variable.
 ///
 /// # Errors
 /// All mistakes of all files, and warnings with them.
-pub fn load(files: &[SourceFile], env: &dyn Fn(&str) -> Option<String>) -> Result<Compiled, Diagnostics> {
-    compile(config::parse(files, env))
-}
-
-/// Checks what was read and compiles it.
-///
-/// # Errors
-/// All mistakes, those from reading included, and warnings with them.
-pub fn compile(parsed: Parsed) -> Result<Compiled, Diagnostics> {
-    let Parsed {
-        draft,
-        diagnostics,
-        files,
-    } = parsed;
-    let mut cx = Context { diagnostics };
-    let catalog = Catalog::new(&draft, &mut cx);
-    let hosts = hosts::claim(&draft, &catalog, &mut cx);
-    let targets = targets::resolve(&draft, &catalog, &mut cx);
-    let policies = policy::policies(&draft, &mut cx);
-    warn_unserved(&draft, &mut cx);
-
-    let mut diagnostics = cx.diagnostics;
-    let mut rank: HashMap<&Path, usize> = HashMap::new();
-    for (i, file) in files.iter().enumerate() {
-        rank.entry(file).or_insert(i);
+pub fn load(files: &[SourceFile], env: Env<'_>) -> Result<Compiled, Diagnostics> {
+    let mut diagnostics = Diagnostics::default();
+    let mut bytes = 0;
+    let mut index = Index::new(Policy::AllOrNothing);
+    let mut events = vec![Event::Init];
+    for (nth, file) in files.iter().enumerate() {
+        bytes += file.text.len();
+        if bytes > MAX_TOTAL_BYTES {
+            let message = format!("all files together are larger than {} MiB", MAX_TOTAL_BYTES >> 20);
+            diagnostics.push(Diagnostic::about_file(&file.path, message));
+            break;
+        }
+        let key = ObjectKey::new(nth, &file.path);
+        events.push(Event::Apply(key, file.text.as_str().into()));
     }
-    diagnostics.settle(|file| rank.get(file).copied().unwrap_or(usize::MAX));
-    if diagnostics.errors() > 0 {
+    events.push(Event::InitDone);
+    index.apply(events, env);
+    let told = index.diagnostics();
+    if told.errors() + diagnostics.errors() > 0 {
+        diagnostics.append(told);
         return Err(diagnostics);
     }
-    match build(draft, &catalog, hosts, &targets, policies) {
-        Some((snapshot, plan, files, listeners)) => Ok(Compiled {
-            snapshot,
-            plan,
-            warnings: diagnostics,
-            files,
-            listeners,
-        }),
-        // Every reason why building fails was looked for above; should one have been missed, the
-        // last good Snapshot keeps serving.
-        None => {
-            let file = files.into_iter().next().unwrap_or_default();
-            diagnostics.push(Diagnostic::about_file(
-                file,
-                "the configuration contradicts itself",
-            ));
-            Err(diagnostics)
+    let built = index.propose().map(|step| {
+        let empty = Snapshot::empty(Arc::clone(&step.delta.settings));
+        (empty.edit(&step.delta, |_| ()), step)
+    });
+    // Every reason why building fails was looked for above.
+    let Some((Ok(snapshot), step)) = built else {
+        let file = files.first().map(|file| file.path.clone()).unwrap_or_default();
+        diagnostics.push(Diagnostic::about_file(
+            file,
+            "the configuration contradicts itself",
+        ));
+        return Err(diagnostics);
+    };
+    let mut plan = Plan {
+        revisions: BTreeMap::new(),
+        processes: step.plan.processes.clone(),
+        drain: step.plan.drain,
+    };
+    plan.edit(&step.plan);
+    Ok(Compiled {
+        snapshot,
+        plan,
+        warnings: told,
+        files: index.files(),
+        listeners: index.listeners(),
+    })
+}
+
+/// A service compiled, with how its revisions are scaled.
+#[derive(Debug, Clone)]
+pub(crate) struct Piece {
+    pub(crate) service: Arc<Service>,
+    pub(crate) plans: Vec<(RevisionId, Arc<RevisionPlan>)>,
+}
+
+/// Compiles services that may claim the same names and hosts; all others do not. In the order of
+/// their files. What is wrong goes to `cx`, and `None` stands for a service that cannot be built.
+///
+/// Pure, and the whole of it: a service has the same outcome in any group that has all services which
+/// want what it wants. `ground` is what holds for all of them.
+pub(crate) fn compile(ground: &Draft, services: Vec<ServiceDraft>, cx: &mut Context) -> Vec<Option<Piece>> {
+    let catalog = Catalog::new(&services, cx);
+    let hosts = hosts::claim(&services, &ground.settings.domain, &catalog, cx);
+    let targets = targets::resolve(&services, &catalog, cx);
+    let policies = policy::policies(&services, &ground.autoscaling, cx);
+    warn_unserved(ground, &services, cx);
+    let parts = services.into_iter().zip(hosts).zip(policies).enumerate();
+    parts
+        .map(|(index, ((service, hosts), policies))| {
+            build(service, hosts, policies, index, &catalog, &targets[index])
+        })
+        .collect()
+}
+
+/// What a service wants for itself alone, and what it looks up: services that share none of these have
+/// nothing to do with each other. `want` gets a kind and the parts of a name.
+pub(crate) fn wants(domain: &str, service: &ServiceDraft, want: &mut impl FnMut(Want<'_>)) {
+    let namespace = service.namespace.as_deref();
+    if let (Some(namespace), Some(name)) = (namespace, &service.name) {
+        want(Want::Service(namespace, &name.value));
+    }
+    if let Some(namespace) = namespace {
+        for revision in &service.revisions {
+            match (&revision.name, &service.name) {
+                (Some(name), _) => want(Want::Revision(namespace, &name.value)),
+                (None, Some(name)) if service.shorthand => {
+                    want(Want::Revision(namespace, &format!("{}-00001", name.value)));
+                }
+                _ => {}
+            }
+        }
+        // Whose a revision is, is told where it is not the service's own.
+        for name in targets::named(service) {
+            want(Want::Revision(namespace, name));
         }
     }
+    hosts::possible(domain, service, &mut |host| want(Want::Host(host)));
+}
+
+/// A name that only one service may have.
+#[derive(Debug, Hash)]
+pub(crate) enum Want<'n> {
+    /// Namespace and name.
+    Service(&'n str, &'n str),
+    /// Namespace and name.
+    Revision(&'n str, &'n str),
+    /// A host, or a wildcard.
+    Host(&'n str),
 }
 
 /// Names of everything, found once.
@@ -175,7 +251,7 @@ struct Catalog {
 }
 
 impl Catalog {
-    fn new(draft: &Draft, cx: &mut Context) -> Self {
+    fn new(services: &[ServiceDraft], cx: &mut Context) -> Self {
         let mut catalog = Self {
             services: Vec::new(),
             revisions: Vec::new(),
@@ -183,7 +259,7 @@ impl Catalog {
         };
         let mut taken: HashMap<ServiceId, &Spot> = HashMap::new();
         let mut named: HashMap<RevisionId, Spot> = HashMap::new();
-        for (index, service) in draft.services.iter().enumerate() {
+        for (index, service) in services.iter().enumerate() {
             let (id, fresh) = claim_name(service, &mut taken, cx);
             catalog.services.push(id);
             let ids = service
@@ -238,7 +314,7 @@ fn claim_name<'d>(
 /// A revision's id and where its name comes from; a shorthand's is its service's and a number.
 fn revision_id(
     service: &ServiceDraft,
-    name: Option<&config::At<String>>,
+    name: Option<&At<String>>,
     cx: &mut Context,
 ) -> Option<(RevisionId, Spot)> {
     let namespace = service.namespace.as_ref()?;
@@ -260,13 +336,11 @@ fn revision_id(
 }
 
 /// Services that no listener serves: probably not what was meant, but nothing to refuse.
-fn warn_unserved(draft: &Draft, cx: &mut Context) {
-    let listeners = &draft.settings.listeners;
-    let internal = listeners.iter().any(|l| l.visibility == Visibility::Internal);
-    if internal || !draft.listeners_sound {
+fn warn_unserved(ground: &Draft, services: &[ServiceDraft], cx: &mut Context) {
+    if serves_internal(ground) {
         return;
     }
-    for service in &draft.services {
+    for service in services {
         if service.visibility == Visibility::Internal {
             let diagnostic = service.spot.error("no listener serves this internal service");
             let hint = "add a listener with visibility: internal";
@@ -275,91 +349,76 @@ fn warn_unserved(draft: &Draft, cx: &mut Context) {
     }
 }
 
-type Built = (Snapshot, Plan, Vec<FileReference>, Vec<ListenerReference>);
+/// Whether an internal service has, or may have, a listener.
+pub(crate) fn serves_internal(ground: &Draft) -> bool {
+    let mut listeners = ground.settings.listeners.iter();
+    !ground.listeners_sound || listeners.any(|l| l.visibility == Visibility::Internal)
+}
 
 /// Puts the parts together; everything was checked.
 fn build(
-    draft: Draft,
+    service: ServiceDraft,
+    hosts: Vec<(HostPattern, Option<Tag>)>,
+    policies: Vec<Option<AutoscalePolicy>>,
+    index: usize,
     catalog: &Catalog,
-    hosts: Vec<Vec<(HostPattern, Option<Tag>)>>,
-    targets: &[targets::ServiceTargets],
-    policies: Vec<Vec<Option<crate::plan::AutoscalePolicy>>>,
-) -> Option<Built> {
-    let named = draft.services.iter().flat_map(|s| &s.revisions);
-    let named = named.flat_map(|r| r.tls_files.iter().cloned());
-    let files: Vec<_> = draft.files.into_iter().chain(named).collect();
-    let files = files.into_iter().map(|f| FileReference {
-        file: f.value,
-        spot: f.spot,
-    });
-    let files = files.collect();
-    let listeners = draft.listeners.into_iter();
-    let listeners = listeners.map(|spot| ListenerReference { spot }).collect();
-    let drain = draft.settings.drain.timeout;
-    let mut plans = BTreeMap::new();
-    let mut builder = SnapshotBuilder::new(draft.settings);
-    let services = draft.services.into_iter().zip(hosts).zip(policies);
-    for (index, ((service, hosts), policies)) in services.enumerate() {
-        let id = catalog.services[index].as_ref()?;
-        let ids = &catalog.revisions[index];
-        let mut revisions = Vec::with_capacity(ids.len());
-        let drafts = service.revisions.into_iter().zip(policies).enumerate();
-        for (nth, (revision, policy)) in drafts {
-            let revision_id = ids[nth].as_ref()?;
-            if let (Some(scaler), Some(policy)) = (revision.scaler, policy) {
-                let plan = RevisionPlan {
-                    scaler,
-                    policy,
-                    start_timeout: revision.start_timeout,
-                    service: id.name().to_owned(),
-                    reachable: targets[index].reaches(nth),
-                };
-                plans.insert(revision_id.clone(), plan);
-            }
-            revisions.push(Arc::new(RevisionSpec {
-                id: revision_id.clone(),
-                service: id.clone(),
-                backend: revision.backend?,
-                protocol: revision.protocol,
-                max_streams_per_connection: revision.max_streams_per_connection,
-                tls: revision.tls,
-                upgrades: revision.upgrades,
-                readiness: revision.readiness,
+    targets: &targets::ServiceTargets,
+) -> Option<Piece> {
+    let id = catalog.services[index].as_ref()?;
+    let ids = &catalog.revisions[index];
+    let mut plans = Vec::new();
+    let mut revisions = Vec::with_capacity(ids.len());
+    let drafts = service.revisions.into_iter().zip(policies).enumerate();
+    for (nth, (revision, policy)) in drafts {
+        let revision_id = ids[nth].as_ref()?;
+        if let (Some(scaler), Some(policy)) = (revision.scaler, policy) {
+            let plan = RevisionPlan {
+                scaler,
+                policy,
                 start_timeout: revision.start_timeout,
-                container_concurrency: revision.container_concurrency,
-                timeouts: revision.timeouts,
-                queue: revision.queue,
-                request_headers: revision.request_headers,
-            }));
+                service: id.name().to_owned(),
+                reachable: targets.reaches(nth),
+            };
+            plans.push((revision_id.clone(), Arc::new(plan)));
         }
-        let mut routes = Vec::with_capacity(service.routes.len());
-        for (route, own) in service.routes.into_iter().zip(&targets[index].routes) {
-            routes.push(Route {
-                matches: route.matches,
-                rewrite_host: route.rewrite_host,
-                rewrite_path: route.rewrite_path,
-                append_headers: route.append_headers,
-                split: targets::split(own, ids)?,
-            });
-        }
-        let service = Service {
-            id: id.clone(),
-            visibility: service.visibility,
-            http_option: service.http_option,
-            sticky: service.sticky,
-            hosts,
-            revisions,
-            routes,
-            split: targets::split(&targets[index].own, ids)?,
-        };
-        builder.service(service).ok()?;
+        revisions.push(Arc::new(RevisionSpec {
+            id: revision_id.clone(),
+            service: id.clone(),
+            backend: revision.backend?,
+            protocol: revision.protocol,
+            max_streams_per_connection: revision.max_streams_per_connection,
+            tls: revision.tls,
+            upgrades: revision.upgrades,
+            readiness: revision.readiness,
+            start_timeout: revision.start_timeout,
+            container_concurrency: revision.container_concurrency,
+            timeouts: revision.timeouts,
+            queue: revision.queue,
+            request_headers: revision.request_headers,
+        }));
     }
-    let plan = Plan {
-        revisions: plans,
-        processes: draft.processes,
-        drain,
+    let mut routes = Vec::with_capacity(service.routes.len());
+    for (route, own) in service.routes.into_iter().zip(&targets.routes) {
+        routes.push(Route {
+            matches: route.matches,
+            rewrite_host: route.rewrite_host,
+            rewrite_path: route.rewrite_path,
+            append_headers: route.append_headers,
+            split: targets::split(own, ids)?,
+        });
+    }
+    let service = Service {
+        id: id.clone(),
+        visibility: service.visibility,
+        http_option: service.http_option,
+        sticky: service.sticky,
+        hosts,
+        revisions,
+        routes,
+        split: targets::split(&targets.own, ids)?,
     };
-    Some((builder.build(), plan, files, listeners))
+    let service = Arc::new(service);
+    Some(Piece { service, plans })
 }
 
 #[cfg(test)]

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::config::{At, Context, Draft, Globals, RevisionDraft, Scaling};
+use crate::config::{At, Context, Globals, RevisionDraft, Scaling, ServiceDraft};
 use crate::plan::{AutoscalePolicy, Metric};
 
 /// Knative's `requests-per-second` utilisation, which no key changes.
@@ -11,12 +11,16 @@ const RPS_FRACTION: f64 = 0.7;
 const LEAST_TARGET: f64 = 0.01;
 
 /// Policies by service and revision; none where nothing scales.
-pub(super) fn policies(draft: &Draft, cx: &mut Context) -> Vec<Vec<Option<AutoscalePolicy>>> {
-    let services = draft.services.iter();
+pub(super) fn policies(
+    services: &[ServiceDraft],
+    globals: &Globals,
+    cx: &mut Context,
+) -> Vec<Vec<Option<AutoscalePolicy>>> {
     services
+        .iter()
         .map(|service| {
             let revisions = service.revisions.iter();
-            revisions.map(|r| policy(r, &draft.autoscaling, cx)).collect()
+            revisions.map(|r| policy(r, globals, cx)).collect()
         })
         .collect()
 }

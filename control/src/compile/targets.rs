@@ -3,7 +3,7 @@
 use sluice_model::{Percent, RevisionId, Tag, TrafficSplit, TrafficTarget};
 
 use super::Catalog;
-use crate::config::{At, Context, Draft, ServiceDraft, Target, Traffic, Which, did_you_mean};
+use crate::config::{At, Context, ServiceDraft, Target, Traffic, Which, did_you_mean};
 
 /// A target that names a revision of its service.
 pub(super) struct Resolved {
@@ -30,15 +30,15 @@ impl ServiceTargets {
 }
 
 /// Resolves the traffic of all services; what cannot be resolved was reported.
-pub(super) fn resolve(draft: &Draft, catalog: &Catalog, cx: &mut Context) -> Vec<ServiceTargets> {
-    let all = draft.services.iter().enumerate();
+pub(super) fn resolve(services: &[ServiceDraft], catalog: &Catalog, cx: &mut Context) -> Vec<ServiceTargets> {
+    let all = services.iter().enumerate();
     all.map(|(index, service)| {
         let own = match &service.traffic {
-            Some(traffic) => resolve_traffic(draft, catalog, index, traffic, cx),
+            Some(traffic) => resolve_traffic(services, catalog, index, traffic, cx),
             None => latest_gets_all(service),
         };
         let routes = service.routes.iter().map(|route| match &route.traffic {
-            Some(traffic) => resolve_traffic(draft, catalog, index, traffic, cx),
+            Some(traffic) => resolve_traffic(services, catalog, index, traffic, cx),
             // The service's own, without its tags: those have hosts, and routes have none.
             None => own.iter().map(|t| Resolved { tag: None, ..*t }).collect(),
         });
@@ -46,6 +46,17 @@ pub(super) fn resolve(draft: &Draft, catalog: &Catalog, cx: &mut Context) -> Vec
         ServiceTargets { own, routes }
     })
     .collect()
+}
+
+/// The names of revisions that a service's traffic goes to.
+pub(super) fn named(service: &ServiceDraft) -> impl Iterator<Item = &str> {
+    let routes = service.routes.iter().filter_map(|route| route.traffic.as_ref());
+    let targets = service.traffic.iter().chain(routes);
+    let targets = targets.flat_map(|traffic| &traffic.targets);
+    targets.filter_map(|target| match &target.which {
+        Which::Named { name, .. } => Some(name.value.as_str()),
+        Which::Latest | Which::Configuration(_) => None,
+    })
 }
 
 fn latest_gets_all(service: &ServiceDraft) -> Vec<Resolved> {
@@ -60,13 +71,13 @@ fn latest_gets_all(service: &ServiceDraft) -> Vec<Resolved> {
 }
 
 fn resolve_traffic(
-    draft: &Draft,
+    services: &[ServiceDraft],
     catalog: &Catalog,
     index: usize,
     traffic: &Traffic,
     cx: &mut Context,
 ) -> Vec<Resolved> {
-    let service = &draft.services[index];
+    let service = &services[index];
     let targets = traffic.targets.iter();
     let resolved = targets.filter_map(|target: &Target| {
         let latest = service.revisions.len().checked_sub(1);
@@ -80,7 +91,7 @@ fn resolve_traffic(
                 name,
                 latest: is_latest,
             } => {
-                let found = find(draft, catalog, index, name, cx)?;
+                let found = find(services, catalog, index, name, cx)?;
                 if *is_latest && Some(found) != latest && service.all_named {
                     let message = format!("'{}' is not the latest revision, the last one listed", name.value);
                     let hint = "keep either revisionName or latestRevision: true";
@@ -110,7 +121,7 @@ fn check_configuration(service: &ServiceDraft, name: &At<String>, cx: &mut Conte
 
 /// The revision of this name in the service.
 fn find(
-    draft: &Draft,
+    services: &[ServiceDraft],
     catalog: &Catalog,
     index: usize,
     name: &At<String>,
@@ -122,7 +133,7 @@ fn find(
     if let Some((nth, _)) = found {
         return Some(nth);
     }
-    let service = &draft.services[index];
+    let service = &services[index];
     // Among revisions whose names are mistakes this may be the one that was meant.
     if !service.all_named || ids.iter().any(Option::is_none) {
         return None;
@@ -133,7 +144,7 @@ fn find(
         .as_ref()
         .and_then(|namespace| RevisionId::parse(namespace, &name.value).ok())
         .and_then(|id| catalog.owners.get(&id))
-        .and_then(|owner| draft.services[*owner].name.as_ref());
+        .and_then(|owner| services[*owner].name.as_ref());
     let hint = match (owner, did_you_mean(&name.value, names.clone())) {
         (Some(owner), _) => format!(
             "it belongs to service '{}'; traffic goes to a service's own revisions",

@@ -1,5 +1,7 @@
 //! Whole configurations: what loads, what it becomes, and what is told about what does not.
 
+use std::path::Path;
+
 use super::*;
 use std::time::Duration;
 

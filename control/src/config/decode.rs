@@ -271,6 +271,8 @@ pub(crate) struct Object<'c> {
     pub(crate) cx: &'c mut Context,
     entries: Vec<Entry>,
     asked: Vec<&'static str>,
+    /// Keys that other mappings have.
+    elsewhere: Vec<&'static str>,
     missing: Vec<&'static str>,
     misspelt: Vec<&'static str>,
     closed: bool,
@@ -308,6 +310,7 @@ impl<'c> Object<'c> {
             cx,
             entries,
             asked: Vec::new(),
+            elsewhere: Vec::new(),
             missing: Vec::new(),
             misspelt: Vec::new(),
             closed: false,
@@ -389,6 +392,23 @@ impl<'c> Object<'c> {
         Some(lists.flatten().collect())
     }
 
+    /// Whether there is any other key.
+    pub(super) fn has_other_than(&self, key: &str) -> bool {
+        let mut names = self.entries.iter().filter_map(|e| e.key.scalar());
+        names.any(|name| &*name.text != key)
+    }
+
+    /// Leaves a key out: something else reads it.
+    pub(super) fn forget(&mut self, key: &str) {
+        self.entries
+            .retain(|e| e.key.scalar().is_none_or(|name| &*name.text != key));
+    }
+
+    /// Counts a key as there, with nothing of interest under it.
+    pub(super) fn has_elsewhere(&mut self, key: &'static str) {
+        self.elsewhere.push(key);
+    }
+
     /// Whether the key is there, whatever its value.
     pub(super) fn has(&self, key: &str) -> bool {
         self.key(key).is_some()
@@ -463,7 +483,7 @@ impl<'c> Object<'c> {
         }
         let there = |known: &&str| {
             let mut names = self.entries.iter().filter_map(|e| e.key.scalar());
-            names.any(|name| &*name.text == *known)
+            self.elsewhere.contains(known) || names.any(|name| &*name.text == *known)
         };
         let unknown = self.entries.iter().any(|e| !e.used);
         let mut free = self.asked.clone();

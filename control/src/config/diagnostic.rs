@@ -218,6 +218,24 @@ impl Diagnostics {
     }
 }
 
+impl Diagnostics {
+    /// Those of each of `count` files, as `place` has them. Errors that were not kept count for the
+    /// first one.
+    pub(crate) fn by_file(self, count: usize, place: impl Fn(&std::path::Path) -> usize) -> Vec<Self> {
+        let mut all: Vec<Self> = std::iter::repeat_with(Self::default).take(count).collect();
+        let kept = self.items.len() - self.warnings();
+        if let Some(first) = all.first_mut() {
+            first.errors += self.errors.saturating_sub(kept);
+        }
+        for item in self.items {
+            if let Some(own) = all.get_mut(place(&item.place.file)) {
+                own.push(item);
+            }
+        }
+        all
+    }
+}
+
 impl fmt::Display for Diagnostics {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for (i, item) in self.items.iter().enumerate() {

@@ -14,18 +14,17 @@ use super::decode::{List, Located, Object, Record};
 use super::limits::{LIMITS, default_limits};
 use super::names::{DOMAIN, LISTEN, NETWORK};
 use super::scalar::{Choice, Flag, Integer, Parsed, Refusal, Size, Span};
-use super::service::{SERVICE, ServiceDraft, VISIBILITY};
+use super::service::{SERVICE, VISIBILITY};
 use super::tls::TLS;
 use super::tree::{At, Spot};
 use crate::plan::ProcessLimits;
 
-/// All files together, as far as they could be decoded.
+/// What holds for all services, as far as it could be decoded.
 #[derive(Debug, Clone)]
 pub(crate) struct Draft {
     pub(crate) settings: Settings,
     pub(crate) processes: ProcessLimits,
     pub(crate) autoscaling: Globals,
-    pub(crate) services: Vec<ServiceDraft>,
     /// Files that somebody else reads.
     pub(crate) files: Vec<At<PathBuf>>,
     /// Where each listener's address is; `None` for the default one.
@@ -88,7 +87,8 @@ pub(super) fn root(o: &mut Object<'_>) -> Option<Draft> {
     );
     let admin = o.optional("admin", "The admin listener. Default: 127.0.0.1:9900.", ADMIN);
     let dns = o.optional("dns", "How names of endpoints are resolved.", DNS);
-    let services = o.list("services", "What is served.", SERVICE);
+    // Read with the file that it stands in, and not here: asked for so that the schema has it.
+    o.list("services", "What is served.", SERVICE);
 
     let (health, admin) = (health.flatten(), admin.flatten());
     let listeners = listeners.unwrap_or_else(|| vec![ListenerDraft::default()]);
@@ -121,7 +121,6 @@ pub(super) fn root(o: &mut Object<'_>) -> Option<Draft> {
             ports: 20_000..=29_999,
         }),
         autoscaling: autoscaling.unwrap_or_default(),
-        services: services.unwrap_or_default(),
         files,
         listeners: spots,
         listeners_sound,

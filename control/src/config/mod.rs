@@ -1,7 +1,7 @@
 //! The config format: text into a draft that knows where everything stands, and every mistake.
 //!
 //! ```text
-//! text ── yaml ──> Tree ── decode ──> Draft + Diagnostics ── compile ──> Snapshot + Plan
+//! text ── yaml ──> Tree ── decode ──> FileDraft + Diagnostics ── index, compile ──> services + plans
 //! ```
 //!
 //! Nothing stops at the first mistake: what could be read is checked further, and what could not is
@@ -44,64 +44,82 @@ pub(crate) use traffic::{Target, Traffic, Which};
 pub(crate) use tree::{At, Spot};
 
 use decode::Object;
+use service::SERVICE;
 use tree::{Content, Node, Segment, Tree};
 
-/// All files together. Each is bounded by itself as well.
-const MAX_TOTAL_BYTES: usize = 256 << 20;
-
-/// What files say, as far as they could be read, with everything that is wrong so far.
-/// [`compile`](crate::compile::compile) checks it further.
+/// What one file says, whatever other files say.
 #[derive(Debug)]
-pub struct Parsed {
-    pub(crate) draft: Draft,
+pub(crate) struct FileDraft {
+    pub(crate) services: Vec<ServiceDraft>,
+    /// What is wrong so far; that of top-level keys other than `services` is not among it.
     pub(crate) diagnostics: Diagnostics,
-    /// In the order given, to sort diagnostics by.
-    pub(crate) files: Vec<PathBuf>,
+    /// It has the key `services`, whatever is under it.
+    pub(crate) has_services: bool,
+    /// It has other top-level keys, known or not: it takes part in [`ground`].
+    pub(crate) has_others: bool,
 }
 
-impl Parsed {
-    /// What is wrong so far.
-    pub fn diagnostics(&self) -> &Diagnostics {
-        &self.diagnostics
+/// Reads one file. Never fails: mistakes are in the result, and compiling it finds the rest. `env`
+/// gives the value of a variable.
+pub(crate) fn decode_file(file: &SourceFile, env: Env<'_>) -> FileDraft {
+    let mut cx = Context::default();
+    let tree = yaml::parse(file, env, &mut cx.diagnostics);
+    let roots = mappings(&tree, &mut cx);
+    let whole = roots.first().cloned().unwrap_or_else(nothing);
+    let mut object = Object::new(whole, &roots, &mut cx);
+    let services = object.list("services", "", SERVICE);
+    let has_services = object.has("services");
+    let has_others = object.has_other_than("services");
+    FileDraft {
+        services: services.unwrap_or_default(),
+        diagnostics: cx.diagnostics,
+        has_services,
+        has_others,
     }
 }
 
-/// Reads all files as one configuration. Never fails: mistakes are in the result, and compiling it
-/// finds the rest. `env` gives the value of a variable.
-pub fn parse(files: &[SourceFile], env: &dyn Fn(&str) -> Option<String>) -> Parsed {
+/// What holds for all services: the top-level keys of the files that have some, read as one
+/// configuration. Services are not among it. `has_services`: some file has that key, so that no other
+/// one was meant to be it.
+pub(crate) fn ground(files: &[SourceFile], has_services: bool, env: Env<'_>) -> (Draft, Diagnostics) {
     let mut cx = Context::default();
     let mut roots = Vec::new();
-    let mut bytes = 0;
     for file in files {
-        bytes += file.text.len();
-        if bytes > MAX_TOTAL_BYTES {
-            let message = format!("all files together are larger than {} MiB", MAX_TOTAL_BYTES >> 20);
-            cx.report(Diagnostic::about_file(&file.path, message));
-            break;
-        }
-        let tree = yaml::parse(file, env, &mut cx.diagnostics);
-        for &root in &tree.roots {
-            let root = Spot::new(&tree, root);
-            match root.content() {
-                Content::Mapping(_) => roots.push(root),
-                // An empty document says nothing.
-                Content::Scalar(scalar) if scalar.is_null() => {}
-                _ => {
-                    let hint = "a configuration is keys and values, such as 'services:'";
-                    cx.mismatch(&root, "a mapping", Some(hint.to_owned()));
-                }
-            }
-        }
+        // What is wrong with the file itself was told with its services.
+        let mut told = Context::default();
+        let tree = yaml::parse(file, env, &mut told.diagnostics);
+        roots.extend(mappings(&tree, &mut told));
     }
     let whole = roots.first().cloned().unwrap_or_else(nothing);
     let mut object = Object::new(whole, &roots, &mut cx);
+    object.forget("services");
+    if has_services {
+        object.has_elsewhere("services");
+    }
     let draft = gateway::root(&mut object).expect("the root always makes a draft");
     object.close();
-    Parsed {
-        draft,
-        diagnostics: cx.diagnostics,
-        files: files.iter().map(|f| f.path.clone()).collect(),
+    (draft, cx.diagnostics)
+}
+
+/// Gives the value of a variable.
+pub type Env<'e> = &'e dyn Fn(&str) -> Option<String>;
+
+/// The roots of a file's documents.
+fn mappings(tree: &Arc<Tree>, cx: &mut Context) -> Vec<Spot> {
+    let mut roots = Vec::new();
+    for &root in &tree.roots {
+        let root = Spot::new(tree, root);
+        match root.content() {
+            Content::Mapping(_) => roots.push(root),
+            // An empty document says nothing.
+            Content::Scalar(scalar) if scalar.is_null() => {}
+            _ => {
+                let hint = "a configuration is keys and values, such as 'services:'";
+                cx.mismatch(&root, "a mapping", Some(hint.to_owned()));
+            }
+        }
     }
+    roots
 }
 
 /// An empty mapping that stands nowhere.

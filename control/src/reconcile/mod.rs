@@ -1,52 +1,46 @@
-//! From "a file may have changed" to a published Snapshot, or to a clear no.
+//! From "an object may have changed" to a published change, or to a clear no.
 //!
-//! refresh → load → equal? stop → prepare → publish → apply. Whatever goes wrong before publish
-//! leaves the last good Generation serving, and everything that is wrong is said at once.
+//! refresh → index → propose; nothing? stop → prepare → publish → scale → commit. Whatever goes wrong
+//! before publish leaves the last good state serving, and everything that is wrong is said at once.
 
 mod fixed;
 
 use std::fmt;
-use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::panic::resume_unwind;
 use std::sync::Arc;
 use std::time::Instant;
 
-use sluice_model::{Delta, Generation, Settings, Snapshot};
+use sluice_model::{Delta, Generation, Settings};
 
-use crate::plan::Plan;
-use crate::source::{Change, Source, SourceError, SourceFile};
+use crate::compile::{FileReference, ListenerReference};
+use crate::config::Diagnostics;
+use crate::index::{Index, Policy, Step};
+use crate::plan::PlanDelta;
+use crate::source::{Change, Event, Source, SourceError};
 
 pub use fixed::fixed_changes;
 
-/// What files were compiled into.
-#[derive(Debug)]
-pub struct Compiled {
-    /// For the data plane.
-    pub snapshot: Snapshot,
-    /// For the control plane.
-    pub plan: Plan,
-    /// What is odd but not wrong, each in one line.
-    pub warnings: Vec<String>,
-}
-
-/// What became of a look at the files.
+/// What became of a look at the objects.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ReloadOutcome {
     /// Published as this Generation.
     Applied(Generation),
-    /// The files say what they said.
+    /// The objects say what they said.
     Unchanged,
-    /// This many mistakes; the last good Generation goes on.
+    /// This many mistakes; what was published last goes on.
     Rejected(usize),
 }
 
-/// Everybody whom a new Snapshot concerns. Called from one blocking thread at a time.
+/// Everybody whom a change concerns: the data plane, which the control plane does not know, and the
+/// scaler. Called from one blocking thread at a time.
 pub trait Parties: Send + 'static {
-    /// Makes ready for these settings. Called before anything is published.
+    /// Makes ready for these settings; `places` has where each listener stands. Called before anything is
+    /// published.
     ///
     /// # Errors
     /// What cannot be had (an address that is taken), each in one line. Nothing changes
     /// then, and whoever refuses has undone what it did.
-    fn prepare(&mut self, next: &Settings) -> Result<(), Vec<String>>;
+    fn prepare(&mut self, next: &Settings, places: &[ListenerReference]) -> Result<(), Vec<String>>;
 
     /// Edits the table that requests read: they see all of it from now on. Returns its Generation.
     ///
@@ -54,41 +48,42 @@ pub trait Parties: Send + 'static {
     /// It contradicts the table, which stays as it is.
     fn publish(&mut self, delta: &Delta) -> Result<Generation, String>;
 
-    /// Scales by this plan from now on; called after the publication of what it belongs to.
-    fn apply(&mut self, plan: &Arc<Plan>);
+    /// Scales like this from now on; called after the publication of what it belongs to.
+    fn scale(&mut self, plan: &PlanDelta);
 
-    /// An operator asked for a reload and the files say what they said: what they only name
+    /// An operator asked for a reload, and the objects say what they said: what they only name
     /// (certificates) may still be read anew.
-    fn reload_asked(&mut self) {}
+    fn reread(&mut self) {}
 
-    /// What was set differently but stays as it was bound at start; see [`fixed_changes`].
-    fn fixed_changes(&self, bound: &Settings, next: &Settings) -> Vec<String> {
-        fixed_changes(bound, next)
-    }
+    /// Something happened to a file that objects name.
+    fn touched(&mut self) {}
 
     /// For metrics.
     fn outcome(&mut self, _outcome: ReloadOutcome) {}
 }
 
-/// Why there is no first Snapshot. `M` is a mistake with its place, as the loader reports it.
+/// Gives the value of a variable that objects use.
+pub type Environment = Box<dyn Fn(&str) -> Option<String> + Send>;
+
+/// Why there is nothing to start with.
 #[derive(Debug)]
-pub enum LoadError<M> {
-    /// Files cannot be read.
+pub enum LoadError {
+    /// Objects cannot be read.
     Source(Vec<SourceError>),
     /// They say something wrong.
-    Mistakes(Vec<M>),
+    Mistakes(Diagnostics),
 }
 
-impl<M: fmt::Display> fmt::Display for LoadError<M> {
+impl fmt::Display for LoadError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Source(errors) => f.write_str(&lines(errors)),
-            Self::Mistakes(mistakes) => f.write_str(&lines(mistakes)),
+            Self::Mistakes(mistakes) => write!(f, "{mistakes}"),
         }
     }
 }
 
-impl<M: fmt::Debug + fmt::Display> std::error::Error for LoadError<M> {}
+impl std::error::Error for LoadError {}
 
 fn lines<T: fmt::Display>(all: &[T]) -> String {
     let shown: Vec<_> = all.iter().map(T::to_string).collect();
@@ -96,73 +91,84 @@ fn lines<T: fmt::Display>(all: &[T]) -> String {
 }
 
 /// The first load, not yet in anybody's hands.
-pub struct Loaded<S, L> {
+pub struct Loaded<S> {
     source: S,
-    load: L,
-    snapshot: Snapshot,
-    plan: Arc<Plan>,
+    index: Index,
+    env: Environment,
+    first: Step,
 }
 
-impl<S, L> Loaded<S, L> {
+impl<S: Source> Loaded<S> {
     /// Reads and compiles for the first time. Blocks; meant for start, before anything serves.
+    /// `progress` is told now and then how many objects of how many are done.
     ///
     /// # Errors
     /// [`LoadError`]: there is nothing to start with.
-    pub fn first<M>(mut source: S, mut load: L) -> Result<Self, LoadError<M>>
-    where
-        S: Source,
-        L: FnMut(&[SourceFile]) -> Result<Compiled, Vec<M>> + Send + 'static,
-    {
-        source.refresh().map_err(LoadError::Source)?;
-        let compiled = load(source.files()).map_err(LoadError::Mistakes)?;
-        warn_all(&compiled.warnings);
+    pub fn first(
+        mut source: S,
+        env: Environment,
+        mut progress: impl FnMut(usize, usize),
+    ) -> Result<Self, LoadError> {
+        let events = source.refresh().map_err(LoadError::Source)?;
+        let mut index = Index::new(Policy::AllOrNothing);
+        index.apply_with(events, &*env, &mut progress);
+        let told = index.diagnostics();
+        let Some(first) = index.propose().filter(|_| told.errors() == 0) else {
+            return Err(LoadError::Mistakes(told));
+        };
+        warn_all(told.items());
         Ok(Self {
             source,
-            load,
-            snapshot: compiled.snapshot,
-            plan: Arc::new(compiled.plan),
+            index,
+            env,
+            first,
         })
     }
 
     /// What was loaded, as a change of an empty table: for whoever publishes it.
-    pub fn first_delta(&self) -> Delta {
-        let settings = self.snapshot.settings();
-        let mut delta = Delta::between(&Snapshot::<()>::empty(Arc::clone(settings)), &self.snapshot);
-        delta.settings = Arc::clone(settings);
-        delta
+    pub fn delta(&self) -> &Delta {
+        &self.first.delta
     }
 
-    /// How what was loaded is scaled.
-    pub fn plan(&self) -> &Arc<Plan> {
-        &self.plan
+    /// Files that the configuration names, for whoever can read files to check.
+    pub fn files(&self) -> Vec<FileReference> {
+        self.index.files()
     }
 
     /// Goes on from what was loaded, which was published as this Generation.
-    pub fn attach<P: Parties>(self, mut parties: P, published: Generation) -> Reconciler<S, L, P> {
-        parties.apply(&self.plan);
+    pub fn attach<P: Parties>(mut self, mut parties: P, published: Generation) -> Reconciler<S, P> {
+        parties.scale(&self.first.plan);
         parties.outcome(ReloadOutcome::Applied(published));
-        let mut current = self.snapshot;
-        current.generation = published;
+        let settings = Arc::clone(&self.first.delta.settings);
+        self.index.commit(self.first);
+        self.source.also_watch(&named(&self.index));
         Reconciler {
             source: self.source,
-            load: self.load,
+            index: self.index,
+            env: self.env,
             parties,
-            bound: Arc::clone(current.settings()),
-            current,
-            plan: self.plan,
+            half: false,
+            generation: published,
+            bound: Arc::clone(&settings),
+            settings,
             unreadable: None,
             not_applied: Vec::new(),
         }
     }
 }
 
-/// Keeps what is served equal to what the files say.
-pub struct Reconciler<S, L, P> {
+/// Keeps what is served equal to what the objects say.
+pub struct Reconciler<S, P> {
     source: S,
-    load: L,
+    index: Index,
+    env: Environment,
     parties: P,
-    current: Snapshot,
-    plan: Arc<Plan>,
+    /// What was read last waits for its second half.
+    half: bool,
+    /// Published last.
+    generation: Generation,
+    /// Published last.
+    settings: Arc<Settings>,
     /// What sockets were bound by.
     bound: Arc<Settings>,
     /// What the source said when it failed last, until it is well again: said once, not at every
@@ -172,24 +178,32 @@ pub struct Reconciler<S, L, P> {
     not_applied: Vec<String>,
 }
 
-impl<S, L, P, M> Reconciler<S, L, P>
-where
-    S: Source,
-    L: FnMut(&[SourceFile]) -> Result<Compiled, Vec<M>> + Send + 'static,
-    P: Parties,
-    M: fmt::Display,
-{
-    /// Follows the source for as long as it is polled. Reading, compiling and preparing happen on
+/// What a look led to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Looked {
+    /// It was time for a look, and there is nothing to tell.
+    Nothing,
+    /// It may be the first half of a change; the second one is waited for.
+    Half,
+    Done(ReloadOutcome),
+}
+
+impl<S: Source, P: Parties> Reconciler<S, P> {
+    /// Follows the source for as long as it is polled. Reading, compiling and publishing happen on
     /// a blocking thread, never on a worker that serves requests. Dropped in the middle of a
     /// reload, that reload still ends, published or not.
     pub async fn run(mut self) {
+        let mut looked = Looked::Nothing;
         loop {
-            let change = self.source.changed().await;
+            let change = match looked {
+                Looked::Half => self.source.settled().await,
+                Looked::Nothing | Looked::Done(_) => self.source.changed().await,
+            };
             let step = tokio::task::spawn_blocking(move || {
-                self.step(change);
-                self
+                let looked = self.step(change);
+                (self, looked)
             });
-            self = match step.await {
+            (self, looked) = match step.await {
                 Ok(back) => back,
                 Err(error) if error.is_panic() => resume_unwind(error.into_panic()),
                 // The runtime is going away.
@@ -198,25 +212,40 @@ where
         }
     }
 
-    /// One look at the source. `None`: it was time for a look, and there is nothing to tell.
-    fn step(&mut self, change: Change) -> Option<ReloadOutcome> {
+    /// One look at the source.
+    fn step(&mut self, change: Change) -> Looked {
+        let start = Instant::now();
         let outcome = match self.source.refresh() {
-            Err(errors) => self.cannot_read(&errors, change)?,
-            Ok(differs) => {
+            Err(errors) => match self.cannot_read(&errors, change) {
+                Some(outcome) => outcome,
+                None => return Looked::Nothing,
+            },
+            Ok(events) => {
                 let recovered = self.unreadable.take().is_some();
                 if recovered {
                     tracing::info!("config files can be read again");
                 }
+                let touched = events.contains(&Event::Touched);
+                if touched {
+                    self.parties.touched();
+                }
+                let is_news = !touched || events.len() > 1;
+                let differs = self.index.apply(events, &*self.env) || std::mem::take(&mut self.half);
                 match (differs, change) {
-                    (false, Change::Poll) if !recovered => return None,
-                    (false, Change::Poll | Change::Event) => ReloadOutcome::Unchanged,
+                    (false, Change::Poll) if !recovered => return Looked::Nothing,
+                    // A certificate is no reload.
+                    (false, Change::Event) if !is_news => return Looked::Nothing,
+                    (false, Change::Poll | Change::Event | Change::Complete) => ReloadOutcome::Unchanged,
                     // Asked for, it is done, equal text or not: what is wrong is said again.
-                    (true, _) | (false, Change::Reload) => self.reload(change),
+                    (true, _) | (false, Change::Reload) => match self.reload(change, start) {
+                        Some(outcome) => outcome,
+                        None => return Looked::Half,
+                    },
                 }
             }
         };
         self.parties.outcome(outcome);
-        Some(outcome)
+        Looked::Done(outcome)
     }
 
     fn cannot_read(&mut self, errors: &[SourceError], change: Change) -> Option<ReloadOutcome> {
@@ -232,54 +261,59 @@ where
         Some(ReloadOutcome::Rejected(errors.len()))
     }
 
-    fn reload(&mut self, change: Change) -> ReloadOutcome {
-        let start = Instant::now();
-        let files = self.source.files();
-        // A bug in a parser costs this content, not all that come after it.
-        let compiled = match catch_unwind(AssertUnwindSafe(|| (self.load)(files))) {
-            Ok(Ok(compiled)) => compiled,
-            Ok(Err(mistakes)) => return self.reject(&mistakes),
-            Err(_) => return self.reject(&["internal error: loading this config panicked"]),
+    /// `None`: a change that came without the usual quiet time takes something away or is wrong, and may
+    /// be half of one.
+    fn reload(&mut self, change: Change, start: Instant) -> Option<ReloadOutcome> {
+        let told = self.index.diagnostics();
+        let step = self.index.propose();
+        let takes_away = step.as_ref().is_none_or(|step| step.takes_away);
+        if change == Change::Complete && takes_away {
+            self.half = true;
+            return None;
+        }
+        let Some(step) = step else {
+            return Some(self.reject(told.items()));
         };
-        warn_all(&compiled.warnings);
-        let delta = Delta::between(&self.current, &compiled.snapshot);
-        if delta.is_empty(&self.current) && compiled.plan == *self.plan {
+        warn_all(told.items());
+        if step.is_empty {
+            self.index.commit(step);
             if change == Change::Reload {
-                self.parties.reload_asked();
+                self.parties.reread();
             }
-            tracing::info!(generation = %self.current.generation, "config unchanged");
-            return ReloadOutcome::Unchanged;
+            tracing::info!(generation = %self.generation, "config unchanged");
+            return Some(ReloadOutcome::Unchanged);
         }
-        if let Err(refused) = self.parties.prepare(&delta.settings) {
-            return self.reject(&refused);
+        let settings = Arc::clone(&step.delta.settings);
+        let other_settings = !Arc::ptr_eq(&settings, &self.settings);
+        if other_settings && let Err(refused) = self.parties.prepare(&settings, &self.index.listeners()) {
+            return Some(self.reject(&refused));
         }
-        // Unchanged services stay the same ones, pointer for pointer.
-        let mut next = match self.current.edit(&delta, |_| ()) {
-            Ok(next) => next,
-            Err(error) => return self.reject(&[format!("internal error: {error}")]),
-        };
-        let generation = match self.parties.publish(&delta) {
+        self.generation = match self.parties.publish(&step.delta) {
             Ok(generation) => generation,
-            Err(error) => return self.reject(&[format!("internal error: {error}")]),
+            Err(error) => return Some(self.reject(&[format!("internal error: {error}")])),
         };
-        next.generation = generation;
-        self.current = next;
-        self.plan = Arc::new(compiled.plan);
-        self.parties.apply(&self.plan);
+        self.parties.scale(&step.plan);
+        let (changed, removed) = (step.delta.services.len(), step.delta.removed.len());
+        self.index.commit(step);
+        if other_settings {
+            self.settings = Arc::clone(&settings);
+            self.source.also_watch(&named(&self.index));
+            self.say_what_is_fixed(&settings);
+        }
         tracing::info!(
-            %generation,
-            services = self.current.service_count(),
-            revisions = self.current.revision_count(),
+            generation = %self.generation,
+            services = self.index.services(),
+            revisions = self.index.revisions(),
+            changed,
+            removed,
             took = ?start.elapsed(),
             "config applied"
         );
-        self.say_what_is_fixed();
-        ReloadOutcome::Applied(generation)
+        Some(ReloadOutcome::Applied(self.generation))
     }
 
-    fn say_what_is_fixed(&mut self) {
-        let next = self.current.settings();
-        let fixed = self.parties.fixed_changes(&self.bound, next);
+    fn say_what_is_fixed(&mut self, next: &Settings) {
+        let fixed = fixed_changes(&self.bound, next);
         if fixed != self.not_applied {
             warn_all(&fixed);
             self.not_applied = fixed;
@@ -290,31 +324,36 @@ where
         for mistake in mistakes {
             tracing::error!("{mistake}");
         }
-        let generation = self.current.generation;
         let count = mistakes.len();
-        tracing::error!(%generation, "config rejected ({count} to fix): the last good one goes on");
+        tracing::error!(
+            generation = %self.generation,
+            "config rejected ({count} to fix): the last good one goes on"
+        );
         ReloadOutcome::Rejected(count)
     }
 }
 
-// By hand: loaders are closures, which say nothing of themselves.
-impl<S, L> fmt::Debug for Loaded<S, L> {
+/// The files whose changes are told: those of the settings. A backend's TLS looks at its own itself.
+fn named(index: &Index) -> Vec<std::path::PathBuf> {
+    index.settings_files().into_iter().map(|file| file.file).collect()
+}
+
+// By hand: an environment says nothing of itself.
+impl<S> fmt::Debug for Loaded<S> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Loaded")
-            .field("plan", &self.plan)
-            .finish_non_exhaustive()
+        f.debug_struct("Loaded").finish_non_exhaustive()
     }
 }
 
-impl<S, L, P> fmt::Debug for Reconciler<S, L, P> {
+impl<S, P> fmt::Debug for Reconciler<S, P> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Reconciler")
-            .field("generation", &self.current.generation)
+            .field("generation", &self.generation)
             .finish_non_exhaustive()
     }
 }
 
-fn warn_all(warnings: &[String]) {
+fn warn_all<W: fmt::Display>(warnings: &[W]) {
     for warning in warnings {
         tracing::warn!("{warning}");
     }

@@ -1,18 +1,18 @@
 //! Over a source in memory. The text of a file is the domain; "bad …" is a mistake.
 
-use std::collections::BTreeMap;
+use std::path::Path;
 use std::sync::Weak;
 use std::time::Duration;
 
 use parking_lot::Mutex;
 use sluice_model::{
-    AccessLogFormat, DrainSettings, Limits, ListenerSettings, QueueTotals, SnapshotBuilder,
-    SnapshotPublisher, SnapshotReader, Visibility,
+    AccessLogFormat, DrainSettings, Limits, ListenerSettings, QueueTotals, Snapshot, SnapshotPublisher,
+    SnapshotReader, Visibility,
 };
 use tokio::sync::mpsc;
 
 use super::*;
-use crate::plan::ProcessLimits;
+use crate::source::ObjectKey;
 
 pub(super) fn settings(domain: &str) -> Settings {
     let second = Duration::from_secs(1);
@@ -60,33 +60,30 @@ pub(super) fn settings(domain: &str) -> Settings {
     }
 }
 
-fn load(files: &[SourceFile]) -> Result<Compiled, Vec<String>> {
-    let text = files[0].text.trim();
-    assert_ne!(text, "panic", "as asked");
-    if let Some(mistakes) = text.strip_prefix("bad ") {
-        return Err(mistakes.split(' ').map(str::to_owned).collect());
+/// What the text of a test means.
+fn yaml(text: &str) -> String {
+    if let Some(mistakes) = text.trim().strip_prefix("bad ") {
+        return mistakes.split(' ').map(|key| format!("{key}: 1\n")).collect();
     }
-    let (domain, max) = text.split_once(' ').unwrap_or((text, "64"));
-    Ok(Compiled {
-        snapshot: SnapshotBuilder::new(settings(domain)).build(),
-        plan: Plan {
-            revisions: BTreeMap::new(),
-            processes: ProcessLimits {
-                max: max.parse().unwrap(),
-                ports: 20_000..=29_999,
-            },
-            drain: Duration::from_secs(300),
-        },
-        warnings: Vec::new(),
-    })
+    if text.trim() == "panic" {
+        return "services: [{name: $PANIC}]".replace("$PANIC", "\"${PANIC}\"");
+    }
+    let (domain, max) = text.trim().split_once(' ').unwrap_or_else(|| (text.trim(), "64"));
+    // White space around is another text with the same meaning.
+    format!("domain: {domain}\nprocesses: {{max: {max}}}\n# {text:?}\n")
 }
 
-type Load = fn(&[SourceFile]) -> Result<Compiled, Vec<String>>;
+fn environment() -> Environment {
+    Box::new(|name| match name {
+        "PANIC" => panic!("as asked"),
+        _ => None,
+    })
+}
 
 /// What is on "disk", and what was last read of it.
 struct Memory {
     disk: Arc<Mutex<Result<String, SourceError>>>,
-    files: Vec<SourceFile>,
+    read: Option<String>,
     changes: mpsc::UnboundedReceiver<Change>,
 }
 
@@ -98,19 +95,15 @@ impl Source for Memory {
         }
     }
 
-    fn refresh(&mut self) -> Result<bool, Vec<SourceError>> {
+    fn refresh(&mut self) -> Result<Vec<Event>, Vec<SourceError>> {
         let text = self.disk.lock().clone().map_err(|error| vec![error])?;
-        let file = SourceFile {
-            path: "sluice.yaml".into(),
-            text,
-        };
-        let differs = self.files.first() != Some(&file);
-        self.files = vec![file];
-        Ok(differs)
-    }
-
-    fn files(&self) -> &[SourceFile] {
-        &self.files
+        if self.read.as_ref() == Some(&text) {
+            return Ok(vec![]);
+        }
+        let key = ObjectKey::new(0, Path::new("sluice.yaml"));
+        let events = vec![Event::Apply(key, yaml(&text).into())];
+        self.read = Some(text);
+        Ok(events)
     }
 }
 
@@ -124,7 +117,7 @@ struct Seen {
 }
 
 impl Parties for Seen {
-    fn prepare(&mut self, next: &Settings) -> Result<(), Vec<String>> {
+    fn prepare(&mut self, next: &Settings, _: &[ListenerReference]) -> Result<(), Vec<String>> {
         if let Some(refusal) = self.refuse.lock().clone() {
             return Err(vec![refusal]);
         }
@@ -140,12 +133,12 @@ impl Parties for Seen {
         Ok(published.generation)
     }
 
-    fn apply(&mut self, plan: &Arc<Plan>) {
-        self.say(format!("apply {}", plan.processes.max));
+    fn scale(&mut self, plan: &PlanDelta) {
+        self.say(format!("scale {}", plan.processes.max));
     }
 
-    fn reload_asked(&mut self) {
-        self.say("reload asked".to_owned());
+    fn reread(&mut self) {
+        self.say("reread".to_owned());
     }
 
     fn outcome(&mut self, outcome: ReloadOutcome) {
@@ -174,7 +167,7 @@ impl Seen {
 }
 
 struct Fixture {
-    reconciler: Reconciler<Memory, Load, Seen>,
+    reconciler: Reconciler<Memory, Seen>,
     disk: Arc<Mutex<Result<String, SourceError>>>,
     changes: mpsc::UnboundedSender<Change>,
     reader: SnapshotReader,
@@ -184,17 +177,20 @@ struct Fixture {
 fn memory(text: &str) -> (Memory, mpsc::UnboundedSender<Change>) {
     let (sender, changes) = mpsc::unbounded_channel();
     let disk = Arc::new(Mutex::new(Ok(text.to_owned())));
-    let files = Vec::new();
-    (Memory { disk, files, changes }, sender)
+    let read = None;
+    (Memory { disk, read, changes }, sender)
+}
+
+fn first(source: Memory) -> Result<Loaded<Memory>, LoadError> {
+    Loaded::first(source, environment(), |_, _| {})
 }
 
 fn start(text: &str) -> Fixture {
     let (source, changes) = memory(text);
     let disk = Arc::clone(&source.disk);
-    let loaded = Loaded::first(source, load as Load).unwrap();
-    let delta = loaded.first_delta();
-    let mut seen = Seen::new(&delta.settings);
-    let generation = seen.publish(&delta).unwrap();
+    let loaded = first(source).unwrap();
+    let mut seen = Seen::new(&loaded.delta().settings);
+    let generation = seen.publish(loaded.delta()).unwrap();
     let reader = seen.reader.clone();
     let reconciler = loaded.attach(seen.clone(), generation);
     Fixture {
@@ -209,7 +205,15 @@ fn start(text: &str) -> Fixture {
 impl Fixture {
     fn write(&mut self, text: &str) -> Option<ReloadOutcome> {
         *self.disk.lock() = Ok(text.to_owned());
-        self.reconciler.step(Change::Event)
+        self.step(Change::Event)
+    }
+
+    fn step(&mut self, change: Change) -> Option<ReloadOutcome> {
+        match self.reconciler.step(change) {
+            Looked::Done(outcome) => Some(outcome),
+            Looked::Nothing => None,
+            Looked::Half => panic!("waits for more"),
+        }
     }
 
     fn domain(&self) -> String {
@@ -222,7 +226,7 @@ fn first_comes_first() {
     let fixture = start("one");
     assert_eq!(
         fixture.seen.take(),
-        ["published 1", "apply 64", "Applied(Generation(1))"]
+        ["published 1", "scale 64", "Applied(Generation(1))"]
     );
     assert_eq!(fixture.domain(), "one");
 }
@@ -230,14 +234,14 @@ fn first_comes_first() {
 #[test]
 fn without_a_first_there_is_no_start() {
     let (source, _changes) = memory("bad apple pear");
-    match Loaded::first(source, load as Load) {
-        Err(LoadError::Mistakes(mistakes)) => assert_eq!(mistakes, ["apple", "pear"]),
+    match first(source) {
+        Err(LoadError::Mistakes(mistakes)) => assert_eq!(mistakes.errors(), 2),
         other => panic!("{other:?}"),
     }
     let (source, _changes) = memory("");
     let missing = SourceError::Missing("sluice.yaml".into());
     *source.disk.lock() = Err(missing.clone());
-    match Loaded::first(source, load as Load) {
+    match first(source) {
         Err(LoadError::Source(errors)) => assert_eq!(errors, [missing]),
         other => panic!("{other:?}"),
     }
@@ -250,14 +254,17 @@ fn a_change_is_prepared_published_applied() {
     assert_eq!(fixture.write("two"), Some(ReloadOutcome::Applied(Generation(2))));
     assert_eq!(
         fixture.seen.take(),
-        ["prepare two", "published 2", "apply 64", "Applied(Generation(2))"]
+        ["prepare two", "published 2", "scale 64", "Applied(Generation(2))"]
     );
     // Only the plan differs: a change all the same.
     assert_eq!(
         fixture.write("two 7"),
         Some(ReloadOutcome::Applied(Generation(3)))
     );
-    assert_eq!(fixture.seen.take()[2], "apply 7");
+    assert_eq!(
+        fixture.seen.take(),
+        ["published 3", "scale 7", "Applied(Generation(3))"]
+    );
 }
 
 #[test]
@@ -268,13 +275,10 @@ fn equal_content_publishes_nothing() {
     // Equal text; equal once compiled; a look without cause.
     assert_eq!(fixture.write("one"), Some(ReloadOutcome::Unchanged));
     assert_eq!(fixture.write("  one\n"), Some(ReloadOutcome::Unchanged));
-    assert_eq!(fixture.reconciler.step(Change::Poll), None);
+    assert_eq!(fixture.step(Change::Poll), None);
     assert_eq!(fixture.seen.take(), ["Unchanged", "Unchanged"]);
-    assert_eq!(
-        fixture.reconciler.step(Change::Reload),
-        Some(ReloadOutcome::Unchanged)
-    );
-    assert_eq!(fixture.seen.take(), ["reload asked", "Unchanged"]);
+    assert_eq!(fixture.step(Change::Reload), Some(ReloadOutcome::Unchanged));
+    assert_eq!(fixture.seen.take(), ["reread", "Unchanged"]);
     assert!(Arc::ptr_eq(&first, &fixture.reader.load()));
 }
 
@@ -285,14 +289,8 @@ fn bad_input_keeps_the_last_good() {
     fixture.seen.take();
     assert_eq!(fixture.write("bad apple pear"), Some(ReloadOutcome::Rejected(2)));
     // The same again is no news; asked for, it is looked into again.
-    assert_eq!(
-        fixture.reconciler.step(Change::Event),
-        Some(ReloadOutcome::Unchanged)
-    );
-    assert_eq!(
-        fixture.reconciler.step(Change::Reload),
-        Some(ReloadOutcome::Rejected(2))
-    );
+    assert_eq!(fixture.step(Change::Event), Some(ReloadOutcome::Unchanged));
+    assert_eq!(fixture.step(Change::Reload), Some(ReloadOutcome::Rejected(2)));
     assert_eq!(fixture.write("panic"), Some(ReloadOutcome::Rejected(1)));
     assert!(Arc::ptr_eq(&first, &fixture.reader.load()));
     assert!(fixture.seen.take().iter().all(|s| !s.starts_with("prepare")));
@@ -309,7 +307,7 @@ fn what_cannot_be_prepared_is_not_published() {
     assert_eq!(fixture.domain(), "one");
     *fixture.seen.refuse.lock() = None;
     assert_eq!(
-        fixture.reconciler.step(Change::Reload),
+        fixture.step(Change::Reload),
         Some(ReloadOutcome::Applied(Generation(2)))
     );
 }
@@ -319,9 +317,9 @@ fn a_file_that_is_gone_keeps_the_last_good() {
     let mut fixture = start("one");
     *fixture.disk.lock() = Err(SourceError::Missing("sluice.yaml".into()));
     let rejected = Some(ReloadOutcome::Rejected(1));
-    assert_eq!(fixture.reconciler.step(Change::Poll), rejected);
-    assert_eq!(fixture.reconciler.step(Change::Poll), None);
-    assert_eq!(fixture.reconciler.step(Change::Event), rejected);
+    assert_eq!(fixture.step(Change::Poll), rejected);
+    assert_eq!(fixture.step(Change::Poll), None);
+    assert_eq!(fixture.step(Change::Event), rejected);
     assert_eq!(fixture.domain(), "one");
     assert_eq!(fixture.write("one"), Some(ReloadOutcome::Unchanged));
 }
@@ -369,4 +367,20 @@ async fn it_follows_its_source() {
             .expect("it is served");
     }
     running.abort();
+}
+
+#[test]
+fn what_may_be_half_of_a_change_waits_for_the_other_half() {
+    let mut fixture = start("one");
+    let write = |fixture: &Fixture, text: &str| *fixture.disk.lock() = Ok(text.to_owned());
+    // Nothing is taken away: it counts as soon as the file is complete.
+    write(&fixture, "two");
+    let applied = Looked::Done(ReloadOutcome::Applied(Generation(2)));
+    assert_eq!(fixture.reconciler.step(Change::Complete), applied);
+    // A mistake may be one only until the rest of the change is there.
+    fixture.seen.take();
+    write(&fixture, "bad apple");
+    assert_eq!(fixture.reconciler.step(Change::Complete), Looked::Half);
+    assert_eq!(fixture.seen.take(), [""; 0]);
+    assert_eq!(fixture.step(Change::Event), Some(ReloadOutcome::Rejected(1)));
 }

@@ -16,7 +16,7 @@ use super::scalers::Scalers;
 use super::state::{Event, Fresh};
 use super::webhook::WebhookScaler;
 use super::{Answer, Ask, InstanceOrder, Scaler, ScalerEvent, supervisor};
-use crate::plan::Plan;
+use crate::plan::{PlanDelta, RevisionPlan};
 
 #[path = "turnover.rs"]
 mod turnover;
@@ -53,10 +53,13 @@ pub struct ScaleHandle {
 }
 
 impl ScaleHandle {
-    /// How everything is scaled from now on; only the latest plan counts. Call it after the
-    /// Snapshot that was compiled with it is published.
-    pub fn apply(&self, plan: Arc<Plan>) {
-        self.mailbox.put(|mail| mail.plan = Some(plan));
+    /// What is scaled in another way from now on. Call it after what was compiled with it is
+    /// published. The first one has everything.
+    pub fn apply(&self, plan: PlanDelta) {
+        self.mailbox.put(|mail| match &mut mail.plan {
+            Some(earlier) => earlier.then(plan),
+            None => mail.plan = Some(plan),
+        });
     }
 
     /// The autoscaler's decision, in its words as status shows them. It stands until the next
@@ -170,6 +173,7 @@ impl Controller {
             standing: Standing::Ours,
             held: None,
             owed: BTreeSet::new(),
+            is_first: true,
         };
         worker.adopt(legacy);
         loop {
@@ -228,6 +232,8 @@ struct Worker<I, R> {
     held: Option<Vec<ScalerEvent>>,
     /// Calls of an older gateway that it has not passed the answer of yet.
     owed: BTreeSet<RevisionId>,
+    /// No plan has come yet.
+    is_first: bool,
 }
 
 impl<I: Scaler<Order = InstanceOrder>, R: Scaler<Order = Ask>> Worker<I, R> {
@@ -239,7 +245,7 @@ impl<I: Scaler<Order = InstanceOrder>, R: Scaler<Order = Ask>> Worker<I, R> {
             self.drive(&revision, Event::Drained(instance));
         }
         if let Some(plan) = mail.plan.filter(|_| self.closing.is_none()) {
-            self.apply(&plan);
+            self.apply(plan);
         }
         for (revision, (count, decision)) in mail.desired {
             self.drive(&revision, Event::Desired { count, decision });
@@ -267,44 +273,55 @@ impl<I: Scaler<Order = InstanceOrder>, R: Scaler<Order = Ask>> Worker<I, R> {
         }
     }
 
-    fn apply(&mut self, plan: &Plan) {
-        self.scalers.processes.configure(plan);
-        self.scalers.platforms.configure(plan);
-        self.drain = plan.drain;
-        for state in self.revisions.values_mut() {
-            state.set_drain(plan.drain);
-        }
-        let planned = |(revision, kind): &Key| {
-            let wanted = plan.revisions.get(revision);
-            wanted.is_some_and(|wanted| Kind::of(wanted) == *kind)
-        };
-        let removed: Vec<Key> = self
-            .revisions
-            .keys()
-            .filter(|key| !planned(key))
-            .cloned()
-            .collect();
-        for key in removed {
-            self.drive_one(&key, Event::Removed);
-        }
-        for (revision, wanted) in &plan.revisions {
-            let key = (revision.clone(), Kind::of(wanted));
-            let is_new = match self.revisions.get(&key) {
-                Some(state) if state.follows(wanted) => continue,
-                Some(_) => false,
-                None => true,
-            };
-            let wanted = Arc::new(wanted.clone());
-            if is_new {
-                let state = Scaled::new(Arc::clone(&wanted), self.drain);
-                self.revisions.insert(key.clone(), state);
+    fn apply(&mut self, plan: PlanDelta) {
+        self.scalers.processes.configure(&plan);
+        self.scalers.platforms.configure(&plan);
+        if self.drain != plan.drain {
+            self.drain = plan.drain;
+            for state in self.revisions.values_mut() {
+                state.set_drain(plan.drain);
             }
-            self.drive_one(&key, Event::Plan(wanted));
+        }
+        // The first plan is the whole of it: what another gateway left and it does not name, goes.
+        let left = match std::mem::replace(&mut self.is_first, false) {
+            true => self.revisions.keys().cloned().collect(),
+            false => Vec::new(),
+        };
+        let is_unnamed = |key: &&Key| !plan.revisions.contains_key(&key.0);
+        for key in left.iter().filter(is_unnamed) {
+            self.drive_one(key, Event::Removed);
+        }
+        for (revision, wanted) in plan.revisions {
+            self.plan(revision, wanted);
         }
         for revision in std::mem::take(&mut self.early) {
             self.drive(&revision, Event::Activate);
         }
         self.replay();
+    }
+
+    /// Scales a revision by this plan from now on, or not at all.
+    fn plan(&mut self, revision: RevisionId, wanted: Option<Arc<RevisionPlan>>) {
+        let kind = wanted.as_ref().map(|wanted| Kind::of(wanted));
+        for other in Kind::ALL.into_iter().filter(|other| Some(*other) != kind) {
+            let key = (revision.clone(), other);
+            if self.revisions.contains_key(&key) {
+                self.drive_one(&key, Event::Removed);
+            }
+        }
+        let (Some(wanted), Some(kind)) = (wanted, kind) else {
+            return;
+        };
+        let key = (revision, kind);
+        match self.revisions.get(&key) {
+            Some(state) if state.follows(&wanted) => return,
+            Some(_) => {}
+            None => {
+                let state = Scaled::new(Arc::clone(&wanted), self.drain);
+                self.revisions.insert(key.clone(), state);
+            }
+        }
+        self.drive_one(&key, Event::Plan(wanted));
     }
 
     fn shut_down(&mut self) {

@@ -96,6 +96,7 @@ struct Bench {
     handle: ScaleHandle,
     plane: Arc<FakePlane>,
     calls: mpsc::UnboundedReceiver<Call>,
+    planned: Mutex<BTreeSet<RevisionId>>,
 }
 
 impl Bench {
@@ -121,21 +122,31 @@ impl Bench {
         });
         let sink = Arc::clone(&plane) as Arc<dyn EndpointSink>;
         tokio::spawn(controller.run(sink, scalers, inbox, fresh, legacy));
-        Self { handle, plane, calls }
+        let planned = Mutex::default();
+        Self {
+            handle,
+            plane,
+            calls,
+            planned,
+        }
     }
 
     fn apply(&self, plans: &[(&RevisionId, RevisionPlan)]) {
-        let revisions = plans
-            .iter()
-            .map(|(revision, plan)| ((*revision).clone(), plan.clone()));
-        self.handle.apply(Arc::new(Plan {
-            revisions: revisions.collect(),
+        let mut planned = self.planned.lock();
+        let gone = std::mem::take(&mut *planned).into_iter();
+        let mut revisions: BTreeMap<_, _> = gone.map(|revision| (revision, None)).collect();
+        for (revision, plan) in plans {
+            planned.insert((*revision).clone());
+            revisions.insert((*revision).clone(), Some(Arc::new(plan.clone())));
+        }
+        self.handle.apply(PlanDelta {
+            revisions,
             processes: ProcessLimits {
                 max: 64,
                 ports: 20_000..=29_999,
             },
             drain: Duration::from_secs(300),
-        }));
+        });
     }
 
     async fn call(&mut self) -> Call {

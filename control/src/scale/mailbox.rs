@@ -2,21 +2,20 @@
 //! coalesced, so it holds at most one word about each revision and instance.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::Arc;
 
 use parking_lot::Mutex;
 use sluice_model::{Demand, InstanceId, RevisionId};
 use tokio::sync::Notify;
 
-use crate::plan::Plan;
+use crate::plan::PlanDelta;
 
 /// What has come since the last look; to be taken in the order of the fields.
 #[derive(Debug, Default)]
 pub(crate) struct Mail {
     pub(crate) ready: BTreeSet<(RevisionId, InstanceId)>,
     pub(crate) drained: BTreeSet<(RevisionId, InstanceId)>,
-    /// Only the latest counts.
-    pub(crate) plan: Option<Arc<Plan>>,
+    /// All that came, made one.
+    pub(crate) plan: Option<PlanDelta>,
     /// Before the waiters: a decision for zero that was made before somebody came must not undo
     /// what is done for them.
     pub(crate) desired: BTreeMap<RevisionId, (u32, String)>,

@@ -32,7 +32,7 @@ use self::handover::Handing;
 pub use self::handover::{HandedOver, HandoverError, PlatformAnswer, ScaleState};
 use self::webhook::Answer;
 use self::webhook::Ask;
-use crate::plan::{Plan, RevisionPlan};
+use crate::plan::{PlanDelta, RevisionPlan};
 
 /// Carries decisions out somewhere: how, and within which bounds of the place, is the scaler's
 /// business. Nothing here waits; what became of an order comes as a [`ScalerEvent`].
@@ -42,7 +42,7 @@ pub(crate) trait Scaler: Send + 'static {
     type Order;
 
     /// Takes over bounds that a plan sets for all revisions together.
-    fn configure(&mut self, plan: &Plan);
+    fn configure(&mut self, plan: &PlanDelta);
 
     /// Sees to it.
     fn order(&mut self, revision: &RevisionId, order: Self::Order);

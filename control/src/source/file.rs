@@ -10,7 +10,7 @@ use super::links::Interests;
 use super::net::{Net, POLL, Part, processor_time};
 use super::quiet::Burst;
 use super::watch::{Dirty, Inbox, Watch};
-use super::{Change, Source, SourceError, SourceFile};
+use super::{Change, Event, Source, SourceError};
 
 /// Looks in a row while watches keep being set; whoever swaps links faster than that is polled.
 const MAX_ROUNDS: usize = 8;
@@ -28,8 +28,12 @@ pub struct FileSource {
     /// `None`: polling.
     watch: Option<Watch>,
     net: Net,
-    /// Something differs that no refresh has reported yet.
-    unreported: bool,
+    /// It was read once.
+    is_read: bool,
+    /// What may be only half of a change.
+    burst: Option<Burst>,
+    /// Files that config files name.
+    named: Vec<PathBuf>,
 }
 
 /// Asks a running source to read everything anew; what SIGHUP does.
@@ -63,7 +67,9 @@ impl FileSource {
             inbox: Arc::new(Inbox::default()),
             watch: None,
             net: Net::default(),
-            unreported: false,
+            is_read: false,
+            burst: None,
+            named: Vec::new(),
         }
     }
 
@@ -79,17 +85,26 @@ impl FileSource {
         self.watch.as_ref().is_none_or(Watch::is_blind)
     }
 
-    /// Waits for the end of a burst that has begun.
-    async fn settle(&self) {
-        let mut burst = Burst::new(Instant::now());
+    /// Waits for the end of a burst that has begun, or until a file is complete that is all there is of it
+    /// so far.
+    async fn settle(&mut self, mut burst: Burst, may_be_half: bool) -> Change {
         while !self.inbox.reload_asked() {
-            let over_at = burst.over_at(self.inbox.being_written());
+            let complete = may_be_half && self.inbox.is_complete();
+            let over_at = match complete {
+                true => burst.complete_at(),
+                false => burst.over_at(self.inbox.being_written()),
+            };
             tokio::select! {
                 biased;
-                () = tokio::time::sleep_until(over_at) => return,
                 () = self.inbox.changed() => burst.extend(Instant::now()),
+                () = tokio::time::sleep_until(over_at), if complete => {
+                    self.burst = Some(burst);
+                    return Change::Complete;
+                }
+                () = tokio::time::sleep_until(over_at) => return Change::Event,
             }
         }
+        Change::Reload
     }
 
     /// Looks at everything until no watch is new: what happened before one was set is seen.
@@ -99,7 +114,6 @@ impl FileSource {
         let mut trust = trust;
         for _ in 0..MAX_ROUNDS {
             let scanned = self.files.scan(trust);
-            self.unreported |= *scanned.as_ref().unwrap_or(&false);
             // Also after a failure: what is missing must be seen coming back.
             if !self.arm() {
                 return scanned.map(|_| ());
@@ -109,34 +123,51 @@ impl FileSource {
         tracing::warn!("config files keep moving: they are looked at every {POLL:?} from now on");
         self.watch = None;
         let scanned = self.files.scan(trust);
-        self.unreported |= *scanned.as_ref().unwrap_or(&false);
         scanned.map(|_| ())
     }
 
-    fn look_at(&mut self, dirty: &Dirty) -> Result<(), Vec<SourceError>> {
+    /// Looks at what may differ. Returns whether files that config files name may do so too.
+    fn look_at(&mut self, dirty: &Dirty) -> Result<bool, Vec<SourceError>> {
+        if dirty.touched {
+            // A link on the way to it may lead elsewhere now.
+            self.arm();
+        }
         let moved = self.net.look();
         let unseen = moved.iter().any(|path| !dirty.explains(path));
         let unwell = dirty.is_empty() && self.files.is_incomplete();
+        let touched = dirty.touched || dirty.everything || unseen;
         if dirty.everything || dirty.reload || unseen || unwell || self.polls() {
-            return self.look_at_everything(dirty.trust());
+            return self.look_at_everything(dirty.trust()).map(|()| touched);
         }
         let Some(looked) = self.files.refresh(&dirty.files) else {
-            return self.look_at_everything(Trust::Stamps);
+            return self.look_at_everything(Trust::Stamps).map(|()| touched);
         };
-        self.unreported |= looked?;
+        looked?;
         // A file saved by rename is another one, not watched yet.
         let named = dirty.files.iter().any(|file| self.files.roots().contains(file));
         if named && self.arm() {
-            return self.look_at_everything(Trust::Stamps);
+            self.look_at_everything(Trust::Stamps)?;
         }
-        Ok(())
+        Ok(touched)
+    }
+
+    /// What a look that went well has to tell.
+    fn events(&mut self, touched: bool) -> Vec<Event> {
+        let mut events = self.files.take_events();
+        if !std::mem::replace(&mut self.is_read, true) {
+            events.insert(0, Event::Init);
+            events.push(Event::InitDone);
+        } else if touched {
+            events.push(Event::Touched);
+        }
+        events
     }
 
     fn arm(&mut self) -> bool {
         let Some(watch) = &mut self.watch else {
             return false;
         };
-        let interests = Interests::of(self.files.roots(), self.files.links());
+        let interests = Interests::of(self.files.roots(), self.files.links(), &self.named);
         let roots = self.files.roots().iter().chain(interests.files());
         let whole = roots.map(|path| (path.clone(), Part::Whole));
         let places = interests.watched().iter().map(|path| (path.clone(), Part::Place));
@@ -163,28 +194,33 @@ impl Source for FileSource {
         if tokio::time::timeout(pause, heard).await.is_err() {
             return Change::Poll;
         }
-        self.settle().await;
-        if self.inbox.reload_asked() {
-            Change::Reload
-        } else {
-            Change::Event
+        self.settle(Burst::new(Instant::now()), true).await
+    }
+
+    async fn settled(&mut self) -> Change {
+        let burst = self.burst.take().unwrap_or_else(|| Burst::new(Instant::now()));
+        self.settle(burst, false).await
+    }
+
+    fn also_watch(&mut self, files: &[PathBuf]) {
+        if self.named != files {
+            self.named = files.to_vec();
+            self.arm();
         }
     }
 
-    fn refresh(&mut self) -> Result<bool, Vec<SourceError>> {
+    fn refresh(&mut self) -> Result<Vec<Event>, Vec<SourceError>> {
         let start = processor_time();
         let dirty = self.inbox.take();
         let looked = self.look_at(&dirty);
-        let differs = std::mem::take(&mut self.unreported);
+        // After a failure what differs is left to be told by the look that goes well.
+        let events = match &looked {
+            Ok(touched) => self.events(*touched),
+            Err(_) => Vec::new(),
+        };
         let cost = processor_time().saturating_sub(start);
-        self.net.spent(cost, dirty.is_empty() && !differs);
-        // A failure leaves what differs to be reported by the look that goes well.
-        self.unreported = differs && looked.is_err();
-        looked.map(|()| differs)
-    }
-
-    fn files(&self) -> &[SourceFile] {
-        self.files.files()
+        self.net.spent(cost, dirty.is_empty() && events.is_empty());
+        looked.map(|_| events)
     }
 }
 

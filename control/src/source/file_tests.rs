@@ -26,7 +26,7 @@ impl Watched {
         let roots: Vec<_> = roots.iter().map(|root| dir.path().join(root)).collect();
         let mut source = FileSource::new(&roots);
         assert!(source.watch.is_some(), "this system has inotify");
-        assert_eq!(source.refresh(), Ok(true));
+        assert!(!source.refresh().unwrap().is_empty());
         Self { dir, source }
     }
 
@@ -39,7 +39,12 @@ impl Watched {
     }
 
     fn texts(&self) -> Vec<&str> {
-        self.source.files().iter().map(|f| f.text.as_str()).collect()
+        self.source
+            .files
+            .files()
+            .iter()
+            .map(|f| f.text.as_str())
+            .collect()
     }
 
     /// Looks again as often as told to, until the texts are these.
@@ -263,8 +268,8 @@ async fn equal_content_is_no_change() {
     let mut watched = Watched::new(&["a.yaml"]);
     watched.write("a.yaml", "one");
     let change = tokio::time::timeout(DEADLINE, watched.source.changed()).await;
-    assert_eq!(change, Ok(Change::Event));
-    assert_eq!(watched.source.refresh(), Ok(false));
+    assert_eq!(change, Ok(Change::Complete));
+    assert_eq!(watched.source.refresh(), Ok(vec![]));
 }
 
 #[tokio::test]
@@ -291,7 +296,7 @@ async fn a_reload_is_asked_for() {
     watched.source.reload_handle().reload();
     let change = tokio::time::timeout(DEADLINE, watched.source.changed()).await;
     assert_eq!(change, Ok(Change::Reload));
-    assert_eq!(watched.source.refresh(), Ok(false));
+    assert_eq!(watched.source.refresh(), Ok(vec![]));
     assert!(watched.source.inbox.is_empty());
 }
 
@@ -316,13 +321,13 @@ async fn without_watches_files_are_polled() {
     let file = dir.path().join("a.yaml");
     fs::write(&file, "one").unwrap();
     let mut source = FileSource::polling(std::slice::from_ref(&file));
-    assert_eq!(source.refresh(), Ok(true));
+    assert!(!source.refresh().unwrap().is_empty());
     fs::write(&file, "longer").unwrap();
     let start = Instant::now();
     assert_eq!(source.changed().await, Change::Poll);
     assert_eq!(start.elapsed(), POLL);
-    assert_eq!(source.refresh(), Ok(true));
-    assert_eq!(source.files()[0].text, "longer");
+    assert!(!source.refresh().unwrap().is_empty());
+    assert_eq!(source.files.files()[0].text, "longer");
     source.reload_handle().reload();
     assert_eq!(source.changed().await, Change::Reload);
 }
@@ -330,9 +335,9 @@ async fn without_watches_files_are_polled() {
 /// Coalescing on paused time: the inbox is fed by hand.
 #[tokio::test(start_paused = true)]
 async fn a_burst_counts_once_and_a_storm_ends() {
-    let source = FileSource::polling(&[]);
+    let mut source = FileSource::polling(&[]);
     let start = Instant::now();
-    source.settle().await;
+    source.settle(Burst::new(Instant::now()), false).await;
     assert_eq!(start.elapsed(), Duration::from_millis(20));
 
     let storm = Arc::clone(&source.inbox);
@@ -343,7 +348,7 @@ async fn a_burst_counts_once_and_a_storm_ends() {
         }
     });
     let start = Instant::now();
-    source.settle().await;
+    source.settle(Burst::new(Instant::now()), false).await;
     assert_eq!(start.elapsed(), Duration::from_millis(200));
     blowing.abort();
 }
@@ -365,5 +370,51 @@ async fn one_file_of_ten_thousand() {
     let start = std::time::Instant::now();
     assert_eq!(watched.source.files.refresh(&dirty.files), Some(Ok(true)));
     println!("refreshed in {:?}", start.elapsed());
-    assert_eq!(watched.source.files()[5_000].text, "two");
+    assert_eq!(watched.source.files.files()[5_000].text, "two");
+}
+
+/// One file that was completed, and nothing else, is looked at without the quiet time; what may be half of
+/// a change is waited for.
+#[tokio::test]
+async fn a_completed_file_skips_the_quiet_time() {
+    let mut watched = Watched::new(&["."]);
+    watched.write(".a.new", "two");
+    fs::rename(watched.path(".a.new"), watched.path("a.yaml")).unwrap();
+    assert_eq!(watched.source.changed().await, Change::Complete);
+    assert_eq!(watched.source.refresh().unwrap().len(), 1);
+    // Nothing more comes: it was all.
+    assert_eq!(watched.source.settled().await, Change::Event);
+
+    watched.write("b.yaml", "b");
+    fs::remove_file(watched.path("a.yaml")).unwrap();
+    assert_eq!(watched.source.changed().await, Change::Event);
+    assert_eq!(watched.source.refresh().unwrap().len(), 2);
+
+    // The second half of a change that was looked at too early.
+    watched.write("c.yaml", "c");
+    assert_eq!(watched.source.changed().await, Change::Complete);
+    fs::remove_file(watched.path("b.yaml")).unwrap();
+    watched.source.refresh().unwrap();
+    assert_eq!(watched.source.settled().await, Change::Event);
+    watched.becomes(&["c"]).await;
+}
+
+#[tokio::test]
+async fn a_named_file_is_watched_through_its_links() {
+    let mut watched = Watched::prepared(&["a.yaml"], |dir| {
+        fs::write(dir.join("a.yaml"), "one").unwrap();
+        for version in ["v1", "v2"] {
+            fs::create_dir_all(dir.join("tls").join(version)).unwrap();
+            fs::write(dir.join("tls").join(version).join("a.crt"), version).unwrap();
+        }
+        symlink("v1", dir.join("tls/..data")).unwrap();
+        symlink("..data/a.crt", dir.join("tls/a.crt")).unwrap();
+    });
+    watched.source.also_watch(&[watched.path("tls/a.crt")]);
+    symlink("v2", watched.path("tls/..new")).unwrap();
+    fs::rename(watched.path("tls/..new"), watched.path("tls/..data")).unwrap();
+    assert_eq!(watched.source.changed().await, Change::Event);
+    assert_eq!(watched.source.refresh(), Ok(vec![Event::Touched]));
+    watched.write("tls/v2/a.crt", "renewed in place");
+    assert_eq!(watched.source.changed().await, Change::Event);
 }

@@ -1,19 +1,19 @@
 //! The texts of all config files, kept by path so that only what changed is read again.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::fs::{self, File, Metadata};
 use std::io::Read;
 use std::ops::Range;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-use super::{SourceError, SourceFile};
+use super::{Event, ObjectKey, SourceError, SourceFile};
 
 /// Bytes of config, all files together: far above what anybody writes, far below what hurts.
 pub(super) const MAX_BYTES: u64 = 64 << 20;
 
 /// Config files, all directories together.
-pub(super) const MAX_FILES: usize = 100_000;
+pub(super) const MAX_FILES: usize = 200_000;
 
 /// Whether a file that looks untouched is believed to be.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -74,6 +74,8 @@ pub(super) struct FileSet {
     links: BTreeSet<PathBuf>,
     /// Whether the last look failed: then no single file tells what is the matter.
     incomplete: bool,
+    /// What differs since it was taken last.
+    events: Vec<Event>,
 }
 
 impl FileSet {
@@ -91,9 +93,16 @@ impl FileSet {
             bytes: 0,
             links: BTreeSet::new(),
             incomplete: true,
+            events: Vec::new(),
         }
     }
 
+    /// What differs since this was asked last.
+    pub(super) fn take_events(&mut self) -> Vec<Event> {
+        std::mem::take(&mut self.events)
+    }
+
+    #[cfg(test)]
     pub(super) fn files(&self) -> &[SourceFile] {
         &self.files
     }
@@ -237,16 +246,35 @@ impl FileSet {
 
     fn replace(&mut self, next: Vec<(PathBuf, Text, Origin)>) -> bool {
         let mut old = std::mem::take(&mut self.files);
+        let roots = std::mem::take(&mut self.origins);
         let mut differs = old.len() != next.len();
-        self.origins.clear();
+        let kept: HashSet<(usize, &Path)> = next
+            .iter()
+            .map(|(path, _, origin)| (origin.root, path.as_path()))
+            .collect();
+        for (file, origin) in old.iter().zip(&roots) {
+            if !kept.contains(&(origin.root, file.path.as_path())) {
+                let key = ObjectKey::new(origin.root, &file.path);
+                self.events.push(Event::Delete(key));
+            }
+        }
+        drop(kept);
         for (at, (path, text, origin)) in next.into_iter().enumerate() {
             let text = match text {
-                Text::Kept(from) => {
+                // Of another root it is another object.
+                Text::Kept(from) if roots[from].root == origin.root => {
                     differs |= from != at;
                     std::mem::take(&mut old[from].text)
                 }
+                Text::Kept(from) => {
+                    differs = true;
+                    let text = std::mem::take(&mut old[from].text);
+                    self.applied(origin.root, &path, &text);
+                    text
+                }
                 Text::New(text) => {
                     differs = true;
+                    self.applied(origin.root, &path, &text);
                     text
                 }
             };
@@ -261,22 +289,32 @@ impl FileSet {
             (Ok(at), Some((text, stamp))) => {
                 self.origins[at].stamp = stamp;
                 let differs = self.files[at].text != text;
-                self.files[at].text = text;
+                if differs {
+                    self.applied(root, path, &text);
+                    self.files[at].text = text;
+                }
                 differs
             }
             (Err(at), Some((text, stamp))) => {
+                self.applied(root, path, &text);
                 let path = path.to_owned();
                 self.files.insert(at, SourceFile { path, text });
                 self.origins.insert(at, Origin { root, stamp });
                 true
             }
             (Ok(at), None) => {
+                self.events.push(Event::Delete(ObjectKey::new(root, path)));
                 self.files.remove(at);
                 self.origins.remove(at);
                 true
             }
             (Err(_), None) => false,
         }
+    }
+
+    fn applied(&mut self, root: usize, path: &Path, text: &str) {
+        let key = ObjectKey::new(root, path);
+        self.events.push(Event::Apply(key, text.into()));
     }
 
     fn root_of(&self, path: &Path) -> Option<usize> {

@@ -24,6 +24,8 @@ pub(super) enum Meaning {
     File(PathBuf),
     /// Anything may have changed.
     Everything,
+    /// A file that config files name may be another.
+    Named,
 }
 
 /// The entries that matter, by their real paths.
@@ -39,8 +41,8 @@ pub(super) struct Interests {
 }
 
 impl Interests {
-    /// For the roots, and for directory entries that are links.
-    pub(super) fn of(roots: &[PathBuf], links: &BTreeSet<PathBuf>) -> Self {
+    /// For the roots, for directory entries that are links, and for files that config files name.
+    pub(super) fn of(roots: &[PathBuf], links: &BTreeSet<PathBuf>, named: &[PathBuf]) -> Self {
         let mut interests = Self::default();
         let mut real_roots = HashMap::new();
         let mounts = Mounts::read();
@@ -85,6 +87,14 @@ impl Interests {
         interests.watched = watched.map(Path::to_owned).collect();
         let on = |path: &PathBuf| Some((path.clone(), mounts.remote(path)?.to_owned()));
         interests.remote = interests.watched.iter().find_map(on);
+        // Last: whoever reads these polls them too, so a remote file system below them is no reason to poll more.
+        for file in named {
+            let way = Way::walk(PathBuf::from("/"), file);
+            for entry in way.links.into_iter().chain([way.end]) {
+                interests.watched.extend(entry.parent().map(Path::to_owned));
+                interests.entries.entry(entry).or_insert(Meaning::Named);
+            }
+        }
         interests
     }
 
@@ -216,7 +226,7 @@ mod tests {
         let root = dir.path().canonicalize().unwrap();
         let file = root.join("a.yaml");
         fs::write(&file, "").unwrap();
-        let interests = Interests::of(std::slice::from_ref(&file), &none());
+        let interests = Interests::of(std::slice::from_ref(&file), &none(), &[]);
         assert!(interests.watched().contains(&root));
         assert_eq!(interests.meaning(&file), Some(Meaning::File(file.clone())));
         assert_eq!(interests.meaning(&root), Some(Meaning::Everything));
@@ -233,7 +243,7 @@ mod tests {
         symlink("..data/a.yaml", root.join("a.yaml")).unwrap();
         let link = root.join("a.yaml");
         let roots = [root.clone()];
-        let interests = Interests::of(&roots, &BTreeSet::from([link]));
+        let interests = Interests::of(&roots, &BTreeSet::from([link]), &[]);
         for entry in ["..data", "a.yaml", "..1/a.yaml", "..1"] {
             let meaning = interests.meaning(&root.join(entry));
             assert_eq!(meaning, Some(Meaning::Everything), "{entry}");
@@ -246,7 +256,7 @@ mod tests {
     fn what_is_missing_is_waited_for_where_it_would_appear() {
         let dir = tempfile::tempdir().unwrap();
         let root = dir.path().canonicalize().unwrap();
-        let interests = Interests::of(&[root.join("not/yet/a.yaml")], &none());
+        let interests = Interests::of(&[root.join("not/yet/a.yaml")], &none(), &[]);
         assert!(interests.watched().contains(&root));
         assert_eq!(interests.meaning(&root.join("not")), Some(Meaning::Everything));
     }
@@ -264,10 +274,10 @@ mod tests {
             ["same", "conf/a.yaml"],
             ["same/a.yaml", "conf/a.yaml"],
         ] {
-            let interests = Interests::of(&roots.map(|name| root.join(name)), &none());
+            let interests = Interests::of(&roots.map(|name| root.join(name)), &none(), &[]);
             assert_eq!(interests.meaning(&file), Some(Meaning::Everything), "{roots:?}");
         }
-        let interests = Interests::of(&["conf", "conf/a.yaml"].map(|name| root.join(name)), &none());
+        let interests = Interests::of(&["conf", "conf/a.yaml"].map(|name| root.join(name)), &none(), &[]);
         assert_eq!(interests.meaning(&file), Some(Meaning::File(file)));
     }
 
@@ -277,7 +287,7 @@ mod tests {
         let root = dir.path().canonicalize().unwrap();
         symlink("b.yaml", root.join("a.yaml")).unwrap();
         symlink("a.yaml", root.join("b.yaml")).unwrap();
-        let interests = Interests::of(&[root.join("a.yaml")], &none());
+        let interests = Interests::of(&[root.join("a.yaml")], &none(), &[]);
         assert!(interests.meaning(&root.join("b.yaml")).is_some());
     }
 }

@@ -10,7 +10,8 @@ mod quiet;
 mod watch;
 
 use std::future::Future;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 pub use error::SourceError;
 pub use file::{FileSource, ReloadHandle};
@@ -25,11 +26,54 @@ pub struct SourceFile {
     pub text: String,
 }
 
+/// The name of an object: what is applied under it replaces what was, and nothing else.
+///
+/// Objects have an order, which decides who of two that want the same was first: that of the roots
+/// as they were named, then that of paths.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ObjectKey {
+    root: usize,
+    path: Arc<Path>,
+}
+
+impl ObjectKey {
+    /// An object of a root.
+    pub fn new(root: usize, path: &Path) -> Self {
+        Self {
+            root,
+            path: path.into(),
+        }
+    }
+
+    /// As diagnostics show it.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+}
+
+/// What a source says of its objects.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Event {
+    /// All objects follow, up to [`InitDone`](Self::InitDone): whatever does not is deleted then.
+    Init,
+    /// The object is there, with this content: YAML or JSON.
+    Apply(ObjectKey, Arc<str>),
+    /// The object is no more.
+    Delete(ObjectKey),
+    /// Those were all.
+    InitDone,
+    /// Something happened to a file that objects name; see [`Source::also_watch`].
+    Touched,
+}
+
 /// Why somebody should look again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Change {
-    /// Something happened to a file.
+    /// Something happened to a file, and then nothing for a while: it is all there is to a change.
     Event,
+    /// A file was completed (renamed into place, or closed after writing), and nothing else happened around
+    /// then. Part of a change may be missing; [`Source::settled`] waits for it.
+    Complete,
     /// An operator asked for it.
     Reload,
     /// It is time to; most likely nothing happened.
@@ -42,15 +86,20 @@ pub trait Source: Send + 'static {
     /// without losing a change.
     fn changed(&mut self) -> impl Future<Output = Change> + Send;
 
-    /// Looks again, and says whether any text, or which files there are, differs from before.
-    /// Blocks on I/O.
+    /// After [`Change::Complete`]: waits for what may be missing of the change.
+    fn settled(&mut self) -> impl Future<Output = Change> + Send {
+        self.changed()
+    }
+
+    /// Files that objects name: whatever happens to them is told as [`Event::Touched`].
+    fn also_watch(&mut self, _files: &[PathBuf]) {}
+
+    /// Looks again, and says what differs from before; the first time everything does. Blocks on
+    /// I/O.
     ///
     /// # Errors
-    /// Everything that is wrong; the files stay what they were.
-    fn refresh(&mut self) -> Result<bool, Vec<SourceError>>;
-
-    /// All files as of the last refresh that went well, in the order of their names.
-    fn files(&self) -> &[SourceFile];
+    /// Everything that is wrong; the objects stay what they were.
+    fn refresh(&mut self) -> Result<Vec<Event>, Vec<SourceError>>;
 }
 
 /// Reads files, and all `*.yaml`, `*.yml` and `*.json` directly in directories, once. Blocks on I/O.

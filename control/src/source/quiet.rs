@@ -7,6 +7,9 @@ use tokio::time::Instant;
 /// Nothing new for this long ends a burst: an editor's write, rename and chmod are one change.
 const QUIET: Duration = Duration::from_millis(20);
 
+/// Nothing else for this long after a file was completed, and that is probably all there is.
+const COMPLETE: Duration = Duration::from_millis(2);
+
 /// A burst counts at the latest after this, so that a storm of events starves nobody.
 const MOST: Duration = Duration::from_millis(200);
 
@@ -31,6 +34,11 @@ impl Burst {
 
     pub(super) fn extend(&mut self, now: Instant) {
         self.last = now;
+    }
+
+    /// When to look already: a file was completed, and nothing else happened so far.
+    pub(super) fn complete_at(&self) -> Instant {
+        self.last + COMPLETE
     }
 
     /// When to stop waiting. While a file is open for writing quiet proves nothing: it may have

@@ -6,7 +6,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use notify::event::{AccessKind, AccessMode, ModifyKind};
+use notify::event::{AccessKind, AccessMode, ModifyKind, RenameMode};
 use notify::{Event, EventKind, RecommendedWatcher, RecursiveMode, Watcher as _};
 use parking_lot::Mutex;
 use tokio::sync::Notify;
@@ -21,6 +21,8 @@ const MAX_FILES: usize = 1_024;
 #[derive(Debug, Default)]
 pub(super) struct Dirty {
     pub(super) files: BTreeSet<PathBuf>,
+    /// Of files that config files name some may be others.
+    pub(super) touched: bool,
     pub(super) everything: bool,
     /// An operator asked: believe nothing.
     pub(super) reload: bool,
@@ -28,7 +30,7 @@ pub(super) struct Dirty {
 
 impl Dirty {
     pub(super) fn is_empty(&self) -> bool {
-        self.files.is_empty() && !self.everything && !self.reload
+        self.files.is_empty() && !self.touched && !self.everything && !self.reload
     }
 
     /// Whether an event told why this path is not as it was: it is, or holds, a file to look at.
@@ -60,6 +62,10 @@ struct State {
     being_written: HashSet<PathBuf>,
     /// Watched directories that went away: their watches are dead even if the inode comes back.
     gone: HashSet<PathBuf>,
+    /// The last that was heard is that a file was completed.
+    completed: bool,
+    /// Something was heard that completes no file: it went away, for one.
+    took_away: bool,
 }
 
 impl Inbox {
@@ -70,6 +76,15 @@ impl Inbox {
 
     pub(super) fn is_empty(&self) -> bool {
         self.state.lock().dirty.is_empty()
+    }
+
+    /// Whether all that was heard is that one file was completed: closed after writing, or renamed into
+    /// place.
+    pub(super) fn is_complete(&self) -> bool {
+        let state = self.state.lock();
+        let dirty = &state.dirty;
+        let one = dirty.files.len() == 1 && !dirty.touched && !dirty.everything && !dirty.reload;
+        one && state.completed && !state.took_away && state.being_written.is_empty()
     }
 
     pub(super) fn being_written(&self) -> bool {
@@ -88,6 +103,7 @@ impl Inbox {
     pub(super) fn take(&self) -> Dirty {
         let mut state = self.state.lock();
         state.being_written.clear();
+        (state.completed, state.took_away) = (false, false);
         std::mem::take(&mut state.dirty)
     }
 
@@ -148,8 +164,18 @@ impl State {
                 Meaning::File(file) if self.dirty.files.len() < MAX_FILES => {
                     self.dirty.files.insert(file);
                 }
-                _ => self.dirty.everything = true,
+                Meaning::Named => self.dirty.touched = true,
+                Meaning::File(_) | Meaning::Everything => self.dirty.everything = true,
             }
+        }
+        if heard {
+            let moved_in = matches!(
+                event.kind,
+                EventKind::Modify(ModifyKind::Name(RenameMode::To | RenameMode::Both))
+            );
+            let metadata = matches!(event.kind, EventKind::Modify(ModifyKind::Metadata(_)));
+            self.completed = closed || moved_in || metadata && self.completed;
+            self.took_away |= gone && !moved_in;
         }
         heard
     }

@@ -9,7 +9,7 @@ use arc_swap::ArcSwap;
 use parking_lot::Mutex;
 use sluice_model::{ListenerSettings, Settings, Visibility};
 use tokio::net::TcpListener;
-use tokio::sync::{oneshot, watch};
+use tokio::sync::{Notify, oneshot, watch};
 use tokio::task::{JoinHandle, spawn_blocking};
 use tokio::time::sleep;
 use tracing::{info, warn};
@@ -80,6 +80,8 @@ pub(super) struct Inner {
     pub(super) inherited: Mutex<Vec<(SocketAddr, StdListener)>>,
     /// For the next change.
     pub(super) reserved: Mutex<Vec<Reserved>>,
+    /// Somebody knows that a certificate's file may be another.
+    look: Notify,
 }
 
 /// A running listener. Dropping it makes the accept loop end in its own time.
@@ -126,6 +128,7 @@ impl Edge {
             listening: Mutex::default(),
             inherited: Mutex::default(),
             reserved: Mutex::default(),
+            look: Notify::new(),
         });
         let watcher = tokio::spawn(watch_files(Arc::clone(&inner)));
         Self { inner, watcher }
@@ -192,6 +195,12 @@ impl Edge {
         }
         self.inner.reserved.lock().clear();
         errors
+    }
+
+    /// Looks at certificate files now instead of in a few seconds: something happened to one of them. Never
+    /// blocks.
+    pub fn look_at_files(&self) {
+        self.inner.look.notify_one();
     }
 
     /// What listens now.
@@ -373,10 +382,13 @@ async fn terminator(
     }
 }
 
-/// Serves what certificate files hold now, from a few seconds after they changed.
+/// Serves what certificate files hold now, from a few seconds after they changed or once it is told of it.
 async fn watch_files(inner: Arc<Inner>) {
     loop {
-        sleep(FILES_CHECKED_EVERY).await;
+        tokio::select! {
+            () = sleep(FILES_CHECKED_EVERY) => {}
+            () = inner.look.notified() => {}
+        }
         // Not while listeners change: a terminator is loaded by one at a time.
         let changing = inner.stopped.lock().await;
         let doors: Vec<_> = inner

@@ -1,14 +1,14 @@
 //! The parts of the gateway, made and bound: what can fail before anything runs.
 
+use std::io::IsTerminal;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
+use std::time::{Duration, Instant};
 
-use sluice_control::compile;
-use sluice_control::config::Diagnostics;
-use sluice_control::reconcile::{Compiled, Loaded};
+use sluice_control::reconcile::Loaded;
 use sluice_control::scale::{Controller, ScaleHandle};
-use sluice_control::source::{FileSource, ReloadHandle, SourceFile};
+use sluice_control::source::{FileSource, ReloadHandle};
 use sluice_gateway::admin::{AdminServer, HealthServer};
 use sluice_gateway::cli::RunArgs;
 use sluice_gateway::downstream::Downstream;
@@ -23,11 +23,10 @@ use tokio::sync::watch;
 use super::check::{bad_files, env};
 use super::failure::Failure;
 use super::observed::DemandRouter;
-use super::parties::Listeners;
 use super::upgrade::{New, SocketKind, SocketName};
 /// Everything in its place: bound, and nothing done yet.
-pub(super) struct Built<L> {
-    pub(super) loaded: Loaded<FileSource, L>,
+pub(super) struct Built {
+    pub(super) loaded: Loaded<FileSource>,
     /// As which it was published.
     pub(super) generation: Generation,
     pub(super) reload: ReloadHandle,
@@ -44,8 +43,6 @@ pub(super) struct Built<L> {
     pub(super) servers: Vec<(SocketName, OwnedFd)>,
     /// Where listeners accept.
     pub(super) accepting: Handle,
-    /// Where the configuration has them.
-    pub(super) listeners: Listeners,
     pub(super) metrics: Metrics,
 }
 
@@ -58,12 +55,18 @@ pub(super) fn build(
     mut new: Option<&mut New>,
     data: &Runtime,
     control: &Runtime,
-) -> Result<Built<impl Load>, Failure> {
+) -> Result<Built, Failure> {
     let source = FileSource::new(&args.config.paths());
     let reload = source.reload_handle();
-    let listeners = Listeners::default();
-    let loaded = Loaded::first(source, loader(Arc::clone(&listeners)))
-        .map_err(|e| Failure::rejected(format!("config rejected\n{e}")))?;
+    let rejected = |why: &dyn std::fmt::Display| Failure::rejected(format!("config rejected\n{why}"));
+    let loaded = Loaded::first(source, Box::new(env), progress()).map_err(|e| rejected(&e))?;
+    // Later a bad certificate leaves the old one in place, and the edge says so.
+    let first = loaded.delta();
+    let revisions = first.services.iter().flat_map(|service| &service.revisions);
+    let bad = bad_files(&first.settings, revisions.map(AsRef::as_ref), &loaded.files());
+    if !bad.is_empty() {
+        return Err(rejected(&bad));
+    }
     let executable =
         std::env::current_exe().map_err(|e| Failure::start(format!("cannot find my own executable: {e}")))?;
 
@@ -73,7 +76,7 @@ pub(super) fn build(
         scale: scale.clone(),
         autoscale: OnceLock::new(),
     });
-    let first = loaded.first_delta();
+    let first = loaded.delta();
     let registry = {
         let metrics = metrics.clone();
         let observer = Box::new(
@@ -89,7 +92,7 @@ pub(super) fn build(
         ))
     };
     let published = registry
-        .apply(&first)
+        .apply(first)
         .map_err(|e| Failure::rejected(format!("internal error: {e}")))?;
     metrics.set_generation(published.generation);
     let observer = Observer {
@@ -115,7 +118,7 @@ pub(super) fn build(
         ))
     };
 
-    let settings = first.settings;
+    let settings = Arc::clone(&first.settings);
     let generation = published.generation;
     drop(published);
     let admin_address = args.admin.unwrap_or(settings.admin);
@@ -171,36 +174,28 @@ pub(super) fn build(
         health,
         servers,
         accepting: data.handle().clone(),
-        listeners,
         metrics,
     })
 }
 
-/// Makes a Snapshot of files, or says what is wrong in lines.
-pub(super) trait Load: FnMut(&[SourceFile]) -> Result<Compiled, Vec<String>> + Send + 'static {}
-
-impl<L: FnMut(&[SourceFile]) -> Result<Compiled, Vec<String>> + Send + 'static> Load for L {}
-
-/// Reads and compiles; what is wrong comes as lines. The first time certificates have to be good,
-/// too: later a bad one leaves the old one in place, and the edge says so.
-/// Where listeners stand goes to `listeners`, for whoever binds them.
-fn loader(listeners: Listeners) -> impl Load {
-    let lines = |all: &Diagnostics| all.items().iter().map(ToString::to_string).collect::<Vec<_>>();
-    let mut first = true;
-    move |files| {
-        let compiled = compile::load(files, &env).map_err(|diagnostics| lines(&diagnostics))?;
-        if std::mem::take(&mut first) {
-            let bad = bad_files(&compiled);
-            if !bad.is_empty() {
-                return Err(lines(&bad));
-            }
+/// Says on a terminal how far a long load is, from its first second on.
+fn progress() -> impl FnMut(usize, usize) {
+    let (start, mut told) = (Instant::now(), None);
+    let is_terminal = std::io::stderr().is_terminal();
+    move |done, all| {
+        let ended = done == all && told.is_some();
+        let due = told.unwrap_or(start) + if told.is_some() { TELL_AGAIN } else { TELL_FIRST };
+        if !is_terminal || !(ended || Instant::now() >= due) {
+            return;
         }
-        *listeners.lock() = compiled.listeners;
-        let warnings = lines(&compiled.warnings);
-        Ok(Compiled {
-            snapshot: compiled.snapshot,
-            plan: compiled.plan,
-            warnings,
-        })
+        told = Some(Instant::now());
+        let end = if ended { "\n" } else { "" };
+        eprint!("\rsluice: {done} of {all} config files read{end}");
     }
 }
+
+/// A load that takes longer says how far it is.
+const TELL_FIRST: Duration = Duration::from_secs(1);
+
+/// And again.
+const TELL_AGAIN: Duration = Duration::from_millis(250);

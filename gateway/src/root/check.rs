@@ -6,13 +6,14 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use serde_json::json;
-use sluice_control::compile::{Compiled, load};
+use sluice_control::compile::{Compiled, FileReference, load};
 use sluice_control::config::{Diagnostic, Diagnostics, schema as config_schema};
 use sluice_control::source;
 use sluice_gateway::cli::{CheckArgs, ExplainArgs, OutputFormat, explain as cli_explain};
 use sluice_gateway::edge::TlsTerminator;
 use sluice_gateway::explain::explain as explain_request;
 use sluice_gateway::upstream::check_tls;
+use sluice_model::{RevisionSpec, Settings};
 
 /// The environment as a configuration sees it.
 pub(crate) fn env(name: &str) -> Option<String> {
@@ -33,26 +34,26 @@ fn compiled(paths: &[PathBuf]) -> Result<Compiled, Diagnostics> {
         all
     })?;
     let compiled = load(&files, &env)?;
-    let bad = bad_files(&compiled);
+    let revisions = compiled.snapshot.revisions();
+    let revisions = revisions.iter().map(AsRef::as_ref);
+    let bad = bad_files(compiled.snapshot.settings(), revisions, &compiled.files);
     if bad.is_empty() { Ok(compiled) } else { Err(bad) }
 }
 
 /// Certificates that the configuration names and that could not be served, or shown and trusted.
-pub(crate) fn bad_files(compiled: &Compiled) -> Diagnostics {
+pub(crate) fn bad_files<'s>(
+    settings: &Settings,
+    revisions: impl IntoIterator<Item = &'s RevisionSpec>,
+    files: &[FileReference],
+) -> Diagnostics {
     let mut bad = Diagnostics::default();
     let mut told = BTreeSet::new();
-    for tls in compiled
-        .snapshot
-        .settings()
-        .listeners
-        .iter()
-        .filter_map(|l| l.tls.as_ref())
-    {
+    for tls in settings.listeners.iter().filter_map(|l| l.tls.as_ref()) {
         let Err(errors) = TlsTerminator::new(tls) else {
             continue;
         };
         for error in errors {
-            let reference = compiled.files.iter().find(|f| f.file == error.file());
+            let reference = files.iter().find(|f| f.file == error.file());
             let diagnostic = match reference {
                 Some(reference) => reference.error(error.to_string()),
                 None => Diagnostic::about_file(error.file(), error.to_string()),
@@ -62,15 +63,12 @@ pub(crate) fn bad_files(compiled: &Compiled) -> Diagnostics {
             }
         }
     }
-    for spec in compiled.snapshot.revisions() {
+    for spec in revisions {
         let Err(error) = check_tls(spec) else {
             continue;
         };
         let text = format!("revision {}: {error}", spec.id);
-        let reference = compiled
-            .files
-            .iter()
-            .find(|f| Some(f.file.as_path()) == error.file());
+        let reference = files.iter().find(|f| Some(f.file.as_path()) == error.file());
         let diagnostic = match (reference, error.file()) {
             (Some(reference), _) => reference.error(text),
             (None, file) => Diagnostic::about_file(file.unwrap_or_else(|| Path::new("")), text),

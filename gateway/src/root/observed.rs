@@ -10,7 +10,7 @@ use std::time::{Duration, Instant, SystemTime};
 use async_trait::async_trait;
 use serde_json::{Value, json};
 use sluice_control::autoscale::AutoscaleHandle;
-use sluice_control::plan::{RevisionPlan, ScalerSpec};
+use sluice_control::plan::{Plan, PlanDelta, RevisionPlan, ScalerSpec};
 use sluice_control::scale::ScaleHandle;
 use sluice_gateway::admin::{
     AdminState, BoundAddresses, Explain, ExplainQuery, Health, UpgradeError, Upgraded, redacted,
@@ -45,11 +45,17 @@ pub(super) struct Observed {
 
 /// The plan in force, for `/api/config`.
 #[derive(Default)]
-pub(super) struct Plans(parking_lot::Mutex<Option<Arc<sluice_control::plan::Plan>>>);
+pub(super) struct Plans(parking_lot::Mutex<Option<Plan>>);
 
 impl Plans {
-    pub(super) fn set(&self, plan: &Arc<sluice_control::plan::Plan>) {
-        *self.0.lock() = Some(Arc::clone(plan));
+    pub(super) fn edit(&self, delta: &PlanDelta) {
+        let mut plan = self.0.lock();
+        let plan = plan.get_or_insert_with(|| Plan {
+            revisions: BTreeMap::new(),
+            processes: delta.processes.clone(),
+            drain: delta.drain,
+        });
+        plan.edit(delta);
     }
 }
 

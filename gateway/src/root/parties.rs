@@ -1,11 +1,10 @@
-//! Whom a new Snapshot concerns, in which order.
+//! Whom a change concerns, in which order.
 
 use std::sync::Arc;
 
-use parking_lot::Mutex;
 use sluice_control::autoscale::{AutoscaleHandle, Desired};
 use sluice_control::compile::ListenerReference;
-use sluice_control::plan::Plan;
+use sluice_control::plan::PlanDelta;
 use sluice_control::reconcile::{Parties, ReloadOutcome};
 use sluice_control::scale::ScaleHandle;
 use sluice_gateway::edge::Edge;
@@ -16,9 +15,6 @@ use tokio::runtime::Handle;
 use super::observed::Plans;
 use super::upgrade::{Notifier, Table};
 
-/// Where the config that was loaded last has its listeners.
-pub(super) type Listeners = Arc<Mutex<Vec<ListenerReference>>>;
-
 /// The data plane, the scaler and the metrics, as the reconciler knows them.
 pub(super) struct Everybody {
     pub(super) table: Arc<Table>,
@@ -28,20 +24,31 @@ pub(super) struct Everybody {
     pub(super) metrics: Metrics,
     /// Published last.
     pub(super) settings: Arc<Settings>,
+    /// The edge could not be made what these want: the next change tries again.
+    pub(super) edge_is_wrong: bool,
     pub(super) plans: Arc<Plans>,
     /// Where listeners accept.
     pub(super) runtime: Handle,
     pub(super) notify: Arc<Notifier>,
-    pub(super) listeners: Listeners,
+}
+
+impl Everybody {
+    /// What cannot be had leaves the old listener or certificate in place, and is said.
+    fn apply_edge(&mut self) {
+        let errors = self.runtime.block_on(self.edge.apply(&self.settings));
+        self.edge_is_wrong = !errors.is_empty();
+        for error in errors {
+            tracing::error!("{error}");
+        }
+    }
 }
 
 impl Parties for Everybody {
-    fn prepare(&mut self, next: &Settings) -> Result<(), Vec<String>> {
+    fn prepare(&mut self, next: &Settings, places: &[ListenerReference]) -> Result<(), Vec<String>> {
         let refused = self.runtime.block_on(self.edge.reserve(next));
         if refused.is_empty() {
             return Ok(());
         }
-        let places = self.listeners.lock();
         let mistakes = refused.into_iter().map(|(index, error)| {
             let place = places.get(index).and_then(|place| place.error(error.to_string()));
             place.map_or_else(|| error.to_string(), |mistake| mistake.to_string())
@@ -51,25 +58,27 @@ impl Parties for Everybody {
 
     fn publish(&mut self, delta: &Delta) -> Result<Generation, String> {
         let generation = self.table.apply(delta).map_err(|e| e.to_string())?;
-        // What cannot be had leaves the old listener or certificate in place, and is said.
-        for error in self.runtime.block_on(self.edge.apply(&delta.settings)) {
-            tracing::error!("{error}");
+        // Listeners and certificates are none of a service's business.
+        if self.edge_is_wrong || !Arc::ptr_eq(&self.settings, &delta.settings) {
+            self.settings = Arc::clone(&delta.settings);
+            self.apply_edge();
         }
-        self.settings = Arc::clone(&delta.settings);
         self.metrics.set_generation(generation);
         Ok(generation)
     }
 
-    fn apply(&mut self, plan: &Arc<Plan>) {
-        self.plans.set(plan);
-        self.scale.apply(Arc::clone(plan));
-        self.autoscale.apply(Arc::clone(plan));
+    fn scale(&mut self, plan: &PlanDelta) {
+        self.plans.edit(plan);
+        self.scale.apply(plan.clone());
+        self.autoscale.apply(plan);
     }
 
-    fn reload_asked(&mut self) {
-        for error in self.runtime.block_on(self.edge.apply(&self.settings)) {
-            tracing::error!("{error}");
-        }
+    fn reread(&mut self) {
+        self.apply_edge();
+    }
+
+    fn touched(&mut self) {
+        self.edge.look_at_files();
     }
 
     fn outcome(&mut self, outcome: ReloadOutcome) {

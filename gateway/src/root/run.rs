@@ -18,7 +18,7 @@ use sluice_gateway::observe::{AccessLog, LineWriter, Metrics, init_logging};
 use tokio::runtime::{Builder, Runtime};
 use tokio::task::JoinSet;
 
-use super::build::{Built, Load, build};
+use super::build::{Built, build};
 use super::failure::Failure;
 use super::observed::{Observed, Plans};
 use super::parties::{Everybody, Orders};
@@ -141,12 +141,7 @@ struct Origin {
 }
 
 /// Sets everything going. An edge that is held shut stays so: who called opens it.
-fn serve<L: Load>(
-    built: Built<L>,
-    origin: Origin,
-    new: Option<&mut New>,
-    control: &Runtime,
-) -> Result<Running, Failure> {
+fn serve(built: Built, origin: Origin, new: Option<&mut New>, control: &Runtime) -> Result<Running, Failure> {
     let Built {
         loaded,
         generation,
@@ -162,7 +157,6 @@ fn serve<L: Load>(
         health,
         servers,
         accepting,
-        listeners,
         metrics,
     } = built;
     // First: from here on a signal is an order, and not the end.
@@ -219,7 +213,7 @@ fn serve<L: Load>(
         plans,
         runtime: accepting,
         notify: Arc::clone(&origin.notify),
-        listeners,
+        edge_is_wrong: false,
     };
     let reconciler = loaded.attach(parties, generation);
     announce(&edge, &observed);

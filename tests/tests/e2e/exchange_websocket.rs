@@ -96,7 +96,10 @@ async fn client(gateway: &Gateway) -> H2 {
 async fn asked(client: &H2, request: Request<()>) -> (Response<RecvStream>, SendStream<Bytes>) {
     let mut send = client.send.clone().ready().await.expect("open");
     let (response, stream) = send.send_request(request, false).expect("open");
-    (within("an answer", SOON, response).await.expect("an answer"), stream)
+    (
+        within("an answer", SOON, response).await.expect("an answer"),
+        stream,
+    )
 }
 
 /// A WebSocket over a stream. `DuplexStream` is the stream's bytes, pumped under its flow control.

@@ -160,6 +160,41 @@ async fn files_come_to_a_directory_and_leave_it() {
     assert_eq!(gateway.get(WEB, "/").await.text(), "a");
 }
 
+/// A checkout takes a service out of one file and puts it into another: two events, of which the first
+/// alone would publish a gap, or a service that is there twice. Both renames must be made within the
+/// quiet time of 20 ms, which nobody can promise who shares two busy cores with five others.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "needs idle CPU: a writer that is descheduled between its renames makes two changes"]
+async fn a_service_that_moves_between_files_a_thousand_times_is_never_gone() {
+    let backends = [HttpBackend::start("0").await, HttpBackend::start("1").await];
+    let dir = tempfile::tempdir().unwrap();
+    let put = |name: &str, text: &str| std::fs::write(dir.path().join(format!(".{name}")), text).unwrap();
+    let place =
+        |name: &str| std::fs::rename(dir.path().join(format!(".{name}")), dir.path().join(name)).unwrap();
+    let service = |turn: usize| {
+        let address = backends[turn % 2].addr();
+        format!("services:\n  - {{name: web, endpoints: [\"{address}\"]}}\n")
+    };
+    std::fs::write(dir.path().join("main.yaml"), with_defaults("")).unwrap();
+    std::fs::write(dir.path().join("0.yaml"), service(0)).unwrap();
+    std::fs::write(dir.path().join("1.yaml"), "services: []\n").unwrap();
+    let gateway = Gateway::builder("").source(dir.path()).start().await;
+    wait_served(&gateway, "0").await;
+    let load = Load::get(gateway.addr(), 8, WEB);
+    for turn in 1..=1_000 {
+        let (from, to) = (format!("{}.yaml", (turn + 1) % 2), format!("{}.yaml", turn % 2));
+        put(&from, "services: []\n");
+        put(&to, &service(turn));
+        // Either half comes first.
+        let order = if turn % 4 < 2 { [&from, &to] } else { [&to, &from] };
+        for name in order {
+            place(name);
+        }
+        wait_served(&gateway, &(turn % 2).to_string()).await;
+    }
+    load.stop().await.assert_clean();
+}
+
 #[tokio::test]
 async fn sighup_reads_again_and_equal_content_publishes_nothing() {
     let change = Change::new().await;

@@ -23,7 +23,7 @@ use self::ports::Ports;
 use super::handover::Handing;
 use super::supervisor::{Command, Event, Label, Link, Start, Stream, Turn, VERSION, decode};
 use super::{InstanceOrder, Scaler, ScalerEvent};
-use crate::plan::{Plan, ProcessLimits, ProcessSpec, RevisionPlan, ScalerSpec};
+use crate::plan::{PlanDelta, ProcessLimits, ProcessSpec, RevisionPlan, ScalerSpec};
 
 /// The most of a line of stderr that becomes part of an answer.
 const MAX_LAST_WORDS: usize = 512;
@@ -87,7 +87,7 @@ impl ProcessScaler {
 impl Scaler for ProcessScaler {
     type Order = InstanceOrder;
 
-    fn configure(&mut self, plan: &Plan) {
+    fn configure(&mut self, plan: &PlanDelta) {
         self.tell(Order::Limits(plan.processes.clone()));
     }
 

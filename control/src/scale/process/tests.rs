@@ -28,7 +28,7 @@ impl Bench {
         };
         let mut scaler = ProcessScaler::spawn("/bin/echo".into(), 1, connect, sender, None);
         let processes = ProcessLimits { max, ports };
-        scaler.configure(&Plan {
+        scaler.configure(&PlanDelta {
             revisions: BTreeMap::new(),
             processes,
             drain: Duration::from_secs(300),

@@ -16,7 +16,7 @@ use tokio::task::{AbortHandle, JoinSet};
 use self::client::Client;
 pub(crate) use self::state::{ReplicaState, ReplicasLeft};
 use super::{Scaler, ScalerEvent};
-use crate::plan::{Plan, RevisionPlan, ScalerSpec};
+use crate::plan::{PlanDelta, RevisionPlan, ScalerSpec};
 
 /// Calls at once, all revisions together: each holds a connection.
 const CALLS: usize = 128;
@@ -87,7 +87,7 @@ impl WebhookScaler {
 impl Scaler for WebhookScaler {
     type Order = Ask;
 
-    fn configure(&mut self, _: &Plan) {}
+    fn configure(&mut self, _: &PlanDelta) {}
 
     fn order(&mut self, revision: &RevisionId, ask: Ask) {
         // The task ends only after this end is dropped.

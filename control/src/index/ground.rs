@@ -1,0 +1,82 @@
+//! What holds for all objects: the top-level keys besides `services`.
+
+use crate::compile::serves_internal;
+use crate::config::{Diagnostics, Draft, Env, SourceFile, ground};
+use crate::source::ObjectKey;
+
+/// The top-level keys of all objects, read as one configuration.
+#[derive(Debug)]
+pub(super) struct Ground {
+    draft: Draft,
+    diagnostics: Diagnostics,
+    /// Some object that takes part in it is another than when it was read.
+    pub(super) is_stale: bool,
+    had_services: bool,
+    other_domain: bool,
+}
+
+impl Default for Ground {
+    fn default() -> Self {
+        let (draft, diagnostics) = ground(&[], false, &|_| None);
+        Self {
+            draft,
+            diagnostics,
+            is_stale: false,
+            had_services: false,
+            other_domain: false,
+        }
+    }
+}
+
+impl Ground {
+    pub(super) fn draft(&self) -> &Draft {
+        &self.draft
+    }
+
+    pub(super) fn domain(&self) -> &str {
+        &self.draft.settings.domain
+    }
+
+    pub(super) fn diagnostics(&self) -> &Diagnostics {
+        &self.diagnostics
+    }
+
+    /// Reads it again where that is needed. Returns whether something became another that services are
+    /// compiled by.
+    pub(super) fn refresh<'k>(
+        &mut self,
+        has_services: bool,
+        keys: impl Iterator<Item = &'k ObjectKey>,
+        file: impl Fn(&ObjectKey) -> Option<SourceFile>,
+        env: Env<'_>,
+    ) -> bool {
+        if !self.is_stale && self.had_services == has_services {
+            return false;
+        }
+        let files: Vec<SourceFile> = keys.filter_map(file).collect();
+        self.is_stale = false;
+        self.had_services = has_services;
+        let (draft, diagnostics) = ground(&files, has_services, env);
+        let before = std::mem::replace(&mut self.draft, draft);
+        self.diagnostics = diagnostics;
+        let other_domain = before.settings.domain != self.draft.settings.domain;
+        self.other_domain |= other_domain;
+        other_domain
+            || before.autoscaling != self.draft.autoscaling
+            || serves_internal(&before) != serves_internal(&self.draft)
+    }
+
+    /// Whether the domain is another than when this was asked last: hosts are other ones then.
+    pub(super) fn take_other_domain(&mut self) -> bool {
+        std::mem::take(&mut self.other_domain)
+    }
+}
+
+/// Whether a text seems to have top-level keys besides `services`. Only a guess that saves work: such
+/// objects are read first.
+pub(super) fn may_have_others(content: &str) -> bool {
+    content.lines().any(|line| {
+        let key = line.starts_with(|c: char| c.is_ascii_alphabetic() || c == '"');
+        key && !line.starts_with("services:")
+    })
+}

@@ -1,0 +1,529 @@
+//! What objects say, and who wants what: a change of one object costs one object.
+//!
+//! ```text
+//! Event ── decode ──> drafts ── wants ──> group of those who want the same ── compile ──> Piece
+//! ```
+//!
+//! An object (a file, later a Kubernetes object) is decoded alone. Whatever it wants for itself
+//! (names of services and revisions, hosts) has an owner here, so that only objects which want the
+//! same are compiled together: in a sound configuration every object is alone. Compiling such a group is the
+//! very code that compiles everything (`compile`), and mistakes are kept by object: all mistakes of all
+//! objects are their union, in the order of objects and lines.
+//!
+//! **Invariant:** any sequence of events gives the services, plans and diagnostics that applying the
+//! last state of all objects to an empty index gives (a property test). Pure: no clock, no I/O.
+
+mod ground;
+mod publish;
+mod wants;
+
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use crate::compile::{FileReference, ListenerReference, Piece, compile};
+use crate::config::{Context, Diagnostic, Diagnostics, Env, FileDraft, SourceFile, decode_file};
+use crate::source::{Event, ObjectKey};
+
+use ground::Ground;
+use publish::Base;
+pub use publish::Step;
+use wants::Wants;
+
+/// What is published while something is wrong.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Policy {
+    /// Nothing: the last state in which everything was right goes on. For files.
+    AllOrNothing,
+    /// Every object that is right; one that is wrong keeps what it published last. For a cluster, in
+    /// which objects belong to different people.
+    PerObject,
+}
+
+/// One object's place in the index; reused after the object is deleted.
+pub(crate) type UnitId = u32;
+
+/// One object.
+#[derive(Debug)]
+struct Unit {
+    key: ObjectKey,
+    /// To decode it again when something changes that it depends on: drafts with their positions take
+    /// twenty times as much.
+    content: Arc<str>,
+    has_services: bool,
+    has_others: bool,
+    /// Hashes of what it wants.
+    wants: Box<[u64]>,
+    /// What it is compiled to, until that is published.
+    compiled: Option<Vec<Piece>>,
+    /// What was published of it last.
+    published: Box<[Piece]>,
+}
+
+/// All objects.
+#[derive(Debug)]
+pub struct Index {
+    policy: Policy,
+    units: Vec<Option<Unit>>,
+    free: Vec<UnitId>,
+    by_key: BTreeMap<ObjectKey, UnitId>,
+    wants: Wants,
+    ground: Ground,
+    /// How many objects have the key `services`.
+    with_services: usize,
+    /// Objects with top-level keys besides.
+    with_others: BTreeSet<ObjectKey>,
+    /// Files that services name, by object; most name none.
+    files: BTreeMap<ObjectKey, Box<[FileReference]>>,
+    /// What is wrong with which object; most have nothing.
+    told: BTreeMap<ObjectKey, Diagnostics>,
+    errors: usize,
+    /// Objects that are not published as they are.
+    pending: BTreeSet<UnitId>,
+    /// What deleted objects had published.
+    orphans: Vec<Piece>,
+    /// The objects of a list that is being read again: whatever is not in it is deleted at its end.
+    listed: Option<HashSet<ObjectKey>>,
+    /// What was published last of what holds for all.
+    base: Option<Base>,
+    /// What is published, counted.
+    services: usize,
+    revisions: usize,
+}
+
+impl Index {
+    /// Without objects.
+    pub fn new(policy: Policy) -> Self {
+        Self {
+            policy,
+            units: Vec::new(),
+            free: Vec::new(),
+            by_key: BTreeMap::new(),
+            wants: Wants::default(),
+            ground: Ground::default(),
+            with_services: 0,
+            with_others: BTreeSet::new(),
+            files: BTreeMap::new(),
+            told: BTreeMap::new(),
+            errors: 0,
+            pending: BTreeSet::new(),
+            orphans: Vec::new(),
+            listed: None,
+            base: None,
+            services: 0,
+            revisions: 0,
+        }
+    }
+
+    /// Takes in what a source says and compiles what that touches. `env` gives the value of a variable.
+    /// Returns whether any object says something else than before.
+    pub fn apply(&mut self, events: impl IntoIterator<Item = Event>, env: Env<'_>) -> bool {
+        self.apply_with(events, env, &mut |_, _| {})
+    }
+
+    /// [`apply`](Self::apply), which says now and then how many objects of how many it has read.
+    pub fn apply_with(
+        &mut self,
+        events: impl IntoIterator<Item = Event>,
+        env: Env<'_>,
+        progress: &mut dyn FnMut(usize, usize),
+    ) -> bool {
+        let mut changes: BTreeMap<ObjectKey, Option<Arc<str>>> = BTreeMap::new();
+        for event in events {
+            match event {
+                Event::Init => self.listed = Some(HashSet::new()),
+                Event::Apply(key, content) => {
+                    if let Some(listed) = &mut self.listed {
+                        listed.insert(key.clone());
+                    }
+                    changes.insert(key, Some(content));
+                }
+                Event::Delete(key) => _ = changes.insert(key, None),
+                Event::Touched => {}
+                Event::InitDone => {
+                    let listed = self.listed.take().unwrap_or_default();
+                    let gone = self.by_key.keys().filter(|key| !listed.contains(*key));
+                    changes.extend(gone.map(|key| (key.clone(), None)));
+                }
+            }
+        }
+        changes.retain(|key, content| {
+            let known = self.by_key.get(key).and_then(|id| self.unit(*id));
+            known.map(|unit| &*unit.content) != content.as_deref()
+        });
+        if changes.is_empty() {
+            return false;
+        }
+        // Those that may say what holds for all first: what others are compiled by is known then.
+        let (first, rest): (Vec<_>, Vec<_>) = changes
+            .into_iter()
+            .partition(|(_, content)| content.as_deref().is_some_and(ground::may_have_others));
+        let (mut done, all) = (0, first.len() + rest.len());
+        for changes in [first, rest] {
+            let mut changes = changes.into_iter();
+            loop {
+                // Drafts take memory: some at a time.
+                let some: Vec<_> = changes.by_ref().take(DRAFTS).collect();
+                if some.is_empty() {
+                    break;
+                }
+                done += some.len();
+                self.apply_some(some, env);
+                progress(done, all);
+            }
+        }
+        true
+    }
+
+    fn apply_some(&mut self, changes: Vec<(ObjectKey, Option<Arc<str>>)>, env: Env<'_>) {
+        let mut drafts: HashMap<UnitId, FileDraft> = HashMap::new();
+        let mut touched: BTreeSet<UnitId> = BTreeSet::new();
+        for (key, content) in changes {
+            self.forget(&key, &mut touched, content.is_none());
+            let Some(content) = content else { continue };
+            let draft = decode(&key, &content, env);
+            let id = self.remember(key, content, &draft, &mut touched);
+            drafts.insert(id, draft);
+        }
+        let (units, by_key) = (&self.units, &self.by_key);
+        let is_other = self.ground.refresh(
+            self.with_services > 0,
+            self.with_others.iter(),
+            |key| source_file(units, by_key, key),
+            env,
+        );
+        if is_other {
+            self.compile_all(drafts, env);
+        } else {
+            self.compile_touched(touched, drafts, env);
+        }
+    }
+
+    /// Takes back what an object wants; whoever wants the same is touched.
+    fn forget(&mut self, key: &ObjectKey, touched: &mut BTreeSet<UnitId>, deleted: bool) {
+        let Some(&id) = self.by_key.get(key) else { return };
+        let Some(unit) = self.units[id as usize].as_mut() else {
+            return;
+        };
+        for want in std::mem::take(&mut unit.wants) {
+            self.wants.remove(want, id, touched);
+        }
+        self.files.remove(key);
+        self.with_services -= usize::from(unit.has_services);
+        if unit.has_others {
+            self.ground.is_stale = true;
+            self.with_others.remove(key);
+        }
+        if deleted {
+            touched.remove(&id);
+            self.by_key.remove(key);
+            self.pending.remove(&id);
+            self.tell(key, Diagnostics::default());
+            self.free.push(id);
+            if let Some(unit) = self.units[id as usize].take() {
+                self.orphans.extend(unit.published);
+            }
+        }
+    }
+
+    /// Notes what an object wants; whoever wants the same is touched.
+    fn remember(
+        &mut self,
+        key: ObjectKey,
+        content: Arc<str>,
+        draft: &FileDraft,
+        touched: &mut BTreeSet<UnitId>,
+    ) -> UnitId {
+        let id = match self.by_key.get(&key) {
+            Some(id) => *id,
+            None => {
+                let id = self.free.pop().unwrap_or_else(|| {
+                    self.units.push(None);
+                    u32::try_from(self.units.len() - 1).unwrap_or(u32::MAX)
+                });
+                self.by_key.insert(key.clone(), id);
+                id
+            }
+        };
+        let wants = wants::of(self.ground.domain(), draft);
+        for want in &wants {
+            self.wants.add(*want, id, touched);
+        }
+        touched.insert(id);
+        self.with_services += usize::from(draft.has_services);
+        if draft.has_others {
+            self.ground.is_stale = true;
+            self.with_others.insert(key.clone());
+        }
+        let revisions = draft.services.iter().flat_map(|service| &service.revisions);
+        let files = revisions.flat_map(|revision| &revision.tls_files);
+        let files: Box<[_]> = files.map(FileReference::new).collect();
+        if !files.is_empty() {
+            self.files.insert(key.clone(), files);
+        }
+        let slot = &mut self.units[id as usize];
+        let published = slot.take().map(|unit| unit.published).unwrap_or_default();
+        *slot = Some(Unit {
+            key,
+            content,
+            has_services: draft.has_services,
+            has_others: draft.has_others,
+            wants: wants.into(),
+            compiled: None,
+            published,
+        });
+        id
+    }
+
+    /// Compiles these and all who want the same, transitively.
+    fn compile_touched(
+        &mut self,
+        touched: BTreeSet<UnitId>,
+        mut drafts: HashMap<UnitId, FileDraft>,
+        env: Env<'_>,
+    ) {
+        let mut group = BTreeSet::new();
+        let mut next: Vec<UnitId> = touched.into_iter().collect();
+        while let Some(id) = next.pop() {
+            let Some(unit) = self.unit(id) else { continue };
+            if group.insert(id) {
+                let others = unit.wants.iter().flat_map(|want| self.wants.who(*want));
+                next.extend(others.filter(|other| !group.contains(other)));
+            }
+        }
+        self.compile_group(group, &mut drafts, env);
+    }
+
+    /// Compiles everything again: what holds for all has changed.
+    fn compile_all(&mut self, mut drafts: HashMap<UnitId, FileDraft>, env: Env<'_>) {
+        let ids: Vec<UnitId> = self.by_key.values().copied().collect();
+        if self.ground.take_other_domain() {
+            self.wants = Wants::default();
+            let mut unheard = BTreeSet::new();
+            for &id in &ids {
+                let Some(unit) = self.unit(id) else { continue };
+                let decoded;
+                let draft = match drafts.get(&id) {
+                    Some(draft) => draft,
+                    None => {
+                        decoded = decode(&unit.key, &unit.content, env);
+                        &decoded
+                    }
+                };
+                let wants = wants::of(self.ground.domain(), draft);
+                for want in &wants {
+                    self.wants.add(*want, id, &mut unheard);
+                }
+                if let Some(unit) = self.units[id as usize].as_mut() {
+                    unit.wants = wants.into();
+                }
+            }
+        }
+        self.compile_group(ids.into_iter().collect(), &mut drafts, env);
+    }
+
+    /// Compiles a set of objects that nobody outside of it shares a want with.
+    fn compile_group(
+        &mut self,
+        group: BTreeSet<UnitId>,
+        drafts: &mut HashMap<UnitId, FileDraft>,
+        env: Env<'_>,
+    ) {
+        // Whoever shares nothing with anybody is compiled alone, and its draft let go of.
+        let (alone, together): (Vec<UnitId>, Vec<UnitId>) = group.into_iter().partition(|id| {
+            let wants = self.unit(*id).map(|unit| &*unit.wants).unwrap_or_default();
+            wants.iter().all(|want| !self.wants.is_shared(*want))
+        });
+        for id in alone {
+            self.compile_units(&[id], drafts, env);
+        }
+        if !together.is_empty() {
+            let mut together = together;
+            together.sort_by(|a, b| self.key(*a).cmp(&self.key(*b)));
+            self.compile_units(&together, drafts, env);
+        }
+    }
+
+    fn compile_units(&mut self, ids: &[UnitId], drafts: &mut HashMap<UnitId, FileDraft>, env: Env<'_>) {
+        let mut all = Diagnostics::default();
+        let mut services = Vec::new();
+        let mut counts = Vec::with_capacity(ids.len());
+        for id in ids {
+            let known = drafts.remove(id);
+            let draft = known.or_else(|| self.unit(*id).map(|unit| decode(&unit.key, &unit.content, env)));
+            let Some(draft) = draft else {
+                counts.push(0);
+                continue;
+            };
+            all.append(draft.diagnostics);
+            counts.push(draft.services.len());
+            services.extend(draft.services);
+        }
+        let mut cx = Context { diagnostics: all };
+        // A bug in the compiler costs these objects, not all that come after them.
+        let ground = self.ground.draft();
+        let compiled = catch_unwind(AssertUnwindSafe(|| compile(ground, services, &mut cx)));
+        let mut diagnostics = cx.diagnostics;
+        let mut pieces = match compiled {
+            Ok(pieces) => pieces,
+            Err(_) => {
+                for id in ids {
+                    let path = self.key(*id).map(|key| key.path().to_owned()).unwrap_or_default();
+                    diagnostics.push(Diagnostic::about_file(path, PANICKED));
+                }
+                Vec::new()
+            }
+        }
+        .into_iter();
+        let ranks: HashMap<PathBuf, usize> = ids
+            .iter()
+            .enumerate()
+            .filter_map(|(rank, id)| Some((self.key(*id)?.path().to_owned(), rank)))
+            .collect();
+        diagnostics.settle(|file| ranks.get(file).copied().unwrap_or(usize::MAX));
+        let told = diagnostics.by_file(ids.len(), |file| ranks.get(file).copied().unwrap_or(0));
+        for ((id, count), mut told) in ids.iter().zip(counts).zip(told) {
+            let own: Vec<Option<Piece>> = pieces.by_ref().take(count).collect();
+            let whole: Option<Vec<Piece>> = own.into_iter().collect();
+            let Some(key) = self.key(*id).cloned() else {
+                continue;
+            };
+            if whole.is_none() && told.errors() == 0 {
+                told.push(Diagnostic::about_file(key.path(), CONTRADICTS));
+            }
+            self.tell(&key, told);
+            if let Some(unit) = self.units[*id as usize].as_mut() {
+                unit.compiled = whole;
+            }
+            self.pending.insert(*id);
+        }
+    }
+
+    fn tell(&mut self, key: &ObjectKey, diagnostics: Diagnostics) {
+        self.errors += diagnostics.errors();
+        let before = if diagnostics.is_empty() {
+            self.told.remove(key)
+        } else {
+            self.told.insert(key.clone(), diagnostics)
+        };
+        self.errors -= before.map_or(0, |before| before.errors());
+    }
+
+    /// Everything that is wrong, and all warnings, in the order of objects and lines.
+    pub fn diagnostics(&self) -> Diagnostics {
+        let ground = self.ground.diagnostics();
+        if self.told.is_empty() && ground.is_empty() {
+            return Diagnostics::default();
+        }
+        let keys = self.told.keys().chain(&self.with_others);
+        let mut keys: Vec<&ObjectKey> = keys.collect();
+        keys.sort();
+        let mut ranks = HashMap::new();
+        for (rank, key) in keys.into_iter().enumerate() {
+            ranks.entry(key.path().to_owned()).or_insert(rank);
+        }
+        let mut all = Diagnostics::default();
+        for diagnostics in self.told.values().chain([ground]) {
+            all.append(diagnostics.clone());
+        }
+        all.settle(|file| ranks.get(file).copied().unwrap_or(usize::MAX));
+        all
+    }
+
+    /// How many errors there are.
+    pub fn errors(&self) -> usize {
+        self.errors + self.ground.diagnostics().errors()
+    }
+
+    /// What is wrong with one object, for its status.
+    pub fn diagnostics_of(&self, key: &ObjectKey) -> Diagnostics {
+        self.told.get(key).cloned().unwrap_or_default()
+    }
+
+    /// Files that the configuration names, for whoever can read files to check.
+    pub fn files(&self) -> Vec<FileReference> {
+        let mut files = self.settings_files();
+        files.extend(self.files.values().flatten().cloned());
+        files
+    }
+
+    /// Of these, the ones that the settings name and no service.
+    pub fn settings_files(&self) -> Vec<FileReference> {
+        self.ground.draft().files.iter().map(FileReference::new).collect()
+    }
+
+    /// Its listeners, in the order of the settings, for whoever binds them.
+    pub fn listeners(&self) -> Vec<ListenerReference> {
+        let spots = self.ground.draft().listeners.iter();
+        spots.cloned().map(ListenerReference::new).collect()
+    }
+
+    /// How many services are published.
+    pub fn services(&self) -> usize {
+        self.services
+    }
+
+    /// How many revisions are published.
+    pub fn revisions(&self) -> usize {
+        self.revisions
+    }
+
+    /// How many objects there are.
+    pub fn len(&self) -> usize {
+        self.by_key.len()
+    }
+
+    /// Whether there is no object.
+    pub fn is_empty(&self) -> bool {
+        self.by_key.is_empty()
+    }
+
+    fn unit(&self, id: UnitId) -> Option<&Unit> {
+        self.units.get(id as usize)?.as_ref()
+    }
+
+    fn key(&self, id: UnitId) -> Option<&ObjectKey> {
+        self.unit(id).map(|unit| &unit.key)
+    }
+}
+
+/// Objects decoded at a time.
+const DRAFTS: usize = 1_024;
+
+const PANICKED: &str = "internal error: loading this file panicked";
+
+const CONTRADICTS: &str = "the configuration contradicts itself";
+
+fn source_file(
+    units: &[Option<Unit>],
+    by_key: &BTreeMap<ObjectKey, UnitId>,
+    key: &ObjectKey,
+) -> Option<SourceFile> {
+    let unit = units.get(*by_key.get(key)? as usize)?.as_ref()?;
+    Some(SourceFile {
+        path: key.path().to_owned(),
+        text: unit.content.as_ref().to_owned(),
+    })
+}
+
+/// Decodes one object. A bug in the decoder costs this object, not all that come after it.
+fn decode(key: &ObjectKey, content: &Arc<str>, env: Env<'_>) -> FileDraft {
+    let file = SourceFile {
+        path: key.path().to_owned(),
+        text: content.as_ref().to_owned(),
+    };
+    catch_unwind(AssertUnwindSafe(|| decode_file(&file, env))).unwrap_or_else(|_| {
+        let mut diagnostics = Diagnostics::default();
+        diagnostics.push(Diagnostic::about_file(key.path(), PANICKED));
+        FileDraft {
+            services: Vec::new(),
+            diagnostics,
+            has_services: true,
+            has_others: false,
+        }
+    })
+}
+
+#[cfg(test)]
+mod tests;
