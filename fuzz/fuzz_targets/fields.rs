@@ -5,7 +5,7 @@ use libfuzzer_sys::fuzz_target;
 use sluice_fuzz::choice;
 use sluice_gateway::admin::ExplainQuery;
 use sluice_gateway::answer::Dialect;
-use sluice_gateway::request::{cookie, grpc_timeout, request_id};
+use sluice_gateway::request::{RequestId, cookie, grpc_timeout};
 
 fuzz_target!(|data: &[u8]| {
     let mut data = data;
@@ -20,11 +20,15 @@ fuzz_target!(|data: &[u8]| {
         1 => {
             if let Some(value) = cookie(data, "user") {
                 assert!(!value.contains(&b';'));
-                assert!(data.windows(5 + value.len()).any(|w| w.starts_with(b"user=") && w.ends_with(value)));
+                assert!(
+                    data.windows(5 + value.len())
+                        .any(|w| w.starts_with(b"user=") && w.ends_with(value))
+                );
             }
         }
         2 => {
-            let id = request_id(Some(data), || 0);
+            let id = RequestId::of(Some(data), || 0);
+            let id = id.as_str();
             assert!((1..=128).contains(&id.len()) && id.bytes().all(|b| b.is_ascii_graphic()));
         }
         3 => {
@@ -32,7 +36,9 @@ fuzz_target!(|data: &[u8]| {
             let _ = Dialect::of(Some(accept), Some(content_type));
         }
         _ => {
-            let Ok(text) = std::str::from_utf8(data) else { return };
+            let Ok(text) = std::str::from_utf8(data) else {
+                return;
+            };
             if let Ok(query) = ExplainQuery::parse(text) {
                 assert_eq!(ExplainQuery::parse(&query.encode()).as_ref(), Ok(&query));
             }

@@ -3,7 +3,7 @@
 
 use libfuzzer_sys::fuzz_target;
 use sluice_fuzz::{choice, ends};
-use sluice_gateway::proxy::FrameTracker;
+use sluice_gateway::downstream::FrameTracker;
 
 fuzz_target!(|data: &[u8]| {
     let mut data = data;
