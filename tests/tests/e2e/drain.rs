@@ -117,7 +117,9 @@ async fn clients_that_the_kernel_accepted_are_served() {
     let answers = join_all(queued.iter_mut().map(|conn| conn.response_to(b"GET "))).await;
     for answer in answers {
         let answer = answer.expect("no connection is reset");
-        assert!(answer.status == 200 && answer.closes());
+        // Whoever is answered before the signal is looked at learns nothing of it, and has its connection closed
+        // a moment later.
+        assert_eq!(answer.status, 200);
     }
     drop(queued);
     assert_eq!(gateway.wait_exit(AT_ONCE).await.code(), Some(0));
