@@ -3,7 +3,7 @@
 use std::future::poll_fn;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::task::Poll;
+use std::task::{Poll, ready};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -15,7 +15,7 @@ use super::frame_watch::{FrameWatch, Watched};
 use super::http2_client::Http2Client;
 use crate::edge::{CloseReason, Connection, ConnectionInfo, Drain};
 use crate::exchange::{self, DeadlineTimer};
-use crate::h2::FrameLimits;
+use crate::h2::{FrameLimits, LastTurn};
 use crate::request::Engine;
 use crate::throttle::clock;
 
@@ -71,6 +71,11 @@ impl Activity {
     fn open(self: &Arc<Self>) -> OpenStream {
         self.open.fetch_add(1, Ordering::AcqRel);
         OpenStream(Arc::clone(self))
+    }
+
+    /// Whether more than one stream is open.
+    fn has_several(&self) -> bool {
+        self.open.load(Ordering::Relaxed) > 1
     }
 
     /// Counts idleness from now.
@@ -223,7 +228,11 @@ impl Http2 {
 
     /// Takes streams until the connection is over. Cancel-safe.
     async fn accept(&self, connection: &mut Server) {
+        let mut turn = LastTurn::default();
         poll_fn(|cx| {
+            if self.activity.has_several() {
+                ready!(turn.poll(cx));
+            }
             loop {
                 match connection.poll_accept(cx) {
                     Poll::Ready(Some(Ok((request, respond)))) => self.begin(request, respond),

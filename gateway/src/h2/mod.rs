@@ -7,7 +7,9 @@
 mod allowance;
 mod frames;
 mod guard;
+mod last_turn;
 
 pub use allowance::Allowance;
 pub use frames::{FrameHead, FrameScan};
 pub use guard::{Flood, FrameGuard, FrameLimits, Refusal, Told};
+pub(crate) use last_turn::LastTurn;

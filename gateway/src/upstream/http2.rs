@@ -22,6 +22,7 @@ use sluice_model::{Limits, RevisionSpec};
 use super::connect::{ConnectError, connect as dial};
 use super::io::Io;
 use crate::exchange::{Answered, BackendFault, BackendSide, BodyLength, RequestHead, RequestLine};
+use crate::h2::LastTurn;
 use crate::request::{FieldSink, Fields, RequestEdit, Routed, request_fields};
 use crate::spare::Plain;
 use crate::throttle::{EndpointState, clock};
@@ -201,7 +202,14 @@ async fn drive(
 ) {
     let mut connection = pin!(connection);
     let mut rest = pin!(tokio::time::sleep(max_idle));
+    let mut turn = LastTurn::default();
     poll_fn(|cx| {
+        let open = shared
+            .upgrade()
+            .map_or(0, |shared| shared.open.load(Ordering::Relaxed));
+        if open > 1 {
+            ready!(turn.poll(cx));
+        }
         loop {
             // An error reaches the streams that it ends.
             if connection.as_mut().poll(cx).is_ready() {
