@@ -8,31 +8,38 @@ use std::cell::RefCell;
 use std::io;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
+use std::thread::LocalKey;
 
 use tokio::io::{AsyncRead, ReadBuf};
 
 /// Bytes of a block. One read takes a head and a body of ten kilobytes in one piece.
 pub(crate) const BLOCK: usize = 16 * 1024;
 
-/// Blocks that a thread keeps for later: 1 MiB. What is beyond goes back to the allocator.
+/// Blocks of each size that a thread keeps for later: 1 MiB. What is beyond goes back to the allocator.
 const POOL: usize = 64;
+
+/// Bytes of a small block, into which a head is copied that is kept for as long as its request runs: of
+/// thousands of requests that wait for their backends, each would hold a whole block else.
+const SMALL_BLOCK: usize = 1024;
 
 thread_local! {
     static BLOCKS: RefCell<Vec<Box<[u8]>>> = const { RefCell::new(Vec::new()) };
+    static SMALL_BLOCKS: RefCell<Vec<Box<[u8]>>> = const { RefCell::new(Vec::new()) };
 }
 
-fn take_block() -> Box<[u8]> {
-    BLOCKS
-        .with_borrow_mut(Vec::pop)
+fn take(pool: &'static LocalKey<RefCell<Vec<Box<[u8]>>>>, size: usize) -> Box<[u8]> {
+    pool.with_borrow_mut(Vec::pop)
         // Zeroed once in the block's life, so that reading into a block needs no unsafe code.
-        .unwrap_or_else(|| vec![0; BLOCK].into_boxed_slice())
+        .unwrap_or_else(|| vec![0; size].into_boxed_slice())
 }
 
 fn give_block(block: Box<[u8]>) {
-    if block.len() != BLOCK {
-        return;
-    }
-    BLOCKS.with_borrow_mut(|blocks| {
+    let pool = match block.len() {
+        BLOCK => &BLOCKS,
+        SMALL_BLOCK => &SMALL_BLOCKS,
+        _ => return,
+    };
+    pool.with_borrow_mut(|blocks| {
         if blocks.len() < POOL {
             blocks.push(block);
         }
@@ -74,9 +81,9 @@ impl Buffer {
         }
     }
 
-    /// Copies what is there into a block of exactly that size: for a request that is about to wait.
+    /// Copies what is there into a block of exactly its size: for a request that is about to wait.
     pub(crate) fn shrink(&mut self) {
-        if self.block.len() != BLOCK {
+        if !matches!(self.block.len(), BLOCK | SMALL_BLOCK) {
             return;
         }
         let tight: Box<[u8]> = self.data().into();
@@ -90,8 +97,20 @@ impl Buffer {
         self.block.len()
     }
 
-    /// Splits the first `n` bytes off: they keep the block, what follows is copied to another one.
+    /// Splits the first `n` bytes off. Few are copied into a small block, and what follows stays; many
+    /// keep the block, and what follows is copied to another one.
     pub(crate) fn split_to(&mut self, n: usize) -> Self {
+        if n <= SMALL_BLOCK {
+            let mut block = take(&SMALL_BLOCKS, SMALL_BLOCK);
+            block[..n].copy_from_slice(&self.data()[..n]);
+            self.consume(n);
+            self.release();
+            return Self {
+                block,
+                start: 0,
+                end: n,
+            };
+        }
         let rest = &self.data()[n..];
         let mut after = Self::default();
         if !rest.is_empty() {
@@ -135,7 +154,7 @@ impl Buffer {
     /// Room for `n` more bytes behind the last one: by moving bytes to the front, or in a larger block.
     fn make_room(&mut self, n: usize) {
         if self.block.is_empty() && n <= BLOCK {
-            self.block = take_block();
+            self.block = take(&BLOCKS, BLOCK);
         }
         if self.block.len() - self.end >= n {
             return;
