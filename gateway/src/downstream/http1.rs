@@ -152,7 +152,8 @@ impl Http1 {
                 Head::Close => return,
                 Head::Refuse(refused) => return self.refuse(engine, refused).await,
             }
-            exchange::serve(engine, &mut self.client, &mut self.timer, now).await;
+            // Boxed: an idle connection keeps no room for the state of a request.
+            Box::pin(exchange::serve(engine, &mut self.client, &mut self.timer, now)).await;
             let goes_on = self.client.may_continue();
             self.client.settle();
             if !goes_on {

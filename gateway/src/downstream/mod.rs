@@ -38,7 +38,8 @@ impl Serve for Downstream {
     async fn serve(&self, connection: Connection, drain: watch::Receiver<Drain>) -> CloseReason {
         match connection.wire {
             Wire::Http1 => http1::serve(&self.engine, connection, drain).await,
-            Wire::Http2 => http2::serve(&self.engine, connection, drain).await,
+            // Boxed: the larger of the two states is not kept for every connection.
+            Wire::Http2 => Box::pin(http2::serve(&self.engine, connection, drain)).await,
         }
     }
 }

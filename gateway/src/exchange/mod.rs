@@ -127,7 +127,7 @@ where
             return self.refuse(&refusal).await;
         }
         loop {
-            match Box::pin(self.attempt()).await {
+            match self.attempt().await {
                 Next::Over => return,
                 Next::Answer(answer) => return self.refuse(&answer.into()).await,
                 Next::Again => {}
