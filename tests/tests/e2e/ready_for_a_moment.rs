@@ -132,7 +132,10 @@ async fn twenty(gateway: &Gateway) -> Vec<(String, H1Response)> {
                 let target = format!("/{n}");
                 let (method, request) = match n % 2 {
                     0 => ("GET", h1::get(WEB, &target)),
-                    _ => ("POST", h1::request("POST", WEB, &target, &[], b"not to be sent twice")),
+                    _ => (
+                        "POST",
+                        h1::request("POST", WEB, &target, &[], b"not to be sent twice"),
+                    ),
                 };
                 (format!("{method} {target}"), h1::fetch(addr, &request).await)
             })
@@ -160,7 +163,11 @@ async fn every_request_is_answered(gateway: &Gateway, notes: Option<&Path>, case
     for (request, answer) in answers {
         let text = answer.text();
         let lost = request.starts_with("POST") && answer.reason() == Some("upstream_error");
-        assert_eq!(answer.status, if lost { 502 } else { 200 }, "{case}: {request}: {text}");
+        assert_eq!(
+            answer.status,
+            if lost { 502 } else { 200 },
+            "{case}: {request}: {text}"
+        );
         if let Some(read) = &read {
             let times = read.get(&request).copied().unwrap_or(0);
             assert_eq!(times, u32::from(!lost), "{case}: {request}: {text}: {read:?}");
