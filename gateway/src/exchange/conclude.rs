@@ -105,21 +105,21 @@ impl<C: ClientSide> Exchange<'_, C> {
         let request = &mut self.request;
         request.fail_attempt(Reason::UpstreamError, fault.to_string());
         let not_processed = matches!(fault, BackendFault::NotProcessed) || !sent;
-        let mut early = false;
-        if let Some(permit) = &request.permit {
+        if let Some(permit) = &request.permit
+            && !idled
+        {
             if was_looked_at(fault) {
                 permit.endpoint().mark_answered();
             }
             // No answer ever came from it, only a probe said that it is ready: it starts still, and the request
             // goes back to its place in the queue, if it may be sent again.
-            early = permit.endpoint().is_unproven();
-            let fresh = !idled && !not_processed;
-            if early || fresh {
+            let early = permit.endpoint().is_unproven();
+            if early || !not_processed {
                 permit.report(Outcome::Broke, clock());
+                self.broken += u32::from(!early);
             }
-            self.broken += u32::from(fresh && !early);
         }
-        request.next = if idled && !early {
+        request.next = if idled {
             Attempt::FreshConnection
         } else {
             Attempt::OtherEndpoint
