@@ -143,8 +143,8 @@ async fn twenty(gateway: &Gateway) -> Vec<(String, H1Response)> {
         .collect();
     let mut answers = Vec::new();
     for request in held {
-        let (request, answer) = within("an answer", SOON, request).await.unwrap();
-        answers.push((request, answer.unwrap()));
+        let (request, answer) = within("an answer", SOON, request).await.expect("no panic");
+        answers.push((request, answer.expect("an answer")));
     }
     answers
 }
@@ -178,7 +178,7 @@ async fn every_request_is_answered(gateway: &Gateway, notes: Option<&Path>, case
 /// With one that hangs up at once, resets, or closes its listener again, each for every moment.
 async fn for_every_moment(how: &str, open: &str) {
     for unready in MOMENTS {
-        let dir = tempfile::tempdir().unwrap();
+        let dir = tempfile::tempdir().expect("a directory");
         let notes = dir.path().join("notes");
         let gateway = app(how, unready, open, &notes, "").start().await;
         let case = format!("{how} for {unready} s after {open} s");
