@@ -105,12 +105,19 @@ impl<C: ClientSide> Exchange<'_, C> {
         let request = &mut self.request;
         request.fail_attempt(Reason::UpstreamError, fault.to_string());
         let not_processed = matches!(fault, BackendFault::NotProcessed) || !sent;
-        if !idled
-            && !not_processed
-            && let Some(permit) = &request.permit
+        if let Some(permit) = &request.permit
+            && !idled
         {
-            permit.report(Outcome::Broke, clock());
-            self.broken += 1;
+            if was_looked_at(fault) {
+                permit.endpoint().mark_answered();
+            }
+            // No answer ever came from it, only a probe said that it is ready: it starts still, and the request
+            // goes back to its place in the queue, if it may be sent again.
+            let early = permit.endpoint().is_unproven();
+            if early || !not_processed {
+                permit.report(Outcome::Broke, clock());
+                self.broken += u32::from(!early);
+            }
         }
         request.next = if idled {
             Attempt::FreshConnection

@@ -205,7 +205,12 @@ impl<W> Core<W> {
             return fx;
         }
         let endpoint = self.endpoints.slot_mut(slot);
-        if endpoint.turn == turn && endpoint.phase == EndpointPhase::Ready {
+        let broke = matches!(outcome, Outcome::ConnectFailed | Outcome::Broke);
+        if endpoint.turn != turn || endpoint.phase != EndpointPhase::Ready {
+            // Told already.
+        } else if broke && endpoint.state.is_unproven() {
+            self.refute(slot, &mut fx);
+        } else {
             let verdict = endpoint.with_health(|h| h.observe(outcome));
             if verdict == health::Verdict::Eject {
                 let refused = outcome == Outcome::ConnectFailed;

@@ -1,6 +1,6 @@
 //! One endpoint for its whole life: what requests, probes and the admin API share of it.
 
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::time::Instant;
 
 use parking_lot::Mutex;
@@ -10,6 +10,10 @@ use tokio::sync::Notify;
 use super::launch::Launch;
 use crate::spare::SpareSlot;
 use crate::upstream::{IdleConnections, StreamConnections};
+
+/// How often what has never answered may be taken for ready and hang up. From then on it is an endpoint like others,
+/// which fails: what closes every connection, since it speaks another protocol say, must not hold each request up.
+const MOST_REFUTED: u32 = 5;
 
 /// One endpoint for its whole life, as a [`Permit`](super::Permit) sees it.
 #[derive(Debug)]
@@ -26,6 +30,10 @@ pub struct EndpointState {
     epoch: AtomicU64,
     /// Mirrors `!health.is_spotless()`, written under the lock.
     pub(super) troubled: AtomicBool,
+    /// A response came from it since it was started, or nobody asks whether it is ready.
+    answered: AtomicBool,
+    /// How often it was taken for ready before it was. Written under the lock.
+    refuted: AtomicU32,
     /// When it came up. Looked at only by those who waited.
     launch: Mutex<Launch>,
     /// The connection of the probe that found it ready.
@@ -50,6 +58,8 @@ impl EndpointState {
             key: NEXT.fetch_add(1, Ordering::Relaxed),
             epoch: AtomicU64::new(0),
             troubled: AtomicBool::new(false),
+            answered: AtomicBool::new(false),
+            refuted: AtomicU32::new(0),
             launch: Mutex::default(),
             spare: SpareSlot::default(),
             idle: IdleConnections::default(),
@@ -115,6 +125,40 @@ impl EndpointState {
     /// taken for a good one.
     pub fn renew_pool(&self) {
         self.epoch.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// A response came from it: it is what it was started for.
+    pub(crate) fn mark_answered(&self) {
+        // A line that many threads read is written once.
+        if !self.has_answered() {
+            self.answered.store(true, Ordering::Relaxed);
+        }
+    }
+
+    /// Whether it answered since it was started.
+    pub(crate) fn has_answered(&self) -> bool {
+        self.answered.load(Ordering::Relaxed)
+    }
+
+    /// Whether only probes say that it is ready: a connection that breaks then says that it is not yet.
+    pub(crate) fn is_unproven(&self) -> bool {
+        !self.has_answered() && self.refuted() < MOST_REFUTED
+    }
+
+    /// How often it was taken for ready before it was.
+    pub(crate) fn refuted(&self) -> u32 {
+        self.refuted.load(Ordering::Relaxed)
+    }
+
+    /// It was taken for ready before it was. Under the lock.
+    pub(super) fn refute(&self) {
+        self.refuted.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Something elsewhere may stop it and start it again: what it did before says nothing any more. Under the lock.
+    pub(super) fn doubt(&self) {
+        self.answered.store(false, Ordering::Relaxed);
+        self.refuted.store(0, Ordering::Relaxed);
     }
 
     /// Whether a success has something to make good.

@@ -230,6 +230,10 @@ impl EndpointSet {
         if !slot.is_live() {
             slot.state.close_connections();
         }
+        if phase == EndpointPhase::Ready {
+            // Nothing is asked to prove it.
+            slot.state.mark_answered();
+        }
         let (key, fixed, coming) = (slot.state.key, slot.state.instance.is_none(), slot.is_coming());
         let i = if let Some(i) = self.vacant.pop() {
             self.slots[i as usize] = Some(slot);

@@ -53,6 +53,9 @@ impl Permit {
         let bad = !matches!(outcome, Outcome::Connected | Outcome::Responded { .. })
             || matches!(outcome, Outcome::Responded { status: 502..=504 });
         let grant = self.grant();
+        if matches!(outcome, Outcome::Responded { .. }) {
+            grant.endpoint.mark_answered();
+        }
         if bad || (outcome != Outcome::Connected && grant.endpoint.is_troubled()) {
             self.throttler.report(grant.slot, grant.turn, outcome, now);
         }

@@ -256,3 +256,47 @@ async fn a_retired_instance_finishes_what_it_has() {
     drop(wait(&throttler));
     assert_eq!(demands.take(), [activate()]);
 }
+
+/// Only probes said that it is ready: it starts still. Five times; then, or once it answered, it fails as others do.
+#[tokio::test(start_paused = true)]
+async fn what_breaks_before_its_first_answer_was_not_ready() {
+    let (throttler, demands) = throttler(Supply::Activated, None);
+    let waiter = wait(&throttler);
+    let key = add(&throttler, 1);
+    let phase = || throttler.endpoint(key).expect("is known").phase;
+    throttler.endpoint_ready(key, clock());
+    let mut permit = waiter.await.expect("admitted");
+    let late = admit(&throttler);
+    for outcome in [DOWN, Outcome::Broke, Outcome::Broke, DOWN, Outcome::Broke] {
+        permit.report(outcome, clock());
+        assert_eq!(phase(), EndpointPhase::Starting);
+        let Admission::Waiting(waiter) = permit.failover(clock()) else {
+            panic!("nothing is ready");
+        };
+        throttler.endpoint_ready(key, clock());
+        permit = waiter.await.expect("admitted again");
+        // What went out before it proved itself anew says nothing of it now.
+        late.report(Outcome::Broke, clock());
+        assert_eq!(phase(), EndpointPhase::Ready);
+    }
+    permit.report(Outcome::Broke, clock());
+    assert_eq!(phase(), EndpointPhase::Ready, "often enough");
+    let ready = demands
+        .take()
+        .into_iter()
+        .filter(|d| matches!(d, Demand::Ready { .. }));
+    assert_eq!(ready.count(), 1, "the control plane stops no clock twice");
+
+    let key = add(&throttler, 2);
+    throttler.endpoint_ready(key, clock());
+    let second = throttler.retire_these(&[InstanceId(1)], clock());
+    assert_eq!(second, [InstanceId(1)]);
+    let permit = admit(&throttler);
+    assert_eq!(permit.endpoint().key, key);
+    permit.report(Outcome::Responded { status: 503 }, clock());
+    permit.report(Outcome::Broke, clock());
+    assert_eq!(
+        throttler.endpoint(key).expect("is known").phase,
+        EndpointPhase::Ready
+    );
+}

@@ -364,6 +364,13 @@ impl<W> Core<W> {
         }
     }
 
+    /// A probe was believed too early: the endpoint starts still, and its next probe has to prove more.
+    pub(super) fn refute(&mut self, i: u32, fx: &mut Effects<W>) {
+        self.endpoints.slot(i).state.refute();
+        self.endpoints.set_phase(i, EndpointPhase::Starting);
+        fx.wake_probes = true;
+    }
+
     /// Ends ejections whose time is over, and one before its time when nothing else is ready.
     pub(super) fn reinstate(&mut self, now: Instant, fx: &mut Effects<W>) {
         while let Some(i) = self.endpoints.ejected_until(now) {
@@ -432,6 +439,7 @@ impl<W> Core<W> {
         let fixed = fixed.filter(|(_, e)| e.state.instance.is_none() && e.is_live());
         let fixed: Vec<u32> = fixed.map(|(i, _)| i).collect();
         for i in fixed {
+            self.endpoints.slot(i).state.doubt();
             self.endpoints.set_phase(i, EndpointPhase::Starting);
         }
     }

@@ -27,9 +27,11 @@ const CONFIRM: Duration = Duration::from_secs(1);
 /// before what answers on it (a runtime that loads, a proxy in front of a container) accepts and closes; on this
 /// machine within the millisecond.
 const STAYS: Duration = Duration::from_millis(3);
-/// The same for an instance that has closed one before. It is probed hundreds of times while it loads, and on a busy
-/// machine its turn to close comes later than [`STAYS`] now and then.
+/// The same for one that has closed one before. It is probed hundreds of times while it loads, and on a busy machine
+/// its turn to close comes later than [`STAYS`] now and then: what nobody has accepted yet looks open.
 const STAYS_AGAIN: Duration = Duration::from_millis(30);
+/// The most that is asked of one that was taken for ready, and was not, again and again; three times as much each time.
+const STAYS_MOST: Duration = Duration::from_secs(1);
 /// One connect where no probe is configured.
 const CONNECT: Duration = Duration::from_secs(1);
 
@@ -47,14 +49,16 @@ pub(crate) struct Pace {
     pub(crate) period: Option<Duration>,
     /// Ready as far as anybody was told, but the last probe failed.
     pub(crate) doubtful: bool,
+    /// The least time between two probes while it starts: its probes were believed too early.
+    pub(crate) least: Duration,
 }
 
 /// From the start of one probe to the start of the next; `None`: not before something changes.
 pub(crate) fn next_delay(pace: Pace) -> Option<Duration> {
     match pace.phase {
-        EndpointPhase::Starting if pace.waiting && pace.local => Some(TIGHT_LOCAL),
-        EndpointPhase::Starting if pace.waiting => Some(TIGHT_REMOTE),
-        EndpointPhase::Starting if pace.instance => Some(CALM),
+        EndpointPhase::Starting if pace.waiting && pace.local => Some(TIGHT_LOCAL.max(pace.least)),
+        EndpointPhase::Starting if pace.waiting => Some(TIGHT_REMOTE.max(pace.least)),
+        EndpointPhase::Starting if pace.instance => Some(CALM.max(pace.least)),
         // A configured address that something elsewhere starts when asked: proving it ready while
         // nobody wants it would only make the next request believe in what may be stopping.
         EndpointPhase::Starting => None,
@@ -62,6 +66,16 @@ pub(crate) fn next_delay(pace: Pace) -> Option<Duration> {
         EndpointPhase::Ready if pace.doubtful => pace.period.map(|p| p.clamp(TIGHT_LOCAL, CONFIRM)),
         EndpointPhase::Ready | EndpointPhase::Ejected { .. } => pace.period.map(|p| p.max(TIGHT_LOCAL)),
         EndpointPhase::Draining | EndpointPhase::Gone => None,
+    }
+}
+
+/// How long a connection must stay open, or an HTTP probe wait, by how often the endpoint hung up since its start.
+fn hold(hang_ups: u32) -> Duration {
+    match hang_ups.checked_sub(1) {
+        None => STAYS,
+        Some(more) => STAYS_AGAIN
+            .saturating_mul(3_u32.saturating_pow(more))
+            .min(STAYS_MOST),
     }
 }
 
@@ -74,7 +88,7 @@ pub(crate) async fn run(
 ) {
     let mut last: Option<Instant> = None;
     let mut failures = 0;
-    let mut stays = STAYS;
+    let mut hung_up = false;
     loop {
         // Enabled before looking: news that come while this looks are not missed.
         let mut news = pin!(throttler.probe_news());
@@ -91,7 +105,17 @@ pub(crate) async fn run(
         let spec = revision.spec();
         drop(revision);
         // After a hand-over the newer gateway finds out what is ready.
-        let delay = next_delay(pace(&view, &spec, failures > 0)).filter(|_| !throttler.is_flipped());
+        let hang_ups = if endpoint.has_answered() {
+            0
+        } else {
+            endpoint.refuted() + u32::from(hung_up)
+        };
+        let hold = hold(hang_ups);
+        let mut pace = pace(&view, &spec, failures > 0);
+        if hang_ups > 0 && http_path(&spec).is_some() {
+            pace.least = hold;
+        }
+        let delay = next_delay(pace).filter(|_| !throttler.is_flipped());
         let Some(delay) = delay else {
             news.await;
             continue;
@@ -115,8 +139,9 @@ pub(crate) async fn run(
         // may be TLS.
         let wanted = |view: &EndpointView| view.phase == EndpointPhase::Starting && view.waiting;
         let keep = wanted(&view) && !matches!(spec.backend, Backend::Url(_));
-        let starting = view.phase == EndpointPhase::Starting && view.endpoint.instance.is_some();
-        let must_stay = (starting && is_local(&endpoint.address)).then_some(stays);
+        let starting = view.phase == EndpointPhase::Starting;
+        let at_once = hang_ups == 0 && !(pace.instance && pace.local);
+        let must_stay = (starting && !at_once).then_some(hold);
         match attempt(&endpoint.address, &spec, keep, must_stay).await {
             Ok(connection) => {
                 failures = 0;
@@ -128,14 +153,12 @@ pub(crate) async fn run(
                 }
                 throttler.endpoint_ready(endpoint.key, clock());
             }
-            Err(Failed { reason, hung_up }) => {
+            Err(failed) => {
                 failures += 1;
-                if hung_up {
-                    stays = STAYS_AGAIN;
-                }
+                hung_up |= failed.hung_up;
                 let threshold = spec.readiness.as_ref().map_or(1, |p| p.failure_threshold);
                 if view.phase == EndpointPhase::Ready && failures >= threshold {
-                    debug!(revision = %spec.id, endpoint = %endpoint.address, "probe fails: {reason}");
+                    debug!(revision = %spec.id, endpoint = %endpoint.address, "probe fails: {}", failed.reason);
                     throttler.endpoint_failing(endpoint.key, clock());
                 }
             }
@@ -151,6 +174,16 @@ fn pace(view: &EndpointView, spec: &RevisionSpec, doubtful: bool) -> Pace {
         instance: view.endpoint.instance.is_some(),
         period: spec.readiness.as_ref().map(|probe| probe.period),
         doubtful,
+        least: Duration::ZERO,
+    }
+}
+
+/// What an HTTP probe asks for, where there is one. A URL may be behind TLS: only whether it can be connected to is
+/// asked.
+fn http_path(spec: &RevisionSpec) -> Option<&str> {
+    match &spec.readiness.as_ref()?.kind {
+        ProbeKind::Http { path } if !matches!(spec.backend, Backend::Url(_)) => Some(path),
+        _ => None,
     }
 }
 
@@ -191,11 +224,7 @@ async fn attempt(
         failure_threshold: 1,
     };
     let probe = spec.readiness.as_ref().unwrap_or(&connect_only);
-    let path = match &probe.kind {
-        // A URL may be behind TLS: only whether it can be connected to is asked.
-        ProbeKind::Http { path } if !matches!(spec.backend, Backend::Url(_)) => Some(path.as_str()),
-        _ => None,
-    };
+    let path = http_path(spec);
     let limit = probe.timeout;
     let tried = tokio::time::timeout(limit, async {
         match address {

@@ -84,10 +84,13 @@ fn probes_are_tight_while_somebody_waits_and_calm_otherwise() {
         instance: true,
         period: None,
         doubtful: false,
+        least: Duration::ZERO,
     };
     let ms = |pace| next_delay(pace).map(|d| d.as_millis());
     assert_eq!(ms(pace), Some(2));
     assert_eq!(ms(Pace { local: false, ..pace }), Some(25));
+    let least = hold(1);
+    assert_eq!(ms(Pace { least, ..pace }), Some(30));
     let calm = Pace {
         waiting: false,
         ..pace
@@ -117,6 +120,13 @@ fn probes_are_tight_while_somebody_waits_and_calm_otherwise() {
         ..pace
     };
     assert_eq!(ms(draining), None);
+}
+
+#[test]
+fn whoever_hangs_up_has_to_prove_more_each_time() {
+    let ms: Vec<u128> = (0..7).map(|n| hold(n).as_millis()).collect();
+    assert_eq!(ms, [3, 30, 90, 270, 810, 1_000, 1_000]);
+    assert_eq!(hold(u32::MAX), STAYS_MOST);
 }
 
 #[tokio::test]
