@@ -289,7 +289,7 @@ async fn what_hangs_up_for_good_fails_soon() {
     let next = gateway
         .wait_access_log("the second", |e| e["path"] == "/next")
         .await;
-    assert_eq!(next["queue_ms"].as_f64(), Some(0.0), "it was not held: {next}");
+    assert!(next["queue_ms"].is_null(), "it was not held: {next}");
 }
 
 /// Nobody can tell whether the instance acted on what it read.
