@@ -15,6 +15,7 @@
 
 mod ground;
 mod publish;
+mod sets;
 mod wants;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
@@ -25,12 +26,13 @@ use std::sync::Arc;
 use sluice_model::RevisionSettings;
 
 use crate::compile::{FileReference, ListenerReference, Piece, Shared, compile};
-use crate::config::{Context, Diagnostic, Diagnostics, Env, FileDraft, SourceFile, decode_file};
+use crate::config::{Context, Diagnostic, Diagnostics, Draft, Env, FileDraft, SourceFile, decode_file};
 use crate::source::{Event, ObjectKey};
 
 use ground::Ground;
 use publish::Base;
 pub use publish::Step;
+pub use sets::{SetId, Sets};
 use wants::Wants;
 
 /// What is published while something is wrong.
@@ -323,6 +325,13 @@ impl Index {
             }
         }
         self.compile_group(ids.into_iter().collect(), &mut drafts, env);
+    }
+
+    /// Compiles everything by what holds for another set of objects, from now on.
+    fn follow(&mut self, ground: &Draft, env: Env<'_>) {
+        if self.ground.follow(ground) {
+            self.compile_all(HashMap::new(), env);
+        }
     }
 
     /// Compiles a set of objects that nobody outside of it shares a want with.
