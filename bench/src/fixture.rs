@@ -178,21 +178,23 @@ fn revision(name: &str) -> RevisionSpec {
             targets: addresses(2).into_iter().map(EndpointTarget::Address).collect(),
             activated: false,
         },
-        protocol: Protocol::Http1,
-        max_streams_per_connection: sluice_model::DEFAULT_STREAMS_PER_CONNECTION,
-        tls: sluice_model::BackendTls::default(),
-        upgrades: None,
-        readiness: None,
-        start_timeout: Duration::from_secs(60),
-        container_concurrency: None,
-        timeouts: RevisionTimeouts {
-            total: Some(Duration::from_secs(300)),
-            response_start: None,
-            idle: None,
-            max_stream_age: None,
-        },
-        queue: queue(),
-        request_headers: BTreeMap::new(),
+        settings: Arc::new(sluice_model::RevisionSettings {
+            protocol: Protocol::Http1,
+            max_streams_per_connection: sluice_model::DEFAULT_STREAMS_PER_CONNECTION,
+            tls: sluice_model::BackendTls::default(),
+            upgrades: None,
+            readiness: None,
+            start_timeout: Duration::from_secs(60),
+            container_concurrency: None,
+            timeouts: RevisionTimeouts {
+                total: Some(Duration::from_secs(300)),
+                response_start: None,
+                idle: None,
+                max_stream_age: None,
+            },
+            queue: queue(),
+            request_headers: BTreeMap::new(),
+        }),
     }
 }
 

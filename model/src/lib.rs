@@ -31,7 +31,7 @@ pub use hash::{StickyKey, rendezvous, stable_hash};
 pub use name::{Host, NameError, RevisionId, ServiceId, Tag, normalize_host};
 pub use revision::{
     Backend, BackendTls, DEFAULT_STREAMS_PER_CONNECTION, EndpointAddr, EndpointTarget, Probe, ProbeKind,
-    Protocol, QueueLimits, RevisionSpec, RevisionTimeouts, Scheme, UrlBackend,
+    Protocol, QueueLimits, RevisionSettings, RevisionSpec, RevisionTimeouts, Scheme, UrlBackend,
 };
 pub use route::{
     HeaderMatch, HeaderMatcher, HttpOption, PathMatch, PathRewrite, RequestView, Route, RouteMatch, Service,

@@ -1,5 +1,6 @@
 //! Names. Strings die here: everything past this module holds a checked name.
 
+use std::cmp::Ordering;
 use std::fmt;
 use std::net::Ipv6Addr;
 use std::sync::Arc;
@@ -210,10 +211,13 @@ impl fmt::Display for Tag {
 macro_rules! namespaced_id {
     ($(#[$doc:meta])* $name:ident) => {
         $(#[$doc])*
-        #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+        ///
+        /// One shared text: a large table has several of each.
+        #[derive(Debug, Clone, PartialEq, Eq, Hash)]
         pub struct $name {
-            namespace: Arc<str>,
-            name: Arc<str>,
+            /// `namespace/name`
+            text: Arc<str>,
+            slash: usize,
         }
 
         impl $name {
@@ -224,23 +228,36 @@ macro_rules! namespaced_id {
             pub fn parse(namespace: &str, name: &str) -> Result<Self, NameError> {
                 check_label(namespace)?;
                 check_label(name)?;
-                Ok(Self { namespace: namespace.into(), name: name.into() })
+                Ok(Self { text: format!("{namespace}/{name}").into(), slash: namespace.len() })
             }
 
             /// The namespace.
             pub fn namespace(&self) -> &str {
-                &self.namespace
+                &self.text[..self.slash]
             }
 
             /// The name within the namespace.
             pub fn name(&self) -> &str {
-                &self.name
+                &self.text[self.slash + 1..]
+            }
+        }
+
+        // By parts: as one text, namespace `a-b` would come before `a`.
+        impl Ord for $name {
+            fn cmp(&self, other: &Self) -> Ordering {
+                (self.namespace(), self.name()).cmp(&(other.namespace(), other.name()))
+            }
+        }
+
+        impl PartialOrd for $name {
+            fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+                Some(self.cmp(other))
             }
         }
 
         impl fmt::Display for $name {
             fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                write!(f, "{}/{}", self.namespace, self.name)
+                f.write_str(&self.text)
             }
         }
     };
@@ -319,5 +336,14 @@ mod tests {
         );
         assert_eq!(ServiceId::parse("", "a"), Err(NameError::Empty));
         assert_eq!(Tag::parse("-a"), Err(NameError::BadLabel));
+    }
+
+    #[test]
+    fn ids_are_ordered_by_namespace_then_by_name() {
+        let id = |namespace, name| ServiceId::parse(namespace, name).expect("names");
+        let (first, second) = (id("a", "z"), id("a-b", "a"));
+        assert!(first < second && id("a", "a") < first);
+        assert_eq!((first.namespace(), first.name()), ("a", "z"));
+        assert_eq!(second.to_string(), "a-b/a");
     }
 }

@@ -3,7 +3,9 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::net::SocketAddr;
+use std::ops::{Deref, DerefMut};
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use crate::name::{Host, RevisionId, ServiceId};
@@ -183,15 +185,10 @@ pub struct RevisionTimeouts {
     pub max_stream_age: Option<Duration>,
 }
 
-/// Everything configured about one revision that serving it needs.
+/// How a revision is served. Most revisions of a large table have the same settings; whoever makes
+/// many of them shares these.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct RevisionSpec {
-    /// Its name.
-    pub id: RevisionId,
-    /// The service it belongs to.
-    pub service: ServiceId,
-    /// How its endpoints come to be.
-    pub backend: Backend,
+pub struct RevisionSettings {
     /// The protocol its endpoints speak.
     pub protocol: Protocol,
     /// Requests on one HTTP/2 connection to a backend at once, unless the backend allows fewer; at
@@ -216,13 +213,39 @@ pub struct RevisionSpec {
     pub request_headers: BTreeMap<String, String>,
 }
 
+/// Everything configured about one revision that serving it needs. It has the fields of its
+/// [`RevisionSettings`]: that they are shared is a matter of memory alone.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RevisionSpec {
+    /// Its name.
+    pub id: RevisionId,
+    /// The service it belongs to.
+    pub service: ServiceId,
+    /// How its endpoints come to be.
+    pub backend: Backend,
+    /// How it is served.
+    pub settings: Arc<RevisionSettings>,
+}
+
+impl Deref for RevisionSpec {
+    type Target = RevisionSettings;
+
+    fn deref(&self) -> &RevisionSettings {
+        &self.settings
+    }
+}
+
+/// Changes the settings of this one alone.
+impl DerefMut for RevisionSpec {
+    fn deref_mut(&mut self) -> &mut RevisionSettings {
+        Arc::make_mut(&mut self.settings)
+    }
+}
+
 impl RevisionSpec {
     /// Of a revision that is configured no more: only the instances that it still has matter.
     pub fn leaving(id: RevisionId, service: ServiceId, container_concurrency: Option<u32>) -> Self {
-        Self {
-            id,
-            service,
-            backend: Backend::Managed,
+        let settings = RevisionSettings {
             protocol: Protocol::Http1,
             max_streams_per_connection: DEFAULT_STREAMS_PER_CONNECTION,
             tls: BackendTls::default(),
@@ -242,6 +265,12 @@ impl RevisionSpec {
                 timeout: Duration::ZERO,
             },
             request_headers: BTreeMap::new(),
+        };
+        Self {
+            id,
+            service,
+            backend: Backend::Managed,
+            settings: Arc::new(settings),
         }
     }
 }

@@ -71,11 +71,12 @@ impl std::error::Error for SplitError {}
 /// Shares that add up to exactly 100 %.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TrafficSplit {
-    targets: Vec<TrafficTarget>,
-    /// `ends[i]` is the first point past target `i`; the last one is [`Percent::WHOLE`].
-    ends: Vec<u32>,
+    targets: Box<[TrafficTarget]>,
+    /// `ends[i]` is the first point past target `i`; the last one is [`Percent::WHOLE`]. Empty when one target
+    /// has everything.
+    ends: Box<[u32]>,
     /// Set when one target has everything: no point needs to be drawn.
-    only: Option<usize>,
+    only: Option<u32>,
 }
 
 impl TrafficSplit {
@@ -85,7 +86,7 @@ impl TrafficSplit {
     /// [`SplitError`], the sum before a repeated tag.
     pub fn new(targets: Vec<TrafficTarget>) -> Result<Self, SplitError> {
         let mut sum = 0;
-        let ends: Vec<u32> = targets
+        let mut ends: Box<[u32]> = targets
             .iter()
             .map(|t| {
                 sum += t.percent.hundredths();
@@ -104,8 +105,16 @@ impl TrafficSplit {
         }
         let only = targets
             .iter()
-            .position(|t| t.percent.hundredths() == Percent::WHOLE);
-        Ok(Self { targets, ends, only })
+            .position(|t| t.percent.hundredths() == Percent::WHOLE)
+            .and_then(|only| u32::try_from(only).ok());
+        if only.is_some() {
+            ends = Box::default();
+        }
+        Ok(Self {
+            targets: targets.into(),
+            ends,
+            only,
+        })
     }
 
     /// All targets, in the order of the configuration.
@@ -115,12 +124,15 @@ impl TrafficSplit {
 
     /// The target that has the whole, where one has.
     pub fn only(&self) -> Option<&TrafficTarget> {
-        self.only.map(|i| &self.targets[i])
+        self.only.map(|i| &self.targets[i as usize])
     }
 
     /// The target a point falls on. `point` is taken modulo [`Percent::WHOLE`]; over all points
     /// every target gets exactly its share, and one of 0 % gets none.
     pub fn pick(&self, point: u32) -> &TrafficTarget {
+        if let Some(only) = self.only() {
+            return only;
+        }
         let point = point % Percent::WHOLE;
         &self.targets[self.ends.partition_point(|&end| end <= point)]
     }

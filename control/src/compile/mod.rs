@@ -6,6 +6,7 @@
 
 mod hosts;
 mod policy;
+mod sharing;
 mod targets;
 
 use std::collections::{BTreeMap, HashMap};
@@ -14,13 +15,16 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use sluice_model::{
-    HostPattern, RevisionId, RevisionSpec, Route, Service, ServiceId, Snapshot, Tag, Visibility,
+    Backend, HostPattern, RevisionId, RevisionSettings, RevisionSpec, Route, Service, ServiceId, Snapshot,
+    Tag, Visibility,
 };
 
 use crate::config::{At, Context, Diagnostic, Diagnostics, Draft, Env, ServiceDraft, SourceFile, Spot};
 use crate::index::{Index, Policy};
 use crate::plan::{AutoscalePolicy, Plan, RevisionPlan};
 use crate::source::{Event, ObjectKey};
+
+pub(crate) use sharing::Shared;
 
 /// All files together. Each is bounded by itself as well.
 const MAX_TOTAL_BYTES: usize = 256 << 20;
@@ -189,8 +193,13 @@ pub(crate) struct Piece {
 /// their files. What is wrong goes to `cx`, and `None` stands for a service that cannot be built.
 ///
 /// Pure, and the whole of it: a service has the same outcome in any group that has all services which
-/// want what it wants. `ground` is what holds for all of them.
-pub(crate) fn compile(ground: &Draft, services: Vec<ServiceDraft>, cx: &mut Context) -> Vec<Option<Piece>> {
+/// want what it wants. `ground` is what holds for all of them, `shared` what makes equal settings one.
+pub(crate) fn compile(
+    ground: &Draft,
+    services: Vec<ServiceDraft>,
+    shared: &mut Shared<RevisionSettings>,
+    cx: &mut Context,
+) -> Vec<Option<Piece>> {
     let catalog = Catalog::new(&services, cx);
     let hosts = hosts::claim(&services, &ground.settings.domain, &catalog, cx);
     let targets = targets::resolve(&services, &catalog, cx);
@@ -199,7 +208,7 @@ pub(crate) fn compile(ground: &Draft, services: Vec<ServiceDraft>, cx: &mut Cont
     let parts = services.into_iter().zip(hosts).zip(policies).enumerate();
     parts
         .map(|(index, ((service, hosts), policies))| {
-            build(service, hosts, policies, index, &catalog, &targets[index])
+            build(service, hosts, policies, index, &catalog, &targets[index], shared)
         })
         .collect()
 }
@@ -358,11 +367,12 @@ pub(crate) fn serves_internal(ground: &Draft) -> bool {
 /// Puts the parts together; everything was checked.
 fn build(
     service: ServiceDraft,
-    hosts: Vec<(HostPattern, Option<Tag>)>,
+    mut hosts: Vec<(HostPattern, Option<Tag>)>,
     policies: Vec<Option<AutoscalePolicy>>,
     index: usize,
     catalog: &Catalog,
     targets: &targets::ServiceTargets,
+    shared: &mut Shared<RevisionSettings>,
 ) -> Option<Piece> {
     let id = catalog.services[index].as_ref()?;
     let ids = &catalog.revisions[index];
@@ -381,10 +391,7 @@ fn build(
             };
             plans.push((revision_id.clone(), Arc::new(plan)));
         }
-        revisions.push(Arc::new(RevisionSpec {
-            id: revision_id.clone(),
-            service: id.clone(),
-            backend: revision.backend?,
+        let settings = RevisionSettings {
             protocol: revision.protocol,
             max_streams_per_connection: revision.max_streams_per_connection,
             tls: revision.tls,
@@ -395,8 +402,21 @@ fn build(
             timeouts: revision.timeouts,
             queue: revision.queue,
             request_headers: revision.request_headers,
+        };
+        let mut backend = revision.backend?;
+        if let Backend::Static { targets, .. } = &mut backend {
+            // Collected where drafts were, which are larger.
+            targets.shrink_to_fit();
+        }
+        revisions.push(Arc::new(RevisionSpec {
+            id: revision_id.clone(),
+            service: id.clone(),
+            backend,
+            settings: shared.one(settings),
         }));
     }
+    // Large tables consist of these.
+    hosts.shrink_to_fit();
     let mut routes = Vec::with_capacity(service.routes.len());
     for (route, own) in service.routes.into_iter().zip(&targets.routes) {
         routes.push(Route {

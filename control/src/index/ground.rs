@@ -13,6 +13,8 @@ pub(super) struct Ground {
     pub(super) is_stale: bool,
     had_services: bool,
     other_domain: bool,
+    /// It is another set's, which says what it is.
+    is_given: bool,
 }
 
 impl Default for Ground {
@@ -24,6 +26,7 @@ impl Default for Ground {
             is_stale: false,
             had_services: false,
             other_domain: false,
+            is_given: false,
         }
     }
 }
@@ -50,15 +53,27 @@ impl Ground {
         file: impl Fn(&ObjectKey) -> Option<SourceFile>,
         env: Env<'_>,
     ) -> bool {
-        if !self.is_stale && self.had_services == has_services {
+        if self.is_given || !self.is_stale && self.had_services == has_services {
             return false;
         }
         let files: Vec<SourceFile> = keys.filter_map(file).collect();
         self.is_stale = false;
         self.had_services = has_services;
         let (draft, diagnostics) = ground(&files, has_services, env);
-        let before = std::mem::replace(&mut self.draft, draft);
         self.diagnostics = diagnostics;
+        self.replace(draft)
+    }
+
+    /// Makes it what holds for another set of objects, from now on. Returns whether something became another
+    /// that services are compiled by.
+    pub(super) fn follow(&mut self, draft: &Draft) -> bool {
+        self.is_given = true;
+        self.diagnostics = Diagnostics::default();
+        self.replace(draft.clone())
+    }
+
+    fn replace(&mut self, draft: Draft) -> bool {
+        let before = std::mem::replace(&mut self.draft, draft);
         let other_domain = before.settings.domain != self.draft.settings.domain;
         self.other_domain |= other_domain;
         other_domain

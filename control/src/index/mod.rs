@@ -15,6 +15,7 @@
 
 mod ground;
 mod publish;
+mod sets;
 mod wants;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
@@ -22,13 +23,16 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use crate::compile::{FileReference, ListenerReference, Piece, compile};
-use crate::config::{Context, Diagnostic, Diagnostics, Env, FileDraft, SourceFile, decode_file};
+use sluice_model::RevisionSettings;
+
+use crate::compile::{FileReference, ListenerReference, Piece, Shared, compile};
+use crate::config::{Context, Diagnostic, Diagnostics, Draft, Env, FileDraft, SourceFile, decode_file};
 use crate::source::{Event, ObjectKey};
 
 use ground::Ground;
 use publish::Base;
 pub use publish::Step;
+pub use sets::{SetId, Sets};
 use wants::Wants;
 
 /// What is published while something is wrong.
@@ -49,14 +53,12 @@ pub(crate) type UnitId = u32;
 struct Unit {
     key: ObjectKey,
     /// To decode it again when something changes that it depends on: drafts with their positions take
-    /// twenty times as much.
+    /// twenty times as much. Shared with the source.
     content: Arc<str>,
     has_services: bool,
     has_others: bool,
     /// Hashes of what it wants.
     wants: Box<[u64]>,
-    /// What it is compiled to, until that is published.
-    compiled: Option<Vec<Piece>>,
     /// What was published of it last.
     published: Box<[Piece]>,
 }
@@ -79,8 +81,8 @@ pub struct Index {
     /// What is wrong with which object; most have nothing.
     told: BTreeMap<ObjectKey, Diagnostics>,
     errors: usize,
-    /// Objects that are not published as they are.
-    pending: BTreeSet<UnitId>,
+    /// Objects that are not published as they are, with what they are compiled to; `None` after a mistake.
+    pending: BTreeMap<UnitId, Option<Vec<Piece>>>,
     /// What deleted objects had published.
     orphans: Vec<Piece>,
     /// The objects of a list that is being read again: whatever is not in it is deleted at its end.
@@ -90,6 +92,8 @@ pub struct Index {
     /// What is published, counted.
     services: usize,
     revisions: usize,
+    /// Most revisions have the same settings.
+    settings: Shared<RevisionSettings>,
 }
 
 impl Index {
@@ -107,12 +111,13 @@ impl Index {
             files: BTreeMap::new(),
             told: BTreeMap::new(),
             errors: 0,
-            pending: BTreeSet::new(),
+            pending: BTreeMap::new(),
             orphans: Vec::new(),
             listed: None,
             base: None,
             services: 0,
             revisions: 0,
+            settings: Shared::default(),
         }
     }
 
@@ -270,7 +275,6 @@ impl Index {
             has_services: draft.has_services,
             has_others: draft.has_others,
             wants: wants.into(),
-            compiled: None,
             published,
         });
         id
@@ -323,6 +327,13 @@ impl Index {
         self.compile_group(ids.into_iter().collect(), &mut drafts, env);
     }
 
+    /// Compiles everything by what holds for another set of objects, from now on.
+    fn follow(&mut self, ground: &Draft, env: Env<'_>) {
+        if self.ground.follow(ground) {
+            self.compile_all(HashMap::new(), env);
+        }
+    }
+
     /// Compiles a set of objects that nobody outside of it shares a want with.
     fn compile_group(
         &mut self,
@@ -362,8 +373,8 @@ impl Index {
         }
         let mut cx = Context { diagnostics: all };
         // A bug in the compiler costs these objects, not all that come after them.
-        let ground = self.ground.draft();
-        let compiled = catch_unwind(AssertUnwindSafe(|| compile(ground, services, &mut cx)));
+        let (ground, settings) = (self.ground.draft(), &mut self.settings);
+        let compiled = catch_unwind(AssertUnwindSafe(|| compile(ground, services, settings, &mut cx)));
         let mut diagnostics = cx.diagnostics;
         let mut pieces = match compiled {
             Ok(pieces) => pieces,
@@ -393,10 +404,7 @@ impl Index {
                 told.push(Diagnostic::about_file(key.path(), CONTRADICTS));
             }
             self.tell(&key, told);
-            if let Some(unit) = self.units[*id as usize].as_mut() {
-                unit.compiled = whole;
-            }
-            self.pending.insert(*id);
+            self.pending.insert(*id, whole);
         }
     }
 

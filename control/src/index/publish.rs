@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use sluice_model::{Delta, HostPattern, RevisionId, ServiceId, Settings};
+use sluice_model::{Delta, HostPattern, RevisionId, Service, ServiceId, Settings};
 
 use super::{Index, Policy, UnitId};
 use crate::compile::Piece;
@@ -21,90 +21,135 @@ pub struct Step {
     pub is_empty: bool,
     /// A service or a host is served no more.
     pub takes_away: bool,
-    units: Vec<(UnitId, Vec<Piece>)>,
+    /// What each object is published as then.
+    pub(super) units: Vec<(UnitId, Vec<Piece>)>,
+}
+
+impl Step {
+    pub(super) fn new(
+        base: Base,
+        before: Option<&Base>,
+        change: Change,
+        units: Vec<(UnitId, Vec<Piece>)>,
+    ) -> Self {
+        let nothing = change.services.is_empty() && change.removed.is_empty() && change.revisions.is_empty();
+        Self {
+            is_empty: nothing && before.is_some_and(|before| before.is_same_as(&base)),
+            takes_away: change.takes_away,
+            delta: Delta {
+                settings: base.settings,
+                services: change.services,
+                removed: change.removed,
+            },
+            plan: PlanDelta {
+                revisions: change.revisions,
+                processes: base.processes,
+                drain: base.drain,
+            },
+            units,
+        }
+    }
 }
 
 /// What was published last of what holds for all.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(super) struct Base {
     settings: Arc<Settings>,
     processes: ProcessLimits,
     drain: Duration,
 }
 
+impl Base {
+    fn is_same_as(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.settings, &other.settings)
+            && self.processes == other.processes
+            && self.drain == other.drain
+    }
+}
+
 type Plans<'p> = BTreeMap<&'p RevisionId, &'p Arc<RevisionPlan>>;
+
+/// The difference between what some objects were published as and what they are to be.
+#[derive(Debug, Default)]
+pub(super) struct Change {
+    services: Vec<Arc<Service>>,
+    removed: Vec<ServiceId>,
+    revisions: BTreeMap<RevisionId, Option<Arc<RevisionPlan>>>,
+    takes_away: bool,
+}
+
+impl Change {
+    pub(super) fn between<'p>(
+        before: impl IntoIterator<Item = &'p Piece>,
+        after: impl IntoIterator<Item = &'p Piece>,
+    ) -> Self {
+        let before = before.into_iter().map(|piece| (&piece.service.id, piece));
+        let mut before: HashMap<&ServiceId, &Piece> = before.collect();
+        let (mut was, mut is) = (Plans::new(), Plans::new());
+        for piece in before.values() {
+            was.extend(piece.plans.iter().map(|(id, plan)| (id, plan)));
+        }
+        let mut change = Self::default();
+        for piece in after {
+            is.extend(piece.plans.iter().map(|(id, plan)| (id, plan)));
+            let known = before.remove(&piece.service.id);
+            if known.is_none_or(|known| known.service != piece.service) {
+                change.takes_away |= known.is_some_and(|known| !keeps_hosts(known, piece));
+                change.services.push(Arc::clone(&piece.service));
+            }
+        }
+        change.takes_away |= !before.is_empty();
+        change.removed = before.into_keys().cloned().collect();
+        let scaled = is.iter().filter(|(id, plan)| was.get(*id) != Some(*plan));
+        let scaled = scaled.map(|(id, plan)| ((*id).clone(), Some(Arc::clone(plan))));
+        let unscaled = was.keys().filter(|id| !is.contains_key(*id));
+        let unscaled = unscaled.map(|id| ((*id).clone(), None));
+        change.revisions = scaled.chain(unscaled).collect();
+        change
+    }
+}
 
 impl Index {
     /// What there is to publish; `None`: by the policy nothing may be, something is wrong.
     pub fn propose(&self) -> Option<Step> {
         let units = match self.policy {
             Policy::AllOrNothing if self.errors() > 0 => return None,
-            Policy::AllOrNothing => self.pending.clone().into_iter().collect(),
+            Policy::AllOrNothing => self.pending.keys().copied().collect(),
             Policy::PerObject => self.publishable(),
         };
-        let units: Vec<(UnitId, &[Piece])> = units
+        let ids: Vec<UnitId> = units
             .into_iter()
-            .filter_map(|id| Some((id, self.unit(id)?.compiled.as_deref()?)))
+            .filter(|id| self.compiled(*id).is_some())
             .collect();
-        let before = units.iter().filter_map(|(id, _)| self.unit(*id));
-        let before = before.flat_map(|unit| &*unit.published).chain(&self.orphans);
-        let mut before: HashMap<&ServiceId, &Piece> = before.map(|p| (&p.service.id, p)).collect();
-        let (mut was, mut is) = (Plans::new(), Plans::new());
-        for piece in before.values() {
-            was.extend(piece.plans.iter().map(|(id, plan)| (id, plan)));
-        }
-        let mut services = Vec::new();
-        let mut takes_away = false;
-        let mut assigned = Vec::with_capacity(units.len());
-        for (id, pieces) in &units {
-            let mut own = Vec::with_capacity(pieces.len());
-            for piece in *pieces {
-                is.extend(piece.plans.iter().map(|(id, plan)| (id, plan)));
-                let mut piece = piece.clone();
-                match before.remove(&piece.service.id) {
+        let known: HashMap<&ServiceId, &Arc<Service>> = self
+            .published(&ids)
+            .map(|piece| (&piece.service.id, &piece.service))
+            .collect();
+        let units: Vec<(UnitId, Vec<Piece>)> = ids
+            .iter()
+            .map(|id| {
+                let pieces = self.compiled(*id).unwrap_or_default().iter().cloned();
+                let pieces = pieces.map(|mut piece| {
                     // Unchanged services stay the same ones, pointer for pointer.
-                    Some(known) if known.service == piece.service => {
-                        piece.service = Arc::clone(&known.service);
+                    if let Some(known) = known.get(&piece.service.id)
+                        && **known == piece.service
+                    {
+                        piece.service = Arc::clone(known);
                     }
-                    Some(known) => {
-                        takes_away |= !keeps_hosts(known, &piece);
-                        services.push(Arc::clone(&piece.service));
-                    }
-                    None => services.push(Arc::clone(&piece.service)),
-                }
-                own.push(piece);
-            }
-            assigned.push((*id, own));
-        }
-        let removed: Vec<ServiceId> = before.into_keys().cloned().collect();
-        takes_away |= !removed.is_empty();
-        let scaled = is.iter().filter(|(id, plan)| was.get(*id) != Some(*plan));
-        let scaled = scaled.map(|(id, plan)| ((*id).clone(), Some(Arc::clone(plan))));
-        let unscaled = was.keys().filter(|id| !is.contains_key(*id));
-        let unscaled = unscaled.map(|id| ((*id).clone(), None));
-        let revisions: BTreeMap<_, _> = scaled.chain(unscaled).collect();
-        let base = self.next_base();
-        let same_base = self.base.as_ref().is_some_and(|known| {
-            Arc::ptr_eq(&known.settings, &base.settings)
-                && known.processes == base.processes
-                && known.drain == base.drain
-        });
-        let is_empty = same_base && services.is_empty() && removed.is_empty() && revisions.is_empty();
-        Some(Step {
-            delta: Delta {
-                settings: base.settings,
-                services,
-                removed,
-            },
-            plan: PlanDelta {
-                revisions,
-                processes: base.processes,
-                drain: base.drain,
-            },
-            is_empty,
-            takes_away,
-            units: assigned,
-        })
+                    piece
+                });
+                (*id, pieces.collect())
+            })
+            .collect();
+        let after = units.iter().flat_map(|(_, pieces)| pieces);
+        let change = Change::between(self.published(&ids), after);
+        Some(Step::new(self.next_base(), self.base.as_ref(), change, units))
+    }
+
+    /// What these objects, and those that were deleted, are published as.
+    pub(super) fn published(&self, ids: &[UnitId]) -> impl Iterator<Item = &Piece> {
+        let units = ids.iter().filter_map(|id| self.unit(*id));
+        units.flat_map(|unit| &*unit.published).chain(&self.orphans)
     }
 
     /// What was proposed is published.
@@ -117,7 +162,6 @@ impl Index {
             self.count(&before.unwrap_or_default(), usize::wrapping_sub);
             if let Some(unit) = self.units.get_mut(id as usize).and_then(Option::as_mut) {
                 unit.published = pieces.into();
-                unit.compiled = None;
             }
             self.pending.remove(&id);
         }
@@ -128,6 +172,11 @@ impl Index {
         });
     }
 
+    /// What an object will be, once it is published.
+    fn compiled(&self, id: UnitId) -> Option<&[Piece]> {
+        self.pending.get(&id)?.as_deref()
+    }
+
     fn count(&mut self, pieces: &[Piece], add: fn(usize, usize) -> usize) {
         let revisions = pieces.iter().map(|piece| piece.service.revisions.len());
         self.services = add(self.services, pieces.len());
@@ -136,14 +185,10 @@ impl Index {
 
     /// What holds for all from now on; where it is wrong and objects are published one by one, what held
     /// before.
-    fn next_base(&self) -> Base {
+    pub(super) fn next_base(&self) -> Base {
         let draft = self.ground.draft();
         if let (Some(base), true) = (&self.base, self.ground.diagnostics().errors() > 0) {
-            return Base {
-                settings: Arc::clone(&base.settings),
-                processes: base.processes.clone(),
-                drain: base.drain,
-            };
+            return base.clone();
         }
         let known = self.base.as_ref().map(|base| &base.settings);
         let known = known.filter(|settings| ***settings == draft.settings);
@@ -157,12 +202,11 @@ impl Index {
     /// Objects that are right and want nothing that one which is wrong goes on serving.
     fn publishable(&self) -> Vec<UnitId> {
         let is_wrong = |id: &UnitId| {
-            let unit = self.unit(*id);
-            unit.is_none_or(|unit| {
-                unit.compiled.is_none() || self.told.get(&unit.key).is_some_and(|told| told.errors() > 0)
-            })
+            let errors = |key| self.told.get(key).is_some_and(|told| told.errors() > 0);
+            self.compiled(*id).is_none() || self.key(*id).is_none_or(errors)
         };
-        let (wrong, mut right): (Vec<UnitId>, Vec<UnitId>) = self.pending.iter().partition(|id| is_wrong(id));
+        let pending = self.pending.keys().copied();
+        let (wrong, mut right): (Vec<UnitId>, Vec<UnitId>) = pending.partition(is_wrong);
         let mut kept = Names::default();
         let mut keep = wrong;
         while !keep.is_empty() {
@@ -170,11 +214,8 @@ impl Index {
                 kept.add(&unit.published);
             }
             // One that has to wait goes on with its last version too.
-            (keep, right) = right.into_iter().partition(|id| {
-                let unit = self.unit(*id);
-                let pieces = unit.and_then(|unit| unit.compiled.as_deref());
-                kept.has_any(pieces.unwrap_or_default())
-            });
+            let clashes = |id: &UnitId| kept.has_any(self.compiled(*id).unwrap_or_default());
+            (keep, right) = right.into_iter().partition(clashes);
         }
         right
     }

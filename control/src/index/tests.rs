@@ -9,23 +9,23 @@ use super::*;
 use crate::compile::load;
 use crate::plan::Plan;
 
-fn key(n: usize) -> ObjectKey {
+pub(super) fn key(n: usize) -> ObjectKey {
     ObjectKey::new(0, Path::new(&format!("f{n}.yaml")))
 }
 
-fn no_env(_: &str) -> Option<String> {
+pub(super) fn no_env(_: &str) -> Option<String> {
     None
 }
 
 /// An index with what was published of it, as whoever serves and scales would have it.
-struct Served {
-    index: Index,
-    snapshot: Option<Snapshot>,
-    plan: Option<Plan>,
+pub(super) struct Served {
+    pub(super) index: Index,
+    pub(super) snapshot: Option<Snapshot>,
+    pub(super) plan: Option<Plan>,
 }
 
 impl Served {
-    fn new(policy: Policy) -> Self {
+    pub(super) fn new(policy: Policy) -> Self {
         Self {
             index: Index::new(policy),
             snapshot: None,
@@ -33,7 +33,7 @@ impl Served {
         }
     }
 
-    fn apply(&mut self, n: usize, content: Option<&str>) {
+    pub(super) fn apply(&mut self, n: usize, content: Option<&str>) {
         let event = match content {
             Some(content) => Event::Apply(key(n), content.into()),
             None => Event::Delete(key(n)),
@@ -42,7 +42,7 @@ impl Served {
         self.publish();
     }
 
-    fn publish(&mut self) {
+    pub(super) fn publish(&mut self) {
         let Some(step) = self.index.propose() else { return };
         let snapshot = self.snapshot.take();
         let snapshot = snapshot.unwrap_or_else(|| Snapshot::empty(Arc::clone(&step.delta.settings)));
@@ -66,7 +66,7 @@ impl Served {
     }
 }
 
-fn service() -> impl Strategy<Value = String> {
+pub(super) fn service() -> impl Strategy<Value = String> {
     let name = prop::sample::select(vec!["a", "b", "c", "dup", "Bad_Name"]);
     let namespace = prop::sample::select(vec!["", "namespace: n2, "]);
     let visibility = prop::sample::select(vec!["", "", "visibility: internal, "]);
@@ -102,7 +102,7 @@ fn service() -> impl Strategy<Value = String> {
 }
 
 /// One file: some services, now and then top-level keys, now and then nothing that can be read.
-fn content() -> impl Strategy<Value = String> {
+pub(super) fn content() -> impl Strategy<Value = String> {
     let top = prop::sample::select(vec![
         "",
         "",

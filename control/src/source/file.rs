@@ -211,6 +211,9 @@ impl Source for FileSource {
 
     fn refresh(&mut self) -> Result<Vec<Event>, Vec<SourceError>> {
         let start = processor_time();
+        if let Some(watch) = self.watch.as_mut().filter(|_| !self.inbox.is_empty()) {
+            watch.catch_up();
+        }
         let dirty = self.inbox.take();
         let looked = self.look_at(&dirty);
         // After a failure what differs is left to be told by the look that goes well.

@@ -38,13 +38,9 @@ impl Watched {
         fs::write(self.path(name), text).unwrap();
     }
 
-    fn texts(&self) -> Vec<&str> {
-        self.source
-            .files
-            .files()
-            .iter()
-            .map(|f| f.text.as_str())
-            .collect()
+    fn texts(&self) -> Vec<String> {
+        let files = self.source.files.files();
+        files.into_iter().map(|f| f.text).collect()
     }
 
     /// Looks again as often as told to, until the texts are these.

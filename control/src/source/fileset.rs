@@ -1,11 +1,13 @@
 //! The texts of all config files, kept by path so that only what changed is read again.
 
-use std::collections::{BTreeSet, HashMap, HashSet};
+use std::collections::hash_map::DefaultHasher;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File, Metadata};
+use std::hash::{Hash, Hasher};
 use std::io::Read;
-use std::ops::Range;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use super::{Event, ObjectKey, SourceError, SourceFile};
 
@@ -24,42 +26,44 @@ pub(super) enum Trust {
     Nothing,
 }
 
-/// What tells one state of a file from another without reading it.
+/// What tells one state of a file from another without reading it: a hash of inode, size and times.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Stamp {
-    inode: (u64, u64),
-    size: u64,
-    modified: (i64, i64),
-    changed: (i64, i64),
-}
+pub(super) struct Stamp(u64);
 
 impl Stamp {
     pub(super) fn of(meta: &Metadata) -> Self {
-        Self {
-            inode: (meta.dev(), meta.ino()),
-            size: meta.size(),
-            modified: (meta.mtime(), meta.mtime_nsec()),
-            changed: (meta.ctime(), meta.ctime_nsec()),
-        }
+        Self::hash((
+            (meta.dev(), meta.ino()),
+            meta.size(),
+            (meta.mtime(), meta.mtime_nsec()),
+            (meta.ctime(), meta.ctime_nsec()),
+        ))
     }
 
     /// Of the inode alone: what happens in a directory leaves it the same.
     pub(super) fn place(meta: &Metadata) -> Self {
-        Self {
-            inode: (meta.dev(), meta.ino()),
-            size: 0,
-            modified: (0, 0),
-            changed: (0, 0),
-        }
+        Self::hash((meta.dev(), meta.ino()))
+    }
+
+    fn hash(what: impl Hash) -> Self {
+        let mut hasher = DefaultHasher::new();
+        what.hash(&mut hasher);
+        Self(hasher.finish())
     }
 }
 
-/// Where a file of the set comes from; parallel to the files.
-#[derive(Debug, Clone, Copy)]
-struct Origin {
-    /// Index of the root that it is, or is in.
-    root: usize,
+/// What a file says. Its text is shared with whoever was told of it.
+#[derive(Debug, Clone)]
+struct Kept {
+    text: Arc<str>,
     stamp: Stamp,
+}
+
+impl Kept {
+    /// Whether a file that said something says nothing: the first half of a write in place.
+    fn is_emptied_by(&self, text: &str) -> bool {
+        text.trim().is_empty() && !self.text.trim().is_empty()
+    }
 }
 
 /// All config files of some roots: files and directories as they were named.
@@ -67,8 +71,7 @@ struct Origin {
 pub(super) struct FileSet {
     roots: Vec<PathBuf>,
     /// By root, then by path.
-    files: Vec<SourceFile>,
-    origins: Vec<Origin>,
+    files: BTreeMap<ObjectKey, Kept>,
     bytes: u64,
     /// Directory entries that are symbolic links: they change without an event in their directory.
     links: BTreeSet<PathBuf>,
@@ -88,8 +91,7 @@ impl FileSet {
         }
         Self {
             roots,
-            files: Vec::new(),
-            origins: Vec::new(),
+            files: BTreeMap::new(),
             bytes: 0,
             links: BTreeSet::new(),
             incomplete: true,
@@ -102,13 +104,13 @@ impl FileSet {
         std::mem::take(&mut self.events)
     }
 
-    #[cfg(test)]
-    pub(super) fn files(&self) -> &[SourceFile] {
-        &self.files
-    }
-
-    pub(super) fn into_files(self) -> Vec<SourceFile> {
-        self.files
+    pub(super) fn files(&self) -> Vec<SourceFile> {
+        let files = self.files.iter();
+        let files = files.map(|(key, kept)| SourceFile {
+            path: key.path().to_owned(),
+            text: kept.text.as_ref().to_owned(),
+        });
+        files.collect()
     }
 
     pub(super) fn roots(&self) -> &[PathBuf] {
@@ -129,31 +131,27 @@ impl FileSet {
         let found = Found::list(&self.roots);
         self.links = found.links;
         let mut errors = found.errors;
-        let old: HashMap<&Path, usize> = self
-            .files
-            .iter()
-            .enumerate()
-            .map(|(at, file)| (file.path.as_path(), at))
-            .collect();
 
         // Everything is read before anything is replaced: a failure leaves the set as it was.
         let mut budget = MAX_BYTES;
         let mut next = Vec::with_capacity(found.entries.len());
-        for (root, path, meta) in found.entries {
-            let stamp = Stamp::of(&meta);
-            let known = old.get(path.as_path()).copied();
-            let untouched = known.filter(|&at| trust == Trust::Stamps && self.origins[at].stamp == stamp);
-            let (text, stamp) = match untouched {
-                Some(at) => (Text::Kept(at), stamp),
+        for (root, path, stamp) in found.entries {
+            let key = ObjectKey::new(root, &path);
+            let known = self.files.get_key_value(&key);
+            let old = known.map(|(_, kept)| kept);
+            let untouched = old.filter(|kept| trust == Trust::Stamps && kept.stamp == stamp);
+            let kept = match untouched {
+                Some(kept) => kept.clone(),
                 None => match read_file(&path, budget) {
-                    Ok((text, _)) if known.is_some_and(|at| self.is_emptied(at, &text)) => {
+                    Ok((text, _)) if old.is_some_and(|old| old.is_emptied_by(&text)) => {
                         errors.push(SourceError::Emptied(path));
                         continue;
                     }
-                    Ok((text, stamp)) => match known.filter(|&at| self.files[at].text == text) {
-                        Some(at) => (Text::Kept(at), stamp),
-                        None => (Text::New(text), stamp),
-                    },
+                    Ok((text, stamp)) => {
+                        let same = old.filter(|old| *old.text == text);
+                        let text = same.map_or_else(|| text.into(), |old| Arc::clone(&old.text));
+                        Kept { text, stamp }
+                    }
                     Err(error) => {
                         let over = matches!(error, SourceError::TooLarge(_));
                         errors.push(error);
@@ -164,23 +162,20 @@ impl FileSet {
                     }
                 },
             };
-            let length = match &text {
-                Text::Kept(at) => self.files[*at].text.len(),
-                Text::New(text) => text.len(),
-            };
-            let Some(rest) = budget.checked_sub(length as u64) else {
+            let Some(rest) = budget.checked_sub(kept.text.len() as u64) else {
                 errors.push(SourceError::TooLarge(path));
                 break;
             };
             budget = rest;
-            next.push((path, text, Origin { root, stamp }));
+            let key = known.map_or(key, |(key, _)| key.clone());
+            next.push((key, kept));
         }
         self.incomplete = !errors.is_empty();
         if self.incomplete {
             return Err(errors);
         }
         self.bytes = MAX_BYTES - budget;
-        Ok(self.replace(next))
+        Ok(self.replace(next.into_iter().collect()))
     }
 
     /// Looks at these files only. `None`: they alone do not tell, everything must be looked at.
@@ -197,29 +192,28 @@ impl FileSet {
             if in_directory && self.is_special(path) {
                 return None;
             }
-            let at = self.position(root, path);
-            let old = at.map_or(0, |at| self.files[at].text.len() as u64);
+            let key = ObjectKey::new(root, path);
+            let kept = self.files.get(&key);
+            let old = kept.map_or(0, |kept| kept.text.len() as u64);
             match read_file(path, MAX_BYTES - (bytes - old)) {
-                Ok((text, _)) if at.is_ok_and(|at| self.is_emptied(at, &text)) => {
+                Ok((text, _)) if kept.is_some_and(|kept| kept.is_emptied_by(&text)) => {
                     errors.push(SourceError::Emptied(path.clone()));
                 }
                 Ok((text, stamp)) => {
                     bytes = bytes - old + text.len() as u64;
-                    updates.push((root, path, Some((text, stamp))));
+                    updates.push((key, Some((text, stamp))));
                 }
                 Err(SourceError::Missing(_)) if in_directory => {
                     bytes -= old;
-                    updates.push((root, path, None));
+                    updates.push((key, None));
                 }
                 Err(error) => errors.push(error),
             }
         }
         // The last file of a directory may be gone with it.
-        let removed = updates.iter().filter(|(_, _, text)| text.is_none());
-        if removed
-            .clone()
-            .any(|(root, _, _)| self.range(*root).len() <= removed.clone().count())
-        {
+        let removed = updates.iter().filter(|(_, text)| text.is_none());
+        let count = removed.clone().count();
+        if removed.into_iter().any(|(key, _)| self.is_all(key.root, count)) {
             return None;
         }
         if !errors.is_empty() {
@@ -228,15 +222,10 @@ impl FileSet {
         }
         self.bytes = bytes;
         let mut differs = false;
-        for (root, path, update) in updates {
-            differs |= self.update(root, path, update);
+        for (key, update) in updates {
+            differs |= self.update(key, update);
         }
         Some(Ok(differs))
-    }
-
-    /// Whether a file that said something says nothing: the first half of a write in place.
-    fn is_emptied(&self, at: usize, text: &str) -> bool {
-        text.trim().is_empty() && !self.files[at].text.trim().is_empty()
     }
 
     /// Whether it is, or was, more than a plain file.
@@ -244,77 +233,40 @@ impl FileSet {
         self.links.contains(path) || fs::symlink_metadata(path).is_ok_and(|meta| !meta.is_file())
     }
 
-    fn replace(&mut self, next: Vec<(PathBuf, Text, Origin)>) -> bool {
-        let mut old = std::mem::take(&mut self.files);
-        let roots = std::mem::take(&mut self.origins);
-        let mut differs = old.len() != next.len();
-        let kept: HashSet<(usize, &Path)> = next
-            .iter()
-            .map(|(path, _, origin)| (origin.root, path.as_path()))
-            .collect();
-        for (file, origin) in old.iter().zip(&roots) {
-            if !kept.contains(&(origin.root, file.path.as_path())) {
-                let key = ObjectKey::new(origin.root, &file.path);
+    fn replace(&mut self, next: BTreeMap<ObjectKey, Kept>) -> bool {
+        let before = std::mem::replace(&mut self.files, next);
+        let told = self.events.len();
+        for key in before.keys().filter(|key| !self.files.contains_key(*key)) {
+            self.events.push(Event::Delete(key.clone()));
+        }
+        for (key, kept) in &self.files {
+            let known = before.get(key);
+            if known.is_none_or(|known| !Arc::ptr_eq(&known.text, &kept.text)) {
+                self.events
+                    .push(Event::Apply(key.clone(), Arc::clone(&kept.text)));
+            }
+        }
+        self.events.len() > told
+    }
+
+    fn update(&mut self, key: ObjectKey, update: Option<(String, Stamp)>) -> bool {
+        let Some((text, stamp)) = update else {
+            let known = self.files.remove(&key).is_some();
+            if known {
                 self.events.push(Event::Delete(key));
             }
+            return known;
+        };
+        if let Some(known) = self.files.get_mut(&key)
+            && *known.text == text
+        {
+            known.stamp = stamp;
+            return false;
         }
-        drop(kept);
-        for (at, (path, text, origin)) in next.into_iter().enumerate() {
-            let text = match text {
-                // Of another root it is another object.
-                Text::Kept(from) if roots[from].root == origin.root => {
-                    differs |= from != at;
-                    std::mem::take(&mut old[from].text)
-                }
-                Text::Kept(from) => {
-                    differs = true;
-                    let text = std::mem::take(&mut old[from].text);
-                    self.applied(origin.root, &path, &text);
-                    text
-                }
-                Text::New(text) => {
-                    differs = true;
-                    self.applied(origin.root, &path, &text);
-                    text
-                }
-            };
-            self.files.push(SourceFile { path, text });
-            self.origins.push(origin);
-        }
-        differs
-    }
-
-    fn update(&mut self, root: usize, path: &Path, update: Option<(String, Stamp)>) -> bool {
-        match (self.position(root, path), update) {
-            (Ok(at), Some((text, stamp))) => {
-                self.origins[at].stamp = stamp;
-                let differs = self.files[at].text != text;
-                if differs {
-                    self.applied(root, path, &text);
-                    self.files[at].text = text;
-                }
-                differs
-            }
-            (Err(at), Some((text, stamp))) => {
-                self.applied(root, path, &text);
-                let path = path.to_owned();
-                self.files.insert(at, SourceFile { path, text });
-                self.origins.insert(at, Origin { root, stamp });
-                true
-            }
-            (Ok(at), None) => {
-                self.events.push(Event::Delete(ObjectKey::new(root, path)));
-                self.files.remove(at);
-                self.origins.remove(at);
-                true
-            }
-            (Err(_), None) => false,
-        }
-    }
-
-    fn applied(&mut self, root: usize, path: &Path, text: &str) {
-        let key = ObjectKey::new(root, path);
-        self.events.push(Event::Apply(key, text.into()));
+        let text: Arc<str> = text.into();
+        self.events.push(Event::Apply(key.clone(), Arc::clone(&text)));
+        self.files.insert(key, Kept { text, stamp });
+        true
     }
 
     fn root_of(&self, path: &Path) -> Option<usize> {
@@ -325,33 +277,19 @@ impl FileSet {
         })
     }
 
-    fn range(&self, root: usize) -> Range<usize> {
-        let start = self.origins.partition_point(|o| o.root < root);
-        let end = self.origins.partition_point(|o| o.root <= root);
-        start..end
+    /// Whether a root has no more than so many files.
+    fn is_all(&self, root: usize, count: usize) -> bool {
+        let start = ObjectKey::new(root, Path::new(""));
+        let files = self.files.range(start..).take_while(|(key, _)| key.root == root);
+        files.take(count + 1).count() <= count
     }
-
-    /// Where a file is, or would be.
-    fn position(&self, root: usize, path: &Path) -> Result<usize, usize> {
-        let range = self.range(root);
-        let start = range.start;
-        match self.files[range].binary_search_by(|file| file.path.as_path().cmp(path)) {
-            Ok(at) => Ok(start + at),
-            Err(at) => Err(start + at),
-        }
-    }
-}
-
-enum Text {
-    Kept(usize),
-    New(String),
 }
 
 /// What a look at the roots finds, nothing read.
 #[derive(Default)]
 struct Found {
-    /// Root, path and what it is; by root, then by path.
-    entries: Vec<(usize, PathBuf, Metadata)>,
+    /// Root, path and what it is as; by root, then by path.
+    entries: Vec<(usize, PathBuf, Stamp)>,
     links: BTreeSet<PathBuf>,
     errors: Vec<SourceError>,
 }
@@ -365,7 +303,7 @@ impl Found {
                     let listed = found.directory(at, root, roots);
                     found.errors.extend(listed.err());
                 }
-                Ok(meta) if meta.is_file() => found.entries.push((at, root.clone(), meta)),
+                Ok(meta) if meta.is_file() => found.entries.push((at, root.clone(), Stamp::of(&meta))),
                 Ok(_) => found.errors.push(SourceError::NotAFile(root.clone())),
                 Err(error) => found.errors.push(SourceError::io(root, &error)),
             }
@@ -396,7 +334,7 @@ impl Found {
         let errors = self.errors.len();
         for path in names {
             match fs::metadata(&path) {
-                Ok(meta) if meta.is_file() => self.entries.push((at, path, meta)),
+                Ok(meta) if meta.is_file() => self.entries.push((at, path, Stamp::of(&meta))),
                 // A directory with such a name, a socket: not ours.
                 Ok(_) => {}
                 Err(_) if fs::symlink_metadata(&path).is_ok() => {
@@ -431,8 +369,9 @@ fn read_file(path: &Path, budget: u64) -> Result<(String, Stamp), SourceError> {
     }
     let file = File::open(path).map_err(unreadable)?;
     // Taken before reading: what is written meanwhile makes the next stamp differ.
-    let stamp = Stamp::of(&file.metadata().map_err(unreadable)?);
-    let mut bytes = Vec::with_capacity(usize::try_from(stamp.size.min(budget)).unwrap_or(0));
+    let meta = file.metadata().map_err(unreadable)?;
+    let stamp = Stamp::of(&meta);
+    let mut bytes = Vec::with_capacity(usize::try_from(meta.size().min(budget)).unwrap_or(0));
     file.take(budget + 1)
         .read_to_end(&mut bytes)
         .map_err(unreadable)?;

@@ -7,10 +7,10 @@ fn paths(paths: &[&Path]) -> Vec<PathBuf> {
     paths.iter().map(|p| p.to_path_buf()).collect()
 }
 
-fn names(set: &FileSet) -> Vec<&str> {
+fn names(set: &FileSet) -> Vec<String> {
     set.files()
         .iter()
-        .map(|f| f.path.file_name().unwrap().to_str().unwrap())
+        .map(|f| f.path.file_name().unwrap().to_str().unwrap().to_owned())
         .collect()
 }
 
@@ -111,7 +111,7 @@ fn one_file_is_looked_at_alone() {
     fs::write(at("a.yaml"), "A").unwrap();
     let named = BTreeSet::from([at("b.yaml"), at("c.yaml")]);
     assert_eq!(set.refresh(&named), Some(Ok(true)));
-    let texts: Vec<_> = set.files().iter().map(|f| f.text.as_str()).collect();
+    let texts: Vec<_> = set.files().into_iter().map(|f| f.text).collect();
     assert_eq!(texts, ["a", "b", "C"]);
     assert_eq!(set.refresh(&named), Some(Ok(false)));
 

@@ -109,5 +109,5 @@ pub trait Source: Send + 'static {
 pub fn read(paths: &[PathBuf]) -> Result<Vec<SourceFile>, Vec<SourceError>> {
     let mut files = fileset::FileSet::new(paths);
     files.scan(fileset::Trust::Nothing)?;
-    Ok(files.into_files())
+    Ok(files.files())
 }

@@ -211,6 +211,19 @@ impl Watch {
         self.remote || !self.denied.is_empty()
     }
 
+    /// Waits until the watcher's thread has passed on what the system told it before this call. Without it a
+    /// thread that was not scheduled for a while would make two changes of one. It answers requests between two looks
+    /// at its queue, so that after two answers one whole look lies behind. Blocks for two round trips.
+    pub(super) fn catch_up(&mut self) {
+        let Some(path) = self.watched.keys().next().cloned() else {
+            return;
+        };
+        for _ in 0..2 {
+            // Watched already, or gone by itself.
+            let _ = self.watcher.watch(&path, RecursiveMode::NonRecursive);
+        }
+    }
+
     /// Watches exactly what these interests need. Returns whether a watch is new: then something
     /// may have happened before it was set.
     pub(super) fn arm(&mut self, interests: Interests) -> notify::Result<bool> {

@@ -85,25 +85,27 @@ fn spec(name: &str) -> RevisionSpec {
         id: revision(name),
         service: service(),
         backend: Backend::Managed,
-        protocol: Protocol::Http1,
-        max_streams_per_connection: sluice_model::DEFAULT_STREAMS_PER_CONNECTION,
-        tls: sluice_model::BackendTls::default(),
-        upgrades: Some(vec!["websocket".into()]),
-        readiness: None,
-        start_timeout: Duration::from_secs(60),
-        container_concurrency: Some(5),
-        timeouts: RevisionTimeouts {
-            total: None,
-            response_start: Some(Duration::from_secs(300)),
-            idle: None,
-            max_stream_age: None,
-        },
-        queue: QueueLimits {
-            depth: 10,
-            bytes: 1024,
-            timeout: Duration::from_secs(60),
-        },
-        request_headers: BTreeMap::from([("X-Api-Key".into(), SECRET.into())]),
+        settings: Arc::new(sluice_model::RevisionSettings {
+            protocol: Protocol::Http1,
+            max_streams_per_connection: sluice_model::DEFAULT_STREAMS_PER_CONNECTION,
+            tls: sluice_model::BackendTls::default(),
+            upgrades: Some(vec!["websocket".into()]),
+            readiness: None,
+            start_timeout: Duration::from_secs(60),
+            container_concurrency: Some(5),
+            timeouts: RevisionTimeouts {
+                total: None,
+                response_start: Some(Duration::from_secs(300)),
+                idle: None,
+                max_stream_age: None,
+            },
+            queue: QueueLimits {
+                depth: 10,
+                bytes: 1024,
+                timeout: Duration::from_secs(60),
+            },
+            request_headers: BTreeMap::from([("X-Api-Key".into(), SECRET.into())]),
+        }),
     }
 }
 

@@ -26,7 +26,12 @@ impl Guest {
         let (sender, news) = mpsc::unbounded_channel();
         let mut desks = Vec::new();
         let mut said = Vec::new();
-        for (number, live) in (0..).zip(registry.everything()) {
+        let all = registry.everything();
+        // Waking one takes longer than flipping it, and lets nobody wait.
+        for live in &all {
+            live.throttler();
+        }
+        for (number, live) in (0..).zip(all) {
             let throttler = Arc::clone(live.throttler());
             let endpoints = throttler.flip(number, sender.clone(), clock());
             said.push(Desk::new(&live, &endpoints));

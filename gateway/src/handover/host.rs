@@ -7,14 +7,14 @@ use futures_util::future::{AbortHandle, Abortable};
 use futures_util::stream::{FuturesUnordered, StreamExt};
 
 use super::wire::{Answer, Asked, Desk, Id, Item, ToGuest, ToHost};
-use crate::registry::Registry;
-use crate::throttle::{Admission, EndpointId, Permit, Rejection, RevisionThrottler, Waiter, clock};
+use crate::registry::{LiveRevision, Registry};
+use crate::throttle::{Admission, EndpointId, Permit, Rejection, Waiter, clock};
 
 /// What the older process holds of this one's endpoints, and what its requests wait for. Dropping
 /// it gives everything back: the older process is gone then, and whatever it had in flight with it.
 #[derive(Debug)]
 pub struct Host {
-    desks: Vec<Option<Arc<RevisionThrottler>>>,
+    desks: Vec<Option<Arc<LiveRevision>>>,
     held: HashMap<(u32, EndpointId), Vec<Permit>>,
     waiting: FuturesUnordered<Abortable<Want>>,
     withdraw: HashMap<(u32, u64), AbortHandle>,
@@ -31,8 +31,8 @@ impl Host {
         };
         for (number, desk) in (0..).zip(desks) {
             let inherited = desk.inherited().map(|left| registry.inherit(&left));
-            let (throttler, permits) = inherited.unwrap_or_default();
-            host.desks.push(throttler);
+            let (live, permits) = inherited.unwrap_or_default();
+            host.desks.push(live);
             for permit in permits {
                 host.hold(number, permit);
             }
@@ -85,9 +85,9 @@ impl Host {
 
     fn want(&mut self, desk: u32, want: u64, asked: &Asked) -> Option<ToGuest> {
         let now = clock();
-        let throttler = self.desks.get(desk as usize).cloned().flatten();
-        let admission = match throttler {
-            Some(throttler) => throttler.admit_from(asked.wanted(now), now),
+        let live = self.desks.get(desk as usize).and_then(Option::as_ref);
+        let admission = match live {
+            Some(live) => live.throttler().admit_from(asked.wanted(now), now),
             None => Admission::Rejected(Rejection::Removed),
         };
         match admission {

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use sluice_model::{Backend, RevisionId, RevisionSpec, ServiceId};
 
 use super::{LiveRevision, Registry, holds};
-use crate::throttle::{Closing, EndpointInUse, Permit, RevisionThrottler, clock};
+use crate::throttle::{Closing, EndpointInUse, Permit, clock};
 
 /// What an older process has of one revision.
 #[derive(Debug, Clone)]
@@ -40,12 +40,12 @@ impl Registry {
         all.chain(left).cloned().collect()
     }
 
-    /// Takes over what an older process has of a revision. Returns the throttler that its requests
+    /// Takes over what an older process has of a revision. Returns the live state that its requests
     /// ask, if the revision is served here, and a Permit for each of them.
     ///
     /// Instances that no revision of the table takes get a live state that is leaving: they finish
     /// what they have, as those of a revision that a reload removed.
-    pub(crate) fn inherit(&self, left: &Inherited) -> (Option<Arc<RevisionThrottler>>, Vec<Permit>) {
+    pub(crate) fn inherit(&self, left: &Inherited) -> (Option<Arc<LiveRevision>>, Vec<Permit>) {
         let now = clock();
         let current = self.live(&left.revision);
         let current = current.filter(|live| kind(&live.spec()) == left.kind);
@@ -55,17 +55,21 @@ impl Registry {
             .cloned()
             .partition(|endpoint| endpoint.id.instance.is_some());
         let mut permits = Vec::new();
-        if let Some(live) = &current {
+        // One that is asleep wakes for what is in flight only: its addresses are configured, and ready.
+        let in_use = |live: &LiveRevision| {
+            live.awake().is_some() || fixed.iter().any(|endpoint| endpoint.in_flight > 0)
+        };
+        if let Some(live) = current.as_ref().filter(|live| in_use(live)) {
             let may_add = live.is_resolving();
             permits.extend(live.throttler().adopt(&fixed, may_add, now));
         }
         if instances.is_empty() {
-            return (current.map(|live| Arc::clone(live.throttler())), permits);
+            return (current, permits);
         }
         let live = current.unwrap_or_else(|| self.kept_on(left));
         permits.extend(live.throttler().adopt(&instances, true, now));
         live.start_probes();
-        (Some(Arc::clone(live.throttler())), permits)
+        (Some(live), permits)
     }
 
     /// A live state for a revision that the table does not have.
@@ -81,7 +85,7 @@ impl Registry {
             left.concurrency,
         ));
         let live = self.start(&spec);
-        live.throttler().close(Closing::Removed, clock());
+        live.close(Closing::Removed, clock());
         named.push(Arc::clone(&live));
         live
     }

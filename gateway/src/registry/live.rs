@@ -1,27 +1,71 @@
 //! The live state of one revision.
 
 use std::collections::HashSet;
+use std::fmt;
 use std::mem::discriminant;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Instant;
 
 use arc_swap::ArcSwap;
 use parking_lot::Mutex;
-use sluice_model::{Backend, EndpointTarget, ManagedEndpoint, RevisionId, RevisionSpec};
+use sluice_model::{
+    Backend, DemandSink, EndpointAddr, EndpointTarget, Load, ManagedEndpoint, RevisionId, RevisionSpec,
+};
+use tokio::runtime::Handle;
 use tokio::sync::Notify;
 
+use super::MakeObserver;
 use crate::throttle::{
-    EndpointState, RevisionObserver, RevisionThrottler, Supply, ThrottleEnv, ThrottleLimits,
+    Closing, EndpointState, QueueBudget, RevisionObserver, RevisionThrottler, Supply, ThrottleEnv,
+    ThrottleLimits, clock,
 };
 use crate::upkeep::{Names, UpkeepEnv, probe, resolve};
 use crate::upstream::TlsSlot;
 
+/// What all live states share.
+pub(super) struct LiveEnv {
+    pub(super) demand: Arc<dyn DemandSink>,
+    pub(super) make_observer: MakeObserver,
+    pub(super) budget: Arc<QueueBudget>,
+    pub(super) upkeep: UpkeepEnv,
+    /// Runs timers, probes and name lookups.
+    pub(super) runtime: Handle,
+}
+
+impl fmt::Debug for LiveEnv {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("LiveEnv").finish_non_exhaustive()
+    }
+}
+
 /// The live state of one revision: it outlives Snapshots, and its probes and name lookups end
 /// with it.
+///
+/// Lazy: asleep until the first request, instance or upkeep needs it. Of a hundred thousand revisions few are in
+/// use, and one that is takes twenty times the memory.
 #[derive(Debug)]
 pub struct LiveRevision {
+    id: RevisionId,
     spec: ArcSwap<RevisionSpec>,
+    env: Arc<LiveEnv>,
+    /// What it has to know once it wakes. Held while it wakes and while the spec is changed, so that it does not
+    /// wake by an old one.
+    asleep: Mutex<Asleep>,
+    awake: OnceLock<Box<Awake>>,
+}
+
+/// Of a revision that nothing needed so far.
+#[derive(Debug)]
+struct Asleep {
+    /// Since when nothing happened that a sample has not told.
+    since: Instant,
+    closed: Option<Closing>,
+}
+
+/// Of a revision that is in use.
+#[derive(Debug)]
+struct Awake {
     tls: TlsSlot,
     throttler: Arc<RevisionThrottler>,
     observer: Arc<dyn RevisionObserver>,
@@ -34,47 +78,64 @@ pub struct LiveRevision {
     put_off: AtomicUsize,
     /// Keys of the endpoints that have a probe running.
     probed: Mutex<HashSet<u64>>,
-    upkeep: UpkeepEnv,
-    runtime: tokio::runtime::Handle,
 }
 
-impl LiveRevision {
-    /// Fresh state; its upkeep is running when this returns.
-    pub(super) fn start(
-        spec: Arc<RevisionSpec>,
-        env: ThrottleEnv,
-        upkeep: UpkeepEnv,
-        now: Instant,
-    ) -> Arc<Self> {
-        let observer = Arc::clone(&env.observer);
-        let runtime = env.runtime.clone();
+impl Awake {
+    fn new(spec: &RevisionSpec, env: &LiveEnv, asleep: &Asleep, now: Instant) -> Self {
+        let observer = (env.make_observer)(spec);
+        let throttle = ThrottleEnv {
+            demand: Arc::clone(&env.demand),
+            observer: Arc::clone(&observer),
+            budget: Arc::clone(&env.budget),
+            runtime: env.runtime.clone(),
+        };
         let names = Names::default();
-        let limits = limits(&spec, names.addresses(&targets(&spec)).pending);
-        let live = Arc::new(Self {
-            throttler: RevisionThrottler::new(spec.id.clone(), spec.service.clone(), limits, env),
+        let known = names.addresses(&targets(spec));
+        let limits = limits(spec, known.pending);
+        let throttler = RevisionThrottler::new(spec.id.clone(), spec.service.clone(), limits, throttle);
+        throttler.idle_since(asleep.since);
+        throttler.set_addresses(&known.addresses, !takes_instances(spec), now);
+        if let Some(closing) = asleep.closed {
+            throttler.close(closing, now);
+        }
+        Self {
+            tls: TlsSlot::new(spec, &env.runtime),
+            throttler,
             observer,
             names: Mutex::new(names),
             names_changed: Arc::new(Notify::new()),
             resolving: AtomicBool::new(false),
             put_off: AtomicUsize::new(0),
-            tls: TlsSlot::new(&spec, &runtime),
             probed: Mutex::default(),
+        }
+    }
+}
+
+impl LiveRevision {
+    /// Fresh state; its upkeep, if it needs any, is running when this returns.
+    pub(super) fn start(spec: Arc<RevisionSpec>, env: Arc<LiveEnv>, now: Instant) -> Arc<Self> {
+        let live = Arc::new(Self {
+            id: spec.id.clone(),
             spec: ArcSwap::new(spec),
-            upkeep,
-            runtime,
+            env,
+            asleep: Mutex::new(Asleep {
+                since: now,
+                closed: None,
+            }),
+            awake: OnceLock::new(),
         });
-        live.refresh(&live.names.lock(), now);
+        live.start_upkeep(now);
         live
     }
 
     /// The revision.
     pub fn id(&self) -> &RevisionId {
-        self.throttler.id()
+        &self.id
     }
 
     /// TLS towards its backend.
     pub(crate) fn tls(&self) -> &TlsSlot {
-        &self.tls
+        &self.wake().tls
     }
 
     /// What is configured now. A request uses the one of its own Snapshot.
@@ -82,9 +143,81 @@ impl LiveRevision {
         self.spec.load_full()
     }
 
-    /// Admission.
+    /// Admission. Wakes it: whoever only looks asks [`awake`](Self::awake).
     pub fn throttler(&self) -> &Arc<RevisionThrottler> {
-        &self.throttler
+        &self.wake().throttler
+    }
+
+    /// Admission, if anything needed it so far.
+    pub fn awake(&self) -> Option<&Arc<RevisionThrottler>> {
+        Some(&self.awake.get()?.throttler)
+    }
+
+    fn wake(&self) -> &Awake {
+        self.awake.get().map_or_else(
+            || {
+                let asleep = self.asleep.lock();
+                let awake = || Box::new(Awake::new(&self.spec(), &self.env, &asleep, clock()));
+                &**self.awake.get_or_init(awake)
+            },
+            |awake| awake,
+        )
+    }
+
+    /// The load since the last sample.
+    pub fn peek(&self, now: Instant) -> Load {
+        match self.awake() {
+            Some(throttler) => throttler.peek(now),
+            None => self.resting(),
+        }
+    }
+
+    /// The load since the last call; for the autoscaler alone.
+    pub(super) fn sample(&self, now: Instant) -> Load {
+        let mut asleep = self.asleep.lock();
+        if let Some(throttler) = self.awake() {
+            return throttler.sample(now);
+        }
+        asleep.since = now;
+        self.resting()
+    }
+
+    fn resting(&self) -> Load {
+        Load {
+            ready: u32::try_from(self.addresses().len()).unwrap_or(u32::MAX),
+            ..Load::default()
+        }
+    }
+
+    /// The addresses that it is configured with; one that is asleep uses all of them once it wakes.
+    pub fn addresses(&self) -> Vec<EndpointAddr> {
+        Names::default().addresses(&targets(&self.spec())).addresses
+    }
+
+    /// As [`RevisionThrottler::close`].
+    pub(super) fn close(&self, closing: Closing, now: Instant) {
+        let mut asleep = self.asleep.lock();
+        match self.awake() {
+            Some(throttler) => {
+                drop(asleep);
+                throttler.close(closing, now);
+            }
+            None => asleep.closed = Some(closing),
+        }
+    }
+
+    /// As [`RevisionThrottler::reopen`].
+    pub(super) fn reopen(&self) {
+        let mut asleep = self.asleep.lock();
+        match self.awake() {
+            Some(throttler) => throttler.reopen(),
+            None => asleep.closed = asleep.closed.filter(|closing| *closing != Closing::Removed),
+        }
+    }
+
+    /// As [`RevisionThrottler::is_spent`].
+    pub(super) fn is_spent(&self) -> bool {
+        self.awake().is_none_or(|throttler| throttler.is_spent())
     }
 
     /// Holds a request that its backend put off. `None`: as many as may wait in the revision's queue
@@ -92,20 +225,21 @@ impl LiveRevision {
     pub fn put_off(self: &Arc<Self>) -> Option<PutOff> {
         let most = self.spec().queue.depth;
         let room = |held: usize| (held < most).then_some(held + 1);
-        self.put_off
-            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, room)
+        let held = &self.wake().put_off;
+        held.fetch_update(Ordering::Relaxed, Ordering::Relaxed, room)
             .ok()?;
         Some(PutOff(Arc::clone(self)))
     }
 
     /// Requests that are held because a backend put them off.
     pub fn held(&self) -> usize {
-        self.put_off.load(Ordering::Relaxed)
+        let awake = self.awake.get();
+        awake.map_or(0, |awake| awake.put_off.load(Ordering::Relaxed))
     }
 
     /// What [`Registry::new`](super::Registry::new)'s factory made for it.
     pub fn observer(&self) -> &Arc<dyn RevisionObserver> {
-        &self.observer
+        &self.wake().observer
     }
 
     /// Whether this state can serve that spec too. Not when endpoints come to be in another way,
@@ -127,31 +261,52 @@ impl LiveRevision {
         if *self.spec() == *spec {
             return;
         }
-        let names = self.names.lock();
-        self.throttler.set_service(&spec.service);
-        self.spec.store(spec);
-        self.refresh(&names, now);
+        let asleep = self.asleep.lock();
+        self.spec.store(Arc::clone(&spec));
+        let awake = self.awake.get();
+        drop(asleep);
+        let Some(awake) = awake else {
+            self.start_upkeep(now);
+            return;
+        };
+        let names = awake.names.lock();
+        awake.throttler.set_service(&spec.service);
+        self.refresh(awake, &names, now);
         drop(names);
-        self.names_changed.notify_one();
-        self.throttler.wake_probes();
+        awake.names_changed.notify_one();
+        awake.throttler.wake_probes();
     }
 
     pub(super) fn takes_instances(&self) -> bool {
-        matches!(
-            self.spec().backend,
-            Backend::Managed | Backend::Static { activated: true, .. }
-        )
+        takes_instances(&self.spec())
+    }
+
+    /// Wakes one that has addresses to probe or names to look up.
+    fn start_upkeep(self: &Arc<Self>, now: Instant) {
+        let spec = self.spec();
+        let needed = match &spec.backend {
+            Backend::Managed => false,
+            Backend::Url(_) => true,
+            Backend::Static { targets, activated } => {
+                *activated || spec.readiness.is_some() || targets.iter().any(is_name)
+            }
+        };
+        if needed {
+            let awake = self.wake();
+            self.refresh(awake, &awake.names.lock(), now);
+        }
     }
 
     pub(super) fn add_instance(self: &Arc<Self>, endpoint: &ManagedEndpoint, now: Instant) {
-        if self.throttler.add_instance(endpoint, now).is_some() {
+        if self.throttler().add_instance(endpoint, now).is_some() {
             self.start_probes();
         }
     }
 
     /// Whether a name is being looked up for the first time.
     pub(super) fn is_resolving(&self) -> bool {
-        self.names.lock().addresses(&targets(&self.spec())).pending
+        let awake = self.awake.get();
+        awake.is_some_and(|awake| awake.names.lock().addresses(&targets(&self.spec())).pending)
     }
 
     /// What the resolver has to look up.
@@ -166,15 +321,16 @@ impl LiveRevision {
 
     /// Changes what is known of names, then the throttler's addresses with it.
     pub(crate) fn with_names<R>(self: &Arc<Self>, now: Instant, change: impl FnOnce(&mut Names) -> R) -> R {
-        let mut names = self.names.lock();
+        let awake = self.wake();
+        let mut names = awake.names.lock();
         let result = change(&mut names);
-        self.refresh(&names, now);
+        self.refresh(awake, &names, now);
         result
     }
 
     /// Forgets that an endpoint has a probe.
     pub(crate) fn probe_ended(&self, key: u64) {
-        self.probed.lock().remove(&key);
+        self.wake().probed.lock().remove(&key);
     }
 
     /// Whether an endpoint is probed at all: one that nothing proves ready is taken as ready.
@@ -185,46 +341,45 @@ impl LiveRevision {
 
     /// Makes limits and addresses what spec and names say. `names` is the locked one: a lookup that
     /// comes in together with a new spec must not overwrite it with addresses of the old one.
-    fn refresh(self: &Arc<Self>, names: &Names, now: Instant) {
+    fn refresh(self: &Arc<Self>, awake: &Awake, names: &Names, now: Instant) {
         let spec = self.spec();
+        let throttler = &awake.throttler;
         if matches!(spec.backend, Backend::Managed) {
-            self.throttler.set_limits(limits(&spec, false), now);
+            throttler.set_limits(limits(&spec, false), now);
             return;
         }
         let targets = targets(&spec);
         let known = names.addresses(&targets);
         let limits = limits(&spec, known.pending);
-        let ready = !self.takes_instances();
+        let ready = !takes_instances(&spec);
         // With a name pending, waiting is allowed before addresses go; without one, addresses come
         // before waiting ends. Either way nobody is turned away in between.
         if known.pending {
-            self.throttler.set_limits(limits, now);
-            self.throttler.set_addresses(&known.addresses, ready, now);
+            throttler.set_limits(limits, now);
+            throttler.set_addresses(&known.addresses, ready, now);
         } else {
-            self.throttler.set_addresses(&known.addresses, ready, now);
-            self.throttler.set_limits(limits, now);
+            throttler.set_addresses(&known.addresses, ready, now);
+            throttler.set_limits(limits, now);
         }
         self.start_probes();
-        if targets.iter().any(is_name) && !self.resolving.swap(true, Ordering::Relaxed) {
-            let changed = Arc::clone(&self.names_changed);
-            let task = resolve::run(Arc::downgrade(self), changed, self.upkeep.clone());
-            drop(self.runtime.spawn(task));
+        if targets.iter().any(is_name) && !awake.resolving.swap(true, Ordering::Relaxed) {
+            let changed = Arc::clone(&awake.names_changed);
+            let task = resolve::run(Arc::downgrade(self), changed, self.env.upkeep.clone());
+            drop(self.env.runtime.spawn(task));
         }
     }
 
     pub(super) fn start_probes(self: &Arc<Self>) {
-        let views = self.throttler.endpoints();
-        let mut probed = self.probed.lock();
+        let Awake {
+            throttler, probed, ..
+        } = self.wake();
+        let views = throttler.endpoints();
+        let mut probed = probed.lock();
         for view in views {
             if self.wants_probe(&view.endpoint) && probed.insert(view.endpoint.key) {
-                let throttler = Arc::clone(&self.throttler);
-                let task = probe::run(
-                    Arc::downgrade(self),
-                    throttler,
-                    view.endpoint,
-                    self.upkeep.clone(),
-                );
-                drop(self.runtime.spawn(task));
+                let upkeep = self.env.upkeep.clone();
+                let task = probe::run(Arc::downgrade(self), Arc::clone(throttler), view.endpoint, upkeep);
+                drop(self.env.runtime.spawn(task));
             }
         }
     }
@@ -236,16 +391,25 @@ pub struct PutOff(Arc<LiveRevision>);
 
 impl Drop for PutOff {
     fn drop(&mut self) {
-        self.0.put_off.fetch_sub(1, Ordering::Relaxed);
+        self.0.wake().put_off.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
 impl Drop for LiveRevision {
     fn drop(&mut self) {
         // Upkeep looks whether it is still wanted, and is not.
-        self.throttler.wake_probes();
-        self.names_changed.notify_one();
+        if let Some(awake) = self.awake.get() {
+            awake.throttler.wake_probes();
+            awake.names_changed.notify_one();
+        }
     }
+}
+
+fn takes_instances(spec: &RevisionSpec) -> bool {
+    matches!(
+        spec.backend,
+        Backend::Managed | Backend::Static { activated: true, .. }
+    )
 }
 
 fn limits(spec: &RevisionSpec, names_pending: bool) -> ThrottleLimits {

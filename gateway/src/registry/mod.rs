@@ -28,10 +28,11 @@ use tokio::runtime::Handle;
 
 pub use crate::throttle::{ActivationResult, NoObserver, RevisionObserver};
 pub(crate) use handover::{Inherited, kind};
+use live::LiveEnv;
 pub use live::{LiveRevision, PutOff};
 pub use service::{LiveService, Reader, Snapshot};
 
-use crate::throttle::{Closing, QueueBudget, ThrottleEnv, clock};
+use crate::throttle::{Closing, QueueBudget, clock};
 use crate::upkeep::UpkeepEnv;
 
 /// Makes the observer of a revision that appears.
@@ -56,11 +57,7 @@ pub struct Registry {
     /// Removed revisions that still have instances or requests. Held for moments: a cold start looks
     /// here too.
     leaving: Mutex<Leaving>,
-    demand: Arc<dyn DemandSink>,
-    make_observer: MakeObserver,
-    budget: Arc<QueueBudget>,
-    upkeep: UpkeepEnv,
-    runtime: Handle,
+    env: Arc<LiveEnv>,
 }
 
 struct Writer {
@@ -86,11 +83,13 @@ impl Registry {
             }),
             past: Mutex::new(Vec::new()),
             leaving: Mutex::new(HashMap::new()),
-            demand,
-            make_observer,
-            budget: Arc::new(QueueBudget::new(settings.queue)),
-            upkeep: UpkeepEnv::new(Arc::clone(settings)),
-            runtime,
+            env: Arc::new(LiveEnv {
+                demand,
+                make_observer,
+                budget: Arc::new(QueueBudget::new(settings.queue)),
+                upkeep: UpkeepEnv::new(Arc::clone(settings)),
+                runtime,
+            }),
         }
     }
 
@@ -124,8 +123,8 @@ impl Registry {
         });
         let next = edited?;
         // From here on it is certain: what lives is changed only now.
-        self.budget.set_totals(delta.settings.queue);
-        self.upkeep.settings.store(Arc::clone(&delta.settings));
+        self.env.budget.set_totals(delta.settings.queue);
+        self.env.upkeep.settings.store(Arc::clone(&delta.settings));
         let entries = delta.services.iter().filter_map(|s| next.service(&s.id));
         for entry in entries {
             for (spec, live) in entry.service.revisions.iter().zip(entry.live.revisions()) {
@@ -134,7 +133,7 @@ impl Registry {
         }
         let gone = gone(delta, &current, &next);
         for live in &revived {
-            live.throttler().reopen();
+            live.reopen();
         }
         // A name leads to its live state at every moment: what goes is leaving before it is out of the
         // table, what comes back is leaving until it is in the table again.
@@ -147,10 +146,10 @@ impl Registry {
         }
         let (next, old) = writer.publisher.publish(next);
         for live in &gone {
-            live.throttler().close(Closing::Removed, clock());
+            live.close(Closing::Removed, clock());
         }
         for live in revived.iter().chain(&gone) {
-            self.forget(live, |live| live.throttler().is_spent() || holds(&next, live));
+            self.forget(live, |live| live.is_spent() || holds(&next, live));
         }
         self.sweep(&mut writer.sweep_at);
         let mut past = self.past.lock();
@@ -159,7 +158,7 @@ impl Registry {
         drop(past);
         drop(current);
         if delta.services.len() + delta.removed.len() > BIG {
-            self.runtime.spawn(drop_when_unused(old));
+            self.env.runtime.spawn(drop_when_unused(old));
         }
         Ok(next)
     }
@@ -202,13 +201,7 @@ impl Registry {
     }
 
     fn start(&self, spec: &Arc<RevisionSpec>) -> Arc<LiveRevision> {
-        let env = ThrottleEnv {
-            demand: Arc::clone(&self.demand),
-            observer: (self.make_observer)(spec),
-            budget: Arc::clone(&self.budget),
-            runtime: self.runtime.clone(),
-        };
-        LiveRevision::start(Arc::clone(spec), env, self.upkeep.clone(), clock())
+        LiveRevision::start(Arc::clone(spec), Arc::clone(&self.env), clock())
     }
 
     /// The reading end for requests.
@@ -240,7 +233,7 @@ impl Registry {
 
     /// What waits in all queues together, and may.
     pub fn budget(&self) -> &Arc<QueueBudget> {
-        &self.budget
+        &self.env.budget
     }
 
     /// The drain is over: resolves every waiter with
@@ -248,7 +241,7 @@ impl Registry {
     pub fn close_all(&self) {
         let _no_other = self.writer.lock();
         for live in self.everything() {
-            live.throttler().close(Closing::Draining, clock());
+            live.close(Closing::Draining, clock());
         }
     }
 
@@ -267,7 +260,7 @@ impl Registry {
 
 fn drop_spent(leaving: &mut Leaving) {
     leaving.retain(|_, named| {
-        named.retain(|live| !live.throttler().is_spent());
+        named.retain(|live| !live.is_spent());
         !named.is_empty()
     });
 }
@@ -307,8 +300,10 @@ impl EndpointSink for Registry {
 
     fn remove(&self, revision: &RevisionId, instance: InstanceId) {
         for live in self.named(revision) {
-            live.throttler().remove_instance(instance, clock());
-            self.forget(&live, |live| live.throttler().is_spent());
+            if let Some(throttler) = live.awake() {
+                throttler.remove_instance(instance, clock());
+            }
+            self.forget(&live, |live| live.is_spent());
         }
     }
 
@@ -316,8 +311,8 @@ impl EndpointSink for Registry {
         let mut victims = Vec::new();
         for live in self.named(revision) {
             let left = count.saturating_sub(u32::try_from(victims.len()).unwrap_or(u32::MAX));
-            if left > 0 {
-                victims.extend(live.throttler().retire(left, to_zero, clock()));
+            if let (1.., Some(throttler)) = (left, live.awake()) {
+                victims.extend(throttler.retire(left, to_zero, clock()));
             }
         }
         victims
@@ -331,7 +326,7 @@ impl EndpointSink for Registry {
             named.partition(|live| holds(&current, live))
         };
         let idle = |live: &Arc<LiveRevision>| {
-            let load = live.throttler().peek(clock());
+            let load = live.peek(clock());
             load.in_flight == 0 && load.queued == 0
         };
         if !leaving.iter().all(idle) {
@@ -348,18 +343,22 @@ impl EndpointSink for Registry {
         let named = self.named(revision);
         let mut unknown = instances.to_vec();
         for live in named {
-            let known = live.throttler().retire_these(instances, clock());
-            unknown.retain(|instance| !known.contains(instance));
+            if let Some(throttler) = live.awake() {
+                let known = throttler.retire_these(instances, clock());
+                unknown.retain(|instance| !known.contains(instance));
+            }
         }
         for instance in unknown {
             let revision = revision.clone();
-            self.demand.demand(Demand::Drained { revision, instance });
+            self.env.demand.demand(Demand::Drained { revision, instance });
         }
     }
 
     fn end(&self, revision: &RevisionId, instances: &[InstanceId]) {
         for live in self.named(revision) {
-            live.throttler().end(instances);
+            if let Some(throttler) = live.awake() {
+                throttler.end(instances);
+            }
         }
     }
 
@@ -370,14 +369,14 @@ impl EndpointSink for Registry {
     }
 
     fn forgive(&self, revision: &RevisionId) {
-        if let Some(live) = self.live(revision) {
-            live.throttler().forgive();
+        if let Some(throttler) = self.live(revision).as_ref().and_then(|live| live.awake()) {
+            throttler.forgive();
         }
     }
 
     fn sample(&self, revision: &RevisionId) -> Option<Load> {
         let named = self.named(revision);
-        named.first().map(|live| live.throttler().sample(clock()))
+        named.first().map(|live| live.sample(clock()))
     }
 }
 

@@ -19,7 +19,7 @@ pub type Reader = SnapshotReader<Arc<LiveService>>;
 pub struct LiveService {
     revisions: Box<[Arc<LiveRevision>]>,
     /// One for each split: the service's own, then those of its routes. Without one where a target
-    /// has everything.
+    /// has everything; empty where one has in all of them.
     draws: Box<[Option<Arc<Draw>>]>,
 }
 
@@ -47,8 +47,10 @@ impl LiveService {
                 })
             })
         });
+        let draws: Box<[_]> = draws.collect();
+        let used = draws.iter().any(Option::is_some);
         Self {
-            draws: draws.collect(),
+            draws: if used { draws } else { Box::default() },
             revisions,
         }
     }

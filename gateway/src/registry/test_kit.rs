@@ -71,21 +71,23 @@ pub(crate) fn spec(name: &str, backend: Backend) -> RevisionSpec {
         id: id(name),
         service: ServiceId::parse("default", "shop").expect("a name"),
         backend,
-        protocol: Protocol::Http1,
-        max_streams_per_connection: sluice_model::DEFAULT_STREAMS_PER_CONNECTION,
-        tls: sluice_model::BackendTls::default(),
-        upgrades: None,
-        readiness: None,
-        start_timeout: Duration::from_secs(10),
-        container_concurrency: None,
-        timeouts: RevisionTimeouts {
-            total: None,
-            response_start: None,
-            idle: None,
-            max_stream_age: None,
-        },
-        queue: queue(),
-        request_headers: BTreeMap::new(),
+        settings: Arc::new(sluice_model::RevisionSettings {
+            protocol: Protocol::Http1,
+            max_streams_per_connection: sluice_model::DEFAULT_STREAMS_PER_CONNECTION,
+            tls: sluice_model::BackendTls::default(),
+            upgrades: None,
+            readiness: None,
+            start_timeout: Duration::from_secs(10),
+            container_concurrency: None,
+            timeouts: RevisionTimeouts {
+                total: None,
+                response_start: None,
+                idle: None,
+                max_stream_age: None,
+            },
+            queue: queue(),
+            request_headers: BTreeMap::new(),
+        }),
     }
 }
 

@@ -21,7 +21,7 @@ use sluice_gateway::observe::{
     EndpointCondition, EndpointLoad, ListenerCertificates, LoadView, Metrics, RevisionLoad,
 };
 use sluice_gateway::registry::{LiveRevision, Registry, Snapshot};
-use sluice_gateway::throttle::EndpointPhase;
+use sluice_gateway::throttle::{EndpointPhase, EndpointView};
 use sluice_model::{Demand, DemandSink, Generation, RevisionId, StatusSource};
 use tokio::sync::watch;
 
@@ -161,7 +161,7 @@ impl LoadView for Observed {
         let table = self.registry.reader().load();
         let now = Instant::now();
         let load = |live: &Arc<LiveRevision>, leaving| {
-            let load = live.throttler().peek(now);
+            let load = live.peek(now);
             let held = u32::try_from(live.held()).unwrap_or(u32::MAX);
             RevisionLoad {
                 service: live.spec().service.clone(),
@@ -212,23 +212,35 @@ impl LoadView for Observed {
         let leaving = self.registry.leaving().into_iter();
         let leaving = leaving.filter(|live| live.id() == revision);
         let named = self.registry.live(revision).into_iter().chain(leaving);
-        let views = named.flat_map(|live| live.throttler().endpoints());
-        let views = views.filter_map(|view| {
-            let condition = match view.phase {
-                EndpointPhase::Starting => EndpointCondition::Starting,
-                EndpointPhase::Ready => EndpointCondition::Ready,
-                EndpointPhase::Ejected { .. } => EndpointCondition::Ejected,
-                EndpointPhase::Draining => EndpointCondition::Draining,
-                EndpointPhase::Gone => return None,
-            };
-            Some(EndpointLoad {
-                address: view.endpoint.address.clone(),
-                condition,
-                in_flight: view.in_flight,
-            })
-        });
-        views.collect()
+        let mut loads = Vec::new();
+        for live in named {
+            match live.awake() {
+                Some(throttler) => loads.extend(throttler.endpoints().into_iter().filter_map(endpoint)),
+                None => loads.extend(live.addresses().into_iter().map(|address| EndpointLoad {
+                    address,
+                    condition: EndpointCondition::Ready,
+                    in_flight: 0,
+                })),
+            }
+        }
+        loads
     }
+}
+
+/// One endpoint that is not gone.
+fn endpoint(view: EndpointView) -> Option<EndpointLoad> {
+    let condition = match view.phase {
+        EndpointPhase::Starting => EndpointCondition::Starting,
+        EndpointPhase::Ready => EndpointCondition::Ready,
+        EndpointPhase::Ejected { .. } => EndpointCondition::Ejected,
+        EndpointPhase::Draining => EndpointCondition::Draining,
+        EndpointPhase::Gone => return None,
+    };
+    Some(EndpointLoad {
+        address: view.endpoint.address.clone(),
+        condition,
+        in_flight: view.in_flight,
+    })
 }
 
 impl Explain for Observed {

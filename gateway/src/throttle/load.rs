@@ -33,6 +33,11 @@ impl LoadMeter {
         }
     }
 
+    /// Nothing was held since then: what is to be read next covers that time, too.
+    pub(crate) fn idle_since(&mut self, since: Instant) {
+        self.since = since.min(self.last);
+    }
+
     pub(crate) fn arrived(&mut self) {
         self.requests += 1;
     }
@@ -76,5 +81,9 @@ mod tests {
         assert_eq!(meter.read(3), (3.0, 0));
         meter.advance(2, at(300));
         assert_eq!(meter.read(2), (2.0, 0), "an older reading changes nothing");
+        let mut late = LoadMeter::new(at(300));
+        late.idle_since(t0);
+        late.advance(4, at(400));
+        assert_eq!(late.read(4), (1.0, 0));
     }
 }

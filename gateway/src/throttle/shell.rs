@@ -116,6 +116,11 @@ impl RevisionThrottler {
         })
     }
 
+    /// Nobody was here since then: the first sample covers that time, too.
+    pub(crate) fn idle_since(&self, since: Instant) {
+        self.shared.lock().core.load.idle_since(since);
+    }
+
     /// The revision.
     pub fn id(&self) -> &RevisionId {
         &self.id

@@ -144,9 +144,8 @@ pub(super) fn https(host: &str, protocol: Protocol, tls: BackendTls) -> Revision
         port: 443,
         path_prefix: String::new(),
     };
-    RevisionSpec {
-        protocol,
-        tls,
-        ..test_kit::spec("r", Backend::Url(url))
-    }
+    let mut spec = test_kit::spec("r", Backend::Url(url));
+    spec.protocol = protocol;
+    spec.tls = tls;
+    spec
 }

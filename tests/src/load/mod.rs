@@ -114,6 +114,11 @@ impl Load {
         self.shared.done.load(Ordering::SeqCst)
     }
 
+    /// Requests that failed so far.
+    pub fn failed(&self) -> u64 {
+        self.shared.lock().failed
+    }
+
     /// Waits until `more` further requests are finished.
     pub async fn advance(&self, more: u64) {
         let target = self.done() + more;
