@@ -154,14 +154,12 @@ impl LiveRevision {
     }
 
     fn wake(&self) -> &Awake {
-        self.awake.get().map_or_else(
-            || {
-                let asleep = self.asleep.lock();
-                let awake = || Box::new(Awake::new(&self.spec(), &self.env, &asleep, clock()));
-                &**self.awake.get_or_init(awake)
-            },
-            |awake| awake,
-        )
+        if let Some(awake) = self.awake.get() {
+            return awake;
+        }
+        let asleep = self.asleep.lock();
+        let awake = || Box::new(Awake::new(&self.spec(), &self.env, &asleep, clock()));
+        self.awake.get_or_init(awake)
     }
 
     /// The load since the last sample.
