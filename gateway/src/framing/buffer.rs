@@ -15,7 +15,7 @@ use tokio::io::{AsyncRead, ReadBuf};
 /// Bytes of a block. One read takes a head and a body of ten kilobytes in one piece.
 pub(crate) const BLOCK: usize = 16 * 1024;
 
-/// Blocks of each size that a thread keeps for later: 1 MiB. What is beyond goes back to the allocator.
+/// Blocks of each size that a thread keeps for later: 1 MiB and 64 KiB. What is beyond goes back to the allocator.
 const POOL: usize = 64;
 
 /// Bytes of a small block, into which a head is copied that is kept for as long as its request runs: of
