@@ -2,7 +2,7 @@
 //!
 //! They answer a PING, a SETTINGS or a reset for as long as a client sends them. [`FrameGuard`] goes over the
 //! frame heads of the bytes both ways, without I/O or a clock of its own, and says when frames that carry no
-//! work outnumber what the work done explains. [`LastTurn`] lets one write carry the frames of many streams.
+//! work outnumber what the work done explains. `LastTurn` lets one write carry the frames of many streams.
 
 mod allowance;
 mod frames;
