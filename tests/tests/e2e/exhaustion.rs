@@ -1,6 +1,6 @@
 //! Something runs out: descriptors, room for the log, patience with a backend. The rest goes on.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, TcpStream};
 use std::time::{Duration, Instant};
 
 use futures_util::future::join_all;
@@ -70,9 +70,10 @@ async fn clients_get_no_descriptor_that_others_need() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn without_a_descriptor_left_what_is_open_goes_on_and_the_rest_waits() {
+    const DESCRIPTORS: u32 = 160;
     let backend = HttpBackend::start("a").await;
     let config = format!("limits: {{connectTimeout: 2s}}\n{}", web(backend.addr()));
-    let gateway = Gateway::builder(&config).descriptors(160).start().await;
+    let gateway = Gateway::builder(&config).descriptors(DESCRIPTORS).start().await;
     // Each request that is held takes a descriptor here and one towards the backend, which is nearly all there are.
     backend.hold();
     let mut held = Vec::new();
@@ -82,12 +83,20 @@ async fn without_a_descriptor_left_what_is_open_goes_on_and_the_rest_waits() {
         held.push(conn);
     }
     wait_until("most are held", SOON, || backend.in_flight() >= 50).await;
-    // Less than half of the descriptors are clients' so far, so it is the kernel that refuses more.
-    let mut idle = Vec::new();
-    for _ in 0..9 {
-        idle.push(H1::connect(gateway.addr()).await.unwrap());
-    }
-    gateway.wait_said("cannot accept, waiting").await;
+    // Less than half of the descriptors are clients' so far, so it is the kernel that refuses more, as soon as callers of
+    // the admin listener have what is left: how much that is depends on how many dials failed.
+    let (mut callers, mut idle) = (Vec::new(), Vec::new());
+    wait_until("the kernel refuses a client", SOON, || {
+        if descriptors(gateway.pid()) < DESCRIPTORS as usize {
+            callers.push(TcpStream::connect(gateway.admin()).unwrap());
+        } else if idle.len() < 9 {
+            idle.push(TcpStream::connect(gateway.addr()).unwrap());
+        }
+        let said = gateway.stderr();
+        said.iter()
+            .any(|line| line.contains("cannot accept, waiting listener="))
+    })
+    .await;
     let cost = idle_cost(&gateway).await;
     assert!(cost < Duration::from_millis(300), "a spin: {cost:?} in a second");
     backend.release();
@@ -102,7 +111,7 @@ async fn without_a_descriptor_left_what_is_open_goes_on_and_the_rest_waits() {
         }
     }
     assert!(served >= 50, "{served} of 70");
-    drop((held, idle));
+    drop((held, idle, callers));
     wait_for("new ones are served again", SOON, async || {
         let mut conn = H1::connect(gateway.addr()).await.ok()?;
         answered(&mut conn).await.then_some(())
