@@ -8,14 +8,6 @@ use clap::Parser;
 use sluice_gateway::cli::{self, Cli, Command};
 use sluice_gateway::echo;
 
-#[cfg(feature = "alloc-jemalloc")]
-#[global_allocator]
-static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
-
-#[cfg(all(feature = "alloc-mimalloc", not(feature = "alloc-jemalloc")))]
-#[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
-
 fn main() -> ExitCode {
     // Before any thread exists: the supervisor forks and signals.
     if std::env::args().nth(1).as_deref() == Some(sluice_control::scale::supervisor::ARGUMENT) {

@@ -8,7 +8,7 @@ use bytes::Bytes;
 use rustls::client::Resumption;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::ring;
-use rustls::{ClientConfig, DigitallySignedStruct, SignatureScheme, SupportedProtocolVersion};
+use rustls::{ClientConfig, DigitallySignedStruct, SignatureScheme};
 use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -189,24 +189,6 @@ impl ServerCertVerifier for Gullible {
     }
 }
 
-/// A TLS client of one version with tickets of its own, or none.
-pub(crate) fn tls(version: &'static SupportedProtocolVersion, resume: bool) -> TlsConnector {
-    let provider = ring::default_provider();
-    let schemes = provider.signature_verification_algorithms.supported_schemes();
-    let mut config = ClientConfig::builder_with_provider(Arc::new(provider))
-        .with_protocol_versions(&[version])
-        .expect("ring knows both versions")
-        .dangerous()
-        .with_custom_certificate_verifier(Arc::new(Gullible(schemes)))
-        .with_no_client_auth();
-    config.resumption = if resume {
-        Resumption::in_memory_sessions(64)
-    } else {
-        Resumption::disabled()
-    };
-    TlsConnector::from(Arc::new(config))
-}
-
 /// A TLS 1.3 client of one cipher suite and one protocol, never resumed: what is negotiated is the same with
 /// every server that supports it.
 pub(crate) fn tls_one_cipher(alpn: &[u8]) -> TlsConnector {
@@ -249,11 +231,5 @@ mod tests {
         assert_eq!(parse(&text[..20]), None);
         assert_eq!(parse(b"HTTP/1.1 204 No Content\r\n\r\n").map(|p| p.0), Some(204));
         assert_eq!(parse(b"nonsense\r\n\r\n"), None);
-    }
-
-    #[test]
-    fn each_version_has_a_client() {
-        let _ = tls(&rustls::version::TLS12, true);
-        let _ = tls(&rustls::version::TLS13, false);
     }
 }

@@ -10,9 +10,9 @@ use serde_json::{Value, json};
 use tokio::sync::mpsc;
 
 use super::child::{Child, program};
+use super::gateway::{Gateway, Place};
 use super::instance;
 use super::machine::cpu_time;
-use super::proxies::{Place, Proxy};
 use super::report::{Report, Table};
 use super::stats::{Samples, Spread, number};
 use super::{Common, Failure, OTHER_CPU, PROXY_CPU, Run, client, two_cpus};
@@ -172,7 +172,7 @@ async fn quiet_load(to: SocketAddr, rate: u32, seconds: u64) -> Result<Vec<f64>,
     Ok(all)
 }
 
-async fn gateway(run: &Run, name: &str, quiet: SocketAddr, full: SocketAddr) -> Result<Proxy, Failure> {
+async fn gateway(run: &Run, name: &str, quiet: SocketAddr, full: SocketAddr) -> Result<Gateway, Failure> {
     let queue = "  queue: {depth: 100, timeout: 600s}\n";
     let never = instance::service("cold", None, 1, queue)?;
     let lines = format!(
@@ -183,7 +183,7 @@ async fn gateway(run: &Run, name: &str, quiet: SocketAddr, full: SocketAddr) -> 
         folder: &run.inner(name)?,
         cpu: Some(PROXY_CPU),
     };
-    Proxy::sluice(&run.sluice, "sluice", &lines, &place).await
+    Gateway::start(&run.sluice, "sluice", &lines, &place).await
 }
 
 /// One that floods, less important to the scheduler than whoever measures.

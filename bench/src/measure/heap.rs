@@ -13,8 +13,8 @@ use tokio::io::AsyncWriteExt;
 
 use super::child::{Child, free_addresses, program};
 use super::client::{self, H2};
+use super::gateway::write;
 use super::held_memory::Wire;
-use super::proxies::write;
 use super::report::{Report, Table};
 use super::{Common, Failure, Run};
 

@@ -7,10 +7,10 @@ use serde_json::{Value, json};
 use tokio::io::AsyncWriteExt;
 
 use super::client::{self, H2, LONG};
+use super::gateway::{Gateway, Place};
 use super::hold::{all_queued, answered, config};
 use super::instance::Instances;
 use super::machine::{self, KernelMemory, Memory, cpu_time};
-use super::proxies::{Place, Proxy};
 use super::report::{Report, Table};
 use super::stats::Spread;
 use super::{Common, Failure, Run};
@@ -91,7 +91,7 @@ pub(crate) async fn steps(
     let services = ["first", "again"].map(str::to_owned);
     let config = config(&services, Some(instances.path()), RELEASED_AT_ONCE)?;
     let place = Place { folder, cpu: None };
-    let gateway = Proxy::sluice(sluice, "sluice", &config, &place).await?;
+    let gateway = Gateway::start(sluice, "sluice", &config, &place).await?;
     let mut steps = vec![step(NOTHING, &gateway.pids()).await?];
     let [first, again] = &services;
     steps.extend(hold(&gateway, &instances, first, wire, held).await?);
@@ -108,7 +108,7 @@ pub(crate) async fn steps(
 
 /// Connects, asks, has all of it held, has it answered and closes.
 async fn hold(
-    gateway: &Proxy,
+    gateway: &Gateway,
     instances: &Instances,
     service: &str,
     wire: Wire,

@@ -9,8 +9,8 @@ use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 
 use super::client::{self, LONG};
+use super::gateway::{Gateway, Place};
 use super::instance::{self, Instances, Timeline};
-use super::proxies::{Place, Proxy};
 use super::report::{Report, Table};
 use super::stats::{Samples, number};
 use super::{Common, Failure, Run};
@@ -32,7 +32,7 @@ pub(crate) struct Options {
 
 /// One backend starts cold, with so many requests held.
 pub(crate) async fn cold_start(
-    gateway: &Proxy,
+    gateway: &Gateway,
     instances: &Instances,
     service: &str,
     held: usize,
@@ -58,7 +58,7 @@ pub(crate) async fn cold_start(
 }
 
 /// Waits until as many wait at the gateway.
-pub(crate) async fn all_queued(gateway: &Proxy, service: &str, held: usize) -> Result<(), Failure> {
+pub(crate) async fn all_queued(gateway: &Gateway, service: &str, held: usize) -> Result<(), Failure> {
     let end = Instant::now() + LONG;
     let revision = format!("{service}-00001");
     loop {
@@ -119,7 +119,7 @@ pub(crate) async fn run(options: Options) -> Result<Report, Failure> {
         cpu: None,
     };
     let config = config(&services, Some(instances.path()), 0)?;
-    let gateway = Proxy::sluice(&run.sluice, "sluice", &config, &place).await?;
+    let gateway = Gateway::start(&run.sluice, "sluice", &config, &place).await?;
 
     let mut seen: Vec<[Vec<f64>; 4]> = options.held.iter().map(|_| Default::default()).collect();
     let mut done = 0;

@@ -1,6 +1,5 @@
 //! What the kernel says about the machine, processes and sockets.
 
-use std::collections::HashMap;
 use std::fs;
 use std::path::Path;
 use std::time::Duration;
@@ -169,31 +168,6 @@ impl KernelMemory {
     }
 }
 
-/// A process and all that descend from it.
-pub(crate) fn family(root: u32) -> Vec<u32> {
-    let mut children: HashMap<u32, Vec<u32>> = HashMap::new();
-    for entry in fs::read_dir("/proc").into_iter().flatten().flatten() {
-        let Some(pid) = entry.file_name().to_str().and_then(|n| n.parse::<u32>().ok()) else {
-            continue;
-        };
-        let stat = fs::read_to_string(entry.path().join("stat")).unwrap_or_default();
-        if let Some(parent) = parent(&stat) {
-            children.entry(parent).or_default().push(pid);
-        }
-    }
-    let (mut found, mut todo) = (Vec::new(), vec![root]);
-    while let Some(pid) = todo.pop() {
-        found.push(pid);
-        todo.extend(children.remove(&pid).into_iter().flatten());
-    }
-    found
-}
-
-/// The parent in a line of `/proc/PID/stat`, whose second word is a name that may hold anything.
-fn parent(stat: &str) -> Option<u32> {
-    stat.rsplit_once(')')?.1.split_whitespace().nth(1)?.parse().ok()
-}
-
 /// Time on a CPU so far, user and system, of all threads that still live.
 pub(crate) fn cpu_time(pids: &[u32]) -> Duration {
     let mut total = 0;
@@ -242,18 +216,11 @@ mod tests {
     }
 
     #[test]
-    fn a_parent_is_found_behind_any_name() {
-        assert_eq!(parent("12 (a) b) c) S 34 12 12 0"), Some(34));
-        assert_eq!(parent(""), None);
-    }
-
-    #[test]
-    fn a_process_knows_its_own_memory_time_and_family() {
+    fn a_process_knows_its_own_memory_and_time() {
         let me = std::process::id();
         assert!(Memory::of(&[me, u32::MAX]).expect("readable").rss > 100_000);
         assert!(Memory::of(&[u32::MAX]).is_err());
         assert!(KernelMemory::now().expect("readable").slab > 0);
-        assert!(family(me).contains(&me));
         let before = now_ns();
         assert!(now_ns() >= before);
     }

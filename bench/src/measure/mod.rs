@@ -4,20 +4,17 @@
 //! its failure, its time limit, a signal) drops the future that it is, and with it every process.
 
 mod admissions;
-mod allocators;
-mod certificates;
 mod changes;
 mod child;
 mod client;
 mod flood;
-mod handshakes;
+mod gateway;
 mod heap;
 mod held_memory;
 mod hold;
 mod instance;
 mod load;
 mod machine;
-mod proxies;
 mod report;
 mod stats;
 
@@ -29,7 +26,6 @@ use clap::{Args, Parser, Subcommand};
 use tokio::signal::unix::{SignalKind, signal};
 
 use child::Child;
-use proxies::Kind;
 use report::Report;
 
 /// Why there are no figures.
@@ -71,18 +67,12 @@ enum Command {
     HeldMemory(held_memory::Options),
     /// What held requests and warm ones allocate, by the place of it, under valgrind.
     Heap(heap::Options),
-    /// The gateway on different allocators: CPU, memory, a cold burst.
-    Allocators(allocators::Options),
     /// Warm admissions per second and core.
     Admissions(admissions::Options),
     /// A quiet service beside a flooded one.
     Flood(flood::Options),
-    /// TLS handshakes per second and core, full and resumed.
-    Handshakes(handshakes::Options),
     /// One changed file among thousands of services: time, CPU, memory, whom it disturbs.
     Changes(changes::Options),
-    /// Ten thousand certificates on a listener.
-    Certificates(certificates::Options),
     /// The backend of cold starts; the gateway starts it.
     #[command(hide = true)]
     Instance,
@@ -197,14 +187,6 @@ impl Run {
     }
 }
 
-/// Of the gateway and its peers, those that are compared; all that are named must be installed.
-fn installed(kinds: &[Kind]) -> Result<(), Failure> {
-    for kind in kinds.iter().filter(|kind| **kind != Kind::Sluice) {
-        child::program(&kind.to_string())?;
-    }
-    Ok(())
-}
-
 /// One CPU for what is measured and one for everything else.
 fn two_cpus() -> Result<(), Failure> {
     if machine::cpus() < 2 {
@@ -227,12 +209,9 @@ pub fn main() -> ExitCode {
         Command::Hold(o) => run("hold", &o.common.clone(), || hold::run(o)),
         Command::HeldMemory(o) => run("held-memory", &o.common.clone(), || held_memory::run(o)),
         Command::Heap(o) => run("heap", &o.common.clone(), || heap::run(o)),
-        Command::Allocators(o) => run("allocators", &o.common.clone(), || allocators::run(o)),
         Command::Admissions(o) => run("admissions", &o.common.clone(), || admissions::run(o)),
         Command::Flood(o) => run("flood", &o.common.clone(), || flood::run(o)),
-        Command::Handshakes(o) => run("handshakes", &o.common.clone(), || handshakes::run(o)),
         Command::Changes(o) => run("changes", &o.common.clone(), || changes::run(o)),
-        Command::Certificates(o) => run("certificates", &o.common.clone(), || certificates::run(o)),
         Command::Instance => blocking(instance::run()),
         Command::Offer(offer) => blocking(flood::offer(offer)),
         Command::Warm(options) => blocking(heap::warm(options)),

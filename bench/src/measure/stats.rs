@@ -88,18 +88,6 @@ impl Samples {
     }
 }
 
-/// Share of a CPU below which what is measured waited for its clients, so that CPU per operation
-/// holds what waking up costs.
-pub(crate) const BUSY: f64 = 0.9;
-
-/// The share of a CPU, marked where it is too low to judge by.
-pub(crate) fn utilisation(share: Option<f64>) -> String {
-    match share {
-        Some(share) if share < BUSY => format!("**{share:.2} low**"),
-        share => number(share, 2),
-    }
-}
-
 /// `-` for what was not measured.
 pub(crate) fn number(value: Option<f64>, digits: usize) -> String {
     value.map_or_else(|| "-".to_owned(), |v| format!("{v:.digits$}"))
@@ -149,9 +137,6 @@ mod tests {
         assert_eq!((spread.min, spread.median, spread.max), (3.0, 5.5, 8.0));
         assert_eq!(number(samples.percentile(100.0), 2), "9.00");
         assert_eq!(number(None, 2), "-");
-        assert_eq!(utilisation(Some(0.97)), "0.97");
-        assert_eq!(utilisation(Some(0.5)), "**0.50 low**");
-        assert_eq!(utilisation(None), "-");
         let blocks = Samples::blocks(&[4.0, 2.0, 9.0, 9.0, 1.0], 3);
         assert_eq!(blocks.raw(), json!([[2.0, 4.0], [9.0, 9.0], [1.0]]));
         assert_eq!(Samples::blocks(&[], 3).count(), 0);

@@ -5,6 +5,7 @@
 //! `{"error": "..."}` when not every request was answered as it should have been. It ends with its input.
 
 mod backend;
+mod certificate;
 mod frames;
 mod h1;
 mod h2;
@@ -26,8 +27,8 @@ use tokio::net::TcpStream;
 use tokio::task::JoinSet;
 use tokio_rustls::TlsConnector;
 
-use super::proxies::Certificate;
 use super::{Failure, client, machine};
+use certificate::Certificate;
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct Options {
@@ -118,7 +119,7 @@ impl Tally {
 pub(crate) async fn run(options: Options) -> Result<(), Failure> {
     machine::raise_descriptors(1024)?;
     let backends = backend::start()?;
-    let certificate = Certificate::single(&options.certificate)?;
+    let certificate = Certificate::generate(&options.certificate)?;
     let about = json!({
         "h1": backends.h1.map(|a| a.to_string()),
         "h2": backends.h2.map(|a| a.to_string()),
