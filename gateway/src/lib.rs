@@ -26,5 +26,6 @@ pub mod registry;
 pub mod request;
 pub mod spare;
 pub mod throttle;
+mod token_bucket;
 pub mod upkeep;
 pub mod upstream;

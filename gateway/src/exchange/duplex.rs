@@ -17,7 +17,7 @@ use super::sides::{Answered, BackendFault, BackendSide, ClientFault, ClientSide,
 use super::timer::DeadlineTimer;
 use crate::edge::Drain;
 use crate::observe::Timer;
-use crate::request::{Fields, Pace, RequestCtx, may_be_trailer};
+use crate::request::{BodyRate, Fields, RequestCtx, may_be_trailer};
 use crate::throttle::{EndpointState, Outcome, clock};
 
 /// Interim responses that are passed on; nobody sends more than one or two, and Go's client, the
@@ -87,26 +87,26 @@ enum Download {
 #[derive(Debug)]
 pub(super) struct BodyClock {
     /// `None` where the time says nothing of the client.
-    pub(super) pace: Option<Pace>,
+    pub(super) rate: Option<BodyRate>,
     /// Since when bytes of the body are waited for.
     pub(super) waiting: Option<Instant>,
 }
 
 impl BodyClock {
     fn waits(&mut self) {
-        if self.pace.is_some() && self.waiting.is_none() {
+        if self.rate.is_some() && self.waiting.is_none() {
             self.waiting = Some(clock());
         }
     }
 
     fn moved(&mut self, bytes: usize) {
-        if let (Some(pace), Some(since)) = (&mut self.pace, self.waiting.take()) {
-            pace.moved(clock().saturating_duration_since(since), bytes as u64);
+        if let (Some(rate), Some(since)) = (&mut self.rate, self.waiting.take()) {
+            rate.received(clock().saturating_duration_since(since), bytes as u64);
         }
     }
 
     fn due(&self) -> Option<Instant> {
-        Some(self.waiting? + self.pace?.patience())
+        Some(self.waiting? + self.rate?.time_left())
     }
 }
 
@@ -164,7 +164,7 @@ impl<'x, C: ClientSide, B: BackendSide> Duplex<'x, C, B> {
     pub(super) fn new(parts: Parts<'x, C, B>) -> Self {
         let limits = parts.request.limits();
         let paced = parts.client.is_paced();
-        let pace = paced.then(|| Pace::new(limits.body_read_timeout, limits.min_body_rate));
+        let rate = paced.then(|| BodyRate::new(limits.body_read_timeout, limits.min_body_rate));
         let empty = parts.client.body_length().is_empty();
         Self {
             write_timeout: limits.write_timeout,
@@ -175,7 +175,7 @@ impl<'x, C: ClientSide, B: BackendSide> Duplex<'x, C, B> {
             timer: parts.timer,
             replay: parts.replay,
             progress: parts.progress,
-            body: BodyClock { pace, waiting: None },
+            body: BodyClock { rate, waiting: None },
             upgrade: parts.upgrade,
             upload: if empty { Upload::Flushing } else { Upload::Sending },
             stalled: false,

@@ -1,13 +1,16 @@
 //! Which frames a client may send how often, and what the answers say of it.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use sluice_model::Limits;
 
-use super::allowance::Allowance;
 use super::frames::{FrameHead, FrameScan};
+use crate::token_bucket::TokenBucket;
 
 const PREFACE: u8 = 24;
+
+/// In this time an empty token bucket is full again, whatever its size.
+const REFILL: Duration = Duration::from_secs(10);
 
 /// Frames of SETTINGS_MAX_FRAME_SIZE's default, which is what the gateway takes.
 const MAX_FRAME: usize = 16 * 1024;
@@ -111,8 +114,8 @@ impl From<&Limits> for FrameLimits {
 #[derive(Debug)]
 pub struct FrameGuard {
     limits: FrameLimits,
-    control: Allowance,
-    resets: Allowance,
+    control: TokenBucket,
+    resets: TokenBucket,
     inbound: FrameScan,
     outbound: FrameScan,
     /// Bytes of the client's preface still to come.
@@ -133,8 +136,8 @@ impl FrameGuard {
     /// Watches a connection from its first byte on.
     pub fn new(limits: FrameLimits, now: Instant) -> Self {
         Self {
-            control: Allowance::new(limits.max_control_frames.unwrap_or(u32::MAX), now),
-            resets: Allowance::new(limits.max_stream_resets.unwrap_or(u32::MAX), now),
+            control: TokenBucket::new(tokens(limits.max_control_frames), REFILL, now),
+            resets: TokenBucket::new(tokens(limits.max_stream_resets), REFILL, now),
             limits,
             inbound: FrameScan::default(),
             outbound: FrameScan::default(),
@@ -148,7 +151,7 @@ impl FrameGuard {
         }
     }
 
-    /// Looks at bytes from the client. `now` is asked only where an allowance is used up.
+    /// Looks at bytes from the client. `now` is asked only where a token bucket is empty.
     ///
     /// # Errors
     /// [`Flood`]: end the connection; what follows is not looked at.
@@ -201,7 +204,8 @@ impl FrameGuard {
         self.of_head = first || matches!(head.kind, kind::HEADERS | kind::CONTINUATION);
         let idle = match head.kind {
             kind::DATA if has_content(head) => {
-                self.control.earn(WITH_DATA + head.len / BYTES_PER_FRAME);
+                self.control
+                    .deposit(u64::from(WITH_DATA + head.len / BYTES_PER_FRAME));
                 return Ok(());
             }
             // Ends a body: as ordinary as the body.
@@ -212,7 +216,7 @@ impl FrameGuard {
                 self.open = (!head.has(END_HEADERS)).then_some(0);
                 if head.stream > self.highest {
                     self.highest = head.stream;
-                    self.control.earn(WITH_A_REQUEST);
+                    self.control.deposit(u64::from(WITH_A_REQUEST));
                 }
                 if head.len > 0 {
                     return Ok(());
@@ -236,7 +240,7 @@ impl FrameGuard {
             kind::PRIORITY | kind::PRIORITY_UPDATE => Flood::Priority,
             _ => Flood::Priority,
         };
-        let allowed = self.limits.max_control_frames.is_none() || self.control.spend(now);
+        let allowed = self.limits.max_control_frames.is_none() || self.control.try_take(now);
         if allowed { Ok(()) } else { Err(idle) }
     }
 
@@ -257,7 +261,7 @@ impl FrameGuard {
     }
 
     fn reset(&mut self, now: impl Fn() -> Instant) -> Option<Flood> {
-        let allowed = self.limits.max_stream_resets.is_none() || self.resets.spend(now);
+        let allowed = self.limits.max_stream_resets.is_none() || self.resets.try_take(now);
         (!allowed).then_some(Flood::Resets)
     }
 
@@ -271,10 +275,11 @@ impl FrameGuard {
         match head.kind {
             kind::DATA | kind::HEADERS => {
                 if head.kind == kind::DATA && head.len > 0 {
-                    self.control.earn(WITH_DATA + head.len / BYTES_PER_FRAME);
+                    self.control
+                        .deposit(u64::from(WITH_DATA + head.len / BYTES_PER_FRAME));
                 }
                 if head.has(END_STREAM) {
-                    self.resets.earn(1);
+                    self.resets.deposit(1);
                 }
             }
             kind::RST_STREAM => {
@@ -329,6 +334,11 @@ fn calm(debug: &[u8]) -> Told {
         b"header_list_way_too_large" => Told::HeaderBomb,
         _ => Told::Protocol,
     }
+}
+
+/// The size of a token bucket; `None` is no limit, and the bucket is not asked.
+fn tokens(limit: Option<u32>) -> u64 {
+    u64::from(limit.unwrap_or(u32::MAX))
 }
 
 fn has_content(data: FrameHead) -> bool {

@@ -4,12 +4,10 @@
 //! frame heads of the bytes both ways, without I/O or a clock of its own, and says when frames that carry no
 //! work outnumber what the work done explains. `LastTurn` lets one write carry the frames of many streams.
 
-mod allowance;
 mod frames;
 mod guard;
 mod last_turn;
 
-pub use allowance::Allowance;
 pub use frames::{FrameHead, FrameScan};
 pub use guard::{Flood, FrameGuard, FrameLimits, Refusal, Told};
 pub(crate) use last_turn::LastTurn;

@@ -5,17 +5,18 @@
 //! Permit, `fail_over` after a failed one, and `finish`.
 
 mod admit;
+mod body_rate;
 mod clocks;
 mod ctx;
 mod decide;
 mod headers;
 mod measure;
 mod offer;
-mod pace;
 mod rewrite;
 mod target;
 
 pub use admit::refusal_of;
+pub use body_rate::BodyRate;
 pub use clocks::Clocks;
 pub use ctx::{Attempt, Ending, Engine, Incoming, Refusal, RequestCtx, Routed};
 pub use decide::{Decision, Draw, Picked, TAG_HEADER, decide, redirects};
@@ -25,6 +26,5 @@ pub use headers::{
 };
 pub use measure::MeasuredRevision;
 pub use offer::upgrade_to_forward;
-pub use pace::Pace;
 pub use rewrite::{host_for, target_for};
 pub use target::Target;

@@ -7,7 +7,7 @@
 //!
 //! **Locks:** a throttler's lock may be held while the budget's is taken, never the other way
 //! round, and nobody holds two throttlers' locks. So the throttler that an arrival finds full only
-//! learns *whose* waiter has to go; with its lock given back, [`MakeRoom`] displaces that waiter
+//! learns *whose* waiter has to go; with its lock given back, [`RevisionThrottler::make_room`] displaces that waiter
 //! into a [`Room`], which is the arrival's alone, and the arrival comes back with it. A place is
 //! never counted twice and never counted not at all, so the totals hold at every instant in
 //! between, too.
@@ -15,12 +15,12 @@
 use std::collections::HashMap;
 use std::fmt;
 use std::sync::{Arc, Weak};
-use std::time::Instant;
 
 use parking_lot::Mutex;
 use sluice_model::{QueueTotals, ServiceId};
 
 use super::ledger::{Decision, Held, Ledger, QueueKey, Want};
+use super::shell::RevisionThrottler;
 
 /// Counts waiters and their bytes over all revisions, by service, and says who may wait.
 ///
@@ -33,15 +33,8 @@ pub struct QueueBudget {
 #[derive(Debug)]
 struct Books {
     ledger: Ledger,
-    queues: HashMap<QueueKey, Weak<dyn MakeRoom>>,
+    queues: HashMap<QueueKey, Weak<RevisionThrottler>>,
     next_key: u64,
-}
-
-/// A queue's owner: displaces its youngest waiter for somebody else's arrival.
-pub(crate) trait MakeRoom: Send + Sync {
-    /// Moves the place of the youngest waiter to `room`, unless that is no longer needed or no
-    /// longer fair. Takes the owner's lock: call it without another owner's.
-    fn make_room(self: Arc<Self>, room: &mut Room, now: Instant);
 }
 
 impl QueueBudget {
@@ -68,7 +61,7 @@ impl QueueBudget {
     }
 
     /// Whom [`Entry::Crowded`] named; `None` when it is gone.
-    pub(crate) fn owner(&self, queue: QueueKey) -> Option<Arc<dyn MakeRoom>> {
+    pub(crate) fn owner(&self, queue: QueueKey) -> Option<Arc<RevisionThrottler>> {
         self.books.lock().queues.get(&queue)?.upgrade()
     }
 
@@ -98,7 +91,7 @@ pub(crate) struct Account {
 }
 
 impl Account {
-    pub(crate) fn open(budget: Arc<QueueBudget>, service: ServiceId, owner: Weak<dyn MakeRoom>) -> Self {
+    pub(crate) fn open(budget: Arc<QueueBudget>, service: ServiceId, owner: Weak<RevisionThrottler>) -> Self {
         let mut books = budget.books.lock();
         let key = QueueKey(books.next_key);
         books.next_key += 1;

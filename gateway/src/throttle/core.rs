@@ -21,8 +21,15 @@ use super::queue::{Entry, Queue};
 use super::rejection::{Closing, Rejection};
 use super::remote::{News, Remote};
 
-/// The least a client is asked to wait before it tries again.
+/// The least `Retry-After`.
 const MIN_RETRY: Duration = Duration::from_secs(1);
+
+/// How much longer than `start_timeout` a waiter waits, so that the control plane's report of the
+/// same timeout, which knows the cause, comes first.
+const REPORT_GRACE: Duration = Duration::from_millis(250);
+
+/// Stands in for times too far away for the clock's arithmetic.
+const FAR: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
 
 /// Where endpoints can come from when there is none.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -113,6 +120,43 @@ impl<W> Core<W> {
         let verdict = self.admit(place, None, now, waiter, &mut fx);
         self.settle(now, &mut fx);
         (verdict, fx)
+    }
+
+    /// What [`arrive`](Self::arrive) comes to when a slot is free. `None` changes nothing: then it
+    /// is not so simple.
+    pub(crate) fn arrive_warm(&mut self, arrival: Arrival, now: Instant) -> Option<Grant> {
+        let late = arrival.deadline.is_some_and(|d| d <= now);
+        if late || !self.is_calm(now) || self.closed.is_some() || !self.endpoints.has_open() {
+            return None;
+        }
+        self.load.advance(self.held(), now);
+        self.load.arrived();
+        let place = self.next_place(arrival);
+        let slot = self.endpoints.pick(&place).expect("one is open");
+        let grant = self.grant(slot, place);
+        #[cfg(test)]
+        self.check();
+        Some(grant)
+    }
+
+    /// What [`release`](Self::release) comes to when nobody wants the slot and the endpoint stays.
+    /// `false` changes nothing: then it is not so simple.
+    pub(crate) fn release_warm(&mut self, slot: u32, now: Instant) -> bool {
+        if !self.is_calm(now) || self.endpoints.slot(slot).phase != EndpointPhase::Ready {
+            return false;
+        }
+        self.load.advance(self.held(), now);
+        self.endpoints.release(slot);
+        #[cfg(test)]
+        self.check();
+        true
+    }
+
+    /// Nobody waits, no ejection is over, and no other gateway wants to know: nothing else is to be
+    /// done at this time.
+    fn is_calm(&self, now: Instant) -> bool {
+        let due = self.endpoints.eject_due().is_some_and(|due| due <= now);
+        self.queue.is_empty() && !due && self.remote.is_none()
     }
 
     /// A request that was [`Crowded`] out is back, with what room was made for it.
@@ -300,6 +344,56 @@ impl<W> Core<W> {
         debug_assert!(self.closed.is_none() || self.queue.is_empty());
         #[cfg(test)]
         self.check();
+    }
+
+    /// The longest anybody waits as things are.
+    pub(super) fn bound(&self) -> Duration {
+        let limits = &self.limits;
+        if self.remote.is_some() {
+            // Whoever is asked knows the better answer, and has as much time for it.
+            return limits.queue.timeout.saturating_add(REPORT_GRACE);
+        }
+        if self.endpoints.counts().ready == 0 && limits.supply == Supply::Activated {
+            limits
+                .queue
+                .timeout
+                .min(limits.start_timeout.saturating_add(REPORT_GRACE))
+        } else {
+            limits.queue.timeout
+        }
+    }
+
+    pub(super) fn expiry(&self, waited: Duration, deadline: Option<Instant>, now: Instant) -> Instant {
+        let end = now + self.bound().saturating_sub(waited).min(FAR);
+        deadline.map_or(end, |d| d.min(end))
+    }
+
+    /// A waiter that came when the bound was tighter (nothing ran yet) gets what is left of the
+    /// present one.
+    pub(super) fn expire_waiters(&mut self, now: Instant, fx: &mut Effects<W>) {
+        while let Some(due) = self.queue.due(now) {
+            let rejection = if due.deadline.is_some_and(|d| d <= now) {
+                Rejection::DeadlineExceeded
+            } else if due.waited < self.bound() {
+                let expires = self.expiry(due.waited, due.deadline, now);
+                self.queue.postpone(due.seq, expires);
+                continue;
+            } else if self.remote.is_some() {
+                let retry_after = self.retry_after(now);
+                Rejection::QueueTimeout { retry_after }
+            } else if self.endpoints.counts().ready == 0 && self.limits.supply == Supply::Activated {
+                Rejection::not_started_in_time(due.waited, self.retry_after(now))
+            } else if self.endpoints.counts().ready == 0 {
+                Rejection::NoEndpoints
+            } else {
+                Rejection::QueueTimeout {
+                    retry_after: self.retry_after(now),
+                }
+            };
+            if let Some(entry) = self.queue.remove(due.seq) {
+                self.resolve(entry, now, fx, |_, _| Err(rejection));
+            }
+        }
     }
 
     pub(super) fn reject_all(&mut self, now: Instant, fx: &mut Effects<W>, rejection: &Rejection) {

@@ -118,23 +118,3 @@ impl<W> Default for Effects<W> {
         }
     }
 }
-
-/// An event's result: effects alone, or with a value for the caller.
-pub(crate) trait Outcomes<W> {
-    type Value;
-    fn split(self) -> (Self::Value, Effects<W>);
-}
-
-impl<W> Outcomes<W> for Effects<W> {
-    type Value = ();
-    fn split(self) -> ((), Self) {
-        ((), self)
-    }
-}
-
-impl<W, V> Outcomes<W> for (V, Effects<W>) {
-    type Value = V;
-    fn split(self) -> (V, Effects<W>) {
-        self
-    }
-}

@@ -20,17 +20,15 @@ mod health;
 mod launch;
 mod ledger;
 mod load;
+mod log_limit;
 mod observer;
-mod patience;
 mod permit;
 mod queue;
 mod rejection;
 mod remote;
 mod shell;
-mod sparse;
 mod supply;
 mod waiter;
-mod warm;
 
 #[cfg(test)]
 mod fair_sim_tests;

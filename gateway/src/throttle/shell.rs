@@ -2,9 +2,9 @@
 
 use std::fmt;
 use std::sync::{Arc, Weak};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-use parking_lot::Mutex;
+use parking_lot::{Mutex, MutexGuard};
 use sluice_model::{
     ActivationFailure, Demand, DemandSink, EndpointAddr, InstanceId, LaunchStep, Load, ManagedEndpoint,
     RevisionId, ServiceId,
@@ -13,16 +13,16 @@ use tokio::sync::futures::Notified;
 use tokio::sync::{Notify, mpsc, oneshot};
 
 use super::arrival::{Admission, Arrival, Outcome, Place};
-use super::budget::{Account, MakeRoom, QueueBudget, Room};
+use super::budget::{Account, QueueBudget, Room};
 use super::core::{Core, ThrottleLimits};
-use super::effects::{Crowded, Effects, Outcomes, Signal, Verdict};
+use super::effects::{Crowded, Effects, Signal, Verdict};
 use super::endpoint::{EndpointPhase, EndpointState};
 use super::launch::Launch;
+use super::log_limit::LogLimiter;
 use super::observer::{ActivationResult, RevisionObserver};
 use super::permit::Permit;
 use super::rejection::{Closing, Rejection};
-use super::remote::News;
-use super::sparse::Sparse;
+use super::remote::{EndpointId, EndpointInUse, News, Wanted};
 use super::supply::FixedChange;
 use super::waiter::{Sender, Waiter};
 
@@ -30,6 +30,10 @@ use super::waiter::{Sender, Waiter};
 pub(crate) fn clock() -> Instant {
     tokio::time::Instant::now().into_std()
 }
+
+/// How long the timer task outlives the last waiter: a queue that fills and empties all the time
+/// keeps its task.
+const TIMER_LINGER: Duration = Duration::from_secs(1);
 
 /// What a throttler is connected to.
 #[derive(Clone)]
@@ -70,7 +74,7 @@ pub struct RevisionThrottler {
     env: ThrottleEnv,
     timer: Arc<Notify>,
     probes: Notify,
-    log: Sparse,
+    log: LogLimiter,
 }
 
 struct Shared {
@@ -98,9 +102,9 @@ impl RevisionThrottler {
     /// A throttler without endpoints. Its waiters count for `service` in the gateway-wide bound.
     pub fn new(id: RevisionId, service: ServiceId, limits: ThrottleLimits, env: ThrottleEnv) -> Arc<Self> {
         Arc::new_cyclic(|this: &Weak<Self>| {
-            let owner: Weak<dyn MakeRoom> = this.clone();
-            let account = Account::open(Arc::clone(&env.budget), service, owner);
-            let core = Core::new(limits, account, fastrand::u64(..), clock());
+            let account = Account::open(Arc::clone(&env.budget), service, Weak::clone(this));
+            let now = clock();
+            let core = Core::new(limits, account, fastrand::u64(..), now);
             Self {
                 id,
                 shared: Mutex::new(Shared {
@@ -111,7 +115,7 @@ impl RevisionThrottler {
                 env,
                 timer: Arc::new(Notify::new()),
                 probes: Notify::new(),
-                log: Sparse::default(),
+                log: LogLimiter::new(now),
             }
         })
     }
@@ -190,7 +194,7 @@ impl RevisionThrottler {
         endpoint: &ManagedEndpoint,
         now: Instant,
     ) -> Option<Arc<EndpointState>> {
-        self.apply(|core| {
+        self.run(|core| {
             if core.instance_key(endpoint.instance).is_some() {
                 return (None, Effects::default());
             }
@@ -208,7 +212,7 @@ impl RevisionThrottler {
 
     /// Forgets an instance; false when it is not known.
     pub fn remove_instance(self: &Arc<Self>, instance: InstanceId, now: Instant) -> bool {
-        self.apply(|core| match core.instance_key(instance) {
+        self.run(|core| match core.instance_key(instance) {
             Some(key) => (true, core.endpoint_removed(key, now)),
             None => (false, Effects::default()),
         })
@@ -227,7 +231,7 @@ impl RevisionThrottler {
         loop {
             let before = self.shared.lock().core.fixed();
             let change = FixedChange::between(&before, addresses);
-            if self.apply(|core| core.change_fixed(&change, ready, now)) {
+            if self.run(|core| core.change_fixed(&change, ready, now)) {
                 return change.added;
             }
         }
@@ -246,18 +250,18 @@ impl RevisionThrottler {
     /// As [`EndpointSink::retire`](sluice_model::EndpointSink::retire). The news that an idle
     /// victim is drained may arrive before this returns.
     pub fn retire(self: &Arc<Self>, count: u32, to_zero: bool, now: Instant) -> Vec<InstanceId> {
-        self.apply(|core| core.retire(count, to_zero, now))
+        self.run(|core| core.retire(count, to_zero, now))
     }
 
     /// As [`EndpointSink::to_zero`](sluice_model::EndpointSink::to_zero), of this throttler alone.
     pub fn to_zero(self: &Arc<Self>, now: Instant) -> Option<Vec<InstanceId>> {
-        self.apply(|core| core.retire_all(now))
+        self.run(|core| core.retire_all(now))
     }
 
     /// As [`EndpointSink::retire_these`](sluice_model::EndpointSink::retire_these).
     /// Returns those that are known, retired before or now.
     pub fn retire_these(self: &Arc<Self>, instances: &[InstanceId], now: Instant) -> Vec<InstanceId> {
-        self.apply(|core| {
+        self.run(|core| {
             let known = instances.iter().copied();
             let known = known.filter(|i| core.instance_key(*i).is_some()).collect();
             (known, core.retire_these(instances, now))
@@ -346,6 +350,12 @@ impl RevisionThrottler {
         self.probes.notify_waiters();
     }
 
+    /// Moves the place of the youngest waiter to `room`, unless the arrival needs no room any more or
+    /// this service is not above its share any more. Takes this throttler's lock: call it without another one's.
+    fn make_room(self: &Arc<Self>, room: &mut Room, now: Instant) {
+        self.apply(|core| core.displace(room, now));
+    }
+
     fn decide(
         self: &Arc<Self>,
         now: Instant,
@@ -357,7 +367,7 @@ impl RevisionThrottler {
             receiver = Some(rx);
             tx
         };
-        let mut verdict = self.apply(|core| event(core, &mut waiter));
+        let mut verdict = self.run(|core| event(core, &mut waiter));
         // Nobody's lock is held between the steps. Ends: where the owner finds that it need not
         // give way, somebody else's arrival or departure changed the books in between.
         while let Verdict::Crowded(crowded) = verdict {
@@ -369,7 +379,7 @@ impl RevisionThrottler {
             if let Some(owner) = self.env.budget.owner(victim) {
                 owner.make_room(&mut room, now);
             }
-            verdict = self.apply(|core| core.resume(place, room, now, &mut waiter));
+            verdict = self.run(|core| core.resume(place, room, now, &mut waiter));
         }
         match (verdict, receiver) {
             (Verdict::Granted(grant), _) => Admission::Admitted(Permit::new(Arc::clone(self), grant)),
@@ -382,9 +392,14 @@ impl RevisionThrottler {
     }
 
     /// Runs an event under the lock and carries out what it decided after it.
-    fn apply<R: Outcomes<Sender>>(self: &Arc<Self>, event: impl FnOnce(&mut Core<Sender>) -> R) -> R::Value {
+    fn apply(self: &Arc<Self>, event: impl FnOnce(&mut Core<Sender>) -> Effects<Sender>) {
+        self.run(|core| ((), event(core)));
+    }
+
+    /// As [`apply`](Self::apply), for an event that returns a value, too.
+    fn run<R>(self: &Arc<Self>, event: impl FnOnce(&mut Core<Sender>) -> (R, Effects<Sender>)) -> R {
         let mut shared = self.shared.lock();
-        let (value, fx) = event(&mut shared.core).split();
+        let (value, fx) = event(&mut shared.core);
         shared.post();
         self.demand(&fx.signals);
         self.arm(shared);
@@ -451,9 +466,124 @@ impl RevisionThrottler {
     }
 }
 
-impl MakeRoom for RevisionThrottler {
-    fn make_room(self: Arc<Self>, room: &mut Room, now: Instant) {
-        self.apply(|core| core.displace(room, now));
+/// The timer: one task while somebody waits, and none otherwise.
+impl RevisionThrottler {
+    /// Sees to it that the timer wakes in time; there is one only while somebody waits.
+    pub(super) fn arm(self: &Arc<Self>, mut shared: MutexGuard<'_, Shared>) {
+        let Some(next) = shared.core.next_timer() else {
+            return;
+        };
+        match shared.armed {
+            Some(armed) if armed <= next => {}
+            Some(_) => {
+                shared.armed = Some(next);
+                drop(shared);
+                self.timer.notify_one();
+            }
+            None => {
+                shared.armed = Some(next);
+                drop(shared);
+                let timer = run_timer(Arc::downgrade(self), Arc::clone(&self.timer), next);
+                drop(self.env.runtime.spawn(timer));
+            }
+        }
+    }
+
+    /// The timer fired: when it has to fire next, or `None` when it may end.
+    fn tick(self: &Arc<Self>, lingered: bool) -> Option<Instant> {
+        let now = clock();
+        let mut shared = self.shared.lock();
+        let fx = shared.core.expire(now);
+        shared.post();
+        self.demand(&fx.signals);
+        let next = match shared.core.next_timer() {
+            None if lingered => None,
+            None => Some(now + TIMER_LINGER),
+            next => next,
+        };
+        shared.armed = next;
+        drop(shared);
+        self.carry_out(fx);
+        next
+    }
+}
+
+/// Ends when nobody has waited for a while, or with the throttler.
+async fn run_timer(throttler: Weak<RevisionThrottler>, news: Arc<Notify>, first: Instant) {
+    let mut next = first;
+    let mut idle = false;
+    loop {
+        let woken = tokio::select! {
+            () = tokio::time::sleep_until(next.into()) => false,
+            () = news.notified() => true,
+        };
+        let Some(throttler) = throttler.upgrade() else {
+            return;
+        };
+        let waiting = throttler.shared.lock().core.has_waiters();
+        let Some(at) = throttler.tick(idle && !waiting && !woken) else {
+            return;
+        };
+        idle = !waiting;
+        next = at;
+    }
+}
+
+/// The throttler's part of an upgrade: see `throttle/remote.rs`.
+impl RevisionThrottler {
+    /// Leaves all slots to a newer gateway, which learns everything else through `news`, under the
+    /// number `desk`. Returns the endpoints with what is in flight on them now: every later change
+    /// comes as news.
+    pub fn flip(
+        self: &Arc<Self>,
+        desk: u32,
+        news: mpsc::UnboundedSender<(u32, News)>,
+        now: Instant,
+    ) -> Vec<EndpointInUse> {
+        self.shared.lock().news = Some((desk, news));
+        self.run(|core| core.flip(now))
+    }
+
+    /// The newer gateway came to nothing before it granted anything.
+    pub fn flip_back(self: &Arc<Self>, now: Instant) {
+        self.shared.lock().news = None;
+        self.apply(|core| core.flip_back(now));
+    }
+
+    /// The newer gateway is gone: waiters and arrivals are told that this one is draining.
+    pub fn abandon(self: &Arc<Self>, now: Instant) {
+        self.shared.lock().news = None;
+        self.apply(|core| core.abandon(now));
+    }
+
+    /// The newer gateway grants what was wanted.
+    pub fn granted(self: &Arc<Self>, want: u64, endpoint: &EndpointId, now: Instant) {
+        self.apply(|core| core.granted(want, endpoint, now));
+    }
+
+    /// The newer gateway refuses what was wanted.
+    pub fn refused(self: &Arc<Self>, want: u64, rejection: Rejection, now: Instant) {
+        self.apply(|core| core.refused(want, rejection, now));
+    }
+
+    /// Whether a newer gateway gives the slots out, and finds out what is ready.
+    pub fn is_flipped(&self) -> bool {
+        self.shared.lock().core.remote.is_some()
+    }
+
+    /// Takes over endpoints from an older gateway, with a Permit for each request it has in flight
+    /// on them. Addresses that are not known are used only with `may_add`.
+    pub fn adopt(self: &Arc<Self>, endpoints: &[EndpointInUse], may_add: bool, now: Instant) -> Vec<Permit> {
+        let grants = self.run(|core| core.adopt(endpoints, may_add, now));
+        let permits = grants.into_iter();
+        permits
+            .map(|grant| Permit::new(Arc::clone(self), grant))
+            .collect()
+    }
+
+    /// As [`admit`](Self::admit), for a request that an older gateway has.
+    pub fn admit_from(self: &Arc<Self>, wanted: Wanted, now: Instant) -> Admission {
+        self.decide(now, |core, waiter| core.arrive_from(wanted, now, waiter))
     }
 }
 
@@ -471,8 +601,3 @@ impl fmt::Debug for RevisionThrottler {
             .finish_non_exhaustive()
     }
 }
-
-#[path = "shell_remote.rs"]
-mod remote;
-#[path = "shell_timer.rs"]
-mod timer;

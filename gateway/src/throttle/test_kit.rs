@@ -1,13 +1,13 @@
 //! What tests of the shell share.
 
 use std::sync::{Arc, Weak};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use sluice_model::{
     ActivationFailure, Demand, DemandSink, Failure, InstanceId, ManagedEndpoint, QueueTotals, ServiceId,
 };
 
-use super::budget::{Account, MakeRoom, Room};
+use super::budget::Account;
 use super::shell::clock;
 use super::*;
 use crate::registry::test_kit::{Demands, address, id, queue};
@@ -47,13 +47,7 @@ pub(super) fn service(name: &str) -> ServiceId {
 
 /// An account of a core without a shell: whoever drives the core makes room.
 pub(super) fn account(budget: &Arc<QueueBudget>, name: &str) -> Account {
-    struct Nobody;
-    impl MakeRoom for Nobody {
-        fn make_room(self: Arc<Self>, _: &mut Room, _: Instant) {
-            unreachable!("there is none");
-        }
-    }
-    Account::open(Arc::clone(budget), service(name), Weak::<Nobody>::new())
+    Account::open(Arc::clone(budget), service(name), Weak::new())
 }
 
 pub(super) fn fixed(ports: &[u16], concurrency: Option<u32>) -> Arc<RevisionThrottler> {

@@ -129,7 +129,7 @@ pub(crate) async fn run(
             continue;
         }
         let now = clock();
-        let turn = env.pacer.reserve(now);
+        let turn = env.probe_starts.lock().reserve(now);
         // Timers round up to a millisecond: no timer for no wait.
         if turn > now {
             tokio::time::sleep_until(turn.into()).await;
