@@ -24,6 +24,8 @@ pub mod http1;
 pub mod observe;
 pub mod registry;
 pub mod request;
+#[cfg(test)]
+mod sim;
 pub mod spare;
 pub mod throttle;
 mod token_bucket;

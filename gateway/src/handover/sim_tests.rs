@@ -1,8 +1,7 @@
-//! Two processes under a seeded storm: the older one flips, flips back, hands over, and either of
-//! them dies, while messages take their time. A failing seed is printed; `SLUICE_SIM_SEED=n`
-//! replays it.
+//! Simulation of an upgrade: the older process flips, flips back, hands over, and either process dies, while messages are
+//! delayed.
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -12,54 +11,14 @@ use sluice_model::{EndpointSink, InstanceId, ManagedEndpoint, RevisionSpec, Stic
 use super::{Desk, Guest, Host, ToGuest, ToHost};
 use crate::registry::Registry;
 use crate::registry::test_kit::{self, Demands, fixed, id, snapshot, spec};
+use crate::sim::{self, Sim, World};
 use crate::throttle::{
     Admission, Arrival, EndpointId, EndpointPhase, Outcome, Permit, Rejection, Waiter, clock,
 };
 
-const SEEDS: u64 = 256;
-const STEPS: usize = 600;
-
 #[test]
 fn two_processes_keep_the_invariants() {
-    if let Ok(seed) = std::env::var("SLUICE_SIM_SEED") {
-        run(seed.parse().expect("SLUICE_SIM_SEED is a number"));
-        return;
-    }
-    let seen: BTreeSet<&str> = (0..SEEDS).flat_map(run).collect();
-    // A storm that never gets anywhere proves nothing.
-    let all = "flipped flipped_back handed_over granted handed_back failover old_died new_died over \
-               withdrawn refused zero zero_refused";
-    let all: BTreeSet<&str> = all.split_whitespace().collect();
-    assert_eq!(seen, all);
-}
-
-fn run(seed: u64) -> BTreeSet<&'static str> {
-    struct Tell(u64);
-    impl Drop for Tell {
-        fn drop(&mut self) {
-            if std::thread::panicking() {
-                eprintln!("replay with SLUICE_SIM_SEED={}", self.0);
-            }
-        }
-    }
-    let _tell = Tell(seed);
-    // Never driven: no probe and no timer of its own. What is due is done with the next event.
-    let idle = tokio::runtime::Builder::new_current_thread()
-        .build()
-        .expect("a runtime");
-    let mut builder = tokio::runtime::Builder::new_current_thread();
-    let paused = builder
-        .enable_time()
-        .start_paused(true)
-        .build()
-        .expect("a runtime");
-    paused.block_on(async {
-        let mut world = World::new(seed, idle.handle().clone());
-        for _ in 0..STEPS {
-            world.step().await;
-        }
-        world.end()
-    })
+    sim::storm::<Storm>();
 }
 
 /// As it comes out of a wire.
@@ -67,9 +26,6 @@ fn sent<T: serde::Serialize + serde::de::DeserializeOwned>(message: &T) -> T {
     let bytes = serde_json::to_vec(message).expect("encodes");
     serde_json::from_slice(&bytes).expect("decodes")
 }
-
-#[path = "sim_checks.rs"]
-mod checks;
 
 /// A process with its requests, by order of arrival.
 struct Process {
@@ -98,9 +54,8 @@ enum Phase {
     Widowed,
 }
 
-struct World {
-    rng: fastrand::Rng,
-    idle: tokio::runtime::Handle,
+struct Storm {
+    sim: Sim,
     spec: RevisionSpec,
     limit: Option<u32>,
     managed: bool,
@@ -109,12 +64,16 @@ struct World {
     phase: Phase,
     next: u64,
     next_instance: u64,
-    seen: BTreeSet<&'static str>,
 }
 
-impl World {
-    fn new(seed: u64, idle: tokio::runtime::Handle) -> Self {
-        let mut rng = fastrand::Rng::with_seed(seed);
+impl World for Storm {
+    const SEEDS: u64 = 256;
+    const STEPS: usize = 600;
+    const REACHES: &'static str = "flipped flipped_back handed_over granted handed_back failover old_died \
+                                   new_died over withdrawn refused zero zero_refused";
+
+    fn new(mut sim: Sim) -> Self {
+        let rng = &mut sim.rng;
         let managed = rng.bool();
         let backend = if managed {
             sluice_model::Backend::Managed
@@ -126,10 +85,9 @@ impl World {
         spec.container_concurrency = limit;
         spec.queue.depth = rng.usize(1..30);
         spec.queue.timeout = Duration::from_millis(rng.u64(100..20_000));
-        let old = Self::process(&spec, &idle);
+        let old = Self::process(&spec);
         Self {
-            rng,
-            idle,
+            sim,
             spec,
             limit,
             managed,
@@ -138,31 +96,20 @@ impl World {
             phase: Phase::Alone,
             next: 0,
             next_instance: 1,
-            seen: BTreeSet::new(),
         }
     }
 
-    fn process(spec: &RevisionSpec, idle: &tokio::runtime::Handle) -> Process {
-        let demands = Arc::new(Demands::default());
-        let registry = test_kit::registry(
-            &snapshot(vec![spec.clone()]),
-            Arc::clone(&demands) as _,
-            idle.clone(),
-        );
-        Process {
-            registry: Arc::new(registry),
-            demands,
-            waiting: BTreeMap::new(),
-            running: Vec::new(),
-        }
+    fn sim(&mut self) -> &mut Sim {
+        &mut self.sim
     }
 
-    async fn step(&mut self) {
-        if self.rng.u8(..8) == 0 {
-            let ms = if self.rng.u8(..30) == 0 { 5_000 } else { 50 };
-            tokio::time::advance(Duration::from_millis(self.rng.u64(..ms))).await;
+    fn step(&mut self) {
+        if self.sim.rng.u8(..8) == 0 {
+            let ms = if self.sim.rng.u8(..30) == 0 { 5_000 } else { 50 };
+            let time = Duration::from_millis(self.sim.rng.u64(..ms));
+            self.sim.pass(time);
         }
-        match self.rng.u32(..100) {
+        match self.sim.rng.u32(..100) {
             0..30 => self.arrive(),
             30..52 => self.release(),
             52..56 => self.cancel(),
@@ -176,12 +123,83 @@ impl World {
             _ => self.turn(),
         }
         self.look();
-        self.check();
+    }
+
+    fn check(&mut self) {
+        let mut in_flight = BTreeMap::new();
+        self.old.in_flight(&mut in_flight);
+        if let Some(new) = &self.new {
+            new.in_flight(&mut in_flight);
+        }
+        for (id, count) in in_flight {
+            assert!(self.limit.is_none_or(|limit| count <= limit), "{count} on {id:?}");
+        }
+        if let (Phase::Both(_, host, ..), Some(new)) = (&self.phase, &self.new) {
+            let counted = host.held() + new.running.len();
+            let live = new.registry.live(&id("r")).expect("is served");
+            let load = live.throttler().peek(clock());
+            // A grant that nobody has looked at yet is in flight, too.
+            assert!(load.in_flight as usize >= counted, "{load:?}, {counted} known");
+            assert!(
+                host.held() >= self.old.running.len(),
+                "the older one has what nobody counts"
+            );
+        }
+    }
+
+    fn end(&mut self) {
+        self.phase = match std::mem::replace(&mut self.phase, Phase::Widowed) {
+            Phase::Flipped(guest, _) => {
+                guest.take_back();
+                Phase::Alone
+            }
+            other => other,
+        };
+        self.look();
+        for process in [Some(&mut self.old), self.new.as_mut()].into_iter().flatten() {
+            process.waiting.clear();
+            process.running.clear();
+        }
+        for _ in 0..3 {
+            self.carry_some(usize::MAX, usize::MAX);
+        }
+        if let Phase::Both(_, host, ..) = &self.phase {
+            assert_eq!(host.held(), 0, "slots leaked");
+            self.sim.saw("over");
+        }
+        for process in [Some(&self.old), self.new.as_ref()].into_iter().flatten() {
+            let load = process
+                .registry
+                .live(&id("r"))
+                .expect("is served")
+                .throttler()
+                .peek(clock());
+            assert_eq!((load.in_flight, load.queued), (0, 0));
+            let used = process.registry.budget().used();
+            assert_eq!((used.depth, used.bytes), (0, 0));
+        }
+    }
+}
+
+impl Storm {
+    fn process(spec: &RevisionSpec) -> Process {
+        let demands = Arc::new(Demands::default());
+        let registry = test_kit::registry(
+            &snapshot(vec![spec.clone()]),
+            Arc::clone(&demands) as _,
+            tokio::runtime::Handle::current(),
+        );
+        Process {
+            registry: Arc::new(registry),
+            demands,
+            waiting: BTreeMap::new(),
+            running: Vec::new(),
+        }
     }
 
     /// Whose requests the event is about.
     fn process_mut(&mut self) -> &mut Process {
-        let second = self.rng.bool();
+        let second = self.sim.rng.bool();
         match &mut self.new {
             Some(new) if second => new,
             _ => &mut self.old,
@@ -198,17 +216,18 @@ impl World {
     }
 
     fn arrive(&mut self) {
-        let sticky = self.rng.u8(..6) == 0;
+        let sticky = self.sim.rng.u8(..6) == 0;
         let arrival = Arrival {
             bytes: 1,
-            deadline: (self.rng.u8(..4) == 0).then(|| clock() + Duration::from_millis(self.rng.u64(..5_000))),
-            sticky: sticky.then(|| StickyKey::of(&[self.rng.u8(..)])),
+            deadline: (self.sim.rng.u8(..4) == 0)
+                .then(|| clock() + Duration::from_millis(self.sim.rng.u64(..5_000))),
+            sticky: sticky.then(|| StickyKey::of(&[self.sim.rng.u8(..)])),
         };
         let number = self.next;
         self.next += 1;
         let both = matches!(self.phase, Phase::Both(..) | Phase::Alone);
         let widowed = matches!(self.phase, Phase::Widowed);
-        let into_new = both && self.new.is_some() && self.rng.bool();
+        let into_new = both && self.new.is_some() && self.sim.rng.bool();
         let process = if into_new {
             self.new.as_mut().expect("is there")
         } else {
@@ -240,7 +259,7 @@ impl World {
     }
 
     fn release(&mut self) {
-        let at = self.rng.usize(..);
+        let at = self.sim.rng.usize(..);
         let running = &mut self.process_mut().running;
         if !running.is_empty() {
             drop(running.swap_remove(at % running.len()));
@@ -248,7 +267,7 @@ impl World {
     }
 
     fn cancel(&mut self) {
-        let at = self.rng.usize(..);
+        let at = self.sim.rng.usize(..);
         let waiting = &mut self.process_mut().waiting;
         if !waiting.is_empty() {
             let number = *waiting.keys().nth(at % waiting.len()).expect("is there");
@@ -257,7 +276,7 @@ impl World {
     }
 
     fn failover(&mut self) {
-        let (at, report) = (self.rng.usize(..), self.rng.bool());
+        let (at, report) = (self.sim.rng.usize(..), self.sim.rng.bool());
         let number = self.next;
         self.next += 1;
         let process = self.process_mut();
@@ -271,11 +290,11 @@ impl World {
         let admission = permit.failover(clock());
         // It comes back to its place in time: it is not in the order of arrival here.
         Self::take(process, number, true, admission);
-        self.seen.insert("failover");
+        self.sim.saw("failover");
     }
 
     fn report(&mut self) {
-        let at = self.rng.usize(..);
+        let at = self.sim.rng.usize(..);
         let running = &self.process_mut().running;
         if !running.is_empty() {
             running[at % running.len()].report(Outcome::Broke, clock());
@@ -303,7 +322,7 @@ impl World {
     }
 
     fn ready(&mut self) {
-        let at = self.rng.usize(..);
+        let at = self.sim.rng.usize(..);
         if let Some(master) = self.master() {
             let live = master.registry.live(&id("r")).expect("is served");
             let views = live.throttler().endpoints();
@@ -315,7 +334,7 @@ impl World {
     }
 
     fn remove(&mut self) {
-        let (at, retire) = (self.rng.usize(..), self.rng.bool());
+        let (at, retire) = (self.sim.rng.usize(..), self.sim.rng.bool());
         if let Some(master) = self.master().filter(|_| self.managed) {
             let live = master.registry.live(&id("r")).expect("is served");
             let views = live.throttler().endpoints();
@@ -341,15 +360,15 @@ impl World {
         let answer = master.registry.to_zero(&id("r"));
         if answer.is_some() {
             assert_eq!((in_flight, waits), (0, false), "zero with somebody there");
-            self.seen.insert("zero");
+            self.sim.saw("zero");
         } else {
-            self.seen.insert("zero_refused");
+            self.sim.saw("zero_refused");
         }
     }
 
     /// Messages get across, some at a time.
     fn carry(&mut self) {
-        let (a, b) = (self.rng.usize(..4), self.rng.usize(..4));
+        let (a, b) = (self.sim.rng.usize(..4), self.sim.rng.usize(..4));
         self.carry_some(a, b);
     }
 
@@ -363,7 +382,7 @@ impl World {
         for _ in 0..to_host {
             let Some(message) = forth.pop_front() else { break };
             if matches!(&message.news, super::wire::Item::Withdraw(_)) {
-                self.seen.insert("withdrawn");
+                self.sim.saw("withdrawn");
             }
             back.extend(host.hear(message));
             while let Some(answer) = host.next().now_or_never() {
@@ -376,31 +395,31 @@ impl World {
         for _ in 0..to_guest {
             let Some(message) = back.pop_front() else { break };
             let granted = matches!(message.answer, super::wire::Answer::Grant(_));
-            self.seen.insert(if granted { "granted" } else { "refused" });
+            self.sim.saw(if granted { "granted" } else { "refused" });
             let before = self.old.running.len();
             guest.hear(sent(&message));
             Self::look_at(&mut self.old);
             let came = self.old.running.len() - before;
             assert!(came <= usize::from(granted), "one grant, one request");
             if granted && came == 0 {
-                self.seen.insert("handed_back");
+                self.sim.saw("handed_back");
             }
         }
     }
 
     /// The upgrade goes on, or comes to an end.
     fn turn(&mut self) {
-        let draw = self.rng.u32(..100);
+        let draw = self.sim.rng.u32(..100);
         match std::mem::replace(&mut self.phase, Phase::Widowed) {
             Phase::Alone => {
                 let (guest, desks) = Guest::flip(&self.old.registry);
                 self.phase = Phase::Flipped(guest, sent(&desks));
-                self.seen.insert("flipped");
+                self.sim.saw("flipped");
             }
             Phase::Flipped(guest, _) if draw < 40 => {
                 guest.take_back();
                 self.phase = Phase::Alone;
-                self.seen.insert("flipped_back");
+                self.sim.saw("flipped_back");
                 Self::look_at(&mut self.old);
                 let live = self.old.registry.live(&id("r")).expect("is served");
                 let free = live.throttler().endpoints().into_iter().any(|view| {
@@ -409,11 +428,11 @@ impl World {
                 assert!(!free || self.old.waiting.is_empty(), "waits beside a free slot");
             }
             Phase::Flipped(guest, desks) => {
-                let new = Self::process(&self.spec, &self.idle);
+                let new = Self::process(&self.spec);
                 let host = Host::inherit(&new.registry, &desks);
                 self.new = Some(new);
                 self.phase = Phase::Both(guest, Box::new(host), VecDeque::new(), VecDeque::new());
-                self.seen.insert("handed_over");
+                self.sim.saw("handed_over");
             }
             both @ Phase::Both(..) if draw < 80 => self.phase = both,
             Phase::Both(guest, ..) if draw < 87 => {
@@ -422,7 +441,7 @@ impl World {
                 guest.abandon();
                 Self::look_at(&mut self.old);
                 assert!(self.old.waiting.is_empty(), "waits for a process that is gone");
-                self.seen.insert("new_died");
+                self.sim.saw("new_died");
             }
             Phase::Both(guest, host, ..) => self.old_dies(guest, host),
             Phase::Widowed => {}
@@ -437,6 +456,38 @@ impl World {
         let new = self.new.take().expect("took over");
         self.old = new;
         self.phase = Phase::Alone;
-        self.seen.insert("old_died");
+        self.sim.saw("old_died");
+    }
+
+    fn look(&mut self) {
+        Self::look_at(&mut self.old);
+        if let Some(new) = &mut self.new {
+            Self::look_at(new);
+        }
+    }
+
+    /// Whoever waited and does not any more: admitted ones in order of arrival.
+    fn look_at(process: &mut Process) {
+        let mut done = Vec::new();
+        let mut left_behind = None;
+        for (&number, (particular, waiter)) in &mut process.waiting {
+            match waiter.now_or_never() {
+                None if !*particular => left_behind = left_behind.or(Some(number)),
+                None => {}
+                Some(Ok(permit)) => {
+                    assert!(
+                        *particular || left_behind.is_none(),
+                        "{number} overtook {left_behind:?}"
+                    );
+                    process.running.push(permit);
+                    done.push(number);
+                }
+                Some(Err(_)) => done.push(number),
+            }
+        }
+        for number in done {
+            process.waiting.remove(&number);
+        }
+        process.demands.take();
     }
 }

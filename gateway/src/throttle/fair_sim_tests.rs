@@ -1,6 +1,5 @@
-//! A seeded storm over several cores and one budget. What the budget decides is checked against a
-//! plain sum over all who wait, and between the steps of a displacement anything may happen.
-//! `SLUICE_SIM_SEED=n` replays a failing seed.
+//! Simulation of several throttlers with one budget. Decisions of the budget are checked against a plain sum over all who
+//! wait, and between the steps of a displacement anything may happen.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -16,44 +15,20 @@ use super::endpoint::EndpointState;
 use super::ledger::{Held, QueueKey};
 use super::rejection::{Closing, Rejection};
 use super::test_kit::{account, service};
-
-const SEEDS: u64 = 256;
-const STEPS: usize = 1_500;
+use crate::sim::{self, Sim, World};
 
 #[test]
 fn a_storm_over_a_full_gateway_is_fair() {
-    if let Ok(seed) = std::env::var("SLUICE_SIM_SEED") {
-        run(seed.parse().expect("SLUICE_SIM_SEED is a number"));
-        return;
-    }
-    let seen: BTreeSet<&str> = (0..SEEDS).flat_map(run).collect();
-    let all = "admitted displaced displaced_for_bytes needless overloaded above_lowered_totals \
-               crowded_again slot_instead";
-    let all: BTreeSet<&str> = all.split_whitespace().collect();
-    assert_eq!(seen, all);
+    sim::storm::<Storm>();
 }
 
-fn run(seed: u64) -> BTreeSet<&'static str> {
-    struct Tell(u64);
-    impl Drop for Tell {
-        fn drop(&mut self) {
-            if std::thread::panicking() {
-                eprintln!("replay with SLUICE_SIM_SEED={}", self.0);
-            }
-        }
-    }
-    let _tell = Tell(seed);
-    let mut world = World::new(seed);
-    for _ in 0..STEPS {
-        world.step();
-    }
-    world.end()
+/// How an arrival stands to the bounds, by plain sums.
+#[derive(Debug, PartialEq)]
+enum Standing {
+    Fits,
+    Below { bytes: bool, share: u64 },
+    Above,
 }
-
-#[path = "fair_sim_checks.rs"]
-mod checks;
-
-use checks::{Standing, of, queue};
 
 /// A revision.
 struct Side {
@@ -84,9 +59,8 @@ struct Limbo {
     asked: bool,
 }
 
-struct World {
-    rng: fastrand::Rng,
-    now: Instant,
+struct Storm {
+    sim: Sim,
     budget: Arc<QueueBudget>,
     totals: QueueTotals,
     services: usize,
@@ -95,21 +69,24 @@ struct World {
     next_id: u64,
     unresolved: BTreeSet<u64>,
     used_before: Held,
-    seen: BTreeSet<&'static str>,
 }
 
-impl World {
-    fn new(seed: u64) -> Self {
-        let mut rng = fastrand::Rng::with_seed(seed);
-        let now = Instant::now();
-        let totals = Self::random_totals(&mut rng);
+impl World for Storm {
+    const SEEDS: u64 = 256;
+    const STEPS: usize = 1_500;
+    const REACHES: &'static str = "admitted displaced displaced_for_bytes needless overloaded \
+                                   above_lowered_totals crowded_again slot_instead";
+
+    fn new(mut sim: Sim) -> Self {
+        let (rng, now) = (&mut sim.rng, sim.now);
+        let totals = Self::random_totals(rng);
         let budget = Arc::new(QueueBudget::new(totals));
         let services = rng.usize(2..6);
         let sides = (0..rng.usize(services..9)).map(|n| {
             let service = n % services;
             let account = account(&budget, &name(service));
             let key = account.key();
-            let limits = Self::random_limits(&mut rng);
+            let limits = Self::random_limits(rng);
             let mut core = Core::new(limits, account, rng.u64(..), now);
             for port in 0..rng.u16(1..3) {
                 let address = EndpointAddr::Tcp(([127, 0, 0, 1], 1_000 + port).into());
@@ -127,7 +104,6 @@ impl World {
         });
         Self {
             sides: sides.collect(),
-            now,
             budget,
             totals,
             services,
@@ -135,11 +111,90 @@ impl World {
             next_id: 0,
             unresolved: BTreeSet::new(),
             used_before: Held::default(),
-            seen: BTreeSet::new(),
-            rng,
+            sim,
         }
     }
 
+    fn sim(&mut self) -> &mut Sim {
+        &mut self.sim
+    }
+
+    fn step(&mut self) {
+        self.used_before = self.used();
+        if self.sim.rng.u8(..20) == 0 {
+            let time = Duration::from_millis(self.sim.rng.u64(..800));
+            self.sim.pass(time);
+        }
+        // What is due happens in events of its own: every other event starts from a settled state.
+        for n in 0..self.sides.len() {
+            let fx = self.sides[n].core.expire(self.sim.now);
+            self.apply(n, fx);
+        }
+        let n = self.any_side();
+        match self.sim.rng.u32(..200) {
+            0..90 => self.arrive(n),
+            90..150 => self.advance(),
+            150..170 => self.release(n),
+            170..174 => self.failover(n),
+            174..180 => self.cancel(n),
+            180..183 => self.toggle_ready(n),
+            183 => self.fail(n),
+            184 => self.close_or_reopen(n),
+            185..187 => self.change_limits(n),
+            187..190 => {
+                self.totals = Self::random_totals(&mut self.sim.rng);
+                self.budget.set_totals(self.totals);
+            }
+            190 => {
+                let to = self.sim.rng.usize(..self.services);
+                self.sides[n].core.set_service(&service(&name(to)));
+                self.sides[n].service = to;
+            }
+            _ => {}
+        }
+        // Most displacements are over before anything else happens.
+        while self.limbo.len() > 4 || (!self.limbo.is_empty() && self.sim.rng.u8(..3) == 0) {
+            self.check();
+            self.used_before = self.used();
+            self.advance();
+        }
+    }
+
+    fn check(&mut self) {
+        let used = self.used();
+        let booked = self.budget.used();
+        assert_eq!((booked.depth, booked.bytes), (used.depth, used.bytes));
+        let most = self.totals.depth.max(self.used_before.depth);
+        assert!(used.depth <= most, "too many wait: {} of {most}", used.depth);
+        let most = self.totals.bytes.max(self.used_before.bytes);
+        assert!(used.bytes <= most, "too many bytes: {} of {most}", used.bytes);
+        let waiting = (0..self.services).filter(|s| self.held(*s).depth > 0);
+        assert_eq!(self.budget.services(), waiting.count());
+        let mut here: BTreeSet<u64> = self.limbo.iter().map(|l| l.came.id).collect();
+        for side in &self.sides {
+            assert_eq!(side.core.queue.len(), side.waiting.len());
+            here.extend(side.waiting.values().map(|(id, _)| *id));
+        }
+        assert_eq!(here, self.unresolved, "somebody was forgotten");
+    }
+
+    fn end(&mut self) {
+        while !self.limbo.is_empty() {
+            self.used_before = self.used();
+            self.advance();
+            self.check();
+        }
+        for n in 0..self.sides.len() {
+            let fx = self.sides[n].core.close(Closing::Draining, self.sim.now);
+            self.apply(n, fx);
+        }
+        assert!(self.unresolved.is_empty());
+        assert_eq!(self.budget.used(), QueueTotals { depth: 0, bytes: 0 });
+        assert_eq!(self.budget.services(), 0);
+    }
+}
+
+impl Storm {
     fn random_totals(rng: &mut fastrand::Rng) -> QueueTotals {
         QueueTotals {
             depth: rng.usize(0..30),
@@ -160,86 +215,45 @@ impl World {
         }
     }
 
-    fn step(&mut self) {
-        self.used_before = self.used();
-        if self.rng.u8(..20) == 0 {
-            self.now += Duration::from_millis(self.rng.u64(..800));
-        }
-        // What is due happens in events of its own: every other event starts from a settled state.
-        for n in 0..self.sides.len() {
-            let fx = self.sides[n].core.expire(self.now);
-            self.apply(n, fx);
-        }
-        let n = self.any_side();
-        match self.rng.u32(..200) {
-            0..90 => self.arrive(n),
-            90..150 => self.advance(),
-            150..170 => self.release(n),
-            170..174 => self.failover(n),
-            174..180 => self.cancel(n),
-            180..183 => self.toggle_ready(n),
-            183 => self.fail(n),
-            184 => self.close_or_reopen(n),
-            185..187 => self.change_limits(n),
-            187..190 => {
-                self.totals = Self::random_totals(&mut self.rng);
-                self.budget.set_totals(self.totals);
-            }
-            190 => {
-                let to = self.rng.usize(..self.services);
-                self.sides[n].core.set_service(&service(&name(to)));
-                self.sides[n].service = to;
-            }
-            _ => {}
-        }
-        // Most displacements are over before anything else happens.
-        while self.limbo.len() > 4 || (!self.limbo.is_empty() && self.rng.u8(..3) == 0) {
-            self.check();
-            self.used_before = self.used();
-            self.advance();
-        }
-        self.check();
-    }
-
     /// Half of the load is on the first two, which hardly ever run.
     fn any_side(&mut self) -> usize {
-        if self.rng.bool() {
-            self.rng.usize(..2)
+        if self.sim.rng.bool() {
+            self.sim.rng.usize(..2)
         } else {
-            self.rng.usize(..self.sides.len())
+            self.sim.rng.usize(..self.sides.len())
         }
     }
 
     fn arrive(&mut self, n: usize) {
         let arrival = Arrival {
-            bytes: self.rng.u64(..300),
-            deadline: (self.rng.u8(..8) == 0)
-                .then(|| self.now + Duration::from_millis(self.rng.u64(..2_000))),
+            bytes: self.sim.rng.u64(..300),
+            deadline: (self.sim.rng.u8(..8) == 0)
+                .then(|| self.sim.now + Duration::from_millis(self.sim.rng.u64(..2_000))),
             sticky: None,
         };
         let came = self.comes(n, arrival.bytes);
-        let (verdict, fx) = self.sides[n].core.arrive(arrival, self.now, || came.id);
+        let (verdict, fx) = self.sides[n].core.arrive(arrival, self.sim.now, || came.id);
         self.take(came, Held::default(), verdict, fx);
     }
 
     fn failover(&mut self, n: usize) {
         let Some(grant) = self.any_grant(n) else { return };
         let came = self.comes(n, grant.place.arrival.bytes);
-        let failed = (grant.slot, grant.turn, self.rng.bool());
+        let failed = (grant.slot, grant.turn, self.sim.rng.bool());
         let core = &mut self.sides[n].core;
-        let (verdict, fx) = core.failover(failed, grant.place, self.now, || came.id);
+        let (verdict, fx) = core.failover(failed, grant.place, self.sim.now, || came.id);
         self.take(came, Held::default(), verdict, fx);
     }
 
     /// The next step of some displacement.
     fn advance(&mut self) {
-        let n = self.rng.usize(..self.limbo.len().max(1));
+        let n = self.sim.rng.usize(..self.limbo.len().max(1));
         let Some(limbo) = self.limbo.get(n) else { return };
         let (came, before) = (limbo.came, limbo.crowded.room.held());
         if limbo.asked {
             let Crowded { place, room, .. } = *self.limbo.swap_remove(n).crowded;
             let core = &mut self.sides[came.side].core;
-            let (verdict, fx) = core.resume(place, room, self.now, || came.id);
+            let (verdict, fx) = core.resume(place, room, self.sim.now, || came.id);
             self.take(came, before, verdict, fx);
             return;
         }
@@ -255,7 +269,7 @@ impl World {
         let limbo = &mut self.limbo[n];
         limbo.asked = true;
         let core = &mut self.sides[victim].core;
-        let fx = core.displace(&mut limbo.crowded.room, self.now);
+        let fx = core.displace(&mut limbo.crowded.room, self.sim.now);
         let resolved: Vec<_> = fx.resolved.iter().map(|r| r.waiter).collect();
         assert_eq!(resolved, give.map(|(id, _)| id).into_iter().collect::<Vec<_>>());
         let after = limbo.crowded.room.held();
@@ -266,16 +280,16 @@ impl World {
                 fx.resolved[0].verdict,
                 Err(Rejection::Overloaded { .. })
             ));
-            self.seen.insert(match standing {
+            self.sim.saw(match standing {
                 Standing::Below { bytes: true, .. } => "displaced_for_bytes",
                 _ => "displaced",
             });
             if self.budget.used().depth > self.totals.depth {
-                self.seen.insert("above_lowered_totals");
+                self.sim.saw("above_lowered_totals");
             }
         } else {
             assert_eq!(before, after);
-            self.seen.insert("needless");
+            self.sim.saw("needless");
         }
         self.apply(victim, fx);
     }
@@ -297,7 +311,7 @@ impl World {
                 assert!(self.unresolved.remove(&id), "resolved twice");
                 self.sides[n].grants.push(grant);
                 if room.depth > 0 {
-                    self.seen.insert("slot_instead");
+                    self.sim.saw("slot_instead");
                 }
             }
             Verdict::Queued { seq } => {
@@ -314,7 +328,7 @@ impl World {
                     Standing::Below { bytes, share } => self.most(bytes, share).is_none(),
                 };
                 assert!(gone, "refused below its share: {standing:?}");
-                self.seen.insert("overloaded");
+                self.sim.saw("overloaded");
             }
             Verdict::Rejected(_) => assert!(self.unresolved.remove(&id), "resolved twice"),
             Verdict::Crowded(crowded) => {
@@ -334,7 +348,7 @@ impl World {
                 let longest = self.longest_queue(victim.service, bytes);
                 assert_eq!(Some(of(queue(victim), bytes)), longest, "not the longest queue");
                 if room.depth > 0 {
-                    self.seen.insert("crowded_again");
+                    self.sim.saw("crowded_again");
                 }
             }
         }
@@ -351,23 +365,23 @@ impl World {
                 let older = waiting.first_key_value().filter(|(s, _)| **s < seq);
                 assert!(older.is_none(), "a waiter was overtaken");
                 self.sides[n].grants.push(grant);
-                self.seen.insert("admitted");
+                self.sim.saw("admitted");
             }
         }
     }
 
     fn release(&mut self, n: usize) {
         if let Some(grant) = self.any_grant(n) {
-            let fx = self.sides[n].core.release(grant.slot, self.now);
+            let fx = self.sides[n].core.release(grant.slot, self.sim.now);
             self.apply(n, fx);
         }
     }
 
     fn cancel(&mut self, n: usize) {
-        let nth = self.rng.usize(..self.sides[n].waiting.len().max(1));
+        let nth = self.sim.rng.usize(..self.sides[n].waiting.len().max(1));
         let side = &mut self.sides[n];
         if let Some((&seq, &(id, _))) = side.waiting.iter().nth(nth) {
-            assert_eq!(side.core.cancel(seq, self.now), Some(id));
+            assert_eq!(side.core.cancel(seq, self.sim.now), Some(id));
             side.waiting.remove(&seq);
             self.unresolved.remove(&id);
         }
@@ -377,11 +391,11 @@ impl World {
     fn toggle_ready(&mut self, n: usize) {
         let core = &mut self.sides[n].core;
         let keys: Vec<u64> = core.known().map(|s| s.state.key).collect();
-        let key = keys[self.rng.usize(..keys.len())];
-        let fx = if self.rng.bool() {
-            core.endpoint_ready(key, self.now)
+        let key = keys[self.sim.rng.usize(..keys.len())];
+        let fx = if self.sim.rng.bool() {
+            core.endpoint_ready(key, self.sim.now)
         } else {
-            core.endpoint_failing(key, self.now)
+            core.endpoint_failing(key, self.sim.now)
         };
         self.apply(n, fx);
     }
@@ -392,7 +406,7 @@ impl World {
             detail: "exit status 1".into(),
             retry_after: Duration::from_millis(300),
         });
-        let fx = self.sides[n].core.fail(&failure, self.now);
+        let fx = self.sides[n].core.fail(&failure, self.sim.now);
         self.apply(n, fx);
     }
 
@@ -400,7 +414,7 @@ impl World {
         let side = &mut self.sides[n];
         side.closed = !side.closed;
         if side.closed {
-            let fx = side.core.close(Closing::Removed, self.now);
+            let fx = side.core.close(Closing::Removed, self.sim.now);
             self.apply(n, fx);
             assert!(self.sides[n].waiting.is_empty(), "closing leaves nobody waiting");
         } else {
@@ -409,8 +423,8 @@ impl World {
     }
 
     fn change_limits(&mut self, n: usize) {
-        let limits = Self::random_limits(&mut self.rng);
-        let fx = self.sides[n].core.set_limits(limits, self.now);
+        let limits = Self::random_limits(&mut self.sim.rng);
+        let fx = self.sides[n].core.set_limits(limits, self.sim.now);
         self.apply(n, fx);
     }
 
@@ -427,25 +441,79 @@ impl World {
 
     fn any_grant(&mut self, n: usize) -> Option<Grant> {
         let grants = &mut self.sides[n].grants;
-        let nth = self.rng.usize(..grants.len().max(1));
+        let nth = self.sim.rng.usize(..grants.len().max(1));
         (nth < grants.len()).then(|| grants.swap_remove(nth))
     }
 
-    fn end(mut self) -> BTreeSet<&'static str> {
-        while !self.limbo.is_empty() {
-            self.used_before = self.used();
-            self.advance();
-            self.check();
-        }
-        for n in 0..self.sides.len() {
-            let fx = self.sides[n].core.close(Closing::Draining, self.now);
-            self.apply(n, fx);
-        }
-        assert!(self.unresolved.is_empty());
-        assert_eq!(self.budget.used(), QueueTotals { depth: 0, bytes: 0 });
-        assert_eq!(self.budget.services(), 0);
-        self.seen
+    /// What a service holds: its waiters, and the room made for its arrivals.
+    fn held(&self, service: usize) -> Held {
+        let sides = self.sides.iter().filter(|s| s.service == service).map(queue);
+        let rooms = self.limbo.iter().filter(|l| l.came.service == service);
+        sum(sides.chain(rooms.map(|l| l.crowded.room.held())))
     }
+
+    fn used(&self) -> Held {
+        sum((0..self.services).map(|s| self.held(s)))
+    }
+
+    /// `loose` is room of a service's that is in no limbo at the moment of asking.
+    fn standing(&self, service: usize, bytes: u64, room: Held, loose: Option<(usize, Held)>) -> Standing {
+        let held = |s: usize| {
+            let loose = loose.filter(|(of, _)| *of == s).map(|(_, held)| held);
+            sum([self.held(s), loose.unwrap_or_default()].into_iter())
+        };
+        let used = sum((0..self.services).map(held));
+        let waits = |s: &usize| *s == service || held(*s).depth > 0;
+        let sharing = (0..self.services).filter(waits).count() as u64;
+        let mut standing = Standing::Fits;
+        for (is_bytes, need, total) in [
+            (false, 1, self.totals.depth as u64),
+            (true, bytes, self.totals.bytes),
+        ] {
+            let room = of(room, is_bytes);
+            if room >= need || of(used, is_bytes) - room + need <= total {
+                continue;
+            }
+            let share = total / sharing;
+            if of(held(service), is_bytes).saturating_sub(room) + need > share {
+                return Standing::Above;
+            }
+            if standing == Standing::Fits {
+                standing = Standing::Below {
+                    bytes: is_bytes,
+                    share,
+                };
+            }
+        }
+        standing
+    }
+
+    /// The most that a service above its share holds, of those that have a queue.
+    fn most(&self, bytes: bool, share: u64) -> Option<u64> {
+        let queues = self.sides.iter().filter(|s| of(queue(s), bytes) > 0);
+        let held = queues.map(|s| of(self.held(s.service), bytes));
+        held.filter(|held| *held > share).max()
+    }
+
+    fn longest_queue(&self, service: usize, bytes: bool) -> Option<u64> {
+        let sides = self.sides.iter().filter(|s| s.service == service);
+        sides.map(|s| of(queue(s), bytes)).max()
+    }
+}
+
+fn queue(side: &Side) -> Held {
+    sum(side.waiting.values().map(|(_, bytes)| Held::one(*bytes)))
+}
+
+fn sum(held: impl Iterator<Item = Held>) -> Held {
+    held.fold(Held::default(), |a, b| Held {
+        depth: a.depth + b.depth,
+        bytes: a.bytes + b.bytes,
+    })
+}
+
+fn of(held: Held, bytes: bool) -> u64 {
+    if bytes { held.bytes } else { held.depth as u64 }
 }
 
 fn name(service: usize) -> String {

@@ -1,5 +1,4 @@
-//! A seeded storm over the sans-IO core; the invariants are checked after every step against a
-//! model of it. A failing seed is printed; `SLUICE_SIM_SEED=n` replays it.
+//! Simulation of one throttler: a storm over the sans-IO core, checked after every step against a model of it.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -17,43 +16,12 @@ use super::endpoint::{EndpointPhase, EndpointState};
 use super::endpoint_set::Slot;
 use super::rejection::{Closing, Rejection};
 use super::test_kit::account;
-
-const SEEDS: u64 = 256;
-const STEPS: usize = 2_000;
+use crate::sim::{self, Sim, World};
 
 #[test]
 fn a_storm_keeps_the_invariants() {
-    if let Ok(seed) = std::env::var("SLUICE_SIM_SEED") {
-        run(seed.parse().expect("SLUICE_SIM_SEED is a number"));
-        return;
-    }
-    let seen: BTreeSet<&str> = (0..SEEDS).flat_map(run).collect();
-    // A storm that never gets anywhere proves nothing.
-    let all = "admitted ejected activated queue_full queue_timeout activation_failed no_endpoints \
-               overloaded draining removed deadline";
-    let all: BTreeSet<&str> = all.split_whitespace().collect();
-    assert_eq!(seen, all);
+    sim::storm::<Storm>();
 }
-
-fn run(seed: u64) -> BTreeSet<&'static str> {
-    struct Tell(u64);
-    impl Drop for Tell {
-        fn drop(&mut self) {
-            if std::thread::panicking() {
-                eprintln!("replay with SLUICE_SIM_SEED={}", self.0);
-            }
-        }
-    }
-    let _tell = Tell(seed);
-    let mut world = World::new(seed);
-    for _ in 0..STEPS {
-        world.step();
-    }
-    world.end()
-}
-
-#[path = "sim_checks.rs"]
-mod checks;
 
 struct Waiting {
     id: u64,
@@ -65,9 +33,8 @@ struct Waiting {
     latest: Instant,
 }
 
-struct World {
-    rng: fastrand::Rng,
-    now: Instant,
+struct Storm {
+    sim: Sim,
     core: Core<u64>,
     budget: Arc<QueueBudget>,
     limits: ThrottleLimits,
@@ -88,26 +55,28 @@ struct World {
     asked: bool,
     area: f64,
     sampled: Instant,
-    seen: BTreeSet<&'static str>,
 }
 
-impl World {
-    fn new(seed: u64) -> Self {
-        let mut rng = fastrand::Rng::with_seed(seed);
-        let now = Instant::now();
+impl World for Storm {
+    const SEEDS: u64 = 256;
+    const STEPS: usize = 2_000;
+    const REACHES: &'static str = "admitted ejected activated queue_full queue_timeout activation_failed \
+                                   no_endpoints overloaded draining removed deadline";
+
+    fn new(mut sim: Sim) -> Self {
+        let (rng, now) = (&mut sim.rng, sim.now);
         let supply = match rng.u8(..4) {
             0 => Supply::Fixed,
             1 => Supply::Resolving,
             _ => Supply::Activated,
         };
-        let limits = Self::random_limits(&mut rng, supply);
+        let limits = Self::random_limits(rng, supply);
         let budget = Arc::new(QueueBudget::new(QueueTotals {
             depth: 25,
             bytes: 3_000,
         }));
         Self {
             core: Core::new(limits, account(&budget, "shop"), rng.u64(..), now),
-            now,
             budget,
             limits,
             most_endpoints: rng.usize(1..9),
@@ -124,33 +93,23 @@ impl World {
             asked: false,
             area: 0.0,
             sampled: now,
-            seen: BTreeSet::new(),
-            rng,
+            sim,
         }
     }
 
-    fn random_limits(rng: &mut fastrand::Rng, supply: Supply) -> ThrottleLimits {
-        ThrottleLimits {
-            concurrency: rng.bool().then(|| rng.u32(1..5)),
-            queue: QueueLimits {
-                depth: rng.usize(0..40),
-                bytes: rng.u64(500..4_000),
-                timeout: Duration::from_millis(rng.u64(100..20_000)),
-            },
-            start_timeout: Duration::from_millis(rng.u64(100..10_000)),
-            supply,
-        }
+    fn sim(&mut self) -> &mut Sim {
+        &mut self.sim
     }
 
     fn step(&mut self) {
         self.pass_time();
         // What is due happens in an event of its own: every other event then starts from a settled
         // state, which is what the checks of grants assume.
-        let fx = self.core.expire(self.now);
+        let fx = self.core.expire(self.sim.now);
         self.apply(fx);
         self.check_ages();
         let event = if self.closed.is_some() { 0..105 } else { 0..100 };
-        match self.rng.u32(event) {
+        match self.sim.rng.u32(event) {
             0..34 => self.arrive(),
             34..60 => self.release(),
             60..64 => self.failover(),
@@ -167,33 +126,102 @@ impl World {
             98..99 => self.sample(),
             _ => self.close_or_reopen(),
         }
-        self.check();
+    }
+
+    fn check(&mut self) {
+        for slot in self.core.known() {
+            let counted = self.in_flight.get(&slot.state.key).copied().unwrap_or(0);
+            assert_eq!(slot.in_flight, counted);
+            let free = slot.phase == EndpointPhase::Ready
+                && self.limits.concurrency.is_none_or(|limit| slot.in_flight < limit);
+            assert!(!free || self.waiting.is_empty(), "waits beside a free slot");
+        }
+        assert_eq!(self.core.endpoints.in_flight() as usize, self.grants.len());
+        let queued: BTreeSet<u64> = self.waiting.values().map(|w| w.id).collect();
+        assert_eq!(queued, self.unresolved, "a waiter was forgotten");
+        assert_eq!(self.core.queue.len(), self.waiting.len());
+        let used = self.budget.used();
+        assert_eq!(used.depth, self.waiting.len());
+        assert_eq!(used.bytes, self.waiting.values().map(|w| w.bytes).sum::<u64>());
+        assert!(
+            used.depth <= 25 && used.bytes <= 3_000,
+            "over the gateway's bound"
+        );
+        let counts = self.core.endpoints.counts();
+        let starting = |s: &Slot| s.phase == EndpointPhase::Starting && s.state.instance.is_some();
+        let coming = self.core.known().any(starting);
+        if counts.ready > 0 || coming {
+            self.asked = false;
+        }
+        if counts.ejected > 0 {
+            self.sim.saw("ejected");
+        }
+        if !self.waiting.is_empty() {
+            assert!(self.core.next_timer().is_some(), "nobody would wake it");
+            let served = counts.ready > 0 || coming || self.asked;
+            let activated = self.limits.supply == Supply::Activated;
+            assert!(served || !activated, "waits for something nobody asked for");
+            assert!(
+                counts.live() > 0 || self.limits.supply != Supply::Fixed,
+                "waits for nothing"
+            );
+        }
+    }
+
+    /// Every permit given back and the throttler closed, nothing is left of anybody.
+    fn end(&mut self) {
+        while let Some(grant) = self.any_grant() {
+            *self.in_flight.get_mut(&grant.endpoint.key).expect("counted") -= 1;
+            let fx = self.core.release(grant.slot, self.sim.now);
+            self.apply(fx);
+        }
+        let fx = self.core.close(Closing::Draining, self.sim.now);
+        self.apply(fx);
+        assert!(self.unresolved.is_empty());
+        assert_eq!(self.budget.used(), QueueTotals { depth: 0, bytes: 0 });
+        let load = self.core.peek(self.sim.now);
+        assert_eq!((load.in_flight, load.queued), (0, 0));
+    }
+}
+
+impl Storm {
+    fn random_limits(rng: &mut fastrand::Rng, supply: Supply) -> ThrottleLimits {
+        ThrottleLimits {
+            concurrency: rng.bool().then(|| rng.u32(1..5)),
+            queue: QueueLimits {
+                depth: rng.usize(0..40),
+                bytes: rng.u64(500..4_000),
+                timeout: Duration::from_millis(rng.u64(100..20_000)),
+            },
+            start_timeout: Duration::from_millis(rng.u64(100..10_000)),
+            supply,
+        }
     }
 
     fn pass_time(&mut self) {
-        let ms = match self.rng.u32(..400) {
-            0..2 => self.rng.u64(1_000..70_000),
-            2..30 => self.rng.u64(1..300),
+        let ms = match self.sim.rng.u32(..400) {
+            0..2 => self.sim.rng.u64(1_000..70_000),
+            2..30 => self.sim.rng.u64(1..300),
             30..200 => 1,
             _ => 0,
         };
         let held = self.grants.len() + self.waiting.len();
         self.area += held as f64 * ms as f64;
-        self.now += Duration::from_millis(ms);
+        self.sim.pass(Duration::from_millis(ms));
         // The core learns of every change when it happens; nothing changes in between.
     }
 
     fn arrive(&mut self) {
-        let deadline = self.rng.u32(..4) == 0;
+        let deadline = self.sim.rng.u32(..4) == 0;
         let arrival = Arrival {
-            bytes: self.rng.u64(..200),
-            deadline: deadline.then(|| self.now + Duration::from_millis(self.rng.u64(..5_000))),
-            sticky: (self.rng.u32(..5) == 0).then(|| StickyKey::of(&[self.rng.u8(..)])),
+            bytes: self.sim.rng.u64(..200),
+            deadline: deadline.then(|| self.sim.now + Duration::from_millis(self.sim.rng.u64(..5_000))),
+            sticky: (self.sim.rng.u32(..5) == 0).then(|| StickyKey::of(&[self.sim.rng.u8(..)])),
         };
         let id = self.next_id;
         self.next_id += 1;
         self.unresolved.insert(id);
-        let (verdict, fx) = self.core.arrive(arrival, self.now, || id);
+        let (verdict, fx) = self.core.arrive(arrival, self.sim.now, || id);
         self.apply(fx);
         if let Verdict::Granted(_) = &verdict {
             assert!(self.waiting.is_empty(), "an arrival overtook a waiter");
@@ -203,19 +231,19 @@ impl World {
 
     fn failover(&mut self) {
         let Some(grant) = self.any_grant() else { return };
-        if self.rng.bool() {
+        if self.sim.rng.bool() {
             let outcome = self.outcome();
-            let fx = self.core.report(grant.slot, grant.turn, outcome, self.now);
+            let fx = self.core.report(grant.slot, grant.turn, outcome, self.sim.now);
             self.apply(fx);
         }
-        let refused = self.rng.bool();
+        let refused = self.sim.rng.bool();
         *self.in_flight.get_mut(&grant.endpoint.key).expect("counted") -= 1;
         let (seq, arrival, queued) = (grant.place.seq, grant.place.arrival, grant.place.queued);
         let id = self.next_id;
         self.next_id += 1;
         self.unresolved.insert(id);
         let failed = (grant.slot, grant.turn, refused);
-        let (verdict, fx) = self.core.failover(failed, grant.place, self.now, || id);
+        let (verdict, fx) = self.core.failover(failed, grant.place, self.sim.now, || id);
         self.apply(fx);
         if let Verdict::Granted(_) = &verdict {
             let oldest = self.waiting.first_key_value().map(|(s, _)| *s);
@@ -233,7 +261,7 @@ impl World {
             Verdict::Rejected(rejection) => self.rejected(id, &rejection),
             Verdict::Crowded(_) => panic!("a service displaces itself"),
             Verdict::Queued { seq } => {
-                let since = self.now - queued;
+                let since = self.sim.now - queued;
                 let waiting = Waiting {
                     id,
                     bytes: arrival.bytes,
@@ -253,23 +281,23 @@ impl World {
     fn release(&mut self) {
         if let Some(grant) = self.any_grant() {
             *self.in_flight.get_mut(&grant.endpoint.key).expect("counted") -= 1;
-            let fx = self.core.release(grant.slot, self.now);
+            let fx = self.core.release(grant.slot, self.sim.now);
             self.apply(fx);
         }
     }
 
     fn cancel(&mut self) {
-        let n = self.rng.usize(..self.waiting.len().max(1));
+        let n = self.sim.rng.usize(..self.waiting.len().max(1));
         if let Some((&seq, waiting)) = self.waiting.iter().nth(n) {
-            assert_eq!(self.core.cancel(seq, self.now), Some(waiting.id));
-            assert_eq!(self.core.cancel(seq, self.now), None, "cancelled twice");
+            assert_eq!(self.core.cancel(seq, self.sim.now), Some(waiting.id));
+            assert_eq!(self.core.cancel(seq, self.sim.now), None, "cancelled twice");
             self.unresolved.remove(&waiting.id);
             self.waiting.remove(&seq);
         }
     }
 
     fn outcome(&mut self) -> Outcome {
-        match self.rng.u32(..8) {
+        match self.sim.rng.u32(..8) {
             0 => Outcome::ConnectFailed,
             1 => Outcome::ResponseTimeout,
             2..6 => Outcome::Responded { status: 503 },
@@ -278,11 +306,11 @@ impl World {
     }
 
     fn report(&mut self) {
-        for _ in 0..self.rng.u32(1..6) {
-            let n = self.rng.usize(..self.grants.len().max(1));
+        for _ in 0..self.sim.rng.u32(1..6) {
+            let n = self.sim.rng.usize(..self.grants.len().max(1));
             let outcome = self.outcome();
             if let Some(grant) = self.grants.get(n) {
-                let fx = self.core.report(grant.slot, grant.turn, outcome, self.now);
+                let fx = self.core.report(grant.slot, grant.turn, outcome, self.sim.now);
                 self.apply(fx);
             }
         }
@@ -292,41 +320,41 @@ impl World {
         if self.core.known().count() >= self.most_endpoints {
             return;
         }
-        let instance = self.limits.supply == Supply::Activated && self.rng.u32(..8) > 0;
+        let instance = self.limits.supply == Supply::Activated && self.sim.rng.u32(..8) > 0;
         let id = InstanceId(self.next_instance);
         self.next_instance += 1;
         let port = 1_000 + u16::try_from(self.next_instance % 50_000).expect("fits");
         let address = EndpointAddr::Tcp(([127, 0, 0, 1], port).into());
         let state = Arc::new(EndpointState::new(address, instance.then_some(id)));
         let ready = self.limits.supply != Supply::Activated;
-        let fx = self.core.endpoint_added(state, ready, self.now);
+        let fx = self.core.endpoint_added(state, ready, self.sim.now);
         self.apply(fx);
     }
 
     fn ready(&mut self) {
         if let Some((key, _)) = self.any_endpoint() {
-            let fx = self.core.endpoint_ready(key, self.now);
+            let fx = self.core.endpoint_ready(key, self.sim.now);
             self.apply(fx);
         }
     }
 
     fn failing(&mut self) {
         if let Some((key, _)) = self.any_endpoint() {
-            let fx = self.core.endpoint_failing(key, self.now);
+            let fx = self.core.endpoint_failing(key, self.sim.now);
             self.apply(fx);
         }
     }
 
     fn remove(&mut self) {
         if let Some((key, _)) = self.any_endpoint() {
-            let fx = self.core.endpoint_removed(key, self.now);
+            let fx = self.core.endpoint_removed(key, self.sim.now);
             self.apply(fx);
         }
     }
 
     fn retire(&mut self) {
-        let to_zero = self.rng.bool();
-        let count = self.rng.u32(..4);
+        let to_zero = self.sim.rng.bool();
+        let count = self.sim.rng.u32(..4);
         let live = |core: &Core<u64>| {
             let live = core.known().filter(|s| s.is_live());
             live.filter_map(|s| Some((s.in_flight, s.state.instance?)))
@@ -334,7 +362,7 @@ impl World {
         };
         let before = live(&self.core);
         let idle = self.waiting.is_empty() && self.grants.is_empty();
-        let (victims, fx) = self.core.retire(count, to_zero, self.now);
+        let (victims, fx) = self.core.retire(count, to_zero, self.sim.now);
         self.apply(fx);
         let after = live(&self.core);
         if to_zero && !idle {
@@ -361,23 +389,23 @@ impl World {
 
     fn retire_these(&mut self) {
         if let Some((_, Some(instance))) = self.any_endpoint() {
-            let fx = self.core.retire_these(&[instance], self.now);
+            let fx = self.core.retire_these(&[instance], self.sim.now);
             self.apply(fx);
         }
     }
 
     fn change_limits(&mut self) {
         let supply = match self.limits.supply {
-            Supply::Resolving if self.rng.bool() => Supply::Fixed,
+            Supply::Resolving if self.sim.rng.bool() => Supply::Fixed,
             same => same,
         };
         let before = self.limits.concurrency;
-        self.limits = Self::random_limits(&mut self.rng, supply);
+        self.limits = Self::random_limits(&mut self.sim.rng, supply);
         self.allowed = match (before, self.limits.concurrency) {
             (Some(a), Some(b)) => Some(a.max(b)),
             _ => None,
         };
-        let fx = self.core.set_limits(self.limits, self.now);
+        let fx = self.core.set_limits(self.limits, self.sim.now);
         for waiting in self.waiting.values_mut() {
             waiting.latest = waiting.latest.max(waiting.since + self.limits.queue.timeout);
         }
@@ -389,10 +417,10 @@ impl World {
         let failure = Arc::new(ActivationFailure {
             failure: Failure::Failed,
             detail: "exit status 1".into(),
-            retry_after: Duration::from_millis(self.rng.u64(..5_000)),
+            retry_after: Duration::from_millis(self.sim.rng.u64(..5_000)),
         });
         let ready = self.core.endpoints.counts().ready;
-        let fx = self.core.fail(&failure, self.now);
+        let fx = self.core.fail(&failure, self.sim.now);
         self.apply(fx);
         if ready == 0 {
             assert!(self.waiting.is_empty(), "a failure leaves nobody waiting");
@@ -401,14 +429,14 @@ impl World {
     }
 
     fn sample(&mut self) {
-        let span = self.now.duration_since(self.sampled).as_secs_f64() * 1_000.0;
-        let load = self.core.sample(self.now);
+        let span = self.sim.now.duration_since(self.sampled).as_secs_f64() * 1_000.0;
+        let load = self.core.sample(self.sim.now);
         if span > 0.0 {
             let want = self.area / span;
             let near = (load.average_concurrency - want).abs() < 1e-6 * want.max(1.0);
             assert!(near, "{} is not {want}", load.average_concurrency);
         }
-        (self.area, self.sampled) = (0.0, self.now);
+        (self.area, self.sampled) = (0.0, self.sim.now);
     }
 
     fn close_or_reopen(&mut self) {
@@ -416,21 +444,21 @@ impl World {
             // A drain is final; the storm goes on with a fresh start all the same.
             self.core.closed = None;
             self.closed = None;
-        } else if self.rng.u32(..4) == 0 {
-            let closing = if self.rng.bool() {
+        } else if self.sim.rng.u32(..4) == 0 {
+            let closing = if self.sim.rng.bool() {
                 Closing::Removed
             } else {
                 Closing::Draining
             };
             self.closed = Some(closing);
-            let fx = self.core.close(closing, self.now);
+            let fx = self.core.close(closing, self.sim.now);
             self.apply(fx);
             assert!(self.waiting.is_empty(), "closing leaves nobody waiting");
         }
     }
 
     fn any_grant(&mut self) -> Option<Grant> {
-        let n = self.rng.usize(..self.grants.len().max(1));
+        let n = self.sim.rng.usize(..self.grants.len().max(1));
         (n < self.grants.len()).then(|| self.grants.swap_remove(n))
     }
 
@@ -440,23 +468,90 @@ impl World {
             .known()
             .map(|s| (s.state.key, s.state.instance))
             .collect();
-        let n = self.rng.usize(..known.len().max(1));
+        let n = self.sim.rng.usize(..known.len().max(1));
         known.get(n).copied()
     }
 
-    /// Every permit given back and the throttler closed, nothing is left of anybody.
-    fn end(mut self) -> BTreeSet<&'static str> {
-        while let Some(grant) = self.any_grant() {
-            *self.in_flight.get_mut(&grant.endpoint.key).expect("counted") -= 1;
-            let fx = self.core.release(grant.slot, self.now);
-            self.apply(fx);
+    fn apply(&mut self, fx: Effects<u64>) {
+        for resolved in fx.resolved {
+            let found = self.waiting.iter().find(|(_, w)| w.id == resolved.waiter);
+            let seq = *found.expect("resolved, but does not wait").0;
+            let waiting = self.waiting.remove(&seq).expect("just found");
+            match resolved.verdict {
+                Ok(grant) => {
+                    assert_eq!(grant.place.seq, seq);
+                    let older = self.waiting.first_key_value().filter(|(s, _)| **s < seq);
+                    assert!(older.is_none(), "a waiter was overtaken");
+                    assert!(
+                        waiting.deadline.is_none_or(|d| d > self.sim.now),
+                        "sent on too late"
+                    );
+                    self.sim.saw("admitted");
+                    self.granted(waiting.id, grant);
+                }
+                Err(rejection) => self.rejected(waiting.id, &rejection),
+            }
         }
-        let fx = self.core.close(Closing::Draining, self.now);
-        self.apply(fx);
-        assert!(self.unresolved.is_empty());
-        assert_eq!(self.budget.used(), QueueTotals { depth: 0, bytes: 0 });
-        let load = self.core.peek(self.now);
-        assert_eq!((load.in_flight, load.queued), (0, 0));
-        self.seen
+        for signal in fx.signals {
+            match signal {
+                Signal::Activate => {
+                    assert_eq!(self.limits.supply, Supply::Activated);
+                    self.asked = true;
+                }
+                Signal::Ready(i) => assert!(self.told_ready.insert(i), "ready for the first time twice"),
+                Signal::Drained(i) => {
+                    assert!(self.told_drained.insert(i), "drained twice");
+                    let slot = self.core.known().find(|s| s.state.instance == Some(i));
+                    assert!(slot.is_some_and(|s| s.in_flight == 0 && s.phase == EndpointPhase::Draining));
+                }
+                Signal::Activated { .. } => self.sim.saw("activated"),
+                Signal::ActivationFailed { .. } | Signal::Ejected { .. } | Signal::Reinstated { .. } => {}
+            }
+        }
+    }
+
+    fn granted(&mut self, id: u64, grant: Grant) {
+        assert!(self.unresolved.remove(&id), "resolved twice");
+        let in_flight = self.in_flight.entry(grant.endpoint.key).or_default();
+        *in_flight += 1;
+        assert!(
+            self.allowed.is_none_or(|limit| *in_flight <= limit),
+            "above the limit"
+        );
+        assert_ne!(self.closed, Some(Closing::Draining));
+        let drained = grant
+            .endpoint
+            .instance
+            .is_some_and(|i| self.told_drained.contains(&i));
+        assert!(!drained, "given to a retired instance");
+        self.grants.push(grant);
+    }
+
+    fn rejected(&mut self, id: u64, rejection: &Rejection) {
+        assert!(self.unresolved.remove(&id), "resolved twice");
+        assert!(
+            rejection
+                .retry_after()
+                .is_none_or(|r| r >= Duration::from_secs(1))
+        );
+        self.sim.saw(match rejection {
+            Rejection::QueueFull { .. } => "queue_full",
+            Rejection::QueueTimeout { .. } => "queue_timeout",
+            Rejection::ActivationFailed { .. } => "activation_failed",
+            Rejection::NoEndpoints => "no_endpoints",
+            Rejection::Overloaded { .. } => "overloaded",
+            Rejection::Draining => "draining",
+            Rejection::Removed => "removed",
+            Rejection::DeadlineExceeded => "deadline",
+        });
+    }
+
+    fn check_ages(&self) {
+        for waiting in self.waiting.values() {
+            assert!(
+                waiting.deadline.is_none_or(|d| d > self.sim.now),
+                "waits past its deadline"
+            );
+        }
     }
 }
