@@ -21,6 +21,8 @@ mod shards;
 mod snapshot;
 mod split;
 mod table;
+#[cfg(any(test, feature = "test-util"))]
+pub mod test_util;
 
 pub use demand::{
     ActivationFailure, Demand, DemandSink, EndpointSink, Failure, InstanceId, LaunchStep, Load,

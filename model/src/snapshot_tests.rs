@@ -1,16 +1,14 @@
 //! An edited table is the table that was built from nothing.
 
-use std::time::Duration;
-
 use proptest::prelude::*;
 
 use super::*;
 use crate::name::Tag;
-use crate::revision::{Backend, Protocol, QueueLimits, RevisionTimeouts};
+use crate::revision::Backend;
 use crate::route::{HttpOption, RequestView, Visibility};
-use crate::settings::{AccessLogFormat, DrainSettings, Limits, QueueTotals};
 use crate::split::{Percent, TrafficSplit, TrafficTarget};
 use crate::table::HostPattern;
+use crate::test_util;
 
 struct Get;
 
@@ -27,43 +25,7 @@ impl RequestView for Get {
 }
 
 fn settings() -> Arc<Settings> {
-    let second = Duration::from_secs(1);
-    Arc::new(Settings {
-        domain: "localhost".into(),
-        listeners: vec![],
-        trusted_proxies: vec![],
-        tag_header: false,
-        access_log: AccessLogFormat::Off,
-        error_detail: false,
-        limits: Limits {
-            header_timeout: second,
-            idle_timeout: second,
-            max_header_bytes: 1,
-            max_headers: 1,
-            max_uri_bytes: 1,
-            max_body_bytes: None,
-            body_read_timeout: second,
-            write_timeout: second,
-            max_connections: None,
-            max_connections_per_client: None,
-            max_connection_age: None,
-            min_body_rate: None,
-            max_concurrent_streams: 1,
-            max_stream_resets: None,
-            max_control_frames: None,
-            upstream_idle_timeout: second,
-            connect_timeout: second,
-            max_hops: 1,
-        },
-        queue: QueueTotals { depth: 1, bytes: 1 },
-        drain: DrainSettings {
-            delay: second,
-            timeout: second,
-        },
-        health: None,
-        admin: ([127, 0, 0, 1], 0).into(),
-        dns_refresh: second,
-    })
+    Arc::new(test_util::settings())
 }
 
 /// Service `n` with a revision of its own, at these hosts.
@@ -75,27 +37,7 @@ fn service(n: usize, hosts: &[String]) -> Arc<Service> {
         id: revision.clone(),
         service: id.clone(),
         backend: Backend::Managed,
-        settings: Arc::new(crate::RevisionSettings {
-            protocol: Protocol::Http1,
-            max_streams_per_connection: 1,
-            tls: crate::BackendTls::default(),
-            upgrades: None,
-            readiness: None,
-            start_timeout: Duration::ZERO,
-            container_concurrency: None,
-            timeouts: RevisionTimeouts {
-                total: None,
-                response_start: None,
-                idle: None,
-                max_stream_age: None,
-            },
-            queue: QueueLimits {
-                depth: 1,
-                bytes: 1,
-                timeout: Duration::ZERO,
-            },
-            request_headers: std::collections::BTreeMap::new(),
-        }),
+        settings: Arc::new(test_util::revision_settings()),
     };
     let split = TrafficSplit::new(vec![TrafficTarget {
         revision,

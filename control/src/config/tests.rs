@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 
 use proptest::prelude::*;
 use serde_json::{Map, Value};
+use sluice_model::test_util;
 
 use super::*;
 use crate::compile::load;
@@ -316,4 +317,27 @@ fn the_schema_says_which_draft_and_shows_defaults() {
         revision["properties"]["responseStartTimeoutSeconds"]["default"],
         300
     );
+}
+
+#[test]
+fn settings_of_tests_are_the_documented_defaults() {
+    let file = SourceFile {
+        path: "f.yaml".into(),
+        text: "services: [{name: a, revisions: [{name: a-1, endpoints: ['127.0.0.1:1']}]}]\n".to_owned(),
+    };
+    let loaded = load(&[file], &|_| None).expect("is sound");
+    let (settings, same) = (loaded.snapshot.settings(), test_util::settings());
+    assert_eq!(settings.limits, same.limits);
+    assert_eq!(
+        (settings.queue, settings.drain, settings.dns_refresh),
+        (same.queue, same.drain, same.dns_refresh)
+    );
+    let id = sluice_model::RevisionId::parse("default", "a-1").expect("a name");
+    let (entry, slot) = loaded.snapshot.revision(&id).expect("is in it");
+    let revision = &entry.service.revisions[slot].settings;
+    let same = sluice_model::RevisionSettings {
+        timeouts: revision.timeouts,
+        ..test_util::revision_settings()
+    };
+    assert_eq!(**revision, same);
 }

@@ -5,58 +5,16 @@ use std::sync::Weak;
 use std::time::Duration;
 
 use parking_lot::Mutex;
-use sluice_model::{
-    AccessLogFormat, DrainSettings, Limits, ListenerSettings, QueueTotals, Snapshot, SnapshotPublisher,
-    SnapshotReader, Visibility,
-};
+use sluice_model::{Snapshot, SnapshotPublisher, SnapshotReader, test_util};
 use tokio::sync::mpsc;
 
 use super::*;
 use crate::source::ObjectKey;
 
 pub(super) fn settings(domain: &str) -> Settings {
-    let second = Duration::from_secs(1);
     Settings {
         domain: domain.to_owned(),
-        listeners: vec![ListenerSettings {
-            address: "127.0.0.1:8080".parse().unwrap(),
-            visibility: Visibility::External,
-            tls: None,
-            proxy_protocol: None,
-            http2: sluice_model::Http2Settings::default(),
-        }],
-        trusted_proxies: Vec::new(),
-        tag_header: false,
-        access_log: AccessLogFormat::Off,
-        error_detail: false,
-        limits: Limits {
-            header_timeout: second,
-            idle_timeout: second,
-            max_header_bytes: 65_536,
-            max_headers: 128,
-            max_uri_bytes: 16_384,
-            max_body_bytes: None,
-            body_read_timeout: second,
-            write_timeout: second,
-            max_connections: None,
-            max_connections_per_client: None,
-            max_connection_age: None,
-            min_body_rate: None,
-            max_concurrent_streams: 100,
-            max_stream_resets: None,
-            max_control_frames: None,
-            upstream_idle_timeout: second,
-            connect_timeout: second,
-            max_hops: 10,
-        },
-        queue: QueueTotals { depth: 1, bytes: 1 },
-        drain: DrainSettings {
-            delay: second,
-            timeout: second,
-        },
-        health: None,
-        admin: "127.0.0.1:9900".parse().unwrap(),
-        dns_refresh: second,
+        ..test_util::settings()
     }
 }
 

@@ -8,10 +8,10 @@ use std::time::{Duration, SystemTime};
 use async_trait::async_trait;
 use serde_json::{Value, json};
 use sluice_model::{
-    AccessLogFormat, Backend, Delta, DrainSettings, EndpointAddr, Generation, HostPattern, HttpOption,
-    Limits, ListenerSettings, PathMatch, Percent, Protocol, QueueLimits, QueueTotals, RevisionId,
-    RevisionSpec, RevisionStatus, RevisionTimeouts, Route, RouteMatch, Service, ServiceId, Settings,
-    Snapshot, SnapshotBuilder, StatusSource, Tag, TrafficSplit, TrafficTarget, Visibility,
+    Backend, Delta, EndpointAddr, Generation, HostPattern, HttpOption, PathMatch, Percent, QueueLimits,
+    RevisionId, RevisionSettings, RevisionSpec, RevisionStatus, RevisionTimeouts, Route, RouteMatch, Service,
+    ServiceId, Snapshot, SnapshotBuilder, StatusSource, Tag, TrafficSplit, TrafficTarget, Visibility,
+    test_util,
 };
 
 use super::{AdminState, BoundAddresses, Explain, ExplainQuery, Health, UpgradeError, Upgraded};
@@ -31,73 +31,17 @@ fn service() -> ServiceId {
     ServiceId::parse("default", "greeter").unwrap()
 }
 
-fn settings() -> Settings {
-    let second = Duration::from_secs(1);
-    Settings {
-        domain: "localhost".into(),
-        listeners: vec![ListenerSettings {
-            address: ([127, 0, 0, 1], 0).into(),
-            visibility: Visibility::External,
-            tls: None,
-            proxy_protocol: None,
-            http2: sluice_model::Http2Settings::default(),
-        }],
-        trusted_proxies: Vec::new(),
-        tag_header: false,
-        access_log: AccessLogFormat::Off,
-        error_detail: false,
-        limits: Limits {
-            header_timeout: second,
-            idle_timeout: second,
-            max_header_bytes: 65_536,
-            max_headers: 128,
-            max_uri_bytes: 16_384,
-            max_body_bytes: None,
-            body_read_timeout: second,
-            write_timeout: second,
-            max_connections: None,
-            max_connections_per_client: None,
-            max_connection_age: None,
-            min_body_rate: None,
-            max_concurrent_streams: 100,
-            max_stream_resets: None,
-            max_control_frames: None,
-            upstream_idle_timeout: second,
-            connect_timeout: second,
-            max_hops: 10,
-        },
-        queue: QueueTotals {
-            depth: 1000,
-            bytes: 1 << 20,
-        },
-        drain: DrainSettings {
-            delay: Duration::ZERO,
-            timeout: second,
-        },
-        health: None,
-        admin: ([127, 0, 0, 1], 0).into(),
-        dns_refresh: second,
-    }
-}
-
 fn spec(name: &str) -> RevisionSpec {
     RevisionSpec {
         id: revision(name),
         service: service(),
         backend: Backend::Managed,
-        settings: Arc::new(sluice_model::RevisionSettings {
-            protocol: Protocol::Http1,
-            max_streams_per_connection: sluice_model::DEFAULT_STREAMS_PER_CONNECTION,
-            tls: sluice_model::BackendTls::default(),
+        settings: Arc::new(RevisionSettings {
             upgrades: Some(vec!["websocket".into()]),
-            readiness: None,
-            start_timeout: Duration::from_secs(60),
             container_concurrency: Some(5),
             timeouts: RevisionTimeouts {
-                total: None,
                 response_start: Some(Duration::from_secs(300)),
-                idle: None,
-                max_stream_age: None,
+                ..test_util::no_timeouts()
             },
             queue: QueueLimits {
                 depth: 10,
@@ -105,13 +49,14 @@ fn spec(name: &str) -> RevisionSpec {
                 timeout: Duration::from_secs(60),
             },
             request_headers: BTreeMap::from([("X-Api-Key".into(), SECRET.into())]),
+            ..test_util::revision_settings()
         }),
     }
 }
 
 /// `greeter`: 66.67 % v1 (tag current), 33.33 % v2, which /v2 leads to, too.
 pub(crate) fn snapshot() -> Snapshot {
-    let mut builder = SnapshotBuilder::new(settings());
+    let mut builder = SnapshotBuilder::new(test_util::settings());
     let target = |name: &str, slot, hundredths, tag: Option<&str>| TrafficTarget {
         revision: revision(name),
         slot,

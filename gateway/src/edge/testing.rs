@@ -13,8 +13,7 @@ use rustls::crypto::ring;
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::{ClientConfig, DigitallySignedStruct, SignatureScheme, SupportedProtocolVersion};
 use sluice_model::{
-    AccessLogFormat, CertificateFiles, DrainSettings, Limits, ListenerSettings, QueueTotals, Settings,
-    TlsSettings, Visibility,
+    CertificateFiles, DrainSettings, Limits, ListenerSettings, Settings, TlsSettings, test_util,
 };
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -31,51 +30,25 @@ pub(super) fn any_port() -> SocketAddr {
 }
 
 pub(super) fn plain() -> ListenerSettings {
-    ListenerSettings {
-        address: any_port(),
-        visibility: Visibility::External,
-        tls: None,
-        proxy_protocol: None,
-        http2: sluice_model::Http2Settings::default(),
-    }
+    test_util::listener()
 }
 
+/// No limit that a test does not set, and timeouts that no test waits for.
 pub(super) fn settings(listeners: Vec<ListenerSettings>) -> Settings {
     Settings {
-        domain: "localhost".to_owned(),
         listeners,
-        trusted_proxies: Vec::new(),
-        tag_header: false,
-        access_log: AccessLogFormat::Off,
-        error_detail: false,
         limits: Limits {
             header_timeout: PATIENCE,
             idle_timeout: PATIENCE,
-            max_header_bytes: 65_536,
-            max_headers: 128,
-            max_uri_bytes: 16_384,
-            max_body_bytes: None,
-            body_read_timeout: PATIENCE,
             write_timeout: PATIENCE,
             max_connections: None,
-            max_connections_per_client: None,
-            max_connection_age: None,
-            min_body_rate: None,
-            max_concurrent_streams: 100,
-            max_stream_resets: None,
-            max_control_frames: None,
-            upstream_idle_timeout: PATIENCE,
-            connect_timeout: PATIENCE,
-            max_hops: 10,
+            ..test_util::limits()
         },
-        queue: QueueTotals { depth: 1, bytes: 1 },
         drain: DrainSettings {
             delay: Duration::ZERO,
             timeout: PATIENCE,
         },
-        health: None,
-        admin: any_port(),
-        dns_refresh: PATIENCE,
+        ..test_util::settings()
     }
 }
 

@@ -6,10 +6,9 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 use sluice_model::{
-    AccessLogFormat, Backend, Delta, Demand, DemandSink, DrainSettings, EndpointAddr, EndpointTarget,
-    HttpOption, Limits, ListenerSettings, Percent, Protocol, QueueLimits, QueueTotals, RevisionId,
-    RevisionSpec, RevisionTimeouts, Service, ServiceId, Settings, Snapshot, SnapshotBuilder, TrafficSplit,
-    TrafficTarget, Visibility,
+    Backend, Delta, Demand, DemandSink, EndpointAddr, EndpointTarget, HttpOption, Limits, Percent,
+    QueueLimits, QueueTotals, RevisionId, RevisionSettings, RevisionSpec, Service, ServiceId, Settings,
+    Snapshot, SnapshotBuilder, TrafficSplit, TrafficTarget, Visibility, test_util,
 };
 use tokio::runtime::Handle;
 
@@ -71,71 +70,26 @@ pub(crate) fn spec(name: &str, backend: Backend) -> RevisionSpec {
         id: id(name),
         service: ServiceId::parse("default", "shop").expect("a name"),
         backend,
-        settings: Arc::new(sluice_model::RevisionSettings {
-            protocol: Protocol::Http1,
-            max_streams_per_connection: sluice_model::DEFAULT_STREAMS_PER_CONNECTION,
-            tls: sluice_model::BackendTls::default(),
-            upgrades: None,
-            readiness: None,
+        settings: Arc::new(RevisionSettings {
             start_timeout: Duration::from_secs(10),
-            container_concurrency: None,
-            timeouts: RevisionTimeouts {
-                total: None,
-                response_start: None,
-                idle: None,
-                max_stream_age: None,
-            },
             queue: queue(),
-            request_headers: BTreeMap::new(),
+            ..test_util::revision_settings()
         }),
     }
 }
 
+/// The documented settings, but that a lookup of a name fails sooner.
 pub(crate) fn settings() -> Settings {
     Settings {
-        domain: "localhost".into(),
-        listeners: vec![ListenerSettings {
-            address: ([127, 0, 0, 1], 0).into(),
-            visibility: Visibility::External,
-            tls: None,
-            proxy_protocol: None,
-            http2: sluice_model::Http2Settings::default(),
-        }],
-        trusted_proxies: vec![],
-        tag_header: false,
-        access_log: AccessLogFormat::Off,
-        error_detail: false,
         limits: Limits {
-            header_timeout: Duration::from_secs(10),
-            idle_timeout: Duration::from_secs(60),
-            max_header_bytes: 64 << 10,
-            max_headers: 128,
-            max_uri_bytes: 16 << 10,
-            max_body_bytes: None,
-            body_read_timeout: Duration::from_secs(60),
-            write_timeout: Duration::from_secs(60),
-            max_connections: None,
-            max_connections_per_client: None,
-            max_connection_age: None,
-            min_body_rate: None,
-            max_concurrent_streams: 100,
-            max_stream_resets: None,
-            max_control_frames: None,
-            upstream_idle_timeout: Duration::from_secs(4),
             connect_timeout: Duration::from_secs(2),
-            max_hops: 10,
+            ..test_util::limits()
         },
         queue: QueueTotals {
             depth: 1_000,
             bytes: 1 << 30,
         },
-        drain: DrainSettings {
-            delay: Duration::ZERO,
-            timeout: Duration::from_secs(300),
-        },
-        health: None,
-        admin: ([127, 0, 0, 1], 0).into(),
-        dns_refresh: Duration::from_secs(30),
+        ..test_util::settings()
     }
 }
 

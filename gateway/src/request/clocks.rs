@@ -110,13 +110,6 @@ mod tests {
         clocks
     }
 
-    const NONE: RevisionTimeouts = RevisionTimeouts {
-        total: None,
-        response_start: None,
-        idle: None,
-        max_stream_age: None,
-    };
-
     #[test]
     fn the_earliest_deadline_rings() {
         let now = Instant::now();
@@ -146,7 +139,7 @@ mod tests {
     #[test]
     fn what_is_not_configured_never_rings() {
         let now = Instant::now();
-        let mut clocks = clocks(NONE, None, now);
+        let mut clocks = clocks(sluice_model::test_util::no_timeouts(), None, now);
         clocks.connected(now);
         clocks.head_received(now);
         clocks.touch(|| unreachable!("nobody asks for the time"));
