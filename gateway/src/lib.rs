@@ -12,6 +12,7 @@
 pub mod admin;
 pub mod answer;
 pub mod cli;
+mod dns;
 pub mod downstream;
 pub mod echo;
 pub mod edge;
@@ -22,12 +23,11 @@ pub mod h2;
 pub mod handover;
 pub mod http1;
 pub mod observe;
+mod probe;
 pub mod registry;
 pub mod request;
 #[cfg(test)]
 mod sim;
-pub mod spare;
 pub mod throttle;
 mod token_bucket;
-pub mod upkeep;
 pub mod upstream;

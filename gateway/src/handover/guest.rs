@@ -26,7 +26,7 @@ impl Guest {
         let (sender, news) = mpsc::unbounded_channel();
         let mut desks = Vec::new();
         let mut said = Vec::new();
-        let all = registry.everything();
+        let all = registry.all_live();
         // Waking one takes longer than flipping it, and lets nobody wait.
         for live in &all {
             live.throttler();

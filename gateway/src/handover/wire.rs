@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use serde::{Deserialize, Serialize};
 use sluice_model::{ActivationFailure, EndpointAddr, Failure, InstanceId, RevisionId, ServiceId, StickyKey};
 
-use crate::registry::{Inherited, LiveRevision, kind};
+use crate::registry::{Inherited, LiveRevision, backend_kind};
 use crate::throttle::{EndpointId, EndpointInUse, EndpointPhase, News, Outcome, Rejection, Wanted};
 
 /// What the older process has of one revision. A desk is named by its place in the list of them.
@@ -159,7 +159,7 @@ impl Desk {
                 spec.service.namespace().to_owned(),
                 spec.service.name().to_owned(),
             ),
-            kind: kind(&spec),
+            kind: backend_kind(&spec),
             concurrency: spec.container_concurrency,
             endpoints: endpoints.collect(),
         }

@@ -208,10 +208,11 @@ mod tests {
     use serde_json::{Value, json};
     use sluice_model::{EndpointAddr, RevisionId, ServiceId};
 
-    use super::super::phases::{Milestones, StartTimes};
+    use super::super::phases::Milestones;
     use super::super::record::{RequestProtocol, Timer, tests::plain};
     use super::super::{LineWriter, Reason};
     use super::*;
+    use crate::throttle::StartTimeline;
 
     fn line(write: fn(&mut Vec<u8>, &RequestRecord<'_>), record: &RequestRecord<'_>) -> String {
         let mut out = Vec::new();
@@ -263,7 +264,7 @@ mod tests {
     }
 
     /// Arrived, admitted after 250 µs, answered after 1.1 ms.
-    fn waited(start: Option<StartTimes>) -> Phases {
+    fn waited(start: Option<StartTimeline>) -> Phases {
         let arrived = std::time::Instant::now();
         Phases::of(&Milestones {
             arrived,
@@ -281,7 +282,7 @@ mod tests {
             ..plain()
         };
         assert!(!line(pretty_line, &record).contains("cold="));
-        let cold = waited(Some(StartTimes::default()));
+        let cold = waited(Some(StartTimeline::default()));
         let record = RequestRecord {
             phases: Some(&cold),
             ..plain()

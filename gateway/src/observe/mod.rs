@@ -24,7 +24,7 @@ pub use metrics::{
     ActivationResult, EndpointCondition, EndpointLoad, ListenerCertificates, LoadView, Metrics, ReloadResult,
     RevisionLoad, RevisionMetrics, ServiceMetrics,
 };
-pub use phases::{Milestones, Phases, StartTimes};
+pub use phases::{Milestones, Phases};
 pub use reason::{GrpcStatus, Reason};
 pub use record::{RequestProtocol, RequestRecord, Timer};
 pub use writer::{LineSink, LineWriter};

@@ -3,6 +3,8 @@
 use std::fmt::{self, Write as _};
 use std::time::{Duration, Instant};
 
+use crate::throttle::StartTimeline;
+
 /// When a request, and the start that it waited for, reached which point. What is not known did
 /// not happen, or not before the next known point.
 #[derive(Debug, Clone, Copy)]
@@ -10,22 +12,11 @@ pub struct Milestones {
     /// Its head was complete.
     pub arrived: Instant,
     /// It waited for a start: what is known of that.
-    pub start: Option<StartTimes>,
+    pub start: Option<StartTimeline>,
     /// It stopped waiting: it got an endpoint, or an answer why not. `None`: it never waited.
     pub admitted: Option<Instant>,
     /// Its response head was there.
     pub first_byte: Instant,
-}
-
-/// When the start of an endpoint reached which point.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct StartTimes {
-    /// It was decided.
-    pub ordered: Option<Instant>,
-    /// The instance ran, or the platform had agreed.
-    pub started: Option<Instant>,
-    /// It was ready.
-    pub ready: Option<Instant>,
 }
 
 /// What happened to a request until its response head, one after the other: the phases add up to
@@ -128,7 +119,7 @@ mod tests {
         let t = |ms| t0 + Duration::from_millis(ms);
         let first = Milestones {
             arrived: t(100),
-            start: Some(StartTimes {
+            start: Some(StartTimeline {
                 ordered: Some(t(101)),
                 started: Some(t(104)),
                 ready: Some(t(404)),
@@ -171,7 +162,7 @@ mod tests {
         let t = |ms| t0 + Duration::from_millis(ms);
         let failed = |ordered, started| Milestones {
             arrived: t(0),
-            start: Some(StartTimes {
+            start: Some(StartTimeline {
                 ordered,
                 started,
                 ready: None,
@@ -210,7 +201,7 @@ mod tests {
             let t = |us: u64| t0 + Duration::from_micros(us);
             let phases = Phases::of(&Milestones {
                 arrived: t(arrived),
-                start: start.map(|[ordered, started, ready]| StartTimes {
+                start: start.map(|[ordered, started, ready]| StartTimeline {
                     ordered: ordered.map(t),
                     started: started.map(t),
                     ready: ready.map(t),

@@ -16,11 +16,12 @@ use tokio::runtime::Handle;
 use tokio::sync::Notify;
 
 use super::MakeObserver;
+use crate::dns::{self, DnsEnv, NameCache};
+use crate::probe::{self, ProbeLimiter};
 use crate::throttle::{
     Closing, EndpointState, QueueBudget, RevisionObserver, RevisionThrottler, Supply, ThrottleEnv,
     ThrottleLimits, clock,
 };
-use crate::upkeep::{Names, UpkeepEnv, probe, resolve};
 use crate::upstream::TlsSlot;
 
 /// What all live states share.
@@ -28,7 +29,8 @@ pub(super) struct LiveEnv {
     pub(super) demand: Arc<dyn DemandSink>,
     pub(super) make_observer: MakeObserver,
     pub(super) budget: Arc<QueueBudget>,
-    pub(super) upkeep: UpkeepEnv,
+    pub(super) dns: DnsEnv,
+    pub(super) probe_limiter: Arc<ProbeLimiter>,
     /// Runs timers, probes and name lookups.
     pub(super) runtime: Handle,
 }
@@ -69,7 +71,7 @@ struct Awake {
     tls: TlsSlot,
     throttler: Arc<RevisionThrottler>,
     observer: Arc<dyn RevisionObserver>,
-    names: Mutex<Names>,
+    names: Mutex<NameCache>,
     /// Tells the resolver that there are other names, or that it may end.
     names_changed: Arc<Notify>,
     /// Whether the resolver runs: from the first name on.
@@ -89,7 +91,7 @@ impl Awake {
             budget: Arc::clone(&env.budget),
             runtime: env.runtime.clone(),
         };
-        let names = Names::default();
+        let names = NameCache::default();
         let known = names.addresses(&targets(spec));
         let limits = limits(spec, known.pending);
         let throttler = RevisionThrottler::new(spec.id.clone(), spec.service.clone(), limits, throttle);
@@ -124,7 +126,7 @@ impl LiveRevision {
             }),
             awake: OnceLock::new(),
         });
-        live.start_upkeep(now);
+        live.start_probes_and_lookups(now);
         live
     }
 
@@ -189,7 +191,7 @@ impl LiveRevision {
 
     /// The addresses that it is configured with; one that is asleep uses all of them once it wakes.
     pub fn addresses(&self) -> Vec<EndpointAddr> {
-        Names::default().addresses(&targets(&self.spec())).addresses
+        NameCache::default().addresses(&targets(&self.spec())).addresses
     }
 
     /// As [`RevisionThrottler::close`].
@@ -264,7 +266,7 @@ impl LiveRevision {
         let awake = self.awake.get();
         drop(asleep);
         let Some(awake) = awake else {
-            self.start_upkeep(now);
+            self.start_probes_and_lookups(now);
             return;
         };
         let names = awake.names.lock();
@@ -280,7 +282,7 @@ impl LiveRevision {
     }
 
     /// Wakes one that has addresses to probe or names to look up.
-    fn start_upkeep(self: &Arc<Self>, now: Instant) {
+    fn start_probes_and_lookups(self: &Arc<Self>, now: Instant) {
         let spec = self.spec();
         let needed = match &spec.backend {
             Backend::Managed => false,
@@ -318,7 +320,11 @@ impl LiveRevision {
     }
 
     /// Changes what is known of names, then the throttler's addresses with it.
-    pub(crate) fn with_names<R>(self: &Arc<Self>, now: Instant, change: impl FnOnce(&mut Names) -> R) -> R {
+    pub(crate) fn with_names<R>(
+        self: &Arc<Self>,
+        now: Instant,
+        change: impl FnOnce(&mut NameCache) -> R,
+    ) -> R {
         let awake = self.wake();
         let mut names = awake.names.lock();
         let result = change(&mut names);
@@ -339,7 +345,7 @@ impl LiveRevision {
 
     /// Makes limits and addresses what spec and names say. `names` is the locked one: a lookup that
     /// comes in together with a new spec must not overwrite it with addresses of the old one.
-    fn refresh(self: &Arc<Self>, awake: &Awake, names: &Names, now: Instant) {
+    fn refresh(self: &Arc<Self>, awake: &Awake, names: &NameCache, now: Instant) {
         let spec = self.spec();
         let throttler = &awake.throttler;
         if matches!(spec.backend, Backend::Managed) {
@@ -362,7 +368,7 @@ impl LiveRevision {
         self.start_probes();
         if targets.iter().any(is_name) && !awake.resolving.swap(true, Ordering::Relaxed) {
             let changed = Arc::clone(&awake.names_changed);
-            let task = resolve::run(Arc::downgrade(self), changed, self.env.upkeep.clone());
+            let task = dns::run(Arc::downgrade(self), changed, self.env.dns.clone());
             drop(self.env.runtime.spawn(task));
         }
     }
@@ -375,8 +381,13 @@ impl LiveRevision {
         let mut probed = probed.lock();
         for view in views {
             if self.wants_probe(&view.endpoint) && probed.insert(view.endpoint.key) {
-                let upkeep = self.env.upkeep.clone();
-                let task = probe::run(Arc::downgrade(self), Arc::clone(throttler), view.endpoint, upkeep);
+                let limiter = Arc::clone(&self.env.probe_limiter);
+                let task = probe::run(
+                    Arc::downgrade(self),
+                    Arc::clone(throttler),
+                    view.endpoint,
+                    limiter,
+                );
                 drop(self.env.runtime.spawn(task));
             }
         }

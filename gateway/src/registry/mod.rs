@@ -4,7 +4,7 @@
 //! that they cannot be of different generations. A change edits the table: services that it does not
 //! name stay the same ones, and every revision that stays keeps its throttler, health and counters.
 
-mod handover;
+mod inherit;
 mod live;
 mod service;
 
@@ -26,14 +26,15 @@ use sluice_model::{
 };
 use tokio::runtime::Handle;
 
-pub use crate::throttle::{ActivationResult, NoObserver, RevisionObserver};
-pub(crate) use handover::{Inherited, kind};
+pub use crate::throttle::{ActivationOutcome, NoObserver, RevisionObserver};
+pub(crate) use inherit::{Inherited, backend_kind};
 use live::LiveEnv;
 pub use live::{LiveRevision, PutOff};
 pub use service::{LiveService, Reader, Snapshot};
 
+use crate::dns::DnsEnv;
+use crate::probe::ProbeLimiter;
 use crate::throttle::{Closing, QueueBudget, clock};
-use crate::upkeep::UpkeepEnv;
 
 /// Makes the observer of a revision that appears.
 pub type MakeObserver = Box<dyn Fn(&RevisionSpec) -> Arc<dyn RevisionObserver> + Send + Sync>;
@@ -87,7 +88,8 @@ impl Registry {
                 demand,
                 make_observer,
                 budget: Arc::new(QueueBudget::new(settings.queue)),
-                upkeep: UpkeepEnv::new(Arc::clone(settings)),
+                dns: DnsEnv::new(Arc::clone(settings)),
+                probe_limiter: Arc::new(ProbeLimiter::new(clock())),
                 runtime,
             }),
         }
@@ -124,7 +126,7 @@ impl Registry {
         let next = edited?;
         // From here on it is certain: what lives is changed only now.
         self.env.budget.set_totals(delta.settings.queue);
-        self.env.upkeep.settings.store(Arc::clone(&delta.settings));
+        self.env.dns.settings.store(Arc::clone(&delta.settings));
         let entries = delta.services.iter().filter_map(|s| next.service(&s.id));
         for entry in entries {
             for (spec, live) in entry.service.revisions.iter().zip(entry.live.revisions()) {
@@ -240,7 +242,7 @@ impl Registry {
     /// [`Rejection::Draining`](crate::throttle::Rejection::Draining), and every later arrival.
     pub fn close_all(&self) {
         let _no_other = self.writer.lock();
-        for live in self.everything() {
+        for live in self.all_live() {
             live.close(Closing::Draining, clock());
         }
     }

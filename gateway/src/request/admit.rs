@@ -5,8 +5,8 @@ use std::time::Instant;
 
 use super::ctx::{Attempt, RequestCtx};
 use crate::answer::Answer;
-use crate::observe::{Reason, StartTimes, Timer};
-use crate::throttle::{Admission, Arrival, Permit, Rejection, Waiter};
+use crate::observe::{Reason, Timer};
+use crate::throttle::{Admission, Arrival, Permit, Rejection, StartTimeline, Waiter};
 use sluice_model::Failure;
 
 impl RequestCtx {
@@ -102,20 +102,15 @@ impl RequestCtx {
 
     /// The start that ended, or did not end, a wait that began at `since`; `None` if it was not
     /// for one: the endpoint had been there before.
-    fn awaited_start(&self, outcome: &Result<Permit, Rejection>, since: Instant) -> Option<StartTimes> {
-        let launch = match outcome {
+    fn awaited_start(&self, outcome: &Result<Permit, Rejection>, since: Instant) -> Option<StartTimeline> {
+        match outcome {
             Ok(permit) => {
-                let launch = permit.endpoint().launch();
-                launch.ready.filter(|ready| *ready > since)?;
-                launch
+                let timeline = permit.endpoint().start_timeline();
+                timeline.ready.filter(|ready| *ready > since)?;
+                Some(timeline)
             }
-            Err(_) => self.routed.as_ref()?.live.throttler().awaited_launch()?,
-        };
-        Some(StartTimes {
-            ordered: launch.ordered,
-            started: launch.started,
-            ready: launch.ready,
-        })
+            Err(_) => self.routed.as_ref()?.live.throttler().awaited_start(),
+        }
     }
 
     async fn wait(

@@ -17,11 +17,9 @@ use super::measure::MeasuredRevision;
 use super::target::Target;
 use crate::answer::{Answer, Dialect, Rendered, redirect_to_https};
 use crate::edge::{ConnectionInfo, Drain};
-use crate::observe::{
-    Counted, Milestones, Observer, Phases, Reason, RequestProtocol, RequestRecord, StartTimes,
-};
+use crate::observe::{Counted, Milestones, Observer, Phases, Reason, RequestProtocol, RequestRecord};
 use crate::registry::{LiveRevision, LiveService, PutOff, Reader, Snapshot};
-use crate::throttle::Permit;
+use crate::throttle::{Permit, StartTimeline};
 
 /// What every request needs and shares.
 pub struct Engine {
@@ -153,7 +151,7 @@ pub struct RequestCtx {
     /// When it last stopped waiting; `None` when it never did.
     pub(super) admitted: Option<Instant>,
     /// The start that it waited for.
-    pub(super) start: Option<StartTimes>,
+    pub(super) start: Option<StartTimeline>,
     phases: Option<Phases>,
     /// The client asked where the time goes.
     wants_timing: bool,

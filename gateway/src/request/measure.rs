@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::observe::{ActivationResult as Label, RevisionMetrics};
-use crate::throttle::{ActivationResult, RevisionObserver};
+use crate::throttle::{ActivationOutcome, RevisionObserver};
 
 /// The metrics of one revision, as its throttler's observer: made with its live state, so that
 /// requests find their handles without a lookup.
@@ -29,10 +29,10 @@ impl RevisionObserver for MeasuredRevision {
         // Counted when it ended, with its result.
     }
 
-    fn activation_finished(&self, result: ActivationResult, took: Duration) {
+    fn activation_finished(&self, result: ActivationOutcome, took: Duration) {
         let label = match result {
-            ActivationResult::Ready => Label::Ready,
-            ActivationResult::Failed(failure) => Label::from(failure),
+            ActivationOutcome::Ready => Label::Ready,
+            ActivationOutcome::Failed(failure) => Label::from(failure),
         };
         self.0.activated(label, took);
     }

@@ -68,31 +68,33 @@ pub enum Outcome {
 /// What is known of a request while it waits and while it holds a slot: enough to put it back at
 /// its place in time.
 #[derive(Debug)]
-pub(crate) struct Place {
+pub(crate) struct QueueTicket {
     /// Order of arrival within the revision.
     pub(crate) seq: u64,
     pub(crate) arrival: Arrival,
     /// Time spent in the queue so far.
     pub(crate) queued: Duration,
     /// Attempts that failed. Empty, and so without an allocation, for nearly every request.
-    pub(crate) tried: Vec<Tried>,
+    pub(crate) tried: Vec<FailedAttempt>,
 }
 
 /// An endpoint that failed this request before.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Tried {
+pub(crate) struct FailedAttempt {
     /// Which readiness of the endpoint it was: once it proved itself again, it may be tried again.
-    pub(crate) turn: u64,
+    pub(crate) readiness_epoch: u64,
     /// No connection could be made: trying again at once is of no use.
     pub(crate) refused: bool,
 }
 
-impl Place {
-    pub(crate) fn has_tried(&self, turn: u64) -> bool {
-        self.tried.iter().any(|t| t.turn == turn)
+impl QueueTicket {
+    pub(crate) fn has_tried(&self, readiness_epoch: u64) -> bool {
+        self.tried.iter().any(|t| t.readiness_epoch == readiness_epoch)
     }
 
-    pub(crate) fn was_refused_by(&self, turn: u64) -> bool {
-        self.tried.iter().any(|t| t.turn == turn && t.refused)
+    pub(crate) fn was_refused_by(&self, readiness_epoch: u64) -> bool {
+        self.tried
+            .iter()
+            .any(|t| t.readiness_epoch == readiness_epoch && t.refused)
     }
 }

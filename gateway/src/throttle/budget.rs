@@ -7,8 +7,8 @@
 //!
 //! **Locks:** a throttler's lock may be held while the budget's is taken, never the other way
 //! round, and nobody holds two throttlers' locks. So the throttler that an arrival finds full only
-//! learns *whose* waiter has to go; with its lock given back, [`RevisionThrottler::make_room`] displaces that waiter
-//! into a [`Room`], which is the arrival's alone, and the arrival comes back with it. A place is
+//! learns *whose* waiter has to go; with its lock given back, [`RevisionThrottler::evict_for`] displaces that waiter
+//! into a [`Reservation`], which is the arrival's alone, and the arrival comes back with it. A place is
 //! never counted twice and never counted not at all, so the totals hold at every instant in
 //! between, too.
 
@@ -19,7 +19,7 @@ use std::sync::{Arc, Weak};
 use parking_lot::Mutex;
 use sluice_model::{QueueTotals, ServiceId};
 
-use super::ledger::{Decision, Held, Ledger, QueueKey, Want};
+use super::accounting::{QueueAccounting, QueueKey, QueueUsage, SpaceDecision, SpaceRequest};
 use super::shell::RevisionThrottler;
 
 /// Counts waiters and their bytes over all revisions, by service, and says who may wait.
@@ -27,12 +27,12 @@ use super::shell::RevisionThrottler;
 /// Only held requests touch it, never the warm path.
 #[derive(Debug)]
 pub struct QueueBudget {
-    books: Mutex<Books>,
+    state: Mutex<BudgetState>,
 }
 
 #[derive(Debug)]
-struct Books {
-    ledger: Ledger,
+struct BudgetState {
+    accounting: QueueAccounting,
     queues: HashMap<QueueKey, Weak<RevisionThrottler>>,
     next_key: u64,
 }
@@ -41,8 +41,8 @@ impl QueueBudget {
     /// An empty one.
     pub fn new(totals: QueueTotals) -> Self {
         Self {
-            books: Mutex::new(Books {
-                ledger: Ledger::new(totals),
+            state: Mutex::new(BudgetState {
+                accounting: QueueAccounting::new(totals),
                 queues: HashMap::new(),
                 next_key: 0,
             }),
@@ -51,34 +51,34 @@ impl QueueBudget {
 
     /// Changes the bounds. Who waits already goes on waiting, and is displaced at most one for one.
     pub fn set_totals(&self, totals: QueueTotals) {
-        self.books.lock().ledger.set_totals(totals);
+        self.state.lock().accounting.set_totals(totals);
     }
 
     /// Waiters and bytes now; places on their way from one waiter to another count.
     pub fn used(&self) -> QueueTotals {
-        let Held { depth, bytes } = self.books.lock().ledger.used();
+        let QueueUsage { depth, bytes } = self.state.lock().accounting.used();
         QueueTotals { depth, bytes }
     }
 
-    /// Whom [`Entry::Crowded`] named; `None` when it is gone.
+    /// Whom [`EnterResult::NeedsEviction`] named; `None` when it is gone.
     pub(crate) fn owner(&self, queue: QueueKey) -> Option<Arc<RevisionThrottler>> {
-        self.books.lock().queues.get(&queue)?.upgrade()
+        self.state.lock().queues.get(&queue)?.upgrade()
     }
 
     /// Services that hold something.
     #[cfg(test)]
     pub(crate) fn services(&self) -> usize {
-        self.books.lock().ledger.services()
+        self.state.lock().accounting.services()
     }
 }
 
 /// Whether a request may wait.
 #[derive(Debug)]
-pub(crate) enum Entry {
+pub(crate) enum EnterResult {
     /// It has a place.
     Taken,
     /// It may once the named queue's youngest waiter gave way to it.
-    Crowded(Room, QueueKey),
+    NeedsEviction(Reservation, QueueKey),
     /// It may not.
     Full,
 }
@@ -92,11 +92,11 @@ pub(crate) struct Account {
 
 impl Account {
     pub(crate) fn open(budget: Arc<QueueBudget>, service: ServiceId, owner: Weak<RevisionThrottler>) -> Self {
-        let mut books = budget.books.lock();
-        let key = QueueKey(books.next_key);
-        books.next_key += 1;
-        books.queues.insert(key, owner);
-        drop(books);
+        let mut state = budget.state.lock();
+        let key = QueueKey(state.next_key);
+        state.next_key += 1;
+        state.queues.insert(key, owner);
+        drop(state);
         Self { budget, service, key }
     }
 
@@ -106,53 +106,55 @@ impl Account {
     }
 
     /// Takes a place, with what was given up for it, if it was crowded before.
-    pub(crate) fn enter(&self, bytes: u64, mut room: Option<Room>) -> Entry {
-        let mut books = self.budget.books.lock();
-        let decision = books.ledger.decide(Want {
+    pub(crate) fn enter(&self, bytes: u64, mut reservation: Option<Reservation>) -> EnterResult {
+        let mut state = self.budget.state.lock();
+        let decision = state.accounting.decide(SpaceRequest {
             service: &self.service,
             bytes,
-            room: room.as_ref().map(|r| r.held).unwrap_or_default(),
+            reservation: reservation.as_ref().map(|r| r.held).unwrap_or_default(),
         });
         match decision {
-            Decision::Fits => {
-                if let Some(room) = &mut room {
-                    room.give_back(&mut books);
+            SpaceDecision::Fits => {
+                if let Some(reservation) = &mut reservation {
+                    reservation.give_back(&mut state);
                 }
-                books.ledger.add(&self.service, Some(self.key), Held::one(bytes));
-                Entry::Taken
+                state
+                    .accounting
+                    .add(&self.service, Some(self.key), QueueUsage::one(bytes));
+                EnterResult::Taken
             }
-            Decision::Displace(queue) => {
-                let room = room.take().unwrap_or_else(|| Room {
+            SpaceDecision::Evict(queue) => {
+                let reservation = reservation.take().unwrap_or_else(|| Reservation {
                     budget: Arc::clone(&self.budget),
                     service: self.service.clone(),
                     wanted: bytes,
-                    held: Held::default(),
+                    held: QueueUsage::default(),
                 });
-                Entry::Crowded(room, queue)
+                EnterResult::NeedsEviction(reservation, queue)
             }
-            Decision::Refused => Entry::Full,
+            SpaceDecision::Refused => EnterResult::Full,
         }
     }
 
     /// Gives a waiter's place back.
     pub(crate) fn leave(&self, bytes: u64) {
-        let mut books = self.budget.books.lock();
-        books
-            .ledger
-            .remove(&self.service, Some(self.key), Held::one(bytes));
+        let mut state = self.budget.state.lock();
+        state
+            .accounting
+            .remove(&self.service, Some(self.key), QueueUsage::one(bytes));
     }
 
     /// Gives a waiter's place to `room`; false, and nothing given, when the arrival does not need
     /// it any more or this service is not above its share any more.
-    pub(crate) fn give_way(&self, bytes: u64, room: &mut Room) -> bool {
-        let mut books = self.budget.books.lock();
-        let gives = books.ledger.gives_way(&self.service, room.want());
+    pub(crate) fn cede(&self, bytes: u64, reservation: &mut Reservation) -> bool {
+        let mut state = self.budget.state.lock();
+        let gives = state.accounting.may_evict_from(&self.service, reservation.want());
         if gives {
-            let place = Held::one(bytes);
-            books.ledger.remove(&self.service, Some(self.key), place);
-            books.ledger.add(&room.service, None, place);
-            room.held.depth += place.depth;
-            room.held.bytes += place.bytes;
+            let place = QueueUsage::one(bytes);
+            state.accounting.remove(&self.service, Some(self.key), place);
+            state.accounting.add(&reservation.service, None, place);
+            reservation.held.depth += place.depth;
+            reservation.held.bytes += place.bytes;
         }
         gives
     }
@@ -160,8 +162,8 @@ impl Account {
     /// Counts for another service from now on, waiters included.
     pub(crate) fn set_service(&mut self, service: &ServiceId) {
         if self.service != *service {
-            let mut books = self.budget.books.lock();
-            books.ledger.transfer(self.key, &self.service, service);
+            let mut state = self.budget.state.lock();
+            state.accounting.transfer(self.key, &self.service, service);
             self.service = service.clone();
         }
     }
@@ -169,7 +171,7 @@ impl Account {
 
 impl Drop for Account {
     fn drop(&mut self) {
-        self.budget.books.lock().queues.remove(&self.key);
+        self.budget.state.lock().queues.remove(&self.key);
     }
 }
 
@@ -184,49 +186,49 @@ impl fmt::Debug for Account {
 
 /// What displaced waiters gave up for one arrival. It counts for the arrival's service at once;
 /// dropping it gives back what is left.
-#[must_use = "dropping it gives the room back"]
-pub(crate) struct Room {
+#[must_use = "dropping it gives the reservation back"]
+pub(crate) struct Reservation {
     budget: Arc<QueueBudget>,
     service: ServiceId,
     wanted: u64,
-    held: Held,
+    held: QueueUsage,
 }
 
-impl Room {
-    fn want(&self) -> Want<'_> {
-        Want {
+impl Reservation {
+    fn want(&self) -> SpaceRequest<'_> {
+        SpaceRequest {
             service: &self.service,
             bytes: self.wanted,
-            room: self.held,
+            reservation: self.held,
         }
     }
 
-    fn give_back(&mut self, books: &mut Books) {
+    fn give_back(&mut self, state: &mut BudgetState) {
         let held = std::mem::take(&mut self.held);
         if !held.is_nothing() {
-            books.ledger.remove(&self.service, None, held);
+            state.accounting.remove(&self.service, None, held);
         }
     }
 
     #[cfg(test)]
-    pub(crate) fn held(&self) -> Held {
+    pub(crate) fn held(&self) -> QueueUsage {
         self.held
     }
 }
 
-impl Drop for Room {
+impl Drop for Reservation {
     fn drop(&mut self) {
         // Most are: what was in it was taken.
         if !self.held.is_nothing() {
             let budget = Arc::clone(&self.budget);
-            self.give_back(&mut budget.books.lock());
+            self.give_back(&mut budget.state.lock());
         }
     }
 }
 
-impl fmt::Debug for Room {
+impl fmt::Debug for Reservation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Room")
+        f.debug_struct("Reservation")
             .field("service", &self.service)
             .field("wanted", &self.wanted)
             .field("held", &self.held)

@@ -9,17 +9,16 @@ use std::time::{Duration, Instant};
 
 use sluice_model::{ActivationFailure, Load, QueueLimits};
 
-use super::arrival::{Arrival, Outcome, Place, Tried};
-use super::budget::{self, Account, Room};
-use super::effects::{Crowded, Effects, Grant, Resolved, Signal, Verdict};
+use super::actions::{Actions, CoreAdmission, Grant, NeedsEviction, Resolved, Signal};
+use super::arrival::{Arrival, FailedAttempt, Outcome, QueueTicket};
+use super::budget::{Account, EnterResult, Reservation};
 use super::endpoint::EndpointPhase;
 use super::endpoint_set::EndpointSet;
-use super::health;
-use super::launch::Underway;
 use super::load::LoadMeter;
-use super::queue::{Entry, Queue};
+use super::queue::{Queue, QueuedRequest};
 use super::rejection::{Closing, Rejection};
 use super::remote::{News, Remote};
+use super::start_timeline::CurrentStart;
 
 /// The least `Retry-After`.
 const MIN_RETRY: Duration = Duration::from_secs(1);
@@ -80,7 +79,7 @@ pub(crate) struct Core<W> {
     pub(super) activation: Activation,
     /// What activations took lately: an average that forgets.
     pub(super) start_estimate: Option<Duration>,
-    pub(super) underway: Underway,
+    pub(super) current_start: CurrentStart,
     pub(super) closed: Option<Closing>,
     /// Another gateway gives the slots out.
     pub(super) remote: Option<Remote>,
@@ -96,7 +95,7 @@ impl<W> Core<W> {
             queue: Queue::new(account),
             activation: Activation::Idle,
             start_estimate: None,
-            underway: Underway::default(),
+            current_start: CurrentStart::default(),
             closed: None,
             remote: None,
             load: LoadMeter::new(now),
@@ -110,16 +109,16 @@ impl<W> Core<W> {
         arrival: Arrival,
         now: Instant,
         waiter: impl FnOnce() -> W,
-    ) -> (Verdict, Effects<W>) {
+    ) -> (CoreAdmission, Actions<W>) {
         if let Some(grant) = self.arrive_warm(arrival, now) {
-            return (Verdict::Granted(grant), Effects::default());
+            return (CoreAdmission::Granted(grant), Actions::default());
         }
-        let mut fx = self.begin(now);
+        let mut actions = self.begin(now);
         self.load.arrived();
-        let place = self.next_place(arrival);
-        let verdict = self.admit(place, None, now, waiter, &mut fx);
-        self.settle(now, &mut fx);
-        (verdict, fx)
+        let ticket = self.next_ticket(arrival);
+        let verdict = self.admit(ticket, None, now, waiter, &mut actions);
+        self.settle(now, &mut actions);
+        (verdict, actions)
     }
 
     /// What [`arrive`](Self::arrive) comes to when a slot is free. `None` changes nothing: then it
@@ -131,9 +130,9 @@ impl<W> Core<W> {
         }
         self.load.advance(self.held(), now);
         self.load.arrived();
-        let place = self.next_place(arrival);
-        let slot = self.endpoints.pick(&place).expect("one is open");
-        let grant = self.grant(slot, place);
+        let ticket = self.next_ticket(arrival);
+        let slot = self.endpoints.pick(&ticket).expect("one is open");
+        let grant = self.grant(slot, ticket);
         #[cfg(test)]
         self.check();
         Some(grant)
@@ -142,7 +141,7 @@ impl<W> Core<W> {
     /// What [`release`](Self::release) comes to when nobody wants the slot and the endpoint stays.
     /// `false` changes nothing: then it is not so simple.
     pub(crate) fn release_warm(&mut self, slot: u32, now: Instant) -> bool {
-        if !self.is_calm(now) || self.endpoints.slot(slot).phase != EndpointPhase::Ready {
+        if !self.is_calm(now) || self.endpoints.record(slot).phase != EndpointPhase::Ready {
             return false;
         }
         self.load.advance(self.held(), now);
@@ -159,75 +158,78 @@ impl<W> Core<W> {
         self.queue.is_empty() && !due && self.remote.is_none()
     }
 
-    /// A request that was [`Crowded`] out is back, with what room was made for it.
+    /// A request that was [`NeedsEviction`] out is back, with what room was made for it.
     pub(crate) fn resume(
         &mut self,
-        place: Place,
-        room: Room,
+        ticket: QueueTicket,
+        reservation: Reservation,
         now: Instant,
         waiter: impl FnOnce() -> W,
-    ) -> (Verdict, Effects<W>) {
-        let mut fx = self.begin(now);
+    ) -> (CoreAdmission, Actions<W>) {
+        let mut actions = self.begin(now);
         // A first attempt waits even where there is nothing yet.
-        let verdict = if !place.tried.is_empty() && self.is_hopeless(&place) {
-            Verdict::Rejected(Rejection::NoEndpoints)
+        let verdict = if !ticket.tried.is_empty() && self.is_hopeless(&ticket) {
+            CoreAdmission::Rejected(Rejection::NoEndpoints)
         } else {
-            self.admit(place, Some(room), now, waiter, &mut fx)
+            self.admit(ticket, Some(reservation), now, waiter, &mut actions)
         };
-        self.settle(now, &mut fx);
-        (verdict, fx)
+        self.settle(now, &mut actions);
+        (verdict, actions)
     }
 
     /// The youngest waiter gives way to an arrival elsewhere, if that is still needed and fair.
-    pub(crate) fn displace(&mut self, room: &mut Room, now: Instant) -> Effects<W> {
-        let mut fx = self.begin(now);
-        if let Some(entry) = self.queue.give_way(room) {
+    pub(crate) fn evict_for(&mut self, reservation: &mut Reservation, now: Instant) -> Actions<W> {
+        let mut actions = self.begin(now);
+        if let Some(entry) = self.queue.evict_youngest(reservation) {
             let retry_after = self.retry_after(now);
-            self.resolve(entry, now, &mut fx, |_, _| {
+            self.resolve(entry, now, &mut actions, |_, _| {
                 Err(Rejection::Overloaded { retry_after })
             });
         }
-        self.settle(now, &mut fx);
-        fx
+        self.settle(now, &mut actions);
+        actions
     }
 
     /// A request is done with its slot.
-    pub(crate) fn release(&mut self, slot: u32, now: Instant) -> Effects<W> {
+    pub(crate) fn release(&mut self, slot: u32, now: Instant) -> Actions<W> {
         if self.release_warm(slot, now) {
-            return Effects::default();
+            return Actions::default();
         }
-        let mut fx = self.begin(now);
-        self.give_back(slot, &mut fx);
-        self.settle(now, &mut fx);
-        fx
+        let mut actions = self.begin(now);
+        self.give_back(slot, &mut actions);
+        self.settle(now, &mut actions);
+        actions
     }
 
     /// An attempt failed: the slot is given back, and the request wants another one, at its place
     /// in time. `refused` says that no connection could be made.
     pub(crate) fn failover(
         &mut self,
-        (slot, turn, refused): (u32, u64, bool),
-        mut place: Place,
+        (slot, readiness_epoch, refused): (u32, u64, bool),
+        mut ticket: QueueTicket,
         now: Instant,
         waiter: impl FnOnce() -> W,
-    ) -> (Verdict, Effects<W>) {
-        let mut fx = self.begin(now);
-        self.give_back(slot, &mut fx);
-        place.tried.push(Tried { turn, refused });
+    ) -> (CoreAdmission, Actions<W>) {
+        let mut actions = self.begin(now);
+        self.give_back(slot, &mut actions);
+        ticket.tried.push(FailedAttempt {
+            readiness_epoch,
+            refused,
+        });
         // Older waiters go first even here; younger ones wait until this request had its pick.
-        if self.queue.oldest().is_some_and(|oldest| oldest.seq < place.seq) {
-            self.settle(now, &mut fx);
+        if self.queue.oldest().is_some_and(|oldest| oldest.seq < ticket.seq) {
+            self.settle(now, &mut actions);
         }
         let verdict = if self.closed == Some(Closing::Removed) {
             // What replaced the revision serves the request rather than what is left of the revision.
-            Verdict::Rejected(Rejection::Removed)
-        } else if self.is_hopeless(&place) {
-            Verdict::Rejected(Rejection::NoEndpoints)
+            CoreAdmission::Rejected(Rejection::Removed)
+        } else if self.is_hopeless(&ticket) {
+            CoreAdmission::Rejected(Rejection::NoEndpoints)
         } else {
-            self.admit(place, None, now, waiter, &mut fx)
+            self.admit(ticket, None, now, waiter, &mut actions)
         };
-        self.settle(now, &mut fx);
-        (verdict, fx)
+        self.settle(now, &mut actions);
+        (verdict, actions)
     }
 
     /// A waiter's client is gone. Returns what reached it, to be dropped outside the lock; `None`
@@ -240,36 +242,41 @@ impl<W> Core<W> {
     }
 
     /// What an attempt told. `turn` is the grant's: news of a former life change nothing.
-    pub(crate) fn report(&mut self, slot: u32, turn: u64, outcome: Outcome, now: Instant) -> Effects<W> {
-        let mut fx = self.begin(now);
+    pub(crate) fn report(
+        &mut self,
+        slot: u32,
+        readiness_epoch: u64,
+        outcome: Outcome,
+        now: Instant,
+    ) -> Actions<W> {
+        let mut actions = self.begin(now);
         if let Some(remote) = &mut self.remote {
             // Whoever gives the slots out judges the endpoints.
-            let endpoint = self.endpoints.slot(slot).id();
+            let endpoint = self.endpoints.record(slot).id();
             remote.tell(News::Report { endpoint, outcome });
-            return fx;
+            return actions;
         }
-        let endpoint = self.endpoints.slot_mut(slot);
+        let endpoint = self.endpoints.record_mut(slot);
         let broke = matches!(outcome, Outcome::ConnectFailed | Outcome::Broke);
-        if endpoint.turn != turn || endpoint.phase != EndpointPhase::Ready {
+        if endpoint.readiness_epoch != readiness_epoch || endpoint.phase != EndpointPhase::Ready {
             // Told already.
         } else if broke && endpoint.state.is_unproven() {
-            self.refute(slot, &mut fx);
+            self.refute(slot, &mut actions);
         } else {
-            let verdict = endpoint.with_health(|h| h.observe(outcome));
-            if verdict == health::Verdict::Eject {
+            if endpoint.with_outlier(|detector| detector.record(outcome)) {
                 let refused = outcome == Outcome::ConnectFailed;
-                self.eject(slot, refused, false, now, &mut fx);
+                self.eject(slot, refused, false, now, &mut actions);
             }
         }
-        self.settle(now, &mut fx);
-        fx
+        self.settle(now, &mut actions);
+        actions
     }
 
     /// Time passed: waiters whose time is over are rejected, ejections end.
-    pub(crate) fn expire(&mut self, now: Instant) -> Effects<W> {
-        let mut fx = self.begin(now);
-        self.settle(now, &mut fx);
-        fx
+    pub(crate) fn expire(&mut self, now: Instant) -> Actions<W> {
+        let mut actions = self.begin(now);
+        self.settle(now, &mut actions);
+        actions
     }
 
     /// When [`expire`](Self::expire) has to be called at the latest. `None` while nobody waits:
@@ -307,35 +314,35 @@ impl<W> Core<W> {
     }
 
     /// Accounts for the time since the last event, then does what was due before this one.
-    pub(super) fn begin(&mut self, now: Instant) -> Effects<W> {
+    pub(super) fn begin(&mut self, now: Instant) -> Actions<W> {
         self.load.advance(self.held(), now);
-        let mut fx = Effects::default();
+        let mut actions = Actions::default();
         let ejection_over = self.endpoints.eject_due().is_some_and(|due| due <= now);
         let waiter_over = self.queue.next_expiry().is_some_and(|due| due <= now);
         if ejection_over || waiter_over {
-            self.expire_waiters(now, &mut fx);
-            self.settle(now, &mut fx);
+            self.expire_waiters(now, &mut actions);
+            self.settle(now, &mut actions);
         }
-        fx
+        actions
     }
 
     /// Restores the invariants after any change.
-    pub(super) fn settle(&mut self, now: Instant, fx: &mut Effects<W>) {
-        self.reinstate(now, fx);
+    pub(super) fn settle(&mut self, now: Instant, actions: &mut Actions<W>) {
+        self.reinstate(now, actions);
         while self.endpoints.has_open()
             && let Some(entry) = self.queue.pop()
         {
             // Nobody's deadline is over: `begin` saw to that.
-            self.resolve(entry, now, fx, |core, place| {
-                let slot = core.endpoints.pick(&place).expect("one is open");
-                Ok(core.grant(slot, place))
+            self.resolve(entry, now, actions, |core, ticket| {
+                let slot = core.endpoints.pick(&ticket).expect("one is open");
+                Ok(core.grant(slot, ticket))
             });
         }
         if !self.queue.is_empty() && self.endpoints.counts().ready == 0 && self.remote.is_none() {
             match self.limits.supply {
-                Supply::Activated => self.activate(now, fx),
+                Supply::Activated => self.activate(now, actions),
                 Supply::Fixed if self.endpoints.counts().live() == 0 => {
-                    self.reject_all(now, fx, &Rejection::NoEndpoints);
+                    self.reject_all(now, actions, &Rejection::NoEndpoints);
                 }
                 Supply::Fixed | Supply::Resolving => {}
             }
@@ -370,7 +377,7 @@ impl<W> Core<W> {
 
     /// A waiter that came when the bound was tighter (nothing ran yet) gets what is left of the
     /// present one.
-    pub(super) fn expire_waiters(&mut self, now: Instant, fx: &mut Effects<W>) {
+    pub(super) fn expire_waiters(&mut self, now: Instant, actions: &mut Actions<W>) {
         while let Some(due) = self.queue.due(now) {
             let rejection = if due.deadline.is_some_and(|d| d <= now) {
                 Rejection::DeadlineExceeded
@@ -391,14 +398,14 @@ impl<W> Core<W> {
                 }
             };
             if let Some(entry) = self.queue.remove(due.seq) {
-                self.resolve(entry, now, fx, |_, _| Err(rejection));
+                self.resolve(entry, now, actions, |_, _| Err(rejection));
             }
         }
     }
 
-    pub(super) fn reject_all(&mut self, now: Instant, fx: &mut Effects<W>, rejection: &Rejection) {
+    pub(super) fn reject_all(&mut self, now: Instant, actions: &mut Actions<W>, rejection: &Rejection) {
         while let Some(entry) = self.queue.pop() {
-            self.resolve(entry, now, fx, |_, _| Err(rejection.clone()));
+            self.resolve(entry, now, actions, |_, _| Err(rejection.clone()));
         }
     }
 
@@ -413,10 +420,10 @@ impl<W> Core<W> {
     }
 
     /// The arrival's place in time.
-    pub(super) fn next_place(&mut self, arrival: Arrival) -> Place {
+    pub(super) fn next_ticket(&mut self, arrival: Arrival) -> QueueTicket {
         let seq = self.next_seq;
         self.next_seq += 1;
-        Place {
+        QueueTicket {
             seq,
             arrival,
             queued: Duration::ZERO,
@@ -430,43 +437,52 @@ impl<W> Core<W> {
 
     pub(super) fn admit(
         &mut self,
-        place: Place,
-        room: Option<Room>,
+        ticket: QueueTicket,
+        reservation: Option<Reservation>,
         now: Instant,
         waiter: impl FnOnce() -> W,
-        fx: &mut Effects<W>,
-    ) -> Verdict {
-        if place.arrival.deadline.is_some_and(|d| d <= now) {
-            return Verdict::Rejected(Rejection::DeadlineExceeded);
+        actions: &mut Actions<W>,
+    ) -> CoreAdmission {
+        if ticket.arrival.deadline.is_some_and(|d| d <= now) {
+            return CoreAdmission::Rejected(Rejection::DeadlineExceeded);
         }
         if self.closed == Some(Closing::Draining) {
-            return Verdict::Rejected(Rejection::Draining);
+            return CoreAdmission::Rejected(Rejection::Draining);
         }
         // Nobody waits while one is open, so this overtakes nobody.
-        if let Some(slot) = self.endpoints.pick(&place) {
-            return Verdict::Granted(self.grant(slot, place));
+        if let Some(slot) = self.endpoints.pick(&ticket) {
+            return CoreAdmission::Granted(self.grant(slot, ticket));
         }
-        match self.may_wait(place.arrival.bytes, room, now) {
-            Err(rejection) => return Verdict::Rejected(rejection),
-            Ok(budget::Entry::Full) => {
+        match self.may_wait(ticket.arrival.bytes, reservation, now) {
+            Err(rejection) => return CoreAdmission::Rejected(rejection),
+            Ok(EnterResult::Full) => {
                 let retry_after = self.retry_after(now);
-                return Verdict::Rejected(Rejection::Overloaded { retry_after });
+                return CoreAdmission::Rejected(Rejection::Overloaded { retry_after });
             }
-            Ok(budget::Entry::Crowded(room, victim)) => {
-                return Verdict::Crowded(Box::new(Crowded { place, room, victim }));
+            Ok(EnterResult::NeedsEviction(reservation, victim)) => {
+                return CoreAdmission::NeedsEviction(Box::new(NeedsEviction {
+                    ticket,
+                    reservation,
+                    victim,
+                }));
             }
-            Ok(budget::Entry::Taken) => {}
+            Ok(EnterResult::Taken) => {}
         }
-        let seq = place.seq;
-        let expires = self.expiry(place.queued, place.arrival.deadline, now);
-        self.ask(&place);
-        self.queue.push(waiter(), place, expires, now);
-        fx.wake_probes |= self.queue.len() == 1 && self.endpoints.counts().starting > 0;
-        Verdict::Queued { seq }
+        let seq = ticket.seq;
+        let expires = self.expiry(ticket.queued, ticket.arrival.deadline, now);
+        self.ask(&ticket);
+        self.queue.push(waiter(), ticket, expires, now);
+        actions.wake_probes |= self.queue.len() == 1 && self.endpoints.counts().starting > 0;
+        CoreAdmission::Queued { seq }
     }
 
     /// Asks the gateway's budget for a place when the revision itself has nothing against it.
-    fn may_wait(&self, bytes: u64, room: Option<Room>, now: Instant) -> Result<budget::Entry, Rejection> {
+    fn may_wait(
+        &self,
+        bytes: u64,
+        reservation: Option<Reservation>,
+        now: Instant,
+    ) -> Result<EnterResult, Rejection> {
         if let Some(closing) = self.closed {
             return Err(closing.rejection());
         }
@@ -490,32 +506,32 @@ impl<W> Core<W> {
                 retry_after: self.retry_after(now),
             });
         }
-        Ok(self.queue.enter(bytes, room))
+        Ok(self.queue.enter(bytes, reservation))
     }
 
-    pub(super) fn grant(&mut self, slot: u32, place: Place) -> Grant {
+    pub(super) fn grant(&mut self, slot: u32, ticket: QueueTicket) -> Grant {
         self.endpoints.acquire(slot);
-        self.grant_of(slot, place)
+        self.grant_of(slot, ticket)
     }
 
     /// Of a slot that is taken already.
-    pub(super) fn grant_of(&self, slot: u32, place: Place) -> Grant {
-        let endpoint = self.endpoints.slot(slot);
+    pub(super) fn grant_of(&self, slot: u32, ticket: QueueTicket) -> Grant {
+        let endpoint = self.endpoints.record(slot);
         Grant {
             endpoint: Arc::clone(&endpoint.state),
             slot,
-            turn: endpoint.turn,
-            place,
+            readiness_epoch: endpoint.readiness_epoch,
+            ticket,
         }
     }
 
-    fn give_back(&mut self, slot: u32, fx: &mut Effects<W>) {
-        let endpoint = self.endpoints.slot(slot);
+    fn give_back(&mut self, slot: u32, actions: &mut Actions<W>) {
+        let endpoint = self.endpoints.record(slot);
         if endpoint.phase == EndpointPhase::Draining
             && endpoint.in_flight == 1
             && let Some(instance) = endpoint.state.instance
         {
-            fx.signals.push(Signal::Drained(instance));
+            actions.signals.push(Signal::Drained(instance));
         }
         if let Some(remote) = &mut self.remote {
             let endpoint = endpoint.id();
@@ -525,27 +541,27 @@ impl<W> Core<W> {
     }
 
     /// Whether no endpoint is left that has not refused this request, and none will come.
-    pub(super) fn is_hopeless(&self, place: &Place) -> bool {
+    pub(super) fn is_hopeless(&self, ticket: &QueueTicket) -> bool {
         self.remote.is_none()
             && self.limits.supply != Supply::Activated
             && self
                 .endpoints
                 .iter()
-                .all(|(_, e)| !e.is_live() || place.was_refused_by(e.turn))
+                .all(|(_, e)| !e.is_live() || ticket.was_refused_by(e.readiness_epoch))
     }
 
     pub(super) fn resolve(
         &mut self,
-        entry: Entry<W>,
+        entry: QueuedRequest<W>,
         now: Instant,
-        fx: &mut Effects<W>,
-        decide: impl FnOnce(&mut Self, Place) -> Result<Grant, Rejection>,
+        actions: &mut Actions<W>,
+        decide: impl FnOnce(&mut Self, QueueTicket) -> Result<Grant, Rejection>,
     ) {
-        let (waiter, place) = entry.into_parts(now);
-        self.unask(place.seq);
-        let waited = place.queued;
-        let verdict = decide(self, place);
-        fx.resolved.push(Resolved {
+        let (waiter, ticket) = entry.into_parts(now);
+        self.unask(ticket.seq);
+        let waited = ticket.queued;
+        let verdict = decide(self, ticket);
+        actions.resolved.push(Resolved {
             waiter,
             waited,
             verdict,

@@ -7,9 +7,8 @@ use parking_lot::Mutex;
 use sluice_model::{EndpointAddr, InstanceId, stable_hash};
 use tokio::sync::Notify;
 
-use super::launch::Launch;
-use crate::spare::SpareSlot;
-use crate::upstream::{IdleConnections, StreamConnections};
+use super::start_timeline::StartTimeline;
+use crate::upstream::{IdleConnections, PrewarmedSlot, StreamConnections};
 
 /// How often what has never answered may be taken for ready and hang up. From then on it is an endpoint like others,
 /// which fails: what closes every connection, since it speaks another protocol say, must not hold each request up.
@@ -26,8 +25,6 @@ pub struct EndpointState {
     /// instances that had the same port one after the other.
     pub key: u64,
     pub(super) hash: u64,
-    /// Which connections to it may be used; see [`pool_key`](Self::pool_key).
-    epoch: AtomicU64,
     /// Mirrors `!health.is_spotless()`, written under the lock.
     pub(super) troubled: AtomicBool,
     /// A response came from it since it was started, or nobody asks whether it is ready.
@@ -35,16 +32,16 @@ pub struct EndpointState {
     /// How often it was taken for ready before it was. Written under the lock.
     refuted: AtomicU32,
     /// When it came up. Looked at only by those who waited.
-    launch: Mutex<Launch>,
+    start_timeline: Mutex<StartTimeline>,
     /// The connection of the probe that found it ready.
-    spare: SpareSlot,
+    prewarmed: PrewarmedSlot,
     /// Connections between two requests.
     idle: IdleConnections,
     /// HTTP/2 connections that carry streams.
     streams: StreamConnections,
     /// What it still has is to end.
-    over: AtomicBool,
-    over_news: Notify,
+    ended: AtomicBool,
+    ended_notify: Notify,
 }
 
 impl EndpointState {
@@ -56,47 +53,46 @@ impl EndpointState {
             address,
             instance,
             key: NEXT.fetch_add(1, Ordering::Relaxed),
-            epoch: AtomicU64::new(0),
             troubled: AtomicBool::new(false),
             answered: AtomicBool::new(false),
             refuted: AtomicU32::new(0),
-            launch: Mutex::default(),
-            spare: SpareSlot::default(),
+            start_timeline: Mutex::default(),
+            prewarmed: PrewarmedSlot::default(),
             idle: IdleConnections::default(),
             streams: StreamConnections::default(),
-            over: AtomicBool::new(false),
-            over_news: Notify::new(),
+            ended: AtomicBool::new(false),
+            ended_notify: Notify::new(),
         }
     }
 
     /// Its time is over: whatever is in flight on it is to end. For good.
     pub(crate) fn end(&self) {
-        self.over.store(true, Ordering::SeqCst);
+        self.ended.store(true, Ordering::SeqCst);
         self.close_connections();
-        self.over_news.notify_waiters();
+        self.ended_notify.notify_waiters();
     }
 
     /// Resolves once what is in flight on it is to end. Cancel-safe.
     pub async fn ended(&self) {
-        let news = self.over_news.notified();
+        let notified = self.ended_notify.notified();
         // The flag after the news are listened for: neither order of events is missed.
-        if !self.over.load(Ordering::SeqCst) {
-            news.await;
+        if !self.ended.load(Ordering::SeqCst) {
+            notified.await;
         }
     }
 
     /// When it came up, as far as that is known.
-    pub fn launch(&self) -> Launch {
-        *self.launch.lock()
+    pub fn start_timeline(&self) -> StartTimeline {
+        *self.start_timeline.lock()
     }
 
-    pub(crate) fn set_launch(&self, launch: Launch) {
-        *self.launch.lock() = launch;
+    pub(crate) fn set_start_timeline(&self, start_timeline: StartTimeline) {
+        *self.start_timeline.lock() = start_timeline;
     }
 
     /// Where a probe leaves its connection for the first request.
-    pub fn spare(&self) -> &SpareSlot {
-        &self.spare
+    pub(crate) fn prewarmed(&self) -> &PrewarmedSlot {
+        &self.prewarmed
     }
 
     /// Its connections between two requests. Closed once it gets no more requests.
@@ -113,18 +109,6 @@ impl EndpointState {
     pub(super) fn close_connections(&self) {
         self.idle.close();
         self.streams.close();
-    }
-
-    /// The key of its connections in a pool.
-    pub fn pool_key(&self) -> u64 {
-        // Keys count up from 1 and never come near the upper bits.
-        self.key ^ (self.epoch.load(Ordering::Relaxed) << 40)
-    }
-
-    /// Leaves all pooled connections behind: one of them was broken on purpose and may still be
-    /// taken for a good one.
-    pub fn renew_pool(&self) {
-        self.epoch.fetch_add(1, Ordering::Relaxed);
     }
 
     /// A response came from it: it is what it was started for.

@@ -10,9 +10,9 @@ use std::time::Instant;
 
 use sluice_model::{StickyKey, rendezvous};
 
-use super::arrival::Place;
+use super::arrival::QueueTicket;
 use super::endpoint::{EndpointPhase, EndpointState};
-use super::health::Health;
+use super::outlier::OutlierDetector;
 
 /// Numbers of endpoints by phase.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -42,27 +42,27 @@ impl Counts {
 }
 
 #[derive(Debug)]
-pub(crate) struct Slot {
+pub(crate) struct EndpointRecord {
     pub(crate) state: Arc<EndpointState>,
     pub(crate) phase: EndpointPhase,
     pub(crate) in_flight: u32,
     /// Changes whenever the endpoint proved itself ready again.
-    pub(crate) turn: u64,
+    pub(crate) readiness_epoch: u64,
     pub(crate) was_ready: bool,
     /// Order of ejections, to find the least recent one.
     ejected_at: u64,
-    health: Health,
+    outlier: OutlierDetector,
     /// Index in `EndpointSet::open` plus one; 0 when not in it.
     open: u32,
 }
 
-impl Slot {
+impl EndpointRecord {
     /// Changes health and keeps the lock-free mirror of it right.
-    pub(crate) fn with_health<R>(&mut self, change: impl FnOnce(&mut Health) -> R) -> R {
-        let result = change(&mut self.health);
+    pub(crate) fn with_outlier<R>(&mut self, change: impl FnOnce(&mut OutlierDetector) -> R) -> R {
+        let result = change(&mut self.outlier);
         self.state
             .troubled
-            .store(!self.health.is_spotless(), Ordering::Relaxed);
+            .store(!self.outlier.is_spotless(), Ordering::Relaxed);
         result
     }
 
@@ -82,7 +82,7 @@ impl Slot {
 /// found in constant time whenever one exists.
 #[derive(Debug)]
 pub(crate) struct EndpointSet {
-    slots: Vec<Option<Slot>>,
+    records: Vec<Option<EndpointRecord>>,
     vacant: Vec<u32>,
     /// Where each is, by its key; those that are gone, too, until their last request ended.
     by_key: HashMap<u64, u32>,
@@ -93,13 +93,13 @@ pub(crate) struct EndpointSet {
     /// Instances that are being started.
     coming: u32,
     /// Changes whenever a configured address comes or goes.
-    fixed_version: u64,
+    configured_version: u64,
     limit: Option<u32>,
     /// Somebody else gives the slots out: none is open.
     held: bool,
     counts: Counts,
     in_flight: u32,
-    next_turn: u64,
+    next_epoch: u64,
     random: u64,
     /// Endpoints that were looked at: what tests say of costs.
     #[cfg(test)]
@@ -109,19 +109,19 @@ pub(crate) struct EndpointSet {
 impl EndpointSet {
     pub(crate) fn new(limit: Option<u32>, seed: u64) -> Self {
         Self {
-            slots: Vec::new(),
+            records: Vec::new(),
             vacant: Vec::new(),
             by_key: HashMap::new(),
             open: Vec::new(),
             by_end: BTreeSet::new(),
             by_age: BTreeSet::new(),
             coming: 0,
-            fixed_version: 0,
+            configured_version: 0,
             limit,
             held: false,
             counts: Counts::default(),
             in_flight: 0,
-            next_turn: 0,
+            next_epoch: 0,
             random: seed,
             #[cfg(test)]
             looks: std::cell::Cell::default(),
@@ -166,8 +166,8 @@ impl EndpointSet {
     }
 
     /// Changes whenever a configured address comes or goes.
-    pub(crate) fn fixed_version(&self) -> u64 {
-        self.fixed_version
+    pub(crate) fn configured_version(&self) -> u64 {
+        self.configured_version
     }
 
     pub(crate) fn limit(&self) -> Option<u32> {
@@ -186,18 +186,18 @@ impl EndpointSet {
     }
 
     fn refresh_all(&mut self) {
-        for i in 0..self.slots.len() {
-            if self.slots[i].is_some() {
+        for i in 0..self.records.len() {
+            if self.records[i].is_some() {
                 self.refresh(index(i));
             }
         }
     }
 
-    pub(crate) fn iter(&self) -> impl Iterator<Item = (u32, &Slot)> {
-        self.slots
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (u32, &EndpointRecord)> {
+        self.records
             .iter()
             .enumerate()
-            .filter_map(|(i, slot)| Some((index(i), slot.as_ref()?)))
+            .filter_map(|(i, record)| Some((index(i), record.as_ref()?)))
             .inspect(|_| self.look())
     }
 
@@ -206,64 +206,68 @@ impl EndpointSet {
     }
 
     /// A slot that is known to be taken: a permit or a lookup just said so.
-    pub(crate) fn slot(&self, i: u32) -> &Slot {
+    pub(crate) fn record(&self, i: u32) -> &EndpointRecord {
         self.look();
-        self.slots[i as usize].as_ref().expect("the slot is taken")
+        self.records[i as usize].as_ref().expect("the record is taken")
     }
 
-    pub(crate) fn slot_mut(&mut self, i: u32) -> &mut Slot {
+    pub(crate) fn record_mut(&mut self, i: u32) -> &mut EndpointRecord {
         self.look();
-        self.slots[i as usize].as_mut().expect("the slot is taken")
+        self.records[i as usize].as_mut().expect("the record is taken")
     }
 
     pub(crate) fn insert(&mut self, state: Arc<EndpointState>, phase: EndpointPhase) -> u32 {
-        let slot = Slot {
+        let record = EndpointRecord {
             state,
             phase,
             in_flight: 0,
-            turn: 0,
+            readiness_epoch: 0,
             was_ready: phase == EndpointPhase::Ready,
             ejected_at: 0,
-            health: Health::default(),
+            outlier: OutlierDetector::default(),
             open: 0,
         };
-        if !slot.is_live() {
-            slot.state.close_connections();
+        if !record.is_live() {
+            record.state.close_connections();
         }
         if phase == EndpointPhase::Ready {
             // Nothing is asked to prove it.
-            slot.state.mark_answered();
+            record.state.mark_answered();
         }
-        let (key, fixed, coming) = (slot.state.key, slot.state.instance.is_none(), slot.is_coming());
+        let (key, fixed, coming) = (
+            record.state.key,
+            record.state.instance.is_none(),
+            record.is_coming(),
+        );
         let i = if let Some(i) = self.vacant.pop() {
-            self.slots[i as usize] = Some(slot);
+            self.records[i as usize] = Some(record);
             i
         } else {
-            self.slots.push(Some(slot));
-            index(self.slots.len() - 1)
+            self.records.push(Some(record));
+            index(self.records.len() - 1)
         };
         self.by_key.insert(key, i);
-        self.fixed_version += u64::from(fixed);
+        self.configured_version += u64::from(fixed);
         self.coming += u32::from(coming);
         *self.counts.of(phase) += 1;
-        self.new_turn(i);
+        self.new_readiness_epoch(i);
         self.refresh(i);
         i
     }
 
     /// Moves an endpoint to another phase; one that is gone and idle leaves its slot.
     pub(crate) fn set_phase(&mut self, i: u32, phase: EndpointPhase) {
-        let slot = self.slot_mut(i);
-        let was_coming = slot.is_coming();
-        let before = std::mem::replace(&mut slot.phase, phase);
-        slot.was_ready |= phase == EndpointPhase::Ready;
-        if !slot.is_live() {
+        let record = self.record_mut(i);
+        let was_coming = record.is_coming();
+        let before = std::mem::replace(&mut record.phase, phase);
+        record.was_ready |= phase == EndpointPhase::Ready;
+        if !record.is_live() {
             // Neither phase is ever left for one that takes requests.
-            slot.state.close_connections();
+            record.state.close_connections();
         }
-        let (coming, ejected_at) = (slot.is_coming(), slot.ejected_at);
+        let (coming, ejected_at) = (record.is_coming(), record.ejected_at);
         let goes = phase == EndpointPhase::Gone && before != EndpointPhase::Gone;
-        let fixed_goes = goes && slot.state.instance.is_none();
+        let fixed_goes = goes && record.state.instance.is_none();
         if let EndpointPhase::Ejected { until, .. } = before {
             self.by_end.remove(&(until, i));
             self.by_age.remove(&(ejected_at, i));
@@ -274,7 +278,7 @@ impl EndpointSet {
         }
         self.coming -= u32::from(was_coming);
         self.coming += u32::from(coming);
-        self.fixed_version += u64::from(fixed_goes);
+        self.configured_version += u64::from(fixed_goes);
         *self.counts.of(before) -= 1;
         *self.counts.of(phase) += 1;
         self.refresh(i);
@@ -282,28 +286,28 @@ impl EndpointSet {
     }
 
     /// The endpoint proved itself: requests that it failed before may come again.
-    pub(crate) fn new_turn(&mut self, i: u32) {
-        self.next_turn += 1;
-        self.slot_mut(i).turn = self.next_turn;
+    pub(crate) fn new_readiness_epoch(&mut self, i: u32) {
+        self.next_epoch += 1;
+        self.record_mut(i).readiness_epoch = self.next_epoch;
     }
 
     /// Sets a ready endpoint aside.
     pub(crate) fn eject(&mut self, i: u32, until: Instant, by_probe: bool) {
-        self.next_turn += 1;
-        self.slot_mut(i).ejected_at = self.next_turn;
+        self.next_epoch += 1;
+        self.record_mut(i).ejected_at = self.next_epoch;
         self.set_phase(i, EndpointPhase::Ejected { until, by_probe });
     }
 
     /// Takes a slot of an endpoint that [`pick`](Self::pick) chose.
     pub(crate) fn acquire(&mut self, i: u32) {
-        let (limit, in_flight) = (self.limit, self.slot(i).in_flight);
+        let (limit, in_flight) = (self.limit, self.record(i).in_flight);
         debug_assert!(limit.is_none_or(|l| in_flight < l), "above the limit");
         self.occupy(i);
     }
 
     /// Takes a slot that somebody else gave out: the limit was theirs to keep.
     pub(crate) fn occupy(&mut self, i: u32) {
-        self.slot_mut(i).in_flight += 1;
+        self.record_mut(i).in_flight += 1;
         if self.limit.is_some() {
             self.refresh(i);
         }
@@ -313,8 +317,8 @@ impl EndpointSet {
     /// Gives a slot back.
     pub(crate) fn release(&mut self, i: u32) {
         let limited = self.limit.is_some();
-        let slot = self.slot_mut(i);
-        slot.in_flight -= 1;
+        let record = self.record_mut(i);
+        record.in_flight -= 1;
         self.in_flight -= 1;
         if limited {
             self.refresh(i);
@@ -324,20 +328,20 @@ impl EndpointSet {
 
     /// An endpoint that may take a request now: where the key leads, else the less loaded of two
     /// at random; one that already failed this request only when there is no other.
-    pub(crate) fn pick(&mut self, place: &Place) -> Option<u32> {
+    pub(crate) fn pick(&mut self, ticket: &QueueTicket) -> Option<u32> {
         if self.open.is_empty() {
             return None;
         }
-        if let Some(key) = place.arrival.sticky {
-            return self.pick_sticky(key, place);
+        if let Some(key) = ticket.arrival.sticky {
+            return self.pick_sticky(key, ticket);
         }
-        if !place.tried.is_empty() {
+        if !ticket.tried.is_empty() {
             let least = |set: &Self, fresh: bool| {
-                let fits = |i: &&u32| !fresh || !place.has_tried(set.slot(**i).turn);
+                let fits = |i: &&u32| !fresh || !ticket.has_tried(set.record(**i).readiness_epoch);
                 set.open
                     .iter()
                     .filter(fits)
-                    .min_by_key(|i| set.slot(**i).in_flight)
+                    .min_by_key(|i| set.record(**i).in_flight)
                     .copied()
             };
             return least(self, true).or_else(|| least(self, false));
@@ -351,18 +355,21 @@ impl EndpointSet {
         let b = below(random & 0xffff_ffff, n - 1);
         let b = if b >= a { b + 1 } else { b };
         let (a, b) = (self.open[a], self.open[b]);
-        let fewer = self.slot(b).in_flight < self.slot(a).in_flight;
+        let fewer = self.record(b).in_flight < self.record(a).in_flight;
         Some(if fewer { b } else { a })
     }
 
     /// The first open one in the key's rendezvous order.
-    fn pick_sticky(&self, key: StickyKey, place: &Place) -> Option<u32> {
+    fn pick_sticky(&self, key: StickyKey, ticket: &QueueTicket) -> Option<u32> {
         let choose = |fresh: bool| {
             rendezvous(
                 key,
                 self.open.iter().map(|&i| {
-                    let slot = self.slot(i);
-                    (slot.state.hash, u32::from(!fresh || !place.has_tried(slot.turn)))
+                    let record = self.record(i);
+                    (
+                        record.state.hash,
+                        u32::from(!fresh || !ticket.has_tried(record.readiness_epoch)),
+                    )
                 }),
             )
         };
@@ -372,20 +379,20 @@ impl EndpointSet {
     /// Puts an endpoint into `open` or takes it out, as phase and limit say.
     fn refresh(&mut self, i: u32) {
         let (limit, held) = (self.limit, self.held);
-        let slot = self.slot_mut(i);
-        let free = slot.phase == EndpointPhase::Ready && limit.is_none_or(|l| slot.in_flight < l);
+        let record = self.record_mut(i);
+        let free = record.phase == EndpointPhase::Ready && limit.is_none_or(|l| record.in_flight < l);
         let want = free && !held;
-        match (slot.open, want) {
+        match (record.open, want) {
             (0, true) => {
                 self.open.push(i);
                 let at = index(self.open.len());
-                self.slot_mut(i).open = at;
+                self.record_mut(i).open = at;
             }
             (at, false) if at > 0 => {
-                slot.open = 0;
+                record.open = 0;
                 self.open.swap_remove(at as usize - 1);
                 if let Some(&moved) = self.open.get(at as usize - 1) {
-                    self.slot_mut(moved).open = at;
+                    self.record_mut(moved).open = at;
                 }
             }
             _ => {}
@@ -393,11 +400,11 @@ impl EndpointSet {
     }
 
     fn vacate(&mut self, i: u32) {
-        let slot = self.slot(i);
-        if slot.phase == EndpointPhase::Gone && slot.in_flight == 0 {
-            let key = slot.state.key;
+        let record = self.record(i);
+        if record.phase == EndpointPhase::Gone && record.in_flight == 0 {
+            let key = record.state.key;
             self.by_key.remove(&key);
-            self.slots[i as usize] = None;
+            self.records[i as usize] = None;
             self.vacant.push(i);
             self.counts.gone -= 1;
         }
@@ -429,22 +436,22 @@ impl EndpointSet {
         let mut open = 0;
         let mut in_flight = 0;
         let (mut coming, mut known) = (0, 0);
-        for (i, slot) in self.iter() {
-            *counts.of(slot.phase) += 1;
-            in_flight += slot.in_flight;
-            let free = self.limit.is_none_or(|l| slot.in_flight < l);
-            let may = !self.held && slot.phase == EndpointPhase::Ready && free;
-            assert_eq!(slot.open > 0, may, "open list of {slot:?}");
+        for (i, record) in self.iter() {
+            *counts.of(record.phase) += 1;
+            in_flight += record.in_flight;
+            let free = self.limit.is_none_or(|l| record.in_flight < l);
+            let may = !self.held && record.phase == EndpointPhase::Ready && free;
+            assert_eq!(record.open > 0, may, "open list of {record:?}");
             if may {
-                assert_eq!(self.open[slot.open as usize - 1], i);
+                assert_eq!(self.open[record.open as usize - 1], i);
                 open += 1;
             }
-            assert!(slot.phase != EndpointPhase::Gone || slot.in_flight > 0);
-            assert_eq!(self.find(slot.state.key), Some(i));
-            if let EndpointPhase::Ejected { until, .. } = slot.phase {
-                assert!(self.by_end.contains(&(until, i)) && self.by_age.contains(&(slot.ejected_at, i)));
+            assert!(record.phase != EndpointPhase::Gone || record.in_flight > 0);
+            assert_eq!(self.find(record.state.key), Some(i));
+            if let EndpointPhase::Ejected { until, .. } = record.phase {
+                assert!(self.by_end.contains(&(until, i)) && self.by_age.contains(&(record.ejected_at, i)));
             }
-            coming += u32::from(slot.is_coming());
+            coming += u32::from(record.is_coming());
             known += 1;
         }
         assert_eq!((coming, known), (self.coming, self.by_key.len()));

@@ -7,12 +7,12 @@ use std::time::{Duration, Instant};
 
 use sluice_model::{ActivationFailure, EndpointAddr, Failure, QueueLimits, QueueTotals};
 
+use super::accounting::{QueueKey, QueueUsage};
+use super::actions::{Actions, CoreAdmission, Grant, NeedsEviction};
 use super::arrival::Arrival;
 use super::budget::QueueBudget;
 use super::core::{Core, Supply, ThrottleLimits};
-use super::effects::{Crowded, Effects, Grant, Verdict};
 use super::endpoint::EndpointState;
-use super::ledger::{Held, QueueKey};
 use super::rejection::{Closing, Rejection};
 use super::test_kit::{account, service};
 use crate::sim::{self, Sim, World};
@@ -24,7 +24,7 @@ fn a_storm_over_a_full_gateway_is_fair() {
 
 /// How an arrival stands to the bounds, by plain sums.
 #[derive(Debug, PartialEq)]
-enum Standing {
+enum ShareCheck {
     Fits,
     Below { bytes: bool, share: u64 },
     Above,
@@ -54,7 +54,7 @@ struct Came {
 /// An arrival between the steps of a displacement.
 struct Limbo {
     came: Came,
-    crowded: Box<Crowded>,
+    crowded: Box<NeedsEviction>,
     /// The victim was asked.
     asked: bool,
 }
@@ -68,7 +68,7 @@ struct Storm {
     limbo: Vec<Limbo>,
     next_id: u64,
     unresolved: BTreeSet<u64>,
-    used_before: Held,
+    used_before: QueueUsage,
 }
 
 impl World for Storm {
@@ -110,7 +110,7 @@ impl World for Storm {
             limbo: Vec::new(),
             next_id: 0,
             unresolved: BTreeSet::new(),
-            used_before: Held::default(),
+            used_before: QueueUsage::default(),
             sim,
         }
     }
@@ -127,8 +127,8 @@ impl World for Storm {
         }
         // What is due happens in events of its own: every other event starts from a settled state.
         for n in 0..self.sides.len() {
-            let fx = self.sides[n].core.expire(self.sim.now);
-            self.apply(n, fx);
+            let actions = self.sides[n].core.expire(self.sim.now);
+            self.apply(n, actions);
         }
         let n = self.any_side();
         match self.sim.rng.u32(..200) {
@@ -185,8 +185,8 @@ impl World for Storm {
             self.check();
         }
         for n in 0..self.sides.len() {
-            let fx = self.sides[n].core.close(Closing::Draining, self.sim.now);
-            self.apply(n, fx);
+            let actions = self.sides[n].core.close(Closing::Draining, self.sim.now);
+            self.apply(n, actions);
         }
         assert!(self.unresolved.is_empty());
         assert_eq!(self.budget.used(), QueueTotals { depth: 0, bytes: 0 });
@@ -232,36 +232,38 @@ impl Storm {
             sticky: None,
         };
         let came = self.comes(n, arrival.bytes);
-        let (verdict, fx) = self.sides[n].core.arrive(arrival, self.sim.now, || came.id);
-        self.take(came, Held::default(), verdict, fx);
+        let (verdict, actions) = self.sides[n].core.arrive(arrival, self.sim.now, || came.id);
+        self.take(came, QueueUsage::default(), verdict, actions);
     }
 
     fn failover(&mut self, n: usize) {
         let Some(grant) = self.any_grant(n) else { return };
-        let came = self.comes(n, grant.place.arrival.bytes);
-        let failed = (grant.slot, grant.turn, self.sim.rng.bool());
+        let came = self.comes(n, grant.ticket.arrival.bytes);
+        let failed = (grant.slot, grant.readiness_epoch, self.sim.rng.bool());
         let core = &mut self.sides[n].core;
-        let (verdict, fx) = core.failover(failed, grant.place, self.sim.now, || came.id);
-        self.take(came, Held::default(), verdict, fx);
+        let (verdict, actions) = core.failover(failed, grant.ticket, self.sim.now, || came.id);
+        self.take(came, QueueUsage::default(), verdict, actions);
     }
 
     /// The next step of some displacement.
     fn advance(&mut self) {
         let n = self.sim.rng.usize(..self.limbo.len().max(1));
         let Some(limbo) = self.limbo.get(n) else { return };
-        let (came, before) = (limbo.came, limbo.crowded.room.held());
+        let (came, before) = (limbo.came, limbo.crowded.reservation.held());
         if limbo.asked {
-            let Crowded { place, room, .. } = *self.limbo.swap_remove(n).crowded;
+            let NeedsEviction {
+                ticket, reservation, ..
+            } = *self.limbo.swap_remove(n).crowded;
             let core = &mut self.sides[came.side].core;
-            let (verdict, fx) = core.resume(place, room, self.sim.now, || came.id);
-            self.take(came, before, verdict, fx);
+            let (verdict, actions) = core.resume(ticket, reservation, self.sim.now, || came.id);
+            self.take(came, before, verdict, actions);
             return;
         }
         let victim = self.sides.iter().position(|s| s.key == limbo.crowded.victim);
         let victim = victim.expect("sides stay");
         let standing = self.standing(came.service, came.bytes, before, None);
         let mut give = None;
-        if let Standing::Below { bytes, share } = standing
+        if let ShareCheck::Below { bytes, share } = standing
             && of(self.held(self.sides[victim].service), bytes) > share
         {
             give = self.sides[victim].waiting.last_key_value().map(|(_, w)| *w);
@@ -269,19 +271,19 @@ impl Storm {
         let limbo = &mut self.limbo[n];
         limbo.asked = true;
         let core = &mut self.sides[victim].core;
-        let fx = core.displace(&mut limbo.crowded.room, self.sim.now);
-        let resolved: Vec<_> = fx.resolved.iter().map(|r| r.waiter).collect();
+        let actions = core.evict_for(&mut limbo.crowded.reservation, self.sim.now);
+        let resolved: Vec<_> = actions.resolved.iter().map(|r| r.waiter).collect();
         assert_eq!(resolved, give.map(|(id, _)| id).into_iter().collect::<Vec<_>>());
-        let after = limbo.crowded.room.held();
+        let after = limbo.crowded.reservation.held();
         if let Some((_, bytes)) = give {
             let more = (after.depth - before.depth, after.bytes - before.bytes);
             assert_eq!(more, (1, bytes));
             assert!(matches!(
-                fx.resolved[0].verdict,
+                actions.resolved[0].verdict,
                 Err(Rejection::Overloaded { .. })
             ));
             self.sim.saw(match standing {
-                Standing::Below { bytes: true, .. } => "displaced_for_bytes",
+                ShareCheck::Below { bytes: true, .. } => "displaced_for_bytes",
                 _ => "displaced",
             });
             if self.budget.used().depth > self.totals.depth {
@@ -291,55 +293,55 @@ impl Storm {
             assert_eq!(before, after);
             self.sim.saw("needless");
         }
-        self.apply(victim, fx);
+        self.apply(victim, actions);
     }
 
     /// Checks an arrival's verdict; `room` is what it came with.
-    fn take(&mut self, came: Came, room: Held, verdict: Verdict, fx: Effects<u64>) {
+    fn take(&mut self, came: Came, reservation: QueueUsage, verdict: CoreAdmission, actions: Actions<u64>) {
         let Came { id, side: n, .. } = came;
         // A failed attempt's slot goes to older waiters before it is decided.
-        self.apply(n, fx);
-        let loose = Some((came.service, room));
-        let standing = self.standing(self.sides[n].service, came.bytes, room, loose);
+        self.apply(n, actions);
+        let loose = Some((came.service, reservation));
+        let standing = self.standing(self.sides[n].service, came.bytes, reservation, loose);
         match verdict {
-            Verdict::Granted(grant) => {
+            CoreAdmission::Granted(grant) => {
                 let oldest = self.sides[n].waiting.first_key_value();
                 assert!(
-                    oldest.is_none_or(|(s, _)| *s > grant.place.seq),
+                    oldest.is_none_or(|(s, _)| *s > grant.ticket.seq),
                     "overtook a waiter"
                 );
                 assert!(self.unresolved.remove(&id), "resolved twice");
                 self.sides[n].grants.push(grant);
-                if room.depth > 0 {
+                if reservation.depth > 0 {
                     self.sim.saw("slot_instead");
                 }
             }
-            Verdict::Queued { seq } => {
-                assert_eq!(standing, Standing::Fits);
+            CoreAdmission::Queued { seq } => {
+                assert_eq!(standing, ShareCheck::Fits);
                 let before = self.sides[n].waiting.insert(seq, (id, came.bytes));
                 assert!(before.is_none(), "waits twice");
             }
-            Verdict::Rejected(Rejection::Overloaded { retry_after }) => {
+            CoreAdmission::Rejected(Rejection::Overloaded { retry_after }) => {
                 assert!(retry_after >= Duration::from_secs(1));
                 assert!(self.unresolved.remove(&id), "resolved twice");
                 let gone = match standing {
-                    Standing::Fits => panic!("refused what fits"),
-                    Standing::Above => true,
-                    Standing::Below { bytes, share } => self.most(bytes, share).is_none(),
+                    ShareCheck::Fits => panic!("refused what fits"),
+                    ShareCheck::Above => true,
+                    ShareCheck::Below { bytes, share } => self.most(bytes, share).is_none(),
                 };
                 assert!(gone, "refused below its share: {standing:?}");
                 self.sim.saw("overloaded");
             }
-            Verdict::Rejected(_) => assert!(self.unresolved.remove(&id), "resolved twice"),
-            Verdict::Crowded(crowded) => {
-                assert_eq!(crowded.room.held(), room);
+            CoreAdmission::Rejected(_) => assert!(self.unresolved.remove(&id), "resolved twice"),
+            CoreAdmission::NeedsEviction(crowded) => {
+                assert_eq!(crowded.reservation.held(), reservation);
                 let victim = self.sides.iter().position(|s| s.key == crowded.victim);
                 self.limbo.push(Limbo {
                     came,
                     crowded,
                     asked: false,
                 });
-                let Standing::Below { bytes, share } = standing else {
+                let ShareCheck::Below { bytes, share } = standing else {
                     panic!("displaces while {standing:?}");
                 };
                 let victim = &self.sides[victim.expect("sides stay")];
@@ -347,15 +349,15 @@ impl Storm {
                 assert_eq!(Some(held), self.most(bytes, share), "not who holds most");
                 let longest = self.longest_queue(victim.service, bytes);
                 assert_eq!(Some(of(queue(victim), bytes)), longest, "not the longest queue");
-                if room.depth > 0 {
+                if reservation.depth > 0 {
                     self.sim.saw("crowded_again");
                 }
             }
         }
     }
 
-    fn apply(&mut self, n: usize, fx: Effects<u64>) {
-        for resolved in fx.resolved {
+    fn apply(&mut self, n: usize, actions: Actions<u64>) {
+        for resolved in actions.resolved {
             let waiting = &mut self.sides[n].waiting;
             let found = waiting.iter().find(|(_, (id, _))| *id == resolved.waiter);
             let seq = *found.expect("resolved, but does not wait").0;
@@ -372,8 +374,8 @@ impl Storm {
 
     fn release(&mut self, n: usize) {
         if let Some(grant) = self.any_grant(n) {
-            let fx = self.sides[n].core.release(grant.slot, self.sim.now);
-            self.apply(n, fx);
+            let actions = self.sides[n].core.release(grant.slot, self.sim.now);
+            self.apply(n, actions);
         }
     }
 
@@ -392,12 +394,12 @@ impl Storm {
         let core = &mut self.sides[n].core;
         let keys: Vec<u64> = core.known().map(|s| s.state.key).collect();
         let key = keys[self.sim.rng.usize(..keys.len())];
-        let fx = if self.sim.rng.bool() {
+        let actions = if self.sim.rng.bool() {
             core.endpoint_ready(key, self.sim.now)
         } else {
             core.endpoint_failing(key, self.sim.now)
         };
-        self.apply(n, fx);
+        self.apply(n, actions);
     }
 
     fn fail(&mut self, n: usize) {
@@ -406,16 +408,16 @@ impl Storm {
             detail: "exit status 1".into(),
             retry_after: Duration::from_millis(300),
         });
-        let fx = self.sides[n].core.fail(&failure, self.sim.now);
-        self.apply(n, fx);
+        let actions = self.sides[n].core.fail(&failure, self.sim.now);
+        self.apply(n, actions);
     }
 
     fn close_or_reopen(&mut self, n: usize) {
         let side = &mut self.sides[n];
         side.closed = !side.closed;
         if side.closed {
-            let fx = side.core.close(Closing::Removed, self.sim.now);
-            self.apply(n, fx);
+            let actions = side.core.close(Closing::Removed, self.sim.now);
+            self.apply(n, actions);
             assert!(self.sides[n].waiting.is_empty(), "closing leaves nobody waiting");
         } else {
             side.core.reopen();
@@ -424,8 +426,8 @@ impl Storm {
 
     fn change_limits(&mut self, n: usize) {
         let limits = Self::random_limits(&mut self.sim.rng);
-        let fx = self.sides[n].core.set_limits(limits, self.sim.now);
-        self.apply(n, fx);
+        let actions = self.sides[n].core.set_limits(limits, self.sim.now);
+        self.apply(n, actions);
     }
 
     fn comes(&mut self, side: usize, bytes: u64) -> Came {
@@ -446,18 +448,24 @@ impl Storm {
     }
 
     /// What a service holds: its waiters, and the room made for its arrivals.
-    fn held(&self, service: usize) -> Held {
+    fn held(&self, service: usize) -> QueueUsage {
         let sides = self.sides.iter().filter(|s| s.service == service).map(queue);
         let rooms = self.limbo.iter().filter(|l| l.came.service == service);
-        sum(sides.chain(rooms.map(|l| l.crowded.room.held())))
+        sum(sides.chain(rooms.map(|l| l.crowded.reservation.held())))
     }
 
-    fn used(&self) -> Held {
+    fn used(&self) -> QueueUsage {
         sum((0..self.services).map(|s| self.held(s)))
     }
 
     /// `loose` is room of a service's that is in no limbo at the moment of asking.
-    fn standing(&self, service: usize, bytes: u64, room: Held, loose: Option<(usize, Held)>) -> Standing {
+    fn standing(
+        &self,
+        service: usize,
+        bytes: u64,
+        reservation: QueueUsage,
+        loose: Option<(usize, QueueUsage)>,
+    ) -> ShareCheck {
         let held = |s: usize| {
             let loose = loose.filter(|(of, _)| *of == s).map(|(_, held)| held);
             sum([self.held(s), loose.unwrap_or_default()].into_iter())
@@ -465,21 +473,21 @@ impl Storm {
         let used = sum((0..self.services).map(held));
         let waits = |s: &usize| *s == service || held(*s).depth > 0;
         let sharing = (0..self.services).filter(waits).count() as u64;
-        let mut standing = Standing::Fits;
+        let mut standing = ShareCheck::Fits;
         for (is_bytes, need, total) in [
             (false, 1, self.totals.depth as u64),
             (true, bytes, self.totals.bytes),
         ] {
-            let room = of(room, is_bytes);
-            if room >= need || of(used, is_bytes) - room + need <= total {
+            let reservation = of(reservation, is_bytes);
+            if reservation >= need || of(used, is_bytes) - reservation + need <= total {
                 continue;
             }
             let share = total / sharing;
-            if of(held(service), is_bytes).saturating_sub(room) + need > share {
-                return Standing::Above;
+            if of(held(service), is_bytes).saturating_sub(reservation) + need > share {
+                return ShareCheck::Above;
             }
-            if standing == Standing::Fits {
-                standing = Standing::Below {
+            if standing == ShareCheck::Fits {
+                standing = ShareCheck::Below {
                     bytes: is_bytes,
                     share,
                 };
@@ -501,18 +509,18 @@ impl Storm {
     }
 }
 
-fn queue(side: &Side) -> Held {
-    sum(side.waiting.values().map(|(_, bytes)| Held::one(*bytes)))
+fn queue(side: &Side) -> QueueUsage {
+    sum(side.waiting.values().map(|(_, bytes)| QueueUsage::one(*bytes)))
 }
 
-fn sum(held: impl Iterator<Item = Held>) -> Held {
-    held.fold(Held::default(), |a, b| Held {
+fn sum(held: impl Iterator<Item = QueueUsage>) -> QueueUsage {
+    held.fold(QueueUsage::default(), |a, b| QueueUsage {
         depth: a.depth + b.depth,
         bytes: a.bytes + b.bytes,
     })
 }
 
-fn of(held: Held, bytes: bool) -> u64 {
+fn of(held: QueueUsage, bytes: bool) -> u64 {
     if bytes { held.bytes } else { held.depth as u64 }
 }
 

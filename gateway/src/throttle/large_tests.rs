@@ -5,13 +5,13 @@ use std::time::{Duration, Instant};
 
 use sluice_model::{EndpointAddr, InstanceId, QueueTotals};
 
+use super::actions::{CoreAdmission, Grant};
 use super::arrival::{Arrival, Outcome};
 use super::budget::QueueBudget;
 use super::core::{Core, Supply, ThrottleLimits};
-use super::effects::{Grant, Verdict};
 use super::endpoint::{EndpointPhase, EndpointState};
+use super::endpoint_events::AddressChange;
 use super::shell::clock;
-use super::supply::FixedChange;
 use super::test_kit::{account, admit, fixed};
 use crate::registry::test_kit::queue;
 
@@ -37,15 +37,15 @@ fn core(addresses: &[EndpointAddr], now: Instant) -> Core<u64> {
 }
 
 fn change(core: &mut Core<u64>, addresses: &[EndpointAddr], now: Instant) -> (usize, usize) {
-    let change = FixedChange::between(&core.fixed(), addresses);
-    let (done, fx) = core.change_fixed(&change, true, now);
-    assert!(done && fx.resolved.is_empty());
+    let change = AddressChange::between(&core.fixed(), addresses);
+    let (done, actions) = core.change_configured(&change, true, now);
+    assert!(done && actions.resolved.is_empty());
     (change.added.len(), change.gone.len())
 }
 
 fn arrive(core: &mut Core<u64>, now: Instant) -> Grant {
     match core.arrive(Arrival::default(), now, || unreachable!("one is free")) {
-        (Verdict::Granted(grant), _) => grant,
+        (CoreAdmission::Granted(grant), _) => grant,
         (verdict, _) => panic!("{verdict:?}"),
     }
 }
@@ -63,7 +63,7 @@ fn one_ejected_of_a_thousand_costs_a_request_nothing() {
     let mut core = core(&addresses(1_000, 0), t0);
     let grant = arrive(&mut core, t0);
     let bad = Arc::clone(&grant.endpoint);
-    _ = core.report(grant.slot, grant.turn, Outcome::ConnectFailed, t0);
+    _ = core.report(grant.slot, grant.readiness_epoch, Outcome::ConnectFailed, t0);
     _ = core.release(grant.slot, t0);
     assert_eq!(core.endpoints.counts().ejected, 1);
 
@@ -76,9 +76,19 @@ fn one_ejected_of_a_thousand_costs_a_request_nothing() {
         let (grant, arrival) = looks(&mut core, |core| arrive(core, soon));
         assert_ne!(grant.endpoint.key, bad.key);
         let (_, failed) = looks(&mut core, |core| {
-            core.report(grant.slot, grant.turn, Outcome::Responded { status: 503 }, soon)
+            core.report(
+                grant.slot,
+                grant.readiness_epoch,
+                Outcome::Responded { status: 503 },
+                soon,
+            )
         });
-        _ = core.report(grant.slot, grant.turn, Outcome::Responded { status: 200 }, soon);
+        _ = core.report(
+            grant.slot,
+            grant.readiness_epoch,
+            Outcome::Responded { status: 200 },
+            soon,
+        );
         let (_, release) = looks(&mut core, |core| core.release(grant.slot, soon));
         assert!(
             arrival <= 8 && failed <= 8 && release <= 8,
@@ -149,15 +159,15 @@ fn a_change_of_addresses_that_others_overtook_changes_nothing() {
     let t0 = Instant::now();
     let all = addresses(4, 0);
     let mut core = core(&all[..2], t0);
-    let stale = FixedChange::between(&core.fixed(), &all);
+    let stale = AddressChange::between(&core.fixed(), &all);
     let state = Arc::new(EndpointState::new(all[2].clone(), None));
     _ = core.endpoint_added(state, true, t0);
-    assert!(!core.change_fixed(&stale, true, t0).0);
+    assert!(!core.change_configured(&stale, true, t0).0);
     let instance = EndpointState::new(all[3].clone(), Some(InstanceId(1)));
-    let fresh = FixedChange::between(&core.fixed(), &all);
+    let fresh = AddressChange::between(&core.fixed(), &all);
     _ = core.endpoint_added(Arc::new(instance), true, t0);
     assert!(
-        core.change_fixed(&fresh, true, t0).0,
+        core.change_configured(&fresh, true, t0).0,
         "instances are none of its business"
     );
     assert_eq!(fresh.added.len(), 1);

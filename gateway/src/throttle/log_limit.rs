@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use parking_lot::Mutex;
 use sluice_model::{EndpointAddr, RevisionId};
 
-use super::effects::EjectCause;
+use super::actions::EjectCause;
 use crate::token_bucket::TokenBucket;
 
 /// Lines at once after a rest.

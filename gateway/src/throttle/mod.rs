@@ -10,24 +10,24 @@
 //! slot is free, and whoever waits is served in order of arrival; every waiter resolves exactly
 //! once; nothing here names a type of Pingora's.
 
+mod accounting;
+mod actions;
 mod arrival;
 mod budget;
 mod core;
-mod effects;
 mod endpoint;
+mod endpoint_events;
 mod endpoint_set;
-mod health;
-mod launch;
-mod ledger;
 mod load;
 mod log_limit;
 mod observer;
+mod outlier;
 mod permit;
 mod queue;
 mod rejection;
 mod remote;
 mod shell;
-mod supply;
+mod start_timeline;
 mod waiter;
 
 #[cfg(test)]
@@ -49,12 +49,12 @@ pub use self::core::{Supply, ThrottleLimits};
 pub use arrival::{Admission, Arrival, Outcome};
 pub use budget::QueueBudget;
 pub use endpoint::{EndpointPhase, EndpointState};
-pub use launch::Launch;
-pub use observer::{ActivationResult, NoObserver, RevisionObserver};
+pub use observer::{ActivationOutcome, NoObserver, RevisionObserver};
 pub use permit::Permit;
 pub use rejection::{Closing, Rejection};
 pub use remote::{EndpointId, EndpointInUse, News, Wanted};
 pub use shell::{EndpointView, RevisionThrottler, ThrottleEnv};
+pub use start_timeline::StartTimeline;
 pub use waiter::Waiter;
 
 pub(crate) use shell::clock;

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 /// How an activation ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum ActivationResult {
+pub enum ActivationOutcome {
     /// An endpoint became ready.
     Ready,
     /// It failed.
@@ -24,7 +24,7 @@ pub trait RevisionObserver: Any + fmt::Debug + Send + Sync {
     /// Demand was sent.
     fn activation_started(&self);
     /// What was demanded came, or will not.
-    fn activation_finished(&self, result: ActivationResult, took: Duration);
+    fn activation_finished(&self, result: ActivationOutcome, took: Duration);
 }
 
 /// Observes nothing.
@@ -34,5 +34,5 @@ pub struct NoObserver;
 impl RevisionObserver for NoObserver {
     fn queue_waited(&self, _: Duration, _: bool) {}
     fn activation_started(&self) {}
-    fn activation_finished(&self, _: ActivationResult, _: Duration) {}
+    fn activation_finished(&self, _: ActivationOutcome, _: Duration) {}
 }

@@ -5,8 +5,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use super::actions::Grant;
 use super::arrival::{Admission, Outcome};
-use super::effects::Grant;
 use super::endpoint::EndpointState;
 use super::shell::{RevisionThrottler, clock};
 
@@ -36,12 +36,12 @@ impl Permit {
 
     /// How long the request waited for it, earlier attempts' waits included.
     pub fn waited(&self) -> Duration {
-        self.grant().place.queued
+        self.grant().ticket.queued
     }
 
     /// How many attempts failed before this one.
     pub fn failed_attempts(&self) -> usize {
-        self.grant().place.tried.len()
+        self.grant().ticket.tried.len()
     }
 
     /// Tells what an attempt told about the endpoint. A success of a healthy endpoint takes no
@@ -57,7 +57,8 @@ impl Permit {
             grant.endpoint.mark_answered();
         }
         if bad || (outcome != Outcome::Connected && grant.endpoint.is_troubled()) {
-            self.throttler.report(grant.slot, grant.turn, outcome, now);
+            self.throttler
+                .report(grant.slot, grant.readiness_epoch, outcome, now);
         }
     }
 
@@ -73,7 +74,7 @@ impl Permit {
         let grant = self.grant.take().expect("held until dropped");
         let refused = self.refused.load(Ordering::Relaxed);
         self.throttler
-            .failover((grant.slot, grant.turn, refused), grant.place, now)
+            .failover((grant.slot, grant.readiness_epoch, refused), grant.ticket, now)
     }
 
     fn grant(&self) -> &Grant {

@@ -5,23 +5,23 @@ use std::time::{Duration, Instant};
 
 use sluice_model::ServiceId;
 
-use super::arrival::Place;
-use super::budget::{self, Account, Room};
+use super::arrival::QueueTicket;
+use super::budget::{Account, EnterResult, Reservation};
 
 /// One held request. `W` is how the shell reaches it.
 #[derive(Debug)]
-pub(crate) struct Entry<W> {
+pub(crate) struct QueuedRequest<W> {
     pub(crate) waiter: W,
-    pub(crate) place: Place,
+    pub(crate) ticket: QueueTicket,
     entered: Instant,
     expires: Instant,
 }
 
-impl<W> Entry<W> {
+impl<W> QueuedRequest<W> {
     /// The place, with the time spent in the queue added.
-    pub(crate) fn into_parts(mut self, now: Instant) -> (W, Place) {
-        self.place.queued += now.saturating_duration_since(self.entered);
-        (self.waiter, self.place)
+    pub(crate) fn into_parts(mut self, now: Instant) -> (W, QueueTicket) {
+        self.ticket.queued += now.saturating_duration_since(self.entered);
+        (self.waiter, self.ticket)
     }
 }
 
@@ -37,7 +37,7 @@ pub(crate) struct Due {
 /// request whose attempt failed comes back to its place in time.
 #[derive(Debug)]
 pub(crate) struct Queue<W> {
-    entries: BTreeMap<u64, Entry<W>>,
+    entries: BTreeMap<u64, QueuedRequest<W>>,
     expiry: BTreeSet<(Instant, u64)>,
     bytes: u64,
     account: Account,
@@ -65,27 +65,27 @@ impl<W> Queue<W> {
         self.bytes
     }
 
-    pub(crate) fn oldest(&self) -> Option<&Place> {
-        self.entries.first_key_value().map(|(_, e)| &e.place)
+    pub(crate) fn oldest(&self) -> Option<&QueueTicket> {
+        self.entries.first_key_value().map(|(_, e)| &e.ticket)
     }
 
     /// Everybody's place as it is now, the oldest first.
-    pub(crate) fn places(&self, now: Instant) -> Vec<Place> {
-        let places = self.entries.values().map(|e| Place {
-            queued: e.place.queued + now.saturating_duration_since(e.entered),
-            tried: e.place.tried.clone(),
-            ..e.place
+    pub(crate) fn tickets(&self, now: Instant) -> Vec<QueueTicket> {
+        let tickets = self.entries.values().map(|e| QueueTicket {
+            queued: e.ticket.queued + now.saturating_duration_since(e.entered),
+            tried: e.ticket.tried.clone(),
+            ..e.ticket
         });
-        places.collect()
+        tickets.collect()
     }
 
     /// Everybody's place as it was when the wait began, the oldest first.
-    pub(crate) fn waiting(&self) -> impl Iterator<Item = &Place> {
-        self.entries.values().map(|e| &e.place)
+    pub(crate) fn waiting(&self) -> impl Iterator<Item = &QueueTicket> {
+        self.entries.values().map(|e| &e.ticket)
     }
 
-    pub(crate) fn place(&self, seq: u64) -> Option<&Place> {
-        self.entries.get(&seq).map(|e| &e.place)
+    pub(crate) fn ticket(&self, seq: u64) -> Option<&QueueTicket> {
+        self.entries.get(&seq).map(|e| &e.ticket)
     }
 
     pub(crate) fn next_expiry(&self) -> Option<Instant> {
@@ -93,15 +93,15 @@ impl<W> Queue<W> {
     }
 
     /// Takes a place in the gateway-wide budget; to be followed by [`push`](Self::push) when it is
-    /// [`Taken`](budget::Entry::Taken).
-    pub(crate) fn enter(&self, bytes: u64, room: Option<Room>) -> budget::Entry {
-        self.account.enter(bytes, room)
+    /// [`Taken`](EnterResult::Taken).
+    pub(crate) fn enter(&self, bytes: u64, reservation: Option<Reservation>) -> EnterResult {
+        self.account.enter(bytes, reservation)
     }
 
     /// Takes the youngest waiter out, its place going to `room`; `None` when nobody has to.
-    pub(crate) fn give_way(&mut self, room: &mut Room) -> Option<Entry<W>> {
+    pub(crate) fn evict_youngest(&mut self, reservation: &mut Reservation) -> Option<QueuedRequest<W>> {
         let (&seq, youngest) = self.entries.last_key_value()?;
-        let gives = self.account.give_way(youngest.place.arrival.bytes, room);
+        let gives = self.account.cede(youngest.ticket.arrival.bytes, reservation);
         if gives { self.take(seq) } else { None }
     }
 
@@ -110,13 +110,13 @@ impl<W> Queue<W> {
         self.account.set_service(service);
     }
 
-    pub(crate) fn push(&mut self, waiter: W, place: Place, expires: Instant, now: Instant) {
-        let seq = place.seq;
-        self.bytes += place.arrival.bytes;
+    pub(crate) fn push(&mut self, waiter: W, ticket: QueueTicket, expires: Instant, now: Instant) {
+        let seq = ticket.seq;
+        self.bytes += ticket.arrival.bytes;
         self.expiry.insert((expires, seq));
-        let entry = Entry {
+        let entry = QueuedRequest {
             waiter,
-            place,
+            ticket,
             entered: now,
             expires,
         };
@@ -124,13 +124,13 @@ impl<W> Queue<W> {
         debug_assert!(before.is_none(), "a request waits once");
     }
 
-    pub(crate) fn remove(&mut self, seq: u64) -> Option<Entry<W>> {
+    pub(crate) fn remove(&mut self, seq: u64) -> Option<QueuedRequest<W>> {
         let entry = self.take(seq)?;
-        self.account.leave(entry.place.arrival.bytes);
+        self.account.leave(entry.ticket.arrival.bytes);
         Some(entry)
     }
 
-    pub(crate) fn pop(&mut self) -> Option<Entry<W>> {
+    pub(crate) fn pop(&mut self) -> Option<QueuedRequest<W>> {
         let seq = *self.entries.first_key_value()?.0;
         self.remove(seq)
     }
@@ -144,8 +144,8 @@ impl<W> Queue<W> {
         let entry = self.entries.get(&seq)?;
         Some(Due {
             seq,
-            waited: entry.place.queued + now.saturating_duration_since(entry.entered),
-            deadline: entry.place.arrival.deadline,
+            waited: entry.ticket.queued + now.saturating_duration_since(entry.entered),
+            deadline: entry.ticket.arrival.deadline,
         })
     }
 
@@ -159,10 +159,10 @@ impl<W> Queue<W> {
     }
 
     /// Its place in the budget stays taken.
-    fn take(&mut self, seq: u64) -> Option<Entry<W>> {
+    fn take(&mut self, seq: u64) -> Option<QueuedRequest<W>> {
         let entry = self.entries.remove(&seq)?;
         self.expiry.remove(&(entry.expires, seq));
-        self.bytes -= entry.place.arrival.bytes;
+        self.bytes -= entry.ticket.arrival.bytes;
         Some(entry)
     }
 
@@ -174,7 +174,7 @@ impl<W> Queue<W> {
     #[cfg(test)]
     pub(crate) fn check(&self) {
         assert_eq!(self.entries.len(), self.expiry.len());
-        let bytes: u64 = self.entries.values().map(|e| e.place.arrival.bytes).sum();
+        let bytes: u64 = self.entries.values().map(|e| e.ticket.arrival.bytes).sum();
         assert_eq!(bytes, self.bytes);
         assert!(
             self.entries

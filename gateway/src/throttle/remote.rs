@@ -12,11 +12,11 @@ use std::time::{Duration, Instant};
 
 use sluice_model::{EndpointAddr, InstanceId, StickyKey};
 
-use super::arrival::{Arrival, Outcome, Place, Tried};
+use super::actions::{Actions, CoreAdmission, Grant, Signal};
+use super::arrival::{Arrival, FailedAttempt, Outcome, QueueTicket};
 use super::core::Core;
-use super::effects::{Effects, Grant, Signal, Verdict};
 use super::endpoint::{EndpointPhase, EndpointState};
-use super::endpoint_set::Slot;
+use super::endpoint_set::EndpointRecord;
 use super::rejection::{Closing, Rejection};
 
 /// Names an endpoint in both gateways.
@@ -150,35 +150,35 @@ impl Remote {
 /// The older gateway's side.
 impl<W> Core<W> {
     /// Leaves the slots to the newer gateway. Returns the endpoints with what is in flight on them.
-    pub(crate) fn flip(&mut self, now: Instant) -> (Vec<EndpointInUse>, Effects<W>) {
-        let fx = self.begin(now);
+    pub(crate) fn flip(&mut self, now: Instant) -> (Vec<EndpointInUse>, Actions<W>) {
+        let actions = self.begin(now);
         self.remote = Some(Remote::default());
         self.endpoints.hold(true);
-        for place in self.queue.places(now) {
-            self.ask(&place);
+        for ticket in self.queue.tickets(now) {
+            self.ask(&ticket);
         }
         let endpoints = self.endpoints.iter().map(|(_, slot)| EndpointInUse {
             id: slot.id(),
             phase: slot.phase,
             in_flight: slot.in_flight,
         });
-        (endpoints.collect(), fx)
+        (endpoints.collect(), actions)
     }
 
     /// The newer gateway came to nothing before it granted anything: all is as it was.
-    pub(crate) fn flip_back(&mut self, now: Instant) -> Effects<W> {
-        let mut fx = self.begin(now);
+    pub(crate) fn flip_back(&mut self, now: Instant) -> Actions<W> {
+        let mut actions = self.begin(now);
         if self.remote.take().is_some() {
             self.endpoints.hold(false);
-            fx.wake_probes = true;
+            actions.wake_probes = true;
         }
-        self.settle(now, &mut fx);
-        fx
+        self.settle(now, &mut actions);
+        actions
     }
 
     /// The newer gateway is gone after it took over: what is in flight ends by itself, and nobody
     /// gets anything any more.
-    pub(crate) fn abandon(&mut self, now: Instant) -> Effects<W> {
+    pub(crate) fn abandon(&mut self, now: Instant) -> Actions<W> {
         if self.remote.take().is_none() {
             return self.begin(now);
         }
@@ -187,61 +187,63 @@ impl<W> Core<W> {
 
     /// The newer gateway gives a slot out. It goes to the oldest waiter that is not particular about
     /// endpoints (sticky, or failed by this one), unless it was asked for by one that is sticky.
-    pub(crate) fn granted(&mut self, want: u64, id: &EndpointId, now: Instant) -> Effects<W> {
-        let mut fx = self.begin(now);
+    pub(crate) fn granted(&mut self, want: u64, id: &EndpointId, now: Instant) -> Actions<W> {
+        let mut actions = self.begin(now);
         let slot = self.find_id(id);
         let taker = self.taker(want, slot);
         let Some(remote) = &mut self.remote else {
-            return fx;
+            return actions;
         };
         let Some(entry) = taker.and_then(|seq| self.queue.remove(seq)) else {
             remote.forget(want);
             let endpoint = id.clone();
             remote.tell(News::Done { endpoint });
-            return fx;
+            return actions;
         };
-        remote.satisfy(want, entry.place.seq);
+        remote.satisfy(want, entry.ticket.seq);
         let slot = slot.unwrap_or_else(|| {
             let state = EndpointState::new(id.address.clone(), id.instance);
             self.endpoints.insert(Arc::new(state), EndpointPhase::Ready)
         });
         self.endpoints.occupy(slot);
-        self.resolve(entry, now, &mut fx, |core, place| Ok(core.grant_of(slot, place)));
-        self.settle(now, &mut fx);
-        fx
+        self.resolve(entry, now, &mut actions, |core, ticket| {
+            Ok(core.grant_of(slot, ticket))
+        });
+        self.settle(now, &mut actions);
+        actions
     }
 
     /// The newer gateway has no slot for whoever this stands for.
-    pub(crate) fn refused(&mut self, want: u64, rejection: Rejection, now: Instant) -> Effects<W> {
-        let mut fx = self.begin(now);
+    pub(crate) fn refused(&mut self, want: u64, rejection: Rejection, now: Instant) -> Actions<W> {
+        let mut actions = self.begin(now);
         let seq = self.remote.as_mut().and_then(|remote| remote.forget(want));
         if let Some(entry) = seq.and_then(|seq| self.queue.remove(seq)) {
-            self.resolve(entry, now, &mut fx, |_, _| Err(rejection));
+            self.resolve(entry, now, &mut actions, |_, _| Err(rejection));
         }
-        self.settle(now, &mut fx);
-        fx
+        self.settle(now, &mut actions);
+        actions
     }
 
     /// Asks for a slot for somebody who is about to wait.
-    pub(super) fn ask(&mut self, place: &Place) {
+    pub(super) fn ask(&mut self, ticket: &QueueTicket) {
         let Some(remote) = &mut self.remote else {
             return;
         };
-        let tried = place.tried.iter().filter_map(|tried| {
+        let tried = ticket.tried.iter().filter_map(|tried| {
             let mut known = self.endpoints.iter();
-            let (_, slot) = known.find(|(_, slot)| slot.turn == tried.turn)?;
+            let (_, slot) = known.find(|(_, slot)| slot.readiness_epoch == tried.readiness_epoch)?;
             Some((slot.id(), tried.refused))
         });
         let wanted = Wanted {
-            bytes: place.arrival.bytes,
-            deadline: place.arrival.deadline,
-            sticky: place.arrival.sticky,
-            waited: place.queued,
+            bytes: ticket.arrival.bytes,
+            deadline: ticket.arrival.deadline,
+            sticky: ticket.arrival.sticky,
+            waited: ticket.queued,
             tried: tried.collect(),
         };
         let want = remote.next;
         remote.next += 1;
-        remote.stand_for(want, place.seq);
+        remote.stand_for(want, ticket.seq);
         remote.tell(News::Want { want, wanted });
     }
 
@@ -254,16 +256,16 @@ impl<W> Core<W> {
 
     fn taker(&self, want: u64, slot: Option<u32>) -> Option<u64> {
         let asked = self.remote.as_ref()?.wants.get(&want).copied();
-        let asked_for = asked.and_then(|seq| self.queue.place(seq));
-        if asked_for.is_some_and(|place| place.arrival.sticky.is_some()) {
+        let asked_for = asked.and_then(|seq| self.queue.ticket(seq));
+        if asked_for.is_some_and(|ticket| ticket.arrival.sticky.is_some()) {
             return asked;
         }
-        let turn = slot.map(|slot| self.endpoints.slot(slot).turn);
-        let takes = |place: &&Place| {
-            let failed = turn.is_some_and(|turn| place.has_tried(turn));
-            Some(place.seq) == asked || (place.arrival.sticky.is_none() && !failed)
+        let readiness_epoch = slot.map(|slot| self.endpoints.record(slot).readiness_epoch);
+        let takes = |ticket: &&QueueTicket| {
+            let failed = readiness_epoch.is_some_and(|readiness_epoch| ticket.has_tried(readiness_epoch));
+            Some(ticket.seq) == asked || (ticket.arrival.sticky.is_none() && !failed)
         };
-        self.queue.waiting().find(takes).map(|place| place.seq)
+        self.queue.waiting().find(takes).map(|ticket| ticket.seq)
     }
 
     fn find_id(&self, id: &EndpointId) -> Option<u32> {
@@ -283,8 +285,8 @@ impl<W> Core<W> {
         endpoints: &[EndpointInUse],
         may_add: bool,
         now: Instant,
-    ) -> (Vec<Grant>, Effects<W>) {
-        let mut fx = self.begin(now);
+    ) -> (Vec<Grant>, Actions<W>) {
+        let mut actions = self.begin(now);
         let mut grants = Vec::new();
         for left in endpoints {
             let phase = match left.phase {
@@ -297,7 +299,7 @@ impl<W> Core<W> {
             let slot = match known {
                 Some(slot) => {
                     let proven = phase == EndpointPhase::Ready;
-                    if proven && self.endpoints.slot(slot).phase == EndpointPhase::Starting {
+                    if proven && self.endpoints.record(slot).phase == EndpointPhase::Starting {
                         self.endpoints.set_phase(slot, EndpointPhase::Ready);
                     }
                     slot
@@ -310,24 +312,24 @@ impl<W> Core<W> {
                 None => continue,
             };
             for _ in 0..left.in_flight {
-                let place = self.next_place(Arrival::default());
+                let ticket = self.next_ticket(Arrival::default());
                 self.endpoints.occupy(slot);
-                grants.push(self.grant_of(slot, place));
+                grants.push(self.grant_of(slot, ticket));
             }
             if known.is_none() && !adds {
                 self.endpoints.set_phase(slot, EndpointPhase::Gone);
             }
             // The news of it may have been on its way when the older one was stopped.
             match (phase, left.id.instance) {
-                (EndpointPhase::Ready, Some(instance)) => fx.signals.push(Signal::Ready(instance)),
+                (EndpointPhase::Ready, Some(instance)) => actions.signals.push(Signal::Ready(instance)),
                 (EndpointPhase::Draining, Some(instance)) if left.in_flight == 0 => {
-                    fx.signals.push(Signal::Drained(instance));
+                    actions.signals.push(Signal::Drained(instance));
                 }
                 _ => {}
             }
         }
-        self.settle(now, &mut fx);
-        (grants, fx)
+        self.settle(now, &mut actions);
+        (grants, actions)
     }
 
     /// A request of the older gateway wants a slot.
@@ -336,32 +338,35 @@ impl<W> Core<W> {
         wanted: Wanted,
         now: Instant,
         waiter: impl FnOnce() -> W,
-    ) -> (Verdict, Effects<W>) {
-        let mut fx = self.begin(now);
+    ) -> (CoreAdmission, Actions<W>) {
+        let mut actions = self.begin(now);
         self.load.arrived();
-        let mut place = self.next_place(Arrival {
+        let mut ticket = self.next_ticket(Arrival {
             bytes: wanted.bytes,
             deadline: wanted.deadline,
             sticky: wanted.sticky,
         });
-        place.queued = wanted.waited;
+        ticket.queued = wanted.waited;
         let tried = wanted.tried.iter().filter_map(|(id, refused)| {
-            let turn = self.endpoints.slot(self.find_id(id)?).turn;
+            let readiness_epoch = self.endpoints.record(self.find_id(id)?).readiness_epoch;
             let refused = *refused;
-            Some(Tried { turn, refused })
+            Some(FailedAttempt {
+                readiness_epoch,
+                refused,
+            })
         });
-        place.tried = tried.collect();
-        let verdict = if !place.tried.is_empty() && self.is_hopeless(&place) {
-            Verdict::Rejected(Rejection::NoEndpoints)
+        ticket.tried = tried.collect();
+        let verdict = if !ticket.tried.is_empty() && self.is_hopeless(&ticket) {
+            CoreAdmission::Rejected(Rejection::NoEndpoints)
         } else {
-            self.admit(place, None, now, waiter, &mut fx)
+            self.admit(ticket, None, now, waiter, &mut actions)
         };
-        self.settle(now, &mut fx);
-        (verdict, fx)
+        self.settle(now, &mut actions);
+        (verdict, actions)
     }
 }
 
-impl Slot {
+impl EndpointRecord {
     pub(crate) fn id(&self) -> EndpointId {
         self.state.id()
     }

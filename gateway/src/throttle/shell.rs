@@ -12,18 +12,18 @@ use sluice_model::{
 use tokio::sync::futures::Notified;
 use tokio::sync::{Notify, mpsc, oneshot};
 
-use super::arrival::{Admission, Arrival, Outcome, Place};
-use super::budget::{Account, QueueBudget, Room};
+use super::actions::{Actions, CoreAdmission, NeedsEviction, Signal};
+use super::arrival::{Admission, Arrival, Outcome, QueueTicket};
+use super::budget::{Account, QueueBudget, Reservation};
 use super::core::{Core, ThrottleLimits};
-use super::effects::{Crowded, Effects, Signal, Verdict};
 use super::endpoint::{EndpointPhase, EndpointState};
-use super::launch::Launch;
+use super::endpoint_events::AddressChange;
 use super::log_limit::LogLimiter;
-use super::observer::{ActivationResult, RevisionObserver};
+use super::observer::{ActivationOutcome, RevisionObserver};
 use super::permit::Permit;
 use super::rejection::{Closing, Rejection};
 use super::remote::{EndpointId, EndpointInUse, News, Wanted};
-use super::supply::FixedChange;
+use super::start_timeline::StartTimeline;
 use super::waiter::{Sender, Waiter};
 
 /// The clock that follows tokio's paused one in tests and is the plain one otherwise.
@@ -142,10 +142,10 @@ impl RevisionThrottler {
     pub(crate) fn failover(
         self: &Arc<Self>,
         failed: (u32, u64, bool),
-        place: Place,
+        ticket: QueueTicket,
         now: Instant,
     ) -> Admission {
-        self.decide(now, |core, waiter| core.failover(failed, place, now, waiter))
+        self.decide(now, |core, waiter| core.failover(failed, ticket, now, waiter))
     }
 
     pub(crate) fn release(self: &Arc<Self>, slot: u32, now: Instant) {
@@ -155,8 +155,8 @@ impl RevisionThrottler {
         self.apply(|core| core.release(slot, now));
     }
 
-    pub(crate) fn report(self: &Arc<Self>, slot: u32, turn: u64, outcome: Outcome, now: Instant) {
-        self.apply(|core| core.report(slot, turn, outcome, now));
+    pub(crate) fn report(self: &Arc<Self>, slot: u32, readiness_epoch: u64, outcome: Outcome, now: Instant) {
+        self.apply(|core| core.report(slot, readiness_epoch, outcome, now));
     }
 
     pub(crate) fn cancel(&self, seq: u64, now: Instant) {
@@ -184,8 +184,8 @@ impl RevisionThrottler {
 
     /// How far the start has come, or came, that whoever waits at zero waits for; `None` while
     /// nothing is being activated.
-    pub fn awaited_launch(&self) -> Option<Launch> {
-        self.shared.lock().core.awaited_launch()
+    pub fn awaited_start(&self) -> Option<StartTimeline> {
+        self.shared.lock().core.awaited_start()
     }
 
     /// Adds a started instance, to be proven ready. `None` when it is known already.
@@ -196,17 +196,17 @@ impl RevisionThrottler {
     ) -> Option<Arc<EndpointState>> {
         self.run(|core| {
             if core.instance_key(endpoint.instance).is_some() {
-                return (None, Effects::default());
+                return (None, Actions::default());
             }
             let address = EndpointAddr::Tcp(endpoint.address);
             let state = Arc::new(EndpointState::new(address, Some(endpoint.instance)));
-            state.set_launch(Launch {
+            state.set_start_timeline(StartTimeline {
                 ordered: now.checked_sub(endpoint.took),
                 started: Some(now),
                 ready: None,
             });
-            let fx = core.endpoint_added(Arc::clone(&state), false, now);
-            (Some(state), fx)
+            let actions = core.endpoint_added(Arc::clone(&state), false, now);
+            (Some(state), actions)
         })
     }
 
@@ -214,7 +214,7 @@ impl RevisionThrottler {
     pub fn remove_instance(self: &Arc<Self>, instance: InstanceId, now: Instant) -> bool {
         self.run(|core| match core.instance_key(instance) {
             Some(key) => (true, core.endpoint_removed(key, now)),
-            None => (false, Effects::default()),
+            None => (false, Actions::default()),
         })
     }
 
@@ -229,9 +229,9 @@ impl RevisionThrottler {
     ) -> Vec<Arc<EndpointState>> {
         // Worked out without the lock, which every request of a large revision wants meanwhile.
         loop {
-            let before = self.shared.lock().core.fixed();
-            let change = FixedChange::between(&before, addresses);
-            if self.run(|core| core.change_fixed(&change, ready, now)) {
+            let before = self.shared.lock().core.configured();
+            let change = AddressChange::between(&before, addresses);
+            if self.run(|core| core.change_configured(&change, ready, now)) {
                 return change.added;
             }
         }
@@ -341,7 +341,7 @@ impl RevisionThrottler {
 
     /// Resolves when probes have a reason to look again: somebody waits, an endpoint has to prove
     /// itself anew or is gone. Enable it before looking, and no news is missed.
-    pub fn probe_news(&self) -> Notified<'_> {
+    pub fn probe_wakeups(&self) -> Notified<'_> {
         self.probes.notified()
     }
 
@@ -352,14 +352,14 @@ impl RevisionThrottler {
 
     /// Moves the place of the youngest waiter to `room`, unless the arrival needs no room any more or
     /// this service is not above its share any more. Takes this throttler's lock: call it without another one's.
-    fn make_room(self: &Arc<Self>, room: &mut Room, now: Instant) {
-        self.apply(|core| core.displace(room, now));
+    fn evict_for(self: &Arc<Self>, reservation: &mut Reservation, now: Instant) {
+        self.apply(|core| core.evict_for(reservation, now));
     }
 
     fn decide(
         self: &Arc<Self>,
         now: Instant,
-        event: impl FnOnce(&mut Core<Sender>, &mut dyn FnMut() -> Sender) -> (Verdict, Effects<Sender>),
+        event: impl FnOnce(&mut Core<Sender>, &mut dyn FnMut() -> Sender) -> (CoreAdmission, Actions<Sender>),
     ) -> Admission {
         let mut receiver = None;
         let mut waiter = || {
@@ -370,46 +370,48 @@ impl RevisionThrottler {
         let mut verdict = self.run(|core| event(core, &mut waiter));
         // Nobody's lock is held between the steps. Ends: where the owner finds that it need not
         // give way, somebody else's arrival or departure changed the books in between.
-        while let Verdict::Crowded(crowded) = verdict {
-            let Crowded {
-                place,
-                mut room,
+        while let CoreAdmission::NeedsEviction(crowded) = verdict {
+            let NeedsEviction {
+                ticket,
+                mut reservation,
                 victim,
             } = *crowded;
             if let Some(owner) = self.env.budget.owner(victim) {
-                owner.make_room(&mut room, now);
+                owner.evict_for(&mut reservation, now);
             }
-            verdict = self.run(|core| core.resume(place, room, now, &mut waiter));
+            verdict = self.run(|core| core.resume(ticket, reservation, now, &mut waiter));
         }
         match (verdict, receiver) {
-            (Verdict::Granted(grant), _) => Admission::Admitted(Permit::new(Arc::clone(self), grant)),
-            (Verdict::Queued { seq }, Some(receiver)) => {
+            (CoreAdmission::Granted(grant), _) => Admission::Admitted(Permit::new(Arc::clone(self), grant)),
+            (CoreAdmission::Queued { seq }, Some(receiver)) => {
                 Admission::Waiting(Waiter::new(Arc::clone(self), seq, receiver))
             }
-            (Verdict::Queued { .. } | Verdict::Crowded(_), _) => Admission::Rejected(Rejection::Removed),
-            (Verdict::Rejected(rejection), _) => Admission::Rejected(rejection),
+            (CoreAdmission::Queued { .. } | CoreAdmission::NeedsEviction(_), _) => {
+                Admission::Rejected(Rejection::Removed)
+            }
+            (CoreAdmission::Rejected(rejection), _) => Admission::Rejected(rejection),
         }
     }
 
     /// Runs an event under the lock and carries out what it decided after it.
-    fn apply(self: &Arc<Self>, event: impl FnOnce(&mut Core<Sender>) -> Effects<Sender>) {
+    fn apply(self: &Arc<Self>, event: impl FnOnce(&mut Core<Sender>) -> Actions<Sender>) {
         self.run(|core| ((), event(core)));
     }
 
     /// As [`apply`](Self::apply), for an event that returns a value, too.
-    fn run<R>(self: &Arc<Self>, event: impl FnOnce(&mut Core<Sender>) -> (R, Effects<Sender>)) -> R {
+    fn run<R>(self: &Arc<Self>, event: impl FnOnce(&mut Core<Sender>) -> (R, Actions<Sender>)) -> R {
         let mut shared = self.shared.lock();
-        let (value, fx) = event(&mut shared.core);
+        let (value, actions) = event(&mut shared.core);
         shared.post();
-        self.demand(&fx.signals);
+        self.demand(&actions.signals);
         self.arm(shared);
-        self.carry_out(fx);
+        self.carry_out(actions);
         value
     }
 
     /// Nothing here may hold the lock: dropping an unwanted permit or sender takes it again.
-    fn carry_out(self: &Arc<Self>, fx: Effects<Sender>) {
-        for resolved in fx.resolved {
+    fn carry_out(self: &Arc<Self>, actions: Actions<Sender>) {
+        for resolved in actions.resolved {
             let admitted = resolved.verdict.is_ok();
             let verdict = resolved.verdict.map(|grant| Permit::new(Arc::clone(self), grant));
             // Nobody there: the permit drops here, and the slot goes to the next waiter.
@@ -417,10 +419,10 @@ impl RevisionThrottler {
                 self.env.observer.queue_waited(resolved.waited, admitted);
             }
         }
-        for signal in fx.signals {
+        for signal in actions.signals {
             self.signal(signal);
         }
-        if fx.wake_probes {
+        if actions.wake_probes {
             self.probes.notify_waiters();
         }
     }
@@ -448,7 +450,7 @@ impl RevisionThrottler {
         match signal {
             Signal::Activate => observer.activation_started(),
             Signal::Ready(_) | Signal::Drained(_) => {}
-            Signal::Activated { took } => observer.activation_finished(ActivationResult::Ready, took),
+            Signal::Activated { took } => observer.activation_finished(ActivationOutcome::Ready, took),
             Signal::Ejected {
                 endpoint,
                 cause,
@@ -460,7 +462,7 @@ impl RevisionThrottler {
                 self.log.reinstated(revision, &endpoint.address, proven, clock());
             }
             Signal::ActivationFailed { took, failure } => {
-                observer.activation_finished(ActivationResult::Failed(failure.failure), took);
+                observer.activation_finished(ActivationOutcome::Failed(failure.failure), took);
             }
         }
     }
@@ -493,9 +495,9 @@ impl RevisionThrottler {
     fn tick(self: &Arc<Self>, lingered: bool) -> Option<Instant> {
         let now = clock();
         let mut shared = self.shared.lock();
-        let fx = shared.core.expire(now);
+        let actions = shared.core.expire(now);
         shared.post();
-        self.demand(&fx.signals);
+        self.demand(&actions.signals);
         let next = match shared.core.next_timer() {
             None if lingered => None,
             None => Some(now + TIMER_LINGER),
@@ -503,7 +505,7 @@ impl RevisionThrottler {
         };
         shared.armed = next;
         drop(shared);
-        self.carry_out(fx);
+        self.carry_out(actions);
         next
     }
 }

@@ -8,8 +8,8 @@ use std::time::Duration;
 use futures_util::poll;
 use sluice_model::{Demand, Failure, InstanceId};
 
+use super::actions::Signal;
 use super::core::Core;
-use super::effects::Signal;
 use super::shell::clock;
 use super::test_kit::{account, activate, add, admit, failed, fixed, reject, throttler, throttler_for, wait};
 use super::*;

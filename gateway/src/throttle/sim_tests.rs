@@ -8,12 +8,12 @@ use sluice_model::{
     ActivationFailure, EndpointAddr, Failure, InstanceId, QueueLimits, QueueTotals, StickyKey,
 };
 
+use super::actions::{Actions, CoreAdmission, Grant, Signal};
 use super::arrival::{Arrival, Outcome};
 use super::budget::QueueBudget;
 use super::core::{Core, Supply, ThrottleLimits};
-use super::effects::{Effects, Grant, Signal, Verdict};
 use super::endpoint::{EndpointPhase, EndpointState};
-use super::endpoint_set::Slot;
+use super::endpoint_set::EndpointRecord;
 use super::rejection::{Closing, Rejection};
 use super::test_kit::account;
 use crate::sim::{self, Sim, World};
@@ -105,8 +105,8 @@ impl World for Storm {
         self.pass_time();
         // What is due happens in an event of its own: every other event then starts from a settled
         // state, which is what the checks of grants assume.
-        let fx = self.core.expire(self.sim.now);
-        self.apply(fx);
+        let actions = self.core.expire(self.sim.now);
+        self.apply(actions);
         self.check_ages();
         let event = if self.closed.is_some() { 0..105 } else { 0..100 };
         match self.sim.rng.u32(event) {
@@ -148,7 +148,7 @@ impl World for Storm {
             "over the gateway's bound"
         );
         let counts = self.core.endpoints.counts();
-        let starting = |s: &Slot| s.phase == EndpointPhase::Starting && s.state.instance.is_some();
+        let starting = |s: &EndpointRecord| s.phase == EndpointPhase::Starting && s.state.instance.is_some();
         let coming = self.core.known().any(starting);
         if counts.ready > 0 || coming {
             self.asked = false;
@@ -172,11 +172,11 @@ impl World for Storm {
     fn end(&mut self) {
         while let Some(grant) = self.any_grant() {
             *self.in_flight.get_mut(&grant.endpoint.key).expect("counted") -= 1;
-            let fx = self.core.release(grant.slot, self.sim.now);
-            self.apply(fx);
+            let actions = self.core.release(grant.slot, self.sim.now);
+            self.apply(actions);
         }
-        let fx = self.core.close(Closing::Draining, self.sim.now);
-        self.apply(fx);
+        let actions = self.core.close(Closing::Draining, self.sim.now);
+        self.apply(actions);
         assert!(self.unresolved.is_empty());
         assert_eq!(self.budget.used(), QueueTotals { depth: 0, bytes: 0 });
         let load = self.core.peek(self.sim.now);
@@ -221,9 +221,9 @@ impl Storm {
         let id = self.next_id;
         self.next_id += 1;
         self.unresolved.insert(id);
-        let (verdict, fx) = self.core.arrive(arrival, self.sim.now, || id);
-        self.apply(fx);
-        if let Verdict::Granted(_) = &verdict {
+        let (verdict, actions) = self.core.arrive(arrival, self.sim.now, || id);
+        self.apply(actions);
+        if let CoreAdmission::Granted(_) = &verdict {
             assert!(self.waiting.is_empty(), "an arrival overtook a waiter");
         }
         self.take(id, arrival, Duration::ZERO, verdict);
@@ -233,19 +233,21 @@ impl Storm {
         let Some(grant) = self.any_grant() else { return };
         if self.sim.rng.bool() {
             let outcome = self.outcome();
-            let fx = self.core.report(grant.slot, grant.turn, outcome, self.sim.now);
-            self.apply(fx);
+            let actions = self
+                .core
+                .report(grant.slot, grant.readiness_epoch, outcome, self.sim.now);
+            self.apply(actions);
         }
         let refused = self.sim.rng.bool();
         *self.in_flight.get_mut(&grant.endpoint.key).expect("counted") -= 1;
-        let (seq, arrival, queued) = (grant.place.seq, grant.place.arrival, grant.place.queued);
+        let (seq, arrival, queued) = (grant.ticket.seq, grant.ticket.arrival, grant.ticket.queued);
         let id = self.next_id;
         self.next_id += 1;
         self.unresolved.insert(id);
-        let failed = (grant.slot, grant.turn, refused);
-        let (verdict, fx) = self.core.failover(failed, grant.place, self.sim.now, || id);
-        self.apply(fx);
-        if let Verdict::Granted(_) = &verdict {
+        let failed = (grant.slot, grant.readiness_epoch, refused);
+        let (verdict, actions) = self.core.failover(failed, grant.ticket, self.sim.now, || id);
+        self.apply(actions);
+        if let CoreAdmission::Granted(_) = &verdict {
             let oldest = self.waiting.first_key_value().map(|(s, _)| *s);
             assert!(
                 oldest.is_none_or(|o| o > seq),
@@ -255,12 +257,12 @@ impl Storm {
         self.take(id, arrival, queued, verdict);
     }
 
-    fn take(&mut self, id: u64, arrival: Arrival, queued: Duration, verdict: Verdict) {
+    fn take(&mut self, id: u64, arrival: Arrival, queued: Duration, verdict: CoreAdmission) {
         match verdict {
-            Verdict::Granted(grant) => self.granted(id, grant),
-            Verdict::Rejected(rejection) => self.rejected(id, &rejection),
-            Verdict::Crowded(_) => panic!("a service displaces itself"),
-            Verdict::Queued { seq } => {
+            CoreAdmission::Granted(grant) => self.granted(id, grant),
+            CoreAdmission::Rejected(rejection) => self.rejected(id, &rejection),
+            CoreAdmission::NeedsEviction(_) => panic!("a service displaces itself"),
+            CoreAdmission::Queued { seq } => {
                 let since = self.sim.now - queued;
                 let waiting = Waiting {
                     id,
@@ -281,8 +283,8 @@ impl Storm {
     fn release(&mut self) {
         if let Some(grant) = self.any_grant() {
             *self.in_flight.get_mut(&grant.endpoint.key).expect("counted") -= 1;
-            let fx = self.core.release(grant.slot, self.sim.now);
-            self.apply(fx);
+            let actions = self.core.release(grant.slot, self.sim.now);
+            self.apply(actions);
         }
     }
 
@@ -310,8 +312,10 @@ impl Storm {
             let n = self.sim.rng.usize(..self.grants.len().max(1));
             let outcome = self.outcome();
             if let Some(grant) = self.grants.get(n) {
-                let fx = self.core.report(grant.slot, grant.turn, outcome, self.sim.now);
-                self.apply(fx);
+                let actions = self
+                    .core
+                    .report(grant.slot, grant.readiness_epoch, outcome, self.sim.now);
+                self.apply(actions);
             }
         }
     }
@@ -327,28 +331,28 @@ impl Storm {
         let address = EndpointAddr::Tcp(([127, 0, 0, 1], port).into());
         let state = Arc::new(EndpointState::new(address, instance.then_some(id)));
         let ready = self.limits.supply != Supply::Activated;
-        let fx = self.core.endpoint_added(state, ready, self.sim.now);
-        self.apply(fx);
+        let actions = self.core.endpoint_added(state, ready, self.sim.now);
+        self.apply(actions);
     }
 
     fn ready(&mut self) {
         if let Some((key, _)) = self.any_endpoint() {
-            let fx = self.core.endpoint_ready(key, self.sim.now);
-            self.apply(fx);
+            let actions = self.core.endpoint_ready(key, self.sim.now);
+            self.apply(actions);
         }
     }
 
     fn failing(&mut self) {
         if let Some((key, _)) = self.any_endpoint() {
-            let fx = self.core.endpoint_failing(key, self.sim.now);
-            self.apply(fx);
+            let actions = self.core.endpoint_failing(key, self.sim.now);
+            self.apply(actions);
         }
     }
 
     fn remove(&mut self) {
         if let Some((key, _)) = self.any_endpoint() {
-            let fx = self.core.endpoint_removed(key, self.sim.now);
-            self.apply(fx);
+            let actions = self.core.endpoint_removed(key, self.sim.now);
+            self.apply(actions);
         }
     }
 
@@ -362,8 +366,8 @@ impl Storm {
         };
         let before = live(&self.core);
         let idle = self.waiting.is_empty() && self.grants.is_empty();
-        let (victims, fx) = self.core.retire(count, to_zero, self.sim.now);
-        self.apply(fx);
+        let (victims, actions) = self.core.retire(count, to_zero, self.sim.now);
+        self.apply(actions);
         let after = live(&self.core);
         if to_zero && !idle {
             let busy = |i: &InstanceId| before.iter().any(|(n, b)| b == i && *n > 0);
@@ -389,8 +393,8 @@ impl Storm {
 
     fn retire_these(&mut self) {
         if let Some((_, Some(instance))) = self.any_endpoint() {
-            let fx = self.core.retire_these(&[instance], self.sim.now);
-            self.apply(fx);
+            let actions = self.core.retire_these(&[instance], self.sim.now);
+            self.apply(actions);
         }
     }
 
@@ -405,12 +409,12 @@ impl Storm {
             (Some(a), Some(b)) => Some(a.max(b)),
             _ => None,
         };
-        let fx = self.core.set_limits(self.limits, self.sim.now);
+        let actions = self.core.set_limits(self.limits, self.sim.now);
         for waiting in self.waiting.values_mut() {
             waiting.latest = waiting.latest.max(waiting.since + self.limits.queue.timeout);
         }
         self.allowed = self.limits.concurrency;
-        self.apply(fx);
+        self.apply(actions);
     }
 
     fn fail(&mut self) {
@@ -420,8 +424,8 @@ impl Storm {
             retry_after: Duration::from_millis(self.sim.rng.u64(..5_000)),
         });
         let ready = self.core.endpoints.counts().ready;
-        let fx = self.core.fail(&failure, self.sim.now);
-        self.apply(fx);
+        let actions = self.core.fail(&failure, self.sim.now);
+        self.apply(actions);
         if ready == 0 {
             assert!(self.waiting.is_empty(), "a failure leaves nobody waiting");
             self.asked = false;
@@ -451,8 +455,8 @@ impl Storm {
                 Closing::Draining
             };
             self.closed = Some(closing);
-            let fx = self.core.close(closing, self.sim.now);
-            self.apply(fx);
+            let actions = self.core.close(closing, self.sim.now);
+            self.apply(actions);
             assert!(self.waiting.is_empty(), "closing leaves nobody waiting");
         }
     }
@@ -472,14 +476,14 @@ impl Storm {
         known.get(n).copied()
     }
 
-    fn apply(&mut self, fx: Effects<u64>) {
-        for resolved in fx.resolved {
+    fn apply(&mut self, actions: Actions<u64>) {
+        for resolved in actions.resolved {
             let found = self.waiting.iter().find(|(_, w)| w.id == resolved.waiter);
             let seq = *found.expect("resolved, but does not wait").0;
             let waiting = self.waiting.remove(&seq).expect("just found");
             match resolved.verdict {
                 Ok(grant) => {
-                    assert_eq!(grant.place.seq, seq);
+                    assert_eq!(grant.ticket.seq, seq);
                     let older = self.waiting.first_key_value().filter(|(s, _)| **s < seq);
                     assert!(older.is_none(), "a waiter was overtaken");
                     assert!(
@@ -492,7 +496,7 @@ impl Storm {
                 Err(rejection) => self.rejected(waiting.id, &rejection),
             }
         }
-        for signal in fx.signals {
+        for signal in actions.signals {
             match signal {
                 Signal::Activate => {
                     assert_eq!(self.limits.supply, Supply::Activated);

@@ -18,7 +18,7 @@ pub(crate) type Sender = oneshot::Sender<Result<Permit, Rejection>>;
 /// Cancel-safe at every point. Dropping it frees its place at once; when a slot was already
 /// granted but not yet polled for, the slot goes to the next waiter: the permit lives in the
 /// channel, and whichever end lets go last drops it.
-#[must_use = "dropping it gives the place up"]
+#[must_use = "dropping it gives the ticket up"]
 pub struct Waiter {
     throttler: Arc<RevisionThrottler>,
     seq: u64,

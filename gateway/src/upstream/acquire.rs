@@ -9,8 +9,8 @@ use super::connect::{ConnectError, connect as dial};
 use super::http1::Http1Backend;
 use super::http2::Http2Backend;
 use super::io::Io;
+use super::prewarmed::PlainStream;
 use crate::request::Routed;
-use crate::spare::Plain;
 use crate::throttle::EndpointState;
 
 /// Which connections an attempt may use.
@@ -65,7 +65,7 @@ pub(crate) fn take_idle(
     let idle = endpoint
         .idle()
         .take(now, limits.upstream_idle_timeout, ask_kernel);
-    let io = idle.or_else(|| take_spare(endpoint, choice))?;
+    let io = idle.or_else(|| take_prewarmed(endpoint, choice))?;
     let backend = Http1Backend::new(io, Arc::clone(endpoint), limits);
     Some(Acquired {
         connection: Connection::Http1(backend),
@@ -74,15 +74,15 @@ pub(crate) fn take_idle(
 }
 
 /// The connection of the probe that found the endpoint ready.
-fn take_spare(endpoint: &EndpointState, choice: Use) -> Option<Io> {
+fn take_prewarmed(endpoint: &EndpointState, choice: Use) -> Option<Io> {
     if choice != Use::Any {
         // A server that serves one connection at a time must not be kept busy by it.
-        endpoint.spare().close();
+        endpoint.prewarmed().close();
         return None;
     }
-    Some(match endpoint.spare().take(false)? {
-        Plain::Tcp(socket) => Io::Tcp(socket),
-        Plain::Unix(socket) => Io::Unix(socket),
+    Some(match endpoint.prewarmed().take(false)? {
+        PlainStream::Tcp(socket) => Io::Tcp(socket),
+        PlainStream::Unix(socket) => Io::Unix(socket),
     })
 }
 
@@ -98,7 +98,7 @@ pub(crate) async fn connect(
     choice: Use,
 ) -> Result<Acquired, ConnectError> {
     if choice != Use::Any {
-        endpoint.spare().close();
+        endpoint.prewarmed().close();
     }
     if routed.spec.protocol != Protocol::Http1 {
         let backend = endpoint.streams().connect(routed, endpoint, limits).await?;

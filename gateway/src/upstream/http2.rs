@@ -21,10 +21,10 @@ use sluice_model::{Limits, RevisionSpec};
 
 use super::connect::{ConnectError, connect as dial};
 use super::io::Io;
+use super::prewarmed::PlainStream;
 use crate::exchange::{Answered, BackendFault, BackendSide, BodyLength, RequestHead, RequestLine};
 use crate::h2::LastTurn;
 use crate::request::{FieldSink, Fields, RequestEdit, Routed, request_fields};
-use crate::spare::Plain;
 use crate::throttle::{EndpointState, clock};
 
 /// What a backend may send on one stream, and on all of them, before it is taken, in bytes.
@@ -131,9 +131,9 @@ impl StreamConnections {
             return Ok(stream);
         }
         let timeout = limits.connect_timeout;
-        let io = match endpoint.spare().take(true) {
-            Some(Plain::Tcp(socket)) if routed.live.tls().is_plain() => Io::Tcp(socket),
-            Some(Plain::Unix(socket)) if routed.live.tls().is_plain() => Io::Unix(socket),
+        let io = match endpoint.prewarmed().take(true) {
+            Some(PlainStream::Tcp(socket)) if routed.live.tls().is_plain() => Io::Tcp(socket),
+            Some(PlainStream::Unix(socket)) if routed.live.tls().is_plain() => Io::Unix(socket),
             _ => {
                 let tls = routed.live.tls().get().await?;
                 let connected = dial(&endpoint.address, tls.as_deref(), timeout).await?;

@@ -10,7 +10,7 @@ use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
 use tokio_rustls::client::TlsStream;
 
-use crate::spare::Plain;
+use super::prewarmed::PlainStream;
 
 /// Reads of one idle TLS connection before it counts as one that speaks: session tickets are two as a
 /// rule, and a record of 16 KiB is several reads.
@@ -82,11 +82,11 @@ impl Io {
     }
 }
 
-impl From<Plain> for Io {
-    fn from(plain: Plain) -> Self {
+impl From<PlainStream> for Io {
+    fn from(plain: PlainStream) -> Self {
         match plain {
-            Plain::Tcp(stream) => Self::Tcp(stream),
-            Plain::Unix(stream) => Self::Unix(stream),
+            PlainStream::Tcp(stream) => Self::Tcp(stream),
+            PlainStream::Unix(stream) => Self::Unix(stream),
         }
     }
 }

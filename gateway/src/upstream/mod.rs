@@ -9,6 +9,7 @@ mod http1;
 mod http2;
 mod idle;
 mod io;
+mod prewarmed;
 #[cfg(test)]
 mod testing;
 mod tls;
@@ -18,5 +19,6 @@ pub(crate) use connect::ConnectError;
 pub(crate) use http1::{HeadSink, Prefixed};
 pub(crate) use http2::{MapSink, StreamConnections};
 pub(crate) use idle::IdleConnections;
+pub(crate) use prewarmed::{PlainStream, PrewarmedSlot};
 pub(crate) use tls::TlsSlot;
 pub use tls::{BackendTlsError, check_tls};

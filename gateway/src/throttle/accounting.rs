@@ -11,12 +11,12 @@ pub(crate) struct QueueKey(pub(super) u64);
 
 /// Places and bytes that somebody has.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub(crate) struct Held {
+pub(crate) struct QueueUsage {
     pub(crate) depth: usize,
     pub(crate) bytes: u64,
 }
 
-impl Held {
+impl QueueUsage {
     /// What one waiter takes.
     pub(crate) fn one(bytes: u64) -> Self {
         Self { depth: 1, bytes }
@@ -50,19 +50,19 @@ impl Held {
 
 /// What an arrival wants: one place and these bytes.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Want<'a> {
+pub(super) struct SpaceRequest<'a> {
     pub(super) service: &'a ServiceId,
     pub(super) bytes: u64,
     /// What others gave up for it so far; the books have it with its service.
-    pub(super) room: Held,
+    pub(super) reservation: QueueUsage,
 }
 
-/// The answer to a [`Want`].
+/// The answer to a [`SpaceRequest`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Decision {
+pub(super) enum SpaceDecision {
     Fits,
     /// The youngest waiter of this queue has to give way first.
-    Displace(QueueKey),
+    Evict(QueueKey),
     Refused,
 }
 
@@ -73,7 +73,7 @@ enum Bound {
 }
 
 /// How a want stands to the bounds.
-enum Standing {
+enum ShareCheck {
     Fits,
     /// Its service is below the equal share, which is this, of a bound that is reached.
     Below(Bound, u64),
@@ -81,30 +81,30 @@ enum Standing {
 }
 
 #[derive(Debug, Default)]
-struct Share {
+struct ServiceUsage {
     /// What its queues hold, and what is given up for its arrivals.
-    held: Held,
-    queues: BTreeMap<QueueKey, Held>,
+    held: QueueUsage,
+    queues: BTreeMap<QueueKey, QueueUsage>,
 }
 
 /// Who holds how much. A service is in it as long as it holds something, so it is bounded by the
 /// number of services and by the bound itself.
 #[derive(Debug)]
-pub(super) struct Ledger {
+pub(super) struct QueueAccounting {
     totals: QueueTotals,
-    used: Held,
-    services: HashMap<ServiceId, Share>,
+    used: QueueUsage,
+    services: HashMap<ServiceId, ServiceUsage>,
     /// Services by what they hold: a full gateway with ten thousand services that wait finds its
     /// longest queue without looking at all of them.
     by_depth: BTreeSet<(u64, ServiceId)>,
     by_bytes: BTreeSet<(u64, ServiceId)>,
 }
 
-impl Ledger {
+impl QueueAccounting {
     pub(super) fn new(totals: QueueTotals) -> Self {
         Self {
             totals,
-            used: Held::default(),
+            used: QueueUsage::default(),
             services: HashMap::new(),
             by_depth: BTreeSet::new(),
             by_bytes: BTreeSet::new(),
@@ -115,7 +115,7 @@ impl Ledger {
         self.totals = totals;
     }
 
-    pub(super) fn used(&self) -> Held {
+    pub(super) fn used(&self) -> QueueUsage {
         self.used
     }
 
@@ -126,8 +126,8 @@ impl Ledger {
         self.services.len()
     }
 
-    /// Books `more` for a service: in a queue of its, or as room for an arrival.
-    pub(super) fn add(&mut self, service: &ServiceId, queue: Option<QueueKey>, more: Held) {
+    /// BudgetState `more` for a service: in a queue of its, or as room for an arrival.
+    pub(super) fn add(&mut self, service: &ServiceId, queue: Option<QueueKey>, more: QueueUsage) {
         self.used = self.used.plus(more);
         self.change(service, |share| {
             share.held = share.held.plus(more);
@@ -139,7 +139,7 @@ impl Ledger {
     }
 
     /// Takes back what [`add`](Self::add) booked.
-    pub(super) fn remove(&mut self, service: &ServiceId, queue: Option<QueueKey>, less: Held) {
+    pub(super) fn remove(&mut self, service: &ServiceId, queue: Option<QueueKey>, less: QueueUsage) {
         self.used = self.used.minus(less);
         self.change(service, |share| {
             share.held = share.held.minus(less);
@@ -165,52 +165,52 @@ impl Ledger {
 
     /// Whether an arrival may take its place, and who gives way for it if somebody does: the
     /// longest queue of the service that holds most of what is short.
-    pub(super) fn decide(&self, want: Want<'_>) -> Decision {
-        match self.standing(want) {
-            Standing::Fits => Decision::Fits,
-            Standing::Above => Decision::Refused,
-            Standing::Below(bound, share) => self
+    pub(super) fn decide(&self, want: SpaceRequest<'_>) -> SpaceDecision {
+        match self.check_share(want) {
+            ShareCheck::Fits => SpaceDecision::Fits,
+            ShareCheck::Above => SpaceDecision::Refused,
+            ShareCheck::Below(bound, share) => self
                 .longest(bound, share)
-                .map_or(Decision::Refused, Decision::Displace),
+                .map_or(SpaceDecision::Refused, SpaceDecision::Evict),
         }
     }
 
     /// Whether it is still right that a waiter of this service gives way for this arrival. Time
     /// passes between the decision and its execution.
-    pub(super) fn gives_way(&self, service: &ServiceId, want: Want<'_>) -> bool {
-        match self.standing(want) {
-            Standing::Below(bound, share) => self.held(service).of(bound) > share,
-            Standing::Fits | Standing::Above => false,
+    pub(super) fn may_evict_from(&self, service: &ServiceId, want: SpaceRequest<'_>) -> bool {
+        match self.check_share(want) {
+            ShareCheck::Below(bound, share) => self.held(service).of(bound) > share,
+            ShareCheck::Fits | ShareCheck::Above => false,
         }
     }
 
-    fn held(&self, service: &ServiceId) -> Held {
+    fn held(&self, service: &ServiceId) -> QueueUsage {
         self.services.get(service).map(|s| s.held).unwrap_or_default()
     }
 
-    fn standing(&self, want: Want<'_>) -> Standing {
-        let need = Held::one(want.bytes);
-        let own = self.held(want.service).minus(want.room);
+    fn check_share(&self, want: SpaceRequest<'_>) -> ShareCheck {
+        let need = QueueUsage::one(want.bytes);
+        let own = self.held(want.service).minus(want.reservation);
         let newcomer = !self.services.contains_key(want.service);
         let sharing = (self.services.len() + usize::from(newcomer)) as u64;
         let mut short = None;
         for bound in [Bound::Depth, Bound::Bytes] {
-            let (need, room) = (need.of(bound), want.room.of(bound));
-            let used = self.used.of(bound).saturating_sub(room);
+            let (need, reservation) = (need.of(bound), want.reservation.of(bound));
+            let used = self.used.of(bound).saturating_sub(reservation);
             // What others gave up may be taken even where lowered totals are exceeded still: it
             // makes nothing worse, and nobody has to give way for a reload.
-            if need <= room || used.saturating_add(need) <= self.total(bound) {
+            if need <= reservation || used.saturating_add(need) <= self.total(bound) {
                 continue;
             }
             // In whole places: a share is never exceeded by making room for somebody, so no two
-            // services can displace one another in turns.
+            // services can evict_for one another in turns.
             let share = self.total(bound) / sharing;
             if own.of(bound).saturating_add(need) > share {
-                return Standing::Above;
+                return ShareCheck::Above;
             }
-            short = short.or(Some(Standing::Below(bound, share)));
+            short = short.or(Some(ShareCheck::Below(bound, share)));
         }
-        short.unwrap_or(Standing::Fits)
+        short.unwrap_or(ShareCheck::Fits)
     }
 
     /// Only services above their share give way. There always is one, unless what they had is
@@ -238,7 +238,7 @@ impl Ledger {
     }
 
     /// Changes a share and its ranks together.
-    fn change(&mut self, service: &ServiceId, change: impl FnOnce(&mut Share)) {
+    fn change(&mut self, service: &ServiceId, change: impl FnOnce(&mut ServiceUsage)) {
         let share = self.services.entry(service.clone()).or_default();
         let before = share.held;
         change(share);
@@ -261,7 +261,7 @@ impl Ledger {
     }
 }
 
-impl Share {
+impl ServiceUsage {
     fn longest(&self, bound: Bound) -> Option<QueueKey> {
         let queues = self.queues.iter().map(|(key, held)| (held.of(bound), *key));
         queues.filter(|(held, _)| *held > 0).max().map(|(_, key)| key)
@@ -276,102 +276,120 @@ mod tests {
         ServiceId::parse("default", name).expect("a name")
     }
 
-    fn ledger(depth: usize, bytes: u64) -> Ledger {
-        Ledger::new(QueueTotals { depth, bytes })
+    fn ledger(depth: usize, bytes: u64) -> QueueAccounting {
+        QueueAccounting::new(QueueTotals { depth, bytes })
     }
 
-    fn fill(ledger: &mut Ledger, name: &str, queue: u64, waiters: usize, bytes: u64) {
+    fn fill(ledger: &mut QueueAccounting, name: &str, queue: u64, waiters: usize, bytes: u64) {
         for _ in 0..waiters {
-            ledger.add(&service(name), Some(QueueKey(queue)), Held::one(bytes));
+            ledger.add(&service(name), Some(QueueKey(queue)), QueueUsage::one(bytes));
         }
     }
 
-    fn ask(ledger: &Ledger, name: &str, bytes: u64) -> Decision {
-        ledger.decide(Want {
+    fn ask(ledger: &QueueAccounting, name: &str, bytes: u64) -> SpaceDecision {
+        ledger.decide(SpaceRequest {
             service: &service(name),
             bytes,
-            room: Held::default(),
+            reservation: QueueUsage::default(),
         })
     }
 
     #[test]
     fn below_its_share_a_service_displaces_and_at_its_share_it_is_refused() {
-        let mut books = ledger(10, 1_000);
-        fill(&mut books, "flood", 1, 10, 1);
-        assert_eq!(ask(&books, "flood", 1), Decision::Refused);
+        let mut accounting = ledger(10, 1_000);
+        fill(&mut accounting, "flood", 1, 10, 1);
+        assert_eq!(ask(&accounting, "flood", 1), SpaceDecision::Refused);
         for had in 0..5 {
-            assert_eq!(ask(&books, "quiet", 1), Decision::Displace(QueueKey(1)), "{had}");
-            books.remove(&service("flood"), Some(QueueKey(1)), Held::one(1));
-            assert_eq!(ask(&books, "quiet", 1), Decision::Fits);
-            fill(&mut books, "quiet", 2, 1, 1);
+            assert_eq!(
+                ask(&accounting, "quiet", 1),
+                SpaceDecision::Evict(QueueKey(1)),
+                "{had}"
+            );
+            accounting.remove(&service("flood"), Some(QueueKey(1)), QueueUsage::one(1));
+            assert_eq!(ask(&accounting, "quiet", 1), SpaceDecision::Fits);
+            fill(&mut accounting, "quiet", 2, 1, 1);
         }
-        assert_eq!(ask(&books, "quiet", 1), Decision::Refused);
-        assert_eq!(ask(&books, "flood", 1), Decision::Refused);
+        assert_eq!(ask(&accounting, "quiet", 1), SpaceDecision::Refused);
+        assert_eq!(ask(&accounting, "flood", 1), SpaceDecision::Refused);
         // A third one makes the shares smaller: three each, and one place for whoever was first.
-        assert!(matches!(ask(&books, "third", 1), Decision::Displace(_)));
+        assert!(matches!(ask(&accounting, "third", 1), SpaceDecision::Evict(_)));
     }
 
     #[test]
     fn bytes_are_shared_like_places() {
-        let mut books = ledger(100, 1_000);
-        fill(&mut books, "many", 1, 20, 5);
-        fill(&mut books, "big", 2, 3, 300);
-        assert_eq!(ask(&books, "quiet", 333), Decision::Displace(QueueKey(2)));
-        assert_eq!(ask(&books, "quiet", 334), Decision::Refused, "more than a third");
-        assert_eq!(ask(&books, "quiet", 0), Decision::Fits);
-        assert_eq!(ask(&books, "quiet", u64::MAX), Decision::Refused);
+        let mut accounting = ledger(100, 1_000);
+        fill(&mut accounting, "many", 1, 20, 5);
+        fill(&mut accounting, "big", 2, 3, 300);
+        assert_eq!(ask(&accounting, "quiet", 333), SpaceDecision::Evict(QueueKey(2)));
+        assert_eq!(
+            ask(&accounting, "quiet", 334),
+            SpaceDecision::Refused,
+            "more than a third"
+        );
+        assert_eq!(ask(&accounting, "quiet", 0), SpaceDecision::Fits);
+        assert_eq!(ask(&accounting, "quiet", u64::MAX), SpaceDecision::Refused);
     }
 
     #[test]
     fn the_share_is_a_services_and_its_longest_queue_gives_way() {
-        let mut books = ledger(12, 1_000);
-        fill(&mut books, "one", 1, 5, 1);
-        fill(&mut books, "two", 2, 3, 1);
-        fill(&mut books, "two", 3, 4, 1);
-        assert_eq!(ask(&books, "quiet", 1), Decision::Displace(QueueKey(3)));
-        assert_eq!(ask(&books, "two", 1), Decision::Refused);
-        books.transfer(QueueKey(3), &service("two"), &service("one"));
-        assert_eq!(ask(&books, "quiet", 1), Decision::Displace(QueueKey(1)));
-        assert_eq!(books.services(), 2);
+        let mut accounting = ledger(12, 1_000);
+        fill(&mut accounting, "one", 1, 5, 1);
+        fill(&mut accounting, "two", 2, 3, 1);
+        fill(&mut accounting, "two", 3, 4, 1);
+        assert_eq!(ask(&accounting, "quiet", 1), SpaceDecision::Evict(QueueKey(3)));
+        assert_eq!(ask(&accounting, "two", 1), SpaceDecision::Refused);
+        accounting.transfer(QueueKey(3), &service("two"), &service("one"));
+        assert_eq!(ask(&accounting, "quiet", 1), SpaceDecision::Evict(QueueKey(1)));
+        assert_eq!(accounting.services(), 2);
     }
 
     #[test]
     fn more_services_than_places_displace_nobody() {
-        let mut books = ledger(2, 1_000);
-        fill(&mut books, "a", 1, 1, 1);
-        fill(&mut books, "b", 2, 1, 1);
-        assert_eq!(ask(&books, "c", 1), Decision::Refused);
-        assert_eq!(ask(&ledger(0, 0), "c", 0), Decision::Refused);
+        let mut accounting = ledger(2, 1_000);
+        fill(&mut accounting, "a", 1, 1, 1);
+        fill(&mut accounting, "b", 2, 1, 1);
+        assert_eq!(ask(&accounting, "c", 1), SpaceDecision::Refused);
+        assert_eq!(ask(&ledger(0, 0), "c", 0), SpaceDecision::Refused);
     }
 
     #[test]
     fn room_that_was_made_belongs_to_its_arrival_even_above_lowered_totals() {
-        let mut books = ledger(4, 100);
-        fill(&mut books, "flood", 1, 4, 25);
-        books.set_totals(QueueTotals { depth: 2, bytes: 50 });
-        assert_eq!(ask(&books, "quiet", 25), Decision::Displace(QueueKey(1)));
-        books.remove(&service("flood"), Some(QueueKey(1)), Held::one(25));
-        books.add(&service("quiet"), None, Held::one(25));
-        assert_eq!(ask(&books, "other", 1), Decision::Refused);
+        let mut accounting = ledger(4, 100);
+        fill(&mut accounting, "flood", 1, 4, 25);
+        accounting.set_totals(QueueTotals { depth: 2, bytes: 50 });
+        assert_eq!(ask(&accounting, "quiet", 25), SpaceDecision::Evict(QueueKey(1)));
+        accounting.remove(&service("flood"), Some(QueueKey(1)), QueueUsage::one(25));
+        accounting.add(&service("quiet"), None, QueueUsage::one(25));
+        assert_eq!(ask(&accounting, "other", 1), SpaceDecision::Refused);
         let quiet = service("quiet");
-        let want = |bytes| Want {
+        let want = |bytes| SpaceRequest {
             service: &quiet,
             bytes,
-            room: Held::one(25),
+            reservation: QueueUsage::one(25),
         };
-        assert_eq!(books.decide(want(25)), Decision::Fits);
-        assert_eq!(books.decide(want(26)), Decision::Refused);
-        assert!(!books.gives_way(&service("flood"), want(25)));
+        assert_eq!(accounting.decide(want(25)), SpaceDecision::Fits);
+        assert_eq!(accounting.decide(want(26)), SpaceDecision::Refused);
+        assert!(!accounting.may_evict_from(&service("flood"), want(25)));
     }
 
     #[test]
     fn who_holds_nothing_is_not_in_it() {
-        let mut books = ledger(4, 100);
-        fill(&mut books, "a", 1, 2, 0);
-        fill(&mut books, "b", 2, 1, 7);
-        assert_eq!((books.services(), books.used()), (2, Held { depth: 3, bytes: 7 }));
-        books.remove(&service("b"), Some(QueueKey(2)), Held::one(7));
-        books.remove(&service("a"), Some(QueueKey(1)), Held { depth: 2, bytes: 0 });
-        assert_eq!((books.services(), books.used()), (0, Held::default()));
+        let mut accounting = ledger(4, 100);
+        fill(&mut accounting, "a", 1, 2, 0);
+        fill(&mut accounting, "b", 2, 1, 7);
+        assert_eq!(
+            (accounting.services(), accounting.used()),
+            (2, QueueUsage { depth: 3, bytes: 7 })
+        );
+        accounting.remove(&service("b"), Some(QueueKey(2)), QueueUsage::one(7));
+        accounting.remove(
+            &service("a"),
+            Some(QueueKey(1)),
+            QueueUsage { depth: 2, bytes: 0 },
+        );
+        assert_eq!(
+            (accounting.services(), accounting.used()),
+            (0, QueueUsage::default())
+        );
     }
 }

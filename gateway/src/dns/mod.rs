@@ -1,15 +1,20 @@
 //! Looks names up, again and again, off the workers.
 
+mod cache;
+
 use std::net::SocketAddr;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
+use arc_swap::ArcSwap;
 use futures_util::future::join_all;
-use tokio::sync::Notify;
+use sluice_model::Settings;
+use tokio::sync::{Notify, Semaphore};
 use tracing::{info, warn};
 
-use super::UpkeepEnv;
-use super::names::{Change, Name};
+pub(crate) use cache::NameCache;
+use cache::{LookupChange, Name};
+
 use crate::registry::LiveRevision;
 use crate::throttle::clock;
 
@@ -17,9 +22,28 @@ use crate::throttle::clock;
 /// the least between lookups at all.
 const RETRY: Duration = Duration::from_secs(1);
 
+/// Lookups at once, all revisions together: each holds a thread of the blocking pool.
+const LOOKUPS: usize = 32;
+
+/// What lookups of all revisions share.
+#[derive(Debug, Clone)]
+pub(crate) struct DnsEnv {
+    pub(crate) settings: Arc<ArcSwap<Settings>>,
+    lookups: Arc<Semaphore>,
+}
+
+impl DnsEnv {
+    pub(crate) fn new(settings: Arc<Settings>) -> Self {
+        Self {
+            settings: Arc::new(ArcSwap::new(settings)),
+            lookups: Arc::new(Semaphore::new(LOOKUPS)),
+        }
+    }
+}
+
 /// Keeps the addresses of one revision's names fresh until the revision is gone. Sleeps without a
 /// timer while it has none.
-pub(crate) async fn run(live: Weak<LiveRevision>, changed: Arc<Notify>, env: UpkeepEnv) {
+pub(crate) async fn run(live: Weak<LiveRevision>, changed: Arc<Notify>, env: DnsEnv) {
     let mut retry = RETRY;
     loop {
         let Some(wanted) = live.upgrade().map(|live| live.names_wanted()) else {
@@ -47,9 +71,9 @@ pub(crate) async fn run(live: Weak<LiveRevision>, changed: Arc<Notify>, env: Upk
         for (change, (host, port), error) in news {
             let error = error.unwrap_or_else(|| "no address".to_owned());
             match change {
-                Change::None => {}
-                Change::Failing => warn!(%revision, "cannot resolve {host}:{port}: {error}"),
-                Change::Recovered => info!(%revision, "{host}:{port} resolves again"),
+                LookupChange::None => {}
+                LookupChange::Failing => warn!(%revision, "cannot resolve {host}:{port}: {error}"),
+                LookupChange::Recovered => info!(%revision, "{host}:{port} resolves again"),
             }
         }
         let pause = if unresolved { retry.min(refresh) } else { refresh };
@@ -73,7 +97,7 @@ pub(crate) async fn run(live: Weak<LiveRevision>, changed: Arc<Notify>, env: Upk
 
 /// getaddrinfo on the blocking pool. Given as long as connecting is, because requests may wait for
 /// it; the lookups that run at once are bounded.
-async fn look_up((host, port): &Name, env: &UpkeepEnv) -> Result<Vec<SocketAddr>, String> {
+async fn look_up((host, port): &Name, env: &DnsEnv) -> Result<Vec<SocketAddr>, String> {
     // The semaphore is never closed.
     let _turn = env.lookups.acquire().await;
     let limit = env.settings.load_full().limits.connect_timeout;

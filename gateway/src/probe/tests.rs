@@ -77,47 +77,53 @@ fn reserve() -> (TcpSocket, SocketAddr) {
 
 #[test]
 fn probes_are_tight_while_somebody_waits_and_calm_otherwise() {
-    let pace = Pace {
+    let timing = ProbeTiming {
         phase: EndpointPhase::Starting,
         waiting: true,
         local: true,
         instance: true,
         period: None,
         doubtful: false,
-        least: Duration::ZERO,
+        min_delay: Duration::ZERO,
     };
-    let ms = |pace| next_delay(pace).map(|d| d.as_millis());
-    assert_eq!(ms(pace), Some(2));
-    assert_eq!(ms(Pace { local: false, ..pace }), Some(25));
-    let least = hold(1);
-    assert_eq!(ms(Pace { least, ..pace }), Some(30));
-    let calm = Pace {
+    let ms = |timing| next_delay(timing).map(|d| d.as_millis());
+    assert_eq!(ms(timing), Some(2));
+    assert_eq!(
+        ms(ProbeTiming {
+            local: false,
+            ..timing
+        }),
+        Some(25)
+    );
+    let min_delay = hold(1);
+    assert_eq!(ms(ProbeTiming { min_delay, ..timing }), Some(30));
+    let calm = ProbeTiming {
         waiting: false,
-        ..pace
+        ..timing
     };
     assert_eq!(ms(calm), Some(100));
-    let elsewhere = Pace {
+    let elsewhere = ProbeTiming {
         instance: false,
         ..calm
     };
     assert_eq!(ms(elsewhere), None);
-    let ready = Pace {
+    let ready = ProbeTiming {
         phase: EndpointPhase::Ready,
-        ..pace
+        ..timing
     };
     assert_eq!(ms(ready), None);
     let period = Some(Duration::from_secs(3));
-    assert_eq!(ms(Pace { period, ..ready }), Some(3_000));
-    let doubtful = Pace {
+    assert_eq!(ms(ProbeTiming { period, ..ready }), Some(3_000));
+    let doubtful = ProbeTiming {
         period,
         doubtful: true,
         ..ready
     };
     assert_eq!(ms(doubtful), Some(1_000));
-    let draining = Pace {
+    let draining = ProbeTiming {
         phase: EndpointPhase::Draining,
         period,
-        ..pace
+        ..timing
     };
     assert_eq!(ms(draining), None);
 }

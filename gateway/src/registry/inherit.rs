@@ -12,7 +12,7 @@ use crate::throttle::{Closing, EndpointInUse, Permit, clock};
 pub(crate) struct Inherited {
     pub(crate) revision: RevisionId,
     pub(crate) service: ServiceId,
-    /// See [`kind`].
+    /// See [`backend_kind`].
     pub(crate) kind: String,
     /// Requests that one endpoint may hold.
     pub(crate) concurrency: Option<u32>,
@@ -21,7 +21,7 @@ pub(crate) struct Inherited {
 
 /// How requests of a revision are sent: one process may use what another one grants only where both
 /// would send them in the same way.
-pub(crate) fn kind(spec: &RevisionSpec) -> String {
+pub(crate) fn backend_kind(spec: &RevisionSpec) -> String {
     let protocol = spec.protocol;
     match &spec.backend {
         Backend::Managed => format!("managed {protocol:?}"),
@@ -32,7 +32,7 @@ pub(crate) fn kind(spec: &RevisionSpec) -> String {
 
 impl Registry {
     /// Every live state, those of removed revisions that still have something in flight too.
-    pub(crate) fn everything(&self) -> Vec<Arc<LiveRevision>> {
+    pub(crate) fn all_live(&self) -> Vec<Arc<LiveRevision>> {
         let leaving = self.leaving.lock();
         let current = self.reader.peek();
         let left = leaving.values().flatten().filter(|live| !holds(&current, live));
@@ -48,7 +48,7 @@ impl Registry {
     pub(crate) fn inherit(&self, left: &Inherited) -> (Option<Arc<LiveRevision>>, Vec<Permit>) {
         let now = clock();
         let current = self.live(&left.revision);
-        let current = current.filter(|live| kind(&live.spec()) == left.kind);
+        let current = current.filter(|live| backend_kind(&live.spec()) == left.kind);
         let (instances, fixed): (Vec<_>, Vec<_>) = left
             .endpoints
             .iter()

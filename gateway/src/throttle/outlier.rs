@@ -15,37 +15,24 @@ const LONGEST: Duration = Duration::from_secs(60);
 
 /// What attempts and probes said of an endpoint lately.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub(crate) struct Health {
+pub(crate) struct OutlierDetector {
     run: u32,
     level: u32,
 }
 
-/// What an outcome calls for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Verdict {
-    /// Nothing.
-    Keep,
-    /// Ejection.
-    Eject,
-}
-
-impl Health {
-    pub(crate) fn observe(&mut self, outcome: Outcome) -> Verdict {
+impl OutlierDetector {
+    pub(crate) fn record(&mut self, outcome: Outcome) -> bool {
         match outcome {
-            Outcome::Connected => Verdict::Keep,
-            Outcome::ConnectFailed => Verdict::Eject,
+            Outcome::Connected => false,
+            Outcome::ConnectFailed => true,
             Outcome::Responded { status: 502..=504 } | Outcome::ResponseTimeout | Outcome::Broke => {
                 self.run += 1;
-                if self.run >= RUN {
-                    Verdict::Eject
-                } else {
-                    Verdict::Keep
-                }
+                self.run >= RUN
             }
             Outcome::Responded { .. } => {
                 self.run = 0;
                 self.level = self.level.saturating_sub(1);
-                Verdict::Keep
+                false
             }
         }
     }
@@ -78,34 +65,31 @@ mod tests {
 
     #[test]
     fn five_bad_answers_in_a_row_eject_and_a_good_one_breaks_the_row() {
-        let mut health = Health::default();
+        let mut detector = OutlierDetector::default();
         for _ in 0..4 {
-            assert_eq!(health.observe(BAD), Verdict::Keep);
+            assert!(!detector.record(BAD));
         }
-        assert_eq!(health.observe(OK), Verdict::Keep);
+        assert!(!detector.record(OK));
         for _ in 0..3 {
-            assert_eq!(health.observe(BAD), Verdict::Keep);
+            assert!(!detector.record(BAD));
         }
-        assert_eq!(health.observe(Outcome::ResponseTimeout), Verdict::Keep);
-        assert_eq!(health.observe(Outcome::Broke), Verdict::Eject);
-        assert_eq!(Health::default().observe(Outcome::ConnectFailed), Verdict::Eject);
-        assert_eq!(
-            Health::default().observe(Outcome::Responded { status: 500 }),
-            Verdict::Keep
-        );
+        assert!(!detector.record(Outcome::ResponseTimeout));
+        assert!(detector.record(Outcome::Broke));
+        assert!(OutlierDetector::default().record(Outcome::ConnectFailed));
+        assert!(!OutlierDetector::default().record(Outcome::Responded { status: 500 }));
     }
 
     #[test]
     fn ejections_double_to_a_minute_and_successes_shorten_them() {
-        let mut health = Health::default();
-        let times: Vec<u64> = (0..8).map(|_| health.eject().as_secs()).collect();
+        let mut detector = OutlierDetector::default();
+        let times: Vec<u64> = (0..8).map(|_| detector.eject().as_secs()).collect();
         assert_eq!(times, [1, 2, 4, 8, 16, 32, 60, 60]);
         for _ in 0..5 {
-            health.observe(OK);
+            detector.record(OK);
         }
-        assert_eq!(health.eject().as_secs(), 2);
-        health.observe(OK);
-        health.observe(OK);
-        assert!(health.is_spotless());
+        assert_eq!(detector.eject().as_secs(), 2);
+        detector.record(OK);
+        detector.record(OK);
+        assert!(detector.is_spotless());
     }
 }

@@ -10,19 +10,19 @@ pub(crate) type Name = (String, u16);
 
 /// The last good addresses of each name.
 #[derive(Debug, Default)]
-pub(crate) struct Names {
-    known: HashMap<Name, Known>,
+pub(crate) struct NameCache {
+    known: HashMap<Name, CachedName>,
 }
 
 #[derive(Debug, Default)]
-struct Known {
+struct CachedName {
     good: Vec<SocketAddr>,
     failing: bool,
 }
 
 /// Targets as addresses.
 #[derive(Debug, PartialEq, Eq)]
-pub(crate) struct Addresses {
+pub(crate) struct ResolvedTargets {
     /// Configured ones and those that names stand for.
     pub(crate) addresses: Vec<EndpointAddr>,
     /// A name was never looked up, successfully or not.
@@ -31,7 +31,7 @@ pub(crate) struct Addresses {
 
 /// What changed with a lookup, worth a line in the log.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Change {
+pub(crate) enum LookupChange {
     /// As before.
     None,
     /// It resolved before, or was never tried, and does not now.
@@ -40,9 +40,9 @@ pub(crate) enum Change {
     Recovered,
 }
 
-impl Names {
+impl NameCache {
     /// What targets stand for as far as it is known.
-    pub(crate) fn addresses(&self, targets: &[EndpointTarget]) -> Addresses {
+    pub(crate) fn addresses(&self, targets: &[EndpointTarget]) -> ResolvedTargets {
         let mut addresses = Vec::new();
         let mut pending = false;
         for target in targets {
@@ -54,23 +54,23 @@ impl Names {
                 },
             }
         }
-        Addresses { addresses, pending }
+        ResolvedTargets { addresses, pending }
     }
 
     /// Takes a lookup in. A failed one, or one that found nothing, keeps the last good addresses.
-    pub(crate) fn record(&mut self, name: Name, found: Option<Vec<SocketAddr>>) -> Change {
+    pub(crate) fn record(&mut self, name: Name, found: Option<Vec<SocketAddr>>) -> LookupChange {
         let known = self.known.entry(name).or_default();
         match found {
             Some(found) if !found.is_empty() => {
                 known.good = found;
                 if std::mem::take(&mut known.failing) {
-                    Change::Recovered
+                    LookupChange::Recovered
                 } else {
-                    Change::None
+                    LookupChange::None
                 }
             }
-            _ if std::mem::replace(&mut known.failing, true) => Change::None,
-            _ => Change::Failing,
+            _ if std::mem::replace(&mut known.failing, true) => LookupChange::None,
+            _ => LookupChange::Failing,
         }
     }
 
@@ -100,14 +100,14 @@ mod tests {
     fn a_failed_lookup_keeps_what_was_known_and_is_told_once() {
         let name = || ("a".to_owned(), 80);
         let one: SocketAddr = "127.0.0.1:80".parse().expect("an address");
-        let mut names = Names::default();
+        let mut names = NameCache::default();
         let targets = [dns("a")];
         assert!(names.addresses(&targets).pending);
-        assert_eq!(names.record(name(), None), Change::Failing);
+        assert_eq!(names.record(name(), None), LookupChange::Failing);
         assert!(!names.addresses(&targets).pending && names.any_unresolved());
-        assert_eq!(names.record(name(), Some(vec![])), Change::None);
-        assert_eq!(names.record(name(), Some(vec![one])), Change::Recovered);
-        assert_eq!(names.record(name(), None), Change::Failing);
+        assert_eq!(names.record(name(), Some(vec![])), LookupChange::None);
+        assert_eq!(names.record(name(), Some(vec![one])), LookupChange::Recovered);
+        assert_eq!(names.record(name(), None), LookupChange::Failing);
         let known = names.addresses(&targets);
         assert_eq!(known.addresses, [EndpointAddr::Tcp(one)]);
         assert!(!names.any_unresolved());

@@ -6,7 +6,7 @@ use sluice_model::LaunchStep;
 
 /// When a start reached which point; what is not known did not happen yet, or nobody said so.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Launch {
+pub struct StartTimeline {
     /// It was decided and ordered.
     pub ordered: Option<Instant>,
     /// The instance runs, or the platform agreed.
@@ -18,20 +18,20 @@ pub struct Launch {
 /// The start that is under way in a revision, or the last one. Instances bring their own times;
 /// configured addresses, and waiters of a start that failed, have only these.
 #[derive(Debug, Default)]
-pub(crate) struct Underway {
-    launch: Launch,
+pub(crate) struct CurrentStart {
+    timeline: StartTimeline,
     /// Something became ready, or it failed: what is ordered next is another start.
     over: bool,
 }
 
-impl Underway {
+impl CurrentStart {
     pub(crate) fn step(&mut self, step: LaunchStep, now: Instant) {
         match step {
             LaunchStep::Ordered => {
                 self.forget_if_over();
-                self.launch.ordered.get_or_insert(now);
+                self.timeline.ordered.get_or_insert(now);
             }
-            LaunchStep::Started if !self.over => _ = self.launch.started.get_or_insert(now),
+            LaunchStep::Started if !self.over => _ = self.timeline.started.get_or_insert(now),
             LaunchStep::Started => {}
         }
     }
@@ -47,8 +47,8 @@ impl Underway {
         }
     }
 
-    pub(crate) fn launch(&self) -> Launch {
-        self.launch
+    pub(crate) fn timeline(&self) -> StartTimeline {
+        self.timeline
     }
 }
 
@@ -62,25 +62,25 @@ mod tests {
     fn a_start_is_timed_once_and_the_next_one_anew() {
         let t = |ms| Instant::now() + Duration::from_millis(ms);
         let (a, b, c) = (t(0), t(1), t(2));
-        let mut underway = Underway::default();
-        underway.step(LaunchStep::Ordered, a);
+        let mut current_start = CurrentStart::default();
+        current_start.step(LaunchStep::Ordered, a);
         // A call that is repeated is about the same start.
-        underway.step(LaunchStep::Ordered, b);
-        underway.step(LaunchStep::Started, b);
-        underway.step(LaunchStep::Started, c);
-        let first = underway.launch();
+        current_start.step(LaunchStep::Ordered, b);
+        current_start.step(LaunchStep::Started, b);
+        current_start.step(LaunchStep::Started, c);
+        let first = current_start.timeline();
         assert_eq!((first.ordered, first.started), (Some(a), Some(b)));
-        underway.forget_if_over();
-        assert_eq!(underway.launch(), first, "it is not over");
-        underway.end();
-        underway.step(LaunchStep::Started, c);
+        current_start.forget_if_over();
+        assert_eq!(current_start.timeline(), first, "it is not over");
+        current_start.end();
+        current_start.step(LaunchStep::Started, c);
         assert_eq!(
-            underway.launch(),
+            current_start.timeline(),
             first,
             "waiters that failed with it may still ask"
         );
-        underway.step(LaunchStep::Ordered, c);
-        let second = underway.launch();
+        current_start.step(LaunchStep::Ordered, c);
+        let second = current_start.timeline();
         assert_eq!((second.ordered, second.started), (Some(c), None));
     }
 }

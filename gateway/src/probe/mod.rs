@@ -1,19 +1,24 @@
 //! Readiness probes: one task per endpoint that has to prove itself.
 
+mod http;
+#[cfg(test)]
+mod tests;
+
 use std::net::SocketAddr;
 use std::pin::pin;
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
+use parking_lot::Mutex;
 use sluice_model::{Backend, EndpointAddr, Probe, ProbeKind, Protocol, RevisionSpec};
 use tokio::net::{TcpStream, UnixStream};
 use tracing::debug;
 
-use super::UpkeepEnv;
-use super::probe_http::{get_h2c, get_http1};
+use self::http::{get_h2c, get_http1};
 use crate::registry::LiveRevision;
-use crate::spare::Plain;
 use crate::throttle::{EndpointPhase, EndpointState, EndpointView, RevisionThrottler, clock};
+use crate::token_bucket::TokenBucket;
+use crate::upstream::PlainStream;
 
 /// Somebody waits, and the endpoint is on this machine.
 const TIGHT_LOCAL: Duration = Duration::from_millis(2);
@@ -35,9 +40,30 @@ const STAYS_MOST: Duration = Duration::from_secs(1);
 /// One connect where no probe is configured.
 const CONNECT: Duration = Duration::from_secs(1);
 
+/// 8,000 probes a second: four starting instances each get their probe every 2 ms with half of it
+/// to spare, and a thousand are still probed eight times a second each.
+const INTERVAL: Duration = Duration::from_micros(125);
+
+/// Rate limiter of all probes together: their starts are at least [`INTERVAL`] apart, first come first served.
+///
+/// Not a limit of how many run at once: probes that hang until their timeout must not slow down the others.
+#[derive(Debug)]
+pub(crate) struct ProbeLimiter(Mutex<TokenBucket>);
+
+impl ProbeLimiter {
+    pub(crate) fn new(now: Instant) -> Self {
+        Self(Mutex::new(TokenBucket::new(1, INTERVAL, now)))
+    }
+
+    /// When the next probe may start.
+    fn reserve(&self, now: Instant) -> Instant {
+        self.0.lock().reserve(now)
+    }
+}
+
 /// What decides how soon an endpoint is probed again.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Pace {
+pub(crate) struct ProbeTiming {
     pub(crate) phase: EndpointPhase,
     /// Somebody waits for a slot.
     pub(crate) waiting: bool,
@@ -50,21 +76,21 @@ pub(crate) struct Pace {
     /// Ready as far as anybody was told, but the last probe failed.
     pub(crate) doubtful: bool,
     /// The least time between two probes while it starts: its probes were believed too early.
-    pub(crate) least: Duration,
+    pub(crate) min_delay: Duration,
 }
 
 /// From the start of one probe to the start of the next; `None`: not before something changes.
-pub(crate) fn next_delay(pace: Pace) -> Option<Duration> {
-    match pace.phase {
-        EndpointPhase::Starting if pace.waiting && pace.local => Some(TIGHT_LOCAL.max(pace.least)),
-        EndpointPhase::Starting if pace.waiting => Some(TIGHT_REMOTE.max(pace.least)),
-        EndpointPhase::Starting if pace.instance => Some(CALM.max(pace.least)),
+pub(crate) fn next_delay(timing: ProbeTiming) -> Option<Duration> {
+    match timing.phase {
+        EndpointPhase::Starting if timing.waiting && timing.local => Some(TIGHT_LOCAL.max(timing.min_delay)),
+        EndpointPhase::Starting if timing.waiting => Some(TIGHT_REMOTE.max(timing.min_delay)),
+        EndpointPhase::Starting if timing.instance => Some(CALM.max(timing.min_delay)),
         // A configured address that something elsewhere starts when asked: proving it ready while
         // nobody wants it would only make the next request believe in what may be stopping.
         EndpointPhase::Starting => None,
         // A doubt is settled soon: ten seconds between probes would be thirty of errors.
-        EndpointPhase::Ready if pace.doubtful => pace.period.map(|p| p.clamp(TIGHT_LOCAL, CONFIRM)),
-        EndpointPhase::Ready | EndpointPhase::Ejected { .. } => pace.period.map(|p| p.max(TIGHT_LOCAL)),
+        EndpointPhase::Ready if timing.doubtful => timing.period.map(|p| p.clamp(TIGHT_LOCAL, CONFIRM)),
+        EndpointPhase::Ready | EndpointPhase::Ejected { .. } => timing.period.map(|p| p.max(TIGHT_LOCAL)),
         EndpointPhase::Draining | EndpointPhase::Gone => None,
     }
 }
@@ -84,15 +110,15 @@ pub(crate) async fn run(
     live: Weak<LiveRevision>,
     throttler: Arc<RevisionThrottler>,
     endpoint: Arc<EndpointState>,
-    env: UpkeepEnv,
+    limiter: Arc<ProbeLimiter>,
 ) {
     let mut last: Option<Instant> = None;
     let mut failures = 0;
     let mut hung_up = false;
     loop {
         // Enabled before looking: news that come while this looks are not missed.
-        let mut news = pin!(throttler.probe_news());
-        news.as_mut().enable();
+        let mut wakeup = pin!(throttler.probe_wakeups());
+        wakeup.as_mut().enable();
         let Some(revision) = live.upgrade() else {
             return;
         };
@@ -111,28 +137,28 @@ pub(crate) async fn run(
             endpoint.refuted() + u32::from(hung_up)
         };
         let hold = hold(hang_ups);
-        let mut pace = pace(&view, &spec, failures > 0);
+        let mut timing = timing(&view, &spec, failures > 0);
         if hang_ups > 0 && http_path(&spec).is_some() {
-            pace.least = hold;
+            timing.min_delay = hold;
         }
-        let delay = next_delay(pace).filter(|_| !throttler.is_flipped());
+        let delay = next_delay(timing).filter(|_| !throttler.is_flipped());
         let Some(delay) = delay else {
-            news.await;
+            wakeup.await;
             continue;
         };
         let due = last.map(|last| last + delay).filter(|due| *due > clock());
         if let Some(due) = due {
             tokio::select! {
                 () = tokio::time::sleep_until(due.into()) => {}
-                () = news => {}
+                () = wakeup => {}
             }
             continue;
         }
         let now = clock();
-        let turn = env.probe_starts.lock().reserve(now);
+        let start = limiter.reserve(now);
         // Timers round up to a millisecond: no timer for no wait.
-        if turn > now {
-            tokio::time::sleep_until(turn.into()).await;
+        if start > now {
+            tokio::time::sleep_until(start.into()).await;
         }
         last = Some(clock());
         // A connection is worth keeping for whoever waits, and for nobody else. Behind a URL there
@@ -140,7 +166,7 @@ pub(crate) async fn run(
         let wanted = |view: &EndpointView| view.phase == EndpointPhase::Starting && view.waiting;
         let keep = wanted(&view) && !matches!(spec.backend, Backend::Url(_));
         let starting = view.phase == EndpointPhase::Starting;
-        let at_once = hang_ups == 0 && !(pace.instance && pace.local);
+        let at_once = hang_ups == 0 && !(timing.instance && timing.local);
         let must_stay = (starting && !at_once).then_some(hold);
         match attempt(&endpoint.address, &spec, keep, must_stay).await {
             Ok(connection) => {
@@ -149,7 +175,7 @@ pub(crate) async fn run(
                     && throttler.endpoint(endpoint.key).as_ref().is_some_and(wanted)
                 {
                     // Before it is ready: the request is on its way at that moment.
-                    endpoint.spare().keep(connection);
+                    endpoint.prewarmed().keep(connection);
                 }
                 throttler.endpoint_ready(endpoint.key, clock());
             }
@@ -166,15 +192,15 @@ pub(crate) async fn run(
     }
 }
 
-fn pace(view: &EndpointView, spec: &RevisionSpec, doubtful: bool) -> Pace {
-    Pace {
+fn timing(view: &EndpointView, spec: &RevisionSpec, doubtful: bool) -> ProbeTiming {
+    ProbeTiming {
         phase: view.phase,
         waiting: view.waiting,
         local: is_local(&view.endpoint.address),
         instance: view.endpoint.instance.is_some(),
         period: spec.readiness.as_ref().map(|probe| probe.period),
         doubtful,
-        least: Duration::ZERO,
+        min_delay: Duration::ZERO,
     }
 }
 
@@ -216,7 +242,7 @@ async fn attempt(
     spec: &RevisionSpec,
     keep: bool,
     must_stay: Option<Duration>,
-) -> Result<Option<Plain>, Failed> {
+) -> Result<Option<PlainStream>, Failed> {
     let connect_only = Probe {
         kind: ProbeKind::Tcp,
         period: CALM,
@@ -231,12 +257,12 @@ async fn attempt(
             EndpointAddr::Tcp(to) => {
                 let mut stream = connect(*to).await?;
                 let reusable = ask(&mut stream, spec.protocol, &to.to_string(), path, keep).await?;
-                Ok((reusable, Plain::Tcp(stream)))
+                Ok((reusable, PlainStream::Tcp(stream)))
             }
             EndpointAddr::Unix(to) => {
                 let mut stream = UnixStream::connect(to).await.map_err(|e| e.to_string())?;
                 let reusable = ask(&mut stream, spec.protocol, "localhost", path, keep).await?;
-                Ok((reusable, Plain::Unix(stream)))
+                Ok((reusable, PlainStream::Unix(stream)))
             }
         }
     });
@@ -254,7 +280,7 @@ async fn attempt(
 }
 
 /// Whether a connection is open so long from now; known at once where the peer closes it.
-async fn stays_open(connection: &Plain, long: Duration) -> bool {
+async fn stays_open(connection: &PlainStream, long: Duration) -> bool {
     let until = tokio::time::Instant::now() + long;
     if tokio::time::timeout_at(until, connection.news()).await.is_ok() && !connection.is_open() {
         return false;
@@ -296,7 +322,3 @@ where
         Err(format!("status {status}"))
     }
 }
-
-#[cfg(test)]
-#[path = "probe_tests.rs"]
-mod tests;

@@ -5,10 +5,10 @@ use std::time::Duration;
 
 use sluice_model::{ActivationFailure, InstanceId};
 
-use super::arrival::Place;
-use super::budget::Room;
+use super::accounting::QueueKey;
+use super::arrival::QueueTicket;
+use super::budget::Reservation;
 use super::endpoint::EndpointState;
-use super::ledger::QueueKey;
 use super::rejection::Rejection;
 
 /// One slot of one endpoint, taken.
@@ -18,28 +18,28 @@ pub(crate) struct Grant {
     /// Where the core keeps the endpoint; valid until the slot is given back.
     pub(crate) slot: u32,
     /// Which readiness of the endpoint this is.
-    pub(crate) turn: u64,
-    pub(crate) place: Place,
+    pub(crate) readiness_epoch: u64,
+    pub(crate) ticket: QueueTicket,
 }
 
 /// The answer to an arrival.
 #[derive(Debug)]
-pub(crate) enum Verdict {
+pub(crate) enum CoreAdmission {
     Granted(Grant),
     Queued {
         seq: u64,
     },
     Rejected(Rejection),
     /// Boxed: the warm path moves verdicts around and never has this one.
-    Crowded(Box<Crowded>),
+    NeedsEviction(Box<NeedsEviction>),
 }
 
 /// The gateway is full, and somebody has to give way: let the owner of `victim` make `room`, then
 /// [`resume`](super::core::Core::resume) with it.
 #[derive(Debug)]
-pub(crate) struct Crowded {
-    pub(crate) place: Place,
-    pub(crate) room: Room,
+pub(crate) struct NeedsEviction {
+    pub(crate) ticket: QueueTicket,
+    pub(crate) reservation: Reservation,
     pub(crate) victim: QueueKey,
 }
 
@@ -102,14 +102,14 @@ pub(crate) enum Signal {
 /// Empty, and without an allocation, on the warm path.
 #[must_use = "waiters and the control plane wait for these"]
 #[derive(Debug)]
-pub(crate) struct Effects<W> {
+pub(crate) struct Actions<W> {
     pub(crate) resolved: Vec<Resolved<W>>,
     pub(crate) signals: Vec<Signal>,
     /// Probes have a reason to look at once, or to end.
     pub(crate) wake_probes: bool,
 }
 
-impl<W> Default for Effects<W> {
+impl<W> Default for Actions<W> {
     fn default() -> Self {
         Self {
             resolved: Vec::new(),

@@ -6,23 +6,23 @@ use std::time::{Duration, Instant};
 
 use sluice_model::{ActivationFailure, EndpointAddr, InstanceId, LaunchStep, ServiceId};
 
+use super::actions::{Actions, EjectCause, Signal};
 use super::core::{Activation, Core, Supply, ThrottleLimits};
-use super::effects::{Effects, EjectCause, Signal};
 use super::endpoint::{EndpointPhase, EndpointState};
-use super::endpoint_set::Slot;
-use super::launch::Launch;
+use super::endpoint_set::EndpointRecord;
 use super::rejection::{Closing, Rejection};
+use super::start_timeline::StartTimeline;
 
 /// What is to change for other addresses to be the configured ones.
 #[derive(Debug)]
-pub(crate) struct FixedChange {
+pub(crate) struct AddressChange {
     pub(crate) added: Vec<Arc<EndpointState>>,
     /// Keys of those that go.
     pub(crate) gone: Vec<u64>,
     version: u64,
 }
 
-impl FixedChange {
+impl AddressChange {
     /// The way from what is there to `addresses`, each at most once; in time linear in both.
     pub(crate) fn between(
         (before, version): &(Vec<Arc<EndpointState>>, u64),
@@ -44,14 +44,14 @@ impl FixedChange {
 impl<W> Core<W> {
     /// Limits changed. A lowered concurrency stops nothing that runs and admits nothing until an
     /// endpoint is below it; queue bounds apply to arrivals, and to waiters when their time is up.
-    pub(crate) fn set_limits(&mut self, limits: ThrottleLimits, now: Instant) -> Effects<W> {
-        let mut fx = self.begin(now);
+    pub(crate) fn set_limits(&mut self, limits: ThrottleLimits, now: Instant) -> Actions<W> {
+        let mut actions = self.begin(now);
         if limits.concurrency != self.endpoints.limit() {
             self.endpoints.set_limit(limits.concurrency);
         }
         self.limits = limits;
-        self.settle(now, &mut fx);
-        fx
+        self.settle(now, &mut actions);
+        actions
     }
 
     /// Its waiters count for this service in the gateway-wide bound.
@@ -65,82 +65,84 @@ impl<W> Core<W> {
         state: Arc<EndpointState>,
         ready: bool,
         now: Instant,
-    ) -> Effects<W> {
-        let mut fx = self.begin(now);
+    ) -> Actions<W> {
+        let mut actions = self.begin(now);
         let phase = if ready {
             EndpointPhase::Ready
         } else {
             EndpointPhase::Starting
         };
         if state.instance.is_some() {
-            self.underway.step(LaunchStep::Started, now);
+            self.current_start.step(LaunchStep::Started, now);
         }
         self.endpoints.insert(state, phase);
-        self.settle(now, &mut fx);
-        fx
+        self.settle(now, &mut actions);
+        actions
     }
 
     /// A start has come this far.
     pub(crate) fn launch_step(&mut self, step: LaunchStep, now: Instant) {
-        self.underway.step(step, now);
+        self.current_start.step(step, now);
     }
 
     /// How far the start has come, or came, that whoever waits at zero waits for.
-    pub(crate) fn awaited_launch(&self) -> Option<Launch> {
-        (!matches!(self.activation, Activation::Idle)).then(|| self.underway.launch())
+    pub(crate) fn awaited_start(&self) -> Option<StartTimeline> {
+        (!matches!(self.activation, Activation::Idle)).then(|| self.current_start.timeline())
     }
 
     /// A probe succeeded.
-    pub(crate) fn endpoint_ready(&mut self, key: u64, now: Instant) -> Effects<W> {
-        let mut fx = self.begin(now);
+    pub(crate) fn endpoint_ready(&mut self, key: u64, now: Instant) -> Actions<W> {
+        let mut actions = self.begin(now);
         if let Some(i) = self.endpoints.find(key) {
-            let endpoint = self.endpoints.slot(i);
+            let endpoint = self.endpoints.record(i);
             match endpoint.phase {
                 EndpointPhase::Starting => {
                     if let Some(instance) = endpoint.state.instance.filter(|_| !endpoint.was_ready) {
-                        fx.signals.push(Signal::Ready(instance));
+                        actions.signals.push(Signal::Ready(instance));
                     }
-                    let launch = match endpoint.state.instance {
-                        Some(_) => endpoint.state.launch(),
-                        None => self.underway.launch(),
+                    let timeline = match endpoint.state.instance {
+                        Some(_) => endpoint.state.start_timeline(),
+                        None => self.current_start.timeline(),
                     };
                     let ready = Some(now);
-                    endpoint.state.set_launch(Launch { ready, ..launch });
-                    self.underway.end();
-                    self.prove(i);
-                    self.activation_succeeded(now, &mut fx);
+                    endpoint
+                        .state
+                        .set_start_timeline(StartTimeline { ready, ..timeline });
+                    self.current_start.end();
+                    self.mark_ready(i);
+                    self.activation_succeeded(now, &mut actions);
                 }
                 EndpointPhase::Ejected { by_probe: true, .. } => {
-                    self.reinstated(i, true, &mut fx);
-                    self.prove(i);
+                    self.reinstated(i, true, &mut actions);
+                    self.mark_ready(i);
                 }
                 _ => {}
             }
         }
-        self.settle(now, &mut fx);
-        fx
+        self.settle(now, &mut actions);
+        actions
     }
 
     /// A ready endpoint's probe failed often enough to count.
-    pub(crate) fn endpoint_failing(&mut self, key: u64, now: Instant) -> Effects<W> {
-        let mut fx = self.begin(now);
+    pub(crate) fn endpoint_failing(&mut self, key: u64, now: Instant) -> Actions<W> {
+        let mut actions = self.begin(now);
         if let Some(i) = self.endpoints.find(key) {
-            self.eject(i, false, true, now, &mut fx);
+            self.eject(i, false, true, now, &mut actions);
         }
-        self.settle(now, &mut fx);
-        fx
+        self.settle(now, &mut actions);
+        actions
     }
 
     /// An endpoint is gone. What is in flight on it keeps its place until it ends.
-    pub(crate) fn endpoint_removed(&mut self, key: u64, now: Instant) -> Effects<W> {
-        let mut fx = self.begin(now);
+    pub(crate) fn endpoint_removed(&mut self, key: u64, now: Instant) -> Actions<W> {
+        let mut actions = self.begin(now);
         if let Some(i) = self.endpoints.find(key) {
             self.endpoints.set_phase(i, EndpointPhase::Gone);
-            fx.wake_probes = true;
-            self.lost_one();
+            actions.wake_probes = true;
+            self.endpoint_lost();
         }
-        self.settle(now, &mut fx);
-        fx
+        self.settle(now, &mut actions);
+        actions
     }
 
     /// As [`EndpointSink::retire`](sluice_model::EndpointSink::retire): victims are those with the
@@ -152,8 +154,8 @@ impl<W> Core<W> {
         count: u32,
         to_zero: bool,
         now: Instant,
-    ) -> (Vec<InstanceId>, Effects<W>) {
-        let mut fx = self.begin(now);
+    ) -> (Vec<InstanceId>, Actions<W>) {
+        let mut actions = self.begin(now);
         let idle = self.queue.is_empty() && self.endpoints.in_flight() == 0;
         let mut candidates: Vec<_> = self
             .endpoints
@@ -176,49 +178,49 @@ impl<W> Core<W> {
         };
         candidates.truncate(most.min(count as usize));
         let victims = candidates.into_iter().map(|(_, _, instance, i)| {
-            self.drain(i, &mut fx);
+            self.drain(i, &mut actions);
             instance
         });
         let victims: Vec<InstanceId> = victims.collect();
         if to_zero && idle && self.limits.supply == Supply::Activated {
-            self.doubt_fixed();
+            self.unprove_configured();
         }
-        self.lost_one();
-        self.settle(now, &mut fx);
-        (victims, fx)
+        self.endpoint_lost();
+        self.settle(now, &mut actions);
+        (victims, actions)
     }
 
     /// As [`EndpointSink::to_zero`](sluice_model::EndpointSink::to_zero).
-    pub(crate) fn retire_all(&mut self, now: Instant) -> (Option<Vec<InstanceId>>, Effects<W>) {
+    pub(crate) fn retire_all(&mut self, now: Instant) -> (Option<Vec<InstanceId>>, Actions<W>) {
         if !self.queue.is_empty() || self.endpoints.in_flight() > 0 {
             return (None, self.begin(now));
         }
-        let (victims, fx) = self.retire(u32::MAX, true, now);
-        (Some(victims), fx)
+        let (victims, actions) = self.retire(u32::MAX, true, now);
+        (Some(victims), actions)
     }
 
     /// These instances get nothing new.
-    pub(crate) fn retire_these(&mut self, instances: &[InstanceId], now: Instant) -> Effects<W> {
-        let mut fx = self.begin(now);
+    pub(crate) fn retire_these(&mut self, instances: &[InstanceId], now: Instant) -> Actions<W> {
+        let mut actions = self.begin(now);
         let named = |i: InstanceId| instances.contains(&i);
         let found = self.endpoints.iter();
         let found = found.filter(|(_, e)| e.is_live() && e.state.instance.is_some_and(named));
         let victims: Vec<u32> = found.map(|(i, _)| i).collect();
         for i in victims {
-            self.drain(i, &mut fx);
+            self.drain(i, &mut actions);
         }
-        self.lost_one();
-        self.settle(now, &mut fx);
-        fx
+        self.endpoint_lost();
+        self.settle(now, &mut actions);
+        actions
     }
 
     /// An activation failed. Where an endpoint is ready it did so for capacity that is wanted but
     /// not needed: waiters go on waiting for a slot.
-    pub(crate) fn fail(&mut self, failure: &Arc<ActivationFailure>, now: Instant) -> Effects<W> {
-        let mut fx = self.begin(now);
+    pub(crate) fn fail(&mut self, failure: &Arc<ActivationFailure>, now: Instant) -> Actions<W> {
+        let mut actions = self.begin(now);
         if self.endpoints.counts().ready == 0 {
             if let Activation::Outstanding { since, .. } = self.activation {
-                fx.signals.push(Signal::ActivationFailed {
+                actions.signals.push(Signal::ActivationFailed {
                     took: now.saturating_duration_since(since),
                     failure: Arc::clone(failure),
                 });
@@ -228,15 +230,15 @@ impl<W> Core<W> {
                 failure: Arc::clone(failure),
                 retry_after,
             };
-            self.reject_all(now, &mut fx, &rejection);
-            self.underway.end();
+            self.reject_all(now, &mut actions, &rejection);
+            self.current_start.end();
             self.activation = Activation::Failed {
                 failure: Arc::clone(failure),
                 until: now + failure.retry_after.min(Duration::from_secs(24 * 3600)),
             };
         }
-        self.settle(now, &mut fx);
-        fx
+        self.settle(now, &mut actions);
+        actions
     }
 
     /// What made the last activation fail has changed.
@@ -247,12 +249,12 @@ impl<W> Core<W> {
     }
 
     /// Resolves everybody who waits; nobody waits from now on.
-    pub(crate) fn close(&mut self, closing: Closing, now: Instant) -> Effects<W> {
-        let mut fx = self.begin(now);
+    pub(crate) fn close(&mut self, closing: Closing, now: Instant) -> Actions<W> {
+        let mut actions = self.begin(now);
         self.closed = Some(closing);
-        self.reject_all(now, &mut fx, &closing.rejection());
-        self.settle(now, &mut fx);
-        fx
+        self.reject_all(now, &mut actions, &closing.rejection());
+        self.settle(now, &mut actions);
+        actions
     }
 
     /// The revision is configured again. A drain of the gateway is not taken back.
@@ -275,23 +277,23 @@ impl<W> Core<W> {
     }
 
     /// Configured and resolved addresses that are not gone, and a number that changes with them.
-    pub(crate) fn fixed(&self) -> (Vec<Arc<EndpointState>>, u64) {
+    pub(crate) fn configured(&self) -> (Vec<Arc<EndpointState>>, u64) {
         let fixed = self.known().filter(|slot| slot.state.instance.is_none());
         let fixed = fixed.map(|slot| Arc::clone(&slot.state)).collect();
-        (fixed, self.endpoints.fixed_version())
+        (fixed, self.endpoints.configured_version())
     }
 
-    /// Makes a change that was worked out from [`fixed`](Self::fixed), in one event. `false` changes
+    /// Makes a change that was worked out from [`configured`](Self::configured), in one event. `false` changes
     /// nothing: they are others by now.
-    pub(crate) fn change_fixed(
+    pub(crate) fn change_configured(
         &mut self,
-        change: &FixedChange,
+        change: &AddressChange,
         ready: bool,
         now: Instant,
-    ) -> (bool, Effects<W>) {
-        let mut fx = self.begin(now);
-        if self.endpoints.fixed_version() != change.version {
-            return (false, fx);
+    ) -> (bool, Actions<W>) {
+        let mut actions = self.begin(now);
+        if self.endpoints.configured_version() != change.version {
+            return (false, actions);
         }
         let phase = if ready {
             EndpointPhase::Ready
@@ -310,39 +312,46 @@ impl<W> Core<W> {
             self.endpoints.set_phase(i, EndpointPhase::Gone);
         }
         if !change.gone.is_empty() {
-            fx.wake_probes = true;
-            self.lost_one();
+            actions.wake_probes = true;
+            self.endpoint_lost();
         }
-        self.settle(now, &mut fx);
-        (true, fx)
+        self.settle(now, &mut actions);
+        (true, actions)
     }
 
     /// Every endpoint that is not gone.
-    pub(crate) fn known(&self) -> impl Iterator<Item = &Slot> {
+    pub(crate) fn known(&self) -> impl Iterator<Item = &EndpointRecord> {
         let known = self.endpoints.iter().map(|(_, slot)| slot);
         known.filter(|slot| slot.phase != EndpointPhase::Gone)
     }
 
     /// One of them by its key.
-    pub(crate) fn known_by(&self, key: u64) -> Option<&Slot> {
-        let slot = self.endpoints.slot(self.endpoints.find(key)?);
+    pub(crate) fn known_by(&self, key: u64) -> Option<&EndpointRecord> {
+        let slot = self.endpoints.record(self.endpoints.find(key)?);
         (slot.phase != EndpointPhase::Gone).then_some(slot)
     }
 
     /// Sets an endpoint aside, unless it is the last one. Of the last one only a refused
     /// connection means something: what can be activated has to prove itself anew while requests
     /// wait, and otherwise the least recently ejected gets its turn.
-    pub(super) fn eject(&mut self, i: u32, refused: bool, by_probe: bool, now: Instant, fx: &mut Effects<W>) {
-        let endpoint = self.endpoints.slot_mut(i);
+    pub(super) fn eject(
+        &mut self,
+        i: u32,
+        refused: bool,
+        by_probe: bool,
+        now: Instant,
+        actions: &mut Actions<W>,
+    ) {
+        let endpoint = self.endpoints.record_mut(i);
         if endpoint.phase != EndpointPhase::Ready {
             return;
         }
         let counts = self.endpoints.counts();
-        let endpoint = self.endpoints.slot_mut(i);
+        let endpoint = self.endpoints.record_mut(i);
         let last = counts.ready == 1;
         if !last || (refused && counts.ejected > 0) {
-            let time = endpoint.with_health(super::health::Health::eject);
-            fx.signals.push(Signal::Ejected {
+            let time = endpoint.with_outlier(super::outlier::OutlierDetector::eject);
+            actions.signals.push(Signal::Ejected {
                 endpoint: Arc::clone(&endpoint.state),
                 cause: match (by_probe, refused) {
                     (true, _) => EjectCause::Probe,
@@ -353,39 +362,39 @@ impl<W> Core<W> {
             });
             self.endpoints.eject(i, now + time, by_probe);
             if last {
-                self.reinstate_least_recent(Some(i), fx);
+                self.reinstate_least_recent(Some(i), actions);
             }
         } else if refused && self.limits.supply == Supply::Activated {
-            endpoint.with_health(super::health::Health::forgive);
+            endpoint.with_outlier(super::outlier::OutlierDetector::forgive);
             self.endpoints.set_phase(i, EndpointPhase::Starting);
-            fx.wake_probes = true;
+            actions.wake_probes = true;
         } else {
-            endpoint.with_health(super::health::Health::forgive);
+            endpoint.with_outlier(super::outlier::OutlierDetector::forgive);
         }
     }
 
     /// A probe was believed too early: the endpoint starts still, and its next probe has to prove more.
-    pub(super) fn refute(&mut self, i: u32, fx: &mut Effects<W>) {
-        self.endpoints.slot(i).state.refute();
+    pub(super) fn refute(&mut self, i: u32, actions: &mut Actions<W>) {
+        self.endpoints.record(i).state.refute();
         self.endpoints.set_phase(i, EndpointPhase::Starting);
-        fx.wake_probes = true;
+        actions.wake_probes = true;
     }
 
     /// Ends ejections whose time is over, and one before its time when nothing else is ready.
-    pub(super) fn reinstate(&mut self, now: Instant, fx: &mut Effects<W>) {
+    pub(super) fn reinstate(&mut self, now: Instant, actions: &mut Actions<W>) {
         while let Some(i) = self.endpoints.ejected_until(now) {
-            self.reinstated(i, false, fx);
-            self.prove(i);
+            self.reinstated(i, false, actions);
+            self.mark_ready(i);
         }
         if self.endpoints.counts().ready == 0 {
-            self.reinstate_least_recent(None, fx);
+            self.reinstate_least_recent(None, actions);
         }
     }
 
     /// Asks for an endpoint, once per want: not while one is asked for or on its way. What was
     /// asked for longer ago than an activation may take is asked for again, so that a lost
     /// message cannot hold a revision at zero.
-    pub(super) fn activate(&mut self, now: Instant, fx: &mut Effects<W>) {
+    pub(super) fn activate(&mut self, now: Instant, actions: &mut Actions<W>) {
         let wait = match &self.activation {
             Activation::Idle => false,
             Activation::Outstanding { since, lost } => {
@@ -399,53 +408,53 @@ impl<W> Core<W> {
                 _ => now,
             };
             self.activation = Activation::Outstanding { since, lost: false };
-            self.underway.forget_if_over();
-            fx.signals.push(Signal::Activate);
+            self.current_start.forget_if_over();
+            actions.signals.push(Signal::Activate);
         }
     }
 
-    fn reinstated(&self, i: u32, proven: bool, fx: &mut Effects<W>) {
-        let endpoint = Arc::clone(&self.endpoints.slot(i).state);
-        fx.signals.push(Signal::Reinstated { endpoint, proven });
+    fn reinstated(&self, i: u32, proven: bool, actions: &mut Actions<W>) {
+        let endpoint = Arc::clone(&self.endpoints.record(i).state);
+        actions.signals.push(Signal::Reinstated { endpoint, proven });
     }
 
-    fn reinstate_least_recent(&mut self, except: Option<u32>, fx: &mut Effects<W>) {
+    fn reinstate_least_recent(&mut self, except: Option<u32>, actions: &mut Actions<W>) {
         if let Some(i) = self.endpoints.least_recently_ejected(except) {
-            self.reinstated(i, false, fx);
+            self.reinstated(i, false, actions);
             // No new turn: it proved nothing, and a request that it refused gives up on it.
             self.endpoints.set_phase(i, EndpointPhase::Ready);
         }
     }
 
     /// It may be used, and tried again by those whom it failed.
-    fn prove(&mut self, i: u32) {
-        self.endpoints.new_turn(i);
+    fn mark_ready(&mut self, i: u32) {
+        self.endpoints.new_readiness_epoch(i);
         self.endpoints.set_phase(i, EndpointPhase::Ready);
     }
 
-    fn drain(&mut self, i: u32, fx: &mut Effects<W>) {
+    fn drain(&mut self, i: u32, actions: &mut Actions<W>) {
         self.endpoints.set_phase(i, EndpointPhase::Draining);
-        fx.wake_probes = true;
-        let endpoint = self.endpoints.slot(i);
+        actions.wake_probes = true;
+        let endpoint = self.endpoints.record(i);
         if let Some(instance) = endpoint.state.instance.filter(|_| endpoint.in_flight == 0) {
-            fx.signals.push(Signal::Drained(instance));
+            actions.signals.push(Signal::Drained(instance));
         }
     }
 
     /// At zero nothing says when a platform stops what listens at a configured address: it has to
     /// prove itself before the next request.
-    fn doubt_fixed(&mut self) {
+    fn unprove_configured(&mut self) {
         let fixed = self.endpoints.iter();
         let fixed = fixed.filter(|(_, e)| e.state.instance.is_none() && e.is_live());
         let fixed: Vec<u32> = fixed.map(|(i, _)| i).collect();
         for i in fixed {
-            self.endpoints.slot(i).state.doubt();
+            self.endpoints.record(i).state.doubt();
             self.endpoints.set_phase(i, EndpointPhase::Starting);
         }
     }
 
     /// What was asked for may have come and gone before it was ready: whoever waits asks again.
-    fn lost_one(&mut self) {
+    fn endpoint_lost(&mut self) {
         let counts = self.endpoints.counts();
         if counts.ready + counts.ejected == 0
             && !self.endpoints.is_one_coming()
@@ -459,12 +468,12 @@ impl<W> Core<W> {
         }
     }
 
-    fn activation_succeeded(&mut self, now: Instant, fx: &mut Effects<W>) {
+    fn activation_succeeded(&mut self, now: Instant, actions: &mut Actions<W>) {
         if let Activation::Outstanding { since, .. } = self.activation {
             let took = now.saturating_duration_since(since);
             let before = self.start_estimate.unwrap_or(took);
             self.start_estimate = Some((before * 7 + took * 3) / 10);
-            fx.signals.push(Signal::Activated { took });
+            actions.signals.push(Signal::Activated { took });
         }
         self.activation = Activation::Idle;
     }

@@ -14,14 +14,14 @@ const HOLD: Duration = Duration::from_millis(250);
 
 /// A connection without TLS.
 #[derive(Debug)]
-pub enum Plain {
+pub(crate) enum PlainStream {
     /// TCP.
     Tcp(TcpStream),
     /// A Unix socket.
     Unix(UnixStream),
 }
 
-impl Plain {
+impl PlainStream {
     /// Whether the peer has not closed it, nor said anything unless it `speaks_first`. Asks the
     /// system: what the runtime knows may be older.
     fn is_good(&self, speaks_first: bool) -> bool {
@@ -60,50 +60,50 @@ impl Plain {
 
 /// Holds at most one connection, and none for long.
 #[derive(Debug, Default)]
-pub struct SpareSlot(Arc<Mutex<Kept>>);
+pub(crate) struct PrewarmedSlot(Arc<Mutex<Kept>>);
 
 #[derive(Debug, Default)]
 struct Kept {
-    connection: Option<Plain>,
+    connection: Option<PlainStream>,
     /// Counts what was put in, so that a timer ends only what it was started for.
-    turn: u64,
+    generation: u64,
 }
 
-impl SpareSlot {
+impl PrewarmedSlot {
     /// Keeps a connection for [`HOLD`], then closes it. One that was kept before is closed now.
     /// Runs on the runtime of the connection.
-    pub(crate) fn keep(&self, connection: Plain) {
-        let turn = {
+    pub(crate) fn keep(&self, connection: PlainStream) {
+        let generation = {
             let mut kept = self.0.lock();
-            kept.turn += 1;
+            kept.generation += 1;
             kept.connection = Some(connection);
-            kept.turn
+            kept.generation
         };
         let slot = Arc::downgrade(&self.0);
         drop(tokio::spawn(async move {
             tokio::time::sleep(HOLD).await;
-            end(&slot, turn);
+            end(&slot, generation);
         }));
     }
 
     /// Takes the connection if it is still good: the peer has not closed it, and not said anything
     /// in a protocol where it does not speak first, as it does in HTTP/2.
-    pub fn take(&self, speaks_first: bool) -> Option<Plain> {
+    pub(crate) fn take(&self, speaks_first: bool) -> Option<PlainStream> {
         let connection = self.0.lock().connection.take()?;
         connection.is_good(speaks_first).then_some(connection)
     }
 
     /// Closes the connection, if there is one.
-    pub fn close(&self) {
+    pub(crate) fn close(&self) {
         let kept = self.0.lock().connection.take();
         drop(kept);
     }
 }
 
-fn end(slot: &Weak<Mutex<Kept>>, turn: u64) {
+fn end(slot: &Weak<Mutex<Kept>>, generation: u64) {
     if let Some(slot) = slot.upgrade() {
         let mut kept = slot.lock();
-        if kept.turn == turn {
+        if kept.generation == generation {
             kept.connection = None;
         }
     }
@@ -116,16 +116,19 @@ mod tests {
 
     use super::*;
 
-    async fn pair() -> (Plain, TcpStream) {
+    async fn pair() -> (PlainStream, TcpStream) {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
         let address = listener.local_addr().expect("bound");
         let (ours, theirs) = tokio::join!(TcpStream::connect(address), listener.accept());
-        (Plain::Tcp(ours.expect("connected")), theirs.expect("accepted").0)
+        (
+            PlainStream::Tcp(ours.expect("connected")),
+            theirs.expect("accepted").0,
+        )
     }
 
     #[tokio::test]
     async fn it_is_taken_once_and_the_next_one_replaces_it() {
-        let slot = SpareSlot::default();
+        let slot = PrewarmedSlot::default();
         assert!(slot.take(false).is_none());
         let (first, mut peer) = pair().await;
         slot.keep(first);
@@ -142,7 +145,7 @@ mod tests {
 
     #[tokio::test]
     async fn what_the_peer_closed_or_spoke_on_is_not_used() {
-        let slot = SpareSlot::default();
+        let slot = PrewarmedSlot::default();
         let (connection, peer) = pair().await;
         slot.keep(connection);
         drop(peer);
@@ -163,7 +166,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn what_nobody_takes_is_closed() {
-        let slot = SpareSlot::default();
+        let slot = PrewarmedSlot::default();
         let (connection, mut peer) = pair().await;
         slot.keep(connection);
         tokio::time::sleep(HOLD / 2).await;
