@@ -1,5 +1,5 @@
-//! Which listener, route, split and revision would serve a request, and why: the data plane's own
-//! find and pick, asked without a request.
+//! `explain`: which listener, route, split and revision would serve a request, and why. Runs the data plane's
+//! own find and pick, without a request.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
@@ -12,8 +12,8 @@ use sluice_model::{
 use crate::admin::ExplainQuery;
 use crate::request::{Decision, Draw, Picked, decide, redirects};
 
-/// A URL taken apart as far as routing needs it.
-struct Target<'u> {
+/// A parsed URL, as far as routing needs it.
+struct ParsedUrl<'u> {
     tls: bool,
     authority: &'u str,
     port: u16,
@@ -21,8 +21,11 @@ struct Target<'u> {
     path: &'u str,
 }
 
-impl<'u> Target<'u> {
-    /// `http` is assumed where the URL has no scheme, as browsers and curl do.
+impl<'u> ParsedUrl<'u> {
+    /// Parses a URL; `http` is assumed where it has no scheme, as browsers and curl do.
+    ///
+    /// # Errors
+    /// A text for the operator.
     fn parse(url: &'u str) -> Result<Self, String> {
         let (tls, rest) = if let Some(rest) = url.strip_prefix("https://") {
             (true, rest)
@@ -60,12 +63,12 @@ impl<'u> Target<'u> {
     }
 }
 
-struct View<'q> {
+struct QueryView<'q> {
     query: &'q ExplainQuery,
     path: &'q str,
 }
 
-impl RequestView for View<'_> {
+impl RequestView for QueryView<'_> {
     fn method(&self) -> &str {
         &self.query.method
     }
@@ -83,7 +86,7 @@ impl RequestView for View<'_> {
     }
 }
 
-/// Nothing is drawn: the shares are the answer.
+/// Draws nothing: the shares are the result.
 struct NoDraw;
 
 impl<L> Draw<L> for NoDraw {
@@ -92,12 +95,12 @@ impl<L> Draw<L> for NoDraw {
     }
 }
 
-/// Explains. `bound` has the addresses actually bound, in the order of the settings; without a
-/// running gateway the configured ones serve. The shape of the answer is that of
-/// [`Explain::explain`](crate::admin::Explain::explain).
+/// Explains a routing decision as JSON, in the shape of [`Explain::explain`](crate::admin::Explain::explain).
+/// `bound` has the addresses actually bound, in the order of the settings; without a running gateway the
+/// configured ones serve.
 pub fn explain<L: Clone>(snapshot: &Snapshot<L>, bound: &[SocketAddr], query: &ExplainQuery) -> Value {
     let refused = |reason: &str, why: String| json!({"found": false, "reason": reason, "why": [why]});
-    let target = match Target::parse(&query.url) {
+    let target = match ParsedUrl::parse(&query.url) {
         Ok(target) => target,
         Err(why) => return refused("bad_request", why),
     };
@@ -134,7 +137,7 @@ pub fn explain<L: Clone>(snapshot: &Snapshot<L>, bound: &[SocketAddr], query: &E
             return value;
         }
     };
-    let view = View {
+    let view = QueryView {
         query,
         path: target.path,
     };
@@ -142,7 +145,7 @@ pub fn explain<L: Clone>(snapshot: &Snapshot<L>, bound: &[SocketAddr], query: &E
     match decide(snapshot, listener.visibility, host, &view, client, &mut NoDraw) {
         Ok(decision) => found(shown, host, &view, &decision, listener.tls.is_some()),
         Err(_) => {
-            // The operator may know what the outside must not: whether it exists on the inside.
+            // The operator may learn what clients must not: whether an internal service has the host.
             let inside = decide(snapshot, Visibility::Internal, host, &view, client, &mut NoDraw).is_ok();
             let why = if inside {
                 format!("'{host}' belongs to an internal service, which an external listener never serves")
@@ -157,11 +160,11 @@ pub fn explain<L: Clone>(snapshot: &Snapshot<L>, bound: &[SocketAddr], query: &E
     }
 }
 
-/// By the URL's port, else the first external listener of its scheme.
+/// The listener by the URL's port, else the first external listener of its scheme.
 fn listener_for<'s, L>(
     snapshot: &'s Snapshot<L>,
     bound: &[SocketAddr],
-    target: &Target<'_>,
+    target: &ParsedUrl<'_>,
 ) -> Option<(usize, &'s ListenerSettings)> {
     let mut listeners = snapshot
         .settings()
@@ -176,7 +179,13 @@ fn listener_for<'s, L>(
     listeners.find(|(_, l)| l.visibility == Visibility::External)
 }
 
-fn found<L>(listener: Value, host: &str, view: &View<'_>, decision: &Decision<'_, L>, tls: bool) -> Value {
+fn found<L>(
+    listener: Value,
+    host: &str,
+    view: &QueryView<'_>,
+    decision: &Decision<'_, L>,
+    tls: bool,
+) -> Value {
     let service = decision.found.service;
     let mut why = vec![format!("'{host}' belongs to service {}", service.id)];
     if redirects(&decision.found, tls) {
@@ -274,7 +283,7 @@ mod tests {
     #[test]
     fn urls_are_taken_apart() {
         let parse = |url| {
-            Target::parse(url).map(|t| {
+            ParsedUrl::parse(url).map(|t| {
                 (
                     t.tls,
                     t.authority.to_owned(),

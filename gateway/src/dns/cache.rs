@@ -1,4 +1,4 @@
-//! What is known of names: pure bookkeeping over lookups.
+//! DNS cache: the last good addresses of each name. Pure.
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
@@ -20,28 +20,28 @@ struct CachedName {
     failing: bool,
 }
 
-/// Targets as addresses.
+/// Targets resolved to addresses.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct ResolvedTargets {
-    /// Configured ones and those that names stand for.
+    /// Configured addresses and those that names resolved to.
     pub(crate) addresses: Vec<EndpointAddr>,
-    /// A name was never looked up, successfully or not.
+    /// A name was never looked up yet, neither successfully nor in vain.
     pub(crate) pending: bool,
 }
 
-/// What changed with a lookup, worth a line in the log.
+/// Change of a name's state by a lookup, for the log.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum LookupChange {
-    /// As before.
+    /// No change.
     None,
-    /// It resolved before, or was never tried, and does not now.
+    /// The name resolved before, or was never tried, and does not resolve now.
     Failing,
-    /// It resolves again.
+    /// The name resolves again.
     Recovered,
 }
 
 impl NameCache {
-    /// What targets stand for as far as it is known.
+    /// Resolves targets from the cache.
     pub(crate) fn addresses(&self, targets: &[EndpointTarget]) -> ResolvedTargets {
         let mut addresses = Vec::new();
         let mut pending = false;
@@ -57,7 +57,7 @@ impl NameCache {
         ResolvedTargets { addresses, pending }
     }
 
-    /// Takes a lookup in. A failed one, or one that found nothing, keeps the last good addresses.
+    /// Records a lookup. A failed one, or one that found no address, keeps the last good addresses.
     pub(crate) fn record(&mut self, name: Name, found: Option<Vec<SocketAddr>>) -> LookupChange {
         let known = self.known.entry(name).or_default();
         match found {
@@ -74,12 +74,12 @@ impl NameCache {
         }
     }
 
-    /// Forgets names that are no longer configured.
+    /// Drops names that are no longer configured.
     pub(crate) fn retain(&mut self, wanted: &[Name]) {
         self.known.retain(|name, _| wanted.contains(name));
     }
 
-    /// Whether some name has no address, so that trying again soon is worth it.
+    /// Whether some name has no address, so that a retry soon is worthwhile.
     pub(crate) fn any_unresolved(&self) -> bool {
         self.known.values().any(|known| known.good.is_empty())
     }

@@ -1,4 +1,6 @@
-//! Looks names up, again and again, off the workers.
+//! DNS resolver: looks the names of a revision up periodically, on the blocking pool.
+//!
+//! Every task belongs to one live revision, holds only a weak reference to it and ends with it.
 
 mod cache;
 
@@ -18,14 +20,14 @@ use cache::{LookupChange, Name};
 use crate::registry::LiveRevision;
 use crate::throttle::clock;
 
-/// The first wait after a lookup that left a name without any address; doubles from there. Also
-/// the least between lookups at all.
+/// Initial back-off after a lookup that left a name without any address; doubles up to the refresh interval.
+/// Also the shortest interval between lookups.
 const RETRY: Duration = Duration::from_secs(1);
 
 /// Lookups at once, all revisions together: each holds a thread of the blocking pool.
 const LOOKUPS: usize = 32;
 
-/// What lookups of all revisions share.
+/// State that lookups of all revisions share.
 #[derive(Debug, Clone)]
 pub(crate) struct DnsEnv {
     pub(crate) settings: Arc<ArcSwap<Settings>>,
@@ -41,8 +43,8 @@ impl DnsEnv {
     }
 }
 
-/// Keeps the addresses of one revision's names fresh until the revision is gone. Sleeps without a
-/// timer while it has none.
+/// Keeps the addresses of one revision's names fresh until the revision is gone. Sleeps without a timer while
+/// it has none.
 pub(crate) async fn run(live: Weak<LiveRevision>, changed: Arc<Notify>, env: DnsEnv) {
     let mut retry = RETRY;
     loop {
@@ -95,8 +97,11 @@ pub(crate) async fn run(live: Weak<LiveRevision>, changed: Arc<Notify>, env: Dns
     }
 }
 
-/// getaddrinfo on the blocking pool. Given as long as connecting is, because requests may wait for
-/// it; the lookups that run at once are bounded.
+/// getaddrinfo on the blocking pool, with the connect timeout, because requests may wait for the result; a
+/// semaphore bounds concurrent lookups.
+///
+/// # Errors
+/// A text for the log.
 async fn look_up((host, port): &Name, env: &DnsEnv) -> Result<Vec<SocketAddr>, String> {
     // The semaphore is never closed.
     let _turn = env.lookups.acquire().await;

@@ -21,7 +21,7 @@ fn two_processes_keep_the_invariants() {
     sim::storm::<Storm>();
 }
 
-/// As it comes out of a wire.
+/// A message after serialisation and back.
 fn sent<T: serde::Serialize + serde::de::DeserializeOwned>(message: &T) -> T {
     let bytes = serde_json::to_vec(message).expect("encodes");
     serde_json::from_slice(&bytes).expect("decodes")
@@ -44,13 +44,13 @@ impl Process {
 }
 
 enum Phase {
-    /// One process, and no other.
+    /// One process only.
     Alone,
-    /// The older one flipped, the newer one is being built.
+    /// The older process flipped, the newer one is being built.
     Flipped(Guest, Vec<Desk>),
-    /// Both; messages on their way.
+    /// Both processes serve; messages are in transit.
     Both(Guest, Box<Host>, VecDeque<ToHost>, VecDeque<ToGuest>),
-    /// The newer one is gone: the older one finishes what it has.
+    /// The newer process is gone: the older one drains.
     Widowed,
 }
 
@@ -138,7 +138,7 @@ impl World for Storm {
             let counted = host.held() + new.running.len();
             let live = new.registry.live(&id("r")).expect("is served");
             let load = live.throttler().peek(clock());
-            // A grant that nobody has looked at yet is in flight, too.
+            // A grant that was not polled yet is in flight, too.
             assert!(load.in_flight as usize >= counted, "{load:?}, {counted} known");
             assert!(
                 host.held() >= self.old.running.len(),
@@ -197,7 +197,7 @@ impl Storm {
         }
     }
 
-    /// Whose requests the event is about.
+    /// The process whose requests the event is about.
     fn process_mut(&mut self) -> &mut Process {
         let second = self.sim.rng.bool();
         match &mut self.new {
@@ -206,7 +206,7 @@ impl Storm {
         }
     }
 
-    /// Who scales: nobody between a flip and the hand-over.
+    /// The process that scales: none between a flip and the hand-over.
     fn master(&self) -> Option<&Process> {
         match self.phase {
             Phase::Alone => Some(&self.old),
@@ -288,7 +288,7 @@ impl Storm {
             permit.report(Outcome::ConnectFailed, clock());
         }
         let admission = permit.failover(clock());
-        // It comes back to its place in time: it is not in the order of arrival here.
+        // A failed-over request keeps its place in the order: it is exempt from the check of the order here.
         Self::take(process, number, true, admission);
         self.sim.saw("failover");
     }
@@ -366,7 +366,7 @@ impl Storm {
         }
     }
 
-    /// Messages get across, some at a time.
+    /// Delivers some messages.
     fn carry(&mut self) {
         let (a, b) = (self.sim.rng.usize(..4), self.sim.rng.usize(..4));
         self.carry_some(a, b);
@@ -407,7 +407,7 @@ impl Storm {
         }
     }
 
-    /// The upgrade goes on, or comes to an end.
+    /// The next step of the upgrade, or its end.
     fn turn(&mut self) {
         let draw = self.sim.rng.u32(..100);
         match std::mem::replace(&mut self.phase, Phase::Widowed) {
@@ -436,7 +436,7 @@ impl Storm {
             }
             both @ Phase::Both(..) if draw < 80 => self.phase = both,
             Phase::Both(guest, ..) if draw < 87 => {
-                // The newer process dies: what it had is gone with it.
+                // The newer process dies, and its state with it.
                 self.new = None;
                 guest.abandon();
                 Self::look_at(&mut self.old);
@@ -448,7 +448,7 @@ impl Storm {
         }
     }
 
-    /// The older process dies: its requests with it.
+    /// The older process dies, and its requests with it.
     fn old_dies(&mut self, guest: Guest, host: Box<Host>) {
         self.old.waiting.clear();
         self.old.running.clear();
@@ -466,7 +466,7 @@ impl Storm {
         }
     }
 
-    /// Whoever waited and does not any more: admitted ones in order of arrival.
+    /// Collects resolved waiters: admitted ones come in order of arrival.
     fn look_at(process: &mut Process) {
         let mut done = Vec::new();
         let mut left_behind = None;

@@ -1,4 +1,4 @@
-//! The smallest GET that tells a status.
+//! Minimal HTTP client for probes: a GET that reads the status.
 
 use std::future::{pending, poll_fn};
 use std::pin::Pin;
@@ -7,18 +7,21 @@ use std::time::Duration;
 use http::Request;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
-/// Sent as `User-Agent`, to be told apart in a backend's log.
+/// Sent as `User-Agent`, so that a backend's log can tell probes apart.
 const AGENT: &str = "sluice-probe";
 
-/// The most of an answer that is read to keep its connection.
+/// The longest response that is read to its end to keep the connection.
 const WHOLE: usize = 16 * 1024;
 
-/// How long the rest of an answer may take to come, once it is known that all is well.
+/// How long the rest of a response may take once the status is known to be good.
 const REST: Duration = Duration::from_millis(20);
 
-/// GETs over HTTP/1.1 and reads no further than the status; with `keep` on to the end of the
-/// answer if that comes at once. Returns the status, and whether the connection is as good as new.
-/// Without a time limit of its own.
+/// GETs over HTTP/1.1 and reads no further than the status; with `keep` to the end of the response if that
+/// comes at once. Returns the status, and whether the connection is as good as new. Without a timeout of its
+/// own.
+///
+/// # Errors
+/// A text for the log.
 pub(super) async fn get_http1<S>(
     stream: &mut S,
     host: &str,
@@ -33,7 +36,7 @@ where
         format!("GET {path} HTTP/1.1\r\nHost: {host}\r\nUser-Agent: {AGENT}\r\nAccept: */*\r\n{close}\r\n");
     let text = |e: std::io::Error| e.to_string();
     stream.write_all(request.as_bytes()).await.map_err(text)?;
-    // "HTTP/1.1 200": all that matters.
+    // "HTTP/1.1 200" is enough.
     let mut answer = Vec::with_capacity(1024);
     while answer.len() < STATUS {
         if stream.read_buf(&mut answer).await.map_err(text)? == 0 {
@@ -58,8 +61,8 @@ where
     Ok((status, reusable))
 }
 
-/// How many bytes of an answer to a GET are to come at least; `None` when its connection cannot be
-/// used again, or that is not certain.
+/// How many bytes of the response are missing at least; `None` when its connection cannot be reused, or that is
+/// not certain.
 fn left(answer: &[u8]) -> Option<usize> {
     let mut fields = [httparse::EMPTY_HEADER; 64];
     let mut head = httparse::Response::new(&mut fields);
@@ -77,7 +80,8 @@ fn left(answer: &[u8]) -> Option<usize> {
                 return None;
             }
         }
-        // Chunks are not worth a parser, and any word about the connection may be its end.
+        // Chunked responses are not worth a parser here, and any other `Connection` option may close the
+        // connection.
         if field.name.eq_ignore_ascii_case("transfer-encoding")
             || (field.name.eq_ignore_ascii_case("connection")
                 && !field.value.eq_ignore_ascii_case(b"keep-alive"))
@@ -89,11 +93,11 @@ fn left(answer: &[u8]) -> Option<usize> {
         Some(204 | 304) => 0,
         _ => length?,
     };
-    // More than the whole answer is nothing that a request was sent for.
+    // Bytes beyond the whole response belong to no request.
     used.checked_add(body)?.checked_sub(answer.len())
 }
 
-/// Bytes of a status line up to its status.
+/// Bytes of a status line up to and with the status.
 const STATUS: usize = 12;
 
 fn status(head: &[u8; STATUS]) -> Option<u16> {
@@ -103,8 +107,11 @@ fn status(head: &[u8; STATUS]) -> Option<u16> {
     std::str::from_utf8(digits).ok()?.parse().ok()
 }
 
-/// GETs over HTTP/2 with prior knowledge and drops the connection after the head. Without a time
-/// limit of its own.
+/// GETs over HTTP/2 with prior knowledge and drops the connection after the response head. Without a timeout of
+/// its own.
+///
+/// # Errors
+/// A text for the log.
 pub(super) async fn get_h2c<S>(stream: S, host: &str, path: &str) -> Result<u16, String>
 where
     S: AsyncRead + AsyncWrite + Unpin,
@@ -122,7 +129,7 @@ where
     };
     let drive = async {
         let ended = poll_fn(|cx| Pin::new(&mut connection).poll(cx)).await;
-        // It ended well: the answer is there already or its future says why not.
+        // The connection ended well: the response is there already or its future returns the error.
         match ended {
             Ok(()) => pending().await,
             Err(e) => Err(e.to_string()),

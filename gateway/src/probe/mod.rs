@@ -1,4 +1,6 @@
-//! Readiness probes: one task per endpoint that has to prove itself.
+//! Readiness probes: one task per endpoint that a probe has to prove ready.
+//!
+//! Every task belongs to one live revision, holds only a weak reference to it and ends with it.
 
 mod http;
 #[cfg(test)]
@@ -20,28 +22,30 @@ use crate::throttle::{EndpointPhase, EndpointState, EndpointView, RevisionThrott
 use crate::token_bucket::TokenBucket;
 use crate::upstream::PlainStream;
 
-/// Somebody waits, and the endpoint is on this machine.
+/// Probe interval while a request waits and the endpoint is on this machine.
 const TIGHT_LOCAL: Duration = Duration::from_millis(2);
-/// Somebody waits, and a network is in between.
+/// Probe interval while a request waits and a network is in between.
 const TIGHT_REMOTE: Duration = Duration::from_millis(25);
-/// Nobody waits for it to start.
+/// Probe interval of a starting endpoint while no request waits.
 const CALM: Duration = Duration::from_millis(100);
-/// Between a failed probe of a ready endpoint and the next.
+/// From a failed probe of a ready endpoint to the next probe, at most.
 const CONFIRM: Duration = Duration::from_secs(1);
-/// How long the connection to a starting instance must stay open to prove anything. A server whose listener is there
-/// before what answers on it (a runtime that loads, a proxy in front of a container) accepts and closes; on this
-/// machine within the millisecond.
+/// How long the connection to a starting instance must stay open to prove anything. A server whose listener
+/// exists before the program behind it accepts (a runtime that loads, a proxy in front of a container) accepts
+/// and closes; on this machine within the millisecond.
 const STAYS: Duration = Duration::from_millis(3);
-/// The same for one that has closed one before. It is probed hundreds of times while it loads, and on a busy machine
-/// its turn to close comes later than [`STAYS`] now and then: what nobody has accepted yet looks open.
+/// The same for an instance that has closed a probe's connection before. It is probed hundreds of times while
+/// it loads, and on a busy machine it closes later than [`STAYS`] now and then: a connection that nobody has
+/// accepted yet looks open.
 const STAYS_AGAIN: Duration = Duration::from_millis(30);
-/// The most that is asked of one that was taken for ready, and was not, again and again; three times as much each time.
+/// The longest such time, for an instance that was taken for ready too early again and again; three times as
+/// long each time.
 const STAYS_MOST: Duration = Duration::from_secs(1);
-/// One connect where no probe is configured.
+/// Timeout of the connect where no probe is configured.
 const CONNECT: Duration = Duration::from_secs(1);
 
-/// 8,000 probes a second: four starting instances each get their probe every 2 ms with half of it
-/// to spare, and a thousand are still probed eight times a second each.
+/// 8,000 probes a second: four starting instances each get their probe every 2 ms with half of the rate to
+/// spare, and a thousand are still probed eight times a second each.
 const INTERVAL: Duration = Duration::from_micros(125);
 
 /// Rate limiter of all probes together: their starts are at least [`INTERVAL`] apart, first come first served.
@@ -61,41 +65,42 @@ impl ProbeLimiter {
     }
 }
 
-/// What decides how soon an endpoint is probed again.
+/// Inputs of the probe schedule of one endpoint.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct ProbeTiming {
     pub(crate) phase: EndpointPhase,
-    /// Somebody waits for a slot.
+    /// A request waits for a slot.
     pub(crate) waiting: bool,
-    /// On this machine.
+    /// The endpoint is on this machine.
     pub(crate) local: bool,
-    /// The control plane started it.
+    /// The control plane started the endpoint.
     pub(crate) instance: bool,
-    /// Configured for ready endpoints.
+    /// The configured period for ready endpoints.
     pub(crate) period: Option<Duration>,
-    /// Ready as far as anybody was told, but the last probe failed.
+    /// The endpoint is ready, but its last probe failed.
     pub(crate) doubtful: bool,
-    /// The least time between two probes while it starts: its probes were believed too early.
+    /// The shortest interval while it starts: its readiness was believed too early before.
     pub(crate) min_delay: Duration,
 }
 
-/// From the start of one probe to the start of the next; `None`: not before something changes.
+/// Probe interval, from start to start; `None`: not before the state changes.
 pub(crate) fn next_delay(timing: ProbeTiming) -> Option<Duration> {
     match timing.phase {
         EndpointPhase::Starting if timing.waiting && timing.local => Some(TIGHT_LOCAL.max(timing.min_delay)),
         EndpointPhase::Starting if timing.waiting => Some(TIGHT_REMOTE.max(timing.min_delay)),
         EndpointPhase::Starting if timing.instance => Some(CALM.max(timing.min_delay)),
-        // A configured address that something elsewhere starts when asked: proving it ready while
-        // nobody wants it would only make the next request believe in what may be stopping.
+        // A configured address whose process another platform starts on demand: proving it ready while no
+        // request wants it would only make the next request trust an instance that may be stopping.
         EndpointPhase::Starting => None,
-        // A doubt is settled soon: ten seconds between probes would be thirty of errors.
+        // A failed probe is confirmed soon: three times ten seconds would be half a minute of errors.
         EndpointPhase::Ready if timing.doubtful => timing.period.map(|p| p.clamp(TIGHT_LOCAL, CONFIRM)),
         EndpointPhase::Ready | EndpointPhase::Ejected { .. } => timing.period.map(|p| p.max(TIGHT_LOCAL)),
         EndpointPhase::Draining | EndpointPhase::Gone => None,
     }
 }
 
-/// How long a connection must stay open, or an HTTP probe wait, by how often the endpoint hung up since its start.
+/// How long a connection must stay open, or an HTTP probe wait, by how often the endpoint hung up since its
+/// start.
 fn hold(hang_ups: u32) -> Duration {
     match hang_ups.checked_sub(1) {
         None => STAYS,
@@ -116,7 +121,7 @@ pub(crate) async fn run(
     let mut failures = 0;
     let mut hung_up = false;
     loop {
-        // Enabled before looking: news that come while this looks are not missed.
+        // Enabled before the state is read, so that no wake-up in between is missed.
         let mut wakeup = pin!(throttler.probe_wakeups());
         wakeup.as_mut().enable();
         let Some(revision) = live.upgrade() else {
@@ -130,7 +135,7 @@ pub(crate) async fn run(
         };
         let spec = revision.spec();
         drop(revision);
-        // After a hand-over the newer gateway finds out what is ready.
+        // After a hand-over the newer process probes readiness.
         let hang_ups = if endpoint.has_answered() {
             0
         } else {
@@ -161,8 +166,8 @@ pub(crate) async fn run(
             tokio::time::sleep_until(start.into()).await;
         }
         last = Some(clock());
-        // A connection is worth keeping for whoever waits, and for nobody else. Behind a URL there
-        // may be TLS.
+        // The connection is kept only for a waiting request. Behind a URL there may be TLS, for which it is
+        // useless.
         let wanted = |view: &EndpointView| view.phase == EndpointPhase::Starting && view.waiting;
         let keep = wanted(&view) && !matches!(spec.backend, Backend::Url(_));
         let starting = view.phase == EndpointPhase::Starting;
@@ -174,7 +179,7 @@ pub(crate) async fn run(
                 if let Some(connection) = connection
                     && throttler.endpoint(endpoint.key).as_ref().is_some_and(wanted)
                 {
-                    // Before it is ready: the request is on its way at that moment.
+                    // Kept before the endpoint is ready: the waiting request is sent at that very moment.
                     endpoint.prewarmed().keep(connection);
                 }
                 throttler.endpoint_ready(endpoint.key, clock());
@@ -204,8 +209,7 @@ fn timing(view: &EndpointView, spec: &RevisionSpec, doubtful: bool) -> ProbeTimi
     }
 }
 
-/// What an HTTP probe asks for, where there is one. A URL may be behind TLS: only whether it can be connected to is
-/// asked.
+/// The path of an HTTP probe, if one is configured. A URL may be behind TLS: there only a connect is tried.
 fn http_path(spec: &RevisionSpec) -> Option<&str> {
     match &spec.readiness.as_ref()?.kind {
         ProbeKind::Http { path } if !matches!(spec.backend, Backend::Url(_)) => Some(path),
@@ -224,7 +228,7 @@ fn is_local(address: &EndpointAddr) -> bool {
 #[derive(Debug)]
 struct Failed {
     reason: String,
-    /// It was connected to, and closed the connection.
+    /// The endpoint accepted the connection, and closed it.
     hung_up: bool,
 }
 
@@ -235,8 +239,8 @@ impl From<String> for Failed {
     }
 }
 
-/// One probe. Returns its connection if that is to be kept and as good as a new one. A connection that `must_stay` so
-/// long proves something only by being open then, unless it was answered on.
+/// Probes once. Returns the connection if it is to be kept and as good as a new one. With `must_stay` and
+/// without an HTTP path, only a connection that is still open after that time proves readiness.
 async fn attempt(
     address: &EndpointAddr,
     spec: &RevisionSpec,
@@ -279,19 +283,19 @@ async fn attempt(
     Ok(reusable.then_some(connection))
 }
 
-/// Whether a connection is open so long from now; known at once where the peer closes it.
+/// Whether a connection stays open for `long`; returns early when the peer closes it.
 async fn stays_open(connection: &PlainStream, long: Duration) -> bool {
     let until = tokio::time::Instant::now() + long;
     if tokio::time::timeout_at(until, connection.news()).await.is_ok() && !connection.is_open() {
         return false;
     }
-    // News may be of nothing.
+    // A wake-up may be spurious.
     tokio::time::sleep_until(until).await;
     connection.is_open()
 }
 
-/// A connect to a free port of the ephemeral range on this machine can meet itself: TCP allows a
-/// simultaneous open with the same socket, and such a connection proves nothing.
+/// Connects, and rejects a TCP self-connection: a connect to a free port of the ephemeral range on this machine
+/// can meet itself (simultaneous open with the same socket), and such a connection proves nothing.
 async fn connect(to: SocketAddr) -> Result<TcpStream, String> {
     let stream = TcpStream::connect(to).await.map_err(|e| e.to_string())?;
     match stream.local_addr() {
@@ -300,7 +304,7 @@ async fn connect(to: SocketAddr) -> Result<TcpStream, String> {
     }
 }
 
-/// Whether the connection is to be kept and may be.
+/// Sends the probe's request, if any. Returns whether the connection can be kept.
 async fn ask<S>(
     stream: &mut S,
     protocol: Protocol,

@@ -1,4 +1,4 @@
-//! Live state passes from one process to the next.
+//! Hand-over of live state to the next process of an upgrade.
 
 use std::sync::Arc;
 
@@ -7,20 +7,20 @@ use sluice_model::{Backend, RevisionId, RevisionSpec, ServiceId};
 use super::{LiveRevision, Registry, holds};
 use crate::throttle::{Closing, EndpointInUse, Permit, clock};
 
-/// What an older process has of one revision.
+/// State of one revision in an older process.
 #[derive(Debug, Clone)]
 pub(crate) struct Inherited {
     pub(crate) revision: RevisionId,
     pub(crate) service: ServiceId,
     /// See [`backend_kind`].
     pub(crate) kind: String,
-    /// Requests that one endpoint may hold.
+    /// Concurrency limit of one endpoint.
     pub(crate) concurrency: Option<u32>,
     pub(crate) endpoints: Vec<EndpointInUse>,
 }
 
-/// How requests of a revision are sent: one process may use what another one grants only where both
-/// would send them in the same way.
+/// How requests of a revision are sent, as text to compare: a process may use another process's grants only
+/// where both would send the requests in the same way.
 pub(crate) fn backend_kind(spec: &RevisionSpec) -> String {
     let protocol = spec.protocol;
     match &spec.backend {
@@ -31,7 +31,7 @@ pub(crate) fn backend_kind(spec: &RevisionSpec) -> String {
 }
 
 impl Registry {
-    /// Every live state, those of removed revisions that still have something in flight too.
+    /// Every live state, removed revisions with requests in flight included.
     pub(crate) fn all_live(&self) -> Vec<Arc<LiveRevision>> {
         let leaving = self.leaving.lock();
         let current = self.reader.peek();
@@ -40,11 +40,11 @@ impl Registry {
         all.chain(left).cloned().collect()
     }
 
-    /// Takes over what an older process has of a revision. Returns the live state that its requests
-    /// ask, if the revision is served here, and a Permit for each of them.
+    /// Takes over an older process's state of a revision. Returns the live state that its requests are admitted
+    /// by, if the revision is served here, and a Permit for each of its requests in flight.
     ///
-    /// Instances that no revision of the table takes get a live state that is leaving: they finish
-    /// what they have, as those of a revision that a reload removed.
+    /// Instances that fit no revision of the table get a live state in `leaving`: they drain, as those of a
+    /// revision that a reload removed.
     pub(crate) fn inherit(&self, left: &Inherited) -> (Option<Arc<LiveRevision>>, Vec<Permit>) {
         let now = clock();
         let current = self.live(&left.revision);
@@ -55,7 +55,7 @@ impl Registry {
             .cloned()
             .partition(|endpoint| endpoint.id.instance.is_some());
         let mut permits = Vec::new();
-        // One that is asleep wakes for what is in flight only: its addresses are configured, and ready.
+        // A dormant revision wakes only for requests in flight: its addresses are configured, and ready.
         let in_use = |live: &LiveRevision| {
             live.awake().is_some() || fixed.iter().any(|endpoint| endpoint.in_flight > 0)
         };

@@ -24,7 +24,7 @@ use crate::throttle::{
 };
 use crate::upstream::TlsSlot;
 
-/// What all live states share.
+/// State that all live states share.
 pub(super) struct LiveEnv {
     pub(super) demand: Arc<dyn DemandSink>,
     pub(super) make_observer: MakeObserver,
@@ -41,44 +41,44 @@ impl fmt::Debug for LiveEnv {
     }
 }
 
-/// The live state of one revision: it outlives Snapshots, and its probes and name lookups end
-/// with it.
+/// The live state of one revision: it outlives Snapshots, and its probes and name lookups end with it.
 ///
-/// Lazy: asleep until the first request, instance or upkeep needs it. Of a hundred thousand revisions few are in
-/// use, and one that is takes twenty times the memory.
+/// Lazily initialised: dormant until the first request, instance, probe or lookup needs it. Of a hundred
+/// thousand revisions few are in use, and one in use takes twenty times the memory.
 #[derive(Debug)]
 pub struct LiveRevision {
     id: RevisionId,
     spec: ArcSwap<RevisionSpec>,
     env: Arc<LiveEnv>,
-    /// What it has to know once it wakes. Held while it wakes and while the spec is changed, so that it does not
-    /// wake by an old one.
+    /// State while dormant. Locked while it wakes and while the spec is changed, so that it does not wake with
+    /// an old spec.
     asleep: Mutex<Asleep>,
     awake: OnceLock<Box<Awake>>,
 }
 
-/// Of a revision that nothing needed so far.
+/// State of a revision that is not initialised yet.
 #[derive(Debug)]
 struct Asleep {
-    /// Since when nothing happened that a sample has not told.
+    /// Since when the load was zero; reset by each sample.
     since: Instant,
     closed: Option<Closing>,
 }
 
-/// Of a revision that is in use.
+/// State of a revision that is in use.
 #[derive(Debug)]
 struct Awake {
     tls: TlsSlot,
     throttler: Arc<RevisionThrottler>,
     observer: Arc<dyn RevisionObserver>,
     names: Mutex<NameCache>,
-    /// Tells the resolver that there are other names, or that it may end.
+    /// Wakes the resolver: the names changed, or it may end.
     names_changed: Arc<Notify>,
     /// Whether the resolver runs: from the first name on.
     resolving: AtomicBool,
-    /// Requests that a backend put off, until they are tried again: they have no place in the queue.
+    /// Number of requests that wait for a retry after a backend's `Retry-After`: they have no place in the
+    /// queue.
     put_off: AtomicUsize,
-    /// Keys of the endpoints that have a probe running.
+    /// Keys of the endpoints that have a probe task.
     probed: Mutex<HashSet<u64>>,
 }
 
@@ -114,7 +114,7 @@ impl Awake {
 }
 
 impl LiveRevision {
-    /// Fresh state; its upkeep, if it needs any, is running when this returns.
+    /// Fresh state; its probes and name lookups, if it needs any, are running when this returns.
     pub(super) fn start(spec: Arc<RevisionSpec>, env: Arc<LiveEnv>, now: Instant) -> Arc<Self> {
         let live = Arc::new(Self {
             id: spec.id.clone(),
@@ -140,17 +140,17 @@ impl LiveRevision {
         &self.wake().tls
     }
 
-    /// What is configured now. A request uses the one of its own Snapshot.
+    /// The present configuration. A request uses the spec of its own Snapshot.
     pub fn spec(&self) -> Arc<RevisionSpec> {
         self.spec.load_full()
     }
 
-    /// Admission. Wakes it: whoever only looks asks [`awake`](Self::awake).
+    /// Its throttler, initialised if need be: callers that only read use [`awake`](Self::awake).
     pub fn throttler(&self) -> &Arc<RevisionThrottler> {
         &self.wake().throttler
     }
 
-    /// Admission, if anything needed it so far.
+    /// Its throttler, if it is initialised.
     pub fn awake(&self) -> Option<&Arc<RevisionThrottler>> {
         Some(&self.awake.get()?.throttler)
     }
@@ -189,7 +189,7 @@ impl LiveRevision {
         }
     }
 
-    /// The addresses that it is configured with; one that is asleep uses all of them once it wakes.
+    /// The addresses it is configured with; a dormant revision uses all of them once it wakes.
     pub fn addresses(&self) -> Vec<EndpointAddr> {
         NameCache::default().addresses(&targets(&self.spec())).addresses
     }
@@ -220,30 +220,30 @@ impl LiveRevision {
         self.awake().is_none_or(|throttler| throttler.is_spent())
     }
 
-    /// Holds a request that its backend put off. `None`: as many as may wait in the revision's queue
-    /// are held already.
-    pub fn put_off(self: &Arc<Self>) -> Option<PutOff> {
+    /// Reserves one of the places for requests that wait for a retry after a backend's `Retry-After`. `None`:
+    /// as many wait already as the revision's queue is deep.
+    pub fn put_off(self: &Arc<Self>) -> Option<RetryHold> {
         let most = self.spec().queue.depth;
         let room = |held: usize| (held < most).then_some(held + 1);
         let held = &self.wake().put_off;
         held.fetch_update(Ordering::Relaxed, Ordering::Relaxed, room)
             .ok()?;
-        Some(PutOff(Arc::clone(self)))
+        Some(RetryHold(Arc::clone(self)))
     }
 
-    /// Requests that are held because a backend put them off.
+    /// Number of requests that wait for a retry after a backend's `Retry-After`.
     pub fn held(&self) -> usize {
         let awake = self.awake.get();
         awake.map_or(0, |awake| awake.put_off.load(Ordering::Relaxed))
     }
 
-    /// What [`Registry::new`](super::Registry::new)'s factory made for it.
+    /// The observer that [`Registry::new`](super::Registry::new)'s factory made for it.
     pub fn observer(&self) -> &Arc<dyn RevisionObserver> {
         &self.wake().observer
     }
 
-    /// Whether this state can serve that spec too. Not when endpoints come to be in another way,
-    /// or when pooled connections would be of the wrong kind.
+    /// Whether this state can serve another spec. Not when endpoints are discovered in another way, or when
+    /// pooled connections would be of the wrong kind.
     pub(super) fn fits(&self, spec: &RevisionSpec) -> bool {
         let mine = self.spec();
         let same_backend = match (&mine.backend, &spec.backend) {
@@ -251,9 +251,9 @@ impl LiveRevision {
             (Backend::Url(a), Backend::Url(b)) => a == b,
             (a, b) => discriminant(a) == discriminant(b),
         };
-        // Instances are replaced one by one when they are to speak something else.
+        // Instances are replaced one by one when their protocol changes.
         let same_wire = mine.protocol == spec.protocol || matches!(spec.backend, Backend::Managed);
-        // A connection that was verified otherwise is not used again.
+        // A connection that was verified by other TLS settings is not used again.
         same_backend && same_wire && mine.tls == spec.tls
     }
 
@@ -281,7 +281,7 @@ impl LiveRevision {
         takes_instances(&self.spec())
     }
 
-    /// Wakes one that has addresses to probe or names to look up.
+    /// Wakes a revision with addresses to probe or names to look up.
     fn start_probes_and_lookups(self: &Arc<Self>, now: Instant) {
         let spec = self.spec();
         let needed = match &spec.backend {
@@ -309,7 +309,7 @@ impl LiveRevision {
         awake.is_some_and(|awake| awake.names.lock().addresses(&targets(&self.spec())).pending)
     }
 
-    /// What the resolver has to look up.
+    /// The names that the resolver has to look up.
     pub(crate) fn names_wanted(&self) -> Vec<(String, u16)> {
         let targets = targets(&self.spec());
         let names = targets.into_iter().filter_map(|target| match target {
@@ -319,7 +319,7 @@ impl LiveRevision {
         names.collect()
     }
 
-    /// Changes what is known of names, then the throttler's addresses with it.
+    /// Changes the DNS cache, then the throttler's addresses with it.
     pub(crate) fn with_names<R>(
         self: &Arc<Self>,
         now: Instant,
@@ -332,19 +332,20 @@ impl LiveRevision {
         result
     }
 
-    /// Forgets that an endpoint has a probe.
+    /// Records that an endpoint's probe task has ended.
     pub(crate) fn probe_ended(&self, key: u64) {
         self.wake().probed.lock().remove(&key);
     }
 
-    /// Whether an endpoint is probed at all: one that nothing proves ready is taken as ready.
+    /// Whether an endpoint is probed: an endpoint without a probe is taken as ready.
     pub(crate) fn wants_probe(&self, endpoint: &EndpointState) -> bool {
         let spec = self.spec();
         endpoint.instance.is_some() || spec.readiness.is_some() || self.takes_instances()
     }
 
-    /// Makes limits and addresses what spec and names say. `names` is the locked one: a lookup that
-    /// comes in together with a new spec must not overwrite it with addresses of the old one.
+    /// Applies spec and DNS cache to the throttler's limits and addresses. `names` is the locked cache: a
+    /// lookup that completes together with a new spec must not overwrite its addresses with those of the old
+    /// one.
     fn refresh(self: &Arc<Self>, awake: &Awake, names: &NameCache, now: Instant) {
         let spec = self.spec();
         let throttler = &awake.throttler;
@@ -356,8 +357,8 @@ impl LiveRevision {
         let known = names.addresses(&targets);
         let limits = limits(&spec, known.pending);
         let ready = !takes_instances(&spec);
-        // With a name pending, waiting is allowed before addresses go; without one, addresses come
-        // before waiting ends. Either way nobody is turned away in between.
+        // With a name pending, requests may wait before addresses go; without one, addresses come before
+        // waiting ends. Either way no request is rejected in between.
         if known.pending {
             throttler.set_limits(limits, now);
             throttler.set_addresses(&known.addresses, ready, now);
@@ -394,11 +395,12 @@ impl LiveRevision {
     }
 }
 
-/// A request that its backend put off; dropping it says that it waits no more.
+/// The place of a request that waits for a retry after a backend's `Retry-After`; dropping it gives the place
+/// back.
 #[derive(Debug)]
-pub struct PutOff(Arc<LiveRevision>);
+pub struct RetryHold(Arc<LiveRevision>);
 
-impl Drop for PutOff {
+impl Drop for RetryHold {
     fn drop(&mut self) {
         self.0.wake().put_off.fetch_sub(1, Ordering::Relaxed);
     }
@@ -406,7 +408,7 @@ impl Drop for PutOff {
 
 impl Drop for LiveRevision {
     fn drop(&mut self) {
-        // Upkeep looks whether it is still wanted, and is not.
+        // Probe tasks and resolver wake up, find the revision gone and end.
         if let Some(awake) = self.awake.get() {
             awake.throttler.wake_probes();
             awake.names_changed.notify_one();

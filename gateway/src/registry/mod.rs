@@ -1,8 +1,8 @@
-//! The table that requests read, and the live state on its entries.
+//! Registry: the routing table that requests read, with live state on its entries, and the only writer of both.
 //!
-//! A request reads one [`Snapshot`]: routes with the live state of each service, behind one `Arc`, so
-//! that they cannot be of different generations. A change edits the table: services that it does not
-//! name stay the same ones, and every revision that stays keeps its throttler, health and counters.
+//! A request reads one [`Snapshot`]: routes with the live state of each service, behind one `Arc`, so that
+//! routes and live state are always of one generation. A change edits the table: services that the change does
+//! not name stay the same ones, and every revision that stays keeps its throttler, health and counters.
 
 mod inherit;
 mod live;
@@ -29,46 +29,46 @@ use tokio::runtime::Handle;
 pub use crate::throttle::{ActivationOutcome, NoObserver, RevisionObserver};
 pub(crate) use inherit::{Inherited, backend_kind};
 use live::LiveEnv;
-pub use live::{LiveRevision, PutOff};
+pub use live::{LiveRevision, RetryHold};
 pub use service::{LiveService, Reader, Snapshot};
 
 use crate::dns::DnsEnv;
 use crate::probe::ProbeLimiter;
 use crate::throttle::{Closing, QueueBudget, clock};
 
-/// Makes the observer of a revision that appears.
+/// Factory of the observer of a new revision.
 pub type MakeObserver = Box<dyn Fn(&RevisionSpec) -> Arc<dyn RevisionObserver> + Send + Sync>;
 
 /// Changes of more services than this leave an old table that is dropped off the request path.
 const BIG: usize = 1_000;
 
-/// Names that may be leaving before those that have left are looked for.
+/// Size of [`Leaving`] at which spent revisions are swept for the first time.
 const SWEEP: usize = 64;
 
-/// What is leaving, by name.
+/// Removed revisions that are draining, by name.
 type Leaving = HashMap<RevisionId, Vec<Arc<LiveRevision>>>;
 
 /// All live state, and the only writer of the table that requests read.
 pub struct Registry {
     reader: Reader,
-    /// Serialises writers. Nothing that admits, activates or starts waits for it.
+    /// Serialises writers. No admission, activation or start waits for this lock.
     writer: Mutex<Writer>,
-    /// Tables of the past, as long as somebody holds them.
+    /// Previous tables that are still referenced.
     past: Mutex<Vec<Weak<Snapshot>>>,
-    /// Removed revisions that still have instances or requests. Held for moments: a cold start looks
-    /// here too.
+    /// Removed revisions that still have instances or requests. Locked for moments only: a cold start takes
+    /// this lock, too.
     leaving: Mutex<Leaving>,
     env: Arc<LiveEnv>,
 }
 
 struct Writer {
     publisher: SnapshotPublisher<Arc<LiveService>>,
-    /// How many names may be leaving until those that have left are looked for.
+    /// Size of `leaving` at which the next sweep happens.
     sweep_at: usize,
 }
 
 impl Registry {
-    /// An empty table. Timers, probes and name lookups of what comes into it run on `runtime`.
+    /// A registry with an empty table. Timers, probes and name lookups of its revisions run on `runtime`.
     pub fn new(
         settings: &Arc<Settings>,
         demand: Arc<dyn DemandSink>,
@@ -95,13 +95,13 @@ impl Registry {
         }
     }
 
-    /// Edits the table and lets requests read it: one swap, in which routes and live state change together.
-    /// What it costs goes by the size of the change, not by that of the table.
+    /// Edits the table and publishes it: one swap, in which routes and live state change together. The cost
+    /// depends on the size of the change, not on that of the table.
     ///
-    /// Revisions that stay are changed in place (limits, timeouts, addresses), new ones appear with
-    /// fresh state and have their names looked up and probes running when this returns; one whose kind
-    /// of backend changed is replaced. Waiters of revisions that are no more resolve with
-    /// [`Rejection::Removed`](crate::throttle::Rejection::Removed); what is in flight on them finishes.
+    /// Revisions that stay are changed in place (limits, timeouts, addresses); new ones get fresh state, with
+    /// name lookups and probes running when this returns; a revision whose kind of backend changed is replaced.
+    /// Waiters of removed revisions resolve with [`Rejection::Removed`](crate::throttle::Rejection::Removed);
+    /// their requests in flight run to their end.
     ///
     /// # Errors
     /// The change contradicts the table, which stays as it is.
@@ -124,7 +124,7 @@ impl Registry {
             Arc::new(LiveService::new(service, revisions, before.map(|e| &*e.live)))
         });
         let next = edited?;
-        // From here on it is certain: what lives is changed only now.
+        // The edit cannot fail any more: live state is changed only from here on.
         self.env.budget.set_totals(delta.settings.queue);
         self.env.dns.settings.store(Arc::clone(&delta.settings));
         let entries = delta.services.iter().filter_map(|s| next.service(&s.id));
@@ -137,8 +137,8 @@ impl Registry {
         for live in &revived {
             live.reopen();
         }
-        // A name leads to its live state at every moment: what goes is leaving before it is out of the
-        // table, what comes back is leaving until it is in the table again.
+        // A lookup by name finds the live state at every moment: a removed revision is in `leaving` before it
+        // is out of the table, a revived one stays in `leaving` until it is in the table again.
         for live in &gone {
             let mut leaving = self.leaving.lock();
             leaving
@@ -165,7 +165,7 @@ impl Registry {
         Ok(next)
     }
 
-    /// The live state that can serve a revision from now on: in the table, or leaving it.
+    /// The live state that can serve a revision from now on: from the table, or from the removed ones.
     fn known(&self, current: &Snapshot, spec: &RevisionSpec) -> Option<Arc<LiveRevision>> {
         let here = live(current, &spec.id).filter(|live| live.fits(spec));
         here.cloned().or_else(|| {
@@ -181,7 +181,7 @@ impl Registry {
         named.is_some_and(|named| named.iter().any(|l| Arc::ptr_eq(l, live)))
     }
 
-    /// Drops a live state from those that are leaving, if this is so.
+    /// Drops a live state from `leaving`, if `done`.
     fn forget(&self, live: &Arc<LiveRevision>, done: impl Fn(&Arc<LiveRevision>) -> bool) {
         let mut leaving = self.leaving.lock();
         if let Entry::Occupied(mut named) = leaving.entry(live.id().clone()) {
@@ -192,8 +192,8 @@ impl Registry {
         }
     }
 
-    /// Forgets what has left since: requests end without a word to the registry. Seldom enough that a
-    /// change does not pay for all that is leaving.
+    /// Sweeps spent revisions out of `leaving`: the registry gets no event when their last request ends.
+    /// Amortised, so that a change does not pay for all of `leaving`.
     fn sweep(&self, at: &mut usize) {
         let mut leaving = self.leaving.lock();
         if leaving.len() > *at {
@@ -206,7 +206,7 @@ impl Registry {
         LiveRevision::start(Arc::clone(spec), Arc::clone(&self.env), clock())
     }
 
-    /// The reading end for requests.
+    /// The reader for requests.
     pub fn reader(&self) -> Reader {
         self.reader.clone()
     }
@@ -216,8 +216,8 @@ impl Registry {
         live(&self.reader.peek(), revision).cloned()
     }
 
-    /// Revisions that are in the current table no more, while they have requests or instances left.
-    /// One may have the name of its successor in the table.
+    /// Removed revisions that still have requests or instances. One may have the same name as its successor in
+    /// the table.
     pub fn leaving(&self) -> Vec<Arc<LiveRevision>> {
         let mut leaving = self.leaving.lock();
         drop_spent(&mut leaving);
@@ -226,20 +226,20 @@ impl Registry {
         all.filter(|live| !holds(&current, live)).cloned().collect()
     }
 
-    /// Tables not yet dropped: one, two for as long as requests hold the previous one.
+    /// Number of tables not yet dropped: one, or two while requests hold the previous one.
     pub fn tables_alive(&self) -> usize {
         let mut past = self.past.lock();
         past.retain(|table| table.strong_count() > 0);
         1 + past.len()
     }
 
-    /// What waits in all queues together, and may.
+    /// The gateway-wide queue budget.
     pub fn budget(&self) -> &Arc<QueueBudget> {
         &self.env.budget
     }
 
-    /// The drain is over: resolves every waiter with
-    /// [`Rejection::Draining`](crate::throttle::Rejection::Draining), and every later arrival.
+    /// Ends the drain: rejects every waiter and every later arrival with
+    /// [`Rejection::Draining`](crate::throttle::Rejection::Draining).
     pub fn close_all(&self) {
         let _no_other = self.writer.lock();
         for live in self.all_live() {
@@ -247,10 +247,10 @@ impl Registry {
         }
     }
 
-    /// The live states a name may mean: of the current table, then those that are leaving. A
-    /// replaced revision and its successor have the same name.
+    /// All live states of a name: that of the current table, then removed ones. A replaced revision and its
+    /// successor have the same name.
     fn named(&self, revision: &RevisionId) -> Vec<Arc<LiveRevision>> {
-        // Under the lock: what is moving from one to the other is in both for a moment.
+        // Under the lock: a revision that moves between table and `leaving` is in both for a moment.
         let leaving = self.leaving.lock();
         let current = live(&self.reader.peek(), revision).cloned();
         let left = leaving.get(revision).into_iter().flatten();
@@ -273,12 +273,12 @@ fn live<'s>(snapshot: &'s Snapshot, revision: &RevisionId) -> Option<&'s Arc<Liv
     entry.live.revisions().get(slot)
 }
 
-/// Whether this very live state is in a table.
+/// Whether a table has this very live state.
 fn holds(snapshot: &Snapshot, state: &Arc<LiveRevision>) -> bool {
     live(snapshot, state.id()).is_some_and(|now| Arc::ptr_eq(now, state))
 }
 
-/// What a change takes out of the table.
+/// Live states that a change removes from the table.
 fn gone(delta: &Delta, current: &Snapshot, next: &Snapshot) -> Vec<Arc<LiveRevision>> {
     let touched = delta.services.iter().map(|service| &service.id);
     let touched = touched.chain(&delta.removed);
@@ -321,7 +321,7 @@ impl EndpointSink for Registry {
     }
 
     fn to_zero(&self, revision: &RevisionId) -> Option<Vec<InstanceId>> {
-        // What is leaving gets nothing new: looking at it first misses nothing.
+        // Removed revisions get no new request: checking them first misses none.
         let (current, leaving): (Vec<_>, Vec<_>) = {
             let current = self.reader.load();
             let named = self.named(revision).into_iter();
@@ -388,8 +388,8 @@ impl fmt::Debug for Registry {
     }
 }
 
-/// Whoever drops the last reference to a table pays for it. For a big one that is seen to not
-/// being a request: this keeps one until it is the last.
+/// Drops a big table on a blocking thread: whoever drops the last reference to a table pays for it, and this
+/// keeps one reference until it is the last, so that no request pays.
 async fn drop_when_unused(old: Arc<Snapshot>) {
     while Arc::strong_count(&old) > 1 {
         tokio::time::sleep(Duration::from_millis(50)).await;

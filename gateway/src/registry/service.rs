@@ -1,4 +1,4 @@
-//! What lives with a service of the table.
+//! Live state of a service on its table entry.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -7,24 +7,24 @@ use sluice_model::{Service, SnapshotReader, draw_point};
 
 use super::live::LiveRevision;
 
-/// The one table that requests read: routes, and the live state of each service on its entry.
+/// The routing table that requests read, with the live state of each service on its entry.
 pub type Snapshot = sluice_model::Snapshot<Arc<LiveService>>;
 
-/// The reading end of it.
+/// The reader of the table.
 pub type Reader = SnapshotReader<Arc<LiveService>>;
 
-/// The live state of a service. Generations share it while the service stays as it is; a service that
-/// changed gets another one, with the live state of its revisions and the sequences of its splits in it.
+/// The live state of a service. Generations share it while the service is unchanged; a changed service gets a
+/// new one, which takes over the live state of its revisions and the draw sequences of its splits.
 #[derive(Debug)]
 pub struct LiveService {
     revisions: Box<[Arc<LiveRevision>]>,
-    /// One for each split: the service's own, then those of its routes. Without one where a target
-    /// has everything; empty where one has in all of them.
+    /// Draw sequences by split: the service's own, then those of its routes. `None` where one target has 100 %;
+    /// empty where all splits are so.
     draws: Box<[Option<Arc<Draw>>]>,
 }
 
-/// The sequence of points of a split. A cache line of its own: whoever draws writes it, and nobody
-/// else reads anything there.
+/// Sequence of draw points of a split. On a cache line of its own: every draw writes it, and nothing else there
+/// is read.
 #[derive(Debug)]
 #[repr(align(128))]
 struct Draw {
@@ -33,8 +33,8 @@ struct Draw {
 }
 
 impl LiveService {
-    /// Of a service, whose revisions have these live states. Splits go on where those of `before`
-    /// are, so that a reload does not start their sequences anew.
+    /// The live state of a service with these revisions. Splits continue the sequences of `before`, so that a
+    /// reload does not restart them.
     pub(super) fn new(service: &Service, revisions: Box<[Arc<LiveRevision>]>, before: Option<&Self>) -> Self {
         let draws = service.splits().enumerate().map(|(nth, split)| {
             split.only().is_none().then(|| {
@@ -55,7 +55,7 @@ impl LiveService {
         }
     }
 
-    /// Of a service that is only looked at.
+    /// The live state of a service that is only displayed.
     #[cfg(test)]
     pub(crate) fn stateless(service: &Service) -> Self {
         Self::new(service, Box::default(), None)
@@ -67,13 +67,13 @@ impl LiveService {
         &self.revisions
     }
 
-    /// The next point to pick from the split of a route with, or from the service's own. Every split
-    /// has a sequence of its own, with a random start, that no other split's requests disturb.
+    /// The next draw point for the split of `route`, or for the service's own split. Every split has a sequence
+    /// of its own, with a random start, that requests of other splits do not disturb.
     pub fn next_draw(&self, route: Option<usize>) -> u32 {
         let split = route.map_or(0, |route| route + 1);
         match self.draws.get(split) {
             Some(Some(draw)) => draw_point(draw.seed, draw.next.fetch_add(1, Ordering::Relaxed)),
-            // One target has everything: every point picks it.
+            // One target has 100 %: every point picks it.
             _ => 0,
         }
     }

@@ -1,4 +1,4 @@
-//! What tests of throttler, registry and upkeep share.
+//! Fixtures for tests of throttler, registry, probes and DNS.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -14,7 +14,7 @@ use tokio::runtime::Handle;
 
 use super::{NoObserver, Registry};
 
-/// Keeps demand in order of arrival.
+/// A demand sink that records demand in order of arrival.
 #[derive(Debug, Default)]
 pub(crate) struct Demands(Mutex<Vec<Demand>>);
 
@@ -30,7 +30,7 @@ impl DemandSink for Demands {
     }
 }
 
-/// Polls until it holds; fails after ten seconds.
+/// Polls until the condition holds; fails after ten seconds.
 pub(crate) async fn until(what: &str, mut holds: impl FnMut() -> bool) {
     let polled = async {
         while !holds() {
@@ -101,14 +101,14 @@ pub(crate) fn registry(first: &Snapshot, demand: Arc<dyn DemandSink>, runtime: H
     registry
 }
 
-/// Makes the table this one.
+/// Replaces the table by this one.
 pub(crate) fn apply(registry: &Registry, next: &Snapshot) -> Arc<super::Snapshot> {
     let change = Delta::between(&registry.reader().load(), next);
     registry.apply(&change).expect("fits")
 }
 
-/// Services as the revisions name them, each of which gives its revisions equal shares (the first
-/// one what is left over).
+/// A table with the services that the revisions name. Each gives its revisions equal shares, the first one the
+/// remainder.
 pub(crate) fn snapshot(revisions: Vec<RevisionSpec>) -> Arc<Snapshot> {
     let mut builder = SnapshotBuilder::new(settings());
     for service in services(revisions) {

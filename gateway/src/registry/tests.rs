@@ -1,4 +1,4 @@
-//! Swaps keep live state; endpoints and names come and go.
+//! Swaps of the table keep live state; endpoints and names come and go.
 
 use std::sync::Arc;
 
@@ -78,7 +78,7 @@ async fn a_swap_keeps_what_is_in_flight_and_applies_limits_in_place() {
     assert_eq!(after.throttler().peek(clock()).in_flight, 2);
     assert_eq!((key(1), key(2)), (None, kept));
     assert!(key(4).is_some());
-    // The two requests went to one endpoint each, and the one that stays is full now.
+    // The two requests went to one endpoint each, and the endpoint that stays is full now.
     let more = admit(&after);
     assert_eq!(more.endpoint().address, address(4));
     let _waiter = wait(&after);
@@ -121,7 +121,7 @@ async fn a_removed_revision_resolves_its_waiters_and_fails_no_request_of_the_old
     assert!(matches!(waiter.await, Err(Rejection::Removed)));
     drop(permit);
     let late = admit(&live);
-    // It comes back while a request is still in flight on it: the same state takes over again.
+    // The revision comes back while a request is still in flight on it: the same state takes over again.
     apply(&registry, &snapshot(vec![a, b]));
     let again = registry.live(&id("a")).expect("is in it");
     assert!(Arc::ptr_eq(&again, &live));
@@ -158,7 +158,7 @@ async fn another_kind_of_backend_is_another_live_state() {
     let new = registry.live(&id("a")).expect("is in it");
     assert!(!Arc::ptr_eq(&old, &new));
     drop(admit(&new));
-    // The instances of the old one are still found by name, and nothing is stopped under a request.
+    // The instances of the old state are still found by name, and none is stopped under a request.
     registry.retire_these(&id("a"), &[InstanceId(1)]);
     assert!(demands.take().is_empty());
     drop(permit);

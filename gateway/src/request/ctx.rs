@@ -18,7 +18,7 @@ use super::target::Target;
 use crate::answer::{Answer, Dialect, Rendered, redirect_to_https};
 use crate::edge::{ConnectionInfo, Drain};
 use crate::observe::{Counted, Milestones, Observer, Phases, Reason, RequestProtocol, RequestRecord};
-use crate::registry::{LiveRevision, LiveService, PutOff, Reader, Snapshot};
+use crate::registry::{LiveRevision, LiveService, RetryHold, Reader, Snapshot};
 use crate::throttle::{Permit, StartTimeline};
 
 /// What every request needs and shares.
@@ -160,7 +160,7 @@ pub struct RequestCtx {
     /// Of these, how many the backend put off with a 429.
     pub put_off: u32,
     /// It is held because of that.
-    pub held: Option<PutOff>,
+    pub held: Option<RetryHold>,
     /// When the last attempt began.
     pub attempt_started: Option<Instant>,
     /// From the start of the last attempt to its response head.

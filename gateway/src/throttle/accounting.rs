@@ -1,15 +1,15 @@
-//! The books of the gateway-wide bound: which service holds how much of it, and who gives way when
-//! it is reached.
+//! Accounting for the gateway-wide queue bound: usage by service, and fair-share eviction when the bound is
+//! reached.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use sluice_model::{QueueTotals, ServiceId};
 
-/// Names a queue for as long as it exists.
+/// Identifies a queue for as long as the queue exists.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) struct QueueKey(pub(super) u64);
 
-/// Places and bytes that somebody has.
+/// Queue usage: number of waiters and their bytes.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) struct QueueUsage {
     pub(crate) depth: usize,
@@ -17,7 +17,7 @@ pub(crate) struct QueueUsage {
 }
 
 impl QueueUsage {
-    /// What one waiter takes.
+    /// The usage of one waiter.
     pub(crate) fn one(bytes: u64) -> Self {
         Self { depth: 1, bytes }
     }
@@ -48,20 +48,20 @@ impl QueueUsage {
     }
 }
 
-/// What an arrival wants: one place and these bytes.
+/// A request for queue space: one place and these bytes.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct SpaceRequest<'a> {
     pub(super) service: &'a ServiceId,
     pub(super) bytes: u64,
-    /// What others gave up for it so far; the books have it with its service.
+    /// Space that evicted waiters left to this arrival; already accounted to its service.
     pub(super) reservation: QueueUsage,
 }
 
-/// The answer to a [`SpaceRequest`].
+/// Decision on a [`SpaceRequest`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum SpaceDecision {
     Fits,
-    /// The youngest waiter of this queue has to give way first.
+    /// The youngest waiter of this queue has to be evicted first.
     Evict(QueueKey),
     Refused,
 }
@@ -72,30 +72,30 @@ enum Bound {
     Bytes,
 }
 
-/// How a want stands to the bounds.
+/// A space request compared with the bounds and with its service's fair share.
 enum ShareCheck {
     Fits,
-    /// Its service is below the equal share, which is this, of a bound that is reached.
+    /// The bound is reached, and the service is below its fair share of it, which is the second value.
     Below(Bound, u64),
     Above,
 }
 
 #[derive(Debug, Default)]
 struct ServiceUsage {
-    /// What its queues hold, and what is given up for its arrivals.
+    /// Usage of the service's queues, plus space reserved for its arrivals.
     held: QueueUsage,
     queues: BTreeMap<QueueKey, QueueUsage>,
 }
 
-/// Who holds how much. A service is in it as long as it holds something, so it is bounded by the
-/// number of services and by the bound itself.
+/// Usage of each service. Only services with usage are in it, so the number of services and the bound itself
+/// bound its size.
 #[derive(Debug)]
 pub(super) struct QueueAccounting {
     totals: QueueTotals,
     used: QueueUsage,
     services: HashMap<ServiceId, ServiceUsage>,
-    /// Services by what they hold: a full gateway with ten thousand services that wait finds its
-    /// longest queue without looking at all of them.
+    /// Services ordered by usage: a full gateway with ten thousand services that wait finds its longest queue
+    /// without visiting all of them.
     by_depth: BTreeSet<(u64, ServiceId)>,
     by_bytes: BTreeSet<(u64, ServiceId)>,
 }
@@ -126,7 +126,7 @@ impl QueueAccounting {
         self.services.len()
     }
 
-    /// BudgetState `more` for a service: in a queue of its, or as room for an arrival.
+    /// Accounts `more` to a service: in one of its queues, or as a reservation for an arrival.
     pub(super) fn add(&mut self, service: &ServiceId, queue: Option<QueueKey>, more: QueueUsage) {
         self.used = self.used.plus(more);
         self.change(service, |share| {
@@ -138,7 +138,7 @@ impl QueueAccounting {
         });
     }
 
-    /// Takes back what [`add`](Self::add) booked.
+    /// Reverts an [`add`](Self::add).
     pub(super) fn remove(&mut self, service: &ServiceId, queue: Option<QueueKey>, less: QueueUsage) {
         self.used = self.used.minus(less);
         self.change(service, |share| {
@@ -154,7 +154,7 @@ impl QueueAccounting {
         });
     }
 
-    /// A queue counts for another service from now on.
+    /// Moves a queue's usage to another service.
     pub(super) fn transfer(&mut self, queue: QueueKey, from: &ServiceId, to: &ServiceId) {
         let share = self.services.get(from);
         if let Some(&held) = share.and_then(|share| share.queues.get(&queue)) {
@@ -163,8 +163,8 @@ impl QueueAccounting {
         }
     }
 
-    /// Whether an arrival may take its place, and who gives way for it if somebody does: the
-    /// longest queue of the service that holds most of what is short.
+    /// Admits an arrival to the queue, or names the queue to evict from: the longest one of the service with
+    /// the highest usage of the exhausted bound.
     pub(super) fn decide(&self, want: SpaceRequest<'_>) -> SpaceDecision {
         match self.check_share(want) {
             ShareCheck::Fits => SpaceDecision::Fits,
@@ -175,8 +175,8 @@ impl QueueAccounting {
         }
     }
 
-    /// Whether it is still right that a waiter of this service gives way for this arrival. Time
-    /// passes between the decision and its execution.
+    /// Whether an eviction from this service for this arrival is still needed and fair. Time passes between the
+    /// decision and its execution.
     pub(super) fn may_evict_from(&self, service: &ServiceId, want: SpaceRequest<'_>) -> bool {
         match self.check_share(want) {
             ShareCheck::Below(bound, share) => self.held(service).of(bound) > share,
@@ -197,13 +197,13 @@ impl QueueAccounting {
         for bound in [Bound::Depth, Bound::Bytes] {
             let (need, reservation) = (need.of(bound), want.reservation.of(bound));
             let used = self.used.of(bound).saturating_sub(reservation);
-            // What others gave up may be taken even where lowered totals are exceeded still: it
-            // makes nothing worse, and nobody has to give way for a reload.
+            // Reserved space may be taken even while usage exceeds lowered totals: usage does not grow by it,
+            // and no waiter is evicted because of a reload.
             if need <= reservation || used.saturating_add(need) <= self.total(bound) {
                 continue;
             }
-            // In whole places: a share is never exceeded by making room for somebody, so no two
-            // services can evict_for one another in turns.
+            // Shares are rounded down to whole places: an eviction never lifts a service above its share, so no
+            // two services can evict each other's waiters in turns.
             let share = self.total(bound) / sharing;
             if own.of(bound).saturating_add(need) > share {
                 return ShareCheck::Above;
@@ -213,8 +213,8 @@ impl QueueAccounting {
         short.unwrap_or(ShareCheck::Fits)
     }
 
-    /// Only services above their share give way. There always is one, unless what they had is
-    /// already given up for arrivals on their way in.
+    /// Evicts only from services above their share. There always is one, unless its usage is already reserved
+    /// for arrivals that are on their way in.
     fn longest(&self, bound: Bound, share: u64) -> Option<QueueKey> {
         let ranked = self.ranked(bound).iter().rev();
         let above = ranked.take_while(|(held, _)| *held > share);
@@ -237,7 +237,7 @@ impl QueueAccounting {
         }
     }
 
-    /// Changes a share and its ranks together.
+    /// Changes a service's usage and its ranks together.
     fn change(&mut self, service: &ServiceId, change: impl FnOnce(&mut ServiceUsage)) {
         let share = self.services.entry(service.clone()).or_default();
         let before = share.held;

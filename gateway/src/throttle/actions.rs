@@ -1,4 +1,4 @@
-//! What the core decided, for the shell to carry out once the lock is free.
+//! Actions that the core decided on, for the shell to carry out once the lock is free.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,18 +11,18 @@ use super::budget::Reservation;
 use super::endpoint::EndpointState;
 use super::rejection::Rejection;
 
-/// One slot of one endpoint, taken.
+/// A slot of one endpoint that is taken for a request.
 #[derive(Debug)]
 pub(crate) struct Grant {
     pub(crate) endpoint: Arc<EndpointState>,
-    /// Where the core keeps the endpoint; valid until the slot is given back.
+    /// Index of the endpoint in the core; valid until the slot is given back.
     pub(crate) slot: u32,
-    /// Which readiness of the endpoint this is.
+    /// Readiness epoch of the endpoint at the grant.
     pub(crate) readiness_epoch: u64,
     pub(crate) ticket: QueueTicket,
 }
 
-/// The answer to an arrival.
+/// The core's decision on an arrival; the shell makes an [`Admission`](super::Admission) of it.
 #[derive(Debug)]
 pub(crate) enum CoreAdmission {
     Granted(Grant),
@@ -30,12 +30,12 @@ pub(crate) enum CoreAdmission {
         seq: u64,
     },
     Rejected(Rejection),
-    /// Boxed: the warm path moves verdicts around and never has this one.
+    /// Boxed: the warm path moves admissions around and never has this one.
     NeedsEviction(Box<NeedsEviction>),
 }
 
-/// The gateway is full, and somebody has to give way: let the owner of `victim` make `room`, then
-/// [`resume`](super::core::Core::resume) with it.
+/// The gateway-wide budget is full and a fair share is due: let the throttler of `victim` evict a waiter into
+/// `reservation`, then [`resume`](super::core::Core::resume) with it.
 #[derive(Debug)]
 pub(crate) struct NeedsEviction {
     pub(crate) ticket: QueueTicket,
@@ -43,7 +43,7 @@ pub(crate) struct NeedsEviction {
     pub(crate) victim: QueueKey,
 }
 
-/// Somebody who waited and does not any more.
+/// A waiter that was resolved.
 #[derive(Debug)]
 pub(crate) struct Resolved<W> {
     pub(crate) waiter: W,
@@ -51,7 +51,7 @@ pub(crate) struct Resolved<W> {
     pub(crate) verdict: Result<Grant, Rejection>,
 }
 
-/// Why an endpoint was set aside.
+/// Why an endpoint was ejected.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum EjectCause {
     Refused,
@@ -69,43 +69,43 @@ impl EjectCause {
     }
 }
 
-/// News for the control plane, for metrics and the log.
+/// A notification for the control plane, metrics or the log.
 #[derive(Debug, Clone)]
 pub(crate) enum Signal {
     Activate,
     Ready(InstanceId),
     Drained(InstanceId),
-    /// What was asked for is there.
+    /// The activation succeeded.
     Activated {
         took: Duration,
     },
-    /// An endpoint was set aside.
+    /// An endpoint was ejected.
     Ejected {
         endpoint: Arc<EndpointState>,
         cause: EjectCause,
-        /// For how long at most.
+        /// The longest duration of the ejection.
         time: Duration,
     },
-    /// An endpoint that was set aside is used again.
+    /// An ejected endpoint is used again.
     Reinstated {
         endpoint: Arc<EndpointState>,
-        /// A probe said that it is well; else it is only tried.
+        /// A probe proved the endpoint ready; else it is only tried.
         proven: bool,
     },
-    /// What was asked for will not be there.
+    /// The activation failed.
     ActivationFailed {
         took: Duration,
         failure: Arc<ActivationFailure>,
     },
 }
 
-/// Empty, and without an allocation, on the warm path.
+/// What the shell has to do after an event. Empty, and without an allocation, on the warm path.
 #[must_use = "waiters and the control plane wait for these"]
 #[derive(Debug)]
 pub(crate) struct Actions<W> {
     pub(crate) resolved: Vec<Resolved<W>>,
     pub(crate) signals: Vec<Signal>,
-    /// Probes have a reason to look at once, or to end.
+    /// Probe tasks have to re-evaluate: probe at once, or end.
     pub(crate) wake_probes: bool,
 }
 

@@ -1,4 +1,4 @@
-//! What comes in at a throttler and what it says.
+//! Requests to a throttler and its answers.
 
 use std::time::{Duration, Instant};
 
@@ -8,32 +8,32 @@ use super::permit::Permit;
 use super::rejection::Rejection;
 use super::waiter::Waiter;
 
-/// A request that wants a slot.
+/// A request that asks for a slot.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Arrival {
-    /// Bytes held while it waits: its head.
+    /// Bytes held while the request waits: its head.
     pub bytes: u64,
-    /// When an answer is of no use any more; it is rejected then, or before it is sent on.
+    /// Deadline of the request: it is rejected then, or before it is sent on.
     pub deadline: Option<Instant>,
-    /// Asks for the endpoint this key leads to.
+    /// Sticky key: asks for the endpoint that this key leads to.
     pub sticky: Option<StickyKey>,
 }
 
-/// The answer to an [`Arrival`].
+/// Decision on an [`Arrival`].
 #[derive(Debug)]
 pub enum Admission {
-    /// Go.
+    /// Admitted: the request has a slot.
     Admitted(Permit),
-    /// Wait: the waiter is a future.
+    /// Queued: the waiter is a future.
     Waiting(Waiter),
-    /// Answer the client.
+    /// Rejected: respond to the client.
     Rejected(Rejection),
 }
 
 impl Admission {
     /// Resolves at once, or when the waiter does.
     ///
-    /// Cancel-safe: dropping it gives slot or place back.
+    /// Cancel-safe: dropping it gives the slot or the place in the queue back.
     ///
     /// # Errors
     /// The [`Rejection`].
@@ -46,10 +46,10 @@ impl Admission {
     }
 }
 
-/// What an attempt told about its endpoint.
+/// Outcome of an attempt, as a sign of its endpoint's health.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Outcome {
-    /// A connection was made. Says nothing yet of the application behind it.
+    /// A connection was made. No sign yet of the application behind it.
     Connected,
     /// No connection could be made.
     ConnectFailed,
@@ -60,13 +60,13 @@ pub enum Outcome {
     },
     /// No response head came in time.
     ResponseTimeout,
-    /// The connection broke before a response head. Not for a reused connection that the other
-    /// side had closed while it idled: that is nobody's failure.
+    /// The connection broke before a response head. Not for a reused idle connection that the backend had
+    /// closed meanwhile: that is no failure.
     Broke,
 }
 
-/// What is known of a request while it waits and while it holds a slot: enough to put it back at
-/// its place in time.
+/// A request's ticket in the queue, kept while it waits and while it holds a slot: enough to put the request
+/// back at its place in the order of arrival.
 #[derive(Debug)]
 pub(crate) struct QueueTicket {
     /// Order of arrival within the revision.
@@ -81,9 +81,9 @@ pub(crate) struct QueueTicket {
 /// An endpoint that failed this request before.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct FailedAttempt {
-    /// Which readiness of the endpoint it was: once it proved itself again, it may be tried again.
+    /// Readiness epoch of the endpoint: once the endpoint is proven ready again, the request may try it again.
     pub(crate) readiness_epoch: u64,
-    /// No connection could be made: trying again at once is of no use.
+    /// No connection could be made: an immediate retry is useless.
     pub(crate) refused: bool,
 }
 

@@ -1,16 +1,16 @@
-//! The bound on all queues together, shared fairly by the services that wait.
+//! The gateway-wide queue budget, shared fairly by the services that wait.
 //!
-//! While there is room everybody gets it. Once there is none, a service that holds less than its
-//! equal share (the total over the services that wait) still gets a place: the youngest waiter of
-//! the longest queue of the service that holds most gives way. Whoever holds its share or more is
-//! refused.
+//! While there is space, every arrival gets it. Once the budget is exhausted, an arrival of a service below its
+//! fair share (the total divided by the number of services that wait) still gets a place: the youngest waiter
+//! of the longest queue of the service with the highest usage is evicted. An arrival of a service at or above
+//! its share is rejected.
 //!
-//! **Locks:** a throttler's lock may be held while the budget's is taken, never the other way
-//! round, and nobody holds two throttlers' locks. So the throttler that an arrival finds full only
-//! learns *whose* waiter has to go; with its lock given back, [`RevisionThrottler::evict_for`] displaces that waiter
-//! into a [`Reservation`], which is the arrival's alone, and the arrival comes back with it. A place is
-//! never counted twice and never counted not at all, so the totals hold at every instant in
-//! between, too.
+//! **Locks:** a throttler's lock may be held while the budget's is taken, never the other way round, and no
+//! thread holds two throttlers' locks. So a throttler whose arrival finds the budget full only gets the key of
+//! the queue to evict from; after the throttler released its lock, [`RevisionThrottler::evict_for`] moves the
+//! evicted waiter's space into a [`Reservation`], which is the arrival's alone, and the arrival comes back with
+//! the reservation. Space is never counted twice and never left uncounted, so the totals hold at every instant
+//! in between, too.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -22,7 +22,7 @@ use sluice_model::{QueueTotals, ServiceId};
 use super::accounting::{QueueAccounting, QueueKey, QueueUsage, SpaceDecision, SpaceRequest};
 use super::shell::RevisionThrottler;
 
-/// Counts waiters and their bytes over all revisions, by service, and says who may wait.
+/// Counts waiters and their bytes over all revisions, by service, and decides which requests may wait.
 ///
 /// Only held requests touch it, never the warm path.
 #[derive(Debug)]
@@ -38,7 +38,7 @@ struct BudgetState {
 }
 
 impl QueueBudget {
-    /// An empty one.
+    /// An empty budget with these totals.
     pub fn new(totals: QueueTotals) -> Self {
         Self {
             state: Mutex::new(BudgetState {
@@ -49,23 +49,23 @@ impl QueueBudget {
         }
     }
 
-    /// Changes the bounds. Who waits already goes on waiting, and is displaced at most one for one.
+    /// Changes the totals. Present waiters go on waiting, and are evicted at most one for one.
     pub fn set_totals(&self, totals: QueueTotals) {
         self.state.lock().accounting.set_totals(totals);
     }
 
-    /// Waiters and bytes now; places on their way from one waiter to another count.
+    /// Waiters and bytes now, reservations included.
     pub fn used(&self) -> QueueTotals {
         let QueueUsage { depth, bytes } = self.state.lock().accounting.used();
         QueueTotals { depth, bytes }
     }
 
-    /// Whom [`EnterResult::NeedsEviction`] named; `None` when it is gone.
+    /// The throttler of a queue that [`EnterResult::Crowded`] named; `None` when the throttler is gone.
     pub(crate) fn owner(&self, queue: QueueKey) -> Option<Arc<RevisionThrottler>> {
         self.state.lock().queues.get(&queue)?.upgrade()
     }
 
-    /// Services that hold something.
+    /// Number of services with usage.
     #[cfg(test)]
     pub(crate) fn services(&self) -> usize {
         self.state.lock().accounting.services()
@@ -75,15 +75,15 @@ impl QueueBudget {
 /// Whether a request may wait.
 #[derive(Debug)]
 pub(crate) enum EnterResult {
-    /// It has a place.
+    /// The space is taken.
     Taken,
-    /// It may once the named queue's youngest waiter gave way to it.
+    /// It may, once the youngest waiter of the named queue was evicted for it.
     NeedsEviction(Reservation, QueueKey),
     /// It may not.
     Full,
 }
 
-/// One queue's side of the budget. Its owner books every waiter that comes and goes.
+/// One queue's account in the budget. Its owner accounts for every waiter that comes and goes.
 pub(crate) struct Account {
     budget: Arc<QueueBudget>,
     service: ServiceId,
@@ -105,7 +105,7 @@ impl Account {
         self.key
     }
 
-    /// Takes a place, with what was given up for it, if it was crowded before.
+    /// Takes space for a waiter, with the reservation of an earlier [`EnterResult::Crowded`], if any.
     pub(crate) fn enter(&self, bytes: u64, mut reservation: Option<Reservation>) -> EnterResult {
         let mut state = self.budget.state.lock();
         let decision = state.accounting.decide(SpaceRequest {
@@ -136,7 +136,7 @@ impl Account {
         }
     }
 
-    /// Gives a waiter's place back.
+    /// Releases the space of a waiter.
     pub(crate) fn leave(&self, bytes: u64) {
         let mut state = self.budget.state.lock();
         state
@@ -144,8 +144,8 @@ impl Account {
             .remove(&self.service, Some(self.key), QueueUsage::one(bytes));
     }
 
-    /// Gives a waiter's place to `room`; false, and nothing given, when the arrival does not need
-    /// it any more or this service is not above its share any more.
+    /// Moves the space of a waiter to `reservation`; `false`, and nothing moved, when the arrival needs no
+    /// space any more or this service is not above its share any more.
     pub(crate) fn cede(&self, bytes: u64, reservation: &mut Reservation) -> bool {
         let mut state = self.budget.state.lock();
         let gives = state.accounting.may_evict_from(&self.service, reservation.want());
@@ -159,7 +159,7 @@ impl Account {
         gives
     }
 
-    /// Counts for another service from now on, waiters included.
+    /// Accounts this queue, waiters included, to another service from now on.
     pub(crate) fn set_service(&mut self, service: &ServiceId) {
         if self.service != *service {
             let mut state = self.budget.state.lock();
@@ -184,8 +184,8 @@ impl fmt::Debug for Account {
     }
 }
 
-/// What displaced waiters gave up for one arrival. It counts for the arrival's service at once;
-/// dropping it gives back what is left.
+/// Space of evicted waiters that is reserved for one arrival. It is accounted to the arrival's service at once;
+/// dropping it releases the rest.
 #[must_use = "dropping it gives the reservation back"]
 pub(crate) struct Reservation {
     budget: Arc<QueueBudget>,
@@ -218,7 +218,7 @@ impl Reservation {
 
 impl Drop for Reservation {
     fn drop(&mut self) {
-        // Most are: what was in it was taken.
+        // Most reservations were taken and are empty.
         if !self.held.is_nothing() {
             let budget = Arc::clone(&self.budget);
             self.give_back(&mut budget.state.lock());

@@ -1,8 +1,8 @@
-//! The sans-IO core of a throttler: requests in, decisions out.
+//! The sans-IO core of a throttler: a state machine that takes events and returns actions.
 //!
-//! Every event ends in `settle`, which restores the invariants: no waiter while a slot is free, an
-//! ejected endpoint only while another one is ready, demand sent when somebody waits for nothing.
-//! Events about endpoints and from the control plane are in `supply`.
+//! Every event ends in `settle`, which restores the invariants: no waiter while a slot is free, an ejected
+//! endpoint only while another one is ready, demand sent when a request waits and no endpoint is ready or
+//! starting. Events about endpoints and from the control plane are in `endpoint_events`.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -30,18 +30,18 @@ const REPORT_GRACE: Duration = Duration::from_millis(250);
 /// Stands in for times too far away for the clock's arithmetic.
 const FAR: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
 
-/// Where endpoints can come from when there is none.
+/// Where endpoints come from when a revision has none.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Supply {
-    /// The control plane starts some when asked.
+    /// The control plane starts instances on demand.
     Activated,
     /// Names are being resolved for the first time: requests wait for the outcome.
     Resolving,
-    /// Nowhere.
+    /// Nowhere: without a configured address, requests are rejected.
     Fixed,
 }
 
-/// What a throttler keeps to; all of it may change while it runs.
+/// Limits of a throttler; all of them may change while it runs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ThrottleLimits {
     /// Requests one endpoint may hold at once; `None` is no limit.
@@ -50,7 +50,7 @@ pub struct ThrottleLimits {
     pub queue: QueueLimits,
     /// The longest an activation may take.
     pub start_timeout: Duration,
-    /// Where endpoints can come from.
+    /// Where endpoints come from.
     pub supply: Supply,
 }
 
@@ -60,28 +60,28 @@ pub(crate) enum Activation {
     /// Demand was sent and neither success nor failure came back.
     Outstanding {
         since: Instant,
-        /// What was to come is gone, and somebody still waits: it is asked for again.
+        /// The endpoint that was to come is gone, and requests still wait: demand is sent again.
         lost: bool,
     },
-    /// It failed; arrivals are told so until then.
+    /// The activation failed; arrivals are rejected with the failure until then.
     Failed {
         failure: Arc<ActivationFailure>,
         until: Instant,
     },
 }
 
-/// One revision's capacity, in-flight counts and queue. `W` is how the shell reaches a waiter.
+/// Capacity, in-flight counts and queue of one revision. `W` is the shell's handle of a waiter.
 #[derive(Debug)]
 pub(crate) struct Core<W> {
     pub(super) limits: ThrottleLimits,
     pub(super) endpoints: EndpointSet,
     pub(super) queue: Queue<W>,
     pub(super) activation: Activation,
-    /// What activations took lately: an average that forgets.
+    /// Duration of recent activations: a moving average, for `Retry-After`.
     pub(super) start_estimate: Option<Duration>,
     pub(super) current_start: CurrentStart,
     pub(super) closed: Option<Closing>,
-    /// Another gateway gives the slots out.
+    /// Set while a newer process of an upgrade gives the slots out.
     pub(super) remote: Option<Remote>,
     pub(super) load: LoadMeter,
     next_seq: u64,
@@ -103,7 +103,7 @@ impl<W> Core<W> {
         }
     }
 
-    /// A request wants a slot. `waiter` is called only if it has to wait.
+    /// A request asks for a slot. `waiter` is called only if the request has to wait.
     pub(crate) fn arrive(
         &mut self,
         arrival: Arrival,
@@ -121,8 +121,11 @@ impl<W> Core<W> {
         (verdict, actions)
     }
 
-    /// What [`arrive`](Self::arrive) comes to when a slot is free. `None` changes nothing: then it
-    /// is not so simple.
+    /// The warm path of [`arrive`](Self::arrive): a slot is free, nobody waits and no timer is due. `None`
+    /// changes nothing: the request needs the whole `arrive`.
+    ///
+    /// Nearly every request of a busy gateway takes it and [`release_warm`](Self::release_warm), under its
+    /// revision's lock. `arrive` and `release` try them first, so the simulations cover them, too.
     pub(crate) fn arrive_warm(&mut self, arrival: Arrival, now: Instant) -> Option<Grant> {
         let late = arrival.deadline.is_some_and(|d| d <= now);
         if late || !self.is_calm(now) || self.closed.is_some() || !self.endpoints.has_open() {
@@ -138,8 +141,8 @@ impl<W> Core<W> {
         Some(grant)
     }
 
-    /// What [`release`](Self::release) comes to when nobody wants the slot and the endpoint stays.
-    /// `false` changes nothing: then it is not so simple.
+    /// The warm path of [`release`](Self::release): no request waits for the slot and the endpoint stays.
+    /// `false` changes nothing: the whole `release` is needed.
     pub(crate) fn release_warm(&mut self, slot: u32, now: Instant) -> bool {
         if !self.is_calm(now) || self.endpoints.record(slot).phase != EndpointPhase::Ready {
             return false;
@@ -151,14 +154,14 @@ impl<W> Core<W> {
         true
     }
 
-    /// Nobody waits, no ejection is over, and no other gateway wants to know: nothing else is to be
-    /// done at this time.
+    /// Whether no request waits, no ejection is over and no other process of an upgrade has to be informed: no
+    /// other work is due at this time.
     fn is_calm(&self, now: Instant) -> bool {
         let due = self.endpoints.eject_due().is_some_and(|due| due <= now);
         self.queue.is_empty() && !due && self.remote.is_none()
     }
 
-    /// A request that was [`NeedsEviction`] out is back, with what room was made for it.
+    /// Continues an admission that needed an eviction, with the space that was reserved meanwhile.
     pub(crate) fn resume(
         &mut self,
         ticket: QueueTicket,
@@ -177,7 +180,8 @@ impl<W> Core<W> {
         (verdict, actions)
     }
 
-    /// The youngest waiter gives way to an arrival elsewhere, if that is still needed and fair.
+    /// Evicts the youngest waiter in favour of an arrival at another revision, if the arrival still needs the
+    /// space and the eviction is still fair.
     pub(crate) fn evict_for(&mut self, reservation: &mut Reservation, now: Instant) -> Actions<W> {
         let mut actions = self.begin(now);
         if let Some(entry) = self.queue.evict_youngest(reservation) {
@@ -190,7 +194,7 @@ impl<W> Core<W> {
         actions
     }
 
-    /// A request is done with its slot.
+    /// Gives back the slot of a request that has ended.
     pub(crate) fn release(&mut self, slot: u32, now: Instant) -> Actions<W> {
         if self.release_warm(slot, now) {
             return Actions::default();
@@ -201,8 +205,8 @@ impl<W> Core<W> {
         actions
     }
 
-    /// An attempt failed: the slot is given back, and the request wants another one, at its place
-    /// in time. `refused` says that no connection could be made.
+    /// Fails over: gives the slot back and asks for another one at the request's place in the order of arrival.
+    /// `refused` means that no connection could be made.
     pub(crate) fn failover(
         &mut self,
         (slot, readiness_epoch, refused): (u32, u64, bool),
@@ -216,12 +220,13 @@ impl<W> Core<W> {
             readiness_epoch,
             refused,
         });
-        // Older waiters go first even here; younger ones wait until this request had its pick.
+        // Older waiters go first even here; younger ones wait until this request has picked.
         if self.queue.oldest().is_some_and(|oldest| oldest.seq < ticket.seq) {
             self.settle(now, &mut actions);
         }
         let verdict = if self.closed == Some(Closing::Removed) {
-            // What replaced the revision serves the request rather than what is left of the revision.
+            // The revision's replacement serves the request rather than the endpoints that are left of the
+            // revision.
             CoreAdmission::Rejected(Rejection::Removed)
         } else if self.is_hopeless(&ticket) {
             CoreAdmission::Rejected(Rejection::NoEndpoints)
@@ -232,8 +237,8 @@ impl<W> Core<W> {
         (verdict, actions)
     }
 
-    /// A waiter's client is gone. Returns what reached it, to be dropped outside the lock; `None`
-    /// when it was resolved before.
+    /// Removes a waiter whose client is gone. Returns the shell's handle, to be dropped outside the lock;
+    /// `None` when the waiter was resolved before.
     pub(crate) fn cancel(&mut self, seq: u64, now: Instant) -> Option<W> {
         self.load.advance(self.held(), now);
         let entry = self.queue.remove(seq)?;
@@ -241,7 +246,8 @@ impl<W> Core<W> {
         Some(entry.waiter)
     }
 
-    /// What an attempt told. `turn` is the grant's: news of a former life change nothing.
+    /// Records the outcome of an attempt. `readiness_epoch` is the grant's: an outcome of an earlier readiness
+    /// changes nothing.
     pub(crate) fn report(
         &mut self,
         slot: u32,
@@ -251,7 +257,7 @@ impl<W> Core<W> {
     ) -> Actions<W> {
         let mut actions = self.begin(now);
         if let Some(remote) = &mut self.remote {
-            // Whoever gives the slots out judges the endpoints.
+            // The process that gives the slots out judges the endpoints.
             let endpoint = self.endpoints.record(slot).id();
             remote.tell(News::Report { endpoint, outcome });
             return actions;
@@ -259,7 +265,7 @@ impl<W> Core<W> {
         let endpoint = self.endpoints.record_mut(slot);
         let broke = matches!(outcome, Outcome::ConnectFailed | Outcome::Broke);
         if endpoint.readiness_epoch != readiness_epoch || endpoint.phase != EndpointPhase::Ready {
-            // Told already.
+            // An earlier outcome has ejected the endpoint already.
         } else if broke && endpoint.state.is_unproven() {
             self.refute(slot, &mut actions);
         } else {
@@ -272,15 +278,15 @@ impl<W> Core<W> {
         actions
     }
 
-    /// Time passed: waiters whose time is over are rejected, ejections end.
+    /// Timer event: rejects waiters whose time is over and ends ejections.
     pub(crate) fn expire(&mut self, now: Instant) -> Actions<W> {
         let mut actions = self.begin(now);
         self.settle(now, &mut actions);
         actions
     }
 
-    /// When [`expire`](Self::expire) has to be called at the latest. `None` while nobody waits:
-    /// everything else that time brings is looked at by the next event.
+    /// When [`expire`](Self::expire) has to be called at the latest. `None` while no request waits: all other
+    /// deadlines are handled by the next event.
     pub(crate) fn next_timer(&self) -> Option<Instant> {
         let expiry = self.queue.next_expiry()?;
         Some(self.endpoints.eject_due().map_or(expiry, |due| due.min(expiry)))
@@ -313,7 +319,7 @@ impl<W> Core<W> {
         load
     }
 
-    /// Accounts for the time since the last event, then does what was due before this one.
+    /// Starts an event: integrates the load up to now and handles deadlines that are over.
     pub(super) fn begin(&mut self, now: Instant) -> Actions<W> {
         self.load.advance(self.held(), now);
         let mut actions = Actions::default();
@@ -332,7 +338,7 @@ impl<W> Core<W> {
         while self.endpoints.has_open()
             && let Some(entry) = self.queue.pop()
         {
-            // Nobody's deadline is over: `begin` saw to that.
+            // No waiter's deadline is over: `begin` handled those.
             self.resolve(entry, now, actions, |core, ticket| {
                 let slot = core.endpoints.pick(&ticket).expect("one is open");
                 Ok(core.grant(slot, ticket))
@@ -353,11 +359,11 @@ impl<W> Core<W> {
         self.check();
     }
 
-    /// The longest anybody waits as things are.
+    /// The longest wait in the present state.
     pub(super) fn bound(&self) -> Duration {
         let limits = &self.limits;
         if self.remote.is_some() {
-            // Whoever is asked knows the better answer, and has as much time for it.
+            // The newer process has the better rejection, and as much time to send it.
             return limits.queue.timeout.saturating_add(REPORT_GRACE);
         }
         if self.endpoints.counts().ready == 0 && limits.supply == Supply::Activated {
@@ -375,8 +381,8 @@ impl<W> Core<W> {
         deadline.map_or(end, |d| d.min(end))
     }
 
-    /// A waiter that came when the bound was tighter (nothing ran yet) gets what is left of the
-    /// present one.
+    /// Rejects waiters whose time is over. A waiter that came under a tighter bound (nothing ran yet) gets the
+    /// rest of the present bound instead.
     pub(super) fn expire_waiters(&mut self, now: Instant, actions: &mut Actions<W>) {
         while let Some(due) = self.queue.due(now) {
             let rejection = if due.deadline.is_some_and(|d| d <= now) {
@@ -409,7 +415,7 @@ impl<W> Core<W> {
         }
     }
 
-    /// Retry-After: what an activation takes, less what the current one has taken.
+    /// `Retry-After`: the average duration of an activation, less the time the present one has taken.
     pub(super) fn retry_after(&self, now: Instant) -> Duration {
         let estimate = match (&self.activation, self.start_estimate) {
             _ if self.endpoints.counts().ready > 0 => Duration::ZERO,
@@ -419,7 +425,7 @@ impl<W> Core<W> {
         estimate.max(MIN_RETRY)
     }
 
-    /// The arrival's place in time.
+    /// The queue ticket of an arrival: its place in the order of arrival.
     pub(super) fn next_ticket(&mut self, arrival: Arrival) -> QueueTicket {
         let seq = self.next_seq;
         self.next_seq += 1;
@@ -449,7 +455,7 @@ impl<W> Core<W> {
         if self.closed == Some(Closing::Draining) {
             return CoreAdmission::Rejected(Rejection::Draining);
         }
-        // Nobody waits while one is open, so this overtakes nobody.
+        // While an endpoint is open no request waits, so this overtakes nobody.
         if let Some(slot) = self.endpoints.pick(&ticket) {
             return CoreAdmission::Granted(self.grant(slot, ticket));
         }
@@ -476,7 +482,7 @@ impl<W> Core<W> {
         CoreAdmission::Queued { seq }
     }
 
-    /// Asks the gateway's budget for a place when the revision itself has nothing against it.
+    /// Asks the gateway-wide budget for space once the revision's own limits allow the wait.
     fn may_wait(
         &self,
         bytes: u64,
@@ -514,7 +520,7 @@ impl<W> Core<W> {
         self.grant_of(slot, ticket)
     }
 
-    /// Of a slot that is taken already.
+    /// The grant of a slot that is taken already.
     pub(super) fn grant_of(&self, slot: u32, ticket: QueueTicket) -> Grant {
         let endpoint = self.endpoints.record(slot);
         Grant {
@@ -540,7 +546,7 @@ impl<W> Core<W> {
         self.endpoints.release(slot);
     }
 
-    /// Whether no endpoint is left that has not refused this request, and none will come.
+    /// Whether every endpoint has refused this request's connection and no other endpoint will come.
     pub(super) fn is_hopeless(&self, ticket: &QueueTicket) -> bool {
         self.remote.is_none()
             && self.limits.supply != Supply::Activated

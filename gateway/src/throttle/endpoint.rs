@@ -1,4 +1,4 @@
-//! One endpoint for its whole life: what requests, probes and the admin API share of it.
+//! State of one endpoint for its whole life, shared by requests, probes and the admin API.
 
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::time::Instant;
@@ -10,36 +10,37 @@ use tokio::sync::Notify;
 use super::start_timeline::StartTimeline;
 use crate::upstream::{IdleConnections, PrewarmedSlot, StreamConnections};
 
-/// How often what has never answered may be taken for ready and hang up. From then on it is an endpoint like others,
-/// which fails: what closes every connection, since it speaks another protocol say, must not hold each request up.
+/// How often an endpoint that has never answered may be taken for ready and hang up. Beyond that, a broken
+/// connection counts as an ordinary failure: an endpoint that closes every connection, because it speaks
+/// another protocol say, must not hold each request up.
 const MOST_REFUTED: u32 = 5;
 
-/// One endpoint for its whole life, as a [`Permit`](super::Permit) sees it.
+/// One endpoint for its whole life, as a [`Permit`](super::Permit) refers to it.
 #[derive(Debug)]
 pub struct EndpointState {
-    /// Where it is.
+    /// Its address.
     pub address: EndpointAddr,
-    /// Which instance it is, if the control plane started it.
+    /// Its instance, if the control plane started it.
     pub instance: Option<InstanceId>,
-    /// Unique in this process and never reused: a connection pool keyed by it cannot mix up two
-    /// instances that had the same port one after the other.
+    /// Unique in this process and never reused: two instances that have the same port one after the other
+    /// cannot be mixed up.
     pub key: u64,
     pub(super) hash: u64,
-    /// Mirrors `!health.is_spotless()`, written under the lock.
+    /// Lock-free mirror of the outlier detector's `!is_spotless()`, written under the lock.
     pub(super) troubled: AtomicBool,
-    /// A response came from it since it was started, or nobody asks whether it is ready.
+    /// A response came from it since it was started, or nothing probes its readiness.
     answered: AtomicBool,
-    /// How often it was taken for ready before it was. Written under the lock.
+    /// How often it was taken for ready too early. Written under the lock.
     refuted: AtomicU32,
-    /// When it came up. Looked at only by those who waited.
+    /// Timeline of its start. Read only for requests that waited.
     start_timeline: Mutex<StartTimeline>,
-    /// The connection of the probe that found it ready.
+    /// The pre-warmed connection: that of the probe that found it ready.
     prewarmed: PrewarmedSlot,
-    /// Connections between two requests.
+    /// Keep-alive pool of idle HTTP/1 connections.
     idle: IdleConnections,
     /// HTTP/2 connections that carry streams.
     streams: StreamConnections,
-    /// What it still has is to end.
+    /// Set when requests in flight on it have to end.
     ended: AtomicBool,
     ended_notify: Notify,
 }
@@ -65,23 +66,23 @@ impl EndpointState {
         }
     }
 
-    /// Its time is over: whatever is in flight on it is to end. For good.
+    /// Ends it for good: requests in flight on it are to end.
     pub(crate) fn end(&self) {
         self.ended.store(true, Ordering::SeqCst);
         self.close_connections();
         self.ended_notify.notify_waiters();
     }
 
-    /// Resolves once what is in flight on it is to end. Cancel-safe.
+    /// Resolves once requests in flight on it are to end. Cancel-safe.
     pub async fn ended(&self) {
         let notified = self.ended_notify.notified();
-        // The flag after the news are listened for: neither order of events is missed.
+        // The flag is read after the notification is registered: neither order of events is missed.
         if !self.ended.load(Ordering::SeqCst) {
             notified.await;
         }
     }
 
-    /// When it came up, as far as that is known.
+    /// Timeline of its start, as far as that is known.
     pub fn start_timeline(&self) -> StartTimeline {
         *self.start_timeline.lock()
     }
@@ -90,12 +91,12 @@ impl EndpointState {
         *self.start_timeline.lock() = start_timeline;
     }
 
-    /// Where a probe leaves its connection for the first request.
+    /// The pre-warmed connection that a probe leaves for the first request.
     pub(crate) fn prewarmed(&self) -> &PrewarmedSlot {
         &self.prewarmed
     }
 
-    /// Its connections between two requests. Closed once it gets no more requests.
+    /// Its keep-alive pool. Closed once it gets no more requests.
     pub(crate) fn idle(&self) -> &IdleConnections {
         &self.idle
     }
@@ -105,15 +106,15 @@ impl EndpointState {
         &self.streams
     }
 
-    /// No further request begins on a connection that is there.
+    /// Closes its pools: no further request begins on a present connection.
     pub(super) fn close_connections(&self) {
         self.idle.close();
         self.streams.close();
     }
 
-    /// A response came from it: it is what it was started for.
+    /// Records that a response came from it: it is proven ready.
     pub(crate) fn mark_answered(&self) {
-        // A line that many threads read is written once.
+        // A cache line that many threads read is written once.
         if !self.has_answered() {
             self.answered.store(true, Ordering::Relaxed);
         }
@@ -124,49 +125,50 @@ impl EndpointState {
         self.answered.load(Ordering::Relaxed)
     }
 
-    /// Whether only probes say that it is ready: a connection that breaks then says that it is not yet.
+    /// Whether only probes say that it is ready: a connection that breaks then refutes the readiness.
     pub(crate) fn is_unproven(&self) -> bool {
         !self.has_answered() && self.refuted() < MOST_REFUTED
     }
 
-    /// How often it was taken for ready before it was.
+    /// How often it was taken for ready too early.
     pub(crate) fn refuted(&self) -> u32 {
         self.refuted.load(Ordering::Relaxed)
     }
 
-    /// It was taken for ready before it was. Under the lock.
+    /// Records a readiness that was believed too early. Call it under the lock.
     pub(super) fn refute(&self) {
         self.refuted.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// Something elsewhere may stop it and start it again: what it did before says nothing any more. Under the lock.
+    /// Forgets its proofs of readiness: another platform may stop it and start it again. Call it under the
+    /// lock.
     pub(super) fn doubt(&self) {
         self.answered.store(false, Ordering::Relaxed);
         self.refuted.store(0, Ordering::Relaxed);
     }
 
-    /// Whether a success has something to make good.
+    /// Whether a success would reset its outlier detection.
     pub(crate) fn is_troubled(&self) -> bool {
         self.troubled.load(Ordering::Relaxed)
     }
 }
 
-/// Where an endpoint is in its life.
+/// The states of an endpoint's life cycle.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum EndpointPhase {
     /// Known, not proven ready.
     Starting,
-    /// Used.
+    /// Takes requests.
     Ready,
-    /// Set aside after failures.
+    /// Ejected after failures.
     Ejected {
         /// Until then.
         until: Instant,
-        /// A failing probe did it, so a succeeding one may undo it.
+        /// A failing probe ejected it, so a successful one reinstates it.
         by_probe: bool,
     },
-    /// Finishes what it has and gets nothing new.
+    /// Draining: finishes its requests and gets no new one.
     Draining,
-    /// Forgotten, but for what is still in flight on it.
+    /// Removed, but for requests that are still in flight on it.
     Gone,
 }

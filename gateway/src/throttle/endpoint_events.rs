@@ -1,4 +1,5 @@
-//! The core's other half: endpoints come and go, the control plane speaks.
+//! Events of the core about endpoints: discovery, readiness, ejection, retirement, and activation by the
+//! control plane.
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -13,17 +14,17 @@ use super::endpoint_set::EndpointRecord;
 use super::rejection::{Closing, Rejection};
 use super::start_timeline::StartTimeline;
 
-/// What is to change for other addresses to be the configured ones.
+/// Difference between the configured addresses of a throttler and a new set of addresses.
 #[derive(Debug)]
 pub(crate) struct AddressChange {
     pub(crate) added: Vec<Arc<EndpointState>>,
-    /// Keys of those that go.
+    /// Keys of endpoints whose addresses are not in the new set.
     pub(crate) gone: Vec<u64>,
     version: u64,
 }
 
 impl AddressChange {
-    /// The way from what is there to `addresses`, each at most once; in time linear in both.
+    /// The change from the present addresses to `addresses`, each taken at most once; in time linear in both.
     pub(crate) fn between(
         (before, version): &(Vec<Arc<EndpointState>>, u64),
         addresses: &[EndpointAddr],
@@ -42,8 +43,8 @@ impl AddressChange {
 }
 
 impl<W> Core<W> {
-    /// Limits changed. A lowered concurrency stops nothing that runs and admits nothing until an
-    /// endpoint is below it; queue bounds apply to arrivals, and to waiters when their time is up.
+    /// Applies other limits. A lowered concurrency stops no request in flight and admits none until an endpoint
+    /// is below it; queue bounds apply to arrivals, and to waiters when their time is over.
     pub(crate) fn set_limits(&mut self, limits: ThrottleLimits, now: Instant) -> Actions<W> {
         let mut actions = self.begin(now);
         if limits.concurrency != self.endpoints.limit() {
@@ -54,12 +55,12 @@ impl<W> Core<W> {
         actions
     }
 
-    /// Its waiters count for this service in the gateway-wide bound.
+    /// Accounts this revision's waiters to `service` in the gateway-wide budget.
     pub(crate) fn set_service(&mut self, service: &ServiceId) {
         self.queue.set_service(service);
     }
 
-    /// An endpoint is known; `ready` when nothing has to prove that first.
+    /// Adds an endpoint; `ready` when no probe has to prove that first.
     pub(crate) fn endpoint_added(
         &mut self,
         state: Arc<EndpointState>,
@@ -80,17 +81,17 @@ impl<W> Core<W> {
         actions
     }
 
-    /// A start has come this far.
+    /// Records a step of a start.
     pub(crate) fn launch_step(&mut self, step: LaunchStep, now: Instant) {
         self.current_start.step(step, now);
     }
 
-    /// How far the start has come, or came, that whoever waits at zero waits for.
+    /// The timeline of the start that requests wait for at zero; `None` while nothing is being activated.
     pub(crate) fn awaited_start(&self) -> Option<StartTimeline> {
         (!matches!(self.activation, Activation::Idle)).then(|| self.current_start.timeline())
     }
 
-    /// A probe succeeded.
+    /// Readiness probe succeeded: the endpoint takes requests.
     pub(crate) fn endpoint_ready(&mut self, key: u64, now: Instant) -> Actions<W> {
         let mut actions = self.begin(now);
         if let Some(i) = self.endpoints.find(key) {
@@ -123,7 +124,7 @@ impl<W> Core<W> {
         actions
     }
 
-    /// A ready endpoint's probe failed often enough to count.
+    /// Readiness probe of a ready endpoint failed as often as its failure threshold: the endpoint is ejected.
     pub(crate) fn endpoint_failing(&mut self, key: u64, now: Instant) -> Actions<W> {
         let mut actions = self.begin(now);
         if let Some(i) = self.endpoints.find(key) {
@@ -133,7 +134,7 @@ impl<W> Core<W> {
         actions
     }
 
-    /// An endpoint is gone. What is in flight on it keeps its place until it ends.
+    /// Removes an endpoint. Requests in flight on the endpoint keep their slots until they end.
     pub(crate) fn endpoint_removed(&mut self, key: u64, now: Instant) -> Actions<W> {
         let mut actions = self.begin(now);
         if let Some(i) = self.endpoints.find(key) {
@@ -145,10 +146,9 @@ impl<W> Core<W> {
         actions
     }
 
-    /// As [`EndpointSink::retire`](sluice_model::EndpointSink::retire): victims are those with the
-    /// least in flight, unproven ones first among equals, then the oldest. Without `to_zero` one
-    /// live instance always stays: zero has to be asked for by name. Zero that cannot be had still
-    /// takes whoever has nothing to do.
+    /// As [`EndpointSink::retire`](sluice_model::EndpointSink::retire). Victims are the instances with the
+    /// least in flight, unproven ones first among equals, then the oldest. Without `to_zero` one live instance
+    /// always stays: zero has to be requested explicitly. A refused scale to zero still retires idle instances.
     pub(crate) fn retire(
         &mut self,
         count: u32,
@@ -199,7 +199,7 @@ impl<W> Core<W> {
         (Some(victims), actions)
     }
 
-    /// These instances get nothing new.
+    /// Drains these instances: no new request is sent to them.
     pub(crate) fn retire_these(&mut self, instances: &[InstanceId], now: Instant) -> Actions<W> {
         let mut actions = self.begin(now);
         let named = |i: InstanceId| instances.contains(&i);
@@ -214,8 +214,8 @@ impl<W> Core<W> {
         actions
     }
 
-    /// An activation failed. Where an endpoint is ready it did so for capacity that is wanted but
-    /// not needed: waiters go on waiting for a slot.
+    /// Records a failed activation. While an endpoint is ready, the failed activation was for additional
+    /// capacity: waiters go on waiting for a slot.
     pub(crate) fn fail(&mut self, failure: &Arc<ActivationFailure>, now: Instant) -> Actions<W> {
         let mut actions = self.begin(now);
         if self.endpoints.counts().ready == 0 {
@@ -241,14 +241,14 @@ impl<W> Core<W> {
         actions
     }
 
-    /// What made the last activation fail has changed.
+    /// Ends the back-off after a failed activation: its cause has changed.
     pub(crate) fn forgive(&mut self) {
         if matches!(self.activation, Activation::Failed { .. }) {
             self.activation = Activation::Idle;
         }
     }
 
-    /// Resolves everybody who waits; nobody waits from now on.
+    /// Rejects every waiter; no request waits from now on.
     pub(crate) fn close(&mut self, closing: Closing, now: Instant) -> Actions<W> {
         let mut actions = self.begin(now);
         self.closed = Some(closing);
@@ -257,12 +257,13 @@ impl<W> Core<W> {
         actions
     }
 
-    /// The revision is configured again. A drain of the gateway is not taken back.
+    /// Admits again after [`Closing::Removed`]: the revision is configured again. A drain of the gateway is
+    /// final.
     pub(crate) fn reopen(&mut self) {
         self.closed = self.closed.filter(|closing| *closing != Closing::Removed);
     }
 
-    /// Whether nothing is left to take care of: no waiter, nothing in flight, no instance.
+    /// Whether this state can be dropped: no waiter, nothing in flight, no instance.
     pub(crate) fn is_spent(&self) -> bool {
         self.queue.is_empty()
             && self.endpoints.in_flight() == 0
@@ -276,15 +277,16 @@ impl<W> Core<W> {
         Some(slot.state.key)
     }
 
-    /// Configured and resolved addresses that are not gone, and a number that changes with them.
+    /// Endpoints of configured and resolved addresses that are not gone, and a version number that changes with
+    /// them.
     pub(crate) fn configured(&self) -> (Vec<Arc<EndpointState>>, u64) {
         let fixed = self.known().filter(|slot| slot.state.instance.is_none());
         let fixed = fixed.map(|slot| Arc::clone(&slot.state)).collect();
         (fixed, self.endpoints.configured_version())
     }
 
-    /// Makes a change that was worked out from [`configured`](Self::configured), in one event. `false` changes
-    /// nothing: they are others by now.
+    /// Applies a change that was computed from [`configured`](Self::configured), in one event. `false` changes
+    /// nothing: the addresses changed meanwhile.
     pub(crate) fn change_configured(
         &mut self,
         change: &AddressChange,
@@ -325,15 +327,15 @@ impl<W> Core<W> {
         known.filter(|slot| slot.phase != EndpointPhase::Gone)
     }
 
-    /// One of them by its key.
+    /// One endpoint that is not gone, by its key.
     pub(crate) fn known_by(&self, key: u64) -> Option<&EndpointRecord> {
         let slot = self.endpoints.record(self.endpoints.find(key)?);
         (slot.phase != EndpointPhase::Gone).then_some(slot)
     }
 
-    /// Sets an endpoint aside, unless it is the last one. Of the last one only a refused
-    /// connection means something: what can be activated has to prove itself anew while requests
-    /// wait, and otherwise the least recently ejected gets its turn.
+    /// Ejects an endpoint, unless it is the last ready one. Of the last one only a refused connection counts:
+    /// an activated endpoint has to be proven ready again while requests wait; otherwise the least recently
+    /// ejected endpoint is reinstated in its place.
     pub(super) fn eject(
         &mut self,
         i: u32,
@@ -373,14 +375,15 @@ impl<W> Core<W> {
         }
     }
 
-    /// A probe was believed too early: the endpoint starts still, and its next probe has to prove more.
+    /// Revokes a readiness that was believed too early: the endpoint is still starting, and its next probe has
+    /// to prove more.
     pub(super) fn refute(&mut self, i: u32, actions: &mut Actions<W>) {
         self.endpoints.record(i).state.refute();
         self.endpoints.set_phase(i, EndpointPhase::Starting);
         actions.wake_probes = true;
     }
 
-    /// Ends ejections whose time is over, and one before its time when nothing else is ready.
+    /// Ends ejections whose time is over; ends the least recent ejection early when no other endpoint is ready.
     pub(super) fn reinstate(&mut self, now: Instant, actions: &mut Actions<W>) {
         while let Some(i) = self.endpoints.ejected_until(now) {
             self.reinstated(i, false, actions);
@@ -391,9 +394,8 @@ impl<W> Core<W> {
         }
     }
 
-    /// Asks for an endpoint, once per want: not while one is asked for or on its way. What was
-    /// asked for longer ago than an activation may take is asked for again, so that a lost
-    /// message cannot hold a revision at zero.
+    /// Sends demand, once: not while an activation is outstanding or an instance is starting. Demand is sent
+    /// again after `start_timeout`, so that a lost message cannot hold a revision at zero.
     pub(super) fn activate(&mut self, now: Instant, actions: &mut Actions<W>) {
         let wait = match &self.activation {
             Activation::Idle => false,
@@ -421,12 +423,13 @@ impl<W> Core<W> {
     fn reinstate_least_recent(&mut self, except: Option<u32>, actions: &mut Actions<W>) {
         if let Some(i) = self.endpoints.least_recently_ejected(except) {
             self.reinstated(i, false, actions);
-            // No new turn: it proved nothing, and a request that it refused gives up on it.
+            // Keep the readiness epoch: reinstated without proof, so requests that it already refused must not
+            // retry it.
             self.endpoints.set_phase(i, EndpointPhase::Ready);
         }
     }
 
-    /// It may be used, and tried again by those whom it failed.
+    /// Makes an endpoint ready in a new readiness epoch: requests that failed on it may try it again.
     fn mark_ready(&mut self, i: u32) {
         self.endpoints.new_readiness_epoch(i);
         self.endpoints.set_phase(i, EndpointPhase::Ready);
@@ -441,8 +444,8 @@ impl<W> Core<W> {
         }
     }
 
-    /// At zero nothing says when a platform stops what listens at a configured address: it has to
-    /// prove itself before the next request.
+    /// Moves configured addresses back to starting. At zero the gateway does not learn when a platform stops
+    /// the process behind a configured address: it has to be proven ready before the next request.
     fn unprove_configured(&mut self) {
         let fixed = self.endpoints.iter();
         let fixed = fixed.filter(|(_, e)| e.state.instance.is_none() && e.is_live());
@@ -453,7 +456,8 @@ impl<W> Core<W> {
         }
     }
 
-    /// What was asked for may have come and gone before it was ready: whoever waits asks again.
+    /// Handles the loss of an endpoint during an activation: the one that was demanded may have come and gone
+    /// before it was ready, so demand is sent again while requests wait.
     fn endpoint_lost(&mut self) {
         let counts = self.endpoints.counts();
         if counts.ready + counts.ejected == 0

@@ -1,7 +1,7 @@
-//! The endpoints of one revision: who may take a request now, and which one does.
+//! Load balancer over the endpoints of one revision: which ones are open, and which one takes a request.
 //!
-//! Whatever a request, a probe or a change of addresses asks for is indexed: none of them looks at
-//! all endpoints. Only what looks for victims or for somebody to try again does.
+//! Every lookup of a request, a probe or a change of addresses is indexed: none of them visits all endpoints.
+//! Only the choice of victims and of an endpoint for a retry does.
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
@@ -46,10 +46,10 @@ pub(crate) struct EndpointRecord {
     pub(crate) state: Arc<EndpointState>,
     pub(crate) phase: EndpointPhase,
     pub(crate) in_flight: u32,
-    /// Changes whenever the endpoint proved itself ready again.
+    /// Readiness epoch: changes whenever the endpoint is proven ready again.
     pub(crate) readiness_epoch: u64,
     pub(crate) was_ready: bool,
-    /// Order of ejections, to find the least recent one.
+    /// Sequence number of its last ejection, to find the least recent one.
     ejected_at: u64,
     outlier: OutlierDetector,
     /// Index in `EndpointSet::open` plus one; 0 when not in it.
@@ -57,7 +57,7 @@ pub(crate) struct EndpointRecord {
 }
 
 impl EndpointRecord {
-    /// Changes health and keeps the lock-free mirror of it right.
+    /// Changes the outlier detector and keeps its lock-free mirror up to date.
     pub(crate) fn with_outlier<R>(&mut self, change: impl FnOnce(&mut OutlierDetector) -> R) -> R {
         let result = change(&mut self.outlier);
         self.state
@@ -70,38 +70,38 @@ impl EndpointRecord {
         !matches!(self.phase, EndpointPhase::Draining | EndpointPhase::Gone)
     }
 
-    /// Whether it is an instance that is being started. A configured address is always "starting"
-    /// until something listens there, so it does not count; nor does an instance that was ready and
-    /// refuses connections now: it may be gone without anybody to report it.
+    /// Whether it is an instance that is being started. A configured address is always "starting" until a
+    /// server listens there, so it does not count; nor does an instance that was ready and refuses connections
+    /// now: it may be gone without a report.
     fn is_coming(&self) -> bool {
         self.phase == EndpointPhase::Starting && self.state.instance.is_some() && !self.was_ready
     }
 }
 
-/// All endpoints. `open` holds exactly those that may take a request now, so that a free slot is
-/// found in constant time whenever one exists.
+/// All endpoints. `open` holds exactly those that may take a request now, so that a free slot is found in
+/// constant time whenever one exists.
 #[derive(Debug)]
 pub(crate) struct EndpointSet {
     records: Vec<Option<EndpointRecord>>,
     vacant: Vec<u32>,
-    /// Where each is, by its key; those that are gone, too, until their last request ended.
+    /// Index of each endpoint by its key; removed endpoints stay in it until their last request has ended.
     by_key: HashMap<u64, u32>,
     open: Vec<u32>,
-    /// Ejected ones by when that ends, and by when it began.
+    /// Ejected endpoints by the end, and by the beginning, of the ejection.
     by_end: BTreeSet<(Instant, u32)>,
     by_age: BTreeSet<(u64, u32)>,
-    /// Instances that are being started.
+    /// Number of instances that are being started.
     coming: u32,
     /// Changes whenever a configured address comes or goes.
     configured_version: u64,
     limit: Option<u32>,
-    /// Somebody else gives the slots out: none is open.
+    /// A newer process of an upgrade gives the slots out: no endpoint is open.
     held: bool,
     counts: Counts,
     in_flight: u32,
     next_epoch: u64,
     random: u64,
-    /// Endpoints that were looked at: what tests say of costs.
+    /// Number of endpoints visited: tests assert the cost of events by it.
     #[cfg(test)]
     pub(super) looks: std::cell::Cell<u64>,
 }
@@ -132,7 +132,7 @@ impl EndpointSet {
         self.counts
     }
 
-    /// Over all endpoints, draining and gone ones too.
+    /// In-flight requests over all endpoints, draining and removed ones too.
     pub(crate) fn in_flight(&self) -> u32 {
         self.in_flight
     }
@@ -154,7 +154,7 @@ impl EndpointSet {
             .map(|(_, i)| *i)
     }
 
-    /// The one whose ejection began first, but for `except`.
+    /// The endpoint whose ejection began first, except `except`.
     pub(crate) fn least_recently_ejected(&self, except: Option<u32>) -> Option<u32> {
         let mut ejected = self.by_age.iter().map(|(_, i)| *i);
         ejected.find(|i| Some(*i) != except)
@@ -179,7 +179,7 @@ impl EndpointSet {
         self.refresh_all();
     }
 
-    /// Whether somebody else gives the slots out.
+    /// Stops or resumes giving slots out (while a newer process of an upgrade does).
     pub(crate) fn hold(&mut self, held: bool) {
         self.held = held;
         self.refresh_all();
@@ -205,7 +205,7 @@ impl EndpointSet {
         self.by_key.get(&key).copied()
     }
 
-    /// A slot that is known to be taken: a permit or a lookup just said so.
+    /// An endpoint whose index is known to be valid: a permit or a lookup returned it.
     pub(crate) fn record(&self, i: u32) -> &EndpointRecord {
         self.look();
         self.records[i as usize].as_ref().expect("the record is taken")
@@ -231,7 +231,7 @@ impl EndpointSet {
             record.state.close_connections();
         }
         if phase == EndpointPhase::Ready {
-            // Nothing is asked to prove it.
+            // No probe has to prove it.
             record.state.mark_answered();
         }
         let (key, fixed, coming) = (
@@ -255,14 +255,14 @@ impl EndpointSet {
         i
     }
 
-    /// Moves an endpoint to another phase; one that is gone and idle leaves its slot.
+    /// Moves an endpoint to another phase; one that is gone and idle is dropped from the set.
     pub(crate) fn set_phase(&mut self, i: u32, phase: EndpointPhase) {
         let record = self.record_mut(i);
         let was_coming = record.is_coming();
         let before = std::mem::replace(&mut record.phase, phase);
         record.was_ready |= phase == EndpointPhase::Ready;
         if !record.is_live() {
-            // Neither phase is ever left for one that takes requests.
+            // Neither phase is ever followed by one that takes requests.
             record.state.close_connections();
         }
         let (coming, ejected_at) = (record.is_coming(), record.ejected_at);
@@ -285,13 +285,13 @@ impl EndpointSet {
         self.vacate(i);
     }
 
-    /// The endpoint proved itself: requests that it failed before may come again.
+    /// Begins a readiness epoch: requests that failed on the endpoint may try it again.
     pub(crate) fn new_readiness_epoch(&mut self, i: u32) {
         self.next_epoch += 1;
         self.record_mut(i).readiness_epoch = self.next_epoch;
     }
 
-    /// Sets a ready endpoint aside.
+    /// Ejects a ready endpoint.
     pub(crate) fn eject(&mut self, i: u32, until: Instant, by_probe: bool) {
         self.next_epoch += 1;
         self.record_mut(i).ejected_at = self.next_epoch;
@@ -305,7 +305,7 @@ impl EndpointSet {
         self.occupy(i);
     }
 
-    /// Takes a slot that somebody else gave out: the limit was theirs to keep.
+    /// Takes a slot that the newer process granted: the limit is enforced there.
     pub(crate) fn occupy(&mut self, i: u32) {
         self.record_mut(i).in_flight += 1;
         if self.limit.is_some() {
@@ -326,8 +326,8 @@ impl EndpointSet {
         self.vacate(i);
     }
 
-    /// An endpoint that may take a request now: where the key leads, else the less loaded of two
-    /// at random; one that already failed this request only when there is no other.
+    /// Picks an open endpoint: by the sticky key if there is one, else the less loaded of two random choices.
+    /// An endpoint that already failed this request is picked only when there is no other.
     pub(crate) fn pick(&mut self, ticket: &QueueTicket) -> Option<u32> {
         if self.open.is_empty() {
             return None;
@@ -359,7 +359,7 @@ impl EndpointSet {
         Some(if fewer { b } else { a })
     }
 
-    /// The first open one in the key's rendezvous order.
+    /// The first open endpoint in the key's rendezvous order.
     fn pick_sticky(&self, key: StickyKey, ticket: &QueueTicket) -> Option<u32> {
         let choose = |fresh: bool| {
             rendezvous(
@@ -376,7 +376,7 @@ impl EndpointSet {
         choose(true).or_else(|| choose(false)).map(|n| self.open[n])
     }
 
-    /// Puts an endpoint into `open` or takes it out, as phase and limit say.
+    /// Inserts an endpoint into `open` or removes it, by phase and limit.
     fn refresh(&mut self, i: u32) {
         let (limit, held) = (self.limit, self.held);
         let record = self.record_mut(i);
@@ -410,7 +410,7 @@ impl EndpointSet {
         }
     }
 
-    /// splitmix64: the seed is passed in, so a simulation replays.
+    /// splitmix64; the seed is passed in, so that a simulation replays.
     fn next_random(&mut self) -> u64 {
         self.random = self.random.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut z = self.random;
@@ -428,7 +428,7 @@ impl EndpointSet {
     #[allow(clippy::unused_self)] // The same name as where it counts.
     fn look(&self) {}
 
-    /// Everything that is kept twice agrees.
+    /// Asserts that redundant state agrees.
     #[cfg(test)]
     pub(crate) fn check(&self) {
         let looks = self.looks.get();

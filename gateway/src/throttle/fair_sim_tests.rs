@@ -22,7 +22,7 @@ fn a_storm_over_a_full_gateway_is_fair() {
     sim::storm::<Storm>();
 }
 
-/// How an arrival stands to the bounds, by plain sums.
+/// A space request compared with the bounds, by plain sums.
 #[derive(Debug, PartialEq)]
 enum ShareCheck {
     Fits,
@@ -35,7 +35,7 @@ struct Side {
     core: Core<u64>,
     key: QueueKey,
     service: usize,
-    /// Who waits and with how many bytes, by order of arrival.
+    /// Waiters with their bytes, by order of arrival.
     waiting: BTreeMap<u64, (u64, u64)>,
     grants: Vec<Grant>,
     closed: bool,
@@ -46,16 +46,16 @@ struct Side {
 struct Came {
     id: u64,
     side: usize,
-    /// That of its side when it came.
+    /// Service of its side at its arrival.
     service: usize,
     bytes: u64,
 }
 
-/// An arrival between the steps of a displacement.
+/// An arrival between the steps of an eviction.
 struct Limbo {
     came: Came,
     crowded: Box<NeedsEviction>,
-    /// The victim was asked.
+    /// The victim's owner was called.
     asked: bool,
 }
 
@@ -125,7 +125,7 @@ impl World for Storm {
             let time = Duration::from_millis(self.sim.rng.u64(..800));
             self.sim.pass(time);
         }
-        // What is due happens in events of its own: every other event starts from a settled state.
+        // Deadlines are handled in events of their own: every other event starts from a settled state.
         for n in 0..self.sides.len() {
             let actions = self.sides[n].core.expire(self.sim.now);
             self.apply(n, actions);
@@ -152,7 +152,7 @@ impl World for Storm {
             }
             _ => {}
         }
-        // Most displacements are over before anything else happens.
+        // Most evictions are over before the next event.
         while self.limbo.len() > 4 || (!self.limbo.is_empty() && self.sim.rng.u8(..3) == 0) {
             self.check();
             self.used_before = self.used();
@@ -215,7 +215,7 @@ impl Storm {
         }
     }
 
-    /// Half of the load is on the first two, which hardly ever run.
+    /// Half of the load is on the first two sides, which hardly ever have a ready endpoint.
     fn any_side(&mut self) -> usize {
         if self.sim.rng.bool() {
             self.sim.rng.usize(..2)
@@ -245,7 +245,7 @@ impl Storm {
         self.take(came, QueueUsage::default(), verdict, actions);
     }
 
-    /// The next step of some displacement.
+    /// The next step of some eviction.
     fn advance(&mut self) {
         let n = self.sim.rng.usize(..self.limbo.len().max(1));
         let Some(limbo) = self.limbo.get(n) else { return };
@@ -296,10 +296,10 @@ impl Storm {
         self.apply(victim, actions);
     }
 
-    /// Checks an arrival's verdict; `room` is what it came with.
+    /// Checks the decision on an arrival; `reservation` is what it came with.
     fn take(&mut self, came: Came, reservation: QueueUsage, verdict: CoreAdmission, actions: Actions<u64>) {
         let Came { id, side: n, .. } = came;
-        // A failed attempt's slot goes to older waiters before it is decided.
+        // A failed attempt's slot goes to older waiters before its request is decided on.
         self.apply(n, actions);
         let loose = Some((came.service, reservation));
         let standing = self.standing(self.sides[n].service, came.bytes, reservation, loose);
@@ -389,7 +389,7 @@ impl Storm {
         }
     }
 
-    /// Endpoints come up and go down.
+    /// Endpoints become ready and fail.
     fn toggle_ready(&mut self, n: usize) {
         let core = &mut self.sides[n].core;
         let keys: Vec<u64> = core.known().map(|s| s.state.key).collect();
@@ -447,7 +447,7 @@ impl Storm {
         (nth < grants.len()).then(|| grants.swap_remove(nth))
     }
 
-    /// What a service holds: its waiters, and the room made for its arrivals.
+    /// Usage of a service: its waiters, and reservations for its arrivals.
     fn held(&self, service: usize) -> QueueUsage {
         let sides = self.sides.iter().filter(|s| s.service == service).map(queue);
         let rooms = self.limbo.iter().filter(|l| l.came.service == service);
@@ -458,7 +458,7 @@ impl Storm {
         sum((0..self.services).map(|s| self.held(s)))
     }
 
-    /// `loose` is room of a service's that is in no limbo at the moment of asking.
+    /// `loose` is a reservation that is not in `limbo` at the moment of the call.
     fn standing(
         &self,
         service: usize,
@@ -496,7 +496,7 @@ impl Storm {
         standing
     }
 
-    /// The most that a service above its share holds, of those that have a queue.
+    /// The highest usage of a service above its share, of those that have a queue.
     fn most(&self, bytes: bool, share: u64) -> Option<u64> {
         let queues = self.sides.iter().filter(|s| of(queue(s), bytes) > 0);
         let held = queues.map(|s| of(self.held(s.service), bytes));

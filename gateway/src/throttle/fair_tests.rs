@@ -1,4 +1,4 @@
-//! A full gateway, as its services see it.
+//! Fairness of the gateway-wide queue budget between services.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -16,7 +16,7 @@ fn budget(depth: usize, bytes: u64) -> Arc<QueueBudget> {
     Arc::new(QueueBudget::new(QueueTotals { depth, bytes }))
 }
 
-/// A revision at zero that nothing starts: whoever comes waits.
+/// A revision at zero that no scaler starts: every request waits.
 fn cold(budget: &Arc<QueueBudget>, of: &str, revision: &str) -> Arc<RevisionThrottler> {
     let env = ThrottleEnv {
         demand: Arc::new(Demands::default()),
@@ -86,7 +86,7 @@ async fn bytes_are_shared_as_places_are() {
     let old = [wait(&flood, 400), wait(&flood, 350)];
     let young = [wait(&flood, 100), wait(&flood, 100)];
     assert!(refused(&quiet, 501), "more than its half");
-    // As many go as are needed, and no more.
+    // As many waiters are evicted as are needed, and no more.
     let waiter = wait(&quiet, 250);
     for displaced in young {
         let rejection = displaced.await.expect_err("displaced");
@@ -112,7 +112,7 @@ async fn revisions_of_one_service_have_one_share() {
     let mut of_a = [wait(&a, 1)];
     let of_b = [wait(&b, 1), wait(&b, 1)];
     let mut of_c = [wait(&c, 1), wait(&c, 1), wait(&c, 1)];
-    // As long as the flood's two are together; ties go to the name that sorts last.
+    // Together as long as the flood's two queues; a tie goes to the name that sorts last.
     let mut first = wait(&quiet, 1);
     assert!(poll!(&mut of_c[2]).is_ready());
     let mut second = wait(&quiet, 1);
@@ -123,7 +123,7 @@ async fn revisions_of_one_service_have_one_share() {
     for kept in kept.chain([&mut first, &mut second]) {
         assert!(poll!(kept).is_pending());
     }
-    // One that belongs to another service from now on takes its waiters along.
+    // A revision that moves to another service takes its waiters along.
     b.set_service(&service("quiet"));
     assert_eq!(budget.services(), 3);
     let displaced = wait(&a, 1);
@@ -169,8 +169,8 @@ async fn a_failed_attempt_of_a_quiet_service_gets_its_place_too() {
     drop(waiter.await.expect("admitted"));
 }
 
-/// Real threads, real races: nobody waits for a lock for ever, the totals hold whenever somebody
-/// looks, everybody gets exactly one answer, and in the end nothing is booked.
+/// Races of real threads: no deadlock, the totals hold whenever they are read, every request gets exactly one
+/// answer, and in the end no usage is left.
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn the_totals_hold_under_threads_that_displace_each_other() {
     const DEPTH: usize = 12;

@@ -1,4 +1,4 @@
-//! What revisions with many endpoints cost, in endpoints that were looked at.
+//! Cost of events in revisions with many endpoints, in endpoints visited.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -50,7 +50,7 @@ fn arrive(core: &mut Core<u64>, now: Instant) -> Grant {
     }
 }
 
-/// Endpoints that `event` looked at.
+/// Number of endpoints that `event` visited.
 fn looks<R>(core: &mut Core<u64>, event: impl FnOnce(&mut Core<u64>) -> R) -> (R, u64) {
     let before = core.endpoints.looks.get();
     let result = event(core);
@@ -95,7 +95,7 @@ fn one_ejected_of_a_thousand_costs_a_request_nothing() {
             "{arrival} {failed} {release}"
         );
     }
-    // The first event at its end brings it back, and that alone.
+    // The first event at the end of the ejection reinstates the endpoint, and only that one.
     let due = t0 + Duration::from_secs(1);
     assert!(
         core.arrive_warm(Arrival::default(), due).is_none(),
@@ -118,7 +118,7 @@ fn ejections_end_in_the_order_of_their_ends_and_begin_again_in_that_of_their_age
     assert_eq!(core.endpoints.eject_due(), Some(at(1_000)));
     _ = core.expire(at(1_000));
     assert_eq!(core.endpoints.eject_due(), Some(at(1_400)));
-    // With the last ready ones gone, the one that is set aside is tried before its time.
+    // With the last ready ones gone, the ejected endpoint is reinstated early.
     _ = core.endpoint_removed(keys[1], at(1_100));
     _ = core.endpoint_removed(keys[2], at(1_100));
     assert_eq!(core.endpoints.eject_due(), None);
@@ -134,7 +134,7 @@ fn five_thousand_addresses_are_replaced_in_linear_time() {
     let held = arrive(&mut core, t0);
     let (changed, steps) = looks(&mut core, |core| change(core, &new, t0));
     assert_eq!(changed, (5_000, 5_000));
-    // 10,000 endpoints, each looked at a few times.
+    // 10,000 endpoints, each visited a few times.
     assert!(steps <= 10 * 10_000, "{steps}");
     let counts = core.endpoints.counts();
     assert_eq!(

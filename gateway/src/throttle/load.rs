@@ -1,8 +1,8 @@
-//! The exact time integral of what a revision carries.
+//! Load meter: the exact time integral of a revision's concurrency.
 
 use std::time::Instant;
 
-/// Adds up requests × time between samples. Gauge values are the owner's; this only integrates.
+/// Integrates requests × time between samples. The owner passes the concurrency in.
 #[derive(Debug)]
 pub(crate) struct LoadMeter {
     since: Instant,
@@ -22,9 +22,9 @@ impl LoadMeter {
         }
     }
 
-    /// Accounts for the time since the last call, during which `held` requests were held. Called
-    /// before every change of that number. A clock reading that is older than the last one, as two
-    /// threads may bring them, counts as the last one.
+    /// Integrates the time since the last call, during which `held` requests were held. Called before every
+    /// change of that number. A clock reading older than the last one, as two threads may bring them, counts as
+    /// the last one.
     pub(crate) fn advance(&mut self, held: u64, now: Instant) {
         let elapsed = now.saturating_duration_since(self.last);
         if !elapsed.is_zero() {
@@ -33,7 +33,7 @@ impl LoadMeter {
         }
     }
 
-    /// Nothing was held since then: what is to be read next covers that time, too.
+    /// Backdates the start of the present sample to `since`, from when on nothing was held.
     pub(crate) fn idle_since(&mut self, since: Instant) {
         self.since = since.min(self.last);
     }

@@ -1,14 +1,13 @@
-//! Who may send how much to which endpoint, and who waits meanwhile: one [`RevisionThrottler`] per
-//! revision.
+//! Admission control for one revision: a [`RevisionThrottler`] has its capacity, its in-flight counts and its
+//! FIFO queue.
 //!
-//! `core` is the sans-IO part: events in, decisions out, time an argument. It owns endpoints,
-//! in-flight counts and queue together, under one lock of the shell's, so that they can never
-//! disagree. The shell ([`RevisionThrottler`], [`Permit`], [`Waiter`]) adds the lock, wake-ups, the
-//! timer and RAII.
+//! `core` is the sans-IO state machine: events in, actions out, time an argument.
+//! Endpoints, in-flight counts and queue are under one lock of the shell's, so that they can never disagree.
+//! The shell ([`RevisionThrottler`], [`Permit`], [`Waiter`]) adds the lock, wake-ups, the timer and RAII.
 //!
-//! **Invariants:** an endpoint is never given a request at or above its limit; nobody waits while a
-//! slot is free, and whoever waits is served in order of arrival; every waiter resolves exactly
-//! once; nothing here names a type of Pingora's.
+//! **Invariants:** an endpoint is never given a request at or above its limit; no request waits while a slot is
+//! free, and waiters are admitted in order of arrival; every waiter resolves exactly once; nothing here names a
+//! type of Pingora's.
 
 mod accounting;
 mod actions;

@@ -1,4 +1,4 @@
-//! What a throttler tells metrics.
+//! The observer of a throttler, for metrics.
 
 use std::any::Any;
 use std::fmt;
@@ -13,21 +13,20 @@ pub enum ActivationOutcome {
     Failed(sluice_model::Failure),
 }
 
-/// Told what happens in a throttler, for metrics. Called outside its lock; must not block.
+/// Receives the events of a throttler, for metrics. Called outside its lock; must not block.
 ///
-/// Gauges are not here: they are read with [`RevisionThrottler::peek`](super::RevisionThrottler::peek). As a subtrait of `Any` it
-/// lets whoever made an observer get its own type back.
+/// Gauges are not here: read them with [`RevisionThrottler::peek`](super::RevisionThrottler::peek). As a
+/// subtrait of `Any` it lets the caller that made an observer get its own type back.
 pub trait RevisionObserver: Any + fmt::Debug + Send + Sync {
-    /// Somebody waited and does not any more; `admitted` or rejected. Not called for a client
-    /// that left.
+    /// A wait ended after `waited`: `admitted` or rejected. Not called for a client that left.
     fn queue_waited(&self, waited: Duration, admitted: bool);
     /// Demand was sent.
     fn activation_started(&self);
-    /// What was demanded came, or will not.
+    /// An activation succeeded or failed after `took`.
     fn activation_finished(&self, result: ActivationOutcome, took: Duration);
 }
 
-/// Observes nothing.
+/// Ignores all events.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct NoObserver;
 

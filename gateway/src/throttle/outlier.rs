@@ -1,19 +1,19 @@
-//! Passive health of one endpoint: when it is ejected and for how long.
+//! Outlier detection (passive health check) for one endpoint: when to eject it and for how long.
 
 use std::time::Duration;
 
 use super::arrival::Outcome;
 
-/// Failures in a row, connects apart, after which an endpoint is ejected.
+/// Consecutive failures, connects apart, after which an endpoint is ejected.
 const RUN: u32 = 5;
-/// The first ejection.
+/// Duration of the first ejection.
 const SHORTEST: Duration = Duration::from_secs(1);
-/// Doublings until the longest.
+/// Doublings of the duration until [`LONGEST`].
 const MAX_LEVEL: u32 = 6;
-/// The longest ejection.
+/// The longest duration of an ejection.
 const LONGEST: Duration = Duration::from_secs(60);
 
-/// What attempts and probes said of an endpoint lately.
+/// State of the detector: consecutive failures, and the back-off level of the next ejection.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) struct OutlierDetector {
     run: u32,
@@ -37,7 +37,7 @@ impl OutlierDetector {
         }
     }
 
-    /// How long the ejection that starts now lasts; the next one lasts twice as long.
+    /// Begins an ejection and returns its duration; the next one lasts twice as long.
     pub(crate) fn eject(&mut self) -> Duration {
         self.run = 0;
         let time = SHORTEST.saturating_mul(1 << self.level).min(LONGEST);
@@ -45,12 +45,12 @@ impl OutlierDetector {
         time
     }
 
-    /// Starts counting anew when an ejection was called for but cannot be.
+    /// Resets the count of failures, where an ejection is due but not possible.
     pub(crate) fn forgive(&mut self) {
         self.run = 0;
     }
 
-    /// Whether a success would change anything: lets the warm path skip the lock.
+    /// Whether a success would change nothing: lets the warm path skip the lock.
     pub(crate) fn is_spotless(self) -> bool {
         self == Self::default()
     }

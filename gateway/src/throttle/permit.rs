@@ -1,4 +1,4 @@
-//! The right to use one slot of one endpoint.
+//! The RAII guard of one slot of one endpoint.
 
 use std::fmt;
 use std::sync::Arc;
@@ -10,8 +10,8 @@ use super::arrival::{Admission, Outcome};
 use super::endpoint::EndpointState;
 use super::shell::{RevisionThrottler, clock};
 
-/// The right to use one slot of one endpoint, until it is dropped; the slot then goes to the
-/// oldest waiter at once.
+/// The right to use one slot of one endpoint, until it is dropped; the slot then goes to the oldest waiter at
+/// once.
 #[must_use = "dropping it gives the slot back"]
 pub struct Permit {
     throttler: Arc<RevisionThrottler>,
@@ -34,18 +34,17 @@ impl Permit {
         &self.grant().endpoint
     }
 
-    /// How long the request waited for it, earlier attempts' waits included.
+    /// How long the request waited for this permit, waits of earlier attempts included.
     pub fn waited(&self) -> Duration {
         self.grant().ticket.queued
     }
 
-    /// How many attempts failed before this one.
+    /// Number of failed attempts before this one.
     pub fn failed_attempts(&self) -> usize {
         self.grant().ticket.tried.len()
     }
 
-    /// Tells what an attempt told about the endpoint. A success of a healthy endpoint takes no
-    /// lock.
+    /// Reports the outcome of an attempt for outlier detection. A success of a healthy endpoint takes no lock.
     pub fn report(&self, outcome: Outcome, now: Instant) {
         if outcome == Outcome::ConnectFailed {
             self.refused.store(true, Ordering::Relaxed);
@@ -62,14 +61,15 @@ impl Permit {
         }
     }
 
-    /// Gives this slot back and asks for another one, of an endpoint that did not fail this
-    /// request where there is one. The request keeps its place in time: it waits before everybody
-    /// who came later. Report the failure first.
+    /// Fails over: gives this slot back and asks for another one, if possible of an endpoint that did not fail
+    /// this request. The request keeps its place in the order of arrival: it waits ahead of all later ones.
+    /// Report the failure first.
     ///
-    /// [`Rejection::NoEndpoints`](super::Rejection::NoEndpoints) says that every endpoint there is
-    /// refused this request and that no activation can help; otherwise the same endpoint may come
-    /// again (a connection broke, it is the only one), and how often is the caller's to bound.
-    /// [`Rejection::Removed`](super::Rejection::Removed) says that the revision is gone from the table: route anew.
+    /// [`Rejection::NoEndpoints`](super::Rejection::NoEndpoints) means that every endpoint refused this
+    /// request's connection and that no activation can help; otherwise the same endpoint may come again (a
+    /// connection broke, it is the only one), and the caller bounds the number of attempts.
+    /// [`Rejection::Removed`](super::Rejection::Removed) means that the revision is gone from the table: route
+    /// anew.
     pub fn failover(mut self, now: Instant) -> Admission {
         let grant = self.grant.take().expect("held until dropped");
         let refused = self.refused.load(Ordering::Relaxed);

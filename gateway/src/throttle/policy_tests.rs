@@ -1,4 +1,4 @@
-//! Policies as a request sees them: choice of endpoint, ejection, failover, limits, retirement.
+//! Load balancing, ejection, failover, limits and retirement.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -21,7 +21,7 @@ async fn without_a_limit_load_spreads() {
     let _permits: Vec<_> = (0..800).map(|_| admit(&throttler)).collect();
     let loads = throttler.endpoints().into_iter().map(|view| view.in_flight);
     let loads: Vec<u32> = loads.collect();
-    // Choosing one at random would be off by thirty.
+    // Random choice of one would be off by thirty.
     assert!(loads.iter().all(|n| (90..=110).contains(n)), "{loads:?}");
 }
 
@@ -29,13 +29,13 @@ async fn without_a_limit_load_spreads() {
 async fn twice_the_offered_capacity_keeps_every_slot_busy() {
     let throttler = fixed(&[1, 2], Some(2));
     let done = Arc::new(AtomicU32::new(0));
-    // Four slots, 50 ms each: 80 a second fit, 160 come.
+    // Four slots, 50 ms each: 80 requests a second fit, 160 come.
     for n in 0..1_600u64 {
         let (throttler, done) = (Arc::clone(&throttler), Arc::clone(&done));
         tokio::spawn(async move {
             tokio::time::sleep(Duration::from_micros(n * 6_250)).await;
             let arrived = throttler.admit(Arrival::default(), clock());
-            // What does not fit is refused: the queue is full.
+            // The rest is rejected: the queue is full.
             let Ok(permit) = arrived.wait().await else {
                 return;
             };
@@ -137,7 +137,7 @@ async fn a_failed_attempt_waits_at_its_place_in_time() {
     let (a, b) = (admit(&throttler), admit(&throttler));
     let younger = wait(&throttler);
     a.report(Outcome::Broke, clock());
-    // Its own slot is free again, and it is older than the waiter: it gets that one.
+    // Its own slot is free again, and the request is older than the waiter: it gets that slot.
     let Admission::Admitted(a) = a.failover(clock()) else {
         panic!("older than the waiter");
     };
@@ -216,7 +216,7 @@ async fn zero_that_cannot_be_had_takes_whoever_is_idle() {
         "the stream's stays"
     );
 
-    // The last one stays even when the stream is on one that was retired before.
+    // The last instance stays even when the stream is on one that was retired before.
     let key = add(&throttler, 4);
     throttler.endpoint_ready(key, clock());
     throttler.retire_these(&[InstanceId(1)], clock());
@@ -257,7 +257,8 @@ async fn a_retired_instance_finishes_what_it_has() {
     assert_eq!(demands.take(), [activate()]);
 }
 
-/// Only probes said that it is ready: it starts still. Five times; then, or once it answered, it fails as others do.
+/// A readiness that only probes claimed is refuted by a broken connection, five times; then, or once the
+/// endpoint answered, a broken connection is an ordinary failure.
 #[tokio::test(start_paused = true)]
 async fn what_breaks_before_its_first_answer_was_not_ready() {
     let (throttler, demands) = throttler(Supply::Activated, None);
@@ -275,7 +276,7 @@ async fn what_breaks_before_its_first_answer_was_not_ready() {
         };
         throttler.endpoint_ready(key, clock());
         permit = waiter.await.expect("admitted again");
-        // What went out before it proved itself anew says nothing of it now.
+        // Outcomes of requests from before the new readiness epoch are ignored.
         late.report(Outcome::Broke, clock());
         assert_eq!(phase(), EndpointPhase::Ready);
     }

@@ -1,4 +1,4 @@
-//! Who waits, in order of arrival and by when they stop waiting.
+//! The FIFO queue of waiters of one revision, indexed by expiry, too.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
@@ -8,7 +8,7 @@ use sluice_model::ServiceId;
 use super::arrival::QueueTicket;
 use super::budget::{Account, EnterResult, Reservation};
 
-/// One held request. `W` is how the shell reaches it.
+/// A queued request. `W` is the shell's handle of its waiter.
 #[derive(Debug)]
 pub(crate) struct QueuedRequest<W> {
     pub(crate) waiter: W,
@@ -18,14 +18,14 @@ pub(crate) struct QueuedRequest<W> {
 }
 
 impl<W> QueuedRequest<W> {
-    /// The place, with the time spent in the queue added.
+    /// Handle and ticket, the time spent in the queue added.
     pub(crate) fn into_parts(mut self, now: Instant) -> (W, QueueTicket) {
         self.ticket.queued += now.saturating_duration_since(self.entered);
         (self.waiter, self.ticket)
     }
 }
 
-/// A waiter whose time seems to be over.
+/// A waiter whose expiry has passed; a longer bound may apply by now.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Due {
     pub(crate) seq: u64,
@@ -33,8 +33,8 @@ pub(crate) struct Due {
     pub(crate) deadline: Option<Instant>,
 }
 
-/// FIFO by arrival: an ordered map rather than a ring, because clients leave from the middle and a
-/// request whose attempt failed comes back to its place in time.
+/// FIFO by arrival: an ordered map rather than a ring buffer, because clients leave from the middle and a
+/// failed-over request comes back to its place in the order.
 #[derive(Debug)]
 pub(crate) struct Queue<W> {
     entries: BTreeMap<u64, QueuedRequest<W>>,
@@ -69,7 +69,7 @@ impl<W> Queue<W> {
         self.entries.first_key_value().map(|(_, e)| &e.ticket)
     }
 
-    /// Everybody's place as it is now, the oldest first.
+    /// Tickets of all waiters as of now, the oldest first.
     pub(crate) fn tickets(&self, now: Instant) -> Vec<QueueTicket> {
         let tickets = self.entries.values().map(|e| QueueTicket {
             queued: e.ticket.queued + now.saturating_duration_since(e.entered),
@@ -79,7 +79,7 @@ impl<W> Queue<W> {
         tickets.collect()
     }
 
-    /// Everybody's place as it was when the wait began, the oldest first.
+    /// Tickets of all waiters as of the beginning of the wait, the oldest first.
     pub(crate) fn waiting(&self) -> impl Iterator<Item = &QueueTicket> {
         self.entries.values().map(|e| &e.ticket)
     }
@@ -92,20 +92,20 @@ impl<W> Queue<W> {
         self.expiry.first().map(|(at, _)| *at)
     }
 
-    /// Takes a place in the gateway-wide budget; to be followed by [`push`](Self::push) when it is
+    /// Takes space in the gateway-wide budget; to be followed by [`push`](Self::push) when the result is
     /// [`Taken`](EnterResult::Taken).
     pub(crate) fn enter(&self, bytes: u64, reservation: Option<Reservation>) -> EnterResult {
         self.account.enter(bytes, reservation)
     }
 
-    /// Takes the youngest waiter out, its place going to `room`; `None` when nobody has to.
+    /// Evicts the youngest waiter and moves its space to `reservation`; `None` when no eviction is needed.
     pub(crate) fn evict_youngest(&mut self, reservation: &mut Reservation) -> Option<QueuedRequest<W>> {
         let (&seq, youngest) = self.entries.last_key_value()?;
         let gives = self.account.cede(youngest.ticket.arrival.bytes, reservation);
         if gives { self.take(seq) } else { None }
     }
 
-    /// Waiters count for this service from now on.
+    /// Accounts waiters to this service from now on.
     pub(crate) fn set_service(&mut self, service: &ServiceId) {
         self.account.set_service(service);
     }
@@ -135,7 +135,7 @@ impl<W> Queue<W> {
         self.remove(seq)
     }
 
-    /// Somebody whose time is over, if any.
+    /// The waiter whose expiry passed first, if any.
     pub(crate) fn due(&self, now: Instant) -> Option<Due> {
         let (at, seq) = *self.expiry.first()?;
         if at > now {
@@ -149,7 +149,7 @@ impl<W> Queue<W> {
         })
     }
 
-    /// Gives a waiter another expiry.
+    /// Changes the expiry of a waiter.
     pub(crate) fn postpone(&mut self, seq: u64, expires: Instant) {
         if let Some(entry) = self.entries.get_mut(&seq) {
             self.expiry.remove(&(entry.expires, seq));
@@ -158,7 +158,7 @@ impl<W> Queue<W> {
         }
     }
 
-    /// Its place in the budget stays taken.
+    /// Removes a waiter from the queue; its space in the budget stays taken.
     fn take(&mut self, seq: u64) -> Option<QueuedRequest<W>> {
         let entry = self.entries.remove(&seq)?;
         self.expiry.remove(&(entry.expires, seq));

@@ -1,4 +1,4 @@
-//! Why a request gets no slot.
+//! Reasons why a request gets no slot.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -6,44 +6,44 @@ use std::time::Duration;
 use sluice_model::{ActivationFailure, Failure};
 use thiserror::Error;
 
-/// Why a request gets no slot, in the terms of the user contract.
+/// Reasons why a request gets no slot, in the terms of the user contract.
 #[derive(Debug, Clone, Error)]
 pub enum Rejection {
-    /// No place in the revision's queue (`queue_full`).
+    /// The revision's queue is full (`queue_full`).
     #[error("the queue is full")]
     QueueFull {
-        /// When another try may do better.
+        /// `Retry-After`.
         retry_after: Duration,
     },
-    /// No slot in time at a revision that runs (`queue_timeout`).
+    /// No slot became free in time at a running revision (`queue_timeout`).
     #[error("no slot became free in time")]
     QueueTimeout {
-        /// When another try may do better.
+        /// `Retry-After`.
         retry_after: Duration,
     },
-    /// It cannot start, did not in time, or must not (`activation_failed`, `activation_timeout`,
+    /// The revision cannot start, did not in time, or must not (`activation_failed`, `activation_timeout`,
     /// `no_endpoints`): [`ActivationFailure::failure`] says which.
     #[error("activation failed: {}", .failure.detail)]
     ActivationFailed {
-        /// What the control plane reported.
+        /// The control plane's report.
         failure: Arc<ActivationFailure>,
-        /// When starting is tried again at the earliest.
+        /// When the next start is tried at the earliest.
         retry_after: Duration,
     },
-    /// No endpoint, and nothing that could start one (`no_endpoints`). After a failed attempt: no
-    /// other endpoint; the attempt's own failure is the better answer then.
+    /// No endpoint, and no scaler that could start one (`no_endpoints`). After a failed attempt: no other
+    /// endpoint; the attempt's own failure is the better response then.
     #[error("there is no endpoint")]
     NoEndpoints,
-    /// The queues of all revisions together are full (`overloaded`).
+    /// The gateway-wide queue budget is exhausted (`overloaded`).
     #[error("the gateway's queues are full")]
     Overloaded {
-        /// When another try may do better.
+        /// `Retry-After`.
         retry_after: Duration,
     },
-    /// The gateway goes away (`draining`).
+    /// The gateway is draining (`draining`).
     #[error("the gateway is draining")]
     Draining,
-    /// The revision was removed. Whoever holds an old table may look again in the new one.
+    /// The revision was removed. A caller with an old table may look the revision up again in the new one.
     #[error("the revision was removed")]
     Removed,
     /// The request's own deadline is over.
@@ -52,7 +52,7 @@ pub enum Rejection {
 }
 
 impl Rejection {
-    /// When another try may do better, where waiting helps; at least a second.
+    /// `Retry-After`, where waiting helps; at least one second.
     pub fn retry_after(&self) -> Option<Duration> {
         match self {
             Self::QueueFull { retry_after }
@@ -63,7 +63,7 @@ impl Rejection {
         }
     }
 
-    /// The activation did not come to an end in the time the waiter had.
+    /// A waiter's time was over before its activation ended.
     pub(crate) fn not_started_in_time(waited: Duration, retry_after: Duration) -> Self {
         Self::ActivationFailed {
             failure: Arc::new(ActivationFailure {
@@ -79,10 +79,10 @@ impl Rejection {
 /// Why a throttler is closed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Closing {
-    /// The revision is no longer configured. Nobody waits any more, but a request that read the
-    /// table before the swap still gets a free slot: a swap fails no request.
+    /// The revision is no longer configured. No request waits any more, but a request that read the table
+    /// before the swap still gets a free slot: a swap fails no request.
     Removed,
-    /// The gateway's drain is over: nobody gets anything any more.
+    /// The gateway's drain is over: every request is rejected.
     Draining,
 }
 

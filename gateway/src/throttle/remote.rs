@@ -1,10 +1,10 @@
-//! Two gateways share endpoints while one of them leaves: the core's part on both sides.
+//! Shared admission of two processes during an upgrade: the core's part on both sides.
 //!
-//! The older gateway flips its throttlers: from then on every slot it has belongs to the newer one,
-//! which counts it, and it gives out nothing by itself. Whoever waits in it still waits in its own
-//! queue, in order and within its bounds, but for a slot that the newer one grants ([`News::Want`]);
-//! a slot given back is the newer one's again ([`News::Done`]). So at every instant an endpoint has
-//! no more in flight, both gateways together, than the newer one has counted.
+//! The older process flips its throttlers: from then on all of its slots belong to the newer process, which
+//! counts them, and it gives out none by itself. Waiters of the older process stay in its own queue, in order
+//! and within its bounds, but for slots that the newer process grants ([`News::Want`]); a slot given back is
+//! the newer process's again ([`News::Done`]). So at every instant an endpoint has no more in flight, both
+//! processes together, than the newer one has counted.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -19,27 +19,27 @@ use super::endpoint::{EndpointPhase, EndpointState};
 use super::endpoint_set::EndpointRecord;
 use super::rejection::{Closing, Rejection};
 
-/// Names an endpoint in both gateways.
+/// Identifies an endpoint in both processes.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct EndpointId {
-    /// Where it is.
+    /// Its address.
     pub address: EndpointAddr,
-    /// Which instance it is, if the control plane started it.
+    /// Its instance, if the control plane started it.
     pub instance: Option<InstanceId>,
 }
 
-/// An endpoint as the older gateway leaves it.
+/// State of an endpoint at the hand-over.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct EndpointInUse {
-    /// Which one.
+    /// The endpoint.
     pub id: EndpointId,
-    /// Where it is in its life.
+    /// Its state in the endpoint's life cycle.
     pub phase: EndpointPhase,
-    /// Requests of the older gateway that it holds.
+    /// Requests of the older process in flight on it.
     pub in_flight: u32,
 }
 
-/// A request of the older gateway that wants a slot.
+/// A slot request of the older process.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Wanted {
     /// As in [`Arrival`].
@@ -48,45 +48,46 @@ pub struct Wanted {
     pub deadline: Option<Instant>,
     /// As in [`Arrival`].
     pub sticky: Option<StickyKey>,
-    /// How long it has waited already.
+    /// How long the request has waited already.
     pub waited: Duration,
-    /// Endpoints that failed it, and whether they refused the connection.
+    /// Endpoints that failed the request, and whether they refused the connection.
     pub tried: Vec<(EndpointId, bool)>,
 }
 
-/// What a throttler that was flipped tells the newer gateway.
+/// Messages of a flipped throttler to the newer process.
 #[derive(Debug, Clone, PartialEq)]
 pub enum News {
-    /// Somebody waits for a slot; answered once, unless withdrawn.
+    /// A request waits for a slot; answered once, unless withdrawn.
     Want {
-        /// Names it in this throttler.
+        /// Number of the slot request in this throttler.
         want: u64,
-        /// What for.
+        /// The request.
         wanted: Wanted,
     },
-    /// Nobody waits for that one any more. A grant that crosses it is used or given back.
+    /// The slot request is withdrawn. A grant that crosses this message is used for another waiter or given
+    /// back.
     Withdraw {
-        /// Which.
+        /// The number, or the endpoint.
         want: u64,
     },
     /// A slot is free again.
     Done {
-        /// Whose.
+        /// The endpoint of the slot.
         endpoint: EndpointId,
     },
-    /// What an attempt told of an endpoint.
+    /// Outcome of an attempt on an endpoint.
     Report {
-        /// Which.
+        /// The number, or the endpoint.
         endpoint: EndpointId,
-        /// What.
+        /// The outcome.
         outcome: Outcome,
     },
 }
 
-/// Who waits for what the newer gateway was asked for: exactly one want stands for each waiter.
+/// Outstanding slot requests at the newer process: exactly one for each waiter.
 #[derive(Debug, Default)]
 pub(crate) struct Remote {
-    /// By want, who waits (by order of arrival).
+    /// Waiter (by order of arrival) of each slot request.
     wants: BTreeMap<u64, u64>,
     by_seq: BTreeMap<u64, u64>,
     next: u64,
@@ -120,8 +121,8 @@ impl Remote {
         }
     }
 
-    /// What was granted for `want` goes to `seq`. Where that is somebody else, the want of theirs
-    /// stands for the one who goes on waiting, or for nobody.
+    /// A grant for `want` goes to waiter `seq`. If `want` was another waiter's, that waiter takes over the slot
+    /// request of `seq`, if there is one.
     fn satisfy(&mut self, want: u64, seq: u64) {
         let bound = self.forget(want);
         if bound == Some(seq) {
@@ -147,9 +148,9 @@ impl Remote {
     }
 }
 
-/// The older gateway's side.
+/// The older process's side.
 impl<W> Core<W> {
-    /// Leaves the slots to the newer gateway. Returns the endpoints with what is in flight on them.
+    /// Hands the slots over to the newer process. Returns the endpoints with their in-flight counts.
     pub(crate) fn flip(&mut self, now: Instant) -> (Vec<EndpointInUse>, Actions<W>) {
         let actions = self.begin(now);
         self.remote = Some(Remote::default());
@@ -165,7 +166,7 @@ impl<W> Core<W> {
         (endpoints.collect(), actions)
     }
 
-    /// The newer gateway came to nothing before it granted anything: all is as it was.
+    /// Takes the slots back, as if nothing had happened: the newer process failed before it granted any.
     pub(crate) fn flip_back(&mut self, now: Instant) -> Actions<W> {
         let mut actions = self.begin(now);
         if self.remote.take().is_some() {
@@ -176,8 +177,8 @@ impl<W> Core<W> {
         actions
     }
 
-    /// The newer gateway is gone after it took over: what is in flight ends by itself, and nobody
-    /// gets anything any more.
+    /// Rejects waiters and arrivals for good: the newer process is gone after it took over. Requests in flight
+    /// run to their end.
     pub(crate) fn abandon(&mut self, now: Instant) -> Actions<W> {
         if self.remote.take().is_none() {
             return self.begin(now);
@@ -185,8 +186,8 @@ impl<W> Core<W> {
         self.close(Closing::Draining, now)
     }
 
-    /// The newer gateway gives a slot out. It goes to the oldest waiter that is not particular about
-    /// endpoints (sticky, or failed by this one), unless it was asked for by one that is sticky.
+    /// Handles a grant of the newer process. The slot goes to the oldest waiter without an endpoint preference
+    /// (sticky, or failed by this endpoint), unless a sticky waiter's request is the one granted.
     pub(crate) fn granted(&mut self, want: u64, id: &EndpointId, now: Instant) -> Actions<W> {
         let mut actions = self.begin(now);
         let slot = self.find_id(id);
@@ -213,7 +214,7 @@ impl<W> Core<W> {
         actions
     }
 
-    /// The newer gateway has no slot for whoever this stands for.
+    /// Handles a rejection by the newer process: the waiter of this slot request is rejected.
     pub(crate) fn refused(&mut self, want: u64, rejection: Rejection, now: Instant) -> Actions<W> {
         let mut actions = self.begin(now);
         let seq = self.remote.as_mut().and_then(|remote| remote.forget(want));
@@ -224,7 +225,7 @@ impl<W> Core<W> {
         actions
     }
 
-    /// Asks for a slot for somebody who is about to wait.
+    /// Sends a slot request for a request that is about to wait.
     pub(super) fn ask(&mut self, ticket: &QueueTicket) {
         let Some(remote) = &mut self.remote else {
             return;
@@ -247,7 +248,7 @@ impl<W> Core<W> {
         remote.tell(News::Want { want, wanted });
     }
 
-    /// Somebody does not wait any more.
+    /// Withdraws the slot request of a waiter that waits no more.
     pub(super) fn unask(&mut self, seq: u64) {
         if let Some(remote) = &mut self.remote {
             remote.withdraw(seq);
@@ -275,11 +276,11 @@ impl<W> Core<W> {
     }
 }
 
-/// The newer gateway's side.
+/// The newer process's side.
 impl<W> Core<W> {
-    /// Takes over endpoints with what the older gateway has in flight on them, above the limit if
-    /// need be: that is a fact, not a wish. Configured addresses that this one does not know are used
-    /// only where names are still being looked up (`may_add`); what is in flight on them counts.
+    /// Takes over endpoints with the older process's requests in flight on them, above the limit if need be:
+    /// those requests are in flight already. Unknown configured addresses are added only while names are still
+    /// being looked up (`may_add`); their requests in flight are counted all the same.
     pub(crate) fn adopt(
         &mut self,
         endpoints: &[EndpointInUse],
@@ -290,7 +291,8 @@ impl<W> Core<W> {
         let mut grants = Vec::new();
         for left in endpoints {
             let phase = match left.phase {
-                // Whether it fails this gateway too is for this gateway to find out.
+                // Whether the endpoint fails for this process, too, is found out by this process's own
+                // requests.
                 EndpointPhase::Ejected { .. } => EndpointPhase::Ready,
                 phase => phase,
             };
@@ -319,7 +321,7 @@ impl<W> Core<W> {
             if known.is_none() && !adds {
                 self.endpoints.set_phase(slot, EndpointPhase::Gone);
             }
-            // The news of it may have been on its way when the older one was stopped.
+            // `Demand::Ready` may have been on its way when the older process stopped.
             match (phase, left.id.instance) {
                 (EndpointPhase::Ready, Some(instance)) => actions.signals.push(Signal::Ready(instance)),
                 (EndpointPhase::Draining, Some(instance)) if left.in_flight == 0 => {
@@ -332,7 +334,7 @@ impl<W> Core<W> {
         (grants, actions)
     }
 
-    /// A request of the older gateway wants a slot.
+    /// Admission of a request of the older process.
     pub(crate) fn arrive_from(
         &mut self,
         wanted: Wanted,
@@ -377,7 +379,7 @@ impl EndpointRecord {
 }
 
 impl EndpointState {
-    /// Its name in other gateways.
+    /// Its identity in other processes.
     pub fn id(&self) -> EndpointId {
         EndpointId {
             address: self.address.clone(),

@@ -1,4 +1,5 @@
-//! The async shell: one lock around the core, wake-ups, one timer, news for the control plane.
+//! The async shell of a throttler: a lock around the core, wake-ups, one timer task, demand for the control
+//! plane.
 
 use std::fmt;
 use std::sync::{Arc, Weak};
@@ -26,7 +27,7 @@ use super::remote::{EndpointId, EndpointInUse, News, Wanted};
 use super::start_timeline::StartTimeline;
 use super::waiter::{Sender, Waiter};
 
-/// The clock that follows tokio's paused one in tests and is the plain one otherwise.
+/// The injected clock: tokio's, which tests pause, and which is the plain one otherwise.
 pub(crate) fn clock() -> Instant {
     tokio::time::Instant::now().into_std()
 }
@@ -35,12 +36,12 @@ pub(crate) fn clock() -> Instant {
 /// keeps its task.
 const TIMER_LINGER: Duration = Duration::from_secs(1);
 
-/// What a throttler is connected to.
+/// Connections of a throttler to the rest of the gateway.
 #[derive(Clone)]
 pub struct ThrottleEnv {
     /// Takes demand.
     pub demand: Arc<dyn DemandSink>,
-    /// Is told what happens.
+    /// Receives events for metrics.
     pub observer: Arc<dyn RevisionObserver>,
     /// The bound on all queues together.
     pub budget: Arc<QueueBudget>,
@@ -59,15 +60,15 @@ impl fmt::Debug for ThrottleEnv {
 pub struct EndpointView {
     /// The endpoint.
     pub endpoint: Arc<EndpointState>,
-    /// Where it is in its life.
+    /// Its state in the endpoint's life cycle.
     pub phase: EndpointPhase,
     /// Requests it holds.
     pub in_flight: u32,
-    /// Whether somebody waits for a slot of this revision.
+    /// Whether a request waits for a slot of this revision.
     pub waiting: bool,
 }
 
-/// Capacity, in-flight counts and queue of one revision.
+/// Admission control for one revision: capacity, in-flight counts and queue behind one lock.
 pub struct RevisionThrottler {
     id: RevisionId,
     shared: Mutex<Shared>,
@@ -81,17 +82,17 @@ struct Shared {
     core: Core<Sender>,
     /// When the timer task wakes; `None` while there is none.
     armed: Option<Instant>,
-    /// Where what the core tells another gateway goes, under which number. Unbounded, but it holds
-    /// a few words for each request that is here, and the queue bounds those.
+    /// Channel to the newer process of an upgrade, and this throttler's number in it. Unbounded, but it holds a
+    /// few messages for each request that is here, and the queue bounds those.
     news: Option<(u32, mpsc::UnboundedSender<(u32, News)>)>,
 }
 
 impl Shared {
-    /// Passes on what there is to tell. Under the lock: news of one throttler stay in order.
+    /// Sends the core's messages to the newer process. Under the lock: messages of one throttler stay in order.
     fn post(&mut self) {
         if let (Some(remote), Some((desk, news))) = (&mut self.core.remote, &self.news) {
             for item in remote.take_news() {
-                // Nobody listens any more when the other gateway is gone; this learns it soon.
+                // The send fails only when the newer process is gone; this process learns of that soon.
                 let _ = news.send((*desk, item));
             }
         }
@@ -120,7 +121,8 @@ impl RevisionThrottler {
         })
     }
 
-    /// Nobody was here since then: the first sample covers that time, too.
+    /// Backdates the load meter to the time since which the revision was idle: the first sample covers that
+    /// time, too.
     pub(crate) fn idle_since(&self, since: Instant) {
         self.shared.lock().core.load.idle_since(since);
     }
@@ -130,7 +132,7 @@ impl RevisionThrottler {
         &self.id
     }
 
-    /// A request wants a slot. When one is free and nobody waits this allocates nothing.
+    /// Asks for a slot. Allocates nothing when a slot is free and no request waits.
     pub fn admit(self: &Arc<Self>, arrival: Arrival, now: Instant) -> Admission {
         let warm = self.shared.lock().core.arrive_warm(arrival, now);
         if let Some(grant) = warm {
@@ -167,28 +169,28 @@ impl RevisionThrottler {
         drop(sender);
     }
 
-    /// Keeps to other limits from now on; nothing that runs is stopped.
+    /// Applies other limits from now on; nothing that runs is stopped.
     pub fn set_limits(self: &Arc<Self>, limits: ThrottleLimits, now: Instant) {
         self.apply(|core| core.set_limits(limits, now));
     }
 
-    /// Waiters count for this service from now on.
+    /// Accounts waiters to this service from now on.
     pub fn set_service(&self, service: &ServiceId) {
         self.shared.lock().core.set_service(service);
     }
 
-    /// A start has come this far.
+    /// Records a step of a start.
     pub fn launch_step(&self, step: LaunchStep, now: Instant) {
         self.shared.lock().core.launch_step(step, now);
     }
 
-    /// How far the start has come, or came, that whoever waits at zero waits for; `None` while
-    /// nothing is being activated.
+    /// The timeline of the start that requests wait for at zero; `None` while nothing is being activated.
     pub fn awaited_start(&self) -> Option<StartTimeline> {
         self.shared.lock().core.awaited_start()
     }
 
-    /// Adds a started instance, to be proven ready. `None` when it is known already.
+    /// Adds a started instance as an endpoint that a probe has to prove ready. `None` when the instance is
+    /// known already.
     pub fn add_instance(
         self: &Arc<Self>,
         endpoint: &ManagedEndpoint,
@@ -210,7 +212,7 @@ impl RevisionThrottler {
         })
     }
 
-    /// Forgets an instance; false when it is not known.
+    /// Removes an instance; `false` when it is not known.
     pub fn remove_instance(self: &Arc<Self>, instance: InstanceId, now: Instant) -> bool {
         self.run(|core| match core.instance_key(instance) {
             Some(key) => (true, core.endpoint_removed(key, now)),
@@ -218,16 +220,16 @@ impl RevisionThrottler {
         })
     }
 
-    /// Makes these the configured (or resolved) addresses. Those that stay keep health and
-    /// in-flight counts, those that go finish what they have. New ones are `ready` at once or have
-    /// to be proven. Returns the new ones.
+    /// Replaces the configured (or resolved) addresses. Endpoints that stay keep health and in-flight counts;
+    /// endpoints that go finish their requests. New ones are `ready` at once or have to be proven ready.
+    /// Returns the new ones.
     pub fn set_addresses(
         self: &Arc<Self>,
         addresses: &[EndpointAddr],
         ready: bool,
         now: Instant,
     ) -> Vec<Arc<EndpointState>> {
-        // Worked out without the lock, which every request of a large revision wants meanwhile.
+        // The difference is computed without the lock, which every request of a large revision wants meanwhile.
         loop {
             let before = self.shared.lock().core.configured();
             let change = AddressChange::between(&before, addresses);
@@ -237,18 +239,18 @@ impl RevisionThrottler {
         }
     }
 
-    /// A probe of this endpoint succeeded.
+    /// Reports a successful readiness probe.
     pub fn endpoint_ready(self: &Arc<Self>, key: u64, now: Instant) {
         self.apply(|core| core.endpoint_ready(key, now));
     }
 
-    /// Probes of this endpoint, which was ready, failed often enough to count.
+    /// Reports that probes of this ready endpoint failed as often as its failure threshold.
     pub fn endpoint_failing(self: &Arc<Self>, key: u64, now: Instant) {
         self.apply(|core| core.endpoint_failing(key, now));
     }
 
-    /// As [`EndpointSink::retire`](sluice_model::EndpointSink::retire). The news that an idle
-    /// victim is drained may arrive before this returns.
+    /// As [`EndpointSink::retire`](sluice_model::EndpointSink::retire). `Demand::Drained` of an idle victim may
+    /// be sent before this returns.
     pub fn retire(self: &Arc<Self>, count: u32, to_zero: bool, now: Instant) -> Vec<InstanceId> {
         self.run(|core| core.retire(count, to_zero, now))
     }
@@ -258,8 +260,8 @@ impl RevisionThrottler {
         self.run(|core| core.retire_all(now))
     }
 
-    /// As [`EndpointSink::retire_these`](sluice_model::EndpointSink::retire_these).
-    /// Returns those that are known, retired before or now.
+    /// As [`EndpointSink::retire_these`](sluice_model::EndpointSink::retire_these). Returns the instances that
+    /// are known, retired before or now.
     pub fn retire_these(self: &Arc<Self>, instances: &[InstanceId], now: Instant) -> Vec<InstanceId> {
         self.run(|core| {
             let known = instances.iter().copied();
@@ -277,27 +279,27 @@ impl RevisionThrottler {
         }
     }
 
-    /// An activation failed: waiters and arrivals are told so, unless an endpoint is ready.
+    /// Rejects waiters and arrivals with this failed activation, unless an endpoint is ready.
     pub fn fail(self: &Arc<Self>, failure: &Arc<ActivationFailure>, now: Instant) {
         self.apply(|core| core.fail(failure, now));
     }
 
-    /// Forgets a failed activation: the next arrival sends demand at once.
+    /// Ends the back-off after a failed activation: the next arrival sends demand at once.
     pub fn forgive(&self) {
         self.shared.lock().core.forgive();
     }
 
-    /// Resolves every waiter; what is in flight ends by itself.
+    /// Rejects every waiter; requests in flight run to their end.
     pub fn close(self: &Arc<Self>, closing: Closing, now: Instant) {
         self.apply(|core| core.close(closing, now));
     }
 
-    /// Takes requests again after a [`Closing::Removed`].
+    /// Admits requests again after a [`Closing::Removed`].
     pub fn reopen(&self) {
         self.shared.lock().core.reopen();
     }
 
-    /// Whether nothing is left to take care of: no waiter, nothing in flight, no instance.
+    /// Whether this throttler can be dropped: no waiter, nothing in flight, no instance.
     pub fn is_spent(&self) -> bool {
         self.shared.lock().core.is_spent()
     }
@@ -307,7 +309,7 @@ impl RevisionThrottler {
         self.shared.lock().core.sample(now)
     }
 
-    /// The load since the previous [`sample`](Self::sample), for everybody else.
+    /// The load since the previous [`sample`](Self::sample), for all other readers.
     pub fn peek(&self, now: Instant) -> Load {
         self.shared.lock().core.peek(now)
     }
@@ -339,19 +341,20 @@ impl RevisionThrottler {
         })
     }
 
-    /// Resolves when probes have a reason to look again: somebody waits, an endpoint has to prove
-    /// itself anew or is gone. Enable it before looking, and no news is missed.
+    /// Wake-up for probe tasks: resolves when a request begins to wait, or an endpoint has to be proven ready
+    /// again or is gone. Enable it before reading the state, so that no wake-up is missed.
     pub fn probe_wakeups(&self) -> Notified<'_> {
         self.probes.notified()
     }
 
-    /// Gives probes a reason to look again.
+    /// Wakes all probe tasks of this revision.
     pub fn wake_probes(&self) {
         self.probes.notify_waiters();
     }
 
-    /// Moves the place of the youngest waiter to `room`, unless the arrival needs no room any more or
-    /// this service is not above its share any more. Takes this throttler's lock: call it without another one's.
+    /// Evicts the youngest waiter into `reservation`, unless the arrival needs no space any more or this
+    /// service is not above its share any more. Takes this throttler's lock: call it without another
+    /// throttler's.
     fn evict_for(self: &Arc<Self>, reservation: &mut Reservation, now: Instant) {
         self.apply(|core| core.evict_for(reservation, now));
     }
@@ -368,8 +371,8 @@ impl RevisionThrottler {
             tx
         };
         let mut verdict = self.run(|core| event(core, &mut waiter));
-        // Nobody's lock is held between the steps. Ends: where the owner finds that it need not
-        // give way, somebody else's arrival or departure changed the books in between.
+        // No lock is held between the steps. The loop ends: where the victim's throttler finds no eviction
+        // necessary, another arrival or departure changed the accounts in between.
         while let CoreAdmission::NeedsEviction(crowded) = verdict {
             let NeedsEviction {
                 ticket,
@@ -409,12 +412,12 @@ impl RevisionThrottler {
         value
     }
 
-    /// Nothing here may hold the lock: dropping an unwanted permit or sender takes it again.
+    /// Carries out actions. Must not hold the lock: dropping an unwanted permit or sender takes it again.
     fn carry_out(self: &Arc<Self>, actions: Actions<Sender>) {
         for resolved in actions.resolved {
             let admitted = resolved.verdict.is_ok();
             let verdict = resolved.verdict.map(|grant| Permit::new(Arc::clone(self), grant));
-            // Nobody there: the permit drops here, and the slot goes to the next waiter.
+            // The waiter is gone: the permit drops here, and the slot goes to the next waiter.
             if resolved.waiter.send(verdict).is_ok() {
                 self.env.observer.queue_waited(resolved.waited, admitted);
             }
@@ -427,8 +430,8 @@ impl RevisionThrottler {
         }
     }
 
-    /// Under the lock: an activation that succeeds on another thread is not heard of before it was
-    /// asked for. The sink never blocks.
+    /// Sends demand. Under the lock: another thread's success of an activation must not overtake its demand.
+    /// The sink never blocks.
     pub(super) fn demand(&self, signals: &[Signal]) {
         for signal in signals {
             let revision = self.id.clone();
@@ -468,9 +471,9 @@ impl RevisionThrottler {
     }
 }
 
-/// The timer: one task while somebody waits, and none otherwise.
+/// The timer: one task while a request waits, and none otherwise.
 impl RevisionThrottler {
-    /// Sees to it that the timer wakes in time; there is one only while somebody waits.
+    /// Arms the timer for the earliest deadline; the timer task exists only while a request waits.
     pub(super) fn arm(self: &Arc<Self>, mut shared: MutexGuard<'_, Shared>) {
         let Some(next) = shared.core.next_timer() else {
             return;
@@ -491,7 +494,7 @@ impl RevisionThrottler {
         }
     }
 
-    /// The timer fired: when it has to fire next, or `None` when it may end.
+    /// Handles a timer tick. Returns the next one; `None` when the task may end.
     fn tick(self: &Arc<Self>, lingered: bool) -> Option<Instant> {
         let now = clock();
         let mut shared = self.shared.lock();
@@ -510,7 +513,7 @@ impl RevisionThrottler {
     }
 }
 
-/// Ends when nobody has waited for a while, or with the throttler.
+/// The timer task. Ends when no request has waited for a while, or with the throttler.
 async fn run_timer(throttler: Weak<RevisionThrottler>, news: Arc<Notify>, first: Instant) {
     let mut next = first;
     let mut idle = false;
@@ -533,9 +536,8 @@ async fn run_timer(throttler: Weak<RevisionThrottler>, news: Arc<Notify>, first:
 
 /// The throttler's part of an upgrade: see `throttle/remote.rs`.
 impl RevisionThrottler {
-    /// Leaves all slots to a newer gateway, which learns everything else through `news`, under the
-    /// number `desk`. Returns the endpoints with what is in flight on them now: every later change
-    /// comes as news.
+    /// Hands all slots over to a newer process, which receives every later change through `news` under the
+    /// number `desk`. Returns the endpoints with their in-flight counts at this instant.
     pub fn flip(
         self: &Arc<Self>,
         desk: u32,
@@ -546,35 +548,35 @@ impl RevisionThrottler {
         self.run(|core| core.flip(now))
     }
 
-    /// The newer gateway came to nothing before it granted anything.
+    /// Takes the slots back: the newer process failed before it granted any.
     pub fn flip_back(self: &Arc<Self>, now: Instant) {
         self.shared.lock().news = None;
         self.apply(|core| core.flip_back(now));
     }
 
-    /// The newer gateway is gone: waiters and arrivals are told that this one is draining.
+    /// Rejects waiters and arrivals as draining: the newer process is gone.
     pub fn abandon(self: &Arc<Self>, now: Instant) {
         self.shared.lock().news = None;
         self.apply(|core| core.abandon(now));
     }
 
-    /// The newer gateway grants what was wanted.
+    /// The newer process grants a slot that was requested.
     pub fn granted(self: &Arc<Self>, want: u64, endpoint: &EndpointId, now: Instant) {
         self.apply(|core| core.granted(want, endpoint, now));
     }
 
-    /// The newer gateway refuses what was wanted.
+    /// The newer process rejects a slot request.
     pub fn refused(self: &Arc<Self>, want: u64, rejection: Rejection, now: Instant) {
         self.apply(|core| core.refused(want, rejection, now));
     }
 
-    /// Whether a newer gateway gives the slots out, and finds out what is ready.
+    /// Whether a newer process gives the slots out and probes readiness.
     pub fn is_flipped(&self) -> bool {
         self.shared.lock().core.remote.is_some()
     }
 
-    /// Takes over endpoints from an older gateway, with a Permit for each request it has in flight
-    /// on them. Addresses that are not known are used only with `may_add`.
+    /// Takes over endpoints of an older process, with a Permit for each request that it has in flight. Unknown
+    /// addresses are added only with `may_add`.
     pub fn adopt(self: &Arc<Self>, endpoints: &[EndpointInUse], may_add: bool, now: Instant) -> Vec<Permit> {
         let grants = self.run(|core| core.adopt(endpoints, may_add, now));
         let permits = grants.into_iter();
@@ -583,7 +585,7 @@ impl RevisionThrottler {
             .collect()
     }
 
-    /// As [`admit`](Self::admit), for a request that an older gateway has.
+    /// As [`admit`](Self::admit), for a request of an older process.
     pub fn admit_from(self: &Arc<Self>, wanted: Wanted, now: Instant) -> Admission {
         self.decide(now, |core, waiter| core.arrive_from(wanted, now, waiter))
     }
@@ -591,7 +593,7 @@ impl RevisionThrottler {
 
 impl Drop for RevisionThrottler {
     fn drop(&mut self) {
-        // The timer sees that there is nothing left to time.
+        // Wakes the timer task, which ends because the throttler is gone.
         self.timer.notify_one();
     }
 }

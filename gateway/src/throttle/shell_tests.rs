@@ -145,7 +145,7 @@ async fn when_the_last_one_vanishes_it_is_asked_for_again() {
     demands.take();
     throttler.remove_instance(InstanceId(1), clock());
     assert_eq!(demands.take(), [activate()]);
-    // What was started for it is gone before it was ready.
+    // The instance that was started for the waiter is gone before it was ready.
     add(&throttler, 2);
     throttler.remove_instance(InstanceId(2), clock());
     assert_eq!(demands.take(), [activate()]);
@@ -190,7 +190,7 @@ async fn nothing_of_a_dropped_throttler_stays() {
     assert!(ended.is_ok(), "the timer outlives its throttler");
 }
 
-/// Real threads, real races: the limit holds at every instant, and at the end all is given back.
+/// Races of real threads: the limit holds at every instant, and at the end all slots are given back.
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn the_limit_holds_under_threads_that_come_go_and_give_up() {
     const LIMIT: u32 = 3;
@@ -209,7 +209,7 @@ async fn the_limit_holds_under_threads_that_come_go_and_give_up() {
             for _ in 0..300 {
                 let mut admission = std::pin::pin!(throttler.admit(Arrival::default(), clock()).wait());
                 if rng.u8(..4) == 0 {
-                    // Gives up after a look or two.
+                    // Gives up after one or two polls.
                     if rng.bool() {
                         let _ = poll!(&mut admission);
                         tokio::task::yield_now().await;
@@ -231,7 +231,7 @@ async fn the_limit_holds_under_threads_that_come_go_and_give_up() {
     assert_eq!((load.in_flight, load.queued), (0, 0));
 }
 
-/// Hears of an activation slowly, while what was asked for becomes ready on another thread.
+/// A slow demand sink, while the demanded instance becomes ready on another thread.
 #[derive(Default)]
 struct SlowToHear {
     heard: parking_lot::Mutex<Vec<Demand>>,
@@ -285,7 +285,7 @@ fn a_failed_activation_took_as_long_as_it_was_waited_for() {
     let _ = core.arrive(Arrival::default(), start, || 0);
     let state = Arc::new(EndpointState::new(address(1), Some(InstanceId(1))));
     let _ = core.endpoint_added(Arc::clone(&state), false, start);
-    // It is gone a moment before the control plane says what became of it.
+    // The instance is gone a moment before the control plane reports the failure.
     let end = start + Duration::from_secs(2);
     let _ = core.endpoint_removed(state.key, end);
     let signals = core.fail(&failed(1), end).signals;

@@ -27,9 +27,9 @@ struct Waiting {
     id: u64,
     bytes: u64,
     deadline: Option<Instant>,
-    /// When it would have come to wait had it not waited before.
+    /// When its wait would have begun had it not waited before.
     since: Instant,
-    /// When it has to be gone by the most generous limits it waited under.
+    /// When it has to be resolved by the most generous limits it waited under.
     latest: Instant,
 }
 
@@ -39,7 +39,7 @@ struct Storm {
     budget: Arc<QueueBudget>,
     limits: ThrottleLimits,
     most_endpoints: usize,
-    /// The higher of the limits before and after the event that runs.
+    /// The higher of the limits before and after the event under way.
     allowed: Option<u32>,
     next_id: u64,
     next_instance: u64,
@@ -51,7 +51,7 @@ struct Storm {
     told_ready: BTreeSet<InstanceId>,
     told_drained: BTreeSet<InstanceId>,
     closed: Option<Closing>,
-    /// Demand was sent since something was last ready or on its way.
+    /// Demand was sent since an endpoint was last ready or starting.
     asked: bool,
     area: f64,
     sampled: Instant,
@@ -103,8 +103,8 @@ impl World for Storm {
 
     fn step(&mut self) {
         self.pass_time();
-        // What is due happens in an event of its own: every other event then starts from a settled
-        // state, which is what the checks of grants assume.
+        // Deadlines are handled in an event of their own: every other event then starts from a settled state,
+        // which is what the checks of grants assume.
         let actions = self.core.expire(self.sim.now);
         self.apply(actions);
         self.check_ages();
@@ -168,7 +168,7 @@ impl World for Storm {
         }
     }
 
-    /// Every permit given back and the throttler closed, nothing is left of anybody.
+    /// Every permit is given back and the throttler closed.
     fn end(&mut self) {
         while let Some(grant) = self.any_grant() {
             *self.in_flight.get_mut(&grant.endpoint.key).expect("counted") -= 1;
@@ -208,7 +208,7 @@ impl Storm {
         let held = self.grants.len() + self.waiting.len();
         self.area += held as f64 * ms as f64;
         self.sim.pass(Duration::from_millis(ms));
-        // The core learns of every change when it happens; nothing changes in between.
+        // The core is called at every change; nothing changes in between.
     }
 
     fn arrive(&mut self) {
@@ -385,7 +385,7 @@ impl Storm {
         let in_flight = |i: &InstanceId| before.iter().find(|(_, b)| b == i).map(|(n, _)| *n);
         let most = victims.iter().filter_map(in_flight).max();
         let least = after.iter().map(|(n, _)| *n).min();
-        // Waiters may have been let in since, never onto a victim; those who stay only got more.
+        // Waiters may have been admitted since, never to a victim; the others only got more.
         if idle && let (Some(most), Some(least)) = (most, least) {
             assert!(most <= least, "a victim had more in flight than one that stays");
         }

@@ -1,26 +1,26 @@
-//! How far a start has come, and when: for the timing of those who waited for it.
+//! The timeline of a start, for the timing phases of requests that waited for it.
 
 use std::time::Instant;
 
 use sluice_model::LaunchStep;
 
-/// When a start reached which point; what is not known did not happen yet, or nobody said so.
+/// When a start reached each of its points. A point that is `None` was not reached, or is unknown.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct StartTimeline {
-    /// It was decided and ordered.
+    /// The start was decided and ordered.
     pub ordered: Option<Instant>,
-    /// The instance runs, or the platform agreed.
+    /// The instance ran, or the platform had agreed.
     pub started: Option<Instant>,
-    /// Its probe succeeded.
+    /// A probe had proven the endpoint ready.
     pub ready: Option<Instant>,
 }
 
-/// The start that is under way in a revision, or the last one. Instances bring their own times;
-/// configured addresses, and waiters of a start that failed, have only these.
+/// The timeline of the present or last start of a revision. Instances bring timelines of their own; configured
+/// addresses, and waiters of a start that failed, have only this one.
 #[derive(Debug, Default)]
 pub(crate) struct CurrentStart {
     timeline: StartTimeline,
-    /// Something became ready, or it failed: what is ordered next is another start.
+    /// An endpoint became ready, or the start failed: the next order begins another start.
     over: bool,
 }
 
@@ -40,7 +40,7 @@ impl CurrentStart {
         self.over = true;
     }
 
-    /// Somebody asks anew: what is over says nothing of what comes now.
+    /// Clears the timeline of a start that is over, because another one is demanded.
     pub(crate) fn forget_if_over(&mut self) {
         if self.over {
             *self = Self::default();
@@ -64,7 +64,7 @@ mod tests {
         let (a, b, c) = (t(0), t(1), t(2));
         let mut current_start = CurrentStart::default();
         current_start.step(LaunchStep::Ordered, a);
-        // A call that is repeated is about the same start.
+        // A repeated call is about the same start.
         current_start.step(LaunchStep::Ordered, b);
         current_start.step(LaunchStep::Started, b);
         current_start.step(LaunchStep::Started, c);

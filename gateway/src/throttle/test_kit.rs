@@ -1,4 +1,4 @@
-//! What tests of the shell share.
+//! Fixtures for tests of the shell.
 
 use std::sync::{Arc, Weak};
 use std::time::Duration;
@@ -45,7 +45,7 @@ pub(super) fn service(name: &str) -> ServiceId {
     ServiceId::parse("default", name).expect("a name")
 }
 
-/// An account of a core without a shell: whoever drives the core makes room.
+/// The account of a core without a shell: the test itself carries evictions out.
 pub(super) fn account(budget: &Arc<QueueBudget>, name: &str) -> Account {
     Account::open(Arc::clone(budget), service(name), Weak::new())
 }

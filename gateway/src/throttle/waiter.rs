@@ -1,4 +1,4 @@
-//! A held request.
+//! The future of a held request.
 
 use std::fmt;
 use std::pin::Pin;
@@ -13,11 +13,11 @@ use super::shell::{RevisionThrottler, clock};
 
 pub(crate) type Sender = oneshot::Sender<Result<Permit, Rejection>>;
 
-/// A held request; resolves exactly once.
+/// The future of a held request; resolves exactly once.
 ///
-/// Cancel-safe at every point. Dropping it frees its place at once; when a slot was already
-/// granted but not yet polled for, the slot goes to the next waiter: the permit lives in the
-/// channel, and whichever end lets go last drops it.
+/// Cancel-safe at every point. Dropping it frees its place in the queue at once; when a slot was already
+/// granted but the waiter was not polled since, the slot goes to the next waiter: the permit lives in the
+/// channel, and the end that is dropped last drops the permit.
 #[must_use = "dropping it gives the ticket up"]
 pub struct Waiter {
     throttler: Arc<RevisionThrottler>,

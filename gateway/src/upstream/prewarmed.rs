@@ -1,5 +1,5 @@
-//! The connection of the probe that found an endpoint ready, kept for the first request: it saves
-//! a connect, and a server that serves one connection at a time is not kept busy by an idle one.
+//! Pre-warmed connection: the one of the probe that found an endpoint ready, kept for the first request. It
+//! saves a connect, and a server that serves one connection at a time is not kept busy by an idle one.
 
 use std::sync::{Arc, Weak};
 use std::time::Duration;
@@ -8,8 +8,8 @@ use parking_lot::Mutex;
 use socket2::SockRef;
 use tokio::net::{TcpStream, UnixStream};
 
-/// How long a connection waits for its request. Whoever waited for the endpoint is on the way
-/// when it is kept; what nobody took by then blocks a server that serves one at a time.
+/// How long a connection is kept. The request that waited for the endpoint is on its way when the connection is
+/// kept; one that no request took by then would block a server that serves one at a time.
 const HOLD: Duration = Duration::from_millis(250);
 
 /// A connection without TLS.
@@ -22,8 +22,8 @@ pub(crate) enum PlainStream {
 }
 
 impl PlainStream {
-    /// Whether the peer has not closed it, nor said anything unless it `speaks_first`. Asks the
-    /// system: what the runtime knows may be older.
+    /// Whether the peer has neither closed it nor, unless it `speaks_first`, sent anything. A system call: the
+    /// runtime's readiness may be older.
     fn is_good(&self, speaks_first: bool) -> bool {
         match self.peek() {
             Ok(said) => said > 0 && speaks_first,
@@ -31,7 +31,7 @@ impl PlainStream {
         }
     }
 
-    /// Whether the peer has not closed it. Asks the system.
+    /// Whether the peer has not closed it. A system call.
     pub(crate) fn is_open(&self) -> bool {
         match self.peek() {
             Ok(said) => said > 0,
@@ -39,13 +39,13 @@ impl PlainStream {
         }
     }
 
-    /// Waits until there is something to learn of it: the peer closed it, or said something.
+    /// Waits until the connection is readable: the peer closed it, or sent bytes. Cancel-safe.
     pub(crate) async fn news(&self) {
         let heard = match self {
             Self::Tcp(stream) => stream.readable().await,
             Self::Unix(stream) => stream.readable().await,
         };
-        // Fails only without a runtime; the system is asked anyway.
+        // Fails only without a runtime; the caller peeks anyway.
         drop(heard);
     }
 
@@ -58,20 +58,20 @@ impl PlainStream {
     }
 }
 
-/// Holds at most one connection, and none for long.
+/// A slot for at most one connection, with a time limit.
 #[derive(Debug, Default)]
 pub(crate) struct PrewarmedSlot(Arc<Mutex<Kept>>);
 
 #[derive(Debug, Default)]
 struct Kept {
     connection: Option<PlainStream>,
-    /// Counts what was put in, so that a timer ends only what it was started for.
+    /// Counts the connections that were put in, so that a timer drops only its own.
     generation: u64,
 }
 
 impl PrewarmedSlot {
-    /// Keeps a connection for [`HOLD`], then closes it. One that was kept before is closed now.
-    /// Runs on the runtime of the connection.
+    /// Keeps a connection for [`HOLD`], then closes it. A connection that was kept before is closed now. Runs
+    /// on the runtime of the connection.
     pub(crate) fn keep(&self, connection: PlainStream) {
         let generation = {
             let mut kept = self.0.lock();
@@ -86,8 +86,8 @@ impl PrewarmedSlot {
         }));
     }
 
-    /// Takes the connection if it is still good: the peer has not closed it, and not said anything
-    /// in a protocol where it does not speak first, as it does in HTTP/2.
+    /// Takes the connection if it is still usable: the peer has neither closed it nor sent anything, unless it
+    /// `speaks_first`, as an HTTP/2 server does.
     pub(crate) fn take(&self, speaks_first: bool) -> Option<PlainStream> {
         let connection = self.0.lock().connection.take()?;
         connection.is_good(speaks_first).then_some(connection)
