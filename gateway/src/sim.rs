@@ -10,26 +10,26 @@ use futures_util::FutureExt;
 
 use crate::throttle::clock;
 
-/// What a simulation came across, by the names that the world gives it.
+/// Coverage of a simulation: the names of situations that occurred.
 pub(crate) type Seen = BTreeSet<&'static str>;
 
-/// What is simulated, with a model of it to check it against.
+/// A simulated world: the system under test, and a model to check it against.
 pub(crate) trait World: Sized {
     /// Seeds of a run.
     const SEEDS: u64;
     /// Events for each seed.
     const STEPS: usize;
-    /// Everything that all seeds together have to come across, separated by spaces: a storm that never gets anywhere proves
-    /// nothing.
+    /// Coverage that all seeds together have to reach, separated by spaces: a storm that never gets anywhere
+    /// proves nothing.
     const REACHES: &'static str;
 
     fn new(sim: Sim) -> Self;
     fn sim(&mut self) -> &mut Sim;
     /// One event, drawn from [`Sim::rng`].
     fn step(&mut self);
-    /// What has to hold after every step.
+    /// Asserts the invariants; called after every step.
     fn check(&mut self);
-    /// Everybody leaves, and nothing is left of anybody.
+    /// Ends every request and asserts that nothing is left of them.
     fn end(&mut self);
 }
 

@@ -193,8 +193,7 @@ mod tests {
     }
 
     proptest! {
-        /// In any span of time no more is taken than a burst and what the rate gives for the span, and whoever always
-        /// asks gets all of it.
+        /// From the start to any point of time, no more is taken than a burst and the refill of that time.
         #[test]
         fn never_more_than_burst_and_rate(
             capacity in 1_u64..2_000,

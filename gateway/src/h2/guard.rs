@@ -128,7 +128,7 @@ pub struct FrameGuard {
     begun: bool,
     heads: u64,
     highest: u32,
-    /// Noticed on the way out, told with the next bytes in.
+    /// A flood noticed in outbound frames; returned with the next inbound bytes.
     noticed: Option<Flood>,
 }
 

@@ -39,7 +39,7 @@ fn managed(instance: InstanceId, address: SocketAddr) -> ManagedEndpoint {
     }
 }
 
-/// One probe whose connection nobody wants.
+/// One probe whose connection is not kept.
 async fn attempt(address: &EndpointAddr, spec: &RevisionSpec) -> Result<(), String> {
     super::attempt(address, spec, false, None)
         .await

@@ -388,8 +388,8 @@ impl fmt::Debug for Registry {
     }
 }
 
-/// Drops a big table on a blocking thread: whoever drops the last reference to a table pays for it, and this
-/// keeps one reference until it is the last, so that no request pays.
+/// Drops a big table on a blocking thread. The thread that drops the last reference to a table pays for the
+/// drop: this task keeps a reference until it is the last one, so that no request pays.
 async fn drop_when_unused(old: Arc<Snapshot>) {
     while Arc::strong_count(&old) > 1 {
         tokio::time::sleep(Duration::from_millis(50)).await;

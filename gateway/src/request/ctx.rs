@@ -18,7 +18,7 @@ use super::target::Target;
 use crate::answer::{Answer, Dialect, Rendered, redirect_to_https};
 use crate::edge::{ConnectionInfo, Drain};
 use crate::observe::{Counted, Milestones, Observer, Phases, Reason, RequestProtocol, RequestRecord};
-use crate::registry::{LiveRevision, LiveService, RetryHold, Reader, Snapshot};
+use crate::registry::{LiveRevision, LiveService, Reader, RetryHold, Snapshot};
 use crate::throttle::{Permit, StartTimeline};
 
 /// What every request needs and shares.

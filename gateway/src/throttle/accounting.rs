@@ -276,18 +276,18 @@ mod tests {
         ServiceId::parse("default", name).expect("a name")
     }
 
-    fn ledger(depth: usize, bytes: u64) -> QueueAccounting {
+    fn empty(depth: usize, bytes: u64) -> QueueAccounting {
         QueueAccounting::new(QueueTotals { depth, bytes })
     }
 
-    fn fill(ledger: &mut QueueAccounting, name: &str, queue: u64, waiters: usize, bytes: u64) {
+    fn fill(accounting: &mut QueueAccounting, name: &str, queue: u64, waiters: usize, bytes: u64) {
         for _ in 0..waiters {
-            ledger.add(&service(name), Some(QueueKey(queue)), QueueUsage::one(bytes));
+            accounting.add(&service(name), Some(QueueKey(queue)), QueueUsage::one(bytes));
         }
     }
 
-    fn ask(ledger: &QueueAccounting, name: &str, bytes: u64) -> SpaceDecision {
-        ledger.decide(SpaceRequest {
+    fn ask(accounting: &QueueAccounting, name: &str, bytes: u64) -> SpaceDecision {
+        accounting.decide(SpaceRequest {
             service: &service(name),
             bytes,
             reservation: QueueUsage::default(),
@@ -295,8 +295,8 @@ mod tests {
     }
 
     #[test]
-    fn below_its_share_a_service_displaces_and_at_its_share_it_is_refused() {
-        let mut accounting = ledger(10, 1_000);
+    fn below_its_share_a_service_evicts_and_at_its_share_it_is_refused() {
+        let mut accounting = empty(10, 1_000);
         fill(&mut accounting, "flood", 1, 10, 1);
         assert_eq!(ask(&accounting, "flood", 1), SpaceDecision::Refused);
         for had in 0..5 {
@@ -311,13 +311,13 @@ mod tests {
         }
         assert_eq!(ask(&accounting, "quiet", 1), SpaceDecision::Refused);
         assert_eq!(ask(&accounting, "flood", 1), SpaceDecision::Refused);
-        // A third one makes the shares smaller: three each, and one place for whoever was first.
+        // A third service makes the shares smaller: three each, and one place beyond them.
         assert!(matches!(ask(&accounting, "third", 1), SpaceDecision::Evict(_)));
     }
 
     #[test]
     fn bytes_are_shared_like_places() {
-        let mut accounting = ledger(100, 1_000);
+        let mut accounting = empty(100, 1_000);
         fill(&mut accounting, "many", 1, 20, 5);
         fill(&mut accounting, "big", 2, 3, 300);
         assert_eq!(ask(&accounting, "quiet", 333), SpaceDecision::Evict(QueueKey(2)));
@@ -332,7 +332,7 @@ mod tests {
 
     #[test]
     fn the_share_is_a_services_and_its_longest_queue_gives_way() {
-        let mut accounting = ledger(12, 1_000);
+        let mut accounting = empty(12, 1_000);
         fill(&mut accounting, "one", 1, 5, 1);
         fill(&mut accounting, "two", 2, 3, 1);
         fill(&mut accounting, "two", 3, 4, 1);
@@ -344,17 +344,17 @@ mod tests {
     }
 
     #[test]
-    fn more_services_than_places_displace_nobody() {
-        let mut accounting = ledger(2, 1_000);
+    fn more_services_than_places_evict_nobody() {
+        let mut accounting = empty(2, 1_000);
         fill(&mut accounting, "a", 1, 1, 1);
         fill(&mut accounting, "b", 2, 1, 1);
         assert_eq!(ask(&accounting, "c", 1), SpaceDecision::Refused);
-        assert_eq!(ask(&ledger(0, 0), "c", 0), SpaceDecision::Refused);
+        assert_eq!(ask(&empty(0, 0), "c", 0), SpaceDecision::Refused);
     }
 
     #[test]
     fn room_that_was_made_belongs_to_its_arrival_even_above_lowered_totals() {
-        let mut accounting = ledger(4, 100);
+        let mut accounting = empty(4, 100);
         fill(&mut accounting, "flood", 1, 4, 25);
         accounting.set_totals(QueueTotals { depth: 2, bytes: 50 });
         assert_eq!(ask(&accounting, "quiet", 25), SpaceDecision::Evict(QueueKey(1)));
@@ -374,7 +374,7 @@ mod tests {
 
     #[test]
     fn who_holds_nothing_is_not_in_it() {
-        let mut accounting = ledger(4, 100);
+        let mut accounting = empty(4, 100);
         fill(&mut accounting, "a", 1, 2, 0);
         fill(&mut accounting, "b", 2, 1, 7);
         assert_eq!(

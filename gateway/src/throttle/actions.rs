@@ -99,7 +99,7 @@ pub(crate) enum Signal {
     },
 }
 
-/// What the shell has to do after an event. Empty, and without an allocation, on the warm path.
+/// Actions that the shell carries out after an event. Empty, and without an allocation, on the warm path.
 #[must_use = "waiters and the control plane wait for these"]
 #[derive(Debug)]
 pub(crate) struct Actions<W> {

@@ -60,7 +60,7 @@ impl QueueBudget {
         QueueTotals { depth, bytes }
     }
 
-    /// The throttler of a queue that [`EnterResult::Crowded`] named; `None` when the throttler is gone.
+    /// The throttler of a queue that [`EnterResult::NeedsEviction`] named; `None` when the throttler is gone.
     pub(crate) fn owner(&self, queue: QueueKey) -> Option<Arc<RevisionThrottler>> {
         self.state.lock().queues.get(&queue)?.upgrade()
     }
@@ -72,14 +72,14 @@ impl QueueBudget {
     }
 }
 
-/// Whether a request may wait.
+/// Result of a request to wait.
 #[derive(Debug)]
 pub(crate) enum EnterResult {
     /// The space is taken.
     Taken,
-    /// It may, once the youngest waiter of the named queue was evicted for it.
+    /// The request may wait once the youngest waiter of the named queue was evicted for it.
     NeedsEviction(Reservation, QueueKey),
-    /// It may not.
+    /// The request must not wait.
     Full,
 }
 
@@ -105,7 +105,7 @@ impl Account {
         self.key
     }
 
-    /// Takes space for a waiter, with the reservation of an earlier [`EnterResult::Crowded`], if any.
+    /// Takes space for a waiter, with the reservation of an earlier [`EnterResult::NeedsEviction`], if any.
     pub(crate) fn enter(&self, bytes: u64, mut reservation: Option<Reservation>) -> EnterResult {
         let mut state = self.budget.state.lock();
         let decision = state.accounting.decide(SpaceRequest {

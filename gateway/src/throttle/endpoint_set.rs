@@ -208,12 +208,12 @@ impl EndpointSet {
     /// An endpoint whose index is known to be valid: a permit or a lookup returned it.
     pub(crate) fn record(&self, i: u32) -> &EndpointRecord {
         self.look();
-        self.records[i as usize].as_ref().expect("the record is taken")
+        self.records[i as usize].as_ref().expect("the index is valid")
     }
 
     pub(crate) fn record_mut(&mut self, i: u32) -> &mut EndpointRecord {
         self.look();
-        self.records[i as usize].as_mut().expect("the record is taken")
+        self.records[i as usize].as_mut().expect("the index is valid")
     }
 
     pub(crate) fn insert(&mut self, state: Arc<EndpointState>, phase: EndpointPhase) -> u32 {

@@ -1,5 +1,5 @@
 //! Simulation of several throttlers with one budget. Decisions of the budget are checked against a plain sum over all who
-//! wait, and between the steps of a displacement anything may happen.
+//! wait, and between the steps of a eviction anything may happen.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -74,7 +74,7 @@ struct Storm {
 impl World for Storm {
     const SEEDS: u64 = 256;
     const STEPS: usize = 1_500;
-    const REACHES: &'static str = "admitted displaced displaced_for_bytes needless overloaded \
+    const REACHES: &'static str = "admitted evicted evicted_for_bytes needless overloaded \
                                    above_lowered_totals crowded_again slot_instead";
 
     fn new(mut sim: Sim) -> Self {
@@ -283,8 +283,8 @@ impl Storm {
                 Err(Rejection::Overloaded { .. })
             ));
             self.sim.saw(match standing {
-                ShareCheck::Below { bytes: true, .. } => "displaced_for_bytes",
-                _ => "displaced",
+                ShareCheck::Below { bytes: true, .. } => "evicted_for_bytes",
+                _ => "evicted",
             });
             if self.budget.used().depth > self.totals.depth {
                 self.sim.saw("above_lowered_totals");
@@ -342,7 +342,7 @@ impl Storm {
                     asked: false,
                 });
                 let ShareCheck::Below { bytes, share } = standing else {
-                    panic!("displaces while {standing:?}");
+                    panic!("evicts while {standing:?}");
                 };
                 let victim = &self.sides[victim.expect("sides stay")];
                 let held = of(self.held(victim.service), bytes);

@@ -63,7 +63,7 @@ async fn a_quiet_service_gets_in_and_the_floods_youngest_goes() {
     for _ in 0..2 {
         let youngest = flooding.pop().expect("some are left");
         let mut waiter = wait(&quiet, 1);
-        let rejection = youngest.await.expect_err("displaced");
+        let rejection = youngest.await.expect_err("evicted");
         assert!(matches!(rejection, Rejection::Overloaded { .. }));
         assert!(rejection.retry_after() >= Some(Duration::from_secs(1)));
         assert!(poll!(&mut waiter).is_pending());
@@ -88,8 +88,8 @@ async fn bytes_are_shared_as_places_are() {
     assert!(refused(&quiet, 501), "more than its half");
     // As many waiters are evicted as are needed, and no more.
     let waiter = wait(&quiet, 250);
-    for displaced in young {
-        let rejection = displaced.await.expect_err("displaced");
+    for evicted in young {
+        let rejection = evicted.await.expect_err("evicted");
         assert!(matches!(rejection, Rejection::Overloaded { .. }));
     }
     assert_eq!(
@@ -126,13 +126,13 @@ async fn revisions_of_one_service_have_one_share() {
     // A revision that moves to another service takes its waiters along.
     b.set_service(&service("quiet"));
     assert_eq!(budget.services(), 3);
-    let displaced = wait(&a, 1);
+    let evicted = wait(&a, 1);
     assert!(poll!(&mut second).is_ready());
-    drop(displaced);
+    drop(evicted);
 }
 
 #[tokio::test]
-async fn lowered_totals_displace_nobody_but_one_for_one() {
+async fn lowered_totals_evict_nobody_but_one_for_one() {
     let budget = budget(8, 1 << 20);
     let (flood, quiet) = (cold(&budget, "flood", "f"), cold(&budget, "quiet", "q"));
     let mut flooding: Vec<_> = (0..8).map(|_| wait(&flood, 1)).collect();
@@ -172,7 +172,7 @@ async fn a_failed_attempt_of_a_quiet_service_gets_its_place_too() {
 /// Races of real threads: no deadlock, the totals hold whenever they are read, every request gets exactly one
 /// answer, and in the end no usage is left.
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-async fn the_totals_hold_under_threads_that_displace_each_other() {
+async fn the_totals_hold_under_threads_that_evict_each_other() {
     const DEPTH: usize = 12;
     let budget = budget(DEPTH, 600);
     let throttlers: Vec<_> = (0..8)

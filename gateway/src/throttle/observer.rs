@@ -9,7 +9,7 @@ use std::time::Duration;
 pub enum ActivationOutcome {
     /// An endpoint became ready.
     Ready,
-    /// It failed.
+    /// The activation failed.
     Failed(sluice_model::Failure),
 }
 

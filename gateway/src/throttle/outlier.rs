@@ -21,6 +21,8 @@ pub(crate) struct OutlierDetector {
 }
 
 impl OutlierDetector {
+    /// Records the outcome of an attempt. `true`: the endpoint is to be ejected.
+    #[must_use]
     pub(crate) fn record(&mut self, outcome: Outcome) -> bool {
         match outcome {
             Outcome::Connected => false,
@@ -85,11 +87,11 @@ mod tests {
         let times: Vec<u64> = (0..8).map(|_| detector.eject().as_secs()).collect();
         assert_eq!(times, [1, 2, 4, 8, 16, 32, 60, 60]);
         for _ in 0..5 {
-            detector.record(OK);
+            assert!(!detector.record(OK));
         }
         assert_eq!(detector.eject().as_secs(), 2);
-        detector.record(OK);
-        detector.record(OK);
+        assert!(!detector.record(OK));
+        assert!(!detector.record(OK));
         assert!(detector.is_spotless());
     }
 }

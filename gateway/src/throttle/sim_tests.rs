@@ -261,7 +261,7 @@ impl Storm {
         match verdict {
             CoreAdmission::Granted(grant) => self.granted(id, grant),
             CoreAdmission::Rejected(rejection) => self.rejected(id, &rejection),
-            CoreAdmission::NeedsEviction(_) => panic!("a service displaces itself"),
+            CoreAdmission::NeedsEviction(_) => panic!("a service evicts itself"),
             CoreAdmission::Queued { seq } => {
                 let since = self.sim.now - queued;
                 let waiting = Waiting {
