@@ -5,19 +5,19 @@ use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
-use http::{HeaderMap, HeaderName, HeaderValue};
+use http::HeaderMap;
 use sluice_model::{Limits, RequestView};
 
+use super::date_now;
 use crate::answer::{Answer, Rendered};
 use crate::edge::{ByteStream, CloseReason, Connection, ConnectionInfo};
 use crate::exchange::{BodyLength, ClientFault, ClientSide, RequestHead, ResponseHead};
-use crate::framing::{BodyReader, Buffer, MessageWriter, OutBody, ReadFault};
-use crate::http1::{self, ChunkLimits, Framing, HeadInfo, HttpDate, Version, encode};
+use crate::framing::{BodyReader, Buffer, HeadSink, MessageWriter, OutBody, Prefixed, ReadFault};
+use crate::http1::{self, ChunkLimits, Framing, HeadInfo, Version, encode};
 use crate::observe::{Reason, RequestProtocol};
 use crate::request::{FieldSink, Fields, response_fields};
-use crate::upstream::{HeadSink, Prefixed};
 
 /// How much of the next requests is read while one is served: only to see the client leave.
 const READ_AHEAD: usize = 8 * 1024;
@@ -339,17 +339,6 @@ impl Http1Client {
     }
 }
 
-/// Appends `Date`: the moment at which the message was made (RFC 9110 6.6.1).
-fn write_date(out: &mut Vec<u8>) {
-    thread_local! {
-        static DATE: std::cell::RefCell<HttpDate> = std::cell::RefCell::new(HttpDate::new());
-    }
-    let seconds = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
-    DATE.with_borrow_mut(|date| {
-        encode::field(out, b"date", date.at(seconds.map_or(0, |since| since.as_secs())));
-    });
-}
-
 fn gone(_: std::io::Error) -> ClientFault {
     ClientFault::Gone
 }
@@ -429,13 +418,7 @@ impl ClientSide for Http1Client {
     }
 
     fn trailers(&mut self) -> Option<HeaderMap> {
-        let mut map = HeaderMap::new();
-        for (name, value) in self.reader.trailers() {
-            if let (Ok(name), Ok(value)) = (HeaderName::from_bytes(name), HeaderValue::from_bytes(value)) {
-                map.append(name, value);
-            }
-        }
-        (!map.is_empty()).then_some(map)
+        self.reader.trailers()
     }
 
     fn poll_gone(&mut self, cx: &mut Context<'_>) -> Poll<()> {
@@ -490,7 +473,7 @@ impl ClientSide for Http1Client {
         encode::status_line(out, Version::Http11, head.status, phrase);
         let dated = response_fields(head.fields, &mut HeadSink(out));
         if !dated && head.status != 101 {
-            write_date(out);
+            encode::field(out, b"date", &date_now());
         }
         if let Some(timing) = head.timing {
             encode::field(out, b"server-timing", timing.as_bytes());

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
 use bytes::{Buf, Bytes};
 use h2::server::SendResponse;
@@ -10,12 +10,12 @@ use h2::{RecvStream, SendStream};
 use http::{HeaderMap, HeaderValue, Response, StatusCode};
 use tokio::sync::Notify;
 
+use super::date_now;
 use super::http2_head::StreamHead;
 use super::web_socket::{PIECE, StreamIo};
 use crate::answer::Rendered;
 use crate::edge::ConnectionInfo;
 use crate::exchange::{BodyLength, ClientFault, ClientSide, ResponseHead};
-use crate::http1::HttpDate;
 use crate::observe::RequestProtocol;
 use crate::request::{FieldSink, Fields, response_fields};
 use crate::throttle::clock;
@@ -107,17 +107,6 @@ impl Http2Client {
         };
         Ok(())
     }
-}
-
-fn date() -> HeaderValue {
-    thread_local! {
-        static DATE: std::cell::RefCell<HttpDate> = std::cell::RefCell::new(HttpDate::new());
-    }
-    let seconds = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
-    DATE.with_borrow_mut(|date| {
-        let date = date.at(seconds.map_or(0, |since| since.as_secs()));
-        HeaderValue::from_bytes(date).unwrap_or_else(|_| HeaderValue::from_static(""))
-    })
 }
 
 impl ClientSide for Http2Client {
@@ -244,7 +233,7 @@ impl ClientSide for Http2Client {
         let mut sink = MapSink::default();
         let dated = response_fields(head.fields, &mut sink);
         if !dated {
-            sink.0.insert(http::header::DATE, date());
+            sink.field(b"date", &date_now());
         }
         if let Some(timing) = head.timing {
             sink.field(b"server-timing", timing.as_bytes());

@@ -11,14 +11,16 @@ mod http2_head;
 mod relay;
 mod web_socket;
 
+use std::cell::RefCell;
 use std::sync::Arc;
+use std::time::SystemTime;
 
-use async_trait::async_trait;
 use tokio::sync::watch;
 
 pub use self::close_frames::FrameTracker;
 pub(crate) use self::relay::{Bounds, Ended, relay};
-use crate::edge::{CloseReason, Connection, Drain, Serve, Wire};
+use crate::edge::{Connection, Drain, Serve, Serving, Wire};
+use crate::http1::HttpDate;
 use crate::request::Engine;
 
 /// Serves HTTP on prepared connections.
@@ -33,13 +35,21 @@ impl Downstream {
     }
 }
 
-#[async_trait]
 impl Serve for Downstream {
-    async fn serve(&self, connection: Connection, drain: watch::Receiver<Drain>) -> CloseReason {
+    fn serve(&self, connection: Connection, drain: watch::Receiver<Drain>) -> Serving<'_> {
+        // Boxed one by one: the larger of the two states is not kept for every connection.
         match connection.wire {
-            Wire::Http1 => http1::serve(&self.engine, connection, drain).await,
-            // Boxed: the larger of the two states is not kept for every connection.
-            Wire::Http2 => Box::pin(http2::serve(&self.engine, connection, drain)).await,
+            Wire::Http1 => Box::pin(http1::serve(&self.engine, connection, drain)),
+            Wire::Http2 => Box::pin(http2::serve(&self.engine, connection, drain)),
         }
     }
+}
+
+/// The value of a `Date` field for a message made now (RFC 9110 6.6.1), rendered once a second on each thread.
+fn date_now() -> [u8; 29] {
+    thread_local! {
+        static DATE: RefCell<HttpDate> = RefCell::new(HttpDate::new());
+    }
+    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
+    DATE.with_borrow_mut(|date| *date.at(since.map_or(0, |since| since.as_secs())))
 }

@@ -1,12 +1,13 @@
 //! A prepared connection: what the edge hands to HTTP.
 
 use std::fmt;
+use std::future::Future;
 use std::io::ErrorKind;
 use std::net::{IpAddr, SocketAddr};
+use std::pin::Pin;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
-use async_trait::async_trait;
 use sluice_model::{Http2Settings, Visibility};
 use socket2::SockRef;
 use tokio::io::{AsyncRead, AsyncWrite, Interest};
@@ -138,9 +139,11 @@ pub struct Connection {
     pub wire: Wire,
 }
 
-/// Serves prepared connections.
-#[async_trait]
+/// A connection's service to its end, boxed: resolves to why the connection was closed.
+pub type Serving<'s> = Pin<Box<dyn Future<Output = CloseReason> + Send + 's>>;
+
+/// Serves prepared connections. A trait, so that the edge does not know HTTP, and its tests can echo.
 pub trait Serve: Send + Sync + 'static {
-    /// Serves one connection to its end. Returns why when it is closed; `drain` tells when to hurry.
-    async fn serve(&self, connection: Connection, drain: watch::Receiver<Drain>) -> CloseReason;
+    /// Serves one connection to its end; `drain` tells when to hurry.
+    fn serve(&self, connection: Connection, drain: watch::Receiver<Drain>) -> Serving<'_>;
 }

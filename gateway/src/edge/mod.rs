@@ -22,7 +22,7 @@ mod testing;
 mod tls;
 
 pub use certificates::{Certificate, CertificateError};
-pub use conn::{ByteStream, CloseWatch, Connection, ConnectionInfo, Drain, Serve, TlsInfo, Wire};
+pub use conn::{ByteStream, CloseWatch, Connection, ConnectionInfo, Drain, Serve, Serving, TlsInfo, Wire};
 pub use gate::{Edge, ListenerError, ListenerStatus};
 pub use handover::HeldEdge;
 pub(crate) use listener::why_not_bound;

@@ -7,7 +7,6 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use async_trait::async_trait;
 use parking_lot::Mutex;
 use rustls::crypto::ring;
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
@@ -82,26 +81,27 @@ pub(super) fn settings(listeners: Vec<ListenerSettings>) -> Settings {
 /// Tells of each connection it is given and echoes until the client's end or [`Drain::Closing`].
 struct Echo(mpsc::UnboundedSender<(Arc<ConnectionInfo>, Wire)>);
 
-#[async_trait]
 impl Serve for Echo {
-    async fn serve(&self, connection: Connection, mut drain: watch::Receiver<Drain>) -> CloseReason {
+    fn serve(&self, connection: Connection, mut drain: watch::Receiver<Drain>) -> Serving<'_> {
         let Connection { mut io, info, wire } = connection;
         let _ = self.0.send((info, wire));
-        let echo = async {
-            let mut buf = [0; 1024];
-            while let Ok(n @ 1..) = io.read(&mut buf).await {
-                assert_ne!(buf[0], b'!', "asked to panic");
-                if io.write_all(&buf[..n]).await.is_err() || io.flush().await.is_err() {
-                    break;
+        Box::pin(async move {
+            let echo = async {
+                let mut buf = [0; 1024];
+                while let Ok(n @ 1..) = io.read(&mut buf).await {
+                    assert_ne!(buf[0], b'!', "asked to panic");
+                    if io.write_all(&buf[..n]).await.is_err() || io.flush().await.is_err() {
+                        break;
+                    }
                 }
+                let _ = io.shutdown().await;
+            };
+            tokio::select! {
+                () = echo => {}
+                _ = drain.wait_for(|phase| *phase == Drain::Closing) => {}
             }
-            let _ = io.shutdown().await;
-        };
-        tokio::select! {
-            () = echo => {}
-            _ = drain.wait_for(|phase| *phase == Drain::Closing) => {}
-        }
-        CloseReason::Served
+            CloseReason::Served
+        })
     }
 }
 

@@ -82,26 +82,22 @@ impl TlsTerminator {
         })
     }
 
-    /// Serves these certificates, versions and suites from now on; connections that are open keep theirs.
-    ///
-    /// All or nothing for certificates that are new here: when one of them is bad, nothing changes. A known one
-    /// whose new content is bad stays as it was, and the others change. Blocks; not to be called twice at once.
-    pub fn reload(&self, settings: &TlsSettings) -> Reload {
-        self.load(settings)
-    }
-
     /// Looks whether files changed and serves what they hold now. Blocks; not to be called twice at once.
     pub fn refresh(&self) -> Reload {
         let current = self.current.load_full();
         let certificates = current.table.certificates();
-        self.load(&TlsSettings {
+        self.reload(&TlsSettings {
             certificates: certificates.iter().map(|c| c.files.clone()).collect(),
             min_version: current.min_version,
             cipher_suites: current.cipher_suites.clone(),
         })
     }
 
-    fn load(&self, wanted: &TlsSettings) -> Reload {
+    /// Serves these certificates, versions and suites from now on; connections that are open keep theirs.
+    ///
+    /// All or nothing for certificates that are new here: when one of them is bad, nothing changes. A known one
+    /// whose new content is bad stays as it was, and the others change. Blocks; not to be called twice at once.
+    pub fn reload(&self, wanted: &TlsSettings) -> Reload {
         let current = self.current.load_full();
         let same_policy =
             current.min_version == wanted.min_version && current.cipher_suites == wanted.cipher_suites;

@@ -4,9 +4,11 @@
 //! connection and the backend's use the same reader and the same writer.
 
 mod buffer;
+mod prefixed;
 mod reader;
 mod writer;
 
 pub(crate) use buffer::{BLOCK, Buffer};
+pub(crate) use prefixed::Prefixed;
 pub(crate) use reader::{BodyReader, ReadFault};
-pub(crate) use writer::{MessageWriter, OutBody};
+pub(crate) use writer::{HeadSink, MessageWriter, OutBody};

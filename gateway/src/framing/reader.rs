@@ -3,6 +3,7 @@
 use std::io;
 use std::task::{Context, Poll, ready};
 
+use http::{HeaderMap, HeaderName, HeaderValue};
 use thiserror::Error;
 use tokio::io::AsyncRead;
 
@@ -163,12 +164,17 @@ impl BodyReader {
         self.buffer.consume(n);
     }
 
-    /// Trailer fields of a chunked body that was read to its end.
-    pub(crate) fn trailers(&self) -> impl Iterator<Item = (&[u8], &[u8])> {
-        let decoder = match &self.body {
-            Body::Chunked { decoder, .. } => Some(decoder),
-            _ => None,
+    /// Trailer fields of a chunked body that was read to its end; `None` when there are none.
+    pub(crate) fn trailers(&self) -> Option<HeaderMap> {
+        let Body::Chunked { decoder, .. } = &self.body else {
+            return None;
         };
-        decoder.into_iter().flat_map(|decoder| decoder.trailers())
+        let mut map = HeaderMap::new();
+        for (name, value) in decoder.trailers() {
+            if let (Ok(name), Ok(value)) = (HeaderName::from_bytes(name), HeaderValue::from_bytes(value)) {
+                map.append(name, value);
+            }
+        }
+        (!map.is_empty()).then_some(map)
     }
 }

@@ -10,6 +10,7 @@ use std::time::Instant;
 use tokio::io::AsyncWrite;
 
 use crate::http1::encode;
+use crate::request::FieldSink;
 use crate::throttle::clock;
 
 /// A piece of up to this size is copied behind what is gathered: cheaper than another slice to write.
@@ -24,6 +25,15 @@ const POOLED_CAPACITY: usize = 2 * GATHERED;
 
 thread_local! {
     static BUFFERS: RefCell<Vec<Vec<u8>>> = const { RefCell::new(Vec::new()) };
+}
+
+/// Appends fields to an HTTP/1 head.
+pub(crate) struct HeadSink<'o>(pub(crate) &'o mut Vec<u8>);
+
+impl FieldSink for HeadSink<'_> {
+    fn field(&mut self, name: &[u8], value: &[u8]) {
+        encode::field(self.0, name, value);
+    }
 }
 
 /// How the body of a message that is written is framed.

@@ -7,18 +7,14 @@ use memchr::{memchr, memchr2};
 
 use super::fault::FieldFault;
 
-const TOKEN: u8 = 1;
-const PLAIN_TARGET: u8 = 2;
+/// RFC 9110's `tchar` (5.6.2) by byte, looked up once a byte.
+static TOKEN_BYTES: [bool; 256] = token_bytes();
 
-/// Classes of bytes, looked up once a byte.
-static CLASSES: [u8; 256] = classes();
-
-const fn classes() -> [u8; 256] {
-    let mut table = [0; 256];
+const fn token_bytes() -> [bool; 256] {
+    let mut table = [false; 256];
     let mut byte = 0u8;
     loop {
-        // RFC 9110, 5.6.2: `tchar`.
-        let token = byte.is_ascii_alphanumeric()
+        table[byte as usize] = byte.is_ascii_alphanumeric()
             || matches!(
                 byte,
                 b'!' | b'#'
@@ -36,8 +32,6 @@ const fn classes() -> [u8; 256] {
                     | b'|'
                     | b'~'
             );
-        let target = byte.is_ascii_graphic() && !matches!(byte, b'#' | b'<' | b'>' | b'`' | b'"');
-        table[byte as usize] = if token { TOKEN } else { 0 } | if target { PLAIN_TARGET } else { 0 };
         if byte == u8::MAX {
             return table;
         }
@@ -48,7 +42,7 @@ const fn classes() -> [u8; 256] {
 /// RFC 9110's `tchar`.
 #[inline]
 pub(super) fn is_token_byte(byte: u8) -> bool {
-    CLASSES[usize::from(byte)] & TOKEN != 0
+    TOKEN_BYTES[usize::from(byte)]
 }
 
 /// A field value's bytes: tab, visible ASCII, space, and the opaque ones above (RFC 9110, 5.5).

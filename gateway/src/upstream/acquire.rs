@@ -10,7 +10,6 @@ use super::http1::Http1Backend;
 use super::http2::Http2Backend;
 use super::io::Io;
 use crate::request::Routed;
-use crate::spare::Plain;
 use crate::throttle::EndpointState;
 
 /// Which connections an attempt may use.
@@ -80,10 +79,7 @@ fn take_spare(endpoint: &EndpointState, choice: Use) -> Option<Io> {
         endpoint.spare().close();
         return None;
     }
-    Some(match endpoint.spare().take(false)? {
-        Plain::Tcp(socket) => Io::Tcp(socket),
-        Plain::Unix(socket) => Io::Unix(socket),
-    })
+    endpoint.spare().take(false).map(Io::from)
 }
 
 /// Makes a connection to `endpoint`, within `limits.connectTimeout`. Cancel-safe: dropping the future

@@ -5,27 +5,18 @@ use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use http::{HeaderMap, HeaderName, HeaderValue};
+use http::HeaderMap;
 use sluice_model::Limits;
 
 use super::io::Io;
 use crate::exchange::{Answered, BackendFault, BackendSide, BodyLength, RequestHead, RequestLine};
-use crate::framing::{BodyReader, MessageWriter, OutBody, ReadFault};
+use crate::framing::{BodyReader, HeadSink, MessageWriter, OutBody, Prefixed, ReadFault};
 use crate::http1::{
     ChunkLimits, ResponseFraming, ResponseHead, ResponseInfo, ResponseLimits, ResponseTo, Scan, encode,
     judge_response, scan_response,
 };
-use crate::request::{FieldSink, Fields, RequestEdit, request_fields};
+use crate::request::{Fields, RequestEdit, request_fields};
 use crate::throttle::{EndpointState, clock};
-
-/// Appends fields to an HTTP/1 head.
-pub(crate) struct HeadSink<'o>(pub(crate) &'o mut Vec<u8>);
-
-impl FieldSink for HeadSink<'_> {
-    fn field(&mut self, name: &[u8], value: &[u8]) {
-        encode::field(self.0, name, value);
-    }
-}
 
 /// The backend's side of an exchange over HTTP/1.1.
 #[derive(Debug)]
@@ -241,13 +232,7 @@ impl BackendSide for Http1Backend {
     }
 
     fn trailers(&mut self) -> Option<HeaderMap> {
-        let mut map = HeaderMap::new();
-        for (name, value) in self.reader.trailers() {
-            if let (Ok(name), Ok(value)) = (HeaderName::from_bytes(name), HeaderValue::from_bytes(value)) {
-                map.append(name, value);
-            }
-        }
-        (!map.is_empty()).then_some(map)
+        self.reader.trailers()
     }
 
     fn release(self) {
@@ -295,58 +280,5 @@ fn answered(info: &ResponseInfo) -> Answered {
             ResponseFraming::Chunked | ResponseFraming::UntilClose => BodyLength::Unknown,
         },
         told_length: info.content_length,
-    }
-}
-
-/// A stream with bytes in front that were read from the stream before.
-#[derive(Debug)]
-pub(crate) struct Prefixed<S> {
-    early: Box<[u8]>,
-    at: usize,
-    io: S,
-}
-
-impl<S> Prefixed<S> {
-    /// Yields `early`, then what `io` yields.
-    pub(crate) fn new(early: Box<[u8]>, io: S) -> Self {
-        Self { early, at: 0, io }
-    }
-}
-
-impl<S: tokio::io::AsyncRead + Unpin> tokio::io::AsyncRead for Prefixed<S> {
-    fn poll_read(
-        mut self: std::pin::Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &mut tokio::io::ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        if self.at < self.early.len() {
-            let take = (self.early.len() - self.at).min(buf.remaining());
-            buf.put_slice(&self.early[self.at..self.at + take]);
-            self.at += take;
-            if self.at == self.early.len() {
-                self.early = Box::default();
-                self.at = 0;
-            }
-            return Poll::Ready(Ok(()));
-        }
-        std::pin::Pin::new(&mut self.io).poll_read(cx, buf)
-    }
-}
-
-impl<S: tokio::io::AsyncWrite + Unpin> tokio::io::AsyncWrite for Prefixed<S> {
-    fn poll_write(
-        mut self: std::pin::Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        std::pin::Pin::new(&mut self.io).poll_write(cx, buf)
-    }
-
-    fn poll_flush(mut self: std::pin::Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        std::pin::Pin::new(&mut self.io).poll_flush(cx)
-    }
-
-    fn poll_shutdown(mut self: std::pin::Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        std::pin::Pin::new(&mut self.io).poll_shutdown(cx)
     }
 }

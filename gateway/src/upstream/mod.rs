@@ -15,7 +15,6 @@ mod tls;
 
 pub(crate) use acquire::{Acquired, Connection, Use, connect, take_idle};
 pub(crate) use connect::ConnectError;
-pub(crate) use http1::{HeadSink, Prefixed};
 pub(crate) use http2::{MapSink, StreamConnections};
 pub(crate) use idle::IdleConnections;
 pub(crate) use tls::TlsSlot;
