@@ -19,7 +19,7 @@ use tokio::sync::watch;
 
 pub use self::close_frames::FrameTracker;
 pub(crate) use self::relay::{Bounds, Ended, relay};
-use crate::edge::{Connection, Drain, Serve, Serving, Wire};
+use crate::edge::{Connection, ConnectionHandler, Drain, HandlerFuture, HttpVersion};
 use crate::http1::HttpDate;
 use crate::request::Engine;
 
@@ -35,12 +35,12 @@ impl Downstream {
     }
 }
 
-impl Serve for Downstream {
-    fn serve(&self, connection: Connection, drain: watch::Receiver<Drain>) -> Serving<'_> {
+impl ConnectionHandler for Downstream {
+    fn serve(&self, connection: Connection, drain: watch::Receiver<Drain>) -> HandlerFuture<'_> {
         // Boxed one by one: the larger of the two states is not kept for every connection.
-        match connection.wire {
-            Wire::Http1 => Box::pin(http1::serve(&self.engine, connection, drain)),
-            Wire::Http2 => Box::pin(http2::serve(&self.engine, connection, drain)),
+        match connection.http_version {
+            HttpVersion::Http1 => Box::pin(http1::serve(&self.engine, connection, drain)),
+            HttpVersion::Http2 => Box::pin(http2::serve(&self.engine, connection, drain)),
         }
     }
 }

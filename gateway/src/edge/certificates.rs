@@ -18,7 +18,7 @@ use sluice_model::CertificateFiles;
 use x509_parser::extensions::GeneralName;
 use x509_parser::prelude::{FromDer, X509Certificate};
 
-use super::expiry::Told;
+use super::expiry::WarnedStage;
 
 /// Of one file. The longest chains and keys are some tens of KiB.
 const MAX_BYTES: u64 = 1 << 20;
@@ -119,16 +119,16 @@ pub struct Certificate {
     /// When it ends to be valid.
     pub not_after: SystemTime,
     /// What of its end was told already.
-    pub(super) told: Told,
+    pub(super) warned: WarnedStage,
     key: Arc<CertifiedKey>,
-    identity: Identity,
+    identity: PairIdentity,
 }
 
 impl Certificate {
     /// Reads and checks both files. Blocks.
     fn load(
         files: &CertificateFiles,
-        identity: Identity,
+        identity: PairIdentity,
         provider: &CryptoProvider,
     ) -> Result<Self, CertificateError> {
         let chain = read(&files.cert_file, |pem| {
@@ -171,7 +171,7 @@ impl Certificate {
             files: files.clone(),
             names: names.into(),
             not_after,
-            told: Told::default(),
+            warned: WarnedStage::default(),
             key: Arc::new(key),
             identity,
         })
@@ -186,7 +186,7 @@ pub(crate) fn load_pair(
     files: &CertificateFiles,
     provider: &CryptoProvider,
 ) -> Result<Arc<CertifiedKey>, CertificateError> {
-    Certificate::load(files, Identity::of(files), provider).map(|certificate| certificate.key)
+    Certificate::load(files, PairIdentity::of(files), provider).map(|certificate| certificate.key)
 }
 
 /// The certificates of a PEM file; at least one. Blocks.
@@ -269,16 +269,16 @@ fn covered(name: &GeneralName<'_>) -> Option<String> {
 /// What tells a replaced pair of files from the same one, without reading them. Follows symlinks, so that a
 /// mounted secret's swap is seen. `None` for a file that is not there.
 #[derive(Debug, Clone, PartialEq, Eq)]
-struct Identity([Option<[i64; 7]>; 2]);
+struct PairIdentity([Option<[i64; 7]>; 2]);
 
-impl Identity {
+impl PairIdentity {
     fn of(files: &CertificateFiles) -> Self {
-        Self([identity(&files.cert_file), identity(&files.key_file)])
+        Self([file_identity(&files.cert_file), file_identity(&files.key_file)])
     }
 }
 
 /// What tells a replaced file from the same one, without reading it; `None` for one that is not there.
-pub(crate) fn identity(file: &Path) -> Option<[i64; 7]> {
+pub(crate) fn file_identity(file: &Path) -> Option<[i64; 7]> {
     file.metadata().ok().map(|m: Metadata| {
         // The change time sees a copy that kept length and modification time.
         [
@@ -298,7 +298,7 @@ pub(crate) fn identity(file: &Path) -> Option<[i64; 7]> {
 pub(super) struct CertificateTable {
     certificates: Vec<Arc<Certificate>>,
     /// Pairs whose present content was refused; the certificate from before serves on.
-    refused: Vec<(CertificateFiles, Identity)>,
+    refused: Vec<(CertificateFiles, PairIdentity)>,
     exact: HashMap<String, Arc<Certificate>>,
     /// By what follows `*.`.
     wildcard: HashMap<String, Arc<Certificate>>,
@@ -339,7 +339,7 @@ impl CertificateTable {
         let mut whole = true;
         for files in wanted {
             // Taken before the read: a change during it is seen the next time.
-            let identity = Identity::of(files);
+            let identity = PairIdentity::of(files);
             let old = known.get(files);
             if let Some(same) = old.filter(|c| c.identity == identity) {
                 certificates.push(Arc::clone(same));
@@ -380,7 +380,7 @@ impl CertificateTable {
         }
     }
 
-    fn index(certificates: Vec<Arc<Certificate>>, refused: Vec<(CertificateFiles, Identity)>) -> Self {
+    fn index(certificates: Vec<Arc<Certificate>>, refused: Vec<(CertificateFiles, PairIdentity)>) -> Self {
         let (mut exact, mut wildcard) = (HashMap::new(), HashMap::new());
         for certificate in &certificates {
             for name in certificate.names.iter() {

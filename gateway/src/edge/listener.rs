@@ -17,9 +17,9 @@ use tokio::sync::{oneshot, watch};
 use tokio::time::{Instant, sleep, timeout_at};
 use tracing::{debug, error, info, warn};
 
-use super::census::{Census, Place};
-use super::conn::{Drain, Serve, Wire};
-use super::metrics::{CloseReason, Gauge, ListenerMetrics, Protocol};
+use super::connection::{ConnectionHandler, Drain, HttpVersion};
+use super::connection_limits::{ConnectionGuard, ConnectionLimiter};
+use super::metrics::{CloseReason, ConnectionGauge, ConnectionProtocol, ListenerMetrics};
 use super::prepare::{Prepared, prepare};
 use super::tls::TlsTerminator;
 
@@ -34,8 +34,8 @@ const EXHAUSTED_TRIES: usize = 50;
 
 /// Why a listener cannot listen.
 #[derive(Debug, thiserror::Error)]
-#[error("cannot listen on {address}: {}", why_not_bound(.source))]
-pub struct BindError {
+#[error("cannot listen on {address}: {}", bind_error_text(.source))]
+pub struct ListenerBindError {
     /// Where.
     pub address: SocketAddr,
     /// Why.
@@ -43,7 +43,7 @@ pub struct BindError {
 }
 
 /// Why an address cannot be bound, in words that say what to do.
-pub(crate) fn why_not_bound(error: &io::Error) -> String {
+pub(crate) fn bind_error_text(error: &io::Error) -> String {
     match error.kind() {
         ErrorKind::AddrInUse => "the port is taken".to_owned(),
         ErrorKind::PermissionDenied => "a port below 1024 needs the right to bind it".to_owned(),
@@ -55,8 +55,8 @@ pub(crate) fn why_not_bound(error: &io::Error) -> String {
 /// Binds and listens. `v6_only` leaves the same port of IPv4 to another listener. Must be called in a runtime.
 ///
 /// # Errors
-/// [`BindError`] names the address.
-pub(super) fn bind(address: SocketAddr, v6_only: bool) -> Result<TcpListener, BindError> {
+/// [`ListenerBindError`] names the address.
+pub(super) fn bind(address: SocketAddr, v6_only: bool) -> Result<TcpListener, ListenerBindError> {
     let listen = || -> io::Result<TcpListener> {
         let socket = Socket::new(
             Domain::for_address(address),
@@ -79,25 +79,25 @@ pub(super) fn bind(address: SocketAddr, v6_only: bool) -> Result<TcpListener, Bi
         socket.listen(BACKLOG)?;
         TcpListener::from_std(StdListener::from(socket))
     };
-    listen().map_err(|source| BindError { address, source })
+    listen().map_err(|source| ListenerBindError { address, source })
 }
 
 /// Gives the settings in force.
-pub type SettingsNow = Arc<dyn Fn() -> Arc<Settings> + Send + Sync>;
+pub type CurrentSettings = Arc<dyn Fn() -> Arc<Settings> + Send + Sync>;
 
 /// What the connections of all listeners share.
-pub(super) struct Shared {
-    pub(super) settings: SettingsNow,
-    pub(super) serve: Arc<dyn Serve>,
-    pub(super) census: Arc<Census>,
+pub(super) struct EdgeContext {
+    pub(super) settings: CurrentSettings,
+    pub(super) handler: Arc<dyn ConnectionHandler>,
+    pub(super) limiter: Arc<ConnectionLimiter>,
     pub(super) drain: watch::Sender<Drain>,
     /// Whether listeners accept yet; once they do, they do for good.
-    pub(super) open: watch::Sender<bool>,
+    pub(super) accepting: watch::Sender<bool>,
 }
 
 /// What a connection finds where it comes in; a reload changes it for the connections that follow.
 #[derive(Debug, Clone)]
-pub(super) struct Door {
+pub(super) struct ListenerConfig {
     pub(super) index: usize,
     pub(super) visibility: Visibility,
     pub(super) proxy_protocol: Option<ProxyProtocol>,
@@ -108,23 +108,23 @@ pub(super) struct Door {
 /// One listener's part of its connections.
 pub(super) struct Listener {
     pub(super) bound: SocketAddr,
-    pub(super) door: ArcSwap<Door>,
+    pub(super) config: ArcSwap<ListenerConfig>,
     pub(super) metrics: Arc<dyn ListenerMetrics>,
-    pub(super) shared: Arc<Shared>,
+    pub(super) context: Arc<EdgeContext>,
 }
 
 impl Listener {
     /// Accepts until `stop` resolves or its sender is gone; then serves what the kernel has queued, and closes.
     /// Where the edge is not open yet, nothing is accepted: what is queued is another process's to serve.
     pub(super) async fn run(self: Arc<Self>, socket: Arc<TcpListener>, mut stop: oneshot::Receiver<()>) {
-        let mut open = self.shared.open.subscribe();
+        let mut accepting = self.context.accepting.subscribe();
         tokio::select! {
             biased;
             // Its sender lives in `self`. First: an open listener empties its queue on the way out.
-            _ = open.wait_for(|open| *open) => {}
+            _ = accepting.wait_for(|accepting| *accepting) => {}
             _ = &mut stop => return,
         }
-        drop(open);
+        drop(accepting);
         let mut exhausted = false;
         loop {
             let accepted = tokio::select! {
@@ -138,9 +138,9 @@ impl Listener {
                         info!(listener = %self.bound, "accepting again");
                         exhausted = false;
                     }
-                    self.admit(connection, peer);
+                    self.start_task(connection, peer);
                 }
-                Err(e) if concerns_one(&e) => debug!(listener = %self.bound, error = %e, "accept"),
+                Err(e) if took_connection_along(&e) => debug!(listener = %self.bound, error = %e, "accept"),
                 Err(e) => {
                     if !exhausted {
                         warn!(listener = %self.bound, error = %e, "cannot accept, waiting");
@@ -154,11 +154,11 @@ impl Listener {
                 }
             }
         }
-        self.empty(socket).await;
+        self.empty_accept_queue(socket).await;
     }
 
     /// Serves the clients whose connection the kernel has completed: closing now would reset them.
-    async fn empty(&self, socket: Arc<TcpListener>) {
+    async fn empty_accept_queue(&self, socket: Arc<TcpListener>) {
         let mut tries = 0;
         loop {
             // Past tokio, which may not know yet that there are any.
@@ -168,9 +168,9 @@ impl Listener {
                 Ok((TcpStream::from_std(connection.into())?, peer))
             });
             match accepted {
-                Ok((connection, peer)) => self.admit(connection, peer),
+                Ok((connection, peer)) => self.start_task(connection, peer),
                 Err(e) if e.kind() == ErrorKind::WouldBlock => return,
-                Err(e) if concerns_one(&e) => {}
+                Err(e) if took_connection_along(&e) => {}
                 Err(e) if tries == EXHAUSTED_TRIES => {
                     warn!(listener = %self.bound, error = %e, "closing with connections unaccepted");
                     return;
@@ -184,33 +184,33 @@ impl Listener {
     }
 
     /// Starts the connection's task, or drops it where there are too many.
-    fn admit(&self, socket: TcpStream, peer: SocketAddr) {
-        let limits = (self.shared.settings)().limits.clone();
-        let census = &self.shared.census;
+    fn start_task(&self, socket: TcpStream, peer: SocketAddr) {
+        let limits = (self.context.settings)().limits.clone();
+        let limiter = &self.context.limiter;
         let share = descriptor_share();
         let scarce = share.filter(|share| limits.max_connections.is_none_or(|most| *share < most));
-        let Some(place) = census.enter(scarce.or(limits.max_connections)) else {
+        let Some(guard) = limiter.acquire(scarce.or(limits.max_connections)) else {
             if scarce.is_none() {
                 self.metrics.closed(CloseReason::ConnectionLimit);
                 return;
             }
-            if census.note_short(true, share.unwrap_or(0)) {
+            if limiter.note_descriptors_short(true, share.unwrap_or(0)) {
                 warn!(listener = %self.bound, connections = share, "descriptors are short, closing new connections");
             }
             self.metrics.closed(CloseReason::DescriptorLimit);
             return;
         };
-        if census.note_short(false, share.unwrap_or(usize::MAX)) {
+        if limiter.note_descriptors_short(false, share.unwrap_or(usize::MAX)) {
             info!(listener = %self.bound, "descriptors suffice again");
         }
-        let visit = Visit {
+        let task = ConnectionTask {
             bound: self.bound,
-            door: self.door.load_full(),
+            config: self.config.load_full(),
             metrics: Arc::clone(&self.metrics),
-            shared: Arc::clone(&self.shared),
+            context: Arc::clone(&self.context),
             limits,
         };
-        tokio::spawn(visit.run(socket, peer, place));
+        tokio::spawn(task.run(socket, peer, guard));
     }
 }
 
@@ -224,7 +224,7 @@ fn descriptor_share() -> Option<usize> {
 }
 
 /// Whether a failed accept took a connection off the queue with it; anything else fails again at once.
-fn concerns_one(error: &io::Error) -> bool {
+fn took_connection_along(error: &io::Error) -> bool {
     // As accept(2) lists them for TCP: errors that were already pending on the new socket.
     matches!(
         error.raw_os_error().map(Errno::from_raw),
@@ -247,18 +247,18 @@ fn concerns_one(error: &io::Error) -> bool {
 }
 
 /// One connection from accept to close.
-struct Visit {
+struct ConnectionTask {
     bound: SocketAddr,
-    door: Arc<Door>,
+    config: Arc<ListenerConfig>,
     metrics: Arc<dyn ListenerMetrics>,
-    shared: Arc<Shared>,
+    context: Arc<EdgeContext>,
     limits: Limits,
 }
 
-impl Visit {
-    async fn run(self, socket: TcpStream, peer: SocketAddr, place: Place) {
-        let mut gauge = Gauge::open(Arc::clone(&self.metrics));
-        // The connection's state is dropped with the future; nothing that is shared is left half changed.
+impl ConnectionTask {
+    async fn run(self, socket: TcpStream, peer: SocketAddr, guard: ConnectionGuard) {
+        let mut gauge = ConnectionGauge::open(Arc::clone(&self.metrics));
+        // The connection's state is dropped with the future; nothing that is context is left half changed.
         let served = AssertUnwindSafe(self.serve(socket, peer, &mut gauge)).catch_unwind();
         let reason = served.await.unwrap_or_else(|_| {
             error!(listener = %self.bound, %peer, "a connection's task panicked");
@@ -268,21 +268,21 @@ impl Visit {
         drop(gauge);
         self.metrics.closed(reason);
         // Last: who waits for the last connection finds it counted.
-        drop(place);
+        drop(guard);
     }
 
-    async fn serve(&self, socket: TcpStream, peer: SocketAddr, gauge: &mut Gauge) -> CloseReason {
+    async fn serve(&self, socket: TcpStream, peer: SocketAddr, gauge: &mut ConnectionGauge) -> CloseReason {
         // One deadline for all that comes before HTTP: bytes trickling in do not move it.
         let deadline = Instant::now() + self.limits.header_timeout;
-        let mut drain = self.shared.drain.subscribe();
+        let mut drain = self.context.drain.subscribe();
         let mut early = drain.clone();
         // Boxed, so that the handshake's state does not stay in the task for the connection's life.
         let prepared = Box::pin(prepare(
             socket,
             peer,
             self.bound,
-            &self.door,
-            &self.shared.census,
+            &self.config,
+            &self.context.limiter,
             &self.limits,
             &mut early,
         ));
@@ -296,11 +296,11 @@ impl Visit {
             Ok(Err(reason)) => return reason,
             Err(_) => return CloseReason::HeaderTimeout,
         };
-        gauge.settle(match connection.wire {
-            Wire::Http1 => Protocol::Http1,
-            Wire::Http2 => Protocol::Http2,
+        gauge.set_protocol(match connection.http_version {
+            HttpVersion::Http1 => ConnectionProtocol::Http1,
+            HttpVersion::Http2 => ConnectionProtocol::Http2,
         });
-        let reason = self.shared.serve.serve(connection, drain).await;
+        let reason = self.context.handler.serve(connection, drain).await;
         drop(client);
         reason
     }
@@ -312,7 +312,7 @@ mod tests {
 
     #[test]
     fn only_what_took_a_connection_with_it_is_tried_again_at_once() {
-        let judged = |errno: Errno| concerns_one(&io::Error::from(errno));
+        let judged = |errno: Errno| took_connection_along(&io::Error::from(errno));
         for errno in [
             Errno::ECONNABORTED,
             Errno::EINTR,

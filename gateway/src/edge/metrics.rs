@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 /// What an open connection is at, as the `protocol` label of `sluice_connections`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Protocol {
+pub enum ConnectionProtocol {
     /// Not settled: PROXY header, TLS handshake or first bytes.
     Opening,
     /// HTTP/1.
@@ -15,7 +15,7 @@ pub enum Protocol {
     Http2,
 }
 
-impl Protocol {
+impl ConnectionProtocol {
     /// All of them.
     pub const ALL: [Self; 3] = [Self::Opening, Self::Http1, Self::Http2];
 
@@ -165,9 +165,9 @@ pub trait EdgeMetrics: Send + Sync + 'static {
 /// What happens at one listener. Called on the path of every connection: must neither block nor panic.
 pub trait ListenerMetrics: Send + Sync + 'static {
     /// A connection entered this state: add one to its gauge.
-    fn entered(&self, protocol: Protocol);
+    fn entered(&self, protocol: ConnectionProtocol);
     /// A connection left this state: take one from its gauge.
-    fn left(&self, protocol: Protocol);
+    fn left(&self, protocol: ConnectionProtocol);
     /// A connection ended, or was refused without ever being counted as open.
     fn closed(&self, reason: CloseReason);
     /// Descriptors or memory ran out and accepting pauses; told once per episode.
@@ -175,28 +175,28 @@ pub trait ListenerMetrics: Send + Sync + 'static {
 }
 
 /// One open connection in the gauges.
-pub(super) struct Gauge {
+pub(super) struct ConnectionGauge {
     metrics: Arc<dyn ListenerMetrics>,
-    protocol: Protocol,
+    protocol: ConnectionProtocol,
 }
 
-impl Gauge {
+impl ConnectionGauge {
     pub(super) fn open(metrics: Arc<dyn ListenerMetrics>) -> Self {
-        metrics.entered(Protocol::Opening);
+        metrics.entered(ConnectionProtocol::Opening);
         Self {
             metrics,
-            protocol: Protocol::Opening,
+            protocol: ConnectionProtocol::Opening,
         }
     }
 
-    pub(super) fn settle(&mut self, protocol: Protocol) {
+    pub(super) fn set_protocol(&mut self, protocol: ConnectionProtocol) {
         self.metrics.left(self.protocol);
         self.metrics.entered(protocol);
         self.protocol = protocol;
     }
 }
 
-impl Drop for Gauge {
+impl Drop for ConnectionGauge {
     fn drop(&mut self) {
         self.metrics.left(self.protocol);
     }

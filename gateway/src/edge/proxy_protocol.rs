@@ -17,7 +17,7 @@ const TLV_CRC32C: u8 = 0x03;
 
 /// Both ends of the connection that a balancer took over.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Announced {
+pub struct ProxyAddresses {
     /// The client.
     pub source: SocketAddr,
     /// What the client connected to.
@@ -30,7 +30,7 @@ pub enum Header {
     /// A whole header of `used` bytes; what follows is the client's.
     Parsed {
         /// `None` for LOCAL, UNKNOWN and families without ports: the socket's own addresses count.
-        announced: Option<Announced>,
+        addresses: Option<ProxyAddresses>,
         /// The header's length in bytes.
         used: usize,
     },
@@ -97,8 +97,8 @@ fn v1(bytes: &[u8]) -> Header {
     let window = &bytes[..bytes.len().min(V1_MAX)];
     match window.windows(2).position(|pair| pair == b"\r\n") {
         Some(end) => match line(&window[V1_START.len()..end]) {
-            Some(announced) => Header::Parsed {
-                announced,
+            Some(addresses) => Header::Parsed {
+                addresses,
                 used: end + 2,
             },
             None => Header::Bad(BadHeader::Line),
@@ -109,7 +109,7 @@ fn v1(bytes: &[u8]) -> Header {
 }
 
 /// What follows `PROXY `; the outer `None` is malformed, the inner UNKNOWN.
-fn line(rest: &[u8]) -> Option<Option<Announced>> {
+fn line(rest: &[u8]) -> Option<Option<ProxyAddresses>> {
     if rest == b"UNKNOWN" || rest.starts_with(b"UNKNOWN ") {
         // The rest must be ignored, whatever it is.
         return Some(None);
@@ -128,7 +128,7 @@ fn line(rest: &[u8]) -> Option<Option<Announced>> {
     let (source, destination) = (ip()?, ip()?);
     let (from, to) = (port(words.next()?)?, port(words.next()?)?);
     words.next().is_none().then(|| {
-        Some(Announced {
+        Some(ProxyAddresses {
             source: SocketAddr::new(source, from),
             destination: SocketAddr::new(destination, to),
         })
@@ -154,7 +154,7 @@ fn v2(bytes: &[u8]) -> Result<Header, BadHeader> {
     let Some(&family) = bytes.get(13) else {
         return Ok(Header::NeedMore);
     };
-    let (addresses, transport) = match family >> 4 {
+    let (address_len, transport) = match family >> 4 {
         // The family of LOCAL must be ignored, whatever it is.
         _ if local => (0, 0),
         0 => (0, family & 0x0f),
@@ -173,7 +173,7 @@ fn v2(bytes: &[u8]) -> Result<Header, BadHeader> {
     if length > V2_MAX {
         return Err(BadHeader::TooLong);
     }
-    if length < addresses {
+    if length < address_len {
         return Err(BadHeader::Truncated);
     }
     let used = V2_FIXED + length;
@@ -181,26 +181,26 @@ fn v2(bytes: &[u8]) -> Result<Header, BadHeader> {
         return Ok(Header::NeedMore);
     };
     // LOCAL: the whole block must be skipped unseen.
-    let announced = if local {
+    let addresses = if local {
         None
     } else {
-        extensions(header, V2_FIXED + addresses)?;
-        announced(family, &header[V2_FIXED..])
+        extensions(header, V2_FIXED + address_len)?;
+        tcp_addresses(family, &header[V2_FIXED..])
     };
-    Ok(Header::Parsed { announced, used })
+    Ok(Header::Parsed { addresses, used })
 }
 
 /// Addresses of TCP over IPv4 and IPv6; a datagram's or a path is nobody this connection came from.
-fn announced(family: u8, block: &[u8]) -> Option<Announced> {
+fn tcp_addresses(family: u8, block: &[u8]) -> Option<ProxyAddresses> {
     let port = |at: usize| u16::from_be_bytes([block[at], block[at + 1]]);
     let v4 = |at: usize| <[u8; 4]>::try_from(&block[at..at + 4]).ok().map(Ipv4Addr::from);
     let v6 = |at: usize| <[u8; 16]>::try_from(&block[at..at + 16]).ok().map(Ipv6Addr::from);
     match family {
-        0x11 => Some(Announced {
+        0x11 => Some(ProxyAddresses {
             source: SocketAddr::new(v4(0)?.into(), port(8)),
             destination: SocketAddr::new(v4(4)?.into(), port(10)),
         }),
-        0x21 => Some(Announced {
+        0x21 => Some(ProxyAddresses {
             source: SocketAddr::new(v6(0)?.into(), port(32)),
             destination: SocketAddr::new(v6(16)?.into(), port(34)),
         }),

@@ -79,12 +79,16 @@ pub(super) fn settings(listeners: Vec<ListenerSettings>) -> Settings {
 }
 
 /// Tells of each connection it is given and echoes until the client's end or [`Drain::Closing`].
-struct Echo(mpsc::UnboundedSender<(Arc<ConnectionInfo>, Wire)>);
+struct Echo(mpsc::UnboundedSender<(Arc<ConnectionInfo>, HttpVersion)>);
 
-impl Serve for Echo {
-    fn serve(&self, connection: Connection, mut drain: watch::Receiver<Drain>) -> Serving<'_> {
-        let Connection { mut io, info, wire } = connection;
-        let _ = self.0.send((info, wire));
+impl ConnectionHandler for Echo {
+    fn serve(&self, connection: Connection, mut drain: watch::Receiver<Drain>) -> HandlerFuture<'_> {
+        let Connection {
+            mut io,
+            info,
+            http_version,
+        } = connection;
+        let _ = self.0.send((info, http_version));
         Box::pin(async move {
             let echo = async {
                 let mut buf = [0; 1024];
@@ -107,13 +111,13 @@ impl Serve for Echo {
 
 #[derive(Default)]
 pub(super) struct Counts {
-    open: Mutex<HashMap<Protocol, isize>>,
+    open: Mutex<HashMap<ConnectionProtocol, isize>>,
     closed: Mutex<HashMap<CloseReason, usize>>,
     exhausted: Mutex<usize>,
 }
 
 impl Counts {
-    pub(super) fn open(&self, protocol: Protocol) -> isize {
+    pub(super) fn open(&self, protocol: ConnectionProtocol) -> isize {
         self.open.lock().get(&protocol).copied().unwrap_or(0)
     }
 
@@ -127,10 +131,10 @@ impl Counts {
 }
 
 impl ListenerMetrics for Counts {
-    fn entered(&self, protocol: Protocol) {
+    fn entered(&self, protocol: ConnectionProtocol) {
         *self.open.lock().entry(protocol).or_default() += 1;
     }
-    fn left(&self, protocol: Protocol) {
+    fn left(&self, protocol: ConnectionProtocol) {
         *self.open.lock().entry(protocol).or_default() -= 1;
     }
     fn closed(&self, reason: CloseReason) {
@@ -151,20 +155,20 @@ impl EdgeMetrics for AllAsOne {
 }
 
 /// An edge under test.
-pub(super) struct Bench {
+pub(super) struct EdgeFixture {
     pub(super) edge: Edge,
     pub(super) counts: Arc<Counts>,
     pub(super) settings: Settings,
     published: Arc<Mutex<Arc<Settings>>>,
-    served: mpsc::UnboundedReceiver<(Arc<ConnectionInfo>, Wire)>,
+    served: mpsc::UnboundedReceiver<(Arc<ConnectionInfo>, HttpVersion)>,
 }
 
-impl Bench {
+impl EdgeFixture {
     pub(super) async fn start(settings: Settings) -> Self {
-        let bench = Self::unbound(settings);
-        let errors = bench.edge.apply(&bench.settings).await;
+        let fixture = Self::unbound(settings);
+        let errors = fixture.edge.apply(&fixture.settings).await;
         assert!(errors.is_empty(), "{errors:?}");
-        bench
+        fixture
     }
 
     /// Without listeners yet.
@@ -203,7 +207,7 @@ impl Bench {
     }
 
     /// The next connection that got as far as HTTP.
-    pub(super) async fn served(&mut self) -> (Arc<ConnectionInfo>, Wire) {
+    pub(super) async fn served(&mut self) -> (Arc<ConnectionInfo>, HttpVersion) {
         timeout(PATIENCE, self.served.recv()).await.unwrap().unwrap()
     }
 

@@ -15,7 +15,7 @@ use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 
 use super::certificates::{Certificate, CertificateError, CertificateTable};
-use super::conn::{TlsInfo, Wire};
+use super::connection::{HttpVersion, TlsInfo};
 use super::stream::SocketStream;
 
 /// How often certificate files are looked at for a change.
@@ -26,7 +26,7 @@ pub(super) const FILES_CHECKED_EVERY: Duration = Duration::from_secs(3);
 pub struct Reload {
     /// Whether other certificates are served from now on.
     pub changed: bool,
-    /// What was refused; what was served before is served on. Told once per content of the files.
+    /// What was refused; what was served before is served on. WarnedStage once per content of the files.
     pub errors: Vec<CertificateError>,
 }
 
@@ -143,21 +143,21 @@ impl TlsTerminator {
     pub(super) async fn accept(
         &self,
         stream: SocketStream,
-    ) -> io::Result<(TlsStream<SocketStream>, TlsInfo, Wire)> {
+    ) -> io::Result<(TlsStream<SocketStream>, TlsInfo, HttpVersion)> {
         let current = self.current.load_full();
         let acceptor = TlsAcceptor::from(Arc::clone(&current.config));
         let stream = acceptor.accept(stream).await?;
         let session = stream.get_ref().1;
         let sni = session.server_name().map(str::to_owned);
-        let wire = match session.alpn_protocol() {
-            Some(b"h2") => Wire::Http2,
-            _ => Wire::Http1,
+        let http_version = match session.alpn_protocol() {
+            Some(b"h2") => HttpVersion::Http2,
+            _ => HttpVersion::Http1,
         };
         let names = match current.table.find(sni.as_deref()) {
             Some(certificate) => Arc::clone(&certificate.names),
             None => Arc::default(),
         };
-        Ok((stream, TlsInfo { sni, names }, wire))
+        Ok((stream, TlsInfo { sni, names }, http_version))
     }
 }
 

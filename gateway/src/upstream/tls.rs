@@ -18,7 +18,7 @@ use tokio::runtime::Handle;
 use tokio::time::Instant;
 
 use crate::edge::CertificateError;
-use crate::edge::certificates::{identity, load_authorities, load_pair};
+use crate::edge::certificates::{file_identity, load_authorities, load_pair};
 
 /// How often files are looked at for a change; as for a listener's certificates.
 const FILES_CHECKED_EVERY: Duration = Duration::from_secs(3);
@@ -188,7 +188,7 @@ impl Material {
 }
 
 fn identities(tls: &BackendTls) -> Vec<Option<[i64; 7]>> {
-    tls.files().map(|file| identity(file)).collect()
+    tls.files().map(|file| file_identity(file)).collect()
 }
 
 fn roots_of(

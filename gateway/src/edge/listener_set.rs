@@ -15,11 +15,11 @@ use tokio::time::sleep;
 use tracing::{info, warn};
 
 use super::certificates::{Certificate, CertificateError};
-use super::conn::{Drain, Serve};
+use super::connection::{ConnectionHandler, Drain};
 use super::expiry;
-use super::listener::{BindError, Door, Listener, SettingsNow, Shared};
+use super::listener::{CurrentSettings, EdgeContext, Listener, ListenerBindError, ListenerConfig};
 use super::metrics::EdgeMetrics;
-use super::reserve::Reserved;
+use super::prebind::PreboundSocket;
 use super::tls::{FILES_CHECKED_EVERY, Reload, TlsTerminator};
 
 /// Why a listener is not as the settings want it.
@@ -27,7 +27,7 @@ use super::tls::{FILES_CHECKED_EVERY, Reload, TlsTerminator};
 pub enum ListenerError {
     /// It is not there.
     #[error(transparent)]
-    Bind(#[from] BindError),
+    Bind(#[from] ListenerBindError),
     /// Its certificates are not served; a listener from before goes on with those it has.
     #[error("listener {address}: {}", List(errors))]
     Tls {
@@ -66,26 +66,26 @@ pub struct ListenerStatus {
 ///
 /// Dropping it stops accepting; connections that are open live on.
 pub struct Edge {
-    pub(super) inner: Arc<Inner>,
+    pub(super) inner: Arc<ListenerSet>,
     watcher: JoinHandle<()>,
 }
 
-pub(super) struct Inner {
-    pub(super) shared: Arc<Shared>,
+pub(super) struct ListenerSet {
+    pub(super) context: Arc<EdgeContext>,
     metrics: Arc<dyn EdgeMetrics>,
     /// One change at a time; `true` once nothing may listen any more.
     pub(super) stopped: Arc<tokio::sync::Mutex<bool>>,
-    pub(super) listening: Mutex<Vec<Listening>>,
+    pub(super) listening: Mutex<Vec<RunningListener>>,
     /// Bound by another process, by the configured address; used in place of binding.
     pub(super) inherited: Mutex<Vec<(SocketAddr, StdListener)>>,
     /// For the next change.
-    pub(super) reserved: Mutex<Vec<Reserved>>,
+    pub(super) prebound: Mutex<Vec<PreboundSocket>>,
     /// Somebody knows that a certificate's file may be another.
-    look: Notify,
+    files_changed: Notify,
 }
 
 /// A running listener. Dropping it makes the accept loop end in its own time.
-pub(super) struct Listening {
+pub(super) struct RunningListener {
     pub(super) address: SocketAddr,
     pub(super) listener: Arc<Listener>,
     /// The accept loop owns it.
@@ -94,7 +94,7 @@ pub(super) struct Listening {
     task: JoinHandle<()>,
 }
 
-impl Listening {
+impl RunningListener {
     /// Resolves when the socket is closed and the connections it had queued are being served.
     async fn stop(self) {
         drop(self.stop);
@@ -109,26 +109,26 @@ impl Edge {
     /// each connection. `drain` is the phase that it moves along and everybody else watches. Must be called in
     /// a runtime.
     pub fn new(
-        settings: SettingsNow,
-        serve: Arc<dyn Serve>,
+        settings: CurrentSettings,
+        handler: Arc<dyn ConnectionHandler>,
         metrics: Arc<dyn EdgeMetrics>,
         drain: watch::Sender<Drain>,
     ) -> Self {
-        let shared = Shared {
+        let context = EdgeContext {
             settings,
-            serve,
-            census: Arc::default(),
+            handler,
+            limiter: Arc::default(),
             drain,
-            open: watch::Sender::new(true),
+            accepting: watch::Sender::new(true),
         };
-        let inner = Arc::new(Inner {
-            shared: Arc::new(shared),
+        let inner = Arc::new(ListenerSet {
+            context: Arc::new(context),
             metrics,
             stopped: Arc::default(),
             listening: Mutex::default(),
             inherited: Mutex::default(),
-            reserved: Mutex::default(),
-            look: Notify::new(),
+            prebound: Mutex::default(),
+            files_changed: Notify::new(),
         });
         let watcher = tokio::spawn(watch_files(Arc::clone(&inner)));
         Self { inner, watcher }
@@ -145,15 +145,15 @@ impl Edge {
         if *stopped {
             return Vec::new();
         }
-        let (kept, gone) = self.inner.claim(&settings.listeners);
+        let (kept, gone) = self.inner.match_running(&settings.listeners);
         for listening in gone {
             info!(listener = %listening.listener.bound, "listener closed");
             listening.stop().await;
         }
         let mut errors = Vec::new();
         for (index, wanted) in settings.listeners.iter().enumerate() {
-            let old = kept[index].as_ref().map(|listener| listener.door.load_full());
-            let tls = match terminator(wanted, old.as_ref().and_then(|door| door.tls.clone())).await {
+            let old = kept[index].as_ref().map(|listener| listener.config.load_full());
+            let tls = match terminator(wanted, old.as_ref().and_then(|config| config.tls.clone())).await {
                 Ok((tls, refused)) => {
                     if !refused.is_empty() {
                         errors.push(ListenerError::Tls {
@@ -170,7 +170,7 @@ impl Edge {
                     });
                     // A plain listener stays plain, a TLS listener keeps its certificates.
                     match &old {
-                        Some(door) => door.tls.clone(),
+                        Some(config) => config.tls.clone(),
                         None => continue,
                     }
                 }
@@ -178,7 +178,7 @@ impl Edge {
             if let Some(tls) = &tls {
                 expiry::warn(wanted.address, &tls.certificates(), SystemTime::now());
             }
-            let door = Arc::new(Door {
+            let config = Arc::new(ListenerConfig {
                 index,
                 visibility: wanted.visibility,
                 proxy_protocol: wanted.proxy_protocol.clone(),
@@ -186,21 +186,24 @@ impl Edge {
                 http2: wanted.http2,
             });
             match &kept[index] {
-                Some(listener) => listener.door.store(door),
-                None => match self.inner.listen(wanted.address, v6_only(wanted, settings), door) {
+                Some(listener) => listener.config.store(config),
+                None => match self
+                    .inner
+                    .listen(wanted.address, v6_only(wanted, settings), config)
+                {
                     Ok(()) => {}
                     Err(e) => errors.push(e.into()),
                 },
             }
         }
-        self.inner.reserved.lock().clear();
+        self.inner.prebound.lock().clear();
         errors
     }
 
     /// Looks at certificate files now instead of in a few seconds: something happened to one of them. Never
     /// blocks.
-    pub fn look_at_files(&self) {
-        self.inner.look.notify_one();
+    pub fn recheck_files(&self) {
+        self.inner.files_changed.notify_one();
     }
 
     /// What listens now.
@@ -208,16 +211,16 @@ impl Edge {
         let listening = self.inner.listening.lock();
         let mut all: Vec<_> = listening
             .iter()
-            .map(|l| (l.address, l.listener.bound, l.listener.door.load_full()))
+            .map(|l| (l.address, l.listener.bound, l.listener.config.load_full()))
             .collect();
         drop(listening);
-        all.sort_by_key(|(_, _, door)| door.index);
+        all.sort_by_key(|(_, _, config)| config.index);
         all.into_iter()
-            .map(|(address, bound, door)| ListenerStatus {
+            .map(|(address, bound, config)| ListenerStatus {
                 address,
                 bound,
-                visibility: door.visibility,
-                certificates: door.tls.as_ref().map(|tls| tls.certificates()),
+                visibility: config.visibility,
+                certificates: config.tls.as_ref().map(|tls| tls.certificates()),
             })
             .collect()
     }
@@ -233,7 +236,7 @@ impl Edge {
     }
 
     fn advance(&self, to: Drain) {
-        self.inner.shared.drain.send_if_modified(|phase| {
+        self.inner.context.drain.send_if_modified(|phase| {
             let further = *phase < to;
             *phase = to.max(*phase);
             further
@@ -242,7 +245,7 @@ impl Edge {
 
     /// How far it is on the way out.
     pub fn phase(&self) -> watch::Receiver<Drain> {
-        self.inner.shared.drain.subscribe()
+        self.inner.context.drain.subscribe()
     }
 
     /// Closes every listener for good; resolves when all are closed. Clients that the kernel has accepted are
@@ -255,12 +258,12 @@ impl Edge {
 
     /// Connections open now, those not yet ready for HTTP included.
     pub fn open_connections(&self) -> usize {
-        self.inner.shared.census.open()
+        self.inner.context.limiter.open()
     }
 
     /// Resolves when no connection is open. Meaningful after [`stop_accepting`](Self::stop_accepting). Cancel-safe.
     pub async fn drained(&self) {
-        self.inner.shared.census.empty().await;
+        self.inner.context.limiter.drained().await;
     }
 }
 
@@ -280,7 +283,7 @@ impl fmt::Debug for Edge {
     }
 }
 
-impl Inner {
+impl ListenerSet {
     /// The configured and the bound address of every listener.
     pub(super) fn addresses(&self) -> Vec<(SocketAddr, SocketAddr)> {
         let listening = self.listening.lock();
@@ -288,7 +291,10 @@ impl Inner {
     }
 
     /// For each wanted listener the running one of its address, and those that nobody wants, taken out.
-    fn claim(&self, wanted: &[ListenerSettings]) -> (Vec<Option<Arc<Listener>>>, Vec<Listening>) {
+    fn match_running(
+        &self,
+        wanted: &[ListenerSettings],
+    ) -> (Vec<Option<Arc<Listener>>>, Vec<RunningListener>) {
         let mut listening = self.listening.lock();
         let mut unclaimed = std::mem::take(&mut *listening);
         let kept = wanted
@@ -319,8 +325,13 @@ impl Inner {
         }
     }
 
-    fn listen(&self, address: SocketAddr, v6_only: bool, door: Arc<Door>) -> Result<(), BindError> {
-        let error = |source| BindError { address, source };
+    fn listen(
+        &self,
+        address: SocketAddr,
+        v6_only: bool,
+        config: Arc<ListenerConfig>,
+    ) -> Result<(), ListenerBindError> {
+        let error = |source| ListenerBindError { address, source };
         let socket = match self.take_inherited(address) {
             Some(socket) => TcpListener::from_std(socket).map_err(error)?,
             None => self.socket(address, v6_only)?,
@@ -329,15 +340,15 @@ impl Inner {
         let socket = Arc::new(socket);
         let listener = Arc::new(Listener {
             bound,
-            door: ArcSwap::new(door),
+            config: ArcSwap::new(config),
             metrics: self.metrics.listener(bound),
-            shared: Arc::clone(&self.shared),
+            context: Arc::clone(&self.context),
         });
         let (stop, stopped) = oneshot::channel();
         let weak = Arc::downgrade(&socket);
         let task = tokio::spawn(Arc::clone(&listener).run(socket, stopped));
         info!(listener = %bound, "listening");
-        self.listening.lock().push(Listening {
+        self.listening.lock().push(RunningListener {
             address,
             listener,
             socket: weak,
@@ -355,13 +366,13 @@ pub(super) fn v6_only(wanted: &ListenerSettings, settings: &Settings) -> bool {
     port != 0 && others.any(|other| other.is_ipv4() && other.port() == port)
 }
 
-type Terminated = (Option<Arc<TlsTerminator>>, Vec<CertificateError>);
+type LoadedTerminator = (Option<Arc<TlsTerminator>>, Vec<CertificateError>);
 
 /// The terminator a listener needs, the one it has where possible, and what was refused although it goes on.
 async fn terminator(
     wanted: &ListenerSettings,
     old: Option<Arc<TlsTerminator>>,
-) -> Result<Terminated, Vec<CertificateError>> {
+) -> Result<LoadedTerminator, Vec<CertificateError>> {
     let Some(settings) = wanted.tls.clone() else {
         return Ok((None, Vec::new()));
     };
@@ -383,23 +394,23 @@ async fn terminator(
 }
 
 /// Serves what certificate files hold now, from a few seconds after they changed or once it is told of it.
-async fn watch_files(inner: Arc<Inner>) {
+async fn watch_files(inner: Arc<ListenerSet>) {
     loop {
         tokio::select! {
             () = sleep(FILES_CHECKED_EVERY) => {}
-            () = inner.look.notified() => {}
+            () = inner.files_changed.notified() => {}
         }
         // Not while listeners change: a terminator is loaded by one at a time.
         let changing = inner.stopped.lock().await;
-        let doors: Vec<_> = inner
+        let configs: Vec<_> = inner
             .listening
             .lock()
             .iter()
-            .map(|l| (l.listener.bound, l.listener.door.load_full()))
+            .map(|l| (l.listener.bound, l.listener.config.load_full()))
             .collect();
-        for (bound, door) in doors {
-            let Some(tls) = door.tls.clone() else { continue };
-            let looked_at = Arc::clone(&tls);
+        for (bound, config) in configs {
+            let Some(tls) = config.tls.clone() else { continue };
+            let checked = Arc::clone(&tls);
             let Ok(reload) = spawn_blocking(move || tls.refresh()).await else {
                 continue;
             };
@@ -409,12 +420,12 @@ async fn watch_files(inner: Arc<Inner>) {
             if reload.changed && reload.errors.is_empty() {
                 info!(listener = %bound, "certificates changed");
             }
-            expiry::warn(bound, &looked_at.certificates(), SystemTime::now());
+            expiry::warn(bound, &checked.certificates(), SystemTime::now());
         }
         drop(changing);
     }
 }
 
 #[cfg(test)]
-#[path = "gate_tests.rs"]
+#[path = "listener_set_tests.rs"]
 mod tests;

@@ -23,7 +23,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin + Send + Sync + fmt::Debug> ByteStream fo
 
 /// Which HTTP a connection speaks; settled by ALPN or by the client's first bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Wire {
+pub enum HttpVersion {
     /// HTTP/1.0 or 1.1.
     Http1,
     /// HTTP/2, over TLS or by prior knowledge.
@@ -136,14 +136,14 @@ pub struct Connection {
     /// What is known of it.
     pub info: Arc<ConnectionInfo>,
     /// Which HTTP it speaks.
-    pub wire: Wire,
+    pub http_version: HttpVersion,
 }
 
 /// A connection's service to its end, boxed: resolves to why the connection was closed.
-pub type Serving<'s> = Pin<Box<dyn Future<Output = CloseReason> + Send + 's>>;
+pub type HandlerFuture<'s> = Pin<Box<dyn Future<Output = CloseReason> + Send + 's>>;
 
 /// Serves prepared connections. A trait, so that the edge does not know HTTP, and its tests can echo.
-pub trait Serve: Send + Sync + 'static {
+pub trait ConnectionHandler: Send + Sync + 'static {
     /// Serves one connection to its end; `drain` tells when to hurry.
-    fn serve(&self, connection: Connection, drain: watch::Receiver<Drain>) -> Serving<'_>;
+    fn serve(&self, connection: Connection, drain: watch::Receiver<Drain>) -> HandlerFuture<'_>;
 }

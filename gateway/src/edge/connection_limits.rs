@@ -11,47 +11,48 @@ use tokio::sync::Notify;
 
 /// Counts connections against limits that may change at any time.
 ///
-/// **Invariant:** the map holds exactly the clients with at least one [`ClientPlace`], so it is never larger
+/// **Invariant:** the map holds exactly the clients with at least one [`ClientConnectionGuard`], so it is never larger
 /// than the number of open connections.
 #[derive(Debug, Default)]
-pub(super) struct Census {
+pub(super) struct ConnectionLimiter {
     open: AtomicUsize,
     /// The last one that came was sent away for want of descriptors.
-    short: AtomicBool,
-    empty: Notify,
+    descriptors_short: AtomicBool,
+    all_closed: Notify,
     clients: Mutex<HashMap<IpAddr, usize>>,
 }
 
-impl Census {
+impl ConnectionLimiter {
     /// Counts one more connection, unless there are `limit` already.
-    pub(super) fn enter(self: &Arc<Self>, limit: Option<usize>) -> Option<Place> {
+    pub(super) fn acquire(self: &Arc<Self>, limit: Option<usize>) -> Option<ConnectionGuard> {
         let limit = limit.unwrap_or(usize::MAX);
         self.open
             .fetch_update(Ordering::AcqRel, Ordering::Acquire, |open| {
                 (open < limit).then(|| open + 1)
             })
             .ok()
-            .map(|_| Place(Arc::clone(self)))
+            .map(|_| ConnectionGuard(Arc::clone(self)))
     }
 
     /// Notes whether descriptors are short, and tells whether that is news. They suffice again once a quarter of
     /// the `share` is free: connections that come and go at the limit are no news.
-    pub(super) fn note_short(&self, short: bool, share: usize) -> bool {
+    pub(super) fn note_descriptors_short(&self, short: bool, share: usize) -> bool {
         if !short && self.open() > share - share / 4 {
             return false;
         }
         // Read first: it rarely changes, and every accept comes by.
-        self.short.load(Ordering::Relaxed) != short && self.short.swap(short, Ordering::Relaxed) != short
+        self.descriptors_short.load(Ordering::Relaxed) != short
+            && self.descriptors_short.swap(short, Ordering::Relaxed) != short
     }
 
     /// Counts one more connection of a client, unless it has `limit` already.
     ///
     /// Counts without a limit too: one that a reload brings must know what is open.
-    pub(super) fn enter_client(
+    pub(super) fn acquire_client(
         self: &Arc<Self>,
         client: IpAddr,
         limit: Option<usize>,
-    ) -> Option<ClientPlace> {
+    ) -> Option<ClientConnectionGuard> {
         let client = network(client);
         let mut clients = self.clients.lock();
         let open = clients.get(&client).copied().unwrap_or(0);
@@ -59,8 +60,8 @@ impl Census {
             return None;
         }
         clients.insert(client, open + 1);
-        Some(ClientPlace {
-            census: Arc::clone(self),
+        Some(ClientConnectionGuard {
+            limiter: Arc::clone(self),
             client,
         })
     }
@@ -71,11 +72,11 @@ impl Census {
     }
 
     /// Resolves when no connection is open. Cancel-safe.
-    pub(super) async fn empty(&self) {
+    pub(super) async fn drained(&self) {
         loop {
-            let notified = self.empty.notified();
+            let notified = self.all_closed.notified();
             tokio::pin!(notified);
-            // Listening starts before the look, so that the last one's leaving is not missed.
+            // RunningListener starts before the look, so that the last one's leaving is not missed.
             notified.as_mut().enable();
             if self.open() == 0 {
                 return;
@@ -104,26 +105,26 @@ fn network(client: IpAddr) -> IpAddr {
 
 /// One connection among all; dropping it is leaving.
 #[derive(Debug)]
-pub(super) struct Place(Arc<Census>);
+pub(super) struct ConnectionGuard(Arc<ConnectionLimiter>);
 
-impl Drop for Place {
+impl Drop for ConnectionGuard {
     fn drop(&mut self) {
         if self.0.open.fetch_sub(1, Ordering::AcqRel) == 1 {
-            self.0.empty.notify_waiters();
+            self.0.all_closed.notify_waiters();
         }
     }
 }
 
 /// One connection among a client's; dropping it is leaving.
 #[derive(Debug)]
-pub(super) struct ClientPlace {
-    census: Arc<Census>,
+pub(super) struct ClientConnectionGuard {
+    limiter: Arc<ConnectionLimiter>,
     client: IpAddr,
 }
 
-impl Drop for ClientPlace {
+impl Drop for ClientConnectionGuard {
     fn drop(&mut self) {
-        let mut clients = self.census.clients.lock();
+        let mut clients = self.limiter.clients.lock();
         if let Entry::Occupied(mut entry) = clients.entry(self.client) {
             match entry.get() {
                 0 | 1 => drop(entry.remove()),
@@ -142,74 +143,74 @@ mod tests {
 
     #[test]
     fn limits_follow_what_is_asked_now_and_places_come_back() {
-        let census = Arc::new(Census::default());
-        let first = census.enter(Some(1));
-        assert!(first.is_some() && census.enter(Some(1)).is_none());
-        let second = census.enter(Some(2));
-        assert!(second.is_some() && census.enter(Some(1)).is_none());
+        let limiter = Arc::new(ConnectionLimiter::default());
+        let first = limiter.acquire(Some(1));
+        assert!(first.is_some() && limiter.acquire(Some(1)).is_none());
+        let second = limiter.acquire(Some(2));
+        assert!(second.is_some() && limiter.acquire(Some(1)).is_none());
         drop(first);
-        assert_eq!(census.open(), 1);
-        assert!(census.enter(None).is_some());
+        assert_eq!(limiter.open(), 1);
+        assert!(limiter.acquire(None).is_some());
         drop(second);
-        assert_eq!(census.open(), 0);
+        assert_eq!(limiter.open(), 0);
     }
 
     #[test]
     fn addresses_of_one_ipv6_network_are_one_client() {
-        let census = Arc::new(Census::default());
-        let enter = |client: &str| census.enter_client(client.parse().expect("an address"), Some(1));
-        let first = enter("2001:db8:1:2::1").expect("the first");
-        assert!(enter("2001:db8:1:2:ffff::9").is_none());
-        let other = enter("2001:db8:1:3::1").expect("another network");
-        let mapped = enter("::ffff:192.0.2.1").expect("the first of its kind");
+        let limiter = Arc::new(ConnectionLimiter::default());
+        let acquire = |client: &str| limiter.acquire_client(client.parse().expect("an address"), Some(1));
+        let first = acquire("2001:db8:1:2::1").expect("the first");
+        assert!(acquire("2001:db8:1:2:ffff::9").is_none());
+        let other = acquire("2001:db8:1:3::1").expect("another network");
+        let mapped = acquire("::ffff:192.0.2.1").expect("the first of its kind");
         assert!(
-            enter("192.0.2.1").is_none(),
+            acquire("192.0.2.1").is_none(),
             "the same address, written otherwise"
         );
         drop((first, other, mapped));
-        assert_eq!(census.clients(), 0);
+        assert_eq!(limiter.clients(), 0);
     }
 
     #[test]
     fn clients_are_counted_apart_and_forgotten_at_zero() {
-        let census = Arc::new(Census::default());
-        let a = census.enter_client(A, None);
+        let limiter = Arc::new(ConnectionLimiter::default());
+        let a = limiter.acquire_client(A, None);
         assert!(
-            census.enter_client(A, Some(1)).is_none(),
+            limiter.acquire_client(A, Some(1)).is_none(),
             "those before the limit count"
         );
-        let b = census.enter_client(B, Some(1));
-        let again = census.enter_client(A, Some(2));
+        let b = limiter.acquire_client(B, Some(1));
+        let again = limiter.acquire_client(A, Some(2));
         assert!(a.is_some() && b.is_some() && again.is_some());
         drop(a);
-        assert_eq!(census.clients(), 2);
+        assert_eq!(limiter.clients(), 2);
         drop(again);
         drop(b);
-        assert_eq!(census.clients(), 0);
+        assert_eq!(limiter.clients(), 0);
     }
 
     #[test]
     fn coming_and_going_at_the_limit_is_told_once() {
-        let census = Arc::new(Census::default());
-        let mut places: Vec<_> = (0..8).map(|_| census.enter(None)).collect();
-        assert!(census.note_short(true, 8) && !census.note_short(true, 8));
-        places.pop();
-        assert!(!census.note_short(false, 8) && !census.note_short(true, 8));
-        places.pop();
-        assert!(census.note_short(false, 8) && !census.note_short(false, 8));
+        let limiter = Arc::new(ConnectionLimiter::default());
+        let mut guards: Vec<_> = (0..8).map(|_| limiter.acquire(None)).collect();
+        assert!(limiter.note_descriptors_short(true, 8) && !limiter.note_descriptors_short(true, 8));
+        guards.pop();
+        assert!(!limiter.note_descriptors_short(false, 8) && !limiter.note_descriptors_short(true, 8));
+        guards.pop();
+        assert!(limiter.note_descriptors_short(false, 8) && !limiter.note_descriptors_short(false, 8));
     }
 
     #[tokio::test]
     async fn empty_resolves_with_the_last_one() {
-        let census = Arc::new(Census::default());
-        census.empty().await;
-        let (first, second) = (census.enter(None), census.enter(None));
-        let empty = census.empty();
-        tokio::pin!(empty);
-        assert!(futures_util::poll!(empty.as_mut()).is_pending());
+        let limiter = Arc::new(ConnectionLimiter::default());
+        limiter.drained().await;
+        let (first, second) = (limiter.acquire(None), limiter.acquire(None));
+        let drained = limiter.drained();
+        tokio::pin!(drained);
+        assert!(futures_util::poll!(drained.as_mut()).is_pending());
         drop(first);
-        assert!(futures_util::poll!(empty.as_mut()).is_pending());
+        assert!(futures_util::poll!(drained.as_mut()).is_pending());
         drop(second);
-        assert!(futures_util::poll!(empty).is_ready());
+        assert!(futures_util::poll!(drained).is_ready());
     }
 }

@@ -1,4 +1,4 @@
-//! Listening sockets that outlive a process: how one passes them on and another takes them.
+//! RunningListener sockets that outlive a process: how one passes them on and another takes them.
 
 use std::io;
 use std::net::{SocketAddr, TcpListener as StdListener};
@@ -7,12 +7,12 @@ use std::sync::Arc;
 
 use tokio::sync::OwnedMutexGuard;
 
-use super::gate::{Edge, Inner};
+use super::listener_set::{Edge, ListenerSet};
 
 impl Edge {
     /// Takes sockets that another process bound, by configured address. [`apply`](Self::apply) uses them
     /// where it would bind; of several of one address the first comes first. What it has no use for stays
-    /// here until [`forget_inherited`](Self::forget_inherited).
+    /// here until [`close_inherited`](Self::close_inherited).
     ///
     /// # Errors
     /// When a socket cannot be used at all.
@@ -25,32 +25,32 @@ impl Edge {
     }
 
     /// Closes what was inherited and is not used, as seen from this process alone.
-    pub fn forget_inherited(&self) {
+    pub fn close_inherited(&self) {
         self.inner.inherited.lock().clear();
     }
 
-    /// Makes listeners bind, but not accept until [`open`](Self::open). Call it before the first
+    /// Makes listeners bind, but not accept until [`start_accepting`](Self::start_accepting). Call it before the first
     /// [`apply`](Self::apply): a listener that accepts goes on.
-    pub fn hold_shut(&self) {
-        self.inner.shared.open.send_replace(false);
+    pub fn pause_accepting(&self) {
+        self.inner.context.accepting.send_replace(false);
     }
 
     /// Lets every listener accept.
-    pub fn open(&self) {
-        self.inner.shared.open.send_replace(true);
+    pub fn start_accepting(&self) {
+        self.inner.context.accepting.send_replace(true);
     }
 
     /// Keeps the listeners as they are until the guard is gone: a reload meanwhile waits with its
     /// listeners, and no other. Cancel-safe.
-    pub async fn hold(&self) -> HeldEdge {
-        HeldEdge {
+    pub async fn freeze_listeners(&self) -> FrozenListeners {
+        FrozenListeners {
             stopped: Arc::clone(&self.inner.stopped).lock_owned().await,
             inner: Arc::clone(&self.inner),
         }
     }
 }
 
-impl Inner {
+impl ListenerSet {
     pub(super) fn take_inherited(&self, address: SocketAddr) -> Option<StdListener> {
         let mut inherited = self.inherited.lock();
         let at = inherited.iter().position(|(of, _)| *of == address)?;
@@ -64,12 +64,12 @@ impl Inner {
 }
 
 /// An edge whose listeners do not change.
-pub struct HeldEdge {
-    inner: Arc<Inner>,
+pub struct FrozenListeners {
+    inner: Arc<ListenerSet>,
     stopped: OwnedMutexGuard<bool>,
 }
 
-impl HeldEdge {
+impl FrozenListeners {
     /// Every listening socket by its configured address, in the order of the settings.
     ///
     /// # Errors
@@ -80,7 +80,7 @@ impl HeldEdge {
         for listening in listening.iter() {
             // Without one its accept loop has ended, which only a bug can do here.
             if let Some(socket) = listening.socket.upgrade() {
-                let index = listening.listener.door.load_full().index;
+                let index = listening.listener.config.load_full().index;
                 all.push((index, listening.address, socket.as_fd().try_clone_to_owned()?));
             }
         }
@@ -100,12 +100,12 @@ impl HeldEdge {
     }
 }
 
-impl std::fmt::Debug for HeldEdge {
+impl std::fmt::Debug for FrozenListeners {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("HeldEdge").finish_non_exhaustive()
+        f.debug_struct("FrozenListeners").finish_non_exhaustive()
     }
 }
 
 #[cfg(test)]
-#[path = "handover_tests.rs"]
+#[path = "inherited_sockets_tests.rs"]
 mod tests;

@@ -6,11 +6,11 @@ use std::net::SocketAddr;
 use sluice_model::Settings;
 use tokio::net::TcpListener;
 
-use super::gate::{Edge, Inner, v6_only};
-use super::listener::{BindError, bind};
+use super::listener::{ListenerBindError, bind};
+use super::listener_set::{Edge, ListenerSet, v6_only};
 
 /// A socket that nobody accepts from yet.
-pub(super) struct Reserved {
+pub(super) struct PreboundSocket {
     address: SocketAddr,
     v6_only: bool,
     socket: TcpListener,
@@ -21,12 +21,12 @@ impl Edge {
     /// [`apply`](Self::apply) of them. Returns what cannot be had, by its index; then nothing is
     /// kept. What a listener that is to go still has in use is left to `apply`. Must be called in
     /// a runtime.
-    pub async fn reserve(&self, settings: &Settings) -> Vec<(usize, BindError)> {
+    pub async fn prebind(&self, settings: &Settings) -> Vec<(usize, ListenerBindError)> {
         let stopped = self.inner.stopped.lock().await;
         if *stopped {
             return Vec::new();
         }
-        let mut reserved = Vec::new();
+        let mut prebound = Vec::new();
         let mut errors = Vec::new();
         // Some((address, bound)) of each, until a wanted one is found to be it.
         let mut running = self.inner.addresses();
@@ -41,34 +41,38 @@ impl Edge {
         for (index, wanted) in new {
             let (address, v6_only) = (wanted.address, v6_only(wanted, settings));
             match bind(address, v6_only) {
-                Ok(socket) => reserved.push(Reserved {
+                Ok(socket) => prebound.push(PreboundSocket {
                     address,
                     v6_only,
                     socket,
                 }),
-                Err(e) if e.source.kind() == ErrorKind::AddrInUse && goes(&running, address) => {}
+                Err(e) if e.source.kind() == ErrorKind::AddrInUse && frees_port(&running, address) => {}
                 Err(e) => errors.push((index, e)),
             }
         }
         if errors.is_empty() {
-            *self.inner.reserved.lock() = reserved;
+            *self.inner.prebound.lock() = prebound;
         }
         errors
     }
 }
 
 /// Whether a listener that is to go has this port.
-fn goes(going: &[(SocketAddr, SocketAddr)], address: SocketAddr) -> bool {
+fn frees_port(going: &[(SocketAddr, SocketAddr)], address: SocketAddr) -> bool {
     going.iter().any(|(_, bound)| bound.port() == address.port())
 }
 
-impl Inner {
-    /// The socket that was reserved for this, or a new one.
-    pub(super) fn socket(&self, address: SocketAddr, v6_only: bool) -> Result<TcpListener, BindError> {
-        let mut reserved = self.reserved.lock();
-        let fits = |r: &Reserved| r.address == address && r.v6_only == v6_only;
-        match reserved.iter().position(fits) {
-            Some(at) => Ok(reserved.swap_remove(at).socket),
+impl ListenerSet {
+    /// The socket that was prebound for this, or a new one.
+    pub(super) fn socket(
+        &self,
+        address: SocketAddr,
+        v6_only: bool,
+    ) -> Result<TcpListener, ListenerBindError> {
+        let mut prebound = self.prebound.lock();
+        let fits = |r: &PreboundSocket| r.address == address && r.v6_only == v6_only;
+        match prebound.iter().position(fits) {
+            Some(at) => Ok(prebound.swap_remove(at).socket),
             None => bind(address, v6_only),
         }
     }
