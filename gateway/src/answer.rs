@@ -22,6 +22,21 @@ pub struct Answer {
     pub status: Option<u16>,
 }
 
+/// The gateway answers by itself.
+#[derive(Debug)]
+pub enum Refusal {
+    /// With a reason.
+    Answer(Answer),
+    /// With a redirect.
+    Redirect(Rendered),
+}
+
+impl From<Answer> for Refusal {
+    fn from(answer: Answer) -> Self {
+        Self::Answer(answer)
+    }
+}
+
 /// What a client understands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Dialect {

@@ -11,9 +11,9 @@ use super::duplex::{Going, Passage};
 use super::retry::{MAX_BROKEN, is_idempotent, may_try_again, was_looked_at};
 use super::sides::{BackendFault, ClientFault, ClientSide};
 use super::{Exchange, Next};
-use crate::answer::Answer;
+use crate::answer::{Answer, Refusal};
 use crate::observe::{Reason, Timer};
-use crate::request::{Attempt, Refusal};
+use crate::request::Attempt;
 use crate::throttle::{Outcome, clock};
 use crate::upstream::ConnectError;
 

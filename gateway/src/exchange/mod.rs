@@ -28,12 +28,12 @@ pub(crate) use self::sides::{
     ResponseHead,
 };
 pub(crate) use self::timer::DeadlineTimer;
-use crate::answer::Answer;
+use crate::answer::{Answer, Refusal};
 use crate::downstream::{Bounds, Ended, relay};
 use crate::edge::{ByteStream, Drain};
 use crate::observe::{Reason, RequestProtocol, Timer};
 use crate::request::{
-    Attempt, Ending, Engine, Incoming, Nominated, Refusal, RequestCtx, RequestEdit, host_for, target_for,
+    Attempt, Ending, Engine, Incoming, Nominated, RequestCtx, RequestEdit, host_for, target_for,
     upgrade_to_forward,
 };
 use crate::throttle::{Outcome, clock};

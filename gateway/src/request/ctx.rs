@@ -15,7 +15,7 @@ use super::decide::{Draw, decide, redirects};
 use super::headers::{Forwarding, HOPS_HEADER, RequestId, TIMING_HEADER, grpc_timeout, hops};
 use super::measure::MeasuredRevision;
 use super::target::Target;
-use crate::answer::{Answer, Dialect, Rendered, redirect_to_https};
+use crate::answer::{Answer, Dialect, Refusal, Rendered, redirect_to_https};
 use crate::edge::{ConnectionInfo, Drain};
 use crate::observe::{
     Counted, Milestones, Observer, Phases, Reason, RequestProtocol, RequestRecord, StartTimes,
@@ -65,21 +65,6 @@ pub struct Ending<'a> {
     pub bytes_in: u64,
     /// Bytes of the response body given.
     pub bytes_out: u64,
-}
-
-/// The gateway answers by itself.
-#[derive(Debug)]
-pub enum Refusal {
-    /// With a reason.
-    Answer(Answer),
-    /// With a redirect.
-    Redirect(Rendered),
-}
-
-impl From<Answer> for Refusal {
-    fn from(answer: Answer) -> Self {
-        Self::Answer(answer)
-    }
 }
 
 /// Where a request goes.

@@ -17,7 +17,7 @@ mod target;
 
 pub use admit::refusal_of;
 pub use clocks::Clocks;
-pub use ctx::{Attempt, Ending, Engine, Incoming, Refusal, RequestCtx, Routed};
+pub use ctx::{Attempt, Ending, Engine, Incoming, RequestCtx, Routed};
 pub use decide::{Decision, Draw, Picked, TAG_HEADER, decide, redirects};
 pub use headers::{
     FieldSink, Fields, Forwarding, HOPS_HEADER, Nominated, RequestEdit, RequestId, cookie, grpc_timeout,
