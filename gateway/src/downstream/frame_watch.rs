@@ -13,7 +13,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use crate::edge::{ByteStream, CloseReason};
 use crate::exchange::DeadlineTimer;
-use crate::h2::{Flood, FrameGuard, FrameLimits, Refusal, Told};
+use crate::h2::{Flood, FrameGuard, FrameLimits, OutboundEvent, StreamRefusal};
 use crate::throttle::clock;
 
 /// What the connection's loop sees of its bytes.
@@ -41,7 +41,7 @@ impl FrameWatch {
     }
 }
 
-type Refused = Box<dyn Fn(Refusal) + Send + Sync>;
+type Refused = Box<dyn Fn(StreamRefusal) + Send + Sync>;
 
 /// A connection whose frames are watched.
 pub(super) struct Watched {
@@ -122,11 +122,11 @@ impl Watched {
     /// Looks at bytes that went to the client.
     fn sent(&mut self, bytes: &[u8]) {
         let (watch, refused) = (&self.watch, &self.refused);
-        self.guard.sent(bytes, clock, |told| match told {
-            Told::Refused(refusal) => refused(refusal),
-            Told::Flood(flood) => watch.ends_for(reason_of(flood)),
-            Told::HeaderBomb => watch.ends_for(CloseReason::HeaderBomb),
-            Told::Protocol => watch.ends_for(CloseReason::ProtocolError),
+        self.guard.sent(bytes, clock, |event| match event {
+            OutboundEvent::Refused(refusal) => refused(refusal),
+            OutboundEvent::Flood(flood) => watch.ends_for(reason_of(flood)),
+            OutboundEvent::HeaderBomb => watch.ends_for(CloseReason::HeaderBomb),
+            OutboundEvent::Protocol => watch.ends_for(CloseReason::ProtocolError),
         });
     }
 }

@@ -14,7 +14,9 @@ use super::http1_client::Http1Client;
 use crate::answer::Answer;
 use crate::edge::{CloseReason, Connection, Drain};
 use crate::exchange::{self, ClientSide, DeadlineTimer};
-use crate::http1::{ChunkLimits, Framing, Glimpse, HeadFault, HeadInfo, HeadLimits, Scan, judge, scan};
+use crate::http1::{
+    ChunkLimits, HeadFault, HeadInfo, HeadLimits, RejectedHead, RequestFraming, Scan, judge, scan,
+};
 use crate::observe::{Reason, RequestProtocol};
 use crate::request::{Ending, Engine, RequestCtx, RequestId};
 use crate::throttle::clock;
@@ -264,7 +266,7 @@ impl Http1 {
             bytes_out = rendered.body.len() as u64;
             status = self.flush().await.then_some(rendered.status);
         }
-        let seen = Glimpse::of(self.client.reader.buffered());
+        let seen = RejectedHead::of(self.client.reader.buffered());
         let ending = Ending {
             method: &seen.method,
             host: &seen.host,
@@ -351,7 +353,7 @@ fn judged(head: &[u8], turn: &Turn) -> Head {
     match judge(head, &turn.head) {
         Err(fault) => Head::Refuse(Refused::Fault(fault)),
         Ok(info) => match (info.framing, turn.max_body) {
-            (Framing::Length(length), Some(limit)) if length > limit => {
+            (RequestFraming::Length(length), Some(limit)) if length > limit => {
                 Head::Refuse(Refused::BodyTooLarge { length, limit })
             }
             _ => Head::Request(info),

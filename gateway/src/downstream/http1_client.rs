@@ -14,8 +14,8 @@ use super::date_now;
 use crate::answer::{Answer, Rendered};
 use crate::edge::{ByteStream, CloseReason, Connection, ConnectionInfo};
 use crate::exchange::{BodyLength, ClientFault, ClientSide, RequestHead, ResponseHead};
-use crate::framing::{BodyReader, Buffer, HeadSink, MessageWriter, OutBody, Prefixed, ReadFault};
-use crate::http1::{self, ChunkLimits, Framing, HeadInfo, Version, encode};
+use crate::framing::{BodyFraming, BodyReader, Buffer, HeadSink, MessageWriter, PrefixedIo, ReadFault};
+use crate::http1::{self, ChunkLimits, HeadInfo, RequestFraming, Version, encode};
 use crate::observe::{Reason, RequestProtocol};
 use crate::request::{FieldSink, Fields, response_fields};
 
@@ -245,9 +245,9 @@ impl Http1Client {
     pub(super) fn begin(&mut self, info: HeadInfo) {
         let bytes = self.reader.buffer().split_to(info.len);
         match info.framing {
-            Framing::None => self.reader.expect_length(0),
-            Framing::Length(length) => self.reader.expect_length(length),
-            Framing::Chunked => self.reader.expect_chunks(self.chunks, true),
+            RequestFraming::None => self.reader.expect_length(0),
+            RequestFraming::Length(length) => self.reader.expect_length(length),
+            RequestFraming::Chunked => self.reader.expect_chunks(self.chunks, true),
         }
         self.expect = if info.expect_continue {
             Continue::Asked
@@ -301,31 +301,31 @@ impl Http1Client {
         Poll::Ready(())
     }
 
-    fn begin_response(&mut self, status: u16, length: BodyLength) -> OutBody {
+    fn begin_response(&mut self, status: u16, length: BodyLength) -> BodyFraming {
         self.responded = true;
         let http10 = self.head.info.version == Version::Http10;
         let bodiless = self.head.method() == "HEAD" || matches!(status, 100..=199 | 204 | 304);
         match length {
-            _ if bodiless => OutBody::Length(0),
-            BodyLength::Empty => OutBody::Length(0),
-            BodyLength::Known(length) => OutBody::Length(length),
+            _ if bodiless => BodyFraming::Length(0),
+            BodyLength::Empty => BodyFraming::Length(0),
+            BodyLength::Known(length) => BodyFraming::Length(length),
             BodyLength::Unknown if http10 => {
                 self.last = true;
                 self.until_close = true;
-                OutBody::UntilClose
+                BodyFraming::UntilClose
             }
-            BodyLength::Unknown => OutBody::Chunked { left: 0 },
+            BodyLength::Unknown => BodyFraming::Chunked { left: 0 },
         }
     }
 
     /// Writes what frames the message and what becomes of the connection, and ends the head.
-    fn end_head(&mut self, body: OutBody, length: Option<u64>, switches: bool) {
+    fn end_head(&mut self, body: BodyFraming, length: Option<u64>, switches: bool) {
         let http10 = self.head.info.version == Version::Http10;
         let last = self.last;
         let out = self.writer.head();
         if let Some(length) = length {
             encode::content_length(out, length);
-        } else if matches!(body, OutBody::Chunked { .. }) {
+        } else if matches!(body, BodyFraming::Chunked { .. }) {
             encode::transfer_encoding_chunked(out);
         }
         if switches {
@@ -345,7 +345,7 @@ fn gone(_: std::io::Error) -> ClientFault {
 
 impl ClientSide for Http1Client {
     type Head = ReceivedHead;
-    type Stream = Prefixed<Box<dyn ByteStream>>;
+    type Stream = PrefixedIo<Box<dyn ByteStream>>;
 
     const LENGTH_AND_TRAILERS: bool = false;
 
@@ -366,9 +366,9 @@ impl ClientSide for Http1Client {
 
     fn body_length(&self) -> BodyLength {
         match self.head.info.framing {
-            Framing::None => BodyLength::Empty,
-            Framing::Length(length) => BodyLength::Known(length),
-            Framing::Chunked => BodyLength::Unknown,
+            RequestFraming::None => BodyLength::Empty,
+            RequestFraming::Length(length) => BodyLength::Known(length),
+            RequestFraming::Chunked => BodyLength::Unknown,
         }
     }
 
@@ -484,9 +484,9 @@ impl ClientSide for Http1Client {
         }
         let length = match (body, head.told_length) {
             _ if matches!(head.status, 100..=199 | 204) => None,
-            (OutBody::Length(0), Some(told)) => Some(told),
-            (OutBody::Length(0), None) if self.head.method() == "HEAD" || head.status == 304 => None,
-            (OutBody::Length(length), _) => Some(length),
+            (BodyFraming::Length(0), Some(told)) => Some(told),
+            (BodyFraming::Length(0), None) if self.head.method() == "HEAD" || head.status == 304 => None,
+            (BodyFraming::Length(length), _) => Some(length),
             _ => None,
         };
         self.end_head(body, length, head.upgrade.is_some());
@@ -503,9 +503,9 @@ impl ClientSide for Http1Client {
             HeadSink(out).field(name.as_bytes(), value.as_bytes());
         }
         self.end_head(body, Some(length), false);
-        if body != OutBody::Length(0) {
+        if body != BodyFraming::Length(0) {
             self.writer.head().extend_from_slice(&answer.body);
-            self.writer.begin_body(OutBody::Length(0));
+            self.writer.begin_body(BodyFraming::Length(0));
         }
         Ok(())
     }
@@ -569,6 +569,6 @@ impl ClientSide for Http1Client {
         let early = self.reader.buffered().into();
         self.last = true;
         let io = self.io.take();
-        Prefixed::new(early, io.unwrap_or_else(|| Box::new(tokio::io::empty())))
+        PrefixedIo::new(early, io.unwrap_or_else(|| Box::new(tokio::io::empty())))
     }
 }

@@ -16,7 +16,7 @@ use tokio::io::{AsyncRead, ReadBuf};
 pub(crate) const BLOCK: usize = 16 * 1024;
 
 /// Blocks of each size that a thread keeps for later: 1 MiB and 64 KiB. What is beyond goes back to the allocator.
-const POOL: usize = 64;
+const POOLED_BLOCKS: usize = 64;
 
 /// Bytes of a small block, into which a head is copied that is kept for as long as its request runs: of
 /// thousands of requests that wait for their backends, each would hold a whole block else.
@@ -27,20 +27,20 @@ thread_local! {
     static SMALL_BLOCKS: RefCell<Vec<Box<[u8]>>> = const { RefCell::new(Vec::new()) };
 }
 
-fn take(pool: &'static LocalKey<RefCell<Vec<Box<[u8]>>>>, size: usize) -> Box<[u8]> {
+fn take_block(pool: &'static LocalKey<RefCell<Vec<Box<[u8]>>>>, size: usize) -> Box<[u8]> {
     pool.with_borrow_mut(Vec::pop)
         // Zeroed once in the block's life, so that reading into a block needs no unsafe code.
         .unwrap_or_else(|| vec![0; size].into_boxed_slice())
 }
 
-fn give_block(block: Box<[u8]>) {
+fn recycle_block(block: Box<[u8]>) {
     let pool = match block.len() {
         BLOCK => &BLOCKS,
         SMALL_BLOCK => &SMALL_BLOCKS,
         _ => return,
     };
     pool.with_borrow_mut(|blocks| {
-        if blocks.len() < POOL {
+        if blocks.len() < POOLED_BLOCKS {
             blocks.push(block);
         }
     });
@@ -77,7 +77,7 @@ impl Buffer {
     /// Gives the block back to the pool if every byte was consumed.
     pub(crate) fn release(&mut self) {
         if self.is_empty() && !self.block.is_empty() {
-            give_block(std::mem::take(&mut self.block));
+            recycle_block(std::mem::take(&mut self.block));
         }
     }
 
@@ -87,7 +87,7 @@ impl Buffer {
             return;
         }
         let tight: Box<[u8]> = self.data().into();
-        give_block(std::mem::replace(&mut self.block, tight));
+        recycle_block(std::mem::replace(&mut self.block, tight));
         (self.start, self.end) = (0, self.block.len());
     }
 
@@ -101,7 +101,7 @@ impl Buffer {
     /// keep the block, and what follows is copied to another one.
     pub(crate) fn split_to(&mut self, n: usize) -> Self {
         if n <= SMALL_BLOCK {
-            let mut block = take(&SMALL_BLOCKS, SMALL_BLOCK);
+            let mut block = take_block(&SMALL_BLOCKS, SMALL_BLOCK);
             block[..n].copy_from_slice(&self.data()[..n]);
             self.consume(n);
             self.release();
@@ -154,7 +154,7 @@ impl Buffer {
     /// Room for `n` more bytes behind the last one: by moving bytes to the front, or in a larger block.
     fn make_room(&mut self, n: usize) {
         if self.block.is_empty() && n <= BLOCK {
-            self.block = take(&BLOCKS, BLOCK);
+            self.block = take_block(&BLOCKS, BLOCK);
         }
         if self.block.len() - self.end >= n {
             return;
@@ -165,7 +165,7 @@ impl Buffer {
         } else {
             let mut larger = vec![0; (2 * self.block.len()).max(len + n)].into_boxed_slice();
             larger[..len].copy_from_slice(&self.block[self.start..self.end]);
-            give_block(std::mem::replace(&mut self.block, larger));
+            recycle_block(std::mem::replace(&mut self.block, larger));
         }
         (self.start, self.end) = (0, len);
     }
@@ -173,7 +173,7 @@ impl Buffer {
 
 impl Drop for Buffer {
     fn drop(&mut self) {
-        give_block(std::mem::take(&mut self.block));
+        recycle_block(std::mem::take(&mut self.block));
     }
 }
 

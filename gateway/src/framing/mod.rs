@@ -9,6 +9,6 @@ mod reader;
 mod writer;
 
 pub(crate) use buffer::{BLOCK, Buffer};
-pub(crate) use prefixed::Prefixed;
+pub(crate) use prefixed::PrefixedIo;
 pub(crate) use reader::{BodyReader, ReadFault};
-pub(crate) use writer::{HeadSink, MessageWriter, OutBody};
+pub(crate) use writer::{BodyFraming, HeadSink, MessageWriter};

@@ -8,20 +8,20 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 /// A stream with bytes in front that were read from the stream before.
 #[derive(Debug)]
-pub(crate) struct Prefixed<S> {
+pub(crate) struct PrefixedIo<S> {
     early: Box<[u8]>,
     at: usize,
     io: S,
 }
 
-impl<S> Prefixed<S> {
+impl<S> PrefixedIo<S> {
     /// Yields `early`, then what `io` yields.
     pub(crate) fn new(early: Box<[u8]>, io: S) -> Self {
         Self { early, at: 0, io }
     }
 }
 
-impl<S: AsyncRead + Unpin> AsyncRead for Prefixed<S> {
+impl<S: AsyncRead + Unpin> AsyncRead for PrefixedIo<S> {
     fn poll_read(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -41,7 +41,7 @@ impl<S: AsyncRead + Unpin> AsyncRead for Prefixed<S> {
     }
 }
 
-impl<S: AsyncWrite + Unpin> AsyncWrite for Prefixed<S> {
+impl<S: AsyncWrite + Unpin> AsyncWrite for PrefixedIo<S> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         Pin::new(&mut self.io).poll_write(cx, buf)
     }

@@ -14,14 +14,14 @@ use crate::request::FieldSink;
 use crate::throttle::clock;
 
 /// A piece of up to this size is copied behind what is gathered: cheaper than another slice to write.
-const SMALL: usize = 1024;
+const COPY_LIMIT: usize = 1024;
 
 /// No more than this is gathered before something is written, in bytes.
-const GATHERED: usize = 8 * 1024;
+const GATHER_LIMIT: usize = 8 * 1024;
 
 /// Output buffers that a thread keeps for later, and how large one may be.
-const POOL: usize = 64;
-const POOLED_CAPACITY: usize = 2 * GATHERED;
+const POOLED_BUFFERS: usize = 64;
+const POOLED_CAPACITY: usize = 2 * GATHER_LIMIT;
 
 thread_local! {
     static BUFFERS: RefCell<Vec<Vec<u8>>> = const { RefCell::new(Vec::new()) };
@@ -38,7 +38,7 @@ impl FieldSink for HeadSink<'_> {
 
 /// How the body of a message that is written is framed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum OutBody {
+pub(crate) enum BodyFraming {
     /// There is none, or this many bytes still to come.
     Length(u64),
     /// In chunks; so many bytes of the chunk under way are still to come.
@@ -56,7 +56,7 @@ pub(crate) enum OutBody {
 pub(crate) struct MessageWriter {
     out: Vec<u8>,
     sent: usize,
-    body: OutBody,
+    body: BodyFraming,
     /// Since when the stream takes no byte.
     blocked: Option<Instant>,
     written: bool,
@@ -67,7 +67,7 @@ impl Default for MessageWriter {
         Self {
             out: Vec::new(),
             sent: 0,
-            body: OutBody::Length(0),
+            body: BodyFraming::Length(0),
             blocked: None,
             written: false,
         }
@@ -84,7 +84,7 @@ impl MessageWriter {
     }
 
     /// How the body behind the head is framed.
-    pub(crate) fn begin_body(&mut self, body: OutBody) {
+    pub(crate) fn begin_body(&mut self, body: BodyFraming) {
         self.body = body;
     }
 
@@ -106,15 +106,15 @@ impl MessageWriter {
     /// Whether a body that was announced with a length, or begun in chunks, lacks its end.
     pub(crate) fn is_short(&self) -> bool {
         match self.body {
-            OutBody::Length(left) => left > 0,
-            OutBody::Chunked { .. } | OutBody::UntilClose => true,
+            BodyFraming::Length(left) => left > 0,
+            BodyFraming::Chunked { .. } | BodyFraming::UntilClose => true,
         }
     }
 
     /// Gives the buffer back to the pool if everything is written.
     pub(crate) fn release(&mut self) {
         if self.out.is_empty() && self.out.capacity() > 0 {
-            give(std::mem::take(&mut self.out));
+            recycle(std::mem::take(&mut self.out));
         }
     }
 
@@ -129,7 +129,7 @@ impl MessageWriter {
         data: &[u8],
     ) -> Poll<io::Result<usize>> {
         debug_assert!(!data.is_empty(), "nothing to send");
-        if let OutBody::Chunked { left } = &mut self.body
+        if let BodyFraming::Chunked { left } = &mut self.body
             && *left == 0
         {
             *left = data.len();
@@ -137,9 +137,11 @@ impl MessageWriter {
             encode::chunk_size(self.head(), size);
         }
         let part = match self.body {
-            OutBody::Length(left) => usize::try_from(left).map_or(data.len(), |left| left.min(data.len())),
-            OutBody::Chunked { left } => left.min(data.len()),
-            OutBody::UntilClose => data.len(),
+            BodyFraming::Length(left) => {
+                usize::try_from(left).map_or(data.len(), |left| left.min(data.len()))
+            }
+            BodyFraming::Chunked { left } => left.min(data.len()),
+            BodyFraming::UntilClose => data.len(),
         };
         let part = &data[..part];
         if part.is_empty() {
@@ -148,7 +150,7 @@ impl MessageWriter {
                 "more body than announced",
             )));
         }
-        if part.len() <= SMALL && self.out.len() - self.sent + part.len() <= GATHERED {
+        if part.len() <= COPY_LIMIT && self.out.len() - self.sent + part.len() <= GATHER_LIMIT {
             self.head().extend_from_slice(part);
             self.account(part.len());
             return Poll::Ready(Ok(part.len()));
@@ -175,28 +177,28 @@ impl MessageWriter {
 
     /// The body is at its end; `trailers` are written where it is chunked.
     pub(crate) fn finish<'t>(&mut self, trailers: impl Iterator<Item = (&'t [u8], &'t [u8])>) {
-        if let OutBody::Chunked { left } = self.body {
+        if let BodyFraming::Chunked { left } = self.body {
             debug_assert_eq!(left, 0, "a chunk lacks bytes");
             encode::last_chunk(self.head(), trailers);
         }
         // A body with a length stays short if bytes lack: its end is not the message's.
-        if !matches!(self.body, OutBody::Length(_)) {
-            self.body = OutBody::Length(0);
+        if !matches!(self.body, BodyFraming::Length(_)) {
+            self.body = BodyFraming::Length(0);
         }
     }
 
     /// Ends a body that has no end of its own, between two chunks. False where that is not possible.
     pub(crate) fn end_chunks(&mut self) -> bool {
         match self.body {
-            OutBody::Chunked { left: 0 } => {
+            BodyFraming::Chunked { left: 0 } => {
                 self.finish(std::iter::empty());
                 true
             }
-            OutBody::UntilClose => {
-                self.body = OutBody::Length(0);
+            BodyFraming::UntilClose => {
+                self.body = BodyFraming::Length(0);
                 true
             }
-            OutBody::Chunked { .. } | OutBody::Length(_) => false,
+            BodyFraming::Chunked { .. } | BodyFraming::Length(_) => false,
         }
     }
 
@@ -224,14 +226,14 @@ impl MessageWriter {
     /// Counts `taken` bytes of the body, and ends a chunk that is full.
     fn account(&mut self, taken: usize) {
         match &mut self.body {
-            OutBody::Length(left) => *left -= taken as u64,
-            OutBody::Chunked { left } => {
+            BodyFraming::Length(left) => *left -= taken as u64,
+            BodyFraming::Chunked { left } => {
                 *left -= taken;
                 if *left == 0 {
                     self.head().extend_from_slice(b"\r\n");
                 }
             }
-            OutBody::UntilClose => {}
+            BodyFraming::UntilClose => {}
         }
     }
 }
@@ -265,17 +267,17 @@ fn note_blocked(blocked: &mut Option<Instant>, pending: bool) {
 
 impl Drop for MessageWriter {
     fn drop(&mut self) {
-        give(std::mem::take(&mut self.out));
+        recycle(std::mem::take(&mut self.out));
     }
 }
 
-fn give(mut buffer: Vec<u8>) {
+fn recycle(mut buffer: Vec<u8>) {
     if buffer.capacity() == 0 || buffer.capacity() > POOLED_CAPACITY {
         return;
     }
     buffer.clear();
     BUFFERS.with_borrow_mut(|buffers| {
-        if buffers.len() < POOL {
+        if buffers.len() < POOLED_BUFFERS {
             buffers.push(buffer);
         }
     });

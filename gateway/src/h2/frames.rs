@@ -2,7 +2,7 @@
 
 /// A frame's nine bytes, read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct FrameHead {
+pub struct FrameHeader {
     /// Bytes of payload.
     pub len: u32,
     /// The type.
@@ -13,7 +13,7 @@ pub struct FrameHead {
     pub stream: u32,
 }
 
-impl FrameHead {
+impl FrameHeader {
     /// Its size on the wire, without the payload.
     pub const SIZE: usize = 9;
 
@@ -36,15 +36,15 @@ impl FrameHead {
 
 /// Where in the stream of frames one direction of a connection is. Takes no memory but its own.
 #[derive(Debug, Clone, Default)]
-pub struct FrameScan {
-    head: [u8; FrameHead::SIZE],
+pub struct FrameScanner {
+    head: [u8; FrameHeader::SIZE],
     /// How many bytes of `head` are there.
     have: usize,
     /// Payload bytes still to come.
     left: usize,
 }
 
-impl FrameScan {
+impl FrameScanner {
     /// Goes over the next bytes. `each` gets every frame's head once it is complete, with as much of the payload
     /// as follows in the same bytes.
     ///
@@ -53,7 +53,7 @@ impl FrameScan {
     pub fn advance<E>(
         &mut self,
         mut bytes: &[u8],
-        mut each: impl FnMut(FrameHead, &[u8]) -> Result<(), E>,
+        mut each: impl FnMut(FrameHeader, &[u8]) -> Result<(), E>,
     ) -> Result<(), E> {
         let mut outcome = Ok(());
         loop {
@@ -63,15 +63,15 @@ impl FrameScan {
             if bytes.is_empty() {
                 return outcome;
             }
-            let part = (FrameHead::SIZE - self.have).min(bytes.len());
+            let part = (FrameHeader::SIZE - self.have).min(bytes.len());
             self.head[self.have..self.have + part].copy_from_slice(&bytes[..part]);
             self.have += part;
             bytes = &bytes[part..];
-            if self.have < FrameHead::SIZE {
+            if self.have < FrameHeader::SIZE {
                 return outcome;
             }
             self.have = 0;
-            let head = FrameHead::read(self.head);
+            let head = FrameHeader::read(self.head);
             self.left = usize::try_from(head.len).unwrap_or(usize::MAX);
             if outcome.is_ok() {
                 outcome = each(head, &bytes[..self.left.min(bytes.len())]);
@@ -109,8 +109,8 @@ mod tests {
         out
     }
 
-    fn scanned(pieces: &[&[u8]]) -> (Vec<FrameHead>, FrameScan) {
-        let (mut scan, mut heads) = (FrameScan::default(), Vec::new());
+    fn scanned(pieces: &[&[u8]]) -> (Vec<FrameHeader>, FrameScanner) {
+        let (mut scan, mut heads) = (FrameScanner::default(), Vec::new());
         for piece in pieces {
             let done: Result<(), Infallible> = scan.advance(piece, |head, payload| {
                 assert!(payload.len() <= head.len as usize);

@@ -5,24 +5,24 @@ use std::time::Instant;
 use sluice_model::Limits;
 
 use super::allowance::Allowance;
-use super::frames::{FrameHead, FrameScan};
+use super::frames::{FrameHeader, FrameScanner};
 
-const PREFACE: u8 = 24;
+const PREFACE_LEN: u8 = 24;
 
 /// Frames of SETTINGS_MAX_FRAME_SIZE's default, which is what the gateway takes.
 const MAX_FRAME: usize = 16 * 1024;
 
 /// A padded frame of up to this size may be padding alone.
-const PADDING: u32 = 256;
+const MAX_PADDING: u32 = 256;
 
 /// What a new request pays in advance for the frames around it: browsers send priorities and windows with each.
-const WITH_A_REQUEST: u32 = 8;
+const CREDITS_PER_REQUEST: u32 = 8;
 
 /// What a piece of body pays, either way: windows for stream and connection, a PING to measure with, and ...
-const WITH_DATA: u32 = 4;
+const CREDITS_PER_DATA: u32 = 4;
 
 /// ... one more for so many bytes, for clients that open their window in small steps.
-const BYTES_PER_FRAME: u32 = 1024;
+const BYTES_PER_CREDIT: u32 = 1024;
 
 mod kind {
     pub(super) const DATA: u8 = 0;
@@ -63,7 +63,7 @@ pub enum Flood {
 
 /// A stream that the HTTP/2 layer refused by itself.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Refusal {
+pub enum StreamRefusal {
     /// `limits.maxConcurrentStreams` were open.
     StreamLimit,
     /// What came on it is not allowed, a head over its size included.
@@ -72,9 +72,9 @@ pub enum Refusal {
 
 /// What bytes to the client tell of the HTTP/2 layer's own decisions.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Told {
+pub enum OutboundEvent {
     /// A stream was refused.
-    Refused(Refusal),
+    Refused(StreamRefusal),
     /// The connection ends because of a flood that the layer noticed by itself.
     Flood(Flood),
     /// The connection ends because a head unpacks to more than the layer keeps.
@@ -113,8 +113,8 @@ pub struct FrameGuard {
     limits: FrameLimits,
     control: Allowance,
     resets: Allowance,
-    inbound: FrameScan,
-    outbound: FrameScan,
+    inbound: FrameScanner,
+    outbound: FrameScanner,
     /// Bytes of the client's preface still to come.
     preface: u8,
     /// The frame whose payload is being read belongs to a head, or to the first SETTINGS.
@@ -126,7 +126,7 @@ pub struct FrameGuard {
     heads: u64,
     highest: u32,
     /// Noticed on the way out, told with the next bytes in.
-    noticed: Option<Flood>,
+    pending_flood: Option<Flood>,
 }
 
 impl FrameGuard {
@@ -136,15 +136,15 @@ impl FrameGuard {
             control: Allowance::new(limits.max_control_frames.unwrap_or(u32::MAX), now),
             resets: Allowance::new(limits.max_stream_resets.unwrap_or(u32::MAX), now),
             limits,
-            inbound: FrameScan::default(),
-            outbound: FrameScan::default(),
-            preface: PREFACE,
+            inbound: FrameScanner::default(),
+            outbound: FrameScanner::default(),
+            preface: PREFACE_LEN,
             of_head: false,
             open: None,
             begun: false,
             heads: 0,
             highest: 0,
-            noticed: None,
+            pending_flood: None,
         }
     }
 
@@ -153,7 +153,7 @@ impl FrameGuard {
     /// # Errors
     /// [`Flood`]: end the connection; what follows is not looked at.
     pub fn received(&mut self, bytes: &[u8], now: impl Fn() -> Instant) -> Result<(), Flood> {
-        if let Some(flood) = self.noticed {
+        if let Some(flood) = self.pending_flood {
             return Err(flood);
         }
         // The preface is the HTTP/2 layer's to judge.
@@ -165,11 +165,11 @@ impl FrameGuard {
         seen
     }
 
-    /// Looks at bytes to the client, which are the HTTP/2 layer's. `tell` gets what they say of its decisions.
-    pub fn sent(&mut self, bytes: &[u8], now: impl Fn() -> Instant, mut tell: impl FnMut(Told)) {
+    /// Looks at bytes to the client, which are the HTTP/2 layer's. `emit` gets what they say of its decisions.
+    pub fn sent(&mut self, bytes: &[u8], now: impl Fn() -> Instant, mut emit: impl FnMut(OutboundEvent)) {
         let mut scan = std::mem::take(&mut self.outbound);
         let _: Result<(), ()> = scan.advance(bytes, |head, payload| {
-            self.learn(head, payload, &now, &mut tell);
+            self.note_sent(head, payload, &now, &mut emit);
             Ok(())
         });
         self.outbound = scan;
@@ -196,12 +196,12 @@ impl FrameGuard {
         Some(frame)
     }
 
-    fn judge(&mut self, head: FrameHead, now: &impl Fn() -> Instant) -> Result<(), Flood> {
+    fn judge(&mut self, head: FrameHeader, now: &impl Fn() -> Instant) -> Result<(), Flood> {
         let first = !std::mem::replace(&mut self.begun, true);
         self.of_head = first || matches!(head.kind, kind::HEADERS | kind::CONTINUATION);
         let idle = match head.kind {
             kind::DATA if has_content(head) => {
-                self.control.earn(WITH_DATA + head.len / BYTES_PER_FRAME);
+                self.control.earn(CREDITS_PER_DATA + head.len / BYTES_PER_CREDIT);
                 return Ok(());
             }
             // Ends a body: as ordinary as the body.
@@ -212,7 +212,7 @@ impl FrameGuard {
                 self.open = (!head.has(END_HEADERS)).then_some(0);
                 if head.stream > self.highest {
                     self.highest = head.stream;
-                    self.control.earn(WITH_A_REQUEST);
+                    self.control.earn(CREDITS_PER_REQUEST);
                 }
                 if head.len > 0 {
                     return Ok(());
@@ -221,7 +221,7 @@ impl FrameGuard {
             }
             kind::CONTINUATION => {
                 self.of_head = true;
-                self.continues(head)?;
+                self.note_continuation(head)?;
                 if head.len > 0 {
                     return Ok(());
                 }
@@ -240,7 +240,7 @@ impl FrameGuard {
         if allowed { Ok(()) } else { Err(idle) }
     }
 
-    fn continues(&mut self, head: FrameHead) -> Result<(), Flood> {
+    fn note_continuation(&mut self, head: FrameHeader) -> Result<(), Flood> {
         if head.has(END_HEADERS) {
             self.open = None;
             return Ok(());
@@ -261,17 +261,17 @@ impl FrameGuard {
         (!allowed).then_some(Flood::Resets)
     }
 
-    fn learn(
+    fn note_sent(
         &mut self,
-        head: FrameHead,
+        head: FrameHeader,
         payload: &[u8],
         now: &impl Fn() -> Instant,
-        tell: &mut impl FnMut(Told),
+        emit: &mut impl FnMut(OutboundEvent),
     ) {
         match head.kind {
             kind::DATA | kind::HEADERS => {
                 if head.kind == kind::DATA && head.len > 0 {
-                    self.control.earn(WITH_DATA + head.len / BYTES_PER_FRAME);
+                    self.control.earn(CREDITS_PER_DATA + head.len / BYTES_PER_CREDIT);
                 }
                 if head.has(END_STREAM) {
                     self.resets.earn(1);
@@ -279,26 +279,26 @@ impl FrameGuard {
             }
             kind::RST_STREAM => {
                 let refusal = match code(payload, 0) {
-                    Some(REFUSED_STREAM) => Refusal::StreamLimit,
+                    Some(REFUSED_STREAM) => StreamRefusal::StreamLimit,
                     Some(PROTOCOL_ERROR | FLOW_CONTROL_ERROR | STREAM_CLOSED | FRAME_SIZE_ERROR) => {
-                        Refusal::Protocol
+                        StreamRefusal::Protocol
                     }
                     // The gateway's own, which is in the access log.
                     _ => return,
                 };
-                tell(Told::Refused(refusal));
+                emit(OutboundEvent::Refused(refusal));
                 // Streams reset because of what the client sent cost as much as those it resets itself.
-                if self.noticed.is_none() {
-                    self.noticed = self.reset(now);
+                if self.pending_flood.is_none() {
+                    self.pending_flood = self.reset(now);
                 }
             }
             kind::GOAWAY => {
                 let why = match code(payload, 4) {
                     None | Some(0) => return,
-                    Some(ENHANCE_YOUR_CALM) => calm(payload.get(8..).unwrap_or_default()),
-                    Some(_) => Told::Protocol,
+                    Some(ENHANCE_YOUR_CALM) => calm_event(payload.get(8..).unwrap_or_default()),
+                    Some(_) => OutboundEvent::Protocol,
                 };
-                tell(why);
+                emit(why);
             }
             _ => {}
         }
@@ -321,18 +321,18 @@ fn code(payload: &[u8], at: usize) -> Option<u8> {
 }
 
 /// What the `h2` crate calls the reason, in the GOAWAY's debug data.
-fn calm(debug: &[u8]) -> Told {
+fn calm_event(debug: &[u8]) -> OutboundEvent {
     match debug {
-        b"too_many_resets" | b"too_many_internal_resets" => Told::Flood(Flood::Resets),
-        b"too_many_continuations" => Told::Flood(Flood::Continuation),
-        b"too_many_data_frames" => Told::Flood(Flood::Empty),
-        b"header_list_way_too_large" => Told::HeaderBomb,
-        _ => Told::Protocol,
+        b"too_many_resets" | b"too_many_internal_resets" => OutboundEvent::Flood(Flood::Resets),
+        b"too_many_continuations" => OutboundEvent::Flood(Flood::Continuation),
+        b"too_many_data_frames" => OutboundEvent::Flood(Flood::Empty),
+        b"header_list_way_too_large" => OutboundEvent::HeaderBomb,
+        _ => OutboundEvent::Protocol,
     }
 }
 
-fn has_content(data: FrameHead) -> bool {
-    data.len > if data.has(PADDED) { PADDING } else { 0 }
+fn has_content(data: FrameHeader) -> bool {
+    data.len > if data.has(PADDED) { MAX_PADDING } else { 0 }
 }
 
 #[cfg(test)]

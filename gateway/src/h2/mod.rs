@@ -10,6 +10,6 @@ mod guard;
 mod last_turn;
 
 pub use allowance::Allowance;
-pub use frames::{FrameHead, FrameScan};
-pub use guard::{Flood, FrameGuard, FrameLimits, Refusal, Told};
+pub use frames::{FrameHeader, FrameScanner};
+pub use guard::{Flood, FrameGuard, FrameLimits, OutboundEvent, StreamRefusal};
 pub(crate) use last_turn::LastTurn;

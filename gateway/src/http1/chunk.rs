@@ -3,7 +3,7 @@
 use thiserror::Error;
 
 use super::limits::ChunkLimits;
-use super::syntax::{Fields, is_token_byte, is_value_byte};
+use super::syntax::{FieldLines, is_token_byte, is_value_byte};
 
 /// Hexadecimal digits of a chunk's size: as many as 64 bits have.
 const MAX_SIZE_DIGITS: u8 = 16;
@@ -35,7 +35,7 @@ pub enum ChunkFault {
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum State {
+enum ChunkState {
     Size { digits: u8, value: u64 },
     Extension { value: u64 },
     SizeLf { value: u64 },
@@ -52,7 +52,7 @@ enum State {
 
 /// What the next raw bytes of a chunked body are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Piece {
+pub struct ChunkRun {
     /// Bytes of framing, to be thrown away.
     pub skip: usize,
     /// Bytes of payload behind them.
@@ -63,7 +63,7 @@ pub struct Piece {
 /// where asked to, the trailers.
 #[derive(Debug, Clone)]
 pub struct ChunkDecoder {
-    state: State,
+    state: ChunkState,
     limits: ChunkLimits,
     payload: u64,
     extension_bytes: usize,
@@ -77,7 +77,7 @@ impl ChunkDecoder {
     /// At the beginning of a body whose trailers are checked and dropped.
     pub fn new(limits: ChunkLimits) -> Self {
         Self {
-            state: State::Size { digits: 0, value: 0 },
+            state: ChunkState::Size { digits: 0, value: 0 },
             limits,
             payload: 0,
             extension_bytes: 0,
@@ -97,7 +97,7 @@ impl ChunkDecoder {
 
     /// Whether the body is over, trailers included.
     pub fn complete(&self) -> bool {
-        self.state == State::Complete
+        self.state == ChunkState::Complete
     }
 
     /// The body's bytes so far, without framing.
@@ -108,10 +108,10 @@ impl ChunkDecoder {
     /// The fields of the trailer section once the body is [`complete`](Self::complete), names as they
     /// were sent; none before, and none where they are not kept. What they mean is not judged: fields
     /// of framing or routing may be among them (RFC 9110, 6.5.1).
-    pub fn trailers(&self) -> Fields<'_> {
+    pub fn trailers(&self) -> FieldLines<'_> {
         match &self.section {
-            Some(lines) if self.complete() => Fields::over(lines),
-            _ => Fields::default(),
+            Some(lines) if self.complete() => FieldLines::over(lines),
+            _ => FieldLines::default(),
         }
     }
 
@@ -122,26 +122,26 @@ impl ChunkDecoder {
     /// # Errors
     /// [`ChunkFault`]; the decoder is of no use afterwards.
     #[inline]
-    pub fn decode(&mut self, data: &[u8]) -> Result<Piece, ChunkFault> {
+    pub fn decode(&mut self, data: &[u8]) -> Result<ChunkRun, ChunkFault> {
         let mut skip = 0;
         while let Some(&byte) = data.get(skip) {
             match self.state {
-                State::Data { left } => {
+                ChunkState::Data { left } => {
                     let here = data.len() - skip;
                     let here = usize::try_from(left).map_or(here, |left| left.min(here));
                     self.payload = self.payload.saturating_add(here as u64);
                     self.state = match left - here as u64 {
-                        0 => State::DataCr,
-                        left => State::Data { left },
+                        0 => ChunkState::DataCr,
+                        left => ChunkState::Data { left },
                     };
-                    return Ok(Piece { skip, data: here });
+                    return Ok(ChunkRun { skip, data: here });
                 }
-                State::Complete => break,
+                ChunkState::Complete => break,
                 _ => self.state = self.step(byte)?,
             }
             skip += 1;
         }
-        Ok(Piece { skip, data: 0 })
+        Ok(ChunkRun { skip, data: 0 })
     }
 
     /// Takes the next raw bytes; says how many of them belong to the body. Fewer than given only
@@ -158,10 +158,10 @@ impl ChunkDecoder {
         Ok(at)
     }
 
-    fn step(&mut self, byte: u8) -> Result<State, ChunkFault> {
+    fn step(&mut self, byte: u8) -> Result<ChunkState, ChunkFault> {
         if matches!(
             self.state,
-            State::TrailerStart | State::TrailerName | State::TrailerValue
+            ChunkState::TrailerStart | ChunkState::TrailerName | ChunkState::TrailerValue
         ) {
             self.trailer_bytes += 1;
             if self.trailer_bytes > self.limits.max_trailer_bytes {
@@ -170,61 +170,65 @@ impl ChunkDecoder {
         }
         let state = self.next_state(byte)?;
         if let Some(section) = &mut self.section
-            && (matches!(state, State::TrailerName | State::TrailerValue | State::TrailerLf)
-                || self.state == State::TrailerLf)
+            && (matches!(
+                state,
+                ChunkState::TrailerName | ChunkState::TrailerValue | ChunkState::TrailerLf
+            ) || self.state == ChunkState::TrailerLf)
         {
             section.push(byte);
         }
         Ok(state)
     }
 
-    fn next_state(&mut self, byte: u8) -> Result<State, ChunkFault> {
+    fn next_state(&mut self, byte: u8) -> Result<ChunkState, ChunkFault> {
         match (self.state, byte) {
-            (State::Size { digits, value }, byte) => match char::from(byte).to_digit(16) {
+            (ChunkState::Size { digits, value }, byte) => match char::from(byte).to_digit(16) {
                 Some(_) if digits == MAX_SIZE_DIGITS => Err(ChunkFault::SizeTooLong),
-                Some(digit) => Ok(State::Size {
+                Some(digit) => Ok(ChunkState::Size {
                     digits: digits + 1,
                     value: value << 4 | u64::from(digit),
                 }),
                 None if digits == 0 => Err(ChunkFault::BadSize(byte)),
                 None if byte == b';' => self.extension(value),
-                None if byte == b'\r' => Ok(State::SizeLf { value }),
+                None if byte == b'\r' => Ok(ChunkState::SizeLf { value }),
                 // Whitespace before the extension is tolerated by some and refused by others.
                 None => Err(ChunkFault::BadSize(byte)),
             },
-            (State::Extension { value }, b'\r') => Ok(State::SizeLf { value }),
-            (State::Extension { value }, b'\t' | 0x20..=0x7e | 0x80..) => self.extension(value),
-            (State::Extension { .. }, byte) => Err(ChunkFault::BadExtension(byte)),
-            (State::SizeLf { value: 0 }, b'\n') => Ok(State::TrailerStart),
-            (State::SizeLf { value }, b'\n') => Ok(State::Data { left: value }),
-            (State::DataCr, b'\r') => Ok(State::DataLf),
-            (State::DataLf, b'\n') => Ok(State::Size { digits: 0, value: 0 }),
-            (State::SizeLf { .. } | State::DataCr | State::DataLf, _) => Err(ChunkFault::MissingCrlf),
-            (State::TrailerStart, b'\r') => Ok(State::EndLf),
-            (State::TrailerStart, byte) if is_token_byte(byte) => {
+            (ChunkState::Extension { value }, b'\r') => Ok(ChunkState::SizeLf { value }),
+            (ChunkState::Extension { value }, b'\t' | 0x20..=0x7e | 0x80..) => self.extension(value),
+            (ChunkState::Extension { .. }, byte) => Err(ChunkFault::BadExtension(byte)),
+            (ChunkState::SizeLf { value: 0 }, b'\n') => Ok(ChunkState::TrailerStart),
+            (ChunkState::SizeLf { value }, b'\n') => Ok(ChunkState::Data { left: value }),
+            (ChunkState::DataCr, b'\r') => Ok(ChunkState::DataLf),
+            (ChunkState::DataLf, b'\n') => Ok(ChunkState::Size { digits: 0, value: 0 }),
+            (ChunkState::SizeLf { .. } | ChunkState::DataCr | ChunkState::DataLf, _) => {
+                Err(ChunkFault::MissingCrlf)
+            }
+            (ChunkState::TrailerStart, b'\r') => Ok(ChunkState::EndLf),
+            (ChunkState::TrailerStart, byte) if is_token_byte(byte) => {
                 self.trailers += 1;
                 if self.trailers > self.limits.max_trailers {
                     return Err(ChunkFault::TrailersTooLarge);
                 }
-                Ok(State::TrailerName)
+                Ok(ChunkState::TrailerName)
             }
-            (State::TrailerName, b':') => Ok(State::TrailerValue),
-            (State::TrailerName, byte) if is_token_byte(byte) => Ok(State::TrailerName),
-            (State::TrailerValue, b'\r') => Ok(State::TrailerLf),
-            (State::TrailerValue, byte) if is_value_byte(byte) => Ok(State::TrailerValue),
-            (State::TrailerLf, b'\n') => Ok(State::TrailerStart),
-            (State::EndLf, b'\n') => Ok(State::Complete),
+            (ChunkState::TrailerName, b':') => Ok(ChunkState::TrailerValue),
+            (ChunkState::TrailerName, byte) if is_token_byte(byte) => Ok(ChunkState::TrailerName),
+            (ChunkState::TrailerValue, b'\r') => Ok(ChunkState::TrailerLf),
+            (ChunkState::TrailerValue, byte) if is_value_byte(byte) => Ok(ChunkState::TrailerValue),
+            (ChunkState::TrailerLf, b'\n') => Ok(ChunkState::TrailerStart),
+            (ChunkState::EndLf, b'\n') => Ok(ChunkState::Complete),
             // Data and Complete never come here: `decode` handles both.
             (_, byte) => Err(ChunkFault::BadTrailer(byte)),
         }
     }
 
-    fn extension(&mut self, value: u64) -> Result<State, ChunkFault> {
+    fn extension(&mut self, value: u64) -> Result<ChunkState, ChunkFault> {
         self.extension_bytes += 1;
         if self.extension_bytes > self.limits.max_extension_bytes {
             return Err(ChunkFault::ExtensionsTooLong);
         }
-        Ok(State::Extension { value })
+        Ok(ChunkState::Extension { value })
     }
 }
 

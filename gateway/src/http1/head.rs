@@ -2,7 +2,7 @@
 
 use sluice_model::normalize_host;
 
-use super::syntax::{Fields, Options, Span};
+use super::syntax::{ConnectionOptions, FieldLines, Span};
 
 /// The HTTP version of a message.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord)]
@@ -16,7 +16,7 @@ pub enum Version {
 
 /// How a request's body ends.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub enum Framing {
+pub enum RequestFraming {
     /// There is none.
     #[default]
     None,
@@ -26,7 +26,7 @@ pub enum Framing {
     Chunked,
 }
 
-impl Framing {
+impl RequestFraming {
     /// Whether no body byte follows.
     pub fn is_empty(self) -> bool {
         matches!(self, Self::None | Self::Length(0))
@@ -48,7 +48,7 @@ pub struct HeadInfo {
     /// The head's length, empty lines before it included.
     pub len: usize,
     /// How the body ends.
-    pub framing: Framing,
+    pub framing: RequestFraming,
     /// Its version.
     pub version: Version,
     /// Whether the client lets the connection serve another request.
@@ -181,9 +181,9 @@ impl<'b> RequestHead<'b> {
     }
 
     /// All fields in their order, names as they were sent, values without surrounding whitespace.
-    pub fn fields(&self) -> Fields<'b> {
+    pub fn fields(&self) -> FieldLines<'b> {
         let end = self.info.len.saturating_sub(2);
-        Fields::over(
+        FieldLines::over(
             self.bytes
                 .get(self.info.fields_at as usize..end)
                 .unwrap_or_default(),
@@ -196,8 +196,8 @@ impl<'b> RequestHead<'b> {
     }
 
     /// What Connection names.
-    pub fn connection_options(&self) -> Options<'b> {
-        Options::of(self.fields())
+    pub fn connection_options(&self) -> ConnectionOptions<'b> {
+        ConnectionOptions::of(self.fields())
     }
 
     /// A span's bytes.

@@ -6,12 +6,12 @@ use memchr::{memchr, memrchr};
 use sluice_model::{NameError, normalize_host};
 
 use super::fault::{FieldFault, HeadFault};
-use super::head::{Framing, HeadInfo, Upgrade, Version};
+use super::head::{HeadInfo, RequestFraming, Upgrade, Version};
 use super::limits::HeadLimits;
 use super::scan::first_line;
 use super::syntax::{
-    Coding, Connection, FieldLine, Span, decimal, elements, field_line, is_grpc, is_protocol_list, line_len,
-    token_len,
+    ConnectionHeader, FieldLine, Span, TransferEncoding, decimal, elements, field_line, is_grpc,
+    is_protocol_list, line_len, token_len,
 };
 use super::target::{TargetFault, judge_target};
 
@@ -26,7 +26,7 @@ pub fn judge(head: &[u8], limits: &HeadLimits) -> Result<HeadInfo, HeadFault> {
     let start = first_line(head)?.ok_or(FieldFault::Incomplete)?;
     let end = start + line_len(&head[start..])?;
     let request = RequestLine::parse(head, start..end, limits)?;
-    let mut tally = Tally::default();
+    let mut facts = RequestFacts::default();
     let mut count = 0;
     let mut at = end + 2;
     while let Some(line) = field_line(head, at)? {
@@ -36,7 +36,7 @@ pub fn judge(head: &[u8], limits: &HeadLimits) -> Result<HeadInfo, HeadFault> {
                 limit: limits.max_headers,
             });
         }
-        tally.add(&line)?;
+        facts.add(&line)?;
         at = line.next;
     }
     let len = at + 2;
@@ -46,36 +46,36 @@ pub fn judge(head: &[u8], limits: &HeadLimits) -> Result<HeadInfo, HeadFault> {
         });
     }
     let http11 = request.version == Version::Http11;
-    let framing = tally.framing(request.version)?;
-    let (host, plain_host) = request.host(head, tally.host)?;
-    let offered = tally.upgrade.filter(|_| tally.connection.upgrade && http11);
+    let framing = facts.framing(request.version)?;
+    let (host, plain_host) = request.host(head, facts.host)?;
+    let offered = facts.upgrade.filter(|_| facts.connection.upgrade && http11);
     Ok(HeadInfo {
         len,
         framing,
         version: request.version,
-        keep_alive: !tally.connection.close && (tally.connection.keep_alive || http11),
-        expect_continue: tally.expect_continue && http11,
+        keep_alive: !facts.connection.close && (facts.connection.keep_alive || http11),
+        expect_continue: facts.expect_continue && http11,
         absolute_form: request.authority.is_some(),
-        grpc: tally.grpc,
-        te_trailers: tally.te_trailers && http11,
-        nominates_others: tally.connection.others,
-        cookie_fields: tally.cookie_fields,
+        grpc: facts.grpc,
+        te_trailers: facts.te_trailers && http11,
+        nominates_others: facts.connection.others,
+        cookie_fields: facts.cookie_fields,
         host,
         upgrade: offered.map(|(token, websocket)| Upgrade {
             websocket: websocket && &head[request.method.clone()] == b"GET",
             token,
         }),
-        user_agent: tally.user_agent,
-        accept: tally.accept,
-        content_type: tally.content_type,
-        x_request_id: tally.x_request_id,
+        user_agent: facts.user_agent,
+        accept: facts.accept,
+        content_type: facts.content_type,
+        x_request_id: facts.x_request_id,
         method_at: position(request.method.start),
         target_at: position(request.target.start),
         path_at: position(request.path.start),
         path_end: position(request.path.end),
         target_end: position(request.target.end),
         fields_at: position(end + 2),
-        host_field: tally.host.is_some(),
+        host_field: facts.host.is_some(),
         plain_host,
     })
 }
@@ -243,11 +243,11 @@ fn port(raw: &[u8]) -> Result<Option<u16>, HeadFault> {
 
 /// What the fields say that matters for framing, routing and the connection.
 #[derive(Debug, Default)]
-struct Tally {
+struct RequestFacts {
     host: Option<Span>,
     length: Option<u64>,
-    coding: Coding,
-    connection: Connection,
+    coding: TransferEncoding,
+    connection: ConnectionHeader,
     /// The first Upgrade that can be passed on, and whether it is `websocket` alone.
     upgrade: Option<(Span, bool)>,
     expect_continue: bool,
@@ -260,7 +260,7 @@ struct Tally {
     x_request_id: Option<Span>,
 }
 
-impl Tally {
+impl RequestFacts {
     #[inline]
     fn add(&mut self, line: &FieldLine<'_>) -> Result<(), HeadFault> {
         let (name, value) = (line.name, line.value);
@@ -305,22 +305,22 @@ impl Tally {
     }
 
     /// RFC 9112, 6.3, but that a request with both lengths, which 6.1 lets be served, is refused.
-    fn framing(&self, version: Version) -> Result<Framing, HeadFault> {
-        let Coding {
+    fn framing(&self, version: Version) -> Result<RequestFraming, HeadFault> {
+        let TransferEncoding {
             chunked,
             others,
             ends_chunked,
             fields,
         } = self.coding;
         match (fields, self.length) {
-            (0, None) => Ok(Framing::None),
-            (0, Some(length)) => Ok(Framing::Length(length)),
+            (0, None) => Ok(RequestFraming::None),
+            (0, Some(length)) => Ok(RequestFraming::Length(length)),
             (_, Some(_)) => Err(HeadFault::ContentLengthWithTransferEncoding),
             _ if version == Version::Http10 => Err(HeadFault::TransferEncodingIn10),
             _ if chunked > 1 => Err(HeadFault::ChunkedTwice),
             _ if !ends_chunked => Err(HeadFault::NotChunkedLast),
             _ if others > 0 => Err(HeadFault::UnknownCoding),
-            _ => Ok(Framing::Chunked),
+            _ => Ok(RequestFraming::Chunked),
         }
     }
 }

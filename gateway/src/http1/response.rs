@@ -7,8 +7,8 @@ use super::head::Version;
 use super::limits::ResponseLimits;
 use super::scan::{Scan, head_end};
 use super::syntax::{
-    Coding, Connection, FieldLine, Fields, Options, Span, decimal, field_line, is_grpc, is_protocol_list,
-    is_value, is_value_byte, line_len,
+    ConnectionHeader, ConnectionOptions, FieldLine, FieldLines, Span, TransferEncoding, decimal, field_line,
+    is_grpc, is_protocol_list, is_value, is_value_byte, line_len,
 };
 
 /// What the request was, as far as the response's framing depends on it (RFC 9112, 6.3). CONNECT
@@ -114,9 +114,9 @@ impl<'b> ResponseHead<'b> {
     }
 
     /// All fields in their order, names as they were sent, values without surrounding whitespace.
-    pub fn fields(&self) -> Fields<'b> {
+    pub fn fields(&self) -> FieldLines<'b> {
         let end = self.info.len.saturating_sub(2);
-        Fields::over(
+        FieldLines::over(
             self.bytes
                 .get(self.info.fields_at as usize..end)
                 .unwrap_or_default(),
@@ -129,8 +129,8 @@ impl<'b> ResponseHead<'b> {
     }
 
     /// What Connection names.
-    pub fn connection_options(&self) -> Options<'b> {
-        Options::of(self.fields())
+    pub fn connection_options(&self) -> ConnectionOptions<'b> {
+        ConnectionOptions::of(self.fields())
     }
 
     /// A span's bytes.
@@ -186,7 +186,7 @@ pub fn judge_response(
         let bad = phrase.iter().find(|&&b| !is_value_byte(b));
         return Err(ResponseFault::BadPhraseByte(bad.copied().unwrap_or_default()));
     }
-    let mut tally = Tally::default();
+    let mut facts = ResponseFacts::default();
     let mut count = 0;
     let mut at = end + 2;
     while let Some(line) = field_line(head, at)? {
@@ -196,7 +196,7 @@ pub fn judge_response(
                 limit: limits.max_fields,
             });
         }
-        tally.add(&line)?;
+        facts.add(&line)?;
         at = line.next;
     }
     let len = at + 2;
@@ -205,27 +205,27 @@ pub fn judge_response(
             limit: limits.max_bytes,
         });
     }
-    let framing = tally.framing(version, status, to)?;
-    let Tally {
+    let framing = facts.framing(version, status, to)?;
+    let ResponseFacts {
         connection, length, ..
-    } = tally;
+    } = facts;
     // A body announced where there is none is sent by some all the same: bytes behind this response
     // would be read as the next one.
     let bodyless = status < 200 || status == 204;
-    let clean = !bodyless || (length.is_none_or(|length| length == 0) && tally.coding.fields == 0);
+    let clean = !bodyless || (length.is_none_or(|length| length == 0) && facts.coding.fields == 0);
     let persists = !connection.close && (connection.keep_alive || version == Version::Http11);
     Ok(ResponseInfo {
         len,
         framing,
         content_length: length.filter(|_| !bodyless),
-        content_length_fields: tally.length_fields,
+        content_length_fields: facts.length_fields,
         status,
         version,
         keep_alive: persists && clean && framing != ResponseFraming::UntilClose && status != 101,
         nominates_others: connection.others,
-        date: tally.date,
-        grpc: tally.grpc,
-        upgrade: tally.upgrade.filter(|_| status == 101 && connection.upgrade),
+        date: facts.date,
+        grpc: facts.grpc,
+        upgrade: facts.upgrade.filter(|_| status == 101 && connection.upgrade),
         phrase: Span::at(end - phrase.len(), phrase.len()).filter(|_| !phrase.is_empty()),
         fields_at: u32::try_from(end + 2).unwrap_or(u32::MAX),
     })
@@ -260,17 +260,17 @@ fn status_line(line: &[u8]) -> Result<(Version, u16), ResponseFault> {
 
 /// What the fields say that matters for framing and the connection.
 #[derive(Debug, Default)]
-struct Tally {
+struct ResponseFacts {
     length: Option<u64>,
     length_fields: u32,
-    coding: Coding,
-    connection: Connection,
+    coding: TransferEncoding,
+    connection: ConnectionHeader,
     upgrade: Option<Span>,
     date: bool,
     grpc: bool,
 }
 
-impl Tally {
+impl ResponseFacts {
     #[inline]
     fn add(&mut self, line: &FieldLine<'_>) -> Result<(), ResponseFault> {
         let (name, value) = (line.name, line.value);
@@ -313,7 +313,7 @@ impl Tally {
         status: u16,
         to: ResponseTo,
     ) -> Result<ResponseFraming, ResponseFault> {
-        let Coding {
+        let TransferEncoding {
             chunked,
             others,
             fields,

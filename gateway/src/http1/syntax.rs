@@ -206,9 +206,9 @@ pub(super) fn elements(value: &[u8]) -> impl Iterator<Item = &[u8]> {
 /// The fields of a judged head or trailer section in their order: names as they were sent, values
 /// without surrounding whitespace. Allocates nothing.
 #[derive(Debug, Clone, Default)]
-pub struct Fields<'h>(&'h [u8]);
+pub struct FieldLines<'h>(&'h [u8]);
 
-impl<'h> Fields<'h> {
+impl<'h> FieldLines<'h> {
     /// Over judged field lines with their ends, without the empty line.
     pub(super) fn over(lines: &'h [u8]) -> Self {
         Self(lines)
@@ -221,7 +221,7 @@ impl<'h> Fields<'h> {
     }
 }
 
-impl<'h> Iterator for Fields<'h> {
+impl<'h> Iterator for FieldLines<'h> {
     type Item = (&'h [u8], &'h [u8]);
 
     #[inline]
@@ -238,18 +238,18 @@ impl<'h> Iterator for Fields<'h> {
 /// The options that all Connection fields of a head name, as they were sent: `close`, `keep-alive`,
 /// and the names of fields that are for this connection only (RFC 9110, 7.6.1).
 #[derive(Debug, Clone)]
-pub struct Options<'h> {
-    fields: Fields<'h>,
+pub struct ConnectionOptions<'h> {
+    fields: FieldLines<'h>,
     value: &'h [u8],
 }
 
-impl<'h> Options<'h> {
-    pub(super) fn of(fields: Fields<'h>) -> Self {
+impl<'h> ConnectionOptions<'h> {
+    pub(super) fn of(fields: FieldLines<'h>) -> Self {
         Self { fields, value: b"" }
     }
 }
 
-impl<'h> Iterator for Options<'h> {
+impl<'h> Iterator for ConnectionOptions<'h> {
     type Item = &'h [u8];
 
     fn next(&mut self) -> Option<&'h [u8]> {
@@ -269,7 +269,7 @@ impl<'h> Iterator for Options<'h> {
 
 /// What Connection says, all of its fields together (RFC 9110, 7.6.1).
 #[derive(Debug, Default, Clone, Copy)]
-pub(super) struct Connection {
+pub(super) struct ConnectionHeader {
     pub(super) close: bool,
     pub(super) keep_alive: bool,
     pub(super) upgrade: bool,
@@ -277,7 +277,7 @@ pub(super) struct Connection {
     pub(super) others: bool,
 }
 
-impl Connection {
+impl ConnectionHeader {
     pub(super) fn add(&mut self, value: &[u8]) {
         for option in elements(value) {
             if option.eq_ignore_ascii_case(b"close") {
@@ -295,14 +295,14 @@ impl Connection {
 
 /// What Transfer-Encoding says, all of its fields together.
 #[derive(Debug, Default, Clone, Copy)]
-pub(super) struct Coding {
+pub(super) struct TransferEncoding {
     pub(super) chunked: u32,
     pub(super) others: u32,
     pub(super) ends_chunked: bool,
     pub(super) fields: u32,
 }
 
-impl Coding {
+impl TransferEncoding {
     pub(super) fn add(&mut self, value: &[u8]) {
         self.fields += 1;
         for coding in elements(value) {
@@ -384,7 +384,7 @@ mod tests {
     #[test]
     fn options_come_one_by_one_over_all_fields() {
         let fields = b"Connection: close, ,X-One\r\nA: b\r\nCONNECTION:\r\nconnection:\tX-Two,\r\n";
-        let options: Vec<_> = Options::of(Fields::over(fields)).collect();
+        let options: Vec<_> = ConnectionOptions::of(FieldLines::over(fields)).collect();
         assert_eq!(options, [&b"close"[..], b"X-One", b"X-Two"]);
     }
 }

@@ -10,7 +10,7 @@ use sluice_model::Limits;
 
 use super::io::Io;
 use crate::exchange::{Answered, BackendFault, BackendSide, BodyLength, RequestHead, RequestLine};
-use crate::framing::{BodyReader, HeadSink, MessageWriter, OutBody, Prefixed, ReadFault};
+use crate::framing::{BodyFraming, BodyReader, HeadSink, MessageWriter, PrefixedIo, ReadFault};
 use crate::http1::{
     ChunkLimits, ResponseFraming, ResponseHead, ResponseInfo, ResponseLimits, ResponseTo, Scan, encode,
     judge_response, scan_response,
@@ -94,7 +94,7 @@ impl BackendSide for Http1Backend {
     const LENGTH_AND_TRAILERS: bool = false;
 
     type Fields = Self;
-    type Stream = Prefixed<Io>;
+    type Stream = PrefixedIo<Io>;
 
     fn request<H: RequestHead>(
         &mut self,
@@ -125,15 +125,15 @@ impl BackendSide for Http1Backend {
                 if matches!(head.method(), "POST" | "PUT" | "PATCH") {
                     encode::content_length(out, 0);
                 }
-                OutBody::Length(0)
+                BodyFraming::Length(0)
             }
             BodyLength::Known(length) => {
                 encode::content_length(out, length);
-                OutBody::Length(length)
+                BodyFraming::Length(length)
             }
             BodyLength::Unknown => {
                 encode::transfer_encoding_chunked(out);
-                OutBody::Chunked { left: 0 }
+                BodyFraming::Chunked { left: 0 }
             }
         };
         encode::end_of_head(out);
@@ -246,10 +246,10 @@ impl BackendSide for Http1Backend {
         }
     }
 
-    fn into_stream(mut self) -> Prefixed<Io> {
+    fn into_stream(mut self) -> PrefixedIo<Io> {
         self.pass_head();
         let early = self.reader.buffered().into();
-        Prefixed::new(early, self.io)
+        PrefixedIo::new(early, self.io)
     }
 }
 
