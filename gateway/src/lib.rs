@@ -10,7 +10,6 @@
 //! `main.rs` names `sluice-control`.
 
 pub mod admin;
-pub mod answer;
 pub mod cli;
 pub mod downstream;
 pub mod echo;
@@ -21,6 +20,7 @@ mod framing;
 pub mod h2;
 pub mod handover;
 pub mod http1;
+pub mod local_response;
 pub mod observe;
 pub mod registry;
 pub mod request;

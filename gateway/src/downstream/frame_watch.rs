@@ -41,14 +41,14 @@ impl FrameWatch {
     }
 }
 
-type Refused = Box<dyn Fn(StreamRefusal) + Send + Sync>;
+type OnRefused = Box<dyn Fn(StreamRefusal) + Send + Sync>;
 
 /// A connection whose frames are watched.
-pub(super) struct Watched {
+pub(super) struct WatchedIo {
     io: Box<dyn ByteStream>,
     watch: Arc<FrameWatch>,
     guard: FrameGuard,
-    refused: Refused,
+    refused: OnRefused,
     head_timeout: Duration,
     write_timeout: Duration,
     read_timer: DeadlineTimer,
@@ -58,15 +58,15 @@ pub(super) struct Watched {
     blocked: Option<Instant>,
 }
 
-impl fmt::Debug for Watched {
+impl fmt::Debug for WatchedIo {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Watched")
+        f.debug_struct("WatchedIo")
             .field("watch", &self.watch)
             .finish_non_exhaustive()
     }
 }
 
-impl Watched {
+impl WatchedIo {
     /// Watches a connection from its first byte on. `refused` hears of each stream that the HTTP/2 layer
     /// refuses by itself.
     pub(super) fn new(
@@ -75,7 +75,7 @@ impl Watched {
         limits: FrameLimits,
         head_timeout: Duration,
         write_timeout: Duration,
-        refused: Refused,
+        refused: OnRefused,
     ) -> Self {
         Self {
             io,
@@ -92,7 +92,7 @@ impl Watched {
     }
 
     /// Notes the reason and tells the client as far as that is possible at once: nobody waits for the client.
-    fn turn_away(&mut self, cx: &mut Context<'_>, reason: CloseReason) -> io::Error {
+    fn close_with_goaway(&mut self, cx: &mut Context<'_>, reason: CloseReason) -> io::Error {
         self.watch.ends_for(reason);
         if let Some(goaway) = self.guard.goaway()
             && Pin::new(&mut self.io).poll_write(cx, &goaway).is_ready()
@@ -131,7 +131,7 @@ impl Watched {
     }
 }
 
-impl AsyncRead for Watched {
+impl AsyncRead for WatchedIo {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, out: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
         let before = out.filled().len();
@@ -148,20 +148,20 @@ impl AsyncRead for Watched {
             };
             this.awaited = Some((since, heads));
             ready!(this.read_timer.poll_at(cx, since + this.head_timeout));
-            return Poll::Ready(Err(this.turn_away(cx, CloseReason::HeaderTimeout)));
+            return Poll::Ready(Err(this.close_with_goaway(cx, CloseReason::HeaderTimeout)));
         };
         read?;
         match this.guard.received(&out.filled()[before..], clock) {
             Ok(()) => Poll::Ready(Ok(())),
             Err(flood) => {
                 out.set_filled(before);
-                Poll::Ready(Err(this.turn_away(cx, reason_of(flood))))
+                Poll::Ready(Err(this.close_with_goaway(cx, reason_of(flood))))
             }
         }
     }
 }
 
-impl AsyncWrite for Watched {
+impl AsyncWrite for WatchedIo {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
         let polled = Pin::new(&mut this.io).poll_write(cx, buf);

@@ -11,14 +11,14 @@ use tokio::io::AsyncWrite;
 use tokio::sync::watch;
 
 use super::http1_client::Http1Client;
-use crate::answer::Answer;
 use crate::edge::{CloseReason, Connection, Drain};
 use crate::exchange::{self, ClientSide, DeadlineTimer};
 use crate::http1::{
     ChunkLimits, HeadFault, HeadInfo, HeadLimits, RejectedHead, RequestFraming, Scan, judge, scan,
 };
+use crate::local_response::ErrorResponse;
 use crate::observe::{Reason, RequestProtocol};
-use crate::request::{Ending, Engine, RequestCtx, RequestId};
+use crate::request::{Engine, RequestCtx, RequestEnd, RequestId};
 use crate::throttle::clock;
 
 /// How long an idle connection still waits for a request once the gateway drains. Closing at once
@@ -37,7 +37,7 @@ const LAST_WRITE: Duration = Duration::from_secs(2);
 
 /// Why a connection has no next request.
 #[derive(Debug, Clone, Copy)]
-enum Refused {
+enum HeadRejection {
     Fault(HeadFault),
     BodyTooLarge {
         length: u64,
@@ -48,7 +48,7 @@ enum Refused {
     Gone,
 }
 
-impl Refused {
+impl HeadRejection {
     fn reason(self) -> Reason {
         match self {
             Self::Fault(HeadFault::HeadTooLarge { .. } | HeadFault::TooManyFields { .. }) => {
@@ -71,7 +71,7 @@ impl Refused {
     }
 }
 
-impl std::fmt::Display for Refused {
+impl std::fmt::Display for HeadRejection {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Self::Fault(fault) => fault.fmt(f),
@@ -88,13 +88,13 @@ impl std::fmt::Display for Refused {
 }
 
 /// What the connection does next.
-enum Head {
+enum NextHead {
     /// It serves this request.
     Request(HeadInfo),
     /// It closes in order.
     Close,
     /// It answers what came, and closes.
-    Refuse(Refused),
+    Reject(HeadRejection),
 }
 
 /// Serves one connection to its end, and says why it ended.
@@ -123,7 +123,7 @@ struct Http1 {
 }
 
 /// Of the limits, what one turn of the loop needs.
-struct Turn {
+struct LoopLimits {
     head: HeadLimits,
     header_timeout: Duration,
     idle_timeout: Duration,
@@ -132,7 +132,7 @@ struct Turn {
     chunks: ChunkLimits,
 }
 
-impl Turn {
+impl LoopLimits {
     fn of(limits: &Limits) -> Self {
         Self {
             head: HeadLimits::from(limits),
@@ -150,9 +150,9 @@ impl Http1 {
         loop {
             let (head, now) = self.next(engine).await;
             match head {
-                Head::Request(info) => self.client.begin(info),
-                Head::Close => return,
-                Head::Refuse(refused) => return self.refuse(engine, refused).await,
+                NextHead::Request(info) => self.client.begin(info),
+                NextHead::Close => return,
+                NextHead::Reject(rejection) => return self.reject(engine, rejection).await,
             }
             // Boxed: an idle connection keeps no room for the state of a request.
             Box::pin(exchange::serve(engine, &mut self.client, &mut self.timer, now)).await;
@@ -165,18 +165,18 @@ impl Http1 {
     }
 
     /// Waits for the next request and reads its head; and when the head was complete.
-    async fn next(&mut self, engine: &Engine) -> (Head, Instant) {
-        let turn = Turn::of(&engine.table.peek().settings().limits);
-        self.client.chunks = turn.chunks;
-        let mut wait = Wait {
+    async fn next(&mut self, engine: &Engine) -> (NextHead, Instant) {
+        let limits = LoopLimits::of(&engine.table.peek().settings().limits);
+        self.client.chunks = limits.chunks;
+        let mut wait = HeadWait {
             since: None,
             begun: None,
             scanned: 0,
         };
-        let head = poll_fn(|cx| self.poll_next(cx, &turn, &mut wait)).await;
+        let head = poll_fn(|cx| self.poll_next(cx, &limits, &mut wait)).await;
         let now = clock();
-        if let Head::Request(_) = head
-            && turn
+        if let NextHead::Request(_) = head
+            && limits
                 .max_age
                 .is_some_and(|max| now.saturating_duration_since(self.born) >= max)
         {
@@ -186,25 +186,30 @@ impl Http1 {
         (head, now)
     }
 
-    fn poll_next(&mut self, cx: &mut Context<'_>, turn: &Turn, wait: &mut Wait) -> Poll<Head> {
+    fn poll_next(
+        &mut self,
+        cx: &mut Context<'_>,
+        limits: &LoopLimits,
+        wait: &mut HeadWait,
+    ) -> Poll<NextHead> {
         loop {
             let client = &mut self.client;
             if !client.reader.buffered().is_empty() {
-                match scan(client.reader.buffered(), &turn.head, wait.scanned) {
+                match scan(client.reader.buffered(), &limits.head, wait.scanned) {
                     Scan::Complete { len } => {
-                        return Poll::Ready(judged(&client.reader.buffered()[..len], turn));
+                        return Poll::Ready(judge_next(&client.reader.buffered()[..len], limits));
                     }
                     Scan::NeedMore { scanned } => wait.scanned = scanned,
-                    Scan::Bad(fault) => return Poll::Ready(Head::Refuse(Refused::Fault(fault))),
+                    Scan::Bad(fault) => return Poll::Ready(NextHead::Reject(HeadRejection::Fault(fault))),
                 }
             }
             if client.ended {
                 return Poll::Ready(client_ended(client.reader.buffered()));
             }
             let Some(io) = &mut client.io else {
-                return Poll::Ready(Head::Close);
+                return Poll::Ready(NextHead::Close);
             };
-            let most = turn.head.max_bytes.saturating_add(READ_BEYOND);
+            let most = limits.head.max_bytes.saturating_add(READ_BEYOND);
             match client.reader.buffer().poll_fill(cx, io, most) {
                 Poll::Ready(Ok(1..)) => continue,
                 Poll::Ready(_) => {
@@ -213,12 +218,17 @@ impl Http1 {
                 }
                 Poll::Pending => {}
             }
-            return self.poll_waiting(cx, turn, wait);
+            return self.poll_waiting(cx, limits, wait);
         }
     }
 
     /// Nothing came: says whether the wait is over.
-    fn poll_waiting(&mut self, cx: &mut Context<'_>, turn: &Turn, wait: &mut Wait) -> Poll<Head> {
+    fn poll_waiting(
+        &mut self,
+        cx: &mut Context<'_>,
+        limits: &LoopLimits,
+        wait: &mut HeadWait,
+    ) -> Poll<NextHead> {
         let began = !self.client.reader.buffered().is_empty();
         loop {
             let phase = self.drain.poll_phase(cx);
@@ -226,11 +236,11 @@ impl Http1 {
             let since = *wait.since.get_or_insert(now);
             let (due, reason) = if began {
                 (
-                    *wait.begun.get_or_insert(now) + turn.header_timeout,
+                    *wait.begun.get_or_insert(now) + limits.header_timeout,
                     CloseReason::HeaderTimeout,
                 )
             } else {
-                let idle = since + turn.idle_timeout;
+                let idle = since + limits.idle_timeout;
                 match phase {
                     Drain::Serving => (idle, CloseReason::IdleTimeout),
                     Drain::Draining => (idle.min(self.drain.since + DRAIN_IDLE), CloseReason::Drained),
@@ -243,31 +253,31 @@ impl Http1 {
             }
             self.client.ends_for = Some(reason);
             return Poll::Ready(if began {
-                Head::Refuse(Refused::Timeout)
+                NextHead::Reject(HeadRejection::Timeout)
             } else {
-                Head::Close
+                NextHead::Close
             });
         }
     }
 
     /// Answers a head that must not be served, logs it, and leaves the connection to be closed.
-    async fn refuse(&mut self, engine: &Arc<Engine>, refused: Refused) {
+    async fn reject(&mut self, engine: &Arc<Engine>, rejection: HeadRejection) {
         let mut request = RequestCtx::new(engine, clock());
         request.client = Some(self.client.info.client_ip());
         request.request_id = RequestId::of(None, || fastrand::u128(..));
-        request.reason = Some(refused.reason());
+        request.reason = Some(rejection.reason());
         let mut status = None;
         let mut bytes_out = 0;
-        if !matches!(refused, Refused::Gone) {
-            let mut answer = Answer::new(refused.reason(), refused.to_string());
-            answer.status = refused.status();
-            let rendered = request.refuse(&answer.into());
-            self.client.refuse(&rendered);
+        if !matches!(rejection, HeadRejection::Gone) {
+            let mut error = ErrorResponse::new(rejection.reason(), rejection.to_string());
+            error.status = rejection.status();
+            let rendered = request.render_local(&error.into());
+            self.client.respond_rejected(&rendered);
             bytes_out = rendered.body.len() as u64;
             status = self.flush().await.then_some(rendered.status);
         }
         let seen = RejectedHead::of(self.client.reader.buffered());
-        let ending = Ending {
+        let ending = RequestEnd {
             method: &seen.method,
             host: &seen.host,
             target: &seen.target,
@@ -342,32 +352,32 @@ impl Http1 {
 const READ_BEYOND: usize = 16 * 1024;
 
 /// Where one wait for a head stands.
-struct Wait {
+struct HeadWait {
     since: Option<Instant>,
     /// When the first byte was there.
     begun: Option<Instant>,
     scanned: usize,
 }
 
-fn judged(head: &[u8], turn: &Turn) -> Head {
-    match judge(head, &turn.head) {
-        Err(fault) => Head::Refuse(Refused::Fault(fault)),
-        Ok(info) => match (info.framing, turn.max_body) {
+fn judge_next(head: &[u8], limits: &LoopLimits) -> NextHead {
+    match judge(head, &limits.head) {
+        Err(fault) => NextHead::Reject(HeadRejection::Fault(fault)),
+        Ok(info) => match (info.framing, limits.max_body) {
             (RequestFraming::Length(length), Some(limit)) if length > limit => {
-                Head::Refuse(Refused::BodyTooLarge { length, limit })
+                NextHead::Reject(HeadRejection::BodyTooLarge { length, limit })
             }
-            _ => Head::Request(info),
+            _ => NextHead::Request(info),
         },
     }
 }
 
 /// The client closed its side; `begun` is what came of a head.
-fn client_ended(begun: &[u8]) -> Head {
+fn client_ended(begun: &[u8]) -> NextHead {
     // Nothing but empty lines is no request cut short.
     if begun.iter().all(u8::is_ascii_whitespace) {
-        Head::Close
+        NextHead::Close
     } else {
-        Head::Refuse(Refused::Gone)
+        NextHead::Reject(HeadRejection::Gone)
     }
 }
 

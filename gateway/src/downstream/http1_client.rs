@@ -11,11 +11,11 @@ use http::HeaderMap;
 use sluice_model::{Limits, RequestView};
 
 use super::date_now;
-use crate::answer::{Answer, Rendered};
 use crate::edge::{ByteStream, CloseReason, Connection, ConnectionInfo};
-use crate::exchange::{BodyLength, ClientFault, ClientSide, RequestHead, ResponseHead};
+use crate::exchange::{BodyLength, ClientFault, ClientHead, ClientSide, OutgoingResponse};
 use crate::framing::{BodyFraming, BodyReader, Buffer, HeadSink, MessageWriter, PrefixedIo, ReadFault};
 use crate::http1::{self, ChunkLimits, HeadInfo, RequestFraming, Version, encode};
+use crate::local_response::{ErrorResponse, RenderedResponse};
 use crate::observe::{Reason, RequestProtocol};
 use crate::request::{FieldSink, Fields, response_fields};
 
@@ -103,7 +103,7 @@ impl RequestView for ReceivedHead {
     }
 }
 
-impl RequestHead for ReceivedHead {
+impl ClientHead for ReceivedHead {
     fn target(&self) -> &str {
         match &self.target {
             Some(target) => target,
@@ -131,7 +131,7 @@ impl RequestHead for ReceivedHead {
         self.info.cookie_fields > 1
     }
 
-    fn check(&self, _: &Limits) -> Result<(), Answer> {
+    fn check(&self, _: &Limits) -> Result<(), ErrorResponse> {
         if !self.info.nominates_others {
             return Ok(());
         }
@@ -141,7 +141,7 @@ impl RequestHead for ReceivedHead {
             Some(name) => {
                 let name = String::from_utf8_lossy(name);
                 let text = format!("Connection names {name}, which is not the connection's");
-                Err(Answer::new(Reason::BadRequest, text))
+                Err(ErrorResponse::new(Reason::BadRequest, text))
             }
             None => Ok(()),
         }
@@ -283,11 +283,11 @@ impl Http1Client {
     }
 
     /// Writes an answer to a head that is not served; the connection ends with the answer.
-    pub(super) fn refuse(&mut self, answer: &Rendered) {
+    pub(super) fn respond_rejected(&mut self, response: &RenderedResponse) {
         self.head.info = HeadInfo::default();
         self.last = true;
         // Nothing of HTTP/1 can fail before bytes are written.
-        let _ = self.answer(answer, true);
+        let _ = self.respond_local(response, true);
     }
 
     fn poll_closed(&mut self, cx: &mut Context<'_>) -> Poll<()> {
@@ -376,7 +376,7 @@ impl ClientSide for Http1Client {
         true
     }
 
-    fn rest(&mut self) {
+    fn release_memory(&mut self) {
         self.head.bytes.shrink();
         if self.reader.buffered().is_empty() {
             self.reader.buffer().release();
@@ -460,7 +460,7 @@ impl ClientSide for Http1Client {
         self.expect == Continue::Sent
     }
 
-    fn respond<F: Fields>(&mut self, head: &ResponseHead<'_, F>) -> Result<(), ClientFault> {
+    fn respond<F: Fields>(&mut self, head: &OutgoingResponse<'_, F>) -> Result<(), ClientFault> {
         // What the client still sends of its body has to be read or the connection to end: nobody
         // reads on once the response is whole.
         self.last |= head.last || !self.reader.complete();
@@ -482,7 +482,7 @@ impl ClientSide for Http1Client {
             encode::field(out, b"connection", b"Upgrade");
             encode::field(out, b"upgrade", token);
         }
-        let length = match (body, head.told_length) {
+        let length = match (body, head.declared_length) {
             _ if matches!(head.status, 100..=199 | 204) => None,
             (BodyFraming::Length(0), Some(told)) => Some(told),
             (BodyFraming::Length(0), None) if self.head.method() == "HEAD" || head.status == 304 => None,
@@ -493,18 +493,18 @@ impl ClientSide for Http1Client {
         Ok(())
     }
 
-    fn answer(&mut self, answer: &Rendered, last: bool) -> Result<(), ClientFault> {
+    fn respond_local(&mut self, response: &RenderedResponse, last: bool) -> Result<(), ClientFault> {
         self.last |= last || !self.reader.complete();
-        let length = answer.body.len() as u64;
-        let body = self.begin_response(answer.status, BodyLength::Known(length));
+        let length = response.body.len() as u64;
+        let body = self.begin_response(response.status, BodyLength::Known(length));
         let out = self.writer.head();
-        encode::status_line(out, Version::Http11, answer.status, None);
-        for (name, value) in &answer.headers {
+        encode::status_line(out, Version::Http11, response.status, None);
+        for (name, value) in &response.headers {
             HeadSink(out).field(name.as_bytes(), value.as_bytes());
         }
         self.end_head(body, Some(length), false);
         if body != BodyFraming::Length(0) {
-            self.writer.head().extend_from_slice(&answer.body);
+            self.writer.head().extend_from_slice(&response.body);
             self.writer.begin_body(BodyFraming::Length(0));
         }
         Ok(())
@@ -548,7 +548,7 @@ impl ClientSide for Http1Client {
         self.ends_for.get_or_insert(CloseReason::BodyTimeout);
     }
 
-    fn give_up_body(&mut self) {
+    fn stop_reading_body(&mut self) {
         self.spent = true;
     }
 

@@ -11,7 +11,7 @@ use parking_lot::Mutex;
 use sluice_model::Limits;
 use tokio::sync::{Notify, watch};
 
-use super::frame_watch::{FrameWatch, Watched};
+use super::frame_watch::{FrameWatch, WatchedIo};
 use super::http2_client::Http2Client;
 use crate::edge::{CloseReason, Connection, ConnectionInfo, Drain};
 use crate::exchange::{self, DeadlineTimer};
@@ -130,7 +130,7 @@ pub(super) async fn serve(
     let limits = engine.table.peek().settings().limits.clone();
     let metrics = engine.observer.metrics.clone();
     let watched = Arc::new(FrameWatch::default());
-    let io = Watched::new(
+    let io = WatchedIo::new(
         connection.io,
         Arc::clone(&watched),
         FrameLimits::from(&limits),
@@ -154,7 +154,7 @@ pub(super) async fn serve(
         engine: Arc::clone(engine),
         info: connection.info,
         activity: Arc::new(Activity::new()),
-        leave: Arc::new(Notify::new()),
+        goaway: Arc::new(Notify::new()),
         drain: drain.clone(),
     };
     if let Ok(connection) = builder.handshake::<_, Bytes>(io).await {
@@ -169,11 +169,11 @@ struct Http2 {
     info: Arc<ConnectionInfo>,
     activity: Arc<Activity>,
     /// Clients should go on with another connection.
-    leave: Arc<Notify>,
+    goaway: Arc<Notify>,
     drain: watch::Receiver<Drain>,
 }
 
-type Server = h2::server::Connection<Watched, Bytes>;
+type Server = h2::server::Connection<WatchedIo, Bytes>;
 
 impl Http2 {
     async fn run(self, mut connection: Server, watched: &FrameWatch, limits: &Limits, found: Drain) {
@@ -207,7 +207,7 @@ impl Http2 {
                         return;
                     }
                 }
-                () = self.leave.notified() => {}
+                () = self.goaway.notified() => {}
                 () = aged => watched.ends_for(aged_for),
                 () = idle => match leaving {
                     false => watched.ends_for(CloseReason::IdleTimeout),
@@ -248,10 +248,10 @@ impl Http2 {
         let started = clock();
         let open = self.activity.open();
         if self.drain.has_changed().unwrap_or(true) || *self.drain.borrow() != Drain::Serving {
-            self.leave.notify_one();
+            self.goaway.notify_one();
         }
         let engine = Arc::clone(&self.engine);
-        let client = Http2Client::new(Arc::clone(&self.info), request, respond, Arc::clone(&self.leave));
+        let client = Http2Client::new(Arc::clone(&self.info), request, respond, Arc::clone(&self.goaway));
         // A task of its own: streams do not wait for each other, and a panic ends one of them.
         tokio::spawn(async move {
             let (mut client, _open) = (client, open);

@@ -3,16 +3,16 @@
 use http::{HeaderValue, Method, request};
 use sluice_model::{Limits, RequestView};
 
-use super::web_socket::WebSocketKey;
-use crate::answer::Answer;
-use crate::exchange::RequestHead;
+use super::websocket_stream::WebSocketKey;
+use crate::exchange::ClientHead;
 use crate::http1::judge_target;
+use crate::local_response::ErrorResponse;
 use crate::observe::Reason;
 use crate::request::Fields;
 
 /// What an extended CONNECT asked for (RFC 8441 4).
 #[derive(Debug)]
-enum Connect {
+enum ExtendedConnect {
     /// The request is none.
     No,
     /// A WebSocket.
@@ -26,7 +26,7 @@ enum Connect {
 pub(super) struct StreamHead {
     parts: request::Parts,
     /// What an extended CONNECT asked for (RFC 8441).
-    connect: Connect,
+    connect: ExtendedConnect,
     /// Cookie crumbs joined; `None` where there is one field or none.
     cookies: Option<Vec<u8>>,
     crumbs: bool,
@@ -37,16 +37,16 @@ impl StreamHead {
     /// HTTP/1.1 (RFC 8441 5): from here on there is one kind of WebSocket.
     pub(super) fn new(mut parts: request::Parts) -> Self {
         let connect = match parts.extensions.remove::<h2::ext::Protocol>() {
-            None => Connect::No,
+            None => ExtendedConnect::No,
             Some(protocol) if protocol.as_ref().eq_ignore_ascii_case(b"websocket") => {
                 let key = WebSocketKey::generate();
                 parts.method = Method::GET;
                 if let Ok(value) = HeaderValue::from_bytes(key.as_bytes()) {
                     parts.headers.insert(http::header::SEC_WEBSOCKET_KEY, value);
                 }
-                Connect::WebSocket(key)
+                ExtendedConnect::WebSocket(key)
             }
-            Some(_) => Connect::Unknown,
+            Some(_) => ExtendedConnect::Unknown,
         };
         let mut crumbs = parts.headers.get_all(http::header::COOKIE).iter();
         let several = crumbs.next().is_some() && crumbs.next().is_some();
@@ -71,8 +71,8 @@ impl StreamHead {
     /// The key that was made for a WebSocket.
     pub(super) fn web_socket(&self) -> Option<&WebSocketKey> {
         match &self.connect {
-            Connect::WebSocket(key) => Some(key),
-            Connect::No | Connect::Unknown => None,
+            ExtendedConnect::WebSocket(key) => Some(key),
+            ExtendedConnect::No | ExtendedConnect::Unknown => None,
         }
     }
 
@@ -153,7 +153,7 @@ impl RequestView for StreamHead {
     }
 }
 
-impl RequestHead for StreamHead {
+impl ClientHead for StreamHead {
     fn target(&self) -> &str {
         self.parts
             .uri
@@ -189,29 +189,29 @@ impl RequestHead for StreamHead {
         self.crumbs
     }
 
-    fn check(&self, limits: &Limits) -> Result<(), Answer> {
+    fn check(&self, limits: &Limits) -> Result<(), ErrorResponse> {
         let target = self.target();
         if target.len() > limits.max_uri_bytes {
-            return Err(Answer::new(
+            return Err(ErrorResponse::new(
                 Reason::UriTooLong,
                 "the request's target is longer than allowed",
             ));
         }
         // As strict as for HTTP/1: what one backend reads another way must not depend on the protocol.
         judge_target(target.as_bytes())
-            .map_err(|fault| Answer::new(Reason::BadRequest, fault.to_string()))?;
-        if matches!(self.connect, Connect::Unknown) {
+            .map_err(|fault| ErrorResponse::new(Reason::BadRequest, fault.to_string()))?;
+        if matches!(self.connect, ExtendedConnect::Unknown) {
             let text = "of extended CONNECT only WebSocket is served";
-            return Err(Answer::new(Reason::BadRequest, text).with_status(501));
+            return Err(ErrorResponse::new(Reason::BadRequest, text).with_status(501));
         }
         if self.parts.method == Method::CONNECT {
-            return Err(Answer::new(Reason::BadRequest, "CONNECT is not served").with_status(405));
+            return Err(ErrorResponse::new(Reason::BadRequest, "CONNECT is not served").with_status(405));
         }
         if let Some(fault) = self.fault() {
-            return Err(Answer::new(Reason::BadRequest, fault));
+            return Err(ErrorResponse::new(Reason::BadRequest, fault));
         }
         if self.parts.headers.len() > limits.max_headers || self.size() > limits.max_header_bytes {
-            return Err(Answer::new(
+            return Err(ErrorResponse::new(
                 Reason::HeadersTooLarge,
                 "the request's head is larger than allowed",
             ));

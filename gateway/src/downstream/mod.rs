@@ -1,7 +1,6 @@
 //! Connections of clients: the loops that take one request after another from an HTTP/1 connection, or
 //! many at a time from an HTTP/2 one, and the relay of bytes after a switch of protocols.
 
-mod close_frames;
 mod frame_watch;
 mod http1;
 mod http1_client;
@@ -9,7 +8,8 @@ mod http2;
 mod http2_client;
 mod http2_head;
 mod relay;
-mod web_socket;
+mod websocket_frames;
+mod websocket_stream;
 
 use std::cell::RefCell;
 use std::sync::Arc;
@@ -17,8 +17,8 @@ use std::time::SystemTime;
 
 use tokio::sync::watch;
 
-pub use self::close_frames::FrameTracker;
 pub(crate) use self::relay::{Bounds, Ended, relay};
+pub use self::websocket_frames::WebSocketFrameTracker;
 use crate::edge::{Connection, ConnectionHandler, Drain, HandlerFuture, HttpVersion};
 use crate::http1::HttpDate;
 use crate::request::Engine;

@@ -1,4 +1,4 @@
-//! The passage of one request and its response between two connections that are there.
+//! The transfer of one request and its response between two connections that are there.
 //!
 //! One state machine, polled by the request's task: the request body goes up and the response comes
 //! down at the same time, each as fast as its taker takes it, under the request's clocks.
@@ -12,8 +12,8 @@ use std::time::{Duration, Instant};
 use http::HeaderMap;
 use tokio::sync::watch;
 
-use super::replay::Replay;
-use super::sides::{Answered, BackendFault, BackendSide, ClientFault, ClientSide, ResponseHead};
+use super::replay::ReplayBuffer;
+use super::sides::{BackendFault, BackendResponse, BackendSide, ClientFault, ClientSide, OutgoingResponse};
 use super::timer::DeadlineTimer;
 use crate::edge::Drain;
 use crate::observe::Timer;
@@ -28,36 +28,36 @@ const MAX_INTERIM: u32 = 16;
 /// are over by then, and the watch costs a lock that all requests share.
 const WATCH_AFTER: Duration = Duration::from_millis(50);
 
-/// How a passage ended.
+/// How a transfer ended.
 #[derive(Debug)]
-pub(super) enum Passage {
+pub(super) enum TransferEnd {
     /// Request and response are whole.
-    Whole,
+    Complete,
     /// The response is whole, the request is not and will not be read to its end.
-    Early,
+    ResponseOnly,
     /// Both sides speak another protocol from now on.
     Switched,
     /// The backend asked to come again later.
-    PutOff,
+    RetryLater,
     /// The client's side broke.
-    Client(ClientFault),
+    ClientFailed(ClientFault),
     /// More request body came than allowed.
-    TooLarge,
+    BodyTooLarge,
     /// The request body came too slowly.
-    BodyLate,
+    BodyTimeout,
     /// The client took no byte of the response for too long.
     WriteTimeout,
     /// The backend's side broke.
-    Backend(BackendFault),
+    BackendFailed(BackendFault),
     /// A clock rang.
-    Clock(Timer),
+    DeadlinePassed(Timer),
     /// What serves the request has to go.
-    Going(Going),
+    Draining(DrainCause),
 }
 
 /// What has to go.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Going {
+pub(super) enum DrainCause {
     /// The instance.
     Instance,
     /// The gateway.
@@ -71,7 +71,7 @@ enum Upload {
     Flushing,
     Done,
     /// The backend takes no more of it; an answer may still come.
-    Refused,
+    Stopped,
 }
 
 /// How far the response is.
@@ -125,13 +125,13 @@ pub(super) struct Progress {
     pub(super) interim: u32,
 }
 
-/// One passage.
+/// One transfer.
 pub(super) struct Duplex<'x, C, B> {
     pub(super) client: &'x mut C,
     pub(super) backend: &'x mut B,
     pub(super) request: &'x mut RequestCtx,
     pub(super) timer: &'x mut DeadlineTimer,
-    pub(super) replay: &'x mut Replay,
+    pub(super) replay: &'x mut ReplayBuffer,
     pub(super) progress: &'x mut Progress,
     pub(super) body: BodyClock,
     pub(super) write_timeout: Duration,
@@ -142,26 +142,26 @@ pub(super) struct Duplex<'x, C, B> {
     stalled: bool,
     download: Download,
     /// Until when a stream that was asked to end may go on, and what for.
-    grace: Option<(Instant, Passage)>,
-    watch: Option<Pin<Box<dyn Future<Output = Going> + Send>>>,
+    grace: Option<(Instant, TransferEnd)>,
+    watch: Option<Pin<Box<dyn Future<Output = DrainCause> + Send>>>,
     watched: bool,
 }
 
 /// What [`Duplex::new`] borrows and is told.
-pub(super) struct Parts<'x, C, B> {
+pub(super) struct DuplexParts<'x, C, B> {
     pub(super) client: &'x mut C,
     pub(super) backend: &'x mut B,
     pub(super) request: &'x mut RequestCtx,
     pub(super) timer: &'x mut DeadlineTimer,
-    pub(super) replay: &'x mut Replay,
+    pub(super) replay: &'x mut ReplayBuffer,
     pub(super) progress: &'x mut Progress,
     /// Whether an upgrade was passed on.
     pub(super) upgrade: bool,
 }
 
 impl<'x, C: ClientSide, B: BackendSide> Duplex<'x, C, B> {
-    /// The passage of a request whose head was given to `backend`.
-    pub(super) fn new(parts: Parts<'x, C, B>) -> Self {
+    /// The transfer of a request whose head was given to `backend`.
+    pub(super) fn new(parts: DuplexParts<'x, C, B>) -> Self {
         let limits = parts.request.limits();
         let paced = parts.client.is_paced();
         let pace = paced.then(|| Pace::new(limits.body_read_timeout, limits.min_body_rate));
@@ -187,7 +187,7 @@ impl<'x, C: ClientSide, B: BackendSide> Duplex<'x, C, B> {
     }
 
     /// Goes as far as possible. Resolves once; dropping it leaves both sides as they are.
-    pub(super) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Passage> {
+    pub(super) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<TransferEnd> {
         if let Poll::Ready(ended) = self.poll_up(cx) {
             return Poll::Ready(ended);
         }
@@ -197,12 +197,12 @@ impl<'x, C: ClientSide, B: BackendSide> Duplex<'x, C, B> {
         // A body that the backend does not take is not read, and its end not seen by reading.
         let unread = self.upload != Upload::Sending || self.stalled;
         if unread && self.client.poll_gone(cx).is_ready() {
-            return Poll::Ready(Passage::Client(ClientFault::Gone));
+            return Poll::Ready(TransferEnd::ClientFailed(ClientFault::Gone));
         }
         self.poll_clocks(cx)
     }
 
-    fn poll_up(&mut self, cx: &mut Context<'_>) -> Poll<Passage> {
+    fn poll_up(&mut self, cx: &mut Context<'_>) -> Poll<TransferEnd> {
         self.stalled = false;
         while self.upload == Upload::Sending {
             let kept = !self.replay.unsent().is_empty();
@@ -219,11 +219,11 @@ impl<'x, C: ClientSide, B: BackendSide> Duplex<'x, C, B> {
                         self.end_upload();
                         break;
                     }
-                    Poll::Ready(Err(fault)) => return Poll::Ready(Passage::Client(fault)),
+                    Poll::Ready(Err(fault)) => return Poll::Ready(TransferEnd::ClientFailed(fault)),
                     Poll::Pending => {
                         match self.backend.poll_flush(cx) {
                             Poll::Ready(Ok(())) => self.body.waits(),
-                            Poll::Ready(Err(_)) => self.upload = Upload::Refused,
+                            Poll::Ready(Err(_)) => self.upload = Upload::Stopped,
                             Poll::Pending => {}
                         }
                         return Poll::Pending;
@@ -240,7 +240,7 @@ impl<'x, C: ClientSide, B: BackendSide> Duplex<'x, C, B> {
                     .max_body
                     .is_some_and(|max| self.progress.bytes_in + data.len() as u64 > max)
             {
-                return Poll::Ready(Passage::TooLarge);
+                return Poll::Ready(TransferEnd::BodyTooLarge);
             }
             match self.backend.poll_send(cx, data) {
                 Poll::Ready(Ok(n)) if kept => self.replay.consume(n),
@@ -251,7 +251,7 @@ impl<'x, C: ClientSide, B: BackendSide> Duplex<'x, C, B> {
                 }
                 Poll::Ready(Err(_)) => {
                     // It may have answered before it closed.
-                    self.upload = Upload::Refused;
+                    self.upload = Upload::Stopped;
                     break;
                 }
                 Poll::Pending => {
@@ -262,13 +262,13 @@ impl<'x, C: ClientSide, B: BackendSide> Duplex<'x, C, B> {
             }
             self.request.clocks.touch(clock);
         }
-        if self.upload == Upload::Refused && self.download != Download::Waiting {
+        if self.upload == Upload::Stopped && self.download != Download::Waiting {
             return self.poll_discard(cx);
         }
         if self.upload == Upload::Flushing {
             match self.backend.poll_flush(cx) {
                 Poll::Ready(Ok(())) => self.upload = Upload::Done,
-                Poll::Ready(Err(_)) => self.upload = Upload::Refused,
+                Poll::Ready(Err(_)) => self.upload = Upload::Stopped,
                 Poll::Pending => {}
             }
         }
@@ -277,7 +277,7 @@ impl<'x, C: ClientSide, B: BackendSide> Duplex<'x, C, B> {
 
     /// Throws away what still comes of a request that its backend has answered and takes no more of: a
     /// client that reads only once it has sent everything would wait for ever.
-    fn poll_discard(&mut self, cx: &mut Context<'_>) -> Poll<Passage> {
+    fn poll_discard(&mut self, cx: &mut Context<'_>) -> Poll<TransferEnd> {
         loop {
             match self.client.poll_body(cx) {
                 Poll::Ready(Ok(true)) => {
@@ -285,7 +285,7 @@ impl<'x, C: ClientSide, B: BackendSide> Duplex<'x, C, B> {
                     self.client.consume(n);
                     self.progress.bytes_in += n as u64;
                 }
-                Poll::Ready(Err(fault)) => return Poll::Ready(Passage::Client(fault)),
+                Poll::Ready(Err(fault)) => return Poll::Ready(TransferEnd::ClientFailed(fault)),
                 Poll::Ready(Ok(false)) | Poll::Pending => return Poll::Pending,
             }
         }
@@ -295,23 +295,23 @@ impl<'x, C: ClientSide, B: BackendSide> Duplex<'x, C, B> {
         let trailers = self.client.trailers().and_then(only_allowed);
         self.upload = match self.backend.finish(trailers) {
             Ok(()) => Upload::Flushing,
-            Err(_) => Upload::Refused,
+            Err(_) => Upload::Stopped,
         };
     }
 
-    fn poll_down(&mut self, cx: &mut Context<'_>) -> Poll<Passage> {
+    fn poll_down(&mut self, cx: &mut Context<'_>) -> Poll<TransferEnd> {
         while self.download == Download::Waiting {
             match self.backend.poll_head(cx) {
-                Poll::Ready(Ok(answered)) => {
-                    if let Some(ended) = self.answered(answered) {
+                Poll::Ready(Ok(response)) => {
+                    if let Some(ended) = self.head_arrived(&response) {
                         return Poll::Ready(ended);
                     }
                 }
-                Poll::Ready(Err(fault)) => return Poll::Ready(Passage::Backend(fault)),
+                Poll::Ready(Err(fault)) => return Poll::Ready(TransferEnd::BackendFailed(fault)),
                 Poll::Pending => {
                     // An interim answer waits for nobody.
                     return match self.client.poll_flush(cx) {
-                        Poll::Ready(Err(fault)) => Poll::Ready(Passage::Client(fault)),
+                        Poll::Ready(Err(fault)) => Poll::Ready(TransferEnd::ClientFailed(fault)),
                         _ => Poll::Pending,
                     };
                 }
@@ -323,15 +323,15 @@ impl<'x, C: ClientSide, B: BackendSide> Duplex<'x, C, B> {
                 Poll::Ready(Ok(false)) => {
                     let trailers = self.backend.trailers().and_then(only_allowed);
                     if let Err(fault) = self.client.finish(trailers) {
-                        return Poll::Ready(Passage::Client(fault));
+                        return Poll::Ready(TransferEnd::ClientFailed(fault));
                     }
                     self.download = Download::Flushing;
                     break;
                 }
-                Poll::Ready(Err(fault)) => return Poll::Ready(Passage::Backend(fault)),
+                Poll::Ready(Err(fault)) => return Poll::Ready(TransferEnd::BackendFailed(fault)),
                 Poll::Pending => {
                     return match self.client.poll_flush(cx) {
-                        Poll::Ready(Err(fault)) => Poll::Ready(Passage::Client(fault)),
+                        Poll::Ready(Err(fault)) => Poll::Ready(TransferEnd::ClientFailed(fault)),
                         _ => Poll::Pending,
                     };
                 }
@@ -342,28 +342,29 @@ impl<'x, C: ClientSide, B: BackendSide> Duplex<'x, C, B> {
                     self.progress.bytes_out += n as u64;
                     self.request.clocks.touch(clock);
                 }
-                Poll::Ready(Err(fault)) => return Poll::Ready(Passage::Client(fault)),
+                Poll::Ready(Err(fault)) => return Poll::Ready(TransferEnd::ClientFailed(fault)),
                 Poll::Pending => return Poll::Pending,
             }
         }
         if self.download == Download::Flushing {
             match self.client.poll_flush(cx) {
                 Poll::Ready(Ok(())) => self.download = Download::Done,
-                Poll::Ready(Err(fault)) => return Poll::Ready(Passage::Client(fault)),
+                Poll::Ready(Err(fault)) => return Poll::Ready(TransferEnd::ClientFailed(fault)),
                 Poll::Pending => return Poll::Pending,
             }
         }
         Poll::Ready(if self.upload == Upload::Done {
-            Passage::Whole
+            TransferEnd::Complete
         } else {
-            Passage::Early
+            TransferEnd::ResponseOnly
         })
     }
 
-    /// A head came; says how the passage ends, if it does.
-    fn answered(&mut self, answered: Answered) -> Option<Passage> {
-        let malformed = |what: &'static str| Some(Passage::Backend(BackendFault::Malformed(what.into())));
-        let status = answered.status;
+    /// A head came; says how the transfer ends, if it does.
+    fn head_arrived(&mut self, response: &BackendResponse) -> Option<TransferEnd> {
+        let malformed =
+            |what: &'static str| Some(TransferEnd::BackendFailed(BackendFault::Malformed(what.into())));
+        let status = response.status;
         if status == 101 && (!self.upgrade || self.backend.upgraded_to().is_none()) {
             // Passed on, it would turn what follows into bytes that no rule looks at.
             return malformed("101 without Upgrade");
@@ -389,27 +390,27 @@ impl<'x, C: ClientSide, B: BackendSide> Duplex<'x, C, B> {
         if status == 429 && self.replay.is_possible() {
             let retry_after = fields.first("retry-after");
             if super::retry::put_off(self.request, retry_after) {
-                return Some(Passage::PutOff);
+                return Some(TransferEnd::RetryLater);
             }
         }
         let kind = fields.first("content-type").unwrap_or_default();
         self.progress.event_stream = is_event_stream(kind);
         self.request.head_received = true;
         self.request.clocks.head_received(now);
-        self.request.answers(now);
+        self.request.response_started(now);
         let started = self.request.attempt_started;
         self.request.upstream = started.map(|at| now.saturating_duration_since(at));
         if let Some(permit) = &self.request.permit {
             permit.report(Outcome::Responded { status }, now);
         }
         let timing = self.request.server_timing();
-        let head = ResponseHead {
+        let head = OutgoingResponse {
             status,
             phrase: self.backend.phrase(),
             fields,
-            length: answered.length,
+            length: response.length,
             trailers: B::LENGTH_AND_TRAILERS,
-            told_length: answered.told_length,
+            declared_length: response.declared_length,
             timing: timing.as_deref(),
             upgrade: if status == 101 {
                 self.backend.upgraded_to()
@@ -419,18 +420,18 @@ impl<'x, C: ClientSide, B: BackendSide> Duplex<'x, C, B> {
             last: self.request.draining() || self.upload == Upload::Sending,
         };
         if let Err(fault) = self.client.respond(&head) {
-            return Some(Passage::Client(fault));
+            return Some(TransferEnd::ClientFailed(fault));
         }
         if status == 101 {
             self.progress.status = Some(self.client.switched_status());
-            return Some(Passage::Switched);
+            return Some(TransferEnd::Switched);
         }
         self.progress.status = Some(status);
         self.download = Download::Streaming;
         None
     }
 
-    fn poll_clocks(&mut self, cx: &mut Context<'_>) -> Poll<Passage> {
+    fn poll_clocks(&mut self, cx: &mut Context<'_>) -> Poll<TransferEnd> {
         loop {
             let blocked = self
                 .client
@@ -444,10 +445,10 @@ impl<'x, C: ClientSide, B: BackendSide> Duplex<'x, C, B> {
                 && let Poll::Ready(going) = watch.as_mut().poll(cx)
             {
                 self.watch = None;
-                if going == Going::Gateway {
-                    return Poll::Ready(Passage::Going(going));
+                if going == DrainCause::Gateway {
+                    return Poll::Ready(TransferEnd::Draining(going));
                 }
-                if let Some(ended) = self.ask_to_end(Passage::Going(going)) {
+                if let Some(ended) = self.ask_to_end(TransferEnd::Draining(going)) {
                     return Poll::Ready(ended);
                 }
                 continue;
@@ -465,24 +466,24 @@ impl<'x, C: ClientSide, B: BackendSide> Duplex<'x, C, B> {
                 self.watch = self.watch();
             } else if let Some((_, timer)) = next.filter(|(at, _)| *at <= now) {
                 if timer != Timer::Age {
-                    return Poll::Ready(Passage::Clock(timer));
+                    return Poll::Ready(TransferEnd::DeadlinePassed(timer));
                 }
                 self.request.clocks.age_noted();
-                if let Some(ended) = self.ask_to_end(Passage::Clock(timer)) {
+                if let Some(ended) = self.ask_to_end(TransferEnd::DeadlinePassed(timer)) {
                     return Poll::Ready(ended);
                 }
             } else if over(blocked) {
-                return Poll::Ready(Passage::WriteTimeout);
+                return Poll::Ready(TransferEnd::WriteTimeout);
             } else if over(self.body.due()) {
-                return Poll::Ready(Passage::BodyLate);
+                return Poll::Ready(TransferEnd::BodyTimeout);
             } else if let Some((_, ended)) = self.grace.take_if(|(at, _)| *at <= now) {
                 return Poll::Ready(ended);
             }
         }
     }
 
-    /// Asks the client to end the stream; says that the passage ends, if nobody can be asked.
-    fn ask_to_end(&mut self, ended: Passage) -> Option<Passage> {
+    /// Asks the client to end the stream; says that the transfer ends, if nobody can be asked.
+    fn ask_to_end(&mut self, ended: TransferEnd) -> Option<TransferEnd> {
         let grace = self.client.ask_to_end();
         if grace.is_zero() {
             return Some(ended);
@@ -493,9 +494,9 @@ impl<'x, C: ClientSide, B: BackendSide> Duplex<'x, C, B> {
         None
     }
 
-    fn watch(&self) -> Option<Pin<Box<dyn Future<Output = Going> + Send>>> {
+    fn watch(&self) -> Option<Pin<Box<dyn Future<Output = DrainCause> + Send>>> {
         let permit = self.request.permit.as_ref()?;
-        Some(Box::pin(going(
+        Some(Box::pin(drain_cause(
             Arc::clone(permit.endpoint()),
             self.request.drain(),
         )))
@@ -503,15 +504,18 @@ impl<'x, C: ClientSide, B: BackendSide> Duplex<'x, C, B> {
 }
 
 /// Resolves when the instance or the gateway has to go.
-pub(super) async fn going(endpoint: Arc<EndpointState>, mut drain: watch::Receiver<Drain>) -> Going {
+pub(super) async fn drain_cause(
+    endpoint: Arc<EndpointState>,
+    mut drain: watch::Receiver<Drain>,
+) -> DrainCause {
     let closing = async {
         if drain.wait_for(|phase| *phase == Drain::Closing).await.is_err() {
             std::future::pending().await
         }
     };
     tokio::select! {
-        () = endpoint.ended() => Going::Instance,
-        () = closing => Going::Gateway,
+        () = endpoint.ended() => DrainCause::Instance,
+        () = closing => DrainCause::Gateway,
     }
 }
 

@@ -5,8 +5,8 @@
 //! client's side and the backend's side are type parameters ([`sides`]). Dropping the future at any
 //! moment gives the Permit back, and the request still gets its one log line.
 
-mod conclude;
 mod duplex;
+mod failure;
 mod replay;
 mod retry;
 mod sides;
@@ -20,24 +20,24 @@ use std::time::{Duration, Instant};
 
 use sluice_model::RequestView;
 
-use self::duplex::{Duplex, Parts, Passage, Progress};
-use self::replay::Replay;
+use self::duplex::{Duplex, DuplexParts, Progress, TransferEnd};
+use self::replay::ReplayBuffer;
 use self::retry::may_use_probes;
 pub(crate) use self::sides::{
-    Answered, BackendFault, BackendSide, BodyLength, ClientFault, ClientSide, RequestHead, RequestLine,
-    ResponseHead,
+    BackendFault, BackendResponse, BackendSide, BodyLength, ClientFault, ClientHead, ClientSide,
+    OutgoingRequest, OutgoingResponse,
 };
 pub(crate) use self::timer::DeadlineTimer;
-use crate::answer::{Answer, Refusal};
 use crate::downstream::{Bounds, Ended, relay};
 use crate::edge::{ByteStream, Drain};
+use crate::local_response::{ErrorResponse, LocalResponse};
 use crate::observe::{Reason, RequestProtocol, Timer};
 use crate::request::{
-    Attempt, Ending, Engine, Incoming, Nominated, RequestCtx, RequestEdit, host_for, target_for,
-    upgrade_to_forward,
+    Engine, IncomingRequest, NextAttempt, Nominated, RequestCtx, RequestEdit, RequestEnd, host_for,
+    target_for, upgrade_to_forward,
 };
 use crate::throttle::{Outcome, clock};
-use crate::upstream::{self, Acquired, Connection, Use};
+use crate::upstream::{self, Acquired, BackendConnection, ConnectionChoice};
 
 /// How long the head of a switch may take to be written.
 const SWITCH_WRITE: Duration = Duration::from_secs(5);
@@ -58,9 +58,9 @@ pub(crate) async fn serve<C: ClientSide>(
         request: RequestCtx::new(engine, started),
         client,
         timer,
-        replay: Replay::default(),
+        replay: ReplayBuffer::default(),
         progress: Progress::default(),
-        broken: 0,
+        broken_connections: 0,
         answered: None,
         protocol: None,
     };
@@ -72,10 +72,10 @@ struct Exchange<'a, C: ClientSide> {
     client: &'a mut C,
     request: RequestCtx,
     timer: &'a mut DeadlineTimer,
-    replay: Replay,
+    replay: ReplayBuffer,
     progress: Progress,
     /// Fresh connections that broke after the request was sent.
-    broken: u32,
+    broken_connections: u32,
     /// When the answer was complete, where that was before the request was.
     answered: Option<Instant>,
     /// What the connection speaks after a switch.
@@ -93,7 +93,7 @@ impl<C: ClientSide> Drop for Exchange<'_, C> {
             });
         }
         let head = self.client.head();
-        let ending = Ending {
+        let ending = RequestEnd {
             method: head.method().as_bytes(),
             host: head.host().unwrap_or_default(),
             target: head.target().as_bytes(),
@@ -109,13 +109,13 @@ impl<C: ClientSide> Drop for Exchange<'_, C> {
 }
 
 /// What follows an attempt.
-enum Next {
+enum NextStep {
     /// Nothing: the client has its answer, or is gone.
-    Over,
+    Done,
     /// Another attempt, as the request says how.
-    Again,
+    Retry,
     /// An answer of the gateway's own.
-    Answer(Answer),
+    Respond(ErrorResponse),
 }
 
 impl<C: ClientSide> Exchange<'_, C>
@@ -123,23 +123,23 @@ where
     C::Stream: ByteStream + 'static,
 {
     async fn run(&mut self) {
-        if let Err(refusal) = self.place().await {
-            return self.refuse(&refusal).await;
+        if let Err(response) = self.route_and_admit().await {
+            return self.respond_local(&response).await;
         }
         loop {
             match self.attempt().await {
-                Next::Over => return,
-                Next::Answer(answer) => return self.refuse(&answer.into()).await,
-                Next::Again => {}
+                NextStep::Done => return,
+                NextStep::Respond(answer) => return self.respond_local(&answer.into()).await,
+                NextStep::Retry => {}
             }
-            if let Err(refusal) = self.place_again().await {
-                return self.refuse(&refusal).await;
+            if let Err(response) = self.readmit().await {
+                return self.respond_local(&response).await;
             }
         }
     }
 
     /// Routes the request and gets it a Permit.
-    async fn place(&mut self) -> Result<(), Refusal> {
+    async fn route_and_admit(&mut self) -> Result<(), LocalResponse> {
         loop {
             self.route()?;
             let client = &mut *self.client;
@@ -147,7 +147,7 @@ where
             // Polled only once the request has to wait.
             let gone = poll_fn(|cx| {
                 if !std::mem::replace(&mut rests, true) {
-                    client.rest();
+                    client.release_memory();
                 }
                 client.poll_gone(cx)
             });
@@ -162,47 +162,49 @@ where
     }
 
     /// Gets a Permit for another attempt.
-    async fn place_again(&mut self) -> Result<(), Refusal> {
+    async fn readmit(&mut self) -> Result<(), LocalResponse> {
         let client = &mut *self.client;
         let admitted = self.request.fail_over(poll_fn(|cx| client.poll_gone(cx))).await;
         let Err(answer) = admitted else { return Ok(()) };
         if !self.request.reread() {
             return Err(answer.into());
         }
-        self.place().await
+        self.route_and_admit().await
     }
 
-    fn route(&mut self) -> Result<(), Refusal> {
+    fn route(&mut self) -> Result<(), LocalResponse> {
         let head = self.client.head();
-        let incoming = Incoming {
+        let incoming = IncomingRequest {
             info: self.client.info(),
             view: head,
             host: head.host(),
             target: head.target(),
-            head_bytes: head.size() + usize::try_from(self.client.waiting_bytes()).unwrap_or(usize::MAX),
+            head_bytes: head.size() + usize::try_from(self.client.held_bytes()).unwrap_or(usize::MAX),
         };
         self.request.route(&incoming)?;
         head.check(self.request.limits())?;
         if head.must_switch() && !self.offers_switch() {
             let text = "what serves this host takes no WebSocket over HTTP/2";
-            return Err(Answer::new(Reason::BadRequest, text).with_status(501).into());
+            return Err(ErrorResponse::new(Reason::BadRequest, text)
+                .with_status(501)
+                .into());
         }
         match (self.request.limits().max_body_bytes, self.client.body_length()) {
-            (Some(max), BodyLength::Known(length)) if length > max => Err(conclude::body_too_large().into()),
+            (Some(max), BodyLength::Known(length)) if length > max => Err(failure::body_too_large().into()),
             _ => Ok(()),
         }
     }
 
     /// One attempt at the endpoint of the Permit.
-    async fn attempt(&mut self) -> Next {
+    async fn attempt(&mut self) -> NextStep {
         let choice = match self.request.next {
-            Attempt::FreshConnection => Use::Fresh,
+            NextAttempt::FreshConnection => ConnectionChoice::Fresh,
             // The connection of a switch is not given back: nothing is gained by a used one.
-            _ if self.offers_switch() => Use::Fresh,
-            _ if may_use_probes(self.client.head().method()) => Use::Any,
-            _ => Use::NoProbes,
+            _ if self.offers_switch() => ConnectionChoice::Fresh,
+            _ if may_use_probes(self.client.head().method()) => ConnectionChoice::Any,
+            _ => ConnectionChoice::NoProbes,
         };
-        self.request.next = Attempt::First;
+        self.request.next = NextAttempt::First;
         self.request.attempts += 1;
         let warm = self.request.attempts == 1 && self.request.queued.is_zero();
         let now = if warm { self.request.started } else { clock() };
@@ -210,7 +212,10 @@ where
         let acquired = {
             let Some((routed, permit)) = self.request.routed.as_ref().zip(self.request.permit.as_ref())
             else {
-                return Next::Answer(Answer::new(Reason::NoRoute, "the request was not admitted"));
+                return NextStep::Respond(ErrorResponse::new(
+                    Reason::NoRoute,
+                    "the request was not admitted",
+                ));
             };
             upstream::take_idle(routed, permit.endpoint(), self.request.limits(), choice, now)
         };
@@ -223,8 +228,8 @@ where
         };
         self.request.clocks.connected(now);
         match acquired.connection {
-            Connection::Http1(backend) => self.pass(backend, acquired.idled).await,
-            Connection::Http2(backend) => self.pass(backend, acquired.idled).await,
+            BackendConnection::Http1(backend) => self.transfer(backend, acquired.idled).await,
+            BackendConnection::Http2(backend) => self.transfer(backend, acquired.idled).await,
         }
     }
 
@@ -235,11 +240,11 @@ where
     }
 
     /// Connects to the endpoint of the Permit, under the request's clocks.
-    async fn connect(&mut self, choice: Use) -> Result<Acquired, Next> {
+    async fn connect(&mut self, choice: ConnectionChoice) -> Result<Acquired, NextStep> {
         let failed = {
             let request = &mut self.request;
             let Some((routed, permit)) = request.routed.as_ref().zip(request.permit.as_ref()) else {
-                return Err(Next::Answer(Answer::new(
+                return Err(NextStep::Respond(ErrorResponse::new(
                     Reason::NoRoute,
                     "the request was not admitted",
                 )));
@@ -251,21 +256,24 @@ where
                 request.limits(),
                 choice
             ));
-            let mut going = pin!(duplex::going(Arc::clone(permit.endpoint()), request.drain()));
+            let mut going = pin!(duplex::drain_cause(
+                Arc::clone(permit.endpoint()),
+                request.drain()
+            ));
             let (client, timer) = (&mut *self.client, &mut *self.timer);
             let connected = poll_fn(|cx| {
                 if let Poll::Ready(done) = connecting.as_mut().poll(cx) {
                     return Poll::Ready(Ok(done));
                 }
                 if client.poll_gone(cx).is_ready() {
-                    return Poll::Ready(Err(Passage::Client(ClientFault::Gone)));
+                    return Poll::Ready(Err(TransferEnd::ClientFailed(ClientFault::Gone)));
                 }
                 if let Poll::Ready(going) = going.as_mut().poll(cx) {
-                    return Poll::Ready(Err(Passage::Going(going)));
+                    return Poll::Ready(Err(TransferEnd::Draining(going)));
                 }
                 match deadline {
                     Some(at) if timer.poll_at(cx, at).is_ready() => {
-                        Poll::Ready(Err(Passage::Clock(request.clocks.missed(clock()))))
+                        Poll::Ready(Err(TransferEnd::DeadlinePassed(request.clocks.missed(clock()))))
                     }
                     _ => Poll::Pending,
                 }
@@ -277,27 +285,29 @@ where
                     Ok(connected)
                 }
                 Ok(Err(error)) => Err(Ok(error)),
-                Err(passage) => Err(Err(passage)),
+                Err(end) => Err(Err(end)),
             }
         };
         match failed {
             Ok(connected) => Ok(connected),
-            Err(Ok(error)) => Err(self.not_connected(&error)),
-            Err(Err(passage)) => Err(self.broke(passage, false, false)),
+            Err(Ok(error)) => Err(self.connect_failed(&error)),
+            Err(Err(end)) => Err(self.transfer_failed(end, false, false)),
         }
     }
 
     /// Passes the request and its response through a connection that is there. `idled` is one that
     /// was used before: the other side may have closed it.
-    async fn pass<B: BackendSide>(&mut self, mut backend: B, idled: bool) -> Next
+    async fn transfer<B: BackendSide>(&mut self, mut backend: B, idled: bool) -> NextStep
     where
         B::Stream: ByteStream + 'static,
     {
-        let upgrade = match self.begin(&mut backend) {
+        let upgrade = match self.send_request_head(&mut backend) {
             Ok(upgrade) => upgrade,
-            Err(fault) => return self.broke(Passage::Backend(fault), idled, backend.was_sent()),
+            Err(fault) => {
+                return self.transfer_failed(TransferEnd::BackendFailed(fault), idled, backend.was_sent());
+            }
         };
-        let mut duplex = Duplex::new(Parts {
+        let mut duplex = Duplex::new(DuplexParts {
             client: &mut *self.client,
             backend: &mut backend,
             request: &mut self.request,
@@ -306,32 +316,32 @@ where
             progress: &mut self.progress,
             upgrade,
         });
-        let passage = poll_fn(|cx| duplex.poll(cx)).await;
+        let end = poll_fn(|cx| duplex.poll(cx)).await;
         drop(duplex);
-        match passage {
-            Passage::Whole => {
+        match end {
+            TransferEnd::Complete => {
                 backend.release();
-                Next::Over
+                NextStep::Done
             }
-            Passage::Early => {
+            TransferEnd::ResponseOnly => {
                 drop(backend);
-                Box::pin(self.read_on()).await;
-                Next::Over
+                Box::pin(self.drain_upload()).await;
+                NextStep::Done
             }
-            Passage::Switched => {
+            TransferEnd::Switched => {
                 Box::pin(self.relay(backend.into_stream())).await;
-                Next::Over
+                NextStep::Done
             }
-            Passage::PutOff => Next::Again,
-            passage => {
+            TransferEnd::RetryLater => NextStep::Retry,
+            end => {
                 let sent = backend.was_sent();
-                self.broke(passage, idled, sent)
+                self.transfer_failed(end, idled, sent)
             }
         }
     }
 
     /// Gives the request's head to the backend. Returns whether an upgrade was passed on.
-    fn begin<B: BackendSide>(&mut self, backend: &mut B) -> Result<bool, BackendFault> {
+    fn send_request_head<B: BackendSide>(&mut self, backend: &mut B) -> Result<bool, BackendFault> {
         let head = self.client.head();
         let Some(routed) = &self.request.routed else {
             return Ok(false);
@@ -358,7 +368,7 @@ where
         }
         backend.request(
             head,
-            &RequestLine {
+            &OutgoingRequest {
                 target: &target,
                 host: &host,
                 length: self.client.body_length(),

@@ -1,11 +1,11 @@
 //! The beginning of a request body, kept so that another attempt can send it again.
 
 /// Bytes kept at most; a longer body is sent once.
-const MOST: usize = 64 * 1024;
+const MAX_BYTES: usize = 64 * 1024;
 
 /// What was sent of a request body.
 #[derive(Debug, Default)]
-pub(crate) struct Replay {
+pub(crate) struct ReplayBuffer {
     kept: Vec<u8>,
     /// How much of `kept` the current attempt has sent.
     sent: usize,
@@ -14,7 +14,7 @@ pub(crate) struct Replay {
     whole: bool,
 }
 
-impl Replay {
+impl ReplayBuffer {
     /// What is kept and not sent by the current attempt.
     pub(crate) fn unsent(&self) -> &[u8] {
         &self.kept[self.sent..]
@@ -30,7 +30,7 @@ impl Replay {
         if self.overflowed {
             return;
         }
-        if self.kept.len() + bytes.len() > MOST {
+        if self.kept.len() + bytes.len() > MAX_BYTES {
             self.overflowed = true;
             self.kept = Vec::new();
             self.sent = 0;
@@ -68,7 +68,7 @@ mod tests {
 
     #[test]
     fn an_attempt_gets_what_the_one_before_it_sent() {
-        let mut replay = Replay::default();
+        let mut replay = ReplayBuffer::default();
         replay.sent(b"abc");
         assert_eq!(replay.unsent(), b"");
         replay.rewind();
@@ -83,8 +83,8 @@ mod tests {
 
     #[test]
     fn a_long_body_is_not_kept() {
-        let mut replay = Replay::default();
-        replay.sent(&[0; MOST]);
+        let mut replay = ReplayBuffer::default();
+        replay.sent(&[0; MAX_BYTES]);
         assert!(replay.is_possible());
         replay.sent(b"x");
         assert!(!replay.is_possible());

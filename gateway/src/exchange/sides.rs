@@ -16,14 +16,14 @@ use http::HeaderMap;
 use sluice_model::{Limits, RequestView};
 use thiserror::Error;
 
-use crate::answer::{Answer, Rendered};
 use crate::edge::ConnectionInfo;
 use crate::http1::ChunkFault;
+use crate::local_response::{ErrorResponse, RenderedResponse};
 use crate::observe::RequestProtocol;
 use crate::request::{Fields, RequestEdit};
 
 /// A request head of either protocol.
-pub(crate) trait RequestHead: RequestView + Fields {
+pub(crate) trait ClientHead: RequestView + Fields {
     /// Path and query as sent; `*` for the server as a whole.
     fn target(&self) -> &str;
 
@@ -50,7 +50,7 @@ pub(crate) trait RequestHead: RequestView + Fields {
     ///
     /// # Errors
     /// The answer to give.
-    fn check(&self, _: &Limits) -> Result<(), Answer> {
+    fn check(&self, _: &Limits) -> Result<(), ErrorResponse> {
         Ok(())
     }
 
@@ -95,7 +95,7 @@ pub(crate) enum ClientFault {
 }
 
 /// The head of a response on its way to the client.
-pub(crate) struct ResponseHead<'a, F> {
+pub(crate) struct OutgoingResponse<'a, F> {
     /// The status.
     pub(crate) status: u16,
     /// The reason phrase as the backend sent it; empty for the status's own.
@@ -107,7 +107,7 @@ pub(crate) struct ResponseHead<'a, F> {
     /// Whether trailers may follow a body of known length.
     pub(crate) trailers: bool,
     /// The length that a response without body still tells: of HEAD, or of a 304.
-    pub(crate) told_length: Option<u64>,
+    pub(crate) declared_length: Option<u64>,
     /// `Server-Timing`, where the client asked.
     pub(crate) timing: Option<&'a str>,
     /// The protocol that follows a 101.
@@ -119,7 +119,7 @@ pub(crate) struct ResponseHead<'a, F> {
 /// The client's side of one exchange.
 pub(crate) trait ClientSide {
     /// Its request head.
-    type Head: RequestHead;
+    type Head: ClientHead;
 
     /// What upgraded bytes go through after a 101, or after the 200 that stands for one.
     type Stream;
@@ -143,12 +143,12 @@ pub(crate) trait ClientSide {
     fn is_paced(&self) -> bool;
 
     /// Bytes besides the head that the client may have sent before anybody reads.
-    fn waiting_bytes(&self) -> u64 {
+    fn held_bytes(&self) -> u64 {
         0
     }
 
     /// The request is about to wait: memory that only a running exchange needs is given back.
-    fn rest(&mut self) {}
+    fn release_memory(&mut self) {}
 
     /// Resolves to true when [`data`](Self::data) has body bytes, to false at the body's end. The
     /// first call sends 100 Continue where the client waits for that.
@@ -186,13 +186,13 @@ pub(crate) trait ClientSide {
     ///
     /// # Errors
     /// The stream was reset.
-    fn respond<F: Fields>(&mut self, head: &ResponseHead<'_, F>) -> Result<(), ClientFault>;
+    fn respond<F: Fields>(&mut self, head: &OutgoingResponse<'_, F>) -> Result<(), ClientFault>;
 
     /// Answers by the gateway itself, body and all. `last` ends the connection.
     ///
     /// # Errors
     /// The stream was reset.
-    fn answer(&mut self, answer: &Rendered, last: bool) -> Result<(), ClientFault>;
+    fn respond_local(&mut self, response: &RenderedResponse, last: bool) -> Result<(), ClientFault>;
 
     /// Takes bytes of the response body from the front of `data`, one at least; says how many.
     fn poll_send(&mut self, cx: &mut Context<'_>, data: &[u8]) -> Poll<Result<usize, ClientFault>>;
@@ -213,7 +213,7 @@ pub(crate) trait ClientSide {
     fn body_timed_out(&mut self) {}
 
     /// Nobody will read the rest of the request body.
-    fn give_up_body(&mut self) {}
+    fn stop_reading_body(&mut self) {}
 
     /// The client took nothing for too long: its connection ends for that reason.
     fn write_timed_out(&mut self);
@@ -230,13 +230,13 @@ pub(crate) trait ClientSide {
 
 /// What a backend answered.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Answered {
+pub(crate) struct BackendResponse {
     /// The status.
     pub(crate) status: u16,
     /// What is known of the body.
     pub(crate) length: BodyLength,
     /// The length that a response without body still tells.
-    pub(crate) told_length: Option<u64>,
+    pub(crate) declared_length: Option<u64>,
 }
 
 /// Why a backend's connection is of no use for this exchange.
@@ -258,7 +258,7 @@ pub(crate) enum BackendFault {
 
 /// What a request to the backend says besides its fields.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct RequestLine<'a> {
+pub(crate) struct OutgoingRequest<'a> {
     /// Path and query.
     pub(crate) target: &'a str,
     /// Host.
@@ -291,10 +291,10 @@ pub(crate) trait BackendSide {
     ///
     /// # Errors
     /// The connection cannot take a request any more.
-    fn request<H: RequestHead>(
+    fn request<H: ClientHead>(
         &mut self,
         head: &H,
-        line: &RequestLine<'_>,
+        line: &OutgoingRequest<'_>,
         edit: &RequestEdit<'_>,
     ) -> Result<(), BackendFault>;
 
@@ -311,7 +311,7 @@ pub(crate) trait BackendSide {
     fn was_sent(&self) -> bool;
 
     /// Resolves when a head is there, interim ones included. The next call looks for the next one.
-    fn poll_head(&mut self, cx: &mut Context<'_>) -> Poll<Result<Answered, BackendFault>>;
+    fn poll_head(&mut self, cx: &mut Context<'_>) -> Poll<Result<BackendResponse, BackendFault>>;
 
     /// The fields of the head that [`poll_head`](Self::poll_head) found.
     fn fields(&self) -> &Self::Fields;

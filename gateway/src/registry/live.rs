@@ -21,7 +21,7 @@ use crate::throttle::{
     ThrottleLimits, clock,
 };
 use crate::upkeep::{Names, UpkeepEnv, probe, resolve};
-use crate::upstream::TlsSlot;
+use crate::upstream::RevisionTls;
 
 /// What all live states share.
 pub(super) struct LiveEnv {
@@ -66,7 +66,7 @@ struct Asleep {
 /// Of a revision that is in use.
 #[derive(Debug)]
 struct Awake {
-    tls: TlsSlot,
+    tls: RevisionTls,
     throttler: Arc<RevisionThrottler>,
     observer: Arc<dyn RevisionObserver>,
     names: Mutex<Names>,
@@ -99,7 +99,7 @@ impl Awake {
             throttler.close(closing, now);
         }
         Self {
-            tls: TlsSlot::new(spec, &env.runtime),
+            tls: RevisionTls::new(spec, &env.runtime),
             throttler,
             observer,
             names: Mutex::new(names),
@@ -134,7 +134,7 @@ impl LiveRevision {
     }
 
     /// TLS towards its backend.
-    pub(crate) fn tls(&self) -> &TlsSlot {
+    pub(crate) fn tls(&self) -> &RevisionTls {
         &self.wake().tls
     }
 

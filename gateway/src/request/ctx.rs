@@ -14,9 +14,11 @@ use super::clocks::Clocks;
 use super::decide::{Draw, decide, redirects};
 use super::headers::{Forwarding, HOPS_HEADER, RequestId, TIMING_HEADER, grpc_timeout, hops};
 use super::measure::MeasuredRevision;
-use super::target::Target;
-use crate::answer::{Answer, Dialect, Refusal, Rendered, redirect_to_https};
+use super::origin_form::OriginForm;
 use crate::edge::{ConnectionInfo, Drain};
+use crate::local_response::{
+    ErrorResponse, LocalResponse, RenderedResponse, ResponseFormat, redirect_to_https,
+};
 use crate::observe::{
     Counted, Milestones, Observer, Phases, Reason, RequestProtocol, RequestRecord, StartTimes,
 };
@@ -34,7 +36,7 @@ pub struct Engine {
 }
 
 /// What a request is when it comes in.
-pub struct Incoming<'a, V> {
+pub struct IncomingRequest<'a, V> {
     /// The connection it came by.
     pub info: &'a Arc<ConnectionInfo>,
     /// Its head.
@@ -48,7 +50,7 @@ pub struct Incoming<'a, V> {
 }
 
 /// What an adapter knows of a request at its end. What a client chose is bytes.
-pub struct Ending<'a> {
+pub struct RequestEnd<'a> {
     /// The method.
     pub method: &'a [u8],
     /// Host or `:authority` as sent.
@@ -90,7 +92,7 @@ impl Routed {
 
 /// How the next attempt is made.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Attempt {
+pub enum NextAttempt {
     /// As always: any pooled or new connection to the Permit's endpoint.
     First,
     /// To the same endpoint, but by a connection that nothing used before.
@@ -120,9 +122,9 @@ pub struct RequestCtx {
     /// The right to use an endpoint, once admitted.
     pub permit: Option<Permit>,
     /// How the next attempt is made.
-    pub next: Attempt,
+    pub next: NextAttempt,
     /// What an earlier attempt failed with, should no other one succeed.
-    pub failure: Option<Answer>,
+    pub failure: Option<ErrorResponse>,
     /// Set when the response head came from the backend.
     pub head_received: bool,
     /// The id the backend sees.
@@ -159,7 +161,7 @@ pub struct RequestCtx {
     /// The client's address.
     pub client: Option<IpAddr>,
     service: Option<Arc<Service>>,
-    dialect: Dialect,
+    format: ResponseFormat,
     time: SystemTime,
 }
 
@@ -185,7 +187,7 @@ impl RequestCtx {
             started: now,
             routed: None,
             permit: None,
-            next: Attempt::First,
+            next: NextAttempt::First,
             failure: None,
             head_received: false,
             request_id: RequestId::None,
@@ -207,7 +209,7 @@ impl RequestCtx {
             endpoint: None,
             client: None,
             service: None,
-            dialect: Dialect::Text,
+            format: ResponseFormat::Text,
             time: SystemTime::now(),
         }
     }
@@ -255,15 +257,15 @@ impl RequestCtx {
     ///
     /// # Errors
     /// The answer to give instead.
-    pub fn route<V: RequestView>(&mut self, incoming: &Incoming<'_, V>) -> Result<(), Refusal> {
+    pub fn route<V: RequestView>(&mut self, incoming: &IncomingRequest<'_, V>) -> Result<(), LocalResponse> {
         self.note(incoming);
         let info = incoming.info;
         let mut buf = [0; 256];
         let host = incoming
             .host
-            .ok_or_else(|| Answer::new(Reason::BadRequest, "the request names no host"))?;
+            .ok_or_else(|| ErrorResponse::new(Reason::BadRequest, "the request names no host"))?;
         let host = normalize_host(host, &mut buf).map_err(|e| {
-            Answer::new(
+            ErrorResponse::new(
                 Reason::BadRequest,
                 format!("the request's host is not valid: {e}"),
             )
@@ -272,7 +274,7 @@ impl RequestCtx {
             && !tls.names.is_empty()
             && !tls.covers(host)
         {
-            return Err(Answer::new(
+            return Err(ErrorResponse::new(
                 Reason::Misdirected,
                 "this connection's certificate is not for this host",
             )
@@ -280,7 +282,7 @@ impl RequestCtx {
         }
         let max_hops = self.limits().max_hops;
         if max_hops > 0 && self.hops >= max_hops {
-            return Err(Answer::new(
+            return Err(ErrorResponse::new(
                 Reason::Loop,
                 "the request passed this gateway too often: it leads back here",
             )
@@ -296,23 +298,23 @@ impl RequestCtx {
             client,
             &mut LiveDraw,
         )
-        .map_err(|_| Answer::new(Reason::NoRoute, "no service is known for this host and path"))?;
+        .map_err(|_| ErrorResponse::new(Reason::NoRoute, "no service is known for this host and path"))?;
         let service = Arc::clone(decision.found.service);
         self.service = Some(Arc::clone(&service));
         if redirects(&decision.found, info.tls.is_some()) {
-            let Some(target) = Target::of(incoming.target) else {
+            let Some(target) = OriginForm::of(incoming.target) else {
                 let text = "only https is served here, and no URL stands for this request target";
-                return Err(Answer::new(Reason::BadRequest, text).into());
+                return Err(ErrorResponse::new(Reason::BadRequest, text).into());
             };
             let redirect = redirect_to_https(incoming.view.method(), host, &target.to_uri());
-            return Err(Refusal::Redirect(redirect));
+            return Err(LocalResponse::Redirect(redirect));
         }
         let spec = Arc::clone(&service.revisions[decision.target.slot]);
         let live = Arc::clone(&decision.found.live.revisions()[decision.target.slot]);
         let own = incoming
             .view
             .header("grpc-timeout")
-            .filter(|_| self.dialect == Dialect::Grpc)
+            .filter(|_| self.format == ResponseFormat::Grpc)
             .and_then(grpc_timeout);
         self.clocks.arm(&spec.timeouts, own, self.started);
         let route = decision.found.route.map(|(index, _)| index);
@@ -326,9 +328,9 @@ impl RequestCtx {
         Ok(())
     }
 
-    fn note<V: RequestView>(&mut self, incoming: &Incoming<'_, V>) {
+    fn note<V: RequestView>(&mut self, incoming: &IncomingRequest<'_, V>) {
         let view = incoming.view;
-        self.dialect = Dialect::of(view.header("accept"), view.header("content-type"));
+        self.format = ResponseFormat::of(view.header("accept"), view.header("content-type"));
         self.head_bytes = incoming.head_bytes as u64;
         self.wants_timing = view.header(TIMING_HEADER) == Some(b"1");
         self.client = Some(incoming.info.client_ip());
@@ -349,16 +351,16 @@ impl RequestCtx {
     }
 
     /// The gateway's own answer in the client's dialect; noted for log and metrics.
-    pub fn refuse(&mut self, refusal: &Refusal) -> Rendered {
-        let mut rendered = match refusal {
-            Refusal::Answer(answer) => {
-                self.reason = Some(answer.reason);
-                answer.render(self.dialect, self.request_id.as_str())
+    pub fn render_local(&mut self, response: &LocalResponse) -> RenderedResponse {
+        let mut rendered = match response {
+            LocalResponse::Error(error) => {
+                self.reason = Some(error.reason);
+                error.render(self.format, self.request_id.as_str())
             }
-            Refusal::Redirect(rendered) => rendered.clone(),
+            LocalResponse::Redirect(rendered) => rendered.clone(),
         };
         if self.reason != Some(Reason::ClientGone) {
-            self.answers(Instant::now());
+            self.response_started(Instant::now());
             let timing = self.server_timing();
             rendered
                 .headers
@@ -368,7 +370,7 @@ impl RequestCtx {
     }
 
     /// The client's response head is there.
-    pub fn answers(&mut self, now: Instant) {
+    pub fn response_started(&mut self, now: Instant) {
         self.phases = Some(Phases::of(&Milestones {
             arrived: self.started,
             start: self.start,
@@ -377,7 +379,7 @@ impl RequestCtx {
         }));
     }
 
-    /// What to add as `Server-Timing`, if the client asked. After [`answers`](Self::answers).
+    /// What to add as `Server-Timing`, if the client asked. After [`response_started`](Self::response_started).
     pub fn server_timing(&self) -> Option<String> {
         let phases = self.phases.as_ref().filter(|_| self.wants_timing)?;
         Some(phases.server_timing())
@@ -391,11 +393,11 @@ impl RequestCtx {
             Reason::Overloaded => "the gateway has no descriptor left",
             _ => "the backend broke off before it answered",
         };
-        self.failure = Some(Answer::new(reason, text));
+        self.failure = Some(ErrorResponse::new(reason, text));
     }
 
     /// Logs and measures the request and gives its Permit back. Called once, at its end.
-    pub fn finish(&mut self, ending: &Ending<'_>, now: Instant) {
+    pub fn finish(&mut self, ending: &RequestEnd<'_>, now: Instant) {
         let revision = self.routed.as_ref().map(|routed| &routed.spec.id);
         let record = RequestRecord {
             time: self.time,

@@ -22,7 +22,7 @@ pub trait Draw<L> {
 
 /// Why a revision was chosen.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Picked {
+pub enum PickReason {
     /// A tag host or the tag header fixed it.
     Tag,
     /// It has 100 %.
@@ -35,13 +35,13 @@ pub enum Picked {
 
 /// Where a request goes.
 #[derive(Debug)]
-pub struct Decision<'t, L> {
+pub struct RouteDecision<'t, L> {
     /// What the table found.
     pub found: Found<'t, L>,
     /// The revision chosen.
     pub target: &'t TrafficTarget,
     /// Why.
-    pub picked: Picked,
+    pub picked: PickReason,
     /// The key, where the choice sticks to one endpoint.
     pub endpoint_key: Option<StickyKey>,
 }
@@ -62,7 +62,7 @@ pub fn decide<'t, L: Clone>(
     request: &impl RequestView,
     client: IpAddr,
     draw: &mut impl Draw<L>,
-) -> Result<Decision<'t, L>, NotFound> {
+) -> Result<RouteDecision<'t, L>, NotFound> {
     let tag = snapshot
         .settings()
         .tag_header
@@ -74,16 +74,16 @@ pub fn decide<'t, L: Clone>(
     let key = sticky.and_then(|sticky| sticky_key(&sticky.source, request, client));
     let endpoint_key = key.filter(|_| sticky.is_some_and(|s| s.scope == StickyScope::Endpoint));
     let (target, picked) = if let Some(tagged) = found.tagged {
-        (tagged, Picked::Tag)
+        (tagged, PickReason::Tag)
     } else if let Some(only) = found.split.only() {
-        (only, Picked::Only)
+        (only, PickReason::Only)
     } else if let Some(key) = key {
-        (found.split.pick_sticky(key), Picked::Sticky)
+        (found.split.pick_sticky(key), PickReason::Sticky)
     } else {
         let point = draw.draw(&found);
-        (found.split.pick(point), Picked::Drawn(point))
+        (found.split.pick(point), PickReason::Drawn(point))
     };
-    Ok(Decision {
+    Ok(RouteDecision {
         found,
         target,
         picked,

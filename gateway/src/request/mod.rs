@@ -10,21 +10,21 @@ mod ctx;
 mod decide;
 mod headers;
 mod measure;
-mod offer;
+mod origin_form;
 mod pace;
 mod rewrite;
-mod target;
+mod upgrade_offer;
 
-pub use admit::refusal_of;
+pub use admit::rejection_response;
 pub use clocks::Clocks;
-pub use ctx::{Attempt, Ending, Engine, Incoming, RequestCtx, Routed};
-pub use decide::{Decision, Draw, Picked, TAG_HEADER, decide, redirects};
+pub use ctx::{Engine, IncomingRequest, NextAttempt, RequestCtx, RequestEnd, Routed};
+pub use decide::{Draw, PickReason, RouteDecision, TAG_HEADER, decide, redirects};
 pub use headers::{
     FieldSink, Fields, Forwarding, HOPS_HEADER, Nominated, RequestEdit, RequestId, cookie, grpc_timeout,
     hops, may_be_trailer, request_fields, response_fields,
 };
 pub use measure::MeasuredRevision;
-pub use offer::upgrade_to_forward;
+pub use origin_form::OriginForm;
 pub use pace::Pace;
 pub use rewrite::{host_for, target_for};
-pub use target::Target;
+pub use upgrade_offer::upgrade_to_forward;

@@ -8,13 +8,13 @@ use sluice_model::{Limits, Protocol};
 use super::connect::{ConnectError, connect as dial};
 use super::http1::Http1Backend;
 use super::http2::Http2Backend;
-use super::io::Io;
+use super::io::BackendIo;
 use crate::request::Routed;
 use crate::throttle::EndpointState;
 
 /// Which connections an attempt may use.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Use {
+pub(crate) enum ConnectionChoice {
     /// Any: an idle one, the one a probe left, a new one.
     Any,
     /// An idle or a new one. For a request that must not be sent twice: whether one that a probe left
@@ -27,13 +27,13 @@ pub(crate) enum Use {
 /// A connection for one exchange.
 pub(crate) struct Acquired {
     /// The connection.
-    pub(crate) connection: Connection,
+    pub(crate) connection: BackendConnection,
     /// Whether it idled: the other side may have closed it, which is nobody's failure.
     pub(crate) idled: bool,
 }
 
 /// A connection by what it speaks.
-pub(crate) enum Connection {
+pub(crate) enum BackendConnection {
     /// HTTP/1.1.
     Http1(Http1Backend),
     /// HTTP/2.
@@ -45,41 +45,41 @@ pub(crate) fn take_idle(
     routed: &Routed,
     endpoint: &Arc<EndpointState>,
     limits: &Limits,
-    choice: Use,
+    choice: ConnectionChoice,
     now: Instant,
 ) -> Option<Acquired> {
-    if choice == Use::Fresh {
+    if choice == ConnectionChoice::Fresh {
         return None;
     }
     if routed.spec.protocol != Protocol::Http1 {
         let backend = endpoint.streams().open(&routed.spec)?;
         return Some(Acquired {
-            connection: Connection::Http2(backend),
+            connection: BackendConnection::Http2(backend),
             idled: true,
         });
     }
     // A request that may be sent again is not worth a system call: if the connection was closed, the
     // request goes over another one.
-    let ask_kernel = choice == Use::NoProbes;
+    let ask_kernel = choice == ConnectionChoice::NoProbes;
     let idle = endpoint
         .idle()
         .take(now, limits.upstream_idle_timeout, ask_kernel);
     let io = idle.or_else(|| take_spare(endpoint, choice))?;
     let backend = Http1Backend::new(io, Arc::clone(endpoint), limits);
     Some(Acquired {
-        connection: Connection::Http1(backend),
+        connection: BackendConnection::Http1(backend),
         idled: true,
     })
 }
 
 /// The connection of the probe that found the endpoint ready.
-fn take_spare(endpoint: &EndpointState, choice: Use) -> Option<Io> {
-    if choice != Use::Any {
+fn take_spare(endpoint: &EndpointState, choice: ConnectionChoice) -> Option<BackendIo> {
+    if choice != ConnectionChoice::Any {
         // A server that serves one connection at a time must not be kept busy by it.
         endpoint.spare().close();
         return None;
     }
-    endpoint.spare().take(false).map(Io::from)
+    endpoint.spare().take(false).map(BackendIo::from)
 }
 
 /// Makes a connection to `endpoint`, within `limits.connectTimeout`. Cancel-safe: dropping the future
@@ -91,22 +91,22 @@ pub(crate) async fn connect(
     routed: &Routed,
     endpoint: &Arc<EndpointState>,
     limits: &Limits,
-    choice: Use,
+    choice: ConnectionChoice,
 ) -> Result<Acquired, ConnectError> {
-    if choice != Use::Any {
+    if choice != ConnectionChoice::Any {
         endpoint.spare().close();
     }
     if routed.spec.protocol != Protocol::Http1 {
         let backend = endpoint.streams().connect(routed, endpoint, limits).await?;
         return Ok(Acquired {
-            connection: Connection::Http2(backend),
+            connection: BackendConnection::Http2(backend),
             idled: false,
         });
     }
     let tls = routed.live.tls().get().await?;
     let connected = dial(&endpoint.address, tls.as_deref(), limits.connect_timeout).await?;
     Ok(Acquired {
-        connection: Connection::Http1(Http1Backend::new(connected.io, Arc::clone(endpoint), limits)),
+        connection: BackendConnection::Http1(Http1Backend::new(connected.io, Arc::clone(endpoint), limits)),
         idled: false,
     })
 }

@@ -16,14 +16,14 @@ use pingora_error::{BError, ErrorType};
 use sluice_model::EndpointAddr;
 use tokio_rustls::TlsConnector;
 
-use super::io::Io;
+use super::io::BackendIo;
 use super::tls::{BackendTlsError, UpstreamTls};
 
 /// A connection that was just made.
 #[derive(Debug)]
 pub(crate) struct Connected {
     /// The connection.
-    pub(crate) io: Io,
+    pub(crate) io: BackendIo,
     /// The backend agreed to HTTP/2 by ALPN. Never without TLS.
     pub(crate) alpn_h2: bool,
 }
@@ -86,13 +86,13 @@ async fn dial(address: &EndpointAddr, tls: Option<&UpstreamTls>) -> Result<Conne
             stream
         }
         EndpointAddr::Unix(path) => {
-            let io = Io::Unix(ext::connect_uds(path).await.map_err(of_pingora)?);
+            let io = BackendIo::Unix(ext::connect_uds(path).await.map_err(of_pingora)?);
             debug_assert!(tls.is_none(), "https URLs have no Unix sockets");
             return Ok(Connected { io, alpn_h2: false });
         }
     };
     let Some(tls) = tls else {
-        let io = Io::Tcp(stream);
+        let io = BackendIo::Tcp(stream);
         return Ok(Connected { io, alpn_h2: false });
     };
     let connector = TlsConnector::from(Arc::clone(&tls.config));
@@ -102,7 +102,7 @@ async fn dial(address: &EndpointAddr, tls: Option<&UpstreamTls>) -> Result<Conne
         .map_err(ConnectError::Tls)?;
     let alpn_h2 = stream.get_ref().1.alpn_protocol() == Some(b"h2");
     Ok(Connected {
-        io: Io::Tls(Box::new(stream)),
+        io: BackendIo::Tls(Box::new(stream)),
         alpn_h2,
     })
 }

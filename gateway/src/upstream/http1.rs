@@ -8,8 +8,8 @@ use std::time::Duration;
 use http::HeaderMap;
 use sluice_model::Limits;
 
-use super::io::Io;
-use crate::exchange::{Answered, BackendFault, BackendSide, BodyLength, RequestHead, RequestLine};
+use super::io::BackendIo;
+use crate::exchange::{BackendFault, BackendResponse, BackendSide, BodyLength, ClientHead, OutgoingRequest};
 use crate::framing::{BodyFraming, BodyReader, HeadSink, MessageWriter, PrefixedIo, ReadFault};
 use crate::http1::{
     ChunkLimits, ResponseFraming, ResponseHead, ResponseInfo, ResponseLimits, ResponseTo, Scan, encode,
@@ -21,7 +21,7 @@ use crate::throttle::{EndpointState, clock};
 /// The backend's side of an exchange over HTTP/1.1.
 #[derive(Debug)]
 pub(crate) struct Http1Backend {
-    io: Io,
+    io: BackendIo,
     endpoint: Arc<EndpointState>,
     max_idle: Duration,
     reader: BodyReader,
@@ -39,7 +39,7 @@ pub(crate) struct Http1Backend {
 
 impl Http1Backend {
     /// A side on an open connection on which nothing is under way.
-    pub(super) fn new(io: Io, endpoint: Arc<EndpointState>, limits: &Limits) -> Self {
+    pub(super) fn new(io: BackendIo, endpoint: Arc<EndpointState>, limits: &Limits) -> Self {
         Self {
             io,
             endpoint,
@@ -94,12 +94,12 @@ impl BackendSide for Http1Backend {
     const LENGTH_AND_TRAILERS: bool = false;
 
     type Fields = Self;
-    type Stream = PrefixedIo<Io>;
+    type Stream = PrefixedIo<BackendIo>;
 
-    fn request<H: RequestHead>(
+    fn request<H: ClientHead>(
         &mut self,
         head: &H,
-        line: &RequestLine<'_>,
+        line: &OutgoingRequest<'_>,
         edit: &RequestEdit<'_>,
     ) -> Result<(), BackendFault> {
         self.to = ResponseTo::method(head.method());
@@ -164,7 +164,7 @@ impl BackendSide for Http1Backend {
         self.writer.has_written()
     }
 
-    fn poll_head(&mut self, cx: &mut Context<'_>) -> Poll<Result<Answered, BackendFault>> {
+    fn poll_head(&mut self, cx: &mut Context<'_>) -> Poll<Result<BackendResponse, BackendFault>> {
         self.pass_head();
         loop {
             if !self.reader.buffered().is_empty() {
@@ -174,7 +174,7 @@ impl BackendSide for Http1Backend {
                             .map_err(malformed)?;
                         self.keep_alive = info.keep_alive;
                         self.head = Some(info);
-                        return Poll::Ready(Ok(answered(&info)));
+                        return Poll::Ready(Ok(backend_response(&info)));
                     }
                     Scan::NeedMore { scanned } => self.scanned = scanned,
                     Scan::Bad(fault) => return Poll::Ready(Err(malformed(fault))),
@@ -246,7 +246,7 @@ impl BackendSide for Http1Backend {
         }
     }
 
-    fn into_stream(mut self) -> PrefixedIo<Io> {
+    fn into_stream(mut self) -> PrefixedIo<BackendIo> {
         self.pass_head();
         let early = self.reader.buffered().into();
         PrefixedIo::new(early, self.io)
@@ -271,14 +271,14 @@ fn malformed(fault: impl std::fmt::Display) -> BackendFault {
     BackendFault::Malformed(fault.to_string().into())
 }
 
-fn answered(info: &ResponseInfo) -> Answered {
-    Answered {
+fn backend_response(info: &ResponseInfo) -> BackendResponse {
+    BackendResponse {
         status: info.status,
         length: match info.framing {
             ResponseFraming::None => BodyLength::Empty,
             ResponseFraming::Length(length) => BodyLength::Known(length),
             ResponseFraming::Chunked | ResponseFraming::UntilClose => BodyLength::Unknown,
         },
-        told_length: info.content_length,
+        declared_length: info.content_length,
     }
 }

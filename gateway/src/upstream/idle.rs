@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use parking_lot::Mutex;
 use tokio::runtime::Handle;
 
-use super::io::Io;
+use super::io::BackendIo;
 
 /// Idle connections of one shard. Above it they are closed: a burst's connections are not worth
 /// keeping, and descriptors are for requests.
@@ -54,7 +54,7 @@ struct Shard(Mutex<VecDeque<Idle>>);
 
 #[derive(Debug)]
 struct Idle {
-    io: Io,
+    io: BackendIo,
     since: Instant,
     /// When it is closed if nobody took it.
     until: Instant,
@@ -62,8 +62,8 @@ struct Idle {
 
 impl IdleConnections {
     /// The youngest connection that may be used again: it idled for `max_idle` at most, and is open
-    /// and silent as far as [`Io::is_idle_clean`] can tell. Closes those it finds stale.
-    pub(crate) fn take(&self, now: Instant, max_idle: Duration, ask_kernel: bool) -> Option<Io> {
+    /// and silent as far as [`BackendIo::is_idle_clean`] can tell. Closes those it finds stale.
+    pub(crate) fn take(&self, now: Instant, max_idle: Duration, ask_kernel: bool) -> Option<BackendIo> {
         let lists = &self.shards.get()?.lists;
         let own = own_shard(lists.len());
         (0..lists.len()).find_map(|n| lists[(own + n) % lists.len()].take(now, max_idle, ask_kernel))
@@ -71,7 +71,7 @@ impl IdleConnections {
 
     /// Keeps a connection for `max_idle`. It must be between two exchanges. Closes it instead when
     /// enough are kept already or the endpoint takes no more requests.
-    pub(crate) fn put(&self, io: Io, now: Instant, max_idle: Duration) {
+    pub(crate) fn put(&self, io: BackendIo, now: Instant, max_idle: Duration) {
         if max_idle.is_zero() {
             return;
         }
@@ -97,7 +97,7 @@ impl IdleConnections {
 }
 
 impl Shard {
-    fn take(&self, now: Instant, max_idle: Duration, ask_kernel: bool) -> Option<Io> {
+    fn take(&self, now: Instant, max_idle: Duration, ask_kernel: bool) -> Option<BackendIo> {
         loop {
             // The look is taken without the lock: it may be a system call.
             let mut idle = self.0.lock().pop_back()?;
@@ -116,7 +116,7 @@ impl Shard {
         }
     }
 
-    fn put(&self, closed: &AtomicBool, io: Io, now: Instant, max_idle: Duration) -> bool {
+    fn put(&self, closed: &AtomicBool, io: BackendIo, now: Instant, max_idle: Duration) -> bool {
         let mut list = self.0.lock();
         if closed.load(Ordering::SeqCst) || list.len() >= MAX_PER_SHARD {
             return false;

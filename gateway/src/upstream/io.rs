@@ -21,7 +21,7 @@ const MAX_IDLE_READS: usize = 16;
 /// Dropping it closes it. Reads and writes are cancel-safe as those of the streams inside are. A read
 /// that fills less than the buffer clears tokio's readiness, so waiting for more costs no `EAGAIN`.
 #[derive(Debug)]
-pub(crate) enum Io {
+pub(crate) enum BackendIo {
     /// TCP.
     Tcp(TcpStream),
     /// A Unix socket.
@@ -30,7 +30,7 @@ pub(crate) enum Io {
     Tls(Box<TlsStream<TcpStream>>),
 }
 
-impl Io {
+impl BackendIo {
     /// Whether an idle connection is still open and the backend has said nothing on it: one look that
     /// never waits.
     ///
@@ -82,7 +82,7 @@ impl Io {
     }
 }
 
-impl From<Plain> for Io {
+impl From<Plain> for BackendIo {
     fn from(plain: Plain) -> Self {
         match plain {
             Plain::Tcp(stream) => Self::Tcp(stream),
@@ -118,7 +118,7 @@ impl Read for Socket<'_> {
     }
 }
 
-impl AsyncRead for Io {
+impl AsyncRead for BackendIo {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         match self.get_mut() {
             Self::Tcp(stream) => Pin::new(stream).poll_read(cx, buf),
@@ -128,7 +128,7 @@ impl AsyncRead for Io {
     }
 }
 
-impl AsyncWrite for Io {
+impl AsyncWrite for BackendIo {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         match self.get_mut() {
             Self::Tcp(stream) => Pin::new(stream).poll_write(cx, buf),

@@ -13,9 +13,9 @@ mod io;
 mod testing;
 mod tls;
 
-pub(crate) use acquire::{Acquired, Connection, Use, connect, take_idle};
+pub(crate) use acquire::{Acquired, BackendConnection, ConnectionChoice, connect, take_idle};
 pub(crate) use connect::ConnectError;
 pub(crate) use http2::{MapSink, StreamConnections};
 pub(crate) use idle::IdleConnections;
-pub(crate) use tls::TlsSlot;
+pub(crate) use tls::RevisionTls;
 pub use tls::{BackendTlsError, check_tls};

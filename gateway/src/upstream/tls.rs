@@ -82,23 +82,23 @@ pub(crate) struct UpstreamTls {
 /// # Errors
 /// The first one that cannot.
 pub fn check_tls(spec: &RevisionSpec) -> Result<(), BackendTlsError> {
-    let Some(wanted) = Wanted::of(spec) else {
+    let Some(wanted) = TlsSpec::of(spec) else {
         return Ok(());
     };
     wanted.name()?;
-    Material::read(&wanted.tls, &provider()).map(drop)
+    TlsFiles::read(&wanted.tls, &provider()).map(drop)
 }
 
 /// What a revision's spec says of its TLS.
 #[derive(Debug, Clone, PartialEq, Eq)]
-struct Wanted {
+struct TlsSpec {
     revision: RevisionId,
     host: String,
     tls: BackendTls,
     http2: bool,
 }
 
-impl Wanted {
+impl TlsSpec {
     /// `None` unless the backend is an https URL.
     fn of(spec: &RevisionSpec) -> Option<Self> {
         let Backend::Url(url) = &spec.backend else {
@@ -124,14 +124,14 @@ impl Wanted {
 
 /// What the files of a revision's TLS hold.
 #[derive(Debug, Clone)]
-struct Material {
+struct TlsFiles {
     authorities: Option<Vec<CertificateDer<'static>>>,
     client: Option<Arc<CertifiedKey>>,
     /// Taken before the read: a change during it is seen the next time.
     identities: Vec<Option<[i64; 7]>>,
 }
 
-impl Material {
+impl TlsFiles {
     /// Blocks.
     fn read(tls: &BackendTls, provider: &CryptoProvider) -> Result<Self, BackendTlsError> {
         let identities = identities(tls);
@@ -158,7 +158,7 @@ impl Material {
         self.authorities == other.authorities && chain(self) == chain(other)
     }
 
-    fn config(&self, wanted: &Wanted, roots: Option<Arc<RootCertStore>>) -> ClientConfig {
+    fn config(&self, wanted: &TlsSpec, roots: Option<Arc<RootCertStore>>) -> ClientConfig {
         let provider = provider();
         let builder = ClientConfig::builder_with_provider(Arc::clone(&provider))
             .with_safe_default_protocol_versions()
@@ -167,7 +167,7 @@ impl Material {
             Some(roots) => builder.with_root_certificates(roots),
             None => builder
                 .dangerous()
-                .with_custom_certificate_verifier(Arc::new(Unverified(provider))),
+                .with_custom_certificate_verifier(Arc::new(NoVerification(provider))),
         };
         let mut config = match &self.client {
             Some(client) => {
@@ -238,40 +238,40 @@ fn read_system_roots() -> Result<RootCertStore, BackendTlsError> {
 }
 
 /// Where the system's certificates come from: [`system_roots`], but for tests.
-type Roots = fn() -> Result<Arc<RootCertStore>, BackendTlsError>;
+type RootSource = fn() -> Result<Arc<RootCertStore>, BackendTlsError>;
 
 /// A revision's TLS: made once on a blocking thread, again when the files hold something else.
 ///
 /// Its settings never change: a revision with other ones has another slot, and other endpoints with
 /// it, so that no connection that was verified otherwise is used again.
 #[derive(Debug)]
-pub(crate) struct TlsSlot(Option<Arc<Secured>>);
+pub(crate) struct RevisionTls(Option<Arc<SharedTls>>);
 
 #[derive(Debug)]
-struct Secured {
-    wanted: Wanted,
-    roots: Roots,
+struct SharedTls {
+    wanted: TlsSpec,
+    roots: RootSource,
     current: ArcSwapOption<UpstreamTls>,
     /// One try at a time; what the last one found.
-    tries: tokio::sync::Mutex<Tries>,
+    attempts: tokio::sync::Mutex<LoadAttempts>,
 }
 
 #[derive(Debug, Default)]
-struct Tries {
-    material: Option<Material>,
+struct LoadAttempts {
+    files: Option<TlsFiles>,
     failed: Option<(BackendTlsError, Instant)>,
     /// The content that was refused last: it is told once.
     refused: Option<Vec<Option<[i64; 7]>>>,
 }
 
-impl TlsSlot {
+impl RevisionTls {
     /// Begins to make it, on `runtime`, where the backend is an https URL.
     pub(crate) fn new(spec: &RevisionSpec, runtime: &Handle) -> Self {
         Self::with_roots(spec, runtime, system_roots)
     }
 
-    fn with_roots(spec: &RevisionSpec, runtime: &Handle, roots: Roots) -> Self {
-        let Some(wanted) = Wanted::of(spec) else {
+    fn with_roots(spec: &RevisionSpec, runtime: &Handle, roots: RootSource) -> Self {
+        let Some(wanted) = TlsSpec::of(spec) else {
             return Self(None);
         };
         if wanted.tls.insecure_skip_verify {
@@ -282,14 +282,14 @@ impl TlsSlot {
             );
         }
         let watched = wanted.tls.files().next().is_some();
-        let secured = Arc::new(Secured {
+        let shared = Arc::new(SharedTls {
             wanted,
             roots,
             current: ArcSwapOption::empty(),
-            tries: tokio::sync::Mutex::default(),
+            attempts: tokio::sync::Mutex::default(),
         });
-        runtime.spawn(tend(Arc::downgrade(&secured), watched));
-        Self(Some(secured))
+        runtime.spawn(maintain(Arc::downgrade(&shared), watched));
+        Self(Some(shared))
     }
 
     /// Whether the backend is reached without TLS.
@@ -303,12 +303,12 @@ impl TlsSlot {
     /// # Errors
     /// Why it cannot be made; it is tried again a second later.
     pub(crate) async fn get(&self) -> Result<Option<Arc<UpstreamTls>>, BackendTlsError> {
-        let Some(secured) = &self.0 else {
+        let Some(shared) = &self.0 else {
             return Ok(None);
         };
-        match secured.current.load_full() {
+        match shared.current.load_full() {
             Some(tls) => Ok(Some(tls)),
-            None => secured.make().await.map(Some),
+            None => shared.make().await.map(Some),
         }
     }
 
@@ -316,102 +316,102 @@ impl TlsSlot {
     /// stays.
     #[cfg(test)]
     async fn refresh(&self) {
-        if let Some(secured) = &self.0 {
-            secured.refresh().await;
+        if let Some(shared) = &self.0 {
+            shared.refresh().await;
         }
     }
 }
 
 /// Makes the TLS ahead of the first request, then looks after its files.
-async fn tend(secured: Weak<Secured>, watched: bool) {
-    if let Some(secured) = secured.upgrade() {
-        let _ = secured.make().await;
+async fn maintain(shared: Weak<SharedTls>, watched: bool) {
+    if let Some(shared) = shared.upgrade() {
+        let _ = shared.make().await;
     }
     if !watched {
         return;
     }
     loop {
         tokio::time::sleep(FILES_CHECKED_EVERY).await;
-        let Some(secured) = secured.upgrade() else { return };
-        secured.refresh().await;
+        let Some(shared) = shared.upgrade() else { return };
+        shared.refresh().await;
     }
 }
 
-impl Secured {
+impl SharedTls {
     async fn make(self: &Arc<Self>) -> Result<Arc<UpstreamTls>, BackendTlsError> {
-        let mut tries = self.tries.lock().await;
+        let mut attempts = self.attempts.lock().await;
         if let Some(tls) = self.current.load_full() {
             return Ok(tls);
         }
-        if let Some((error, at)) = &tries.failed
+        if let Some((error, at)) = &attempts.failed
             && at.elapsed() < TRIED_AGAIN_AFTER
         {
             return Err(error.clone());
         }
         let this = Arc::clone(self);
         let made = tokio::task::spawn_blocking(move || {
-            let material = Material::read(&this.wanted.tls, &provider())?;
-            let tls = this.assemble(&material)?;
-            Ok((material, tls))
+            let files = TlsFiles::read(&this.wanted.tls, &provider())?;
+            let tls = this.assemble(&files)?;
+            Ok((files, tls))
         });
         match made.await.unwrap_or(Err(BackendTlsError::Cancelled)) {
-            Ok((material, tls)) => {
+            Ok((files, tls)) => {
                 let tls = Arc::new(tls);
-                *tries = Tries {
-                    material: Some(material),
-                    ..Tries::default()
+                *attempts = LoadAttempts {
+                    files: Some(files),
+                    ..LoadAttempts::default()
                 };
                 self.current.store(Some(Arc::clone(&tls)));
                 Ok(tls)
             }
             Err(error) => {
-                if tries.failed.is_none() {
+                if attempts.failed.is_none() {
                     tracing::error!("revision {}: TLS to its backend: {error}", self.wanted.revision);
                 }
-                tries.failed = Some((error.clone(), Instant::now()));
+                attempts.failed = Some((error.clone(), Instant::now()));
                 Err(error)
             }
         }
     }
 
     /// Blocks where the system's certificates are not known yet.
-    fn assemble(&self, material: &Material) -> Result<UpstreamTls, BackendTlsError> {
+    fn assemble(&self, files: &TlsFiles) -> Result<UpstreamTls, BackendTlsError> {
         let name = self.wanted.name()?;
         let tls = &self.wanted.tls;
-        let roots = match (&material.authorities, &tls.ca_file) {
+        let roots = match (&files.authorities, &tls.ca_file) {
             _ if tls.insecure_skip_verify => None,
             (Some(authorities), Some(file)) => Some(Arc::new(roots_of(authorities, file)?)),
             _ => Some((self.roots)()?),
         };
-        let config = Arc::new(material.config(&self.wanted, roots));
+        let config = Arc::new(files.config(&self.wanted, roots));
         Ok(UpstreamTls { config, name })
     }
 
     async fn refresh(self: &Arc<Self>) {
-        let mut tries = self.tries.lock().await;
-        let Some(before) = tries.material.clone() else {
+        let mut attempts = self.attempts.lock().await;
+        let Some(before) = attempts.files.clone() else {
             return;
         };
-        let (this, refused) = (Arc::clone(self), tries.refused.clone());
+        let (this, refused) = (Arc::clone(self), attempts.refused.clone());
         let looked = tokio::task::spawn_blocking(move || {
             let now = identities(&this.wanted.tls);
             if now == before.identities || Some(&now) == refused.as_ref() {
                 return Ok(None);
             }
-            let read = Material::read(&this.wanted.tls, &provider());
-            let read = read.and_then(|material| {
-                let tls = match material.is_same(&before) {
+            let read = TlsFiles::read(&this.wanted.tls, &provider());
+            let read = read.and_then(|files| {
+                let tls = match files.is_same(&before) {
                     true => None,
-                    false => Some(this.assemble(&material)?),
+                    false => Some(this.assemble(&files)?),
                 };
-                Ok(Some((material, tls)))
+                Ok(Some((files, tls)))
             });
             read.map_err(|error| (error, now))
         });
         match looked.await {
-            Ok(Ok(Some((material, tls)))) => {
-                tries.material = Some(material);
-                tries.refused = None;
+            Ok(Ok(Some((files, tls)))) => {
+                attempts.files = Some(files);
+                attempts.refused = None;
                 if let Some(tls) = tls {
                     tracing::info!("revision {}: TLS files changed", self.wanted.revision);
                     self.current.store(Some(Arc::new(tls)));
@@ -420,7 +420,7 @@ impl Secured {
             Ok(Err((error, identities))) => {
                 let revision = &self.wanted.revision;
                 tracing::error!("revision {revision}: TLS files changed, what was there stays: {error}");
-                tries.refused = Some(identities);
+                attempts.refused = Some(identities);
             }
             Ok(Ok(None)) | Err(_) => {}
         }
@@ -429,9 +429,9 @@ impl Secured {
 
 /// Takes any certificate, but only from who holds its key.
 #[derive(Debug)]
-struct Unverified(Arc<CryptoProvider>);
+struct NoVerification(Arc<CryptoProvider>);
 
-impl ServerCertVerifier for Unverified {
+impl ServerCertVerifier for NoVerification {
     fn verify_server_cert(
         &self,
         _: &CertificateDer<'_>,

@@ -11,7 +11,7 @@ use crate::observe::Reason;
 
 /// An answer the gateway gives by itself.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Answer {
+pub struct ErrorResponse {
     /// Why.
     pub reason: Reason,
     /// One line for people; never holds what `errorDetail: false` keeps back.
@@ -24,22 +24,22 @@ pub struct Answer {
 
 /// The gateway answers by itself.
 #[derive(Debug)]
-pub enum Refusal {
+pub enum LocalResponse {
     /// With a reason.
-    Answer(Answer),
+    Error(ErrorResponse),
     /// With a redirect.
-    Redirect(Rendered),
+    Redirect(RenderedResponse),
 }
 
-impl From<Answer> for Refusal {
-    fn from(answer: Answer) -> Self {
-        Self::Answer(answer)
+impl From<ErrorResponse> for LocalResponse {
+    fn from(response: ErrorResponse) -> Self {
+        Self::Error(response)
     }
 }
 
 /// What a client understands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Dialect {
+pub enum ResponseFormat {
     /// A line of text.
     Text,
     /// An object.
@@ -50,7 +50,7 @@ pub enum Dialect {
 
 /// An answer ready to be written by any protocol adapter.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Rendered {
+pub struct RenderedResponse {
     /// The HTTP status.
     pub status: u16,
     /// Fields besides Content-Length, in lower case.
@@ -59,7 +59,7 @@ pub struct Rendered {
     pub body: Bytes,
 }
 
-impl Dialect {
+impl ResponseFormat {
     /// By what a request accepts and sends. gRPC is recognised by its content type.
     pub fn of(accept: Option<&[u8]>, content_type: Option<&[u8]>) -> Self {
         let starts = |value: Option<&[u8]>, with: &[u8]| value.is_some_and(|v| v.starts_with(with));
@@ -76,7 +76,7 @@ impl Dialect {
     }
 }
 
-impl Answer {
+impl ErrorResponse {
     /// An answer with the reason's own text.
     pub fn new(reason: Reason, text: impl Into<Cow<'static, str>>) -> Self {
         Self {
@@ -101,8 +101,8 @@ impl Answer {
         self
     }
 
-    /// The answer in the client's dialect.
-    pub fn render(&self, dialect: Dialect, request_id: &str) -> Rendered {
+    /// The answer in the client's format.
+    pub fn render(&self, format: ResponseFormat, request_id: &str) -> RenderedResponse {
         let mut headers = vec![("x-sluice-reason", self.reason.as_str().to_owned())];
         if !request_id.is_empty() {
             headers.push(("x-request-id", request_id.to_owned()));
@@ -112,34 +112,34 @@ impl Answer {
             let seconds = after.as_secs() + u64::from(after.subsec_nanos() > 0);
             headers.push(("retry-after", seconds.max(1).to_string()));
         }
-        match dialect {
-            Dialect::Grpc => {
+        match format {
+            ResponseFormat::Grpc => {
                 headers.push(("content-type", "application/grpc".to_owned()));
                 headers.push(("grpc-status", self.reason.grpc_status().as_str().to_owned()));
                 headers.push(("grpc-message", percent_encode(&self.text)));
-                Rendered {
+                RenderedResponse {
                     status: 200,
                     headers,
                     body: Bytes::new(),
                 }
             }
-            Dialect::Json => {
+            ResponseFormat::Json => {
                 headers.push(("content-type", "application/json".to_owned()));
                 let body = serde_json::json!({
                     "reason": self.reason.as_str(),
                     "message": self.text,
                     "requestId": request_id,
                 });
-                Rendered {
+                RenderedResponse {
                     status: self.status.unwrap_or_else(|| self.reason.status().as_u16()),
                     headers,
                     body: Bytes::from(format!("{body}\n")),
                 }
             }
-            Dialect::Text => {
+            ResponseFormat::Text => {
                 headers.push(("content-type", "text/plain; charset=utf-8".to_owned()));
                 let body = Bytes::from(format!("{}: {}\n", self.reason.as_str(), self.text));
-                Rendered {
+                RenderedResponse {
                     status: self.status.unwrap_or_else(|| self.reason.status().as_u16()),
                     headers,
                     body,
@@ -152,13 +152,13 @@ impl Answer {
 /// The redirect of `httpOption: redirected`. 301 for GET and HEAD; 308 for the rest, because clients repeat
 /// anything but these as a GET without body after a 301 (RFC 9110 15.4.2, 15.4.9).
 ///
-/// `host` is normalised, `path_and_query` is part of a URI: see [`Target::to_uri`](crate::request::Target::to_uri).
-pub fn redirect_to_https(method: &str, host: &str, path_and_query: &str) -> Rendered {
+/// `host` is normalised, `path_and_query` is part of a URI: see [`OriginForm::to_uri`](crate::request::OriginForm::to_uri).
+pub fn redirect_to_https(method: &str, host: &str, path_and_query: &str) -> RenderedResponse {
     let headers = vec![
         ("location", format!("https://{host}{path_and_query}")),
         ("content-type", "text/plain; charset=utf-8".to_owned()),
     ];
-    Rendered {
+    RenderedResponse {
         status: if matches!(method, "GET" | "HEAD") {
             301
         } else {
@@ -182,7 +182,7 @@ fn percent_encode(text: &str) -> String {
     out
 }
 
-impl Rendered {
+impl RenderedResponse {
     /// With the Date that every answer of ours has (RFC 9110 6.6.1).
     #[must_use]
     pub fn dated(mut self, now: SystemTime) -> Self {
@@ -199,25 +199,31 @@ mod tests {
 
     #[test]
     fn the_dialect_follows_accept_and_content_type() {
-        assert_eq!(Dialect::of(None, None), Dialect::Text);
-        assert_eq!(Dialect::of(Some(b"*/*"), None), Dialect::Text);
+        assert_eq!(ResponseFormat::of(None, None), ResponseFormat::Text);
+        assert_eq!(ResponseFormat::of(Some(b"*/*"), None), ResponseFormat::Text);
         assert_eq!(
-            Dialect::of(Some(b"text/html, application/json;q=0.9"), None),
-            Dialect::Json
+            ResponseFormat::of(Some(b"text/html, application/json;q=0.9"), None),
+            ResponseFormat::Json
         );
         assert_eq!(
-            Dialect::of(Some(b"application/problem+json"), None),
-            Dialect::Json
+            ResponseFormat::of(Some(b"application/problem+json"), None),
+            ResponseFormat::Json
         );
-        assert_eq!(Dialect::of(None, Some(b"application/grpc+proto")), Dialect::Grpc);
-        assert_eq!(Dialect::of(None, Some(b"application/grpc-web")), Dialect::Text);
+        assert_eq!(
+            ResponseFormat::of(None, Some(b"application/grpc+proto")),
+            ResponseFormat::Grpc
+        );
+        assert_eq!(
+            ResponseFormat::of(None, Some(b"application/grpc-web")),
+            ResponseFormat::Text
+        );
     }
 
     #[test]
     fn answers_say_reason_and_when_to_come_back() {
-        let answer = Answer::new(Reason::QueueFull, "no place in the queue")
+        let response = ErrorResponse::new(Reason::QueueFull, "no place in the queue")
             .retry_after(Some(Duration::from_millis(1500)));
-        let text = answer.render(Dialect::Text, "id-1");
+        let text = response.render(ResponseFormat::Text, "id-1");
         assert_eq!(text.status, 503);
         assert!(
             text.headers
@@ -225,9 +231,9 @@ mod tests {
         );
         assert!(text.headers.contains(&("retry-after", "2".to_owned())));
         assert_eq!(&text.body[..], b"queue_full: no place in the queue\n");
-        let grpc = answer.render(Dialect::Grpc, "id-1");
+        let grpc = response.render(ResponseFormat::Grpc, "id-1");
         assert_eq!((grpc.status, grpc.body.is_empty()), (200, true));
-        let json = answer.render(Dialect::Json, "id-1");
+        let json = response.render(ResponseFormat::Json, "id-1");
         let value: serde_json::Value = serde_json::from_slice(&json.body).expect("json");
         assert_eq!(value["reason"], "queue_full");
     }

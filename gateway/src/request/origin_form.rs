@@ -4,14 +4,14 @@ use std::fmt::Write as _;
 
 /// The path and query of a request target that stands for a resource of its own.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Target<'t> {
+pub struct OriginForm<'t> {
     /// Empty or beginning with a slash.
     path: &'t str,
     /// Without its `?`.
     query: Option<&'t str>,
 }
 
-impl<'t> Target<'t> {
+impl<'t> OriginForm<'t> {
     /// Takes an origin-form or absolute-form target (RFC 9112 3.2) apart; `None` for any other, such as `*`.
     pub fn of(target: &'t str) -> Option<Self> {
         let rest = if target.starts_with('/') {
@@ -61,7 +61,7 @@ mod tests {
 
     #[test]
     fn targets_become_uris() {
-        let uri = |target| Target::of(target).map(Target::to_uri);
+        let uri = |target| OriginForm::of(target).map(OriginForm::to_uri);
         for (target, expected) in [
             ("/", "/"),
             ("/x?y=1?z", "/x?y=1?z"),

@@ -8,14 +8,14 @@ pub(super) const CLOSE_TO_SERVER: [u8; 8] = [0x88, 0x82, 0, 0, 0, 0, 0x03, 0xe9]
 
 /// Follows the frames of one direction through whatever pieces they come in.
 #[derive(Debug, Default)]
-pub struct FrameTracker {
+pub struct WebSocketFrameTracker {
     header: [u8; 14],
     filled: usize,
     payload: u64,
     closed: bool,
 }
 
-impl FrameTracker {
+impl WebSocketFrameTracker {
     /// Whether the bytes so far end with a whole frame.
     pub fn at_boundary(&self) -> bool {
         self.filled == 0 && self.payload == 0
@@ -126,7 +126,7 @@ mod tests {
             let bytes: Vec<Vec<u8>> = frames.iter().map(|&(o, p, m)| frame(o, p, m)).collect();
             let ends: Vec<usize> = bytes.iter().scan(0, |at, f| { *at += f.len(); Some(*at) }).collect();
             let all = bytes.concat();
-            let mut tracker = FrameTracker::default();
+            let mut tracker = WebSocketFrameTracker::default();
             let mut at = 0;
             for part in all.chunks(piece) {
                 tracker.advance(part);
@@ -139,7 +139,7 @@ mod tests {
         fn the_rest_of_a_frame_is_what_is_missing(payload in 0usize..3_000, cut in 1usize..3_000, piece in 1usize..500) {
             let bytes = frame(2, payload, false);
             let cut = cut.min(bytes.len() - 1);
-            let mut tracker = FrameTracker::default();
+            let mut tracker = WebSocketFrameTracker::default();
             tracker.advance(&bytes[..cut]);
             let mut all = bytes[cut..].to_vec();
             all.extend(frame(1, 5, false));
@@ -154,12 +154,12 @@ mod tests {
 
     #[test]
     fn a_close_is_noticed() {
-        let mut tracker = FrameTracker::default();
+        let mut tracker = WebSocketFrameTracker::default();
         tracker.advance(&frame(1, 3, true));
         assert!(!tracker.closed());
         tracker.advance(&CLOSE_TO_SERVER);
         assert!(tracker.closed() && tracker.at_boundary());
-        let mut tracker = FrameTracker::default();
+        let mut tracker = WebSocketFrameTracker::default();
         tracker.advance(&CLOSE_TO_CLIENT);
         assert!(tracker.closed() && tracker.at_boundary());
     }

@@ -7,13 +7,13 @@ use std::time::Duration;
 
 use sluice_model::RequestView;
 
-use super::duplex::{Going, Passage};
-use super::retry::{MAX_BROKEN, is_idempotent, may_try_again, was_looked_at};
+use super::duplex::{DrainCause, TransferEnd};
+use super::retry::{MAX_BROKEN_CONNECTIONS, is_idempotent, may_try_again, was_processed};
 use super::sides::{BackendFault, ClientFault, ClientSide};
-use super::{Exchange, Next};
-use crate::answer::{Answer, Refusal};
+use super::{Exchange, NextStep};
+use crate::local_response::{ErrorResponse, LocalResponse};
 use crate::observe::{Reason, Timer};
-use crate::request::Attempt;
+use crate::request::NextAttempt;
 use crate::throttle::{Outcome, clock};
 use crate::upstream::ConnectError;
 
@@ -28,62 +28,62 @@ const AFTER_ANSWER_TOTAL: Duration = Duration::from_secs(10);
 const AFTER_ANSWER_BYTES: u64 = 64 << 20;
 
 /// More body than `limits.maxBodyBytes`.
-pub(super) fn body_too_large() -> Answer {
-    Answer::new(Reason::BodyTooLarge, "the request body is larger than allowed")
+pub(super) fn body_too_large() -> ErrorResponse {
+    ErrorResponse::new(Reason::BodyTooLarge, "the request body is larger than allowed")
 }
 
 impl<C: ClientSide> Exchange<'_, C> {
     /// No connection could be made.
-    pub(super) fn not_connected(&mut self, error: &ConnectError) -> Next {
+    pub(super) fn connect_failed(&mut self, error: &ConnectError) -> NextStep {
         let request = &mut self.request;
         if error.is_out_of_descriptors() {
             // The gateway's own bound: no endpoint is to blame, and another would fail alike.
             request.fail_attempt(Reason::Overloaded, error.to_string());
-            return self.give_up();
+            return self.respond_failure();
         }
         if let Some(permit) = &request.permit {
             permit.report(Outcome::ConnectFailed, clock());
         }
         request.fail_attempt(Reason::ConnectFailed, error.to_string());
         // Nothing was sent: any request may go elsewhere.
-        request.next = Attempt::OtherEndpoint;
+        request.next = NextAttempt::OtherEndpoint;
         if may_try_again(request) {
-            Next::Again
+            NextStep::Retry
         } else {
-            self.give_up()
+            self.respond_failure()
         }
     }
 
-    /// A passage broke. `idled` is a connection that had been used before, `sent` whether any byte of
+    /// A transfer broke. `idled` is a connection that had been used before, `sent` whether any byte of
     /// the request can have reached the backend.
-    pub(super) fn broke(&mut self, passage: Passage, idled: bool, sent: bool) -> Next {
+    pub(super) fn transfer_failed(&mut self, end: TransferEnd, idled: bool, sent: bool) -> NextStep {
         if self.progress.status.is_some() {
-            self.broke_off(&passage);
-            return Next::Over;
+            self.abort_response(&end);
+            return NextStep::Done;
         }
         let now = clock();
-        let answer = match passage {
-            Passage::Client(fault) => {
+        let answer = match end {
+            TransferEnd::ClientFailed(fault) => {
                 self.request.detail.get_or_insert_with(|| fault.to_string());
                 match fault {
                     ClientFault::Gone => {
                         self.request.reason = Some(Reason::ClientGone);
-                        return Next::Over;
+                        return NextStep::Done;
                     }
-                    ClientFault::Chunk(fault) => Answer::new(Reason::BadRequest, fault.to_string()),
+                    ClientFault::Chunk(fault) => ErrorResponse::new(Reason::BadRequest, fault.to_string()),
                 }
             }
-            Passage::TooLarge => body_too_large(),
-            Passage::BodyLate => {
+            TransferEnd::BodyTooLarge => body_too_large(),
+            TransferEnd::BodyTimeout => {
                 self.client.body_timed_out();
-                Answer::new(Reason::RequestTimeout, "the request body did not come in time")
+                ErrorResponse::new(Reason::RequestTimeout, "the request body did not come in time")
             }
-            Passage::WriteTimeout => {
+            TransferEnd::WriteTimeout => {
                 self.client.write_timed_out();
                 self.request.reason = Some(Reason::ClientGone);
-                return Next::Over;
+                return NextStep::Done;
             }
-            Passage::Clock(timer) => {
+            TransferEnd::DeadlinePassed(timer) => {
                 // The total may be the client's own deadline, which says nothing of the endpoint.
                 if timer == Timer::Start
                     && sent
@@ -92,23 +92,26 @@ impl<C: ClientSide> Exchange<'_, C> {
                     permit.report(Outcome::ResponseTimeout, now);
                 }
                 self.request.clocks.fire(timer);
-                Answer::new(Reason::Timeout, "the backend took too long")
+                ErrorResponse::new(Reason::Timeout, "the backend took too long")
             }
-            Passage::Going(going) => return self.went(going, sent),
-            Passage::Backend(fault) => return self.backend_broke(&fault, idled, sent),
-            Passage::Whole | Passage::Early | Passage::Switched | Passage::PutOff => return Next::Over,
+            TransferEnd::Draining(going) => return self.drained(going, sent),
+            TransferEnd::BackendFailed(fault) => return self.backend_failed(&fault, idled, sent),
+            TransferEnd::Complete
+            | TransferEnd::ResponseOnly
+            | TransferEnd::Switched
+            | TransferEnd::RetryLater => return NextStep::Done,
         };
-        Next::Answer(answer)
+        NextStep::Respond(answer)
     }
 
-    fn backend_broke(&mut self, fault: &BackendFault, idled: bool, sent: bool) -> Next {
+    fn backend_failed(&mut self, fault: &BackendFault, idled: bool, sent: bool) -> NextStep {
         let request = &mut self.request;
         request.fail_attempt(Reason::UpstreamError, fault.to_string());
         let not_processed = matches!(fault, BackendFault::NotProcessed) || !sent;
         if let Some(permit) = &request.permit
             && !idled
         {
-            if was_looked_at(fault) {
+            if was_processed(fault) {
                 permit.endpoint().mark_answered();
             }
             // No answer ever came from it, only a probe said that it is ready: it starts still, and the request
@@ -116,71 +119,77 @@ impl<C: ClientSide> Exchange<'_, C> {
             let early = permit.endpoint().is_unproven();
             if early || !not_processed {
                 permit.report(Outcome::Broke, clock());
-                self.broken += u32::from(!early);
+                self.broken_connections += u32::from(!early);
             }
         }
         request.next = if idled {
-            Attempt::FreshConnection
+            NextAttempt::FreshConnection
         } else {
-            Attempt::OtherEndpoint
+            NextAttempt::OtherEndpoint
         };
         let idempotent = is_idempotent(self.client.head().method());
         // It may be the request that breaks backends: not one after another of them.
-        let spared = self.broken <= MAX_BROKEN;
-        let safe = not_processed || idempotent && spared && !was_looked_at(fault);
+        let spared = self.broken_connections <= MAX_BROKEN_CONNECTIONS;
+        let safe = not_processed || idempotent && spared && !was_processed(fault);
         if safe && self.replay.is_possible() && may_try_again(&self.request) {
-            Next::Again
+            NextStep::Retry
         } else {
-            self.give_up()
+            self.respond_failure()
         }
     }
 
     /// The instance or the gateway has to go, and no head has come.
-    fn went(&mut self, going: Going, sent: bool) -> Next {
-        self.request.next = Attempt::OtherEndpoint;
+    fn drained(&mut self, going: DrainCause, sent: bool) -> NextStep {
+        self.request.next = NextAttempt::OtherEndpoint;
         let idempotent = is_idempotent(self.client.head().method());
-        let again = going == Going::Instance && (idempotent || !sent) && self.replay.is_possible();
+        let again = going == DrainCause::Instance && (idempotent || !sent) && self.replay.is_possible();
         if again && may_try_again(&self.request) {
-            return Next::Again;
+            return NextStep::Retry;
         }
-        Next::Answer(Answer::new(Reason::Draining, "what served this had to go"))
+        NextStep::Respond(ErrorResponse::new(Reason::Draining, "what served this had to go"))
     }
 
     /// Nothing else will serve the request.
-    fn give_up(&mut self) -> Next {
+    fn respond_failure(&mut self) -> NextStep {
         let failure = self.request.failure.take();
-        Next::Answer(failure.unwrap_or_else(|| {
-            Answer::new(Reason::UpstreamError, "the backend broke off before it answered")
+        NextStep::Respond(failure.unwrap_or_else(|| {
+            ErrorResponse::new(Reason::UpstreamError, "the backend broke off before it answered")
         }))
     }
 
     /// The response head is sent, and the rest will not follow: the client must not take what came for
     /// the whole.
-    fn broke_off(&mut self, passage: &Passage) {
-        let reason = match passage {
-            Passage::Clock(timer) => {
+    fn abort_response(&mut self, end: &TransferEnd) {
+        let reason = match end {
+            TransferEnd::DeadlinePassed(timer) => {
                 self.request.clocks.fire(*timer);
                 Reason::Timeout
             }
-            Passage::BodyLate => {
+            TransferEnd::BodyTimeout => {
                 self.client.body_timed_out();
                 Reason::RequestTimeout
             }
-            Passage::Client(ClientFault::Chunk(_)) => Reason::BadRequest,
-            Passage::TooLarge => Reason::BodyTooLarge,
-            Passage::Client(ClientFault::Gone) | Passage::WriteTimeout => Reason::ClientGone,
-            Passage::Going(_) => Reason::Draining,
-            Passage::Backend(fault) => {
+            TransferEnd::ClientFailed(ClientFault::Chunk(_)) => Reason::BadRequest,
+            TransferEnd::BodyTooLarge => Reason::BodyTooLarge,
+            TransferEnd::ClientFailed(ClientFault::Gone) | TransferEnd::WriteTimeout => Reason::ClientGone,
+            TransferEnd::Draining(_) => Reason::Draining,
+            TransferEnd::BackendFailed(fault) => {
                 self.request.detail.get_or_insert_with(|| fault.to_string());
                 Reason::UpstreamReset
             }
-            Passage::Whole | Passage::Early | Passage::Switched | Passage::PutOff => return,
+            TransferEnd::Complete
+            | TransferEnd::ResponseOnly
+            | TransferEnd::Switched
+            | TransferEnd::RetryLater => return,
         };
         self.request.reason = Some(reason);
-        if matches!(passage, Passage::WriteTimeout) {
+        if matches!(end, TransferEnd::WriteTimeout) {
             self.client.write_timed_out();
         }
-        let over = matches!(passage, Passage::Clock(Timer::Age) | Passage::Going(_));
+        let over = matches!(
+            end,
+            TransferEnd::DeadlinePassed(Timer::Age) | TransferEnd::Draining(_)
+        );
         // A stream of events may end anywhere: a client drops half an event and comes again.
         let ended = over && self.progress.event_stream && self.client.end_early();
         if !ended {
@@ -191,7 +200,7 @@ impl<C: ClientSide> Exchange<'_, C> {
     /// The answer is complete and its request is not: reads what still comes and throws it away, within
     /// bounds, so that a client which reads only once it has sent everything gets the answer. The endpoint is
     /// free meanwhile.
-    pub(super) async fn read_on(&mut self) {
+    pub(super) async fn drain_upload(&mut self) {
         self.request.permit = None;
         let start = clock();
         self.answered = Some(start);
@@ -222,26 +231,26 @@ impl<C: ClientSide> Exchange<'_, C> {
         .await;
         if !in_time {
             self.request.reason.get_or_insert(Reason::RequestTimeout);
-            self.client.give_up_body();
+            self.client.stop_reading_body();
         }
     }
 
     /// Answers by the gateway itself.
-    pub(super) async fn refuse(&mut self, refusal: &Refusal) {
-        if let Refusal::Answer(Answer {
+    pub(super) async fn respond_local(&mut self, response: &LocalResponse) {
+        if let LocalResponse::Error(ErrorResponse {
             reason: Reason::ClientGone,
             ..
-        }) = refusal
+        }) = response
         {
             self.request.reason = Some(Reason::ClientGone);
             self.client.abort();
             return;
         }
-        let rendered = self.request.refuse(refusal);
+        let rendered = self.request.render_local(response);
         self.request.permit = None;
         // What cannot be read safely may be followed by something that was meant to be hidden.
         let last = self.request.draining() || self.request.reason == Some(Reason::BadRequest);
-        if self.client.answer(&rendered, last).is_err() {
+        if self.client.respond_local(&rendered, last).is_err() {
             self.request.reason = Some(Reason::ClientGone);
             return;
         }
@@ -259,7 +268,7 @@ impl<C: ClientSide> Exchange<'_, C> {
         if !written {
             self.client.abort();
         } else if !self.client.body_length().is_empty() {
-            self.read_on().await;
+            self.drain_upload().await;
         }
     }
 }
