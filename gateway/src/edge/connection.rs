@@ -1,4 +1,4 @@
-//! A prepared connection: what the edge hands to HTTP.
+//! A prepared connection, as the edge hands it to HTTP.
 
 use std::fmt;
 use std::future::Future;
@@ -16,12 +16,12 @@ use tokio::sync::watch;
 
 use super::metrics::CloseReason;
 
-/// Bytes both ways, plain or decrypted.
+/// A byte stream in both directions, plain or decrypted.
 pub trait ByteStream: AsyncRead + AsyncWrite + Unpin + Send + Sync + fmt::Debug {}
 
 impl<T: AsyncRead + AsyncWrite + Unpin + Send + Sync + fmt::Debug> ByteStream for T {}
 
-/// Which HTTP a connection speaks; settled by ALPN or by the client's first bytes.
+/// The HTTP version of a connection, decided by ALPN or by the client's first bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum HttpVersion {
     /// HTTP/1.0 or 1.1.
@@ -30,28 +30,28 @@ pub enum HttpVersion {
     Http2,
 }
 
-/// How far the gateway is on its way out, as every connection sees it.
+/// The drain phase of the gateway, as every connection sees it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Drain {
-    /// Not at all.
+    /// The gateway does not drain.
     Serving,
-    /// Answers carry `Connection: close` or GOAWAY; what is open may finish.
+    /// Responses carry `Connection: close` or GOAWAY; open requests and streams may finish.
     Draining,
-    /// The deadline is over: end now, WebSockets with 1001.
+    /// The drain's deadline is over: connections end now, WebSockets with Close 1001.
     Closing,
 }
 
-/// What TLS settled.
+/// The result of a TLS handshake.
 #[derive(Debug, Clone)]
 pub struct TlsInfo {
-    /// The name the client asked for, lower case.
+    /// The server name (SNI) the client asked for, lower case.
     pub sni: Option<String>,
-    /// The names the served certificate covers, lower case; wildcards as `*.example.com`.
+    /// The names that the served certificate covers, lower case; wildcards as `*.example.com`.
     pub names: Arc<[String]>,
 }
 
 impl TlsInfo {
-    /// Whether the served certificate covers a normalised host; a wildcard covers one label.
+    /// Whether the served certificate covers a normalised host; a wildcard covers exactly one label.
     pub fn covers(&self, host: &str) -> bool {
         self.names.iter().any(|name| match name.strip_prefix("*.") {
             Some(suffix) => host
@@ -62,30 +62,31 @@ impl TlsInfo {
     }
 }
 
-/// Resolves when the client is gone, without reading a byte of what it sent.
+/// Watches a socket for the client's FIN or RST without reading a byte.
 ///
-/// Sees a FIN or RST on the socket itself, so it works over TLS and with an unread body.
+/// The watch is on the TCP socket itself, so it works below TLS and with an unread body.
 ///
-/// It does not own the socket: what is known of a connection may outlive it, in a log record say, and must
-/// not keep its descriptor open.
+/// The watch does not own the socket: [`ConnectionInfo`] may outlive its connection, in a log record say, and
+/// must not keep the descriptor open.
 #[derive(Debug, Clone)]
 pub struct CloseWatch(Weak<TcpStream>);
 
 impl CloseWatch {
-    /// Watches this socket for as long as somebody else holds it.
+    /// Watches `socket` for as long as another owner holds it.
     pub fn new(socket: &Arc<TcpStream>) -> Self {
         Self(Arc::downgrade(socket))
     }
 
-    /// Makes the close to come a reset, for a response that an orderly one would complete.
+    /// Makes the coming close a reset (SO_LINGER 0), for a response that an orderly close would complete.
     pub fn reset_on_close(&self) {
         if let Some(socket) = self.0.upgrade() {
-            // It may be broken already; then there is nothing left to say to the client.
+            // An error means that the connection is broken already, and needs no reset.
             let _ = SockRef::from(&*socket).set_linger(Some(Duration::ZERO));
         }
     }
 
-    /// Resolves when the peer closed its side, the connection broke, or our side closed it. Cancel-safe.
+    /// Resolves when the peer closed its side, the connection broke, or our side closed the socket.
+    /// Cancel-safe.
     pub async fn closed(&self) {
         let Some(socket) = self.0.upgrade() else { return };
         // PRIORITY readiness includes read-closed but not readable: unread data does not wake the watch.
@@ -100,50 +101,51 @@ impl CloseWatch {
     }
 }
 
-/// What is known of a connection for its whole life.
+/// What is known of a connection for its whole life: addresses, listener, TLS.
 #[derive(Debug)]
 pub struct ConnectionInfo {
-    /// Index into [`Settings::listeners`](sluice_model::Settings::listeners) as they were when it was accepted.
+    /// Index into [`Settings::listeners`](sluice_model::Settings::listeners) as they were at accept time.
     pub listener: usize,
-    /// What the listener may serve.
+    /// Which routes the listener may serve.
     pub visibility: Visibility,
-    /// The address the client connected to.
+    /// The local address the client connected to.
     pub local: SocketAddr,
-    /// The socket's other end: the client or a balancer.
+    /// The peer of the socket: the client or a load balancer.
     pub peer: SocketAddr,
-    /// The client: what PROXY announced, else the peer.
+    /// The client: the source address of the PROXY header, else the peer.
     pub client: SocketAddr,
     /// What TLS settled; `None` on a plain connection.
     pub tls: Option<TlsInfo>,
-    /// What is offered where HTTP/2 is spoken.
+    /// Settings of HTTP/2 on this listener.
     pub http2: Http2Settings,
     /// Resolves when the client is gone.
     pub close_watch: CloseWatch,
 }
 
 impl ConnectionInfo {
-    /// The client's address in its canonical form (no IPv4-mapped IPv6).
+    /// The client's IP address in canonical form (no IPv4-mapped IPv6).
     pub fn client_ip(&self) -> IpAddr {
         self.client.ip().to_canonical()
     }
 }
 
-/// A connection ready for HTTP.
+/// A prepared connection, ready for HTTP.
 #[derive(Debug)]
 pub struct Connection {
-    /// The bytes; nothing of HTTP is consumed yet.
+    /// The byte stream; no byte of HTTP was consumed.
     pub io: Box<dyn ByteStream>,
-    /// What is known of it.
+    /// What is known of the connection.
     pub info: Arc<ConnectionInfo>,
-    /// Which HTTP it speaks.
+    /// The HTTP version.
     pub http_version: HttpVersion,
 }
 
-/// A connection's service to its end, boxed: resolves to why the connection was closed.
+/// The boxed future of [`ConnectionHandler::serve`]; resolves to why the connection was closed.
 pub type HandlerFuture<'s> = Pin<Box<dyn Future<Output = CloseReason> + Send + 's>>;
 
-/// Serves prepared connections. A trait, so that the edge does not know HTTP, and its tests can echo.
+/// Serves prepared connections. A trait, because the edge must not know HTTP, and its tests serve echoes.
 pub trait ConnectionHandler: Send + Sync + 'static {
-    /// Serves one connection to its end; `drain` tells when to hurry.
+    /// Serves one connection to its end and returns why it was closed. `drain` is the drain phase, to be
+    /// watched. Dropping the future closes the connection.
     fn serve(&self, connection: Connection, drain: watch::Receiver<Drain>) -> HandlerFuture<'_>;
 }

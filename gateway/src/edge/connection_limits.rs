@@ -1,4 +1,4 @@
-//! Who is connected: the count of all connections and of each client's.
+//! Connection limiter: counts all open connections, and those of each client, against limits.
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
@@ -9,21 +9,22 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 
-/// Counts connections against limits that may change at any time.
+/// A counter of open connections. Its limits are passed in at each connection, so that a reload changes them
+/// at any time.
 ///
 /// **Invariant:** the map holds exactly the clients with at least one [`ClientConnectionGuard`], so it is never larger
 /// than the number of open connections.
 #[derive(Debug, Default)]
 pub(super) struct ConnectionLimiter {
     open: AtomicUsize,
-    /// The last one that came was sent away for want of descriptors.
+    /// Whether the last connection was refused for want of file descriptors.
     descriptors_short: AtomicBool,
     all_closed: Notify,
     clients: Mutex<HashMap<IpAddr, usize>>,
 }
 
 impl ConnectionLimiter {
-    /// Counts one more connection, unless there are `limit` already.
+    /// Counts one more connection; `None` when `limit` connections are open already.
     pub(super) fn acquire(self: &Arc<Self>, limit: Option<usize>) -> Option<ConnectionGuard> {
         let limit = limit.unwrap_or(usize::MAX);
         self.open
@@ -34,20 +35,21 @@ impl ConnectionLimiter {
             .map(|_| ConnectionGuard(Arc::clone(self)))
     }
 
-    /// Notes whether descriptors are short, and tells whether that is news. They suffice again once a quarter of
-    /// the `share` is free: connections that come and go at the limit are no news.
+    /// Notes whether file descriptors are short, and returns whether that changed: connections that come and
+    /// go at the limit must not be logged each time. Descriptors count as sufficient again once a quarter of
+    /// the `share` is free.
     pub(super) fn note_descriptors_short(&self, short: bool, share: usize) -> bool {
         if !short && self.open() > share - share / 4 {
             return false;
         }
-        // Read first: it rarely changes, and every accept comes by.
+        // A plain load before the swap: the flag rarely changes, and every accept reads it.
         self.descriptors_short.load(Ordering::Relaxed) != short
             && self.descriptors_short.swap(short, Ordering::Relaxed) != short
     }
 
-    /// Counts one more connection of a client, unless it has `limit` already.
+    /// Counts one more connection of a client; `None` when that client has `limit` connections already.
     ///
-    /// Counts without a limit too: one that a reload brings must know what is open.
+    /// Connections are counted without a limit too: a limit that a reload brings has to know what is open.
     pub(super) fn acquire_client(
         self: &Arc<Self>,
         client: IpAddr,
@@ -66,7 +68,7 @@ impl ConnectionLimiter {
         })
     }
 
-    /// Connections open now.
+    /// The number of open connections.
     pub(super) fn open(&self) -> usize {
         self.open.load(Ordering::Acquire)
     }
@@ -76,7 +78,7 @@ impl ConnectionLimiter {
         loop {
             let notified = self.all_closed.notified();
             tokio::pin!(notified);
-            // RunningListener starts before the look, so that the last one's leaving is not missed.
+            // The waiter registers before the count is read, so that the last connection's end is not missed.
             notified.as_mut().enable();
             if self.open() == 0 {
                 return;
@@ -91,8 +93,8 @@ impl ConnectionLimiter {
     }
 }
 
-/// What counts as one client: an IPv4 address, or the /64 that a site or a single machine is given of IPv6
-/// (RFC 6177, RFC 7934): within it a client has as many addresses as it likes.
+/// The key of a client: an IPv4 address, or the /64 of an IPv6 address, which is what one site or machine
+/// gets (RFC 6177, RFC 7934) and within which a client has any number of addresses.
 fn network(client: IpAddr) -> IpAddr {
     match client {
         IpAddr::V4(_) => client,
@@ -103,7 +105,7 @@ fn network(client: IpAddr) -> IpAddr {
     }
 }
 
-/// One connection among all; dropping it is leaving.
+/// Guard of one open connection; dropping the guard counts the connection as closed.
 #[derive(Debug)]
 pub(super) struct ConnectionGuard(Arc<ConnectionLimiter>);
 
@@ -115,7 +117,7 @@ impl Drop for ConnectionGuard {
     }
 }
 
-/// One connection among a client's; dropping it is leaving.
+/// Guard of one open connection of a client; dropping the guard counts the connection as closed.
 #[derive(Debug)]
 pub(super) struct ClientConnectionGuard {
     limiter: Arc<ConnectionLimiter>,

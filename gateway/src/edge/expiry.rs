@@ -1,4 +1,4 @@
-//! Which certificates end soon.
+//! Warnings in the log about certificates that expire soon.
 
 use std::fmt::Display;
 use std::sync::Arc;
@@ -9,13 +9,13 @@ use tracing::warn;
 
 use super::certificates::Certificate;
 
-/// From when on a certificate's end is told: whoever renews at a third of 90 days has missed it by then.
+/// Time before expiry at which the warning is logged: a renewal at a third of 90 days has failed by then.
 const SOON: Duration = Duration::from_secs(14 * 24 * 3600);
 
-/// Lines at once; more certificates are counted in one further line.
+/// Log lines at once; further certificates are counted in one more line.
 const LINES: usize = 10;
 
-/// How near a certificate's end is.
+/// How near a certificate's expiry is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum ExpiryStage {
     Far,
@@ -33,19 +33,20 @@ impl ExpiryStage {
     }
 }
 
-/// The stage up to which a certificate's end was told: each is told once, however often one looks.
+/// The last stage of a certificate's expiry that was logged, so that each stage is logged once, however often
+/// it is checked.
 #[derive(Debug, Default)]
 pub(super) struct WarnedStage(AtomicU8);
 
 impl WarnedStage {
-    /// Whether this stage is to be told now.
+    /// Whether this stage is to be logged now; then it counts as logged.
     fn advance(&self, to: ExpiryStage) -> bool {
         let to = to as u8;
         self.0.fetch_max(to, Ordering::Relaxed) < to
     }
 }
 
-/// Says which of a listener's certificates ended or end soon, once each.
+/// Logs a listener's certificates that expired or expire soon, once each per stage.
 pub(super) fn warn(listener: impl Display, certificates: &[Arc<Certificate>], now: SystemTime) {
     let mut news = certificates.iter().filter(|c| {
         let stage = ExpiryStage::of(c.not_after, now);

@@ -1,4 +1,5 @@
-//! RunningListener sockets that outlive a process: how one passes them on and another takes them.
+//! Socket handover between processes of a binary upgrade: listening sockets are inherited by one and passed
+//! on by the other.
 
 use std::io;
 use std::net::{SocketAddr, TcpListener as StdListener};
@@ -10,12 +11,12 @@ use tokio::sync::OwnedMutexGuard;
 use super::listener_set::{Edge, ListenerSet};
 
 impl Edge {
-    /// Takes sockets that another process bound, by configured address. [`apply`](Self::apply) uses them
-    /// where it would bind; of several of one address the first comes first. What it has no use for stays
-    /// here until [`close_inherited`](Self::close_inherited).
+    /// Takes listening sockets that another process bound, by configured address. [`apply`](Self::apply) uses
+    /// them where it would bind; of several sockets of one address the first goes first. Unused sockets stay
+    /// open until [`close_inherited`](Self::close_inherited).
     ///
     /// # Errors
-    /// When a socket cannot be used at all.
+    /// When a socket cannot be made non-blocking.
     pub fn inherit(&self, sockets: Vec<(SocketAddr, StdListener)>) -> io::Result<()> {
         for (_, socket) in &sockets {
             socket.set_nonblocking(true)?;
@@ -24,24 +25,24 @@ impl Edge {
         Ok(())
     }
 
-    /// Closes what was inherited and is not used, as seen from this process alone.
+    /// Closes inherited sockets that were not used, in this process alone.
     pub fn close_inherited(&self) {
         self.inner.inherited.lock().clear();
     }
 
-    /// Makes listeners bind, but not accept until [`start_accepting`](Self::start_accepting). Call it before the first
-    /// [`apply`](Self::apply): a listener that accepts goes on.
+    /// Makes listeners bind without accepting until [`start_accepting`](Self::start_accepting). Call it
+    /// before the first [`apply`](Self::apply): an accept loop that runs cannot be paused.
     pub fn pause_accepting(&self) {
         self.inner.context.accepting.send_replace(false);
     }
 
-    /// Lets every listener accept.
+    /// Starts every accept loop.
     pub fn start_accepting(&self) {
         self.inner.context.accepting.send_replace(true);
     }
 
-    /// Keeps the listeners as they are until the guard is gone: a reload meanwhile waits with its
-    /// listeners, and no other. Cancel-safe.
+    /// Locks the set of listeners until the guard is dropped: a reload waits at its listeners meanwhile.
+    /// Cancel-safe.
     pub async fn freeze_listeners(&self) -> FrozenListeners {
         FrozenListeners {
             stopped: Arc::clone(&self.inner.stopped).lock_owned().await,
@@ -57,28 +58,28 @@ impl ListenerSet {
         Some(inherited.remove(at).1)
     }
 
-    /// Whether nothing has to be bound for this address.
+    /// Whether an inherited socket has this address, so that nothing has to be bound.
     pub(super) fn is_inherited(&self, address: SocketAddr) -> bool {
         self.inherited.lock().iter().any(|(of, _)| *of == address)
     }
 }
 
-/// An edge whose listeners do not change.
+/// Guard of a set of listeners that does not change.
 pub struct FrozenListeners {
     inner: Arc<ListenerSet>,
     stopped: OwnedMutexGuard<bool>,
 }
 
 impl FrozenListeners {
-    /// Every listening socket by its configured address, in the order of the settings.
+    /// Duplicates of every listening socket by configured address, in the order of the settings.
     ///
     /// # Errors
-    /// When this process may have no more descriptors.
+    /// When the process is out of file descriptors.
     pub fn sockets(&self) -> io::Result<Vec<(SocketAddr, OwnedFd)>> {
         let listening = self.inner.listening.lock();
         let mut all = Vec::with_capacity(listening.len());
         for listening in listening.iter() {
-            // Without one its accept loop has ended, which only a bug can do here.
+            // Absent only if the accept loop ended, which only a bug can cause here.
             if let Some(socket) = listening.socket.upgrade() {
                 let index = listening.listener.config.load_full().index;
                 all.push((index, listening.address, socket.as_fd().try_clone_to_owned()?));
@@ -92,8 +93,8 @@ impl FrozenListeners {
             .collect())
     }
 
-    /// Ends accepting for good, as [`Edge::stop_accepting`] does. A socket that another process has, too,
-    /// stays open there, with the queue that both share.
+    /// Stops accepting for good, as [`Edge::stop_accepting`] does. A socket that another process has too
+    /// stays open there, with the accept queue that both share.
     pub async fn stop_accepting(mut self) {
         *self.stopped = true;
         self.inner.stop_all().await;

@@ -23,26 +23,28 @@ use super::metrics::{CloseReason, ConnectionGauge, ConnectionProtocol, ListenerM
 use super::prepare::{Prepared, prepare};
 use super::tls::TlsTerminator;
 
-/// As much as the kernel allows (`net.core.somaxconn`): a burst waits there, not in retransmitted SYNs.
+/// The listen backlog, as long as the kernel allows (`net.core.somaxconn`): a burst waits there, not in
+/// retransmitted SYNs.
 const BACKLOG: i32 = 65_535;
-/// Between two tries while descriptors or memory are out.
+/// Pause between two tries to accept while descriptors or memory are out.
 const EXHAUSTED_PAUSE: Duration = Duration::from_millis(20);
-/// Descriptors that clients never get, unless there are few: log, listeners, runtimes and backends.
+/// File descriptors that clients' connections never get, unless the limit is small: for logs, listeners,
+/// runtimes and backends.
 const DESCRIPTOR_RESERVE: usize = 128;
-/// How many times the accept queue is tried again on the way out while descriptors are out.
+/// How many times the accept queue is tried again when the listener closes while descriptors are out.
 const EXHAUSTED_TRIES: usize = 50;
 
-/// Why a listener cannot listen.
+/// Why a listener cannot be bound.
 #[derive(Debug, thiserror::Error)]
 #[error("cannot listen on {address}: {}", bind_error_text(.source))]
 pub struct ListenerBindError {
-    /// Where.
+    /// The configured address.
     pub address: SocketAddr,
     /// Why.
     pub source: io::Error,
 }
 
-/// Why an address cannot be bound, in words that say what to do.
+/// The text of a bind error, with a hint of what to do.
 pub(crate) fn bind_error_text(error: &io::Error) -> String {
     match error.kind() {
         ErrorKind::AddrInUse => "the port is taken".to_owned(),
@@ -52,7 +54,8 @@ pub(crate) fn bind_error_text(error: &io::Error) -> String {
     }
 }
 
-/// Binds and listens. `v6_only` leaves the same port of IPv4 to another listener. Must be called in a runtime.
+/// Binds a listening socket. `v6_only` leaves the same port of IPv4 to another listener. Must be called in a
+/// tokio runtime.
 ///
 /// # Errors
 /// [`ListenerBindError`] names the address.
@@ -63,12 +66,12 @@ pub(super) fn bind(address: SocketAddr, v6_only: bool) -> Result<TcpListener, Li
             Type::STREAM,
             Some(SocketProtocol::TCP),
         )?;
-        // Connections of a process before this one may still be in TIME_WAIT.
+        // SO_REUSEADDR: connections of an earlier process may still be in TIME_WAIT.
         socket.set_reuse_address(true)?;
         if address.is_ipv6() {
             socket.set_only_v6(v6_only)?;
         }
-        // Accepted sockets inherit these, which saves two system calls for each.
+        // Accepted sockets inherit these options, which saves two system calls for each connection.
         socket.set_tcp_nodelay(true)?;
         let alive = TcpKeepalive::new()
             .with_time(Duration::from_secs(60))
@@ -82,20 +85,20 @@ pub(super) fn bind(address: SocketAddr, v6_only: bool) -> Result<TcpListener, Li
     listen().map_err(|source| ListenerBindError { address, source })
 }
 
-/// Gives the settings in force.
+/// Returns the settings in force.
 pub type CurrentSettings = Arc<dyn Fn() -> Arc<Settings> + Send + Sync>;
 
-/// What the connections of all listeners share.
+/// State that the connections of all listeners share.
 pub(super) struct EdgeContext {
     pub(super) settings: CurrentSettings,
     pub(super) handler: Arc<dyn ConnectionHandler>,
     pub(super) limiter: Arc<ConnectionLimiter>,
     pub(super) drain: watch::Sender<Drain>,
-    /// Whether listeners accept yet; once they do, they do for good.
+    /// Whether the accept loops run; once they do, they run for good.
     pub(super) accepting: watch::Sender<bool>,
 }
 
-/// What a connection finds where it comes in; a reload changes it for the connections that follow.
+/// A listener's configuration; a reload replaces it for the connections that follow.
 #[derive(Debug, Clone)]
 pub(super) struct ListenerConfig {
     pub(super) index: usize,
@@ -105,7 +108,7 @@ pub(super) struct ListenerConfig {
     pub(super) http2: Http2Settings,
 }
 
-/// One listener's part of its connections.
+/// State that the connections of one listener share.
 pub(super) struct Listener {
     pub(super) bound: SocketAddr,
     pub(super) config: ArcSwap<ListenerConfig>,
@@ -114,13 +117,15 @@ pub(super) struct Listener {
 }
 
 impl Listener {
-    /// Accepts until `stop` resolves or its sender is gone; then serves what the kernel has queued, and closes.
-    /// Where the edge is not open yet, nothing is accepted: what is queued is another process's to serve.
+    /// The accept loop. Runs until `stop` resolves or its sender is dropped, then serves the connections in
+    /// the accept queue and closes the socket. While the edge does not accept yet, nothing is accepted: the
+    /// queue is another process's to serve.
     pub(super) async fn run(self: Arc<Self>, socket: Arc<TcpListener>, mut stop: oneshot::Receiver<()>) {
         let mut accepting = self.context.accepting.subscribe();
         tokio::select! {
             biased;
-            // Its sender lives in `self`. First: an open listener empties its queue on the way out.
+            // Cannot fail: the sender lives in `self`. Checked before `stop`: a listener that accepts empties
+            // its queue when it closes.
             _ = accepting.wait_for(|accepting| *accepting) => {}
             _ = &mut stop => return,
         }
@@ -157,11 +162,11 @@ impl Listener {
         self.empty_accept_queue(socket).await;
     }
 
-    /// Serves the clients whose connection the kernel has completed: closing now would reset them.
+    /// Serves the connections in the accept queue: closing the socket would reset them.
     async fn empty_accept_queue(&self, socket: Arc<TcpListener>) {
         let mut tries = 0;
         loop {
-            // Past tokio, which may not know yet that there are any.
+            // accept(2) past tokio, whose driver may not know yet that there are any.
             let accepted = SockRef::from(&*socket).accept().and_then(|(connection, peer)| {
                 connection.set_nonblocking(true)?;
                 let peer = peer.as_socket().ok_or(ErrorKind::InvalidInput)?;
@@ -183,7 +188,7 @@ impl Listener {
         }
     }
 
-    /// Starts the connection's task, or drops it where there are too many.
+    /// Spawns the connection's task, or closes the connection where a limit is reached.
     fn start_task(&self, socket: TcpStream, peer: SocketAddr) {
         let limits = (self.context.settings)().limits.clone();
         let limiter = &self.context.limiter;
@@ -214,18 +219,19 @@ impl Listener {
     }
 }
 
-/// How many connections of clients the descriptors are enough for: those that are open must still reach their
-/// backends (a descriptor each), and an operator the admin listener, when all the others are taken.
+/// How many client connections the file descriptor limit allows: those that are open must still reach their
+/// backends (one descriptor each), and an operator the admin listener, when the share is used up.
 fn descriptor_share() -> Option<usize> {
-    // Asked each time, which costs a tenth of a microsecond: an operator may change it (prlimit).
+    // getrlimit at each accept costs 0.1 µs; an operator may change the limit of a running process (prlimit).
     let (soft, _) = getrlimit(Resource::RLIMIT_NOFILE).ok()?;
     let soft = usize::try_from(soft).ok()?;
     Some(soft - (soft / 4).max(DESCRIPTOR_RESERVE).min(soft / 2))
 }
 
-/// Whether a failed accept took a connection off the queue with it; anything else fails again at once.
+/// Whether a failed accept(2) took a connection off the queue; after any other error accept fails again at
+/// once.
 fn took_connection_along(error: &io::Error) -> bool {
-    // As accept(2) lists them for TCP: errors that were already pending on the new socket.
+    // The list of accept(2) for TCP: errors that were already pending on the new socket.
     matches!(
         error.raw_os_error().map(Errno::from_raw),
         Some(
@@ -246,7 +252,7 @@ fn took_connection_along(error: &io::Error) -> bool {
     )
 }
 
-/// One connection from accept to close.
+/// The task of one connection, from accept to close.
 struct ConnectionTask {
     bound: SocketAddr,
     config: Arc<ListenerConfig>,
@@ -258,7 +264,8 @@ struct ConnectionTask {
 impl ConnectionTask {
     async fn run(self, socket: TcpStream, peer: SocketAddr, guard: ConnectionGuard) {
         let mut gauge = ConnectionGauge::open(Arc::clone(&self.metrics));
-        // The connection's state is dropped with the future; nothing that is context is left half changed.
+        // Unwind-safe: the connection's state is dropped with the future, and shared state is never left half
+        // changed.
         let served = AssertUnwindSafe(self.serve(socket, peer, &mut gauge)).catch_unwind();
         let reason = served.await.unwrap_or_else(|_| {
             error!(listener = %self.bound, %peer, "a connection's task panicked");
@@ -267,16 +274,17 @@ impl ConnectionTask {
         debug!(listener = %self.bound, %peer, %reason, "closed");
         drop(gauge);
         self.metrics.closed(reason);
-        // Last: who waits for the last connection finds it counted.
+        // Dropped last: whoever waits for the last connection's end finds the connection in the metrics.
         drop(guard);
     }
 
     async fn serve(&self, socket: TcpStream, peer: SocketAddr, gauge: &mut ConnectionGauge) -> CloseReason {
-        // One deadline for all that comes before HTTP: bytes trickling in do not move it.
+        // One deadline for PROXY header, handshake and first bytes together: a trickle of bytes does not
+        // extend it.
         let deadline = Instant::now() + self.limits.header_timeout;
         let mut drain = self.context.drain.subscribe();
         let mut early = drain.clone();
-        // Boxed, so that the handshake's state does not stay in the task for the connection's life.
+        // Boxed, so that the connection's task keeps no room for the handshake's state.
         let prepared = Box::pin(prepare(
             socket,
             peer,

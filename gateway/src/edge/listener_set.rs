@@ -1,4 +1,4 @@
-//! The edge as a whole: listeners that follow the settings, and the way out.
+//! The set of listeners: follows the settings, and drains.
 
 use std::fmt;
 use std::net::{SocketAddr, TcpListener as StdListener};
@@ -22,13 +22,13 @@ use super::metrics::EdgeMetrics;
 use super::prebind::PreboundSocket;
 use super::tls::{FILES_CHECKED_EVERY, Reload, TlsTerminator};
 
-/// Why a listener is not as the settings want it.
+/// Why a listener differs from the settings.
 #[derive(Debug, thiserror::Error)]
 pub enum ListenerError {
-    /// It is not there.
+    /// The listener could not be bound.
     #[error(transparent)]
     Bind(#[from] ListenerBindError),
-    /// Its certificates are not served; a listener from before goes on with those it has.
+    /// Certificates were refused. A listener that is running keeps the certificates it has.
     #[error("listener {address}: {}", List(errors))]
     Tls {
         /// The configured address.
@@ -49,22 +49,22 @@ impl fmt::Display for List<'_> {
     }
 }
 
-/// A listener that is there.
+/// A bound listener.
 #[derive(Debug, Clone)]
 pub struct ListenerStatus {
-    /// As configured.
+    /// The configured address.
     pub address: SocketAddr,
-    /// As bound; differs where the configured port is 0.
+    /// The bound address; differs from the configured one where the configured port is 0.
     pub bound: SocketAddr,
-    /// What it may serve.
+    /// Which routes the listener may serve.
     pub visibility: Visibility,
-    /// What it serves over TLS; `None` for a plain one.
+    /// The certificates served over TLS; `None` for a plain listener.
     pub certificates: Option<Vec<Arc<Certificate>>>,
 }
 
-/// All listeners and their connections.
+/// All listeners of the process, with their connections.
 ///
-/// Dropping it stops accepting; connections that are open live on.
+/// Dropping the edge stops the accept loops; open connections are served to their end.
 pub struct Edge {
     pub(super) inner: Arc<ListenerSet>,
     watcher: JoinHandle<()>,
@@ -73,22 +73,22 @@ pub struct Edge {
 pub(super) struct ListenerSet {
     pub(super) context: Arc<EdgeContext>,
     metrics: Arc<dyn EdgeMetrics>,
-    /// One change at a time; `true` once nothing may listen any more.
+    /// Serialises changes of the set; the value is `true` once the set is closed for good.
     pub(super) stopped: Arc<tokio::sync::Mutex<bool>>,
     pub(super) listening: Mutex<Vec<RunningListener>>,
-    /// Bound by another process, by the configured address; used in place of binding.
+    /// Sockets bound by another process, by configured address: taken in place of binding.
     pub(super) inherited: Mutex<Vec<(SocketAddr, StdListener)>>,
-    /// For the next change.
+    /// Sockets bound ahead of the next change.
     pub(super) prebound: Mutex<Vec<PreboundSocket>>,
-    /// Somebody knows that a certificate's file may be another.
+    /// Wakes the check of certificate files before its interval is over.
     files_changed: Notify,
 }
 
-/// A running listener. Dropping it makes the accept loop end in its own time.
+/// A bound listener with its accept loop. Dropping it makes the accept loop end in its own time.
 pub(super) struct RunningListener {
     pub(super) address: SocketAddr,
     pub(super) listener: Arc<Listener>,
-    /// The accept loop owns it.
+    /// The socket; the accept loop owns it.
     pub(super) socket: Weak<TcpListener>,
     stop: oneshot::Sender<()>,
     task: JoinHandle<()>,
@@ -105,9 +105,9 @@ impl RunningListener {
 }
 
 impl Edge {
-    /// An edge without listeners; [`apply`](Self::apply) binds them. Limits are asked of `settings` for
-    /// each connection. `drain` is the phase that it moves along and everybody else watches. Must be called in
-    /// a runtime.
+    /// An edge without listeners; [`apply`](Self::apply) binds them. `settings` is called for the limits of
+    /// each connection. `drain` holds the drain phase, which the edge advances and connections watch. Must be
+    /// called in a tokio runtime.
     pub fn new(
         settings: CurrentSettings,
         handler: Arc<dyn ConnectionHandler>,
@@ -134,12 +134,14 @@ impl Edge {
         Self { inner, watcher }
     }
 
-    /// Makes the listeners those of the settings: binds new ones, closes those that are gone as
-    /// [`stop_accepting`](Self::stop_accepting) does, changes the others in place for connections to come.
+    /// Reconciles the listeners with the settings: binds new ones, closes removed ones as
+    /// [`stop_accepting`](Self::stop_accepting) does, and changes the others in place for connections to
+    /// come.
     ///
-    /// A listener that cannot be as wanted is reported and harms no other; the next call tries again. Those
-    /// that are gone close first, so that their ports are free. Reads certificates on the blocking pool. When the
-    /// future is dropped half way, the next call completes the change.
+    /// A listener that fails is returned as an error and affects no other listener; the next call tries
+    /// again. Removed listeners close first, so that their ports are free. Certificates are read on the
+    /// blocking pool. Not atomic under cancellation: when the future is dropped half way, the next call
+    /// completes the change.
     pub async fn apply(&self, settings: &Settings) -> Vec<ListenerError> {
         let stopped = self.inner.stopped.lock().await;
         if *stopped {
@@ -200,13 +202,13 @@ impl Edge {
         errors
     }
 
-    /// Looks at certificate files now instead of in a few seconds: something happened to one of them. Never
-    /// blocks.
+    /// Checks the certificate files now instead of at the next interval. For a watcher that saw one of the
+    /// files change. Never blocks.
     pub fn recheck_files(&self) {
         self.inner.files_changed.notify_one();
     }
 
-    /// What listens now.
+    /// The bound listeners, in the order of the settings.
     pub fn listeners(&self) -> Vec<ListenerStatus> {
         let listening = self.inner.listening.lock();
         let mut all: Vec<_> = listening
@@ -225,12 +227,12 @@ impl Edge {
             .collect()
     }
 
-    /// Begins the way out: connections are told to hurry, new ones are still accepted.
+    /// Starts the drain: open connections end as soon as they can, new ones are still accepted.
     pub fn drain(&self) {
         self.advance(Drain::Draining);
     }
 
-    /// Ends the way out: connections are told to end now, those not ready for HTTP are closed.
+    /// Ends the drain: open connections end now, and those whose protocol is not known yet are closed.
     pub fn close(&self) {
         self.advance(Drain::Closing);
     }
@@ -243,20 +245,20 @@ impl Edge {
         });
     }
 
-    /// How far it is on the way out.
+    /// The drain phase, to be watched.
     pub fn phase(&self) -> watch::Receiver<Drain> {
         self.inner.context.drain.subscribe()
     }
 
-    /// Closes every listener for good; resolves when all are closed. Clients that the kernel has accepted are
-    /// served: their connections are not reset.
+    /// Closes every listener for good; resolves when all are closed. Connections in the accept queues are
+    /// served, not reset.
     pub async fn stop_accepting(&self) {
         let mut stopped = self.inner.stopped.lock().await;
         *stopped = true;
         self.inner.stop_all().await;
     }
 
-    /// Connections open now, those not yet ready for HTTP included.
+    /// The number of open connections, those not yet ready for HTTP included.
     pub fn open_connections(&self) -> usize {
         self.inner.context.limiter.open()
     }
@@ -290,7 +292,8 @@ impl ListenerSet {
         listening.iter().map(|l| (l.address, l.listener.bound)).collect()
     }
 
-    /// For each wanted listener the running one of its address, and those that nobody wants, taken out.
+    /// Matches wanted listeners with running ones by configured address. Returns the running listener of each
+    /// wanted one, and the listeners that nothing wants any more, taken out of the set.
     fn match_running(
         &self,
         wanted: &[ListenerSettings],
@@ -300,7 +303,7 @@ impl ListenerSet {
         let kept = wanted
             .iter()
             .map(|wanted| {
-                // Several may want the same address: port 0 is as many ports.
+                // Several may have the same configured address: each port 0 is another port.
                 let at = unclaimed.iter().position(|l| l.address == wanted.address)?;
                 listening.push(unclaimed.remove(at));
                 listening.last().map(|l| Arc::clone(&l.listener))
@@ -309,10 +312,10 @@ impl ListenerSet {
         (kept, unclaimed)
     }
 
-    /// Stops every accept loop; resolves when all have ended.
+    /// Stops every accept loop; resolves when all loops have ended.
     pub(super) async fn stop_all(&self) {
         let all = std::mem::take(&mut *self.listening.lock());
-        // One after another, while all of them have been told.
+        // Awaited one after another, once all loops were signalled to stop.
         let mut tasks = Vec::with_capacity(all.len());
         for listening in all {
             drop(listening.stop);
@@ -359,7 +362,8 @@ impl ListenerSet {
     }
 }
 
-/// `[::]` takes IPv4 clients too, unless the settings have a listener for those at the same port.
+/// Whether a listener takes IPv6 clients only. `[::]` takes IPv4 clients too, unless the settings have an
+/// IPv4 listener of the same port.
 pub(super) fn v6_only(wanted: &ListenerSettings, settings: &Settings) -> bool {
     let port = wanted.address.port();
     let mut others = settings.listeners.iter().map(|l| l.address);
@@ -368,7 +372,8 @@ pub(super) fn v6_only(wanted: &ListenerSettings, settings: &Settings) -> bool {
 
 type LoadedTerminator = (Option<Arc<TlsTerminator>>, Vec<CertificateError>);
 
-/// The terminator a listener needs, the one it has where possible, and what was refused although it goes on.
+/// Loads a listener's TLS terminator, the running one's where there is one. Returns it with the certificates
+/// that were refused although it goes on.
 async fn terminator(
     wanted: &ListenerSettings,
     old: Option<Arc<TlsTerminator>>,
@@ -385,7 +390,7 @@ async fn terminator(
     });
     match load.await {
         Ok(loaded) => loaded,
-        // Cancelled: the runtime ends. A panic is a bug; it stays one.
+        // A cancelled task: the runtime shuts down. A panic is a bug and goes on as one.
         Err(e) => match e.try_into_panic() {
             Ok(panic) => std::panic::resume_unwind(panic),
             Err(_) => Err(Vec::new()),
@@ -393,14 +398,14 @@ async fn terminator(
     }
 }
 
-/// Serves what certificate files hold now, from a few seconds after they changed or once it is told of it.
+/// Polls the certificate files and reloads those that changed, every few seconds and when it is notified.
 async fn watch_files(inner: Arc<ListenerSet>) {
     loop {
         tokio::select! {
             () = sleep(FILES_CHECKED_EVERY) => {}
             () = inner.files_changed.notified() => {}
         }
-        // Not while listeners change: a terminator is loaded by one at a time.
+        // Not while the listeners change: a terminator must not be loaded by two tasks at once.
         let changing = inner.stopped.lock().await;
         let configs: Vec<_> = inner
             .listening

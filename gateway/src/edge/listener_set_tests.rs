@@ -229,7 +229,7 @@ async fn dropping_the_edge_stops_accepting_only() {
 
 const CHILD: &str = "edge::listener_set::tests::descriptors_run_out_in_a_process_of_its_own";
 
-/// The limit is the process's, so the test runs in a child.
+/// The descriptor limit is the process's, so the test runs in a child process.
 #[test]
 fn running_out_of_descriptors_neither_spins_nor_loses_anybody() {
     let child = std::process::Command::new(std::env::current_exe().unwrap())

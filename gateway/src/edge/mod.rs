@@ -1,9 +1,11 @@
-//! Everything before HTTP: bind, accept, limits, PROXY, TLS, sniffing, per-connection drain.
+//! The network edge, before HTTP: binding, accept loops, connection limits, PROXY protocol, TLS, protocol
+//! detection, per-connection drain.
 //!
-//! `listener_set` holds the listeners and the way out, `inherited_sockets` passes them to another process; `listener` accepts and owns each connection's task;
-//! `prepare` takes a socket through `proxy_protocol`, `connection_limits`, `tls` (over `certificates`) and the
-//! first bytes to what [`ConnectionHandler`] gets; `stream` and `connection` are what it gets. `expiry` says which
-//! certificates end soon.
+//! `listener_set` holds the listeners and drains them; `prebind` and `inherited_sockets` provide sockets
+//! other than by binding at once; `listener` runs an accept loop and the task of each connection; `prepare`
+//! takes a socket through `proxy_protocol`, `connection_limits`, `tls` (over `certificates`) and the first
+//! bytes to the [`Connection`] that [`ConnectionHandler`] gets, read from `stream`. `expiry` logs
+//! certificates that end soon.
 
 pub(crate) mod certificates;
 mod connection;

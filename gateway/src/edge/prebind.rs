@@ -1,4 +1,4 @@
-//! Sockets of listeners to come, had before anybody is told of them.
+//! Pre-binds new listeners before a config is accepted, so that a taken port rejects the config.
 
 use std::io::ErrorKind;
 use std::net::SocketAddr;
@@ -9,7 +9,7 @@ use tokio::net::TcpListener;
 use super::listener::{ListenerBindError, bind};
 use super::listener_set::{Edge, ListenerSet, v6_only};
 
-/// A socket that nobody accepts from yet.
+/// A bound socket without an accept loop.
 pub(super) struct PreboundSocket {
     address: SocketAddr,
     v6_only: bool,
@@ -17,10 +17,9 @@ pub(super) struct PreboundSocket {
 }
 
 impl Edge {
-    /// Binds what these settings want and nobody listens on yet, for the next
-    /// [`apply`](Self::apply) of them. Returns what cannot be had, by its index; then nothing is
-    /// kept. What a listener that is to go still has in use is left to `apply`. Must be called in
-    /// a runtime.
+    /// Binds the listeners that these settings add, for the next [`apply`](Self::apply) of them. Returns the
+    /// addresses that cannot be bound, by index in the settings; then no socket is kept. A port still in use
+    /// by a listener that these settings remove is left to `apply`. Must be called in a tokio runtime.
     pub async fn prebind(&self, settings: &Settings) -> Vec<(usize, ListenerBindError)> {
         let stopped = self.inner.stopped.lock().await;
         if *stopped {
@@ -28,7 +27,7 @@ impl Edge {
         }
         let mut prebound = Vec::new();
         let mut errors = Vec::new();
-        // Some((address, bound)) of each, until a wanted one is found to be it.
+        // Configured and bound address of each running listener, until a wanted one matches it.
         let mut running = self.inner.addresses();
         let mut new = Vec::new();
         for (index, wanted) in settings.listeners.iter().enumerate() {
@@ -57,13 +56,13 @@ impl Edge {
     }
 }
 
-/// Whether a listener that is to go has this port.
+/// Whether one of the listeners to be removed has this port.
 fn frees_port(going: &[(SocketAddr, SocketAddr)], address: SocketAddr) -> bool {
     going.iter().any(|(_, bound)| bound.port() == address.port())
 }
 
 impl ListenerSet {
-    /// The socket that was prebound for this, or a new one.
+    /// The pre-bound socket of this address, or a newly bound one.
     pub(super) fn socket(
         &self,
         address: SocketAddr,

@@ -1,4 +1,5 @@
-//! From an accepted socket to a connection ready for HTTP: PROXY header, client limit, TLS, first bytes.
+//! Connection set-up, from an accepted socket to a connection ready for HTTP: PROXY header, client limit,
+//! TLS, protocol detection.
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
@@ -21,19 +22,19 @@ use super::stream::{SocketStream, read_more};
 
 const H2_PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
-/// How long a connection may say nothing once the gateway is on its way out.
+/// How long a connection may send nothing while the gateway drains.
 const SILENT_WHILE_DRAINING: Duration = Duration::from_secs(1);
 
-/// A connection and its guard among its client's.
+/// A prepared connection with the guard of its client's limit.
 pub(super) struct Prepared {
     pub(super) connection: Connection,
     pub(super) client: ClientConnectionGuard,
 }
 
-/// Prepares one connection. The caller bounds the time; dropping the future closes the connection.
+/// Prepares one connection. The caller sets the deadline; dropping the future closes the connection.
 ///
 /// # Errors
-/// Why it is to be closed. Nothing was answered: it is not known yet in what.
+/// Why the connection is to be closed. No error is sent to the client, since its protocol is not known yet.
 pub(super) async fn prepare(
     socket: TcpStream,
     peer: SocketAddr,
@@ -51,7 +52,7 @@ pub(super) async fn prepare(
     };
     let mut seen = BytesMut::new();
     let (guard, announced) = match &config.proxy_protocol {
-        // Before a byte is waited for: silent connections count most of all.
+        // Before the first read: silent connections have to count too.
         None => {
             let guard = acquire(peer)?;
             first_bytes(&socket, &mut seen, drain).await?;
@@ -83,7 +84,7 @@ pub(super) async fn prepare(
     let (io, tls, http_version): (Box<dyn ByteStream>, _, _) = match (&config.tls, plain) {
         (Some(tls), _) => {
             let (stream, info, http_version) = tls.accept(stream).await.map_err(|error| {
-                // Scanners do this all day: counted, and told only to who asks for it.
+                // Logged at debug level only, and counted: scanners cause failed handshakes all day.
                 debug!(%peer, %client, %bound, %error, "TLS handshake failed");
                 CloseReason::TlsFailed
             })?;
@@ -111,23 +112,24 @@ pub(super) async fn prepare(
     })
 }
 
-/// IPv4 clients of a dual-stack listener are IPv4 clients.
+/// Unmaps IPv4-mapped addresses: clients of a dual-stack listener are IPv4 clients.
 fn canonical(address: SocketAddr) -> SocketAddr {
     match address.ip().to_canonical() {
         v4 @ IpAddr::V4(_) => SocketAddr::new(v4, address.port()),
-        // As it is: it may have a scope.
+        // The address as it is, for its scope id.
         IpAddr::V6(_) => address,
     }
 }
 
-/// Waits for the client's first bytes; a client that says nothing does not hold up the way out.
+/// Waits for the client's first bytes; while the gateway drains, only for a short while.
 async fn first_bytes(
     socket: &TcpStream,
     seen: &mut BytesMut,
     drain: &mut watch::Receiver<Drain>,
 ) -> Result<(), CloseReason> {
     let hurry = async {
-        // The sender lives as long as any connection; were it gone, this would be the way out, too.
+        // Cannot fail: the sender lives as long as any connection. If it were gone, that would be a drain,
+        // too.
         let _ = drain.wait_for(|phase| *phase >= Drain::Draining).await;
         sleep(SILENT_WHILE_DRAINING).await;
     };
@@ -138,17 +140,17 @@ async fn first_bytes(
     }
 }
 
-/// Reads more first bytes; the client's leaving is an error here.
+/// Reads more of the first bytes; end of stream is an error here.
 async fn more_bytes(socket: &TcpStream, seen: &mut BytesMut) -> Result<(), CloseReason> {
     match read_more(socket, seen).await {
         Ok(1..) => Ok(()),
-        // Some balancers end their probe with a reset.
+        // Some load balancers end their probe with a reset.
         Ok(0) | Err(_) if seen.is_empty() => Err(CloseReason::Probe),
         Ok(0) | Err(_) => Err(CloseReason::ClientGone),
     }
 }
 
-/// Takes the PROXY header from the first bytes, if there is one, and leaves what follows it.
+/// Parses the PROXY header at the front of the first bytes, if there is one, and leaves what follows.
 async fn read_proxy_header(
     spoken: &ProxyProtocol,
     socket: &TcpStream,
@@ -182,7 +184,8 @@ fn may_send_header(from: &[IpNet], peer: SocketAddr) -> bool {
     from.iter().any(|net| net.contains(&peer.ip()))
 }
 
-/// HTTP/2 by prior knowledge starts with its preface; everything else is HTTP/1's to judge.
+/// Protocol detection: HTTP/2 by prior knowledge begins with its preface; anything else is for the HTTP/1
+/// codec to judge.
 async fn sniff(socket: &TcpStream, seen: &mut BytesMut) -> Result<HttpVersion, CloseReason> {
     loop {
         let n = seen.len().min(H2_PREFACE.len());

@@ -1,4 +1,4 @@
-//! What the edge's tests share: settings, a service that reports and echoes, counted closes, certificates.
+//! Test fixture of the edge: settings, a handler that reports and echoes, counted closes, certificates.
 
 use std::collections::HashMap;
 use std::fs;
@@ -22,7 +22,7 @@ use tokio::time::{Instant, sleep, timeout};
 
 use super::*;
 
-/// Generous: reached only by a test that fails.
+/// Timeout of a wait; reached only by a test that fails.
 pub(super) const PATIENCE: Duration = Duration::from_secs(20);
 
 pub(super) fn any_port() -> SocketAddr {
@@ -78,7 +78,7 @@ pub(super) fn settings(listeners: Vec<ListenerSettings>) -> Settings {
     }
 }
 
-/// Tells of each connection it is given and echoes until the client's end or [`Drain::Closing`].
+/// A handler that reports each connection and echoes until the client's end or [`Drain::Closing`].
 struct Echo(mpsc::UnboundedSender<(Arc<ConnectionInfo>, HttpVersion)>);
 
 impl ConnectionHandler for Echo {
@@ -145,7 +145,7 @@ impl ListenerMetrics for Counts {
     }
 }
 
-/// All listeners counted as one.
+/// Counts all listeners as one.
 struct AllAsOne(Arc<Counts>);
 
 impl EdgeMetrics for AllAsOne {
@@ -171,7 +171,7 @@ impl EdgeFixture {
         fixture
     }
 
-    /// Without listeners yet.
+    /// A fixture without listeners.
     pub(super) fn unbound(settings: Settings) -> Self {
         let published = Arc::new(Mutex::new(Arc::new(settings.clone())));
         let reader = Arc::clone(&published);
@@ -229,7 +229,7 @@ pub(super) async fn eventually(condition: impl Fn() -> bool, told: impl Fn() -> 
     }
 }
 
-/// Sends and expects it back.
+/// Sends `bytes` and expects them back.
 pub(super) async fn echo(stream: &mut (impl AsyncReadExt + AsyncWriteExt + Unpin), bytes: &[u8]) {
     stream.write_all(bytes).await.unwrap();
     let mut got = vec![0; bytes.len()];
@@ -240,7 +240,7 @@ pub(super) async fn echo(stream: &mut (impl AsyncReadExt + AsyncWriteExt + Unpin
     assert_eq!(got, bytes);
 }
 
-/// Expects the other side to close, with a FIN or a reset.
+/// Expects the peer to close, with a FIN or a reset.
 pub(super) async fn expect_close(stream: &mut TcpStream) {
     let read = timeout(PATIENCE, stream.read(&mut [0; 1])).await.unwrap();
     assert!(matches!(read, Ok(0) | Err(_)), "{read:?}");
@@ -266,7 +266,7 @@ pub(super) fn tls_listener(certificates: Vec<CertificateFiles>) -> ListenerSetti
     }
 }
 
-/// Takes any certificate: the tests look at which one came.
+/// Accepts any certificate: the tests look at which one was served.
 #[derive(Debug)]
 struct AnyCertificate;
 
@@ -323,7 +323,7 @@ pub(super) fn client_config(alpn: &[&str]) -> Arc<ClientConfig> {
 
 pub(super) type TlsClient = tokio_rustls::client::TlsStream<TcpStream>;
 
-/// Connects with TLS and asks for a name; an address sends none.
+/// Performs a TLS handshake with this server name; an address sends none.
 pub(super) async fn handshake(config: &Arc<ClientConfig>, tcp: TcpStream, name: &str) -> TlsClient {
     let name = ServerName::try_from(name.to_owned()).unwrap();
     let connector = tokio_rustls::TlsConnector::from(Arc::clone(config));

@@ -89,7 +89,7 @@ fn every_suite_of_the_settings_exists() {
     assert_eq!(all, ring::default_provider().cipher_suites.len());
 }
 
-/// More than any cache of sessions by default: only stateless tickets let all of them resume.
+/// More clients than a default session cache holds: only stateless tickets let all of them resume.
 #[tokio::test]
 async fn many_clients_resume_and_under_any_certificate_of_the_listener() {
     const CLIENTS: usize = 300;
