@@ -1,4 +1,4 @@
-//! A stream that was read ahead: bytes already read come first.
+//! A stream with bytes put back in front.
 
 use std::io;
 use std::pin::Pin;
@@ -6,7 +6,7 @@ use std::task::{Context, Poll};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-/// A stream with bytes in front that were read from the stream before.
+/// A stream that yields bytes already read ahead of those of the inner stream.
 #[derive(Debug)]
 pub(crate) struct PrefixedIo<S> {
     early: Box<[u8]>,

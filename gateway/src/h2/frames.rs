@@ -1,9 +1,9 @@
-//! Frame heads out of a byte stream that comes in any pieces.
+//! Incremental scanner of HTTP/2 frame headers in a byte stream.
 
-/// A frame's nine bytes, read.
+/// A parsed frame header (RFC 9113, 4.1).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct FrameHeader {
-    /// Bytes of payload.
+    /// The payload's length in bytes.
     pub len: u32,
     /// The type.
     pub kind: u8,
@@ -14,7 +14,7 @@ pub struct FrameHeader {
 }
 
 impl FrameHeader {
-    /// Its size on the wire, without the payload.
+    /// Size of a frame header, in bytes.
     pub const SIZE: usize = 9;
 
     fn read(bytes: [u8; Self::SIZE]) -> Self {
@@ -23,7 +23,7 @@ impl FrameHeader {
             len: u32::from_be_bytes([0, a, b, c]),
             kind,
             flags,
-            // The first bit is reserved and means nothing.
+            // The first bit is reserved and has to be ignored.
             stream: u32::from_be_bytes([s0 & 0x7f, s1, s2, s3]),
         }
     }
@@ -34,22 +34,22 @@ impl FrameHeader {
     }
 }
 
-/// Where in the stream of frames one direction of a connection is. Takes no memory but its own.
+/// Scanner state of one direction of a connection. Allocates nothing.
 #[derive(Debug, Clone, Default)]
 pub struct FrameScanner {
     head: [u8; FrameHeader::SIZE],
-    /// How many bytes of `head` are there.
+    /// Bytes of `head` received so far.
     have: usize,
     /// Payload bytes still to come.
     left: usize,
 }
 
 impl FrameScanner {
-    /// Goes over the next bytes. `each` gets every frame's head once it is complete, with as much of the payload
-    /// as follows in the same bytes.
+    /// Scans the next bytes. `each` is called for every complete frame header, with as much of the payload as
+    /// follows in the same bytes.
     ///
     /// # Errors
-    /// The first of `each`'s; what follows in these bytes is passed over.
+    /// The first error of `each`; the rest of these bytes is skipped.
     pub fn advance<E>(
         &mut self,
         mut bytes: &[u8],

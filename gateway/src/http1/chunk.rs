@@ -1,14 +1,14 @@
-//! Chunk framing taken off a body (RFC 9112, 7.1).
+//! Decoder of chunk framing (RFC 9112, 7.1).
 
 use thiserror::Error;
 
 use super::limits::ChunkLimits;
 use super::syntax::{FieldLines, is_token_byte, is_value_byte};
 
-/// Hexadecimal digits of a chunk's size: as many as 64 bits have.
+/// Hexadecimal digits of a chunk's size: as many as 64 bits take.
 const MAX_SIZE_DIGITS: u8 = 16;
 
-/// What is wrong with chunk framing.
+/// Faults of chunk framing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
 pub enum ChunkFault {
     /// A chunk size that does not begin with a hexadecimal digit, or goes on with this byte.
@@ -26,7 +26,7 @@ pub enum ChunkFault {
     /// A chunk or its size line does not end with CRLF.
     #[error("a chunk does not end with CRLF")]
     MissingCrlf,
-    /// A byte that a trailer cannot have where it stands.
+    /// A byte that is not allowed at its place in a trailer.
     #[error("a trailer has the byte {0:#04x}")]
     BadTrailer(u8),
     /// More trailers than the limit, in bytes or fields.
@@ -50,17 +50,17 @@ enum ChunkState {
     Complete,
 }
 
-/// What the next raw bytes of a chunked body are.
+/// The next raw bytes of a chunked body: framing, then payload.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct ChunkRun {
-    /// Bytes of framing, to be thrown away.
+    /// Bytes of framing, to be dropped.
     pub skip: usize,
     /// Bytes of payload behind them.
     pub data: usize,
 }
 
-/// Follows chunk framing through raw bytes in whatever pieces they come. Holds no byte of them but,
-/// where asked to, the trailers.
+/// An incremental decoder of chunk framing, over raw bytes in any pieces. Holds no byte except, where they
+/// are kept, the trailers.
 #[derive(Debug, Clone)]
 pub struct ChunkDecoder {
     state: ChunkState,
@@ -69,12 +69,12 @@ pub struct ChunkDecoder {
     extension_bytes: usize,
     trailer_bytes: usize,
     trailers: usize,
-    /// The trailer section's lines; `None` where they are not kept.
+    /// The lines of the trailer section; `None` where trailers are not kept.
     section: Option<Vec<u8>>,
 }
 
 impl ChunkDecoder {
-    /// At the beginning of a body whose trailers are checked and dropped.
+    /// A decoder for a body whose trailers are checked and dropped.
     pub fn new(limits: ChunkLimits) -> Self {
         Self {
             state: ChunkState::Size { digits: 0, value: 0 },
@@ -87,7 +87,7 @@ impl ChunkDecoder {
         }
     }
 
-    /// At the beginning of a body whose trailers are kept for [`trailers`](Self::trailers).
+    /// A decoder for a body whose trailers are kept for [`trailers`](Self::trailers).
     pub fn keeping_trailers(limits: ChunkLimits) -> Self {
         Self {
             section: Some(Vec::new()),
@@ -95,19 +95,19 @@ impl ChunkDecoder {
         }
     }
 
-    /// Whether the body is over, trailers included.
+    /// Whether the body is complete, trailers included.
     pub fn complete(&self) -> bool {
         self.state == ChunkState::Complete
     }
 
-    /// The body's bytes so far, without framing.
+    /// Payload bytes so far.
     pub fn payload(&self) -> u64 {
         self.payload
     }
 
-    /// The fields of the trailer section once the body is [`complete`](Self::complete), names as they
-    /// were sent; none before, and none where they are not kept. What they mean is not judged: fields
-    /// of framing or routing may be among them (RFC 9110, 6.5.1).
+    /// The fields of the trailer section once the body is [`complete`](Self::complete), names as they were
+    /// sent; none before, and none where they are not kept. Their meaning is not checked: fields of framing
+    /// or routing may be among them (RFC 9110, 6.5.1).
     pub fn trailers(&self) -> FieldLines<'_> {
         match &self.section {
             Some(lines) if self.complete() => FieldLines::over(lines),
@@ -115,9 +115,8 @@ impl ChunkDecoder {
         }
     }
 
-    /// Takes the next raw bytes up to the end of the first run of payload; call again with the rest.
-    /// Of bytes that do not belong to the body any more, none is taken: both numbers are 0 then, and
-    /// the body is [`complete`](Self::complete).
+    /// Decodes raw bytes up to the end of the first run of payload; call again with the rest. Bytes behind
+    /// the body are not consumed: both numbers are 0 then, and the body is [`complete`](Self::complete).
     ///
     /// # Errors
     /// [`ChunkFault`]; the decoder is of no use afterwards.
@@ -144,8 +143,8 @@ impl ChunkDecoder {
         Ok(ChunkRun { skip, data: 0 })
     }
 
-    /// Takes the next raw bytes; says how many of them belong to the body. Fewer than given only
-    /// when the body is over: the rest is the next message's.
+    /// Decodes raw bytes and returns how many of them belong to the body. Fewer than given only when the body
+    /// is complete: the rest is the next message's.
     ///
     /// # Errors
     /// [`ChunkFault`]; the decoder is of no use afterwards.
@@ -191,7 +190,7 @@ impl ChunkDecoder {
                 None if digits == 0 => Err(ChunkFault::BadSize(byte)),
                 None if byte == b';' => self.extension(value),
                 None if byte == b'\r' => Ok(ChunkState::SizeLf { value }),
-                // Whitespace before the extension is tolerated by some and refused by others.
+                // Whitespace before the extension is rejected: some parsers tolerate it and some do not.
                 None => Err(ChunkFault::BadSize(byte)),
             },
             (ChunkState::Extension { value }, b'\r') => Ok(ChunkState::SizeLf { value }),
@@ -218,7 +217,7 @@ impl ChunkDecoder {
             (ChunkState::TrailerValue, byte) if is_value_byte(byte) => Ok(ChunkState::TrailerValue),
             (ChunkState::TrailerLf, b'\n') => Ok(ChunkState::TrailerStart),
             (ChunkState::EndLf, b'\n') => Ok(ChunkState::Complete),
-            // Data and Complete never come here: `decode` handles both.
+            // Data and Complete cannot occur here: `decode` handles both.
             (_, byte) => Err(ChunkFault::BadTrailer(byte)),
         }
     }

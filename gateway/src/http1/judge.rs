@@ -1,4 +1,4 @@
-//! Whether a request head can be routed and framed safely.
+//! Validation of a request head: whether it can be routed and framed safely.
 
 use std::ops::Range;
 
@@ -15,10 +15,11 @@ use super::syntax::{
 };
 use super::target::{TargetFault, judge_target};
 
-/// Judges a head: everything up to and including the empty line; bytes after it are not looked at.
+/// Parses and validates a request head: everything up to and including the empty line; bytes after it are
+/// ignored.
 ///
-/// Stricter than RFC 9112 where two readers of the same bytes could disagree: what passes here is
-/// read the same way by every parser behind us. One pass over the bytes; allocates nothing.
+/// Stricter than RFC 9112 where two parsers of the same bytes could disagree: every parser behind the gateway
+/// reads a head that passes in the same way. One pass over the bytes; allocates nothing.
 ///
 /// # Errors
 /// The first [`HeadFault`] found.
@@ -80,7 +81,7 @@ pub fn judge(head: &[u8], limits: &HeadLimits) -> Result<HeadInfo, HeadFault> {
     })
 }
 
-/// The limit on a head's bytes keeps every position within 32 bits.
+/// A position in the head; the limit on a head's size keeps all positions within 32 bits.
 fn position(at: usize) -> u32 {
     u32::try_from(at).unwrap_or(u32::MAX)
 }
@@ -90,7 +91,7 @@ struct RequestLine {
     method: Range<usize>,
     target: Range<usize>,
     version: Version,
-    /// The scheme's port, and where the authority is, when the target is a URL.
+    /// The scheme's default port and the position of the authority, when the target is a URL.
     authority: Option<(u16, Range<usize>)>,
     path: Range<usize>,
 }
@@ -141,7 +142,7 @@ impl RequestLine {
         .resolve(head)
     }
 
-    /// Takes the target apart by its form.
+    /// Splits the target by its form (RFC 9112, 3.2).
     fn resolve(mut self, head: &[u8]) -> Result<Self, HeadFault> {
         let target = &head[self.target.clone()];
         if target == b"*" {
@@ -170,8 +171,8 @@ impl RequestLine {
         Ok(self)
     }
 
-    /// The host of Host and, where the target is a URL, of its authority; and how many of its bytes
-    /// are its normal form already.
+    /// Validates the Host field and, where the target is a URL, its authority. Returns the position of the
+    /// host, and how many of its bytes are its normal form already.
     fn host(&self, head: &[u8], field: Option<Span>) -> Result<(Option<Span>, u8), HeadFault> {
         if field.is_none() && self.version == Version::Http11 {
             return Err(HeadFault::HostMissing);
@@ -202,7 +203,7 @@ impl RequestLine {
     }
 }
 
-/// How many bytes of `raw` are `normal` as they are; 0 when none.
+/// The length of the prefix of `raw` that equals `normal`; 0 when it differs.
 fn plain(raw: &[u8], normal: &str) -> u8 {
     if raw.starts_with(normal.as_bytes()) {
         u8::try_from(normal.len()).unwrap_or_default()
@@ -223,7 +224,7 @@ fn scheme(target: &[u8]) -> Option<(usize, u16)> {
         .map(|(prefix, port)| (prefix.len(), port))
 }
 
-/// The port of a host that normalised; an empty one counts as none, as in RFC 3986.
+/// The port of a valid host; an empty port counts as none, as in RFC 3986.
 fn port(raw: &[u8]) -> Result<Option<u16>, HeadFault> {
     let digits = raw
         .iter()
@@ -241,14 +242,14 @@ fn port(raw: &[u8]) -> Result<Option<u16>, HeadFault> {
         .ok_or(HeadFault::HostInvalid(NameError::BadPort))
 }
 
-/// What the fields say that matters for framing, routing and the connection.
+/// Facts collected from the fields that framing, routing and keep-alive depend on.
 #[derive(Debug, Default)]
 struct RequestFacts {
     host: Option<Span>,
     length: Option<u64>,
     coding: TransferEncoding,
     connection: ConnectionHeader,
-    /// The first Upgrade that can be passed on, and whether it is `websocket` alone.
+    /// The first Upgrade that can be forwarded, and whether it is `websocket` alone.
     upgrade: Option<(Span, bool)>,
     expect_continue: bool,
     te_trailers: bool,
@@ -265,7 +266,7 @@ impl RequestFacts {
     fn add(&mut self, line: &FieldLine<'_>) -> Result<(), HeadFault> {
         let (name, value) = (line.name, line.value);
         let is = |known: &[u8]| name.eq_ignore_ascii_case(known);
-        // By length first: most fields are none of these.
+        // By length first: most fields match none of the names.
         match name.len() {
             2 if is(b"te") => {
                 self.te_trailers |= elements(value).any(|e| e.eq_ignore_ascii_case(b"trailers"));
@@ -304,7 +305,8 @@ impl RequestFacts {
         }
     }
 
-    /// RFC 9112, 6.3, but that a request with both lengths, which 6.1 lets be served, is refused.
+    /// Message framing by RFC 9112, 6.3, except that a request with both Content-Length and
+    /// Transfer-Encoding, which 6.1 lets a server accept, is rejected.
     fn framing(&self, version: Version) -> Result<RequestFraming, HeadFault> {
         let TransferEncoding {
             chunked,
@@ -329,7 +331,7 @@ fn content_length(value: &[u8]) -> Result<u64, HeadFault> {
     if value.contains(&b',') {
         return Err(HeadFault::ContentLengthList);
     }
-    // Some readers take a leading zero for octal.
+    // Some parsers take a leading zero for octal.
     let octal = value.len() > 1 && value[0] == b'0';
     decimal(value)
         .filter(|_| !octal)

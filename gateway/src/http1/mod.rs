@@ -1,12 +1,12 @@
-//! The HTTP/1 codec of both sides, sans-IO: bytes in, verdicts and bytes out.
+//! The HTTP/1 codec of both sides, sans-IO: parses and validates heads and chunks, and encodes them.
 //!
-//! [`scan`] finds where a request's head ends, [`judge`] says whether it can be routed and framed
-//! safely, [`RequestHead`] reads it; [`scan_response`], [`judge_response`] and [`ResponseHead`] do the
-//! same for what a backend answers. [`ChunkDecoder`] takes chunk framing off, [`encode`] writes heads
-//! and chunks.
+//! [`scan`] finds the end of a request head, [`judge`] validates the head for routing and framing, and
+//! [`RequestHead`] gives access to its parts; [`scan_response`], [`judge_response`] and [`ResponseHead`] do
+//! the same for a backend's response. [`ChunkDecoder`] removes chunk framing, [`encode`] writes heads and
+//! chunks.
 //!
-//! **Invariant:** no I/O, no clock, no allocation for what is ordinary, and no other module of this
-//! crate is named here. What one side lets through, every parser behind it reads the same way.
+//! **Invariant:** no I/O, no clock, no allocation for ordinary messages, and no other module of this crate is
+//! named here. Every parser behind the gateway reads a head that passes in the same way.
 
 mod chunk;
 mod date;

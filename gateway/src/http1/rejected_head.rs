@@ -1,19 +1,19 @@
-//! What can be told of a head that is refused: for the log, and for nothing else.
+//! Best-effort parse of a rejected request head, for the log alone.
 
 use super::syntax::is_token_byte;
 
-/// The longest method that is believed to be one.
+/// The longest word that is taken for a method, in bytes.
 const MAX_METHOD: usize = 32;
 
-/// How much of anything else is looked at, in bytes.
+/// The longest value that is kept of any other part, in bytes.
 const MAX_VALUE: usize = 1024;
 
-/// Parts of a head that is no good, as sent; what cannot be told is empty.
+/// Parts of a rejected head, as they were sent; parts that cannot be recognised are empty.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct RejectedHead {
-    /// The first word, if it could be a method.
+    /// The first word, if it may be a method.
     pub method: Vec<u8>,
-    /// The second word.
+    /// The second word of the request line.
     pub target: Vec<u8>,
     /// The first Host field.
     pub host: Vec<u8>,
@@ -22,7 +22,7 @@ pub struct RejectedHead {
 }
 
 impl RejectedHead {
-    /// Looks at as much of a head as came.
+    /// Parses as much of a head as was received.
     pub fn of(head: &[u8]) -> Self {
         let head = head.trim_ascii_start();
         let mut lines = head.split(|&b| b == b'\n');
