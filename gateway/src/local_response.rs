@@ -1,4 +1,4 @@
-//! The gateway's own answers: one reason, one line of text, the same on every protocol.
+//! Local responses of the gateway: error responses and redirects, the same on every protocol.
 
 use std::borrow::Cow;
 use std::fmt::Write as _;
@@ -9,25 +9,25 @@ use bytes::Bytes;
 use crate::http1::HttpDate;
 use crate::observe::Reason;
 
-/// An answer the gateway gives by itself.
+/// An error response: a reason with one line of text.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ErrorResponse {
-    /// Why.
+    /// The reason.
     pub reason: Reason,
-    /// One line for people; never holds what `errorDetail: false` keeps back.
+    /// One line for people; never contains what `errorDetail: false` withholds.
     pub text: Cow<'static, str>,
-    /// When waiting helps, how long.
+    /// The value of `Retry-After`, where a retry may succeed.
     pub retry_after: Option<Duration>,
-    /// The status, where it is not the reason's own.
+    /// The status, where it differs from the reason's own.
     pub status: Option<u16>,
 }
 
-/// The gateway answers by itself.
+/// A response by the gateway in place of the backend's.
 #[derive(Debug)]
 pub enum LocalResponse {
-    /// With a reason.
+    /// An error.
     Error(ErrorResponse),
-    /// With a redirect.
+    /// A redirect.
     Redirect(RenderedResponse),
 }
 
@@ -37,18 +37,18 @@ impl From<ErrorResponse> for LocalResponse {
     }
 }
 
-/// What a client understands.
+/// The format of an error response, by what the client understands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ResponseFormat {
-    /// A line of text.
+    /// One line of text.
     Text,
-    /// An object.
+    /// A JSON object.
     Json,
     /// A trailers-only response with status 200.
     Grpc,
 }
 
-/// An answer ready to be written by any protocol adapter.
+/// A rendered response, to be written by either protocol.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RenderedResponse {
     /// The HTTP status.
@@ -60,7 +60,7 @@ pub struct RenderedResponse {
 }
 
 impl ResponseFormat {
-    /// By what a request accepts and sends. gRPC is recognised by its content type.
+    /// Chooses the format by `Accept` and `Content-Type`. gRPC is recognised by its content type.
     pub fn of(accept: Option<&[u8]>, content_type: Option<&[u8]>) -> Self {
         let starts = |value: Option<&[u8]>, with: &[u8]| value.is_some_and(|v| v.starts_with(with));
         if starts(content_type, b"application/grpc") && !starts(content_type, b"application/grpc-web") {
@@ -77,7 +77,7 @@ impl ResponseFormat {
 }
 
 impl ErrorResponse {
-    /// An answer with the reason's own text.
+    /// An error response with the reason's status and this text.
     pub fn new(reason: Reason, text: impl Into<Cow<'static, str>>) -> Self {
         Self {
             reason,
@@ -87,28 +87,28 @@ impl ErrorResponse {
         }
     }
 
-    /// Says when to come again.
+    /// Sets `Retry-After`.
     #[must_use]
     pub fn retry_after(mut self, after: Option<Duration>) -> Self {
         self.retry_after = after;
         self
     }
 
-    /// With another status than the reason's own.
+    /// Overrides the reason's status.
     #[must_use]
     pub fn with_status(mut self, status: u16) -> Self {
         self.status = Some(status);
         self
     }
 
-    /// The answer in the client's format.
+    /// Renders the error response.
     pub fn render(&self, format: ResponseFormat, request_id: &str) -> RenderedResponse {
         let mut headers = vec![("x-sluice-reason", self.reason.as_str().to_owned())];
         if !request_id.is_empty() {
             headers.push(("x-request-id", request_id.to_owned()));
         }
         if let Some(after) = self.retry_after {
-            // Rounded up: coming back too early helps nobody.
+            // Rounded up: a retry that comes too early fails.
             let seconds = after.as_secs() + u64::from(after.subsec_nanos() > 0);
             headers.push(("retry-after", seconds.max(1).to_string()));
         }
@@ -149,10 +149,11 @@ impl ErrorResponse {
     }
 }
 
-/// The redirect of `httpOption: redirected`. 301 for GET and HEAD; 308 for the rest, because clients repeat
-/// anything but these as a GET without body after a 301 (RFC 9110 15.4.2, 15.4.9).
+/// The redirect of `httpOption: redirected`: 301 for GET and HEAD, 308 for other methods, because clients
+/// repeat other methods as a GET without body after a 301 (RFC 9110 15.4.2, 15.4.9).
 ///
-/// `host` is normalised, `path_and_query` is part of a URI: see [`OriginForm::to_uri`](crate::request::OriginForm::to_uri).
+/// `host` has to be normalised, and `path_and_query` to be part of a URI: see
+/// [`OriginForm::to_uri`](crate::request::OriginForm::to_uri).
 pub fn redirect_to_https(method: &str, host: &str, path_and_query: &str) -> RenderedResponse {
     let headers = vec![
         ("location", format!("https://{host}{path_and_query}")),
@@ -169,7 +170,7 @@ pub fn redirect_to_https(method: &str, host: &str, path_and_query: &str) -> Rend
     }
 }
 
-/// gRPC's message encoding: printable ASCII stays, the rest and `%` are escaped.
+/// Percent-encodes a gRPC message: printable ASCII stays, other bytes and `%` are escaped.
 fn percent_encode(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     for byte in text.bytes() {
@@ -183,7 +184,7 @@ fn percent_encode(text: &str) -> String {
 }
 
 impl RenderedResponse {
-    /// With the Date that every answer of ours has (RFC 9110 6.6.1).
+    /// Adds the `Date` field, which every local response has (RFC 9110 6.6.1).
     #[must_use]
     pub fn dated(mut self, now: SystemTime) -> Self {
         let seconds = now.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());

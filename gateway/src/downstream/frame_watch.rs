@@ -1,5 +1,5 @@
-//! The bytes of an HTTP/2 connection: their frames are counted both ways, and neither a head that does not
-//! end nor a client that does not read holds the connection for ever.
+//! The guarded byte stream of an HTTP/2 connection: frames are counted in both directions, an unfinished head
+//! ends by the header timeout, and a client that does not read by the write timeout.
 
 use std::fmt;
 use std::io;
@@ -16,16 +16,16 @@ use crate::exchange::DeadlineTimer;
 use crate::h2::{Flood, FrameGuard, FrameLimits, OutboundEvent, StreamRefusal};
 use crate::throttle::clock;
 
-/// What the connection's loop sees of its bytes.
+/// State shared between the guarded stream and the connection's loop.
 #[derive(Debug, Default)]
 pub(super) struct FrameWatch {
     ends_for: OnceLock<CloseReason>,
-    /// Bytes wait for the client to accept them.
+    /// Whether bytes wait for the client to accept them.
     writing: AtomicBool,
 }
 
 impl FrameWatch {
-    /// Notes why the gateway ends the connection. The first reason stays: what follows is its consequence.
+    /// Records why the gateway ends the connection. The first reason stays: later ones are its consequences.
     pub(super) fn ends_for(&self, reason: CloseReason) {
         let _ = self.ends_for.set(reason);
     }
@@ -43,7 +43,7 @@ impl FrameWatch {
 
 type OnRefused = Box<dyn Fn(StreamRefusal) + Send + Sync>;
 
-/// A connection whose frames are watched.
+/// A byte stream whose frames are counted by a [`FrameGuard`].
 pub(super) struct WatchedIo {
     io: Box<dyn ByteStream>,
     watch: Arc<FrameWatch>,
@@ -53,7 +53,7 @@ pub(super) struct WatchedIo {
     write_timeout: Duration,
     read_timer: DeadlineTimer,
     write_timer: DeadlineTimer,
-    /// Since when a head is awaited, and which one.
+    /// When the wait for a head began, and the head's number.
     awaited: Option<(Instant, u64)>,
     blocked: Option<Instant>,
 }
@@ -67,7 +67,7 @@ impl fmt::Debug for WatchedIo {
 }
 
 impl WatchedIo {
-    /// Watches a connection from its first byte on. `refused` hears of each stream that the HTTP/2 layer
+    /// Guards a connection from its first byte on. `refused` is called for each stream that the `h2` crate
     /// refuses by itself.
     pub(super) fn new(
         io: Box<dyn ByteStream>,
@@ -91,7 +91,8 @@ impl WatchedIo {
         }
     }
 
-    /// Notes the reason and tells the client as far as that is possible at once: nobody waits for the client.
+    /// Records the reason and writes a GOAWAY as far as that is possible at once, without waiting for the
+    /// client.
     fn close_with_goaway(&mut self, cx: &mut Context<'_>, reason: CloseReason) -> io::Error {
         self.watch.ends_for(reason);
         if let Some(goaway) = self.guard.goaway()
@@ -102,7 +103,7 @@ impl WatchedIo {
         io::Error::new(io::ErrorKind::ConnectionAborted, reason.as_str())
     }
 
-    /// Watches over how long nothing is written.
+    /// Applies the write timeout to a write.
     fn poll_written<T>(&mut self, cx: &mut Context<'_>, polled: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
         if polled.is_ready() {
             if self.blocked.take().is_some() {
@@ -119,7 +120,7 @@ impl WatchedIo {
         Poll::Ready(Err(io::ErrorKind::TimedOut.into()))
     }
 
-    /// Looks at bytes that went to the client.
+    /// Inspects bytes that were written to the client.
     fn sent(&mut self, bytes: &[u8]) {
         let (watch, refused) = (&self.watch, &self.refused);
         self.guard.sent(bytes, clock, |event| match event {

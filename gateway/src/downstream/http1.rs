@@ -1,4 +1,4 @@
-//! The loop of an HTTP/1 connection: wait, read a head, serve the request, and again.
+//! The HTTP/1 connection loop: waits, reads a head, serves the request, and again.
 
 use std::future::{Future, poll_fn};
 use std::pin::Pin;
@@ -21,21 +21,20 @@ use crate::observe::{Reason, RequestProtocol};
 use crate::request::{Engine, RequestCtx, RequestEnd, RequestId};
 use crate::throttle::clock;
 
-/// How long an idle connection still waits for a request once the gateway drains. Closing at once
-/// would reset a request that is on its way.
+/// How long an idle connection still waits for a request once the gateway drains. Closing at once would reset
+/// a request on its way.
 const DRAIN_IDLE: Duration = Duration::from_secs(1);
 
-/// What is read of a connection that is closed while its client may still be sending, so that the
-/// last answer is not lost to the reset that unread bytes cause (RFC 9112 9.6): until nothing came for so
-/// long, for so long in all, and so many bytes.
+/// Lingering close: bounds of reading on while the client may still send, so that the last response is not
+/// lost to the reset that unread bytes cause (RFC 9112 9.6). Longest silence, longest duration, most bytes.
 const LINGER_SILENCE: Duration = Duration::from_secs(2);
 const LINGER: Duration = Duration::from_secs(10);
 const LINGER_BYTES: u64 = 64 << 20;
 
-/// How long the last bytes of a connection may take to be written.
+/// Timeout of writing the last bytes of a connection.
 const LAST_WRITE: Duration = Duration::from_secs(2);
 
-/// Why a connection has no next request.
+/// Why a head is rejected.
 #[derive(Debug, Clone, Copy)]
 enum HeadRejection {
     Fault(HeadFault),
@@ -44,7 +43,7 @@ enum HeadRejection {
         limit: u64,
     },
     Timeout,
-    /// In the middle of a head; nobody is there to answer to.
+    /// The client disconnected in the middle of a head; there is nobody to respond to.
     Gone,
 }
 
@@ -62,7 +61,7 @@ impl HeadRejection {
         }
     }
 
-    /// The status to answer with, where it is not the reason's own.
+    /// The status, where it differs from the reason's own.
     fn status(self) -> Option<u16> {
         match self {
             Self::Fault(HeadFault::ConnectRefused) => Some(405),
@@ -87,17 +86,17 @@ impl std::fmt::Display for HeadRejection {
     }
 }
 
-/// What the connection does next.
+/// The next step of the connection.
 enum NextHead {
-    /// It serves this request.
+    /// Serve this request.
     Request(HeadInfo),
-    /// It closes in order.
+    /// Close in order.
     Close,
-    /// It answers what came, and closes.
+    /// Respond to a rejected head, and close.
     Reject(HeadRejection),
 }
 
-/// Serves one connection to its end, and says why it ended.
+/// Serves one connection to its end; returns why it ended.
 pub(super) async fn serve(
     engine: &Arc<Engine>,
     connection: Connection,
@@ -122,7 +121,7 @@ struct Http1 {
     born: Instant,
 }
 
-/// Of the limits, what one turn of the loop needs.
+/// The limits that one iteration of the loop needs.
 struct LoopLimits {
     head: HeadLimits,
     header_timeout: Duration,
@@ -154,7 +153,7 @@ impl Http1 {
                 NextHead::Close => return,
                 NextHead::Reject(rejection) => return self.reject(engine, rejection).await,
             }
-            // Boxed: an idle connection keeps no room for the state of a request.
+            // Boxed, so that an idle connection keeps no room for the state of a request.
             Box::pin(exchange::serve(engine, &mut self.client, &mut self.timer, now)).await;
             let goes_on = self.client.may_continue();
             self.client.settle();
@@ -164,7 +163,7 @@ impl Http1 {
         }
     }
 
-    /// Waits for the next request and reads its head; and when the head was complete.
+    /// Waits for the next request and reads its head. Also returns when the head was complete.
     async fn next(&mut self, engine: &Engine) -> (NextHead, Instant) {
         let limits = LoopLimits::of(&engine.table.peek().settings().limits);
         self.client.chunks = limits.chunks;
@@ -222,7 +221,7 @@ impl Http1 {
         }
     }
 
-    /// Nothing came: says whether the wait is over.
+    /// Applies the timeouts of a wait: resolves when one of them ends the wait.
     fn poll_waiting(
         &mut self,
         cx: &mut Context<'_>,
@@ -260,7 +259,7 @@ impl Http1 {
         }
     }
 
-    /// Answers a head that must not be served, logs it, and leaves the connection to be closed.
+    /// Responds to a rejected head and logs it; the caller closes the connection.
     async fn reject(&mut self, engine: &Arc<Engine>, rejection: HeadRejection) {
         let mut request = RequestCtx::new(engine, clock());
         request.client = Some(self.client.info.client_ip());
@@ -300,7 +299,7 @@ impl Http1 {
         .await
     }
 
-    /// Closes the connection; reads on for a moment where the client may still be sending.
+    /// Closes the connection, lingering where the client may still send.
     async fn close(&mut self) {
         if self.client.aborted || self.client.io.is_none() || !self.flush().await {
             return;
@@ -348,13 +347,13 @@ impl Http1 {
     }
 }
 
-/// How much of a body is read together with its head, in bytes.
+/// Most bytes of a body that are read together with its head.
 const READ_BEYOND: usize = 16 * 1024;
 
-/// Where one wait for a head stands.
+/// State of one wait for a head.
 struct HeadWait {
     since: Option<Instant>,
-    /// When the first byte was there.
+    /// When the first byte was received.
     begun: Option<Instant>,
     scanned: usize,
 }
@@ -371,9 +370,9 @@ fn judge_next(head: &[u8], limits: &LoopLimits) -> NextHead {
     }
 }
 
-/// The client closed its side; `begun` is what came of a head.
+/// The client closed its side after `begun`, the bytes of an incomplete head.
 fn client_ended(begun: &[u8]) -> NextHead {
-    // Nothing but empty lines is no request cut short.
+    // Empty lines alone are not a truncated request.
     if begun.iter().all(u8::is_ascii_whitespace) {
         NextHead::Close
     } else {
@@ -381,10 +380,10 @@ fn client_ended(begun: &[u8]) -> NextHead {
     }
 }
 
-/// Follows how far the gateway is on its way out.
+/// Watches the gateway's drain phase.
 ///
-/// The wait list behind the channel is shared by all connections, so each registers with it once and not
-/// at every wait for a request: between two changes a look is one load.
+/// The wait list of the watch channel is shared by all connections, so each connection registers once and not
+/// at every wait for a request: between two changes a check is one load.
 struct DrainWatch {
     receiver: watch::Receiver<Drain>,
     phase: Drain,
@@ -404,10 +403,10 @@ impl DrainWatch {
         }
     }
 
-    /// The phase now. The task is woken when another one begins.
+    /// The current phase. The task is woken when another phase begins.
     fn poll_phase(&mut self, cx: &mut Context<'_>) -> Drain {
         loop {
-            // Without a sender nobody drains any more.
+            // An error means that the sender is gone: the phase cannot change any more.
             if self.receiver.has_changed().unwrap_or(false) {
                 self.phase = *self.receiver.borrow_and_update();
                 self.since = clock();

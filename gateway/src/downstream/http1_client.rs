@@ -19,22 +19,22 @@ use crate::local_response::{ErrorResponse, RenderedResponse};
 use crate::observe::{Reason, RequestProtocol};
 use crate::request::{FieldSink, Fields, response_fields};
 
-/// How much of the next requests is read while one is served: only to see the client leave.
+/// Most bytes of pipelined requests that are read while one is served, to detect that the client left.
 const READ_AHEAD: usize = 8 * 1024;
 
-/// A request head that was received and judged.
+/// A received and validated request head.
 #[derive(Debug)]
 pub(super) struct ReceivedHead {
     bytes: Buffer,
     info: HeadInfo,
-    /// Path and query where they do not lie together in the head.
+    /// Path and query, where they are not in one piece in the head.
     target: Option<Box<str>>,
     /// The values of several `Cookie` fields, joined.
     cookies: Option<Box<[u8]>>,
 }
 
 impl ReceivedHead {
-    /// A head and the bytes it was judged from.
+    /// Joins a head with the bytes it was validated from.
     pub(super) fn new(bytes: Buffer, info: HeadInfo) -> Self {
         let view = http1::RequestHead::new(bytes.data(), &info);
         let target = match view.path_and_query() {
@@ -135,8 +135,8 @@ impl ClientHead for ReceivedHead {
         if !self.info.nominates_others {
             return Ok(());
         }
-        // Whoever asks for these to be removed wants the backend to read the request another way
-        // than the gateway did (RFC 9110 7.6.1 forbids it for fields that are meant for all recipients).
+        // A client that nominates these wants the backend to read the request in another way than the gateway
+        // did (RFC 9110 7.6.1 forbids it for fields that are meant for all recipients).
         match self.view().connection_options().find(|name| relied_on(name)) {
             Some(name) => {
                 let name = String::from_utf8_lossy(name);
@@ -166,7 +166,7 @@ fn relied_on(name: &[u8]) -> bool {
         || name.len() > 12 && name[..12].eq_ignore_ascii_case(b"x-forwarded-")
 }
 
-/// What became of `Expect: 100-continue`.
+/// State of `Expect: 100-continue`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Continue {
     NotAsked,
@@ -176,31 +176,31 @@ enum Continue {
 
 type Closed = Pin<Box<dyn Future<Output = ()> + Send + Sync>>;
 
-/// One HTTP/1 connection; between requests its loop's, during one the exchange's.
+/// One HTTP/1 connection: owned by its loop between requests, by the exchange during one.
 pub(super) struct Http1Client {
     pub(super) io: Option<Box<dyn ByteStream>>,
     pub(super) info: Arc<ConnectionInfo>,
     pub(super) reader: BodyReader,
     pub(super) writer: MessageWriter,
     pub(super) chunks: ChunkLimits,
-    /// The connection is too old for another request.
+    /// Whether the connection reached its maximum age.
     pub(super) aged: bool,
-    /// Why the connection ends, where the gateway ends it for a reason of its own.
+    /// Why the gateway ends the connection.
     pub(super) ends_for: Option<CloseReason>,
     head: ReceivedHead,
     expect: Continue,
-    /// Resolves when the client is gone, where its bytes cannot be read to see that.
+    /// Resolves when the client is gone, where its bytes must not be read to detect that.
     closed: Option<Closed>,
-    /// The client closed its side.
+    /// Whether the client closed its side.
     pub(super) ended: bool,
-    /// The response said, or means, that the connection ends.
+    /// Whether the connection ends after this response.
     last: bool,
     responded: bool,
-    /// The client had its time for the rest of a body.
+    /// Whether the client used up its time for the rest of a body.
     pub(super) spent: bool,
-    /// A response is not whole.
+    /// Whether a response was cut.
     pub(super) aborted: bool,
-    /// Nothing but the connection's end ends the response's body.
+    /// Whether the response's body ends with the connection.
     until_close: bool,
 }
 
@@ -214,7 +214,7 @@ impl fmt::Debug for Http1Client {
 }
 
 impl Http1Client {
-    /// A connection on which nothing was received.
+    /// A connection on which no byte was received.
     pub(super) fn new(connection: Connection, chunks: ChunkLimits) -> Self {
         Self {
             io: Some(connection.io),
@@ -259,8 +259,8 @@ impl Http1Client {
         self.head = ReceivedHead::new(bytes, info);
     }
 
-    /// Whether the connection may serve another request: request and response are whole, and neither
-    /// side said that the connection ends.
+    /// Whether the connection may serve another request: request and response are complete, and neither side
+    /// ended the connection.
     pub(super) fn may_continue(&self) -> bool {
         self.io.is_some()
             && self.responded
@@ -272,7 +272,7 @@ impl Http1Client {
             && !self.writer.is_short()
     }
 
-    /// Gives back what only an exchange needs.
+    /// Frees memory that only an exchange needs.
     pub(super) fn settle(&mut self) {
         self.head.bytes = Buffer::default();
         self.head.target = None;
@@ -282,11 +282,11 @@ impl Http1Client {
         self.writer.release();
     }
 
-    /// Writes an answer to a head that is not served; the connection ends with the answer.
+    /// Writes the response to a rejected head; the connection ends with it.
     pub(super) fn respond_rejected(&mut self, response: &RenderedResponse) {
         self.head.info = HeadInfo::default();
         self.last = true;
-        // Nothing of HTTP/1 can fail before bytes are written.
+        // Cannot fail in HTTP/1, which only fills a buffer here.
         let _ = self.respond_local(response, true);
     }
 
@@ -318,7 +318,7 @@ impl Http1Client {
         }
     }
 
-    /// Writes what frames the message and what becomes of the connection, and ends the head.
+    /// Writes the fields of framing and connection, and ends the head.
     fn end_head(&mut self, body: BodyFraming, length: Option<u64>, switches: bool) {
         let http10 = self.head.info.version == Version::Http10;
         let last = self.last;
@@ -438,7 +438,7 @@ impl ClientSide for Http1Client {
                 return Poll::Ready(());
             }
         }
-        // What is behind these bytes stays in the socket, the end included.
+        // Further bytes stay in the socket, the FIN included.
         self.poll_closed(cx)
     }
 
@@ -461,11 +461,9 @@ impl ClientSide for Http1Client {
     }
 
     fn respond<F: Fields>(&mut self, head: &OutgoingResponse<'_, F>) -> Result<(), ClientFault> {
-        // What the client still sends of its body has to be read or the connection to end: nobody
-        // reads on once the response is whole.
+        // The connection ends if the body was not read to its end: nothing reads on after the response.
         self.last |= head.last || !self.reader.complete();
-        // Bytes behind an offer that the backend declined were meant for one protocol or the other:
-        // nobody can tell for which.
+        // Bytes behind a declined upgrade offer may belong to either protocol: the connection ends.
         self.last |= self.head.info.upgrade.is_some() && !self.reader.buffered().is_empty();
         let body = self.begin_response(head.status, head.length);
         let phrase = (!head.phrase.is_empty()).then_some(head.phrase);
@@ -539,7 +537,7 @@ impl ClientSide for Http1Client {
     fn abort(&mut self) {
         self.aborted = true;
         if self.responded && self.until_close {
-            // An orderly end would make the response look whole.
+            // A FIN would make the response look complete.
             self.info.close_watch.reset_on_close();
         }
     }

@@ -21,16 +21,16 @@ use crate::request::{FieldSink, Fields, response_fields};
 use crate::throttle::clock;
 use crate::upstream::MapSink;
 
-/// How long a stream may take to end once its client was told to, in a GOAWAY: as long as a WebSocket.
+/// Grace period of a stream after GOAWAY, as long as a WebSocket's.
 const GOAWAY_GRACE: Duration = Duration::from_secs(5);
 
-/// How far the response is.
+/// State of the response.
 #[derive(Debug)]
 enum ResponseState {
     Pending(SendResponse<Bytes>),
     Streaming(SendStream<Bytes>),
     Ended(SendStream<Bytes>),
-    /// Only between two of the others.
+    /// Taken out, during a change of state.
     Taken,
 }
 
@@ -39,7 +39,7 @@ enum ResponseState {
 pub(super) struct Http2Client {
     info: Arc<ConnectionInfo>,
     head: StreamHead,
-    /// `None` once it is a tunnel's.
+    /// The request body; `None` once a tunnel took it.
     body: Option<RecvStream>,
     chunk: Bytes,
     length: BodyLength,
@@ -47,13 +47,13 @@ pub(super) struct Http2Client {
     expects: bool,
     continued: bool,
     response: ResponseState,
-    /// Body bytes that were announced and are still to come, where nothing can follow them.
+    /// Remaining bytes of an announced length, where no trailers can follow them.
     left: Option<u64>,
-    /// The response's length was announced.
+    /// Whether the response's length was announced.
     sized: bool,
-    /// Since when the client's window is closed.
+    /// When the client's flow-control window closed.
     blocked: Option<Instant>,
-    /// Clients of the connection should go on with another one.
+    /// Notified when GOAWAY is to be sent on the connection.
     goaway: Arc<Notify>,
 }
 
@@ -67,7 +67,7 @@ impl Http2Client {
         let (parts, body) = request.into_parts();
         let head = StreamHead::new(parts);
         let length = match head.content_length() {
-            // What follows is no request body: the switch, if it comes, makes it frames.
+            // The bytes of a WebSocket request are no body: after the switch they are frames.
             _ if body.is_end_stream() || head.web_socket().is_some() => BodyLength::Empty,
             Some(length) => BodyLength::Known(length),
             None => BodyLength::Unknown,
@@ -132,13 +132,13 @@ impl ClientSide for Http2Client {
     }
 
     fn is_paced(&self) -> bool {
-        // A body without a length has no pace: a stream whose client says nothing for long is
-        // ordinary gRPC. The revision's clocks bound it.
+        // A body without a length has no minimum rate: a long pause is ordinary in gRPC streams. The
+        // revision's timeouts bound it.
         matches!(self.length, BodyLength::Known(_))
     }
 
     fn held_bytes(&self) -> u64 {
-        // What the client may send before anybody reads.
+        // The client may fill the stream's window before the body is read.
         match self.length {
             BodyLength::Empty if self.head.web_socket().is_some() => u64::from(super::http2::STREAM_WINDOW),
             BodyLength::Empty => 0,
@@ -211,7 +211,7 @@ impl ClientSide for Http2Client {
             let mut interim = Response::new(());
             *interim.status_mut() = status;
             *interim.headers_mut() = sink.0;
-            // A stream that was reset tells so by itself.
+            // An error means that the stream was reset, which is detected elsewhere.
             let _ = respond.send_informational(interim);
         }
     }
@@ -243,7 +243,7 @@ impl ClientSide for Http2Client {
             sink.field(b"server-timing", timing.as_bytes());
         }
         if head.status == 101 {
-            // RFC 8441 5: 200 in place of 101, and the key is a matter of HTTP/1.1.
+            // RFC 8441 5: 200 in place of 101; the accept key is part of HTTP/1.1 only.
             sink.0.remove(http::header::SEC_WEBSOCKET_ACCEPT);
             return self.send_head(200, sink.0, false);
         }
@@ -274,11 +274,11 @@ impl ClientSide for Http2Client {
         }
         let length = HeaderValue::from(response.body.len());
         sink.0.insert(http::header::CONTENT_LENGTH, length);
-        // A gRPC answer is trailers-only: its headers have to end the stream.
+        // A gRPC response is trailers-only: its head has to end the stream.
         let end = response.body.is_empty() || self.head.is_head();
         self.send_head(response.status, sink.0, end)?;
         if let ResponseState::Streaming(stream) = &mut self.response {
-            // A line of text fits any window that lets a stream begin.
+            // One line of text fits any window.
             stream
                 .send_data(response.body.clone(), true)
                 .map_err(|_| ClientFault::Gone)?;

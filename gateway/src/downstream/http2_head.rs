@@ -1,4 +1,4 @@
-//! A request head of HTTP/2.
+//! Request heads of HTTP/2: validation, and extended CONNECT.
 
 use http::{HeaderValue, Method, request};
 use sluice_model::{Limits, RequestView};
@@ -10,30 +10,30 @@ use crate::local_response::ErrorResponse;
 use crate::observe::Reason;
 use crate::request::Fields;
 
-/// What an extended CONNECT asked for (RFC 8441 4).
+/// The protocol of an extended CONNECT (RFC 8441 4).
 #[derive(Debug)]
 enum ExtendedConnect {
-    /// The request is none.
+    /// Not an extended CONNECT.
     No,
-    /// A WebSocket.
+    /// WebSocket.
     WebSocket(WebSocketKey),
-    /// Something else.
+    /// Another protocol.
     Unknown,
 }
 
-/// A request head of HTTP/2.
+/// The request head of an HTTP/2 stream.
 #[derive(Debug)]
 pub(super) struct StreamHead {
     parts: request::Parts,
-    /// What an extended CONNECT asked for (RFC 8441).
+    /// The protocol of an extended CONNECT.
     connect: ExtendedConnect,
-    /// Cookie crumbs joined; `None` where there is one field or none.
+    /// Several Cookie fields, joined; `None` for one field or none.
     cookies: Option<Vec<u8>>,
     crumbs: bool,
 }
 
 impl StreamHead {
-    /// A head as it came. An extended CONNECT for WebSocket becomes the GET with an upgrade that stands for it over
+    /// Wraps a received head. An extended CONNECT for WebSocket becomes the equivalent GET with an upgrade of
     /// HTTP/1.1 (RFC 8441 5): from here on there is one kind of WebSocket.
     pub(super) fn new(mut parts: request::Parts) -> Self {
         let connect = match parts.extensions.remove::<h2::ext::Protocol>() {
@@ -63,12 +63,12 @@ impl StreamHead {
         }
     }
 
-    /// Whether the answer has no body.
+    /// Whether the request is HEAD, whose response has no body.
     pub(super) fn is_head(&self) -> bool {
         self.parts.method == Method::HEAD
     }
 
-    /// The key that was made for a WebSocket.
+    /// The key generated for a WebSocket.
     pub(super) fn web_socket(&self) -> Option<&WebSocketKey> {
         match &self.connect {
             ExtendedConnect::WebSocket(key) => Some(key),
@@ -86,10 +86,10 @@ impl StreamHead {
             .ok()
     }
 
-    /// What is malformed by RFC 9113 and passes the library, or is refused over HTTP/1.
+    /// Faults that are malformed by RFC 9113 and pass the `h2` crate, or that HTTP/1 heads are rejected for.
     fn fault(&self) -> Option<&'static str> {
         let fields = &self.parts.headers;
-        // 8.2.1: a value neither begins nor ends with whitespace. HTTP/1 would cut it off.
+        // 8.2.1: a value neither begins nor ends with whitespace, which HTTP/1 would trim.
         let blank = |b: Option<&u8>| matches!(b, Some(b' ' | b'\t'));
         let padded = |value: &HeaderValue| {
             let value = value.as_bytes();
@@ -104,7 +104,7 @@ impl StreamHead {
         if self.target() == "*" && self.parts.method != Method::OPTIONS {
             return Some("only OPTIONS may ask for *");
         }
-        // 8.3.1: a Host that differs from :authority.
+        // 8.3.1: Host must not differ from :authority.
         let mut hosts = fields.get_all(http::header::HOST).iter();
         if let (Some(host), authority) = (hosts.next(), self.parts.uri.authority()) {
             let differs = |a: &str| !host.as_bytes().eq_ignore_ascii_case(a.as_bytes());
@@ -176,7 +176,7 @@ impl ClientHead for StreamHead {
     }
 
     fn takes_trailers(&self) -> bool {
-        // In HTTP/2 `te` says nothing else (RFC 9113 8.2.2), and trailers need no permission.
+        // In HTTP/2 `te` has no other value (RFC 9113 8.2.2), and trailers need no permission.
         self.first("te")
             .is_some_and(|te| te.eq_ignore_ascii_case(b"trailers"))
     }
@@ -197,7 +197,8 @@ impl ClientHead for StreamHead {
                 "the request's target is longer than allowed",
             ));
         }
-        // As strict as for HTTP/1: what one backend reads another way must not depend on the protocol.
+        // As strict as for HTTP/1: a target that backends may read differently must not pass by either
+        // protocol.
         judge_target(target.as_bytes())
             .map_err(|fault| ErrorResponse::new(Reason::BadRequest, fault.to_string()))?;
         if matches!(self.connect, ExtendedConnect::Unknown) {

@@ -1,5 +1,5 @@
-//! Connections of clients: the loops that take one request after another from an HTTP/1 connection, or
-//! many at a time from an HTTP/2 one, and the relay of bytes after a switch of protocols.
+//! Client connections: the request loops of HTTP/1 and HTTP/2, and the relay of bytes after a protocol
+//! switch.
 
 mod frame_watch;
 mod http1;
@@ -29,7 +29,7 @@ pub struct Downstream {
 }
 
 impl Downstream {
-    /// A server of connections over the shared engine.
+    /// A connection handler over the shared state.
     pub fn new(engine: Arc<Engine>) -> Self {
         Self { engine }
     }
@@ -37,7 +37,7 @@ impl Downstream {
 
 impl ConnectionHandler for Downstream {
     fn serve(&self, connection: Connection, drain: watch::Receiver<Drain>) -> HandlerFuture<'_> {
-        // Boxed one by one: the larger of the two states is not kept for every connection.
+        // Boxed one by one: an HTTP/1 connection keeps no room for the state of an HTTP/2 one.
         match connection.http_version {
             HttpVersion::Http1 => Box::pin(http1::serve(&self.engine, connection, drain)),
             HttpVersion::Http2 => Box::pin(http2::serve(&self.engine, connection, drain)),
@@ -45,7 +45,8 @@ impl ConnectionHandler for Downstream {
     }
 }
 
-/// The value of a `Date` field for a message made now (RFC 9110 6.6.1), rendered once a second on each thread.
+/// The value of a `Date` field for a message made now (RFC 9110 6.6.1), rendered once a second on each
+/// thread.
 fn date_now() -> [u8; 29] {
     thread_local! {
         static DATE: RefCell<HttpDate> = RefCell::new(HttpDate::new());

@@ -1,12 +1,12 @@
-//! Where WebSocket frames end, so that a Close can be put between two of them.
+//! WebSocket frame tracker: finds frame boundaries, so that a Close can be inserted between two frames.
 
-/// A Close of 1001 (going away), as a server sends it: unmasked (RFC 6455 5.5.1, 7.4.1).
+/// A Close frame of 1001 (going away), as a server sends it: unmasked (RFC 6455 5.5.1, 7.4.1).
 pub(super) const CLOSE_TO_CLIENT: [u8; 4] = [0x88, 0x02, 0x03, 0xe9];
 
-/// The same as a client sends it: masked, here with the mask 0, which the RFC does not forbid.
+/// A Close frame of 1001 as a client sends it: masked, here with the mask 0, which the RFC does not forbid.
 pub(super) const CLOSE_TO_SERVER: [u8; 8] = [0x88, 0x82, 0, 0, 0, 0, 0x03, 0xe9];
 
-/// Follows the frames of one direction through whatever pieces they come in.
+/// Tracks the frames of one direction, over bytes in any pieces.
 #[derive(Debug, Default)]
 pub struct WebSocketFrameTracker {
     header: [u8; 14],
@@ -21,13 +21,13 @@ impl WebSocketFrameTracker {
         self.filled == 0 && self.payload == 0
     }
 
-    /// Whether a Close went by.
+    /// Whether a Close frame passed.
     pub fn closed(&self) -> bool {
         self.closed
     }
 
-    /// How many of these bytes finish the frame that is under way; 0 at a boundary, all of them
-    /// when it ends later.
+    /// The number of these bytes that complete the current frame; 0 at a boundary, all of them when the frame
+    /// ends later.
     pub fn rest_of_frame(&mut self, bytes: &[u8]) -> usize {
         if self.at_boundary() {
             return 0;
@@ -38,7 +38,7 @@ impl WebSocketFrameTracker {
                 return at + 1;
             }
             if self.filled == 0 {
-                // Inside a payload: skip what is here of it.
+                // Inside a payload: skips the part of it in these bytes.
                 let skip = self.payload.min((bytes.len() - at - 1) as u64);
                 self.payload -= skip;
                 let end = at + 1 + usize::try_from(skip).unwrap_or(usize::MAX);
@@ -50,7 +50,7 @@ impl WebSocketFrameTracker {
         bytes.len()
     }
 
-    /// Takes bytes that went by.
+    /// Advances over bytes that passed.
     pub fn advance(&mut self, mut bytes: &[u8]) {
         while let Some((&first, rest)) = bytes.split_first() {
             if self.filled == 0 && self.payload > 0 {

@@ -1,7 +1,7 @@
-//! The transfer of one request and its response between two connections that are there.
+//! Full-duplex transfer of one request and its response between two open connections.
 //!
-//! One state machine, polled by the request's task: the request body goes up and the response comes
-//! down at the same time, each as fast as its taker takes it, under the request's clocks.
+//! One state machine, polled by the request's task: the request body goes up and the response comes down at
+//! the same time, each with back-pressure from its receiver, under the request's deadlines.
 
 use std::future::Future;
 use std::pin::Pin;
@@ -20,26 +20,26 @@ use crate::observe::Timer;
 use crate::request::{Fields, Pace, RequestCtx, may_be_trailer};
 use crate::throttle::{EndpointState, Outcome, clock};
 
-/// Interim responses that are passed on; nobody sends more than one or two, and Go's client, the
-/// strictest there is, takes five.
+/// Most interim responses that are forwarded; backends send one or two, and Go's client, the strictest there
+/// is, accepts five.
 const MAX_INTERIM: u32 = 16;
 
-/// From this age on a request watches whether its instance or the gateway has to go. Most requests
-/// are over by then, and the watch costs a lock that all requests share.
+/// Age from which a request watches for a drain of its instance or of the gateway. Most requests are over by
+/// then, and the watch costs a lock that all requests share.
 const WATCH_AFTER: Duration = Duration::from_millis(50);
 
 /// How a transfer ended.
 #[derive(Debug)]
 pub(super) enum TransferEnd {
-    /// Request and response are whole.
+    /// Request and response are complete.
     Complete,
-    /// The response is whole, the request is not and will not be read to its end.
+    /// The response is complete; the rest of the request is not wanted.
     ResponseOnly,
-    /// Both sides speak another protocol from now on.
+    /// Both sides switched to another protocol.
     Switched,
-    /// The backend asked to come again later.
+    /// The backend asked for a later retry (429).
     RetryLater,
-    /// The client's side broke.
+    /// The client's side failed.
     ClientFailed(ClientFault),
     /// More request body came than allowed.
     BodyTooLarge,
@@ -47,15 +47,15 @@ pub(super) enum TransferEnd {
     BodyTimeout,
     /// The client took no byte of the response for too long.
     WriteTimeout,
-    /// The backend's side broke.
+    /// The backend's side failed.
     BackendFailed(BackendFault),
-    /// A clock rang.
+    /// A deadline passed.
     DeadlinePassed(Timer),
-    /// What serves the request has to go.
+    /// The instance or the gateway drains.
     Draining(DrainCause),
 }
 
-/// What has to go.
+/// What is draining.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum DrainCause {
     /// The instance.
@@ -64,17 +64,17 @@ pub(super) enum DrainCause {
     Gateway,
 }
 
-/// How far the request is.
+/// State of the upload.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Upload {
     Sending,
     Flushing,
     Done,
-    /// The backend takes no more of it; an answer may still come.
+    /// The backend accepts no more of the body; a response may still come.
     Stopped,
 }
 
-/// How far the response is.
+/// State of the download.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Download {
     Waiting,
@@ -83,12 +83,12 @@ enum Download {
     Done,
 }
 
-/// How slowly the request body may come.
+/// Timeout and minimum rate of the request body.
 #[derive(Debug)]
 pub(super) struct BodyClock {
-    /// `None` where the time says nothing of the client.
+    /// `None` where a slow body is not the client's fault.
     pub(super) pace: Option<Pace>,
-    /// Since when bytes of the body are waited for.
+    /// When the wait for the next bytes of the body began.
     pub(super) waiting: Option<Instant>,
 }
 
@@ -110,22 +110,22 @@ impl BodyClock {
     }
 }
 
-/// What an exchange counts and knows besides its request.
+/// Progress counters of an exchange.
 #[derive(Debug, Default)]
 pub(super) struct Progress {
-    /// Of the response head that was sent.
+    /// The status of the response head that was sent.
     pub(super) status: Option<u16>,
-    /// Whether the response is one that may end anywhere (server-sent events).
+    /// Whether the response may end anywhere (server-sent events).
     pub(super) event_stream: bool,
-    /// Bytes of the request body taken from the client.
+    /// Bytes of the request body consumed from the client.
     pub(super) bytes_in: u64,
-    /// Bytes of the response body given to the client.
+    /// Bytes of the response body sent to the client.
     pub(super) bytes_out: u64,
     /// Interim responses so far.
     pub(super) interim: u32,
 }
 
-/// One transfer.
+/// One transfer; see the module.
 pub(super) struct Duplex<'x, C, B> {
     pub(super) client: &'x mut C,
     pub(super) backend: &'x mut B,
@@ -138,16 +138,16 @@ pub(super) struct Duplex<'x, C, B> {
     pub(super) max_body: Option<u64>,
     pub(super) upgrade: bool,
     upload: Upload,
-    /// The backend takes no more of the request body for now.
+    /// Back-pressure: the backend accepts no more of the request body for now.
     stalled: bool,
     download: Download,
-    /// Until when a stream that was asked to end may go on, and what for.
+    /// Deadline of a stream that was asked to end, and how the transfer ends then.
     grace: Option<(Instant, TransferEnd)>,
     watch: Option<Pin<Box<dyn Future<Output = DrainCause> + Send>>>,
     watched: bool,
 }
 
-/// What [`Duplex::new`] borrows and is told.
+/// Arguments of [`Duplex::new`].
 pub(super) struct DuplexParts<'x, C, B> {
     pub(super) client: &'x mut C,
     pub(super) backend: &'x mut B,
@@ -155,7 +155,7 @@ pub(super) struct DuplexParts<'x, C, B> {
     pub(super) timer: &'x mut DeadlineTimer,
     pub(super) replay: &'x mut ReplayBuffer,
     pub(super) progress: &'x mut Progress,
-    /// Whether an upgrade was passed on.
+    /// Whether an upgrade was forwarded.
     pub(super) upgrade: bool,
 }
 
@@ -186,7 +186,8 @@ impl<'x, C: ClientSide, B: BackendSide> Duplex<'x, C, B> {
         }
     }
 
-    /// Goes as far as possible. Resolves once; dropping it leaves both sides as they are.
+    /// Makes all progress that is possible. Resolves once; dropping the transfer leaves both sides as they
+    /// are.
     pub(super) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<TransferEnd> {
         if let Poll::Ready(ended) = self.poll_up(cx) {
             return Poll::Ready(ended);
@@ -194,7 +195,7 @@ impl<'x, C: ClientSide, B: BackendSide> Duplex<'x, C, B> {
         if let Poll::Ready(ended) = self.poll_down(cx) {
             return Poll::Ready(ended);
         }
-        // A body that the backend does not take is not read, and its end not seen by reading.
+        // While the body is not read because of back-pressure, the client's end has to be watched for.
         let unread = self.upload != Upload::Sending || self.stalled;
         if unread && self.client.poll_gone(cx).is_ready() {
             return Poll::Ready(TransferEnd::ClientFailed(ClientFault::Gone));
@@ -250,7 +251,7 @@ impl<'x, C: ClientSide, B: BackendSide> Duplex<'x, C, B> {
                     self.progress.bytes_in += n as u64;
                 }
                 Poll::Ready(Err(_)) => {
-                    // It may have answered before it closed.
+                    // The backend may have responded before it closed.
                     self.upload = Upload::Stopped;
                     break;
                 }
@@ -275,8 +276,8 @@ impl<'x, C: ClientSide, B: BackendSide> Duplex<'x, C, B> {
         Poll::Pending
     }
 
-    /// Throws away what still comes of a request that its backend has answered and takes no more of: a
-    /// client that reads only once it has sent everything would wait for ever.
+    /// Drops the rest of a body that the backend has responded to and accepts no more of: a client that reads
+    /// only after it has sent everything would wait for ever.
     fn poll_discard(&mut self, cx: &mut Context<'_>) -> Poll<TransferEnd> {
         loop {
             match self.client.poll_body(cx) {
@@ -309,7 +310,7 @@ impl<'x, C: ClientSide, B: BackendSide> Duplex<'x, C, B> {
                 }
                 Poll::Ready(Err(fault)) => return Poll::Ready(TransferEnd::BackendFailed(fault)),
                 Poll::Pending => {
-                    // An interim answer waits for nobody.
+                    // Interim responses are flushed at once.
                     return match self.client.poll_flush(cx) {
                         Poll::Ready(Err(fault)) => Poll::Ready(TransferEnd::ClientFailed(fault)),
                         _ => Poll::Pending,
@@ -360,13 +361,13 @@ impl<'x, C: ClientSide, B: BackendSide> Duplex<'x, C, B> {
         })
     }
 
-    /// A head came; says how the transfer ends, if it does.
+    /// Handles a response head; returns how the transfer ends, if it does.
     fn head_arrived(&mut self, response: &BackendResponse) -> Option<TransferEnd> {
         let malformed =
             |what: &'static str| Some(TransferEnd::BackendFailed(BackendFault::Malformed(what.into())));
         let status = response.status;
         if status == 101 && (!self.upgrade || self.backend.upgraded_to().is_none()) {
-            // Passed on, it would turn what follows into bytes that no rule looks at.
+            // Forwarded, an unsolicited 101 would turn the rest into bytes that no rule checks.
             return malformed("101 without Upgrade");
         }
         if let (101, Some(token)) = (status, self.backend.upgraded_to())
@@ -482,7 +483,7 @@ impl<'x, C: ClientSide, B: BackendSide> Duplex<'x, C, B> {
         }
     }
 
-    /// Asks the client to end the stream; says that the transfer ends, if nobody can be asked.
+    /// Asks the client to end the stream; returns `ended` where the protocol cannot ask.
     fn ask_to_end(&mut self, ended: TransferEnd) -> Option<TransferEnd> {
         let grace = self.client.ask_to_end();
         if grace.is_zero() {
@@ -503,7 +504,7 @@ impl<'x, C: ClientSide, B: BackendSide> Duplex<'x, C, B> {
     }
 }
 
-/// Resolves when the instance or the gateway has to go.
+/// Resolves when the instance or the gateway drains.
 pub(super) async fn drain_cause(
     endpoint: Arc<EndpointState>,
     mut drain: watch::Receiver<Drain>,
@@ -524,7 +525,7 @@ fn is_event_stream(content_type: &[u8]) -> bool {
     essence.trim_ascii().eq_ignore_ascii_case(b"text/event-stream")
 }
 
-/// The trailers that may be passed on; `None` when there is none.
+/// Filters trailers that may be forwarded; `None` when none remains.
 fn only_allowed(mut trailers: HeaderMap) -> Option<HeaderMap> {
     let refused: Vec<_> = trailers
         .keys()

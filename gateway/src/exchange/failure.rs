@@ -1,5 +1,4 @@
-//! What follows when an attempt gave no whole answer: another attempt, an answer of the gateway's
-//! own, or a response that is broken off.
+//! Failure handling of an attempt: a retry, a local response, or an aborted response.
 
 use std::future::poll_fn;
 use std::task::Poll;
@@ -17,27 +16,27 @@ use crate::request::NextAttempt;
 use crate::throttle::{Outcome, clock};
 use crate::upstream::ConnectError;
 
-/// How long an answer of the gateway's own may take to be written.
+/// Timeout of writing a local response.
 const ANSWER_WRITE: Duration = Duration::from_secs(1);
 
-/// How long an upload may stall once its answer is complete, how long it may go on, and with how many
-/// bytes. Generous, because a client that is cut off before it has read the answer may lose the answer
+/// Bounds of draining an upload after its response is complete: longest stall, longest duration, most bytes.
+/// Generous, because a client whose connection is cut before it has read the response may lose the response
 /// (RFC 9112 9.6).
 const AFTER_ANSWER: Duration = Duration::from_secs(2);
 const AFTER_ANSWER_TOTAL: Duration = Duration::from_secs(10);
 const AFTER_ANSWER_BYTES: u64 = 64 << 20;
 
-/// More body than `limits.maxBodyBytes`.
+/// The error response to a body over `limits.maxBodyBytes`.
 pub(super) fn body_too_large() -> ErrorResponse {
     ErrorResponse::new(Reason::BodyTooLarge, "the request body is larger than allowed")
 }
 
 impl<C: ClientSide> Exchange<'_, C> {
-    /// No connection could be made.
+    /// Handles a failed dial.
     pub(super) fn connect_failed(&mut self, error: &ConnectError) -> NextStep {
         let request = &mut self.request;
         if error.is_out_of_descriptors() {
-            // The gateway's own bound: no endpoint is to blame, and another would fail alike.
+            // A limit of the gateway: no endpoint is at fault, and dialling another would fail alike.
             request.fail_attempt(Reason::Overloaded, error.to_string());
             return self.respond_failure();
         }
@@ -45,7 +44,7 @@ impl<C: ClientSide> Exchange<'_, C> {
             permit.report(Outcome::ConnectFailed, clock());
         }
         request.fail_attempt(Reason::ConnectFailed, error.to_string());
-        // Nothing was sent: any request may go elsewhere.
+        // Nothing was sent: any request may be retried.
         request.next = NextAttempt::OtherEndpoint;
         if may_try_again(request) {
             NextStep::Retry
@@ -54,8 +53,8 @@ impl<C: ClientSide> Exchange<'_, C> {
         }
     }
 
-    /// A transfer broke. `idled` is a connection that had been used before, `sent` whether any byte of
-    /// the request can have reached the backend.
+    /// Handles a failed transfer. `idled` is a connection that had been used before; `sent` whether any byte
+    /// of the request can have reached the backend.
     pub(super) fn transfer_failed(&mut self, end: TransferEnd, idled: bool, sent: bool) -> NextStep {
         if self.progress.status.is_some() {
             self.abort_response(&end);
@@ -84,7 +83,8 @@ impl<C: ClientSide> Exchange<'_, C> {
                 return NextStep::Done;
             }
             TransferEnd::DeadlinePassed(timer) => {
-                // The total may be the client's own deadline, which says nothing of the endpoint.
+                // Only the start deadline counts against the endpoint: the total may be the client's own
+                // (`grpc-timeout`).
                 if timer == Timer::Start
                     && sent
                     && let Some(permit) = &self.request.permit
@@ -114,8 +114,9 @@ impl<C: ClientSide> Exchange<'_, C> {
             if was_processed(fault) {
                 permit.endpoint().mark_answered();
             }
-            // No answer ever came from it, only a probe said that it is ready: it starts still, and the request
-            // goes back to its place in the queue, if it may be sent again.
+            // The endpoint is unproven: a probe found it ready, but no response has come from it yet. It
+            // counts as starting still, and the request goes back to its place in the queue, if it may be
+            // sent again.
             let early = permit.endpoint().is_unproven();
             if early || !not_processed {
                 permit.report(Outcome::Broke, clock());
@@ -128,7 +129,7 @@ impl<C: ClientSide> Exchange<'_, C> {
             NextAttempt::OtherEndpoint
         };
         let idempotent = is_idempotent(self.client.head().method());
-        // It may be the request that breaks backends: not one after another of them.
+        // The request itself may break backends: it is not sent to one after another.
         let spared = self.broken_connections <= MAX_BROKEN_CONNECTIONS;
         let safe = not_processed || idempotent && spared && !was_processed(fault);
         if safe && self.replay.is_possible() && may_try_again(&self.request) {
@@ -138,7 +139,7 @@ impl<C: ClientSide> Exchange<'_, C> {
         }
     }
 
-    /// The instance or the gateway has to go, and no head has come.
+    /// Handles a drain of the instance or of the gateway before a response head came.
     fn drained(&mut self, going: DrainCause, sent: bool) -> NextStep {
         self.request.next = NextAttempt::OtherEndpoint;
         let idempotent = is_idempotent(self.client.head().method());
@@ -149,7 +150,7 @@ impl<C: ClientSide> Exchange<'_, C> {
         NextStep::Respond(ErrorResponse::new(Reason::Draining, "what served this had to go"))
     }
 
-    /// Nothing else will serve the request.
+    /// Responds with the last attempt's failure: no further attempt can serve the request.
     fn respond_failure(&mut self) -> NextStep {
         let failure = self.request.failure.take();
         NextStep::Respond(failure.unwrap_or_else(|| {
@@ -157,8 +158,7 @@ impl<C: ClientSide> Exchange<'_, C> {
         }))
     }
 
-    /// The response head is sent, and the rest will not follow: the client must not take what came for
-    /// the whole.
+    /// Aborts a response whose head was sent: the client must not take the part for the whole.
     fn abort_response(&mut self, end: &TransferEnd) {
         let reason = match end {
             TransferEnd::DeadlinePassed(timer) => {
@@ -190,16 +190,16 @@ impl<C: ClientSide> Exchange<'_, C> {
             end,
             TransferEnd::DeadlinePassed(Timer::Age) | TransferEnd::Draining(_)
         );
-        // A stream of events may end anywhere: a client drops half an event and comes again.
+        // A stream of server-sent events may end anywhere: the client drops a partial event and reconnects.
         let ended = over && self.progress.event_stream && self.client.end_early();
         if !ended {
             self.client.abort();
         }
     }
 
-    /// The answer is complete and its request is not: reads what still comes and throws it away, within
-    /// bounds, so that a client which reads only once it has sent everything gets the answer. The endpoint is
-    /// free meanwhile.
+    /// Drains the upload of a request whose response is complete: reads and drops the body, within bounds, so
+    /// that a client which reads only after it has sent everything gets the response. The endpoint's Permit
+    /// is released first.
     pub(super) async fn drain_upload(&mut self) {
         self.request.permit = None;
         let start = clock();
@@ -235,7 +235,7 @@ impl<C: ClientSide> Exchange<'_, C> {
         }
     }
 
-    /// Answers by the gateway itself.
+    /// Sends a local response.
     pub(super) async fn respond_local(&mut self, response: &LocalResponse) {
         if let LocalResponse::Error(ErrorResponse {
             reason: Reason::ClientGone,
@@ -248,7 +248,7 @@ impl<C: ClientSide> Exchange<'_, C> {
         }
         let rendered = self.request.render_local(response);
         self.request.permit = None;
-        // What cannot be read safely may be followed by something that was meant to be hidden.
+        // Bytes behind an invalid request may be a smuggled one: the connection ends.
         let last = self.request.draining() || self.request.reason == Some(Reason::BadRequest);
         if self.client.respond_local(&rendered, last).is_err() {
             self.request.reason = Some(Reason::ClientGone);

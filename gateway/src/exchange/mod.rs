@@ -1,9 +1,9 @@
-//! The forwarding engine: one request from its head to its log line.
+//! The forwarding engine: one request, from its head to its log line.
 //!
-//! [`serve`] routes a request, gets a Permit, connects, and passes request and response through
-//! ([`duplex`]) until one attempt gave an answer or no further one can. One future, no channels; the
-//! client's side and the backend's side are type parameters ([`sides`]). Dropping the future at any
-//! moment gives the Permit back, and the request still gets its one log line.
+//! [`serve`] routes a request, waits for a Permit, connects, and transfers request and response ([`duplex`]),
+//! until one attempt gave a response or no further attempt is possible. One future without channels; the
+//! client's side and the backend's side are type parameters ([`sides`]). Dropping the future at any moment
+//! returns the Permit, and the request still gets its one log line.
 
 mod duplex;
 mod failure;
@@ -39,13 +39,13 @@ use crate::request::{
 use crate::throttle::{Outcome, clock};
 use crate::upstream::{self, Acquired, BackendConnection, ConnectionChoice};
 
-/// How long the head of a switch may take to be written.
+/// Timeout of writing the head of a protocol switch.
 const SWITCH_WRITE: Duration = Duration::from_secs(5);
 
-/// Serves one request. The client's side tells afterwards whether its connection is of further use.
+/// Serves one request. The state of `client` afterwards decides whether its connection may serve another.
 ///
-/// Cancel-safe: dropped half way, the client got a part of a response at most, and the request is
-/// logged as far as it came.
+/// Cancel-safe: when the future is dropped half way, the client has got part of a response at most, and the
+/// request is logged as far as it came.
 pub(crate) async fn serve<C: ClientSide>(
     engine: &Arc<Engine>,
     client: &mut C,
@@ -67,18 +67,18 @@ pub(crate) async fn serve<C: ClientSide>(
     exchange.run().await;
 }
 
-/// One request with all that is known of it; its end, however it comes, is logged.
+/// State of one request. Its drop logs the request, however it ended.
 struct Exchange<'a, C: ClientSide> {
     client: &'a mut C,
     request: RequestCtx,
     timer: &'a mut DeadlineTimer,
     replay: ReplayBuffer,
     progress: Progress,
-    /// Fresh connections that broke after the request was sent.
+    /// Number of fresh connections that failed after the request was sent.
     broken_connections: u32,
-    /// When the answer was complete, where that was before the request was.
+    /// When the response was complete, where that was before the request was.
     answered: Option<Instant>,
-    /// What the connection speaks after a switch.
+    /// The protocol after a switch.
     protocol: Option<RequestProtocol>,
 }
 
@@ -108,13 +108,13 @@ impl<C: ClientSide> Drop for Exchange<'_, C> {
     }
 }
 
-/// What follows an attempt.
+/// The step after an attempt.
 enum NextStep {
-    /// Nothing: the client has its answer, or is gone.
+    /// Done: the client has its response, or is gone.
     Done,
-    /// Another attempt, as the request says how.
+    /// Another attempt, of the kind in the request's `next`.
     Retry,
-    /// An answer of the gateway's own.
+    /// A local error response.
     Respond(ErrorResponse),
 }
 
@@ -138,13 +138,13 @@ where
         }
     }
 
-    /// Routes the request and gets it a Permit.
+    /// Routes the request and waits for a Permit.
     async fn route_and_admit(&mut self) -> Result<(), LocalResponse> {
         loop {
             self.route()?;
             let client = &mut *self.client;
             let mut rests = false;
-            // Polled only once the request has to wait.
+            // Polled only when the request has to wait.
             let gone = poll_fn(|cx| {
                 if !std::mem::replace(&mut rests, true) {
                     client.release_memory();
@@ -154,14 +154,14 @@ where
             let Err(answer) = self.request.admit(gone).await else {
                 return Ok(());
             };
-            // Its revision was removed while it waited: the newer table knows where it goes.
+            // The revision was removed during the wait: the request is routed again by the current table.
             if !self.request.reread() {
                 return Err(answer.into());
             }
         }
     }
 
-    /// Gets a Permit for another attempt.
+    /// Waits for a Permit for another attempt.
     async fn readmit(&mut self) -> Result<(), LocalResponse> {
         let client = &mut *self.client;
         let admitted = self.request.fail_over(poll_fn(|cx| client.poll_gone(cx))).await;
@@ -195,11 +195,11 @@ where
         }
     }
 
-    /// One attempt at the endpoint of the Permit.
+    /// Makes one attempt at the endpoint of the Permit.
     async fn attempt(&mut self) -> NextStep {
         let choice = match self.request.next {
             NextAttempt::FreshConnection => ConnectionChoice::Fresh,
-            // The connection of a switch is not given back: nothing is gained by a used one.
+            // A switch takes a fresh connection: the connection is not returned to the pool.
             _ if self.offers_switch() => ConnectionChoice::Fresh,
             _ if may_use_probes(self.client.head().method()) => ConnectionChoice::Any,
             _ => ConnectionChoice::NoProbes,
@@ -233,13 +233,13 @@ where
         }
     }
 
-    /// Whether the client offers a switch of protocols that the revision's backends may be asked for.
+    /// Whether the client offers an upgrade that the revision forwards.
     fn offers_switch(&self) -> bool {
         let offered = self.client.head().upgrade().zip(self.request.routed.as_ref());
         offered.is_some_and(|(offered, routed)| upgrade_to_forward(offered, &routed.spec).is_some())
     }
 
-    /// Connects to the endpoint of the Permit, under the request's clocks.
+    /// Connects to the endpoint of the Permit, under the request's deadlines.
     async fn connect(&mut self, choice: ConnectionChoice) -> Result<Acquired, NextStep> {
         let failed = {
             let request = &mut self.request;
@@ -295,8 +295,8 @@ where
         }
     }
 
-    /// Passes the request and its response through a connection that is there. `idled` is one that
-    /// was used before: the other side may have closed it.
+    /// Transfers the request and its response over an open connection. `idled` is a pooled connection: the
+    /// backend may have closed it.
     async fn transfer<B: BackendSide>(&mut self, mut backend: B, idled: bool) -> NextStep
     where
         B::Stream: ByteStream + 'static,
@@ -340,7 +340,7 @@ where
         }
     }
 
-    /// Gives the request's head to the backend. Returns whether an upgrade was passed on.
+    /// Sends the request's head to the backend. Returns whether an upgrade was forwarded.
     fn send_request_head<B: BackendSide>(&mut self, backend: &mut B) -> Result<bool, BackendFault> {
         let head = self.client.head();
         let Some(routed) = &self.request.routed else {
@@ -388,7 +388,7 @@ where
             .head()
             .upgrade()
             .is_some_and(|offered| offered.eq_ignore_ascii_case(b"websocket"));
-        // After the switch only the tunnel's own bounds count.
+        // After the switch only the tunnel's own bounds apply.
         self.request.clocks.stop();
         self.protocol = Some(RequestProtocol::Upgraded);
         let timeouts = self.request.routed.as_ref().map(|routed| routed.spec.timeouts);
@@ -403,7 +403,7 @@ where
                 .map(|permit| Arc::clone(permit.endpoint())),
             websocket,
         };
-        // The 101 goes first.
+        // The 101 is flushed before any byte of the tunnel.
         let (client, timer) = (&mut *self.client, &mut *self.timer);
         let until = clock() + SWITCH_WRITE;
         let written = poll_fn(|cx| match client.poll_flush(cx) {
@@ -421,7 +421,7 @@ where
         let (reason, timer) = match ended {
             Ended::Client | Ended::Backend => (None, None),
             Ended::Idle => (Some(Reason::Timeout), Some(Timer::Idle)),
-            // A WebSocket was closed in order; others have no words for that and broke off.
+            // A WebSocket was closed in order by a Close frame; other protocols have none and were cut.
             Ended::Aged | Ended::Draining if websocket => (None, None),
             Ended::Aged => (Some(Reason::Timeout), Some(Timer::Age)),
             Ended::Draining => (Some(Reason::Draining), None),

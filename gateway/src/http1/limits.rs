@@ -26,7 +26,7 @@ pub struct HeadLimits {
 }
 
 impl HeadLimits {
-    /// The head's bytes as far as they can be told apart.
+    /// The limit on the head's bytes that positions can hold.
     pub(super) fn bytes(&self) -> usize {
         self.max_bytes.min(MAX_HEAD)
     }
@@ -52,7 +52,7 @@ pub struct ResponseLimits {
 }
 
 impl ResponseLimits {
-    /// The head's bytes as far as they can be told apart.
+    /// The limit on the head's bytes that positions can hold.
     pub(super) fn bytes(&self) -> usize {
         self.max_bytes.min(MAX_HEAD)
     }

@@ -1,4 +1,4 @@
-//! Holding a request until an endpoint may be used.
+//! Admission: holds a request until a slot of an endpoint is free.
 
 use std::future::Future;
 use std::time::Instant;
@@ -10,11 +10,11 @@ use crate::throttle::{Admission, Arrival, Permit, Rejection, Waiter};
 use sluice_model::Failure;
 
 impl RequestCtx {
-    /// Gets a Permit: at once where an endpoint is free, else after waiting. `gone` resolves when
-    /// the client left; its place is free then and nothing reaches the backend.
+    /// Acquires a Permit: at once where an endpoint is free, otherwise after waiting in the queue. `gone`
+    /// resolves when the client left; the request leaves the queue then, and nothing reaches the backend.
     ///
     /// # Errors
-    /// The answer to give instead. Cancel-safe: dropping the future gives the place back.
+    /// The error response. Cancel-safe: dropping the future leaves the queue.
     pub async fn admit(&mut self, gone: impl Future<Output = ()>) -> Result<(), ErrorResponse> {
         let now = Instant::now();
         let Some(routed) = &self.routed else {
@@ -29,10 +29,10 @@ impl RequestCtx {
         self.settle(admission, now, gone).await
     }
 
-    /// Gets a Permit for the next attempt, as `next` says how.
+    /// Acquires a Permit for the next attempt, of the kind in `next`.
     ///
     /// # Errors
-    /// The answer to give: what the attempts ran into, if nothing else can serve.
+    /// The error response: the failure of the attempts, if no other endpoint can serve.
     pub async fn fail_over(&mut self, gone: impl Future<Output = ()>) -> Result<(), ErrorResponse> {
         let now = Instant::now();
         let next = std::mem::replace(&mut self.next, NextAttempt::FreshConnection);
@@ -63,7 +63,7 @@ impl RequestCtx {
         }
     }
 
-    /// An attempt's own failure tells more than "there is no other endpoint", or no such revision any more.
+    /// Prefers an attempt's own failure to "there is no other endpoint" and to a removed revision.
     fn prefer_failure(&mut self, answer: ErrorResponse) -> ErrorResponse {
         match answer.reason {
             Reason::NoEndpoints | Reason::NoRoute => self.failure.take().unwrap_or(answer),
@@ -100,8 +100,8 @@ impl RequestCtx {
         }
     }
 
-    /// The start that ended, or did not end, a wait that began at `since`; `None` if it was not
-    /// for one: the endpoint had been there before.
+    /// The start of an instance that a wait from `since` on was for, whether or not the start completed;
+    /// `None` if the endpoint had been ready before.
     fn awaited_start(&self, outcome: &Result<Permit, Rejection>, since: Instant) -> Option<StartTimes> {
         let launch = match outcome {
             Ok(permit) => {
@@ -146,7 +146,7 @@ fn client_gone() -> ErrorResponse {
     ErrorResponse::new(Reason::ClientGone, "the client left")
 }
 
-/// The answer to a request that was not admitted. The cause of a failed activation goes to the
+/// The error response to a request that was not admitted. The cause of a failed activation is sent to the
 /// client only with `errorDetail`.
 pub fn rejection_response(rejection: &Rejection, error_detail: bool, timer: Option<Timer>) -> ErrorResponse {
     let (reason, text) = match rejection {

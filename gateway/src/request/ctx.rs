@@ -1,4 +1,4 @@
-//! One request on its way through the gateway.
+//! Context of one request: what routing, admission, attempts and the log line share.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -25,31 +25,31 @@ use crate::observe::{
 use crate::registry::{LiveRevision, LiveService, PutOff, Reader, Snapshot};
 use crate::throttle::Permit;
 
-/// What every request needs and shares.
+/// State that all requests share.
 pub struct Engine {
     /// The current table; read once per request.
     pub table: Reader,
     /// Metrics and access log.
     pub observer: Observer,
-    /// How far the gateway is on its way out.
+    /// The drain phase of the gateway.
     pub drain: watch::Receiver<Drain>,
 }
 
-/// What a request is when it comes in.
+/// A request as received.
 pub struct IncomingRequest<'a, V> {
-    /// The connection it came by.
+    /// The connection.
     pub info: &'a Arc<ConnectionInfo>,
-    /// Its head.
+    /// The head.
     pub view: &'a V,
     /// Host or `:authority` as sent.
     pub host: Option<&'a [u8]>,
     /// Path and query as sent.
     pub target: &'a str,
-    /// Bytes the head takes while the request waits.
+    /// Memory held for the head and buffered body while the request waits, in bytes.
     pub head_bytes: usize,
 }
 
-/// What an adapter knows of a request at its end. What a client chose is bytes.
+/// The result of a request for log and metrics. Values chosen by the client are bytes.
 pub struct RequestEnd<'a> {
     /// The method.
     pub method: &'a [u8],
@@ -59,17 +59,17 @@ pub struct RequestEnd<'a> {
     pub target: &'a [u8],
     /// `User-Agent` as sent.
     pub user_agent: Option<&'a [u8]>,
-    /// What it spoke.
+    /// The protocol.
     pub protocol: RequestProtocol,
-    /// The status of the head that was sent, if one was.
+    /// The status of the response head, if one was sent.
     pub status: Option<u16>,
-    /// Bytes of the request body taken.
+    /// Bytes of the request body consumed.
     pub bytes_in: u64,
-    /// Bytes of the response body given.
+    /// Bytes of the response body sent.
     pub bytes_out: u64,
 }
 
-/// Where a request goes.
+/// The destination of a request.
 pub struct Routed {
     /// The service.
     pub service: Arc<Service>,
@@ -79,7 +79,7 @@ pub struct Routed {
     pub live: Arc<LiveRevision>,
     /// The revision as configured when the request was routed.
     pub spec: Arc<RevisionSpec>,
-    /// The key, where the choice sticks to one endpoint.
+    /// The sticky key, where the scope is one endpoint.
     pub endpoint_key: Option<StickyKey>,
 }
 
@@ -90,71 +90,71 @@ impl Routed {
     }
 }
 
-/// How the next attempt is made.
+/// The kind of the next attempt.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum NextAttempt {
-    /// As always: any pooled or new connection to the Permit's endpoint.
+    /// Over any pooled or new connection to the Permit's endpoint.
     First,
-    /// To the same endpoint, but by a connection that nothing used before.
+    /// To the same endpoint, over a new connection.
     FreshConnection,
     /// To another endpoint.
     OtherEndpoint,
-    /// To any endpoint, after this long: the backend asked for it.
+    /// To any endpoint after a delay that the backend asked for.
     After(Duration),
 }
 
-/// One request on its way; dropping it at any moment releases its Permit.
+/// The context of one request; dropping it at any moment releases its Permit.
 ///
-/// Once it is routed it holds what its end needs (service, revision, settings), and no table: a long
-/// stream would keep everything of its generation alive.
+/// A routed request holds what its end needs (service, revision, settings), and no table: a long stream would
+/// keep everything of its generation alive.
 pub struct RequestCtx {
     pub(super) engine: Arc<Engine>,
-    /// The one table that it reads, until it is routed.
+    /// The one table that the request reads, until it is routed.
     table: Option<Arc<Snapshot>>,
     settings: Arc<Settings>,
     generation: Generation,
-    /// Its clocks.
+    /// The deadlines.
     pub clocks: Clocks,
-    /// When it came.
+    /// When the request was received.
     pub started: Instant,
-    /// Where it goes, once routed.
+    /// The destination, once routed.
     pub routed: Option<Routed>,
     /// The right to use an endpoint, once admitted.
     pub permit: Option<Permit>,
-    /// How the next attempt is made.
+    /// The kind of the next attempt.
     pub next: NextAttempt,
-    /// What an earlier attempt failed with, should no other one succeed.
+    /// The failure of the last attempt, to be sent should no other succeed.
     pub failure: Option<ErrorResponse>,
-    /// Set when the response head came from the backend.
+    /// Whether the backend's response head came.
     pub head_received: bool,
-    /// The id the backend sees.
+    /// The request id that the backend gets.
     pub request_id: RequestId,
-    /// How often it passed a gateway of this kind before.
+    /// Passes through gateways of this kind before this one.
     hops: u32,
-    /// Why the client does not simply get the backend's answer.
+    /// The reason why the client does not simply get the backend's response.
     pub reason: Option<Reason>,
-    /// What the reason cannot say in a word.
+    /// Details of the reason.
     pub detail: Option<String>,
     /// Time spent waiting for Permits.
     pub queued: Duration,
-    /// When it last stopped waiting; `None` when it never did.
+    /// When the last wait ended; `None` when the request never waited.
     pub(super) admitted: Option<Instant>,
-    /// The start that it waited for.
+    /// The instance start that the request waited for.
     pub(super) start: Option<StartTimes>,
     phases: Option<Phases>,
-    /// The client asked where the time goes.
+    /// Whether the client asked for `Server-Timing`.
     wants_timing: bool,
-    /// Endpoints tried.
+    /// The number of attempts.
     pub attempts: u32,
-    /// Of these, how many the backend put off with a 429.
+    /// The number of attempts that the backend put off with a 429.
     pub put_off: u32,
-    /// It is held because of that.
+    /// Guard of the wait after a 429.
     pub held: Option<PutOff>,
     /// When the last attempt began.
     pub attempt_started: Option<Instant>,
-    /// From the start of the last attempt to its response head.
+    /// Time from the start of the last attempt to its response head.
     pub upstream: Option<Duration>,
-    /// The revision was removed while this request waited for it.
+    /// Whether the revision was removed while the request waited.
     pub(super) removed: bool,
     pub(super) head_bytes: u64,
     pub(super) endpoint: Option<EndpointAddr>,
@@ -165,7 +165,7 @@ pub struct RequestCtx {
     time: SystemTime,
 }
 
-/// The points of splits come from the service's own counters.
+/// Draws the points of splits from the service's own counters.
 struct LiveDraw;
 
 impl Draw<Arc<LiveService>> for LiveDraw {
@@ -175,7 +175,7 @@ impl Draw<Arc<LiveService>> for LiveDraw {
 }
 
 impl RequestCtx {
-    /// A request that has just come in. Reads the one Snapshot it will ever see.
+    /// The context of a new request. Loads the one Snapshot that the request sees.
     pub fn new(engine: &Arc<Engine>, now: Instant) -> Self {
         let table = engine.table.load();
         Self {
@@ -214,9 +214,9 @@ impl RequestCtx {
         }
     }
 
-    /// Reads the table anew if the revision this request waited for is not in the current one; then
-    /// it has to be routed and admitted again. The one exception to one Snapshot a request: the
-    /// alternative is to fail it because of a reload.
+    /// Loads the current table if the revision was removed while the request waited; then the request has to
+    /// be routed and admitted again. The one exception to one Snapshot per request: the alternative is to
+    /// fail the request because of a reload.
     pub fn reread(&mut self) -> bool {
         if !std::mem::take(&mut self.removed) {
             return false;
@@ -233,30 +233,30 @@ impl RequestCtx {
         true
     }
 
-    /// The settings this request sees.
+    /// The settings of the request's Snapshot.
     pub fn settings(&self) -> &Arc<Settings> {
         &self.settings
     }
 
-    /// The limits this request sees.
+    /// The limits of the request's Snapshot.
     pub fn limits(&self) -> &Limits {
         &self.settings.limits
     }
 
-    /// How far the gateway is on its way out, to be followed.
+    /// The drain phase, to be watched.
     pub fn drain(&self) -> watch::Receiver<Drain> {
         self.engine.drain.clone()
     }
 
-    /// Whether answers should end the connection because the gateway is on its way out.
+    /// Whether responses should end the connection because the gateway drains.
     pub fn draining(&self) -> bool {
         *self.engine.drain.borrow() != Drain::Serving
     }
 
-    /// Finds and picks, and starts the request's clocks.
+    /// Routes the request and arms its deadlines.
     ///
     /// # Errors
-    /// The answer to give instead.
+    /// The local response.
     pub fn route<V: RequestView>(&mut self, incoming: &IncomingRequest<'_, V>) -> Result<(), LocalResponse> {
         self.note(incoming);
         let info = incoming.info;
@@ -338,7 +338,7 @@ impl RequestCtx {
         self.hops = hops(view.header(HOPS_HEADER));
     }
 
-    /// What the forwarding headers say of this request.
+    /// The forwarding headers of this request.
     pub fn forwarding<'a>(&'a self, info: &ConnectionInfo, host: &'a [u8]) -> Forwarding<'a> {
         Forwarding {
             client: info.client_ip(),
@@ -350,7 +350,7 @@ impl RequestCtx {
         }
     }
 
-    /// The gateway's own answer in the client's dialect; noted for log and metrics.
+    /// Renders a local response in the client's format and records it for log and metrics.
     pub fn render_local(&mut self, response: &LocalResponse) -> RenderedResponse {
         let mut rendered = match response {
             LocalResponse::Error(error) => {
@@ -369,7 +369,7 @@ impl RequestCtx {
         rendered.dated(SystemTime::now())
     }
 
-    /// The client's response head is there.
+    /// Records the phases until the response head.
     pub fn response_started(&mut self, now: Instant) {
         self.phases = Some(Phases::of(&Milestones {
             arrived: self.started,
@@ -379,13 +379,14 @@ impl RequestCtx {
         }));
     }
 
-    /// What to add as `Server-Timing`, if the client asked. After [`response_started`](Self::response_started).
+    /// The value of `Server-Timing`, if the client asked for it. Call after
+    /// [`response_started`](Self::response_started).
     pub fn server_timing(&self) -> Option<String> {
         let phases = self.phases.as_ref().filter(|_| self.wants_timing)?;
         Some(phases.server_timing())
     }
 
-    /// Notes what an attempt ran into, so that it can be told if nothing else works out.
+    /// Records the failure of an attempt, to be sent if no other attempt succeeds.
     pub fn fail_attempt(&mut self, reason: Reason, detail: String) {
         self.detail = Some(detail);
         let text = match reason {
@@ -396,7 +397,8 @@ impl RequestCtx {
         self.failure = Some(ErrorResponse::new(reason, text));
     }
 
-    /// Logs and measures the request and gives its Permit back. Called once, at its end.
+    /// Writes the log line and metrics of the request and returns its Permit. Called once, at the request's
+    /// end.
     pub fn finish(&mut self, ending: &RequestEnd<'_>, now: Instant) {
         let revision = self.routed.as_ref().map(|routed| &routed.spec.id);
         let record = RequestRecord {
@@ -443,7 +445,7 @@ impl RequestCtx {
     }
 }
 
-/// As much of a detail as a log line wants: parsers quote whole heads of backends.
+/// Truncates a detail for the log line: parsers quote whole heads of backends.
 fn brief(detail: &str) -> &str {
     const MAX: usize = 256;
     match detail.char_indices().nth(MAX) {

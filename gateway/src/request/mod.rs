@@ -1,8 +1,8 @@
-//! The decision part of the request path: find, pick, admit, choose an endpoint, which headers.
+//! The decision part of the request path: routing, splits, admission, header rewriting, deadlines.
 //!
-//! **Invariant:** protocol-neutral and without I/O of its own. `exchange` drives a
-//! [`RequestCtx`] through its steps: `route`, `admit`, then for each attempt the endpoint of its
-//! Permit, `fail_over` after a failed one, and `finish`.
+//! **Invariant:** protocol-neutral and without I/O of its own. `exchange` drives a [`RequestCtx`] through its
+//! steps: `route`, `admit`, then for each attempt the endpoint of its Permit, `fail_over` after a failed
+//! attempt, and `finish`.
 
 mod admit;
 mod clocks;

@@ -1,4 +1,4 @@
-//! Which connection to an endpoint an attempt gets: an idle one, the one a probe left, a new one.
+//! Connection acquisition for an attempt: an idle connection, the one left by a probe, or a new one.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -15,12 +15,12 @@ use crate::throttle::EndpointState;
 /// Which connections an attempt may use.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum ConnectionChoice {
-    /// Any: an idle one, the one a probe left, a new one.
+    /// An idle connection, the one left by a probe, or a new one.
     Any,
-    /// An idle or a new one. For a request that must not be sent twice: whether one that a probe left
-    /// was closed by the other side is known too late.
+    /// An idle or a new connection. For a request that must not be sent twice: a close of a probe's
+    /// connection is detected too late.
     NoProbes,
-    /// One that nothing used before.
+    /// A new connection.
     Fresh,
 }
 
@@ -28,11 +28,12 @@ pub(crate) enum ConnectionChoice {
 pub(crate) struct Acquired {
     /// The connection.
     pub(crate) connection: BackendConnection,
-    /// Whether it idled: the other side may have closed it, which is nobody's failure.
+    /// Whether the connection was idle: the backend may have closed it, which does not count as the
+    /// endpoint's failure.
     pub(crate) idled: bool,
 }
 
-/// A connection by what it speaks.
+/// A connection to a backend, by protocol.
 pub(crate) enum BackendConnection {
     /// HTTP/1.1.
     Http1(Http1Backend),
@@ -40,7 +41,8 @@ pub(crate) enum BackendConnection {
     Http2(Http2Backend),
 }
 
-/// An idle connection to `endpoint`, or a stream on one that is open; `None` where one has to be made.
+/// Takes an idle connection to `endpoint`, or a stream on an open one; `None` when a connection has to be
+/// made.
 pub(crate) fn take_idle(
     routed: &Routed,
     endpoint: &Arc<EndpointState>,
@@ -58,8 +60,8 @@ pub(crate) fn take_idle(
             idled: true,
         });
     }
-    // A request that may be sent again is not worth a system call: if the connection was closed, the
-    // request goes over another one.
+    // No system call for a request that may be sent again: if the connection was closed, the request is
+    // retried over another one.
     let ask_kernel = choice == ConnectionChoice::NoProbes;
     let idle = endpoint
         .idle()
@@ -72,18 +74,18 @@ pub(crate) fn take_idle(
     })
 }
 
-/// The connection of the probe that found the endpoint ready.
+/// Takes the connection of the probe that found the endpoint ready.
 fn take_spare(endpoint: &EndpointState, choice: ConnectionChoice) -> Option<BackendIo> {
     if choice != ConnectionChoice::Any {
-        // A server that serves one connection at a time must not be kept busy by it.
+        // Closed, so that a server which serves one connection at a time is not kept busy by it.
         endpoint.spare().close();
         return None;
     }
     endpoint.spare().take(false).map(BackendIo::from)
 }
 
-/// Makes a connection to `endpoint`, within `limits.connectTimeout`. Cancel-safe: dropping the future
-/// closes what was begun.
+/// Connects to `endpoint`, within `limits.connectTimeout`. Cancel-safe: dropping the future closes the
+/// half-open connection.
 ///
 /// # Errors
 /// [`ConnectError`].

@@ -1,4 +1,4 @@
-//! One exchange on an HTTP/1 connection to a backend.
+//! The backend's side of an exchange over HTTP/1.
 
 use std::io;
 use std::sync::Arc;
@@ -30,15 +30,15 @@ pub(crate) struct Http1Backend {
     chunks: ChunkLimits,
     to: ResponseTo,
     trailers: bool,
-    /// The head at the front of the reader's buffer.
+    /// The parsed head, whose bytes are at the front of the reader's buffer.
     head: Option<ResponseInfo>,
     scanned: usize,
-    /// Whether the response lets the connection serve another request.
+    /// Whether the response allows another request on the connection (keep-alive).
     keep_alive: bool,
 }
 
 impl Http1Backend {
-    /// A side on an open connection on which nothing is under way.
+    /// A backend side on an open connection without an exchange under way.
     pub(super) fn new(io: BackendIo, endpoint: Arc<EndpointState>, limits: &Limits) -> Self {
         Self {
             io,
@@ -56,7 +56,7 @@ impl Http1Backend {
         }
     }
 
-    /// Takes the head that was read off the buffer.
+    /// Consumes the current head from the buffer.
     fn pass_head(&mut self) -> Option<ResponseInfo> {
         let info = self.head.take()?;
         self.reader.buffer().consume(info.len);
@@ -121,7 +121,7 @@ impl BackendSide for Http1Backend {
         }
         let body = match line.length {
             BodyLength::Empty => {
-                // RFC 9110 8.6: methods that give content a meaning say that there is none.
+                // RFC 9110 8.6: methods that give content a meaning announce that there is none.
                 if matches!(head.method(), "POST" | "PUT" | "PATCH") {
                     encode::content_length(out, 0);
                 }
@@ -154,8 +154,8 @@ impl BackendSide for Http1Backend {
     }
 
     fn finish(&mut self, _: Option<HeaderMap>) -> Result<(), BackendFault> {
-        // Trailers of a request are not passed on over HTTP/1: few backends expect any, and some take
-        // them for fields of the head.
+        // Trailers of a request are dropped over HTTP/1: few backends expect any, and some take them for
+        // fields of the head.
         self.writer.finish(std::iter::empty());
         Ok(())
     }
@@ -253,7 +253,7 @@ impl BackendSide for Http1Backend {
     }
 }
 
-/// Bounds of a backend's head: the same as a client's.
+/// Size limits of a backend's head: the same as a client's, except for the number of fields.
 fn response_limits(limits: &Limits) -> ResponseLimits {
     ResponseLimits {
         max_bytes: limits.max_header_bytes,
@@ -261,10 +261,10 @@ fn response_limits(limits: &Limits) -> ResponseLimits {
     }
 }
 
-/// Fields of a backend's head at least: what backends send is not what clients may.
+/// Lower bound of the limit on a backend's fields: backends may send more than clients may.
 const MAX_FIELDS: usize = 256;
 
-/// How much of a body is read together with its head, in bytes.
+/// Most bytes of a body that are read together with its head.
 const READ_BEYOND: usize = 16 * 1024;
 
 fn malformed(fault: impl std::fmt::Display) -> BackendFault {

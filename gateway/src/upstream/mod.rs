@@ -1,7 +1,7 @@
-//! Connections to backends: how they are dialled (`connect`), secured (`tls`), read and written
-//! (`io`), and kept for the next request (`idle`).
+//! Connections to backends: dialling (`connect`), TLS (`tls`), transports (`io`), the keep-alive pool
+//! (`idle`), and the backend's side of an exchange (`http1`, `http2`).
 //!
-//! An endpoint owns its idle connections; a revision owns its TLS.
+//! An endpoint owns its idle connections; a revision owns its TLS config.
 
 mod acquire;
 mod connect;

@@ -1,4 +1,4 @@
-//! TLS towards backends: one rustls client config for each revision, made off the data threads.
+//! TLS to backends: one rustls client config per revision, made off the data threads.
 
 use std::net::IpAddr;
 use std::path::PathBuf;
@@ -20,19 +20,19 @@ use tokio::time::Instant;
 use crate::edge::CertificateError;
 use crate::edge::certificates::{file_identity, load_authorities, load_pair};
 
-/// How often files are looked at for a change; as for a listener's certificates.
+/// Interval of the check of files for changes; as for a listener's certificates.
 const FILES_CHECKED_EVERY: Duration = Duration::from_secs(3);
 
-/// After a failure nothing is tried again for so long: requests are told what the last try found.
+/// Pause after a failure: until it is over, requests get the last failure.
 const TRIED_AGAIN_AFTER: Duration = Duration::from_secs(1);
 
-/// Why TLS towards a backend cannot be spoken.
+/// Why the TLS config of a backend cannot be made.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum BackendTlsError {
-    /// A file that is configured cannot be used.
+    /// A configured file cannot be used.
     #[error("{0}")]
     File(Arc<CertificateError>),
-    /// A certificate of the authorities' file is none.
+    /// A certificate of the authorities' file is malformed.
     #[error("{}: not a valid certificate: {reason}", file.display())]
     BadAuthority {
         /// Which.
@@ -40,19 +40,19 @@ pub enum BackendTlsError {
         /// Why.
         reason: String,
     },
-    /// The system has no certificates, or they cannot be read now.
+    /// The system has no root certificates, or they cannot be read now.
     #[error("the system's certificates cannot be read: {0}; install them, or name a caFile")]
     NoSystemRoots(String),
-    /// Neither a DNS name nor an address.
+    /// The server name is neither a DNS name nor an address.
     #[error("'{0}' is no name that a certificate could have")]
     BadName(String),
-    /// The task that was to read files came to nothing.
+    /// The task that reads files was cancelled: the gateway shuts down.
     #[error("the gateway is going away")]
     Cancelled,
 }
 
 impl BackendTlsError {
-    /// The file to look at.
+    /// The file that an operator should look at.
     pub fn file(&self) -> Option<&std::path::Path> {
         match self {
             Self::File(error) => Some(error.file()),
@@ -68,19 +68,19 @@ impl From<CertificateError> for BackendTlsError {
     }
 }
 
-/// TLS towards one backend.
+/// The TLS of one backend: client config and server name.
 #[derive(Debug)]
 pub(crate) struct UpstreamTls {
-    /// With a session store of its own: what resumes is this revision's.
+    /// The client config, with a session store of its own: sessions are resumed within one revision only.
     pub(crate) config: Arc<ClientConfig>,
-    /// Asked for (unless it is an address) and verified.
+    /// The server name: sent as SNI (unless it is an address) and verified.
     pub(crate) name: ServerName<'static>,
 }
 
-/// Whether the files that a revision's TLS names can be used. Blocks.
+/// Checks the files of a revision's TLS. Blocks on file I/O.
 ///
 /// # Errors
-/// The first one that cannot.
+/// The first file that cannot be used.
 pub fn check_tls(spec: &RevisionSpec) -> Result<(), BackendTlsError> {
     let Some(wanted) = TlsSpec::of(spec) else {
         return Ok(());
@@ -89,7 +89,7 @@ pub fn check_tls(spec: &RevisionSpec) -> Result<(), BackendTlsError> {
     TlsFiles::read(&wanted.tls, &provider()).map(drop)
 }
 
-/// What a revision's spec says of its TLS.
+/// The TLS settings of a revision's spec.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct TlsSpec {
     revision: RevisionId,
@@ -122,17 +122,17 @@ impl TlsSpec {
     }
 }
 
-/// What the files of a revision's TLS hold.
+/// The content of a revision's TLS files.
 #[derive(Debug, Clone)]
 struct TlsFiles {
     authorities: Option<Vec<CertificateDer<'static>>>,
     client: Option<Arc<CertifiedKey>>,
-    /// Taken before the read: a change during it is seen the next time.
+    /// Taken before the read, so that a change during the read is detected the next time.
     identities: Vec<Option<[i64; 7]>>,
 }
 
 impl TlsFiles {
-    /// Blocks.
+    /// Reads the files. Blocks.
     fn read(tls: &BackendTls, provider: &CryptoProvider) -> Result<Self, BackendTlsError> {
         let identities = identities(tls);
         let authorities = match &tls.ca_file {
@@ -151,8 +151,8 @@ impl TlsFiles {
         })
     }
 
-    /// Whether it amounts to the same TLS, whenever and from wherever it was read. A key belongs to its
-    /// certificate: [`load_pair`] saw to that.
+    /// Whether both contents amount to the same TLS, whenever and from wherever they were read. Keys need no
+    /// comparison: [`load_pair`] checked that a key belongs to its certificate.
     fn is_same(&self, other: &Self) -> bool {
         let chain = |m: &Self| m.client.as_ref().map(|c| c.cert.clone());
         self.authorities == other.authorities && chain(self) == chain(other)
@@ -181,7 +181,7 @@ impl TlsFiles {
         } else {
             b"http/1.1".to_vec()
         }];
-        // One name with eight tickets, rustls's most, in place of 32 names.
+        // Room for one name with eight tickets, rustls's maximum, in place of 32 names.
         config.resumption = Resumption::in_memory_sessions(8);
         config
     }
@@ -212,8 +212,8 @@ fn provider() -> Arc<CryptoProvider> {
     Arc::clone(PROVIDER.get_or_init(|| Arc::new(ring::default_provider())))
 }
 
-/// The system's certificates, read once for the process. None at all is not remembered: they may be
-/// installed yet. Blocks, some milliseconds.
+/// The system's root certificates, read once per process. An empty set is not cached: certificates may be
+/// installed later. Blocks, some milliseconds.
 fn system_roots() -> Result<Arc<RootCertStore>, BackendTlsError> {
     static ROOTS: Mutex<Option<Arc<RootCertStore>>> = Mutex::new(None);
     let mut known = ROOTS.lock();
@@ -237,13 +237,13 @@ fn read_system_roots() -> Result<RootCertStore, BackendTlsError> {
     Ok(roots)
 }
 
-/// Where the system's certificates come from: [`system_roots`], but for tests.
+/// The source of root certificates: [`system_roots`], except in tests.
 type RootSource = fn() -> Result<Arc<RootCertStore>, BackendTlsError>;
 
-/// A revision's TLS: made once on a blocking thread, again when the files hold something else.
+/// A revision's TLS: made once on a blocking thread, and again when the files change.
 ///
-/// Its settings never change: a revision with other ones has another slot, and other endpoints with
-/// it, so that no connection that was verified otherwise is used again.
+/// Its settings never change: a revision with other settings has another `RevisionTls`, and with it other
+/// endpoints, so that no connection that was verified otherwise is reused.
 #[derive(Debug)]
 pub(crate) struct RevisionTls(Option<Arc<SharedTls>>);
 
@@ -252,7 +252,7 @@ struct SharedTls {
     wanted: TlsSpec,
     roots: RootSource,
     current: ArcSwapOption<UpstreamTls>,
-    /// One try at a time; what the last one found.
+    /// Serialises loads; holds the result of the last one.
     attempts: tokio::sync::Mutex<LoadAttempts>,
 }
 
@@ -260,12 +260,12 @@ struct SharedTls {
 struct LoadAttempts {
     files: Option<TlsFiles>,
     failed: Option<(BackendTlsError, Instant)>,
-    /// The content that was refused last: it is told once.
+    /// The content that was refused last, so that it is logged once.
     refused: Option<Vec<Option<[i64; 7]>>>,
 }
 
 impl RevisionTls {
-    /// Begins to make it, on `runtime`, where the backend is an https URL.
+    /// Starts loading on `runtime`, where the backend is an https URL.
     pub(crate) fn new(spec: &RevisionSpec, runtime: &Handle) -> Self {
         Self::with_roots(spec, runtime, system_roots)
     }
@@ -297,11 +297,10 @@ impl RevisionTls {
         self.0.is_none()
     }
 
-    /// The TLS to speak; `None` where the backend is no https URL. Waits while it is made for the
-    /// first time. Cancel-safe.
+    /// The current TLS; `None` where the backend is not an https URL. Waits for the first load. Cancel-safe.
     ///
     /// # Errors
-    /// Why it cannot be made; it is tried again a second later.
+    /// Why the config cannot be made; a later call tries again after a second.
     pub(crate) async fn get(&self) -> Result<Option<Arc<UpstreamTls>>, BackendTlsError> {
         let Some(shared) = &self.0 else {
             return Ok(None);
@@ -312,8 +311,7 @@ impl RevisionTls {
         }
     }
 
-    /// Looks whether files hold something else now. What cannot be used is told, and what was there
-    /// stays.
+    /// Reloads files that changed. Unusable content is logged, and the present config stays.
     #[cfg(test)]
     async fn refresh(&self) {
         if let Some(shared) = &self.0 {
@@ -322,7 +320,7 @@ impl RevisionTls {
     }
 }
 
-/// Makes the TLS ahead of the first request, then looks after its files.
+/// Loads ahead of the first request, then polls the files for changes.
 async fn maintain(shared: Weak<SharedTls>, watched: bool) {
     if let Some(shared) = shared.upgrade() {
         let _ = shared.make().await;
@@ -374,7 +372,7 @@ impl SharedTls {
         }
     }
 
-    /// Blocks where the system's certificates are not known yet.
+    /// Builds the client config. Blocks where the system's certificates are not cached yet.
     fn assemble(&self, files: &TlsFiles) -> Result<UpstreamTls, BackendTlsError> {
         let name = self.wanted.name()?;
         let tls = &self.wanted.tls;
@@ -427,7 +425,8 @@ impl SharedTls {
     }
 }
 
-/// Takes any certificate, but only from who holds its key.
+/// A verifier for `insecureSkipVerify`: accepts any certificate, but still checks that the peer holds its
+/// key.
 #[derive(Debug)]
 struct NoVerification(Arc<CryptoProvider>);
 
