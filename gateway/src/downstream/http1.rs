@@ -32,7 +32,7 @@ const LINGER: Duration = Duration::from_secs(10);
 const LINGER_BYTES: u64 = 64 << 20;
 
 /// Timeout of writing the last bytes of a connection.
-const LAST_WRITE: Duration = Duration::from_secs(2);
+const LAST_WRITE_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Why a head is rejected.
 #[derive(Debug, Clone, Copy)]
@@ -291,7 +291,7 @@ impl Http1 {
 
     async fn flush(&mut self) -> bool {
         let (client, timer) = (&mut self.client, &mut self.timer);
-        let until = clock() + LAST_WRITE;
+        let until = clock() + LAST_WRITE_TIMEOUT;
         poll_fn(|cx| match client.poll_flush(cx) {
             Poll::Ready(written) => Poll::Ready(written.is_ok()),
             Poll::Pending => timer.poll_at(cx, until).map(|()| false),
@@ -310,7 +310,7 @@ impl Http1 {
         );
         let unread = unasked || !self.client.reader.complete() || !self.client.reader.buffered().is_empty();
         let Some(io) = &mut self.client.io else { return };
-        let until = clock() + LAST_WRITE;
+        let until = clock() + LAST_WRITE_TIMEOUT;
         let timer = &mut self.timer;
         let shut = poll_fn(|cx| match Pin::new(&mut *io).poll_shutdown(cx) {
             Poll::Ready(done) => Poll::Ready(done.is_ok()),

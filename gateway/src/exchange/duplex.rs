@@ -443,13 +443,13 @@ impl<'x, C: ClientSide, B: BackendSide> Duplex<'x, C, B> {
             let grace = self.grace.as_ref().map(|(until, _)| *until);
             let all = [blocked, next.map(|(at, _)| at), self.body.due(), watch, grace];
             if let Some(watch) = &mut self.watch
-                && let Poll::Ready(going) = watch.as_mut().poll(cx)
+                && let Poll::Ready(cause) = watch.as_mut().poll(cx)
             {
                 self.watch = None;
-                if going == DrainCause::Gateway {
-                    return Poll::Ready(TransferEnd::Draining(going));
+                if cause == DrainCause::Gateway {
+                    return Poll::Ready(TransferEnd::Draining(cause));
                 }
-                if let Some(ended) = self.ask_to_end(TransferEnd::Draining(going)) {
+                if let Some(ended) = self.ask_to_end(TransferEnd::Draining(cause)) {
                     return Poll::Ready(ended);
                 }
                 continue;

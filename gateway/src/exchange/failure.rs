@@ -17,14 +17,14 @@ use crate::throttle::{Outcome, clock};
 use crate::upstream::ConnectError;
 
 /// Timeout of writing a local response.
-const ANSWER_WRITE: Duration = Duration::from_secs(1);
+const LOCAL_RESPONSE_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Bounds of draining an upload after its response is complete: longest stall, longest duration, most bytes.
 /// Generous, because a client whose connection is cut before it has read the response may lose the response
 /// (RFC 9112 9.6).
-const AFTER_ANSWER: Duration = Duration::from_secs(2);
-const AFTER_ANSWER_TOTAL: Duration = Duration::from_secs(10);
-const AFTER_ANSWER_BYTES: u64 = 64 << 20;
+const UPLOAD_DRAIN_STALL: Duration = Duration::from_secs(2);
+const UPLOAD_DRAIN_TOTAL: Duration = Duration::from_secs(10);
+const UPLOAD_DRAIN_BYTES: u64 = 64 << 20;
 
 /// The error response to a body over `limits.maxBodyBytes`.
 pub(super) fn body_too_large() -> ErrorResponse {
@@ -61,7 +61,7 @@ impl<C: ClientSide> Exchange<'_, C> {
             return NextStep::Done;
         }
         let now = clock();
-        let answer = match end {
+        let error = match end {
             TransferEnd::ClientFailed(fault) => {
                 self.request.detail.get_or_insert_with(|| fault.to_string());
                 match fault {
@@ -94,14 +94,14 @@ impl<C: ClientSide> Exchange<'_, C> {
                 self.request.clocks.fire(timer);
                 ErrorResponse::new(Reason::Timeout, "the backend took too long")
             }
-            TransferEnd::Draining(going) => return self.drained(going, sent),
+            TransferEnd::Draining(cause) => return self.drained(cause, sent),
             TransferEnd::BackendFailed(fault) => return self.backend_failed(&fault, idled, sent),
             TransferEnd::Complete
             | TransferEnd::ResponseOnly
             | TransferEnd::Switched
             | TransferEnd::RetryLater => return NextStep::Done,
         };
-        NextStep::Respond(answer)
+        NextStep::Respond(error)
     }
 
     fn backend_failed(&mut self, fault: &BackendFault, idled: bool, sent: bool) -> NextStep {
@@ -140,10 +140,10 @@ impl<C: ClientSide> Exchange<'_, C> {
     }
 
     /// Handles a drain of the instance or of the gateway before a response head came.
-    fn drained(&mut self, going: DrainCause, sent: bool) -> NextStep {
+    fn drained(&mut self, cause: DrainCause, sent: bool) -> NextStep {
         self.request.next = NextAttempt::OtherEndpoint;
         let idempotent = is_idempotent(self.client.head().method());
-        let again = going == DrainCause::Instance && (idempotent || !sent) && self.replay.is_possible();
+        let again = cause == DrainCause::Instance && (idempotent || !sent) && self.replay.is_possible();
         if again && may_try_again(&self.request) {
             return NextStep::Retry;
         }
@@ -203,9 +203,9 @@ impl<C: ClientSide> Exchange<'_, C> {
     pub(super) async fn drain_upload(&mut self) {
         self.request.permit = None;
         let start = clock();
-        self.answered = Some(start);
+        self.response_ended = Some(start);
         let mut last = start;
-        let mut left = AFTER_ANSWER_BYTES;
+        let mut left = UPLOAD_DRAIN_BYTES;
         let (client, timer, progress) = (&mut *self.client, &mut *self.timer, &mut self.progress);
         let in_time = poll_fn(|cx| {
             loop {
@@ -222,7 +222,7 @@ impl<C: ClientSide> Exchange<'_, C> {
                     }
                     Poll::Ready(_) => return Poll::Ready(true),
                     Poll::Pending => {
-                        let until = (last + AFTER_ANSWER).min(start + AFTER_ANSWER_TOTAL);
+                        let until = (last + UPLOAD_DRAIN_STALL).min(start + UPLOAD_DRAIN_TOTAL);
                         return timer.poll_at(cx, until).map(|()| false);
                     }
                 }
@@ -257,7 +257,7 @@ impl<C: ClientSide> Exchange<'_, C> {
         self.progress.status = Some(rendered.status);
         self.progress.bytes_out = rendered.body.len() as u64;
         let (client, timer) = (&mut *self.client, &mut *self.timer);
-        let until = clock() + ANSWER_WRITE;
+        let until = clock() + LOCAL_RESPONSE_TIMEOUT;
         let written = poll_fn(|cx| {
             if let Poll::Ready(written) = client.poll_flush(cx) {
                 return Poll::Ready(written.is_ok());

@@ -40,7 +40,7 @@ use crate::throttle::{Outcome, clock};
 use crate::upstream::{self, Acquired, BackendConnection, ConnectionChoice};
 
 /// Timeout of writing the head of a protocol switch.
-const SWITCH_WRITE: Duration = Duration::from_secs(5);
+const SWITCH_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Serves one request. The state of `client` afterwards decides whether its connection may serve another.
 ///
@@ -61,7 +61,7 @@ pub(crate) async fn serve<C: ClientSide>(
         replay: ReplayBuffer::default(),
         progress: Progress::default(),
         broken_connections: 0,
-        answered: None,
+        response_ended: None,
         protocol: None,
     };
     exchange.run().await;
@@ -77,7 +77,7 @@ struct Exchange<'a, C: ClientSide> {
     /// Number of fresh connections that failed after the request was sent.
     broken_connections: u32,
     /// When the response was complete, where that was before the request was.
-    answered: Option<Instant>,
+    response_ended: Option<Instant>,
     /// The protocol after a switch.
     protocol: Option<RequestProtocol>,
 }
@@ -103,7 +103,7 @@ impl<C: ClientSide> Drop for Exchange<'_, C> {
             bytes_in: self.progress.bytes_in,
             bytes_out: self.progress.bytes_out,
         };
-        let ended = self.answered.unwrap_or_else(clock);
+        let ended = self.response_ended.unwrap_or_else(clock);
         self.request.finish(&ending, ended);
     }
 }
@@ -129,7 +129,7 @@ where
         loop {
             match self.attempt().await {
                 NextStep::Done => return,
-                NextStep::Respond(answer) => return self.respond_local(&answer.into()).await,
+                NextStep::Respond(error) => return self.respond_local(&error.into()).await,
                 NextStep::Retry => {}
             }
             if let Err(response) = self.readmit().await {
@@ -151,12 +151,12 @@ where
                 }
                 client.poll_gone(cx)
             });
-            let Err(answer) = self.request.admit(gone).await else {
+            let Err(error) = self.request.admit(gone).await else {
                 return Ok(());
             };
             // The revision was removed during the wait: the request is routed again by the current table.
             if !self.request.reread() {
-                return Err(answer.into());
+                return Err(error.into());
             }
         }
     }
@@ -165,9 +165,9 @@ where
     async fn readmit(&mut self) -> Result<(), LocalResponse> {
         let client = &mut *self.client;
         let admitted = self.request.fail_over(poll_fn(|cx| client.poll_gone(cx))).await;
-        let Err(answer) = admitted else { return Ok(()) };
+        let Err(error) = admitted else { return Ok(()) };
         if !self.request.reread() {
-            return Err(answer.into());
+            return Err(error.into());
         }
         self.route_and_admit().await
     }
@@ -256,7 +256,7 @@ where
                 request.limits(),
                 choice
             ));
-            let mut going = pin!(duplex::drain_cause(
+            let mut draining = pin!(duplex::drain_cause(
                 Arc::clone(permit.endpoint()),
                 request.drain()
             ));
@@ -268,8 +268,8 @@ where
                 if client.poll_gone(cx).is_ready() {
                     return Poll::Ready(Err(TransferEnd::ClientFailed(ClientFault::Gone)));
                 }
-                if let Poll::Ready(going) = going.as_mut().poll(cx) {
-                    return Poll::Ready(Err(TransferEnd::Draining(going)));
+                if let Poll::Ready(cause) = draining.as_mut().poll(cx) {
+                    return Poll::Ready(Err(TransferEnd::Draining(cause)));
                 }
                 match deadline {
                     Some(at) if timer.poll_at(cx, at).is_ready() => {
@@ -405,7 +405,7 @@ where
         };
         // The 101 is flushed before any byte of the tunnel.
         let (client, timer) = (&mut *self.client, &mut *self.timer);
-        let until = clock() + SWITCH_WRITE;
+        let until = clock() + SWITCH_TIMEOUT;
         let written = poll_fn(|cx| match client.poll_flush(cx) {
             Poll::Ready(written) => Poll::Ready(written.is_ok()),
             Poll::Pending => timer.poll_at(cx, until).map(|()| false),

@@ -44,7 +44,7 @@ impl RequestCtx {
                 };
                 let admission = permit.failover(now);
                 let taken = self.settle(admission, now, gone).await;
-                taken.map_err(|answer| self.prefer_failure(answer))
+                taken.map_err(|error| self.prefer_failure(error))
             }
             NextAttempt::After(wait) => {
                 self.permit = None;
@@ -64,10 +64,10 @@ impl RequestCtx {
     }
 
     /// Prefers an attempt's own failure to "there is no other endpoint" and to a removed revision.
-    fn prefer_failure(&mut self, answer: ErrorResponse) -> ErrorResponse {
-        match answer.reason {
-            Reason::NoEndpoints | Reason::NoRoute => self.failure.take().unwrap_or(answer),
-            _ => answer,
+    fn prefer_failure(&mut self, error: ErrorResponse) -> ErrorResponse {
+        match error.reason {
+            Reason::NoEndpoints | Reason::NoRoute => self.failure.take().unwrap_or(error),
+            _ => error,
         }
     }
 
@@ -173,12 +173,12 @@ pub fn rejection_response(rejection: &Rejection, error_detail: bool, timer: Opti
                 Failure::TimedOut => (Reason::ActivationTimeout, "the backend did not start in time"),
                 Failure::NotAllowed => (Reason::NoEndpoints, "nothing may be started to serve this"),
             };
-            let answer = if error_detail && !failure.detail.is_empty() {
+            let error = if error_detail && !failure.detail.is_empty() {
                 ErrorResponse::new(reason, format!("{text}: {}", failure.detail))
             } else {
                 ErrorResponse::new(reason, text)
             };
-            return answer.retry_after(rejection.retry_after());
+            return error.retry_after(rejection.retry_after());
         }
     };
     ErrorResponse::new(reason, text).retry_after(rejection.retry_after())
