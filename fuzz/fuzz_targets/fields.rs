@@ -4,7 +4,7 @@
 use libfuzzer_sys::fuzz_target;
 use sluice_fuzz::choice;
 use sluice_gateway::admin::ExplainQuery;
-use sluice_gateway::answer::Dialect;
+use sluice_gateway::local_response::ResponseFormat;
 use sluice_gateway::request::{RequestId, cookie, grpc_timeout};
 
 fuzz_target!(|data: &[u8]| {
@@ -33,7 +33,7 @@ fuzz_target!(|data: &[u8]| {
         }
         3 => {
             let (accept, content_type) = data.split_at(data.len() / 2);
-            let _ = Dialect::of(Some(accept), Some(content_type));
+            let _ = ResponseFormat::of(Some(accept), Some(content_type));
         }
         _ => {
             let Ok(text) = std::str::from_utf8(data) else {

@@ -3,15 +3,15 @@
 
 use libfuzzer_sys::fuzz_target;
 use sluice_fuzz::{choice, ends};
-use sluice_gateway::downstream::FrameTracker;
+use sluice_gateway::downstream::WebSocketFrameTracker;
 
 fuzz_target!(|data: &[u8]| {
     let mut data = data;
     let (step, cut) = (choice(&mut data), usize::from(choice(&mut data)));
-    let mut whole = FrameTracker::default();
+    let mut whole = WebSocketFrameTracker::default();
     whole.advance(data);
 
-    let mut pieces = FrameTracker::default();
+    let mut pieces = WebSocketFrameTracker::default();
     let mut at = 0;
     for end in ends(data.len(), step) {
         pieces.advance(&data[at..end]);
@@ -24,13 +24,13 @@ fuzz_target!(|data: &[u8]| {
 
     // From anywhere inside a frame its rest leads to its boundary, and not one byte further.
     let cut = cut.min(data.len());
-    let mut tracker = FrameTracker::default();
+    let mut tracker = WebSocketFrameTracker::default();
     tracker.advance(&data[..cut]);
     let inside = !tracker.at_boundary();
     let rest = tracker.rest_of_frame(&data[cut..]);
     assert!(rest <= data.len() - cut);
     assert!(inside || rest == 0);
-    let mut plain = FrameTracker::default();
+    let mut plain = WebSocketFrameTracker::default();
     plain.advance(&data[..cut]);
     for (n, byte) in data[cut..cut + rest].iter().enumerate() {
         assert!(!plain.at_boundary(), "the frame ended after {n} of {rest} bytes");

@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use libfuzzer_sys::fuzz_target;
 use sluice_fuzz::{choice, ends};
-use sluice_gateway::h2::{Flood, FrameGuard, FrameLimits, FrameScan};
+use sluice_gateway::h2::{Flood, FrameGuard, FrameLimits, FrameScanner};
 
 /// Met by inputs of the size that a fuzzer makes.
 const TIGHT: FrameLimits = FrameLimits {
@@ -19,7 +19,7 @@ fuzz_target!(|data: &[u8]| {
     let mut data = data;
     let step = choice(&mut data);
     let heads = |step| {
-        let (mut scan, mut heads, mut from) = (FrameScan::default(), Vec::new(), 0);
+        let (mut scan, mut heads, mut from) = (FrameScanner::default(), Vec::new(), 0);
         for end in ends(data.len(), step) {
             let done: Result<(), Infallible> = scan.advance(&data[from..end], |head, payload| {
                 assert!(payload.len() <= head.len as usize);

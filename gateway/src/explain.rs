@@ -10,7 +10,7 @@ use sluice_model::{
 };
 
 use crate::admin::ExplainQuery;
-use crate::request::{Decision, Draw, Picked, decide, redirects};
+use crate::request::{Draw, PickReason, RouteDecision, decide, redirects};
 
 /// A parsed URL, as far as routing needs it.
 struct ParsedUrl<'u> {
@@ -183,7 +183,7 @@ fn found<L>(
     listener: Value,
     host: &str,
     view: &QueryView<'_>,
-    decision: &Decision<'_, L>,
+    decision: &RouteDecision<'_, L>,
     tls: bool,
 ) -> Value {
     let service = decision.found.service;
@@ -197,25 +197,26 @@ fn found<L>(
     }
     match decision.found.route {
         Some((index, _)) => why.push(format!("route {index} is the first that matches")),
-        None if decision.picked == Picked::Tag => {}
+        None if decision.picked == PickReason::Tag => {}
         None if service.routes.is_empty() => {}
         None => why.push("no route matches: the service's own traffic is the last resort".to_owned()),
     }
-    let tag = (decision.picked == Picked::Tag).then(|| decision.target.tag.as_ref().map(ToString::to_string));
+    let tag =
+        (decision.picked == PickReason::Tag).then(|| decision.target.tag.as_ref().map(ToString::to_string));
     let revision = match decision.picked {
-        Picked::Tag => {
+        PickReason::Tag => {
             why.push("a tag leads to its revision whatever its percent".to_owned());
             Some(&decision.target.revision)
         }
-        Picked::Only => {
+        PickReason::Only => {
             why.push("this revision has 100 %".to_owned());
             Some(&decision.target.revision)
         }
-        Picked::Sticky => {
+        PickReason::Sticky => {
             why.push("the sticky key falls on this revision".to_owned());
             Some(&decision.target.revision)
         }
-        Picked::Drawn(_) => {
+        PickReason::Drawn(_) => {
             why.push("each request draws one of these by its share".to_owned());
             None
         }

@@ -10,7 +10,6 @@
 //! `main.rs` names `sluice-control`.
 
 pub mod admin;
-pub mod answer;
 pub mod cli;
 mod dns;
 pub mod downstream;
@@ -22,6 +21,7 @@ mod framing;
 pub mod h2;
 pub mod handover;
 pub mod http1;
+pub mod local_response;
 pub mod observe;
 mod probe;
 pub mod registry;

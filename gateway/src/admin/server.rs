@@ -55,7 +55,7 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// The address cannot be bound.
 #[derive(Debug, Error)]
-#[error("cannot listen on {address} for {purpose}: {}", crate::edge::why_not_bound(.source))]
+#[error("cannot listen on {address} for {purpose}: {}", crate::edge::bind_error_text(.source))]
 pub struct BindError {
     /// The configured address.
     pub address: SocketAddr,

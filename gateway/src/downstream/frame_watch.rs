@@ -1,5 +1,5 @@
-//! The bytes of an HTTP/2 connection: their frames are counted both ways, and neither a head that does not
-//! end nor a client that does not read holds the connection for ever.
+//! The guarded byte stream of an HTTP/2 connection: frames are counted in both directions, an unfinished head
+//! ends by the header timeout, and a client that does not read by the write timeout.
 
 use std::fmt;
 use std::io;
@@ -13,19 +13,19 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use crate::edge::{ByteStream, CloseReason};
 use crate::exchange::DeadlineTimer;
-use crate::h2::{Flood, FrameGuard, FrameLimits, Refusal, Told};
+use crate::h2::{Flood, FrameGuard, FrameLimits, OutboundEvent, StreamRefusal};
 use crate::throttle::clock;
 
-/// What the connection's loop sees of its bytes.
+/// State shared between the guarded stream and the connection's loop.
 #[derive(Debug, Default)]
 pub(super) struct FrameWatch {
     ends_for: OnceLock<CloseReason>,
-    /// Bytes wait for the client to accept them.
+    /// Whether bytes wait for the client to accept them.
     writing: AtomicBool,
 }
 
 impl FrameWatch {
-    /// Notes why the gateway ends the connection. The first reason stays: what follows is its consequence.
+    /// Records why the gateway ends the connection. The first reason stays: later ones are its consequences.
     pub(super) fn ends_for(&self, reason: CloseReason) {
         let _ = self.ends_for.set(reason);
     }
@@ -41,33 +41,33 @@ impl FrameWatch {
     }
 }
 
-type Refused = Box<dyn Fn(Refusal) + Send + Sync>;
+type OnRefused = Box<dyn Fn(StreamRefusal) + Send + Sync>;
 
-/// A connection whose frames are watched.
-pub(super) struct Watched {
+/// A byte stream whose frames are counted by a [`FrameGuard`].
+pub(super) struct WatchedIo {
     io: Box<dyn ByteStream>,
     watch: Arc<FrameWatch>,
     guard: FrameGuard,
-    refused: Refused,
+    refused: OnRefused,
     head_timeout: Duration,
     write_timeout: Duration,
     read_timer: DeadlineTimer,
     write_timer: DeadlineTimer,
-    /// Since when a head is awaited, and which one.
+    /// When the wait for a head began, and the head's number.
     awaited: Option<(Instant, u64)>,
     blocked: Option<Instant>,
 }
 
-impl fmt::Debug for Watched {
+impl fmt::Debug for WatchedIo {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Watched")
+        f.debug_struct("WatchedIo")
             .field("watch", &self.watch)
             .finish_non_exhaustive()
     }
 }
 
-impl Watched {
-    /// Watches a connection from its first byte on. `refused` hears of each stream that the HTTP/2 layer
+impl WatchedIo {
+    /// Guards a connection from its first byte on. `refused` is called for each stream that the `h2` crate
     /// refuses by itself.
     pub(super) fn new(
         io: Box<dyn ByteStream>,
@@ -75,7 +75,7 @@ impl Watched {
         limits: FrameLimits,
         head_timeout: Duration,
         write_timeout: Duration,
-        refused: Refused,
+        refused: OnRefused,
     ) -> Self {
         Self {
             io,
@@ -91,8 +91,9 @@ impl Watched {
         }
     }
 
-    /// Notes the reason and tells the client as far as that is possible at once: nobody waits for the client.
-    fn turn_away(&mut self, cx: &mut Context<'_>, reason: CloseReason) -> io::Error {
+    /// Records the reason and writes a GOAWAY as far as that is possible at once, without waiting for the
+    /// client.
+    fn close_with_goaway(&mut self, cx: &mut Context<'_>, reason: CloseReason) -> io::Error {
         self.watch.ends_for(reason);
         if let Some(goaway) = self.guard.goaway()
             && Pin::new(&mut self.io).poll_write(cx, &goaway).is_ready()
@@ -102,7 +103,7 @@ impl Watched {
         io::Error::new(io::ErrorKind::ConnectionAborted, reason.as_str())
     }
 
-    /// Watches over how long nothing is written.
+    /// Applies the write timeout to a write.
     fn poll_written<T>(&mut self, cx: &mut Context<'_>, polled: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
         if polled.is_ready() {
             if self.blocked.take().is_some() {
@@ -119,19 +120,19 @@ impl Watched {
         Poll::Ready(Err(io::ErrorKind::TimedOut.into()))
     }
 
-    /// Looks at bytes that went to the client.
+    /// Inspects bytes that were written to the client.
     fn sent(&mut self, bytes: &[u8]) {
         let (watch, refused) = (&self.watch, &self.refused);
-        self.guard.sent(bytes, clock, |told| match told {
-            Told::Refused(refusal) => refused(refusal),
-            Told::Flood(flood) => watch.ends_for(reason_of(flood)),
-            Told::HeaderBomb => watch.ends_for(CloseReason::HeaderBomb),
-            Told::Protocol => watch.ends_for(CloseReason::ProtocolError),
+        self.guard.sent(bytes, clock, |event| match event {
+            OutboundEvent::Refused(refusal) => refused(refusal),
+            OutboundEvent::Flood(flood) => watch.ends_for(reason_of(flood)),
+            OutboundEvent::HeaderBomb => watch.ends_for(CloseReason::HeaderBomb),
+            OutboundEvent::Protocol => watch.ends_for(CloseReason::ProtocolError),
         });
     }
 }
 
-impl AsyncRead for Watched {
+impl AsyncRead for WatchedIo {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, out: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
         let before = out.filled().len();
@@ -148,20 +149,20 @@ impl AsyncRead for Watched {
             };
             this.awaited = Some((since, heads));
             ready!(this.read_timer.poll_at(cx, since + this.head_timeout));
-            return Poll::Ready(Err(this.turn_away(cx, CloseReason::HeaderTimeout)));
+            return Poll::Ready(Err(this.close_with_goaway(cx, CloseReason::HeaderTimeout)));
         };
         read?;
         match this.guard.received(&out.filled()[before..], clock) {
             Ok(()) => Poll::Ready(Ok(())),
             Err(flood) => {
                 out.set_filled(before);
-                Poll::Ready(Err(this.turn_away(cx, reason_of(flood))))
+                Poll::Ready(Err(this.close_with_goaway(cx, reason_of(flood))))
             }
         }
     }
 }
 
-impl AsyncWrite for Watched {
+impl AsyncWrite for WatchedIo {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
         let polled = Pin::new(&mut this.io).poll_write(cx, buf);

@@ -1,4 +1,4 @@
-//! The loop of an HTTP/1 connection: wait, read a head, serve the request, and again.
+//! The HTTP/1 connection loop: waits, reads a head, serves the request, and again.
 
 use std::future::{Future, poll_fn};
 use std::pin::Pin;
@@ -11,42 +11,43 @@ use tokio::io::AsyncWrite;
 use tokio::sync::watch;
 
 use super::http1_client::Http1Client;
-use crate::answer::Answer;
 use crate::edge::{CloseReason, Connection, Drain};
 use crate::exchange::{self, ClientSide, DeadlineTimer};
-use crate::http1::{ChunkLimits, Framing, Glimpse, HeadFault, HeadInfo, HeadLimits, Scan, judge, scan};
+use crate::http1::{
+    ChunkLimits, HeadFault, HeadInfo, HeadLimits, RejectedHead, RequestFraming, Scan, judge, scan,
+};
+use crate::local_response::ErrorResponse;
 use crate::observe::{Reason, RequestProtocol};
-use crate::request::{Ending, Engine, RequestCtx, RequestId};
+use crate::request::{Engine, RequestCtx, RequestEnd, RequestId};
 use crate::throttle::clock;
 
-/// How long an idle connection still waits for a request once the gateway drains. Closing at once
-/// would reset a request that is on its way.
+/// How long an idle connection still waits for a request once the gateway drains. Closing at once would reset
+/// a request on its way.
 const DRAIN_IDLE: Duration = Duration::from_secs(1);
 
-/// What is read of a connection that is closed while its client may still be sending, so that the
-/// last answer is not lost to the reset that unread bytes cause (RFC 9112 9.6): until nothing came for so
-/// long, for so long in all, and so many bytes.
+/// Lingering close: bounds of reading on while the client may still send, so that the last response is not
+/// lost to the reset that unread bytes cause (RFC 9112 9.6). Longest silence, longest duration, most bytes.
 const LINGER_SILENCE: Duration = Duration::from_secs(2);
 const LINGER: Duration = Duration::from_secs(10);
 const LINGER_BYTES: u64 = 64 << 20;
 
-/// How long the last bytes of a connection may take to be written.
-const LAST_WRITE: Duration = Duration::from_secs(2);
+/// Timeout of writing the last bytes of a connection.
+const LAST_WRITE_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// Why a connection has no next request.
+/// Why a head is rejected.
 #[derive(Debug, Clone, Copy)]
-enum Refused {
+enum HeadRejection {
     Fault(HeadFault),
     BodyTooLarge {
         length: u64,
         limit: u64,
     },
     Timeout,
-    /// In the middle of a head; nobody is there to answer to.
+    /// The client disconnected in the middle of a head; there is nobody to respond to.
     Gone,
 }
 
-impl Refused {
+impl HeadRejection {
     fn reason(self) -> Reason {
         match self {
             Self::Fault(HeadFault::HeadTooLarge { .. } | HeadFault::TooManyFields { .. }) => {
@@ -60,7 +61,7 @@ impl Refused {
         }
     }
 
-    /// The status to answer with, where it is not the reason's own.
+    /// The status, where it differs from the reason's own.
     fn status(self) -> Option<u16> {
         match self {
             Self::Fault(HeadFault::ConnectRefused) => Some(405),
@@ -69,7 +70,7 @@ impl Refused {
     }
 }
 
-impl std::fmt::Display for Refused {
+impl std::fmt::Display for HeadRejection {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Self::Fault(fault) => fault.fmt(f),
@@ -85,17 +86,17 @@ impl std::fmt::Display for Refused {
     }
 }
 
-/// What the connection does next.
-enum Head {
-    /// It serves this request.
+/// The next step of the connection.
+enum NextHead {
+    /// Serve this request.
     Request(HeadInfo),
-    /// It closes in order.
+    /// Close in order.
     Close,
-    /// It answers what came, and closes.
-    Refuse(Refused),
+    /// Respond to a rejected head, and close.
+    Reject(HeadRejection),
 }
 
-/// Serves one connection to its end, and says why it ended.
+/// Serves one connection to its end; returns why it ended.
 pub(super) async fn serve(
     engine: &Arc<Engine>,
     connection: Connection,
@@ -120,8 +121,8 @@ struct Http1 {
     born: Instant,
 }
 
-/// Of the limits, what one turn of the loop needs.
-struct Turn {
+/// The limits that one iteration of the loop needs.
+struct LoopLimits {
     head: HeadLimits,
     header_timeout: Duration,
     idle_timeout: Duration,
@@ -130,7 +131,7 @@ struct Turn {
     chunks: ChunkLimits,
 }
 
-impl Turn {
+impl LoopLimits {
     fn of(limits: &Limits) -> Self {
         Self {
             head: HeadLimits::from(limits),
@@ -148,11 +149,11 @@ impl Http1 {
         loop {
             let (head, now) = self.next(engine).await;
             match head {
-                Head::Request(info) => self.client.begin(info),
-                Head::Close => return,
-                Head::Refuse(refused) => return self.refuse(engine, refused).await,
+                NextHead::Request(info) => self.client.begin(info),
+                NextHead::Close => return,
+                NextHead::Reject(rejection) => return self.reject(engine, rejection).await,
             }
-            // Boxed: an idle connection keeps no room for the state of a request.
+            // Boxed, so that an idle connection keeps no room for the state of a request.
             Box::pin(exchange::serve(engine, &mut self.client, &mut self.timer, now)).await;
             let goes_on = self.client.may_continue();
             self.client.settle();
@@ -162,19 +163,19 @@ impl Http1 {
         }
     }
 
-    /// Waits for the next request and reads its head; and when the head was complete.
-    async fn next(&mut self, engine: &Engine) -> (Head, Instant) {
-        let turn = Turn::of(&engine.table.peek().settings().limits);
-        self.client.chunks = turn.chunks;
-        let mut wait = Wait {
+    /// Waits for the next request and reads its head. Also returns when the head was complete.
+    async fn next(&mut self, engine: &Engine) -> (NextHead, Instant) {
+        let limits = LoopLimits::of(&engine.table.peek().settings().limits);
+        self.client.chunks = limits.chunks;
+        let mut wait = HeadWait {
             since: None,
             begun: None,
             scanned: 0,
         };
-        let head = poll_fn(|cx| self.poll_next(cx, &turn, &mut wait)).await;
+        let head = poll_fn(|cx| self.poll_next(cx, &limits, &mut wait)).await;
         let now = clock();
-        if let Head::Request(_) = head
-            && turn
+        if let NextHead::Request(_) = head
+            && limits
                 .max_age
                 .is_some_and(|max| now.saturating_duration_since(self.born) >= max)
         {
@@ -184,25 +185,30 @@ impl Http1 {
         (head, now)
     }
 
-    fn poll_next(&mut self, cx: &mut Context<'_>, turn: &Turn, wait: &mut Wait) -> Poll<Head> {
+    fn poll_next(
+        &mut self,
+        cx: &mut Context<'_>,
+        limits: &LoopLimits,
+        wait: &mut HeadWait,
+    ) -> Poll<NextHead> {
         loop {
             let client = &mut self.client;
             if !client.reader.buffered().is_empty() {
-                match scan(client.reader.buffered(), &turn.head, wait.scanned) {
+                match scan(client.reader.buffered(), &limits.head, wait.scanned) {
                     Scan::Complete { len } => {
-                        return Poll::Ready(judged(&client.reader.buffered()[..len], turn));
+                        return Poll::Ready(judge_next(&client.reader.buffered()[..len], limits));
                     }
                     Scan::NeedMore { scanned } => wait.scanned = scanned,
-                    Scan::Bad(fault) => return Poll::Ready(Head::Refuse(Refused::Fault(fault))),
+                    Scan::Bad(fault) => return Poll::Ready(NextHead::Reject(HeadRejection::Fault(fault))),
                 }
             }
             if client.ended {
                 return Poll::Ready(client_ended(client.reader.buffered()));
             }
             let Some(io) = &mut client.io else {
-                return Poll::Ready(Head::Close);
+                return Poll::Ready(NextHead::Close);
             };
-            let most = turn.head.max_bytes.saturating_add(READ_BEYOND);
+            let most = limits.head.max_bytes.saturating_add(READ_BEYOND);
             match client.reader.buffer().poll_fill(cx, io, most) {
                 Poll::Ready(Ok(1..)) => continue,
                 Poll::Ready(_) => {
@@ -211,12 +217,17 @@ impl Http1 {
                 }
                 Poll::Pending => {}
             }
-            return self.poll_waiting(cx, turn, wait);
+            return self.poll_waiting(cx, limits, wait);
         }
     }
 
-    /// Nothing came: says whether the wait is over.
-    fn poll_waiting(&mut self, cx: &mut Context<'_>, turn: &Turn, wait: &mut Wait) -> Poll<Head> {
+    /// Applies the timeouts of a wait: resolves when one of them ends the wait.
+    fn poll_waiting(
+        &mut self,
+        cx: &mut Context<'_>,
+        limits: &LoopLimits,
+        wait: &mut HeadWait,
+    ) -> Poll<NextHead> {
         let began = !self.client.reader.buffered().is_empty();
         loop {
             let phase = self.drain.poll_phase(cx);
@@ -224,11 +235,11 @@ impl Http1 {
             let since = *wait.since.get_or_insert(now);
             let (due, reason) = if began {
                 (
-                    *wait.begun.get_or_insert(now) + turn.header_timeout,
+                    *wait.begun.get_or_insert(now) + limits.header_timeout,
                     CloseReason::HeaderTimeout,
                 )
             } else {
-                let idle = since + turn.idle_timeout;
+                let idle = since + limits.idle_timeout;
                 match phase {
                     Drain::Serving => (idle, CloseReason::IdleTimeout),
                     Drain::Draining => (idle.min(self.drain.since + DRAIN_IDLE), CloseReason::Drained),
@@ -241,31 +252,31 @@ impl Http1 {
             }
             self.client.ends_for = Some(reason);
             return Poll::Ready(if began {
-                Head::Refuse(Refused::Timeout)
+                NextHead::Reject(HeadRejection::Timeout)
             } else {
-                Head::Close
+                NextHead::Close
             });
         }
     }
 
-    /// Answers a head that must not be served, logs it, and leaves the connection to be closed.
-    async fn refuse(&mut self, engine: &Arc<Engine>, refused: Refused) {
+    /// Responds to a rejected head and logs it; the caller closes the connection.
+    async fn reject(&mut self, engine: &Arc<Engine>, rejection: HeadRejection) {
         let mut request = RequestCtx::new(engine, clock());
         request.client = Some(self.client.info.client_ip());
         request.request_id = RequestId::of(None, || fastrand::u128(..));
-        request.reason = Some(refused.reason());
+        request.reason = Some(rejection.reason());
         let mut status = None;
         let mut bytes_out = 0;
-        if !matches!(refused, Refused::Gone) {
-            let mut answer = Answer::new(refused.reason(), refused.to_string());
-            answer.status = refused.status();
-            let rendered = request.refuse(&answer.into());
-            self.client.refuse(&rendered);
+        if !matches!(rejection, HeadRejection::Gone) {
+            let mut error = ErrorResponse::new(rejection.reason(), rejection.to_string());
+            error.status = rejection.status();
+            let rendered = request.render_local(&error.into());
+            self.client.respond_rejected(&rendered);
             bytes_out = rendered.body.len() as u64;
             status = self.flush().await.then_some(rendered.status);
         }
-        let seen = Glimpse::of(self.client.reader.buffered());
-        let ending = Ending {
+        let seen = RejectedHead::of(self.client.reader.buffered());
+        let ending = RequestEnd {
             method: &seen.method,
             host: &seen.host,
             target: &seen.target,
@@ -280,7 +291,7 @@ impl Http1 {
 
     async fn flush(&mut self) -> bool {
         let (client, timer) = (&mut self.client, &mut self.timer);
-        let until = clock() + LAST_WRITE;
+        let until = clock() + LAST_WRITE_TIMEOUT;
         poll_fn(|cx| match client.poll_flush(cx) {
             Poll::Ready(written) => Poll::Ready(written.is_ok()),
             Poll::Pending => timer.poll_at(cx, until).map(|()| false),
@@ -288,7 +299,7 @@ impl Http1 {
         .await
     }
 
-    /// Closes the connection; reads on for a moment where the client may still be sending.
+    /// Closes the connection, lingering where the client may still send.
     async fn close(&mut self) {
         if self.client.aborted || self.client.io.is_none() || !self.flush().await {
             return;
@@ -299,7 +310,7 @@ impl Http1 {
         );
         let unread = unasked || !self.client.reader.complete() || !self.client.reader.buffered().is_empty();
         let Some(io) = &mut self.client.io else { return };
-        let until = clock() + LAST_WRITE;
+        let until = clock() + LAST_WRITE_TIMEOUT;
         let timer = &mut self.timer;
         let shut = poll_fn(|cx| match Pin::new(&mut *io).poll_shutdown(cx) {
             Poll::Ready(done) => Poll::Ready(done.is_ok()),
@@ -336,43 +347,43 @@ impl Http1 {
     }
 }
 
-/// How much of a body is read together with its head, in bytes.
+/// Most bytes of a body that are read together with its head.
 const READ_BEYOND: usize = 16 * 1024;
 
-/// Where one wait for a head stands.
-struct Wait {
+/// State of one wait for a head.
+struct HeadWait {
     since: Option<Instant>,
-    /// When the first byte was there.
+    /// When the first byte was received.
     begun: Option<Instant>,
     scanned: usize,
 }
 
-fn judged(head: &[u8], turn: &Turn) -> Head {
-    match judge(head, &turn.head) {
-        Err(fault) => Head::Refuse(Refused::Fault(fault)),
-        Ok(info) => match (info.framing, turn.max_body) {
-            (Framing::Length(length), Some(limit)) if length > limit => {
-                Head::Refuse(Refused::BodyTooLarge { length, limit })
+fn judge_next(head: &[u8], limits: &LoopLimits) -> NextHead {
+    match judge(head, &limits.head) {
+        Err(fault) => NextHead::Reject(HeadRejection::Fault(fault)),
+        Ok(info) => match (info.framing, limits.max_body) {
+            (RequestFraming::Length(length), Some(limit)) if length > limit => {
+                NextHead::Reject(HeadRejection::BodyTooLarge { length, limit })
             }
-            _ => Head::Request(info),
+            _ => NextHead::Request(info),
         },
     }
 }
 
-/// The client closed its side; `begun` is what came of a head.
-fn client_ended(begun: &[u8]) -> Head {
-    // Nothing but empty lines is no request cut short.
+/// The client closed its side after `begun`, the bytes of an incomplete head.
+fn client_ended(begun: &[u8]) -> NextHead {
+    // Empty lines alone are not a truncated request.
     if begun.iter().all(u8::is_ascii_whitespace) {
-        Head::Close
+        NextHead::Close
     } else {
-        Head::Refuse(Refused::Gone)
+        NextHead::Reject(HeadRejection::Gone)
     }
 }
 
-/// Follows how far the gateway is on its way out.
+/// Watches the gateway's drain phase.
 ///
-/// The wait list behind the channel is shared by all connections, so each registers with it once and not
-/// at every wait for a request: between two changes a look is one load.
+/// The wait list of the watch channel is shared by all connections, so each connection registers once and not
+/// at every wait for a request: between two changes a check is one load.
 struct DrainWatch {
     receiver: watch::Receiver<Drain>,
     phase: Drain,
@@ -392,10 +403,10 @@ impl DrainWatch {
         }
     }
 
-    /// The phase now. The task is woken when another one begins.
+    /// The current phase. The task is woken when another phase begins.
     fn poll_phase(&mut self, cx: &mut Context<'_>) -> Drain {
         loop {
-            // Without a sender nobody drains any more.
+            // An error means that the sender is gone: the phase cannot change any more.
             if self.receiver.has_changed().unwrap_or(false) {
                 self.phase = *self.receiver.borrow_and_update();
                 self.since = clock();

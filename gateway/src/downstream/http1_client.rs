@@ -5,36 +5,36 @@ use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
-use http::{HeaderMap, HeaderName, HeaderValue};
+use http::HeaderMap;
 use sluice_model::{Limits, RequestView};
 
-use crate::answer::{Answer, Rendered};
+use super::date_now;
 use crate::edge::{ByteStream, CloseReason, Connection, ConnectionInfo};
-use crate::exchange::{BodyLength, ClientFault, ClientSide, RequestHead, ResponseHead};
-use crate::framing::{BodyReader, Buffer, MessageWriter, OutBody, ReadFault};
-use crate::http1::{self, ChunkLimits, Framing, HeadInfo, HttpDate, Version, encode};
+use crate::exchange::{BodyLength, ClientFault, ClientHead, ClientSide, OutgoingResponse};
+use crate::framing::{BodyFraming, BodyReader, Buffer, HeadSink, MessageWriter, PrefixedIo, ReadFault};
+use crate::http1::{self, ChunkLimits, HeadInfo, RequestFraming, Version, encode};
+use crate::local_response::{ErrorResponse, RenderedResponse};
 use crate::observe::{Reason, RequestProtocol};
 use crate::request::{FieldSink, Fields, response_fields};
-use crate::upstream::{HeadSink, Prefixed};
 
-/// How much of the next requests is read while one is served: only to see the client leave.
+/// Most bytes of pipelined requests that are read while one is served, to detect that the client left.
 const READ_AHEAD: usize = 8 * 1024;
 
-/// A request head that was received and judged.
+/// A received and validated request head.
 #[derive(Debug)]
 pub(super) struct ReceivedHead {
     bytes: Buffer,
     info: HeadInfo,
-    /// Path and query where they do not lie together in the head.
+    /// Path and query, where they are not in one piece in the head.
     target: Option<Box<str>>,
     /// The values of several `Cookie` fields, joined.
     cookies: Option<Box<[u8]>>,
 }
 
 impl ReceivedHead {
-    /// A head and the bytes it was judged from.
+    /// Joins a head with the bytes it was validated from.
     pub(super) fn new(bytes: Buffer, info: HeadInfo) -> Self {
         let view = http1::RequestHead::new(bytes.data(), &info);
         let target = match view.path_and_query() {
@@ -103,7 +103,7 @@ impl RequestView for ReceivedHead {
     }
 }
 
-impl RequestHead for ReceivedHead {
+impl ClientHead for ReceivedHead {
     fn target(&self) -> &str {
         match &self.target {
             Some(target) => target,
@@ -131,17 +131,17 @@ impl RequestHead for ReceivedHead {
         self.info.cookie_fields > 1
     }
 
-    fn check(&self, _: &Limits) -> Result<(), Answer> {
+    fn check(&self, _: &Limits) -> Result<(), ErrorResponse> {
         if !self.info.nominates_others {
             return Ok(());
         }
-        // Whoever asks for these to be removed wants the backend to read the request another way
-        // than the gateway did (RFC 9110 7.6.1 forbids it for fields that are meant for all recipients).
+        // A client that nominates these wants the backend to read the request in another way than the gateway
+        // did (RFC 9110 7.6.1 forbids it for fields that are meant for all recipients).
         match self.view().connection_options().find(|name| relied_on(name)) {
             Some(name) => {
                 let name = String::from_utf8_lossy(name);
                 let text = format!("Connection names {name}, which is not the connection's");
-                Err(Answer::new(Reason::BadRequest, text))
+                Err(ErrorResponse::new(Reason::BadRequest, text))
             }
             None => Ok(()),
         }
@@ -166,7 +166,7 @@ fn relied_on(name: &[u8]) -> bool {
         || name.len() > 12 && name[..12].eq_ignore_ascii_case(b"x-forwarded-")
 }
 
-/// What became of `Expect: 100-continue`.
+/// State of `Expect: 100-continue`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Continue {
     NotAsked,
@@ -176,31 +176,31 @@ enum Continue {
 
 type Closed = Pin<Box<dyn Future<Output = ()> + Send + Sync>>;
 
-/// One HTTP/1 connection; between requests its loop's, during one the exchange's.
+/// One HTTP/1 connection: owned by its loop between requests, by the exchange during one.
 pub(super) struct Http1Client {
     pub(super) io: Option<Box<dyn ByteStream>>,
     pub(super) info: Arc<ConnectionInfo>,
     pub(super) reader: BodyReader,
     pub(super) writer: MessageWriter,
     pub(super) chunks: ChunkLimits,
-    /// The connection is too old for another request.
+    /// Whether the connection reached its maximum age.
     pub(super) aged: bool,
-    /// Why the connection ends, where the gateway ends it for a reason of its own.
+    /// Why the gateway ends the connection.
     pub(super) ends_for: Option<CloseReason>,
     head: ReceivedHead,
     expect: Continue,
-    /// Resolves when the client is gone, where its bytes cannot be read to see that.
+    /// Resolves when the client is gone, where its bytes must not be read to detect that.
     closed: Option<Closed>,
-    /// The client closed its side.
+    /// Whether the client closed its side.
     pub(super) ended: bool,
-    /// The response said, or means, that the connection ends.
+    /// Whether the connection ends after this response.
     last: bool,
     responded: bool,
-    /// The client had its time for the rest of a body.
+    /// Whether the client used up its time for the rest of a body.
     pub(super) spent: bool,
-    /// A response is not whole.
+    /// Whether a response was cut.
     pub(super) aborted: bool,
-    /// Nothing but the connection's end ends the response's body.
+    /// Whether the response's body ends with the connection.
     until_close: bool,
 }
 
@@ -214,7 +214,7 @@ impl fmt::Debug for Http1Client {
 }
 
 impl Http1Client {
-    /// A connection on which nothing was received.
+    /// A connection on which no byte was received.
     pub(super) fn new(connection: Connection, chunks: ChunkLimits) -> Self {
         Self {
             io: Some(connection.io),
@@ -245,9 +245,9 @@ impl Http1Client {
     pub(super) fn begin(&mut self, info: HeadInfo) {
         let bytes = self.reader.buffer().split_to(info.len);
         match info.framing {
-            Framing::None => self.reader.expect_length(0),
-            Framing::Length(length) => self.reader.expect_length(length),
-            Framing::Chunked => self.reader.expect_chunks(self.chunks, true),
+            RequestFraming::None => self.reader.expect_length(0),
+            RequestFraming::Length(length) => self.reader.expect_length(length),
+            RequestFraming::Chunked => self.reader.expect_chunks(self.chunks, true),
         }
         self.expect = if info.expect_continue {
             Continue::Asked
@@ -259,8 +259,8 @@ impl Http1Client {
         self.head = ReceivedHead::new(bytes, info);
     }
 
-    /// Whether the connection may serve another request: request and response are whole, and neither
-    /// side said that the connection ends.
+    /// Whether the connection may serve another request: request and response are complete, and neither side
+    /// ended the connection.
     pub(super) fn may_continue(&self) -> bool {
         self.io.is_some()
             && self.responded
@@ -272,7 +272,7 @@ impl Http1Client {
             && !self.writer.is_short()
     }
 
-    /// Gives back what only an exchange needs.
+    /// Frees memory that only an exchange needs.
     pub(super) fn settle(&mut self) {
         self.head.bytes = Buffer::default();
         self.head.target = None;
@@ -282,12 +282,12 @@ impl Http1Client {
         self.writer.release();
     }
 
-    /// Writes an answer to a head that is not served; the connection ends with the answer.
-    pub(super) fn refuse(&mut self, answer: &Rendered) {
+    /// Writes the response to a rejected head; the connection ends with it.
+    pub(super) fn respond_rejected(&mut self, response: &RenderedResponse) {
         self.head.info = HeadInfo::default();
         self.last = true;
-        // Nothing of HTTP/1 can fail before bytes are written.
-        let _ = self.answer(answer, true);
+        // Cannot fail in HTTP/1, which only fills a buffer here.
+        let _ = self.respond_local(response, true);
     }
 
     fn poll_closed(&mut self, cx: &mut Context<'_>) -> Poll<()> {
@@ -301,31 +301,31 @@ impl Http1Client {
         Poll::Ready(())
     }
 
-    fn begin_response(&mut self, status: u16, length: BodyLength) -> OutBody {
+    fn begin_response(&mut self, status: u16, length: BodyLength) -> BodyFraming {
         self.responded = true;
         let http10 = self.head.info.version == Version::Http10;
         let bodiless = self.head.method() == "HEAD" || matches!(status, 100..=199 | 204 | 304);
         match length {
-            _ if bodiless => OutBody::Length(0),
-            BodyLength::Empty => OutBody::Length(0),
-            BodyLength::Known(length) => OutBody::Length(length),
+            _ if bodiless => BodyFraming::Length(0),
+            BodyLength::Empty => BodyFraming::Length(0),
+            BodyLength::Known(length) => BodyFraming::Length(length),
             BodyLength::Unknown if http10 => {
                 self.last = true;
                 self.until_close = true;
-                OutBody::UntilClose
+                BodyFraming::UntilClose
             }
-            BodyLength::Unknown => OutBody::Chunked { left: 0 },
+            BodyLength::Unknown => BodyFraming::Chunked { left: 0 },
         }
     }
 
-    /// Writes what frames the message and what becomes of the connection, and ends the head.
-    fn end_head(&mut self, body: OutBody, length: Option<u64>, switches: bool) {
+    /// Writes the fields of framing and connection, and ends the head.
+    fn end_head(&mut self, body: BodyFraming, length: Option<u64>, switches: bool) {
         let http10 = self.head.info.version == Version::Http10;
         let last = self.last;
         let out = self.writer.head();
         if let Some(length) = length {
             encode::content_length(out, length);
-        } else if matches!(body, OutBody::Chunked { .. }) {
+        } else if matches!(body, BodyFraming::Chunked { .. }) {
             encode::transfer_encoding_chunked(out);
         }
         if switches {
@@ -339,24 +339,13 @@ impl Http1Client {
     }
 }
 
-/// Appends `Date`: the moment at which the message was made (RFC 9110 6.6.1).
-fn write_date(out: &mut Vec<u8>) {
-    thread_local! {
-        static DATE: std::cell::RefCell<HttpDate> = std::cell::RefCell::new(HttpDate::new());
-    }
-    let seconds = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
-    DATE.with_borrow_mut(|date| {
-        encode::field(out, b"date", date.at(seconds.map_or(0, |since| since.as_secs())));
-    });
-}
-
 fn gone(_: std::io::Error) -> ClientFault {
     ClientFault::Gone
 }
 
 impl ClientSide for Http1Client {
     type Head = ReceivedHead;
-    type Stream = Prefixed<Box<dyn ByteStream>>;
+    type Stream = PrefixedIo<Box<dyn ByteStream>>;
 
     const LENGTH_AND_TRAILERS: bool = false;
 
@@ -377,9 +366,9 @@ impl ClientSide for Http1Client {
 
     fn body_length(&self) -> BodyLength {
         match self.head.info.framing {
-            Framing::None => BodyLength::Empty,
-            Framing::Length(length) => BodyLength::Known(length),
-            Framing::Chunked => BodyLength::Unknown,
+            RequestFraming::None => BodyLength::Empty,
+            RequestFraming::Length(length) => BodyLength::Known(length),
+            RequestFraming::Chunked => BodyLength::Unknown,
         }
     }
 
@@ -387,7 +376,7 @@ impl ClientSide for Http1Client {
         true
     }
 
-    fn rest(&mut self) {
+    fn release_memory(&mut self) {
         self.head.bytes.shrink();
         if self.reader.buffered().is_empty() {
             self.reader.buffer().release();
@@ -429,13 +418,7 @@ impl ClientSide for Http1Client {
     }
 
     fn trailers(&mut self) -> Option<HeaderMap> {
-        let mut map = HeaderMap::new();
-        for (name, value) in self.reader.trailers() {
-            if let (Ok(name), Ok(value)) = (HeaderName::from_bytes(name), HeaderValue::from_bytes(value)) {
-                map.append(name, value);
-            }
-        }
-        (!map.is_empty()).then_some(map)
+        self.reader.trailers()
     }
 
     fn poll_gone(&mut self, cx: &mut Context<'_>) -> Poll<()> {
@@ -455,7 +438,7 @@ impl ClientSide for Http1Client {
                 return Poll::Ready(());
             }
         }
-        // What is behind these bytes stays in the socket, the end included.
+        // Further bytes stay in the socket, the FIN included.
         self.poll_closed(cx)
     }
 
@@ -477,12 +460,10 @@ impl ClientSide for Http1Client {
         self.expect == Continue::Sent
     }
 
-    fn respond<F: Fields>(&mut self, head: &ResponseHead<'_, F>) -> Result<(), ClientFault> {
-        // What the client still sends of its body has to be read or the connection to end: nobody
-        // reads on once the response is whole.
+    fn respond<F: Fields>(&mut self, head: &OutgoingResponse<'_, F>) -> Result<(), ClientFault> {
+        // The connection ends if the body was not read to its end: nothing reads on after the response.
         self.last |= head.last || !self.reader.complete();
-        // Bytes behind an offer that the backend declined were meant for one protocol or the other:
-        // nobody can tell for which.
+        // Bytes behind a declined upgrade offer may belong to either protocol: the connection ends.
         self.last |= self.head.info.upgrade.is_some() && !self.reader.buffered().is_empty();
         let body = self.begin_response(head.status, head.length);
         let phrase = (!head.phrase.is_empty()).then_some(head.phrase);
@@ -490,7 +471,7 @@ impl ClientSide for Http1Client {
         encode::status_line(out, Version::Http11, head.status, phrase);
         let dated = response_fields(head.fields, &mut HeadSink(out));
         if !dated && head.status != 101 {
-            write_date(out);
+            encode::field(out, b"date", &date_now());
         }
         if let Some(timing) = head.timing {
             encode::field(out, b"server-timing", timing.as_bytes());
@@ -499,30 +480,30 @@ impl ClientSide for Http1Client {
             encode::field(out, b"connection", b"Upgrade");
             encode::field(out, b"upgrade", token);
         }
-        let length = match (body, head.told_length) {
+        let length = match (body, head.declared_length) {
             _ if matches!(head.status, 100..=199 | 204) => None,
-            (OutBody::Length(0), Some(told)) => Some(told),
-            (OutBody::Length(0), None) if self.head.method() == "HEAD" || head.status == 304 => None,
-            (OutBody::Length(length), _) => Some(length),
+            (BodyFraming::Length(0), Some(told)) => Some(told),
+            (BodyFraming::Length(0), None) if self.head.method() == "HEAD" || head.status == 304 => None,
+            (BodyFraming::Length(length), _) => Some(length),
             _ => None,
         };
         self.end_head(body, length, head.upgrade.is_some());
         Ok(())
     }
 
-    fn answer(&mut self, answer: &Rendered, last: bool) -> Result<(), ClientFault> {
+    fn respond_local(&mut self, response: &RenderedResponse, last: bool) -> Result<(), ClientFault> {
         self.last |= last || !self.reader.complete();
-        let length = answer.body.len() as u64;
-        let body = self.begin_response(answer.status, BodyLength::Known(length));
+        let length = response.body.len() as u64;
+        let body = self.begin_response(response.status, BodyLength::Known(length));
         let out = self.writer.head();
-        encode::status_line(out, Version::Http11, answer.status, None);
-        for (name, value) in &answer.headers {
+        encode::status_line(out, Version::Http11, response.status, None);
+        for (name, value) in &response.headers {
             HeadSink(out).field(name.as_bytes(), value.as_bytes());
         }
         self.end_head(body, Some(length), false);
-        if body != OutBody::Length(0) {
-            self.writer.head().extend_from_slice(&answer.body);
-            self.writer.begin_body(OutBody::Length(0));
+        if body != BodyFraming::Length(0) {
+            self.writer.head().extend_from_slice(&response.body);
+            self.writer.begin_body(BodyFraming::Length(0));
         }
         Ok(())
     }
@@ -556,7 +537,7 @@ impl ClientSide for Http1Client {
     fn abort(&mut self) {
         self.aborted = true;
         if self.responded && self.until_close {
-            // An orderly end would make the response look whole.
+            // A FIN would make the response look complete.
             self.info.close_watch.reset_on_close();
         }
     }
@@ -565,7 +546,7 @@ impl ClientSide for Http1Client {
         self.ends_for.get_or_insert(CloseReason::BodyTimeout);
     }
 
-    fn give_up_body(&mut self) {
+    fn stop_reading_body(&mut self) {
         self.spent = true;
     }
 
@@ -586,6 +567,6 @@ impl ClientSide for Http1Client {
         let early = self.reader.buffered().into();
         self.last = true;
         let io = self.io.take();
-        Prefixed::new(early, io.unwrap_or_else(|| Box::new(tokio::io::empty())))
+        PrefixedIo::new(early, io.unwrap_or_else(|| Box::new(tokio::io::empty())))
     }
 }

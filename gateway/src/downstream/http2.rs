@@ -1,4 +1,4 @@
-//! The loop of an HTTP/2 connection: each stream is a request with a task of its own.
+//! The HTTP/2 connection loop: each stream is a request in a task of its own.
 
 use std::future::poll_fn;
 use std::sync::Arc;
@@ -11,7 +11,7 @@ use parking_lot::Mutex;
 use sluice_model::Limits;
 use tokio::sync::{Notify, watch};
 
-use super::frame_watch::{FrameWatch, Watched};
+use super::frame_watch::{FrameWatch, WatchedIo};
 use super::http2_client::Http2Client;
 use crate::edge::{CloseReason, Connection, ConnectionInfo, Drain};
 use crate::exchange::{self, DeadlineTimer};
@@ -19,38 +19,39 @@ use crate::h2::{FrameLimits, LastTurn};
 use crate::request::Engine;
 use crate::throttle::clock;
 
-/// What one stream may send before its request is read on: small, because a held request's body
-/// waits here.
+/// Initial flow-control window of one stream, in bytes: small, because the body of a request in the queue is
+/// buffered here.
 pub(super) const STREAM_WINDOW: u32 = 64 * 1024;
 
-/// What all streams of a connection may send. Much larger than one stream's: held uploads must
-/// not stop the others (RFC 9113 leaves both at 64 KiB).
+/// Flow-control window of a connection, in bytes. Much larger than one stream's: the uploads of queued
+/// requests must not stop the others (RFC 9113 leaves both at 64 KiB).
 const CONNECTION_WINDOW: u32 = 16 * 1024 * 1024;
 
-/// What one stream buffers on its way to a client that reads slowly, in bytes.
+/// Send buffer of one stream, for a client that reads slowly, in bytes.
 const SEND_BUFFER: usize = 64 * 1024;
 
-/// Streams reset by the client that are remembered: beyond, the connection is ended (rapid reset).
+/// Most streams reset by the client that the `h2` crate keeps; more end the connection (rapid reset).
 const RESET_STREAMS: usize = 64;
 
-/// How long a connection without streams may stay after GOAWAY: until the client has read it, and what it sent
-/// meanwhile is here.
+/// How long a connection without streams stays open after GOAWAY: until the client has read the frame, and
+/// streams that it opened meanwhile have arrived.
 const AFTER_GOAWAY: Duration = Duration::from_secs(1);
 
-/// How long the streams of a connection may take to be reset at the drain's deadline.
+/// How long the resets of a connection's streams may take at the drain's deadline.
 const RESETS: Duration = Duration::from_secs(2);
 
-/// How long a connection that came while the gateway drains may take to open its first stream.
+/// How long a connection accepted while the gateway drains may take to open its first stream.
 const IDLE_WHILE_DRAINING: Duration = Duration::from_secs(1);
 
-/// How much of a head the HTTP/2 layer keeps: it counts 32 bytes more for each field, and answers what is beyond
-/// with a bare 431. Heads of up to twice a limit reach the gateway's own check, and get a whole answer.
+/// Header list size of the `h2` crate, which counts 32 bytes more for each field, and responds to larger
+/// heads with a bare 431. Heads of up to twice the limit reach the gateway's own check, whose 431 has a
+/// reason.
 fn head_list_size(limits: &Limits) -> u32 {
     let size = 2 * limits.max_header_bytes + 32 * limits.max_headers;
     u32::try_from(size).unwrap_or(u32::MAX)
 }
 
-/// The streams open on a connection, and since when there are none.
+/// Counter of a connection's open streams, with its idle time.
 #[derive(Debug)]
 struct Activity {
     open: AtomicUsize,
@@ -67,7 +68,7 @@ impl Activity {
         }
     }
 
-    /// One more stream, until the guard is dropped.
+    /// Counts a stream as open until the guard is dropped.
     fn open(self: &Arc<Self>) -> OpenStream {
         self.open.fetch_add(1, Ordering::AcqRel);
         OpenStream(Arc::clone(self))
@@ -78,12 +79,12 @@ impl Activity {
         self.open.load(Ordering::Relaxed) > 1
     }
 
-    /// Counts idleness from now.
+    /// Restarts the idle time.
     fn rest(&self) {
         *self.rested.lock() = clock();
     }
 
-    /// Resolves when no stream has been open for so long. Cancel-safe.
+    /// Resolves when no stream has been open for `patience`. Cancel-safe.
     async fn idle(&self, patience: Duration) {
         loop {
             while self.open.load(Ordering::Acquire) > 0 {
@@ -102,7 +103,7 @@ struct OpenStream(Arc<Activity>);
 
 impl Drop for OpenStream {
     fn drop(&mut self) {
-        // Before the count: who sees none open sees since when.
+        // Before the count: a reader that sees no open stream sees since when.
         self.0.rest();
         if self.0.open.fetch_sub(1, Ordering::AcqRel) == 1 {
             self.0.ended.notify_one();
@@ -110,14 +111,13 @@ impl Drop for OpenStream {
     }
 }
 
-/// Serves one connection to its end, and says why it ended. GOAWAY goes out when the gateway drains, the
-/// connection is idle, it or a stream of it gets too old, or a stream's instance has to go; what is open
-/// then may finish, and a connection that a client keeps although nothing is open on it is closed. At the
-/// drain's deadline every stream is reset, and the connection is dropped with what is still open on it a
-/// moment later.
+/// Serves one connection to its end; returns why it ended. GOAWAY is sent when the gateway drains, when the
+/// connection is idle, when the connection or one of its streams reaches its maximum age, or when a stream's
+/// instance drains. Streams that are open then may finish; a connection that a client keeps without streams
+/// is closed. At the drain's deadline every stream is reset, and the connection is dropped a moment later.
 ///
-/// A connection that comes while the gateway drains gets one stream before GOAWAY, as on HTTP/1 it
-/// gets one answer: a client that is told to leave at once may only come back at once.
+/// A connection accepted while the gateway drains gets one stream before GOAWAY, as an HTTP/1 connection gets
+/// one response: a client that gets GOAWAY at once may only reconnect at once.
 pub(super) async fn serve(
     engine: &Arc<Engine>,
     connection: Connection,
@@ -130,7 +130,7 @@ pub(super) async fn serve(
     let limits = engine.table.peek().settings().limits.clone();
     let metrics = engine.observer.metrics.clone();
     let watched = Arc::new(FrameWatch::default());
-    let io = Watched::new(
+    let io = WatchedIo::new(
         connection.io,
         Arc::clone(&watched),
         FrameLimits::from(&limits),
@@ -154,7 +154,7 @@ pub(super) async fn serve(
         engine: Arc::clone(engine),
         info: connection.info,
         activity: Arc::new(Activity::new()),
-        leave: Arc::new(Notify::new()),
+        goaway: Arc::new(Notify::new()),
         drain: drain.clone(),
     };
     if let Ok(connection) = builder.handshake::<_, Bytes>(io).await {
@@ -163,17 +163,17 @@ pub(super) async fn serve(
     watched.close_reason()
 }
 
-/// What the streams of one connection share.
+/// State that the streams of one connection share.
 struct Http2 {
     engine: Arc<Engine>,
     info: Arc<ConnectionInfo>,
     activity: Arc<Activity>,
-    /// Clients should go on with another connection.
-    leave: Arc<Notify>,
+    /// Notified when GOAWAY is to be sent.
+    goaway: Arc<Notify>,
     drain: watch::Receiver<Drain>,
 }
 
-type Server = h2::server::Connection<Watched, Bytes>;
+type Server = h2::server::Connection<WatchedIo, Bytes>;
 
 impl Http2 {
     async fn run(self, mut connection: Server, watched: &FrameWatch, limits: &Limits, found: Drain) {
@@ -202,31 +202,31 @@ impl Http2 {
                     watched.ends_for(CloseReason::Drained);
                     if changed.is_err() || *drain.borrow() == Drain::Closing {
                         connection.graceful_shutdown();
-                        // Their tasks end the streams, and log them.
+                        // The tasks of the streams end and log them.
                         let _ = tokio::time::timeout(RESETS, self.accept(&mut connection)).await;
                         return;
                     }
                 }
-                () = self.leave.notified() => {}
+                () = self.goaway.notified() => {}
                 () = aged => watched.ends_for(aged_for),
                 () = idle => match leaving {
                     false => watched.ends_for(CloseReason::IdleTimeout),
-                    // What still waits to be written has a timeout of its own.
+                    // Pending writes have a timeout of their own.
                     true if watched.is_writing() => self.activity.rest(),
-                    // The client was told and does not go.
+                    // The client ignored GOAWAY.
                     true => return,
                 },
             }
             if !leaving {
                 leaving = true;
                 connection.graceful_shutdown();
-                // The time for the client to leave begins now, however long it was idle before.
+                // The grace period begins now, however long the connection was idle before.
                 self.activity.rest();
             }
         }
     }
 
-    /// Takes streams until the connection is over. Cancel-safe.
+    /// Accepts streams until the connection ends. Cancel-safe.
     async fn accept(&self, connection: &mut Server) {
         let mut turn = LastTurn::default();
         poll_fn(|cx| {
@@ -248,11 +248,11 @@ impl Http2 {
         let started = clock();
         let open = self.activity.open();
         if self.drain.has_changed().unwrap_or(true) || *self.drain.borrow() != Drain::Serving {
-            self.leave.notify_one();
+            self.goaway.notify_one();
         }
         let engine = Arc::clone(&self.engine);
-        let client = Http2Client::new(Arc::clone(&self.info), request, respond, Arc::clone(&self.leave));
-        // A task of its own: streams do not wait for each other, and a panic ends one of them.
+        let client = Http2Client::new(Arc::clone(&self.info), request, respond, Arc::clone(&self.goaway));
+        // A task per stream: streams do not wait for each other, and a panic ends one of them.
         tokio::spawn(async move {
             let (mut client, _open) = (client, open);
             let mut timer = DeadlineTimer::new();

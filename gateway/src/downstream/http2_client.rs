@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
 use bytes::{Buf, Bytes};
 use h2::server::SendResponse;
@@ -10,28 +10,28 @@ use h2::{RecvStream, SendStream};
 use http::{HeaderMap, HeaderValue, Response, StatusCode};
 use tokio::sync::Notify;
 
+use super::date_now;
 use super::http2_head::StreamHead;
-use super::web_socket::{PIECE, StreamIo};
-use crate::answer::Rendered;
+use super::websocket_stream::{PIECE, StreamIo};
 use crate::edge::ConnectionInfo;
-use crate::exchange::{BodyLength, ClientFault, ClientSide, ResponseHead};
-use crate::http1::HttpDate;
+use crate::exchange::{BodyLength, ClientFault, ClientSide, OutgoingResponse};
+use crate::local_response::RenderedResponse;
 use crate::observe::RequestProtocol;
 use crate::request::{FieldSink, Fields, response_fields};
 use crate::throttle::clock;
 use crate::upstream::MapSink;
 
-/// How long a stream may take to end once its client was told to, in a GOAWAY: as long as a WebSocket.
+/// Grace period of a stream after GOAWAY, as long as a WebSocket's.
 const GOAWAY_GRACE: Duration = Duration::from_secs(5);
 
-/// How far the response is.
+/// State of the response.
 #[derive(Debug)]
-enum Answering {
-    Not(SendResponse<Bytes>),
-    Body(SendStream<Bytes>),
+enum ResponseState {
+    Pending(SendResponse<Bytes>),
+    Streaming(SendStream<Bytes>),
     Ended(SendStream<Bytes>),
-    /// Only between two of the others.
-    Gone,
+    /// Taken out, during a change of state.
+    Taken,
 }
 
 /// One stream of an HTTP/2 connection.
@@ -39,22 +39,22 @@ enum Answering {
 pub(super) struct Http2Client {
     info: Arc<ConnectionInfo>,
     head: StreamHead,
-    /// `None` once it is a tunnel's.
+    /// The request body; `None` once a tunnel took it.
     body: Option<RecvStream>,
     chunk: Bytes,
     length: BodyLength,
     trailers: Option<HeaderMap>,
     expects: bool,
     continued: bool,
-    answering: Answering,
-    /// Body bytes that were announced and are still to come, where nothing can follow them.
+    response: ResponseState,
+    /// Remaining bytes of an announced length, where no trailers can follow them.
     left: Option<u64>,
-    /// The response's length was announced.
+    /// Whether the response's length was announced.
     sized: bool,
-    /// Since when the client's window is closed.
+    /// When the client's flow-control window closed.
     blocked: Option<Instant>,
-    /// Clients of the connection should go on with another one.
-    leave: Arc<Notify>,
+    /// Notified when GOAWAY is to be sent on the connection.
+    goaway: Arc<Notify>,
 }
 
 impl Http2Client {
@@ -62,12 +62,12 @@ impl Http2Client {
         info: Arc<ConnectionInfo>,
         request: http::Request<RecvStream>,
         respond: SendResponse<Bytes>,
-        leave: Arc<Notify>,
+        goaway: Arc<Notify>,
     ) -> Self {
         let (parts, body) = request.into_parts();
         let head = StreamHead::new(parts);
         let length = match head.content_length() {
-            // What follows is no request body: the switch, if it comes, makes it frames.
+            // The bytes of a WebSocket request are no body: after the switch they are frames.
             _ if body.is_end_stream() || head.web_socket().is_some() => BodyLength::Empty,
             Some(length) => BodyLength::Known(length),
             None => BodyLength::Unknown,
@@ -82,16 +82,16 @@ impl Http2Client {
             length,
             trailers: None,
             continued: false,
-            answering: Answering::Not(respond),
+            response: ResponseState::Pending(respond),
             left: None,
             sized: false,
             blocked: None,
-            leave,
+            goaway,
         }
     }
 
     fn send_head(&mut self, status: u16, fields: HeaderMap, end: bool) -> Result<(), ClientFault> {
-        let Answering::Not(respond) = &mut self.answering else {
+        let ResponseState::Pending(respond) = &mut self.response else {
             return Err(ClientFault::Gone);
         };
         let mut response = Response::new(());
@@ -100,24 +100,13 @@ impl Http2Client {
         let stream = respond
             .send_response(response, end)
             .map_err(|_| ClientFault::Gone)?;
-        self.answering = if end {
-            Answering::Ended(stream)
+        self.response = if end {
+            ResponseState::Ended(stream)
         } else {
-            Answering::Body(stream)
+            ResponseState::Streaming(stream)
         };
         Ok(())
     }
-}
-
-fn date() -> HeaderValue {
-    thread_local! {
-        static DATE: std::cell::RefCell<HttpDate> = std::cell::RefCell::new(HttpDate::new());
-    }
-    let seconds = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
-    DATE.with_borrow_mut(|date| {
-        let date = date.at(seconds.map_or(0, |since| since.as_secs()));
-        HeaderValue::from_bytes(date).unwrap_or_else(|_| HeaderValue::from_static(""))
-    })
 }
 
 impl ClientSide for Http2Client {
@@ -143,13 +132,13 @@ impl ClientSide for Http2Client {
     }
 
     fn is_paced(&self) -> bool {
-        // A body without a length has no pace: a stream whose client says nothing for long is
-        // ordinary gRPC. The revision's clocks bound it.
+        // A body without a length has no minimum rate: a long pause is ordinary in gRPC streams. The
+        // revision's timeouts bound it.
         matches!(self.length, BodyLength::Known(_))
     }
 
-    fn waiting_bytes(&self) -> u64 {
-        // What the client may send before anybody reads.
+    fn held_bytes(&self) -> u64 {
+        // The client may fill the stream's window before the body is read.
         match self.length {
             BodyLength::Empty if self.head.web_socket().is_some() => u64::from(super::http2::STREAM_WINDOW),
             BodyLength::Empty => 0,
@@ -161,7 +150,7 @@ impl ClientSide for Http2Client {
     fn poll_body(&mut self, cx: &mut Context<'_>) -> Poll<Result<bool, ClientFault>> {
         if self.expects && !self.continued {
             self.continued = true;
-            if let Answering::Not(respond) = &mut self.answering {
+            if let ResponseState::Pending(respond) = &mut self.response {
                 let mut interim = Response::new(());
                 *interim.status_mut() = StatusCode::CONTINUE;
                 respond
@@ -203,22 +192,26 @@ impl ClientSide for Http2Client {
     }
 
     fn poll_gone(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        match &mut self.answering {
-            Answering::Not(respond) => respond.poll_reset(cx).map(|_| ()),
-            Answering::Body(stream) | Answering::Ended(stream) => stream.poll_reset(cx).map(|_| ()),
-            Answering::Gone => Poll::Ready(()),
+        match &mut self.response {
+            ResponseState::Pending(respond) => respond.poll_reset(cx).map(|_| ()),
+            ResponseState::Streaming(stream) | ResponseState::Ended(stream) => {
+                stream.poll_reset(cx).map(|_| ())
+            }
+            ResponseState::Taken => Poll::Ready(()),
         }
     }
 
     fn interim(&mut self, status: u16, fields: &impl Fields) {
         self.continued |= status == 100;
-        if let (Answering::Not(respond), Ok(status)) = (&mut self.answering, StatusCode::from_u16(status)) {
+        if let (ResponseState::Pending(respond), Ok(status)) =
+            (&mut self.response, StatusCode::from_u16(status))
+        {
             let mut sink = MapSink::default();
             response_fields(fields, &mut sink);
             let mut interim = Response::new(());
             *interim.status_mut() = status;
             *interim.headers_mut() = sink.0;
-            // A stream that was reset tells so by itself.
+            // An error means that the stream was reset, which is detected elsewhere.
             let _ = respond.send_informational(interim);
         }
     }
@@ -240,24 +233,24 @@ impl ClientSide for Http2Client {
                 .is_some_and(|key| accept.is_some_and(|accept| key.is_accepted_by(accept)))
     }
 
-    fn respond<F: Fields>(&mut self, head: &ResponseHead<'_, F>) -> Result<(), ClientFault> {
+    fn respond<F: Fields>(&mut self, head: &OutgoingResponse<'_, F>) -> Result<(), ClientFault> {
         let mut sink = MapSink::default();
         let dated = response_fields(head.fields, &mut sink);
         if !dated {
-            sink.0.insert(http::header::DATE, date());
+            sink.field(b"date", &date_now());
         }
         if let Some(timing) = head.timing {
             sink.field(b"server-timing", timing.as_bytes());
         }
         if head.status == 101 {
-            // RFC 8441 5: 200 in place of 101, and the key is a matter of HTTP/1.1.
+            // RFC 8441 5: 200 in place of 101; the accept key is part of HTTP/1.1 only.
             sink.0.remove(http::header::SEC_WEBSOCKET_ACCEPT);
             return self.send_head(200, sink.0, false);
         }
         let bodiless = self.head.is_head() || matches!(head.status, 204 | 304);
         let length = match head.length {
             BodyLength::Known(length) => Some(length),
-            BodyLength::Empty | BodyLength::Unknown => head.told_length,
+            BodyLength::Empty | BodyLength::Unknown => head.declared_length,
         };
         if let Some(length) = length
             && head.status != 204
@@ -274,27 +267,27 @@ impl ClientSide for Http2Client {
         self.send_head(head.status, sink.0, end)
     }
 
-    fn answer(&mut self, answer: &Rendered, _: bool) -> Result<(), ClientFault> {
+    fn respond_local(&mut self, response: &RenderedResponse, _: bool) -> Result<(), ClientFault> {
         let mut sink = MapSink::default();
-        for (name, value) in &answer.headers {
+        for (name, value) in &response.headers {
             sink.field(name.as_bytes(), value.as_bytes());
         }
-        let length = HeaderValue::from(answer.body.len());
+        let length = HeaderValue::from(response.body.len());
         sink.0.insert(http::header::CONTENT_LENGTH, length);
-        // A gRPC answer is trailers-only: its headers have to end the stream.
-        let end = answer.body.is_empty() || self.head.is_head();
-        self.send_head(answer.status, sink.0, end)?;
-        if let Answering::Body(stream) = &mut self.answering {
-            // A line of text fits any window that lets a stream begin.
+        // A gRPC response is trailers-only: its head has to end the stream.
+        let end = response.body.is_empty() || self.head.is_head();
+        self.send_head(response.status, sink.0, end)?;
+        if let ResponseState::Streaming(stream) = &mut self.response {
+            // One line of text fits any window.
             stream
-                .send_data(answer.body.clone(), true)
+                .send_data(response.body.clone(), true)
                 .map_err(|_| ClientFault::Gone)?;
         }
         Ok(())
     }
 
     fn poll_send(&mut self, cx: &mut Context<'_>, data: &[u8]) -> Poll<Result<usize, ClientFault>> {
-        let Answering::Body(stream) = &mut self.answering else {
+        let ResponseState::Streaming(stream) = &mut self.response else {
             return Poll::Ready(Err(ClientFault::Gone));
         };
         let want = data.len().min(PIECE);
@@ -314,8 +307,11 @@ impl ClientSide for Http2Client {
         let end = left == Some(0);
         let sent = stream.send_data(Bytes::copy_from_slice(&data[..n]), end);
         self.left = left;
-        if end && let Answering::Body(stream) = std::mem::replace(&mut self.answering, Answering::Gone) {
-            self.answering = Answering::Ended(stream);
+        if end
+            && let ResponseState::Streaming(stream) =
+                std::mem::replace(&mut self.response, ResponseState::Taken)
+        {
+            self.response = ResponseState::Ended(stream);
         }
         Poll::Ready(sent.map(|()| n).map_err(|_| ClientFault::Gone))
     }
@@ -326,7 +322,7 @@ impl ClientSide for Http2Client {
     }
 
     fn finish(&mut self, trailers: Option<HeaderMap>) -> Result<(), ClientFault> {
-        let Answering::Body(stream) = &mut self.answering else {
+        let ResponseState::Streaming(stream) = &mut self.response else {
             return Ok(());
         };
         let ended = match trailers {
@@ -341,10 +337,10 @@ impl ClientSide for Http2Client {
     }
 
     fn abort(&mut self) {
-        match &mut self.answering {
-            Answering::Not(respond) => respond.send_reset(h2::Reason::CANCEL),
-            Answering::Body(stream) => stream.send_reset(h2::Reason::INTERNAL_ERROR),
-            Answering::Ended(_) | Answering::Gone => {}
+        match &mut self.response {
+            ResponseState::Pending(respond) => respond.send_reset(h2::Reason::CANCEL),
+            ResponseState::Streaming(stream) => stream.send_reset(h2::Reason::INTERNAL_ERROR),
+            ResponseState::Ended(_) | ResponseState::Taken => {}
         }
     }
 
@@ -355,14 +351,14 @@ impl ClientSide for Http2Client {
     }
 
     fn ask_to_end(&mut self) -> Duration {
-        self.leave.notify_one();
+        self.goaway.notify_one();
         GOAWAY_GRACE
     }
 
     fn take_stream(&mut self) -> StreamIo {
-        let send = match std::mem::replace(&mut self.answering, Answering::Gone) {
-            Answering::Body(stream) => Some(stream),
-            Answering::Not(_) | Answering::Ended(_) | Answering::Gone => None,
+        let send = match std::mem::replace(&mut self.response, ResponseState::Taken) {
+            ResponseState::Streaming(stream) => Some(stream),
+            ResponseState::Pending(_) | ResponseState::Ended(_) | ResponseState::Taken => None,
         };
         StreamIo::new(self.body.take(), std::mem::take(&mut self.chunk), send)
     }

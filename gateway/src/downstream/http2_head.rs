@@ -1,52 +1,52 @@
-//! A request head of HTTP/2.
+//! Request heads of HTTP/2: validation, and extended CONNECT.
 
 use http::{HeaderValue, Method, request};
 use sluice_model::{Limits, RequestView};
 
-use super::web_socket::WebSocketKey;
-use crate::answer::Answer;
-use crate::exchange::RequestHead;
+use super::websocket_stream::WebSocketKey;
+use crate::exchange::ClientHead;
 use crate::http1::judge_target;
+use crate::local_response::ErrorResponse;
 use crate::observe::Reason;
 use crate::request::Fields;
 
-/// What an extended CONNECT asked for (RFC 8441 4).
+/// The protocol of an extended CONNECT (RFC 8441 4).
 #[derive(Debug)]
-enum Connect {
-    /// The request is none.
+enum ExtendedConnect {
+    /// Not an extended CONNECT.
     No,
-    /// A WebSocket.
+    /// WebSocket.
     WebSocket(WebSocketKey),
-    /// Something else.
+    /// Another protocol.
     Unknown,
 }
 
-/// A request head of HTTP/2.
+/// The request head of an HTTP/2 stream.
 #[derive(Debug)]
 pub(super) struct StreamHead {
     parts: request::Parts,
-    /// What an extended CONNECT asked for (RFC 8441).
-    connect: Connect,
-    /// Cookie crumbs joined; `None` where there is one field or none.
+    /// The protocol of an extended CONNECT.
+    connect: ExtendedConnect,
+    /// Several Cookie fields, joined; `None` for one field or none.
     cookies: Option<Vec<u8>>,
     crumbs: bool,
 }
 
 impl StreamHead {
-    /// A head as it came. An extended CONNECT for WebSocket becomes the GET with an upgrade that stands for it over
+    /// Wraps a received head. An extended CONNECT for WebSocket becomes the equivalent GET with an upgrade of
     /// HTTP/1.1 (RFC 8441 5): from here on there is one kind of WebSocket.
     pub(super) fn new(mut parts: request::Parts) -> Self {
         let connect = match parts.extensions.remove::<h2::ext::Protocol>() {
-            None => Connect::No,
+            None => ExtendedConnect::No,
             Some(protocol) if protocol.as_ref().eq_ignore_ascii_case(b"websocket") => {
                 let key = WebSocketKey::generate();
                 parts.method = Method::GET;
                 if let Ok(value) = HeaderValue::from_bytes(key.as_bytes()) {
                     parts.headers.insert(http::header::SEC_WEBSOCKET_KEY, value);
                 }
-                Connect::WebSocket(key)
+                ExtendedConnect::WebSocket(key)
             }
-            Some(_) => Connect::Unknown,
+            Some(_) => ExtendedConnect::Unknown,
         };
         let mut crumbs = parts.headers.get_all(http::header::COOKIE).iter();
         let several = crumbs.next().is_some() && crumbs.next().is_some();
@@ -63,16 +63,16 @@ impl StreamHead {
         }
     }
 
-    /// Whether the answer has no body.
+    /// Whether the request is HEAD, whose response has no body.
     pub(super) fn is_head(&self) -> bool {
         self.parts.method == Method::HEAD
     }
 
-    /// The key that was made for a WebSocket.
+    /// The key generated for a WebSocket.
     pub(super) fn web_socket(&self) -> Option<&WebSocketKey> {
         match &self.connect {
-            Connect::WebSocket(key) => Some(key),
-            Connect::No | Connect::Unknown => None,
+            ExtendedConnect::WebSocket(key) => Some(key),
+            ExtendedConnect::No | ExtendedConnect::Unknown => None,
         }
     }
 
@@ -86,10 +86,10 @@ impl StreamHead {
             .ok()
     }
 
-    /// What is malformed by RFC 9113 and passes the library, or is refused over HTTP/1.
+    /// Faults that are malformed by RFC 9113 and pass the `h2` crate, or that HTTP/1 heads are rejected for.
     fn fault(&self) -> Option<&'static str> {
         let fields = &self.parts.headers;
-        // 8.2.1: a value neither begins nor ends with whitespace. HTTP/1 would cut it off.
+        // 8.2.1: a value neither begins nor ends with whitespace, which HTTP/1 would trim.
         let blank = |b: Option<&u8>| matches!(b, Some(b' ' | b'\t'));
         let padded = |value: &HeaderValue| {
             let value = value.as_bytes();
@@ -104,7 +104,7 @@ impl StreamHead {
         if self.target() == "*" && self.parts.method != Method::OPTIONS {
             return Some("only OPTIONS may ask for *");
         }
-        // 8.3.1: a Host that differs from :authority.
+        // 8.3.1: Host must not differ from :authority.
         let mut hosts = fields.get_all(http::header::HOST).iter();
         if let (Some(host), authority) = (hosts.next(), self.parts.uri.authority()) {
             let differs = |a: &str| !host.as_bytes().eq_ignore_ascii_case(a.as_bytes());
@@ -153,7 +153,7 @@ impl RequestView for StreamHead {
     }
 }
 
-impl RequestHead for StreamHead {
+impl ClientHead for StreamHead {
     fn target(&self) -> &str {
         self.parts
             .uri
@@ -176,7 +176,7 @@ impl RequestHead for StreamHead {
     }
 
     fn takes_trailers(&self) -> bool {
-        // In HTTP/2 `te` says nothing else (RFC 9113 8.2.2), and trailers need no permission.
+        // In HTTP/2 `te` has no other value (RFC 9113 8.2.2), and trailers need no permission.
         self.first("te")
             .is_some_and(|te| te.eq_ignore_ascii_case(b"trailers"))
     }
@@ -189,29 +189,30 @@ impl RequestHead for StreamHead {
         self.crumbs
     }
 
-    fn check(&self, limits: &Limits) -> Result<(), Answer> {
+    fn check(&self, limits: &Limits) -> Result<(), ErrorResponse> {
         let target = self.target();
         if target.len() > limits.max_uri_bytes {
-            return Err(Answer::new(
+            return Err(ErrorResponse::new(
                 Reason::UriTooLong,
                 "the request's target is longer than allowed",
             ));
         }
-        // As strict as for HTTP/1: what one backend reads another way must not depend on the protocol.
+        // As strict as for HTTP/1: a target that backends may read differently must not pass by either
+        // protocol.
         judge_target(target.as_bytes())
-            .map_err(|fault| Answer::new(Reason::BadRequest, fault.to_string()))?;
-        if matches!(self.connect, Connect::Unknown) {
+            .map_err(|fault| ErrorResponse::new(Reason::BadRequest, fault.to_string()))?;
+        if matches!(self.connect, ExtendedConnect::Unknown) {
             let text = "of extended CONNECT only WebSocket is served";
-            return Err(Answer::new(Reason::BadRequest, text).with_status(501));
+            return Err(ErrorResponse::new(Reason::BadRequest, text).with_status(501));
         }
         if self.parts.method == Method::CONNECT {
-            return Err(Answer::new(Reason::BadRequest, "CONNECT is not served").with_status(405));
+            return Err(ErrorResponse::new(Reason::BadRequest, "CONNECT is not served").with_status(405));
         }
         if let Some(fault) = self.fault() {
-            return Err(Answer::new(Reason::BadRequest, fault));
+            return Err(ErrorResponse::new(Reason::BadRequest, fault));
         }
         if self.parts.headers.len() > limits.max_headers || self.size() > limits.max_header_bytes {
-            return Err(Answer::new(
+            return Err(ErrorResponse::new(
                 Reason::HeadersTooLarge,
                 "the request's head is larger than allowed",
             ));

@@ -1,7 +1,6 @@
-//! Connections of clients: the loops that take one request after another from an HTTP/1 connection, or
-//! many at a time from an HTTP/2 one, and the relay of bytes after a switch of protocols.
+//! Client connections: the request loops of HTTP/1 and HTTP/2, and the relay of bytes after a protocol
+//! switch.
 
-mod close_frames;
 mod frame_watch;
 mod http1;
 mod http1_client;
@@ -9,16 +8,19 @@ mod http2;
 mod http2_client;
 mod http2_head;
 mod relay;
-mod web_socket;
+mod websocket_frames;
+mod websocket_stream;
 
+use std::cell::RefCell;
 use std::sync::Arc;
+use std::time::SystemTime;
 
-use async_trait::async_trait;
 use tokio::sync::watch;
 
-pub use self::close_frames::FrameTracker;
 pub(crate) use self::relay::{Bounds, Ended, relay};
-use crate::edge::{CloseReason, Connection, Drain, Serve, Wire};
+pub use self::websocket_frames::WebSocketFrameTracker;
+use crate::edge::{Connection, ConnectionHandler, Drain, HandlerFuture, HttpVersion};
+use crate::http1::HttpDate;
 use crate::request::Engine;
 
 /// Serves HTTP on prepared connections.
@@ -27,19 +29,28 @@ pub struct Downstream {
 }
 
 impl Downstream {
-    /// A server of connections over the shared engine.
+    /// A connection handler over the shared state.
     pub fn new(engine: Arc<Engine>) -> Self {
         Self { engine }
     }
 }
 
-#[async_trait]
-impl Serve for Downstream {
-    async fn serve(&self, connection: Connection, drain: watch::Receiver<Drain>) -> CloseReason {
-        match connection.wire {
-            Wire::Http1 => http1::serve(&self.engine, connection, drain).await,
-            // Boxed: the larger of the two states is not kept for every connection.
-            Wire::Http2 => Box::pin(http2::serve(&self.engine, connection, drain)).await,
+impl ConnectionHandler for Downstream {
+    fn serve(&self, connection: Connection, drain: watch::Receiver<Drain>) -> HandlerFuture<'_> {
+        // Boxed one by one: an HTTP/1 connection keeps no room for the state of an HTTP/2 one.
+        match connection.http_version {
+            HttpVersion::Http1 => Box::pin(http1::serve(&self.engine, connection, drain)),
+            HttpVersion::Http2 => Box::pin(http2::serve(&self.engine, connection, drain)),
         }
     }
+}
+
+/// The value of a `Date` field for a message made now (RFC 9110 6.6.1), rendered once a second on each
+/// thread.
+fn date_now() -> [u8; 29] {
+    thread_local! {
+        static DATE: RefCell<HttpDate> = RefCell::new(HttpDate::new());
+    }
+    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
+    DATE.with_borrow_mut(|date| *date.at(since.map_or(0, |since| since.as_secs())))
 }

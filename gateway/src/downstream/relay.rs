@@ -9,7 +9,7 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::sync::watch;
 use tokio::time::Instant;
 
-use super::close_frames::{CLOSE_TO_CLIENT, CLOSE_TO_SERVER, FrameTracker};
+use super::websocket_frames::{CLOSE_TO_CLIENT, CLOSE_TO_SERVER, WebSocketFrameTracker};
 use crate::edge::Drain;
 use crate::throttle::EndpointState;
 
@@ -63,7 +63,7 @@ pub(crate) struct Traffic {
 struct Direction<R, W> {
     from: R,
     to: W,
-    frames: FrameTracker,
+    frames: WebSocketFrameTracker,
     buffer: Box<[u8]>,
     /// What of the buffer was read and is not written yet.
     unwritten: Range<usize>,
@@ -90,7 +90,7 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Direction<R, W> {
         Self {
             from,
             to,
-            frames: FrameTracker::default(),
+            frames: WebSocketFrameTracker::default(),
             buffer,
             unwritten: 0..0,
             unflushed: false,

@@ -1,4 +1,4 @@
-//! Certificates from PEM files, found by the name a client asks for.
+//! Certificate store of a listener: PEM files, looked up by server name.
 
 use std::collections::HashMap;
 use std::fs::{File, Metadata};
@@ -18,9 +18,9 @@ use sluice_model::CertificateFiles;
 use x509_parser::extensions::GeneralName;
 use x509_parser::prelude::{FromDer, X509Certificate};
 
-use super::expiry::Told;
+use super::expiry::WarnedStage;
 
-/// Of one file. The longest chains and keys are some tens of KiB.
+/// Size limit of one file, in bytes. The longest chains and keys are some tens of KiB.
 const MAX_BYTES: u64 = 1 << 20;
 
 /// Why a certificate cannot be served. Names the file.
@@ -34,13 +34,13 @@ pub enum CertificateError {
         /// Why.
         source: io::Error,
     },
-    /// A pipe, a device, a directory.
+    /// The path is a pipe, a device or a directory.
     #[error("{}: not a regular file", file.display())]
     NotAFile {
         /// Which.
         file: PathBuf,
     },
-    /// Nothing that is a certificate or a key is as large.
+    /// The file is larger than 1 MiB.
     #[error("{}: larger than {MAX_BYTES} bytes", file.display())]
     TooLarge {
         /// Which.
@@ -54,13 +54,13 @@ pub enum CertificateError {
         /// Why.
         source: pem::Error,
     },
-    /// PEM without a certificate.
+    /// The PEM file has no certificate.
     #[error("{}: no certificate in it", file.display())]
     NoCertificate {
         /// Which.
         file: PathBuf,
     },
-    /// PEM without a private key, or with an encrypted one.
+    /// The PEM file has no private key, or an encrypted one.
     #[error("{}: no unencrypted private key in it", file.display())]
     NoKey {
         /// Which.
@@ -74,7 +74,7 @@ pub enum CertificateError {
         /// Why.
         reason: String,
     },
-    /// The key's kind is unknown or it is damaged.
+    /// The key is damaged or of an unknown kind.
     #[error("{}: unusable private key: {source}", file.display())]
     BadKey {
         /// Which.
@@ -93,7 +93,7 @@ pub enum CertificateError {
 }
 
 impl CertificateError {
-    /// The file to look at.
+    /// The file that an operator should look at.
     pub fn file(&self) -> &Path {
         match self {
             Self::Unreadable { file, .. }
@@ -109,26 +109,27 @@ impl CertificateError {
     }
 }
 
-/// A certificate as it is served.
+/// A loaded certificate with its key.
 #[derive(Debug)]
 pub struct Certificate {
-    /// Where it came from.
+    /// The files it was loaded from.
     pub files: CertificateFiles,
-    /// The names it covers, lower case; wildcards as `*.example.com`, addresses as in a URL.
+    /// The names that the certificate covers, lower case; wildcards as `*.example.com`, addresses as in a
+    /// URL.
     pub names: Arc<[String]>,
-    /// When it ends to be valid.
+    /// The end of its validity.
     pub not_after: SystemTime,
-    /// What of its end was told already.
-    pub(super) told: Told,
+    /// Which warnings of its expiry were logged.
+    pub(super) warned: WarnedStage,
     key: Arc<CertifiedKey>,
-    identity: Identity,
+    identity: PairIdentity,
 }
 
 impl Certificate {
-    /// Reads and checks both files. Blocks.
+    /// Reads and checks both files. Blocks on file I/O.
     fn load(
         files: &CertificateFiles,
-        identity: Identity,
+        identity: PairIdentity,
         provider: &CryptoProvider,
     ) -> Result<Self, CertificateError> {
         let chain = read(&files.cert_file, |pem| {
@@ -171,7 +172,7 @@ impl Certificate {
             files: files.clone(),
             names: names.into(),
             not_after,
-            told: Told::default(),
+            warned: WarnedStage::default(),
             key: Arc::new(key),
             identity,
         })
@@ -186,7 +187,7 @@ pub(crate) fn load_pair(
     files: &CertificateFiles,
     provider: &CryptoProvider,
 ) -> Result<Arc<CertifiedKey>, CertificateError> {
-    Certificate::load(files, Identity::of(files), provider).map(|certificate| certificate.key)
+    Certificate::load(files, PairIdentity::of(files), provider).map(|certificate| certificate.key)
 }
 
 /// The certificates of a PEM file; at least one. Blocks.
@@ -218,8 +219,8 @@ fn read<T>(file: &Path, parse: impl FnOnce(&[u8]) -> Result<T, pem::Error>) -> R
     })
 }
 
-/// At most one byte over the bound; `None` of what is no file. Opening a pipe would wait for its other end, and
-/// with it every change of listeners and the way out.
+/// Reads a regular file up to one byte over the size limit; `None` for anything else. Opening a pipe would
+/// block until its other end opens, and with it every change of listeners and the drain.
 fn contents(file: &Path) -> io::Result<Option<Vec<u8>>> {
     if !file.metadata()?.is_file() {
         return Ok(None);
@@ -229,8 +230,8 @@ fn contents(file: &Path) -> io::Result<Option<Vec<u8>>> {
     Ok(Some(bytes))
 }
 
-/// Names and end of validity. The common name counts only where there is no alternative name at all:
-/// browsers ignore it, hand-made certificates on a laptop have nothing else.
+/// Parses names and end of validity. The common name counts only without any alternative name: browsers
+/// ignore it, and hand-made certificates on a laptop have nothing else.
 fn describe(leaf: &CertificateDer<'_>) -> Result<(Vec<String>, SystemTime), String> {
     let (_, leaf) = X509Certificate::from_der(leaf).map_err(|e| e.to_string())?;
     let not_after = u64::try_from(leaf.validity().not_after.timestamp()).unwrap_or(0);
@@ -266,21 +267,21 @@ fn covered(name: &GeneralName<'_>) -> Option<String> {
     }
 }
 
-/// What tells a replaced pair of files from the same one, without reading them. Follows symlinks, so that a
-/// mounted secret's swap is seen. `None` for a file that is not there.
+/// Change detection for a pair of files, without reading them. Follows symlinks, so that the swap of a
+/// mounted secret is seen. `None` for a missing file.
 #[derive(Debug, Clone, PartialEq, Eq)]
-struct Identity([Option<[i64; 7]>; 2]);
+struct PairIdentity([Option<[i64; 7]>; 2]);
 
-impl Identity {
+impl PairIdentity {
     fn of(files: &CertificateFiles) -> Self {
-        Self([identity(&files.cert_file), identity(&files.key_file)])
+        Self([file_identity(&files.cert_file), file_identity(&files.key_file)])
     }
 }
 
-/// What tells a replaced file from the same one, without reading it; `None` for one that is not there.
-pub(crate) fn identity(file: &Path) -> Option<[i64; 7]> {
+/// Change detection for a file, without reading it: device, inode, size and times; `None` for a missing file.
+pub(crate) fn file_identity(file: &Path) -> Option<[i64; 7]> {
     file.metadata().ok().map(|m: Metadata| {
-        // The change time sees a copy that kept length and modification time.
+        // The change time detects a copy that kept length and modification time.
         [
             m.dev() as i64,
             m.ino() as i64,
@@ -293,32 +294,33 @@ pub(crate) fn identity(file: &Path) -> Option<[i64; 7]> {
     })
 }
 
-/// All certificates of a listener. Immutable: a reload makes another one.
+/// The immutable table of a listener's certificates; a reload builds another table.
 #[derive(Debug)]
 pub(super) struct CertificateTable {
     certificates: Vec<Arc<Certificate>>,
-    /// Pairs whose present content was refused; the certificate from before serves on.
-    refused: Vec<(CertificateFiles, Identity)>,
+    /// Pairs whose present content was refused; the earlier certificate is still served.
+    refused: Vec<(CertificateFiles, PairIdentity)>,
     exact: HashMap<String, Arc<Certificate>>,
-    /// By what follows `*.`.
+    /// Wildcard certificates by the suffix after `*.`.
     wildcard: HashMap<String, Arc<Certificate>>,
 }
 
-/// What came of making a table.
+/// The result of building a table.
 pub(super) struct Load {
-    /// `None` when it would be the one before, and when a certificate that must be served cannot be.
+    /// `None` when nothing changed, and when a new certificate cannot be served.
     pub(super) table: Option<CertificateTable>,
-    /// Whether it serves other certificates than the one before.
+    /// Whether the table serves other certificates than the one before.
     pub(super) changed: bool,
-    /// Whether everything that must be served can be.
+    /// Whether every certificate has a version that can be served.
     pub(super) whole: bool,
-    /// What could not be loaded; not repeated for files that are still as they were when refused.
+    /// Certificates that could not be loaded; not repeated for files that are unchanged since they were
+    /// refused.
     pub(super) errors: Vec<CertificateError>,
 }
 
 impl CertificateTable {
-    /// Makes a table of these files. Those that did not change since `before` are not read again, and where
-    /// a new content is bad, the certificate from `before` stays. Blocks.
+    /// Builds a table of these files. Files unchanged since `before` are not read again, and where a new
+    /// content is bad, the certificate from `before` stays. Blocks.
     pub(super) fn load(
         wanted: &[CertificateFiles],
         before: Option<&Self>,
@@ -338,8 +340,8 @@ impl CertificateTable {
             (Vec::with_capacity(wanted.len()), Vec::new(), Vec::new());
         let mut whole = true;
         for files in wanted {
-            // Taken before the read: a change during it is seen the next time.
-            let identity = Identity::of(files);
+            // Taken before the read, so that a change during the read is detected the next time.
+            let identity = PairIdentity::of(files);
             let old = known.get(files);
             if let Some(same) = old.filter(|c| c.identity == identity) {
                 certificates.push(Arc::clone(same));
@@ -370,7 +372,7 @@ impl CertificateTable {
                         .zip(&certificates)
                         .any(|(a, b)| !Arc::ptr_eq(a, b))
             });
-        // What was refused must be remembered too.
+        // A table that differs only in what was refused is kept, too.
         let differs = changed || before.is_some_and(|b| b.refused != refused);
         Load {
             table: (whole && differs).then(|| Self::index(certificates, refused)),
@@ -380,11 +382,11 @@ impl CertificateTable {
         }
     }
 
-    fn index(certificates: Vec<Arc<Certificate>>, refused: Vec<(CertificateFiles, Identity)>) -> Self {
+    fn index(certificates: Vec<Arc<Certificate>>, refused: Vec<(CertificateFiles, PairIdentity)>) -> Self {
         let (mut exact, mut wildcard) = (HashMap::new(), HashMap::new());
         for certificate in &certificates {
             for name in certificate.names.iter() {
-                // The first one listed wins a name that two cover.
+                // The first listed certificate wins a name that two cover.
                 let (map, name) = match name.strip_prefix("*.") {
                     Some(suffix) => (&mut wildcard, suffix),
                     None => (&mut exact, name.as_str()),
@@ -401,7 +403,7 @@ impl CertificateTable {
         }
     }
 
-    /// The certificate for what a client asked: exact, then one-label wildcard, then the first listed.
+    /// The certificate for a server name: exact match, then one-label wildcard, then the first listed.
     pub(super) fn find(&self, sni: Option<&str>) -> Option<&Arc<Certificate>> {
         let named = sni.and_then(|name| {
             self.exact.get(name).or_else(|| {
@@ -412,7 +414,7 @@ impl CertificateTable {
         named.or_else(|| self.certificates.first())
     }
 
-    /// All of them, in the order of the settings.
+    /// All certificates, in the order of the settings.
     pub(super) fn certificates(&self) -> &[Arc<Certificate>] {
         &self.certificates
     }

@@ -1,4 +1,4 @@
-//! Which certificates end soon.
+//! Warnings in the log about certificates that expire soon.
 
 use std::fmt::Display;
 use std::sync::Arc;
@@ -9,21 +9,21 @@ use tracing::warn;
 
 use super::certificates::Certificate;
 
-/// From when on a certificate's end is told: whoever renews at a third of 90 days has missed it by then.
+/// Time before expiry at which the warning is logged: a renewal at a third of 90 days has failed by then.
 const SOON: Duration = Duration::from_secs(14 * 24 * 3600);
 
-/// Lines at once; more certificates are counted in one further line.
+/// Log lines at once; further certificates are counted in one more line.
 const LINES: usize = 10;
 
-/// How near a certificate's end is.
+/// How near a certificate's expiry is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-enum Stage {
+enum ExpiryStage {
     Far,
     Soon,
     Over,
 }
 
-impl Stage {
+impl ExpiryStage {
     fn of(not_after: SystemTime, now: SystemTime) -> Self {
         match not_after.duration_since(now) {
             Ok(left) if left > SOON => Self::Far,
@@ -33,23 +33,24 @@ impl Stage {
     }
 }
 
-/// The stage up to which a certificate's end was told: each is told once, however often one looks.
+/// The last stage of a certificate's expiry that was logged, so that each stage is logged once, however often
+/// it is checked.
 #[derive(Debug, Default)]
-pub(super) struct Told(AtomicU8);
+pub(super) struct WarnedStage(AtomicU8);
 
-impl Told {
-    /// Whether this stage is to be told now.
-    fn advance(&self, to: Stage) -> bool {
+impl WarnedStage {
+    /// Whether this stage is to be logged now; then it counts as logged.
+    fn advance(&self, to: ExpiryStage) -> bool {
         let to = to as u8;
         self.0.fetch_max(to, Ordering::Relaxed) < to
     }
 }
 
-/// Says which of a listener's certificates ended or end soon, once each.
+/// Logs a listener's certificates that expired or expire soon, once each per stage.
 pub(super) fn warn(listener: impl Display, certificates: &[Arc<Certificate>], now: SystemTime) {
     let mut news = certificates.iter().filter(|c| {
-        let stage = Stage::of(c.not_after, now);
-        c.told.advance(stage)
+        let stage = ExpiryStage::of(c.not_after, now);
+        c.warned.advance(stage)
     });
     for certificate in news.by_ref().take(LINES) {
         let file = certificate.files.cert_file.display();
@@ -73,15 +74,28 @@ mod tests {
     #[test]
     fn a_stage_is_told_once_and_a_later_one_again() {
         let end = SystemTime::UNIX_EPOCH + Duration::from_secs(1_000_000_000);
-        let before = |left: Duration| Stage::of(end, end - left);
-        assert_eq!(before(SOON + Duration::from_secs(1)), Stage::Far);
-        assert_eq!(before(SOON), Stage::Soon);
-        assert_eq!(before(Duration::ZERO), Stage::Soon);
-        assert_eq!(Stage::of(end, end + Duration::from_secs(1)), Stage::Over);
+        let before = |left: Duration| ExpiryStage::of(end, end - left);
+        assert_eq!(before(SOON + Duration::from_secs(1)), ExpiryStage::Far);
+        assert_eq!(before(SOON), ExpiryStage::Soon);
+        assert_eq!(before(Duration::ZERO), ExpiryStage::Soon);
+        assert_eq!(
+            ExpiryStage::of(end, end + Duration::from_secs(1)),
+            ExpiryStage::Over
+        );
 
-        let told = Told::default();
-        let heard = [Stage::Far, Stage::Soon, Stage::Soon, Stage::Over, Stage::Over].map(|s| told.advance(s));
+        let told = WarnedStage::default();
+        let heard = [
+            ExpiryStage::Far,
+            ExpiryStage::Soon,
+            ExpiryStage::Soon,
+            ExpiryStage::Over,
+            ExpiryStage::Over,
+        ]
+        .map(|s| told.advance(s));
         assert_eq!(heard, [false, true, false, true, false]);
-        assert!(Told::default().advance(Stage::Over), "ended when it was loaded");
+        assert!(
+            WarnedStage::default().advance(ExpiryStage::Over),
+            "ended when it was loaded"
+        );
     }
 }

@@ -17,33 +17,35 @@ use tokio::sync::{oneshot, watch};
 use tokio::time::{Instant, sleep, timeout_at};
 use tracing::{debug, error, info, warn};
 
-use super::census::{Census, Place};
-use super::conn::{Drain, Serve, Wire};
-use super::metrics::{CloseReason, Gauge, ListenerMetrics, Protocol};
+use super::connection::{ConnectionHandler, Drain, HttpVersion};
+use super::connection_limits::{ConnectionGuard, ConnectionLimiter};
+use super::metrics::{CloseReason, ConnectionGauge, ConnectionProtocol, ListenerMetrics};
 use super::prepare::{Prepared, prepare};
 use super::tls::TlsTerminator;
 
-/// As much as the kernel allows (`net.core.somaxconn`): a burst waits there, not in retransmitted SYNs.
+/// The listen backlog, as long as the kernel allows (`net.core.somaxconn`): a burst waits there, not in
+/// retransmitted SYNs.
 const BACKLOG: i32 = 65_535;
-/// Between two tries while descriptors or memory are out.
+/// Pause between two tries to accept while descriptors or memory are out.
 const EXHAUSTED_PAUSE: Duration = Duration::from_millis(20);
-/// Descriptors that clients never get, unless there are few: log, listeners, runtimes and backends.
+/// File descriptors that clients' connections never get, unless the limit is small: for logs, listeners,
+/// runtimes and backends.
 const DESCRIPTOR_RESERVE: usize = 128;
-/// How many times the accept queue is tried again on the way out while descriptors are out.
+/// How many times the accept queue is tried again when the listener closes while descriptors are out.
 const EXHAUSTED_TRIES: usize = 50;
 
-/// Why a listener cannot listen.
+/// Why a listener cannot be bound.
 #[derive(Debug, thiserror::Error)]
-#[error("cannot listen on {address}: {}", why_not_bound(.source))]
-pub struct BindError {
-    /// Where.
+#[error("cannot listen on {address}: {}", bind_error_text(.source))]
+pub struct ListenerBindError {
+    /// The configured address.
     pub address: SocketAddr,
     /// Why.
     pub source: io::Error,
 }
 
-/// Why an address cannot be bound, in words that say what to do.
-pub(crate) fn why_not_bound(error: &io::Error) -> String {
+/// The text of a bind error, with a hint of what to do.
+pub(crate) fn bind_error_text(error: &io::Error) -> String {
     match error.kind() {
         ErrorKind::AddrInUse => "the port is taken".to_owned(),
         ErrorKind::PermissionDenied => "a port below 1024 needs the right to bind it".to_owned(),
@@ -52,23 +54,24 @@ pub(crate) fn why_not_bound(error: &io::Error) -> String {
     }
 }
 
-/// Binds and listens. `v6_only` leaves the same port of IPv4 to another listener. Must be called in a runtime.
+/// Binds a listening socket. `v6_only` leaves the same port of IPv4 to another listener. Must be called in a
+/// tokio runtime.
 ///
 /// # Errors
-/// [`BindError`] names the address.
-pub(super) fn bind(address: SocketAddr, v6_only: bool) -> Result<TcpListener, BindError> {
+/// [`ListenerBindError`] names the address.
+pub(super) fn bind(address: SocketAddr, v6_only: bool) -> Result<TcpListener, ListenerBindError> {
     let listen = || -> io::Result<TcpListener> {
         let socket = Socket::new(
             Domain::for_address(address),
             Type::STREAM,
             Some(SocketProtocol::TCP),
         )?;
-        // Connections of a process before this one may still be in TIME_WAIT.
+        // SO_REUSEADDR: connections of an earlier process may still be in TIME_WAIT.
         socket.set_reuse_address(true)?;
         if address.is_ipv6() {
             socket.set_only_v6(v6_only)?;
         }
-        // Accepted sockets inherit these, which saves two system calls for each.
+        // Accepted sockets inherit these options, which saves two system calls for each connection.
         socket.set_tcp_nodelay(true)?;
         let alive = TcpKeepalive::new()
             .with_time(Duration::from_secs(60))
@@ -79,25 +82,25 @@ pub(super) fn bind(address: SocketAddr, v6_only: bool) -> Result<TcpListener, Bi
         socket.listen(BACKLOG)?;
         TcpListener::from_std(StdListener::from(socket))
     };
-    listen().map_err(|source| BindError { address, source })
+    listen().map_err(|source| ListenerBindError { address, source })
 }
 
-/// Gives the settings in force.
-pub type SettingsNow = Arc<dyn Fn() -> Arc<Settings> + Send + Sync>;
+/// Returns the settings in force.
+pub type CurrentSettings = Arc<dyn Fn() -> Arc<Settings> + Send + Sync>;
 
-/// What the connections of all listeners share.
-pub(super) struct Shared {
-    pub(super) settings: SettingsNow,
-    pub(super) serve: Arc<dyn Serve>,
-    pub(super) census: Arc<Census>,
+/// State that the connections of all listeners share.
+pub(super) struct EdgeContext {
+    pub(super) settings: CurrentSettings,
+    pub(super) handler: Arc<dyn ConnectionHandler>,
+    pub(super) limiter: Arc<ConnectionLimiter>,
     pub(super) drain: watch::Sender<Drain>,
-    /// Whether listeners accept yet; once they do, they do for good.
-    pub(super) open: watch::Sender<bool>,
+    /// Whether the accept loops run; once they do, they run for good.
+    pub(super) accepting: watch::Sender<bool>,
 }
 
-/// What a connection finds where it comes in; a reload changes it for the connections that follow.
+/// A listener's configuration; a reload replaces it for the connections that follow.
 #[derive(Debug, Clone)]
-pub(super) struct Door {
+pub(super) struct ListenerConfig {
     pub(super) index: usize,
     pub(super) visibility: Visibility,
     pub(super) proxy_protocol: Option<ProxyProtocol>,
@@ -105,26 +108,28 @@ pub(super) struct Door {
     pub(super) http2: Http2Settings,
 }
 
-/// One listener's part of its connections.
+/// State that the connections of one listener share.
 pub(super) struct Listener {
     pub(super) bound: SocketAddr,
-    pub(super) door: ArcSwap<Door>,
+    pub(super) config: ArcSwap<ListenerConfig>,
     pub(super) metrics: Arc<dyn ListenerMetrics>,
-    pub(super) shared: Arc<Shared>,
+    pub(super) context: Arc<EdgeContext>,
 }
 
 impl Listener {
-    /// Accepts until `stop` resolves or its sender is gone; then serves what the kernel has queued, and closes.
-    /// Where the edge is not open yet, nothing is accepted: what is queued is another process's to serve.
+    /// The accept loop. Runs until `stop` resolves or its sender is dropped, then serves the connections in
+    /// the accept queue and closes the socket. While the edge does not accept yet, nothing is accepted: the
+    /// queue is another process's to serve.
     pub(super) async fn run(self: Arc<Self>, socket: Arc<TcpListener>, mut stop: oneshot::Receiver<()>) {
-        let mut open = self.shared.open.subscribe();
+        let mut accepting = self.context.accepting.subscribe();
         tokio::select! {
             biased;
-            // Its sender lives in `self`. First: an open listener empties its queue on the way out.
-            _ = open.wait_for(|open| *open) => {}
+            // Cannot fail: the sender lives in `self`. Checked before `stop`: a listener that accepts empties
+            // its queue when it closes.
+            _ = accepting.wait_for(|accepting| *accepting) => {}
             _ = &mut stop => return,
         }
-        drop(open);
+        drop(accepting);
         let mut exhausted = false;
         loop {
             let accepted = tokio::select! {
@@ -138,9 +143,9 @@ impl Listener {
                         info!(listener = %self.bound, "accepting again");
                         exhausted = false;
                     }
-                    self.admit(connection, peer);
+                    self.start_task(connection, peer);
                 }
-                Err(e) if concerns_one(&e) => debug!(listener = %self.bound, error = %e, "accept"),
+                Err(e) if took_connection_along(&e) => debug!(listener = %self.bound, error = %e, "accept"),
                 Err(e) => {
                     if !exhausted {
                         warn!(listener = %self.bound, error = %e, "cannot accept, waiting");
@@ -154,23 +159,23 @@ impl Listener {
                 }
             }
         }
-        self.empty(socket).await;
+        self.empty_accept_queue(socket).await;
     }
 
-    /// Serves the clients whose connection the kernel has completed: closing now would reset them.
-    async fn empty(&self, socket: Arc<TcpListener>) {
+    /// Serves the connections in the accept queue: closing the socket would reset them.
+    async fn empty_accept_queue(&self, socket: Arc<TcpListener>) {
         let mut tries = 0;
         loop {
-            // Past tokio, which may not know yet that there are any.
+            // accept(2) past tokio, whose driver may not know yet that there are any.
             let accepted = SockRef::from(&*socket).accept().and_then(|(connection, peer)| {
                 connection.set_nonblocking(true)?;
                 let peer = peer.as_socket().ok_or(ErrorKind::InvalidInput)?;
                 Ok((TcpStream::from_std(connection.into())?, peer))
             });
             match accepted {
-                Ok((connection, peer)) => self.admit(connection, peer),
+                Ok((connection, peer)) => self.start_task(connection, peer),
                 Err(e) if e.kind() == ErrorKind::WouldBlock => return,
-                Err(e) if concerns_one(&e) => {}
+                Err(e) if took_connection_along(&e) => {}
                 Err(e) if tries == EXHAUSTED_TRIES => {
                     warn!(listener = %self.bound, error = %e, "closing with connections unaccepted");
                     return;
@@ -183,49 +188,50 @@ impl Listener {
         }
     }
 
-    /// Starts the connection's task, or drops it where there are too many.
-    fn admit(&self, socket: TcpStream, peer: SocketAddr) {
-        let limits = (self.shared.settings)().limits.clone();
-        let census = &self.shared.census;
+    /// Spawns the connection's task, or closes the connection where a limit is reached.
+    fn start_task(&self, socket: TcpStream, peer: SocketAddr) {
+        let limits = (self.context.settings)().limits.clone();
+        let limiter = &self.context.limiter;
         let share = descriptor_share();
         let scarce = share.filter(|share| limits.max_connections.is_none_or(|most| *share < most));
-        let Some(place) = census.enter(scarce.or(limits.max_connections)) else {
+        let Some(guard) = limiter.acquire(scarce.or(limits.max_connections)) else {
             if scarce.is_none() {
                 self.metrics.closed(CloseReason::ConnectionLimit);
                 return;
             }
-            if census.note_short(true, share.unwrap_or(0)) {
+            if limiter.note_descriptors_short(true, share.unwrap_or(0)) {
                 warn!(listener = %self.bound, connections = share, "descriptors are short, closing new connections");
             }
             self.metrics.closed(CloseReason::DescriptorLimit);
             return;
         };
-        if census.note_short(false, share.unwrap_or(usize::MAX)) {
+        if limiter.note_descriptors_short(false, share.unwrap_or(usize::MAX)) {
             info!(listener = %self.bound, "descriptors suffice again");
         }
-        let visit = Visit {
+        let task = ConnectionTask {
             bound: self.bound,
-            door: self.door.load_full(),
+            config: self.config.load_full(),
             metrics: Arc::clone(&self.metrics),
-            shared: Arc::clone(&self.shared),
+            context: Arc::clone(&self.context),
             limits,
         };
-        tokio::spawn(visit.run(socket, peer, place));
+        tokio::spawn(task.run(socket, peer, guard));
     }
 }
 
-/// How many connections of clients the descriptors are enough for: those that are open must still reach their
-/// backends (a descriptor each), and an operator the admin listener, when all the others are taken.
+/// How many client connections the file descriptor limit allows: those that are open must still reach their
+/// backends (one descriptor each), and an operator the admin listener, when the share is used up.
 fn descriptor_share() -> Option<usize> {
-    // Asked each time, which costs a tenth of a microsecond: an operator may change it (prlimit).
+    // getrlimit at each accept costs 0.1 µs; an operator may change the limit of a running process (prlimit).
     let (soft, _) = getrlimit(Resource::RLIMIT_NOFILE).ok()?;
     let soft = usize::try_from(soft).ok()?;
     Some(soft - (soft / 4).max(DESCRIPTOR_RESERVE).min(soft / 2))
 }
 
-/// Whether a failed accept took a connection off the queue with it; anything else fails again at once.
-fn concerns_one(error: &io::Error) -> bool {
-    // As accept(2) lists them for TCP: errors that were already pending on the new socket.
+/// Whether a failed accept(2) took a connection off the queue; after any other error accept fails again at
+/// once.
+fn took_connection_along(error: &io::Error) -> bool {
+    // The list of accept(2) for TCP: errors that were already pending on the new socket.
     matches!(
         error.raw_os_error().map(Errno::from_raw),
         Some(
@@ -246,19 +252,20 @@ fn concerns_one(error: &io::Error) -> bool {
     )
 }
 
-/// One connection from accept to close.
-struct Visit {
+/// The task of one connection, from accept to close.
+struct ConnectionTask {
     bound: SocketAddr,
-    door: Arc<Door>,
+    config: Arc<ListenerConfig>,
     metrics: Arc<dyn ListenerMetrics>,
-    shared: Arc<Shared>,
+    context: Arc<EdgeContext>,
     limits: Limits,
 }
 
-impl Visit {
-    async fn run(self, socket: TcpStream, peer: SocketAddr, place: Place) {
-        let mut gauge = Gauge::open(Arc::clone(&self.metrics));
-        // The connection's state is dropped with the future; nothing that is shared is left half changed.
+impl ConnectionTask {
+    async fn run(self, socket: TcpStream, peer: SocketAddr, guard: ConnectionGuard) {
+        let mut gauge = ConnectionGauge::open(Arc::clone(&self.metrics));
+        // Unwind-safe: the connection's state is dropped with the future, and shared state is never left half
+        // changed.
         let served = AssertUnwindSafe(self.serve(socket, peer, &mut gauge)).catch_unwind();
         let reason = served.await.unwrap_or_else(|_| {
             error!(listener = %self.bound, %peer, "a connection's task panicked");
@@ -267,22 +274,23 @@ impl Visit {
         debug!(listener = %self.bound, %peer, %reason, "closed");
         drop(gauge);
         self.metrics.closed(reason);
-        // Last: who waits for the last connection finds it counted.
-        drop(place);
+        // Dropped last: whoever waits for the last connection's end finds the connection in the metrics.
+        drop(guard);
     }
 
-    async fn serve(&self, socket: TcpStream, peer: SocketAddr, gauge: &mut Gauge) -> CloseReason {
-        // One deadline for all that comes before HTTP: bytes trickling in do not move it.
+    async fn serve(&self, socket: TcpStream, peer: SocketAddr, gauge: &mut ConnectionGauge) -> CloseReason {
+        // One deadline for PROXY header, handshake and first bytes together: a trickle of bytes does not
+        // extend it.
         let deadline = Instant::now() + self.limits.header_timeout;
-        let mut drain = self.shared.drain.subscribe();
+        let mut drain = self.context.drain.subscribe();
         let mut early = drain.clone();
-        // Boxed, so that the handshake's state does not stay in the task for the connection's life.
+        // Boxed, so that the connection's task keeps no room for the handshake's state.
         let prepared = Box::pin(prepare(
             socket,
             peer,
             self.bound,
-            &self.door,
-            &self.shared.census,
+            &self.config,
+            &self.context.limiter,
             &self.limits,
             &mut early,
         ));
@@ -296,11 +304,11 @@ impl Visit {
             Ok(Err(reason)) => return reason,
             Err(_) => return CloseReason::HeaderTimeout,
         };
-        gauge.settle(match connection.wire {
-            Wire::Http1 => Protocol::Http1,
-            Wire::Http2 => Protocol::Http2,
+        gauge.set_protocol(match connection.http_version {
+            HttpVersion::Http1 => ConnectionProtocol::Http1,
+            HttpVersion::Http2 => ConnectionProtocol::Http2,
         });
-        let reason = self.shared.serve.serve(connection, drain).await;
+        let reason = self.context.handler.serve(connection, drain).await;
         drop(client);
         reason
     }
@@ -312,7 +320,7 @@ mod tests {
 
     #[test]
     fn only_what_took_a_connection_with_it_is_tried_again_at_once() {
-        let judged = |errno: Errno| concerns_one(&io::Error::from(errno));
+        let judged = |errno: Errno| took_connection_along(&io::Error::from(errno));
         for errno in [
             Errno::ECONNABORTED,
             Errno::EINTR,

@@ -1,13 +1,13 @@
-//! What the edge tells of its connections.
+//! Connection metrics of the edge: states, close reasons, and the trait that counts them.
 
 use std::fmt;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-/// What an open connection is at, as the `protocol` label of `sluice_connections`.
+/// The state of an open connection, as the `protocol` label of `sluice_connections`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Protocol {
-    /// Not settled: PROXY header, TLS handshake or first bytes.
+pub enum ConnectionProtocol {
+    /// Not known yet: PROXY header, TLS handshake or first bytes.
     Opening,
     /// HTTP/1.
     Http1,
@@ -15,8 +15,8 @@ pub enum Protocol {
     Http2,
 }
 
-impl Protocol {
-    /// All of them.
+impl ConnectionProtocol {
+    /// All values, in the order of the variants.
     pub const ALL: [Self; 3] = [Self::Opening, Self::Http1, Self::Http2];
 
     /// The label's value.
@@ -32,19 +32,19 @@ impl Protocol {
 /// Why a connection ended, as the `reason` label of `sluice_connections_closed_total`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum CloseReason {
-    /// It was served to its end: the client closed it, or an answer said that it ends.
+    /// Served to its end: the client closed the connection, or a response said that it ends.
     Served,
-    /// The client connected and left without a word, as balancers do to probe.
+    /// The client connected and closed without sending a byte, as load balancers do to probe.
     Probe,
-    /// The client left, or its connection broke, before it was clear what it speaks.
+    /// The client left, or the connection broke, before its protocol was known.
     ClientGone,
     /// `limits.maxConnections` were open.
     ConnectionLimit,
     /// `limits.maxConnectionsPerClient` were open.
     ClientLimit,
-    /// Closed at once, to leave descriptors for the connections there are.
+    /// Refused, to leave file descriptors for the open connections.
     DescriptorLimit,
-    /// `limits.headerTimeout` passed before it was clear what the client speaks, or in the middle of a head.
+    /// `limits.headerTimeout` passed before the protocol was known, or in the middle of a head.
     HeaderTimeout,
     /// `limits.idleTimeout` passed without a request.
     IdleTimeout,
@@ -60,19 +60,19 @@ pub enum CloseReason {
     ContinuationFlood,
     /// More PING than `limits.maxControlFrames` allows.
     PingFlood,
-    /// More SETTINGS than that.
+    /// More SETTINGS than `limits.maxControlFrames` allows.
     SettingsFlood,
-    /// More WINDOW_UPDATE than that.
+    /// More WINDOW_UPDATE than `limits.maxControlFrames` allows.
     WindowUpdateFlood,
-    /// More PRIORITY or frames of no meaning than that.
+    /// More PRIORITY or unknown frames than `limits.maxControlFrames` allows.
     PriorityFlood,
-    /// More frames without content than that.
+    /// More frames without content than `limits.maxControlFrames` allows.
     EmptyFrameFlood,
     /// A head that unpacks to far more than `limits.maxHeaderBytes`.
     HeaderBomb,
-    /// HTTP/2 that breaks its rules.
+    /// A violation of HTTP/2.
     ProtocolError,
-    /// A PROXY header had to come and did not.
+    /// A required PROXY header is missing.
     ProxyMissing,
     /// A PROXY header came from outside `proxyProtocol.from`.
     ProxyForbidden,
@@ -80,14 +80,14 @@ pub enum CloseReason {
     ProxyMalformed,
     /// The TLS handshake failed.
     TlsFailed,
-    /// The gateway went away.
+    /// Closed by the drain.
     Drained,
-    /// Serving it panicked: a bug.
+    /// The connection's task panicked: a bug.
     Panicked,
 }
 
 impl CloseReason {
-    /// All of them.
+    /// All values, in the order of the variants.
     pub const ALL: [Self; 26] = [
         Self::Served,
         Self::Probe,
@@ -156,47 +156,48 @@ impl fmt::Display for CloseReason {
     }
 }
 
-/// Makes the handles of a listener when it is bound; labels are resolved once, not per connection.
+/// Registers the metrics of a listener when it is bound, so that labels are resolved once and not per
+/// connection.
 pub trait EdgeMetrics: Send + Sync + 'static {
-    /// The handles of the listener bound to this address.
+    /// The metrics of the listener bound to this address.
     fn listener(&self, bound: SocketAddr) -> Arc<dyn ListenerMetrics>;
 }
 
-/// What happens at one listener. Called on the path of every connection: must neither block nor panic.
+/// Counts the events of one listener. Called for every connection: must neither block nor panic.
 pub trait ListenerMetrics: Send + Sync + 'static {
-    /// A connection entered this state: add one to its gauge.
-    fn entered(&self, protocol: Protocol);
-    /// A connection left this state: take one from its gauge.
-    fn left(&self, protocol: Protocol);
+    /// A connection entered this state: adds one to the gauge.
+    fn entered(&self, protocol: ConnectionProtocol);
+    /// A connection left this state: takes one from the gauge.
+    fn left(&self, protocol: ConnectionProtocol);
     /// A connection ended, or was refused without ever being counted as open.
     fn closed(&self, reason: CloseReason);
-    /// Descriptors or memory ran out and accepting pauses; told once per episode.
+    /// Accepting pauses because descriptors or memory ran out; called once per episode.
     fn exhausted(&self);
 }
 
-/// One open connection in the gauges.
-pub(super) struct Gauge {
+/// Guard of one open connection in the gauges.
+pub(super) struct ConnectionGauge {
     metrics: Arc<dyn ListenerMetrics>,
-    protocol: Protocol,
+    protocol: ConnectionProtocol,
 }
 
-impl Gauge {
+impl ConnectionGauge {
     pub(super) fn open(metrics: Arc<dyn ListenerMetrics>) -> Self {
-        metrics.entered(Protocol::Opening);
+        metrics.entered(ConnectionProtocol::Opening);
         Self {
             metrics,
-            protocol: Protocol::Opening,
+            protocol: ConnectionProtocol::Opening,
         }
     }
 
-    pub(super) fn settle(&mut self, protocol: Protocol) {
+    pub(super) fn set_protocol(&mut self, protocol: ConnectionProtocol) {
         self.metrics.left(self.protocol);
         self.metrics.entered(protocol);
         self.protocol = protocol;
     }
 }
 
-impl Drop for Gauge {
+impl Drop for ConnectionGauge {
     fn drop(&mut self) {
         self.metrics.left(self.protocol);
     }

@@ -1,32 +1,37 @@
-//! Everything before HTTP: bind, accept, limits, PROXY, TLS, sniffing, per-connection drain.
+//! The network edge, before HTTP: binding, accept loops, connection limits, PROXY protocol, TLS, protocol
+//! detection, per-connection drain.
 //!
-//! `gate` holds the listeners and the way out, `handover` passes them to another process; `listener` accepts and owns each connection's task;
-//! `prepare` takes a socket through `proxy_protocol`, `census`, `tls` (over `certificates`) and the
-//! first bytes to what [`Serve`] gets; `stream` and `conn` are what it gets. `expiry` says which
-//! certificates end soon.
+//! `listener_set` holds the listeners and drains them; `prebind` and `inherited_sockets` provide sockets
+//! other than by binding at once; `listener` runs an accept loop and the task of each connection; `prepare`
+//! takes a socket through `proxy_protocol`, `connection_limits`, `tls` (over `certificates`) and the first
+//! bytes to the [`Connection`] that [`ConnectionHandler`] gets, read from `stream`. `expiry` logs
+//! certificates that end soon.
 
-mod census;
 pub(crate) mod certificates;
-mod conn;
+mod connection;
+mod connection_limits;
 mod expiry;
-mod gate;
-mod handover;
+mod inherited_sockets;
 mod listener;
+mod listener_set;
 mod metrics;
+mod prebind;
 mod prepare;
 pub mod proxy_protocol;
-mod reserve;
 mod stream;
 #[cfg(test)]
 mod testing;
 mod tls;
 
 pub use certificates::{Certificate, CertificateError};
-pub use conn::{ByteStream, CloseWatch, Connection, ConnectionInfo, Drain, Serve, TlsInfo, Wire};
-pub use gate::{Edge, ListenerError, ListenerStatus};
-pub use handover::HeldEdge;
-pub(crate) use listener::why_not_bound;
-pub use listener::{BindError, SettingsNow};
-pub use metrics::{CloseReason, EdgeMetrics, ListenerMetrics, Protocol};
+pub use connection::{
+    ByteStream, CloseWatch, Connection, ConnectionHandler, ConnectionInfo, Drain, HandlerFuture, HttpVersion,
+    TlsInfo,
+};
+pub use inherited_sockets::FrozenListeners;
+pub(crate) use listener::bind_error_text;
+pub use listener::{CurrentSettings, ListenerBindError};
+pub use listener_set::{Edge, ListenerError, ListenerStatus};
+pub use metrics::{CloseReason, ConnectionProtocol, EdgeMetrics, ListenerMetrics};
 pub use stream::SocketStream;
 pub use tls::{Reload, TlsTerminator};

@@ -1,4 +1,5 @@
-//! From an accepted socket to a connection ready for HTTP: PROXY header, client limit, TLS, first bytes.
+//! Connection set-up, from an accepted socket to a connection ready for HTTP: PROXY header, client limit,
+//! TLS, protocol detection.
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
@@ -12,59 +13,59 @@ use tokio::sync::watch;
 use tokio::time::sleep;
 use tracing::debug;
 
-use super::census::{Census, ClientPlace};
-use super::conn::{ByteStream, CloseWatch, Connection, ConnectionInfo, Drain, Wire};
-use super::listener::Door;
+use super::connection::{ByteStream, CloseWatch, Connection, ConnectionInfo, Drain, HttpVersion};
+use super::connection_limits::{ClientConnectionGuard, ConnectionLimiter};
+use super::listener::ListenerConfig;
 use super::metrics::CloseReason;
-use super::proxy_protocol::{self, Announced, Header};
+use super::proxy_protocol::{self, Header, ProxyAddresses};
 use super::stream::{SocketStream, read_more};
 
 const H2_PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
-/// How long a connection may say nothing once the gateway is on its way out.
+/// How long a connection may send nothing while the gateway drains.
 const SILENT_WHILE_DRAINING: Duration = Duration::from_secs(1);
 
-/// A connection and its place among its client's.
+/// A prepared connection with the guard of its client's limit.
 pub(super) struct Prepared {
     pub(super) connection: Connection,
-    pub(super) client: ClientPlace,
+    pub(super) client: ClientConnectionGuard,
 }
 
-/// Prepares one connection. The caller bounds the time; dropping the future closes the connection.
+/// Prepares one connection. The caller sets the deadline; dropping the future closes the connection.
 ///
 /// # Errors
-/// Why it is to be closed. Nothing was answered: it is not known yet in what.
+/// Why the connection is to be closed. No error is sent to the client, since its protocol is not known yet.
 pub(super) async fn prepare(
     socket: TcpStream,
     peer: SocketAddr,
     bound: SocketAddr,
-    door: &Door,
-    census: &Arc<Census>,
+    config: &ListenerConfig,
+    limiter: &Arc<ConnectionLimiter>,
     limits: &Limits,
     drain: &mut watch::Receiver<Drain>,
 ) -> Result<Prepared, CloseReason> {
     let peer = canonical(peer);
-    let enter = |client: SocketAddr| {
-        census
-            .enter_client(client.ip(), limits.max_connections_per_client)
+    let acquire = |client: SocketAddr| {
+        limiter
+            .acquire_client(client.ip(), limits.max_connections_per_client)
             .ok_or(CloseReason::ClientLimit)
     };
     let mut seen = BytesMut::new();
-    let (place, announced) = match &door.proxy_protocol {
-        // Before a byte is waited for: silent connections count most of all.
+    let (guard, announced) = match &config.proxy_protocol {
+        // Before the first read: silent connections have to count too.
         None => {
-            let place = enter(peer)?;
-            first(&socket, &mut seen, drain).await?;
-            (place, None)
+            let guard = acquire(peer)?;
+            first_bytes(&socket, &mut seen, drain).await?;
+            (guard, None)
         }
         Some(spoken) => {
-            first(&socket, &mut seen, drain).await?;
-            let announced = announced(spoken, &socket, peer, &mut seen).await?;
-            let place = enter(announced.map_or(peer, |a| canonical(a.source)))?;
+            first_bytes(&socket, &mut seen, drain).await?;
+            let announced = read_proxy_header(spoken, &socket, peer, &mut seen).await?;
+            let guard = acquire(announced.map_or(peer, |a| canonical(a.source)))?;
             if seen.is_empty() {
-                first(&socket, &mut seen, drain).await?;
+                first_bytes(&socket, &mut seen, drain).await?;
             }
-            (place, announced)
+            (guard, announced)
         }
     };
     let client = announced.map_or(peer, |a| canonical(a.source));
@@ -73,92 +74,93 @@ pub(super) async fn prepare(
         None if bound.ip().is_unspecified() => socket.local_addr().map_err(|_| CloseReason::ClientGone)?,
         None => bound,
     };
-    let plain = match &door.tls {
+    let plain = match &config.tls {
         Some(_) => None,
         None => Some(sniff(&socket, &mut seen).await?),
     };
     let socket = Arc::new(socket);
     let close_watch = CloseWatch::new(&socket);
     let stream = SocketStream::new(socket, seen.freeze());
-    let (io, tls, wire): (Box<dyn ByteStream>, _, _) = match (&door.tls, plain) {
+    let (io, tls, http_version): (Box<dyn ByteStream>, _, _) = match (&config.tls, plain) {
         (Some(tls), _) => {
-            let (stream, info, wire) = tls.accept(stream).await.map_err(|error| {
-                // Scanners do this all day: counted, and told only to who asks for it.
+            let (stream, info, http_version) = tls.accept(stream).await.map_err(|error| {
+                // Logged at debug level only, and counted: scanners cause failed handshakes all day.
                 debug!(%peer, %client, %bound, %error, "TLS handshake failed");
                 CloseReason::TlsFailed
             })?;
-            (Box::new(stream), Some(info), wire)
+            (Box::new(stream), Some(info), http_version)
         }
-        (None, wire) => (Box::new(stream), None, wire.unwrap_or(Wire::Http1)),
+        (None, http_version) => (Box::new(stream), None, http_version.unwrap_or(HttpVersion::Http1)),
     };
     let info = ConnectionInfo {
-        listener: door.index,
-        visibility: door.visibility,
+        listener: config.index,
+        visibility: config.visibility,
         local: canonical(local),
         peer,
         client,
         tls,
-        http2: door.http2,
+        http2: config.http2,
         close_watch,
     };
     Ok(Prepared {
         connection: Connection {
             io,
             info: Arc::new(info),
-            wire,
+            http_version,
         },
-        client: place,
+        client: guard,
     })
 }
 
-/// IPv4 clients of a dual-stack listener are IPv4 clients.
+/// Unmaps IPv4-mapped addresses: clients of a dual-stack listener are IPv4 clients.
 fn canonical(address: SocketAddr) -> SocketAddr {
     match address.ip().to_canonical() {
         v4 @ IpAddr::V4(_) => SocketAddr::new(v4, address.port()),
-        // As it is: it may have a scope.
+        // The address as it is, for its scope id.
         IpAddr::V6(_) => address,
     }
 }
 
-/// Waits for the client's first bytes; a client that says nothing does not hold up the way out.
-async fn first(
+/// Waits for the client's first bytes; while the gateway drains, only for a short while.
+async fn first_bytes(
     socket: &TcpStream,
     seen: &mut BytesMut,
     drain: &mut watch::Receiver<Drain>,
 ) -> Result<(), CloseReason> {
     let hurry = async {
-        // The sender lives as long as any connection; were it gone, this would be the way out, too.
+        // Cannot fail: the sender lives as long as any connection. If it were gone, that would be a drain,
+        // too.
         let _ = drain.wait_for(|phase| *phase >= Drain::Draining).await;
         sleep(SILENT_WHILE_DRAINING).await;
     };
     tokio::select! {
         biased;
-        some = more(socket, seen) => some,
+        some = more_bytes(socket, seen) => some,
         () = hurry => Err(CloseReason::Drained),
     }
 }
 
-/// Reads more first bytes; the client's leaving is an error here.
-async fn more(socket: &TcpStream, seen: &mut BytesMut) -> Result<(), CloseReason> {
+/// Reads more of the first bytes; end of stream is an error here.
+async fn more_bytes(socket: &TcpStream, seen: &mut BytesMut) -> Result<(), CloseReason> {
     match read_more(socket, seen).await {
         Ok(1..) => Ok(()),
-        // Some balancers end their probe with a reset.
+        // Some load balancers end their probe with a reset.
         Ok(0) | Err(_) if seen.is_empty() => Err(CloseReason::Probe),
         Ok(0) | Err(_) => Err(CloseReason::ClientGone),
     }
 }
 
-/// Takes the PROXY header from the first bytes, if there is one, and leaves what follows it.
-async fn announced(
+/// Parses the PROXY header at the front of the first bytes, if there is one, and leaves what follows.
+async fn read_proxy_header(
     spoken: &ProxyProtocol,
     socket: &TcpStream,
     peer: SocketAddr,
     seen: &mut BytesMut,
-) -> Result<Option<Announced>, CloseReason> {
-    let allowed = may_announce(&spoken.from, peer);
+) -> Result<Option<ProxyAddresses>, CloseReason> {
+    let allowed = may_send_header(&spoken.from, peer);
     loop {
         match proxy_protocol::parse(seen) {
-            Header::NeedMore => more(socket, seen).await?,
+            Header::NeedMore => more_bytes(socket, seen).await?,
             Header::Absent => {
                 return match spoken.mode {
                     ProxyProtocolMode::Optional => Ok(None),
@@ -166,9 +168,9 @@ async fn announced(
                 };
             }
             Header::Parsed { .. } | Header::Bad(_) if !allowed => return Err(CloseReason::ProxyForbidden),
-            Header::Parsed { announced, used } => {
+            Header::Parsed { addresses, used } => {
                 seen.advance(used);
-                return Ok(announced);
+                return Ok(addresses);
             }
             Header::Bad(reason) => {
                 debug!(%peer, %reason, "malformed PROXY header");
@@ -178,21 +180,22 @@ async fn announced(
     }
 }
 
-fn may_announce(from: &[IpNet], peer: SocketAddr) -> bool {
+fn may_send_header(from: &[IpNet], peer: SocketAddr) -> bool {
     from.iter().any(|net| net.contains(&peer.ip()))
 }
 
-/// HTTP/2 by prior knowledge starts with its preface; everything else is HTTP/1's to judge.
-async fn sniff(socket: &TcpStream, seen: &mut BytesMut) -> Result<Wire, CloseReason> {
+/// Protocol detection: HTTP/2 by prior knowledge begins with its preface; anything else is for the HTTP/1
+/// codec to judge.
+async fn sniff(socket: &TcpStream, seen: &mut BytesMut) -> Result<HttpVersion, CloseReason> {
     loop {
         let n = seen.len().min(H2_PREFACE.len());
         if seen[..n] != H2_PREFACE[..n] {
-            return Ok(Wire::Http1);
+            return Ok(HttpVersion::Http1);
         }
         if n == H2_PREFACE.len() {
-            return Ok(Wire::Http2);
+            return Ok(HttpVersion::Http2);
         }
-        more(socket, seen).await?;
+        more_bytes(socket, seen).await?;
     }
 }
 

@@ -1,7 +1,7 @@
-//! The PROXY protocol's header, versions 1 and 2: a pure parser of a connection's first bytes.
+//! PROXY protocol parser, versions 1 and 2: pure, over a connection's first bytes.
 //!
-//! **Invariant:** the answer for some bytes holds for any longer input that starts with them,
-//! except [`Header::NeedMore`]; so it does not matter how the network cut them.
+//! **Invariant:** the result for some bytes holds for any longer input that starts with them, except
+//! [`Header::NeedMore`]; so it does not matter how the network cut them.
 
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -11,34 +11,35 @@ const V1_START: &[u8] = b"PROXY ";
 const V1_MAX: usize = 107;
 const V2_START: &[u8; 12] = b"\r\n\r\n\0\r\nQUIT\n";
 const V2_FIXED: usize = 16;
-/// Bytes after the fixed part. The format allows 64 KiB; balancers send a few hundred.
+/// Limit of a v2 header after its fixed part, in bytes. The format allows 64 KiB; load balancers send a few
+/// hundred.
 const V2_MAX: usize = 4096;
 const TLV_CRC32C: u8 = 0x03;
 
-/// Both ends of the connection that a balancer took over.
+/// The two ends of the connection that a load balancer took over.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Announced {
+pub struct ProxyAddresses {
     /// The client.
     pub source: SocketAddr,
-    /// What the client connected to.
+    /// The address the client connected to.
     pub destination: SocketAddr,
 }
 
-/// What the first bytes are.
+/// The parse result of a connection's first bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Header {
-    /// A whole header of `used` bytes; what follows is the client's.
+    /// A whole header of `used` bytes; the bytes behind it are the client's.
     Parsed {
         /// `None` for LOCAL, UNKNOWN and families without ports: the socket's own addresses count.
-        announced: Option<Announced>,
+        addresses: Option<ProxyAddresses>,
         /// The header's length in bytes.
         used: usize,
     },
-    /// They may become a header.
+    /// The bytes may become a header.
     NeedMore,
-    /// They are no header.
+    /// The bytes are no header.
     Absent,
-    /// They start as a header and are none.
+    /// The bytes begin as a header does and are malformed.
     Bad(BadHeader),
 }
 
@@ -49,7 +50,7 @@ pub enum BadHeader {
     TooLong,
     /// A v1 line that is not as specified.
     Line,
-    /// Not version 2, or an unknown command.
+    /// Neither version 2 nor a known command.
     Version,
     /// An unknown address family or transport.
     Family,
@@ -57,7 +58,7 @@ pub enum BadHeader {
     Truncated,
     /// An extension that runs over the header's end.
     Extension,
-    /// The checksum is another.
+    /// The checksum is wrong.
     Checksum,
 }
 
@@ -75,7 +76,7 @@ impl fmt::Display for BadHeader {
     }
 }
 
-/// Judges the first bytes of a connection.
+/// Parses the first bytes of a connection.
 pub fn parse(bytes: &[u8]) -> Header {
     if let Some(done) = signature(bytes, V1_START) {
         return if done { v1(bytes) } else { Header::NeedMore };
@@ -87,7 +88,8 @@ pub fn parse(bytes: &[u8]) -> Header {
     }
 }
 
-/// Whether the signature is whole (`true`) or as far as there are bytes; `None` when it is not there.
+/// Whether a header's signature is complete (`true`) or a prefix so far (`false`); `None` when the bytes
+/// differ.
 fn signature(bytes: &[u8], start: &[u8]) -> Option<bool> {
     let n = bytes.len().min(start.len());
     (bytes[..n] == start[..n]).then_some(n == start.len())
@@ -97,8 +99,8 @@ fn v1(bytes: &[u8]) -> Header {
     let window = &bytes[..bytes.len().min(V1_MAX)];
     match window.windows(2).position(|pair| pair == b"\r\n") {
         Some(end) => match line(&window[V1_START.len()..end]) {
-            Some(announced) => Header::Parsed {
-                announced,
+            Some(addresses) => Header::Parsed {
+                addresses,
                 used: end + 2,
             },
             None => Header::Bad(BadHeader::Line),
@@ -108,10 +110,10 @@ fn v1(bytes: &[u8]) -> Header {
     }
 }
 
-/// What follows `PROXY `; the outer `None` is malformed, the inner UNKNOWN.
-fn line(rest: &[u8]) -> Option<Option<Announced>> {
+/// Parses a v1 line after `PROXY `. The outer `None` is malformed, the inner one UNKNOWN.
+fn line(rest: &[u8]) -> Option<Option<ProxyAddresses>> {
     if rest == b"UNKNOWN" || rest.starts_with(b"UNKNOWN ") {
-        // The rest must be ignored, whatever it is.
+        // The specification has the rest of an UNKNOWN line ignored.
         return Some(None);
     }
     let rest = std::str::from_utf8(rest).ok()?;
@@ -128,21 +130,21 @@ fn line(rest: &[u8]) -> Option<Option<Announced>> {
     let (source, destination) = (ip()?, ip()?);
     let (from, to) = (port(words.next()?)?, port(words.next()?)?);
     words.next().is_none().then(|| {
-        Some(Announced {
+        Some(ProxyAddresses {
             source: SocketAddr::new(source, from),
             destination: SocketAddr::new(destination, to),
         })
     })
 }
 
-/// Digits only: `u16::from_str` would take a sign.
+/// Parses a port of digits only: `u16::from_str` would accept a sign.
 fn port(word: &str) -> Option<u16> {
     let plain = word.len() <= 5 && word.bytes().all(|b| b.is_ascii_digit());
     plain.then(|| word.parse().ok()).flatten()
 }
 
 fn v2(bytes: &[u8]) -> Result<Header, BadHeader> {
-    // Each byte is judged as soon as it is there: garbage is not waited for.
+    // Each byte is checked as soon as it arrives, so that garbage is not waited for.
     let Some(&version_command) = bytes.get(12) else {
         return Ok(Header::NeedMore);
     };
@@ -154,8 +156,8 @@ fn v2(bytes: &[u8]) -> Result<Header, BadHeader> {
     let Some(&family) = bytes.get(13) else {
         return Ok(Header::NeedMore);
     };
-    let (addresses, transport) = match family >> 4 {
-        // The family of LOCAL must be ignored, whatever it is.
+    let (address_len, transport) = match family >> 4 {
+        // The specification has the family of LOCAL ignored.
         _ if local => (0, 0),
         0 => (0, family & 0x0f),
         1 => (12, family & 0x0f),
@@ -173,34 +175,35 @@ fn v2(bytes: &[u8]) -> Result<Header, BadHeader> {
     if length > V2_MAX {
         return Err(BadHeader::TooLong);
     }
-    if length < addresses {
+    if length < address_len {
         return Err(BadHeader::Truncated);
     }
     let used = V2_FIXED + length;
     let Some(header) = bytes.get(..used) else {
         return Ok(Header::NeedMore);
     };
-    // LOCAL: the whole block must be skipped unseen.
-    let announced = if local {
+    // The specification has the whole block of LOCAL skipped.
+    let addresses = if local {
         None
     } else {
-        extensions(header, V2_FIXED + addresses)?;
-        announced(family, &header[V2_FIXED..])
+        extensions(header, V2_FIXED + address_len)?;
+        tcp_addresses(family, &header[V2_FIXED..])
     };
-    Ok(Header::Parsed { announced, used })
+    Ok(Header::Parsed { addresses, used })
 }
 
-/// Addresses of TCP over IPv4 and IPv6; a datagram's or a path is nobody this connection came from.
-fn announced(family: u8, block: &[u8]) -> Option<Announced> {
+/// The addresses of TCP over IPv4 and IPv6; `None` for datagrams and Unix sockets, which are no client of
+/// ours.
+fn tcp_addresses(family: u8, block: &[u8]) -> Option<ProxyAddresses> {
     let port = |at: usize| u16::from_be_bytes([block[at], block[at + 1]]);
     let v4 = |at: usize| <[u8; 4]>::try_from(&block[at..at + 4]).ok().map(Ipv4Addr::from);
     let v6 = |at: usize| <[u8; 16]>::try_from(&block[at..at + 16]).ok().map(Ipv6Addr::from);
     match family {
-        0x11 => Some(Announced {
+        0x11 => Some(ProxyAddresses {
             source: SocketAddr::new(v4(0)?.into(), port(8)),
             destination: SocketAddr::new(v4(4)?.into(), port(10)),
         }),
-        0x21 => Some(Announced {
+        0x21 => Some(ProxyAddresses {
             source: SocketAddr::new(v6(0)?.into(), port(32)),
             destination: SocketAddr::new(v6(16)?.into(), port(34)),
         }),
@@ -208,7 +211,7 @@ fn announced(family: u8, block: &[u8]) -> Option<Announced> {
     }
 }
 
-/// Walks the extensions from `at`; only the checksum is looked at.
+/// Checks the extensions (TLVs) from `at` on: their lengths, and the value of the checksum.
 fn extensions(header: &[u8], mut at: usize) -> Result<(), BadHeader> {
     while at < header.len() {
         let Some(&[kind, high, low]) = header.get(at..at + 3) else {
@@ -223,7 +226,7 @@ fn extensions(header: &[u8], mut at: usize) -> Result<(), BadHeader> {
             let Ok(found) = <[u8; 4]>::try_from(found) else {
                 return Err(BadHeader::Extension);
             };
-            // Computed over the whole header with the checksum's own bytes as zero.
+            // The checksum is computed over the whole header with its own bytes as zero.
             let mut crc = Crc32c::default();
             crc.update(&header[..value]);
             crc.update(&[0; 4]);
@@ -236,7 +239,7 @@ fn extensions(header: &[u8], mut at: usize) -> Result<(), BadHeader> {
     Ok(())
 }
 
-/// CRC-32C (Castagnoli), a table lookup a byte: at most 4 KiB, once a connection.
+/// CRC-32C (Castagnoli), one table lookup per byte: at most 4 KiB, once per connection.
 struct Crc32c(u32);
 
 impl Default for Crc32c {

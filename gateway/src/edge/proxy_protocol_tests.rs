@@ -4,7 +4,7 @@ use super::*;
 
 fn parsed(source: &str, destination: &str, used: usize) -> Header {
     Header::Parsed {
-        announced: Some(Announced {
+        addresses: Some(ProxyAddresses {
             source: source.parse().unwrap(),
             destination: destination.parse().unwrap(),
         }),
@@ -14,7 +14,7 @@ fn parsed(source: &str, destination: &str, used: usize) -> Header {
 
 fn unknown(used: usize) -> Header {
     Header::Parsed {
-        announced: None,
+        addresses: None,
         used,
     }
 }
@@ -240,10 +240,10 @@ proptest! {
     #[test]
     fn v1_round_trip(s in any::<Ipv6Addr>(), d in any::<Ipv6Addr>(), sp in any::<u16>(), dp in any::<u16>()) {
         let line = format!("PROXY TCP6 {s} {d} {sp} {dp}\r\n");
-        let announced = Some(Announced {
+        let addresses = Some(ProxyAddresses {
             source: SocketAddr::new(s.into(), sp),
             destination: SocketAddr::new(d.into(), dp),
         });
-        prop_assert_eq!(parse(line.as_bytes()), Header::Parsed { announced, used: line.len() });
+        prop_assert_eq!(parse(line.as_bytes()), Header::Parsed { addresses, used: line.len() });
     }
 }

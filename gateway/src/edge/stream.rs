@@ -1,4 +1,4 @@
-//! A plain socket as a stream, shared with the watch for its close.
+//! A TCP socket as an async stream, shared with the watch for the client's close.
 
 use std::io::{self, ErrorKind, IoSlice};
 use std::net::Shutdown;
@@ -11,13 +11,14 @@ use socket2::SockRef;
 use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
 use tokio::net::TcpStream;
 
-/// How much is read at once before it is known who speaks what.
+/// Size of a read before the protocol is known, in bytes.
 const FIRST_BYTES: usize = 4096;
 
-/// A TCP connection whose first bytes may have been looked at; they are read again from here.
+/// A TCP stream that yields bytes already read (by PROXY parsing or protocol detection) before those of the
+/// socket.
 ///
-/// The socket is shared because [`CloseWatch`](super::CloseWatch) must see a FIN while TLS and
-/// HTTP own the stream. There is one reader and one writer at a time.
+/// The socket is shared because [`CloseWatch`](super::CloseWatch) must see a FIN while TLS and HTTP own the
+/// stream. There is one reader and one writer at a time.
 #[derive(Debug)]
 pub struct SocketStream {
     socket: Arc<TcpStream>,
@@ -33,16 +34,17 @@ impl SocketStream {
 
 impl Drop for SocketStream {
     fn drop(&mut self) {
-        // Somebody waits for the client's close: the connection ends all the same, and the waiting too.
+        // A close watch still holds the socket: shutdown ends the connection all the same, and the wait with
+        // it.
         if Arc::strong_count(&self.socket) > 1 {
             let _ = SockRef::from(&*self.socket).shutdown(Shutdown::Both);
         }
     }
 }
 
-/// Reads more of a connection's first bytes behind those in `seen`; 0 is the client's end.
+/// Reads more of a connection's first bytes into `seen`; 0 is the end of the stream.
 ///
-/// Takes no memory until bytes are there, so a connection that says nothing costs nothing. Cancel-safe.
+/// Allocates nothing until bytes arrive, so that a silent connection costs no buffer. Cancel-safe.
 pub(super) async fn read_more(socket: &TcpStream, seen: &mut BytesMut) -> io::Result<usize> {
     loop {
         socket.readable().await?;
@@ -54,11 +56,11 @@ pub(super) async fn read_more(socket: &TcpStream, seen: &mut BytesMut) -> io::Re
     }
 }
 
-/// One read. A short one also clears the readiness: the socket is empty, and asking again would
-/// cost a system call for an EAGAIN at the end of every request.
+/// One read. A short read also clears tokio's readiness: the socket is empty, and another read would cost a
+/// system call for an EAGAIN at the end of every request.
 ///
-/// The clearing sits inside the outer `try_io`, which took the readiness before the read: bytes
-/// that arrive in between set it anew, and nothing is lost.
+/// Readiness is cleared by the outer `try_io`, which took it before the read: bytes that arrive in between
+/// set it anew, so no wake-up is lost.
 fn read_some(socket: &TcpStream, buf: &mut ReadBuf<'_>) -> io::Result<()> {
     let room = buf.remaining();
     let mut done = Err(ErrorKind::WouldBlock.into());
@@ -87,7 +89,7 @@ impl AsyncRead for SocketStream {
             buf.put_slice(&self.replay[..n]);
             self.replay.advance(n);
             if self.replay.is_empty() {
-                // An empty Bytes still holds its allocation.
+                // Replaced, because an empty `Bytes` still holds its allocation.
                 self.replay = Bytes::new();
             }
             return Poll::Ready(Ok(()));
@@ -138,7 +140,7 @@ impl AsyncWrite for SocketStream {
     fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
         let done = SockRef::from(&*self.socket).shutdown(Shutdown::Write);
         Poll::Ready(match done {
-            // The peer was faster; there is nothing left to shut down.
+            // The peer has closed already: nothing is left to shut down.
             Err(e) if e.kind() == ErrorKind::NotConnected => Ok(()),
             done => done,
         })

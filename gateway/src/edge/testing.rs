@@ -1,4 +1,4 @@
-//! What the edge's tests share: settings, a service that reports and echoes, counted closes, certificates.
+//! Test fixture of the edge: settings, a handler that reports and echoes, counted closes, certificates.
 
 use std::collections::HashMap;
 use std::fs;
@@ -7,7 +7,6 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use async_trait::async_trait;
 use parking_lot::Mutex;
 use rustls::crypto::ring;
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
@@ -22,7 +21,7 @@ use tokio::time::{Instant, sleep, timeout};
 
 use super::*;
 
-/// Generous: reached only by a test that fails.
+/// Timeout of a wait; reached only by a test that fails.
 pub(super) const PATIENCE: Duration = Duration::from_secs(20);
 
 pub(super) fn any_port() -> SocketAddr {
@@ -52,41 +51,46 @@ pub(super) fn settings(listeners: Vec<ListenerSettings>) -> Settings {
     }
 }
 
-/// Tells of each connection it is given and echoes until the client's end or [`Drain::Closing`].
-struct Echo(mpsc::UnboundedSender<(Arc<ConnectionInfo>, Wire)>);
+/// A handler that reports each connection and echoes until the client's end or [`Drain::Closing`].
+struct Echo(mpsc::UnboundedSender<(Arc<ConnectionInfo>, HttpVersion)>);
 
-#[async_trait]
-impl Serve for Echo {
-    async fn serve(&self, connection: Connection, mut drain: watch::Receiver<Drain>) -> CloseReason {
-        let Connection { mut io, info, wire } = connection;
-        let _ = self.0.send((info, wire));
-        let echo = async {
-            let mut buf = [0; 1024];
-            while let Ok(n @ 1..) = io.read(&mut buf).await {
-                assert_ne!(buf[0], b'!', "asked to panic");
-                if io.write_all(&buf[..n]).await.is_err() || io.flush().await.is_err() {
-                    break;
+impl ConnectionHandler for Echo {
+    fn serve(&self, connection: Connection, mut drain: watch::Receiver<Drain>) -> HandlerFuture<'_> {
+        let Connection {
+            mut io,
+            info,
+            http_version,
+        } = connection;
+        let _ = self.0.send((info, http_version));
+        Box::pin(async move {
+            let echo = async {
+                let mut buf = [0; 1024];
+                while let Ok(n @ 1..) = io.read(&mut buf).await {
+                    assert_ne!(buf[0], b'!', "asked to panic");
+                    if io.write_all(&buf[..n]).await.is_err() || io.flush().await.is_err() {
+                        break;
+                    }
                 }
+                let _ = io.shutdown().await;
+            };
+            tokio::select! {
+                () = echo => {}
+                _ = drain.wait_for(|phase| *phase == Drain::Closing) => {}
             }
-            let _ = io.shutdown().await;
-        };
-        tokio::select! {
-            () = echo => {}
-            _ = drain.wait_for(|phase| *phase == Drain::Closing) => {}
-        }
-        CloseReason::Served
+            CloseReason::Served
+        })
     }
 }
 
 #[derive(Default)]
 pub(super) struct Counts {
-    open: Mutex<HashMap<Protocol, isize>>,
+    open: Mutex<HashMap<ConnectionProtocol, isize>>,
     closed: Mutex<HashMap<CloseReason, usize>>,
     exhausted: Mutex<usize>,
 }
 
 impl Counts {
-    pub(super) fn open(&self, protocol: Protocol) -> isize {
+    pub(super) fn open(&self, protocol: ConnectionProtocol) -> isize {
         self.open.lock().get(&protocol).copied().unwrap_or(0)
     }
 
@@ -100,10 +104,10 @@ impl Counts {
 }
 
 impl ListenerMetrics for Counts {
-    fn entered(&self, protocol: Protocol) {
+    fn entered(&self, protocol: ConnectionProtocol) {
         *self.open.lock().entry(protocol).or_default() += 1;
     }
-    fn left(&self, protocol: Protocol) {
+    fn left(&self, protocol: ConnectionProtocol) {
         *self.open.lock().entry(protocol).or_default() -= 1;
     }
     fn closed(&self, reason: CloseReason) {
@@ -114,7 +118,7 @@ impl ListenerMetrics for Counts {
     }
 }
 
-/// All listeners counted as one.
+/// Counts all listeners as one.
 struct AllAsOne(Arc<Counts>);
 
 impl EdgeMetrics for AllAsOne {
@@ -124,23 +128,23 @@ impl EdgeMetrics for AllAsOne {
 }
 
 /// An edge under test.
-pub(super) struct Bench {
+pub(super) struct EdgeFixture {
     pub(super) edge: Edge,
     pub(super) counts: Arc<Counts>,
     pub(super) settings: Settings,
     published: Arc<Mutex<Arc<Settings>>>,
-    served: mpsc::UnboundedReceiver<(Arc<ConnectionInfo>, Wire)>,
+    served: mpsc::UnboundedReceiver<(Arc<ConnectionInfo>, HttpVersion)>,
 }
 
-impl Bench {
+impl EdgeFixture {
     pub(super) async fn start(settings: Settings) -> Self {
-        let bench = Self::unbound(settings);
-        let errors = bench.edge.apply(&bench.settings).await;
+        let fixture = Self::unbound(settings);
+        let errors = fixture.edge.apply(&fixture.settings).await;
         assert!(errors.is_empty(), "{errors:?}");
-        bench
+        fixture
     }
 
-    /// Without listeners yet.
+    /// A fixture without listeners.
     pub(super) fn unbound(settings: Settings) -> Self {
         let published = Arc::new(Mutex::new(Arc::new(settings.clone())));
         let reader = Arc::clone(&published);
@@ -176,7 +180,7 @@ impl Bench {
     }
 
     /// The next connection that got as far as HTTP.
-    pub(super) async fn served(&mut self) -> (Arc<ConnectionInfo>, Wire) {
+    pub(super) async fn served(&mut self) -> (Arc<ConnectionInfo>, HttpVersion) {
         timeout(PATIENCE, self.served.recv()).await.unwrap().unwrap()
     }
 
@@ -198,7 +202,7 @@ pub(super) async fn eventually(condition: impl Fn() -> bool, told: impl Fn() -> 
     }
 }
 
-/// Sends and expects it back.
+/// Sends `bytes` and expects them back.
 pub(super) async fn echo(stream: &mut (impl AsyncReadExt + AsyncWriteExt + Unpin), bytes: &[u8]) {
     stream.write_all(bytes).await.unwrap();
     let mut got = vec![0; bytes.len()];
@@ -209,7 +213,7 @@ pub(super) async fn echo(stream: &mut (impl AsyncReadExt + AsyncWriteExt + Unpin
     assert_eq!(got, bytes);
 }
 
-/// Expects the other side to close, with a FIN or a reset.
+/// Expects the peer to close, with a FIN or a reset.
 pub(super) async fn expect_close(stream: &mut TcpStream) {
     let read = timeout(PATIENCE, stream.read(&mut [0; 1])).await.unwrap();
     assert!(matches!(read, Ok(0) | Err(_)), "{read:?}");
@@ -235,7 +239,7 @@ pub(super) fn tls_listener(certificates: Vec<CertificateFiles>) -> ListenerSetti
     }
 }
 
-/// Takes any certificate: the tests look at which one came.
+/// Accepts any certificate: the tests look at which one was served.
 #[derive(Debug)]
 struct AnyCertificate;
 
@@ -292,7 +296,7 @@ pub(super) fn client_config(alpn: &[&str]) -> Arc<ClientConfig> {
 
 pub(super) type TlsClient = tokio_rustls::client::TlsStream<TcpStream>;
 
-/// Connects with TLS and asks for a name; an address sends none.
+/// Performs a TLS handshake with this server name; an address sends none.
 pub(super) async fn handshake(config: &Arc<ClientConfig>, tcp: TcpStream, name: &str) -> TlsClient {
     let name = ServerName::try_from(name.to_owned()).unwrap();
     let connector = tokio_rustls::TlsConnector::from(Arc::clone(config));

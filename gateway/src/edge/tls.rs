@@ -15,27 +15,29 @@ use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 
 use super::certificates::{Certificate, CertificateError, CertificateTable};
-use super::conn::{TlsInfo, Wire};
+use super::connection::{HttpVersion, TlsInfo};
 use super::stream::SocketStream;
 
-/// How often certificate files are looked at for a change.
+/// Interval of the check of certificate files for changes.
 pub(super) const FILES_CHECKED_EVERY: Duration = Duration::from_secs(3);
 
-/// What came of loading certificates again.
+/// The result of loading certificates again.
 #[derive(Debug, Default)]
 pub struct Reload {
     /// Whether other certificates are served from now on.
     pub changed: bool,
-    /// What was refused; what was served before is served on. Told once per content of the files.
+    /// Certificates that were refused; what was served before is still served. Reported once per content of
+    /// the files.
     pub errors: Vec<CertificateError>,
 }
 
-/// Terminates a listener's TLS: h2 and http/1.1, certificates by name, versions and suites as configured.
+/// The TLS terminator of a listener: ALPN h2 and http/1.1, certificates by SNI, versions and cipher suites as
+/// configured.
 ///
-/// Certificates live in the rustls config as an immutable resolver, and the config is swapped as a whole:
-/// a handshake uses one table from its first byte on, and what it tells of the certificate's names is what
-/// it served. Ticket keys and sessions outlive the swap, so a reload costs no client its resumption; they do
-/// not outlive the process, whose successor's clients make one full handshake each.
+/// Certificates are an immutable resolver inside the rustls config, and a reload swaps the config as a whole:
+/// a handshake uses one table from its first byte on, and the names in its [`TlsInfo`] are those of the
+/// certificate it served. Ticket keys and sessions outlive the swap, so a reload costs no client its
+/// resumption; they do not outlive the process, whose successor's clients make one full handshake each.
 #[derive(Debug)]
 pub struct TlsTerminator {
     current: ArcSwap<Current>,
@@ -51,24 +53,24 @@ struct Current {
     cipher_suites: Option<Vec<CipherSuite>>,
 }
 
-/// What lets a client come back without a full handshake, whichever of the listener's certificates it saw.
+/// State of session resumption, which works for any of the listener's certificates.
 #[derive(Debug)]
 struct Resumption {
-    /// Stateless tickets under keys that change every six hours and are forgotten after twelve: any number of
-    /// clients can resume, where the default cache holds 256. `None` without randomness.
+    /// Stateless tickets: keys change every six hours and expire after twelve. Any number of clients can
+    /// resume, where rustls's default cache holds 256. `None` without randomness.
     tickets: Option<Arc<dyn ProducesTickets>>,
     sessions: Arc<dyn StoresServerSessions>,
 }
 
 impl TlsTerminator {
-    /// Loads all certificates. Blocks: some milliseconds for each hundred.
+    /// Loads all certificates. Blocks, some milliseconds for each hundred.
     ///
     /// # Errors
-    /// Every certificate that cannot be served.
+    /// All certificates that cannot be served.
     pub fn new(settings: &TlsSettings) -> Result<Self, Vec<CertificateError>> {
         let resumption = Resumption {
             tickets: ring::Ticketer::new().ok(),
-            // For TLS 1.2 clients that take no tickets; as many as rustls keeps by default.
+            // Session cache for TLS 1.2 clients without tickets; rustls's default size.
             sessions: ServerSessionMemoryCache::new(256),
         };
         let provider = provider(settings.cipher_suites.as_deref());
@@ -82,26 +84,22 @@ impl TlsTerminator {
         })
     }
 
-    /// Serves these certificates, versions and suites from now on; connections that are open keep theirs.
-    ///
-    /// All or nothing for certificates that are new here: when one of them is bad, nothing changes. A known one
-    /// whose new content is bad stays as it was, and the others change. Blocks; not to be called twice at once.
-    pub fn reload(&self, settings: &TlsSettings) -> Reload {
-        self.load(settings)
-    }
-
-    /// Looks whether files changed and serves what they hold now. Blocks; not to be called twice at once.
+    /// Checks the files for changes and serves their new content. Blocks; must not run twice at once.
     pub fn refresh(&self) -> Reload {
         let current = self.current.load_full();
         let certificates = current.table.certificates();
-        self.load(&TlsSettings {
+        self.reload(&TlsSettings {
             certificates: certificates.iter().map(|c| c.files.clone()).collect(),
             min_version: current.min_version,
             cipher_suites: current.cipher_suites.clone(),
         })
     }
 
-    fn load(&self, wanted: &TlsSettings) -> Reload {
+    /// Replaces certificates, versions and suites for handshakes to come; open connections keep theirs.
+    ///
+    /// All or nothing for new certificates: when one of them is bad, nothing changes. A known certificate
+    /// whose new content is bad stays as it was, while the others change. Blocks; must not run twice at once.
+    pub fn reload(&self, wanted: &TlsSettings) -> Reload {
         let current = self.current.load_full();
         let same_policy =
             current.min_version == wanted.min_version && current.cipher_suites == wanted.cipher_suites;
@@ -112,7 +110,8 @@ impl TlsTerminator {
         let load = CertificateTable::load(&wanted.certificates, Some(&current.table), &provider);
         let table = match load.table {
             Some(table) => Some(Arc::new(table)),
-            // Nothing new among the certificates, or one of them refused: then nothing else changes either.
+            // No new table: another policy takes effect with the present table, unless a certificate was
+            // refused; then nothing changes.
             None if !same_policy && load.whole => Some(Arc::clone(&current.table)),
             None => None,
         };
@@ -126,7 +125,7 @@ impl TlsTerminator {
         }
     }
 
-    /// Every file that is served from.
+    /// All certificate and key files.
     pub fn files(&self) -> Vec<PathBuf> {
         let certificates = self.certificates();
         let files = certificates.iter().map(|c| &c.files);
@@ -135,33 +134,33 @@ impl TlsTerminator {
             .collect()
     }
 
-    /// What is served, in the order of the settings.
+    /// The served certificates, in the order of the settings.
     pub fn certificates(&self) -> Vec<Arc<Certificate>> {
         self.current.load_full().table.certificates().to_vec()
     }
 
-    /// The handshake. The caller bounds its time; dropping the future drops the connection.
+    /// Performs the TLS handshake. The caller sets the deadline; dropping the future closes the connection.
     ///
     /// # Errors
-    /// What rustls or the socket says; the client was sent an alert where possible.
+    /// The error of rustls or the socket; the client was sent an alert where possible.
     pub(super) async fn accept(
         &self,
         stream: SocketStream,
-    ) -> io::Result<(TlsStream<SocketStream>, TlsInfo, Wire)> {
+    ) -> io::Result<(TlsStream<SocketStream>, TlsInfo, HttpVersion)> {
         let current = self.current.load_full();
         let acceptor = TlsAcceptor::from(Arc::clone(&current.config));
         let stream = acceptor.accept(stream).await?;
         let session = stream.get_ref().1;
         let sni = session.server_name().map(str::to_owned);
-        let wire = match session.alpn_protocol() {
-            Some(b"h2") => Wire::Http2,
-            _ => Wire::Http1,
+        let http_version = match session.alpn_protocol() {
+            Some(b"h2") => HttpVersion::Http2,
+            _ => HttpVersion::Http1,
         };
         let names = match current.table.find(sni.as_deref()) {
             Some(certificate) => Arc::clone(&certificate.names),
             None => Arc::default(),
         };
-        Ok((stream, TlsInfo { sni, names }, wire))
+        Ok((stream, TlsInfo { sni, names }, http_version))
     }
 }
 
@@ -197,7 +196,7 @@ impl Current {
     }
 }
 
-/// *ring*, with these suites in the order of its own preference.
+/// The *ring* crypto provider, limited to the allowed suites, in its own order of preference.
 fn provider(allowed: Option<&[CipherSuite]>) -> Arc<CryptoProvider> {
     let mut provider = ring::default_provider();
     if let Some(allowed) = allowed {

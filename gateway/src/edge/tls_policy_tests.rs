@@ -13,12 +13,12 @@ use super::super::testing::*;
 use super::*;
 
 async fn tries(
-    bench: &Bench,
+    fixture: &EdgeFixture,
     versions: &[&'static SupportedProtocolVersion],
 ) -> Option<(ProtocolVersion, Known)> {
     let connector = TlsConnector::from(Arc::new(client_config_of(versions)));
     let name = ServerName::try_from("a.test").unwrap();
-    let client = connector.connect(name, bench.connect().await).await.ok()?;
+    let client = connector.connect(name, fixture.connect().await).await.ok()?;
     let session = client.get_ref().1;
     Some((
         session.protocol_version().unwrap(),
@@ -30,9 +30,9 @@ async fn tries(
 async fn versions_and_suites_are_those_of_the_settings_and_follow_a_reload() {
     let dir = tempfile::tempdir().unwrap();
     let (a, _) = certificate(dir.path(), "a", &["a.test"]);
-    let mut bench = Bench::start(settings(vec![tls_listener(vec![a.clone()])])).await;
-    assert!(tries(&bench, &[&TLS12]).await.is_some(), "1.2 by default");
-    let (version, _) = tries(&bench, &[&TLS12, &TLS13]).await.unwrap();
+    let mut fixture = EdgeFixture::start(settings(vec![tls_listener(vec![a.clone()])])).await;
+    assert!(tries(&fixture, &[&TLS12]).await.is_some(), "1.2 by default");
+    let (version, _) = tries(&fixture, &[&TLS12, &TLS13]).await.unwrap();
     assert_eq!(version, ProtocolVersion::TLSv1_3);
 
     let policy = |min_version, cipher_suites| {
@@ -44,32 +44,32 @@ async fn versions_and_suites_are_those_of_the_settings_and_follow_a_reload() {
         });
         vec![listener]
     };
-    bench.settings.listeners = policy(TlsVersion::Tls13, None);
-    assert!(bench.reload().await.is_empty());
-    assert_eq!(tries(&bench, &[&TLS12]).await, None);
-    assert!(tries(&bench, &[&TLS13]).await.is_some());
+    fixture.settings.listeners = policy(TlsVersion::Tls13, None);
+    assert!(fixture.reload().await.is_empty());
+    assert_eq!(tries(&fixture, &[&TLS12]).await, None);
+    assert!(tries(&fixture, &[&TLS13]).await.is_some());
 
     let suites = vec![
         CipherSuite::Tls13Chacha20Poly1305Sha256,
         CipherSuite::EcdheEcdsaAes128GcmSha256,
     ];
-    bench.settings.listeners = policy(TlsVersion::Tls12, Some(suites));
-    assert!(bench.reload().await.is_empty());
+    fixture.settings.listeners = policy(TlsVersion::Tls12, Some(suites));
+    assert!(fixture.reload().await.is_empty());
     let agreed = [
         (&TLS13, Known::TLS13_CHACHA20_POLY1305_SHA256),
         (&TLS12, Known::TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256),
     ];
     for (version, suite) in agreed {
-        let (_, got) = tries(&bench, &[version]).await.unwrap();
+        let (_, got) = tries(&fixture, &[version]).await.unwrap();
         assert_eq!(got, suite);
     }
     // Without a suite of 1.3 there is no 1.3, whatever the client prefers.
-    bench.settings.listeners = policy(
+    fixture.settings.listeners = policy(
         TlsVersion::Tls12,
         Some(vec![CipherSuite::EcdheEcdsaAes256GcmSha384]),
     );
-    assert!(bench.reload().await.is_empty());
-    let (version, _) = tries(&bench, &[&TLS12, &TLS13]).await.unwrap();
+    assert!(fixture.reload().await.is_empty());
+    let (version, _) = tries(&fixture, &[&TLS12, &TLS13]).await.unwrap();
     assert_eq!(version, ProtocolVersion::TLSv1_2);
 }
 
@@ -89,14 +89,14 @@ fn every_suite_of_the_settings_exists() {
     assert_eq!(all, ring::default_provider().cipher_suites.len());
 }
 
-/// More than any cache of sessions by default: only stateless tickets let all of them resume.
+/// More clients than a default session cache holds: only stateless tickets let all of them resume.
 #[tokio::test]
 async fn many_clients_resume_and_under_any_certificate_of_the_listener() {
     const CLIENTS: usize = 300;
     let dir = tempfile::tempdir().unwrap();
     let (a, _) = certificate(dir.path(), "a", &["a.test"]);
     let (b, _) = certificate(dir.path(), "b", &["b.test"]);
-    let bench = Bench::start(settings(vec![tls_listener(vec![a, b])])).await;
+    let fixture = EdgeFixture::start(settings(vec![tls_listener(vec![a, b])])).await;
     for version in [&TLS12, &TLS13] {
         let clients: Vec<Arc<ClientConfig>> = (0..CLIENTS)
             .map(|_| Arc::new(client_config_of(&[version])))
@@ -104,7 +104,7 @@ async fn many_clients_resume_and_under_any_certificate_of_the_listener() {
         for expected in [HandshakeKind::Full, HandshakeKind::Resumed] {
             for (n, config) in clients.iter().enumerate() {
                 let name = ["a.test", "b.test"][n % 2];
-                let mut client = handshake(config, bench.connect().await, name).await;
+                let mut client = handshake(config, fixture.connect().await, name).await;
                 // A ticket of TLS 1.3 comes after the handshake.
                 echo(&mut client, b"GET").await;
                 let kind = client.get_ref().1.handshake_kind();
@@ -135,7 +135,7 @@ async fn a_thousand_certificates_and_each_is_served_for_its_name() {
     });
     let listener = tls_listener(certificates.collect());
     let begun = Instant::now();
-    let bench = Bench::start(settings(vec![listener])).await;
+    let fixture = EdgeFixture::start(settings(vec![listener])).await;
     eprintln!("{MANY} certificates in {:?}", begun.elapsed());
     let config = client_config(&["http/1.1"]);
     for (n, expected) in shown_for.iter().enumerate() {
@@ -143,9 +143,9 @@ async fn a_thousand_certificates_and_each_is_served_for_its_name() {
             0 => format!("n{n}.test"),
             _ => format!("any.n{n}.test"),
         };
-        let client = handshake(&config, bench.connect().await, &name).await;
+        let client = handshake(&config, fixture.connect().await, &name).await;
         assert!(shown(&client) == *expected, "{name}");
     }
-    let client = handshake(&config, bench.connect().await, "unknown.test").await;
+    let client = handshake(&config, fixture.connect().await, "unknown.test").await;
     assert!(shown(&client) == shown_for[0], "the first is the default");
 }

@@ -8,7 +8,7 @@ use sluice_model::CertificateFiles;
 use tokio::io::AsyncWriteExt;
 
 use super::super::testing::*;
-use super::super::{CloseReason, Protocol};
+use super::super::{CloseReason, ConnectionProtocol};
 use super::*;
 
 fn tls(certificates: Vec<CertificateFiles>) -> TlsSettings {
@@ -97,7 +97,7 @@ async fn chosen_by_name_exact_then_wildcard_then_the_first() {
     let (default, d) = certificate(dir.path(), "default", &["default.test"]);
     let (wild, w) = certificate(dir.path(), "wild", &["*.example.com"]);
     let (exact, e) = certificate(dir.path(), "exact", &["a.example.com", "default.test"]);
-    let mut bench = Bench::start(settings(vec![tls_listener(vec![default, wild, exact])])).await;
+    let mut fixture = EdgeFixture::start(settings(vec![tls_listener(vec![default, wild, exact])])).await;
     let config = client_config(&["h2", "http/1.1"]);
     let cases = [
         ("a.example.com", &e, true),
@@ -109,11 +109,11 @@ async fn chosen_by_name_exact_then_wildcard_then_the_first() {
         ("127.0.0.1", &d, false),
     ];
     for (name, expected, covered) in cases {
-        let mut client = handshake(&config, bench.connect().await, name).await;
+        let mut client = handshake(&config, fixture.connect().await, name).await;
         assert!(shown(&client) == *expected, "{name}");
         echo(&mut client, b"preface").await;
-        let (info, wire) = bench.served().await;
-        assert_eq!(wire, Wire::Http2);
+        let (info, http_version) = fixture.served().await;
+        assert_eq!(http_version, HttpVersion::Http2);
         let tls = info.tls.as_ref().unwrap();
         let name = name.to_ascii_lowercase();
         assert_eq!(tls.sni.as_deref(), (name != "127.0.0.1").then_some(name.as_str()));
@@ -124,43 +124,43 @@ async fn chosen_by_name_exact_then_wildcard_then_the_first() {
 #[tokio::test]
 async fn alpn_decides_and_without_it_is_http1() {
     let dir = tempfile::tempdir().unwrap();
-    let mut bench = Bench::start(settings(vec![tls_listener(vec![
+    let mut fixture = EdgeFixture::start(settings(vec![tls_listener(vec![
         certificate(dir.path(), "a", &["a.test"]).0,
     ])]))
     .await;
     for (alpn, expected) in [
-        (vec!["h2", "http/1.1"], Wire::Http2),
-        (vec!["http/1.1"], Wire::Http1),
-        (vec![], Wire::Http1),
+        (vec!["h2", "http/1.1"], HttpVersion::Http2),
+        (vec!["http/1.1"], HttpVersion::Http1),
+        (vec![], HttpVersion::Http1),
     ] {
-        let mut client = handshake(&client_config(&alpn), bench.connect().await, "a.test").await;
+        let mut client = handshake(&client_config(&alpn), fixture.connect().await, "a.test").await;
         echo(&mut client, b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n").await;
-        let (info, wire) = bench.served().await;
-        assert_eq!(wire, expected, "{alpn:?}");
-        let gauge = if wire == Wire::Http2 {
-            Protocol::Http2
+        let (info, http_version) = fixture.served().await;
+        assert_eq!(http_version, expected, "{alpn:?}");
+        let gauge = if http_version == HttpVersion::Http2 {
+            ConnectionProtocol::Http2
         } else {
-            Protocol::Http1
+            ConnectionProtocol::Http1
         };
-        assert_eq!(bench.counts.open(gauge), 1);
+        assert_eq!(fixture.counts.open(gauge), 1);
         // Over TLS, too, a FIN is seen while nobody reads.
         client.get_mut().0.shutdown().await.unwrap();
         info.close_watch.closed().await;
         drop(client);
-        bench.edge.drained().await;
+        fixture.edge.drained().await;
     }
 }
 
 #[tokio::test]
 async fn no_tls_is_a_failed_handshake() {
     let dir = tempfile::tempdir().unwrap();
-    let bench = Bench::start(settings(vec![tls_listener(vec![
+    let fixture = EdgeFixture::start(settings(vec![tls_listener(vec![
         certificate(dir.path(), "a", &["a.test"]).0,
     ])]))
     .await;
-    let mut client = bench.connect().await;
+    let mut client = fixture.connect().await;
     client.write_all(b"GET / HTTP/1.1\r\n\r\n").await.unwrap();
-    bench.closed(CloseReason::TlsFailed, 1).await;
+    fixture.closed(CloseReason::TlsFailed, 1).await;
 }
 
 #[tokio::test]
@@ -168,17 +168,17 @@ async fn clients_resume_across_a_reload_in_both_versions() {
     let dir = tempfile::tempdir().unwrap();
     let (a, _) = certificate(dir.path(), "a", &["a.test"]);
     let (b, _) = certificate(dir.path(), "b", &["b.test"]);
-    let mut bench = Bench::start(settings(vec![tls_listener(vec![a.clone()])])).await;
+    let mut fixture = EdgeFixture::start(settings(vec![tls_listener(vec![a.clone()])])).await;
     for version in [&TLS12, &TLS13] {
         let mut config = client_config_of(&[version]);
         config.alpn_protocols = vec![b"http/1.1".to_vec()];
         let config = Arc::new(config);
         for expected in [HandshakeKind::Full, HandshakeKind::Resumed] {
-            let mut client = handshake(&config, bench.connect().await, "a.test").await;
+            let mut client = handshake(&config, fixture.connect().await, "a.test").await;
             echo(&mut client, b"GET").await;
             assert_eq!(client.get_ref().1.handshake_kind(), Some(expected), "{version:?}");
-            bench.settings.listeners = vec![tls_listener(vec![a.clone(), b.clone()])];
-            assert!(bench.reload().await.is_empty());
+            fixture.settings.listeners = vec![tls_listener(vec![a.clone(), b.clone()])];
+            assert!(fixture.reload().await.is_empty());
         }
     }
 }
@@ -230,15 +230,15 @@ async fn a_bad_reload_keeps_what_is_served_and_is_told_once() {
 async fn replaced_files_are_served_and_open_connections_live_on() {
     let dir = tempfile::tempdir().unwrap();
     let (a, old) = certificate(dir.path(), "a", &["a.test"]);
-    let bench = Bench::start(settings(vec![tls_listener(vec![a])])).await;
+    let fixture = EdgeFixture::start(settings(vec![tls_listener(vec![a])])).await;
     let config = client_config(&["http/1.1"]);
-    let mut before = handshake(&config, bench.connect().await, "a.test").await;
+    let mut before = handshake(&config, fixture.connect().await, "a.test").await;
     assert_eq!(shown(&before), old);
     echo(&mut before, b"one").await;
     let (_, new) = certificate(dir.path(), "a", &["a.test"]);
     let fresh = || client_config(&["http/1.1"]);
     let end = tokio::time::Instant::now() + PATIENCE;
-    while shown(&handshake(&fresh(), bench.connect().await, "a.test").await) != new {
+    while shown(&handshake(&fresh(), fixture.connect().await, "a.test").await) != new {
         assert!(
             tokio::time::Instant::now() < end,
             "the new certificate is not served"

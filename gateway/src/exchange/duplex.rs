@@ -1,7 +1,7 @@
-//! The passage of one request and its response between two connections that are there.
+//! Full-duplex transfer of one request and its response between two open connections.
 //!
-//! One state machine, polled by the request's task: the request body goes up and the response comes
-//! down at the same time, each as fast as its taker takes it, under the request's clocks.
+//! One state machine, polled by the request's task: the request body goes up and the response comes down at
+//! the same time, each with back-pressure from its receiver, under the request's deadlines.
 
 use std::future::Future;
 use std::pin::Pin;
@@ -12,69 +12,69 @@ use std::time::{Duration, Instant};
 use http::HeaderMap;
 use tokio::sync::watch;
 
-use super::replay::Replay;
-use super::sides::{Answered, BackendFault, BackendSide, ClientFault, ClientSide, ResponseHead};
+use super::replay::ReplayBuffer;
+use super::sides::{BackendFault, BackendResponse, BackendSide, ClientFault, ClientSide, OutgoingResponse};
 use super::timer::DeadlineTimer;
 use crate::edge::Drain;
 use crate::observe::Timer;
 use crate::request::{BodyRate, Fields, RequestCtx, may_be_trailer};
 use crate::throttle::{EndpointState, Outcome, clock};
 
-/// Interim responses that are passed on; nobody sends more than one or two, and Go's client, the
-/// strictest there is, takes five.
+/// Most interim responses that are forwarded; backends send one or two, and Go's client, the strictest there
+/// is, accepts five.
 const MAX_INTERIM: u32 = 16;
 
-/// From this age on a request watches whether its instance or the gateway has to go. Most requests
-/// are over by then, and the watch costs a lock that all requests share.
+/// Age from which a request watches for a drain of its instance or of the gateway. Most requests are over by
+/// then, and the watch costs a lock that all requests share.
 const WATCH_AFTER: Duration = Duration::from_millis(50);
 
-/// How a passage ended.
+/// How a transfer ended.
 #[derive(Debug)]
-pub(super) enum Passage {
-    /// Request and response are whole.
-    Whole,
-    /// The response is whole, the request is not and will not be read to its end.
-    Early,
-    /// Both sides speak another protocol from now on.
+pub(super) enum TransferEnd {
+    /// Request and response are complete.
+    Complete,
+    /// The response is complete; the rest of the request is not wanted.
+    ResponseOnly,
+    /// Both sides switched to another protocol.
     Switched,
-    /// The backend asked to come again later.
-    PutOff,
-    /// The client's side broke.
-    Client(ClientFault),
+    /// The backend asked for a later retry (429).
+    RetryLater,
+    /// The client's side failed.
+    ClientFailed(ClientFault),
     /// More request body came than allowed.
-    TooLarge,
+    BodyTooLarge,
     /// The request body came too slowly.
-    BodyLate,
+    BodyTimeout,
     /// The client took no byte of the response for too long.
     WriteTimeout,
-    /// The backend's side broke.
-    Backend(BackendFault),
-    /// A clock rang.
-    Clock(Timer),
-    /// What serves the request has to go.
-    Going(Going),
+    /// The backend's side failed.
+    BackendFailed(BackendFault),
+    /// A deadline passed.
+    DeadlinePassed(Timer),
+    /// The instance or the gateway drains.
+    Draining(DrainCause),
 }
 
-/// What has to go.
+/// What is draining.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Going {
+pub(super) enum DrainCause {
     /// The instance.
     Instance,
     /// The gateway.
     Gateway,
 }
 
-/// How far the request is.
+/// State of the upload.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Upload {
     Sending,
     Flushing,
     Done,
-    /// The backend takes no more of it; an answer may still come.
-    Refused,
+    /// The backend accepts no more of the body; a response may still come.
+    Stopped,
 }
 
-/// How far the response is.
+/// State of the download.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Download {
     Waiting,
@@ -83,12 +83,12 @@ enum Download {
     Done,
 }
 
-/// How slowly the request body may come.
+/// Timeout and minimum rate of the request body.
 #[derive(Debug)]
 pub(super) struct BodyClock {
-    /// `None` where the time says nothing of the client.
+    /// `None` where a slow body is not the client's fault.
     pub(super) rate: Option<BodyRate>,
-    /// Since when bytes of the body are waited for.
+    /// When the wait for the next bytes of the body began.
     pub(super) waiting: Option<Instant>,
 }
 
@@ -110,58 +110,58 @@ impl BodyClock {
     }
 }
 
-/// What an exchange counts and knows besides its request.
+/// Progress counters of an exchange.
 #[derive(Debug, Default)]
 pub(super) struct Progress {
-    /// Of the response head that was sent.
+    /// The status of the response head that was sent.
     pub(super) status: Option<u16>,
-    /// Whether the response is one that may end anywhere (server-sent events).
+    /// Whether the response may end anywhere (server-sent events).
     pub(super) event_stream: bool,
-    /// Bytes of the request body taken from the client.
+    /// Bytes of the request body consumed from the client.
     pub(super) bytes_in: u64,
-    /// Bytes of the response body given to the client.
+    /// Bytes of the response body sent to the client.
     pub(super) bytes_out: u64,
     /// Interim responses so far.
     pub(super) interim: u32,
 }
 
-/// One passage.
+/// One transfer; see the module.
 pub(super) struct Duplex<'x, C, B> {
     pub(super) client: &'x mut C,
     pub(super) backend: &'x mut B,
     pub(super) request: &'x mut RequestCtx,
     pub(super) timer: &'x mut DeadlineTimer,
-    pub(super) replay: &'x mut Replay,
+    pub(super) replay: &'x mut ReplayBuffer,
     pub(super) progress: &'x mut Progress,
     pub(super) body: BodyClock,
     pub(super) write_timeout: Duration,
     pub(super) max_body: Option<u64>,
     pub(super) upgrade: bool,
     upload: Upload,
-    /// The backend takes no more of the request body for now.
+    /// Back-pressure: the backend accepts no more of the request body for now.
     stalled: bool,
     download: Download,
-    /// Until when a stream that was asked to end may go on, and what for.
-    grace: Option<(Instant, Passage)>,
-    watch: Option<Pin<Box<dyn Future<Output = Going> + Send>>>,
+    /// Deadline of a stream that was asked to end, and how the transfer ends then.
+    grace: Option<(Instant, TransferEnd)>,
+    watch: Option<Pin<Box<dyn Future<Output = DrainCause> + Send>>>,
     watched: bool,
 }
 
-/// What [`Duplex::new`] borrows and is told.
-pub(super) struct Parts<'x, C, B> {
+/// Arguments of [`Duplex::new`].
+pub(super) struct DuplexParts<'x, C, B> {
     pub(super) client: &'x mut C,
     pub(super) backend: &'x mut B,
     pub(super) request: &'x mut RequestCtx,
     pub(super) timer: &'x mut DeadlineTimer,
-    pub(super) replay: &'x mut Replay,
+    pub(super) replay: &'x mut ReplayBuffer,
     pub(super) progress: &'x mut Progress,
-    /// Whether an upgrade was passed on.
+    /// Whether an upgrade was forwarded.
     pub(super) upgrade: bool,
 }
 
 impl<'x, C: ClientSide, B: BackendSide> Duplex<'x, C, B> {
-    /// The passage of a request whose head was given to `backend`.
-    pub(super) fn new(parts: Parts<'x, C, B>) -> Self {
+    /// The transfer of a request whose head was given to `backend`.
+    pub(super) fn new(parts: DuplexParts<'x, C, B>) -> Self {
         let limits = parts.request.limits();
         let paced = parts.client.is_paced();
         let rate = paced.then(|| BodyRate::new(limits.body_read_timeout, limits.min_body_rate));
@@ -186,23 +186,24 @@ impl<'x, C: ClientSide, B: BackendSide> Duplex<'x, C, B> {
         }
     }
 
-    /// Goes as far as possible. Resolves once; dropping it leaves both sides as they are.
-    pub(super) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Passage> {
+    /// Makes all progress that is possible. Resolves once; dropping the transfer leaves both sides as they
+    /// are.
+    pub(super) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<TransferEnd> {
         if let Poll::Ready(ended) = self.poll_up(cx) {
             return Poll::Ready(ended);
         }
         if let Poll::Ready(ended) = self.poll_down(cx) {
             return Poll::Ready(ended);
         }
-        // A body that the backend does not take is not read, and its end not seen by reading.
+        // While the body is not read because of back-pressure, the client's end has to be watched for.
         let unread = self.upload != Upload::Sending || self.stalled;
         if unread && self.client.poll_gone(cx).is_ready() {
-            return Poll::Ready(Passage::Client(ClientFault::Gone));
+            return Poll::Ready(TransferEnd::ClientFailed(ClientFault::Gone));
         }
         self.poll_clocks(cx)
     }
 
-    fn poll_up(&mut self, cx: &mut Context<'_>) -> Poll<Passage> {
+    fn poll_up(&mut self, cx: &mut Context<'_>) -> Poll<TransferEnd> {
         self.stalled = false;
         while self.upload == Upload::Sending {
             let kept = !self.replay.unsent().is_empty();
@@ -219,11 +220,11 @@ impl<'x, C: ClientSide, B: BackendSide> Duplex<'x, C, B> {
                         self.end_upload();
                         break;
                     }
-                    Poll::Ready(Err(fault)) => return Poll::Ready(Passage::Client(fault)),
+                    Poll::Ready(Err(fault)) => return Poll::Ready(TransferEnd::ClientFailed(fault)),
                     Poll::Pending => {
                         match self.backend.poll_flush(cx) {
                             Poll::Ready(Ok(())) => self.body.waits(),
-                            Poll::Ready(Err(_)) => self.upload = Upload::Refused,
+                            Poll::Ready(Err(_)) => self.upload = Upload::Stopped,
                             Poll::Pending => {}
                         }
                         return Poll::Pending;
@@ -240,7 +241,7 @@ impl<'x, C: ClientSide, B: BackendSide> Duplex<'x, C, B> {
                     .max_body
                     .is_some_and(|max| self.progress.bytes_in + data.len() as u64 > max)
             {
-                return Poll::Ready(Passage::TooLarge);
+                return Poll::Ready(TransferEnd::BodyTooLarge);
             }
             match self.backend.poll_send(cx, data) {
                 Poll::Ready(Ok(n)) if kept => self.replay.consume(n),
@@ -250,8 +251,8 @@ impl<'x, C: ClientSide, B: BackendSide> Duplex<'x, C, B> {
                     self.progress.bytes_in += n as u64;
                 }
                 Poll::Ready(Err(_)) => {
-                    // It may have answered before it closed.
-                    self.upload = Upload::Refused;
+                    // The backend may have responded before it closed.
+                    self.upload = Upload::Stopped;
                     break;
                 }
                 Poll::Pending => {
@@ -262,22 +263,22 @@ impl<'x, C: ClientSide, B: BackendSide> Duplex<'x, C, B> {
             }
             self.request.clocks.touch(clock);
         }
-        if self.upload == Upload::Refused && self.download != Download::Waiting {
+        if self.upload == Upload::Stopped && self.download != Download::Waiting {
             return self.poll_discard(cx);
         }
         if self.upload == Upload::Flushing {
             match self.backend.poll_flush(cx) {
                 Poll::Ready(Ok(())) => self.upload = Upload::Done,
-                Poll::Ready(Err(_)) => self.upload = Upload::Refused,
+                Poll::Ready(Err(_)) => self.upload = Upload::Stopped,
                 Poll::Pending => {}
             }
         }
         Poll::Pending
     }
 
-    /// Throws away what still comes of a request that its backend has answered and takes no more of: a
-    /// client that reads only once it has sent everything would wait for ever.
-    fn poll_discard(&mut self, cx: &mut Context<'_>) -> Poll<Passage> {
+    /// Drops the rest of a body that the backend has responded to and accepts no more of: a client that reads
+    /// only after it has sent everything would wait for ever.
+    fn poll_discard(&mut self, cx: &mut Context<'_>) -> Poll<TransferEnd> {
         loop {
             match self.client.poll_body(cx) {
                 Poll::Ready(Ok(true)) => {
@@ -285,7 +286,7 @@ impl<'x, C: ClientSide, B: BackendSide> Duplex<'x, C, B> {
                     self.client.consume(n);
                     self.progress.bytes_in += n as u64;
                 }
-                Poll::Ready(Err(fault)) => return Poll::Ready(Passage::Client(fault)),
+                Poll::Ready(Err(fault)) => return Poll::Ready(TransferEnd::ClientFailed(fault)),
                 Poll::Ready(Ok(false)) | Poll::Pending => return Poll::Pending,
             }
         }
@@ -295,23 +296,23 @@ impl<'x, C: ClientSide, B: BackendSide> Duplex<'x, C, B> {
         let trailers = self.client.trailers().and_then(only_allowed);
         self.upload = match self.backend.finish(trailers) {
             Ok(()) => Upload::Flushing,
-            Err(_) => Upload::Refused,
+            Err(_) => Upload::Stopped,
         };
     }
 
-    fn poll_down(&mut self, cx: &mut Context<'_>) -> Poll<Passage> {
+    fn poll_down(&mut self, cx: &mut Context<'_>) -> Poll<TransferEnd> {
         while self.download == Download::Waiting {
             match self.backend.poll_head(cx) {
-                Poll::Ready(Ok(answered)) => {
-                    if let Some(ended) = self.answered(answered) {
+                Poll::Ready(Ok(response)) => {
+                    if let Some(ended) = self.head_arrived(&response) {
                         return Poll::Ready(ended);
                     }
                 }
-                Poll::Ready(Err(fault)) => return Poll::Ready(Passage::Backend(fault)),
+                Poll::Ready(Err(fault)) => return Poll::Ready(TransferEnd::BackendFailed(fault)),
                 Poll::Pending => {
-                    // An interim answer waits for nobody.
+                    // Interim responses are flushed at once.
                     return match self.client.poll_flush(cx) {
-                        Poll::Ready(Err(fault)) => Poll::Ready(Passage::Client(fault)),
+                        Poll::Ready(Err(fault)) => Poll::Ready(TransferEnd::ClientFailed(fault)),
                         _ => Poll::Pending,
                     };
                 }
@@ -323,15 +324,15 @@ impl<'x, C: ClientSide, B: BackendSide> Duplex<'x, C, B> {
                 Poll::Ready(Ok(false)) => {
                     let trailers = self.backend.trailers().and_then(only_allowed);
                     if let Err(fault) = self.client.finish(trailers) {
-                        return Poll::Ready(Passage::Client(fault));
+                        return Poll::Ready(TransferEnd::ClientFailed(fault));
                     }
                     self.download = Download::Flushing;
                     break;
                 }
-                Poll::Ready(Err(fault)) => return Poll::Ready(Passage::Backend(fault)),
+                Poll::Ready(Err(fault)) => return Poll::Ready(TransferEnd::BackendFailed(fault)),
                 Poll::Pending => {
                     return match self.client.poll_flush(cx) {
-                        Poll::Ready(Err(fault)) => Poll::Ready(Passage::Client(fault)),
+                        Poll::Ready(Err(fault)) => Poll::Ready(TransferEnd::ClientFailed(fault)),
                         _ => Poll::Pending,
                     };
                 }
@@ -342,30 +343,31 @@ impl<'x, C: ClientSide, B: BackendSide> Duplex<'x, C, B> {
                     self.progress.bytes_out += n as u64;
                     self.request.clocks.touch(clock);
                 }
-                Poll::Ready(Err(fault)) => return Poll::Ready(Passage::Client(fault)),
+                Poll::Ready(Err(fault)) => return Poll::Ready(TransferEnd::ClientFailed(fault)),
                 Poll::Pending => return Poll::Pending,
             }
         }
         if self.download == Download::Flushing {
             match self.client.poll_flush(cx) {
                 Poll::Ready(Ok(())) => self.download = Download::Done,
-                Poll::Ready(Err(fault)) => return Poll::Ready(Passage::Client(fault)),
+                Poll::Ready(Err(fault)) => return Poll::Ready(TransferEnd::ClientFailed(fault)),
                 Poll::Pending => return Poll::Pending,
             }
         }
         Poll::Ready(if self.upload == Upload::Done {
-            Passage::Whole
+            TransferEnd::Complete
         } else {
-            Passage::Early
+            TransferEnd::ResponseOnly
         })
     }
 
-    /// A head came; says how the passage ends, if it does.
-    fn answered(&mut self, answered: Answered) -> Option<Passage> {
-        let malformed = |what: &'static str| Some(Passage::Backend(BackendFault::Malformed(what.into())));
-        let status = answered.status;
+    /// Handles a response head; returns how the transfer ends, if it does.
+    fn head_arrived(&mut self, response: &BackendResponse) -> Option<TransferEnd> {
+        let malformed =
+            |what: &'static str| Some(TransferEnd::BackendFailed(BackendFault::Malformed(what.into())));
+        let status = response.status;
         if status == 101 && (!self.upgrade || self.backend.upgraded_to().is_none()) {
-            // Passed on, it would turn what follows into bytes that no rule looks at.
+            // Forwarded, an unsolicited 101 would turn the rest into bytes that no rule checks.
             return malformed("101 without Upgrade");
         }
         if let (101, Some(token)) = (status, self.backend.upgraded_to())
@@ -389,27 +391,27 @@ impl<'x, C: ClientSide, B: BackendSide> Duplex<'x, C, B> {
         if status == 429 && self.replay.is_possible() {
             let retry_after = fields.first("retry-after");
             if super::retry::put_off(self.request, retry_after) {
-                return Some(Passage::PutOff);
+                return Some(TransferEnd::RetryLater);
             }
         }
         let kind = fields.first("content-type").unwrap_or_default();
         self.progress.event_stream = is_event_stream(kind);
         self.request.head_received = true;
         self.request.clocks.head_received(now);
-        self.request.answers(now);
+        self.request.response_started(now);
         let started = self.request.attempt_started;
         self.request.upstream = started.map(|at| now.saturating_duration_since(at));
         if let Some(permit) = &self.request.permit {
             permit.report(Outcome::Responded { status }, now);
         }
         let timing = self.request.server_timing();
-        let head = ResponseHead {
+        let head = OutgoingResponse {
             status,
             phrase: self.backend.phrase(),
             fields,
-            length: answered.length,
+            length: response.length,
             trailers: B::LENGTH_AND_TRAILERS,
-            told_length: answered.told_length,
+            declared_length: response.declared_length,
             timing: timing.as_deref(),
             upgrade: if status == 101 {
                 self.backend.upgraded_to()
@@ -419,18 +421,18 @@ impl<'x, C: ClientSide, B: BackendSide> Duplex<'x, C, B> {
             last: self.request.draining() || self.upload == Upload::Sending,
         };
         if let Err(fault) = self.client.respond(&head) {
-            return Some(Passage::Client(fault));
+            return Some(TransferEnd::ClientFailed(fault));
         }
         if status == 101 {
             self.progress.status = Some(self.client.switched_status());
-            return Some(Passage::Switched);
+            return Some(TransferEnd::Switched);
         }
         self.progress.status = Some(status);
         self.download = Download::Streaming;
         None
     }
 
-    fn poll_clocks(&mut self, cx: &mut Context<'_>) -> Poll<Passage> {
+    fn poll_clocks(&mut self, cx: &mut Context<'_>) -> Poll<TransferEnd> {
         loop {
             let blocked = self
                 .client
@@ -441,13 +443,13 @@ impl<'x, C: ClientSide, B: BackendSide> Duplex<'x, C, B> {
             let grace = self.grace.as_ref().map(|(until, _)| *until);
             let all = [blocked, next.map(|(at, _)| at), self.body.due(), watch, grace];
             if let Some(watch) = &mut self.watch
-                && let Poll::Ready(going) = watch.as_mut().poll(cx)
+                && let Poll::Ready(cause) = watch.as_mut().poll(cx)
             {
                 self.watch = None;
-                if going == Going::Gateway {
-                    return Poll::Ready(Passage::Going(going));
+                if cause == DrainCause::Gateway {
+                    return Poll::Ready(TransferEnd::Draining(cause));
                 }
-                if let Some(ended) = self.ask_to_end(Passage::Going(going)) {
+                if let Some(ended) = self.ask_to_end(TransferEnd::Draining(cause)) {
                     return Poll::Ready(ended);
                 }
                 continue;
@@ -465,24 +467,24 @@ impl<'x, C: ClientSide, B: BackendSide> Duplex<'x, C, B> {
                 self.watch = self.watch();
             } else if let Some((_, timer)) = next.filter(|(at, _)| *at <= now) {
                 if timer != Timer::Age {
-                    return Poll::Ready(Passage::Clock(timer));
+                    return Poll::Ready(TransferEnd::DeadlinePassed(timer));
                 }
                 self.request.clocks.age_noted();
-                if let Some(ended) = self.ask_to_end(Passage::Clock(timer)) {
+                if let Some(ended) = self.ask_to_end(TransferEnd::DeadlinePassed(timer)) {
                     return Poll::Ready(ended);
                 }
             } else if over(blocked) {
-                return Poll::Ready(Passage::WriteTimeout);
+                return Poll::Ready(TransferEnd::WriteTimeout);
             } else if over(self.body.due()) {
-                return Poll::Ready(Passage::BodyLate);
+                return Poll::Ready(TransferEnd::BodyTimeout);
             } else if let Some((_, ended)) = self.grace.take_if(|(at, _)| *at <= now) {
                 return Poll::Ready(ended);
             }
         }
     }
 
-    /// Asks the client to end the stream; says that the passage ends, if nobody can be asked.
-    fn ask_to_end(&mut self, ended: Passage) -> Option<Passage> {
+    /// Asks the client to end the stream; returns `ended` where the protocol cannot ask.
+    fn ask_to_end(&mut self, ended: TransferEnd) -> Option<TransferEnd> {
         let grace = self.client.ask_to_end();
         if grace.is_zero() {
             return Some(ended);
@@ -493,25 +495,28 @@ impl<'x, C: ClientSide, B: BackendSide> Duplex<'x, C, B> {
         None
     }
 
-    fn watch(&self) -> Option<Pin<Box<dyn Future<Output = Going> + Send>>> {
+    fn watch(&self) -> Option<Pin<Box<dyn Future<Output = DrainCause> + Send>>> {
         let permit = self.request.permit.as_ref()?;
-        Some(Box::pin(going(
+        Some(Box::pin(drain_cause(
             Arc::clone(permit.endpoint()),
             self.request.drain(),
         )))
     }
 }
 
-/// Resolves when the instance or the gateway has to go.
-pub(super) async fn going(endpoint: Arc<EndpointState>, mut drain: watch::Receiver<Drain>) -> Going {
+/// Resolves when the instance or the gateway drains.
+pub(super) async fn drain_cause(
+    endpoint: Arc<EndpointState>,
+    mut drain: watch::Receiver<Drain>,
+) -> DrainCause {
     let closing = async {
         if drain.wait_for(|phase| *phase == Drain::Closing).await.is_err() {
             std::future::pending().await
         }
     };
     tokio::select! {
-        () = endpoint.ended() => Going::Instance,
-        () = closing => Going::Gateway,
+        () = endpoint.ended() => DrainCause::Instance,
+        () = closing => DrainCause::Gateway,
     }
 }
 
@@ -520,7 +525,7 @@ fn is_event_stream(content_type: &[u8]) -> bool {
     essence.trim_ascii().eq_ignore_ascii_case(b"text/event-stream")
 }
 
-/// The trailers that may be passed on; `None` when there is none.
+/// Filters trailers that may be forwarded; `None` when none remains.
 fn only_allowed(mut trailers: HeaderMap) -> Option<HeaderMap> {
     let refused: Vec<_> = trailers
         .keys()

@@ -1,12 +1,12 @@
-//! The forwarding engine: one request from its head to its log line.
+//! The forwarding engine: one request, from its head to its log line.
 //!
-//! [`serve`] routes a request, gets a Permit, connects, and passes request and response through
-//! ([`duplex`]) until one attempt gave an answer or no further one can. One future, no channels; the
-//! client's side and the backend's side are type parameters ([`sides`]). Dropping the future at any
-//! moment gives the Permit back, and the request still gets its one log line.
+//! [`serve`] routes a request, waits for a Permit, connects, and transfers request and response ([`duplex`]),
+//! until one attempt gave a response or no further attempt is possible. One future without channels; the
+//! client's side and the backend's side are type parameters ([`sides`]). Dropping the future at any moment
+//! returns the Permit, and the request still gets its one log line.
 
-mod conclude;
 mod duplex;
+mod failure;
 mod replay;
 mod retry;
 mod sides;
@@ -20,32 +20,32 @@ use std::time::{Duration, Instant};
 
 use sluice_model::RequestView;
 
-use self::duplex::{Duplex, Parts, Passage, Progress};
-use self::replay::Replay;
+use self::duplex::{Duplex, DuplexParts, Progress, TransferEnd};
+use self::replay::ReplayBuffer;
 use self::retry::may_use_probes;
 pub(crate) use self::sides::{
-    Answered, BackendFault, BackendSide, BodyLength, ClientFault, ClientSide, RequestHead, RequestLine,
-    ResponseHead,
+    BackendFault, BackendResponse, BackendSide, BodyLength, ClientFault, ClientHead, ClientSide,
+    OutgoingRequest, OutgoingResponse,
 };
 pub(crate) use self::timer::DeadlineTimer;
-use crate::answer::Answer;
 use crate::downstream::{Bounds, Ended, relay};
 use crate::edge::{ByteStream, Drain};
+use crate::local_response::{ErrorResponse, LocalResponse};
 use crate::observe::{Reason, RequestProtocol, Timer};
 use crate::request::{
-    Attempt, Ending, Engine, Incoming, Nominated, Refusal, RequestCtx, RequestEdit, host_for, target_for,
-    upgrade_to_forward,
+    Engine, IncomingRequest, NextAttempt, Nominated, RequestCtx, RequestEdit, RequestEnd, host_for,
+    target_for, upgrade_to_forward,
 };
 use crate::throttle::{Outcome, clock};
-use crate::upstream::{self, Acquired, Connection, Use};
+use crate::upstream::{self, Acquired, BackendConnection, ConnectionChoice};
 
-/// How long the head of a switch may take to be written.
-const SWITCH_WRITE: Duration = Duration::from_secs(5);
+/// Timeout of writing the head of a protocol switch.
+const SWITCH_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Serves one request. The client's side tells afterwards whether its connection is of further use.
+/// Serves one request. The state of `client` afterwards decides whether its connection may serve another.
 ///
-/// Cancel-safe: dropped half way, the client got a part of a response at most, and the request is
-/// logged as far as it came.
+/// Cancel-safe: when the future is dropped half way, the client has got part of a response at most, and the
+/// request is logged as far as it came.
 pub(crate) async fn serve<C: ClientSide>(
     engine: &Arc<Engine>,
     client: &mut C,
@@ -58,27 +58,27 @@ pub(crate) async fn serve<C: ClientSide>(
         request: RequestCtx::new(engine, started),
         client,
         timer,
-        replay: Replay::default(),
+        replay: ReplayBuffer::default(),
         progress: Progress::default(),
-        broken: 0,
-        answered: None,
+        broken_connections: 0,
+        response_ended: None,
         protocol: None,
     };
     exchange.run().await;
 }
 
-/// One request with all that is known of it; its end, however it comes, is logged.
+/// State of one request. Its drop logs the request, however it ended.
 struct Exchange<'a, C: ClientSide> {
     client: &'a mut C,
     request: RequestCtx,
     timer: &'a mut DeadlineTimer,
-    replay: Replay,
+    replay: ReplayBuffer,
     progress: Progress,
-    /// Fresh connections that broke after the request was sent.
-    broken: u32,
-    /// When the answer was complete, where that was before the request was.
-    answered: Option<Instant>,
-    /// What the connection speaks after a switch.
+    /// Number of fresh connections that failed after the request was sent.
+    broken_connections: u32,
+    /// When the response was complete, where that was before the request was.
+    response_ended: Option<Instant>,
+    /// The protocol after a switch.
     protocol: Option<RequestProtocol>,
 }
 
@@ -93,7 +93,7 @@ impl<C: ClientSide> Drop for Exchange<'_, C> {
             });
         }
         let head = self.client.head();
-        let ending = Ending {
+        let ending = RequestEnd {
             method: head.method().as_bytes(),
             host: head.host().unwrap_or_default(),
             target: head.target().as_bytes(),
@@ -103,19 +103,19 @@ impl<C: ClientSide> Drop for Exchange<'_, C> {
             bytes_in: self.progress.bytes_in,
             bytes_out: self.progress.bytes_out,
         };
-        let ended = self.answered.unwrap_or_else(clock);
+        let ended = self.response_ended.unwrap_or_else(clock);
         self.request.finish(&ending, ended);
     }
 }
 
-/// What follows an attempt.
-enum Next {
-    /// Nothing: the client has its answer, or is gone.
-    Over,
-    /// Another attempt, as the request says how.
-    Again,
-    /// An answer of the gateway's own.
-    Answer(Answer),
+/// The step after an attempt.
+enum NextStep {
+    /// Done: the client has its response, or is gone.
+    Done,
+    /// Another attempt, of the kind in the request's `next`.
+    Retry,
+    /// A local error response.
+    Respond(ErrorResponse),
 }
 
 impl<C: ClientSide> Exchange<'_, C>
@@ -123,86 +123,88 @@ where
     C::Stream: ByteStream + 'static,
 {
     async fn run(&mut self) {
-        if let Err(refusal) = self.place().await {
-            return self.refuse(&refusal).await;
+        if let Err(response) = self.route_and_admit().await {
+            return self.respond_local(&response).await;
         }
         loop {
             match self.attempt().await {
-                Next::Over => return,
-                Next::Answer(answer) => return self.refuse(&answer.into()).await,
-                Next::Again => {}
+                NextStep::Done => return,
+                NextStep::Respond(error) => return self.respond_local(&error.into()).await,
+                NextStep::Retry => {}
             }
-            if let Err(refusal) = self.place_again().await {
-                return self.refuse(&refusal).await;
+            if let Err(response) = self.readmit().await {
+                return self.respond_local(&response).await;
             }
         }
     }
 
-    /// Routes the request and gets it a Permit.
-    async fn place(&mut self) -> Result<(), Refusal> {
+    /// Routes the request and waits for a Permit.
+    async fn route_and_admit(&mut self) -> Result<(), LocalResponse> {
         loop {
             self.route()?;
             let client = &mut *self.client;
             let mut rests = false;
-            // Polled only once the request has to wait.
+            // Polled only when the request has to wait.
             let gone = poll_fn(|cx| {
                 if !std::mem::replace(&mut rests, true) {
-                    client.rest();
+                    client.release_memory();
                 }
                 client.poll_gone(cx)
             });
-            let Err(answer) = self.request.admit(gone).await else {
+            let Err(error) = self.request.admit(gone).await else {
                 return Ok(());
             };
-            // Its revision was removed while it waited: the newer table knows where it goes.
+            // The revision was removed during the wait: the request is routed again by the current table.
             if !self.request.reread() {
-                return Err(answer.into());
+                return Err(error.into());
             }
         }
     }
 
-    /// Gets a Permit for another attempt.
-    async fn place_again(&mut self) -> Result<(), Refusal> {
+    /// Waits for a Permit for another attempt.
+    async fn readmit(&mut self) -> Result<(), LocalResponse> {
         let client = &mut *self.client;
         let admitted = self.request.fail_over(poll_fn(|cx| client.poll_gone(cx))).await;
-        let Err(answer) = admitted else { return Ok(()) };
+        let Err(error) = admitted else { return Ok(()) };
         if !self.request.reread() {
-            return Err(answer.into());
+            return Err(error.into());
         }
-        self.place().await
+        self.route_and_admit().await
     }
 
-    fn route(&mut self) -> Result<(), Refusal> {
+    fn route(&mut self) -> Result<(), LocalResponse> {
         let head = self.client.head();
-        let incoming = Incoming {
+        let incoming = IncomingRequest {
             info: self.client.info(),
             view: head,
             host: head.host(),
             target: head.target(),
-            head_bytes: head.size() + usize::try_from(self.client.waiting_bytes()).unwrap_or(usize::MAX),
+            head_bytes: head.size() + usize::try_from(self.client.held_bytes()).unwrap_or(usize::MAX),
         };
         self.request.route(&incoming)?;
         head.check(self.request.limits())?;
         if head.must_switch() && !self.offers_switch() {
             let text = "what serves this host takes no WebSocket over HTTP/2";
-            return Err(Answer::new(Reason::BadRequest, text).with_status(501).into());
+            return Err(ErrorResponse::new(Reason::BadRequest, text)
+                .with_status(501)
+                .into());
         }
         match (self.request.limits().max_body_bytes, self.client.body_length()) {
-            (Some(max), BodyLength::Known(length)) if length > max => Err(conclude::body_too_large().into()),
+            (Some(max), BodyLength::Known(length)) if length > max => Err(failure::body_too_large().into()),
             _ => Ok(()),
         }
     }
 
-    /// One attempt at the endpoint of the Permit.
-    async fn attempt(&mut self) -> Next {
+    /// Makes one attempt at the endpoint of the Permit.
+    async fn attempt(&mut self) -> NextStep {
         let choice = match self.request.next {
-            Attempt::FreshConnection => Use::Fresh,
-            // The connection of a switch is not given back: nothing is gained by a used one.
-            _ if self.offers_switch() => Use::Fresh,
-            _ if may_use_probes(self.client.head().method()) => Use::Any,
-            _ => Use::NoProbes,
+            NextAttempt::FreshConnection => ConnectionChoice::Fresh,
+            // A switch takes a fresh connection: the connection is not returned to the pool.
+            _ if self.offers_switch() => ConnectionChoice::Fresh,
+            _ if may_use_probes(self.client.head().method()) => ConnectionChoice::Any,
+            _ => ConnectionChoice::NoProbes,
         };
-        self.request.next = Attempt::First;
+        self.request.next = NextAttempt::First;
         self.request.attempts += 1;
         let warm = self.request.attempts == 1 && self.request.queued.is_zero();
         let now = if warm { self.request.started } else { clock() };
@@ -210,7 +212,10 @@ where
         let acquired = {
             let Some((routed, permit)) = self.request.routed.as_ref().zip(self.request.permit.as_ref())
             else {
-                return Next::Answer(Answer::new(Reason::NoRoute, "the request was not admitted"));
+                return NextStep::Respond(ErrorResponse::new(
+                    Reason::NoRoute,
+                    "the request was not admitted",
+                ));
             };
             upstream::take_idle(routed, permit.endpoint(), self.request.limits(), choice, now)
         };
@@ -223,23 +228,23 @@ where
         };
         self.request.clocks.connected(now);
         match acquired.connection {
-            Connection::Http1(backend) => self.pass(backend, acquired.idled).await,
-            Connection::Http2(backend) => self.pass(backend, acquired.idled).await,
+            BackendConnection::Http1(backend) => self.transfer(backend, acquired.idled).await,
+            BackendConnection::Http2(backend) => self.transfer(backend, acquired.idled).await,
         }
     }
 
-    /// Whether the client offers a switch of protocols that the revision's backends may be asked for.
+    /// Whether the client offers an upgrade that the revision forwards.
     fn offers_switch(&self) -> bool {
         let offered = self.client.head().upgrade().zip(self.request.routed.as_ref());
         offered.is_some_and(|(offered, routed)| upgrade_to_forward(offered, &routed.spec).is_some())
     }
 
-    /// Connects to the endpoint of the Permit, under the request's clocks.
-    async fn connect(&mut self, choice: Use) -> Result<Acquired, Next> {
+    /// Connects to the endpoint of the Permit, under the request's deadlines.
+    async fn connect(&mut self, choice: ConnectionChoice) -> Result<Acquired, NextStep> {
         let failed = {
             let request = &mut self.request;
             let Some((routed, permit)) = request.routed.as_ref().zip(request.permit.as_ref()) else {
-                return Err(Next::Answer(Answer::new(
+                return Err(NextStep::Respond(ErrorResponse::new(
                     Reason::NoRoute,
                     "the request was not admitted",
                 )));
@@ -251,21 +256,24 @@ where
                 request.limits(),
                 choice
             ));
-            let mut going = pin!(duplex::going(Arc::clone(permit.endpoint()), request.drain()));
+            let mut draining = pin!(duplex::drain_cause(
+                Arc::clone(permit.endpoint()),
+                request.drain()
+            ));
             let (client, timer) = (&mut *self.client, &mut *self.timer);
             let connected = poll_fn(|cx| {
                 if let Poll::Ready(done) = connecting.as_mut().poll(cx) {
                     return Poll::Ready(Ok(done));
                 }
                 if client.poll_gone(cx).is_ready() {
-                    return Poll::Ready(Err(Passage::Client(ClientFault::Gone)));
+                    return Poll::Ready(Err(TransferEnd::ClientFailed(ClientFault::Gone)));
                 }
-                if let Poll::Ready(going) = going.as_mut().poll(cx) {
-                    return Poll::Ready(Err(Passage::Going(going)));
+                if let Poll::Ready(cause) = draining.as_mut().poll(cx) {
+                    return Poll::Ready(Err(TransferEnd::Draining(cause)));
                 }
                 match deadline {
                     Some(at) if timer.poll_at(cx, at).is_ready() => {
-                        Poll::Ready(Err(Passage::Clock(request.clocks.missed(clock()))))
+                        Poll::Ready(Err(TransferEnd::DeadlinePassed(request.clocks.missed(clock()))))
                     }
                     _ => Poll::Pending,
                 }
@@ -277,27 +285,29 @@ where
                     Ok(connected)
                 }
                 Ok(Err(error)) => Err(Ok(error)),
-                Err(passage) => Err(Err(passage)),
+                Err(end) => Err(Err(end)),
             }
         };
         match failed {
             Ok(connected) => Ok(connected),
-            Err(Ok(error)) => Err(self.not_connected(&error)),
-            Err(Err(passage)) => Err(self.broke(passage, false, false)),
+            Err(Ok(error)) => Err(self.connect_failed(&error)),
+            Err(Err(end)) => Err(self.transfer_failed(end, false, false)),
         }
     }
 
-    /// Passes the request and its response through a connection that is there. `idled` is one that
-    /// was used before: the other side may have closed it.
-    async fn pass<B: BackendSide>(&mut self, mut backend: B, idled: bool) -> Next
+    /// Transfers the request and its response over an open connection. `idled` is a pooled connection: the
+    /// backend may have closed it.
+    async fn transfer<B: BackendSide>(&mut self, mut backend: B, idled: bool) -> NextStep
     where
         B::Stream: ByteStream + 'static,
     {
-        let upgrade = match self.begin(&mut backend) {
+        let upgrade = match self.send_request_head(&mut backend) {
             Ok(upgrade) => upgrade,
-            Err(fault) => return self.broke(Passage::Backend(fault), idled, backend.was_sent()),
+            Err(fault) => {
+                return self.transfer_failed(TransferEnd::BackendFailed(fault), idled, backend.was_sent());
+            }
         };
-        let mut duplex = Duplex::new(Parts {
+        let mut duplex = Duplex::new(DuplexParts {
             client: &mut *self.client,
             backend: &mut backend,
             request: &mut self.request,
@@ -306,32 +316,32 @@ where
             progress: &mut self.progress,
             upgrade,
         });
-        let passage = poll_fn(|cx| duplex.poll(cx)).await;
+        let end = poll_fn(|cx| duplex.poll(cx)).await;
         drop(duplex);
-        match passage {
-            Passage::Whole => {
+        match end {
+            TransferEnd::Complete => {
                 backend.release();
-                Next::Over
+                NextStep::Done
             }
-            Passage::Early => {
+            TransferEnd::ResponseOnly => {
                 drop(backend);
-                Box::pin(self.read_on()).await;
-                Next::Over
+                Box::pin(self.drain_upload()).await;
+                NextStep::Done
             }
-            Passage::Switched => {
+            TransferEnd::Switched => {
                 Box::pin(self.relay(backend.into_stream())).await;
-                Next::Over
+                NextStep::Done
             }
-            Passage::PutOff => Next::Again,
-            passage => {
+            TransferEnd::RetryLater => NextStep::Retry,
+            end => {
                 let sent = backend.was_sent();
-                self.broke(passage, idled, sent)
+                self.transfer_failed(end, idled, sent)
             }
         }
     }
 
-    /// Gives the request's head to the backend. Returns whether an upgrade was passed on.
-    fn begin<B: BackendSide>(&mut self, backend: &mut B) -> Result<bool, BackendFault> {
+    /// Sends the request's head to the backend. Returns whether an upgrade was forwarded.
+    fn send_request_head<B: BackendSide>(&mut self, backend: &mut B) -> Result<bool, BackendFault> {
         let head = self.client.head();
         let Some(routed) = &self.request.routed else {
             return Ok(false);
@@ -358,7 +368,7 @@ where
         }
         backend.request(
             head,
-            &RequestLine {
+            &OutgoingRequest {
                 target: &target,
                 host: &host,
                 length: self.client.body_length(),
@@ -378,7 +388,7 @@ where
             .head()
             .upgrade()
             .is_some_and(|offered| offered.eq_ignore_ascii_case(b"websocket"));
-        // After the switch only the tunnel's own bounds count.
+        // After the switch only the tunnel's own bounds apply.
         self.request.clocks.stop();
         self.protocol = Some(RequestProtocol::Upgraded);
         let timeouts = self.request.routed.as_ref().map(|routed| routed.spec.timeouts);
@@ -393,9 +403,9 @@ where
                 .map(|permit| Arc::clone(permit.endpoint())),
             websocket,
         };
-        // The 101 goes first.
+        // The 101 is flushed before any byte of the tunnel.
         let (client, timer) = (&mut *self.client, &mut *self.timer);
-        let until = clock() + SWITCH_WRITE;
+        let until = clock() + SWITCH_TIMEOUT;
         let written = poll_fn(|cx| match client.poll_flush(cx) {
             Poll::Ready(written) => Poll::Ready(written.is_ok()),
             Poll::Pending => timer.poll_at(cx, until).map(|()| false),
@@ -411,7 +421,7 @@ where
         let (reason, timer) = match ended {
             Ended::Client | Ended::Backend => (None, None),
             Ended::Idle => (Some(Reason::Timeout), Some(Timer::Idle)),
-            // A WebSocket was closed in order; others have no words for that and broke off.
+            // A WebSocket was closed in order by a Close frame; other protocols have none and were cut.
             Ended::Aged | Ended::Draining if websocket => (None, None),
             Ended::Aged => (Some(Reason::Timeout), Some(Timer::Age)),
             Ended::Draining => (Some(Reason::Draining), None),

@@ -1,36 +1,36 @@
-//! The beginning of a request body, kept so that another attempt can send it again.
+//! Replay buffer: the beginning of a request body, kept so that another attempt can send the body again.
 
-/// Bytes kept at most; a longer body is sent once.
-const MOST: usize = 64 * 1024;
+/// Most bytes that are kept; a longer body is sent once.
+const MAX_BYTES: usize = 64 * 1024;
 
-/// What was sent of a request body.
+/// The replay buffer of one request body.
 #[derive(Debug, Default)]
-pub(crate) struct Replay {
+pub(crate) struct ReplayBuffer {
     kept: Vec<u8>,
-    /// How much of `kept` the current attempt has sent.
+    /// Bytes of `kept` that the current attempt has sent.
     sent: usize,
     overflowed: bool,
-    /// The client's body was read to its end.
+    /// Whether the client's body was read to its end.
     whole: bool,
 }
 
-impl Replay {
-    /// What is kept and not sent by the current attempt.
+impl ReplayBuffer {
+    /// Kept bytes that the current attempt has not sent.
     pub(crate) fn unsent(&self) -> &[u8] {
         &self.kept[self.sent..]
     }
 
-    /// So many bytes of [`unsent`](Self::unsent) were sent.
+    /// Counts bytes of [`unsent`](Self::unsent) as sent.
     pub(crate) fn consume(&mut self, n: usize) {
         self.sent += n;
     }
 
-    /// So many bytes came from the client and were sent right away.
+    /// Records bytes that came from the client and were sent at once.
     pub(crate) fn sent(&mut self, bytes: &[u8]) {
         if self.overflowed {
             return;
         }
-        if self.kept.len() + bytes.len() > MOST {
+        if self.kept.len() + bytes.len() > MAX_BYTES {
             self.overflowed = true;
             self.kept = Vec::new();
             self.sent = 0;
@@ -40,12 +40,12 @@ impl Replay {
         self.sent = self.kept.len();
     }
 
-    /// The client's body ended.
+    /// Records the end of the client's body.
     pub(crate) fn end(&mut self) {
         self.whole = true;
     }
 
-    /// Whether the client's body ended and everything of it is kept or sent.
+    /// Whether the client's body ended: what is not kept was sent.
     pub(crate) fn is_whole(&self) -> bool {
         self.whole
     }
@@ -55,7 +55,7 @@ impl Replay {
         !self.overflowed
     }
 
-    /// Another attempt begins.
+    /// Begins another attempt.
     pub(crate) fn rewind(&mut self) {
         debug_assert!(self.is_possible(), "what was sent is gone");
         self.sent = 0;
@@ -68,7 +68,7 @@ mod tests {
 
     #[test]
     fn an_attempt_gets_what_the_one_before_it_sent() {
-        let mut replay = Replay::default();
+        let mut replay = ReplayBuffer::default();
         replay.sent(b"abc");
         assert_eq!(replay.unsent(), b"");
         replay.rewind();
@@ -83,8 +83,8 @@ mod tests {
 
     #[test]
     fn a_long_body_is_not_kept() {
-        let mut replay = Replay::default();
-        replay.sent(&[0; MOST]);
+        let mut replay = ReplayBuffer::default();
+        replay.sent(&[0; MAX_BYTES]);
         assert!(replay.is_possible());
         replay.sent(b"x");
         assert!(!replay.is_possible());

@@ -1,32 +1,32 @@
-//! Whether a request that got no answer may be sent again, and when.
+//! Retry policy: whether a request without a response may be sent again, and when.
 
 use std::time::Duration;
 
 use sluice_model::Backend;
 
 use super::sides::BackendFault;
-use crate::request::{Attempt, RequestCtx};
+use crate::request::{NextAttempt, RequestCtx};
 
-/// Attempts at most: enough to get past every stale pooled connection and a few dead endpoints.
-/// Those that a 429 put off are not among them; the queue's timeout bounds these.
+/// Most attempts: enough to get past every stale pooled connection and a few dead endpoints. Retries after a
+/// 429 are not counted; the queue's timeout bounds those.
 const MAX_ATTEMPTS: u32 = 8;
 
-/// How often a request that may be repeated is, after a fresh connection broke under it.
-pub(super) const MAX_BROKEN: u32 = 2;
+/// Most retries of an idempotent request after fresh connections failed.
+pub(super) const MAX_BROKEN_CONNECTIONS: u32 = 2;
 
-/// How long a backend that answers 429 without `Retry-After` is left alone.
-const BACK_PRESSURE: Duration = Duration::from_secs(1);
+/// Retry delay after a 429 without `Retry-After`.
+const DEFAULT_RETRY_DELAY: Duration = Duration::from_secs(1);
 
-/// The least time between two attempts that a 429 put off, whatever `Retry-After` says.
-const BACK_PRESSURE_MIN: Duration = Duration::from_millis(250);
+/// Least retry delay after a 429, whatever `Retry-After` says.
+const MIN_RETRY_DELAY: Duration = Duration::from_millis(250);
 
-/// Whether another attempt may follow one that failed.
+/// Whether another attempt may follow a failed one.
 pub(super) fn may_try_again(request: &RequestCtx) -> bool {
     request.attempts - request.put_off < MAX_ATTEMPTS
 }
 
-/// Holds a request that a URL's platform answered with 429, if its queue has the patience: the
-/// next attempt comes after what the platform asked for.
+/// Back-pressure: holds a request that a URL backend's platform answered with 429, if the queue's timeout
+/// allows: the next attempt comes after the delay that the platform asked for.
 pub(super) fn put_off(request: &mut RequestCtx, retry_after: Option<&[u8]>) -> bool {
     let Some(routed) = &request.routed else {
         return false;
@@ -34,7 +34,7 @@ pub(super) fn put_off(request: &mut RequestCtx, retry_after: Option<&[u8]>) -> b
     if !matches!(routed.spec.backend, Backend::Url(_)) {
         return false;
     }
-    let wait = asked(retry_after);
+    let wait = retry_delay(retry_after);
     if request.queued.saturating_add(wait) > routed.spec.queue.timeout {
         return false;
     }
@@ -42,32 +42,32 @@ pub(super) fn put_off(request: &mut RequestCtx, retry_after: Option<&[u8]>) -> b
         return false;
     };
     request.held = Some(held);
-    request.next = Attempt::After(wait);
+    request.next = NextAttempt::After(wait);
     request.put_off += 1;
     true
 }
 
-/// A date is taken for nothing said: clocks differ, and seconds are what platforms send.
-fn asked(retry_after: Option<&[u8]>) -> Duration {
+/// The delay of `Retry-After`. A date is ignored: clocks differ, and platforms send seconds.
+fn retry_delay(retry_after: Option<&[u8]>) -> Duration {
     let seconds = retry_after.and_then(|v| std::str::from_utf8(v).ok()?.trim().parse().ok());
     seconds
-        .map_or(BACK_PRESSURE, Duration::from_secs)
-        .max(BACK_PRESSURE_MIN)
+        .map_or(DEFAULT_RETRY_DELAY, Duration::from_secs)
+        .max(MIN_RETRY_DELAY)
 }
 
-/// Safe to send twice (RFC 9110 9.2.2).
+/// Whether a method is idempotent (RFC 9110 9.2.2).
 pub(super) fn is_idempotent(method: &str) -> bool {
     matches!(method, "GET" | "HEAD" | "OPTIONS" | "TRACE" | "PUT" | "DELETE")
 }
 
-/// Whether an idle connection that a probe left may carry the request: only one that may be sent
-/// again, since whether the other side closed the connection meanwhile is known too late.
+/// Whether the connection left by a probe may carry the request: only a request that may be sent again, since
+/// a close by the backend is detected too late.
 pub(super) fn may_use_probes(method: &str) -> bool {
     matches!(method, "GET" | "HEAD" | "OPTIONS")
 }
 
-/// Whether the backend looked at the request, if it gave no answer that can be passed on.
-pub(super) fn was_looked_at(fault: &BackendFault) -> bool {
+/// Whether the backend processed the request, although its response cannot be forwarded.
+pub(super) fn was_processed(fault: &BackendFault) -> bool {
     matches!(fault, BackendFault::Malformed(_) | BackendFault::Reset(_))
 }
 
@@ -77,17 +77,17 @@ mod tests {
 
     #[test]
     fn retry_after_counts_in_seconds_and_never_makes_a_busy_loop() {
-        assert_eq!(asked(Some(b" 7 ")), Duration::from_secs(7));
-        assert_eq!(asked(Some(b"0")), BACK_PRESSURE_MIN);
+        assert_eq!(retry_delay(Some(b" 7 ")), Duration::from_secs(7));
+        assert_eq!(retry_delay(Some(b"0")), MIN_RETRY_DELAY);
         let huge = u64::MAX.to_string();
-        assert_eq!(asked(Some(huge.as_bytes())), Duration::from_secs(u64::MAX));
+        assert_eq!(retry_delay(Some(huge.as_bytes())), Duration::from_secs(u64::MAX));
         for nothing in [
             None,
             Some(&b"Fri, 31 Dec 1999 23:59:59 GMT"[..]),
             Some(b"-1"),
             Some(b"\xff"),
         ] {
-            assert_eq!(asked(nothing), BACK_PRESSURE, "{nothing:?}");
+            assert_eq!(retry_delay(nothing), DEFAULT_RETRY_DELAY, "{nothing:?}");
         }
     }
 }

@@ -1,10 +1,9 @@
-//! The two sides of an exchange: where a request comes from and where it goes.
+//! The interfaces of the two sides of an exchange: the client and the backend.
 //!
-//! Each is implemented for HTTP/1 and for HTTP/2; the engine is generic over both, so that each of
-//! the four pairs is compiled into one future without a channel or a boxed call in between. Both sides
-//! are polled by the task of the request. A body goes through as slices of whatever buffer its source
-//! reads into, so back-pressure needs no accounting of its own: nobody reads before what was read is
-//! taken.
+//! Each side is implemented for HTTP/1 and for HTTP/2; the engine is generic over both, so that each of the
+//! four pairs is compiled into one future without a channel or a boxed call in between. Both sides are polled
+//! by the task of the request. A body is passed as slices of its source's read buffer, so back-pressure needs
+//! no accounting: a source reads on only after its bytes were consumed.
 
 use std::borrow::Cow;
 use std::io;
@@ -16,99 +15,99 @@ use http::HeaderMap;
 use sluice_model::{Limits, RequestView};
 use thiserror::Error;
 
-use crate::answer::{Answer, Rendered};
 use crate::edge::ConnectionInfo;
 use crate::http1::ChunkFault;
+use crate::local_response::{ErrorResponse, RenderedResponse};
 use crate::observe::RequestProtocol;
 use crate::request::{Fields, RequestEdit};
 
-/// A request head of either protocol.
-pub(crate) trait RequestHead: RequestView + Fields {
+/// The client's request head, of either protocol.
+pub(crate) trait ClientHead: RequestView + Fields {
     /// Path and query as sent; `*` for the server as a whole.
     fn target(&self) -> &str;
 
     /// Host or `:authority` as sent.
     fn host(&self) -> Option<&[u8]>;
 
-    /// Bytes the head takes, about.
+    /// The approximate size of the head, in bytes.
     fn size(&self) -> usize;
 
-    /// Whether the client takes trailers (`TE: trailers`).
+    /// Whether the client accepts trailers (`TE: trailers`).
     fn takes_trailers(&self) -> bool;
 
-    /// Whether `Connection` names fields of its own.
+    /// Whether `Connection` nominates other fields.
     fn nominates_others(&self) -> bool {
         false
     }
 
-    /// Whether `Cookie` may have come in several crumbs.
+    /// Whether `Cookie` may have come in several fields.
     fn has_crumbs(&self) -> bool {
         false
     }
 
-    /// Judges what a head of this protocol may have and the gateway does not serve.
+    /// Rejects heads that are valid in this protocol and not served by the gateway.
     ///
     /// # Errors
-    /// The answer to give.
-    fn check(&self, _: &Limits) -> Result<(), Answer> {
+    /// The error response.
+    fn check(&self, _: &Limits) -> Result<(), ErrorResponse> {
         Ok(())
     }
 
-    /// The protocols the client offers to upgrade to, as sent.
+    /// The protocols of the client's upgrade offer, as sent.
     fn upgrade(&self) -> Option<&[u8]> {
         None
     }
 
-    /// Whether only a switch of protocols serves the request: there is no answer to it without.
+    /// Whether only an upgrade serves the request: without one there is no response to it.
     fn must_switch(&self) -> bool {
         false
     }
 }
 
-/// What is known of a body before it comes.
+/// The length of a body, as announced by its head.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum BodyLength {
-    /// There is none.
+    /// No body.
     Empty,
-    /// So many bytes.
+    /// This many bytes.
     Known(u64),
-    /// Until its end.
+    /// Unknown until the body's end.
     Unknown,
 }
 
 impl BodyLength {
-    /// Whether no byte follows the head.
+    /// Whether the body has no bytes.
     pub(crate) fn is_empty(self) -> bool {
         matches!(self, Self::Empty | Self::Known(0))
     }
 }
 
-/// Why a request body ends before its time.
+/// Why the client's side failed.
 #[derive(Debug, Error)]
 pub(crate) enum ClientFault {
-    /// Chunk framing that is not served.
+    /// Malformed chunk framing.
     #[error(transparent)]
     Chunk(#[from] ChunkFault),
-    /// The client left, reset the stream, or its connection broke.
+    /// The client disconnected or reset the stream.
     #[error("the client left in the middle of the request")]
     Gone,
 }
 
-/// The head of a response on its way to the client.
-pub(crate) struct ResponseHead<'a, F> {
+/// A response head to be sent to the client.
+pub(crate) struct OutgoingResponse<'a, F> {
     /// The status.
     pub(crate) status: u16,
-    /// The reason phrase as the backend sent it; empty for the status's own.
+    /// The backend's reason phrase; empty for the status's standard phrase.
     pub(crate) phrase: &'a [u8],
     /// The backend's fields.
     pub(crate) fields: &'a F,
-    /// What is known of the body.
+    /// The announced length of the body.
     pub(crate) length: BodyLength,
     /// Whether trailers may follow a body of known length.
     pub(crate) trailers: bool,
-    /// The length that a response without body still tells: of HEAD, or of a 304.
-    pub(crate) told_length: Option<u64>,
-    /// `Server-Timing`, where the client asked.
+    /// The announced length of a response without body: of HEAD, or of a 304.
+    pub(crate) declared_length: Option<u64>,
+    /// The value of `Server-Timing`, where the client asked for the field.
     pub(crate) timing: Option<&'a str>,
     /// The protocol that follows a 101.
     pub(crate) upgrade: Option<&'a [u8]>,
@@ -118,40 +117,40 @@ pub(crate) struct ResponseHead<'a, F> {
 
 /// The client's side of one exchange.
 pub(crate) trait ClientSide {
-    /// Its request head.
-    type Head: RequestHead;
+    /// The request head.
+    type Head: ClientHead;
 
-    /// What upgraded bytes go through after a 101, or after the 200 that stands for one.
+    /// The byte stream after an upgrade: after a 101, or the 200 that replaces it in HTTP/2.
     type Stream;
 
     /// Whether trailers may follow a body of known length.
     const LENGTH_AND_TRAILERS: bool;
 
-    /// The connection.
+    /// Information on the connection.
     fn info(&self) -> &Arc<ConnectionInfo>;
 
-    /// The request head. Stays as it is to the end of the exchange.
+    /// The request head. Unchanged to the end of the exchange.
     fn head(&self) -> &Self::Head;
 
-    /// What the client speaks.
+    /// The client's protocol.
     fn protocol(&self) -> RequestProtocol;
 
-    /// What is known of the request body.
+    /// The length of the request body.
     fn body_length(&self) -> BodyLength;
 
-    /// Whether the time that its body takes says something of the client.
+    /// Whether body timeout and minimum rate apply.
     fn is_paced(&self) -> bool;
 
-    /// Bytes besides the head that the client may have sent before anybody reads.
-    fn waiting_bytes(&self) -> u64 {
+    /// Bytes besides the head that may be buffered for the client while the request waits.
+    fn held_bytes(&self) -> u64 {
         0
     }
 
-    /// The request is about to wait: memory that only a running exchange needs is given back.
-    fn rest(&mut self) {}
+    /// Frees memory that a waiting request does not need.
+    fn release_memory(&mut self) {}
 
-    /// Resolves to true when [`data`](Self::data) has body bytes, to false at the body's end. The
-    /// first call sends 100 Continue where the client waits for that.
+    /// Resolves to true when [`data`](Self::data) has body bytes, to false at the body's end. The first call
+    /// sends 100 Continue to a client that waits for it.
     fn poll_body(&mut self, cx: &mut Context<'_>) -> Poll<Result<bool, ClientFault>>;
 
     /// Body bytes at hand.
@@ -160,120 +159,121 @@ pub(crate) trait ClientSide {
     /// Consumes the first `n` bytes of [`data`](Self::data).
     fn consume(&mut self, n: usize);
 
-    /// Trailers of a body that was read to its end, unfiltered.
+    /// The trailers of a body that was read to its end, unfiltered.
     fn trailers(&mut self) -> Option<HeaderMap>;
 
-    /// Resolves once the client is gone. Reads nothing of a body.
+    /// Resolves when the client is gone. Reads no byte of a body.
     fn poll_gone(&mut self, cx: &mut Context<'_>) -> Poll<()>;
 
-    /// Passes on an interim answer.
+    /// Forwards an interim response.
     fn interim(&mut self, status: u16, fields: &impl Fields);
 
-    /// Whether 100 Continue went out already.
+    /// Whether 100 Continue was sent.
     fn was_continued(&self) -> bool;
 
-    /// The status that tells a client of this protocol that its connection or stream was switched.
+    /// The status of an accepted upgrade in this protocol.
     fn switched_status(&self) -> u16 {
         101
     }
 
-    /// Whether a 101 with these fields agrees to what was asked for, as far as the gateway asked itself.
+    /// Whether a 101 with these fields accepts the upgrade, as far as the gateway offered it itself.
     fn accepts_switch(&self, _token: &[u8], _fields: &impl Fields) -> bool {
         true
     }
 
-    /// Begins the response. It is on its way once [`poll_flush`](Self::poll_flush) resolved.
+    /// Begins the response; it has been written once [`poll_flush`](Self::poll_flush) resolved.
     ///
     /// # Errors
     /// The stream was reset.
-    fn respond<F: Fields>(&mut self, head: &ResponseHead<'_, F>) -> Result<(), ClientFault>;
+    fn respond<F: Fields>(&mut self, head: &OutgoingResponse<'_, F>) -> Result<(), ClientFault>;
 
-    /// Answers by the gateway itself, body and all. `last` ends the connection.
+    /// Writes a local response, body included. `last` ends the connection.
     ///
     /// # Errors
     /// The stream was reset.
-    fn answer(&mut self, answer: &Rendered, last: bool) -> Result<(), ClientFault>;
+    fn respond_local(&mut self, response: &RenderedResponse, last: bool) -> Result<(), ClientFault>;
 
-    /// Takes bytes of the response body from the front of `data`, one at least; says how many.
+    /// Accepts bytes of the response body from the front of `data`, one at least; resolves to how many.
     fn poll_send(&mut self, cx: &mut Context<'_>, data: &[u8]) -> Poll<Result<usize, ClientFault>>;
 
     /// Resolves once everything given is on its way.
     fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), ClientFault>>;
 
-    /// The response is whole. Flush afterwards.
+    /// Ends a complete response. Flush afterwards.
     fn finish(&mut self, trailers: Option<HeaderMap>) -> Result<(), ClientFault>;
 
-    /// Since when the client takes no byte of what is given.
+    /// When the client stopped accepting bytes (flow control or a full socket buffer).
     fn blocked_since(&self) -> Option<Instant>;
 
-    /// The response is not whole and will not be: the client must not take it for whole.
+    /// Aborts an incomplete response, so that the client does not take it for a complete one.
     fn abort(&mut self);
 
-    /// The request body came too slowly: the connection ends for that reason.
+    /// Records a body timeout as the reason why the connection ends.
     fn body_timed_out(&mut self) {}
 
-    /// Nobody will read the rest of the request body.
-    fn give_up_body(&mut self) {}
+    /// Gives up the rest of the request body.
+    fn stop_reading_body(&mut self) {}
 
-    /// The client took nothing for too long: its connection ends for that reason.
+    /// Records a write timeout as the reason why the connection ends.
     fn write_timed_out(&mut self);
 
-    /// Ends a response whose body may end anywhere, and says whether the protocol can end it in order.
+    /// Ends a response whose body may end anywhere; returns whether the protocol can end it in order.
     fn end_early(&mut self) -> bool;
 
-    /// Asks the client to end its stream, where the protocol has words for that; how long that may take.
+    /// Asks the client to end its stream, where the protocol can; returns how long that may take, zero where
+    /// it cannot.
     fn ask_to_end(&mut self) -> Duration;
 
-    /// Takes the connection, after a 101 was written: of the exchange only its head is left.
+    /// Takes the byte stream after a 101 was written; only the head remains.
     fn take_stream(&mut self) -> Self::Stream;
 }
 
-/// What a backend answered.
+/// The beginning of a backend's response.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Answered {
+pub(crate) struct BackendResponse {
     /// The status.
     pub(crate) status: u16,
-    /// What is known of the body.
+    /// The announced length of the body.
     pub(crate) length: BodyLength,
-    /// The length that a response without body still tells.
-    pub(crate) told_length: Option<u64>,
+    /// The announced length of a response without body.
+    pub(crate) declared_length: Option<u64>,
 }
 
-/// Why a backend's connection is of no use for this exchange.
+/// Why the backend's side failed.
 #[derive(Debug, Error)]
 pub(crate) enum BackendFault {
-    /// The connection broke, or ended, before or in the answer.
+    /// The connection broke or closed before the end of the response.
     #[error("{0}")]
     Broke(io::Error),
-    /// What came is no HTTP response, or one that cannot be passed on safely.
+    /// The response is no HTTP, or cannot be forwarded safely.
     #[error("{0}")]
     Malformed(Cow<'static, str>),
-    /// The backend ended the stream by an error of its own.
+    /// The backend reset the stream with an error.
     #[error("the backend reset the stream: {0}")]
     Reset(h2::Reason),
-    /// The backend said that it did not look at the request: REFUSED_STREAM or a GOAWAY.
+    /// The backend did not process the request: REFUSED_STREAM or GOAWAY.
     #[error("the backend did not process the request")]
     NotProcessed,
 }
 
-/// What a request to the backend says besides its fields.
+/// A request to be sent to the backend, besides its fields.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct RequestLine<'a> {
+pub(crate) struct OutgoingRequest<'a> {
     /// Path and query.
     pub(crate) target: &'a str,
     /// Host.
     pub(crate) host: &'a [u8],
-    /// What is known of the body.
+    /// The announced length of the body.
     pub(crate) length: BodyLength,
     /// Whether trailers may follow a body of known length.
     pub(crate) trailers: bool,
-    /// The protocols that are offered to upgrade to.
+    /// The protocols of the forwarded upgrade offer.
     pub(crate) upgrade: Option<&'a [u8]>,
-    /// Whether the client came by TLS.
+    /// Whether the client connected by TLS.
     pub(crate) tls: bool,
 }
 
-/// The backend's side of one exchange, on a connection that is there.
+/// The backend's side of one exchange, on an open connection.
 pub(crate) trait BackendSide {
     /// Whether the protocol has upgrades.
     const UPGRADES: bool;
@@ -284,34 +284,34 @@ pub(crate) trait BackendSide {
     /// The fields of a response head.
     type Fields: Fields;
 
-    /// What upgraded bytes go through after a 101.
+    /// The byte stream after a 101.
     type Stream;
 
     /// Begins the request.
     ///
     /// # Errors
-    /// The connection cannot take a request any more.
-    fn request<H: RequestHead>(
+    /// The connection accepts no further request.
+    fn request<H: ClientHead>(
         &mut self,
         head: &H,
-        line: &RequestLine<'_>,
+        line: &OutgoingRequest<'_>,
         edit: &RequestEdit<'_>,
     ) -> Result<(), BackendFault>;
 
-    /// Takes bytes of the request body from the front of `data`, one at least; says how many.
+    /// Accepts bytes of the request body from the front of `data`, one at least; resolves to how many.
     fn poll_send(&mut self, cx: &mut Context<'_>, data: &[u8]) -> Poll<Result<usize, BackendFault>>;
 
     /// Resolves once everything given is on its way.
     fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), BackendFault>>;
 
-    /// The request is whole. Flush afterwards.
+    /// Ends a complete request. Flush afterwards.
     fn finish(&mut self, trailers: Option<HeaderMap>) -> Result<(), BackendFault>;
 
     /// Whether any byte of the request can have reached the backend.
     fn was_sent(&self) -> bool;
 
-    /// Resolves when a head is there, interim ones included. The next call looks for the next one.
-    fn poll_head(&mut self, cx: &mut Context<'_>) -> Poll<Result<Answered, BackendFault>>;
+    /// Resolves to the next response head, interim ones included.
+    fn poll_head(&mut self, cx: &mut Context<'_>) -> Poll<Result<BackendResponse, BackendFault>>;
 
     /// The fields of the head that [`poll_head`](Self::poll_head) found.
     fn fields(&self) -> &Self::Fields;
@@ -331,12 +331,12 @@ pub(crate) trait BackendSide {
     /// Consumes the first `n` bytes of [`data`](Self::data).
     fn consume(&mut self, n: usize);
 
-    /// Trailers of a body that was read to its end, unfiltered.
+    /// The trailers of a body that was read to its end, unfiltered.
     fn trailers(&mut self) -> Option<HeaderMap>;
 
-    /// The exchange is over, request and response both whole: the connection may serve another.
+    /// Returns the connection to the pool after a complete exchange.
     fn release(self);
 
-    /// The connection after a 101.
+    /// Takes the byte stream after a 101.
     fn into_stream(self) -> Self::Stream;
 }

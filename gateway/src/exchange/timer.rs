@@ -1,4 +1,4 @@
-//! One timer entry for many deadlines.
+//! Timer coalescing: one entry of the runtime's timer for many deadlines.
 
 use std::pin::Pin;
 use std::task::{Context, Poll};
@@ -20,7 +20,7 @@ pub(crate) struct DeadlineTimer {
 }
 
 impl DeadlineTimer {
-    /// A timer that nothing is registered for.
+    /// A timer without an entry in the runtime's timer.
     pub(crate) const fn new() -> Self {
         Self {
             sleep: None,
@@ -28,7 +28,7 @@ impl DeadlineTimer {
         }
     }
 
-    /// Resolves once `deadline` has passed. Cancel-safe; at the next call the deadline may be another.
+    /// Resolves when `deadline` has passed. Cancel-safe; another call may have another deadline.
     pub(crate) fn poll_at(&mut self, cx: &mut Context<'_>, deadline: Instant) -> Poll<()> {
         let sleep = self
             .sleep

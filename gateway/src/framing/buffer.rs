@@ -1,8 +1,8 @@
-//! Read buffers from a pool of equal blocks, one pool for each thread.
+//! Read buffers over pooled blocks, one pool per thread.
 //!
-//! A connection that waits holds no block: most connections of a gateway are idle at any moment, and
-//! a block of its own for each is what makes idle connections expensive. A warm request takes a
-//! block from its thread's pool and gives it back without asking the allocator.
+//! An idle connection holds no block: most connections of a gateway are idle at any moment, and a block for
+//! each is what makes them expensive. A warm request takes a block from its thread's pool and returns it
+//! without calling the allocator.
 
 use std::cell::RefCell;
 use std::io;
@@ -12,14 +12,14 @@ use std::thread::LocalKey;
 
 use tokio::io::{AsyncRead, ReadBuf};
 
-/// Bytes of a block. One read takes a head and a body of ten kilobytes in one piece.
+/// Size of a block, in bytes. One read takes a head and a body of ten kilobytes in one piece.
 pub(crate) const BLOCK: usize = 16 * 1024;
 
-/// Blocks of each size that a thread keeps for later: 1 MiB and 64 KiB. What is beyond goes back to the allocator.
-const POOL: usize = 64;
+/// Blocks of each size that a thread's pool keeps: 1 MiB and 64 KiB. Further blocks are freed.
+const POOLED_BLOCKS: usize = 64;
 
-/// Bytes of a small block, into which a head is copied that is kept for as long as its request runs: of
-/// thousands of requests that wait for their backends, each would hold a whole block else.
+/// Size of a small block, in bytes, into which a head is copied for as long as its request runs: otherwise
+/// each of thousands of requests that wait for their backends would hold a whole block.
 const SMALL_BLOCK: usize = 1024;
 
 thread_local! {
@@ -27,26 +27,26 @@ thread_local! {
     static SMALL_BLOCKS: RefCell<Vec<Box<[u8]>>> = const { RefCell::new(Vec::new()) };
 }
 
-fn take(pool: &'static LocalKey<RefCell<Vec<Box<[u8]>>>>, size: usize) -> Box<[u8]> {
+fn take_block(pool: &'static LocalKey<RefCell<Vec<Box<[u8]>>>>, size: usize) -> Box<[u8]> {
     pool.with_borrow_mut(Vec::pop)
         // Zeroed once in the block's life, so that reading into a block needs no unsafe code.
         .unwrap_or_else(|| vec![0; size].into_boxed_slice())
 }
 
-fn give_block(block: Box<[u8]>) {
+fn recycle_block(block: Box<[u8]>) {
     let pool = match block.len() {
         BLOCK => &BLOCKS,
         SMALL_BLOCK => &SMALL_BLOCKS,
         _ => return,
     };
     pool.with_borrow_mut(|blocks| {
-        if blocks.len() < POOL {
+        if blocks.len() < POOLED_BLOCKS {
             blocks.push(block);
         }
     });
 }
 
-/// A queue of bytes: filled at its end from a stream, consumed from its front.
+/// A byte queue: filled at its end from a stream, consumed from its front.
 #[derive(Default)]
 pub(crate) struct Buffer {
     block: Box<[u8]>,
@@ -55,7 +55,7 @@ pub(crate) struct Buffer {
 }
 
 impl Buffer {
-    /// Bytes that were read and not consumed.
+    /// The bytes that were read and not consumed.
     pub(crate) fn data(&self) -> &[u8] {
         &self.block[self.start..self.end]
     }
@@ -74,20 +74,21 @@ impl Buffer {
         }
     }
 
-    /// Gives the block back to the pool if every byte was consumed.
+    /// Returns the block to the pool if every byte was consumed.
     pub(crate) fn release(&mut self) {
         if self.is_empty() && !self.block.is_empty() {
-            give_block(std::mem::take(&mut self.block));
+            recycle_block(std::mem::take(&mut self.block));
         }
     }
 
-    /// Copies what is there into a block of exactly its size: for a request that is about to wait.
+    /// Shrinks to fit: copies the bytes into a block of exactly their size, for a request that is about to
+    /// wait.
     pub(crate) fn shrink(&mut self) {
         if !matches!(self.block.len(), BLOCK | SMALL_BLOCK) {
             return;
         }
         let tight: Box<[u8]> = self.data().into();
-        give_block(std::mem::replace(&mut self.block, tight));
+        recycle_block(std::mem::replace(&mut self.block, tight));
         (self.start, self.end) = (0, self.block.len());
     }
 
@@ -97,11 +98,11 @@ impl Buffer {
         self.block.len()
     }
 
-    /// Splits the first `n` bytes off. Few are copied into a small block, and what follows stays; many
-    /// keep the block, and what follows is copied to another one.
+    /// Splits the first `n` bytes off. Few bytes are copied into a small block, and the rest stays; many keep
+    /// the block, and the rest is copied to another one.
     pub(crate) fn split_to(&mut self, n: usize) -> Self {
         if n <= SMALL_BLOCK {
-            let mut block = take(&SMALL_BLOCKS, SMALL_BLOCK);
+            let mut block = take_block(&SMALL_BLOCKS, SMALL_BLOCK);
             block[..n].copy_from_slice(&self.data()[..n]);
             self.consume(n);
             self.release();
@@ -128,9 +129,9 @@ impl Buffer {
         self.end += bytes.len();
     }
 
-    /// Reads once from `io`; 0 is its end. Reads no more than what keeps [`data`](Self::data) within
-    /// `most` bytes, which must be more than there are. A buffer that is empty while the stream has
-    /// nothing holds no block.
+    /// Reads once from `io`; 0 is the end of the stream. Reads only as much as keeps [`data`](Self::data)
+    /// within `most` bytes, which must be more than there are. A buffer that is empty while the stream is
+    /// pending holds no block.
     pub(crate) fn poll_fill<R: AsyncRead + Unpin + ?Sized>(
         &mut self,
         cx: &mut Context<'_>,
@@ -151,10 +152,10 @@ impl Buffer {
         Poll::Ready(Ok(read))
     }
 
-    /// Room for `n` more bytes behind the last one: by moving bytes to the front, or in a larger block.
+    /// Makes room for `n` more bytes: by moving bytes to the front, or by a larger block.
     fn make_room(&mut self, n: usize) {
         if self.block.is_empty() && n <= BLOCK {
-            self.block = take(&BLOCKS, BLOCK);
+            self.block = take_block(&BLOCKS, BLOCK);
         }
         if self.block.len() - self.end >= n {
             return;
@@ -165,7 +166,7 @@ impl Buffer {
         } else {
             let mut larger = vec![0; (2 * self.block.len()).max(len + n)].into_boxed_slice();
             larger[..len].copy_from_slice(&self.block[self.start..self.end]);
-            give_block(std::mem::replace(&mut self.block, larger));
+            recycle_block(std::mem::replace(&mut self.block, larger));
         }
         (self.start, self.end) = (0, len);
     }
@@ -173,7 +174,7 @@ impl Buffer {
 
 impl Drop for Buffer {
     fn drop(&mut self) {
-        give_block(std::mem::take(&mut self.block));
+        recycle_block(std::mem::take(&mut self.block));
     }
 }
 

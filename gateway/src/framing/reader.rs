@@ -1,8 +1,9 @@
-//! The body of one message, out of the bytes behind its head.
+//! Reader of message bodies, from the bytes behind their heads.
 
 use std::io;
 use std::task::{Context, Poll, ready};
 
+use http::{HeaderMap, HeaderName, HeaderValue};
 use thiserror::Error;
 use tokio::io::AsyncRead;
 
@@ -12,7 +13,7 @@ use crate::http1::{ChunkDecoder, ChunkFault, ChunkLimits};
 /// Why a body cannot be read to its end.
 #[derive(Debug, Error)]
 pub(crate) enum ReadFault {
-    /// Chunk framing that is not served.
+    /// Malformed chunk framing.
     #[error(transparent)]
     Chunk(#[from] ChunkFault),
     /// The stream ended before the body did.
@@ -25,20 +26,20 @@ pub(crate) enum ReadFault {
 
 #[derive(Debug)]
 enum Body {
-    /// Bytes still to come.
+    /// Remaining bytes.
     Length(u64),
     Chunked {
         // Boxed: few bodies are chunked, and an idle connection has to stay small.
         decoder: Box<ChunkDecoder>,
-        /// Payload at the front of the buffer.
+        /// Payload bytes at the front of the buffer.
         ready: usize,
     },
     UntilClose,
-    /// Ended by the end of the stream.
+    /// Ended by the stream's end.
     Closed,
 }
 
-/// Reads one body after another from a stream whose bytes go through a [`Buffer`].
+/// Reads one body after another from a stream through a [`Buffer`].
 #[derive(Debug)]
 pub(crate) struct BodyReader {
     buffer: Buffer,
@@ -55,22 +56,22 @@ impl Default for BodyReader {
 }
 
 impl BodyReader {
-    /// The bytes that were read: between messages the next head, then the body.
+    /// The read buffer: between messages it holds the next head, then the body.
     pub(crate) fn buffer(&mut self) -> &mut Buffer {
         &mut self.buffer
     }
 
-    /// Bytes that were read and not consumed.
+    /// The bytes that were read and not consumed.
     pub(crate) fn buffered(&self) -> &[u8] {
         self.buffer.data()
     }
 
-    /// The next body has this many bytes.
+    /// Begins a body of `length` bytes.
     pub(crate) fn expect_length(&mut self, length: u64) {
         self.body = Body::Length(length);
     }
 
-    /// The next body is chunked; its trailers are kept only if asked for.
+    /// Begins a chunked body; its trailers are kept only if `keep_trailers`.
     pub(crate) fn expect_chunks(&mut self, limits: ChunkLimits, keep_trailers: bool) {
         let decoder = if keep_trailers {
             ChunkDecoder::keeping_trailers(limits)
@@ -83,7 +84,7 @@ impl BodyReader {
         };
     }
 
-    /// The next body ends with the stream.
+    /// Begins a body that ends with the stream.
     pub(crate) fn expect_close(&mut self) {
         self.body = Body::UntilClose;
     }
@@ -98,12 +99,12 @@ impl BodyReader {
         }
     }
 
-    /// Whether bytes follow that belong to no message the reader knows of.
+    /// Whether bytes follow the body that belong to no message yet.
     pub(crate) fn has_more(&self) -> bool {
         self.complete() && !self.buffer.is_empty()
     }
 
-    /// Resolves to true when [`data`](Self::data) has body bytes, to false at the body's end.
+    /// Resolves to true when [`data`](Self::data) has body bytes, to false at the body's end. Cancel-safe.
     ///
     /// # Errors
     /// [`ReadFault`]; the stream is of no use afterwards.
@@ -129,7 +130,7 @@ impl BodyReader {
         }
     }
 
-    /// Whether the buffer has body bytes; takes chunk framing off its front.
+    /// Removes chunk framing from the buffer's front; returns whether the buffer has body bytes.
     fn find(&mut self) -> Result<bool, ChunkFault> {
         if let Body::Chunked { decoder, ready } = &mut self.body {
             while *ready == 0 && !self.buffer.is_empty() && !decoder.complete() {
@@ -141,7 +142,7 @@ impl BodyReader {
         Ok(!self.data().is_empty())
     }
 
-    /// Body bytes at hand.
+    /// The body bytes in the buffer.
     pub(crate) fn data(&self) -> &[u8] {
         let bytes = self.buffer.data();
         let length = match &self.body {
@@ -163,12 +164,17 @@ impl BodyReader {
         self.buffer.consume(n);
     }
 
-    /// Trailer fields of a chunked body that was read to its end.
-    pub(crate) fn trailers(&self) -> impl Iterator<Item = (&[u8], &[u8])> {
-        let decoder = match &self.body {
-            Body::Chunked { decoder, .. } => Some(decoder),
-            _ => None,
+    /// Trailers of a chunked body that was read to its end; `None` when there are none.
+    pub(crate) fn trailers(&self) -> Option<HeaderMap> {
+        let Body::Chunked { decoder, .. } = &self.body else {
+            return None;
         };
-        decoder.into_iter().flat_map(|decoder| decoder.trailers())
+        let mut map = HeaderMap::new();
+        for (name, value) in decoder.trailers() {
+            if let (Ok(name), Ok(value)) = (HeaderName::from_bytes(name), HeaderValue::from_bytes(value)) {
+                map.append(name, value);
+            }
+        }
+        (!map.is_empty()).then_some(map)
     }
 }

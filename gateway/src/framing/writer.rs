@@ -1,5 +1,5 @@
-//! A message on its way out: its head and small pieces are gathered, large pieces are written beside
-//! them in one system call.
+//! Writer of messages: a head and small pieces are gathered, large pieces are written beside them in one
+//! system call (writev).
 
 use std::cell::RefCell;
 use std::io::{self, IoSlice};
@@ -10,44 +10,55 @@ use std::time::Instant;
 use tokio::io::AsyncWrite;
 
 use crate::http1::encode;
+use crate::request::FieldSink;
 use crate::throttle::clock;
 
-/// A piece of up to this size is copied behind what is gathered: cheaper than another slice to write.
-const SMALL: usize = 1024;
+/// Largest piece that is copied behind the gathered bytes, in bytes: copying is cheaper than another slice to
+/// write.
+const COPY_LIMIT: usize = 1024;
 
-/// No more than this is gathered before something is written, in bytes.
-const GATHERED: usize = 8 * 1024;
+/// Most bytes that are gathered before a write.
+const GATHER_LIMIT: usize = 8 * 1024;
 
-/// Output buffers that a thread keeps for later, and how large one may be.
-const POOL: usize = 64;
-const POOLED_CAPACITY: usize = 2 * GATHERED;
+/// Output buffers that a thread's pool keeps, and the largest capacity of one, in bytes.
+const POOLED_BUFFERS: usize = 64;
+const POOLED_CAPACITY: usize = 2 * GATHER_LIMIT;
 
 thread_local! {
     static BUFFERS: RefCell<Vec<Vec<u8>>> = const { RefCell::new(Vec::new()) };
 }
 
-/// How the body of a message that is written is framed.
+/// A sink that appends fields to an HTTP/1 head.
+pub(crate) struct HeadSink<'o>(pub(crate) &'o mut Vec<u8>);
+
+impl FieldSink for HeadSink<'_> {
+    fn field(&mut self, name: &[u8], value: &[u8]) {
+        encode::field(self.0, name, value);
+    }
+}
+
+/// Framing of an outgoing body.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum OutBody {
-    /// There is none, or this many bytes still to come.
+pub(crate) enum BodyFraming {
+    /// This many bytes remain; 0 also for no body.
     Length(u64),
-    /// In chunks; so many bytes of the chunk under way are still to come.
+    /// Chunked; `left` bytes of the current chunk remain.
     Chunked {
-        /// Bytes of the chunk that has begun.
+        /// Remaining bytes of the current chunk.
         left: usize,
     },
-    /// Until the end of the connection.
+    /// Ended by the connection's end.
     UntilClose,
 }
 
-/// Writes one message after another. What was given to the writer is on its way only once
+/// Writes one message after another. Bytes given to the writer have been written only once
 /// [`poll_flush`](Self::poll_flush) resolved.
 #[derive(Debug)]
 pub(crate) struct MessageWriter {
     out: Vec<u8>,
     sent: usize,
-    body: OutBody,
-    /// Since when the stream takes no byte.
+    body: BodyFraming,
+    /// When the stream stopped accepting bytes.
     blocked: Option<Instant>,
     written: bool,
 }
@@ -57,7 +68,7 @@ impl Default for MessageWriter {
         Self {
             out: Vec::new(),
             sent: 0,
-            body: OutBody::Length(0),
+            body: BodyFraming::Length(0),
             blocked: None,
             written: false,
         }
@@ -65,7 +76,7 @@ impl Default for MessageWriter {
 }
 
 impl MessageWriter {
-    /// Where a head is to be appended.
+    /// The output buffer, for a head to be appended.
     pub(crate) fn head(&mut self) -> &mut Vec<u8> {
         if self.out.capacity() == 0 {
             self.out = BUFFERS.with_borrow_mut(Vec::pop).unwrap_or_default();
@@ -73,45 +84,45 @@ impl MessageWriter {
         &mut self.out
     }
 
-    /// How the body behind the head is framed.
-    pub(crate) fn begin_body(&mut self, body: OutBody) {
+    /// Sets the framing of the body behind the head.
+    pub(crate) fn begin_body(&mut self, body: BodyFraming) {
         self.body = body;
     }
 
-    /// Whether everything given is written.
+    /// Whether every byte given was written.
     pub(crate) fn is_flushed(&self) -> bool {
         self.out.is_empty()
     }
 
-    /// Whether the stream took any byte.
+    /// Whether any byte was written.
     pub(crate) fn has_written(&self) -> bool {
         self.written
     }
 
-    /// Since when the stream takes no byte of what is given; `None` while the stream takes bytes.
+    /// When the stream stopped accepting bytes; `None` while it accepts them.
     pub(crate) fn blocked_since(&self) -> Option<Instant> {
         self.blocked
     }
 
-    /// Whether a body that was announced with a length, or begun in chunks, lacks its end.
+    /// Whether the body lacks its end: announced with a length, or begun in chunks.
     pub(crate) fn is_short(&self) -> bool {
         match self.body {
-            OutBody::Length(left) => left > 0,
-            OutBody::Chunked { .. } | OutBody::UntilClose => true,
+            BodyFraming::Length(left) => left > 0,
+            BodyFraming::Chunked { .. } | BodyFraming::UntilClose => true,
         }
     }
 
-    /// Gives the buffer back to the pool if everything is written.
+    /// Returns the buffer to the pool if every byte was written.
     pub(crate) fn release(&mut self) {
         if self.out.is_empty() && self.out.capacity() > 0 {
-            give(std::mem::take(&mut self.out));
+            recycle(std::mem::take(&mut self.out));
         }
     }
 
-    /// Takes bytes of the body from the front of `data`, one at least; says how many.
+    /// Accepts bytes of the body from the front of `data`, one at least; resolves to how many. Cancel-safe.
     ///
     /// # Errors
-    /// The stream's. `InvalidData` for a byte beyond the announced length.
+    /// The stream's error. `InvalidData` for bytes beyond the announced length.
     pub(crate) fn poll_send<W: AsyncWrite + Unpin + ?Sized>(
         &mut self,
         cx: &mut Context<'_>,
@@ -119,7 +130,7 @@ impl MessageWriter {
         data: &[u8],
     ) -> Poll<io::Result<usize>> {
         debug_assert!(!data.is_empty(), "nothing to send");
-        if let OutBody::Chunked { left } = &mut self.body
+        if let BodyFraming::Chunked { left } = &mut self.body
             && *left == 0
         {
             *left = data.len();
@@ -127,9 +138,11 @@ impl MessageWriter {
             encode::chunk_size(self.head(), size);
         }
         let part = match self.body {
-            OutBody::Length(left) => usize::try_from(left).map_or(data.len(), |left| left.min(data.len())),
-            OutBody::Chunked { left } => left.min(data.len()),
-            OutBody::UntilClose => data.len(),
+            BodyFraming::Length(left) => {
+                usize::try_from(left).map_or(data.len(), |left| left.min(data.len()))
+            }
+            BodyFraming::Chunked { left } => left.min(data.len()),
+            BodyFraming::UntilClose => data.len(),
         };
         let part = &data[..part];
         if part.is_empty() {
@@ -138,7 +151,7 @@ impl MessageWriter {
                 "more body than announced",
             )));
         }
-        if part.len() <= SMALL && self.out.len() - self.sent + part.len() <= GATHERED {
+        if part.len() <= COPY_LIMIT && self.out.len() - self.sent + part.len() <= GATHER_LIMIT {
             self.head().extend_from_slice(part);
             self.account(part.len());
             return Poll::Ready(Ok(part.len()));
@@ -163,37 +176,37 @@ impl MessageWriter {
         }
     }
 
-    /// The body is at its end; `trailers` are written where it is chunked.
+    /// Ends the body; `trailers` are written where it is chunked.
     pub(crate) fn finish<'t>(&mut self, trailers: impl Iterator<Item = (&'t [u8], &'t [u8])>) {
-        if let OutBody::Chunked { left } = self.body {
+        if let BodyFraming::Chunked { left } = self.body {
             debug_assert_eq!(left, 0, "a chunk lacks bytes");
             encode::last_chunk(self.head(), trailers);
         }
-        // A body with a length stays short if bytes lack: its end is not the message's.
-        if !matches!(self.body, OutBody::Length(_)) {
-            self.body = OutBody::Length(0);
+        // A body with a length stays short if bytes are missing: its end is not the message's.
+        if !matches!(self.body, BodyFraming::Length(_)) {
+            self.body = BodyFraming::Length(0);
         }
     }
 
-    /// Ends a body that has no end of its own, between two chunks. False where that is not possible.
+    /// Ends a body without a length between two chunks. Returns false where that is not possible.
     pub(crate) fn end_chunks(&mut self) -> bool {
         match self.body {
-            OutBody::Chunked { left: 0 } => {
+            BodyFraming::Chunked { left: 0 } => {
                 self.finish(std::iter::empty());
                 true
             }
-            OutBody::UntilClose => {
-                self.body = OutBody::Length(0);
+            BodyFraming::UntilClose => {
+                self.body = BodyFraming::Length(0);
                 true
             }
-            OutBody::Chunked { .. } | OutBody::Length(_) => false,
+            BodyFraming::Chunked { .. } | BodyFraming::Length(_) => false,
         }
     }
 
-    /// Resolves once everything given is written.
+    /// Flushes; resolves once every byte given was written. Cancel-safe.
     ///
     /// # Errors
-    /// The stream's.
+    /// The stream's error.
     pub(crate) fn poll_flush<W: AsyncWrite + Unpin + ?Sized>(
         &mut self,
         cx: &mut Context<'_>,
@@ -211,17 +224,17 @@ impl MessageWriter {
         flushed
     }
 
-    /// Counts `taken` bytes of the body, and ends a chunk that is full.
+    /// Counts `taken` bytes of the body, and ends a complete chunk.
     fn account(&mut self, taken: usize) {
         match &mut self.body {
-            OutBody::Length(left) => *left -= taken as u64,
-            OutBody::Chunked { left } => {
+            BodyFraming::Length(left) => *left -= taken as u64,
+            BodyFraming::Chunked { left } => {
                 *left -= taken;
                 if *left == 0 {
                     self.head().extend_from_slice(b"\r\n");
                 }
             }
-            OutBody::UntilClose => {}
+            BodyFraming::UntilClose => {}
         }
     }
 }
@@ -255,17 +268,17 @@ fn note_blocked(blocked: &mut Option<Instant>, pending: bool) {
 
 impl Drop for MessageWriter {
     fn drop(&mut self) {
-        give(std::mem::take(&mut self.out));
+        recycle(std::mem::take(&mut self.out));
     }
 }
 
-fn give(mut buffer: Vec<u8>) {
+fn recycle(mut buffer: Vec<u8>) {
     if buffer.capacity() == 0 || buffer.capacity() > POOLED_CAPACITY {
         return;
     }
     buffer.clear();
     BUFFERS.with_borrow_mut(|buffers| {
-        if buffers.len() < POOL {
+        if buffers.len() < POOLED_BUFFERS {
             buffers.push(buffer);
         }
     });

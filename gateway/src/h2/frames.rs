@@ -1,9 +1,9 @@
-//! Frame heads out of a byte stream that comes in any pieces.
+//! Incremental scanner of HTTP/2 frame headers in a byte stream.
 
-/// A frame's nine bytes, read.
+/// A parsed frame header (RFC 9113, 4.1).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct FrameHead {
-    /// Bytes of payload.
+pub struct FrameHeader {
+    /// The payload's length in bytes.
     pub len: u32,
     /// The type.
     pub kind: u8,
@@ -13,8 +13,8 @@ pub struct FrameHead {
     pub stream: u32,
 }
 
-impl FrameHead {
-    /// Its size on the wire, without the payload.
+impl FrameHeader {
+    /// Size of a frame header, in bytes.
     pub const SIZE: usize = 9;
 
     fn read(bytes: [u8; Self::SIZE]) -> Self {
@@ -23,7 +23,7 @@ impl FrameHead {
             len: u32::from_be_bytes([0, a, b, c]),
             kind,
             flags,
-            // The first bit is reserved and means nothing.
+            // The first bit is reserved and has to be ignored.
             stream: u32::from_be_bytes([s0 & 0x7f, s1, s2, s3]),
         }
     }
@@ -34,26 +34,26 @@ impl FrameHead {
     }
 }
 
-/// Where in the stream of frames one direction of a connection is. Takes no memory but its own.
+/// Scanner state of one direction of a connection. Allocates nothing.
 #[derive(Debug, Clone, Default)]
-pub struct FrameScan {
-    head: [u8; FrameHead::SIZE],
-    /// How many bytes of `head` are there.
+pub struct FrameScanner {
+    head: [u8; FrameHeader::SIZE],
+    /// Bytes of `head` received so far.
     have: usize,
     /// Payload bytes still to come.
     left: usize,
 }
 
-impl FrameScan {
-    /// Goes over the next bytes. `each` gets every frame's head once it is complete, with as much of the payload
-    /// as follows in the same bytes.
+impl FrameScanner {
+    /// Scans the next bytes. `each` is called for every complete frame header, with as much of the payload as
+    /// follows in the same bytes.
     ///
     /// # Errors
-    /// The first of `each`'s; what follows in these bytes is passed over.
+    /// The first error of `each`; the rest of these bytes is skipped.
     pub fn advance<E>(
         &mut self,
         mut bytes: &[u8],
-        mut each: impl FnMut(FrameHead, &[u8]) -> Result<(), E>,
+        mut each: impl FnMut(FrameHeader, &[u8]) -> Result<(), E>,
     ) -> Result<(), E> {
         let mut outcome = Ok(());
         loop {
@@ -63,15 +63,15 @@ impl FrameScan {
             if bytes.is_empty() {
                 return outcome;
             }
-            let part = (FrameHead::SIZE - self.have).min(bytes.len());
+            let part = (FrameHeader::SIZE - self.have).min(bytes.len());
             self.head[self.have..self.have + part].copy_from_slice(&bytes[..part]);
             self.have += part;
             bytes = &bytes[part..];
-            if self.have < FrameHead::SIZE {
+            if self.have < FrameHeader::SIZE {
                 return outcome;
             }
             self.have = 0;
-            let head = FrameHead::read(self.head);
+            let head = FrameHeader::read(self.head);
             self.left = usize::try_from(head.len).unwrap_or(usize::MAX);
             if outcome.is_ok() {
                 outcome = each(head, &bytes[..self.left.min(bytes.len())]);
@@ -109,8 +109,8 @@ mod tests {
         out
     }
 
-    fn scanned(pieces: &[&[u8]]) -> (Vec<FrameHead>, FrameScan) {
-        let (mut scan, mut heads) = (FrameScan::default(), Vec::new());
+    fn scanned(pieces: &[&[u8]]) -> (Vec<FrameHeader>, FrameScanner) {
+        let (mut scan, mut heads) = (FrameScanner::default(), Vec::new());
         for piece in pieces {
             let done: Result<(), Infallible> = scan.advance(piece, |head, payload| {
                 assert!(payload.len() <= head.len as usize);

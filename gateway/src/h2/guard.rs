@@ -1,31 +1,33 @@
-//! Which frames a client may send how often, and what the answers say of it.
+//! HTTP/2 flood protection: token buckets for control frames and resets.
 
 use std::time::{Duration, Instant};
 
 use sluice_model::Limits;
 
-use super::frames::{FrameHead, FrameScan};
+use super::frames::{FrameHeader, FrameScanner};
 use crate::token_bucket::TokenBucket;
 
-const PREFACE: u8 = 24;
+const PREFACE_LEN: u8 = 24;
 
-/// In this time an empty token bucket is full again, whatever its size.
+/// Time in which an empty token bucket refills, whatever its size.
 const REFILL: Duration = Duration::from_secs(10);
 
-/// Frames of SETTINGS_MAX_FRAME_SIZE's default, which is what the gateway takes.
+/// SETTINGS_MAX_FRAME_SIZE, the default, which the gateway does not change.
 const MAX_FRAME: usize = 16 * 1024;
 
-/// A padded frame of up to this size may be padding alone.
-const PADDING: u32 = 256;
+/// A padded DATA frame of up to this size may be padding alone.
+const MAX_PADDING: u32 = 256;
 
-/// What a new request pays in advance for the frames around it: browsers send priorities and windows with each.
-const WITH_A_REQUEST: u32 = 8;
+/// Control-frame credits per new request, for the frames around it: browsers send priorities and windows with
+/// each.
+const CREDITS_PER_REQUEST: u32 = 8;
 
-/// What a piece of body pays, either way: windows for stream and connection, a PING to measure with, and ...
-const WITH_DATA: u32 = 4;
+/// Control-frame credits per DATA frame in either direction: WINDOW_UPDATE for stream and connection, a PING
+/// to measure with.
+const CREDITS_PER_DATA: u32 = 4;
 
-/// ... one more for so many bytes, for clients that open their window in small steps.
-const BYTES_PER_FRAME: u32 = 1024;
+/// Bytes of DATA per further credit, for clients that open their window in small steps.
+const BYTES_PER_CREDIT: u32 = 1024;
 
 mod kind {
     pub(super) const DATA: u8 = 0;
@@ -37,7 +39,7 @@ mod kind {
     pub(super) const GOAWAY: u8 = 7;
     pub(super) const WINDOW_UPDATE: u8 = 8;
     pub(super) const CONTINUATION: u8 = 9;
-    /// RFC 9218; as cheap as PRIORITY, and sent in its place.
+    /// RFC 9218; costs as little as PRIORITY, and is sent in its place.
     pub(super) const PRIORITY_UPDATE: u8 = 16;
 }
 
@@ -45,10 +47,10 @@ const END_STREAM: u8 = 0x1;
 const END_HEADERS: u8 = 0x4;
 const PADDED: u8 = 0x8;
 
-/// What a client did too much of.
+/// The kind of a flood.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Flood {
-    /// Requests reset, by the client or because of what it sent.
+    /// Resets of streams, by the client or because of what it sent.
     Resets,
     /// A head in more CONTINUATION frames than its largest size needs.
     Continuation,
@@ -64,43 +66,43 @@ pub enum Flood {
     Empty,
 }
 
-/// A stream that the HTTP/2 layer refused by itself.
+/// Why the `h2` crate refused a stream by itself.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Refusal {
+pub enum StreamRefusal {
     /// `limits.maxConcurrentStreams` were open.
     StreamLimit,
-    /// What came on it is not allowed, a head over its size included.
+    /// A protocol error on the stream, a head over its size included.
     Protocol,
 }
 
-/// What bytes to the client tell of the HTTP/2 layer's own decisions.
+/// A decision of the `h2` crate, as recognised in the bytes it sends to the client.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Told {
+pub enum OutboundEvent {
     /// A stream was refused.
-    Refused(Refusal),
-    /// The connection ends because of a flood that the layer noticed by itself.
+    Refused(StreamRefusal),
+    /// The connection ends because of a flood that the `h2` crate detected.
     Flood(Flood),
-    /// The connection ends because a head unpacks to more than the layer keeps.
+    /// The connection ends because a head unpacks to more than the `h2` crate keeps.
     HeaderBomb,
-    /// The connection ends because of another mistake of the client's.
+    /// The connection ends because of another protocol error of the client.
     Protocol,
 }
 
-/// Bounds of one connection.
+/// Flood limits of one connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct FrameLimits {
-    /// Frames without work, beyond those that work explains; `None`: no limit.
+    /// Control frames beyond those that work explains; `None`: no limit.
     pub max_control_frames: Option<u32>,
-    /// Resets beyond the streams that were answered; `None`: no limit.
+    /// Resets beyond the number of completed responses; `None`: no limit.
     pub max_stream_resets: Option<u32>,
-    /// CONTINUATION frames of one head that do not end it.
+    /// CONTINUATION frames of one head, the last one not counted.
     pub max_continuations: usize,
 }
 
 impl From<&Limits> for FrameLimits {
     fn from(limits: &Limits) -> Self {
-        // As many as the largest head needs and a quarter more, five at least: the HTTP/2 layer refuses
-        // what is beyond, and this says so one frame earlier.
+        // As many as the largest head needs and a quarter more, five at least: the `h2` crate refuses more
+        // than that, and the guard reports the flood one frame earlier.
         let needed = (limits.max_header_bytes / MAX_FRAME).max(1);
         Self {
             max_control_frames: limits.max_control_frames,
@@ -110,56 +112,56 @@ impl From<&Limits> for FrameLimits {
     }
 }
 
-/// Watches the frames of one HTTP/2 connection. Sees every byte once, in order, either way.
+/// The flood guard of one HTTP/2 connection. Has to see every byte once, in order, in both directions.
 #[derive(Debug)]
 pub struct FrameGuard {
     limits: FrameLimits,
     control: TokenBucket,
     resets: TokenBucket,
-    inbound: FrameScan,
-    outbound: FrameScan,
-    /// Bytes of the client's preface still to come.
+    inbound: FrameScanner,
+    outbound: FrameScanner,
+    /// Remaining bytes of the client's preface.
     preface: u8,
-    /// The frame whose payload is being read belongs to a head, or to the first SETTINGS.
+    /// Whether the frame being read belongs to a head, or is the first SETTINGS.
     of_head: bool,
-    /// CONTINUATION frames so far of a head that has not ended.
+    /// CONTINUATION frames so far of a head that is incomplete.
     open: Option<usize>,
-    /// Frames have begun: the first is the client's SETTINGS.
+    /// Whether the first frame, the client's SETTINGS, has begun.
     begun: bool,
     heads: u64,
     highest: u32,
-    /// A flood noticed in outbound frames; returned with the next inbound bytes.
-    noticed: Option<Flood>,
+    /// A flood detected while sending, returned with the next bytes received.
+    pending_flood: Option<Flood>,
 }
 
 impl FrameGuard {
-    /// Watches a connection from its first byte on.
+    /// A guard of a connection, from its first byte on.
     pub fn new(limits: FrameLimits, now: Instant) -> Self {
         Self {
             control: TokenBucket::new(tokens(limits.max_control_frames), REFILL, now),
             resets: TokenBucket::new(tokens(limits.max_stream_resets), REFILL, now),
             limits,
-            inbound: FrameScan::default(),
-            outbound: FrameScan::default(),
-            preface: PREFACE,
+            inbound: FrameScanner::default(),
+            outbound: FrameScanner::default(),
+            preface: PREFACE_LEN,
             of_head: false,
             open: None,
             begun: false,
             heads: 0,
             highest: 0,
-            noticed: None,
+            pending_flood: None,
         }
     }
 
-    /// Looks at bytes from the client. `now` is asked only where a token bucket is empty.
+    /// Inspects bytes from the client. `now` is called only when a token bucket is empty.
     ///
     /// # Errors
-    /// [`Flood`]: end the connection; what follows is not looked at.
+    /// [`Flood`]: the connection has to end; the rest of the bytes is ignored.
     pub fn received(&mut self, bytes: &[u8], now: impl Fn() -> Instant) -> Result<(), Flood> {
-        if let Some(flood) = self.noticed {
+        if let Some(flood) = self.pending_flood {
             return Err(flood);
         }
-        // The preface is the HTTP/2 layer's to judge.
+        // The preface is validated by the `h2` crate.
         let preface = usize::from(self.preface).min(bytes.len());
         self.preface -= u8::try_from(preface).unwrap_or(self.preface);
         let mut scan = std::mem::take(&mut self.inbound);
@@ -168,27 +170,28 @@ impl FrameGuard {
         seen
     }
 
-    /// Looks at bytes to the client, which are the HTTP/2 layer's. `tell` gets what they say of its decisions.
-    pub fn sent(&mut self, bytes: &[u8], now: impl Fn() -> Instant, mut tell: impl FnMut(Told)) {
+    /// Inspects bytes that the `h2` crate sends to the client, and calls `emit` for each decision in them.
+    pub fn sent(&mut self, bytes: &[u8], now: impl Fn() -> Instant, mut emit: impl FnMut(OutboundEvent)) {
         let mut scan = std::mem::take(&mut self.outbound);
         let _: Result<(), ()> = scan.advance(bytes, |head, payload| {
-            self.learn(head, payload, &now, &mut tell);
+            self.note_sent(head, payload, &now, &mut emit);
             Ok(())
         });
         self.outbound = scan;
     }
 
-    /// Whether a head, or the beginning of the connection, has begun and is not complete: a deadline counts.
+    /// Whether the connection preface or a head has begun and is incomplete, so that the header timeout
+    /// applies.
     pub fn awaits_head(&self) -> bool {
         self.preface > 0 || !self.begun || self.open.is_some() || (self.of_head && self.inbound.in_payload())
     }
 
-    /// How many heads have begun: two calls that differ do not wait for the same one.
+    /// The number of heads that have begun: it tells whether two waits are for the same head.
     pub fn heads(&self) -> u64 {
         self.heads
     }
 
-    /// The GOAWAY that says why the connection ends: ENHANCE_YOUR_CALM. `None` in the middle of a frame.
+    /// A GOAWAY frame of ENHANCE_YOUR_CALM. `None` in the middle of an outgoing frame.
     pub fn goaway(&self) -> Option<[u8; 17]> {
         if !self.outbound.between_frames() {
             return None;
@@ -199,16 +202,16 @@ impl FrameGuard {
         Some(frame)
     }
 
-    fn judge(&mut self, head: FrameHead, now: &impl Fn() -> Instant) -> Result<(), Flood> {
+    fn judge(&mut self, head: FrameHeader, now: &impl Fn() -> Instant) -> Result<(), Flood> {
         let first = !std::mem::replace(&mut self.begun, true);
         self.of_head = first || matches!(head.kind, kind::HEADERS | kind::CONTINUATION);
         let idle = match head.kind {
             kind::DATA if has_content(head) => {
                 self.control
-                    .deposit(u64::from(WITH_DATA + head.len / BYTES_PER_FRAME));
+                    .deposit(u64::from(CREDITS_PER_DATA + head.len / BYTES_PER_CREDIT));
                 return Ok(());
             }
-            // Ends a body: as ordinary as the body.
+            // An empty frame that ends a body is ordinary.
             kind::DATA if head.has(END_STREAM) => return Ok(()),
             kind::DATA => Flood::Empty,
             kind::HEADERS => {
@@ -216,7 +219,7 @@ impl FrameGuard {
                 self.open = (!head.has(END_HEADERS)).then_some(0);
                 if head.stream > self.highest {
                     self.highest = head.stream;
-                    self.control.deposit(u64::from(WITH_A_REQUEST));
+                    self.control.deposit(u64::from(CREDITS_PER_REQUEST));
                 }
                 if head.len > 0 {
                     return Ok(());
@@ -225,7 +228,7 @@ impl FrameGuard {
             }
             kind::CONTINUATION => {
                 self.of_head = true;
-                self.continues(head)?;
+                self.note_continuation(head)?;
                 if head.len > 0 {
                     return Ok(());
                 }
@@ -244,12 +247,12 @@ impl FrameGuard {
         if allowed { Ok(()) } else { Err(idle) }
     }
 
-    fn continues(&mut self, head: FrameHead) -> Result<(), Flood> {
+    fn note_continuation(&mut self, head: FrameHeader) -> Result<(), Flood> {
         if head.has(END_HEADERS) {
             self.open = None;
             return Ok(());
         }
-        // One without a beginning is the HTTP/2 layer's to refuse.
+        // A CONTINUATION without HEADERS is refused by the `h2` crate.
         let Some(count) = &mut self.open else {
             return Ok(());
         };
@@ -265,18 +268,18 @@ impl FrameGuard {
         (!allowed).then_some(Flood::Resets)
     }
 
-    fn learn(
+    fn note_sent(
         &mut self,
-        head: FrameHead,
+        head: FrameHeader,
         payload: &[u8],
         now: &impl Fn() -> Instant,
-        tell: &mut impl FnMut(Told),
+        emit: &mut impl FnMut(OutboundEvent),
     ) {
         match head.kind {
             kind::DATA | kind::HEADERS => {
                 if head.kind == kind::DATA && head.len > 0 {
                     self.control
-                        .deposit(u64::from(WITH_DATA + head.len / BYTES_PER_FRAME));
+                        .deposit(u64::from(CREDITS_PER_DATA + head.len / BYTES_PER_CREDIT));
                 }
                 if head.has(END_STREAM) {
                     self.resets.deposit(1);
@@ -284,26 +287,27 @@ impl FrameGuard {
             }
             kind::RST_STREAM => {
                 let refusal = match code(payload, 0) {
-                    Some(REFUSED_STREAM) => Refusal::StreamLimit,
+                    Some(REFUSED_STREAM) => StreamRefusal::StreamLimit,
                     Some(PROTOCOL_ERROR | FLOW_CONTROL_ERROR | STREAM_CLOSED | FRAME_SIZE_ERROR) => {
-                        Refusal::Protocol
+                        StreamRefusal::Protocol
                     }
-                    // The gateway's own, which is in the access log.
+                    // A reset by the gateway itself, which is in the access log.
                     _ => return,
                 };
-                tell(Told::Refused(refusal));
-                // Streams reset because of what the client sent cost as much as those it resets itself.
-                if self.noticed.is_none() {
-                    self.noticed = self.reset(now);
+                emit(OutboundEvent::Refused(refusal));
+                // Streams reset because of what the client sent cost as much as streams that the client
+                // resets.
+                if self.pending_flood.is_none() {
+                    self.pending_flood = self.reset(now);
                 }
             }
             kind::GOAWAY => {
                 let why = match code(payload, 4) {
                     None | Some(0) => return,
-                    Some(ENHANCE_YOUR_CALM) => calm(payload.get(8..).unwrap_or_default()),
-                    Some(_) => Told::Protocol,
+                    Some(ENHANCE_YOUR_CALM) => calm_event(payload.get(8..).unwrap_or_default()),
+                    Some(_) => OutboundEvent::Protocol,
                 };
-                tell(why);
+                emit(why);
             }
             _ => {}
         }
@@ -317,7 +321,8 @@ const FRAME_SIZE_ERROR: u8 = 6;
 const REFUSED_STREAM: u8 = 7;
 const ENHANCE_YOUR_CALM: u8 = 11;
 
-/// The error code at an offset of a payload, where it is there in one piece; all that are defined fit a byte.
+/// The error code at an offset of a payload, where its four bytes are in one piece; all defined codes fit one
+/// byte.
 fn code(payload: &[u8], at: usize) -> Option<u8> {
     match payload.get(at..at + 4)? {
         [0, 0, 0, code] => Some(*code),
@@ -325,24 +330,24 @@ fn code(payload: &[u8], at: usize) -> Option<u8> {
     }
 }
 
-/// What the `h2` crate calls the reason, in the GOAWAY's debug data.
-fn calm(debug: &[u8]) -> Told {
+/// The event of a GOAWAY of ENHANCE_YOUR_CALM, by the `h2` crate's debug data.
+fn calm_event(debug: &[u8]) -> OutboundEvent {
     match debug {
-        b"too_many_resets" | b"too_many_internal_resets" => Told::Flood(Flood::Resets),
-        b"too_many_continuations" => Told::Flood(Flood::Continuation),
-        b"too_many_data_frames" => Told::Flood(Flood::Empty),
-        b"header_list_way_too_large" => Told::HeaderBomb,
-        _ => Told::Protocol,
+        b"too_many_resets" | b"too_many_internal_resets" => OutboundEvent::Flood(Flood::Resets),
+        b"too_many_continuations" => OutboundEvent::Flood(Flood::Continuation),
+        b"too_many_data_frames" => OutboundEvent::Flood(Flood::Empty),
+        b"header_list_way_too_large" => OutboundEvent::HeaderBomb,
+        _ => OutboundEvent::Protocol,
     }
 }
 
-/// The size of a token bucket; `None` is no limit, and the bucket is not asked.
+/// The size of a token bucket; without a limit the bucket is never asked.
 fn tokens(limit: Option<u32>) -> u64 {
     u64::from(limit.unwrap_or(u32::MAX))
 }
 
-fn has_content(data: FrameHead) -> bool {
-    data.len > if data.has(PADDED) { PADDING } else { 0 }
+fn has_content(data: FrameHeader) -> bool {
+    data.len > if data.has(PADDED) { MAX_PADDING } else { 0 }
 }
 
 #[cfg(test)]

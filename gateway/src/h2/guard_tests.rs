@@ -18,36 +18,36 @@ fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
     out
 }
 
-struct Bench {
+struct GuardFixture {
     guard: FrameGuard,
     now: Instant,
-    told: Vec<Told>,
+    events: Vec<OutboundEvent>,
 }
 
 /// A connection whose preface and SETTINGS have come.
-fn bench(limits: FrameLimits) -> Bench {
+fn fixture(limits: FrameLimits) -> GuardFixture {
     let now = Instant::now();
     let mut guard = FrameGuard::new(limits, now);
     guard
         .received(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", || now)
         .unwrap();
     guard.received(&frame(kind::SETTINGS, 0, 0, b""), || now).unwrap();
-    Bench {
+    GuardFixture {
         guard,
         now,
-        told: Vec::new(),
+        events: Vec::new(),
     }
 }
 
-impl Bench {
+impl GuardFixture {
     fn get(&mut self, bytes: &[u8]) -> Result<(), Flood> {
         let now = self.now;
         self.guard.received(bytes, || now)
     }
 
     fn send(&mut self, bytes: &[u8]) {
-        let (now, told) = (self.now, &mut self.told);
-        self.guard.sent(bytes, || now, |t| told.push(t));
+        let (now, events) = (self.now, &mut self.events);
+        self.guard.sent(bytes, || now, |t| events.push(t));
     }
 
     /// How many of these pass before one is too many.
@@ -80,11 +80,11 @@ fn frames_without_work_are_bounded_each_by_its_name() {
             Flood::Empty,
         ),
     ] {
-        let mut bench = bench(LIMITS);
+        let mut fixture = fixture(LIMITS);
         // The first SETTINGS took one.
-        assert_eq!(bench.until(&bytes), (49, Some(flood)), "{what}");
-        bench.now += Duration::from_secs(1);
-        assert_eq!(bench.until(&bytes), (5, Some(flood)), "{what}: in a second");
+        assert_eq!(fixture.until(&bytes), (49, Some(flood)), "{what}");
+        fixture.now += Duration::from_secs(1);
+        assert_eq!(fixture.until(&bytes), (5, Some(flood)), "{what}: in a second");
     }
 }
 
@@ -97,21 +97,21 @@ fn work_pays_for_the_frames_around_it() {
         ("a padded upload", frame(kind::DATA, PADDED, 1, &[5; 257]), true),
         ("a download", frame(kind::DATA, 0, 1, b"some"), false),
     ] {
-        let mut bench = bench(LIMITS);
+        let mut fixture = fixture(LIMITS);
         for _ in 0..10_000 {
             if inbound {
-                bench.get(&work).unwrap();
+                fixture.get(&work).unwrap();
             } else {
-                bench.send(&work);
+                fixture.send(&work);
             }
             for bytes in [&ping, &window, &window] {
-                assert_eq!(bench.get(bytes), Ok(()), "{what}");
+                assert_eq!(fixture.get(bytes), Ok(()), "{what}");
             }
         }
     }
-    let mut bench = bench(LIMITS);
+    let mut fixture = fixture(LIMITS);
     for stream in 0..10_000 {
-        bench
+        fixture
             .get(&frame(
                 kind::HEADERS,
                 END_HEADERS | END_STREAM,
@@ -119,8 +119,8 @@ fn work_pays_for_the_frames_around_it() {
                 b"x",
             ))
             .unwrap();
-        bench.get(&window).unwrap();
-        bench
+        fixture.get(&window).unwrap();
+        fixture
             .get(&frame(kind::PRIORITY, 0, stream * 2 + 1, &[0; 5]))
             .unwrap();
     }
@@ -129,53 +129,56 @@ fn work_pays_for_the_frames_around_it() {
 #[test]
 fn resets_are_bounded_and_answers_pay_for_them() {
     let reset = frame(kind::RST_STREAM, 0, 1, &[0, 0, 0, 8]);
-    let mut bench = bench(LIMITS);
-    assert_eq!(bench.until(&reset), (20, Some(Flood::Resets)));
+    let mut fixture = fixture(LIMITS);
+    assert_eq!(fixture.until(&reset), (20, Some(Flood::Resets)));
     for end in [
         frame(kind::DATA, END_STREAM, 1, b""),
         frame(kind::HEADERS, END_STREAM | END_HEADERS, 3, b"x"),
     ] {
-        bench.send(&end);
-        assert_eq!(bench.until(&reset), (1, Some(Flood::Resets)));
+        fixture.send(&end);
+        assert_eq!(fixture.until(&reset), (1, Some(Flood::Resets)));
     }
-    bench.now += Duration::from_secs(60);
-    assert_eq!(bench.until(&reset), (20, Some(Flood::Resets)));
+    fixture.now += Duration::from_secs(60);
+    assert_eq!(fixture.until(&reset), (20, Some(Flood::Resets)));
 }
 
 #[test]
 fn resets_that_the_client_provokes_count_as_its_own() {
-    let mut bench = bench(LIMITS);
+    let mut fixture = fixture(LIMITS);
     for n in 0..21 {
-        assert_eq!(bench.get(&frame(kind::DATA, 0, 1, b"x")), Ok(()), "{n}");
-        bench.send(&frame(kind::RST_STREAM, 0, 1, &[0, 0, 0, PROTOCOL_ERROR]));
+        assert_eq!(fixture.get(&frame(kind::DATA, 0, 1, b"x")), Ok(()), "{n}");
+        fixture.send(&frame(kind::RST_STREAM, 0, 1, &[0, 0, 0, PROTOCOL_ERROR]));
         // The gateway's own, which nobody but the gateway is to blame for.
-        bench.send(&frame(kind::RST_STREAM, 0, 3, &[0, 0, 0, 2]));
+        fixture.send(&frame(kind::RST_STREAM, 0, 3, &[0, 0, 0, 2]));
     }
-    assert_eq!(bench.get(b""), Err(Flood::Resets));
-    assert_eq!(bench.told, vec![Told::Refused(Refusal::Protocol); 21]);
+    assert_eq!(fixture.get(b""), Err(Flood::Resets));
+    assert_eq!(
+        fixture.events,
+        vec![OutboundEvent::Refused(StreamRefusal::Protocol); 21]
+    );
 }
 
 #[test]
 fn a_head_in_many_pieces_is_bounded_and_awaited() {
-    let mut bench = bench(LIMITS);
-    assert!(!bench.guard.awaits_head());
+    let mut fixture = fixture(LIMITS);
+    assert!(!fixture.guard.awaits_head());
     let begin = frame(kind::HEADERS, 0, 1, b"x");
     let more = frame(kind::CONTINUATION, 0, 1, b"x");
     for n in 0..3 {
-        let before = bench.guard.heads();
-        bench.get(&begin).unwrap();
+        let before = fixture.guard.heads();
+        fixture.get(&begin).unwrap();
         for _ in 0..5 {
-            bench.get(&more).unwrap();
+            fixture.get(&more).unwrap();
         }
-        assert!(bench.guard.awaits_head(), "{n}");
-        assert_eq!(bench.guard.heads(), before + 1);
-        bench
+        assert!(fixture.guard.awaits_head(), "{n}");
+        assert_eq!(fixture.guard.heads(), before + 1);
+        fixture
             .get(&frame(kind::CONTINUATION, END_HEADERS, 1, b"x"))
             .unwrap();
-        assert!(!bench.guard.awaits_head(), "{n}");
+        assert!(!fixture.guard.awaits_head(), "{n}");
     }
-    bench.get(&begin).unwrap();
-    assert_eq!(bench.until(&more), (5, Some(Flood::Continuation)));
+    fixture.get(&begin).unwrap();
+    assert_eq!(fixture.until(&more), (5, Some(Flood::Continuation)));
 }
 
 #[test]
@@ -209,7 +212,7 @@ fn what_the_layer_decides_is_read_off_its_frames() {
         payload.extend_from_slice(debug);
         frame(kind::GOAWAY, 0, 0, &payload)
     };
-    let mut bench = bench(LIMITS);
+    let mut fixture = fixture(LIMITS);
     for bytes in [
         goaway(0, b""),
         goaway(1, b""),
@@ -219,40 +222,40 @@ fn what_the_layer_decides_is_read_off_its_frames() {
         frame(kind::RST_STREAM, 0, 9, &[0, 0, 0, REFUSED_STREAM]),
         frame(kind::RST_STREAM, 0, 9, &[0, 0, 0, 8]),
     ] {
-        bench.send(&bytes);
+        fixture.send(&bytes);
     }
     let expected = [
-        Told::Protocol,
-        Told::Flood(Flood::Resets),
-        Told::HeaderBomb,
-        Told::Protocol,
-        Told::Refused(Refusal::StreamLimit),
+        OutboundEvent::Protocol,
+        OutboundEvent::Flood(Flood::Resets),
+        OutboundEvent::HeaderBomb,
+        OutboundEvent::Protocol,
+        OutboundEvent::Refused(StreamRefusal::StreamLimit),
     ];
-    assert_eq!(bench.told, expected);
+    assert_eq!(fixture.events, expected);
 }
 
 #[test]
 fn a_goaway_never_lands_in_the_middle_of_a_frame() {
-    let mut bench = bench(LIMITS);
-    bench.get(&frame(kind::HEADERS, END_HEADERS, 7, b"x")).unwrap();
+    let mut fixture = fixture(LIMITS);
+    fixture.get(&frame(kind::HEADERS, END_HEADERS, 7, b"x")).unwrap();
     let data = frame(kind::DATA, 0, 7, b"some");
     let (first, last) = data.split_at(5);
-    bench.send(first);
-    assert_eq!(bench.guard.goaway(), None);
-    bench.send(last);
-    let frame = bench.guard.goaway().unwrap();
+    fixture.send(first);
+    assert_eq!(fixture.guard.goaway(), None);
+    fixture.send(last);
+    let frame = fixture.guard.goaway().unwrap();
     assert_eq!(frame, [0, 0, 8, 7, 0, 0, 0, 0, 0, 0, 0, 0, 7, 0, 0, 0, 11]);
 }
 
 #[test]
 fn without_limits_nothing_is_too_much_but_an_endless_head() {
-    let mut bench = bench(FrameLimits {
+    let mut fixture = fixture(FrameLimits {
         max_control_frames: None,
         max_stream_resets: None,
         ..LIMITS
     });
-    assert_eq!(bench.until(&frame(kind::PING, 0, 0, &[0; 8])).1, None);
-    assert_eq!(bench.until(&frame(kind::RST_STREAM, 0, 1, &[0; 4])).1, None);
+    assert_eq!(fixture.until(&frame(kind::PING, 0, 0, &[0; 8])).1, None);
+    assert_eq!(fixture.until(&frame(kind::RST_STREAM, 0, 1, &[0; 4])).1, None);
 }
 
 proptest! {

@@ -1,14 +1,14 @@
-//! Chunk framing taken off a body (RFC 9112, 7.1).
+//! Decoder of chunk framing (RFC 9112, 7.1).
 
 use thiserror::Error;
 
 use super::limits::ChunkLimits;
-use super::syntax::{Fields, is_token_byte, is_value_byte};
+use super::syntax::{FieldLines, is_token_byte, is_value_byte};
 
-/// Hexadecimal digits of a chunk's size: as many as 64 bits have.
+/// Hexadecimal digits of a chunk's size: as many as 64 bits take.
 const MAX_SIZE_DIGITS: u8 = 16;
 
-/// What is wrong with chunk framing.
+/// Faults of chunk framing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
 pub enum ChunkFault {
     /// A chunk size that does not begin with a hexadecimal digit, or goes on with this byte.
@@ -26,7 +26,7 @@ pub enum ChunkFault {
     /// A chunk or its size line does not end with CRLF.
     #[error("a chunk does not end with CRLF")]
     MissingCrlf,
-    /// A byte that a trailer cannot have where it stands.
+    /// A byte that is not allowed at its place in a trailer.
     #[error("a trailer has the byte {0:#04x}")]
     BadTrailer(u8),
     /// More trailers than the limit, in bytes or fields.
@@ -35,7 +35,7 @@ pub enum ChunkFault {
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum State {
+enum ChunkState {
     Size { digits: u8, value: u64 },
     Extension { value: u64 },
     SizeLf { value: u64 },
@@ -50,34 +50,34 @@ enum State {
     Complete,
 }
 
-/// What the next raw bytes of a chunked body are.
+/// The next raw bytes of a chunked body: framing, then payload.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Piece {
-    /// Bytes of framing, to be thrown away.
+pub struct ChunkRun {
+    /// Bytes of framing, to be dropped.
     pub skip: usize,
     /// Bytes of payload behind them.
     pub data: usize,
 }
 
-/// Follows chunk framing through raw bytes in whatever pieces they come. Holds no byte of them but,
-/// where asked to, the trailers.
+/// An incremental decoder of chunk framing, over raw bytes in any pieces. Holds no byte except, where they
+/// are kept, the trailers.
 #[derive(Debug, Clone)]
 pub struct ChunkDecoder {
-    state: State,
+    state: ChunkState,
     limits: ChunkLimits,
     payload: u64,
     extension_bytes: usize,
     trailer_bytes: usize,
     trailers: usize,
-    /// The trailer section's lines; `None` where they are not kept.
+    /// The lines of the trailer section; `None` where trailers are not kept.
     section: Option<Vec<u8>>,
 }
 
 impl ChunkDecoder {
-    /// At the beginning of a body whose trailers are checked and dropped.
+    /// A decoder for a body whose trailers are checked and dropped.
     pub fn new(limits: ChunkLimits) -> Self {
         Self {
-            state: State::Size { digits: 0, value: 0 },
+            state: ChunkState::Size { digits: 0, value: 0 },
             limits,
             payload: 0,
             extension_bytes: 0,
@@ -87,7 +87,7 @@ impl ChunkDecoder {
         }
     }
 
-    /// At the beginning of a body whose trailers are kept for [`trailers`](Self::trailers).
+    /// A decoder for a body whose trailers are kept for [`trailers`](Self::trailers).
     pub fn keeping_trailers(limits: ChunkLimits) -> Self {
         Self {
             section: Some(Vec::new()),
@@ -95,57 +95,56 @@ impl ChunkDecoder {
         }
     }
 
-    /// Whether the body is over, trailers included.
+    /// Whether the body is complete, trailers included.
     pub fn complete(&self) -> bool {
-        self.state == State::Complete
+        self.state == ChunkState::Complete
     }
 
-    /// The body's bytes so far, without framing.
+    /// Payload bytes so far.
     pub fn payload(&self) -> u64 {
         self.payload
     }
 
-    /// The fields of the trailer section once the body is [`complete`](Self::complete), names as they
-    /// were sent; none before, and none where they are not kept. What they mean is not judged: fields
-    /// of framing or routing may be among them (RFC 9110, 6.5.1).
-    pub fn trailers(&self) -> Fields<'_> {
+    /// The fields of the trailer section once the body is [`complete`](Self::complete), names as they were
+    /// sent; none before, and none where they are not kept. Their meaning is not checked: fields of framing
+    /// or routing may be among them (RFC 9110, 6.5.1).
+    pub fn trailers(&self) -> FieldLines<'_> {
         match &self.section {
-            Some(lines) if self.complete() => Fields::over(lines),
-            _ => Fields::default(),
+            Some(lines) if self.complete() => FieldLines::over(lines),
+            _ => FieldLines::default(),
         }
     }
 
-    /// Takes the next raw bytes up to the end of the first run of payload; call again with the rest.
-    /// Of bytes that do not belong to the body any more, none is taken: both numbers are 0 then, and
-    /// the body is [`complete`](Self::complete).
+    /// Decodes raw bytes up to the end of the first run of payload; call again with the rest. Bytes behind
+    /// the body are not consumed: both numbers are 0 then, and the body is [`complete`](Self::complete).
     ///
     /// # Errors
     /// [`ChunkFault`]; the decoder is of no use afterwards.
     #[inline]
-    pub fn decode(&mut self, data: &[u8]) -> Result<Piece, ChunkFault> {
+    pub fn decode(&mut self, data: &[u8]) -> Result<ChunkRun, ChunkFault> {
         let mut skip = 0;
         while let Some(&byte) = data.get(skip) {
             match self.state {
-                State::Data { left } => {
+                ChunkState::Data { left } => {
                     let here = data.len() - skip;
                     let here = usize::try_from(left).map_or(here, |left| left.min(here));
                     self.payload = self.payload.saturating_add(here as u64);
                     self.state = match left - here as u64 {
-                        0 => State::DataCr,
-                        left => State::Data { left },
+                        0 => ChunkState::DataCr,
+                        left => ChunkState::Data { left },
                     };
-                    return Ok(Piece { skip, data: here });
+                    return Ok(ChunkRun { skip, data: here });
                 }
-                State::Complete => break,
+                ChunkState::Complete => break,
                 _ => self.state = self.step(byte)?,
             }
             skip += 1;
         }
-        Ok(Piece { skip, data: 0 })
+        Ok(ChunkRun { skip, data: 0 })
     }
 
-    /// Takes the next raw bytes; says how many of them belong to the body. Fewer than given only
-    /// when the body is over: the rest is the next message's.
+    /// Decodes raw bytes and returns how many of them belong to the body. Fewer than given only when the body
+    /// is complete: the rest is the next message's.
     ///
     /// # Errors
     /// [`ChunkFault`]; the decoder is of no use afterwards.
@@ -158,10 +157,10 @@ impl ChunkDecoder {
         Ok(at)
     }
 
-    fn step(&mut self, byte: u8) -> Result<State, ChunkFault> {
+    fn step(&mut self, byte: u8) -> Result<ChunkState, ChunkFault> {
         if matches!(
             self.state,
-            State::TrailerStart | State::TrailerName | State::TrailerValue
+            ChunkState::TrailerStart | ChunkState::TrailerName | ChunkState::TrailerValue
         ) {
             self.trailer_bytes += 1;
             if self.trailer_bytes > self.limits.max_trailer_bytes {
@@ -170,61 +169,65 @@ impl ChunkDecoder {
         }
         let state = self.next_state(byte)?;
         if let Some(section) = &mut self.section
-            && (matches!(state, State::TrailerName | State::TrailerValue | State::TrailerLf)
-                || self.state == State::TrailerLf)
+            && (matches!(
+                state,
+                ChunkState::TrailerName | ChunkState::TrailerValue | ChunkState::TrailerLf
+            ) || self.state == ChunkState::TrailerLf)
         {
             section.push(byte);
         }
         Ok(state)
     }
 
-    fn next_state(&mut self, byte: u8) -> Result<State, ChunkFault> {
+    fn next_state(&mut self, byte: u8) -> Result<ChunkState, ChunkFault> {
         match (self.state, byte) {
-            (State::Size { digits, value }, byte) => match char::from(byte).to_digit(16) {
+            (ChunkState::Size { digits, value }, byte) => match char::from(byte).to_digit(16) {
                 Some(_) if digits == MAX_SIZE_DIGITS => Err(ChunkFault::SizeTooLong),
-                Some(digit) => Ok(State::Size {
+                Some(digit) => Ok(ChunkState::Size {
                     digits: digits + 1,
                     value: value << 4 | u64::from(digit),
                 }),
                 None if digits == 0 => Err(ChunkFault::BadSize(byte)),
                 None if byte == b';' => self.extension(value),
-                None if byte == b'\r' => Ok(State::SizeLf { value }),
-                // Whitespace before the extension is tolerated by some and refused by others.
+                None if byte == b'\r' => Ok(ChunkState::SizeLf { value }),
+                // Whitespace before the extension is rejected: some parsers tolerate it and some do not.
                 None => Err(ChunkFault::BadSize(byte)),
             },
-            (State::Extension { value }, b'\r') => Ok(State::SizeLf { value }),
-            (State::Extension { value }, b'\t' | 0x20..=0x7e | 0x80..) => self.extension(value),
-            (State::Extension { .. }, byte) => Err(ChunkFault::BadExtension(byte)),
-            (State::SizeLf { value: 0 }, b'\n') => Ok(State::TrailerStart),
-            (State::SizeLf { value }, b'\n') => Ok(State::Data { left: value }),
-            (State::DataCr, b'\r') => Ok(State::DataLf),
-            (State::DataLf, b'\n') => Ok(State::Size { digits: 0, value: 0 }),
-            (State::SizeLf { .. } | State::DataCr | State::DataLf, _) => Err(ChunkFault::MissingCrlf),
-            (State::TrailerStart, b'\r') => Ok(State::EndLf),
-            (State::TrailerStart, byte) if is_token_byte(byte) => {
+            (ChunkState::Extension { value }, b'\r') => Ok(ChunkState::SizeLf { value }),
+            (ChunkState::Extension { value }, b'\t' | 0x20..=0x7e | 0x80..) => self.extension(value),
+            (ChunkState::Extension { .. }, byte) => Err(ChunkFault::BadExtension(byte)),
+            (ChunkState::SizeLf { value: 0 }, b'\n') => Ok(ChunkState::TrailerStart),
+            (ChunkState::SizeLf { value }, b'\n') => Ok(ChunkState::Data { left: value }),
+            (ChunkState::DataCr, b'\r') => Ok(ChunkState::DataLf),
+            (ChunkState::DataLf, b'\n') => Ok(ChunkState::Size { digits: 0, value: 0 }),
+            (ChunkState::SizeLf { .. } | ChunkState::DataCr | ChunkState::DataLf, _) => {
+                Err(ChunkFault::MissingCrlf)
+            }
+            (ChunkState::TrailerStart, b'\r') => Ok(ChunkState::EndLf),
+            (ChunkState::TrailerStart, byte) if is_token_byte(byte) => {
                 self.trailers += 1;
                 if self.trailers > self.limits.max_trailers {
                     return Err(ChunkFault::TrailersTooLarge);
                 }
-                Ok(State::TrailerName)
+                Ok(ChunkState::TrailerName)
             }
-            (State::TrailerName, b':') => Ok(State::TrailerValue),
-            (State::TrailerName, byte) if is_token_byte(byte) => Ok(State::TrailerName),
-            (State::TrailerValue, b'\r') => Ok(State::TrailerLf),
-            (State::TrailerValue, byte) if is_value_byte(byte) => Ok(State::TrailerValue),
-            (State::TrailerLf, b'\n') => Ok(State::TrailerStart),
-            (State::EndLf, b'\n') => Ok(State::Complete),
-            // Data and Complete never come here: `decode` handles both.
+            (ChunkState::TrailerName, b':') => Ok(ChunkState::TrailerValue),
+            (ChunkState::TrailerName, byte) if is_token_byte(byte) => Ok(ChunkState::TrailerName),
+            (ChunkState::TrailerValue, b'\r') => Ok(ChunkState::TrailerLf),
+            (ChunkState::TrailerValue, byte) if is_value_byte(byte) => Ok(ChunkState::TrailerValue),
+            (ChunkState::TrailerLf, b'\n') => Ok(ChunkState::TrailerStart),
+            (ChunkState::EndLf, b'\n') => Ok(ChunkState::Complete),
+            // Data and Complete cannot occur here: `decode` handles both.
             (_, byte) => Err(ChunkFault::BadTrailer(byte)),
         }
     }
 
-    fn extension(&mut self, value: u64) -> Result<State, ChunkFault> {
+    fn extension(&mut self, value: u64) -> Result<ChunkState, ChunkFault> {
         self.extension_bytes += 1;
         if self.extension_bytes > self.limits.max_extension_bytes {
             return Err(ChunkFault::ExtensionsTooLong);
         }
-        Ok(State::Extension { value })
+        Ok(ChunkState::Extension { value })
     }
 }
 

@@ -100,12 +100,12 @@ fn takes_the_largest_size_without_overflow() {
 fn payload_comes_out_in_runs() {
     let body = b"5\r\nhello\r\n3;x\r\nabc\r\n0\r\n\r\nnext";
     let mut decoder = ChunkDecoder::new(LIMITS);
-    assert_eq!(decoder.decode(&body[..5]), Ok(Piece { skip: 3, data: 2 }));
-    assert_eq!(decoder.decode(&body[5..]), Ok(Piece { skip: 0, data: 3 }));
-    assert_eq!(decoder.decode(&body[8..]), Ok(Piece { skip: 7, data: 3 }));
-    assert_eq!(decoder.decode(&body[18..]), Ok(Piece { skip: 7, data: 0 }));
+    assert_eq!(decoder.decode(&body[..5]), Ok(ChunkRun { skip: 3, data: 2 }));
+    assert_eq!(decoder.decode(&body[5..]), Ok(ChunkRun { skip: 0, data: 3 }));
+    assert_eq!(decoder.decode(&body[8..]), Ok(ChunkRun { skip: 7, data: 3 }));
+    assert_eq!(decoder.decode(&body[18..]), Ok(ChunkRun { skip: 7, data: 0 }));
     assert!(decoder.complete());
-    assert_eq!(decoder.decode(b"next"), Ok(Piece::default()));
+    assert_eq!(decoder.decode(b"next"), Ok(ChunkRun::default()));
     assert_eq!(decoder.payload(), 8);
 }
 

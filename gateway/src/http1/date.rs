@@ -1,4 +1,4 @@
-//! The Date field's value, written once a second.
+//! The Date field's value, rendered once a second.
 
 const DAYS: [&[u8; 3]; 7] = [b"Thu", b"Fri", b"Sat", b"Sun", b"Mon", b"Tue", b"Wed"];
 
@@ -8,10 +8,10 @@ const MONTHS: [&[u8; 3]; 12] = [
 
 const DAY: u64 = 24 * 60 * 60;
 
-/// The last second that a year of four digits has.
+/// The last second of the year 9999.
 const LAST: u64 = 253_402_300_799;
 
-/// An IMF-fixdate (RFC 9110, 5.6.7) that is kept as long as its second lasts.
+/// A cached IMF-fixdate (RFC 9110, 5.6.7), rendered again when its second is over.
 #[derive(Debug, Clone)]
 pub struct HttpDate {
     second: u64,
@@ -25,7 +25,7 @@ impl Default for HttpDate {
 }
 
 impl HttpDate {
-    /// At the beginning of 1970.
+    /// A cache of the first second of 1970.
     pub fn new() -> Self {
         Self {
             second: 0,
@@ -33,7 +33,7 @@ impl HttpDate {
         }
     }
 
-    /// The date of a time in seconds since 1970, of which no year after 9999 is told.
+    /// The date of a time in seconds since 1970; times after the year 9999 give its last second.
     #[inline]
     pub fn at(&mut self, unix_seconds: u64) -> &[u8; 29] {
         if self.second != unix_seconds {
@@ -60,7 +60,7 @@ fn render(unix_seconds: u64) -> [u8; 29] {
     text
 }
 
-/// Two digits of a number below 100.
+/// Writes a number below 100 in two digits.
 fn two(text: &mut [u8], number: u64) {
     text[0] = b'0' + (number / 10 % 10) as u8;
     text[1] = b'0' + (number % 10) as u8;

@@ -1,18 +1,18 @@
-//! Writing heads and chunks: everything is appended to a buffer.
+//! Encoder of heads and chunks: everything is appended to a buffer.
 //!
-//! What is passed was judged, or is ours: nothing is checked here but, in debug builds, that no line
-//! end is smuggled in.
+//! The input was validated, or is the gateway's own: nothing is checked here except, in debug builds, that no
+//! line end is smuggled in.
 
 use http::StatusCode;
 
 use super::head::Version;
 
-/// Begins a request: its line. The version is always 1.1, which is what this codec speaks (RFC 9110, 2.5).
+/// Writes a request line. The version is always 1.1, which is the version of this codec (RFC 9110, 2.5).
 pub fn request_line(out: &mut Vec<u8>, method: &str, target: &str) {
     request_line_of(out, method, &[target]);
 }
 
-/// Begins a request whose target is in parts, such as path, `?` and query.
+/// Writes a request line whose target is in parts, such as path, `?` and query.
 pub fn request_line_of(out: &mut Vec<u8>, method: &str, target: &[&str]) {
     debug_assert!(is_line(method.as_bytes()) && target.iter().all(|part| is_line(part.as_bytes())));
     let len: usize = target.iter().map(|part| part.len()).sum();
@@ -25,8 +25,8 @@ pub fn request_line_of(out: &mut Vec<u8>, method: &str, target: &[&str]) {
     out.extend_from_slice(b" HTTP/1.1\r\n");
 }
 
-/// Begins a response: its line. Without a phrase, the status's own is written, and none for a status
-/// that has none; the space before it is always there (RFC 9112, 4).
+/// Writes a status line. Without a phrase, the status's standard phrase is written, or none for an unknown
+/// status; the space before it is always there (RFC 9112, 4).
 pub fn status_line(out: &mut Vec<u8>, version: Version, status: u16, phrase: Option<&[u8]>) {
     debug_assert!((100..=999).contains(&status) && phrase.is_none_or(is_line));
     if (version, status, phrase) == (Version::Http11, 200, None) {
@@ -75,8 +75,8 @@ pub fn end_of_head(out: &mut Vec<u8>) {
     out.extend_from_slice(b"\r\n");
 }
 
-/// Begins a chunk of `len` bytes. The bytes and [`CHUNK_END`] follow. `len` must not be 0, which
-/// would end the body.
+/// Writes the size line of a chunk of `len` bytes; the bytes and [`CHUNK_END`] follow. `len` must not be 0,
+/// which would end the body.
 pub fn chunk_size(out: &mut Vec<u8>, len: usize) {
     debug_assert!(len > 0);
     const DIGITS: &[u8; 16] = b"0123456789abcdef";
@@ -95,13 +95,13 @@ pub fn chunk_size(out: &mut Vec<u8>, len: usize) {
     out.extend_from_slice(b"\r\n");
 }
 
-/// What ends a chunk.
+/// The line end behind a chunk's bytes.
 pub const CHUNK_END: &[u8] = b"\r\n";
 
-/// Ends a chunked body without trailers.
+/// The last chunk of a body without trailers.
 pub const LAST_CHUNK: &[u8] = b"0\r\n\r\n";
 
-/// Ends a chunked body, with trailers.
+/// Writes the last chunk and trailers.
 pub fn last_chunk<'t>(out: &mut Vec<u8>, trailers: impl IntoIterator<Item = (&'t [u8], &'t [u8])>) {
     out.extend_from_slice(b"0\r\n");
     for (name, value) in trailers {
@@ -110,14 +110,14 @@ pub fn last_chunk<'t>(out: &mut Vec<u8>, trailers: impl IntoIterator<Item = (&'t
     out.extend_from_slice(b"\r\n");
 }
 
-/// Writes a number.
+/// Writes a number in decimal digits.
 pub fn decimal(out: &mut Vec<u8>, number: u64) {
     let mut text = [0; 20];
     let mut at = text.len();
     let mut left = number;
     loop {
         at -= 1;
-        // A digit.
+        // At most 9, so the cast loses nothing.
         text[at] = b'0' + (left % 10) as u8;
         left /= 10;
         if left == 0 {

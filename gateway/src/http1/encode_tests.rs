@@ -1,7 +1,7 @@
 use proptest::prelude::*;
 
 use super::super::{
-    ChunkDecoder, ChunkLimits, Framing, HeadLimits, RequestHead, ResponseFraming, ResponseHead,
+    ChunkDecoder, ChunkLimits, HeadLimits, RequestFraming, RequestHead, ResponseFraming, ResponseHead,
     ResponseLimits, ResponseTo, judge, judge_response,
 };
 use super::*;
@@ -105,7 +105,7 @@ proptest! {
         end_of_head(&mut out);
         let info = judge(&out, &HEAD).unwrap();
         prop_assert_eq!(info.len, out.len());
-        prop_assert_eq!(info.framing, length.map_or(Framing::Chunked, Framing::Length));
+        prop_assert_eq!(info.framing, length.map_or(RequestFraming::Chunked, RequestFraming::Length));
         let head = RequestHead::new(&out, &info);
         prop_assert_eq!((head.method(), head.path(), head.query()), (&*method, &*path, query.as_deref()));
         let read: Vec<_> = head.fields().filter(|(name, _)| name[0].eq_ignore_ascii_case(&b'x')).collect();

@@ -1,9 +1,9 @@
-//! What is wrong with a head, in words for a person.
+//! Faults of heads, with messages for people.
 
 use sluice_model::NameError;
 use thiserror::Error;
 
-/// Why a line of a head is refused, a request's or a response's.
+/// Why a line of a request or response head is rejected.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
 pub enum FieldFault {
     /// The head does not end with an empty line.
@@ -35,7 +35,7 @@ pub enum FieldFault {
     BadValueByte(u8),
 }
 
-/// Why a request head is refused. The text says what exactly is wrong and goes into the answer.
+/// Why a request head is rejected. The message says what is wrong and goes into the response.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
 pub enum HeadFault {
     /// A line or field is malformed.
@@ -59,13 +59,13 @@ pub enum HeadFault {
         /// The limit.
         limit: usize,
     },
-    /// More empty lines before the request line than anybody sends by accident.
+    /// More empty lines before the request line than clients send by accident.
     #[error("too many empty lines before the request line")]
     EmptyLines,
     /// The method is empty or has a byte that no token has.
     #[error("the method is not a token")]
     BadMethod,
-    /// A tunnel is asked for; answered 405.
+    /// CONNECT, a request for a tunnel; rejected with 405.
     #[error("CONNECT is not served")]
     ConnectRefused,
     /// A request line without a version.
@@ -80,7 +80,7 @@ pub enum HeadFault {
     /// The request line's last word is no HTTP version.
     #[error("the request line does not end with an HTTP version")]
     BadVersion,
-    /// A byte that no target may have: space, control, non-ASCII, or a bare `<` and its like.
+    /// A byte that is not allowed in a target: space, control, non-ASCII, or a bare `<` and its like.
     #[error("the request target has the byte {0:#04x}")]
     BadTargetByte(u8),
     /// A `#` in the target.
@@ -98,10 +98,10 @@ pub enum HeadFault {
     /// More than one Host field.
     #[error("two Host fields")]
     HostRepeated,
-    /// A Host field or authority that is no host.
+    /// A Host field or authority that is not a valid host.
     #[error("the host is not valid: {0}")]
     HostInvalid(#[source] NameError),
-    /// An absolute-form target of another host than Host's.
+    /// An absolute-form target whose host differs from the Host field.
     #[error("Host differs from the request target's authority")]
     HostMismatch,
     /// More than one Content-Length field, equal or not.
@@ -130,8 +130,8 @@ pub enum HeadFault {
     UnknownCoding,
 }
 
-/// Why a backend's response head is refused: nothing of it reaches the client, and the connection
-/// ends. The text is for the log and for the answer's detail.
+/// Why a backend's response head is rejected: nothing of it reaches the client, and the connection is closed.
+/// The message is for the log and the error detail.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
 pub enum ResponseFault {
     /// A line or field is malformed.
@@ -149,10 +149,10 @@ pub enum ResponseFault {
         /// The limit.
         limit: usize,
     },
-    /// What came first is no status line of HTTP/1.
+    /// The first line is not a status line of HTTP/1.
     #[error("the response does not begin with HTTP/1.1 or HTTP/1.0")]
     NotHttp1,
-    /// What follows the version is not a status of three digits from 100 on.
+    /// The status is not a number of three digits from 100 on.
     #[error("the status is not a number of three digits from 100 on")]
     BadStatus,
     /// A control byte in the reason phrase.
@@ -176,7 +176,7 @@ pub enum ResponseFault {
     /// A Transfer-Encoding other than `chunked`, once.
     #[error("Transfer-Encoding is not chunked alone")]
     NotChunkedAlone,
-    /// An interim response that announces a body: whether one follows cannot be told.
+    /// An interim response that announces a body: whether one follows is unknown.
     #[error("an interim response announces a body")]
     InterimWithBody,
 }

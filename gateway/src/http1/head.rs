@@ -1,8 +1,8 @@
-//! What a judged request head says.
+//! A parsed request head.
 
 use sluice_model::normalize_host;
 
-use super::syntax::{Fields, Options, Span};
+use super::syntax::{ConnectionOptions, FieldLines, Span};
 
 /// The HTTP version of a message.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord)]
@@ -16,8 +16,8 @@ pub enum Version {
 
 /// How a request's body ends.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub enum Framing {
-    /// There is none.
+pub enum RequestFraming {
+    /// No body.
     #[default]
     None,
     /// After this many bytes.
@@ -26,52 +26,52 @@ pub enum Framing {
     Chunked,
 }
 
-impl Framing {
+impl RequestFraming {
     /// Whether no body byte follows.
     pub fn is_empty(self) -> bool {
         matches!(self, Self::None | Self::Length(0))
     }
 }
 
-/// Another protocol that a request asks for.
+/// An upgrade to another protocol that a request offers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Upgrade {
-    /// Whether it is a WebSocket handshake: GET and `websocket` alone.
+    /// Whether the request is a WebSocket handshake: GET, and `websocket` alone.
     pub websocket: bool,
-    /// What the Upgrade field says: protocols, of which the first field's count.
+    /// The value of the Upgrade field, a list of protocols; of several fields the first one counts.
     pub token: Span,
 }
 
-/// What a request head says, as positions in its bytes. [`RequestHead`] reads them with the bytes.
+/// A parsed request head, as positions in its bytes. [`RequestHead`] joins it with the bytes.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct HeadInfo {
     /// The head's length, empty lines before it included.
     pub len: usize,
     /// How the body ends.
-    pub framing: Framing,
-    /// Its version.
+    pub framing: RequestFraming,
+    /// The HTTP version.
     pub version: Version,
-    /// Whether the client lets the connection serve another request.
+    /// Whether the client allows another request on the connection (keep-alive).
     pub keep_alive: bool,
-    /// Whether the client waits for 100 before it sends the body.
+    /// Whether the client waits for 100 Continue before it sends the body.
     pub expect_continue: bool,
-    /// Whether the target was a URL.
+    /// Whether the target was a URL (absolute-form).
     pub absolute_form: bool,
     /// Whether the content is gRPC's (not gRPC-Web's).
     pub grpc: bool,
-    /// Whether the client takes trailers: TE names them, and the version has them (RFC 9110, 6.5.1).
+    /// Whether the client accepts trailers: TE names them, and the version has them (RFC 9110, 6.5.1).
     pub te_trailers: bool,
-    /// Whether Connection names fields of its own, beside `close`, `keep-alive`, `upgrade` and `te`:
-    /// [`RequestHead::connection_options`] has them.
+    /// Whether Connection nominates other fields, besides `close`, `keep-alive`, `upgrade` and `te`:
+    /// [`RequestHead::connection_options`] lists them.
     pub nominates_others: bool,
-    /// Cookie fields; more than one are to be joined with `; ` for one that speaks HTTP/1.
+    /// The number of Cookie fields; several have to be joined with `; ` for a backend that speaks HTTP/1.
     pub cookie_fields: u32,
     /// The host as it was sent, its port included: the target's when that is a URL, else the Host
     /// field's. `None` only in HTTP/1.0.
     pub host: Option<Span>,
-    /// The protocol asked for: only if Connection nominates Upgrade and the version is 1.1. Where
-    /// [`framing`](Self::framing) says that a body follows, it is to be passed over, as RFC 9110, 7.8
-    /// allows: there is no saying which protocol the body's bytes belong to.
+    /// The offered upgrade, only if Connection nominates Upgrade and the version is 1.1. Where
+    /// [`framing`](Self::framing) has a body, the offer has to be ignored, as RFC 9110, 7.8 allows: it would
+    /// be unknown which protocol the body's bytes belong to.
     pub upgrade: Option<Upgrade>,
     /// The first User-Agent.
     pub user_agent: Option<Span>,
@@ -83,30 +83,30 @@ pub struct HeadInfo {
     pub x_request_id: Option<Span>,
     pub(super) method_at: u32,
     pub(super) target_at: u32,
-    /// Where the path begins: after the authority when the target is a URL. Empty when a URL has none.
+    /// Start of the path: after the authority when the target is a URL. Empty when a URL has no path.
     pub(super) path_at: u32,
-    /// Where it ends: at the `?`, or where the target ends.
+    /// End of the path: at the `?`, or at the target's end.
     pub(super) path_end: u32,
     pub(super) target_end: u32,
     pub(super) fields_at: u32,
     /// Whether there was a Host field.
     pub(super) host_field: bool,
-    /// How many bytes of `host` are its normal form; 0 when it must be normalised.
+    /// The length of the prefix of `host` that is its normal form; 0 when `host` has to be normalised.
     pub(super) plain_host: u8,
 }
 
-/// A judged request head with its bytes.
+/// A validated request head with its bytes.
 #[derive(Debug, Clone, Copy)]
 pub struct RequestHead<'b> {
-    /// The bytes that were judged, from their beginning.
+    /// The validated bytes, from the head's beginning.
     pub bytes: &'b [u8],
-    /// What they say.
+    /// The parsed head.
     pub info: &'b HeadInfo,
 }
 
 impl<'b> RequestHead<'b> {
-    /// Both together. `info` must have come from these bytes; from others, nothing is promised but the
-    /// absence of panics.
+    /// Joins a parsed head with its bytes. `info` must be the result for these bytes; for others, only the
+    /// absence of panics is guaranteed.
     pub fn new(bytes: &'b [u8], info: &'b HeadInfo) -> Self {
         Self { bytes, info }
     }
@@ -121,7 +121,7 @@ impl<'b> RequestHead<'b> {
         self.text(self.info.target_at, self.info.target_end)
     }
 
-    /// The path without the query: `*` for OPTIONS of the whole server, else it begins with `/`.
+    /// The path without the query: `*` for OPTIONS of the whole server, otherwise it begins with `/`.
     pub fn path(&self) -> &'b str {
         match self.text(self.info.path_at, self.info.path_end) {
             // RFC 9112, 3.2.4: OPTIONS of a URL with neither path nor query means the server.
@@ -131,7 +131,7 @@ impl<'b> RequestHead<'b> {
         }
     }
 
-    /// What follows the `?`, if there is one.
+    /// The query without its `?`, if there is one.
     pub fn query(&self) -> Option<&'b str> {
         let HeadInfo {
             path_end, target_end, ..
@@ -139,8 +139,8 @@ impl<'b> RequestHead<'b> {
         (path_end < target_end).then(|| self.text(path_end + 1, target_end))
     }
 
-    /// Path and query as they lie together, to be passed on when neither is rewritten; `None` when
-    /// they do not, because the target is a URL without a path.
+    /// Path and query in one piece, to be forwarded when neither is rewritten; `None` when the target is a
+    /// URL without a path.
     pub fn path_and_query(&self) -> Option<&'b str> {
         let HeadInfo {
             path_at,
@@ -156,21 +156,21 @@ impl<'b> RequestHead<'b> {
         self.info.host.map(|span| span.of(self.bytes))
     }
 
-    /// The normalised host: lower case, without port and trailing dot. `buf` is used only where it was
-    /// not sent like that.
+    /// The normalised host: lower case, without port and trailing dot. `buf` is used only when the client
+    /// sent another form.
     pub fn host_name<'a>(&self, buf: &'a mut [u8; 256]) -> Option<&'a str>
     where
         'b: 'a,
     {
         let raw = self.host()?;
         match self.info.plain_host {
-            // It was normalised when it was judged.
+            // Cannot fail: the host was validated.
             0 => normalize_host(raw, buf).ok(),
             len => raw.get(..usize::from(len)).map(ascii),
         }
     }
 
-    /// The part of a URL as target that names the server.
+    /// The authority, when the target is a URL.
     pub fn authority(&self) -> Option<&'b [u8]> {
         self.info.absolute_form.then(|| self.host()).flatten()
     }
@@ -181,9 +181,9 @@ impl<'b> RequestHead<'b> {
     }
 
     /// All fields in their order, names as they were sent, values without surrounding whitespace.
-    pub fn fields(&self) -> Fields<'b> {
+    pub fn fields(&self) -> FieldLines<'b> {
         let end = self.info.len.saturating_sub(2);
-        Fields::over(
+        FieldLines::over(
             self.bytes
                 .get(self.info.fields_at as usize..end)
                 .unwrap_or_default(),
@@ -195,12 +195,12 @@ impl<'b> RequestHead<'b> {
         self.fields().value_of(name.as_bytes())
     }
 
-    /// What Connection names.
-    pub fn connection_options(&self) -> Options<'b> {
-        Options::of(self.fields())
+    /// The options of the Connection fields.
+    pub fn connection_options(&self) -> ConnectionOptions<'b> {
+        ConnectionOptions::of(self.fields())
     }
 
-    /// A span's bytes.
+    /// The bytes of a span.
     pub fn slice(&self, span: Span) -> &'b [u8] {
         span.of(self.bytes)
     }
@@ -210,7 +210,7 @@ impl<'b> RequestHead<'b> {
     }
 }
 
-/// Judged positions hold ASCII only.
+/// The text of a validated part, which is ASCII.
 fn ascii(bytes: &[u8]) -> &str {
     std::str::from_utf8(bytes).unwrap_or_default()
 }

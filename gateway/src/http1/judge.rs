@@ -1,4 +1,4 @@
-//! Whether a request head can be routed and framed safely.
+//! Validation of a request head: whether it can be routed and framed safely.
 
 use std::ops::Range;
 
@@ -6,19 +6,20 @@ use memchr::{memchr, memrchr};
 use sluice_model::{NameError, normalize_host};
 
 use super::fault::{FieldFault, HeadFault};
-use super::head::{Framing, HeadInfo, Upgrade, Version};
+use super::head::{HeadInfo, RequestFraming, Upgrade, Version};
 use super::limits::HeadLimits;
 use super::scan::first_line;
 use super::syntax::{
-    Coding, Connection, FieldLine, Span, decimal, elements, field_line, is_grpc, is_protocol_list, line_len,
-    token_len,
+    ConnectionHeader, FieldLine, Span, TransferEncoding, decimal, elements, field_line, is_grpc,
+    is_protocol_list, line_len, token_len,
 };
 use super::target::{TargetFault, judge_target};
 
-/// Judges a head: everything up to and including the empty line; bytes after it are not looked at.
+/// Parses and validates a request head: everything up to and including the empty line; bytes after it are
+/// ignored.
 ///
-/// Stricter than RFC 9112 where two readers of the same bytes could disagree: what passes here is
-/// read the same way by every parser behind us. One pass over the bytes; allocates nothing.
+/// Stricter than RFC 9112 where two parsers of the same bytes could disagree: every parser behind the gateway
+/// reads a head that passes in the same way. One pass over the bytes; allocates nothing.
 ///
 /// # Errors
 /// The first [`HeadFault`] found.
@@ -26,7 +27,7 @@ pub fn judge(head: &[u8], limits: &HeadLimits) -> Result<HeadInfo, HeadFault> {
     let start = first_line(head)?.ok_or(FieldFault::Incomplete)?;
     let end = start + line_len(&head[start..])?;
     let request = RequestLine::parse(head, start..end, limits)?;
-    let mut tally = Tally::default();
+    let mut facts = RequestFacts::default();
     let mut count = 0;
     let mut at = end + 2;
     while let Some(line) = field_line(head, at)? {
@@ -36,7 +37,7 @@ pub fn judge(head: &[u8], limits: &HeadLimits) -> Result<HeadInfo, HeadFault> {
                 limit: limits.max_headers,
             });
         }
-        tally.add(&line)?;
+        facts.add(&line)?;
         at = line.next;
     }
     let len = at + 2;
@@ -46,41 +47,41 @@ pub fn judge(head: &[u8], limits: &HeadLimits) -> Result<HeadInfo, HeadFault> {
         });
     }
     let http11 = request.version == Version::Http11;
-    let framing = tally.framing(request.version)?;
-    let (host, plain_host) = request.host(head, tally.host)?;
-    let offered = tally.upgrade.filter(|_| tally.connection.upgrade && http11);
+    let framing = facts.framing(request.version)?;
+    let (host, plain_host) = request.host(head, facts.host)?;
+    let offered = facts.upgrade.filter(|_| facts.connection.upgrade && http11);
     Ok(HeadInfo {
         len,
         framing,
         version: request.version,
-        keep_alive: !tally.connection.close && (tally.connection.keep_alive || http11),
-        expect_continue: tally.expect_continue && http11,
+        keep_alive: !facts.connection.close && (facts.connection.keep_alive || http11),
+        expect_continue: facts.expect_continue && http11,
         absolute_form: request.authority.is_some(),
-        grpc: tally.grpc,
-        te_trailers: tally.te_trailers && http11,
-        nominates_others: tally.connection.others,
-        cookie_fields: tally.cookie_fields,
+        grpc: facts.grpc,
+        te_trailers: facts.te_trailers && http11,
+        nominates_others: facts.connection.others,
+        cookie_fields: facts.cookie_fields,
         host,
         upgrade: offered.map(|(token, websocket)| Upgrade {
             websocket: websocket && &head[request.method.clone()] == b"GET",
             token,
         }),
-        user_agent: tally.user_agent,
-        accept: tally.accept,
-        content_type: tally.content_type,
-        x_request_id: tally.x_request_id,
+        user_agent: facts.user_agent,
+        accept: facts.accept,
+        content_type: facts.content_type,
+        x_request_id: facts.x_request_id,
         method_at: position(request.method.start),
         target_at: position(request.target.start),
         path_at: position(request.path.start),
         path_end: position(request.path.end),
         target_end: position(request.target.end),
         fields_at: position(end + 2),
-        host_field: tally.host.is_some(),
+        host_field: facts.host.is_some(),
         plain_host,
     })
 }
 
-/// The limit on a head's bytes keeps every position within 32 bits.
+/// A position in the head; the limit on a head's size keeps all positions within 32 bits.
 fn position(at: usize) -> u32 {
     u32::try_from(at).unwrap_or(u32::MAX)
 }
@@ -90,7 +91,7 @@ struct RequestLine {
     method: Range<usize>,
     target: Range<usize>,
     version: Version,
-    /// The scheme's port, and where the authority is, when the target is a URL.
+    /// The scheme's default port and the position of the authority, when the target is a URL.
     authority: Option<(u16, Range<usize>)>,
     path: Range<usize>,
 }
@@ -141,7 +142,7 @@ impl RequestLine {
         .resolve(head)
     }
 
-    /// Takes the target apart by its form.
+    /// Splits the target by its form (RFC 9112, 3.2).
     fn resolve(mut self, head: &[u8]) -> Result<Self, HeadFault> {
         let target = &head[self.target.clone()];
         if target == b"*" {
@@ -170,8 +171,8 @@ impl RequestLine {
         Ok(self)
     }
 
-    /// The host of Host and, where the target is a URL, of its authority; and how many of its bytes
-    /// are its normal form already.
+    /// Validates the Host field and, where the target is a URL, its authority. Returns the position of the
+    /// host, and how many of its bytes are its normal form already.
     fn host(&self, head: &[u8], field: Option<Span>) -> Result<(Option<Span>, u8), HeadFault> {
         if field.is_none() && self.version == Version::Http11 {
             return Err(HeadFault::HostMissing);
@@ -202,7 +203,7 @@ impl RequestLine {
     }
 }
 
-/// How many bytes of `raw` are `normal` as they are; 0 when none.
+/// The length of the prefix of `raw` that equals `normal`; 0 when it differs.
 fn plain(raw: &[u8], normal: &str) -> u8 {
     if raw.starts_with(normal.as_bytes()) {
         u8::try_from(normal.len()).unwrap_or_default()
@@ -223,7 +224,7 @@ fn scheme(target: &[u8]) -> Option<(usize, u16)> {
         .map(|(prefix, port)| (prefix.len(), port))
 }
 
-/// The port of a host that normalised; an empty one counts as none, as in RFC 3986.
+/// The port of a valid host; an empty port counts as none, as in RFC 3986.
 fn port(raw: &[u8]) -> Result<Option<u16>, HeadFault> {
     let digits = raw
         .iter()
@@ -241,14 +242,14 @@ fn port(raw: &[u8]) -> Result<Option<u16>, HeadFault> {
         .ok_or(HeadFault::HostInvalid(NameError::BadPort))
 }
 
-/// What the fields say that matters for framing, routing and the connection.
+/// Facts collected from the fields that framing, routing and keep-alive depend on.
 #[derive(Debug, Default)]
-struct Tally {
+struct RequestFacts {
     host: Option<Span>,
     length: Option<u64>,
-    coding: Coding,
-    connection: Connection,
-    /// The first Upgrade that can be passed on, and whether it is `websocket` alone.
+    coding: TransferEncoding,
+    connection: ConnectionHeader,
+    /// The first Upgrade that can be forwarded, and whether it is `websocket` alone.
     upgrade: Option<(Span, bool)>,
     expect_continue: bool,
     te_trailers: bool,
@@ -260,12 +261,12 @@ struct Tally {
     x_request_id: Option<Span>,
 }
 
-impl Tally {
+impl RequestFacts {
     #[inline]
     fn add(&mut self, line: &FieldLine<'_>) -> Result<(), HeadFault> {
         let (name, value) = (line.name, line.value);
         let is = |known: &[u8]| name.eq_ignore_ascii_case(known);
-        // By length first: most fields are none of these.
+        // By length first: most fields match none of the names.
         match name.len() {
             2 if is(b"te") => {
                 self.te_trailers |= elements(value).any(|e| e.eq_ignore_ascii_case(b"trailers"));
@@ -304,23 +305,24 @@ impl Tally {
         }
     }
 
-    /// RFC 9112, 6.3, but that a request with both lengths, which 6.1 lets be served, is refused.
-    fn framing(&self, version: Version) -> Result<Framing, HeadFault> {
-        let Coding {
+    /// Message framing by RFC 9112, 6.3, except that a request with both Content-Length and
+    /// Transfer-Encoding, which 6.1 lets a server accept, is rejected.
+    fn framing(&self, version: Version) -> Result<RequestFraming, HeadFault> {
+        let TransferEncoding {
             chunked,
             others,
             ends_chunked,
             fields,
         } = self.coding;
         match (fields, self.length) {
-            (0, None) => Ok(Framing::None),
-            (0, Some(length)) => Ok(Framing::Length(length)),
+            (0, None) => Ok(RequestFraming::None),
+            (0, Some(length)) => Ok(RequestFraming::Length(length)),
             (_, Some(_)) => Err(HeadFault::ContentLengthWithTransferEncoding),
             _ if version == Version::Http10 => Err(HeadFault::TransferEncodingIn10),
             _ if chunked > 1 => Err(HeadFault::ChunkedTwice),
             _ if !ends_chunked => Err(HeadFault::NotChunkedLast),
             _ if others > 0 => Err(HeadFault::UnknownCoding),
-            _ => Ok(Framing::Chunked),
+            _ => Ok(RequestFraming::Chunked),
         }
     }
 }
@@ -329,7 +331,7 @@ fn content_length(value: &[u8]) -> Result<u64, HeadFault> {
     if value.contains(&b',') {
         return Err(HeadFault::ContentLengthList);
     }
-    // Some readers take a leading zero for octal.
+    // Some parsers take a leading zero for octal.
     let octal = value.len() > 1 && value[0] == b'0';
     decimal(value)
         .filter(|_| !octal)

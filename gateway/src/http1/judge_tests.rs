@@ -42,7 +42,7 @@ fn reads_a_plain_get() {
     assert_eq!(view.host(), Some(&b"A.Example:8080"[..]));
     assert_eq!(view.host_name(&mut [0; 256]), Some("a.example"));
     assert_eq!(view.field("x-two"), Some(&b"2"[..]));
-    assert_eq!(info.framing, Framing::None);
+    assert_eq!(info.framing, RequestFraming::None);
     assert!(info.keep_alive && !info.expect_continue && !info.absolute_form && !info.grpc);
     assert_eq!(info.upgrade, None);
     let fields: Vec<_> = view.fields().collect();
@@ -109,10 +109,10 @@ fn accepts_what_is_unusual_but_unambiguous() {
 #[test]
 fn settles_framing() {
     let framing = |fields| judged(&get(fields)).unwrap().framing;
-    assert_eq!(framing(""), Framing::None);
-    assert_eq!(framing("Content-Length: 0\r\n"), Framing::Length(0));
-    assert_eq!(framing("content-LENGTH:\t42 \r\n"), Framing::Length(42));
-    assert_eq!(framing("Transfer-Encoding: chunked\r\n"), Framing::Chunked);
+    assert_eq!(framing(""), RequestFraming::None);
+    assert_eq!(framing("Content-Length: 0\r\n"), RequestFraming::Length(0));
+    assert_eq!(framing("content-LENGTH:\t42 \r\n"), RequestFraming::Length(42));
+    assert_eq!(framing("Transfer-Encoding: chunked\r\n"), RequestFraming::Chunked);
 }
 
 #[test]
@@ -164,7 +164,7 @@ fn an_upgrade_with_a_body_is_told_with_the_body() {
     let fields = "Connection: upgrade\r\nUpgrade: websocket\r\nContent-Length: 1\r\n";
     let info = judged(&get(fields)).unwrap();
     assert!(info.upgrade.is_some());
-    assert_eq!(info.framing, Framing::Length(1));
+    assert_eq!(info.framing, RequestFraming::Length(1));
 }
 
 #[test]

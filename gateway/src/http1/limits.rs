@@ -1,20 +1,20 @@
-//! Bounds of heads and of chunk framing.
+//! Size limits of heads and of chunk framing.
 
 use sluice_model::Limits;
 
-/// The longest target that the `http` crate behind us can hold.
+/// The longest target that the `http` crate can hold, in bytes.
 const MAX_TARGET: usize = u16::MAX as usize - 1;
 
-/// The longest head whose parts have a [`Span`](super::Span).
+/// The longest head whose parts fit a [`Span`](super::Span), in bytes.
 const MAX_HEAD: usize = 1 << 30;
 
-/// Trailers are passed on to few, so they get no more room than this.
+/// Upper bound of a trailer section, in bytes: few clients and backends get trailers at all.
 const MAX_TRAILER_BYTES: usize = 16 * 1024;
 
-/// Chunk extensions carry nothing that anybody reads, one body's together.
+/// Upper bound of all chunk extensions of one body, in bytes: the gateway ignores them.
 const MAX_EXTENSION_BYTES: usize = 16 * 1024;
 
-/// Bounds of one request head.
+/// Size limits of one request head.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct HeadLimits {
     /// The head's bytes, request line and empty line included. At most 1 GiB count.
@@ -26,7 +26,7 @@ pub struct HeadLimits {
 }
 
 impl HeadLimits {
-    /// The head's bytes as far as they can be told apart.
+    /// The limit on the head's bytes that positions can hold.
     pub(super) fn bytes(&self) -> usize {
         self.max_bytes.min(MAX_HEAD)
     }
@@ -42,7 +42,7 @@ impl From<&Limits> for HeadLimits {
     }
 }
 
-/// Bounds of one response head.
+/// Size limits of one response head.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ResponseLimits {
     /// The head's bytes, status line and empty line included. At most 1 GiB count.
@@ -52,14 +52,14 @@ pub struct ResponseLimits {
 }
 
 impl ResponseLimits {
-    /// The head's bytes as far as they can be told apart.
+    /// The limit on the head's bytes that positions can hold.
     pub(super) fn bytes(&self) -> usize {
         self.max_bytes.min(MAX_HEAD)
     }
 }
 
 impl Default for ResponseLimits {
-    /// 64 KiB and 256 fields: a backend is not hostile by trade, but one that is must not fill memory.
+    /// 64 KiB and 256 fields: backends are rarely hostile, but one that is must not fill memory.
     fn default() -> Self {
         Self {
             max_bytes: 64 * 1024,
@@ -68,7 +68,7 @@ impl Default for ResponseLimits {
     }
 }
 
-/// Bounds of chunk framing, per body.
+/// Size limits of chunk framing, per body.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ChunkLimits {
     /// Bytes of all chunk extensions together.

@@ -1,4 +1,4 @@
-//! Whether a backend's response head can be passed on and framed safely.
+//! Validation of a backend's response head: whether it can be forwarded and framed safely.
 
 use http::StatusCode;
 
@@ -7,12 +7,12 @@ use super::head::Version;
 use super::limits::ResponseLimits;
 use super::scan::{Scan, head_end};
 use super::syntax::{
-    Coding, Connection, FieldLine, Fields, Options, Span, decimal, field_line, is_grpc, is_protocol_list,
-    is_value, is_value_byte, line_len,
+    ConnectionHeader, ConnectionOptions, FieldLine, FieldLines, Span, TransferEncoding, decimal, field_line,
+    is_grpc, is_protocol_list, is_value, is_value_byte, line_len,
 };
 
-/// What the request was, as far as the response's framing depends on it (RFC 9112, 6.3). CONNECT
-/// never gets to a backend, so its rule is not here.
+/// The kind of request, as far as the response's framing depends on it (RFC 9112, 6.3). CONNECT is never
+/// forwarded, so its rule is missing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ResponseTo {
     /// A HEAD request: no body follows, whatever the fields say.
@@ -22,7 +22,7 @@ pub enum ResponseTo {
 }
 
 impl ResponseTo {
-    /// Of a request's method, which is case-sensitive.
+    /// The kind of a request by its method, which is case-sensitive.
     pub fn method(method: &str) -> Self {
         match method {
             "HEAD" => Self::Head,
@@ -34,13 +34,13 @@ impl ResponseTo {
 /// How a response's body ends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ResponseFraming {
-    /// There is none: the response is to HEAD, or its status is 1xx, 204 or 304.
+    /// No body: the response is to HEAD, or its status is 1xx, 204 or 304.
     None,
     /// After this many bytes.
     Length(u64),
     /// After the last chunk.
     Chunked,
-    /// Where the backend closes. A reset is no end.
+    /// Where the backend closes the connection. A reset is not an end.
     UntilClose,
 }
 
@@ -51,34 +51,34 @@ impl ResponseFraming {
     }
 }
 
-/// What a response head says, as positions in its bytes. [`ResponseHead`] reads them with the bytes.
+/// A parsed response head, as positions in its bytes. [`ResponseHead`] joins it with the bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ResponseInfo {
     /// The head's length.
     pub len: usize,
     /// How the body ends.
     pub framing: ResponseFraming,
-    /// What the Content-Length fields agree on, also where no body follows (HEAD, 304): the forwarder
-    /// writes one field of this number where it writes any. Not in answers of 1xx and 204, which have
-    /// none (RFC 9110, 8.6).
+    /// The value that all Content-Length fields agree on, also where no body follows (HEAD, 304): where the
+    /// forwarder writes a Content-Length, it writes one field of this value. `None` for 1xx and 204, which
+    /// have none (RFC 9110, 8.6).
     pub content_length: Option<u64>,
-    /// How many Content-Length fields there were.
+    /// The number of Content-Length fields.
     pub content_length_fields: u32,
-    /// 100 to 999.
+    /// The status code, 100 to 999.
     pub status: u16,
-    /// Its version.
+    /// The HTTP version.
     pub version: Version,
-    /// Whether the connection may carry another request once this response is over.
+    /// Whether the connection may carry another request after this response (keep-alive).
     pub keep_alive: bool,
-    /// Whether Connection names fields of its own, beside `close`, `keep-alive`, `upgrade` and `te`:
-    /// [`ResponseHead::connection_options`] has them.
+    /// Whether Connection nominates other fields, besides `close`, `keep-alive`, `upgrade` and `te`:
+    /// [`ResponseHead::connection_options`] lists them.
     pub nominates_others: bool,
     /// Whether there is a Date field.
     pub date: bool,
     /// Whether the content is gRPC's (not gRPC-Web's).
     pub grpc: bool,
-    /// The protocol spoken from here on: only of a 101 whose Connection nominates Upgrade. A 101
-    /// without one is no answer to an upgrade.
+    /// The protocol that follows, only of a 101 whose Connection nominates Upgrade. A 101 without an Upgrade
+    /// does not accept an upgrade.
     pub upgrade: Option<Span>,
     /// The reason phrase; `None` when it is empty.
     pub phrase: Option<Span>,
@@ -86,24 +86,24 @@ pub struct ResponseInfo {
 }
 
 impl ResponseInfo {
-    /// Whether another head follows this one. 101 is the last one.
+    /// Whether another head follows (1xx). 101 is a final response.
     pub fn is_interim(&self) -> bool {
         self.status < 200 && self.status != 101
     }
 }
 
-/// A judged response head with its bytes.
+/// A validated response head with its bytes.
 #[derive(Debug, Clone, Copy)]
 pub struct ResponseHead<'b> {
-    /// The bytes that were judged, from their beginning.
+    /// The validated bytes, from the head's beginning.
     pub bytes: &'b [u8],
-    /// What they say.
+    /// The parsed head.
     pub info: &'b ResponseInfo,
 }
 
 impl<'b> ResponseHead<'b> {
-    /// Both together. `info` must have come from these bytes; from others, nothing is promised but the
-    /// absence of panics.
+    /// Joins a parsed head with its bytes. `info` must be the result for these bytes; for others, only the
+    /// absence of panics is guaranteed.
     pub fn new(bytes: &'b [u8], info: &'b ResponseInfo) -> Self {
         Self { bytes, info }
     }
@@ -114,9 +114,9 @@ impl<'b> ResponseHead<'b> {
     }
 
     /// All fields in their order, names as they were sent, values without surrounding whitespace.
-    pub fn fields(&self) -> Fields<'b> {
+    pub fn fields(&self) -> FieldLines<'b> {
         let end = self.info.len.saturating_sub(2);
-        Fields::over(
+        FieldLines::over(
             self.bytes
                 .get(self.info.fields_at as usize..end)
                 .unwrap_or_default(),
@@ -128,26 +128,27 @@ impl<'b> ResponseHead<'b> {
         self.fields().value_of(name.as_bytes())
     }
 
-    /// What Connection names.
-    pub fn connection_options(&self) -> Options<'b> {
-        Options::of(self.fields())
+    /// The options of the Connection fields.
+    pub fn connection_options(&self) -> ConnectionOptions<'b> {
+        ConnectionOptions::of(self.fields())
     }
 
-    /// A span's bytes.
+    /// The bytes of a span.
     pub fn slice(&self, span: Span) -> &'b [u8] {
         span.of(self.bytes)
     }
 }
 
-/// What every response begins with.
+/// The first bytes of every HTTP/1 response.
 const BEGIN: &[u8] = b"HTTP/1.";
 
-/// Looks for the end of a response head in `buf`, which begins where the head begins. `from` is 0 at
-/// first, then the last [`Scan::NeedMore`]'s; each byte is looked at once whatever pieces it comes in.
+/// Finds the end of a response head in `buf`, which begins where the head begins. `from` is 0 at first, then
+/// the `scanned` of the last [`Scan::NeedMore`]: each byte is scanned once, whatever pieces the head arrives
+/// in.
 ///
-/// What is no HTTP/1 is told from its first bytes: a backend that speaks another protocol would else
-/// be waited for. No empty line before the status line is tolerated: RFC 9112, 2.2 knows them before
-/// requests only, and behind a response they are bytes that nobody asked for.
+/// A response that is not HTTP/1 is rejected by its first bytes: a backend that speaks another protocol would
+/// otherwise be waited for. No empty line before the status line is tolerated: RFC 9112, 2.2 knows them
+/// before requests only, and behind a response they are unsolicited bytes.
 pub fn scan_response(buf: &[u8], limits: &ResponseLimits, from: usize) -> Scan<ResponseFault> {
     let begin = &buf[..buf.len().min(BEGIN.len())];
     if !BEGIN.starts_with(begin) {
@@ -164,12 +165,12 @@ pub fn scan_response(buf: &[u8], limits: &ResponseLimits, from: usize) -> Scan<R
     }
 }
 
-/// Judges a response head: everything up to and including the empty line; bytes after it are not
-/// looked at. One pass over the bytes; allocates nothing.
+/// Parses and validates a response head: everything up to and including the empty line; bytes after it are
+/// ignored. One pass over the bytes; allocates nothing.
 ///
-/// As strict as [`judge`](super::judge) with lines and fields: a response in which a gateway and its
-/// client see two different ends lets one client read another one's answer. Tolerated is what has one
-/// reading only: a missing reason phrase, equal Content-Length fields, leading zeros in them, and a
+/// As strict as [`judge`](super::judge) about lines and fields: a response in which a gateway and its client
+/// see two different ends lets one client read another client's response. Tolerated are deviations with one
+/// possible reading: a missing reason phrase, equal Content-Length fields, leading zeros in them, and a
 /// Content-Length or Transfer-Encoding where there is no body.
 ///
 /// # Errors
@@ -186,7 +187,7 @@ pub fn judge_response(
         let bad = phrase.iter().find(|&&b| !is_value_byte(b));
         return Err(ResponseFault::BadPhraseByte(bad.copied().unwrap_or_default()));
     }
-    let mut tally = Tally::default();
+    let mut facts = ResponseFacts::default();
     let mut count = 0;
     let mut at = end + 2;
     while let Some(line) = field_line(head, at)? {
@@ -196,7 +197,7 @@ pub fn judge_response(
                 limit: limits.max_fields,
             });
         }
-        tally.add(&line)?;
+        facts.add(&line)?;
         at = line.next;
     }
     let len = at + 2;
@@ -205,41 +206,41 @@ pub fn judge_response(
             limit: limits.max_bytes,
         });
     }
-    let framing = tally.framing(version, status, to)?;
-    let Tally {
+    let framing = facts.framing(version, status, to)?;
+    let ResponseFacts {
         connection, length, ..
-    } = tally;
-    // A body announced where there is none is sent by some all the same: bytes behind this response
-    // would be read as the next one.
+    } = facts;
+    // Some backends send a body after a status that has none: its bytes would be read as the next response,
+    // so the connection is not kept alive.
     let bodyless = status < 200 || status == 204;
-    let clean = !bodyless || (length.is_none_or(|length| length == 0) && tally.coding.fields == 0);
+    let clean = !bodyless || (length.is_none_or(|length| length == 0) && facts.coding.fields == 0);
     let persists = !connection.close && (connection.keep_alive || version == Version::Http11);
     Ok(ResponseInfo {
         len,
         framing,
         content_length: length.filter(|_| !bodyless),
-        content_length_fields: tally.length_fields,
+        content_length_fields: facts.length_fields,
         status,
         version,
         keep_alive: persists && clean && framing != ResponseFraming::UntilClose && status != 101,
         nominates_others: connection.others,
-        date: tally.date,
-        grpc: tally.grpc,
-        upgrade: tally.upgrade.filter(|_| status == 101 && connection.upgrade),
+        date: facts.date,
+        grpc: facts.grpc,
+        upgrade: facts.upgrade.filter(|_| status == 101 && connection.upgrade),
         phrase: Span::at(end - phrase.len(), phrase.len()).filter(|_| !phrase.is_empty()),
         fields_at: u32::try_from(end + 2).unwrap_or(u32::MAX),
     })
 }
 
-/// Where a reason phrase begins: after `HTTP/1.1 200 `.
+/// Offset of the reason phrase: after `HTTP/1.1 200 `.
 const PHRASE_AT: usize = 13;
 
-/// Version and status of a status line (RFC 9112, 4), of which the phrase and the space before it may
-/// be missing: section 4 demands the space of servers, and many leave it out with the phrase. There is
-/// no second reading of a line that ends after three digits.
+/// Parses version and status of a status line (RFC 9112, 4). The phrase and the space before it may be
+/// missing: section 4 demands the space of servers, and many leave it out with the phrase. A line that ends
+/// after three digits has no second reading.
 ///
-/// A status of 600 or more is passed on as it is: RFC 9110, 15 wants clients to take it for a 5xx,
-/// which is for the client to do, and some APIs use them.
+/// A status of 600 or more is forwarded as it is: RFC 9110, 15 wants clients to treat it as a 5xx, and some
+/// APIs use such statuses.
 fn status_line(line: &[u8]) -> Result<(Version, u16), ResponseFault> {
     let (version, rest) = match line {
         [b'H', b'T', b'T', b'P', b'/', b'1', b'.', b'1', rest @ ..] => (Version::Http11, rest),
@@ -258,24 +259,24 @@ fn status_line(line: &[u8]) -> Result<(Version, u16), ResponseFault> {
     }
 }
 
-/// What the fields say that matters for framing and the connection.
+/// Facts collected from the fields that framing and keep-alive depend on.
 #[derive(Debug, Default)]
-struct Tally {
+struct ResponseFacts {
     length: Option<u64>,
     length_fields: u32,
-    coding: Coding,
-    connection: Connection,
+    coding: TransferEncoding,
+    connection: ConnectionHeader,
     upgrade: Option<Span>,
     date: bool,
     grpc: bool,
 }
 
-impl Tally {
+impl ResponseFacts {
     #[inline]
     fn add(&mut self, line: &FieldLine<'_>) -> Result<(), ResponseFault> {
         let (name, value) = (line.name, line.value);
         let is = |known: &[u8]| name.eq_ignore_ascii_case(known);
-        // By length first: most fields are none of these.
+        // By length first: most fields match none of the names.
         match name.len() {
             4 if is(b"date") => self.date = true,
             7 if is(b"upgrade") && self.upgrade.is_none() && is_protocol_list(value) => {
@@ -290,10 +291,10 @@ impl Tally {
         Ok(())
     }
 
-    /// RFC 9110, 8.6 lets a recipient replace equal fields by one of the same number, or refuse: the
-    /// forwarder writes its own field, so equal ones and leading zeros, which are in the grammar, do not
-    /// get past us. A list in one field is refused: it is what a joining of fields leaves, and two
-    /// messages may have been joined.
+    /// Accepts equal Content-Length fields: RFC 9110, 8.6 lets a recipient replace them by one field, or
+    /// refuse. The forwarder writes its own field, so equal ones and leading zeros, which are in the grammar,
+    /// do not get past the gateway. A list in one field is refused: it is what a proxy leaves that joins
+    /// fields, and two messages may have been joined.
     fn length(&mut self, value: &[u8]) -> Result<(), ResponseFault> {
         if value.contains(&b',') {
             return Err(ResponseFault::ContentLengthList);
@@ -306,14 +307,14 @@ impl Tally {
         }
     }
 
-    /// RFC 9112, 6.3, but that what it calls an attempt to smuggle is refused instead of read one way.
+    /// Message framing by RFC 9112, 6.3, except that what the RFC calls an attempt to smuggle is rejected.
     fn framing(
         &self,
         version: Version,
         status: u16,
         to: ResponseTo,
     ) -> Result<ResponseFraming, ResponseFault> {
-        let Coding {
+        let TransferEncoding {
             chunked,
             others,
             fields,
@@ -330,7 +331,8 @@ impl Tally {
                 return Err(ResponseFault::NotChunkedAlone);
             }
         }
-        // Behind an interim response comes another head, so there is no closing after its body.
+        // A body is rejected here, because another head follows an interim response: the connection cannot
+        // just be closed after the body.
         if status < 200 && (fields > 0 || self.length.is_some_and(|length| length > 0)) {
             return Err(ResponseFault::InterimWithBody);
         }

@@ -1,4 +1,4 @@
-//! Where a head ends, found while it arrives.
+//! Incremental search for the end of a head.
 
 use memchr::memchr;
 
@@ -6,19 +6,19 @@ use super::fault::{FieldFault, HeadFault};
 use super::limits::HeadLimits;
 use super::syntax::is_token_byte;
 
-/// Empty lines tolerated before a request line (RFC 9112, 2.2): some old clients send one after a
-/// POST body. More than a few is somebody keeping a connection busy.
+/// Empty lines tolerated before a request line (RFC 9112, 2.2): some old clients send one after a POST body.
+/// A client that sends more keeps a connection busy.
 const MAX_EMPTY_LINES: usize = 4;
 
-/// What a request line may have beside its target: method, two spaces, version.
+/// Bytes of a request line besides its target: method, two spaces, version.
 const REQUEST_LINE_EXTRA: usize = 64;
 
-/// What is known of a head so far.
+/// The result of a scan.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Scan<F = HeadFault> {
-    /// The head goes on. Pass `scanned` as `from` with more bytes.
+    /// The end was not found. Pass `scanned` as `from` once there are more bytes.
     NeedMore {
-        /// Bytes that need no second look.
+        /// Bytes that need no second scan.
         scanned: usize,
     },
     /// The head is the first `len` bytes, empty lines before it included.
@@ -26,23 +26,24 @@ pub enum Scan<F = HeadFault> {
         /// The head's length.
         len: usize,
     },
-    /// No continuation makes this a head that is let through.
+    /// The head is invalid whatever follows.
     Bad(F),
 }
 
-/// Looks for the end of a head in `buf`, which begins where the head begins. `from` is 0 at first,
-/// then the last [`Scan::NeedMore`]'s; each byte is looked at once whatever pieces it comes in.
+/// Finds the end of a request head in `buf`, which begins where the head begins. `from` is 0 at first, then
+/// the `scanned` of the last [`Scan::NeedMore`]: each byte is scanned once, whatever pieces the head arrives
+/// in.
 ///
-/// Finds what must be found before the end is there (size, line ends that end the wrong way, a
-/// first byte that begins no request); the rest is [`judge`](super::judge)'s.
+/// Detects early what must not be waited for: an oversized head, wrong line ends, a first byte that begins no
+/// request. [`judge`](super::judge) validates the rest.
 pub fn scan(buf: &[u8], limits: &HeadLimits, from: usize) -> Scan {
     let start = match first_line(buf) {
         Ok(Some(start)) => start,
         Ok(None) => return Scan::NeedMore { scanned: 0 },
         Err(fault) => return Scan::Bad(fault),
     };
-    // A TLS ClientHello or other noise is told from a request by its first byte; waiting for a line
-    // end would hold the connection until the deadline.
+    // A TLS ClientHello or other noise is recognised by its first byte; waiting for a line end would hold the
+    // connection until its deadline.
     if !is_token_byte(buf[start]) {
         return Scan::Bad(HeadFault::BadMethod);
     }
@@ -53,7 +54,7 @@ pub fn scan(buf: &[u8], limits: &HeadLimits, from: usize) -> Scan {
     let line_end = start
         .saturating_add(limits.max_uri_bytes)
         .saturating_add(REQUEST_LINE_EXTRA);
-    // Asked once, by the call whose bytes cross the mark: the total work stays linear.
+    // Checked once, by the call whose bytes cross the mark: the total work stays linear.
     if from <= line_end && buf.len() > line_end && in_first_line(line_end + 1) {
         return Scan::Bad(uri_too_long);
     }
@@ -76,7 +77,7 @@ pub fn scan(buf: &[u8], limits: &HeadLimits, from: usize) -> Scan {
     Scan::NeedMore { scanned: end }
 }
 
-/// Where the empty line ends that ends the head which begins at `start`, looked for from `from` on.
+/// Position behind the empty line that ends the head which begins at `start`, searched from `from` on.
 pub(super) fn head_end(buf: &[u8], start: usize, from: usize) -> Result<Option<usize>, FieldFault> {
     let mut at = from.max(start).min(buf.len());
     while let Some(skip) = memchr(b'\n', &buf[at..]) {
@@ -92,7 +93,7 @@ pub(super) fn head_end(buf: &[u8], start: usize, from: usize) -> Result<Option<u
     Ok(None)
 }
 
-/// Where the request line begins, past empty lines; `None` when more bytes are needed to tell.
+/// Position of the request line, past empty lines; `None` when more bytes are needed.
 pub(super) fn first_line(buf: &[u8]) -> Result<Option<usize>, HeadFault> {
     let mut at = 0;
     loop {

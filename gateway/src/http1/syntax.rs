@@ -1,4 +1,4 @@
-//! Lines, fields and tokens: what requests, responses and trailers have in common.
+//! Lexical rules that requests, responses and trailers share: lines, fields and tokens.
 
 use std::num::NonZeroU32;
 use std::ops::Range;
@@ -7,18 +7,14 @@ use memchr::{memchr, memchr2};
 
 use super::fault::FieldFault;
 
-const TOKEN: u8 = 1;
-const PLAIN_TARGET: u8 = 2;
+/// Lookup table of token bytes: RFC 9110's `tchar` (5.6.2).
+static TOKEN_BYTES: [bool; 256] = token_bytes();
 
-/// Classes of bytes, looked up once a byte.
-static CLASSES: [u8; 256] = classes();
-
-const fn classes() -> [u8; 256] {
-    let mut table = [0; 256];
+const fn token_bytes() -> [bool; 256] {
+    let mut table = [false; 256];
     let mut byte = 0u8;
     loop {
-        // RFC 9110, 5.6.2: `tchar`.
-        let token = byte.is_ascii_alphanumeric()
+        table[byte as usize] = byte.is_ascii_alphanumeric()
             || matches!(
                 byte,
                 b'!' | b'#'
@@ -36,8 +32,6 @@ const fn classes() -> [u8; 256] {
                     | b'|'
                     | b'~'
             );
-        let target = byte.is_ascii_graphic() && !matches!(byte, b'#' | b'<' | b'>' | b'`' | b'"');
-        table[byte as usize] = if token { TOKEN } else { 0 } | if target { PLAIN_TARGET } else { 0 };
         if byte == u8::MAX {
             return table;
         }
@@ -45,24 +39,25 @@ const fn classes() -> [u8; 256] {
     }
 }
 
-/// RFC 9110's `tchar`.
+/// Whether a byte is RFC 9110's `tchar`.
 #[inline]
 pub(super) fn is_token_byte(byte: u8) -> bool {
-    CLASSES[usize::from(byte)] & TOKEN != 0
+    TOKEN_BYTES[usize::from(byte)]
 }
 
-/// A field value's bytes: tab, visible ASCII, space, and the opaque ones above (RFC 9110, 5.5).
+/// Whether a byte is allowed in a field value: tab, visible ASCII, space, and the opaque bytes above (RFC
+/// 9110, 5.5).
 #[inline]
 pub(super) fn is_value_byte(byte: u8) -> bool {
     byte == b'\t' || (byte >= 0x20 && byte != 0x7f)
 }
 
-/// Whether all bytes are a field value's. Without an early exit, so that it is vectorised.
+/// Whether all bytes are allowed in a field value. Without an early exit, so that the loop is vectorised.
 pub(super) fn is_value(bytes: &[u8]) -> bool {
     bytes.iter().fold(true, |good, &b| good & is_value_byte(b))
 }
 
-/// The bytes of a token before the first other byte.
+/// The length of the token at the front of `bytes`.
 #[inline]
 pub(super) fn token_len(bytes: &[u8]) -> usize {
     bytes
@@ -71,7 +66,7 @@ pub(super) fn token_len(bytes: &[u8]) -> usize {
         .unwrap_or(bytes.len())
 }
 
-/// Where a part of a head lies in it: eight bytes, also as an `Option`. Never at a head's beginning.
+/// Position of a part of a head: eight bytes, also as an `Option`. Never at the head's first byte.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Span {
     end: NonZeroU32,
@@ -84,25 +79,25 @@ impl Span {
         let end = u32::try_from(start + len).ok().and_then(NonZeroU32::new)?;
         Some(Self {
             end,
-            // No more than `end`.
+            // `len` is no more than `end`.
             len: len as u32,
         })
     }
 
-    /// As a range.
+    /// The span as a range of indices.
     pub fn range(self) -> Range<usize> {
         let end = self.end.get() as usize;
         end - self.len as usize..end
     }
 
-    /// Its bytes. `head` is what was judged; of other bytes, nothing is promised but an empty slice
-    /// where they are too few.
+    /// The bytes of the span. `head` must be the validated head; of other bytes, only the absence of panics
+    /// is guaranteed.
     pub fn of(self, head: &[u8]) -> &[u8] {
         head.get(self.range()).unwrap_or_default()
     }
 }
 
-/// The length of the line that `rest` begins with, without its CRLF.
+/// The length of the first line of `rest`, without its CRLF.
 #[inline]
 pub(super) fn line_len(rest: &[u8]) -> Result<usize, FieldFault> {
     let end = memchr2(b'\r', b'\n', rest).ok_or(FieldFault::Incomplete)?;
@@ -114,25 +109,25 @@ pub(super) fn line_len(rest: &[u8]) -> Result<usize, FieldFault> {
     }
 }
 
-/// One field line as it lies in a head.
+/// One field line and its position in the head.
 #[derive(Debug)]
 pub(super) struct FieldLine<'h> {
     pub(super) name: &'h [u8],
-    /// Without surrounding whitespace.
+    /// The value without surrounding whitespace.
     pub(super) value: &'h [u8],
     pub(super) value_at: usize,
-    /// Where the next line begins.
+    /// Position of the next line.
     pub(super) next: usize,
 }
 
 impl FieldLine<'_> {
-    /// Where the value is.
+    /// Position of the value.
     pub(super) fn span(&self) -> Option<Span> {
         Span::at(self.value_at, self.value.len())
     }
 }
 
-/// Reads and checks the field line at `at`; `None` where the empty line is.
+/// Parses and validates the field line at `at`; `None` at the empty line.
 #[inline]
 pub(super) fn field_line(head: &[u8], at: usize) -> Result<Option<FieldLine<'_>>, FieldFault> {
     let rest = head.get(at..).unwrap_or_default();
@@ -161,7 +156,7 @@ pub(super) fn field_line(head: &[u8], at: usize) -> Result<Option<FieldLine<'_>>
     }))
 }
 
-/// What is wrong with the name of a field line that has a bad one.
+/// The fault of a field line whose name is bad.
 #[cold]
 fn name_fault(line: &[u8]) -> FieldFault {
     if matches!(line.first(), Some(b' ' | b'\t')) {
@@ -180,8 +175,8 @@ fn name_fault(line: &[u8]) -> FieldFault {
     }
 }
 
-/// How many spaces and tabs it begins with. Only these are optional whitespace: `trim_ascii` would
-/// also eat form feeds.
+/// The number of leading spaces and tabs. Only these two are optional whitespace: `trim_ascii` would also
+/// remove form feeds.
 #[inline]
 fn blanks(bytes: &[u8]) -> usize {
     bytes
@@ -198,7 +193,7 @@ fn trim_end(mut bytes: &[u8]) -> &[u8] {
     bytes
 }
 
-/// Without spaces and tabs around it.
+/// Removes surrounding spaces and tabs.
 pub(super) fn trim(bytes: &[u8]) -> &[u8] {
     let bytes = trim_end(bytes);
     &bytes[blanks(bytes)..]
@@ -209,13 +204,13 @@ pub(super) fn elements(value: &[u8]) -> impl Iterator<Item = &[u8]> {
     value.split(|&b| b == b',').map(trim)
 }
 
-/// The fields of a judged head or trailer section in their order: names as they were sent, values
-/// without surrounding whitespace. Allocates nothing.
+/// Iterator over the fields of a validated head or trailer section, in their order: names as they were sent,
+/// values without surrounding whitespace. Allocates nothing.
 #[derive(Debug, Clone, Default)]
-pub struct Fields<'h>(&'h [u8]);
+pub struct FieldLines<'h>(&'h [u8]);
 
-impl<'h> Fields<'h> {
-    /// Over judged field lines with their ends, without the empty line.
+impl<'h> FieldLines<'h> {
+    /// Iterates over validated field lines including their line ends, without the empty line.
     pub(super) fn over(lines: &'h [u8]) -> Self {
         Self(lines)
     }
@@ -227,12 +222,12 @@ impl<'h> Fields<'h> {
     }
 }
 
-impl<'h> Iterator for Fields<'h> {
+impl<'h> Iterator for FieldLines<'h> {
     type Item = (&'h [u8], &'h [u8]);
 
     #[inline]
     fn next(&mut self) -> Option<Self::Item> {
-        // The lines were judged: each has its colon and its CRLF, and no other CR.
+        // The lines were validated: each has its colon and its CRLF, and no other CR.
         let end = memchr(b'\r', self.0)?;
         let line = &self.0[..end];
         self.0 = self.0.get(end + 2..).unwrap_or_default();
@@ -241,21 +236,21 @@ impl<'h> Iterator for Fields<'h> {
     }
 }
 
-/// The options that all Connection fields of a head name, as they were sent: `close`, `keep-alive`,
-/// and the names of fields that are for this connection only (RFC 9110, 7.6.1).
+/// Iterator over the options of all Connection fields of a head, as they were sent: `close`, `keep-alive`,
+/// and the names of fields for this connection only (RFC 9110, 7.6.1).
 #[derive(Debug, Clone)]
-pub struct Options<'h> {
-    fields: Fields<'h>,
+pub struct ConnectionOptions<'h> {
+    fields: FieldLines<'h>,
     value: &'h [u8],
 }
 
-impl<'h> Options<'h> {
-    pub(super) fn of(fields: Fields<'h>) -> Self {
+impl<'h> ConnectionOptions<'h> {
+    pub(super) fn of(fields: FieldLines<'h>) -> Self {
         Self { fields, value: b"" }
     }
 }
 
-impl<'h> Iterator for Options<'h> {
+impl<'h> Iterator for ConnectionOptions<'h> {
     type Item = &'h [u8];
 
     fn next(&mut self) -> Option<&'h [u8]> {
@@ -273,17 +268,17 @@ impl<'h> Iterator for Options<'h> {
     }
 }
 
-/// What Connection says, all of its fields together (RFC 9110, 7.6.1).
+/// The options of all Connection fields together (RFC 9110, 7.6.1).
 #[derive(Debug, Default, Clone, Copy)]
-pub(super) struct Connection {
+pub(super) struct ConnectionHeader {
     pub(super) close: bool,
     pub(super) keep_alive: bool,
     pub(super) upgrade: bool,
-    /// Fields beside `Upgrade`, `TE` and `Keep-Alive`, which go no further in any case.
+    /// Whether other fields are named, besides `Upgrade`, `TE` and `Keep-Alive`, which are never forwarded.
     pub(super) others: bool,
 }
 
-impl Connection {
+impl ConnectionHeader {
     pub(super) fn add(&mut self, value: &[u8]) {
         for option in elements(value) {
             if option.eq_ignore_ascii_case(b"close") {
@@ -299,16 +294,16 @@ impl Connection {
     }
 }
 
-/// What Transfer-Encoding says, all of its fields together.
+/// The codings of all Transfer-Encoding fields together.
 #[derive(Debug, Default, Clone, Copy)]
-pub(super) struct Coding {
+pub(super) struct TransferEncoding {
     pub(super) chunked: u32,
     pub(super) others: u32,
     pub(super) ends_chunked: bool,
     pub(super) fields: u32,
 }
 
-impl Coding {
+impl TransferEncoding {
     pub(super) fn add(&mut self, value: &[u8]) {
         self.fields += 1;
         for coding in elements(value) {
@@ -322,7 +317,7 @@ impl Coding {
     }
 }
 
-/// Whether an Upgrade field names protocols (RFC 9110, 7.8) and can be passed on as it is.
+/// Whether an Upgrade field is a list of protocols (RFC 9110, 7.8) that can be forwarded as it is.
 pub(super) fn is_protocol_list(value: &[u8]) -> bool {
     !value.is_empty()
         && value
@@ -330,7 +325,8 @@ pub(super) fn is_protocol_list(value: &[u8]) -> bool {
             .all(|&b| is_token_byte(b) || matches!(b, b'/' | b',' | b' ' | b'\t'))
 }
 
-/// `application/grpc` and its `+proto` and parameters, not `application/grpc-web`.
+/// Whether a Content-Type is gRPC's: `application/grpc` with its `+proto` and parameters, not
+/// `application/grpc-web`.
 pub(super) fn is_grpc(value: &[u8]) -> bool {
     const GRPC: &[u8] = b"application/grpc";
     value.split_at_checked(GRPC.len()).is_some_and(|(start, rest)| {
@@ -338,8 +334,8 @@ pub(super) fn is_grpc(value: &[u8]) -> bool {
     })
 }
 
-/// A number of decimal digits and nothing else; `None` also when it overflows 64 bits. By hand:
-/// `parse` takes a sign.
+/// Parses a number of decimal digits and nothing else; `None` also when it overflows 64 bits. By hand,
+/// because `parse` accepts a sign.
 pub(super) fn decimal(digits: &[u8]) -> Option<u64> {
     if digits.is_empty() {
         return None;
@@ -390,7 +386,7 @@ mod tests {
     #[test]
     fn options_come_one_by_one_over_all_fields() {
         let fields = b"Connection: close, ,X-One\r\nA: b\r\nCONNECTION:\r\nconnection:\tX-Two,\r\n";
-        let options: Vec<_> = Options::of(Fields::over(fields)).collect();
+        let options: Vec<_> = ConnectionOptions::of(FieldLines::over(fields)).collect();
         assert_eq!(options, [&b"close"[..], b"X-One", b"X-Two"]);
     }
 }

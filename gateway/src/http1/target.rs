@@ -1,29 +1,30 @@
-//! The bytes of a request target: one rule for HTTP/1 and HTTP/2.
+//! Validation of the bytes of a request target.
 
 use thiserror::Error;
 
-/// Why a request target is refused; answered 400.
+/// Why a request target is rejected, with status 400.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
 pub enum TargetFault {
-    /// There is none.
+    /// The target is empty.
     #[error("the request target is empty")]
     Empty,
-    /// A byte that no target may have.
+    /// A byte that is not allowed in a target.
     #[error("the request target has the byte {0:#04x}")]
     Byte(u8),
-    /// A `#`.
+    /// A `#`, which begins a fragment.
     #[error("the request target has a fragment")]
     Fragment,
 }
 
-/// Judges the bytes of a request target in whatever form: one rule for HTTP/1 and HTTP/2, path and query alike.
+/// Validates the bytes of a request target of any form: one rule for HTTP/1 and HTTP/2, for path and query
+/// alike.
 ///
-/// Visible ASCII passes as it was sent, but for `"`, `<`, `>`, `` ` `` and `#`. RFC 3986 (appendix A) has neither
-/// these nor `\`, `^`, `{`, `|`, `}`, `[` and `]` in path or query; the latter pass because browsers send them
-/// as they are and every reader behind us takes them for themselves. Percent-encoding is not looked at.
+/// Visible ASCII passes as it was sent, except `"`, `<`, `>`, `` ` `` and `#`. RFC 3986 (appendix A) allows
+/// neither these nor `\`, `^`, `{`, `|`, `}`, `[` and `]` in path or query; the latter pass because browsers
+/// send them as they are and every server reads them as themselves. Percent-encoding is not interpreted.
 ///
 /// # Errors
-/// The first byte that may not pass.
+/// The first byte that is not allowed.
 pub fn judge_target(target: &[u8]) -> Result<(), TargetFault> {
     if target.is_empty() {
         return Err(TargetFault::Empty);

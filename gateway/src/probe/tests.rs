@@ -170,7 +170,7 @@ async fn unix_sockets_and_h2c_are_asked_too() {
         let mut server = h2::server::handshake(stream).await.expect("h2");
         while let Some(Ok((request, mut respond))) = server.accept().await {
             assert_eq!(request.uri().path(), "/healthz");
-            let answer = http::Response::builder().status(204).body(());
+            let answer = ::http::Response::builder().status(204).body(());
             let sent = respond.send_response(answer.expect("a response"), false);
             sent.expect("sent").send_data(Bytes::new(), true).expect("sent");
         }

@@ -22,7 +22,7 @@ use crate::throttle::{
     Closing, EndpointState, QueueBudget, RevisionObserver, RevisionThrottler, Supply, ThrottleEnv,
     ThrottleLimits, clock,
 };
-use crate::upstream::TlsSlot;
+use crate::upstream::RevisionTls;
 
 /// State that all live states share.
 pub(super) struct LiveEnv {
@@ -67,7 +67,7 @@ struct Asleep {
 /// State of a revision that is in use.
 #[derive(Debug)]
 struct Awake {
-    tls: TlsSlot,
+    tls: RevisionTls,
     throttler: Arc<RevisionThrottler>,
     observer: Arc<dyn RevisionObserver>,
     names: Mutex<NameCache>,
@@ -101,7 +101,7 @@ impl Awake {
             throttler.close(closing, now);
         }
         Self {
-            tls: TlsSlot::new(spec, &env.runtime),
+            tls: RevisionTls::new(spec, &env.runtime),
             throttler,
             observer,
             names: Mutex::new(names),
@@ -136,7 +136,7 @@ impl LiveRevision {
     }
 
     /// TLS towards its backend.
-    pub(crate) fn tls(&self) -> &TlsSlot {
+    pub(crate) fn tls(&self) -> &RevisionTls {
         &self.wake().tls
     }
 

@@ -1,24 +1,24 @@
-//! Holding a request until an endpoint may be used.
+//! Admission: holds a request until a slot of an endpoint is free.
 
 use std::future::Future;
 use std::time::Instant;
 
-use super::ctx::{Attempt, RequestCtx};
-use crate::answer::Answer;
+use super::ctx::{NextAttempt, RequestCtx};
+use crate::local_response::ErrorResponse;
 use crate::observe::{Reason, Timer};
 use crate::throttle::{Admission, Arrival, Permit, Rejection, StartTimeline, Waiter};
 use sluice_model::Failure;
 
 impl RequestCtx {
-    /// Gets a Permit: at once where an endpoint is free, else after waiting. `gone` resolves when
-    /// the client left; its place is free then and nothing reaches the backend.
+    /// Acquires a Permit: at once where an endpoint is free, otherwise after waiting in the queue. `gone`
+    /// resolves when the client left; the request leaves the queue then, and nothing reaches the backend.
     ///
     /// # Errors
-    /// The answer to give instead. Cancel-safe: dropping the future gives the place back.
-    pub async fn admit(&mut self, gone: impl Future<Output = ()>) -> Result<(), Answer> {
+    /// The error response. Cancel-safe: dropping the future leaves the queue.
+    pub async fn admit(&mut self, gone: impl Future<Output = ()>) -> Result<(), ErrorResponse> {
         let now = Instant::now();
         let Some(routed) = &self.routed else {
-            return Err(Answer::new(Reason::NoRoute, "the request was not routed"));
+            return Err(ErrorResponse::new(Reason::NoRoute, "the request was not routed"));
         };
         let arrival = Arrival {
             bytes: self.head_bytes,
@@ -26,34 +26,34 @@ impl RequestCtx {
             sticky: routed.endpoint_key,
         };
         let admission = routed.live.throttler().admit(arrival, now);
-        self.take(admission, now, gone).await
+        self.settle(admission, now, gone).await
     }
 
-    /// Gets a Permit for the next attempt, as `next` says how.
+    /// Acquires a Permit for the next attempt, of the kind in `next`.
     ///
     /// # Errors
-    /// The answer to give: what the attempts ran into, if nothing else can serve.
-    pub async fn fail_over(&mut self, gone: impl Future<Output = ()>) -> Result<(), Answer> {
+    /// The error response: the failure of the attempts, if no other endpoint can serve.
+    pub async fn fail_over(&mut self, gone: impl Future<Output = ()>) -> Result<(), ErrorResponse> {
         let now = Instant::now();
-        let next = std::mem::replace(&mut self.next, Attempt::FreshConnection);
+        let next = std::mem::replace(&mut self.next, NextAttempt::FreshConnection);
         match next {
-            Attempt::First | Attempt::FreshConnection => Ok(()),
-            Attempt::OtherEndpoint => {
+            NextAttempt::First | NextAttempt::FreshConnection => Ok(()),
+            NextAttempt::OtherEndpoint => {
                 let Some(permit) = self.permit.take() else {
                     return self.admit(gone).await;
                 };
                 let admission = permit.failover(now);
-                let taken = self.take(admission, now, gone).await;
-                taken.map_err(|answer| self.worse_of(answer))
+                let taken = self.settle(admission, now, gone).await;
+                taken.map_err(|error| self.prefer_failure(error))
             }
-            Attempt::After(wait) => {
+            NextAttempt::After(wait) => {
                 self.permit = None;
                 tokio::pin!(gone);
                 let deadline = self.clocks.deadline();
                 let until = deadline.map_or(now + wait, |d| d.min(now + wait));
                 tokio::select! {
                     () = tokio::time::sleep_until(until.into()) => {}
-                    () = &mut gone => return Err(gone_answer()),
+                    () = &mut gone => return Err(client_gone()),
                 }
                 self.queued += wait;
                 self.held = None;
@@ -63,20 +63,20 @@ impl RequestCtx {
         }
     }
 
-    /// An attempt's own failure tells more than "there is no other endpoint", or no such revision any more.
-    fn worse_of(&mut self, answer: Answer) -> Answer {
-        match answer.reason {
-            Reason::NoEndpoints | Reason::NoRoute => self.failure.take().unwrap_or(answer),
-            _ => answer,
+    /// Prefers an attempt's own failure to "there is no other endpoint" and to a removed revision.
+    fn prefer_failure(&mut self, error: ErrorResponse) -> ErrorResponse {
+        match error.reason {
+            Reason::NoEndpoints | Reason::NoRoute => self.failure.take().unwrap_or(error),
+            _ => error,
         }
     }
 
-    async fn take(
+    async fn settle(
         &mut self,
         admission: Admission,
         now: Instant,
         gone: impl Future<Output = ()>,
-    ) -> Result<(), Answer> {
+    ) -> Result<(), ErrorResponse> {
         let outcome = match admission {
             Admission::Admitted(permit) => Ok(permit),
             Admission::Rejected(rejection) => Err(rejection),
@@ -100,8 +100,8 @@ impl RequestCtx {
         }
     }
 
-    /// The start that ended, or did not end, a wait that began at `since`; `None` if it was not
-    /// for one: the endpoint had been there before.
+    /// The start of an instance that a wait from `since` on was for, whether or not the start completed;
+    /// `None` if the endpoint had been ready before.
     fn awaited_start(&self, outcome: &Result<Permit, Rejection>, since: Instant) -> Option<StartTimeline> {
         match outcome {
             Ok(permit) => {
@@ -117,15 +117,15 @@ impl RequestCtx {
         &mut self,
         waiter: Waiter,
         gone: impl Future<Output = ()>,
-    ) -> Result<Result<Permit, Rejection>, Answer> {
+    ) -> Result<Result<Permit, Rejection>, ErrorResponse> {
         tokio::select! {
             biased;
             outcome = waiter => Ok(outcome),
-            () = gone => Err(gone_answer()),
+            () = gone => Err(client_gone()),
         }
     }
 
-    fn reject(&mut self, rejection: &Rejection) -> Answer {
+    fn reject(&mut self, rejection: &Rejection) -> ErrorResponse {
         self.removed = matches!(rejection, Rejection::Removed);
         if matches!(rejection, Rejection::DeadlineExceeded) {
             self.clocks.fire(self.clocks.missed(Instant::now()));
@@ -133,17 +133,17 @@ impl RequestCtx {
         if let Rejection::ActivationFailed { failure, .. } = rejection {
             self.detail = Some(failure.detail.clone());
         }
-        refusal_of(rejection, self.settings().error_detail, self.clocks.fired())
+        rejection_response(rejection, self.settings().error_detail, self.clocks.fired())
     }
 }
 
-fn gone_answer() -> Answer {
-    Answer::new(Reason::ClientGone, "the client left")
+fn client_gone() -> ErrorResponse {
+    ErrorResponse::new(Reason::ClientGone, "the client left")
 }
 
-/// The answer to a request that was not admitted. The cause of a failed activation goes to the
+/// The error response to a request that was not admitted. The cause of a failed activation is sent to the
 /// client only with `errorDetail`.
-pub fn refusal_of(rejection: &Rejection, error_detail: bool, timer: Option<Timer>) -> Answer {
+pub fn rejection_response(rejection: &Rejection, error_detail: bool, timer: Option<Timer>) -> ErrorResponse {
     let (reason, text) = match rejection {
         Rejection::QueueFull { .. } => (Reason::QueueFull, "the queue is full"),
         Rejection::QueueTimeout { .. } => (Reason::QueueTimeout, "no place came free in time"),
@@ -168,13 +168,13 @@ pub fn refusal_of(rejection: &Rejection, error_detail: bool, timer: Option<Timer
                 Failure::TimedOut => (Reason::ActivationTimeout, "the backend did not start in time"),
                 Failure::NotAllowed => (Reason::NoEndpoints, "nothing may be started to serve this"),
             };
-            let answer = if error_detail && !failure.detail.is_empty() {
-                Answer::new(reason, format!("{text}: {}", failure.detail))
+            let error = if error_detail && !failure.detail.is_empty() {
+                ErrorResponse::new(reason, format!("{text}: {}", failure.detail))
             } else {
-                Answer::new(reason, text)
+                ErrorResponse::new(reason, text)
             };
-            return answer.retry_after(rejection.retry_after());
+            return error.retry_after(rejection.retry_after());
         }
     };
-    Answer::new(reason, text).retry_after(rejection.retry_after())
+    ErrorResponse::new(reason, text).retry_after(rejection.retry_after())
 }

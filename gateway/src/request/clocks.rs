@@ -1,4 +1,4 @@
-//! The clocks of one request: pure, polled in place by whoever forwards the request.
+//! Deadlines of one request: pure, polled in place by the forwarding engine.
 
 use std::time::{Duration, Instant};
 
@@ -6,7 +6,7 @@ use sluice_model::RevisionTimeouts;
 
 use crate::observe::Timer;
 
-/// The deadlines of one request and how far they got.
+/// The deadlines of one request, and which of them passed first.
 #[derive(Debug, Default)]
 pub struct Clocks {
     total: Option<Instant>,
@@ -14,14 +14,14 @@ pub struct Clocks {
     idle: Option<Duration>,
     last_byte: Option<Instant>,
     age: Option<Duration>,
-    /// When the stream gets too old.
+    /// When the stream reaches its maximum age.
     old: Option<Instant>,
     fired: Option<Timer>,
 }
 
 impl Clocks {
-    /// Sets the deadlines of the whole request and of the response's start, counted from `started`;
-    /// `own` is a deadline the client named.
+    /// Sets the deadlines of the whole request and of the response's start, counted from `started`; `own` is
+    /// a timeout that the client named.
     pub fn arm(&mut self, timeouts: &RevisionTimeouts, own: Option<Duration>, started: Instant) {
         let total = [timeouts.total, own].into_iter().flatten().min();
         self.total = total.map(|t| started + t);
@@ -30,36 +30,36 @@ impl Clocks {
         self.age = timeouts.max_stream_age;
     }
 
-    /// The earliest moment at which the request is over while no head has come.
+    /// The deadline while no response head has come.
     pub fn deadline(&self) -> Option<Instant> {
         [self.total, self.start].into_iter().flatten().min()
     }
 
-    /// A connection to the backend is there: silence counts from now.
+    /// Starts the idle timeout: a connection to the backend is open.
     pub fn connected(&mut self, now: Instant) {
         self.last_byte = Some(now);
     }
 
-    /// The response head came: its deadline is met, and a stream's age begins.
+    /// Records the response head: the start deadline is met, and a stream's age begins.
     pub fn head_received(&mut self, now: Instant) {
         self.start = None;
         self.last_byte = Some(now);
         self.old = self.age.map(|age| now + age);
     }
 
-    /// Bytes went either way. `now` is asked only where silence is bounded.
+    /// Restarts the idle timeout: bytes moved. `now` is called only where there is an idle timeout.
     pub fn touch(&mut self, now: impl FnOnce() -> Instant) {
         if self.idle.is_some() {
             self.last_byte = Some(now());
         }
     }
 
-    /// No deadline counts any more. A clock that has rung stays rung.
+    /// Disarms all deadlines. A deadline that has passed stays recorded.
     pub fn stop(&mut self) {
         (self.total, self.start, self.idle, self.old) = (None, None, None, None);
     }
 
-    /// When the next clock rings, and which one it is.
+    /// The next deadline, and its timer.
     pub fn next(&self) -> Option<(Instant, Timer)> {
         let idle = self
             .idle
@@ -74,22 +74,22 @@ impl Clocks {
         all.into_iter().flatten().min_by_key(|(at, _)| *at)
     }
 
-    /// The stream was asked to end because of its age; that is asked once.
+    /// Disarms the age limit once the stream was asked to end for it.
     pub fn age_noted(&mut self) {
         self.old = None;
     }
 
-    /// The clock that rang, if one did.
+    /// The timer that fired, if one did.
     pub fn fired(&self) -> Option<Timer> {
         self.fired
     }
 
-    /// Marks a clock as having rung. The first one stays.
+    /// Records a timer as fired. The first one stays.
     pub fn fire(&mut self, timer: Timer) {
         self.fired.get_or_insert(timer);
     }
 
-    /// Which clock a missed [`deadline`](Self::deadline) belongs to.
+    /// The timer of a missed [`deadline`](Self::deadline).
     pub fn missed(&self, now: Instant) -> Timer {
         match self.total {
             Some(total) if total <= now => Timer::Total,

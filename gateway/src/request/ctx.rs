@@ -1,4 +1,4 @@
-//! One request on its way through the gateway.
+//! Context of one request: what routing, admission, attempts and the log line share.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -14,39 +14,41 @@ use super::clocks::Clocks;
 use super::decide::{Draw, decide, redirects};
 use super::headers::{Forwarding, HOPS_HEADER, RequestId, TIMING_HEADER, grpc_timeout, hops};
 use super::measure::MeasuredRevision;
-use super::target::Target;
-use crate::answer::{Answer, Dialect, Rendered, redirect_to_https};
+use super::origin_form::OriginForm;
 use crate::edge::{ConnectionInfo, Drain};
+use crate::local_response::{
+    ErrorResponse, LocalResponse, RenderedResponse, ResponseFormat, redirect_to_https,
+};
 use crate::observe::{Counted, Milestones, Observer, Phases, Reason, RequestProtocol, RequestRecord};
 use crate::registry::{LiveRevision, LiveService, Reader, RetryHold, Snapshot};
 use crate::throttle::{Permit, StartTimeline};
 
-/// What every request needs and shares.
+/// State that all requests share.
 pub struct Engine {
     /// The current table; read once per request.
     pub table: Reader,
     /// Metrics and access log.
     pub observer: Observer,
-    /// How far the gateway is on its way out.
+    /// The drain phase of the gateway.
     pub drain: watch::Receiver<Drain>,
 }
 
-/// What a request is when it comes in.
-pub struct Incoming<'a, V> {
-    /// The connection it came by.
+/// A request as received.
+pub struct IncomingRequest<'a, V> {
+    /// The connection.
     pub info: &'a Arc<ConnectionInfo>,
-    /// Its head.
+    /// The head.
     pub view: &'a V,
     /// Host or `:authority` as sent.
     pub host: Option<&'a [u8]>,
     /// Path and query as sent.
     pub target: &'a str,
-    /// Bytes the head takes while the request waits.
+    /// Memory held for the head and buffered body while the request waits, in bytes.
     pub head_bytes: usize,
 }
 
-/// What an adapter knows of a request at its end. What a client chose is bytes.
-pub struct Ending<'a> {
+/// The result of a request for log and metrics. Values chosen by the client are bytes.
+pub struct RequestEnd<'a> {
     /// The method.
     pub method: &'a [u8],
     /// Host or `:authority` as sent.
@@ -55,32 +57,17 @@ pub struct Ending<'a> {
     pub target: &'a [u8],
     /// `User-Agent` as sent.
     pub user_agent: Option<&'a [u8]>,
-    /// What it spoke.
+    /// The protocol.
     pub protocol: RequestProtocol,
-    /// The status of the head that was sent, if one was.
+    /// The status of the response head, if one was sent.
     pub status: Option<u16>,
-    /// Bytes of the request body taken.
+    /// Bytes of the request body consumed.
     pub bytes_in: u64,
-    /// Bytes of the response body given.
+    /// Bytes of the response body sent.
     pub bytes_out: u64,
 }
 
-/// The gateway answers by itself.
-#[derive(Debug)]
-pub enum Refusal {
-    /// With a reason.
-    Answer(Answer),
-    /// With a redirect.
-    Redirect(Rendered),
-}
-
-impl From<Answer> for Refusal {
-    fn from(answer: Answer) -> Self {
-        Self::Answer(answer)
-    }
-}
-
-/// Where a request goes.
+/// The destination of a request.
 pub struct Routed {
     /// The service.
     pub service: Arc<Service>,
@@ -90,7 +77,7 @@ pub struct Routed {
     pub live: Arc<LiveRevision>,
     /// The revision as configured when the request was routed.
     pub spec: Arc<RevisionSpec>,
-    /// The key, where the choice sticks to one endpoint.
+    /// The sticky key, where the scope is one endpoint.
     pub endpoint_key: Option<StickyKey>,
 }
 
@@ -101,82 +88,82 @@ impl Routed {
     }
 }
 
-/// How the next attempt is made.
+/// The kind of the next attempt.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Attempt {
-    /// As always: any pooled or new connection to the Permit's endpoint.
+pub enum NextAttempt {
+    /// Over any pooled or new connection to the Permit's endpoint.
     First,
-    /// To the same endpoint, but by a connection that nothing used before.
+    /// To the same endpoint, over a new connection.
     FreshConnection,
     /// To another endpoint.
     OtherEndpoint,
-    /// To any endpoint, after this long: the backend asked for it.
+    /// To any endpoint after a delay that the backend asked for.
     After(Duration),
 }
 
-/// One request on its way; dropping it at any moment releases its Permit.
+/// The context of one request; dropping it at any moment releases its Permit.
 ///
-/// Once it is routed it holds what its end needs (service, revision, settings), and no table: a long
-/// stream would keep everything of its generation alive.
+/// A routed request holds what its end needs (service, revision, settings), and no table: a long stream would
+/// keep everything of its generation alive.
 pub struct RequestCtx {
     pub(super) engine: Arc<Engine>,
-    /// The one table that it reads, until it is routed.
+    /// The one table that the request reads, until it is routed.
     table: Option<Arc<Snapshot>>,
     settings: Arc<Settings>,
     generation: Generation,
-    /// Its clocks.
+    /// The deadlines.
     pub clocks: Clocks,
-    /// When it came.
+    /// When the request was received.
     pub started: Instant,
-    /// Where it goes, once routed.
+    /// The destination, once routed.
     pub routed: Option<Routed>,
     /// The right to use an endpoint, once admitted.
     pub permit: Option<Permit>,
-    /// How the next attempt is made.
-    pub next: Attempt,
-    /// What an earlier attempt failed with, should no other one succeed.
-    pub failure: Option<Answer>,
-    /// Set when the response head came from the backend.
+    /// The kind of the next attempt.
+    pub next: NextAttempt,
+    /// The failure of the last attempt, to be sent should no other succeed.
+    pub failure: Option<ErrorResponse>,
+    /// Whether the backend's response head came.
     pub head_received: bool,
-    /// The id the backend sees.
+    /// The request id that the backend gets.
     pub request_id: RequestId,
-    /// How often it passed a gateway of this kind before.
+    /// Passes through gateways of this kind before this one.
     hops: u32,
-    /// Why the client does not simply get the backend's answer.
+    /// The reason why the client does not simply get the backend's response.
     pub reason: Option<Reason>,
-    /// What the reason cannot say in a word.
+    /// Details of the reason.
     pub detail: Option<String>,
     /// Time spent waiting for Permits.
     pub queued: Duration,
-    /// When it last stopped waiting; `None` when it never did.
+    /// When the last wait ended; `None` when the request never waited.
     pub(super) admitted: Option<Instant>,
-    /// The start that it waited for.
+    /// The instance start that the request waited for.
     pub(super) start: Option<StartTimeline>,
     phases: Option<Phases>,
-    /// The client asked where the time goes.
+    /// Whether the client asked for `Server-Timing`.
     wants_timing: bool,
-    /// Endpoints tried.
+    /// The number of attempts.
     pub attempts: u32,
-    /// Of these, how many the backend put off with a 429.
+    /// The number of attempts that the backend put off with a 429.
     pub put_off: u32,
-    /// It is held because of that.
+    /// Guard of the wait after a 429.
     pub held: Option<RetryHold>,
     /// When the last attempt began.
     pub attempt_started: Option<Instant>,
-    /// From the start of the last attempt to its response head.
+    /// Time from the start of the last attempt to its response head.
     pub upstream: Option<Duration>,
-    /// The revision was removed while this request waited for it.
+    /// Whether the revision was removed while the request waited.
     pub(super) removed: bool,
     pub(super) head_bytes: u64,
     pub(super) endpoint: Option<EndpointAddr>,
     /// The client's address.
     pub client: Option<IpAddr>,
     service: Option<Arc<Service>>,
-    dialect: Dialect,
+    format: ResponseFormat,
     time: SystemTime,
 }
 
-/// The points of splits come from the service's own counters.
+/// Draws the points of splits from the service's own counters.
 struct LiveDraw;
 
 impl Draw<Arc<LiveService>> for LiveDraw {
@@ -186,7 +173,7 @@ impl Draw<Arc<LiveService>> for LiveDraw {
 }
 
 impl RequestCtx {
-    /// A request that has just come in. Reads the one Snapshot it will ever see.
+    /// The context of a new request. Loads the one Snapshot that the request sees.
     pub fn new(engine: &Arc<Engine>, now: Instant) -> Self {
         let table = engine.table.load();
         Self {
@@ -198,7 +185,7 @@ impl RequestCtx {
             started: now,
             routed: None,
             permit: None,
-            next: Attempt::First,
+            next: NextAttempt::First,
             failure: None,
             head_received: false,
             request_id: RequestId::None,
@@ -220,14 +207,14 @@ impl RequestCtx {
             endpoint: None,
             client: None,
             service: None,
-            dialect: Dialect::Text,
+            format: ResponseFormat::Text,
             time: SystemTime::now(),
         }
     }
 
-    /// Reads the table anew if the revision this request waited for is not in the current one; then
-    /// it has to be routed and admitted again. The one exception to one Snapshot a request: the
-    /// alternative is to fail it because of a reload.
+    /// Loads the current table if the revision was removed while the request waited; then the request has to
+    /// be routed and admitted again. The one exception to one Snapshot per request: the alternative is to
+    /// fail the request because of a reload.
     pub fn reread(&mut self) -> bool {
         if !std::mem::take(&mut self.removed) {
             return false;
@@ -244,39 +231,39 @@ impl RequestCtx {
         true
     }
 
-    /// The settings this request sees.
+    /// The settings of the request's Snapshot.
     pub fn settings(&self) -> &Arc<Settings> {
         &self.settings
     }
 
-    /// The limits this request sees.
+    /// The limits of the request's Snapshot.
     pub fn limits(&self) -> &Limits {
         &self.settings.limits
     }
 
-    /// How far the gateway is on its way out, to be followed.
+    /// The drain phase, to be watched.
     pub fn drain(&self) -> watch::Receiver<Drain> {
         self.engine.drain.clone()
     }
 
-    /// Whether answers should end the connection because the gateway is on its way out.
+    /// Whether responses should end the connection because the gateway drains.
     pub fn draining(&self) -> bool {
         *self.engine.drain.borrow() != Drain::Serving
     }
 
-    /// Finds and picks, and starts the request's clocks.
+    /// Routes the request and arms its deadlines.
     ///
     /// # Errors
-    /// The answer to give instead.
-    pub fn route<V: RequestView>(&mut self, incoming: &Incoming<'_, V>) -> Result<(), Refusal> {
+    /// The local response.
+    pub fn route<V: RequestView>(&mut self, incoming: &IncomingRequest<'_, V>) -> Result<(), LocalResponse> {
         self.note(incoming);
         let info = incoming.info;
         let mut buf = [0; 256];
         let host = incoming
             .host
-            .ok_or_else(|| Answer::new(Reason::BadRequest, "the request names no host"))?;
+            .ok_or_else(|| ErrorResponse::new(Reason::BadRequest, "the request names no host"))?;
         let host = normalize_host(host, &mut buf).map_err(|e| {
-            Answer::new(
+            ErrorResponse::new(
                 Reason::BadRequest,
                 format!("the request's host is not valid: {e}"),
             )
@@ -285,7 +272,7 @@ impl RequestCtx {
             && !tls.names.is_empty()
             && !tls.covers(host)
         {
-            return Err(Answer::new(
+            return Err(ErrorResponse::new(
                 Reason::Misdirected,
                 "this connection's certificate is not for this host",
             )
@@ -293,7 +280,7 @@ impl RequestCtx {
         }
         let max_hops = self.limits().max_hops;
         if max_hops > 0 && self.hops >= max_hops {
-            return Err(Answer::new(
+            return Err(ErrorResponse::new(
                 Reason::Loop,
                 "the request passed this gateway too often: it leads back here",
             )
@@ -309,23 +296,23 @@ impl RequestCtx {
             client,
             &mut LiveDraw,
         )
-        .map_err(|_| Answer::new(Reason::NoRoute, "no service is known for this host and path"))?;
+        .map_err(|_| ErrorResponse::new(Reason::NoRoute, "no service is known for this host and path"))?;
         let service = Arc::clone(decision.found.service);
         self.service = Some(Arc::clone(&service));
         if redirects(&decision.found, info.tls.is_some()) {
-            let Some(target) = Target::of(incoming.target) else {
+            let Some(target) = OriginForm::of(incoming.target) else {
                 let text = "only https is served here, and no URL stands for this request target";
-                return Err(Answer::new(Reason::BadRequest, text).into());
+                return Err(ErrorResponse::new(Reason::BadRequest, text).into());
             };
             let redirect = redirect_to_https(incoming.view.method(), host, &target.to_uri());
-            return Err(Refusal::Redirect(redirect));
+            return Err(LocalResponse::Redirect(redirect));
         }
         let spec = Arc::clone(&service.revisions[decision.target.slot]);
         let live = Arc::clone(&decision.found.live.revisions()[decision.target.slot]);
         let own = incoming
             .view
             .header("grpc-timeout")
-            .filter(|_| self.dialect == Dialect::Grpc)
+            .filter(|_| self.format == ResponseFormat::Grpc)
             .and_then(grpc_timeout);
         self.clocks.arm(&spec.timeouts, own, self.started);
         let route = decision.found.route.map(|(index, _)| index);
@@ -339,9 +326,9 @@ impl RequestCtx {
         Ok(())
     }
 
-    fn note<V: RequestView>(&mut self, incoming: &Incoming<'_, V>) {
+    fn note<V: RequestView>(&mut self, incoming: &IncomingRequest<'_, V>) {
         let view = incoming.view;
-        self.dialect = Dialect::of(view.header("accept"), view.header("content-type"));
+        self.format = ResponseFormat::of(view.header("accept"), view.header("content-type"));
         self.head_bytes = incoming.head_bytes as u64;
         self.wants_timing = view.header(TIMING_HEADER) == Some(b"1");
         self.client = Some(incoming.info.client_ip());
@@ -349,7 +336,7 @@ impl RequestCtx {
         self.hops = hops(view.header(HOPS_HEADER));
     }
 
-    /// What the forwarding headers say of this request.
+    /// The forwarding headers of this request.
     pub fn forwarding<'a>(&'a self, info: &ConnectionInfo, host: &'a [u8]) -> Forwarding<'a> {
         Forwarding {
             client: info.client_ip(),
@@ -361,17 +348,17 @@ impl RequestCtx {
         }
     }
 
-    /// The gateway's own answer in the client's dialect; noted for log and metrics.
-    pub fn refuse(&mut self, refusal: &Refusal) -> Rendered {
-        let mut rendered = match refusal {
-            Refusal::Answer(answer) => {
-                self.reason = Some(answer.reason);
-                answer.render(self.dialect, self.request_id.as_str())
+    /// Renders a local response in the client's format and records it for log and metrics.
+    pub fn render_local(&mut self, response: &LocalResponse) -> RenderedResponse {
+        let mut rendered = match response {
+            LocalResponse::Error(error) => {
+                self.reason = Some(error.reason);
+                error.render(self.format, self.request_id.as_str())
             }
-            Refusal::Redirect(rendered) => rendered.clone(),
+            LocalResponse::Redirect(rendered) => rendered.clone(),
         };
         if self.reason != Some(Reason::ClientGone) {
-            self.answers(Instant::now());
+            self.response_started(Instant::now());
             let timing = self.server_timing();
             rendered
                 .headers
@@ -380,8 +367,8 @@ impl RequestCtx {
         rendered.dated(SystemTime::now())
     }
 
-    /// The client's response head is there.
-    pub fn answers(&mut self, now: Instant) {
+    /// Records the phases until the response head.
+    pub fn response_started(&mut self, now: Instant) {
         self.phases = Some(Phases::of(&Milestones {
             arrived: self.started,
             start: self.start,
@@ -390,13 +377,14 @@ impl RequestCtx {
         }));
     }
 
-    /// What to add as `Server-Timing`, if the client asked. After [`answers`](Self::answers).
+    /// The value of `Server-Timing`, if the client asked for it. Call after
+    /// [`response_started`](Self::response_started).
     pub fn server_timing(&self) -> Option<String> {
         let phases = self.phases.as_ref().filter(|_| self.wants_timing)?;
         Some(phases.server_timing())
     }
 
-    /// Notes what an attempt ran into, so that it can be told if nothing else works out.
+    /// Records the failure of an attempt, to be sent if no other attempt succeeds.
     pub fn fail_attempt(&mut self, reason: Reason, detail: String) {
         self.detail = Some(detail);
         let text = match reason {
@@ -404,11 +392,12 @@ impl RequestCtx {
             Reason::Overloaded => "the gateway has no descriptor left",
             _ => "the backend broke off before it answered",
         };
-        self.failure = Some(Answer::new(reason, text));
+        self.failure = Some(ErrorResponse::new(reason, text));
     }
 
-    /// Logs and measures the request and gives its Permit back. Called once, at its end.
-    pub fn finish(&mut self, ending: &Ending<'_>, now: Instant) {
+    /// Writes the log line and metrics of the request and returns its Permit. Called once, at the request's
+    /// end.
+    pub fn finish(&mut self, ending: &RequestEnd<'_>, now: Instant) {
         let revision = self.routed.as_ref().map(|routed| &routed.spec.id);
         let record = RequestRecord {
             time: self.time,
@@ -454,7 +443,7 @@ impl RequestCtx {
     }
 }
 
-/// As much of a detail as a log line wants: parsers quote whole heads of backends.
+/// Truncates a detail for the log line: parsers quote whole heads of backends.
 fn brief(detail: &str) -> &str {
     const MAX: usize = 256;
     match detail.char_indices().nth(MAX) {

@@ -1,6 +1,6 @@
-//! Which service, split and revision a request goes to: the data plane's find and pick.
+//! Routing decision: service, split and revision of a request.
 //!
-//! Also what `sluice explain` runs, so that the two cannot disagree.
+//! `sluice explain` runs the same code, so that the two cannot disagree.
 
 use std::net::IpAddr;
 
@@ -14,47 +14,47 @@ use super::headers::cookie;
 /// The header that selects a tagged revision where `tagHeader` is on.
 pub const TAG_HEADER: &str = "knative-serving-tag";
 
-/// Where a point of a split comes from. Taken only when a split really has to be drawn.
+/// The source of random points of a split. Called only when a split has to be drawn.
 pub trait Draw<L> {
-    /// The next point for the split that was found.
+    /// The next point of this split.
     fn draw(&mut self, found: &Found<'_, L>) -> u32;
 }
 
 /// Why a revision was chosen.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Picked {
-    /// A tag host or the tag header fixed it.
+pub enum PickReason {
+    /// By a tag host or the tag header.
     Tag,
-    /// It has 100 %.
+    /// The only revision of the split.
     Only,
-    /// The sticky key fell on it.
+    /// By the sticky key.
     Sticky,
-    /// The point drawn fell on it.
+    /// By a drawn point.
     Drawn(u32),
 }
 
-/// Where a request goes.
+/// The routing decision of a request.
 #[derive(Debug)]
-pub struct Decision<'t, L> {
-    /// What the table found.
+pub struct RouteDecision<'t, L> {
+    /// The table's match.
     pub found: Found<'t, L>,
     /// The revision chosen.
     pub target: &'t TrafficTarget,
-    /// Why.
-    pub picked: Picked,
-    /// The key, where the choice sticks to one endpoint.
+    /// Why the revision was chosen.
+    pub picked: PickReason,
+    /// The sticky key, where the scope is one endpoint.
     pub endpoint_key: Option<StickyKey>,
 }
 
-/// Whether plain HTTP is answered with a redirect to https instead.
+/// Whether a request over plain HTTP is redirected to https.
 pub fn redirects<L>(found: &Found<'_, L>, tls: bool) -> bool {
     !tls && found.service.http_option == HttpOption::Redirected
 }
 
-/// Finds and picks. `host` is normalised.
+/// Matches the service and picks a revision. `host` has to be normalised.
 ///
 /// # Errors
-/// [`NotFound`]: 404 with reason `no_route`.
+/// [`NotFound`]: the response is 404 with reason `no_route`.
 pub fn decide<'t, L: Clone>(
     snapshot: &'t Snapshot<L>,
     listener: Visibility,
@@ -62,7 +62,7 @@ pub fn decide<'t, L: Clone>(
     request: &impl RequestView,
     client: IpAddr,
     draw: &mut impl Draw<L>,
-) -> Result<Decision<'t, L>, NotFound> {
+) -> Result<RouteDecision<'t, L>, NotFound> {
     let tag = snapshot
         .settings()
         .tag_header
@@ -74,16 +74,16 @@ pub fn decide<'t, L: Clone>(
     let key = sticky.and_then(|sticky| sticky_key(&sticky.source, request, client));
     let endpoint_key = key.filter(|_| sticky.is_some_and(|s| s.scope == StickyScope::Endpoint));
     let (target, picked) = if let Some(tagged) = found.tagged {
-        (tagged, Picked::Tag)
+        (tagged, PickReason::Tag)
     } else if let Some(only) = found.split.only() {
-        (only, Picked::Only)
+        (only, PickReason::Only)
     } else if let Some(key) = key {
-        (found.split.pick_sticky(key), Picked::Sticky)
+        (found.split.pick_sticky(key), PickReason::Sticky)
     } else {
         let point = draw.draw(&found);
-        (found.split.pick(point), Picked::Drawn(point))
+        (found.split.pick(point), PickReason::Drawn(point))
     };
-    Ok(Decision {
+    Ok(RouteDecision {
         found,
         target,
         picked,

@@ -1,7 +1,7 @@
-//! Which header fields a request carries to the backend, and which a response carries to the client.
+//! Header rewriting: the fields forwarded to the backend, and those forwarded to the client.
 //!
-//! Pure and protocol-neutral: one pass over the fields of a head ([`Fields`]), each passed on to a
-//! [`FieldSink`] or left out, then the fields that the gateway sets. Nothing is copied in between.
+//! Pure and protocol-neutral: one pass over the fields of a head ([`Fields`]), each forwarded to a
+//! [`FieldSink`] or dropped, then the fields that the gateway sets. Nothing is copied in between.
 
 use std::fmt::Write as _;
 use std::net::IpAddr;
@@ -17,13 +17,13 @@ pub trait Fields {
     fn first(&self, name: &str) -> Option<&[u8]>;
 }
 
-/// Where the fields of a head go on its way out.
+/// The output of a head's fields.
 pub trait FieldSink {
-    /// Appends a field. Both were judged, or come from the gateway itself.
+    /// Appends a field. Name and value were validated, or are the gateway's own.
     fn field(&mut self, name: &[u8], value: &[u8]);
 }
 
-/// Fields by which routing decisions are told to the backend; a client's own are dropped.
+/// Fields that carry the routing decision to the backend; a client's own are dropped.
 const DECISION_FIELDS: [&str; 4] = [
     "knative-serving-revision",
     "knative-serving-namespace",
@@ -31,16 +31,16 @@ const DECISION_FIELDS: [&str; 4] = [
     "knative-serving-default-route",
 ];
 
-/// A client asks with it where the time until the response head goes; for the gateway alone.
+/// Request field that asks for `Server-Timing`, the phases until the response head; not forwarded.
 pub(super) const TIMING_HEADER: &str = "x-sluice-timing";
 
-/// Counts passes of a request through a gateway of this kind.
+/// Hop counter for loop detection: the passes of a request through gateways of this kind.
 pub const HOPS_HEADER: &str = "x-sluice-hops";
 
-/// Fields by which proxies tell where a request came from, besides `x-forwarded-*`.
+/// Forwarding fields besides `x-forwarded-*`.
 const FORWARDING_FIELDS: [&str; 2] = ["forwarded", "x-real-ip"];
 
-/// Fields of RFC 9110 7.6.1 and their relatives that concern one connection alone.
+/// Hop-by-hop fields: RFC 9110 7.6.1 and their relatives.
 const HOP_BY_HOP: [&str; 6] = [
     "connection",
     "http2-settings",
@@ -50,39 +50,39 @@ const HOP_BY_HOP: [&str; 6] = [
     "upgrade",
 ];
 
-/// Fields that frame or address a message: whoever writes the message sets them.
+/// Fields that frame or address a message: the writer of the message sets them.
 const FRAMING: [&str; 3] = ["host", "content-length", "transfer-encoding"];
 
-/// The longest request id taken over from a client, in bytes.
+/// The longest request id accepted from a client, in bytes.
 const MAX_REQUEST_ID: usize = 128;
 
-/// Names in `Connection` fields that are looked at. Nobody nominates more than a few; without a bound
-/// every field would be compared with thousands of names.
+/// Most names in `Connection` fields that count. Clients nominate a few; without a bound every field would be
+/// compared with thousands of names.
 const MAX_NOMINATIONS: usize = 32;
 
-/// What the forwarding headers say of a request.
+/// The content of the forwarding headers of a request.
 #[derive(Debug, Clone, Copy)]
 pub struct Forwarding<'a> {
-    /// The client, after PROXY.
+    /// The client's address, after PROXY.
     pub client: IpAddr,
     /// Whether the client is a trusted proxy, whose own forwarding headers count.
     pub trusted: bool,
-    /// Whether the client came by TLS.
+    /// Whether the client connected by TLS.
     pub tls: bool,
     /// The Host the client sent.
     pub host: &'a [u8],
     /// The id of the request; see [`RequestId`].
     pub request_id: &'a str,
-    /// How often the request passed a gateway of this kind, this pass included.
+    /// The number of passes through gateways of this kind, this pass included.
     pub hops: u32,
 }
 
-/// How a request head is changed on its way to the backend.
+/// The edits of a request head for its backend.
 #[derive(Debug, Clone, Copy)]
 pub struct RequestEdit<'a> {
-    /// Where the request came from.
+    /// The forwarding headers.
     pub from: Forwarding<'a>,
-    /// The revision it goes to.
+    /// The revision chosen.
     pub revision: &'a RevisionSpec,
     /// The route that matched.
     pub route: Option<&'a Route>,
@@ -101,8 +101,7 @@ pub struct Nominated<'h> {
 }
 
 impl<'h> Nominated<'h> {
-    /// Of a head whose `Connection` fields may name something besides `close`, `keep-alive` and
-    /// `upgrade`.
+    /// Collects the nominated names of a head.
     pub fn of(head: &'h impl Fields) -> Self {
         let mut all = Self::default();
         head.each(|name, value| {
@@ -139,8 +138,8 @@ fn starts_with(name: &[u8], prefix: &str) -> bool {
         .is_some_and(|start| start.eq_ignore_ascii_case(prefix.as_bytes()))
 }
 
-/// Passes a request's fields on to the backend. Host and framing are the caller's to write, and so
-/// is `Upgrade` where one is passed on.
+/// Forwards a request's fields to the backend. The caller writes Host and framing, and `Upgrade` where an
+/// offer is forwarded.
 pub fn request_fields(head: &impl Fields, edit: &RequestEdit<'_>, out: &mut impl FieldSink) {
     let trusted = edit.from.trusted;
     let (mut proto, mut forwarded_host) = (false, false);
@@ -205,9 +204,9 @@ pub fn request_fields(head: &impl Fields, edit: &RequestEdit<'_>, out: &mut impl
     out.field(b"knative-serving-namespace", revision.namespace().as_bytes());
 }
 
-/// Whether the gateway leaves a client's field out, or sets the field itself.
+/// Whether the gateway drops a client's field, or sets the field itself.
 fn is_edited(name: &[u8], edit: &RequestEdit<'_>) -> bool {
-    // By length first: most fields are none of these.
+    // By length first: most fields match none of the names.
     let known = match name.len() {
         2 | 4 | 7 | 9 | 10 | 14 | 16..=19 => {
             is_any(name, &HOP_BY_HOP)
@@ -232,7 +231,7 @@ fn is_edited(name: &[u8], edit: &RequestEdit<'_>) -> bool {
         || is_configured(name, edit)
 }
 
-/// What a client's `Connection` field cannot remove: what the gateway adds or relies on.
+/// Fields that a client's `Connection` cannot remove: the gateway adds them or relies on them.
 fn is_protected(name: &[u8]) -> bool {
     is_any(
         name,
@@ -247,13 +246,13 @@ fn is_protected(name: &[u8]) -> bool {
         || is_any(name, &FORWARDING_FIELDS)
 }
 
-/// Whether a configured field is appended as it is: the writer of a message sets what frames and
-/// addresses the message, and nobody sets what tells the routing decision.
+/// Whether a configured field is appended: the writer of a message sets the fields that frame and address it,
+/// and no configuration sets the fields of the routing decision.
 fn is_settable(name: &[u8]) -> bool {
     !is_any(name, &FRAMING) && !is_any(name, &HOP_BY_HOP) && !is_any(name, &DECISION_FIELDS[..2])
 }
 
-/// Whether the route or the revision sets this field.
+/// Whether the route or the revision configures this field.
 fn is_configured(name: &[u8], edit: &RequestEdit<'_>) -> bool {
     let same = |(n, _): (&String, &String)| n.as_bytes().eq_ignore_ascii_case(name);
     edit.route
@@ -261,15 +260,15 @@ fn is_configured(name: &[u8], edit: &RequestEdit<'_>) -> bool {
         || edit.revision.request_headers.iter().any(same)
 }
 
-/// Passes a response's fields on to the client. Framing is the caller's to write. Returns whether the
-/// response has a `Date`.
+/// Forwards a response's fields to the client. The caller writes framing. Returns whether the response has a
+/// `Date`.
 pub fn response_fields(head: &impl Fields, out: &mut impl FieldSink) -> bool {
     let nominated = Nominated::of(head);
     let mut dated = false;
     head.each(|name, value| {
         let nominated = nominated.len > 0
             && nominated.has(name)
-            // Nominating one of these is an attack or a mistake, never a wish.
+            // Nominating `Set-Cookie` is an attack or a mistake.
             && !name.eq_ignore_ascii_case(b"set-cookie");
         if nominated
             || is_any(name, &HOP_BY_HOP)
@@ -284,8 +283,8 @@ pub fn response_fields(head: &impl Fields, out: &mut impl FieldSink) -> bool {
     dated
 }
 
-/// Whether a trailer field may be passed on: not where the field frames, routes, authenticates,
-/// conditions or describes the content (RFC 9110 6.5.1), is a cookie, or is the gateway's to set.
+/// Whether a trailer field may be forwarded: not where the field frames, routes, authenticates, conditions or
+/// describes the content (RFC 9110 6.5.1), is a cookie, or is the gateway's to set.
 pub fn may_be_trailer(name: &[u8]) -> bool {
     const NEVER: [&str; 38] = [
         "accept-encoding",
@@ -333,7 +332,7 @@ pub fn may_be_trailer(name: &[u8]) -> bool {
         && !starts_with(name, "knative-serving-")
 }
 
-/// Values joined into one field without an allocation where there is one.
+/// Joins values into one field, without an allocation for a single value.
 struct Joined<'v> {
     separator: &'static [u8],
     first: Option<&'v [u8]>,
@@ -370,7 +369,7 @@ impl<'v> Joined<'v> {
     }
 }
 
-/// A text short enough for an address or a number, on the stack.
+/// A text buffer on the stack, long enough for an address or a number.
 struct ShortText {
     bytes: [u8; 48],
     len: usize,
@@ -399,19 +398,19 @@ impl std::fmt::Write for ShortText {
     }
 }
 
-/// The id of a request: the client's where it is fit to be passed on, else 32 hexadecimal digits.
+/// The id of a request: the client's where it is valid, otherwise 32 hexadecimal digits.
 #[derive(Debug, Clone)]
 pub enum RequestId {
-    /// Not known yet.
+    /// None yet.
     None,
-    /// Made by the gateway.
+    /// Generated by the gateway.
     Made([u8; 32]),
     /// Sent by the client.
     Sent(Box<str>),
 }
 
 impl RequestId {
-    /// Takes the client's id if it is fit, else makes one of `random`.
+    /// Accepts the client's id if it is valid, otherwise renders `random`.
     pub fn of(sent: Option<&[u8]>, random: impl FnOnce() -> u128) -> Self {
         let fit = sent
             .filter(|id| !id.is_empty() && id.len() <= MAX_REQUEST_ID && id.iter().all(u8::is_ascii_graphic));
@@ -427,7 +426,7 @@ impl RequestId {
         Self::Made(digits)
     }
 
-    /// The id as text; empty when there is none.
+    /// The id as text; empty when there is none yet.
     pub fn as_str(&self) -> &str {
         match self {
             Self::None => "",
@@ -437,8 +436,7 @@ impl RequestId {
     }
 }
 
-/// How often a request passed a gateway of this kind before, by its [`HOPS_HEADER`]; what is
-/// malformed counts as nothing.
+/// Parses a [`HOPS_HEADER`]: the passes so far; a malformed value counts as 0.
 pub fn hops(value: Option<&[u8]>) -> u32 {
     value
         .filter(|v| !v.is_empty() && v.len() <= 9 && v.iter().all(u8::is_ascii_digit))
@@ -446,7 +444,7 @@ pub fn hops(value: Option<&[u8]>) -> u32 {
         .unwrap_or(0)
 }
 
-/// The value of a cookie in `Cookie` fields joined by `; `.
+/// Finds the value of a cookie in `Cookie` fields joined by `; `.
 pub fn cookie<'v>(header: &'v [u8], name: &str) -> Option<&'v [u8]> {
     header.split(|&b| b == b';').find_map(|pair| {
         let pair = pair.trim_ascii();
@@ -455,11 +453,11 @@ pub fn cookie<'v>(header: &'v [u8], name: &str) -> Option<&'v [u8]> {
     })
 }
 
-/// A `grpc-timeout` value: up to eight digits and a unit.
+/// Parses a `grpc-timeout` value: up to eight digits and a unit.
 pub fn grpc_timeout(value: &[u8]) -> Option<std::time::Duration> {
     use std::time::Duration;
     let (unit, digits) = value.split_last()?;
-    // `parse` takes a sign.
+    // Digits only: `parse` accepts a sign.
     if digits.is_empty() || digits.len() > 8 || !digits.iter().all(u8::is_ascii_digit) {
         return None;
     }

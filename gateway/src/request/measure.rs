@@ -1,4 +1,4 @@
-//! What happens in a throttler, as metrics.
+//! Metrics of a throttler.
 
 use std::any::Any;
 use std::sync::Arc;
@@ -7,13 +7,13 @@ use std::time::Duration;
 use crate::observe::{ActivationResult as Label, RevisionMetrics};
 use crate::throttle::{ActivationOutcome, RevisionObserver};
 
-/// The metrics of one revision, as its throttler's observer: made with its live state, so that
-/// requests find their handles without a lookup.
+/// The metrics of one revision, as its throttler's observer: created with its live state, so that requests
+/// find their metrics without a lookup.
 #[derive(Debug)]
 pub struct MeasuredRevision(pub Arc<RevisionMetrics>);
 
 impl MeasuredRevision {
-    /// The handles behind an observer, if it is one of these.
+    /// The metrics behind an observer, if it is a `MeasuredRevision`.
     pub fn of(observer: &dyn RevisionObserver) -> Option<&RevisionMetrics> {
         let any: &dyn Any = observer;
         any.downcast_ref::<Self>().map(|measured| &*measured.0)
@@ -22,11 +22,11 @@ impl MeasuredRevision {
 
 impl RevisionObserver for MeasuredRevision {
     fn queue_waited(&self, _: Duration, _: bool) {
-        // Counted with the request it belongs to, once that is over.
+        // Counted with its request, when that ends.
     }
 
     fn activation_started(&self) {
-        // Counted when it ended, with its result.
+        // Counted when the activation ends, with its result.
     }
 
     fn activation_finished(&self, result: ActivationOutcome, took: Duration) {

@@ -1,8 +1,8 @@
-//! The decision part of the request path: find, pick, admit, choose an endpoint, which headers.
+//! The decision part of the request path: routing, splits, admission, header rewriting, deadlines.
 //!
-//! **Invariant:** protocol-neutral and without I/O of its own. `exchange` drives a
-//! [`RequestCtx`] through its steps: `route`, `admit`, then for each attempt the endpoint of its
-//! Permit, `fail_over` after a failed one, and `finish`.
+//! **Invariant:** protocol-neutral and without I/O of its own. `exchange` drives a [`RequestCtx`] through its
+//! steps: `route`, `admit`, then for each attempt the endpoint of its Permit, `fail_over` after a failed
+//! attempt, and `finish`.
 
 mod admit;
 mod body_rate;
@@ -11,20 +11,20 @@ mod ctx;
 mod decide;
 mod headers;
 mod measure;
-mod offer;
+mod origin_form;
 mod rewrite;
-mod target;
+mod upgrade_offer;
 
-pub use admit::refusal_of;
+pub use admit::rejection_response;
 pub use body_rate::BodyRate;
 pub use clocks::Clocks;
-pub use ctx::{Attempt, Ending, Engine, Incoming, Refusal, RequestCtx, Routed};
-pub use decide::{Decision, Draw, Picked, TAG_HEADER, decide, redirects};
+pub use ctx::{Engine, IncomingRequest, NextAttempt, RequestCtx, RequestEnd, Routed};
+pub use decide::{Draw, PickReason, RouteDecision, TAG_HEADER, decide, redirects};
 pub use headers::{
     FieldSink, Fields, Forwarding, HOPS_HEADER, Nominated, RequestEdit, RequestId, cookie, grpc_timeout,
     hops, may_be_trailer, request_fields, response_fields,
 };
 pub use measure::MeasuredRevision;
-pub use offer::upgrade_to_forward;
+pub use origin_form::OriginForm;
 pub use rewrite::{host_for, target_for};
-pub use target::Target;
+pub use upgrade_offer::upgrade_to_forward;

@@ -1,4 +1,4 @@
-//! Target and Host that a request carries to its backend.
+//! Rewriting of target and Host for the backend.
 
 use std::borrow::Cow;
 
@@ -6,7 +6,7 @@ use sluice_model::{Backend, Scheme, UrlBackend};
 
 use super::ctx::Routed;
 
-/// Host of a URL backend: with its port unless that is the scheme's own.
+/// The Host of a URL backend: with its port, unless that is the scheme's default.
 fn url_host(url: &UrlBackend) -> String {
     let default = match url.scheme {
         Scheme::Http => 80,
@@ -19,8 +19,8 @@ fn url_host(url: &UrlBackend) -> String {
     }
 }
 
-/// The path and query the backend gets: `target` as the client sent it, unless route or backend
-/// change the path.
+/// The path and query for the backend: `target` as the client sent it, unless route or backend change the
+/// path.
 pub fn target_for<'t>(target: &'t str, routed: &Routed) -> Cow<'t, str> {
     let prefix = match &routed.spec.backend {
         Backend::Url(url) => url.path_prefix.as_str(),
@@ -41,7 +41,7 @@ pub fn target_for<'t>(target: &'t str, routed: &Routed) -> Cow<'t, str> {
     Cow::Owned(format!("{prefix}{path}{query}"))
 }
 
-/// The Host the backend gets: `host` as the client sent it, unless route or backend name another.
+/// The Host for the backend: `host` as the client sent it, unless route or backend name another.
 pub fn host_for<'h>(host: &'h [u8], routed: &Routed) -> Cow<'h, [u8]> {
     let by_route = routed.route().and_then(|route| route.rewrite_host.as_deref());
     match (by_route, &routed.spec.backend) {

@@ -149,12 +149,12 @@ pub(super) fn build(
         keep(SocketKind::Health, address, health.socket())?;
     }
     if let Some(new) = new {
-        edge.hold_shut();
+        edge.pause_accepting();
         edge.inherit(new.take_listeners())
             .map_err(|e| Failure::start(format!("cannot use an inherited socket: {e}")))?;
     }
     let errors = data.block_on(edge.apply(&settings));
-    edge.forget_inherited();
+    edge.close_inherited();
     if !errors.is_empty() {
         let lines: Vec<_> = errors.iter().map(ToString::to_string).collect();
         return Err(Failure::start(lines.join("\nsluice: ")));

@@ -45,7 +45,7 @@ impl Everybody {
 
 impl Parties for Everybody {
     fn prepare(&mut self, next: &Settings, places: &[ListenerReference]) -> Result<(), Vec<String>> {
-        let refused = self.runtime.block_on(self.edge.reserve(next));
+        let refused = self.runtime.block_on(self.edge.prebind(next));
         if refused.is_empty() {
             return Ok(());
         }
@@ -78,7 +78,7 @@ impl Parties for Everybody {
     }
 
     fn touched(&mut self) {
-        self.edge.look_at_files();
+        self.edge.recheck_files();
     }
 
     fn outcome(&mut self, outcome: ReloadOutcome) {

@@ -124,7 +124,7 @@ fn start(args: &RunArgs, metrics: Metrics, access_log: AccessLog) -> Result<(), 
 async fn serve_on(mut running: Running, new: Option<New>) {
     match new {
         Some(new) => {
-            running.edge.open();
+            running.edge.start_accepting();
             tracing::info!("upgrade: serving in place of process {}", new.old_pid());
             running.predecessor = Some(new.serving(Arc::clone(&running.notify)).await);
         }

@@ -78,7 +78,7 @@ pub struct RevisionThrottler {
     log: LogLimiter,
 }
 
-struct Shared {
+pub(super) struct Shared {
     core: Core<Sender>,
     /// When the timer task wakes; `None` while there is none.
     armed: Option<Instant>,

@@ -1,4 +1,4 @@
-//! Which connection to an endpoint an attempt gets: an idle one, the one a probe left, a new one.
+//! Connection acquisition for an attempt: an idle connection, the one left by a probe, or a new one.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -8,86 +8,84 @@ use sluice_model::{Limits, Protocol};
 use super::connect::{ConnectError, connect as dial};
 use super::http1::Http1Backend;
 use super::http2::Http2Backend;
-use super::io::Io;
-use super::prewarmed::PlainStream;
+use super::io::BackendIo;
 use crate::request::Routed;
 use crate::throttle::EndpointState;
 
 /// Which connections an attempt may use.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Use {
-    /// Any: an idle one, the one a probe left, a new one.
+pub(crate) enum ConnectionChoice {
+    /// An idle connection, the one left by a probe, or a new one.
     Any,
-    /// An idle or a new one. For a request that must not be sent twice: whether one that a probe left
-    /// was closed by the other side is known too late.
+    /// An idle or a new connection. For a request that must not be sent twice: a close of a probe's
+    /// connection is detected too late.
     NoProbes,
-    /// One that nothing used before.
+    /// A new connection.
     Fresh,
 }
 
 /// A connection for one exchange.
 pub(crate) struct Acquired {
     /// The connection.
-    pub(crate) connection: Connection,
-    /// Whether it idled: the other side may have closed it, which is nobody's failure.
+    pub(crate) connection: BackendConnection,
+    /// Whether the connection was idle: the backend may have closed it, which does not count as the
+    /// endpoint's failure.
     pub(crate) idled: bool,
 }
 
-/// A connection by what it speaks.
-pub(crate) enum Connection {
+/// A connection to a backend, by protocol.
+pub(crate) enum BackendConnection {
     /// HTTP/1.1.
     Http1(Http1Backend),
     /// HTTP/2.
     Http2(Http2Backend),
 }
 
-/// An idle connection to `endpoint`, or a stream on one that is open; `None` where one has to be made.
+/// Takes an idle connection to `endpoint`, or a stream on an open one; `None` when a connection has to be
+/// made.
 pub(crate) fn take_idle(
     routed: &Routed,
     endpoint: &Arc<EndpointState>,
     limits: &Limits,
-    choice: Use,
+    choice: ConnectionChoice,
     now: Instant,
 ) -> Option<Acquired> {
-    if choice == Use::Fresh {
+    if choice == ConnectionChoice::Fresh {
         return None;
     }
     if routed.spec.protocol != Protocol::Http1 {
         let backend = endpoint.streams().open(&routed.spec)?;
         return Some(Acquired {
-            connection: Connection::Http2(backend),
+            connection: BackendConnection::Http2(backend),
             idled: true,
         });
     }
-    // A request that may be sent again is not worth a system call: if the connection was closed, the
-    // request goes over another one.
-    let ask_kernel = choice == Use::NoProbes;
+    // No system call for a request that may be sent again: if the connection was closed, the request is
+    // retried over another one.
+    let ask_kernel = choice == ConnectionChoice::NoProbes;
     let idle = endpoint
         .idle()
         .take(now, limits.upstream_idle_timeout, ask_kernel);
     let io = idle.or_else(|| take_prewarmed(endpoint, choice))?;
     let backend = Http1Backend::new(io, Arc::clone(endpoint), limits);
     Some(Acquired {
-        connection: Connection::Http1(backend),
+        connection: BackendConnection::Http1(backend),
         idled: true,
     })
 }
 
-/// The connection of the probe that found the endpoint ready.
-fn take_prewarmed(endpoint: &EndpointState, choice: Use) -> Option<Io> {
-    if choice != Use::Any {
-        // A server that serves one connection at a time must not be kept busy by it.
+/// Takes the connection of the probe that found the endpoint ready.
+fn take_prewarmed(endpoint: &EndpointState, choice: ConnectionChoice) -> Option<BackendIo> {
+    if choice != ConnectionChoice::Any {
+        // Closed, so that a server which serves one connection at a time is not kept busy by it.
         endpoint.prewarmed().close();
         return None;
     }
-    Some(match endpoint.prewarmed().take(false)? {
-        PlainStream::Tcp(socket) => Io::Tcp(socket),
-        PlainStream::Unix(socket) => Io::Unix(socket),
-    })
+    endpoint.prewarmed().take(false).map(BackendIo::from)
 }
 
-/// Makes a connection to `endpoint`, within `limits.connectTimeout`. Cancel-safe: dropping the future
-/// closes what was begun.
+/// Connects to `endpoint`, within `limits.connectTimeout`. Cancel-safe: dropping the future closes the
+/// half-open connection.
 ///
 /// # Errors
 /// [`ConnectError`].
@@ -95,22 +93,22 @@ pub(crate) async fn connect(
     routed: &Routed,
     endpoint: &Arc<EndpointState>,
     limits: &Limits,
-    choice: Use,
+    choice: ConnectionChoice,
 ) -> Result<Acquired, ConnectError> {
-    if choice != Use::Any {
+    if choice != ConnectionChoice::Any {
         endpoint.prewarmed().close();
     }
     if routed.spec.protocol != Protocol::Http1 {
         let backend = endpoint.streams().connect(routed, endpoint, limits).await?;
         return Ok(Acquired {
-            connection: Connection::Http2(backend),
+            connection: BackendConnection::Http2(backend),
             idled: false,
         });
     }
     let tls = routed.live.tls().get().await?;
     let connected = dial(&endpoint.address, tls.as_deref(), limits.connect_timeout).await?;
     Ok(Acquired {
-        connection: Connection::Http1(Http1Backend::new(connected.io, Arc::clone(endpoint), limits)),
+        connection: BackendConnection::Http1(Http1Backend::new(connected.io, Arc::clone(endpoint), limits)),
         idled: false,
     })
 }

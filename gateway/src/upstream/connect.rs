@@ -16,55 +16,56 @@ use pingora_error::{BError, ErrorType};
 use sluice_model::EndpointAddr;
 use tokio_rustls::TlsConnector;
 
-use super::io::Io;
+use super::io::BackendIo;
 use super::tls::{BackendTlsError, UpstreamTls};
 
 /// A connection that was just made.
 #[derive(Debug)]
 pub(crate) struct Connected {
     /// The connection.
-    pub(crate) io: Io,
-    /// The backend agreed to HTTP/2 by ALPN. Never without TLS.
+    pub(crate) io: BackendIo,
+    /// Whether ALPN chose HTTP/2. Never without TLS.
     pub(crate) alpn_h2: bool,
 }
 
-/// Why there is no connection. Names no address: whoever dialled knows it.
+/// Why dialling failed. Without the address, which the caller knows.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum ConnectError {
-    /// The gateway may open no more files. Nobody's fault but ours: says nothing of the endpoint.
+    /// The gateway is out of file descriptors. Not the endpoint's fault.
     #[error("out of file descriptors")]
     OutOfDescriptors,
-    /// Connecting, TLS included, took longer than it may.
+    /// The connect timeout passed, TLS included.
     #[error("not connected within {0:?}")]
     TimedOut(Duration),
-    /// Nothing listens there.
+    /// The port is closed.
     #[error("connection refused")]
     Refused,
     /// No route, no such socket file, no permission.
     #[error("{0}")]
     Io(io::Error),
-    /// The TLS handshake failed: a certificate that is not trusted, no common version or protocol, or
-    /// the connection broke during it.
+    /// The TLS handshake failed: an untrusted certificate, no common version or protocol, or a broken
+    /// connection.
     #[error("TLS handshake: {0}")]
     Tls(io::Error),
-    /// The revision's TLS cannot be made.
+    /// The revision's TLS config cannot be made.
     #[error("{0}")]
     Unprepared(#[from] BackendTlsError),
-    /// HTTP/2 was to be spoken, and the backend does not speak it.
+    /// The backend does not speak HTTP/2.
     #[error("HTTP/2: {0}")]
     Http2(Cow<'static, str>),
 }
 
 impl ConnectError {
-    /// Whether the gateway itself, and no endpoint, is to blame.
+    /// Whether the gateway, and no endpoint, is at fault.
     pub(crate) fn is_out_of_descriptors(&self) -> bool {
         matches!(self, Self::OutOfDescriptors)
     }
 }
 
-/// Dials an endpoint, over TLS where `tls` is given. `timeout` bounds all of it. TCP has no delay.
+/// Dials an endpoint, over TLS where `tls` is given. `timeout` bounds connect and handshake together. Sets
+/// TCP_NODELAY.
 ///
-/// Cancel-safe: dropping it closes what was opened.
+/// Cancel-safe: dropping the future closes the socket.
 ///
 /// # Errors
 /// [`ConnectError`].
@@ -86,13 +87,13 @@ async fn dial(address: &EndpointAddr, tls: Option<&UpstreamTls>) -> Result<Conne
             stream
         }
         EndpointAddr::Unix(path) => {
-            let io = Io::Unix(ext::connect_uds(path).await.map_err(of_pingora)?);
+            let io = BackendIo::Unix(ext::connect_uds(path).await.map_err(of_pingora)?);
             debug_assert!(tls.is_none(), "https URLs have no Unix sockets");
             return Ok(Connected { io, alpn_h2: false });
         }
     };
     let Some(tls) = tls else {
-        let io = Io::Tcp(stream);
+        let io = BackendIo::Tcp(stream);
         return Ok(Connected { io, alpn_h2: false });
     };
     let connector = TlsConnector::from(Arc::clone(&tls.config));
@@ -102,7 +103,7 @@ async fn dial(address: &EndpointAddr, tls: Option<&UpstreamTls>) -> Result<Conne
         .map_err(ConnectError::Tls)?;
     let alpn_h2 = stream.get_ref().1.alpn_protocol() == Some(b"h2");
     Ok(Connected {
-        io: Io::Tls(Box::new(stream)),
+        io: BackendIo::Tls(Box::new(stream)),
         alpn_h2,
     })
 }
@@ -115,7 +116,7 @@ fn of_system(e: io::Error) -> ConnectError {
     }
 }
 
-/// What the system said is somewhere inside Pingora's error.
+/// Finds the system's error inside Pingora's.
 fn of_pingora(e: BError) -> ConnectError {
     let mut cause = e
         .cause

@@ -5,7 +5,7 @@ use tokio::net::{TcpListener, UnixListener};
 use tokio::runtime::Handle;
 
 use super::super::testing::{Authority, Server, https};
-use super::super::tls::TlsSlot;
+use super::super::tls::RevisionTls;
 use super::*;
 
 /// Generous: reached only by a test that fails.
@@ -33,11 +33,11 @@ impl Bench {
 }
 
 async fn over(spec: &RevisionSpec, server: &Server) -> Result<Connected, ConnectError> {
-    let slot = TlsSlot::new(spec, &Handle::current());
+    let slot = RevisionTls::new(spec, &Handle::current());
     through(&slot, server).await
 }
 
-async fn through(slot: &TlsSlot, server: &Server) -> Result<Connected, ConnectError> {
+async fn through(slot: &RevisionTls, server: &Server) -> Result<Connected, ConnectError> {
     let tls = slot.get().await.expect("usable").expect("https");
     let address = EndpointAddr::Tcp(server.address);
     let mut connected = connect(&address, Some(&tls), PATIENCE).await?;
@@ -56,7 +56,7 @@ async fn tcp_has_no_delay_and_unix_connects() {
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
     let address = EndpointAddr::Tcp(listener.local_addr().expect("bound"));
     let connected = connect(&address, None, PATIENCE).await.expect("it listens");
-    let Io::Tcp(stream) = &connected.io else {
+    let BackendIo::Tcp(stream) = &connected.io else {
         panic!("TCP")
     };
     assert!(stream.nodelay().expect("asked"));
@@ -65,7 +65,7 @@ async fn tcp_has_no_delay_and_unix_connects() {
     let path = dir.path().join("s");
     let _listener = UnixListener::bind(&path).expect("bound");
     let connected = connect(&EndpointAddr::Unix(path), None, PATIENCE).await;
-    assert!(matches!(connected.expect("it listens").io, Io::Unix(_)));
+    assert!(matches!(connected.expect("it listens").io, BackendIo::Unix(_)));
 }
 
 #[tokio::test]
@@ -90,7 +90,7 @@ async fn failures_are_told_apart() {
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
     let address = EndpointAddr::Tcp(listener.local_addr().expect("bound"));
     let bench = Bench::new();
-    let slot = TlsSlot::new(
+    let slot = RevisionTls::new(
         &https("localhost", Protocol::Http1, bench.trusting()),
         &Handle::current(),
     );
@@ -188,7 +188,7 @@ async fn h2_is_agreed_on_by_alpn() {
 async fn the_second_connection_of_a_revision_resumes() {
     let bench = Bench::new();
     let mut server = Server::start(&bench.authority, &["b.test"], &[], None).await;
-    let slot = TlsSlot::new(
+    let slot = RevisionTls::new(
         &https("b.test", Protocol::Http1, bench.trusting()),
         &Handle::current(),
     );
@@ -239,7 +239,7 @@ async fn an_idle_tls_connection_is_clean_until_the_backend_speaks() {
     let bench = Bench::new();
     let server = Server::start(&bench.authority, &["b.test"], &[], None).await;
     let spec = https("b.test", Protocol::Http1, bench.trusting());
-    let slot = TlsSlot::new(&spec, &Handle::current());
+    let slot = RevisionTls::new(&spec, &Handle::current());
     let mut good = through(&slot, &server).await.expect("trusted");
     for ask_kernel in [false, true] {
         assert!(good.io.is_idle_clean(ask_kernel));

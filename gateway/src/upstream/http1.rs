@@ -1,36 +1,27 @@
-//! One exchange on an HTTP/1 connection to a backend.
+//! The backend's side of an exchange over HTTP/1.
 
 use std::io;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use http::{HeaderMap, HeaderName, HeaderValue};
+use http::HeaderMap;
 use sluice_model::Limits;
 
-use super::io::Io;
-use crate::exchange::{Answered, BackendFault, BackendSide, BodyLength, RequestHead, RequestLine};
-use crate::framing::{BodyReader, MessageWriter, OutBody, ReadFault};
+use super::io::BackendIo;
+use crate::exchange::{BackendFault, BackendResponse, BackendSide, BodyLength, ClientHead, OutgoingRequest};
+use crate::framing::{BodyFraming, BodyReader, HeadSink, MessageWriter, PrefixedIo, ReadFault};
 use crate::http1::{
     ChunkLimits, ResponseFraming, ResponseHead, ResponseInfo, ResponseLimits, ResponseTo, Scan, encode,
     judge_response, scan_response,
 };
-use crate::request::{FieldSink, Fields, RequestEdit, request_fields};
+use crate::request::{Fields, RequestEdit, request_fields};
 use crate::throttle::{EndpointState, clock};
-
-/// Appends fields to an HTTP/1 head.
-pub(crate) struct HeadSink<'o>(pub(crate) &'o mut Vec<u8>);
-
-impl FieldSink for HeadSink<'_> {
-    fn field(&mut self, name: &[u8], value: &[u8]) {
-        encode::field(self.0, name, value);
-    }
-}
 
 /// The backend's side of an exchange over HTTP/1.1.
 #[derive(Debug)]
 pub(crate) struct Http1Backend {
-    io: Io,
+    io: BackendIo,
     endpoint: Arc<EndpointState>,
     max_idle: Duration,
     reader: BodyReader,
@@ -39,16 +30,16 @@ pub(crate) struct Http1Backend {
     chunks: ChunkLimits,
     to: ResponseTo,
     trailers: bool,
-    /// The head at the front of the reader's buffer.
+    /// The parsed head, whose bytes are at the front of the reader's buffer.
     head: Option<ResponseInfo>,
     scanned: usize,
-    /// Whether the response lets the connection serve another request.
+    /// Whether the response allows another request on the connection (keep-alive).
     keep_alive: bool,
 }
 
 impl Http1Backend {
-    /// A side on an open connection on which nothing is under way.
-    pub(super) fn new(io: Io, endpoint: Arc<EndpointState>, limits: &Limits) -> Self {
+    /// A backend side on an open connection without an exchange under way.
+    pub(super) fn new(io: BackendIo, endpoint: Arc<EndpointState>, limits: &Limits) -> Self {
         Self {
             io,
             endpoint,
@@ -65,7 +56,7 @@ impl Http1Backend {
         }
     }
 
-    /// Takes the head that was read off the buffer.
+    /// Consumes the current head from the buffer.
     fn pass_head(&mut self) -> Option<ResponseInfo> {
         let info = self.head.take()?;
         self.reader.buffer().consume(info.len);
@@ -103,12 +94,12 @@ impl BackendSide for Http1Backend {
     const LENGTH_AND_TRAILERS: bool = false;
 
     type Fields = Self;
-    type Stream = Prefixed<Io>;
+    type Stream = PrefixedIo<BackendIo>;
 
-    fn request<H: RequestHead>(
+    fn request<H: ClientHead>(
         &mut self,
         head: &H,
-        line: &RequestLine<'_>,
+        line: &OutgoingRequest<'_>,
         edit: &RequestEdit<'_>,
     ) -> Result<(), BackendFault> {
         self.to = ResponseTo::method(head.method());
@@ -130,19 +121,19 @@ impl BackendSide for Http1Backend {
         }
         let body = match line.length {
             BodyLength::Empty => {
-                // RFC 9110 8.6: methods that give content a meaning say that there is none.
+                // RFC 9110 8.6: methods that give content a meaning announce that there is none.
                 if matches!(head.method(), "POST" | "PUT" | "PATCH") {
                     encode::content_length(out, 0);
                 }
-                OutBody::Length(0)
+                BodyFraming::Length(0)
             }
             BodyLength::Known(length) => {
                 encode::content_length(out, length);
-                OutBody::Length(length)
+                BodyFraming::Length(length)
             }
             BodyLength::Unknown => {
                 encode::transfer_encoding_chunked(out);
-                OutBody::Chunked { left: 0 }
+                BodyFraming::Chunked { left: 0 }
             }
         };
         encode::end_of_head(out);
@@ -163,8 +154,8 @@ impl BackendSide for Http1Backend {
     }
 
     fn finish(&mut self, _: Option<HeaderMap>) -> Result<(), BackendFault> {
-        // Trailers of a request are not passed on over HTTP/1: few backends expect any, and some take
-        // them for fields of the head.
+        // Trailers of a request are dropped over HTTP/1: few backends expect any, and some take them for
+        // fields of the head.
         self.writer.finish(std::iter::empty());
         Ok(())
     }
@@ -173,7 +164,7 @@ impl BackendSide for Http1Backend {
         self.writer.has_written()
     }
 
-    fn poll_head(&mut self, cx: &mut Context<'_>) -> Poll<Result<Answered, BackendFault>> {
+    fn poll_head(&mut self, cx: &mut Context<'_>) -> Poll<Result<BackendResponse, BackendFault>> {
         self.pass_head();
         loop {
             if !self.reader.buffered().is_empty() {
@@ -183,7 +174,7 @@ impl BackendSide for Http1Backend {
                             .map_err(malformed)?;
                         self.keep_alive = info.keep_alive;
                         self.head = Some(info);
-                        return Poll::Ready(Ok(answered(&info)));
+                        return Poll::Ready(Ok(backend_response(&info)));
                     }
                     Scan::NeedMore { scanned } => self.scanned = scanned,
                     Scan::Bad(fault) => return Poll::Ready(Err(malformed(fault))),
@@ -241,13 +232,7 @@ impl BackendSide for Http1Backend {
     }
 
     fn trailers(&mut self) -> Option<HeaderMap> {
-        let mut map = HeaderMap::new();
-        for (name, value) in self.reader.trailers() {
-            if let (Ok(name), Ok(value)) = (HeaderName::from_bytes(name), HeaderValue::from_bytes(value)) {
-                map.append(name, value);
-            }
-        }
-        (!map.is_empty()).then_some(map)
+        self.reader.trailers()
     }
 
     fn release(self) {
@@ -261,14 +246,14 @@ impl BackendSide for Http1Backend {
         }
     }
 
-    fn into_stream(mut self) -> Prefixed<Io> {
+    fn into_stream(mut self) -> PrefixedIo<BackendIo> {
         self.pass_head();
         let early = self.reader.buffered().into();
-        Prefixed::new(early, self.io)
+        PrefixedIo::new(early, self.io)
     }
 }
 
-/// Bounds of a backend's head: the same as a client's.
+/// Size limits of a backend's head: the same as a client's, except for the number of fields.
 fn response_limits(limits: &Limits) -> ResponseLimits {
     ResponseLimits {
         max_bytes: limits.max_header_bytes,
@@ -276,77 +261,24 @@ fn response_limits(limits: &Limits) -> ResponseLimits {
     }
 }
 
-/// Fields of a backend's head at least: what backends send is not what clients may.
+/// Lower bound of the limit on a backend's fields: backends may send more than clients may.
 const MAX_FIELDS: usize = 256;
 
-/// How much of a body is read together with its head, in bytes.
+/// Most bytes of a body that are read together with its head.
 const READ_BEYOND: usize = 16 * 1024;
 
 fn malformed(fault: impl std::fmt::Display) -> BackendFault {
     BackendFault::Malformed(fault.to_string().into())
 }
 
-fn answered(info: &ResponseInfo) -> Answered {
-    Answered {
+fn backend_response(info: &ResponseInfo) -> BackendResponse {
+    BackendResponse {
         status: info.status,
         length: match info.framing {
             ResponseFraming::None => BodyLength::Empty,
             ResponseFraming::Length(length) => BodyLength::Known(length),
             ResponseFraming::Chunked | ResponseFraming::UntilClose => BodyLength::Unknown,
         },
-        told_length: info.content_length,
-    }
-}
-
-/// A stream with bytes in front that were read from the stream before.
-#[derive(Debug)]
-pub(crate) struct Prefixed<S> {
-    early: Box<[u8]>,
-    at: usize,
-    io: S,
-}
-
-impl<S> Prefixed<S> {
-    /// Yields `early`, then what `io` yields.
-    pub(crate) fn new(early: Box<[u8]>, io: S) -> Self {
-        Self { early, at: 0, io }
-    }
-}
-
-impl<S: tokio::io::AsyncRead + Unpin> tokio::io::AsyncRead for Prefixed<S> {
-    fn poll_read(
-        mut self: std::pin::Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &mut tokio::io::ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        if self.at < self.early.len() {
-            let take = (self.early.len() - self.at).min(buf.remaining());
-            buf.put_slice(&self.early[self.at..self.at + take]);
-            self.at += take;
-            if self.at == self.early.len() {
-                self.early = Box::default();
-                self.at = 0;
-            }
-            return Poll::Ready(Ok(()));
-        }
-        std::pin::Pin::new(&mut self.io).poll_read(cx, buf)
-    }
-}
-
-impl<S: tokio::io::AsyncWrite + Unpin> tokio::io::AsyncWrite for Prefixed<S> {
-    fn poll_write(
-        mut self: std::pin::Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        std::pin::Pin::new(&mut self.io).poll_write(cx, buf)
-    }
-
-    fn poll_flush(mut self: std::pin::Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        std::pin::Pin::new(&mut self.io).poll_flush(cx)
-    }
-
-    fn poll_shutdown(mut self: std::pin::Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        std::pin::Pin::new(&mut self.io).poll_shutdown(cx)
+        declared_length: info.content_length,
     }
 }

@@ -20,9 +20,9 @@ use parking_lot::Mutex;
 use sluice_model::{Limits, RevisionSpec};
 
 use super::connect::{ConnectError, connect as dial};
-use super::io::Io;
+use super::io::BackendIo;
 use super::prewarmed::PlainStream;
-use crate::exchange::{Answered, BackendFault, BackendSide, BodyLength, RequestHead, RequestLine};
+use crate::exchange::{BackendFault, BackendResponse, BackendSide, BodyLength, ClientHead, OutgoingRequest};
 use crate::h2::LastTurn;
 use crate::request::{FieldSink, Fields, RequestEdit, Routed, request_fields};
 use crate::throttle::{EndpointState, clock};
@@ -132,8 +132,8 @@ impl StreamConnections {
         }
         let timeout = limits.connect_timeout;
         let io = match endpoint.prewarmed().take(true) {
-            Some(PlainStream::Tcp(socket)) if routed.live.tls().is_plain() => Io::Tcp(socket),
-            Some(PlainStream::Unix(socket)) if routed.live.tls().is_plain() => Io::Unix(socket),
+            Some(PlainStream::Tcp(socket)) if routed.live.tls().is_plain() => BackendIo::Tcp(socket),
+            Some(PlainStream::Unix(socket)) if routed.live.tls().is_plain() => BackendIo::Unix(socket),
             _ => {
                 let tls = routed.live.tls().get().await?;
                 let connected = dial(&endpoint.address, tls.as_deref(), timeout).await?;
@@ -195,7 +195,7 @@ impl StreamConnections {
 
 /// Drives one connection until it ends, or has had no stream for `max_idle`.
 async fn drive(
-    connection: h2::client::Connection<Io, Bytes>,
+    connection: h2::client::Connection<BackendIo, Bytes>,
     shared: Weak<Shared>,
     pool: Weak<Mutex<Vec<Arc<Shared>>>>,
     max_idle: Duration,
@@ -293,17 +293,17 @@ impl Http2Backend {
         }
     }
 
-    fn answered(&mut self, status: u16, fields: HeaderMap, length: BodyLength) -> Answered {
+    fn answered(&mut self, status: u16, fields: HeaderMap, length: BodyLength) -> BackendResponse {
         let told = fields.get(http::header::CONTENT_LENGTH);
-        let told_length = told.and_then(|value| value.to_str().ok()?.parse().ok());
+        let declared_length = told.and_then(|value| value.to_str().ok()?.parse().ok());
         self.fields = MapFields(fields);
-        Answered {
+        BackendResponse {
             status,
-            length: match (length, told_length) {
+            length: match (length, declared_length) {
                 (BodyLength::Unknown, Some(length)) => BodyLength::Known(length),
                 _ => length,
             },
-            told_length,
+            declared_length,
         }
     }
 }
@@ -323,10 +323,10 @@ impl BackendSide for Http2Backend {
     type Fields = MapFields;
     type Stream = tokio::io::Empty;
 
-    fn request<H: RequestHead>(
+    fn request<H: ClientHead>(
         &mut self,
         head: &H,
-        line: &RequestLine<'_>,
+        line: &OutgoingRequest<'_>,
         edit: &RequestEdit<'_>,
     ) -> Result<(), BackendFault> {
         let malformed = |what: &'static str| BackendFault::Malformed(what.into());
@@ -418,7 +418,7 @@ impl BackendSide for Http2Backend {
         self.stream.is_some()
     }
 
-    fn poll_head(&mut self, cx: &mut Context<'_>) -> Poll<Result<Answered, BackendFault>> {
+    fn poll_head(&mut self, cx: &mut Context<'_>) -> Poll<Result<BackendResponse, BackendFault>> {
         let Some(response) = &mut self.response else {
             return Poll::Ready(Err(BackendFault::NotProcessed));
         };

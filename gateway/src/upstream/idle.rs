@@ -1,4 +1,4 @@
-//! Idle connections of one endpoint, last in first out, sharded by data thread.
+//! Keep-alive pool of one endpoint: idle connections, last in first out, sharded by data thread.
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -8,31 +8,32 @@ use std::time::{Duration, Instant};
 use parking_lot::Mutex;
 use tokio::runtime::Handle;
 
-use super::io::Io;
+use super::io::BackendIo;
 
-/// Idle connections of one shard. Above it they are closed: a burst's connections are not worth
-/// keeping, and descriptors are for requests.
+/// Most idle connections of one shard. Further ones are closed: the connections of a burst are not worth
+/// their descriptors.
 const MAX_PER_SHARD: usize = 1024;
 
-/// Shards at most: a thread that finds its own empty looks into all of them.
+/// Most shards: a thread whose own shard is empty searches all of them.
 const MAX_SHARDS: usize = 16;
 
-/// Between two looks at what idles, whatever the idle time: what the backend closed is closed on our
-/// side, too.
+/// Longest interval of the sweep, whatever the idle time: connections closed by the backend have to be closed
+/// here, too.
 const SWEEP: Duration = Duration::from_secs(5);
 
-/// A bound on the idle time that any clock can add.
+/// Upper bound of the idle time, which can be added to any instant.
 const LONGEST: Duration = Duration::from_secs(24 * 3600);
 
-/// Connections that are closed right where a list is cleared; more are closed elsewhere.
+/// Most connections that are closed in place; more are closed on a blocking thread.
 const CLOSED_IN_PLACE: usize = 16;
 
-/// The idle connections of one endpoint.
+/// The keep-alive pool of one endpoint.
 ///
-/// Each thread puts into a shard of its own and takes from there first, so that the warm path meets
-/// no other thread; a thread whose shard is empty takes from the others before a new connection is
-/// made. The youngest goes first: the others get old, and a smaller number does the same work.
-/// While something idles one task looks after it; nothing is allocated before the first connection.
+/// Each thread returns connections to a shard of its own and takes from there first, so that the warm path
+/// shares no lock with another thread; a thread whose shard is empty takes from the others before a new
+/// connection is made. The youngest connection goes first, so that the others age out and the pool shrinks to
+/// what the load needs. One sweeping task runs while a connection is idle; nothing is allocated before the
+/// first connection.
 #[derive(Debug, Default)]
 pub(crate) struct IdleConnections {
     shards: OnceLock<Arc<Shards>>,
@@ -41,37 +42,37 @@ pub(crate) struct IdleConnections {
 #[derive(Debug)]
 struct Shards {
     lists: Box<[Shard]>,
-    /// Whether the sweeping task runs.
+    /// Whether the sweeping task is running.
     swept: AtomicBool,
-    /// For good. Looked at under the lock of a shard.
+    /// Closed for good. Read under the lock of a shard.
     closed: AtomicBool,
 }
 
-/// In a cache line of its own.
+/// One shard, in a cache line of its own.
 #[derive(Debug, Default)]
 #[repr(align(64))]
 struct Shard(Mutex<VecDeque<Idle>>);
 
 #[derive(Debug)]
 struct Idle {
-    io: Io,
+    io: BackendIo,
     since: Instant,
-    /// When it is closed if nobody took it.
+    /// When the sweep closes the connection.
     until: Instant,
 }
 
 impl IdleConnections {
-    /// The youngest connection that may be used again: it idled for `max_idle` at most, and is open
-    /// and silent as far as [`Io::is_idle_clean`] can tell. Closes those it finds stale.
-    pub(crate) fn take(&self, now: Instant, max_idle: Duration, ask_kernel: bool) -> Option<Io> {
+    /// Takes the youngest reusable connection: idle for `max_idle` at most, and open and silent as far as
+    /// [`BackendIo::is_idle_clean`] can detect. Closes stale connections that it meets.
+    pub(crate) fn take(&self, now: Instant, max_idle: Duration, ask_kernel: bool) -> Option<BackendIo> {
         let lists = &self.shards.get()?.lists;
         let own = own_shard(lists.len());
         (0..lists.len()).find_map(|n| lists[(own + n) % lists.len()].take(now, max_idle, ask_kernel))
     }
 
-    /// Keeps a connection for `max_idle`. It must be between two exchanges. Closes it instead when
-    /// enough are kept already or the endpoint takes no more requests.
-    pub(crate) fn put(&self, io: Io, now: Instant, max_idle: Duration) {
+    /// Returns a connection to the pool for `max_idle`. The connection must be between two exchanges. It is
+    /// closed instead when the shard is full or the endpoint accepts no more requests.
+    pub(crate) fn put(&self, io: BackendIo, now: Instant, max_idle: Duration) {
         if max_idle.is_zero() {
             return;
         }
@@ -82,13 +83,13 @@ impl IdleConnections {
         }
     }
 
-    /// Closes all connections and every one that is put from now on.
+    /// Closes all connections, and each one that is returned from now on.
     pub(crate) fn close(&self) {
-        // Even if there are none yet: the mark is in there.
+        // Creates the shards if there are none, because they hold the closed mark.
         self.shards.get_or_init(Shards::new).close();
     }
 
-    /// Connections that idle now.
+    /// The number of idle connections.
     #[cfg(test)]
     pub(crate) fn len(&self) -> usize {
         let lists = self.shards.get().into_iter().flat_map(|s| &s.lists);
@@ -97,14 +98,14 @@ impl IdleConnections {
 }
 
 impl Shard {
-    fn take(&self, now: Instant, max_idle: Duration, ask_kernel: bool) -> Option<Io> {
+    fn take(&self, now: Instant, max_idle: Duration, ask_kernel: bool) -> Option<BackendIo> {
         loop {
-            // The look is taken without the lock: it may be a system call.
+            // The lock is not held during the check, which may be a system call.
             let mut idle = self.0.lock().pop_back()?;
             let is_over =
                 |idle: &Idle| idle.until <= now || now.saturating_duration_since(idle.since) >= max_idle;
             if is_over(&idle) {
-                // The older ones are over, too.
+                // All older connections have expired, too.
                 let mut list = self.0.lock();
                 let fresh = list.iter().position(|idle| !is_over(idle)).unwrap_or(list.len());
                 let over = list.drain(..fresh).collect();
@@ -116,7 +117,7 @@ impl Shard {
         }
     }
 
-    fn put(&self, closed: &AtomicBool, io: Io, now: Instant, max_idle: Duration) -> bool {
+    fn put(&self, closed: &AtomicBool, io: BackendIo, now: Instant, max_idle: Duration) -> bool {
         let mut list = self.0.lock();
         if closed.load(Ordering::SeqCst) || list.len() >= MAX_PER_SHARD {
             return false;
@@ -129,7 +130,7 @@ impl Shard {
         true
     }
 
-    /// Takes out what is over or was closed by the backend. Returns when the next one is over.
+    /// Takes out connections that expired or were closed by the backend. Returns when the next one expires.
     fn sweep(&self, now: Instant, over: &mut VecDeque<Idle>) -> Option<Instant> {
         let mut list = self.0.lock();
         for _ in 0..list.len() {
@@ -141,7 +142,7 @@ impl Shard {
             }
         }
         if list.is_empty() {
-            // What a burst left behind.
+            // Frees the capacity that a burst left behind.
             list.shrink_to_fit();
         }
         list.iter().map(|idle| idle.until).min()
@@ -162,7 +163,7 @@ impl Shards {
         self.closed.store(true, Ordering::SeqCst);
         let mut all = VecDeque::new();
         for shard in &self.lists {
-            // Whoever puts looks at the mark under this lock: it put before this, or not at all.
+            // A concurrent `put` reads the mark under this lock: it put before this, or not at all.
             all.append(&mut shard.0.lock());
         }
         close_all(all);
@@ -172,7 +173,7 @@ impl Shards {
         self.lists.iter().all(|shard| shard.0.lock().is_empty())
     }
 
-    /// Starts the sweeping task unless it runs. Without a runtime nothing is swept.
+    /// Starts the sweeping task unless it is running. Without a runtime nothing is swept.
     fn start_sweeping(self: &Arc<Self>) {
         if let Ok(runtime) = Handle::try_current()
             && !self.swept.swap(true, Ordering::SeqCst)
@@ -182,7 +183,7 @@ impl Shards {
     }
 }
 
-/// Closes what idled for too long, until nothing idles or the endpoint is gone.
+/// The sweeping task: closes expired connections, until none is idle or the endpoint is gone.
 async fn sweep(shards: Weak<Shards>) {
     let clock = || tokio::time::Instant::now().into_std();
     let mut pause = SWEEP;
@@ -198,7 +199,7 @@ async fn sweep(shards: Weak<Shards>) {
         let next = shards.lists.iter().filter_map(|s| s.sweep(now, &mut over)).min();
         close_all(over);
         match next {
-            // Not a timer for each connection: a little later does as well.
+            // No timer per connection: closing a little late is as good.
             Some(next) => {
                 pause = next
                     .saturating_duration_since(now)
@@ -206,7 +207,7 @@ async fn sweep(shards: Weak<Shards>) {
             }
             None => {
                 shards.swept.store(false, Ordering::SeqCst);
-                // What was put before the mark was gone started no task of its own.
+                // A connection returned before the mark was cleared started no task.
                 if shards.is_empty() || shards.swept.swap(true, Ordering::SeqCst) {
                     return;
                 }
@@ -223,7 +224,7 @@ impl Shards {
     }
 }
 
-/// Closes connections; many of them not here, where a lock may be held.
+/// Closes connections; many of them on a blocking thread, since a lock may be held here.
 fn close_all(all: VecDeque<Idle>) {
     match Handle::try_current() {
         Ok(runtime) if all.len() > CLOSED_IN_PLACE => drop(runtime.spawn_blocking(move || drop(all))),
@@ -231,7 +232,7 @@ fn close_all(all: VecDeque<Idle>) {
     }
 }
 
-/// This thread's shard of so many.
+/// The index of this thread's shard.
 fn own_shard(shards: usize) -> usize {
     static NEXT: AtomicUsize = AtomicUsize::new(0);
     thread_local! {

@@ -7,15 +7,18 @@ use super::*;
 
 const LONG: Duration = Duration::from_secs(60);
 
-async fn pair() -> (Io, TcpStream) {
+async fn pair() -> (BackendIo, TcpStream) {
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
     let address = listener.local_addr().expect("bound");
     let (ours, theirs) = tokio::join!(TcpStream::connect(address), listener.accept());
-    (Io::Tcp(ours.expect("connected")), theirs.expect("accepted").0)
+    (
+        BackendIo::Tcp(ours.expect("connected")),
+        theirs.expect("accepted").0,
+    )
 }
 
-fn number(io: &Io) -> i32 {
-    let Io::Tcp(stream) = io else { panic!("TCP") };
+fn number(io: &BackendIo) -> i32 {
+    let BackendIo::Tcp(stream) = io else { panic!("TCP") };
     stream.as_raw_fd()
 }
 
@@ -57,7 +60,7 @@ async fn what_the_peer_closed_or_spoke_on_is_passed_over() {
         .await
         .expect("sent");
     for io in [&closed, &spoke] {
-        let Io::Tcp(stream) = io else { panic!("TCP") };
+        let BackendIo::Tcp(stream) = io else { panic!("TCP") };
         stream.readable().await.expect("readiness");
     }
     idle.put(closed, now(), LONG);
@@ -175,7 +178,7 @@ async fn a_full_shard_takes_no_more() {
     for _ in 0..MAX_PER_SHARD {
         let (one, _other) = tokio::net::UnixStream::pair().expect("a pair");
         // Closed by its peer already: descriptors are scarce in tests, too.
-        let one = Io::Unix(one);
+        let one = BackendIo::Unix(one);
         shard.0.lock().push_back(Idle {
             io: one,
             since: now(),

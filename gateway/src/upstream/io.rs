@@ -12,32 +12,31 @@ use tokio_rustls::client::TlsStream;
 
 use super::prewarmed::PlainStream;
 
-/// Reads of one idle TLS connection before it counts as one that speaks: session tickets are two as a
-/// rule, and a record of 16 KiB is several reads.
+/// Most reads of one idle TLS connection before it counts as not silent: session tickets are usually two, and
+/// a record of 16 KiB takes several reads.
 const MAX_IDLE_READS: usize = 16;
 
 /// A connection to a backend.
 ///
-/// Dropping it closes it. Reads and writes are cancel-safe as those of the streams inside are. A read
-/// that fills less than the buffer clears tokio's readiness, so waiting for more costs no `EAGAIN`.
+/// Dropping the value closes the connection. Reads and writes are cancel-safe, as those of the inner streams
+/// are. A read that fills less than the buffer clears tokio's readiness, so waiting for more costs no
+/// `EAGAIN`.
 #[derive(Debug)]
-pub(crate) enum Io {
+pub(crate) enum BackendIo {
     /// TCP.
     Tcp(TcpStream),
     /// A Unix socket.
     Unix(UnixStream),
-    /// TLS over TCP; boxed, for it is a kilobyte and rare.
+    /// TLS over TCP; boxed, because the state is a kilobyte and rare.
     Tls(Box<TlsStream<TcpStream>>),
 }
 
-impl Io {
-    /// Whether an idle connection is still open and the backend has said nothing on it: one look that
-    /// never waits.
+impl BackendIo {
+    /// Liveness check of an idle connection: still open, and no byte from the backend. Never waits.
     ///
-    /// Without `ask_kernel` only what tokio's driver has seen counts, which costs no system call
-    /// while that is nothing, but may be older than the FIN that is already in the socket. With it
-    /// the socket is peeked at. What TLS has to say for itself (session tickets) is taken in and
-    /// is no word of the backend's.
+    /// Without `ask_kernel` only tokio's readiness counts, which costs no system call while nothing is ready,
+    /// but may miss a FIN that is already in the socket. With `ask_kernel` the socket is peeked at. TLS
+    /// messages of the session itself (tickets) are processed and do not count as bytes from the backend.
     pub(crate) fn is_idle_clean(&mut self, ask_kernel: bool) -> bool {
         match self {
             Self::Tcp(stream) => {
@@ -65,7 +64,7 @@ impl Io {
                         |read| tcp.try_io(Interest::READABLE, read),
                     );
                     if is_silent(&read) {
-                        // What came with the last answer may still be inside.
+                        // Bytes that came with the last response may still be buffered in the session.
                         return session.process_new_packets().is_ok_and(|state| {
                             state.plaintext_bytes_to_read() == 0 && !state.peer_has_closed()
                         });
@@ -82,7 +81,7 @@ impl Io {
     }
 }
 
-impl From<PlainStream> for Io {
+impl From<PlainStream> for BackendIo {
     fn from(plain: PlainStream) -> Self {
         match plain {
             PlainStream::Tcp(stream) => Self::Tcp(stream),
@@ -91,8 +90,8 @@ impl From<PlainStream> for Io {
     }
 }
 
-/// Reads by asking the kernel, or by way of the driver's readiness, which keeps the read from being
-/// made while there is none, and is cleared by a read that would block.
+/// Reads by a system call, or by way of tokio's readiness, which skips the read while nothing is ready, and
+/// which a read that would block clears.
 fn look<F: FnOnce() -> io::Result<usize>>(
     ask_kernel: bool,
     read: F,
@@ -109,7 +108,7 @@ fn is_silent(read: &io::Result<usize>) -> bool {
     matches!(read, Err(e) if e.kind() == io::ErrorKind::WouldBlock)
 }
 
-/// Reads from the socket itself: it is non-blocking.
+/// A non-blocking reader of the socket itself, past tokio.
 struct Socket<'a>(SockRef<'a>);
 
 impl Read for Socket<'_> {
@@ -118,7 +117,7 @@ impl Read for Socket<'_> {
     }
 }
 
-impl AsyncRead for Io {
+impl AsyncRead for BackendIo {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         match self.get_mut() {
             Self::Tcp(stream) => Pin::new(stream).poll_read(cx, buf),
@@ -128,7 +127,7 @@ impl AsyncRead for Io {
     }
 }
 
-impl AsyncWrite for Io {
+impl AsyncWrite for BackendIo {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         match self.get_mut() {
             Self::Tcp(stream) => Pin::new(stream).poll_write(cx, buf),

@@ -5,26 +5,29 @@ use tokio::net::{TcpListener, UnixStream};
 
 use super::*;
 
-async fn tcp_pair() -> (Io, TcpStream) {
+async fn tcp_pair() -> (BackendIo, TcpStream) {
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
     let address = listener.local_addr().expect("bound");
     let (ours, theirs) = tokio::join!(TcpStream::connect(address), listener.accept());
-    (Io::Tcp(ours.expect("connected")), theirs.expect("accepted").0)
+    (
+        BackendIo::Tcp(ours.expect("connected")),
+        theirs.expect("accepted").0,
+    )
 }
 
 /// Waits until the driver knows of something to read, or of the end.
-async fn seen(io: &Io) {
+async fn seen(io: &BackendIo) {
     match io {
-        Io::Tcp(stream) => stream.readable().await,
-        Io::Unix(stream) => stream.readable().await,
-        Io::Tls(stream) => stream.get_ref().0.readable().await,
+        BackendIo::Tcp(stream) => stream.readable().await,
+        BackendIo::Unix(stream) => stream.readable().await,
+        BackendIo::Tls(stream) => stream.get_ref().0.readable().await,
     }
     .expect("readiness");
 }
 
 /// Waits until the kernel knows, which is before the driver can.
-fn arrived(io: &Io) {
-    let Io::Tcp(stream) = io else { panic!("TCP") };
+fn arrived(io: &BackendIo) {
+    let BackendIo::Tcp(stream) = io else { panic!("TCP") };
     let mut asked = [nix::poll::PollFd::new(
         std::os::fd::AsFd::as_fd(stream),
         nix::poll::PollFlags::POLLIN,
@@ -36,7 +39,7 @@ fn arrived(io: &Io) {
 async fn an_open_and_silent_connection_is_clean_by_both_looks() {
     let (mut tcp, _peer) = tcp_pair().await;
     let (ours, _theirs) = UnixStream::pair().expect("a pair");
-    let mut unix = Io::Unix(ours);
+    let mut unix = BackendIo::Unix(ours);
     for ask_kernel in [false, true] {
         assert!(tcp.is_idle_clean(ask_kernel));
         assert!(unix.is_idle_clean(ask_kernel));
@@ -55,7 +58,7 @@ async fn what_the_peer_closed_or_spoke_on_is_not_clean() {
         seen(&io).await;
         assert!(!io.is_idle_clean(ask_kernel), "spoke, {ask_kernel}");
         let (ours, theirs) = UnixStream::pair().expect("a pair");
-        let mut io = Io::Unix(ours);
+        let mut io = BackendIo::Unix(ours);
         drop(theirs);
         seen(&io).await;
         assert!(!io.is_idle_clean(ask_kernel), "closed unix, {ask_kernel}");
@@ -82,7 +85,9 @@ async fn a_short_read_leaves_nothing_to_ask_the_kernel_for() {
     let mut buf = [0; 64];
     assert_eq!(io.read(&mut buf).await.expect("read"), 6);
     let asked = AtomicBool::new(false);
-    let Io::Tcp(stream) = &io else { panic!("TCP") };
+    let BackendIo::Tcp(stream) = &io else {
+        panic!("TCP")
+    };
     let tried = stream.try_io(Interest::READABLE, || {
         asked.store(true, Ordering::Relaxed);
         Ok(0)

@@ -1,7 +1,7 @@
-//! Connections to backends: how they are dialled (`connect`), secured (`tls`), read and written
-//! (`io`), and kept for the next request (`idle`).
+//! Connections to backends: dialling (`connect`), TLS (`tls`), transports (`io`), the keep-alive pool
+//! (`idle`), and the backend's side of an exchange (`http1`, `http2`).
 //!
-//! An endpoint owns its idle connections; a revision owns its TLS.
+//! An endpoint owns its idle connections; a revision owns its TLS config.
 
 mod acquire;
 mod connect;
@@ -14,11 +14,10 @@ mod prewarmed;
 mod testing;
 mod tls;
 
-pub(crate) use acquire::{Acquired, Connection, Use, connect, take_idle};
+pub(crate) use acquire::{Acquired, BackendConnection, ConnectionChoice, connect, take_idle};
 pub(crate) use connect::ConnectError;
-pub(crate) use http1::{HeadSink, Prefixed};
 pub(crate) use http2::{MapSink, StreamConnections};
 pub(crate) use idle::IdleConnections;
 pub(crate) use prewarmed::{PlainStream, PrewarmedSlot};
-pub(crate) use tls::TlsSlot;
+pub(crate) use tls::RevisionTls;
 pub use tls::{BackendTlsError, check_tls};

@@ -1,4 +1,4 @@
-//! What the tests of TLS towards backends share: an authority, a server that tells what it saw.
+//! Test fixture of TLS to backends: a certificate authority, and a server that reports handshakes.
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -38,7 +38,7 @@ impl Authority {
         }
     }
 
-    /// Certificate and key for these names, as PEM.
+    /// Issues a certificate and key for these names, as PEM.
     pub(super) fn issue(&self, names: &[&str]) -> (String, String) {
         let names = names.iter().map(|n| (*n).to_owned()).collect::<Vec<_>>();
         let params = CertificateParams::new(names).expect("valid names");
@@ -65,7 +65,7 @@ impl Authority {
     }
 }
 
-/// What a server saw of one handshake that succeeded.
+/// One successful handshake, as the server saw it.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Seen {
     pub(super) sni: Option<String>,
@@ -74,14 +74,14 @@ pub(super) struct Seen {
     pub(super) client_certificate: bool,
 }
 
-/// A TLS server of one certificate. Greets with one byte, then reads until the end.
+/// A TLS server with one certificate. Sends one byte, then reads until the end.
 pub(super) struct Server {
     pub(super) address: SocketAddr,
     pub(super) seen: mpsc::UnboundedReceiver<Seen>,
 }
 
 impl Server {
-    /// With `clients`, a certificate of that authority is asked for and must come.
+    /// With `clients`, a client certificate of that authority is required.
     pub(super) async fn start(
         authority: &Authority,
         names: &[&str],

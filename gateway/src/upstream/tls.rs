@@ -1,4 +1,4 @@
-//! TLS towards backends: one rustls client config for each revision, made off the data threads.
+//! TLS to backends: one rustls client config per revision, made off the data threads.
 
 use std::net::IpAddr;
 use std::path::PathBuf;
@@ -18,21 +18,21 @@ use tokio::runtime::Handle;
 use tokio::time::Instant;
 
 use crate::edge::CertificateError;
-use crate::edge::certificates::{identity, load_authorities, load_pair};
+use crate::edge::certificates::{file_identity, load_authorities, load_pair};
 
-/// How often files are looked at for a change; as for a listener's certificates.
+/// Interval of the check of files for changes; as for a listener's certificates.
 const FILES_CHECKED_EVERY: Duration = Duration::from_secs(3);
 
-/// After a failure nothing is tried again for so long: requests are told what the last try found.
+/// Pause after a failure: until it is over, requests get the last failure.
 const TRIED_AGAIN_AFTER: Duration = Duration::from_secs(1);
 
-/// Why TLS towards a backend cannot be spoken.
+/// Why the TLS config of a backend cannot be made.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum BackendTlsError {
-    /// A file that is configured cannot be used.
+    /// A configured file cannot be used.
     #[error("{0}")]
     File(Arc<CertificateError>),
-    /// A certificate of the authorities' file is none.
+    /// A certificate of the authorities' file is malformed.
     #[error("{}: not a valid certificate: {reason}", file.display())]
     BadAuthority {
         /// Which.
@@ -40,19 +40,19 @@ pub enum BackendTlsError {
         /// Why.
         reason: String,
     },
-    /// The system has no certificates, or they cannot be read now.
+    /// The system has no root certificates, or they cannot be read now.
     #[error("the system's certificates cannot be read: {0}; install them, or name a caFile")]
     NoSystemRoots(String),
-    /// Neither a DNS name nor an address.
+    /// The server name is neither a DNS name nor an address.
     #[error("'{0}' is no name that a certificate could have")]
     BadName(String),
-    /// The task that was to read files came to nothing.
+    /// The task that reads files was cancelled: the gateway shuts down.
     #[error("the gateway is going away")]
     Cancelled,
 }
 
 impl BackendTlsError {
-    /// The file to look at.
+    /// The file that an operator should look at.
     pub fn file(&self) -> Option<&std::path::Path> {
         match self {
             Self::File(error) => Some(error.file()),
@@ -68,37 +68,37 @@ impl From<CertificateError> for BackendTlsError {
     }
 }
 
-/// TLS towards one backend.
+/// The TLS of one backend: client config and server name.
 #[derive(Debug)]
 pub(crate) struct UpstreamTls {
-    /// With a session store of its own: what resumes is this revision's.
+    /// The client config, with a session store of its own: sessions are resumed within one revision only.
     pub(crate) config: Arc<ClientConfig>,
-    /// Asked for (unless it is an address) and verified.
+    /// The server name: sent as SNI (unless it is an address) and verified.
     pub(crate) name: ServerName<'static>,
 }
 
-/// Whether the files that a revision's TLS names can be used. Blocks.
+/// Checks the files of a revision's TLS. Blocks on file I/O.
 ///
 /// # Errors
-/// The first one that cannot.
+/// The first file that cannot be used.
 pub fn check_tls(spec: &RevisionSpec) -> Result<(), BackendTlsError> {
-    let Some(wanted) = Wanted::of(spec) else {
+    let Some(wanted) = TlsSpec::of(spec) else {
         return Ok(());
     };
     wanted.name()?;
-    Material::read(&wanted.tls, &provider()).map(drop)
+    TlsFiles::read(&wanted.tls, &provider()).map(drop)
 }
 
-/// What a revision's spec says of its TLS.
+/// The TLS settings of a revision's spec.
 #[derive(Debug, Clone, PartialEq, Eq)]
-struct Wanted {
+struct TlsSpec {
     revision: RevisionId,
     host: String,
     tls: BackendTls,
     http2: bool,
 }
 
-impl Wanted {
+impl TlsSpec {
     /// `None` unless the backend is an https URL.
     fn of(spec: &RevisionSpec) -> Option<Self> {
         let Backend::Url(url) = &spec.backend else {
@@ -122,17 +122,17 @@ impl Wanted {
     }
 }
 
-/// What the files of a revision's TLS hold.
+/// The content of a revision's TLS files.
 #[derive(Debug, Clone)]
-struct Material {
+struct TlsFiles {
     authorities: Option<Vec<CertificateDer<'static>>>,
     client: Option<Arc<CertifiedKey>>,
-    /// Taken before the read: a change during it is seen the next time.
+    /// Taken before the read, so that a change during the read is detected the next time.
     identities: Vec<Option<[i64; 7]>>,
 }
 
-impl Material {
-    /// Blocks.
+impl TlsFiles {
+    /// Reads the files. Blocks.
     fn read(tls: &BackendTls, provider: &CryptoProvider) -> Result<Self, BackendTlsError> {
         let identities = identities(tls);
         let authorities = match &tls.ca_file {
@@ -151,14 +151,14 @@ impl Material {
         })
     }
 
-    /// Whether it amounts to the same TLS, whenever and from wherever it was read. A key belongs to its
-    /// certificate: [`load_pair`] saw to that.
+    /// Whether both contents amount to the same TLS, whenever and from wherever they were read. Keys need no
+    /// comparison: [`load_pair`] checked that a key belongs to its certificate.
     fn is_same(&self, other: &Self) -> bool {
         let chain = |m: &Self| m.client.as_ref().map(|c| c.cert.clone());
         self.authorities == other.authorities && chain(self) == chain(other)
     }
 
-    fn config(&self, wanted: &Wanted, roots: Option<Arc<RootCertStore>>) -> ClientConfig {
+    fn config(&self, wanted: &TlsSpec, roots: Option<Arc<RootCertStore>>) -> ClientConfig {
         let provider = provider();
         let builder = ClientConfig::builder_with_provider(Arc::clone(&provider))
             .with_safe_default_protocol_versions()
@@ -167,7 +167,7 @@ impl Material {
             Some(roots) => builder.with_root_certificates(roots),
             None => builder
                 .dangerous()
-                .with_custom_certificate_verifier(Arc::new(Unverified(provider))),
+                .with_custom_certificate_verifier(Arc::new(NoVerification(provider))),
         };
         let mut config = match &self.client {
             Some(client) => {
@@ -181,14 +181,14 @@ impl Material {
         } else {
             b"http/1.1".to_vec()
         }];
-        // One name with eight tickets, rustls's most, in place of 32 names.
+        // Room for one name with eight tickets, rustls's maximum, in place of 32 names.
         config.resumption = Resumption::in_memory_sessions(8);
         config
     }
 }
 
 fn identities(tls: &BackendTls) -> Vec<Option<[i64; 7]>> {
-    tls.files().map(|file| identity(file)).collect()
+    tls.files().map(|file| file_identity(file)).collect()
 }
 
 fn roots_of(
@@ -212,8 +212,8 @@ fn provider() -> Arc<CryptoProvider> {
     Arc::clone(PROVIDER.get_or_init(|| Arc::new(ring::default_provider())))
 }
 
-/// The system's certificates, read once for the process. None at all is not remembered: they may be
-/// installed yet. Blocks, some milliseconds.
+/// The system's root certificates, read once per process. An empty set is not cached: certificates may be
+/// installed later. Blocks, some milliseconds.
 fn system_roots() -> Result<Arc<RootCertStore>, BackendTlsError> {
     static ROOTS: Mutex<Option<Arc<RootCertStore>>> = Mutex::new(None);
     let mut known = ROOTS.lock();
@@ -237,41 +237,41 @@ fn read_system_roots() -> Result<RootCertStore, BackendTlsError> {
     Ok(roots)
 }
 
-/// Where the system's certificates come from: [`system_roots`], but for tests.
-type Roots = fn() -> Result<Arc<RootCertStore>, BackendTlsError>;
+/// The source of root certificates: [`system_roots`], except in tests.
+type RootSource = fn() -> Result<Arc<RootCertStore>, BackendTlsError>;
 
-/// A revision's TLS: made once on a blocking thread, again when the files hold something else.
+/// A revision's TLS: made once on a blocking thread, and again when the files change.
 ///
-/// Its settings never change: a revision with other ones has another slot, and other endpoints with
-/// it, so that no connection that was verified otherwise is used again.
+/// Its settings never change: a revision with other settings has another `RevisionTls`, and with it other
+/// endpoints, so that no connection that was verified otherwise is reused.
 #[derive(Debug)]
-pub(crate) struct TlsSlot(Option<Arc<Secured>>);
+pub(crate) struct RevisionTls(Option<Arc<SharedTls>>);
 
 #[derive(Debug)]
-struct Secured {
-    wanted: Wanted,
-    roots: Roots,
+struct SharedTls {
+    wanted: TlsSpec,
+    roots: RootSource,
     current: ArcSwapOption<UpstreamTls>,
-    /// One try at a time; what the last one found.
-    tries: tokio::sync::Mutex<Tries>,
+    /// Serialises loads; holds the result of the last one.
+    attempts: tokio::sync::Mutex<LoadAttempts>,
 }
 
 #[derive(Debug, Default)]
-struct Tries {
-    material: Option<Material>,
+struct LoadAttempts {
+    files: Option<TlsFiles>,
     failed: Option<(BackendTlsError, Instant)>,
-    /// The content that was refused last: it is told once.
+    /// The content that was refused last, so that it is logged once.
     refused: Option<Vec<Option<[i64; 7]>>>,
 }
 
-impl TlsSlot {
-    /// Begins to make it, on `runtime`, where the backend is an https URL.
+impl RevisionTls {
+    /// Starts loading on `runtime`, where the backend is an https URL.
     pub(crate) fn new(spec: &RevisionSpec, runtime: &Handle) -> Self {
         Self::with_roots(spec, runtime, system_roots)
     }
 
-    fn with_roots(spec: &RevisionSpec, runtime: &Handle, roots: Roots) -> Self {
-        let Some(wanted) = Wanted::of(spec) else {
+    fn with_roots(spec: &RevisionSpec, runtime: &Handle, roots: RootSource) -> Self {
+        let Some(wanted) = TlsSpec::of(spec) else {
             return Self(None);
         };
         if wanted.tls.insecure_skip_verify {
@@ -282,14 +282,14 @@ impl TlsSlot {
             );
         }
         let watched = wanted.tls.files().next().is_some();
-        let secured = Arc::new(Secured {
+        let shared = Arc::new(SharedTls {
             wanted,
             roots,
             current: ArcSwapOption::empty(),
-            tries: tokio::sync::Mutex::default(),
+            attempts: tokio::sync::Mutex::default(),
         });
-        runtime.spawn(tend(Arc::downgrade(&secured), watched));
-        Self(Some(secured))
+        runtime.spawn(maintain(Arc::downgrade(&shared), watched));
+        Self(Some(shared))
     }
 
     /// Whether the backend is reached without TLS.
@@ -297,121 +297,119 @@ impl TlsSlot {
         self.0.is_none()
     }
 
-    /// The TLS to speak; `None` where the backend is no https URL. Waits while it is made for the
-    /// first time. Cancel-safe.
+    /// The current TLS; `None` where the backend is not an https URL. Waits for the first load. Cancel-safe.
     ///
     /// # Errors
-    /// Why it cannot be made; it is tried again a second later.
+    /// Why the config cannot be made; a later call tries again after a second.
     pub(crate) async fn get(&self) -> Result<Option<Arc<UpstreamTls>>, BackendTlsError> {
-        let Some(secured) = &self.0 else {
+        let Some(shared) = &self.0 else {
             return Ok(None);
         };
-        match secured.current.load_full() {
+        match shared.current.load_full() {
             Some(tls) => Ok(Some(tls)),
-            None => secured.make().await.map(Some),
+            None => shared.make().await.map(Some),
         }
     }
 
-    /// Looks whether files hold something else now. What cannot be used is told, and what was there
-    /// stays.
+    /// Reloads files that changed. Unusable content is logged, and the present config stays.
     #[cfg(test)]
     async fn refresh(&self) {
-        if let Some(secured) = &self.0 {
-            secured.refresh().await;
+        if let Some(shared) = &self.0 {
+            shared.refresh().await;
         }
     }
 }
 
-/// Makes the TLS ahead of the first request, then looks after its files.
-async fn tend(secured: Weak<Secured>, watched: bool) {
-    if let Some(secured) = secured.upgrade() {
-        let _ = secured.make().await;
+/// Loads ahead of the first request, then polls the files for changes.
+async fn maintain(shared: Weak<SharedTls>, watched: bool) {
+    if let Some(shared) = shared.upgrade() {
+        let _ = shared.make().await;
     }
     if !watched {
         return;
     }
     loop {
         tokio::time::sleep(FILES_CHECKED_EVERY).await;
-        let Some(secured) = secured.upgrade() else { return };
-        secured.refresh().await;
+        let Some(shared) = shared.upgrade() else { return };
+        shared.refresh().await;
     }
 }
 
-impl Secured {
+impl SharedTls {
     async fn make(self: &Arc<Self>) -> Result<Arc<UpstreamTls>, BackendTlsError> {
-        let mut tries = self.tries.lock().await;
+        let mut attempts = self.attempts.lock().await;
         if let Some(tls) = self.current.load_full() {
             return Ok(tls);
         }
-        if let Some((error, at)) = &tries.failed
+        if let Some((error, at)) = &attempts.failed
             && at.elapsed() < TRIED_AGAIN_AFTER
         {
             return Err(error.clone());
         }
         let this = Arc::clone(self);
         let made = tokio::task::spawn_blocking(move || {
-            let material = Material::read(&this.wanted.tls, &provider())?;
-            let tls = this.assemble(&material)?;
-            Ok((material, tls))
+            let files = TlsFiles::read(&this.wanted.tls, &provider())?;
+            let tls = this.assemble(&files)?;
+            Ok((files, tls))
         });
         match made.await.unwrap_or(Err(BackendTlsError::Cancelled)) {
-            Ok((material, tls)) => {
+            Ok((files, tls)) => {
                 let tls = Arc::new(tls);
-                *tries = Tries {
-                    material: Some(material),
-                    ..Tries::default()
+                *attempts = LoadAttempts {
+                    files: Some(files),
+                    ..LoadAttempts::default()
                 };
                 self.current.store(Some(Arc::clone(&tls)));
                 Ok(tls)
             }
             Err(error) => {
-                if tries.failed.is_none() {
+                if attempts.failed.is_none() {
                     tracing::error!("revision {}: TLS to its backend: {error}", self.wanted.revision);
                 }
-                tries.failed = Some((error.clone(), Instant::now()));
+                attempts.failed = Some((error.clone(), Instant::now()));
                 Err(error)
             }
         }
     }
 
-    /// Blocks where the system's certificates are not known yet.
-    fn assemble(&self, material: &Material) -> Result<UpstreamTls, BackendTlsError> {
+    /// Builds the client config. Blocks where the system's certificates are not cached yet.
+    fn assemble(&self, files: &TlsFiles) -> Result<UpstreamTls, BackendTlsError> {
         let name = self.wanted.name()?;
         let tls = &self.wanted.tls;
-        let roots = match (&material.authorities, &tls.ca_file) {
+        let roots = match (&files.authorities, &tls.ca_file) {
             _ if tls.insecure_skip_verify => None,
             (Some(authorities), Some(file)) => Some(Arc::new(roots_of(authorities, file)?)),
             _ => Some((self.roots)()?),
         };
-        let config = Arc::new(material.config(&self.wanted, roots));
+        let config = Arc::new(files.config(&self.wanted, roots));
         Ok(UpstreamTls { config, name })
     }
 
     async fn refresh(self: &Arc<Self>) {
-        let mut tries = self.tries.lock().await;
-        let Some(before) = tries.material.clone() else {
+        let mut attempts = self.attempts.lock().await;
+        let Some(before) = attempts.files.clone() else {
             return;
         };
-        let (this, refused) = (Arc::clone(self), tries.refused.clone());
+        let (this, refused) = (Arc::clone(self), attempts.refused.clone());
         let looked = tokio::task::spawn_blocking(move || {
             let now = identities(&this.wanted.tls);
             if now == before.identities || Some(&now) == refused.as_ref() {
                 return Ok(None);
             }
-            let read = Material::read(&this.wanted.tls, &provider());
-            let read = read.and_then(|material| {
-                let tls = match material.is_same(&before) {
+            let read = TlsFiles::read(&this.wanted.tls, &provider());
+            let read = read.and_then(|files| {
+                let tls = match files.is_same(&before) {
                     true => None,
-                    false => Some(this.assemble(&material)?),
+                    false => Some(this.assemble(&files)?),
                 };
-                Ok(Some((material, tls)))
+                Ok(Some((files, tls)))
             });
             read.map_err(|error| (error, now))
         });
         match looked.await {
-            Ok(Ok(Some((material, tls)))) => {
-                tries.material = Some(material);
-                tries.refused = None;
+            Ok(Ok(Some((files, tls)))) => {
+                attempts.files = Some(files);
+                attempts.refused = None;
                 if let Some(tls) = tls {
                     tracing::info!("revision {}: TLS files changed", self.wanted.revision);
                     self.current.store(Some(Arc::new(tls)));
@@ -420,18 +418,19 @@ impl Secured {
             Ok(Err((error, identities))) => {
                 let revision = &self.wanted.revision;
                 tracing::error!("revision {revision}: TLS files changed, what was there stays: {error}");
-                tries.refused = Some(identities);
+                attempts.refused = Some(identities);
             }
             Ok(Ok(None)) | Err(_) => {}
         }
     }
 }
 
-/// Takes any certificate, but only from who holds its key.
+/// A verifier for `insecureSkipVerify`: accepts any certificate, but still checks that the peer holds its
+/// key.
 #[derive(Debug)]
-struct Unverified(Arc<CryptoProvider>);
+struct NoVerification(Arc<CryptoProvider>);
 
-impl ServerCertVerifier for Unverified {
+impl ServerCertVerifier for NoVerification {
     fn verify_server_cert(
         &self,
         _: &CertificateDer<'_>,

@@ -16,14 +16,14 @@ fn trusting(dir: &TempDir, authority: &Authority) -> BackendTls {
     }
 }
 
-async fn config(slot: &TlsSlot) -> Arc<UpstreamTls> {
+async fn config(slot: &RevisionTls) -> Arc<UpstreamTls> {
     slot.get().await.expect("usable").expect("https")
 }
 
 #[tokio::test]
 async fn only_https_urls_have_tls() {
     let spec = crate::registry::test_kit::spec("r", Backend::Managed);
-    let slot = TlsSlot::new(&spec, &Handle::current());
+    let slot = RevisionTls::new(&spec, &Handle::current());
     assert!(slot.get().await.expect("nothing to make").is_none());
 }
 
@@ -32,7 +32,7 @@ async fn one_config_serves_until_files_hold_something_else() {
     let dir = tempfile::tempdir().expect("a directory");
     let first = Authority::new();
     let spec = https("b.test", Protocol::Http1, trusting(&dir, &first));
-    let slot = TlsSlot::new(&spec, &Handle::current());
+    let slot = RevisionTls::new(&spec, &Handle::current());
     let made = config(&slot).await;
     assert!(Arc::ptr_eq(&made, &config(&slot).await));
     // Written again with the same content: sessions stay good.
@@ -57,7 +57,7 @@ async fn a_client_certificate_that_changes_is_taken_over() {
         certificate: Some(authority.write_pair(dir.path(), "me", &["gateway.test"])),
         ..trusting(&dir, &authority)
     };
-    let slot = TlsSlot::new(&https("b.test", Protocol::Http1, tls), &Handle::current());
+    let slot = RevisionTls::new(&https("b.test", Protocol::Http1, tls), &Handle::current());
     let made = config(&slot).await;
     authority.write_pair(dir.path(), "me", &["gateway.test"]);
     slot.refresh().await;
@@ -74,7 +74,7 @@ async fn missing_system_roots_are_told_and_looked_for_again() {
         }
     }
     let spec = https("b.test", Protocol::Http1, BackendTls::default());
-    let slot = TlsSlot::with_roots(&spec, &Handle::current(), later);
+    let slot = RevisionTls::with_roots(&spec, &Handle::current(), later);
     let told = slot.get().await.expect_err("none yet").to_string();
     assert_eq!(
         told,
@@ -96,7 +96,7 @@ async fn an_own_authority_and_no_verification_need_no_system_roots() {
     };
     for tls in [trusting(&dir, &Authority::new()), unverified] {
         let spec = https("b.test", Protocol::Http1, tls);
-        config(&TlsSlot::with_roots(&spec, &Handle::current(), none)).await;
+        config(&RevisionTls::with_roots(&spec, &Handle::current(), none)).await;
     }
 }
 

@@ -6,11 +6,11 @@ use std::sync::Arc;
 use metrics::{Counter, Gauge, Key, Label, Recorder};
 
 use super::{CLOSED, CONNECTIONS, METADATA, Metrics, PAUSES};
-use crate::edge::{CloseReason, EdgeMetrics, ListenerMetrics, Protocol};
+use crate::edge::{CloseReason, ConnectionProtocol, EdgeMetrics, ListenerMetrics};
 
 /// The handles of one listener, resolved when it is bound.
 struct Connections {
-    open: [Gauge; Protocol::ALL.len()],
+    open: [Gauge; ConnectionProtocol::ALL.len()],
     closed: [Counter; CloseReason::ALL.len()],
     pauses: Counter,
 }
@@ -19,7 +19,7 @@ impl EdgeMetrics for Metrics {
     fn listener(&self, bound: SocketAddr) -> Arc<dyn ListenerMetrics> {
         let listener = Label::new("listener", bound.to_string());
         let recorder = &self.inner.recorder;
-        let open = Protocol::ALL.map(|protocol| {
+        let open = ConnectionProtocol::ALL.map(|protocol| {
             let labels = vec![
                 listener.clone(),
                 Label::from_static_parts("protocol", protocol.as_str()),
@@ -39,11 +39,11 @@ impl EdgeMetrics for Metrics {
 }
 
 impl ListenerMetrics for Connections {
-    fn entered(&self, protocol: Protocol) {
+    fn entered(&self, protocol: ConnectionProtocol) {
         self.open[protocol as usize].increment(1.0);
     }
 
-    fn left(&self, protocol: Protocol) {
+    fn left(&self, protocol: ConnectionProtocol) {
         self.open[protocol as usize].decrement(1.0);
     }
 

@@ -1,4 +1,4 @@
-use crate::edge::{CloseReason, EdgeMetrics, Protocol};
+use crate::edge::{CloseReason, ConnectionProtocol, EdgeMetrics};
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
@@ -123,9 +123,9 @@ fn everything_of_the_contract_is_rendered_well_formed() {
     metrics.reloaded(ReloadResult::Rejected);
     metrics.log_lines_dropped().increment(5);
     let connections = metrics.listener(([127, 0, 0, 1], 8080).into());
-    connections.entered(Protocol::Http1);
-    connections.entered(Protocol::Http2);
-    connections.left(Protocol::Http2);
+    connections.entered(ConnectionProtocol::Http1);
+    connections.entered(ConnectionProtocol::Http2);
+    connections.left(ConnectionProtocol::Http2);
     connections.closed(CloseReason::TlsFailed);
 
     let load = |name| RevisionLoad {

@@ -28,7 +28,7 @@ use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusRecorder};
 use parking_lot::Mutex;
 use sluice_model::{EndpointAddr, Generation, RevisionId, ServiceId, StatusSource};
 
-use crate::h2::Refusal;
+use crate::h2::StreamRefusal;
 
 pub use revision::{ActivationResult, RevisionMetrics, ServiceMetrics};
 
@@ -289,11 +289,11 @@ impl Metrics {
     }
 
     /// Counts a stream that the HTTP/2 layer refused by itself.
-    pub fn stream_refused(&self, refusal: Refusal) {
+    pub fn stream_refused(&self, refusal: StreamRefusal) {
         let [limit, protocol] = &self.inner.refused;
         let counter = match refusal {
-            Refusal::StreamLimit => limit,
-            Refusal::Protocol => protocol,
+            StreamRefusal::StreamLimit => limit,
+            StreamRefusal::Protocol => protocol,
         };
         counter.increment(1);
     }

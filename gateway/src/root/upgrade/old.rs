@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use sluice_gateway::edge::{Edge, HeldEdge};
+use sluice_gateway::edge::{Edge, FrozenListeners};
 use tokio::process::Child;
 use tokio::sync::oneshot;
 use tokio::time::timeout;
@@ -94,12 +94,12 @@ pub(crate) struct Old {
     pub(crate) scaling: Giving,
 }
 
-/// A new process serves. The old one still accepts, until [`HeldEdge::stop_accepting`].
+/// A new process serves. The old one still accepts, until [`FrozenListeners::stop_accepting`].
 pub(crate) struct HandedOver {
     pub(crate) pid: u32,
     /// The new binary's version.
     pub(crate) build: String,
-    pub(crate) edge: HeldEdge,
+    pub(crate) edge: FrozenListeners,
     pub(crate) sender: Sender,
     pub(crate) receiver: Receiver,
     /// Not killed when dropped.
@@ -119,7 +119,7 @@ impl Old {
             return Err(HandOverError::FirstProcess);
         }
         // A reload from here on would bind what the new process, which reads the same files, binds itself.
-        let edge = self.edge.hold().await;
+        let edge = self.edge.freeze_listeners().await;
         let mut sockets = Vec::new();
         for (address, socket) in edge.sockets().map_err(HandOverError::Sockets)? {
             let kind = SocketKind::Listener;

@@ -1,18 +1,18 @@
-//! The URI that a request target stands for.
+//! Path and query of a request target, as a URI for redirects.
 
 use std::fmt::Write as _;
 
-/// The path and query of a request target that stands for a resource of its own.
+/// The path and query of a request target that identifies a resource.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Target<'t> {
+pub struct OriginForm<'t> {
     /// Empty or beginning with a slash.
     path: &'t str,
     /// Without its `?`.
     query: Option<&'t str>,
 }
 
-impl<'t> Target<'t> {
-    /// Takes an origin-form or absolute-form target (RFC 9112 3.2) apart; `None` for any other, such as `*`.
+impl<'t> OriginForm<'t> {
+    /// Parses an origin-form or absolute-form target (RFC 9112 3.2); `None` for any other, such as `*`.
     pub fn of(target: &'t str) -> Option<Self> {
         let rest = if target.starts_with('/') {
             target
@@ -27,7 +27,7 @@ impl<'t> Target<'t> {
         Some(Self { path, query })
     }
 
-    /// Path and query as a URI has them: what RFC 3986 does not allow is percent-encoded, an empty path is `/`.
+    /// Path and query of a URI: bytes that RFC 3986 does not allow are percent-encoded, an empty path is `/`.
     pub fn to_uri(self) -> String {
         let mut out = String::with_capacity(self.path.len() + self.query.map_or(0, str::len) + 1);
         encode(&mut out, if self.path.is_empty() { "/" } else { self.path });
@@ -39,7 +39,7 @@ impl<'t> Target<'t> {
     }
 }
 
-/// RFC 3986 3.3 and 3.4: `pchar`, `/` and `?` stay.
+/// Percent-encodes by RFC 3986 3.3 and 3.4: `pchar`, `/` and `?` stay.
 fn encode(out: &mut String, text: &str) {
     let bytes = text.as_bytes();
     for (at, &byte) in bytes.iter().enumerate() {
@@ -61,7 +61,7 @@ mod tests {
 
     #[test]
     fn targets_become_uris() {
-        let uri = |target| Target::of(target).map(Target::to_uri);
+        let uri = |target| OriginForm::of(target).map(OriginForm::to_uri);
         for (target, expected) in [
             ("/", "/"),
             ("/x?y=1?z", "/x?y=1?z"),

@@ -1,33 +1,33 @@
-//! Where WebSocket frames end, so that a Close can be put between two of them.
+//! WebSocket frame tracker: finds frame boundaries, so that a Close can be inserted between two frames.
 
-/// A Close of 1001 (going away), as a server sends it: unmasked (RFC 6455 5.5.1, 7.4.1).
+/// A Close frame of 1001 (going away), as a server sends it: unmasked (RFC 6455 5.5.1, 7.4.1).
 pub(super) const CLOSE_TO_CLIENT: [u8; 4] = [0x88, 0x02, 0x03, 0xe9];
 
-/// The same as a client sends it: masked, here with the mask 0, which the RFC does not forbid.
+/// A Close frame of 1001 as a client sends it: masked, here with the mask 0, which the RFC does not forbid.
 pub(super) const CLOSE_TO_SERVER: [u8; 8] = [0x88, 0x82, 0, 0, 0, 0, 0x03, 0xe9];
 
-/// Follows the frames of one direction through whatever pieces they come in.
+/// Tracks the frames of one direction, over bytes in any pieces.
 #[derive(Debug, Default)]
-pub struct FrameTracker {
+pub struct WebSocketFrameTracker {
     header: [u8; 14],
     filled: usize,
     payload: u64,
     closed: bool,
 }
 
-impl FrameTracker {
+impl WebSocketFrameTracker {
     /// Whether the bytes so far end with a whole frame.
     pub fn at_boundary(&self) -> bool {
         self.filled == 0 && self.payload == 0
     }
 
-    /// Whether a Close went by.
+    /// Whether a Close frame passed.
     pub fn closed(&self) -> bool {
         self.closed
     }
 
-    /// How many of these bytes finish the frame that is under way; 0 at a boundary, all of them
-    /// when it ends later.
+    /// The number of these bytes that complete the current frame; 0 at a boundary, all of them when the frame
+    /// ends later.
     pub fn rest_of_frame(&mut self, bytes: &[u8]) -> usize {
         if self.at_boundary() {
             return 0;
@@ -38,7 +38,7 @@ impl FrameTracker {
                 return at + 1;
             }
             if self.filled == 0 {
-                // Inside a payload: skip what is here of it.
+                // Inside a payload: skips the part of it in these bytes.
                 let skip = self.payload.min((bytes.len() - at - 1) as u64);
                 self.payload -= skip;
                 let end = at + 1 + usize::try_from(skip).unwrap_or(usize::MAX);
@@ -50,7 +50,7 @@ impl FrameTracker {
         bytes.len()
     }
 
-    /// Takes bytes that went by.
+    /// Advances over bytes that passed.
     pub fn advance(&mut self, mut bytes: &[u8]) {
         while let Some((&first, rest)) = bytes.split_first() {
             if self.filled == 0 && self.payload > 0 {
@@ -126,7 +126,7 @@ mod tests {
             let bytes: Vec<Vec<u8>> = frames.iter().map(|&(o, p, m)| frame(o, p, m)).collect();
             let ends: Vec<usize> = bytes.iter().scan(0, |at, f| { *at += f.len(); Some(*at) }).collect();
             let all = bytes.concat();
-            let mut tracker = FrameTracker::default();
+            let mut tracker = WebSocketFrameTracker::default();
             let mut at = 0;
             for part in all.chunks(piece) {
                 tracker.advance(part);
@@ -139,7 +139,7 @@ mod tests {
         fn the_rest_of_a_frame_is_what_is_missing(payload in 0usize..3_000, cut in 1usize..3_000, piece in 1usize..500) {
             let bytes = frame(2, payload, false);
             let cut = cut.min(bytes.len() - 1);
-            let mut tracker = FrameTracker::default();
+            let mut tracker = WebSocketFrameTracker::default();
             tracker.advance(&bytes[..cut]);
             let mut all = bytes[cut..].to_vec();
             all.extend(frame(1, 5, false));
@@ -154,12 +154,12 @@ mod tests {
 
     #[test]
     fn a_close_is_noticed() {
-        let mut tracker = FrameTracker::default();
+        let mut tracker = WebSocketFrameTracker::default();
         tracker.advance(&frame(1, 3, true));
         assert!(!tracker.closed());
         tracker.advance(&CLOSE_TO_SERVER);
         assert!(tracker.closed() && tracker.at_boundary());
-        let mut tracker = FrameTracker::default();
+        let mut tracker = WebSocketFrameTracker::default();
         tracker.advance(&CLOSE_TO_CLIENT);
         assert!(tracker.closed() && tracker.at_boundary());
     }

@@ -1,14 +1,14 @@
-//! Upgrade offers: which of them a backend gets to see.
+//! Filter of upgrade offers: which protocols are offered to a backend.
 
 use sluice_model::{Protocol, RevisionSpec};
 
-/// What of an `Upgrade` field a backend is asked for, as one field value; `None` where nothing is left, and the
-/// request is served as if nothing had been offered (RFC 9110 7.8 lets a server ignore any offer).
+/// The part of an `Upgrade` field that is forwarded, as one field value; `None` where nothing is left, and
+/// the request is served as if nothing had been offered (RFC 9110 7.8 lets a server ignore any offer).
 ///
-/// `offered` is the field's value, several fields joined by commas. A backend that speaks HTTP/2 cannot switch.
-/// WebSocket always passes, another protocol if `upgrades` of the revision names it; without that key anything
-/// passes but TLS, h2 and h2c, which clients offer by themselves and no backend here takes. Spelling and order
-/// stay. Not valid elements of the list are left out.
+/// `offered` is the field's value, several fields joined by commas. A backend that speaks HTTP/2 cannot
+/// switch. WebSocket always passes, another protocol if `upgrades` of the revision names it; without that key
+/// any protocol passes but TLS, h2 and h2c, which clients offer on their own and no backend here accepts.
+/// Spelling and order stay. Invalid elements of the list are dropped.
 pub fn upgrade_to_forward(offered: &[u8], spec: &RevisionSpec) -> Option<Vec<u8>> {
     if spec.protocol != Protocol::Http1 {
         return None;
@@ -41,7 +41,7 @@ fn forwards(offer: &[u8], allowed: Option<&[String]>) -> bool {
     is(b"websocket") || allowed.iter().any(named)
 }
 
-/// RFC 9110 5.6.2.
+/// Whether a byte is RFC 9110's `tchar` (5.6.2).
 fn is_token_byte(byte: u8) -> bool {
     byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte)
 }

@@ -1,4 +1,4 @@
-//! WebSocket over HTTP/2 (RFC 8441): the handshake that HTTP/1.1 wants, and a stream as a connection.
+//! WebSocket over HTTP/2 (RFC 8441): the handshake key that HTTP/1.1 needs, and a stream as a byte stream.
 
 use std::io;
 use std::pin::Pin;
@@ -10,18 +10,18 @@ use h2::{RecvStream, SendStream};
 use ring::digest::{SHA1_FOR_LEGACY_USE_ONLY, digest};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-/// The largest piece that is given to a stream at once, in bytes.
+/// The largest piece of DATA sent at once, in bytes.
 pub(super) const PIECE: usize = 16 * 1024;
 
-/// RFC 6455 1.3.
+/// The GUID of the handshake (RFC 6455 1.3).
 const GUID: &[u8] = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11";
 
-/// A `Sec-WebSocket-Key`: a client of HTTP/2 sends none, and a backend of HTTP/1.1 wants one.
+/// A `Sec-WebSocket-Key`: HTTP/2 clients send none, and HTTP/1.1 backends need one.
 #[derive(Debug)]
 pub(super) struct WebSocketKey([u8; 24]);
 
 impl WebSocketKey {
-    /// A new one. It is no secret: it shows that the backend read this very handshake.
+    /// Generates a key. A key is no secret: it shows that the backend processed this handshake.
     pub(super) fn generate() -> Self {
         Self::of(fastrand::u128(..).to_be_bytes())
     }
@@ -32,12 +32,12 @@ impl WebSocketKey {
         Self(key)
     }
 
-    /// The value of the field.
+    /// The field's value.
     pub(super) fn as_bytes(&self) -> &[u8] {
         &self.0
     }
 
-    /// Whether this `Sec-WebSocket-Accept` answers the key (RFC 6455 4.2.2).
+    /// Whether a `Sec-WebSocket-Accept` matches the key (RFC 6455 4.2.2).
     pub(super) fn is_accepted_by(&self, accept: &[u8]) -> bool {
         let hash = digest(&SHA1_FOR_LEGACY_USE_ONLY, &[&self.0, GUID].concat());
         let mut expected = [0; 28];
@@ -46,19 +46,19 @@ impl WebSocketKey {
     }
 }
 
-/// Both directions of a stream as bytes: DATA is read and written under its flow control, END_STREAM is the end, and
-/// a stream that is dropped before its end was said is reset.
+/// An HTTP/2 stream as a byte stream: DATA is read and written under flow control, END_STREAM is the end, and
+/// dropping the stream before its end resets it.
 #[derive(Debug)]
 pub(super) struct StreamIo {
     recv: Option<RecvStream>,
-    /// Read and not taken yet.
+    /// Received and not yet consumed.
     chunk: Bytes,
     send: Option<SendStream<Bytes>>,
     ended: bool,
 }
 
 impl StreamIo {
-    /// A stream whose response head was sent, with what was read of the request already.
+    /// A byte stream over a stream whose response head was sent, with the bytes already received.
     pub(super) fn new(recv: Option<RecvStream>, chunk: Bytes, send: Option<SendStream<Bytes>>) -> Self {
         Self {
             recv,
@@ -71,7 +71,7 @@ impl StreamIo {
 
 impl Drop for StreamIo {
     fn drop(&mut self) {
-        // RFC 8441 5: a connection that broke is CANCEL.
+        // RFC 8441 5: a broken connection is signalled as CANCEL.
         if let Some(send) = self.send.as_mut().filter(|_| !self.ended) {
             send.send_reset(h2::Reason::CANCEL);
         }

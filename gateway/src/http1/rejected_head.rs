@@ -1,19 +1,19 @@
-//! What can be told of a head that is refused: for the log, and for nothing else.
+//! Best-effort parse of a rejected request head, for the log alone.
 
 use super::syntax::is_token_byte;
 
-/// The longest method that is believed to be one.
+/// The longest word that is taken for a method, in bytes.
 const MAX_METHOD: usize = 32;
 
-/// How much of anything else is looked at, in bytes.
+/// The longest value that is kept of any other part, in bytes.
 const MAX_VALUE: usize = 1024;
 
-/// Parts of a head that is no good, as sent; what cannot be told is empty.
+/// Parts of a rejected head, as they were sent; parts that cannot be recognised are empty.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Glimpse {
-    /// The first word, if it could be a method.
+pub struct RejectedHead {
+    /// The first word, if it may be a method.
     pub method: Vec<u8>,
-    /// The second word.
+    /// The second word of the request line.
     pub target: Vec<u8>,
     /// The first Host field.
     pub host: Vec<u8>,
@@ -21,8 +21,8 @@ pub struct Glimpse {
     pub user_agent: Option<Vec<u8>>,
 }
 
-impl Glimpse {
-    /// Looks at as much of a head as came.
+impl RejectedHead {
+    /// Parses as much of a head as was received.
     pub fn of(head: &[u8]) -> Self {
         let head = head.trim_ascii_start();
         let mut lines = head.split(|&b| b == b'\n');
@@ -31,7 +31,7 @@ impl Glimpse {
         if method.is_empty() || method.len() > MAX_METHOD || !method.iter().all(|&b| is_token_byte(b)) {
             return Self::default();
         }
-        let mut glimpse = Self {
+        let mut rejected = Self {
             method: method.to_vec(),
             target: value(words.next().unwrap_or_default()),
             ..Self::default()
@@ -41,13 +41,13 @@ impl Glimpse {
                 continue;
             };
             let (name, rest) = (line[..colon].trim_ascii(), &line[colon + 1..]);
-            if name.eq_ignore_ascii_case(b"host") && glimpse.host.is_empty() {
-                glimpse.host = value(rest);
-            } else if name.eq_ignore_ascii_case(b"user-agent") && glimpse.user_agent.is_none() {
-                glimpse.user_agent = Some(value(rest));
+            if name.eq_ignore_ascii_case(b"host") && rejected.host.is_empty() {
+                rejected.host = value(rest);
+            } else if name.eq_ignore_ascii_case(b"user-agent") && rejected.user_agent.is_none() {
+                rejected.user_agent = Some(value(rest));
             }
         }
-        glimpse
+        rejected
     }
 }
 
@@ -62,9 +62,9 @@ mod tests {
 
     fn told(head: &[u8]) -> (String, String, String) {
         let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
-        let Glimpse {
+        let RejectedHead {
             method, target, host, ..
-        } = Glimpse::of(head);
+        } = RejectedHead::of(head);
         (text(method), text(target), text(host))
     }
 
@@ -84,7 +84,7 @@ mod tests {
         }
         let long = [b"GET /".as_slice(), &[b'x'; 9000], b" HTTP/1.1\r\n"].concat();
         assert_eq!(told(&long).1.len(), MAX_VALUE);
-        let agent = Glimpse::of(b"GET / HTTP/1.1\r\nUser-Agent: me\r\n").user_agent;
+        let agent = RejectedHead::of(b"GET / HTTP/1.1\r\nUser-Agent: me\r\n").user_agent;
         assert_eq!(agent.as_deref(), Some(&b"me"[..]));
     }
 }

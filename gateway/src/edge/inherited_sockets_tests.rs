@@ -14,12 +14,12 @@ fn std_listeners(sockets: Vec<(SocketAddr, OwnedFd)>) -> Vec<(SocketAddr, StdLis
 
 #[tokio::test]
 async fn sockets_go_over_by_configured_address_and_in_order() {
-    let old = Bench::start(settings(vec![plain(), plain()])).await;
-    let held = old.edge.hold().await;
-    let new = Bench::unbound(settings(vec![plain(), plain(), plain()]));
+    let old = EdgeFixture::start(settings(vec![plain(), plain()])).await;
+    let held = old.edge.freeze_listeners().await;
+    let new = EdgeFixture::unbound(settings(vec![plain(), plain(), plain()]));
     new.edge.inherit(std_listeners(held.sockets().unwrap())).unwrap();
     assert!(new.edge.apply(&new.settings).await.is_empty());
-    new.edge.forget_inherited();
+    new.edge.close_inherited();
     assert_eq!(new.address(0), old.address(0));
     assert_eq!(new.address(1), old.address(1));
     assert!(![old.address(0), old.address(1)].contains(&new.address(2)));
@@ -34,12 +34,12 @@ async fn what_is_not_wanted_is_closed_with_the_last_owner() {
         },
         ..plain()
     };
-    let mut old = Bench::start(settings(vec![plain(), fixed.clone()])).await;
-    let held = old.edge.hold().await;
-    let mut new = Bench::unbound(settings(vec![plain()]));
+    let mut old = EdgeFixture::start(settings(vec![plain(), fixed.clone()])).await;
+    let held = old.edge.freeze_listeners().await;
+    let mut new = EdgeFixture::unbound(settings(vec![plain()]));
     new.edge.inherit(std_listeners(held.sockets().unwrap())).unwrap();
     assert!(new.edge.apply(&new.settings).await.is_empty());
-    new.edge.forget_inherited();
+    new.edge.close_inherited();
     // The old process still serves it, and the new one may not have it.
     echo(&mut TcpStream::connect(fixed.address).await.unwrap(), b"GET").await;
     old.served().await;
@@ -56,13 +56,13 @@ async fn what_is_not_wanted_is_closed_with_the_last_owner() {
 /// Nobody is refused or reset at any moment, whichever of the two accepts.
 #[tokio::test]
 async fn the_queue_of_connections_is_never_lost() {
-    let mut old = Bench::start(settings(vec![plain()])).await;
-    let mut new = Bench::unbound(settings(vec![plain()]));
-    new.edge.hold_shut();
-    let held = old.edge.hold().await;
+    let mut old = EdgeFixture::start(settings(vec![plain()])).await;
+    let mut new = EdgeFixture::unbound(settings(vec![plain()]));
+    new.edge.pause_accepting();
+    let held = old.edge.freeze_listeners().await;
     new.edge.inherit(std_listeners(held.sockets().unwrap())).unwrap();
     assert!(new.edge.apply(&new.settings).await.is_empty());
-    new.edge.forget_inherited();
+    new.edge.close_inherited();
 
     // Both listen, only the old one accepts.
     let mut first = old.connect().await;
@@ -74,7 +74,7 @@ async fn the_queue_of_connections_is_never_lost() {
     for _ in 0..20 {
         waiting.push(new.connect().await);
     }
-    new.edge.open();
+    new.edge.start_accepting();
     for client in &mut waiting {
         echo(client, b"two").await;
         new.served().await;
@@ -87,8 +87,8 @@ async fn the_queue_of_connections_is_never_lost() {
 /// A reload while sockets are on their way would bind what the other process wants to bind.
 #[tokio::test]
 async fn listeners_do_not_change_while_they_are_held() {
-    let mut old = Bench::start(settings(vec![plain()])).await;
-    let held = old.edge.hold().await;
+    let mut old = EdgeFixture::start(settings(vec![plain()])).await;
+    let held = old.edge.freeze_listeners().await;
     old.settings.listeners.push(plain());
     {
         let reload = old.edge.apply(&old.settings);
@@ -103,10 +103,10 @@ async fn listeners_do_not_change_while_they_are_held() {
 
 #[tokio::test]
 async fn an_edge_that_never_opened_leaves_the_queue_alone() {
-    let mut old = Bench::start(settings(vec![plain()])).await;
-    let new = Bench::unbound(settings(vec![plain()]));
-    new.edge.hold_shut();
-    let held = old.edge.hold().await;
+    let mut old = EdgeFixture::start(settings(vec![plain()])).await;
+    let new = EdgeFixture::unbound(settings(vec![plain()]));
+    new.edge.pause_accepting();
+    let held = old.edge.freeze_listeners().await;
     new.edge.inherit(std_listeners(held.sockets().unwrap())).unwrap();
     assert!(new.edge.apply(&new.settings).await.is_empty());
     drop(held);

@@ -1,4 +1,4 @@
-//! The gateway's own answers: one reason, one line of text, the same on every protocol.
+//! Local responses of the gateway: error responses and redirects, the same on every protocol.
 
 use std::borrow::Cow;
 use std::fmt::Write as _;
@@ -9,33 +9,48 @@ use bytes::Bytes;
 use crate::http1::HttpDate;
 use crate::observe::Reason;
 
-/// An answer the gateway gives by itself.
+/// An error response: a reason with one line of text.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Answer {
-    /// Why.
+pub struct ErrorResponse {
+    /// The reason.
     pub reason: Reason,
-    /// One line for people; never holds what `errorDetail: false` keeps back.
+    /// One line for people; never contains what `errorDetail: false` withholds.
     pub text: Cow<'static, str>,
-    /// When waiting helps, how long.
+    /// The value of `Retry-After`, where a retry may succeed.
     pub retry_after: Option<Duration>,
-    /// The status, where it is not the reason's own.
+    /// The status, where it differs from the reason's own.
     pub status: Option<u16>,
 }
 
-/// What a client understands.
+/// A response by the gateway in place of the backend's.
+#[derive(Debug)]
+pub enum LocalResponse {
+    /// An error.
+    Error(ErrorResponse),
+    /// A redirect.
+    Redirect(RenderedResponse),
+}
+
+impl From<ErrorResponse> for LocalResponse {
+    fn from(response: ErrorResponse) -> Self {
+        Self::Error(response)
+    }
+}
+
+/// The format of an error response, by what the client understands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Dialect {
-    /// A line of text.
+pub enum ResponseFormat {
+    /// One line of text.
     Text,
-    /// An object.
+    /// A JSON object.
     Json,
     /// A trailers-only response with status 200.
     Grpc,
 }
 
-/// An answer ready to be written by any protocol adapter.
+/// A rendered response, to be written by either protocol.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Rendered {
+pub struct RenderedResponse {
     /// The HTTP status.
     pub status: u16,
     /// Fields besides Content-Length, in lower case.
@@ -44,8 +59,8 @@ pub struct Rendered {
     pub body: Bytes,
 }
 
-impl Dialect {
-    /// By what a request accepts and sends. gRPC is recognised by its content type.
+impl ResponseFormat {
+    /// Chooses the format by `Accept` and `Content-Type`. gRPC is recognised by its content type.
     pub fn of(accept: Option<&[u8]>, content_type: Option<&[u8]>) -> Self {
         let starts = |value: Option<&[u8]>, with: &[u8]| value.is_some_and(|v| v.starts_with(with));
         if starts(content_type, b"application/grpc") && !starts(content_type, b"application/grpc-web") {
@@ -61,8 +76,8 @@ impl Dialect {
     }
 }
 
-impl Answer {
-    /// An answer with the reason's own text.
+impl ErrorResponse {
+    /// An error response with the reason's status and this text.
     pub fn new(reason: Reason, text: impl Into<Cow<'static, str>>) -> Self {
         Self {
             reason,
@@ -72,59 +87,59 @@ impl Answer {
         }
     }
 
-    /// Says when to come again.
+    /// Sets `Retry-After`.
     #[must_use]
     pub fn retry_after(mut self, after: Option<Duration>) -> Self {
         self.retry_after = after;
         self
     }
 
-    /// With another status than the reason's own.
+    /// Overrides the reason's status.
     #[must_use]
     pub fn with_status(mut self, status: u16) -> Self {
         self.status = Some(status);
         self
     }
 
-    /// The answer in the client's dialect.
-    pub fn render(&self, dialect: Dialect, request_id: &str) -> Rendered {
+    /// Renders the error response.
+    pub fn render(&self, format: ResponseFormat, request_id: &str) -> RenderedResponse {
         let mut headers = vec![("x-sluice-reason", self.reason.as_str().to_owned())];
         if !request_id.is_empty() {
             headers.push(("x-request-id", request_id.to_owned()));
         }
         if let Some(after) = self.retry_after {
-            // Rounded up: coming back too early helps nobody.
+            // Rounded up: a retry that comes too early fails.
             let seconds = after.as_secs() + u64::from(after.subsec_nanos() > 0);
             headers.push(("retry-after", seconds.max(1).to_string()));
         }
-        match dialect {
-            Dialect::Grpc => {
+        match format {
+            ResponseFormat::Grpc => {
                 headers.push(("content-type", "application/grpc".to_owned()));
                 headers.push(("grpc-status", self.reason.grpc_status().as_str().to_owned()));
                 headers.push(("grpc-message", percent_encode(&self.text)));
-                Rendered {
+                RenderedResponse {
                     status: 200,
                     headers,
                     body: Bytes::new(),
                 }
             }
-            Dialect::Json => {
+            ResponseFormat::Json => {
                 headers.push(("content-type", "application/json".to_owned()));
                 let body = serde_json::json!({
                     "reason": self.reason.as_str(),
                     "message": self.text,
                     "requestId": request_id,
                 });
-                Rendered {
+                RenderedResponse {
                     status: self.status.unwrap_or_else(|| self.reason.status().as_u16()),
                     headers,
                     body: Bytes::from(format!("{body}\n")),
                 }
             }
-            Dialect::Text => {
+            ResponseFormat::Text => {
                 headers.push(("content-type", "text/plain; charset=utf-8".to_owned()));
                 let body = Bytes::from(format!("{}: {}\n", self.reason.as_str(), self.text));
-                Rendered {
+                RenderedResponse {
                     status: self.status.unwrap_or_else(|| self.reason.status().as_u16()),
                     headers,
                     body,
@@ -134,16 +149,17 @@ impl Answer {
     }
 }
 
-/// The redirect of `httpOption: redirected`. 301 for GET and HEAD; 308 for the rest, because clients repeat
-/// anything but these as a GET without body after a 301 (RFC 9110 15.4.2, 15.4.9).
+/// The redirect of `httpOption: redirected`: 301 for GET and HEAD, 308 for other methods, because clients
+/// repeat other methods as a GET without body after a 301 (RFC 9110 15.4.2, 15.4.9).
 ///
-/// `host` is normalised, `path_and_query` is part of a URI: see [`Target::to_uri`](crate::request::Target::to_uri).
-pub fn redirect_to_https(method: &str, host: &str, path_and_query: &str) -> Rendered {
+/// `host` has to be normalised, and `path_and_query` to be part of a URI: see
+/// [`OriginForm::to_uri`](crate::request::OriginForm::to_uri).
+pub fn redirect_to_https(method: &str, host: &str, path_and_query: &str) -> RenderedResponse {
     let headers = vec![
         ("location", format!("https://{host}{path_and_query}")),
         ("content-type", "text/plain; charset=utf-8".to_owned()),
     ];
-    Rendered {
+    RenderedResponse {
         status: if matches!(method, "GET" | "HEAD") {
             301
         } else {
@@ -154,7 +170,7 @@ pub fn redirect_to_https(method: &str, host: &str, path_and_query: &str) -> Rend
     }
 }
 
-/// gRPC's message encoding: printable ASCII stays, the rest and `%` are escaped.
+/// Percent-encodes a gRPC message: printable ASCII stays, other bytes and `%` are escaped.
 fn percent_encode(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     for byte in text.bytes() {
@@ -167,8 +183,8 @@ fn percent_encode(text: &str) -> String {
     out
 }
 
-impl Rendered {
-    /// With the Date that every answer of ours has (RFC 9110 6.6.1).
+impl RenderedResponse {
+    /// Adds the `Date` field, which every local response has (RFC 9110 6.6.1).
     #[must_use]
     pub fn dated(mut self, now: SystemTime) -> Self {
         let seconds = now.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
@@ -184,25 +200,31 @@ mod tests {
 
     #[test]
     fn the_dialect_follows_accept_and_content_type() {
-        assert_eq!(Dialect::of(None, None), Dialect::Text);
-        assert_eq!(Dialect::of(Some(b"*/*"), None), Dialect::Text);
+        assert_eq!(ResponseFormat::of(None, None), ResponseFormat::Text);
+        assert_eq!(ResponseFormat::of(Some(b"*/*"), None), ResponseFormat::Text);
         assert_eq!(
-            Dialect::of(Some(b"text/html, application/json;q=0.9"), None),
-            Dialect::Json
+            ResponseFormat::of(Some(b"text/html, application/json;q=0.9"), None),
+            ResponseFormat::Json
         );
         assert_eq!(
-            Dialect::of(Some(b"application/problem+json"), None),
-            Dialect::Json
+            ResponseFormat::of(Some(b"application/problem+json"), None),
+            ResponseFormat::Json
         );
-        assert_eq!(Dialect::of(None, Some(b"application/grpc+proto")), Dialect::Grpc);
-        assert_eq!(Dialect::of(None, Some(b"application/grpc-web")), Dialect::Text);
+        assert_eq!(
+            ResponseFormat::of(None, Some(b"application/grpc+proto")),
+            ResponseFormat::Grpc
+        );
+        assert_eq!(
+            ResponseFormat::of(None, Some(b"application/grpc-web")),
+            ResponseFormat::Text
+        );
     }
 
     #[test]
     fn answers_say_reason_and_when_to_come_back() {
-        let answer = Answer::new(Reason::QueueFull, "no place in the queue")
+        let response = ErrorResponse::new(Reason::QueueFull, "no place in the queue")
             .retry_after(Some(Duration::from_millis(1500)));
-        let text = answer.render(Dialect::Text, "id-1");
+        let text = response.render(ResponseFormat::Text, "id-1");
         assert_eq!(text.status, 503);
         assert!(
             text.headers
@@ -210,9 +232,9 @@ mod tests {
         );
         assert!(text.headers.contains(&("retry-after", "2".to_owned())));
         assert_eq!(&text.body[..], b"queue_full: no place in the queue\n");
-        let grpc = answer.render(Dialect::Grpc, "id-1");
+        let grpc = response.render(ResponseFormat::Grpc, "id-1");
         assert_eq!((grpc.status, grpc.body.is_empty()), (200, true));
-        let json = answer.render(Dialect::Json, "id-1");
+        let json = response.render(ResponseFormat::Json, "id-1");
         let value: serde_json::Value = serde_json::from_slice(&json.body).expect("json");
         assert_eq!(value["reason"], "queue_full");
     }

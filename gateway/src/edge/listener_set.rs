@@ -1,4 +1,4 @@
-//! The edge as a whole: listeners that follow the settings, and the way out.
+//! The set of listeners: follows the settings, and drains.
 
 use std::fmt;
 use std::net::{SocketAddr, TcpListener as StdListener};
@@ -15,20 +15,20 @@ use tokio::time::sleep;
 use tracing::{info, warn};
 
 use super::certificates::{Certificate, CertificateError};
-use super::conn::{Drain, Serve};
+use super::connection::{ConnectionHandler, Drain};
 use super::expiry;
-use super::listener::{BindError, Door, Listener, SettingsNow, Shared};
+use super::listener::{CurrentSettings, EdgeContext, Listener, ListenerBindError, ListenerConfig};
 use super::metrics::EdgeMetrics;
-use super::reserve::Reserved;
+use super::prebind::PreboundSocket;
 use super::tls::{FILES_CHECKED_EVERY, Reload, TlsTerminator};
 
-/// Why a listener is not as the settings want it.
+/// Why a listener differs from the settings.
 #[derive(Debug, thiserror::Error)]
 pub enum ListenerError {
-    /// It is not there.
+    /// The listener could not be bound.
     #[error(transparent)]
-    Bind(#[from] BindError),
-    /// Its certificates are not served; a listener from before goes on with those it has.
+    Bind(#[from] ListenerBindError),
+    /// Certificates were refused. A listener that is running keeps the certificates it has.
     #[error("listener {address}: {}", List(errors))]
     Tls {
         /// The configured address.
@@ -49,52 +49,52 @@ impl fmt::Display for List<'_> {
     }
 }
 
-/// A listener that is there.
+/// A bound listener.
 #[derive(Debug, Clone)]
 pub struct ListenerStatus {
-    /// As configured.
+    /// The configured address.
     pub address: SocketAddr,
-    /// As bound; differs where the configured port is 0.
+    /// The bound address; differs from the configured one where the configured port is 0.
     pub bound: SocketAddr,
-    /// What it may serve.
+    /// Which routes the listener may serve.
     pub visibility: Visibility,
-    /// What it serves over TLS; `None` for a plain one.
+    /// The certificates served over TLS; `None` for a plain listener.
     pub certificates: Option<Vec<Arc<Certificate>>>,
 }
 
-/// All listeners and their connections.
+/// All listeners of the process, with their connections.
 ///
-/// Dropping it stops accepting; connections that are open live on.
+/// Dropping the edge stops the accept loops; open connections are served to their end.
 pub struct Edge {
-    pub(super) inner: Arc<Inner>,
+    pub(super) inner: Arc<ListenerSet>,
     watcher: JoinHandle<()>,
 }
 
-pub(super) struct Inner {
-    pub(super) shared: Arc<Shared>,
+pub(super) struct ListenerSet {
+    pub(super) context: Arc<EdgeContext>,
     metrics: Arc<dyn EdgeMetrics>,
-    /// One change at a time; `true` once nothing may listen any more.
+    /// Serialises changes of the set; the value is `true` once the set is closed for good.
     pub(super) stopped: Arc<tokio::sync::Mutex<bool>>,
-    pub(super) listening: Mutex<Vec<Listening>>,
-    /// Bound by another process, by the configured address; used in place of binding.
+    pub(super) listening: Mutex<Vec<RunningListener>>,
+    /// Sockets bound by another process, by configured address: taken in place of binding.
     pub(super) inherited: Mutex<Vec<(SocketAddr, StdListener)>>,
-    /// For the next change.
-    pub(super) reserved: Mutex<Vec<Reserved>>,
-    /// Somebody knows that a certificate's file may be another.
-    look: Notify,
+    /// Sockets bound ahead of the next change.
+    pub(super) prebound: Mutex<Vec<PreboundSocket>>,
+    /// Wakes the check of certificate files before its interval is over.
+    files_changed: Notify,
 }
 
-/// A running listener. Dropping it makes the accept loop end in its own time.
-pub(super) struct Listening {
+/// A bound listener with its accept loop. Dropping it makes the accept loop end in its own time.
+pub(super) struct RunningListener {
     pub(super) address: SocketAddr,
     pub(super) listener: Arc<Listener>,
-    /// The accept loop owns it.
+    /// The socket; the accept loop owns it.
     pub(super) socket: Weak<TcpListener>,
     stop: oneshot::Sender<()>,
     task: JoinHandle<()>,
 }
 
-impl Listening {
+impl RunningListener {
     /// Resolves when the socket is closed and the connections it had queued are being served.
     async fn stop(self) {
         drop(self.stop);
@@ -105,55 +105,57 @@ impl Listening {
 }
 
 impl Edge {
-    /// An edge without listeners; [`apply`](Self::apply) binds them. Limits are asked of `settings` for
-    /// each connection. `drain` is the phase that it moves along and everybody else watches. Must be called in
-    /// a runtime.
+    /// An edge without listeners; [`apply`](Self::apply) binds them. `settings` is called for the limits of
+    /// each connection. `drain` holds the drain phase, which the edge advances and connections watch. Must be
+    /// called in a tokio runtime.
     pub fn new(
-        settings: SettingsNow,
-        serve: Arc<dyn Serve>,
+        settings: CurrentSettings,
+        handler: Arc<dyn ConnectionHandler>,
         metrics: Arc<dyn EdgeMetrics>,
         drain: watch::Sender<Drain>,
     ) -> Self {
-        let shared = Shared {
+        let context = EdgeContext {
             settings,
-            serve,
-            census: Arc::default(),
+            handler,
+            limiter: Arc::default(),
             drain,
-            open: watch::Sender::new(true),
+            accepting: watch::Sender::new(true),
         };
-        let inner = Arc::new(Inner {
-            shared: Arc::new(shared),
+        let inner = Arc::new(ListenerSet {
+            context: Arc::new(context),
             metrics,
             stopped: Arc::default(),
             listening: Mutex::default(),
             inherited: Mutex::default(),
-            reserved: Mutex::default(),
-            look: Notify::new(),
+            prebound: Mutex::default(),
+            files_changed: Notify::new(),
         });
         let watcher = tokio::spawn(watch_files(Arc::clone(&inner)));
         Self { inner, watcher }
     }
 
-    /// Makes the listeners those of the settings: binds new ones, closes those that are gone as
-    /// [`stop_accepting`](Self::stop_accepting) does, changes the others in place for connections to come.
+    /// Reconciles the listeners with the settings: binds new ones, closes removed ones as
+    /// [`stop_accepting`](Self::stop_accepting) does, and changes the others in place for connections to
+    /// come.
     ///
-    /// A listener that cannot be as wanted is reported and harms no other; the next call tries again. Those
-    /// that are gone close first, so that their ports are free. Reads certificates on the blocking pool. When the
-    /// future is dropped half way, the next call completes the change.
+    /// A listener that fails is returned as an error and affects no other listener; the next call tries
+    /// again. Removed listeners close first, so that their ports are free. Certificates are read on the
+    /// blocking pool. Not atomic under cancellation: when the future is dropped half way, the next call
+    /// completes the change.
     pub async fn apply(&self, settings: &Settings) -> Vec<ListenerError> {
         let stopped = self.inner.stopped.lock().await;
         if *stopped {
             return Vec::new();
         }
-        let (kept, gone) = self.inner.claim(&settings.listeners);
+        let (kept, gone) = self.inner.match_running(&settings.listeners);
         for listening in gone {
             info!(listener = %listening.listener.bound, "listener closed");
             listening.stop().await;
         }
         let mut errors = Vec::new();
         for (index, wanted) in settings.listeners.iter().enumerate() {
-            let old = kept[index].as_ref().map(|listener| listener.door.load_full());
-            let tls = match terminator(wanted, old.as_ref().and_then(|door| door.tls.clone())).await {
+            let old = kept[index].as_ref().map(|listener| listener.config.load_full());
+            let tls = match terminator(wanted, old.as_ref().and_then(|config| config.tls.clone())).await {
                 Ok((tls, refused)) => {
                     if !refused.is_empty() {
                         errors.push(ListenerError::Tls {
@@ -170,7 +172,7 @@ impl Edge {
                     });
                     // A plain listener stays plain, a TLS listener keeps its certificates.
                     match &old {
-                        Some(door) => door.tls.clone(),
+                        Some(config) => config.tls.clone(),
                         None => continue,
                     }
                 }
@@ -178,7 +180,7 @@ impl Edge {
             if let Some(tls) = &tls {
                 expiry::warn(wanted.address, &tls.certificates(), SystemTime::now());
             }
-            let door = Arc::new(Door {
+            let config = Arc::new(ListenerConfig {
                 index,
                 visibility: wanted.visibility,
                 proxy_protocol: wanted.proxy_protocol.clone(),
@@ -186,81 +188,84 @@ impl Edge {
                 http2: wanted.http2,
             });
             match &kept[index] {
-                Some(listener) => listener.door.store(door),
-                None => match self.inner.listen(wanted.address, v6_only(wanted, settings), door) {
+                Some(listener) => listener.config.store(config),
+                None => match self
+                    .inner
+                    .listen(wanted.address, v6_only(wanted, settings), config)
+                {
                     Ok(()) => {}
                     Err(e) => errors.push(e.into()),
                 },
             }
         }
-        self.inner.reserved.lock().clear();
+        self.inner.prebound.lock().clear();
         errors
     }
 
-    /// Looks at certificate files now instead of in a few seconds: something happened to one of them. Never
-    /// blocks.
-    pub fn look_at_files(&self) {
-        self.inner.look.notify_one();
+    /// Checks the certificate files now instead of at the next interval. For a watcher that saw one of the
+    /// files change. Never blocks.
+    pub fn recheck_files(&self) {
+        self.inner.files_changed.notify_one();
     }
 
-    /// What listens now.
+    /// The bound listeners, in the order of the settings.
     pub fn listeners(&self) -> Vec<ListenerStatus> {
         let listening = self.inner.listening.lock();
         let mut all: Vec<_> = listening
             .iter()
-            .map(|l| (l.address, l.listener.bound, l.listener.door.load_full()))
+            .map(|l| (l.address, l.listener.bound, l.listener.config.load_full()))
             .collect();
         drop(listening);
-        all.sort_by_key(|(_, _, door)| door.index);
+        all.sort_by_key(|(_, _, config)| config.index);
         all.into_iter()
-            .map(|(address, bound, door)| ListenerStatus {
+            .map(|(address, bound, config)| ListenerStatus {
                 address,
                 bound,
-                visibility: door.visibility,
-                certificates: door.tls.as_ref().map(|tls| tls.certificates()),
+                visibility: config.visibility,
+                certificates: config.tls.as_ref().map(|tls| tls.certificates()),
             })
             .collect()
     }
 
-    /// Begins the way out: connections are told to hurry, new ones are still accepted.
+    /// Starts the drain: open connections end as soon as they can, new ones are still accepted.
     pub fn drain(&self) {
         self.advance(Drain::Draining);
     }
 
-    /// Ends the way out: connections are told to end now, those not ready for HTTP are closed.
+    /// Ends the drain: open connections end now, and those whose protocol is not known yet are closed.
     pub fn close(&self) {
         self.advance(Drain::Closing);
     }
 
     fn advance(&self, to: Drain) {
-        self.inner.shared.drain.send_if_modified(|phase| {
+        self.inner.context.drain.send_if_modified(|phase| {
             let further = *phase < to;
             *phase = to.max(*phase);
             further
         });
     }
 
-    /// How far it is on the way out.
+    /// The drain phase, to be watched.
     pub fn phase(&self) -> watch::Receiver<Drain> {
-        self.inner.shared.drain.subscribe()
+        self.inner.context.drain.subscribe()
     }
 
-    /// Closes every listener for good; resolves when all are closed. Clients that the kernel has accepted are
-    /// served: their connections are not reset.
+    /// Closes every listener for good; resolves when all are closed. Connections in the accept queues are
+    /// served, not reset.
     pub async fn stop_accepting(&self) {
         let mut stopped = self.inner.stopped.lock().await;
         *stopped = true;
         self.inner.stop_all().await;
     }
 
-    /// Connections open now, those not yet ready for HTTP included.
+    /// The number of open connections, those not yet ready for HTTP included.
     pub fn open_connections(&self) -> usize {
-        self.inner.shared.census.open()
+        self.inner.context.limiter.open()
     }
 
     /// Resolves when no connection is open. Meaningful after [`stop_accepting`](Self::stop_accepting). Cancel-safe.
     pub async fn drained(&self) {
-        self.inner.shared.census.empty().await;
+        self.inner.context.limiter.drained().await;
     }
 }
 
@@ -280,21 +285,25 @@ impl fmt::Debug for Edge {
     }
 }
 
-impl Inner {
+impl ListenerSet {
     /// The configured and the bound address of every listener.
     pub(super) fn addresses(&self) -> Vec<(SocketAddr, SocketAddr)> {
         let listening = self.listening.lock();
         listening.iter().map(|l| (l.address, l.listener.bound)).collect()
     }
 
-    /// For each wanted listener the running one of its address, and those that nobody wants, taken out.
-    fn claim(&self, wanted: &[ListenerSettings]) -> (Vec<Option<Arc<Listener>>>, Vec<Listening>) {
+    /// Matches wanted listeners with running ones by configured address. Returns the running listener of each
+    /// wanted one, and the listeners that nothing wants any more, taken out of the set.
+    fn match_running(
+        &self,
+        wanted: &[ListenerSettings],
+    ) -> (Vec<Option<Arc<Listener>>>, Vec<RunningListener>) {
         let mut listening = self.listening.lock();
         let mut unclaimed = std::mem::take(&mut *listening);
         let kept = wanted
             .iter()
             .map(|wanted| {
-                // Several may want the same address: port 0 is as many ports.
+                // Several may have the same configured address: each port 0 is another port.
                 let at = unclaimed.iter().position(|l| l.address == wanted.address)?;
                 listening.push(unclaimed.remove(at));
                 listening.last().map(|l| Arc::clone(&l.listener))
@@ -303,10 +312,10 @@ impl Inner {
         (kept, unclaimed)
     }
 
-    /// Stops every accept loop; resolves when all have ended.
+    /// Stops every accept loop; resolves when all loops have ended.
     pub(super) async fn stop_all(&self) {
         let all = std::mem::take(&mut *self.listening.lock());
-        // One after another, while all of them have been told.
+        // Awaited one after another, once all loops were signalled to stop.
         let mut tasks = Vec::with_capacity(all.len());
         for listening in all {
             drop(listening.stop);
@@ -319,8 +328,13 @@ impl Inner {
         }
     }
 
-    fn listen(&self, address: SocketAddr, v6_only: bool, door: Arc<Door>) -> Result<(), BindError> {
-        let error = |source| BindError { address, source };
+    fn listen(
+        &self,
+        address: SocketAddr,
+        v6_only: bool,
+        config: Arc<ListenerConfig>,
+    ) -> Result<(), ListenerBindError> {
+        let error = |source| ListenerBindError { address, source };
         let socket = match self.take_inherited(address) {
             Some(socket) => TcpListener::from_std(socket).map_err(error)?,
             None => self.socket(address, v6_only)?,
@@ -329,15 +343,15 @@ impl Inner {
         let socket = Arc::new(socket);
         let listener = Arc::new(Listener {
             bound,
-            door: ArcSwap::new(door),
+            config: ArcSwap::new(config),
             metrics: self.metrics.listener(bound),
-            shared: Arc::clone(&self.shared),
+            context: Arc::clone(&self.context),
         });
         let (stop, stopped) = oneshot::channel();
         let weak = Arc::downgrade(&socket);
         let task = tokio::spawn(Arc::clone(&listener).run(socket, stopped));
         info!(listener = %bound, "listening");
-        self.listening.lock().push(Listening {
+        self.listening.lock().push(RunningListener {
             address,
             listener,
             socket: weak,
@@ -348,20 +362,22 @@ impl Inner {
     }
 }
 
-/// `[::]` takes IPv4 clients too, unless the settings have a listener for those at the same port.
+/// Whether a listener takes IPv6 clients only. `[::]` takes IPv4 clients too, unless the settings have an
+/// IPv4 listener of the same port.
 pub(super) fn v6_only(wanted: &ListenerSettings, settings: &Settings) -> bool {
     let port = wanted.address.port();
     let mut others = settings.listeners.iter().map(|l| l.address);
     port != 0 && others.any(|other| other.is_ipv4() && other.port() == port)
 }
 
-type Terminated = (Option<Arc<TlsTerminator>>, Vec<CertificateError>);
+type LoadedTerminator = (Option<Arc<TlsTerminator>>, Vec<CertificateError>);
 
-/// The terminator a listener needs, the one it has where possible, and what was refused although it goes on.
+/// Loads a listener's TLS terminator, the running one's where there is one. Returns it with the certificates
+/// that were refused although it goes on.
 async fn terminator(
     wanted: &ListenerSettings,
     old: Option<Arc<TlsTerminator>>,
-) -> Result<Terminated, Vec<CertificateError>> {
+) -> Result<LoadedTerminator, Vec<CertificateError>> {
     let Some(settings) = wanted.tls.clone() else {
         return Ok((None, Vec::new()));
     };
@@ -374,7 +390,7 @@ async fn terminator(
     });
     match load.await {
         Ok(loaded) => loaded,
-        // Cancelled: the runtime ends. A panic is a bug; it stays one.
+        // A cancelled task: the runtime shuts down. A panic is a bug and goes on as one.
         Err(e) => match e.try_into_panic() {
             Ok(panic) => std::panic::resume_unwind(panic),
             Err(_) => Err(Vec::new()),
@@ -382,24 +398,24 @@ async fn terminator(
     }
 }
 
-/// Serves what certificate files hold now, from a few seconds after they changed or once it is told of it.
-async fn watch_files(inner: Arc<Inner>) {
+/// Polls the certificate files and reloads those that changed, every few seconds and when it is notified.
+async fn watch_files(inner: Arc<ListenerSet>) {
     loop {
         tokio::select! {
             () = sleep(FILES_CHECKED_EVERY) => {}
-            () = inner.look.notified() => {}
+            () = inner.files_changed.notified() => {}
         }
-        // Not while listeners change: a terminator is loaded by one at a time.
+        // Not while the listeners change: a terminator must not be loaded by two tasks at once.
         let changing = inner.stopped.lock().await;
-        let doors: Vec<_> = inner
+        let configs: Vec<_> = inner
             .listening
             .lock()
             .iter()
-            .map(|l| (l.listener.bound, l.listener.door.load_full()))
+            .map(|l| (l.listener.bound, l.listener.config.load_full()))
             .collect();
-        for (bound, door) in doors {
-            let Some(tls) = door.tls.clone() else { continue };
-            let looked_at = Arc::clone(&tls);
+        for (bound, config) in configs {
+            let Some(tls) = config.tls.clone() else { continue };
+            let checked = Arc::clone(&tls);
             let Ok(reload) = spawn_blocking(move || tls.refresh()).await else {
                 continue;
             };
@@ -409,12 +425,12 @@ async fn watch_files(inner: Arc<Inner>) {
             if reload.changed && reload.errors.is_empty() {
                 info!(listener = %bound, "certificates changed");
             }
-            expiry::warn(bound, &looked_at.certificates(), SystemTime::now());
+            expiry::warn(bound, &checked.certificates(), SystemTime::now());
         }
         drop(changing);
     }
 }
 
 #[cfg(test)]
-#[path = "gate_tests.rs"]
+#[path = "listener_set_tests.rs"]
 mod tests;
