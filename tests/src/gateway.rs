@@ -21,6 +21,7 @@ use tokio::process::Child;
 use self::output::{Bound, Output, lock};
 pub use self::start::{Builder, can_mount, with_defaults};
 use self::start::{complete, write};
+pub use self::upgrade::pretender;
 use crate::h1::{self, H1Response};
 use crate::metrics::Metrics;
 use crate::wait::{SOON, wait_for, wait_until, within};

@@ -25,6 +25,7 @@ pub mod raw_backend;
 pub mod recorder;
 pub mod tls;
 pub mod wait;
+pub mod websocket;
 pub mod wire;
 
 #[cfg(test)]

@@ -13,6 +13,39 @@ use crate::cli::{Finished, sluice_in};
 use crate::process;
 use crate::wait::{SOON, wait_for, wait_until};
 
+/// A new process in Python that only pretends: it says that it is prepared, and runs `take` as soon as it is
+/// told to take over. It exits with 3 when the old process is gone before that. `say(kind, body)` is for
+/// `take`'s use: a frame of the upgrade's protocol (`gateway/src/root/upgrade/wire.rs`).
+pub fn pretender(take: &str) -> String {
+    let take = take.replace('\n', "\n        ");
+    format!(
+        r#"#!/usr/bin/env python3
+import json, os, signal, time
+TAKE, SERVING = 7, 8
+def say(kind, body):
+    os.write(0, len(body).to_bytes(4, "big") + bytes([kind, 0]) + body)
+def exactly(n):
+    got = b""
+    while len(got) < n:
+        some = os.read(0, n - len(got))
+        if not some:
+            raise SystemExit(3)
+        got += some
+    return got
+greeted = False
+while True:
+    head = exactly(6)
+    exactly(int.from_bytes(head[:4], "big"))
+    if not greeted:
+        greeted = True
+        say(3, json.dumps({{"version": 1, "build": "none"}}).encode())
+        say(4, b"")
+    if head[4] == TAKE:
+        {take}
+"#
+    )
+}
+
 impl Gateway {
     /// Runs `sluice upgrade` against it.
     ///

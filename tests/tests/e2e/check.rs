@@ -7,7 +7,8 @@ use sluice_tests::cli::{Finished, sluice_in};
 use crate::web;
 
 /// Runs `sluice check` on one file with this content.
-async fn check(config: &str) -> Finished {
+/// Runs `sluice check` on this config alone.
+pub(crate) async fn check(config: &str) -> Finished {
     let dir = tempfile::tempdir().expect("a temporary directory");
     std::fs::write(dir.path().join("sluice.yaml"), config).expect("the directory is writable");
     sluice_in(dir.path(), &["check"]).await

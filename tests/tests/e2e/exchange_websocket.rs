@@ -11,6 +11,7 @@ use sluice_tests::gateway::Gateway;
 use sluice_tests::h2_client::{self, H2, collect};
 use sluice_tests::raw_backend::{RawBackend, drain, read_head};
 use sluice_tests::wait::{SOON, quiet, wait_for, wait_until, within};
+use sluice_tests::websocket::{echoed, going_away};
 use sluice_tests::{backend::HttpBackend, h1};
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
 use tokio::net::TcpStream;
@@ -19,7 +20,6 @@ use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::Message;
 use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 use tokio_tungstenite::tungstenite::protocol::Role;
-use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
 
 use crate::{WEB, web_with};
 
@@ -144,12 +144,6 @@ fn pumped(mut recv: RecvStream, mut send: SendStream<Bytes>) -> DuplexStream {
         let _ = send.send_data(Bytes::new(), true);
     });
     near
-}
-
-async fn echoed(ws: &mut WebSocketStream<DuplexStream>, message: Message) {
-    ws.send(message.clone()).await.expect("the stream is open");
-    let reply = within("an echo", SOON, ws.next()).await.expect("a message");
-    assert_eq!(reply.expect("the stream is open"), message);
 }
 
 /// RFC 8441 5.
@@ -317,11 +311,7 @@ async fn assert_told_to_go(
     ws: &mut WebSocketStream<DuplexStream>,
     told: &mut mpsc::UnboundedReceiver<String>,
 ) {
-    let end = within("a Close", SOON, ws.next()).await.expect("a message");
-    match end.expect("an orderly end") {
-        Message::Close(Some(frame)) => assert_eq!(frame.code, CloseCode::Away),
-        other => panic!("{other:?}"),
-    }
+    going_away(ws).await;
     let close = within("the backend is told, too", SOON, told.recv()).await;
     assert_eq!(close.as_deref(), Some("close 1001"));
 }

@@ -17,7 +17,8 @@ use sluice_tests::wait::{SOON, quiet, wait_for, wait_until, within};
 
 use crate::{WEB, web};
 
-async fn answered(conn: &mut H1) -> bool {
+/// Whether one more request on this connection is served.
+pub(crate) async fn answered(conn: &mut H1) -> bool {
     let answer = conn.exchange(&h1::get(WEB, "/")).await;
     answer.is_ok_and(|r| r.status == 200)
 }

@@ -1,12 +1,6 @@
 //! A hint that is followed leads to a config that is accepted, and names what it means. Source: issue 8, rows 11 and 16.
 
-use sluice_tests::cli::{Finished, sluice_in};
-
-async fn check(config: &str) -> Finished {
-    let dir = tempfile::tempdir().expect("a temporary directory");
-    std::fs::write(dir.path().join("sluice.yaml"), config).expect("the directory is writable");
-    sluice_in(dir.path(), &["check"]).await
-}
+use crate::check::check;
 
 const WEB: &str = "services:\n  - name: web\n    ";
 const ENDPOINT: &str = "\n    endpoints: [\"127.0.0.1:9\"]\n";

@@ -13,6 +13,7 @@ use sluice_tests::wait::{SOON, wait_for, within};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
+use crate::exhaustion::answered;
 use crate::{WEB, web};
 
 #[tokio::test]
@@ -141,12 +142,6 @@ async fn an_idle_h2_connection_is_closed_in_time_and_a_busy_one_is_not() {
         // With unread bytes a close is a reset.
         let _ = end.await;
     }
-}
-
-async fn answered(conn: &mut H1) -> bool {
-    conn.exchange(&h1::get(WEB, "/"))
-        .await
-        .is_ok_and(|r| r.status == 200)
 }
 
 #[tokio::test]

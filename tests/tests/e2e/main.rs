@@ -83,6 +83,13 @@ fn web_with(addr: SocketAddr, revision: &str) -> String {
     )
 }
 
+/// The service `web` with two endpoints and one more line of keys of its revision.
+fn web_two(a: SocketAddr, b: SocketAddr, revision: &str) -> String {
+    format!(
+        "services:\n  - name: web\n    revisions:\n      - name: web-a\n        endpoints: [\"{a}\", \"{b}\"]\n        {revision}\n"
+    )
+}
+
 /// The service `web` with a split between revisions `web-a` and `web-b` of one endpoint each.
 fn web_split(a: SocketAddr, share_a: &str, b: SocketAddr, share_b: &str, service: &str) -> String {
     format!(

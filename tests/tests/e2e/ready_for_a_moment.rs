@@ -16,6 +16,8 @@ use crate::WEB;
 /// Seconds from its first listen until an instance is what it looked like.
 const MOMENTS: [&str; 5] = ["0.05", "0.1", "0.3", "0.8", "2.0"];
 
+const GOOD_PROBE: &str = "        readinessProbe: {httpGet: {path: /ready}}\n";
+
 /// For its first `unready` seconds it does something else than to answer. Then it answers, but not the first request for
 /// a target below `/once`: that one it reads and hangs up on. Notes every request it reads.
 const APP: &str = r#"
@@ -211,18 +213,26 @@ async fn a_listener_that_goes_and_comes_back_is_waited_for() {
     for_every_moment("refuse", "0.02").await;
 }
 
-/// Its probe says that all is well. What it reads meanwhile is sent again only where that does no harm.
+/// Each of [`twenty`], its answer, and how often the instance read it: an instance whose probe says that all is well.
+async fn twenty_with_a_good_probe(how: &str, unready: &str) -> Vec<(String, H1Response, usize)> {
+    let dir = tempfile::tempdir().unwrap();
+    let notes = dir.path().join("notes");
+    let gateway = app(how, unready, "0", &notes, GOOD_PROBE).start().await;
+    let answers = twenty(&gateway).await;
+    let notes = std::fs::read_to_string(&notes).unwrap();
+    let read = |request: &str| notes.lines().filter(|line| *line == request).count();
+    let counted = answers.into_iter().map(|(request, answer)| {
+        let times = read(&request);
+        (request, answer, times)
+    });
+    counted.collect()
+}
+
+/// What an instance reads before it is ready is sent again only where that does no harm.
 #[tokio::test]
 async fn a_probe_that_succeeds_before_the_rest_does() {
-    let probe = "        readinessProbe: {httpGet: {path: /ready}}\n";
     for unready in ["0.05", "0.1", "0.3", "0.8"] {
-        let dir = tempfile::tempdir().unwrap();
-        let notes = dir.path().join("notes");
-        let gateway = app("hang up", unready, "0", &notes, probe).start().await;
-        let answers = twenty(&gateway).await;
-        let notes = std::fs::read_to_string(&notes).unwrap();
-        for (request, answer) in answers {
-            let times = notes.lines().filter(|line| *line == request).count();
+        for (request, answer, times) in twenty_with_a_good_probe("hang up", unready).await {
             let text = answer.text();
             if request.starts_with("GET") {
                 assert_eq!(answer.status, 200, "{unready}: {request}: {text}");
@@ -237,16 +247,9 @@ async fn a_probe_that_succeeds_before_the_rest_does() {
 /// An answer is an answer: the gateway sends nothing again because of its status.
 #[tokio::test]
 async fn a_503_of_an_instance_that_loads_is_passed_on() {
-    let probe = "        readinessProbe: {httpGet: {path: /ready}}\n";
-    let dir = tempfile::tempdir().unwrap();
-    let notes = dir.path().join("notes");
-    let gateway = app("busy", "0.3", "0", &notes, probe).start().await;
-    let answers = twenty(&gateway).await;
-    let notes = std::fs::read_to_string(&notes).unwrap();
-    for (request, answer) in answers {
+    for (request, answer, times) in twenty_with_a_good_probe("busy", "0.3").await {
         assert!(matches!(answer.status, 200 | 503), "{request}: {}", answer.text());
         assert_eq!(answer.reason(), None, "{request}");
-        let times = notes.lines().filter(|line| *line == request).count();
         assert_eq!(times, 1, "{request}");
     }
 }
@@ -276,8 +279,7 @@ async fn over_http2_a_connection_that_ends_in_the_preface_costs_nothing() {
 async fn what_hangs_up_for_good_fails_soon() {
     let dir = tempfile::tempdir().unwrap();
     let notes = dir.path().join("notes");
-    let probe = "        readinessProbe: {httpGet: {path: /ready}}\n";
-    let gateway = app("hang up", "3600", "0", &notes, probe).start().await;
+    let gateway = app("hang up", "3600", "0", &notes, GOOD_PROBE).start().await;
     for (target, most) in [("/first", 8), ("/next", 3)] {
         let answer = gateway.get(WEB, target).await;
         assert_eq!(answer.status, 502, "{}", answer.text());

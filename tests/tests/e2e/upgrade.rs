@@ -5,36 +5,20 @@ use std::os::unix::net::UnixDatagram;
 use std::time::Duration;
 
 use bytes::Bytes;
-use futures_util::{SinkExt, StreamExt};
 use nix::sys::signal::Signal;
 use sluice_tests::backend::{HttpBackend, ok, streamed};
 use sluice_tests::gateway::Gateway;
 use sluice_tests::h1::{self, H1};
 use sluice_tests::load::Load;
 use sluice_tests::process::is_alive;
-use sluice_tests::raw_backend::RawBackend;
 use sluice_tests::wait::{SOON, wait_for, wait_until, within};
+use sluice_tests::websocket::{self, echo_backend, going_away};
 use tokio::net::TcpStream;
 use tokio::sync::mpsc;
+use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::Message;
-use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
-use tokio_tungstenite::{WebSocketStream, accept_async, client_async};
 
 use crate::{WEB, web};
-
-/// A WebSocket backend.
-async fn echo() -> RawBackend {
-    RawBackend::start(|_, io: TcpStream| async move {
-        let mut ws = accept_async(io).await.map_err(std::io::Error::other)?;
-        while let Some(Ok(message)) = ws.next().await {
-            if !message.is_close() && ws.send(message).await.is_err() {
-                break;
-            }
-        }
-        Ok(())
-    })
-    .await
-}
 
 /// The services `web` and `chat`.
 fn web_and_chat(web_at: SocketAddr, chat_at: SocketAddr) -> String {
@@ -42,25 +26,33 @@ fn web_and_chat(web_at: SocketAddr, chat_at: SocketAddr) -> String {
 }
 
 async fn websocket(addr: SocketAddr) -> WebSocketStream<TcpStream> {
-    let io = TcpStream::connect(addr).await.expect("the gateway accepts");
-    let (mut ws, _) = client_async("ws://chat.default.localhost/", io)
-        .await
-        .expect("the upgrade succeeds");
+    let mut ws = websocket::connect(addr, "chat.default.localhost").await;
     echoed(&mut ws, "hi").await;
     ws
 }
 
 async fn echoed(ws: &mut WebSocketStream<TcpStream>, text: &str) {
-    ws.send(Message::text(text)).await.expect("the tunnel is open");
-    let reply = within("an echo", SOON, ws.next()).await.expect("a message");
-    assert_eq!(reply.expect("the tunnel is open"), Message::text(text));
+    websocket::echoed(ws, Message::text(text)).await;
+}
+
+/// Begins a request whose body is [`finished`] later.
+pub(crate) async fn upload(gateway: &Gateway, host: &str) -> H1 {
+    let mut client = H1::connect(gateway.addr()).await.expect("the gateway accepts");
+    let head = format!("POST / HTTP/1.1\r\nHost: {host}\r\nContent-Length: 10\r\n\r\nfirst");
+    client.send(head.as_bytes()).await.expect("the connection holds");
+    client
+}
+
+/// Sends the rest of an [`upload`], and reads the answer.
+pub(crate) async fn finished(mut upload: H1) -> h1::H1Response {
+    upload.exchange(b"-last").await.expect("an answer")
 }
 
 /// Two upgrades in a row, the second while the first process still drains.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn under_load_not_one_request_or_connection_is_lost() {
     let backend = HttpBackend::start("a").await;
-    let chat = echo().await;
+    let (chat, _) = echo_backend().await;
     let mut gateway = Gateway::start(&web_and_chat(backend.addr(), chat.addr())).await;
     let addr = gateway.addr();
     let mut first_ws = websocket(addr).await;
@@ -137,22 +129,20 @@ async fn an_upload_and_a_download_under_way_are_finished() {
         .answer(move |_| ok(streamed(chunks.lock().unwrap().take().expect("one request"))))
         .start()
         .await;
-    let upload = HttpBackend::start("upload").await;
+    let uploads = HttpBackend::start("upload").await;
     let mut gateway = Gateway::start(&format!(
         "{}  - {{name: files, endpoints: [\"{}\"]}}\n",
-        web(upload.addr()),
+        web(uploads.addr()),
         download.addr()
     ))
     .await;
-    let mut up = H1::connect(gateway.addr()).await.unwrap();
-    let head = format!("POST / HTTP/1.1\r\nHost: {WEB}\r\nContent-Length: 10\r\n\r\nfirst");
-    up.send(head.as_bytes()).await.unwrap();
+    let up = upload(&gateway, WEB).await;
     let mut down = H1::connect(gateway.addr()).await.unwrap();
     down.send(&h1::get("files.default.localhost", "/")).await.unwrap();
     feed.send(Bytes::from_static(b"one")).await.unwrap();
     down.head(false).await.unwrap();
     assert_eq!(down.chunk().await.unwrap().unwrap(), b"one");
-    wait_until("the upload has begun", SOON, || upload.in_flight() == 1).await;
+    wait_until("the upload has begun", SOON, || uploads.in_flight() == 1).await;
 
     gateway.upgraded().await;
     assert!(is_alive(gateway.pid()));
@@ -160,9 +150,9 @@ async fn an_upload_and_a_download_under_way_are_finished() {
     assert_eq!(down.chunk().await.unwrap().unwrap(), b"two");
     drop(feed);
     assert_eq!(down.chunk().await.unwrap(), None);
-    let response = up.exchange(b"-last").await.unwrap();
+    let response = finished(up).await;
     assert_eq!(response.status, 200);
-    assert_eq!(upload.last().body, &b"first-last"[..]);
+    assert_eq!(uploads.last().body, &b"first-last"[..]);
     assert!(response.closes(), "{response:?}");
     assert_eq!(gateway.wait_exit(Duration::from_secs(15)).await.code(), Some(0));
 }
@@ -221,7 +211,7 @@ async fn ports_stay_where_they_are_and_listeners_follow_the_new_config() {
 
 #[tokio::test]
 async fn at_the_end_of_the_old_process_s_drain_websockets_are_asked_to_go() {
-    let chat = echo().await;
+    let (chat, _) = echo_backend().await;
     let config = format!(
         "drain: {{timeout: 1s}}\n{}",
         web_and_chat(chat.addr(), chat.addr())
@@ -229,10 +219,7 @@ async fn at_the_end_of_the_old_process_s_drain_websockets_are_asked_to_go() {
     let mut gateway = Gateway::start(&config).await;
     let mut ws = websocket(gateway.addr()).await;
     gateway.upgraded().await;
-    match within("a Close", SOON, ws.next()).await {
-        Some(Ok(Message::Close(Some(frame)))) => assert_eq!(frame.code, CloseCode::Away),
-        other => panic!("{other:?}"),
-    }
+    going_away(&mut ws).await;
     drop(ws);
     assert_eq!(gateway.wait_exit(Duration::from_secs(15)).await.code(), Some(0));
 }
@@ -240,7 +227,7 @@ async fn at_the_end_of_the_old_process_s_drain_websockets_are_asked_to_go() {
 /// `systemctl stop` while the old process drains, and an operator who is impatient with it.
 #[tokio::test]
 async fn stopping_either_process_cuts_nothing_that_the_old_one_still_has() {
-    let chat = echo().await;
+    let (chat, _) = echo_backend().await;
     let mut gateway = Gateway::start(&web_and_chat(chat.addr(), chat.addr())).await;
     let mut ws = websocket(gateway.addr()).await;
     let new = gateway.upgraded().await;
@@ -260,7 +247,7 @@ async fn stopping_either_process_cuts_nothing_that_the_old_one_still_has() {
 
 #[tokio::test]
 async fn told_twice_the_old_process_goes_at_once() {
-    let chat = echo().await;
+    let (chat, _) = echo_backend().await;
     let mut gateway = Gateway::start(&web_and_chat(chat.addr(), chat.addr())).await;
     let _ws = websocket(gateway.addr()).await;
     gateway.upgraded().await;

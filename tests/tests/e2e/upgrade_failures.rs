@@ -8,7 +8,7 @@ use std::time::Duration;
 use nix::sys::signal::Signal;
 use sluice_tests::backend::HttpBackend;
 use sluice_tests::cli::{Finished, sluice_bin, sluice_in};
-use sluice_tests::gateway::{Gateway, with_defaults};
+use sluice_tests::gateway::{Gateway, pretender, with_defaults};
 use sluice_tests::h1::{self, H1};
 use sluice_tests::load::Load;
 use sluice_tests::process::{is_alive, require_python3, with_marker};
@@ -130,32 +130,10 @@ async fn there_is_one_upgrade_at_a_time_and_a_stop_ends_it() {
     assert_eq!(children(&gateway), Vec::<u32>::new());
 }
 
-/// Is told to serve, has its old process told to stop, and says only then that it serves.
-const STOPS_THE_OLD: &str = r#"#!/usr/bin/env python3
-import json, os, signal, time
-def say(kind, body):
-    os.write(0, len(body).to_bytes(4, "big") + bytes([kind, 0]) + body)
-def exactly(n):
-    got = b""
-    while len(got) < n:
-        some = os.read(0, n - len(got))
-        if not some:
-            raise SystemExit(0)
-        got += some
-    return got
-said = False
-while True:
-    head = exactly(6)
-    exactly(int.from_bytes(head[:4], "big"))
-    if not said:
-        said = True
-        say(3, json.dumps({"version": 1, "build": "none"}).encode())
-        say(4, b"")
-    if head[4] == 7:
-        os.kill(os.getppid(), signal.SIGTERM)
-        time.sleep(0.5)
-        say(8, b"")
-"#;
+/// Has the old process told to stop, and says only then that it serves.
+const STOPS_THE_OLD: &str = r#"os.kill(os.getppid(), signal.SIGTERM)
+time.sleep(0.5)
+say(SERVING, b"")"#;
 
 #[tokio::test]
 async fn a_stop_comes_too_late_for_who_was_told_to_serve() {
@@ -163,7 +141,7 @@ async fn a_stop_comes_too_late_for_who_was_told_to_serve() {
     let backend = HttpBackend::start("a").await;
     let mut gateway = gateway(&backend).await;
     gateway.may_be_upgraded();
-    gateway.replace_binary(STOPS_THE_OLD);
+    gateway.replace_binary(&pretender(STOPS_THE_OLD));
     let said = gateway.upgrade(&[]).await;
     assert_eq!(said.code, Some(0), "it may have accepted already: {said:?}");
     assert_eq!(gateway.wait_exit(SOON).await.code(), Some(0));

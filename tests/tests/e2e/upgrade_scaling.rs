@@ -5,42 +5,17 @@ use std::time::Duration;
 
 use nix::sys::signal::Signal;
 use sluice_tests::backend::HttpBackend;
-use sluice_tests::gateway::Gateway;
+use sluice_tests::gateway::{Gateway, pretender};
 use sluice_tests::h1::{self, H1};
 use sluice_tests::load::Load;
 use sluice_tests::process::{is_alive, line_count, require_python3, with_marker};
 use sluice_tests::wait::{SOON, wait_for, wait_until};
 
 use crate::cold_start::{exec_echo, mark, shell_service};
+use crate::upgrade::{finished, upload};
 use crate::{WEB, web_with};
 
 const GONE: Duration = Duration::from_secs(20);
-
-/// A new process that takes over everything, never serves, and ends.
-const TAKES_AND_DIES: &str = r#"#!/usr/bin/env python3
-import json, os
-def say(kind, body):
-    os.write(0, len(body).to_bytes(4, "big") + bytes([kind, 0]) + body)
-def exactly(n):
-    got = b""
-    while len(got) < n:
-        some = os.read(0, n - len(got))
-        if not some:
-            raise SystemExit(3)
-        got += some
-    return got
-said = False
-while True:
-    head = exactly(6)
-    exactly(int.from_bytes(head[:4], "big"))
-    if not said:
-        said = True
-        say(3, json.dumps({"version": 1, "build": "none"}).encode())
-        say(4, b"")
-    if head[4] == 7:
-        break
-raise SystemExit(4)
-"#;
 
 /// The service `web` with a process of which every instance is told by its marker, and its starts
 /// counted.
@@ -90,18 +65,6 @@ impl Marked {
         pids.sort_unstable();
         pids
     }
-}
-
-/// A request that is under way until its body is complete.
-async fn upload(gateway: &Gateway, host: &str) -> H1 {
-    let mut client = H1::connect(gateway.addr()).await.expect("the gateway accepts");
-    let head = format!("POST / HTTP/1.1\r\nHost: {host}\r\nContent-Length: 10\r\n\r\nfirst");
-    client.send(head.as_bytes()).await.expect("the connection holds");
-    client
-}
-
-async fn finished(mut upload: H1) -> h1::H1Response {
-    upload.exchange(b"-last").await.expect("an answer")
 }
 
 async fn in_flight(gateway: &Gateway, count: f64) {
@@ -296,7 +259,8 @@ async fn a_process_that_takes_everything_and_dies_costs_nothing() {
     let gateway = Gateway::builder(&config).own_binary().start().await;
     gateway.wait_ready_instances("web-a", 1.0, SOON).await;
     let pids = marked.pids();
-    gateway.replace_binary(TAKES_AND_DIES);
+    // It takes everything, never serves, and ends.
+    gateway.replace_binary(&pretender("raise SystemExit(4)"));
     let loads = [
         Load::get(gateway.addr(), 4, WEB),
         Load::get_anew(gateway.addr(), 4, "fixed.default.localhost"),
