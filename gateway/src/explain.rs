@@ -93,8 +93,11 @@ impl<L> Draw<L> for NoDraw {
 }
 
 /// Explains. `bound` has the addresses actually bound, in the order of the settings; without a
-/// running gateway the configured ones serve. The shape of the answer is that of
-/// [`Explain::explain`](crate::admin::Explain::explain).
+/// running gateway the configured ones serve.
+///
+/// The answer is an object. `found` (bool) says whether something would serve the request. Text is made of
+/// the keys `listener`, `host`, `path`, `service`, `route`, `tag`, `split`, `revision`, `backend`, `rewrite`,
+/// `reason` and `why` (a list of sentences), all optional; further keys are shown as they are.
 pub fn explain<L: Clone>(snapshot: &Snapshot<L>, bound: &[SocketAddr], query: &ExplainQuery) -> Value {
     let refused = |reason: &str, why: String| json!({"found": false, "reason": reason, "why": [why]});
     let target = match Target::parse(&query.url) {

@@ -133,7 +133,6 @@ pub fn revisions(state: &dyn AdminState) -> Value {
     let snapshot = state.table();
     let mut loads: BTreeMap<RevisionId, RevisionLoad> = state
         .loads()
-        .loads()
         .into_iter()
         .map(|load| (load.revision.clone(), load))
         .collect();
@@ -185,7 +184,6 @@ fn row(
 ) -> ((String, String, String), Value) {
     let status = state.status().revision_status(id);
     let endpoints: Vec<Value> = state
-        .loads()
         .endpoints(id)
         .into_iter()
         .map(|endpoint| {

@@ -14,9 +14,9 @@ use sluice_model::{
     Snapshot, SnapshotBuilder, StatusSource, Tag, TrafficSplit, TrafficTarget, Visibility,
 };
 
-use super::{AdminState, BoundAddresses, Explain, ExplainQuery, Health, UpgradeError, Upgraded};
+use super::{AdminState, BoundAddresses, UpgradeError, Upgraded};
 use crate::observe::{
-    EndpointCondition, EndpointLoad, ListenerCertificates, LoadView, Metrics, RevisionLoad, RevisionMetrics,
+    EndpointCondition, EndpointLoad, ListenerCertificates, Metrics, RevisionLoad, RevisionMetrics,
 };
 use crate::registry::{self, LiveService};
 
@@ -190,17 +190,14 @@ impl Gateway {
     }
 }
 
-impl Health for Gateway {
+#[async_trait]
+impl AdminState for Gateway {
     fn ready(&self) -> Result<Generation, &'static str> {
         if self.draining.load(Ordering::Relaxed) {
             return Err("draining");
         }
         Ok(self.snapshot.generation)
     }
-}
-
-#[async_trait]
-impl AdminState for Gateway {
     fn started(&self) -> SystemTime {
         SystemTime::UNIX_EPOCH
     }
@@ -227,9 +224,6 @@ impl AdminState for Gateway {
             health: None,
         }
     }
-    fn loads(&self) -> &dyn LoadView {
-        self
-    }
     fn status(&self) -> &dyn StatusSource {
         self
     }
@@ -240,12 +234,6 @@ impl AdminState for Gateway {
         let env = BTreeMap::from([("TOKEN".to_owned(), SECRET.to_owned())]);
         json!({"default/greeter-v1": {"env": super::redacted(&env)}})
     }
-    fn explain(&self) -> &dyn Explain {
-        self
-    }
-}
-
-impl LoadView for Gateway {
     fn loads(&self) -> Vec<RevisionLoad> {
         let load = |name: &str, in_flight, queued, ready| RevisionLoad {
             service: service(),
@@ -298,11 +286,5 @@ impl StatusSource for Gateway {
             }),
             _ => None,
         }
-    }
-}
-
-impl Explain for Gateway {
-    fn explain(&self, query: &ExplainQuery) -> Value {
-        json!({"found": true, "url": query.url, "method": query.method, "headers": query.headers.len()})
     }
 }

@@ -13,8 +13,8 @@
 //! | `/api/explain?url=…&method=…&header=K:%20V` | which revision would serve this, and why |
 //!
 //! No secret leaves here: values of request headers, webhook headers and environment variables are
-//! shown as `***`. [`HealthServer`] is the same server with the first two endpoints only, for an
-//! address that balancers may see.
+//! shown as `***`. [`Endpoints::Health`] are `/healthz` and `/readyz` alone, for an address that balancers
+//! may see.
 
 pub mod api;
 #[cfg(test)]
@@ -30,15 +30,15 @@ use std::time::{Duration, SystemTime};
 
 use async_trait::async_trait;
 use serde_json::Value;
-use sluice_model::{Generation, StatusSource};
+use sluice_model::{Generation, RevisionId, StatusSource};
 
-use crate::observe::{LoadView, Metrics};
+use crate::observe::{EndpointLoad, ListenerCertificates, Metrics, RevisionLoad};
 use crate::registry::Snapshot;
 
 pub use api::redacted;
 pub use leave::{Leave, Leaver, leave};
 pub use query::{ExplainQuery, QueryError};
-pub use server::{AdminServer, BindError, HealthServer};
+pub use server::{AdminServer, BindError, Endpoints};
 pub use upgrade::{
     DEFAULT_LIMIT as DEFAULT_UPGRADE_LIMIT, PATH as UPGRADE_PATH, UpgradeError, Upgraded,
     parse_limit as parse_upgrade_limit,
@@ -55,19 +55,16 @@ pub struct BoundAddresses {
     pub health: Option<SocketAddr>,
 }
 
-/// What health checks need.
-pub trait Health: Send + Sync + 'static {
-    /// The generation that is served, or why requests should not be sent here (`starting`,
-    /// `draining`).
+/// The state that the admin server shows; the composition root brings it together. A trait, because parts of
+/// the state are the control plane's, which this crate does not know.
+#[async_trait]
+pub trait AdminState: Send + Sync + 'static {
+    /// The generation that is served, for `/readyz`.
     ///
     /// # Errors
-    /// The reason in a word or two, shown by `/readyz`.
+    /// Why requests should not be sent here, in a word or two: `starting`, `draining`.
     fn ready(&self) -> Result<Generation, &'static str>;
-}
 
-/// What the admin server shows; the composition root brings it together.
-#[async_trait]
-pub trait AdminState: Health {
     /// When this process started.
     fn started(&self) -> SystemTime;
 
@@ -82,11 +79,20 @@ pub trait AdminState: Health {
     /// What is served now.
     fn table(&self) -> Arc<Snapshot>;
 
+    /// Routing tables not yet dropped: the one that is served, and those that requests still hold.
+    fn tables(&self) -> usize;
+
     /// The addresses actually bound.
     fn bound(&self) -> BoundAddresses;
 
-    /// Live numbers by revision.
-    fn loads(&self) -> &dyn LoadView;
+    /// One entry per revision that serves or still drains.
+    fn loads(&self) -> Vec<RevisionLoad>;
+
+    /// The endpoints of one revision; empty when the revision is not known.
+    fn endpoints(&self, revision: &RevisionId) -> Vec<EndpointLoad>;
+
+    /// One entry per listener that terminates TLS.
+    fn certificates(&self) -> Vec<ListenerCertificates>;
 
     /// What the control plane knows by revision.
     fn status(&self) -> &dyn StatusSource;
@@ -97,17 +103,4 @@ pub trait AdminState: Health {
     /// How revisions are scaled, for `/api/config`: only the control plane knows. Whoever renders
     /// it passes maps with secrets through [`redacted`].
     fn scaling(&self) -> Value;
-
-    /// The engine behind `/api/explain`.
-    fn explain(&self) -> &dyn Explain;
-}
-
-/// Says which listener, route, split and revision would serve a request, and why, by the data
-/// plane's own find and pick.
-pub trait Explain: Send + Sync {
-    /// The answer is an object. `found` (bool) says whether something would serve the request.
-    /// Text is made of the keys `listener`, `host`, `path`, `service`, `route`, `tag`, `split`,
-    /// `revision`, `backend`, `rewrite`, `reason` and `why` (a list of sentences), all optional;
-    /// further keys are shown as they are.
-    fn explain(&self, query: &ExplainQuery) -> Value;
 }

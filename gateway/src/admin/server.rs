@@ -32,7 +32,9 @@ use tokio::time::{sleep, timeout};
 use super::leave::{Leave, Told};
 use super::query::ExplainQuery;
 use super::upgrade;
-use super::{AdminState, Health, api};
+use super::{AdminState, api};
+use crate::explain::explain;
+use crate::observe::{LiveGauges, RevisionLoad};
 
 /// Connections at once. For one more the oldest without a request gives way: silent strangers must not
 /// keep a balancer from asking.
@@ -53,22 +55,42 @@ const MAX_HEAD: usize = 32 * 1024;
 /// How long accepting rests when the system refuses (no file descriptors left): it would spin.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
+/// Which endpoints a server answers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Endpoints {
+    /// All of them: the admin address.
+    Admin,
+    /// `/healthz` and `/readyz`: the health address.
+    Health,
+}
+
+impl Endpoints {
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::Admin => "admin",
+            Self::Health => "health",
+        }
+    }
+}
+
 /// The address cannot be bound.
 #[derive(Debug, Error)]
-#[error("cannot listen on {address} for {purpose}: {}", crate::edge::why_not_bound(.source))]
+#[error("cannot listen on {address} for {}: {}", .endpoints.as_str(), crate::edge::why_not_bound(.source))]
 pub struct BindError {
     /// The configured address.
     pub address: SocketAddr,
-    /// `admin` or `health`.
-    pub purpose: &'static str,
-    /// What the system said.
+    /// What the address is for.
+    pub endpoints: Endpoints,
+    /// The system's error.
     pub source: io::Error,
 }
 
-/// Bound, not yet serving.
+/// The server of the admin or the health address: bound, not yet serving.
 #[derive(Debug)]
 pub struct AdminServer {
-    bound: Bound,
+    listener: TcpListener,
+    address: SocketAddr,
+    endpoints: Endpoints,
 }
 
 impl AdminServer {
@@ -76,132 +98,55 @@ impl AdminServer {
     ///
     /// # Errors
     /// [`BindError`], naming the address.
-    pub async fn bind(address: SocketAddr) -> Result<Self, BindError> {
-        Bound::new(address, "admin").await.map(|bound| Self { bound })
-    }
-
-    /// Takes a socket that another process bound.
-    ///
-    /// # Errors
-    /// When it cannot be registered with the runtime.
-    pub fn from_std(listener: std::net::TcpListener) -> io::Result<Self> {
-        Bound::from_std(listener).map(|bound| Self { bound })
-    }
-
-    /// The address actually bound.
-    pub fn address(&self) -> SocketAddr {
-        self.bound.address
-    }
-
-    /// The listening socket, for another process.
-    ///
-    /// # Errors
-    /// When this process may have no more descriptors.
-    pub fn socket(&self) -> io::Result<OwnedFd> {
-        self.bound.listener.as_fd().try_clone_to_owned()
-    }
-
-    /// Serves until it is told to leave and every conversation has ended, or until dropped; dropping
-    /// closes every connection.
-    pub async fn serve(self, state: Arc<dyn AdminState>, leave: Leave) {
-        let answer = move |request: Request<Incoming>| {
-            let state = Arc::clone(&state);
-            async move {
-                // Health is answered by the threads that serve requests, and so says something
-                // of them. The rest takes time in proportion to the number of revisions.
-                if request.uri().path() == upgrade::PATH {
-                    return upgrade::answer(&*state, &request).await;
-                }
-                if let Some(answer) = health(&*state, &request) {
-                    return answer;
-                }
-                let task = tokio::task::spawn_blocking(move || admin(&*state, request.uri()));
-                task.await.unwrap_or_else(|e| {
-                    tracing::error!(error = %e, "an admin request panicked");
-                    text(
-                        StatusCode::INTERNAL_SERVER_ERROR,
-                        "this request hit a bug; the log says more\n",
-                    )
-                })
-            }
-        };
-        self.bound.serve(answer, leave).await
-    }
-}
-
-/// `/healthz` and `/readyz` alone, on an address of their own.
-#[derive(Debug)]
-pub struct HealthServer {
-    bound: Bound,
-}
-
-impl HealthServer {
-    /// Binds the address; port 0 lets the system choose.
-    ///
-    /// # Errors
-    /// [`BindError`], naming the address.
-    pub async fn bind(address: SocketAddr) -> Result<Self, BindError> {
-        Bound::new(address, "health").await.map(|bound| Self { bound })
-    }
-
-    /// Takes a socket that another process bound.
-    ///
-    /// # Errors
-    /// When it cannot be registered with the runtime.
-    pub fn from_std(listener: std::net::TcpListener) -> io::Result<Self> {
-        Bound::from_std(listener).map(|bound| Self { bound })
-    }
-
-    /// The address actually bound.
-    pub fn address(&self) -> SocketAddr {
-        self.bound.address
-    }
-
-    /// The listening socket, for another process.
-    ///
-    /// # Errors
-    /// When this process may have no more descriptors.
-    pub fn socket(&self) -> io::Result<OwnedFd> {
-        self.bound.listener.as_fd().try_clone_to_owned()
-    }
-
-    /// Serves until it is told to leave and every conversation has ended, or until dropped; dropping
-    /// closes every connection.
-    pub async fn serve(self, state: Arc<dyn Health>, leave: Leave) {
-        let answer = move |request: Request<Incoming>| {
-            let answer = health(&*state, &request).unwrap_or_else(not_found);
-            async move { answer }
-        };
-        self.bound.serve(answer, leave).await
-    }
-}
-
-#[derive(Debug)]
-struct Bound {
-    listener: TcpListener,
-    address: SocketAddr,
-}
-
-impl Bound {
-    async fn new(address: SocketAddr, purpose: &'static str) -> Result<Self, BindError> {
+    pub async fn bind(address: SocketAddr, endpoints: Endpoints) -> Result<Self, BindError> {
         let error = |source| BindError {
             address,
-            purpose,
+            endpoints,
             source,
         };
         let listener = TcpListener::bind(address).await.map_err(error)?;
-        let address = listener.local_addr().map_err(error)?;
-        Ok(Self { listener, address })
+        Self::over(listener, endpoints).map_err(error)
     }
 
-    fn from_std(listener: std::net::TcpListener) -> io::Result<Self> {
+    /// Takes a socket that another process bound.
+    ///
+    /// # Errors
+    /// When the socket cannot be registered with the runtime.
+    pub fn from_std(listener: std::net::TcpListener, endpoints: Endpoints) -> io::Result<Self> {
         listener.set_nonblocking(true)?;
-        let listener = TcpListener::from_std(listener)?;
-        let address = listener.local_addr()?;
-        Ok(Self { listener, address })
+        Self::over(TcpListener::from_std(listener)?, endpoints)
     }
 
-    async fn serve<A, F>(self, answer: A, leave: Leave)
+    fn over(listener: TcpListener, endpoints: Endpoints) -> io::Result<Self> {
+        Ok(Self {
+            address: listener.local_addr()?,
+            listener,
+            endpoints,
+        })
+    }
+
+    /// The address actually bound.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// A duplicate of the listening socket, for another process.
+    ///
+    /// # Errors
+    /// When this process may have no more descriptors.
+    pub fn socket(&self) -> io::Result<OwnedFd> {
+        self.listener.as_fd().try_clone_to_owned()
+    }
+
+    /// Serves until the graceful shutdown was asked for and every connection has ended, or until dropped;
+    /// dropping closes every connection.
+    pub async fn serve(self, state: Arc<dyn AdminState>, leave: Leave) {
+        let endpoints = self.endpoints;
+        let answer = move |request| answer(endpoints, Arc::clone(&state), request);
+        self.serve_with(answer, leave).await
+    }
+
+    async fn serve_with<A, F>(self, answer: A, leave: Leave)
     where
         A: Fn(Request<Incoming>) -> F + Clone + Send + Sync + 'static,
         F: Future<Output = Response<Full<Bytes>>> + Send + 'static,
@@ -307,8 +252,34 @@ where
     let _ = timeout(LAST_ANSWER, connection).await;
 }
 
+async fn answer(
+    endpoints: Endpoints,
+    state: Arc<dyn AdminState>,
+    request: Request<Incoming>,
+) -> Response<Full<Bytes>> {
+    if endpoints == Endpoints::Admin && request.uri().path() == upgrade::PATH {
+        return upgrade::answer(&*state, &request).await;
+    }
+    // Health is answered by the threads that serve requests, and so says something of them. The rest takes
+    // time in proportion to the number of revisions.
+    if let Some(answer) = health(&*state, &request) {
+        return answer;
+    }
+    if endpoints == Endpoints::Health {
+        return not_found();
+    }
+    let task = tokio::task::spawn_blocking(move || admin(&*state, request.uri()));
+    task.await.unwrap_or_else(|e| {
+        tracing::error!(error = %e, "an admin request panicked");
+        text(
+            StatusCode::INTERNAL_SERVER_ERROR,
+            "this request hit a bug; the log says more\n",
+        )
+    })
+}
+
 /// The answer to a health path, or to a method that none of our paths takes.
-fn health<B>(state: &(impl Health + ?Sized), request: &Request<B>) -> Option<Response<Full<Bytes>>> {
+fn health<B>(state: &dyn AdminState, request: &Request<B>) -> Option<Response<Full<Bytes>>> {
     if !matches!(*request.method(), Method::GET | Method::HEAD) {
         let mut answer = text(StatusCode::METHOD_NOT_ALLOWED, "use GET\n");
         answer
@@ -332,17 +303,34 @@ fn admin(state: &dyn AdminState, uri: &Uri) -> Response<Full<Bytes>> {
         "/metrics" => typed(
             StatusCode::OK,
             "text/plain; version=0.0.4; charset=utf-8",
-            state.metrics().render(state.loads(), state.status()),
+            metrics(state),
         ),
         "/api/routes" => as_json(StatusCode::OK, &api::routes(&state.table())),
         "/api/revisions" => as_json(StatusCode::OK, &api::revisions(state)),
         "/api/config" => as_json(StatusCode::OK, &api::config(state)),
         "/api/explain" => match ExplainQuery::parse(uri.query().unwrap_or_default()) {
-            Ok(query) => as_json(StatusCode::OK, &state.explain().explain(&query)),
+            Ok(query) => as_json(
+                StatusCode::OK,
+                &explain(&state.table(), &state.bound().listeners, &query),
+            ),
             Err(error) => as_json(StatusCode::BAD_REQUEST, &json!({"error": error.to_string()})),
         },
         _ => not_found(),
     }
+}
+
+fn metrics(state: &dyn AdminState) -> String {
+    let loads = state.loads();
+    let desired = |load: &RevisionLoad| {
+        let status = state.status().revision_status(&load.revision)?;
+        Some((load.revision.clone(), status.desired))
+    };
+    state.metrics().expose(&LiveGauges {
+        desired: loads.iter().filter_map(desired).collect(),
+        loads,
+        tables: state.tables(),
+        certificates: state.certificates(),
+    })
 }
 
 fn not_found() -> Response<Full<Bytes>> {

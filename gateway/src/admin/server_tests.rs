@@ -14,7 +14,7 @@ fn staying() -> Leave {
 }
 
 async fn admin_server() -> (SocketAddr, Arc<Gateway>, JoinSet<()>) {
-    let server = AdminServer::bind(loopback()).await.unwrap();
+    let server = AdminServer::bind(loopback(), Endpoints::Admin).await.unwrap();
     let address = server.address();
     let state = Arc::new(Gateway::new());
     let mut tasks = JoinSet::new();
@@ -65,14 +65,15 @@ async fn every_endpoint_answers() {
     }
     let (status, body) = get(
         address,
-        "/api/explain?url=http%3A%2F%2Fa%2Fb&method=post&header=A:%201",
+        "/api/explain?url=http%3A%2F%2Fgreeter.default.localhost%2Fv2&method=post&header=A:%201",
     )
     .await;
     assert_eq!(status, 200);
     let value: Value = serde_json::from_str(&body).unwrap();
     assert_eq!(
-        value,
-        json!({"found": true, "url": "http://a/b", "method": "POST", "headers": 1})
+        (&value["found"], &value["revision"]),
+        (&json!(true), &json!("default/greeter-v2")),
+        "{value:#}"
     );
     let (status, body) = get(address, "/api/explain").await;
     assert!(status == 400 && body.contains("url"), "{body}");
@@ -101,11 +102,11 @@ async fn it_is_read_only() {
 
 #[tokio::test]
 async fn the_health_server_knows_health_only() {
-    let server = HealthServer::bind(loopback()).await.unwrap();
+    let server = AdminServer::bind(loopback(), Endpoints::Health).await.unwrap();
     let address = server.address();
     let state = Arc::new(Gateway::new());
     let mut tasks = JoinSet::new();
-    tasks.spawn(server.serve(Arc::clone(&state) as Arc<dyn Health>, staying()));
+    tasks.spawn(server.serve(Arc::clone(&state) as Arc<dyn AdminState>, staying()));
     assert_eq!(get(address, "/healthz").await.0, 200);
     assert_eq!(get(address, "/readyz").await.0, 200);
     for path in ["/", "/metrics", "/api/config", "/api/revisions"] {
@@ -117,16 +118,19 @@ async fn the_health_server_knows_health_only() {
 
 #[tokio::test]
 async fn a_taken_port_is_named() {
-    let server = AdminServer::bind(loopback()).await.unwrap();
+    let server = AdminServer::bind(loopback(), Endpoints::Admin).await.unwrap();
     let taken = server.address();
-    let error = AdminServer::bind(taken).await.unwrap_err();
+    let error = AdminServer::bind(taken, Endpoints::Admin).await.unwrap_err();
     assert_eq!(error.address, taken);
     let text = error.to_string();
     assert!(
         text.contains(&taken.to_string()) && text.contains("admin"),
         "{text}"
     );
-    let error = HealthServer::bind(taken).await.unwrap_err().to_string();
+    let error = AdminServer::bind(taken, Endpoints::Health)
+        .await
+        .unwrap_err()
+        .to_string();
     assert!(error.contains("health"), "{error}");
 }
 
@@ -134,7 +138,7 @@ async fn a_taken_port_is_named() {
 async fn a_socket_of_another_process_is_taken_over() {
     let socket = std::net::TcpListener::bind(loopback()).unwrap();
     let address = socket.local_addr().unwrap();
-    let server = AdminServer::from_std(socket).unwrap();
+    let server = AdminServer::from_std(socket, Endpoints::Admin).unwrap();
     assert_eq!(server.address(), address);
     let mut tasks = JoinSet::new();
     tasks.spawn(server.serve(Arc::new(Gateway::new()), staying()));
@@ -143,8 +147,8 @@ async fn a_socket_of_another_process_is_taken_over() {
 
 #[tokio::test]
 async fn silent_connections_make_room_and_answers_under_way_do_not() {
-    let bound = Bound::new(loopback(), "test").await.unwrap();
-    let address = bound.address;
+    let server = AdminServer::bind(loopback(), Endpoints::Admin).await.unwrap();
+    let address = server.address();
     let (started, goes_on) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
     let (starts, wait) = (Arc::clone(&started), Arc::clone(&goes_on));
     let answer = move |request: Request<Incoming>| {
@@ -158,7 +162,7 @@ async fn silent_connections_make_room_and_answers_under_way_do_not() {
         }
     };
     let mut tasks = JoinSet::new();
-    tasks.spawn(bound.serve(answer, staying()));
+    tasks.spawn(server.serve_with(answer, staying()));
     let slow = tokio::spawn(async move { get(address, "/slow").await });
     started.notified().await;
     let mut silent = Vec::new();
@@ -237,9 +241,9 @@ async fn a_web_page_cannot_ask_for_an_upgrade() {
 
 #[tokio::test]
 async fn leaving_closes_the_socket_here_and_ends_what_is_open() {
-    let server = HealthServer::bind(loopback()).await.unwrap();
+    let server = AdminServer::bind(loopback(), Endpoints::Health).await.unwrap();
     let address = server.address();
-    let theirs = HealthServer::from_std(server.socket().unwrap().into()).unwrap();
+    let theirs = AdminServer::from_std(server.socket().unwrap().into(), Endpoints::Health).unwrap();
     let (mut leaver, leave) = crate::admin::leave();
     let mut tasks = JoinSet::new();
     tasks.spawn(server.serve(Arc::new(Gateway::new()), leave));

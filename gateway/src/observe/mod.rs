@@ -21,8 +21,8 @@ use sluice_model::AccessLogFormat;
 pub use access_log::AccessLog;
 pub use logging::{LogFormat, LoggingError, init_logging};
 pub use metrics::{
-    ActivationResult, EndpointCondition, EndpointLoad, ListenerCertificates, LoadView, Metrics, ReloadResult,
-    RevisionLoad, RevisionMetrics, ServiceMetrics,
+    ActivationResult, EndpointCondition, EndpointLoad, ListenerCertificates, LiveGauges, Metrics,
+    ReloadResult, RevisionLoad, RevisionMetrics, ServiceMetrics,
 };
 pub use phases::{Milestones, Phases, StartTimes};
 pub use reason::{GrpcStatus, Reason};

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use sluice_control::reconcile::Loaded;
 use sluice_control::scale::{Controller, ScaleHandle};
 use sluice_control::source::{FileSource, ReloadHandle};
-use sluice_gateway::admin::{AdminServer, HealthServer};
+use sluice_gateway::admin::{AdminServer, Endpoints};
 use sluice_gateway::cli::RunArgs;
 use sluice_gateway::downstream::Downstream;
 use sluice_gateway::edge::{Drain, Edge};
@@ -38,7 +38,7 @@ pub(super) struct Built {
     pub(super) registry: Arc<Registry>,
     pub(super) edge: Arc<Edge>,
     pub(super) admin: AdminServer,
-    pub(super) health: Option<HealthServer>,
+    pub(super) health: Option<AdminServer>,
     /// Admin and health, by configured address.
     pub(super) servers: Vec<(SocketName, OwnedFd)>,
     /// Where listeners accept.
@@ -126,13 +126,17 @@ pub(super) fn build(
     let (admin, health) = control.block_on(async {
         let cannot = |e: std::io::Error| Failure::start(format!("cannot use an inherited socket: {e}"));
         let admin = match inherited(SocketKind::Admin, admin_address) {
-            Some(socket) => AdminServer::from_std(socket).map_err(cannot)?,
-            None => AdminServer::bind(admin_address).await.map_err(Failure::start)?,
+            Some(socket) => AdminServer::from_std(socket, Endpoints::Admin).map_err(cannot)?,
+            None => AdminServer::bind(admin_address, Endpoints::Admin)
+                .await
+                .map_err(Failure::start)?,
         };
         let health = match settings.health {
             Some(address) => Some(match inherited(SocketKind::Health, address) {
-                Some(socket) => HealthServer::from_std(socket).map_err(cannot)?,
-                None => HealthServer::bind(address).await.map_err(Failure::start)?,
+                Some(socket) => AdminServer::from_std(socket, Endpoints::Health).map_err(cannot)?,
+                None => AdminServer::bind(address, Endpoints::Health)
+                    .await
+                    .map_err(Failure::start)?,
             }),
             None => None,
         };

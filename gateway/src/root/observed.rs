@@ -12,14 +12,9 @@ use serde_json::{Value, json};
 use sluice_control::autoscale::AutoscaleHandle;
 use sluice_control::plan::{Plan, PlanDelta, RevisionPlan, ScalerSpec};
 use sluice_control::scale::ScaleHandle;
-use sluice_gateway::admin::{
-    AdminState, BoundAddresses, Explain, ExplainQuery, Health, UpgradeError, Upgraded, redacted,
-};
+use sluice_gateway::admin::{AdminState, BoundAddresses, UpgradeError, Upgraded, redacted};
 use sluice_gateway::edge::{Drain, Edge};
-use sluice_gateway::explain::explain;
-use sluice_gateway::observe::{
-    EndpointCondition, EndpointLoad, ListenerCertificates, LoadView, Metrics, RevisionLoad,
-};
+use sluice_gateway::observe::{EndpointCondition, EndpointLoad, ListenerCertificates, Metrics, RevisionLoad};
 use sluice_gateway::registry::{LiveRevision, Registry, Snapshot};
 use sluice_gateway::throttle::{EndpointPhase, EndpointView};
 use sluice_model::{Demand, DemandSink, Generation, RevisionId, StatusSource};
@@ -59,7 +54,8 @@ impl Plans {
     }
 }
 
-impl Health for Observed {
+#[async_trait]
+impl AdminState for Observed {
     fn ready(&self) -> Result<Generation, &'static str> {
         // A balancer that is still connected here asks about the address, which another process serves.
         if *self.drain.borrow() != Drain::Serving && !self.handed_over.load(Ordering::SeqCst) {
@@ -67,10 +63,7 @@ impl Health for Observed {
         }
         Ok(self.registry.reader().peek().generation)
     }
-}
 
-#[async_trait]
-impl AdminState for Observed {
     fn started(&self) -> SystemTime {
         self.started
     }
@@ -90,10 +83,6 @@ impl AdminState for Observed {
             admin: self.admin,
             health: self.health,
         }
-    }
-
-    fn loads(&self) -> &dyn LoadView {
-        self
     }
 
     fn status(&self) -> &dyn StatusSource {
@@ -120,42 +109,6 @@ impl AdminState for Observed {
         })
     }
 
-    fn explain(&self) -> &dyn Explain {
-        self
-    }
-}
-
-fn revision(plan: &RevisionPlan) -> Value {
-    let scaler = match &plan.scaler {
-        ScalerSpec::Process(process) => json!({
-            "process": {
-                "command": process.command,
-                "env": redacted(&process.env),
-                "workingDirectory": process.working_directory.display().to_string(),
-                "inheritEnv": process.inherit_env,
-            },
-        }),
-        // A webhook's URL may carry a token in path or query: its host is enough to know it by.
-        ScalerSpec::Webhook(webhook) => json!({
-            "webhook": {
-                "host": webhook.url.split("://").nth(1).and_then(|rest| rest.split(['/', '?', '@']).next()),
-                "headers": redacted(&webhook.headers),
-            },
-        }),
-    };
-    let policy = &plan.policy;
-    json!({
-        "scaler": scaler,
-        "minScale": policy.min_scale,
-        "maxScale": policy.max_scale,
-        "activationScale": policy.activation_scale,
-        "target": policy.target_value,
-        "window": format!("{:?}", policy.stable_window),
-        "reachable": plan.reachable,
-    })
-}
-
-impl LoadView for Observed {
     fn loads(&self) -> Vec<RevisionLoad> {
         let leaving = self.registry.leaving();
         let table = self.registry.reader().load();
@@ -227,6 +180,36 @@ impl LoadView for Observed {
     }
 }
 
+fn revision(plan: &RevisionPlan) -> Value {
+    let scaler = match &plan.scaler {
+        ScalerSpec::Process(process) => json!({
+            "process": {
+                "command": process.command,
+                "env": redacted(&process.env),
+                "workingDirectory": process.working_directory.display().to_string(),
+                "inheritEnv": process.inherit_env,
+            },
+        }),
+        // A webhook's URL may carry a token in path or query: its host is enough to know it by.
+        ScalerSpec::Webhook(webhook) => json!({
+            "webhook": {
+                "host": webhook.url.split("://").nth(1).and_then(|rest| rest.split(['/', '?', '@']).next()),
+                "headers": redacted(&webhook.headers),
+            },
+        }),
+    };
+    let policy = &plan.policy;
+    json!({
+        "scaler": scaler,
+        "minScale": policy.min_scale,
+        "maxScale": policy.max_scale,
+        "activationScale": policy.activation_scale,
+        "target": policy.target_value,
+        "window": format!("{:?}", policy.stable_window),
+        "reachable": plan.reachable,
+    })
+}
+
 /// One endpoint that is not gone.
 fn endpoint(view: EndpointView) -> Option<EndpointLoad> {
     let condition = match view.phase {
@@ -241,13 +224,6 @@ fn endpoint(view: EndpointView) -> Option<EndpointLoad> {
         condition,
         in_flight: view.in_flight,
     })
-}
-
-impl Explain for Observed {
-    fn explain(&self, query: &ExplainQuery) -> Value {
-        let bound: Vec<SocketAddr> = self.edge.listeners().iter().map(|l| l.bound).collect();
-        explain(&self.table(), &bound, query)
-    }
 }
 
 /// Takes demand to everybody it concerns. The autoscaler comes later than the data plane that

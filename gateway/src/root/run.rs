@@ -11,7 +11,7 @@ use std::time::{Duration, SystemTime};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use sluice_control::autoscale::autoscaler;
 use sluice_control::scale::ScaleOptions;
-use sluice_gateway::admin::{HealthServer, leave};
+use sluice_gateway::admin::{AdminServer, leave};
 use sluice_gateway::cli::RunArgs;
 use sluice_gateway::edge::Edge;
 use sluice_gateway::observe::{AccessLog, LineWriter, Metrics, init_logging};
@@ -196,7 +196,7 @@ fn serve(built: Built, origin: Origin, new: Option<&mut New>, control: &Runtime)
         drain: phase,
         plans: Arc::clone(&plans),
         admin: admin.address(),
-        health: health.as_ref().map(HealthServer::address),
+        health: health.as_ref().map(AdminServer::address),
         started: origin.started,
         upgrades,
         handed_over: AtomicBool::new(false),

@@ -1,118 +1,174 @@
-//! Prometheus's text format for what lives by service and revision.
+//! Prometheus's text exposition format, version 0.0.4: the one writer of `/metrics`.
 
 use std::fmt::{self, Write};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::super::reason::Reason;
-use super::RevisionLoad;
+use super::families::{
+    ACTIVATION_DURATION, ACTIVATIONS, COLD_START_PHASE, Family, IN_FLIGHT, QUEUE_DEPTH, QUEUE_WAIT,
+    REJECTIONS, REPLICAS, REQUEST_DURATION, REQUESTS, TABLES,
+};
 use super::latency::{BOUNDS, Latency};
 use super::revision::{ActivationResult, RevisionMetrics, ServiceMetrics};
+use super::{LiveGauges, RevisionLoad};
 
-/// A revision's gauges at the moment of a scrape.
-pub(super) struct Gauges {
-    pub(super) load: RevisionLoad,
-    /// `None` for a revision that nothing scales.
-    pub(super) desired: Option<u32>,
+/// The text so far. Each family is written in one piece, as the format demands, and left out while it has
+/// no series.
+#[derive(Debug, Default)]
+pub(super) struct Exposition(String);
+
+impl Exposition {
+    /// Begins a family. No family may be begun twice.
+    pub(super) fn family(&mut self, family: &'static Family) -> Samples<'_> {
+        Samples {
+            out: &mut self.0,
+            family,
+            headed: false,
+        }
+    }
+
+    pub(super) fn into_text(self) -> String {
+        self.0
+    }
 }
 
-/// Appends all families. Each is written in one piece, as the format demands, and left out while
-/// it has no series.
-pub(super) fn render<'s>(
-    out: &mut String,
+/// Writes the samples of one family, with HELP and TYPE before the first.
+pub(super) struct Samples<'o> {
+    out: &'o mut String,
+    family: &'static Family,
+    headed: bool,
+}
+
+impl Samples<'_> {
+    /// One sample. `labels` as written, without the braces; empty for a series without labels.
+    pub(super) fn sample(&mut self, labels: fmt::Arguments<'_>, value: impl fmt::Display) {
+        self.suffixed("", labels, value);
+    }
+
+    fn suffixed(&mut self, suffix: &str, labels: fmt::Arguments<'_>, value: impl fmt::Display) {
+        let Family { name, kind, help } = self.family;
+        if !self.headed {
+            self.headed = true;
+            push(self.out, format_args!("# HELP {name} {help}\n"));
+            push(self.out, format_args!("# TYPE {name} {}\n", kind.as_str()));
+        }
+        push(self.out, format_args!("{name}{suffix}"));
+        let open = self.out.len();
+        push(self.out, format_args!("{{{labels}"));
+        // Only the brace: no labels.
+        match self.out.len() == open + 1 {
+            true => self.out.truncate(open),
+            false => self.out.push('}'),
+        }
+        push(self.out, format_args!(" {value}\n"));
+    }
+
+    /// A counter by service or revision, which is not shown before it moved: most never do.
+    fn counter(&mut self, labels: fmt::Arguments<'_>, counter: &AtomicU64) {
+        match counter.load(Ordering::Relaxed) {
+            0 => {}
+            count => self.sample(labels, count),
+        }
+    }
+
+    /// As a counter: not shown before the first duration.
+    fn histogram(&mut self, labels: &str, latency: &Latency) {
+        let Some(buckets) = latency.buckets() else {
+            return;
+        };
+        for ((_, le), count) in BOUNDS.iter().zip(buckets.cumulative) {
+            self.suffixed("_bucket", format_args!("{labels},le=\"{le}\""), count);
+        }
+        self.suffixed("_bucket", format_args!("{labels},le=\"+Inf\""), buckets.count);
+        self.suffixed("_sum", format_args!("{labels}"), buckets.sum.as_secs_f64());
+        self.suffixed("_count", format_args!("{labels}"), buckets.count);
+    }
+}
+
+/// Writes what requests counted, by service and revision.
+pub(super) fn counted<'s>(
+    out: &mut Exposition,
     services: impl Iterator<Item = &'s ServiceMetrics> + Clone,
     revisions: &[Arc<RevisionMetrics>],
-    gauges: &[Gauges],
 ) {
-    let mut requests = Family::new(out, "sluice_requests_total", "counter", "Finished requests.");
+    let mut requests = out.family(&REQUESTS);
     for service in services.clone() {
         service.codes.for_each(|code, count| {
-            requests.line(
-                "",
-                format_args!("{},revision=\"\",code=\"{code:03}\"", service.labels),
-                count,
-            );
+            let labels = &service.labels;
+            requests.sample(format_args!("{labels},revision=\"\",code=\"{code:03}\""), count);
         });
     }
     for revision in revisions {
         revision.codes.for_each(|code, count| {
-            requests.line("", format_args!("{},code=\"{code:03}\"", revision.labels), count);
+            requests.sample(format_args!("{},code=\"{code:03}\"", revision.labels), count);
         });
     }
 
-    let name = "sluice_rejections_total";
-    let help = "Requests that did not simply get their backend's answer, by why.";
-    let mut rejections = Family::new(out, name, "counter", help);
+    let mut rejections = out.family(&REJECTIONS);
     for service in services {
         for (reason, count) in Reason::ALL.iter().zip(&service.rejections) {
             rejections.counter(format_args!("{},reason=\"{reason}\"", service.labels), count);
         }
     }
 
-    let name = "sluice_request_duration_seconds";
-    let help = "From the complete request head to the last byte of the answer.";
-    histograms(out, name, help, revisions, |r| &r.duration);
-    let name = "sluice_queue_wait_seconds";
-    let help = "How long requests waited that did not get a Permit at once.";
-    histograms(out, name, help, revisions, |r| &r.queue_wait);
+    histograms(out, &REQUEST_DURATION, revisions, |r| &r.duration);
+    histograms(out, &QUEUE_WAIT, revisions, |r| &r.queue_wait);
 
-    let name = "sluice_activations_total";
-    let mut activations = Family::new(out, name, "counter", "Activations by how they ended.");
+    let mut activations = out.family(&ACTIVATIONS);
     for revision in revisions {
         for (result, count) in ActivationResult::ALL.iter().zip(&revision.activations) {
-            activations.counter(
-                format_args!("{},result=\"{}\"", revision.labels, result.as_str()),
-                count,
-            );
+            let labels = &revision.labels;
+            activations.counter(format_args!("{labels},result=\"{}\"", result.as_str()), count);
         }
     }
-    let name = "sluice_activation_duration_seconds";
-    let help = "From the first waiter at zero to a ready endpoint or the failure.";
-    histograms(out, name, help, revisions, |r| &r.activation);
+    histograms(out, &ACTIVATION_DURATION, revisions, |r| &r.activation);
 
-    let name = "sluice_cold_start_phase_seconds";
-    let help = "Where the time until the first byte went, for requests that waited for a start.";
-    let mut phases = Family::new(out, name, "histogram", help);
+    let mut phases = out.family(&COLD_START_PHASE);
     for revision in revisions {
         for (phase, latency) in revision.cold_start() {
             let labels = format!("{},phase=\"{phase}\"", revision.labels);
             phases.histogram(&labels, latency);
         }
     }
+}
 
-    let name = "sluice_requests_in_flight";
-    let mut in_flight = Family::new(out, name, "gauge", "Requests and streams that hold a Permit.");
-    for gauge in gauges {
-        in_flight.line("", format_args!("{}", gauge.load), gauge.load.in_flight);
-    }
-    let mut queued = Family::new(out, "sluice_queue_depth", "gauge", "Requests that wait.");
-    for gauge in gauges {
-        queued.line("", format_args!("{}", gauge.load), gauge.load.queued);
-    }
-    let name = "sluice_revision_replicas";
-    let mut replicas = Family::new(out, name, "gauge", "Endpoints wanted and endpoints ready.");
-    for gauge in gauges {
-        if let Some(desired) = gauge.desired {
-            replicas.line("", format_args!("{},state=\"desired\"", gauge.load), desired);
-        }
-        replicas.line(
-            "",
-            format_args!("{},state=\"ready\"", gauge.load),
-            gauge.load.ready,
-        );
+fn histograms(
+    out: &mut Exposition,
+    family: &'static Family,
+    revisions: &[Arc<RevisionMetrics>],
+    latency: fn(&RevisionMetrics) -> &Latency,
+) {
+    let mut samples = out.family(family);
+    for revision in revisions {
+        samples.histogram(&revision.labels, latency(revision));
     }
 }
 
-/// Appends how many tables are alive.
-pub(super) fn tables(out: &mut String, alive: usize) {
-    let name = "sluice_tables_alive";
-    push(
-        out,
-        format_args!(
-            "# HELP {name} Tables not yet dropped: the one served, and those that requests still hold.\n"
-        ),
-    );
-    push(out, format_args!("# TYPE {name} gauge\n{name} {alive}\n"));
+/// Writes the gauges of live state, but for certificates.
+pub(super) fn gauges(out: &mut Exposition, gauges: &LiveGauges) {
+    let LiveGauges {
+        loads,
+        desired,
+        tables,
+        certificates: _,
+    } = gauges;
+    let mut in_flight = out.family(&IN_FLIGHT);
+    for load in loads {
+        in_flight.sample(format_args!("{load}"), load.in_flight);
+    }
+    let mut queued = out.family(&QUEUE_DEPTH);
+    for load in loads {
+        queued.sample(format_args!("{load}"), load.queued);
+    }
+    let mut replicas = out.family(&REPLICAS);
+    for load in loads {
+        if let Some(desired) = desired.get(&load.revision) {
+            replicas.sample(format_args!("{load},state=\"desired\""), desired);
+        }
+        replicas.sample(format_args!("{load},state=\"ready\""), load.ready);
+    }
+    out.family(&TABLES).sample(format_args!(""), tables);
 }
 
 /// As labels.
@@ -125,76 +181,6 @@ impl fmt::Display for RevisionLoad {
             self.service.name(),
             self.revision.name()
         )
-    }
-}
-
-/// Writes HELP and TYPE before its first line.
-pub(super) struct Family<'o> {
-    out: &'o mut String,
-    name: &'static str,
-    kind: &'static str,
-    help: &'static str,
-    started: bool,
-}
-
-impl<'o> Family<'o> {
-    pub(super) fn new(
-        out: &'o mut String,
-        name: &'static str,
-        kind: &'static str,
-        help: &'static str,
-    ) -> Self {
-        Self {
-            out,
-            name,
-            kind,
-            help,
-            started: false,
-        }
-    }
-
-    pub(super) fn line(&mut self, suffix: &str, labels: fmt::Arguments<'_>, value: impl fmt::Display) {
-        let name = self.name;
-        if !self.started {
-            self.started = true;
-            push(self.out, format_args!("# HELP {name} {}\n", self.help));
-            push(self.out, format_args!("# TYPE {name} {}\n", self.kind));
-        }
-        push(self.out, format_args!("{name}{suffix}{{{labels}}} {value}\n"));
-    }
-
-    /// A series that never moved is not shown.
-    fn counter(&mut self, labels: fmt::Arguments<'_>, counter: &AtomicU64) {
-        match counter.load(Ordering::Relaxed) {
-            0 => {}
-            count => self.line("", labels, count),
-        }
-    }
-
-    /// As a counter: not shown before the first duration.
-    fn histogram(&mut self, labels: &str, latency: &Latency) {
-        let Some(buckets) = latency.buckets() else {
-            return;
-        };
-        for ((_, le), count) in BOUNDS.iter().zip(buckets.cumulative) {
-            self.line("_bucket", format_args!("{labels},le=\"{le}\""), count);
-        }
-        self.line("_bucket", format_args!("{labels},le=\"+Inf\""), buckets.count);
-        self.line("_sum", format_args!("{labels}"), buckets.sum.as_secs_f64());
-        self.line("_count", format_args!("{labels}"), buckets.count);
-    }
-}
-
-fn histograms(
-    out: &mut String,
-    name: &'static str,
-    help: &'static str,
-    revisions: &[Arc<RevisionMetrics>],
-    latency: fn(&RevisionMetrics) -> &Latency,
-) {
-    let mut family = Family::new(out, name, "histogram", help);
-    for revision in revisions {
-        family.histogram(&revision.labels, latency(revision));
     }
 }
 

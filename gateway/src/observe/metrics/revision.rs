@@ -9,8 +9,8 @@ use sluice_model::{Failure, RevisionId};
 use super::super::phases::NAMES;
 use super::super::reason::Reason;
 use super::super::record::RequestRecord;
-use super::codes::Codes;
 use super::latency::Latency;
+use super::status_codes::StatusCodes;
 
 /// How an activation ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -55,7 +55,7 @@ pub struct ServiceMetrics {
     /// `namespace="…",service="…"`
     pub(super) labels: String,
     /// Requests without a revision.
-    pub(super) codes: Codes,
+    pub(super) codes: StatusCodes,
     pub(super) rejections: [AtomicU64; Reason::ALL.len()],
 }
 
@@ -64,7 +64,7 @@ impl ServiceMetrics {
     pub(super) fn new(namespace: &str, service: &str) -> Self {
         Self {
             labels: format!("namespace=\"{namespace}\",service=\"{service}\""),
-            codes: Codes::default(),
+            codes: StatusCodes::default(),
             rejections: std::array::from_fn(|_| AtomicU64::new(0)),
         }
     }
@@ -88,7 +88,7 @@ pub struct RevisionMetrics {
     service: Arc<ServiceMetrics>,
     /// `namespace="…",service="…",revision="…"`
     pub(super) labels: String,
-    pub(super) codes: Codes,
+    pub(super) codes: StatusCodes,
     pub(super) duration: Latency,
     pub(super) queue_wait: Latency,
     pub(super) activations: [AtomicU64; ActivationResult::ALL.len()],
@@ -102,7 +102,7 @@ impl RevisionMetrics {
         Self {
             labels: format!("{},revision=\"{}\"", service.labels, revision.name()),
             service,
-            codes: Codes::default(),
+            codes: StatusCodes::default(),
             duration: Latency::default(),
             queue_wait: Latency::default(),
             activations: std::array::from_fn(|_| AtomicU64::new(0)),
