@@ -6,9 +6,9 @@ use std::time::{Duration, SystemTime};
 use sluice_model::AccessLogFormat;
 
 use super::escape::{json, push, word};
+use super::log_writer::LogSink;
 use super::phases::{Millis, Phases};
 use super::record::RequestRecord;
-use super::writer::LineSink;
 
 thread_local! {
     /// Lines are formatted where the request ends and copied once, into the writer's buffer.
@@ -19,12 +19,12 @@ thread_local! {
 /// reload.
 #[derive(Debug, Clone)]
 pub struct AccessLog {
-    sink: LineSink,
+    sink: LogSink,
 }
 
 impl AccessLog {
     /// Lines go to `sink`.
-    pub fn new(sink: LineSink) -> Self {
+    pub fn new(sink: LogSink) -> Self {
         Self { sink }
     }
 
@@ -210,7 +210,7 @@ mod tests {
 
     use super::super::phases::{Milestones, StartTimes};
     use super::super::record::{RequestProtocol, Timer, tests::plain};
-    use super::super::{LineWriter, Reason};
+    use super::super::{LogWriter, Reason};
     use super::*;
 
     fn line(write: fn(&mut Vec<u8>, &RequestRecord<'_>), record: &RequestRecord<'_>) -> String {
@@ -360,7 +360,7 @@ mod tests {
         use std::io::{Read, Seek};
         let mut file = tempfile::tempfile().unwrap();
         let writer =
-            LineWriter::start("test", file.try_clone().unwrap(), 4096, metrics::Counter::noop()).unwrap();
+            LogWriter::start("test", file.try_clone().unwrap(), 4096, metrics::Counter::noop()).unwrap();
         let log = AccessLog::new(writer.sink());
         log.log(AccessLogFormat::Off, &plain());
         log.log(AccessLogFormat::Json, &plain());

@@ -28,7 +28,7 @@ use tracing_subscriber::EnvFilter;
 use tracing_subscriber::filter::ParseError;
 use tracing_subscriber::layer::SubscriberExt;
 
-use super::writer::LineSink;
+use super::log_writer::LogSink;
 
 /// Crates whose records are about single clients whatever their level says.
 const LOWERED: [&str; 2] = ["pingora", "rustls"];
@@ -66,7 +66,7 @@ pub enum LoggingError {
 ///
 /// # Errors
 /// [`LoggingError`].
-pub fn init_logging(format: LogFormat, sink: LineSink) -> Result<(), LoggingError> {
+pub fn init_logging(format: LogFormat, sink: LogSink) -> Result<(), LoggingError> {
     let filter = filter(|variable| std::env::var(variable).ok())?;
     // The filter decides; this only saves the way to it. Levels are lowered, never raised, so a
     // record that is above this bound before it is lowered would not pass the filter after it.
@@ -97,7 +97,7 @@ fn subscriber(
     format: LogFormat,
     filter: EnvFilter,
     colours: bool,
-    sink: LineSink,
+    sink: LogSink,
 ) -> Box<dyn Subscriber + Send + Sync> {
     let registry = tracing_subscriber::registry().with(filter);
     let layer = tracing_subscriber::fmt::layer().with_writer(move || sink.clone());
@@ -155,14 +155,14 @@ mod tests {
     use std::io::{Read, Seek};
     use std::time::Duration;
 
-    use super::super::LineWriter;
+    use super::super::LogWriter;
     use super::*;
 
     /// What the log holds after `act`.
     fn logged(format: LogFormat, filter: &str, act: impl FnOnce()) -> String {
         let mut file = tempfile::tempfile().unwrap();
         let dropped = metrics::Counter::noop();
-        let writer = LineWriter::start("test", file.try_clone().unwrap(), 1 << 16, dropped).unwrap();
+        let writer = LogWriter::start("test", file.try_clone().unwrap(), 1 << 16, dropped).unwrap();
         let filter = EnvFilter::new(filter);
         tracing::subscriber::with_default(subscriber(format, filter, false, writer.sink()), act);
         assert!(writer.shutdown(Duration::from_secs(10)));

@@ -18,7 +18,7 @@ use super::target::Target;
 use crate::answer::{Answer, Dialect, Rendered, redirect_to_https};
 use crate::edge::{ConnectionInfo, Drain};
 use crate::observe::{
-    Counted, Milestones, Observer, Phases, Reason, RequestProtocol, RequestRecord, StartTimes,
+    MetricsScope, Milestones, Observer, Phases, Reason, RequestProtocol, RequestRecord, StartTimes,
 };
 use crate::registry::{LiveRevision, LiveService, PutOff, Reader, Snapshot};
 use crate::throttle::Permit;
@@ -440,14 +440,13 @@ impl RequestCtx {
         };
         let service;
         let counted = match (&self.routed, &self.service) {
-            (Some(routed), _) => {
-                MeasuredRevision::of(&**routed.live.observer()).map_or(Counted::Unrouted, Counted::Revision)
-            }
+            (Some(routed), _) => MeasuredRevision::of(&**routed.live.observer())
+                .map_or(MetricsScope::Unrouted, MetricsScope::Revision),
             (None, Some(known)) => {
                 service = self.engine.observer.metrics.service(&known.id);
-                Counted::Service(&service)
+                MetricsScope::Service(&service)
             }
-            (None, None) => Counted::Unrouted,
+            (None, None) => MetricsScope::Unrouted,
         };
         self.engine
             .observer

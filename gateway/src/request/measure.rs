@@ -22,11 +22,11 @@ impl MeasuredRevision {
 
 impl RevisionObserver for MeasuredRevision {
     fn queue_waited(&self, _: Duration, _: bool) {
-        // Counted with the request it belongs to, once that is over.
+        // MetricsScope with the request it belongs to, once that is over.
     }
 
     fn activation_started(&self) {
-        // Counted when it ended, with its result.
+        // MetricsScope when it ended, with its result.
     }
 
     fn activation_finished(&self, result: ActivationResult, took: Duration) {

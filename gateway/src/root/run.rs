@@ -14,7 +14,7 @@ use sluice_control::scale::ScaleOptions;
 use sluice_gateway::admin::{AdminServer, leave};
 use sluice_gateway::cli::RunArgs;
 use sluice_gateway::edge::Edge;
-use sluice_gateway::observe::{AccessLog, LineWriter, Metrics, init_logging};
+use sluice_gateway::observe::{AccessLog, LogWriter, Metrics, init_logging};
 use tokio::runtime::{Builder, Runtime};
 use tokio::task::JoinSet;
 
@@ -40,7 +40,7 @@ pub(crate) fn run(args: &RunArgs) -> ExitCode {
     }
     let metrics = Metrics::new();
     let writer = |name, file: std::io::Result<File>| {
-        LineWriter::start(name, file?, LOG_BUFFER, metrics.log_lines_dropped())
+        LogWriter::start(name, file?, LOG_BUFFER, metrics.log_lines_dropped())
     };
     // Duplicates: the writers own what they write to, and std keeps its own.
     let stdout = writer(

@@ -220,9 +220,9 @@ fn churn_without_scrapes_does_not_pile_up() {
 
 #[test]
 fn a_finished_request_moves_what_its_routing_reached() {
-    use super::super::{AccessLog, Counted, LineSink, Observer};
+    use super::super::{AccessLog, LogSink, MetricsScope, Observer};
     let observer = Observer {
-        access_log: AccessLog::new(LineSink::none()),
+        access_log: AccessLog::new(LogSink::none()),
         metrics: Metrics::new(),
     };
     let service_handle = observer.metrics.service(&service());
@@ -233,9 +233,9 @@ fn a_finished_request_moves_what_its_routing_reached() {
         reason: Some(Reason::Overloaded),
         ..plain()
     };
-    observer.finish(off, &rejected, Counted::Unrouted);
-    observer.finish(off, &rejected, Counted::Service(&service_handle));
-    observer.finish(off, &rejected, Counted::Revision(&handle));
+    observer.finish(off, &rejected, MetricsScope::Unrouted);
+    observer.finish(off, &rejected, MetricsScope::Service(&service_handle));
+    observer.finish(off, &rejected, MetricsScope::Revision(&handle));
     let none = LiveGauges::default();
     let series = parse(&observer.metrics.expose(&none));
     let key = "sluice_rejections_total{namespace=\"default\",service=\"greeter\",reason=\"overloaded\"}";

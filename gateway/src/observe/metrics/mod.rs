@@ -214,7 +214,7 @@ impl Metrics {
         counter.increment(1);
     }
 
-    /// The counter for [`LineWriter`](super::LineWriter).
+    /// The counter for [`LogWriter`](super::LogWriter).
     pub fn log_lines_dropped(&self) -> Counter {
         self.inner.dropped.clone()
     }

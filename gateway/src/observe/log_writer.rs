@@ -41,12 +41,12 @@ struct Shared {
 
 /// The producers' end; cheap to clone.
 #[derive(Debug, Clone)]
-pub struct LineSink {
+pub struct LogSink {
     /// `None` takes nothing: a gateway without the log.
     shared: Option<Arc<Shared>>,
 }
 
-impl LineSink {
+impl LogSink {
     /// Throws everything away, without counting it as dropped.
     pub fn none() -> Self {
         Self { shared: None }
@@ -74,7 +74,7 @@ impl LineSink {
 }
 
 /// For writers that format one line per call, as `tracing-subscriber` does.
-impl Write for LineSink {
+impl Write for LogSink {
     fn write(&mut self, buf: &[u8]) -> io::Result<usize> {
         self.line(buf);
         Ok(buf.len())
@@ -89,11 +89,11 @@ impl Write for LineSink {
 ///
 /// Dropping it lets the thread finish on its own; [`shutdown`](Self::shutdown) waits for it.
 #[derive(Debug)]
-pub struct LineWriter {
+pub struct LogWriter {
     shared: Arc<Shared>,
 }
 
-impl LineWriter {
+impl LogWriter {
     /// Starts the thread. `capacity` is in bytes; the thread may hold as much again while it
     /// writes. `dropped` counts lines: those that did not fit, and those the file refused.
     ///
@@ -120,8 +120,8 @@ impl LineWriter {
     }
 
     /// An end for producers.
-    pub fn sink(&self) -> LineSink {
-        LineSink {
+    pub fn sink(&self) -> LogSink {
+        LogSink {
             shared: Some(Arc::clone(&self.shared)),
         }
     }
@@ -143,7 +143,7 @@ impl LineWriter {
     }
 }
 
-impl Drop for LineWriter {
+impl Drop for LogWriter {
     fn drop(&mut self) {
         self.shared.pending.lock().closed = true;
         self.shared.work.notify_one();
@@ -226,7 +226,7 @@ mod tests {
     fn lines_arrive_in_order_and_shutdown_flushes() {
         let mut file = tempfile::tempfile().unwrap();
         let (dropped, lost) = counter();
-        let writer = LineWriter::start("test", file.try_clone().unwrap(), 1 << 20, dropped).unwrap();
+        let writer = LogWriter::start("test", file.try_clone().unwrap(), 1 << 20, dropped).unwrap();
         let sink = writer.sink();
         for i in 0..1000 {
             sink.line(format!("{i}\n").as_bytes());
@@ -260,7 +260,7 @@ mod tests {
         let (mut reader, pipe) = io::pipe().unwrap();
         let filler = fill(&pipe);
         let (dropped, lost) = counter();
-        let writer = LineWriter::start("test", pipe, 4096, dropped).unwrap();
+        let writer = LogWriter::start("test", pipe, 4096, dropped).unwrap();
         let sink = writer.sink();
         let line = [b"x".repeat(99), b"\n".to_vec()].concat();
         for _ in 0..10_000 {
@@ -288,7 +288,7 @@ mod tests {
         let files: [Box<dyn Write + Send>; 2] = [Box::new(pipe), Box::new(full)];
         for file in files {
             let (dropped, lost) = counter();
-            let writer = LineWriter::start("test", file, 4096, dropped).unwrap();
+            let writer = LogWriter::start("test", file, 4096, dropped).unwrap();
             let sink = writer.sink();
             for i in 1..=3 {
                 sink.line(b"a\n");
@@ -322,7 +322,7 @@ mod tests {
         let mut file = tempfile::tempfile().unwrap();
         let (dropped, lost) = counter();
         let torn = Torn(0, file.try_clone().unwrap());
-        let writer = LineWriter::start("test", torn, 4096, dropped).unwrap();
+        let writer = LogWriter::start("test", torn, 4096, dropped).unwrap();
         writer.sink().line(b"first\n");
         poll("the first is lost", || lost.load(Ordering::Relaxed) == 1);
         writer.sink().line(b"second\n");
