@@ -166,14 +166,14 @@ fn table() -> registry::Snapshot {
 }
 
 /// v1 runs two instances; v2 is at zero and cannot start; a removed v0 still finishes a request.
-pub(crate) struct Gateway {
+pub(crate) struct FakeGateway {
     snapshot: Arc<registry::Snapshot>,
     metrics: Metrics,
     _v1: Arc<RevisionMetrics>,
     draining: AtomicBool,
 }
 
-impl Gateway {
+impl FakeGateway {
     pub(crate) fn new() -> Self {
         let metrics = Metrics::new();
         metrics.set_generation(Generation(3));
@@ -191,7 +191,7 @@ impl Gateway {
 }
 
 #[async_trait]
-impl AdminState for Gateway {
+impl AdminState for FakeGateway {
     fn ready(&self) -> Result<Generation, &'static str> {
         if self.draining.load(Ordering::Relaxed) {
             return Err("draining");
@@ -268,7 +268,7 @@ impl AdminState for Gateway {
     }
 }
 
-impl StatusSource for Gateway {
+impl StatusSource for FakeGateway {
     fn revision_status(&self, revision: &RevisionId) -> Option<RevisionStatus> {
         let status = RevisionStatus {
             starts: 4,

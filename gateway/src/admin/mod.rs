@@ -13,13 +13,13 @@
 //! | `/api/explain?url=…&method=…&header=K:%20V` | which revision would serve this, and why |
 //!
 //! No secret leaves here: values of request headers, webhook headers and environment variables are
-//! shown as `***`. [`Endpoints::Health`] are `/healthz` and `/readyz` alone, for an address that balancers
+//! shown as `***`. [`Purpose::Health`] are `/healthz` and `/readyz` alone, for an address that balancers
 //! may see.
 
 pub mod api;
 #[cfg(test)]
 pub(crate) mod fixture;
-mod leave;
+mod graceful_shutdown;
 mod query;
 mod server;
 mod upgrade;
@@ -36,9 +36,9 @@ use crate::observe::{EndpointLoad, ListenerCertificates, Metrics, RevisionLoad};
 use crate::registry::Snapshot;
 
 pub use api::redacted;
-pub use leave::{Leave, Leaver, leave};
+pub use graceful_shutdown::{GracefulShutdown, ShutdownSignal, graceful_shutdown};
 pub use query::{ExplainQuery, QueryError};
-pub use server::{AdminServer, BindError, Endpoints};
+pub use server::{AdminServer, BindError, Purpose};
 pub use upgrade::{
     DEFAULT_LIMIT as DEFAULT_UPGRADE_LIMIT, PATH as UPGRADE_PATH, UpgradeError, Upgraded,
     parse_limit as parse_upgrade_limit,

@@ -29,7 +29,7 @@ use tokio::sync::mpsc;
 use tokio::task::{AbortHandle, JoinSet};
 use tokio::time::{sleep, timeout};
 
-use super::leave::{Leave, Told};
+use super::graceful_shutdown::{ShutdownRequest, ShutdownSignal};
 use super::query::ExplainQuery;
 use super::upgrade;
 use super::{AdminState, api};
@@ -57,14 +57,14 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// Which endpoints a server answers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Endpoints {
+pub enum Purpose {
     /// All of them: the admin address.
     Admin,
     /// `/healthz` and `/readyz`: the health address.
     Health,
 }
 
-impl Endpoints {
+impl Purpose {
     fn as_str(self) -> &'static str {
         match self {
             Self::Admin => "admin",
@@ -75,12 +75,12 @@ impl Endpoints {
 
 /// The address cannot be bound.
 #[derive(Debug, Error)]
-#[error("cannot listen on {address} for {}: {}", .endpoints.as_str(), crate::edge::why_not_bound(.source))]
+#[error("cannot listen on {address} for {}: {}", .purpose.as_str(), crate::edge::why_not_bound(.source))]
 pub struct BindError {
     /// The configured address.
     pub address: SocketAddr,
     /// What the address is for.
-    pub endpoints: Endpoints,
+    pub purpose: Purpose,
     /// The system's error.
     pub source: io::Error,
 }
@@ -90,7 +90,7 @@ pub struct BindError {
 pub struct AdminServer {
     listener: TcpListener,
     address: SocketAddr,
-    endpoints: Endpoints,
+    purpose: Purpose,
 }
 
 impl AdminServer {
@@ -98,30 +98,30 @@ impl AdminServer {
     ///
     /// # Errors
     /// [`BindError`], naming the address.
-    pub async fn bind(address: SocketAddr, endpoints: Endpoints) -> Result<Self, BindError> {
+    pub async fn bind(address: SocketAddr, purpose: Purpose) -> Result<Self, BindError> {
         let error = |source| BindError {
             address,
-            endpoints,
+            purpose,
             source,
         };
         let listener = TcpListener::bind(address).await.map_err(error)?;
-        Self::over(listener, endpoints).map_err(error)
+        Self::over(listener, purpose).map_err(error)
     }
 
     /// Takes a socket that another process bound.
     ///
     /// # Errors
     /// When the socket cannot be registered with the runtime.
-    pub fn from_std(listener: std::net::TcpListener, endpoints: Endpoints) -> io::Result<Self> {
+    pub fn from_std(listener: std::net::TcpListener, purpose: Purpose) -> io::Result<Self> {
         listener.set_nonblocking(true)?;
-        Self::over(TcpListener::from_std(listener)?, endpoints)
+        Self::over(TcpListener::from_std(listener)?, purpose)
     }
 
-    fn over(listener: TcpListener, endpoints: Endpoints) -> io::Result<Self> {
+    fn over(listener: TcpListener, purpose: Purpose) -> io::Result<Self> {
         Ok(Self {
             address: listener.local_addr()?,
             listener,
-            endpoints,
+            purpose,
         })
     }
 
@@ -140,40 +140,40 @@ impl AdminServer {
 
     /// Serves until the graceful shutdown was asked for and every connection has ended, or until dropped;
     /// dropping closes every connection.
-    pub async fn serve(self, state: Arc<dyn AdminState>, leave: Leave) {
-        let endpoints = self.endpoints;
-        let answer = move |request| answer(endpoints, Arc::clone(&state), request);
-        self.serve_with(answer, leave).await
+    pub async fn serve(self, state: Arc<dyn AdminState>, shutdown: ShutdownSignal) {
+        let purpose = self.purpose;
+        let answer = move |request| answer(purpose, Arc::clone(&state), request);
+        self.serve_with(answer, shutdown).await
     }
 
-    async fn serve_with<A, F>(self, answer: A, leave: Leave)
+    async fn serve_with<A, F>(self, answer: A, shutdown: ShutdownSignal)
     where
         A: Fn(Request<Incoming>) -> F + Clone + Send + Sync + 'static,
         F: Future<Output = Response<Full<Bytes>>> + Send + 'static,
     {
-        let (mut told, accepting) = leave.split();
+        let (mut shutdown, accepting) = shutdown.split();
         // Owned here, so that dropping this future ends the connections.
         let mut connections = JoinSet::new();
-        let mut first = told.clone();
+        let mut first = shutdown.clone();
         tokio::select! {
             biased;
-            () = first.leaving() => {}
-            () = self.accept(answer, &told, &mut connections) => {}
+            () = first.requested() => {}
+            () = self.accept(answer, &shutdown, &mut connections) => {}
         }
         // In this order: who sees that nothing accepts any more may rely on the socket being closed.
         drop(self.listener);
         drop::<mpsc::Sender<Infallible>>(accepting);
-        told.leaving().await;
+        shutdown.requested().await;
         while connections.join_next().await.is_some() {}
     }
 
     /// Accepts for ever.
-    async fn accept<A, F>(&self, answer: A, told: &Told, connections: &mut JoinSet<()>)
+    async fn accept<A, F>(&self, answer: A, shutdown: &ShutdownRequest, connections: &mut JoinSet<()>)
     where
         A: Fn(Request<Incoming>) -> F + Clone + Send + Sync + 'static,
         F: Future<Output = Response<Full<Bytes>>> + Send + 'static,
     {
-        let mut seats: VecDeque<Seat> = VecDeque::with_capacity(MAX_CONNECTIONS);
+        let mut open: VecDeque<OpenConnection> = VecDeque::with_capacity(MAX_CONNECTIONS);
         let mut exhausted = false;
         loop {
             let stream = match self.listener.accept().await {
@@ -189,13 +189,19 @@ impl AdminServer {
             };
             exhausted = false;
             while connections.try_join_next().is_some() {}
-            seats.retain(|seat| !seat.task.is_finished());
-            while seats.len() >= MAX_CONNECTIONS {
-                match seats.iter().position(|seat| !seat.busy.load(Ordering::Relaxed)) {
-                    Some(idle) => seats.remove(idle).into_iter().for_each(|seat| seat.task.abort()),
+            open.retain(|connection| !connection.task.is_finished());
+            while open.len() >= MAX_CONNECTIONS {
+                match open
+                    .iter()
+                    .position(|connection| !connection.busy.load(Ordering::Relaxed))
+                {
+                    Some(idle) => open
+                        .remove(idle)
+                        .into_iter()
+                        .for_each(|connection| connection.task.abort()),
                     None => {
                         connections.join_next().await;
-                        seats.retain(|seat| !seat.task.is_finished());
+                        open.retain(|connection| !connection.task.is_finished());
                     }
                 }
             }
@@ -203,22 +209,22 @@ impl AdminServer {
             let task = connections.spawn(connection(
                 stream,
                 answer.clone(),
-                told.clone(),
+                shutdown.clone(),
                 Arc::clone(&busy),
             ));
-            seats.push_back(Seat { task, busy });
+            open.push_back(OpenConnection { task, busy });
         }
     }
 }
 
 /// A connection's, the oldest first.
-struct Seat {
+struct OpenConnection {
     task: AbortHandle,
     /// A request is being answered.
     busy: Arc<AtomicBool>,
 }
 
-async fn connection<A, F>(stream: TcpStream, answer: A, mut told: Told, busy: Arc<AtomicBool>)
+async fn connection<A, F>(stream: TcpStream, answer: A, mut shutdown: ShutdownRequest, busy: Arc<AtomicBool>)
 where
     A: Fn(Request<Incoming>) -> F,
     F: Future<Output = Response<Full<Bytes>>>,
@@ -246,18 +252,18 @@ where
             return;
         }
         () = sleep(MAX_AGE) => {}
-        () = told.leaving() => {}
+        () = shutdown.requested() => {}
     }
     connection.as_mut().graceful_shutdown();
     let _ = timeout(LAST_ANSWER, connection).await;
 }
 
 async fn answer(
-    endpoints: Endpoints,
+    purpose: Purpose,
     state: Arc<dyn AdminState>,
     request: Request<Incoming>,
 ) -> Response<Full<Bytes>> {
-    if endpoints == Endpoints::Admin && request.uri().path() == upgrade::PATH {
+    if purpose == Purpose::Admin && request.uri().path() == upgrade::PATH {
         return upgrade::answer(&*state, &request).await;
     }
     // Health is answered by the threads that serve requests, and so says something of them. The rest takes
@@ -265,7 +271,7 @@ async fn answer(
     if let Some(answer) = health(&*state, &request) {
         return answer;
     }
-    if endpoints == Endpoints::Health {
+    if purpose == Purpose::Health {
         return not_found();
     }
     let task = tokio::task::spawn_blocking(move || admin(&*state, request.uri()));

@@ -1,7 +1,7 @@
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::sync::Notify;
 
-use super::super::fixture::Gateway;
+use super::super::fixture::FakeGateway;
 use super::*;
 
 fn loopback() -> SocketAddr {
@@ -9,14 +9,14 @@ fn loopback() -> SocketAddr {
 }
 
 /// For a server that never leaves.
-fn staying() -> Leave {
-    crate::admin::leave().1
+fn staying() -> ShutdownSignal {
+    crate::admin::graceful_shutdown().1
 }
 
-async fn admin_server() -> (SocketAddr, Arc<Gateway>, JoinSet<()>) {
-    let server = AdminServer::bind(loopback(), Endpoints::Admin).await.unwrap();
+async fn admin_server() -> (SocketAddr, Arc<FakeGateway>, JoinSet<()>) {
+    let server = AdminServer::bind(loopback(), Purpose::Admin).await.unwrap();
     let address = server.address();
-    let state = Arc::new(Gateway::new());
+    let state = Arc::new(FakeGateway::new());
     let mut tasks = JoinSet::new();
     tasks.spawn(server.serve(Arc::clone(&state) as Arc<dyn AdminState>, staying()));
     (address, state, tasks)
@@ -102,9 +102,9 @@ async fn it_is_read_only() {
 
 #[tokio::test]
 async fn the_health_server_knows_health_only() {
-    let server = AdminServer::bind(loopback(), Endpoints::Health).await.unwrap();
+    let server = AdminServer::bind(loopback(), Purpose::Health).await.unwrap();
     let address = server.address();
-    let state = Arc::new(Gateway::new());
+    let state = Arc::new(FakeGateway::new());
     let mut tasks = JoinSet::new();
     tasks.spawn(server.serve(Arc::clone(&state) as Arc<dyn AdminState>, staying()));
     assert_eq!(get(address, "/healthz").await.0, 200);
@@ -118,16 +118,16 @@ async fn the_health_server_knows_health_only() {
 
 #[tokio::test]
 async fn a_taken_port_is_named() {
-    let server = AdminServer::bind(loopback(), Endpoints::Admin).await.unwrap();
+    let server = AdminServer::bind(loopback(), Purpose::Admin).await.unwrap();
     let taken = server.address();
-    let error = AdminServer::bind(taken, Endpoints::Admin).await.unwrap_err();
+    let error = AdminServer::bind(taken, Purpose::Admin).await.unwrap_err();
     assert_eq!(error.address, taken);
     let text = error.to_string();
     assert!(
         text.contains(&taken.to_string()) && text.contains("admin"),
         "{text}"
     );
-    let error = AdminServer::bind(taken, Endpoints::Health)
+    let error = AdminServer::bind(taken, Purpose::Health)
         .await
         .unwrap_err()
         .to_string();
@@ -138,16 +138,16 @@ async fn a_taken_port_is_named() {
 async fn a_socket_of_another_process_is_taken_over() {
     let socket = std::net::TcpListener::bind(loopback()).unwrap();
     let address = socket.local_addr().unwrap();
-    let server = AdminServer::from_std(socket, Endpoints::Admin).unwrap();
+    let server = AdminServer::from_std(socket, Purpose::Admin).unwrap();
     assert_eq!(server.address(), address);
     let mut tasks = JoinSet::new();
-    tasks.spawn(server.serve(Arc::new(Gateway::new()), staying()));
+    tasks.spawn(server.serve(Arc::new(FakeGateway::new()), staying()));
     assert_eq!(get(address, "/healthz").await.0, 200);
 }
 
 #[tokio::test]
 async fn silent_connections_make_room_and_answers_under_way_do_not() {
-    let server = AdminServer::bind(loopback(), Endpoints::Admin).await.unwrap();
+    let server = AdminServer::bind(loopback(), Purpose::Admin).await.unwrap();
     let address = server.address();
     let (started, goes_on) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
     let (starts, wait) = (Arc::clone(&started), Arc::clone(&goes_on));
@@ -241,19 +241,19 @@ async fn a_web_page_cannot_ask_for_an_upgrade() {
 
 #[tokio::test]
 async fn leaving_closes_the_socket_here_and_ends_what_is_open() {
-    let server = AdminServer::bind(loopback(), Endpoints::Health).await.unwrap();
+    let server = AdminServer::bind(loopback(), Purpose::Health).await.unwrap();
     let address = server.address();
-    let theirs = AdminServer::from_std(server.socket().unwrap().into(), Endpoints::Health).unwrap();
-    let (mut leaver, leave) = crate::admin::leave();
+    let theirs = AdminServer::from_std(server.socket().unwrap().into(), Purpose::Health).unwrap();
+    let (mut shutdown, signal) = crate::admin::graceful_shutdown();
     let mut tasks = JoinSet::new();
-    tasks.spawn(server.serve(Arc::new(Gateway::new()), leave));
+    tasks.spawn(server.serve(Arc::new(FakeGateway::new()), leave));
     // Kept alive by the server, and idle.
     let mut idle = TcpStream::connect(address).await.unwrap();
     idle.write_all(b"GET /healthz HTTP/1.1\r\nhost: x\r\n\r\n")
         .await
         .unwrap();
     assert!(idle.read(&mut [0; 512]).await.unwrap() > 0);
-    leaver.leave().await;
+    shutdown.stop_accepting().await;
     let mut rest = Vec::new();
     let ended = timeout(Duration::from_secs(20), idle.read_to_end(&mut rest)).await;
     assert!(ended.unwrap().is_ok());
@@ -264,6 +264,6 @@ async fn leaving_closes_the_socket_here_and_ends_what_is_open() {
         .unwrap();
     // The socket lives on in whoever has it, and what came meanwhile waits there.
     let waiting = tokio::spawn(async move { get(address, "/healthz").await });
-    tasks.spawn(theirs.serve(Arc::new(Gateway::new()), staying()));
+    tasks.spawn(theirs.serve(Arc::new(FakeGateway::new()), staying()));
     assert_eq!(waiting.await.unwrap().0, 200);
 }

@@ -20,7 +20,7 @@ pub(super) const DEFAULT_ADMIN: &str = "http://127.0.0.1:9900";
 const DEFAULT_PORT: u16 = 9900;
 
 /// For the whole conversation.
-const PATIENCE: Duration = Duration::from_secs(10);
+const TIMEOUT: Duration = Duration::from_secs(10);
 
 /// The longest answer taken: some 100,000 revisions.
 const MAX_ANSWER: usize = 64 << 20;
@@ -86,12 +86,12 @@ pub enum AdminError {
         what: String,
     },
     /// No answer in time.
-    #[error("{url} did not answer within {} s", patience.as_secs())]
+    #[error("{url} did not answer within {} s", limit.as_secs())]
     Slow {
         /// Where it was asked.
         url: AdminUrl,
         /// How long.
-        patience: Duration,
+        limit: Duration,
     },
     /// It was asked, and the connection broke before the answer.
     #[error("{url} went away without an answer: {what}")]
@@ -112,35 +112,35 @@ fn hint(source: &io::Error) -> &'static str {
     }
 }
 
-/// GETs one path. Cancel-safe; takes at most [`PATIENCE`].
+/// GETs one path. Cancel-safe; takes at most [`TIMEOUT`].
 pub(super) async fn get(url: &AdminUrl, target: &str) -> Result<(StatusCode, Bytes), AdminError> {
-    within(url, PATIENCE, converse(url, Method::GET, target)).await
+    within(url, TIMEOUT, exchange(url, Method::GET, target)).await
 }
 
-/// POSTs to one path, without a body. Cancel-safe; takes at most `patience`.
+/// POSTs to one path, without a body. Cancel-safe; takes at most `limit`.
 pub(super) async fn post(
     url: &AdminUrl,
     target: &str,
-    patience: Duration,
+    limit: Duration,
 ) -> Result<(StatusCode, Bytes), AdminError> {
-    within(url, patience, converse(url, Method::POST, target)).await
+    within(url, limit, exchange(url, Method::POST, target)).await
 }
 
 async fn within<T>(
     url: &AdminUrl,
-    patience: Duration,
+    limit: Duration,
     conversation: impl Future<Output = Result<T, AdminError>>,
 ) -> Result<T, AdminError> {
-    match timeout(patience, conversation).await {
+    match timeout(limit, conversation).await {
         Ok(result) => result,
         Err(_) => Err(AdminError::Slow {
             url: url.clone(),
-            patience,
+            limit,
         }),
     }
 }
 
-async fn converse(url: &AdminUrl, method: Method, target: &str) -> Result<(StatusCode, Bytes), AdminError> {
+async fn exchange(url: &AdminUrl, method: Method, target: &str) -> Result<(StatusCode, Bytes), AdminError> {
     let strange = |what: &dyn fmt::Display| AdminError::Strange {
         url: url.clone(),
         what: what.to_string(),

@@ -149,8 +149,8 @@ mod tests {
     use tokio::task::JoinSet;
 
     use super::*;
-    use crate::admin::fixture::Gateway;
-    use crate::admin::{AdminServer, AdminState, Endpoints};
+    use crate::admin::fixture::FakeGateway;
+    use crate::admin::{AdminServer, AdminState, Purpose};
 
     #[test]
     fn the_text_follows_the_request() {
@@ -191,12 +191,12 @@ zone      a
     #[tokio::test]
     async fn a_running_gateway_is_asked() {
         let loopback: SocketAddr = ([127, 0, 0, 1], 0).into();
-        let server = AdminServer::bind(loopback, Endpoints::Admin).await.unwrap();
+        let server = AdminServer::bind(loopback, Purpose::Admin).await.unwrap();
         let admin: AdminUrl = server.address().to_string().parse().unwrap();
         let mut tasks = JoinSet::new();
         tasks.spawn(server.serve(
-            Arc::new(Gateway::new()) as Arc<dyn AdminState>,
-            crate::admin::leave().1,
+            Arc::new(FakeGateway::new()) as Arc<dyn AdminState>,
+            crate::admin::graceful_shutdown().1,
         ));
         let headers = ["Host: greeter.default.localhost".to_owned()];
         let query = ExplainQuery::new("http://x/ü?a=b&c", "get", &headers).unwrap();

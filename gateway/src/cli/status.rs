@@ -115,11 +115,11 @@ mod tests {
 
     use super::*;
     use crate::admin::api;
-    use crate::admin::fixture::Gateway;
+    use crate::admin::fixture::FakeGateway;
 
     #[test]
     fn the_table_shows_what_the_api_says() {
-        let text = render(&api::revisions(&Gateway::new()));
+        let text = render(&api::revisions(&FakeGateway::new()));
         assert_eq!(
             text,
             "\

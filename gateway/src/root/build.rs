@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use sluice_control::reconcile::Loaded;
 use sluice_control::scale::{Controller, ScaleHandle};
 use sluice_control::source::{FileSource, ReloadHandle};
-use sluice_gateway::admin::{AdminServer, Endpoints};
+use sluice_gateway::admin::{AdminServer, Purpose};
 use sluice_gateway::cli::RunArgs;
 use sluice_gateway::downstream::Downstream;
 use sluice_gateway::edge::{Drain, Edge};
@@ -126,15 +126,15 @@ pub(super) fn build(
     let (admin, health) = control.block_on(async {
         let cannot = |e: std::io::Error| Failure::start(format!("cannot use an inherited socket: {e}"));
         let admin = match inherited(SocketKind::Admin, admin_address) {
-            Some(socket) => AdminServer::from_std(socket, Endpoints::Admin).map_err(cannot)?,
-            None => AdminServer::bind(admin_address, Endpoints::Admin)
+            Some(socket) => AdminServer::from_std(socket, Purpose::Admin).map_err(cannot)?,
+            None => AdminServer::bind(admin_address, Purpose::Admin)
                 .await
                 .map_err(Failure::start)?,
         };
         let health = match settings.health {
             Some(address) => Some(match inherited(SocketKind::Health, address) {
-                Some(socket) => AdminServer::from_std(socket, Endpoints::Health).map_err(cannot)?,
-                None => AdminServer::bind(address, Endpoints::Health)
+                Some(socket) => AdminServer::from_std(socket, Purpose::Health).map_err(cannot)?,
+                None => AdminServer::bind(address, Purpose::Health)
                     .await
                     .map_err(Failure::start)?,
             }),

@@ -11,7 +11,7 @@ use std::time::{Duration, SystemTime};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use sluice_control::autoscale::autoscaler;
 use sluice_control::scale::ScaleOptions;
-use sluice_gateway::admin::{AdminServer, leave};
+use sluice_gateway::admin::{AdminServer, graceful_shutdown};
 use sluice_gateway::cli::RunArgs;
 use sluice_gateway::edge::Edge;
 use sluice_gateway::observe::{AccessLog, LogWriter, Metrics, init_logging};
@@ -217,13 +217,13 @@ fn serve(built: Built, origin: Origin, new: Option<&mut New>, control: &Runtime)
     };
     let reconciler = loaded.attach(parties, generation);
     announce(&edge, &observed);
-    let (leaver, leave) = leave();
-    let mut conversations = JoinSet::new();
+    let (server_shutdown, signal) = graceful_shutdown();
+    let mut servers_running = JoinSet::new();
     if let Some(health) = health {
-        let health = health.serve(Arc::clone(&observed) as _, leave.clone());
-        conversations.spawn_on(health, control.handle());
+        let health = health.serve(Arc::clone(&observed) as _, signal.clone());
+        servers_running.spawn_on(health, control.handle());
     }
-    conversations.spawn_on(admin.serve(Arc::clone(&observed) as _, leave), control.handle());
+    servers_running.spawn_on(admin.serve(Arc::clone(&observed) as _, signal), control.handle());
     let reconciler = control.spawn(reconciler.run()).abort_handle();
     Ok(Running {
         signals,
@@ -235,8 +235,8 @@ fn serve(built: Built, origin: Origin, new: Option<&mut New>, control: &Runtime)
         reader,
         observed,
         notify: origin.notify,
-        leaver,
-        servers: conversations,
+        server_shutdown,
+        servers: servers_running,
         old: Old {
             program: origin.program,
             edge,

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use sluice_control::scale::ScaleHandle;
 use sluice_control::source::ReloadHandle;
-use sluice_gateway::admin::{Leaver, UpgradeError, Upgraded};
+use sluice_gateway::admin::{GracefulShutdown, UpgradeError, Upgraded};
 use sluice_gateway::edge::Edge;
 use sluice_gateway::registry::{Reader, Registry};
 use sluice_model::DrainSettings;
@@ -36,7 +36,7 @@ pub(super) struct Running {
     pub(super) observed: Arc<Observed>,
     pub(super) notify: Arc<Notifier>,
     /// Gives admin and health away.
-    pub(super) leaver: Leaver,
+    pub(super) server_shutdown: GracefulShutdown,
     /// Admin and health: end when they were told to leave and have said their last word.
     pub(super) servers: JoinSet<()>,
     pub(super) old: Old,
@@ -75,7 +75,7 @@ impl Running {
         }
         self.scale.shutdown().await;
         // Whoever asked for the upgrade that this is the end of may still be without an answer.
-        self.leaver.leave().await;
+        self.server_shutdown.stop_accepting().await;
         let last_words = async { while self.servers.join_next().await.is_some() {} };
         let _ = tokio::time::timeout(LAST_WORDS, last_words).await;
         tracing::info!("gone");
@@ -162,7 +162,7 @@ impl Running {
         // systemd believes this of its main process alone, so before anything the new one says of itself.
         self.notify.main_pid(pid);
         edge.stop_accepting().await;
-        self.leaver.leave().await;
+        self.server_shutdown.stop_accepting().await;
         self.old.servers.clear();
         // It may be gone already; there is no way back, and what is open here is finished all the same.
         let _ = sender.send(&Frame::Released, Vec::new()).await;
