@@ -20,10 +20,10 @@ use sluice_model::Generation;
 use tokio::runtime::{Handle, Runtime};
 use tokio::sync::watch;
 
+use super::admin_state::DemandRouter;
 use super::check::{bad_files, env};
-use super::failure::Failure;
-use super::observed::DemandRouter;
-use super::upgrade::{New, SocketKind, SocketName};
+use super::startup_error::StartupError;
+use super::upgrade::{SocketKind, SocketName, Takeover};
 /// Everything in its place: bound, and nothing done yet.
 pub(super) struct Built {
     pub(super) loaded: Loaded<FileSource>,
@@ -52,13 +52,13 @@ pub(super) fn build(
     args: &RunArgs,
     metrics: Metrics,
     access_log: AccessLog,
-    mut new: Option<&mut New>,
+    mut new: Option<&mut Takeover>,
     data: &Runtime,
     control: &Runtime,
-) -> Result<Built, Failure> {
+) -> Result<Built, StartupError> {
     let source = FileSource::new(&args.config.paths());
     let reload = source.reload_handle();
-    let rejected = |why: &dyn std::fmt::Display| Failure::rejected(format!("config rejected\n{why}"));
+    let rejected = |why: &dyn std::fmt::Display| StartupError::rejected(format!("config rejected\n{why}"));
     let loaded = Loaded::first(source, Box::new(env), progress()).map_err(|e| rejected(&e))?;
     // Later a bad certificate leaves the old one in place, and the edge says so.
     let first = loaded.delta();
@@ -67,8 +67,8 @@ pub(super) fn build(
     if !bad.is_empty() {
         return Err(rejected(&bad));
     }
-    let executable =
-        std::env::current_exe().map_err(|e| Failure::start(format!("cannot find my own executable: {e}")))?;
+    let executable = std::env::current_exe()
+        .map_err(|e| StartupError::start(format!("cannot find my own executable: {e}")))?;
 
     let (drain, phase) = watch::channel(Drain::Serving);
     let (scale, controller) = Controller::new();
@@ -93,7 +93,7 @@ pub(super) fn build(
     };
     let published = registry
         .apply(first)
-        .map_err(|e| Failure::rejected(format!("internal error: {e}")))?;
+        .map_err(|e| StartupError::rejected(format!("internal error: {e}")))?;
     metrics.set_generation(published.generation);
     let observer = Observer {
         access_log,
@@ -124,29 +124,29 @@ pub(super) fn build(
     let admin_address = args.admin.unwrap_or(settings.admin);
     let mut inherited = |kind, address| new.as_mut().and_then(|new| new.take(kind, address));
     let (admin, health) = control.block_on(async {
-        let cannot = |e: std::io::Error| Failure::start(format!("cannot use an inherited socket: {e}"));
+        let cannot = |e: std::io::Error| StartupError::start(format!("cannot use an inherited socket: {e}"));
         let admin = match inherited(SocketKind::Admin, admin_address) {
             Some(socket) => AdminServer::from_std(socket, Purpose::Admin).map_err(cannot)?,
             None => AdminServer::bind(admin_address, Purpose::Admin)
                 .await
-                .map_err(Failure::start)?,
+                .map_err(StartupError::start)?,
         };
         let health = match settings.health {
             Some(address) => Some(match inherited(SocketKind::Health, address) {
                 Some(socket) => AdminServer::from_std(socket, Purpose::Health).map_err(cannot)?,
                 None => AdminServer::bind(address, Purpose::Health)
                     .await
-                    .map_err(Failure::start)?,
+                    .map_err(StartupError::start)?,
             }),
             None => None,
         };
-        Ok::<_, Failure>((admin, health))
+        Ok::<_, StartupError>((admin, health))
     })?;
     let mut servers = Vec::new();
     let mut keep = |kind, address, socket: std::io::Result<OwnedFd>| {
-        let socket = socket.map_err(|e| Failure::start(format!("no more descriptors: {e}")))?;
+        let socket = socket.map_err(|e| StartupError::start(format!("no more descriptors: {e}")))?;
         servers.push((SocketName { kind, address }, socket));
-        Ok::<_, Failure>(())
+        Ok::<_, StartupError>(())
     };
     keep(SocketKind::Admin, admin_address, admin.socket())?;
     if let (Some(address), Some(health)) = (settings.health, &health) {
@@ -155,13 +155,13 @@ pub(super) fn build(
     if let Some(new) = new {
         edge.hold_shut();
         edge.inherit(new.take_listeners())
-            .map_err(|e| Failure::start(format!("cannot use an inherited socket: {e}")))?;
+            .map_err(|e| StartupError::start(format!("cannot use an inherited socket: {e}")))?;
     }
     let errors = data.block_on(edge.apply(&settings));
     edge.forget_inherited();
     if !errors.is_empty() {
         let lines: Vec<_> = errors.iter().map(ToString::to_string).collect();
-        return Err(Failure::start(lines.join("\nsluice: ")));
+        return Err(StartupError::start(lines.join("\nsluice: ")));
     }
     Ok(Built {
         loaded,

@@ -18,13 +18,13 @@ use sluice_gateway::observe::{AccessLog, LogWriter, Metrics, init_logging};
 use tokio::runtime::{Builder, Runtime};
 use tokio::task::JoinSet;
 
+use super::admin_state::{GatewayState, Plans};
+use super::applier::{Applier, DesiredAdapter};
 use super::build::{Built, build};
-use super::failure::Failure;
-use super::observed::{Observed, Plans};
-use super::parties::{Everybody, Orders};
+use super::shutdown::Running;
 use super::signals::Signals;
-use super::upgrade::{self, Giving, New, Notifier, Old, Program, Table};
-use super::way_out::Running;
+use super::startup_error::StartupError;
+use super::upgrade::{self, Handoff, HandoffSender, Notifier, Program, Table, Takeover};
 
 /// Bytes of log lines that may wait for a slow reader, for each of stdout and stderr.
 const LOG_BUFFER: usize = 4 << 20;
@@ -59,7 +59,7 @@ pub(crate) fn run(args: &RunArgs) -> ExitCode {
         }
     };
     let outcome = init_logging(args.log_format, stderr.sink())
-        .map_err(Failure::start)
+        .map_err(StartupError::start)
         .and_then(|()| start(args, metrics.clone(), AccessLog::new(stdout.sink())));
     stdout.shutdown(LOG_FLUSH);
     stderr.shutdown(LOG_FLUSH);
@@ -72,28 +72,29 @@ pub(crate) fn run(args: &RunArgs) -> ExitCode {
     }
 }
 
-fn start(args: &RunArgs, metrics: Metrics, access_log: AccessLog) -> Result<(), Failure> {
+fn start(args: &RunArgs, metrics: Metrics, access_log: AccessLog) -> Result<(), StartupError> {
     let descriptors = raise_descriptor_limit();
     let program =
-        Program::running().map_err(|e| Failure::start(format!("cannot find my own executable: {e}")))?;
+        Program::running().map_err(|e| StartupError::start(format!("cannot find my own executable: {e}")))?;
     let mut origin = Origin {
         started: SystemTime::now(),
-        program: program.started_with(descriptors),
+        program: program.with_limit(descriptors),
         notify: Arc::new(Notifier::from_environment()),
     };
     // Requests on one runtime, everything else on another: a reload of ten thousand services or a
     // scrape does not stand in a request's way.
     let data = runtime("sluice-data", None)?;
     let control = runtime("sluice-control", Some(2))?;
-    let socket = upgrade::called().map_err(|e| Failure::start(format!("cannot be upgraded to: {e}")))?;
+    let socket = upgrade::inherited_socket()
+        .map_err(|e| StartupError::start(format!("cannot be upgraded to: {e}")))?;
     if socket.is_some() {
         // The limit that this process was started with is the one that its predecessor raised.
-        origin.program = origin.program.started_as_told();
+        origin.program = origin.program.with_inherited_limit();
     }
     let mut new = match socket {
         Some(socket) => {
-            let greeted = control.block_on(New::greet(socket));
-            Some(greeted.map_err(|why| Failure::start(format!("cannot take over: {why}")))?)
+            let greeted = control.block_on(Takeover::greet(socket));
+            Some(greeted.map_err(|why| StartupError::start(format!("cannot take over: {why}")))?)
         }
         None => None,
     };
@@ -101,7 +102,7 @@ fn start(args: &RunArgs, metrics: Metrics, access_log: AccessLog) -> Result<(), 
         // Nothing is accepted or scaled before this returns: until then another process does.
         if let Some(new) = &mut new {
             let told = control.block_on(new.prepared());
-            told.map_err(|why| Failure::start(format!("cannot take over: {why}")))?;
+            told.map_err(|why| StartupError::start(format!("cannot take over: {why}")))?;
         }
         Ok(built)
     });
@@ -121,7 +122,7 @@ fn start(args: &RunArgs, metrics: Metrics, access_log: AccessLog) -> Result<(), 
     Ok(())
 }
 
-async fn serve_on(mut running: Running, new: Option<New>) {
+async fn serve_on(mut running: Running, new: Option<Takeover>) {
     match new {
         Some(new) => {
             running.edge.open();
@@ -141,7 +142,12 @@ struct Origin {
 }
 
 /// Sets everything going. An edge that is held shut stays so: who called opens it.
-fn serve(built: Built, origin: Origin, new: Option<&mut New>, control: &Runtime) -> Result<Running, Failure> {
+fn serve(
+    built: Built,
+    origin: Origin,
+    new: Option<&mut Takeover>,
+    control: &Runtime,
+) -> Result<Running, StartupError> {
     let Built {
         loaded,
         generation,
@@ -162,7 +168,7 @@ fn serve(built: Built, origin: Origin, new: Option<&mut New>, control: &Runtime)
     // First: from here on a signal is an order, and not the end.
     let signals = {
         let _entered = control.enter();
-        Signals::new().map_err(|e| Failure::start(format!("cannot listen for signals: {e}")))?
+        Signals::new().map_err(|e| StartupError::start(format!("cannot listen for signals: {e}")))?
     };
     // Before anything is admitted or decided here.
     let (left, wanted) = new
@@ -180,15 +186,15 @@ fn serve(built: Built, origin: Origin, new: Option<&mut New>, control: &Runtime)
     }
     let (autoscale, decisions) = autoscaler(
         Arc::clone(&registry) as _,
-        Arc::new(Orders(scale.clone())),
+        Arc::new(DesiredAdapter(scale.clone())),
         wanted,
     );
     let _ = demand.autoscale.set(autoscale.clone());
     let decisions = control.spawn(decisions.run()).abort_handle();
 
     let plans = Arc::new(Plans::default());
-    let (upgrades, asked) = upgrade::upgrades();
-    let observed = Arc::new(Observed {
+    let (upgrades, upgrade_requests) = upgrade::upgrade_requests();
+    let state = Arc::new(GatewayState {
         registry: Arc::clone(&registry),
         edge: Arc::clone(&edge),
         scale: scale.clone(),
@@ -203,7 +209,7 @@ fn serve(built: Built, origin: Origin, new: Option<&mut New>, control: &Runtime)
     });
     let reader = registry.reader();
     let table = Table::new(Arc::clone(&registry));
-    let parties = Everybody {
+    let applier = Applier {
         table: Arc::clone(&table),
         edge: Arc::clone(&edge),
         scale: scale.clone(),
@@ -215,15 +221,15 @@ fn serve(built: Built, origin: Origin, new: Option<&mut New>, control: &Runtime)
         notify: Arc::clone(&origin.notify),
         edge_is_wrong: false,
     };
-    let reconciler = loaded.attach(parties, generation);
-    announce(&edge, &observed);
+    let reconciler = loaded.attach(applier, generation);
+    announce(&edge, &state);
     let (server_shutdown, signal) = graceful_shutdown();
     let mut servers_running = JoinSet::new();
     if let Some(health) = health {
-        let health = health.serve(Arc::clone(&observed) as _, signal.clone());
+        let health = health.serve(Arc::clone(&state) as _, signal.clone());
         servers_running.spawn_on(health, control.handle());
     }
-    servers_running.spawn_on(admin.serve(Arc::clone(&observed) as _, signal), control.handle());
+    servers_running.spawn_on(admin.serve(Arc::clone(&state) as _, signal), control.handle());
     let reconciler = control.spawn(reconciler.run()).abort_handle();
     Ok(Running {
         signals,
@@ -233,17 +239,17 @@ fn serve(built: Built, origin: Origin, new: Option<&mut New>, control: &Runtime)
         registry,
         scale: scale.clone(),
         reader,
-        observed,
+        state,
         notify: origin.notify,
         server_shutdown,
         servers: servers_running,
-        old: Old {
+        handoff: Handoff {
             program: origin.program,
             edge,
             servers,
-            scaling: Giving::new(scale.clone(), table, decisions),
+            scaling: HandoffSender::new(scale.clone(), table, decisions),
         },
-        asked,
+        upgrade_requests,
         predecessor: None,
     })
 }
@@ -267,7 +273,7 @@ fn raise_descriptor_limit() -> Option<u64> {
     }
 }
 
-fn runtime(name: &'static str, workers: Option<usize>) -> Result<Runtime, Failure> {
+fn runtime(name: &'static str, workers: Option<usize>) -> Result<Runtime, StartupError> {
     let mut builder = Builder::new_multi_thread();
     if let Some(workers) = workers {
         builder.worker_threads(workers);
@@ -276,11 +282,11 @@ fn runtime(name: &'static str, workers: Option<usize>) -> Result<Runtime, Failur
         .thread_name(name)
         .enable_all()
         .build()
-        .map_err(|e| Failure::start(format!("cannot start threads: {e}")))
+        .map_err(|e| StartupError::start(format!("cannot start threads: {e}")))
 }
 
 /// Says on stdout what is bound, one line each: port 0 is known only now.
-fn announce(edge: &Edge, observed: &Observed) {
+fn announce(edge: &Edge, state: &GatewayState) {
     let mut out = std::io::stdout().lock();
     let mut lines = String::new();
     for (index, listener) in edge.listeners().iter().enumerate() {
@@ -294,8 +300,8 @@ fn announce(edge: &Edge, observed: &Observed) {
             listener.bound
         ));
     }
-    lines.push_str(&format!("sluice: admin on {}\n", observed.admin));
-    if let Some(health) = observed.health {
+    lines.push_str(&format!("sluice: admin on {}\n", state.admin));
+    if let Some(health) = state.health {
         lines.push_str(&format!("sluice: health on {health}\n"));
     }
     lines.push_str("sluice: ready\n");

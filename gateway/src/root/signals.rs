@@ -4,7 +4,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 
 /// What an operator asks for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Ask {
+pub(super) enum SignalAction {
     /// SIGHUP: read the configuration again.
     Reload,
     /// SIGTERM, or the first SIGINT: drain and exit.
@@ -33,12 +33,12 @@ impl Signals {
     }
 
     /// The next thing asked for. Cancel-safe.
-    pub(super) async fn next(&mut self) -> Ask {
+    pub(super) async fn next(&mut self) -> SignalAction {
         tokio::select! {
-            _ = self.hangup.recv() => Ask::Reload,
-            _ = self.terminate.recv() => Ask::Stop,
-            _ = self.interrupt.recv() => Ask::Stop,
-            _ = self.quit.recv() => Ask::Upgrade,
+            _ = self.hangup.recv() => SignalAction::Reload,
+            _ = self.terminate.recv() => SignalAction::Stop,
+            _ = self.interrupt.recv() => SignalAction::Stop,
+            _ = self.quit.recv() => SignalAction::Upgrade,
         }
     }
 }

@@ -31,27 +31,27 @@ use std::time::Duration;
 use sluice_gateway::admin::{UpgradeError, Upgraded};
 use tokio::sync::{mpsc, oneshot};
 
-pub(super) use new::{New, Predecessor, called};
+pub(super) use new::{Predecessor, Takeover, inherited_socket};
 pub(super) use notify::Notifier;
-pub(super) use old::{HandedOver, Old};
+pub(super) use old::{Handoff, Successor};
 pub(super) use program::Program;
-pub(super) use scaling::{Giving, Table};
+pub(super) use scaling::{HandoffSender, Table};
 pub(super) use wire::{Frame, SocketKind, SocketName};
 
 /// Upgrades that may wait for their refusal.
-const ASKED: usize = 8;
+const MAX_PENDING: usize = 8;
 
 /// Why there is no upgrade of a process that drains.
-pub(super) const LEAVING: &str = "this process is on its way out";
+pub(super) const SHUTTING_DOWN: &str = "this process is on its way out";
 
 /// An upgrade that somebody asked for.
-pub(super) struct Asked {
+pub(super) struct UpgradeRequest {
     /// How long the new process may take to get ready.
     pub(super) limit: Duration,
     reply: Option<oneshot::Sender<Result<Upgraded, UpgradeError>>>,
 }
 
-impl Asked {
+impl UpgradeRequest {
     /// By a signal: the log is the only answer.
     pub(super) fn by_signal() -> Self {
         Self {
@@ -70,20 +70,20 @@ impl Asked {
 
 /// Asks the main loop.
 #[derive(Debug, Clone)]
-pub(super) struct Upgrades(mpsc::Sender<Asked>);
+pub(super) struct UpgradeRequester(mpsc::Sender<UpgradeRequest>);
 
 /// The way from whoever asks to the main loop. While nothing is received, nothing is begun.
-pub(super) fn upgrades() -> (Upgrades, mpsc::Receiver<Asked>) {
-    let (sender, receiver) = mpsc::channel(ASKED);
-    (Upgrades(sender), receiver)
+pub(super) fn upgrade_requests() -> (UpgradeRequester, mpsc::Receiver<UpgradeRequest>) {
+    let (sender, receiver) = mpsc::channel(MAX_PENDING);
+    (UpgradeRequester(sender), receiver)
 }
 
-impl Upgrades {
+impl UpgradeRequester {
     /// See [`AdminState::upgrade`](sluice_gateway::admin::AdminState::upgrade).
     pub(super) async fn ask(&self, limit: Duration) -> Result<Upgraded, UpgradeError> {
-        let leaving = || UpgradeError::NotNow(LEAVING);
+        let leaving = || UpgradeError::NotNow(SHUTTING_DOWN);
         let (reply, answer) = oneshot::channel();
-        let asked = Asked {
+        let asked = UpgradeRequest {
             limit,
             reply: Some(reply),
         };

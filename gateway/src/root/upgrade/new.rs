@@ -15,7 +15,7 @@ use tokio::sync::watch;
 
 use super::notify::Notifier;
 use super::program::VARIABLE;
-use super::scaling::Taking;
+use super::scaling::HandoffReceiver;
 use super::wire::{Channel, Frame, Hello, Receiver, Sender, SocketKind, SocketName, VERSION, Welcome};
 
 /// The socket to the process whose place this one takes; `None` when it was started to be a gateway of its
@@ -23,7 +23,7 @@ use super::wire::{Channel, Frame, Hello, Receiver, Sender, SocketKind, SocketNam
 ///
 /// # Errors
 /// When the socket is there and cannot be used.
-pub(crate) fn called() -> io::Result<Option<UnixStream>> {
+pub(crate) fn inherited_socket() -> io::Result<Option<UnixStream>> {
     let Some(from) = std::env::var(VARIABLE)
         .ok()
         .and_then(|pid| pid.parse::<i32>().ok())
@@ -41,26 +41,26 @@ pub(crate) fn called() -> io::Result<Option<UnixStream>> {
 }
 
 /// A process that is about to take another's place.
-pub(crate) struct New {
+pub(crate) struct Takeover {
     channel: Channel,
     old: Hello,
     sockets: Vec<(SocketName, TcpListener)>,
-    scaling: Taking,
+    scaling: HandoffReceiver,
 }
 
-impl New {
+impl Takeover {
     /// Hears what the old process has to give. Must run inside a runtime.
     ///
     /// # Errors
     /// Why there is nothing to take, as the old process has been told, too.
     pub(crate) async fn greet(socket: UnixStream) -> Result<Self, String> {
         let mut channel = Channel::new(socket).map_err(|e| format!("cannot be spoken to: {e}"))?;
-        match hear(&mut channel).await {
+        match receive_hello(&mut channel).await {
             Ok((old, sockets)) => Ok(Self {
                 channel,
                 old,
                 sockets,
-                scaling: Taking::default(),
+                scaling: HandoffReceiver::default(),
             }),
             Err(why) => {
                 refuse(&channel, &why).await;
@@ -110,14 +110,14 @@ impl New {
         loop {
             let message = self.channel.recv().await.map_err(|e| e.to_string())?;
             match message.frame {
-                Frame::Scaling(said) => self.scaling.heard(&said, message.descriptors)?,
+                Frame::Scaling(said) => self.scaling.receive(&said, message.descriptors)?,
                 Frame::Take => return Ok(()),
                 frame => return Err(format!("{} is out of turn", frame.name())),
             }
         }
     }
 
-    /// Counts what the old process has in flight, as [`Taking::take_over`] says.
+    /// Counts what the old process has in flight, as [`HandoffReceiver::take_over`] says.
     pub(crate) fn take_over(
         &mut self,
         registry: &Registry,
@@ -143,7 +143,7 @@ impl New {
     }
 }
 
-async fn hear(channel: &mut Channel) -> Result<(Hello, Vec<(SocketName, TcpListener)>), String> {
+async fn receive_hello(channel: &mut Channel) -> Result<(Hello, Vec<(SocketName, TcpListener)>), String> {
     let say = |e: super::wire::WireError| e.to_string();
     let old = match channel.recv().await.map_err(say)?.frame {
         Frame::Hello(old) => old,
@@ -181,7 +181,13 @@ async fn refuse(channel: &Channel, why: &str) {
     channel.flush().await;
 }
 
-async fn follow(old: u32, sender: Sender, mut receiver: Receiver, scaling: Taking, notify: &Notifier) {
+async fn follow(
+    old: u32,
+    sender: Sender,
+    mut receiver: Receiver,
+    scaling: HandoffReceiver,
+    notify: &Notifier,
+) {
     let released = receiver.recv().await;
     // Not before: until then systemd listens to the old process alone.
     notify.ready();

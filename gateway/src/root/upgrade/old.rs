@@ -13,7 +13,7 @@ use tokio::sync::oneshot;
 use tokio::time::timeout;
 
 use super::program::Program;
-use super::scaling::{Giving, GivingError};
+use super::scaling::{HandoffError, HandoffSender};
 use super::wire::{
     Channel, Frame, Hello, MAX_DESCRIPTORS, Receiver, Sender, SocketKind, SocketName, VERSION, WireError,
 };
@@ -26,7 +26,7 @@ const HAND_OVER: Duration = Duration::from_secs(10);
 const GRACE: Duration = Duration::from_secs(2);
 
 /// For the last words of a process that exited, or the exit of one that said them.
-const LAST_WORDS: Duration = Duration::from_secs(1);
+const LAST_FRAMES: Duration = Duration::from_secs(1);
 
 /// Why the old process goes on.
 #[derive(Debug, thiserror::Error)]
@@ -86,16 +86,16 @@ pub(crate) enum HandOverError {
 }
 
 /// What can be handed over.
-pub(crate) struct Old {
+pub(crate) struct Handoff {
     pub(crate) program: Program,
     pub(crate) edge: Arc<Edge>,
     /// Admin and health.
     pub(crate) servers: Vec<(SocketName, OwnedFd)>,
-    pub(crate) scaling: Giving,
+    pub(crate) scaling: HandoffSender,
 }
 
 /// A new process serves. The old one still accepts, until [`HeldEdge::stop_accepting`].
-pub(crate) struct HandedOver {
+pub(crate) struct Successor {
     pub(crate) pid: u32,
     /// The new binary's version.
     pub(crate) build: String,
@@ -106,7 +106,7 @@ pub(crate) struct HandedOver {
     pub(crate) child: Child,
 }
 
-impl Old {
+impl Handoff {
     /// Starts the binary now on disk and hands over to it. It may take `limit` to get ready. On an error the
     /// new process is gone, and nothing has changed. `cancelled` ends it until the new process is ready;
     /// dropping the future kills the new process, but leaves the scaling as it is.
@@ -114,7 +114,7 @@ impl Old {
         &mut self,
         limit: Duration,
         cancelled: oneshot::Receiver<()>,
-    ) -> Result<HandedOver, HandOverError> {
+    ) -> Result<Successor, HandOverError> {
         if std::process::id() == 1 {
             return Err(HandOverError::FirstProcess);
         }
@@ -128,7 +128,7 @@ impl Old {
         for (name, socket) in &self.servers {
             sockets.push((*name, socket.try_clone().map_err(HandOverError::Sockets)?));
         }
-        let mut new = Newcomer::start(&self.program)?;
+        let mut new = Candidate::start(&self.program)?;
         let mut frozen = false;
         let ready = tokio::select! {
             ready = timeout(limit, greet(&mut new, sockets)) => match ready {
@@ -148,7 +148,7 @@ impl Old {
             Ok(build) => {
                 let (child, channel) = new.accept();
                 let (sender, receiver) = channel.split();
-                Ok(HandedOver {
+                Ok(Successor {
                     pid: child.id().unwrap_or_default(),
                     build,
                     edge,
@@ -176,17 +176,21 @@ async fn asked_for(cancelled: oneshot::Receiver<()>) {
 }
 
 /// The conversation from there to the acknowledgement.
-async fn hand_out(new: &mut Newcomer, scaling: &mut Giving, frozen: &mut bool) -> Result<(), HandOverError> {
+async fn hand_out(
+    new: &mut Candidate,
+    scaling: &mut HandoffSender,
+    frozen: &mut bool,
+) -> Result<(), HandOverError> {
     tracing::info!("upgrade: process {} is ready, handing over to it", new.pid());
     let taken = async {
         *frozen = true;
         match scaling.hand_over(&mut new.channel).await {
             Ok(()) => {}
-            Err(GivingError::Scale(error)) => return Err(HandOverError::Scaling(error)),
-            Err(GivingError::Wire(error)) => return Err(new.explain(error, "took over").await),
+            Err(HandoffError::Scale(error)) => return Err(HandOverError::Scaling(error)),
+            Err(HandoffError::Wire(error)) => return Err(new.explain(error, "took over").await),
         }
-        new.say(&Frame::Take, Vec::new(), "took over").await?;
-        new.hear(Frame::Serving, "took over").await
+        new.send(&Frame::Take, Vec::new(), "took over").await?;
+        new.await_frame(Frame::Serving, "took over").await
     };
     timeout(HAND_OVER, taken)
         .await
@@ -198,7 +202,10 @@ async fn hand_out(new: &mut Newcomer, scaling: &mut Giving, frozen: &mut bool) -
 }
 
 /// To [`Frame::Prepared`].
-async fn greet(new: &mut Newcomer, mut sockets: Vec<(SocketName, OwnedFd)>) -> Result<String, HandOverError> {
+async fn greet(
+    new: &mut Candidate,
+    mut sockets: Vec<(SocketName, OwnedFd)>,
+) -> Result<String, HandOverError> {
     const BEFORE: &str = "was ready";
     let hello = Hello {
         version: VERSION,
@@ -206,11 +213,11 @@ async fn greet(new: &mut Newcomer, mut sockets: Vec<(SocketName, OwnedFd)>) -> R
         pid: std::process::id(),
         sockets: sockets.len(),
     };
-    new.say(&Frame::Hello(hello), Vec::new(), BEFORE).await?;
+    new.send(&Frame::Hello(hello), Vec::new(), BEFORE).await?;
     while !sockets.is_empty() {
         let some = sockets.drain(..sockets.len().min(MAX_DESCRIPTORS));
         let (names, descriptors) = some.unzip();
-        new.say(&Frame::Sockets(names), descriptors, BEFORE).await?;
+        new.send(&Frame::Sockets(names), descriptors, BEFORE).await?;
     }
     let welcome = match new.next(BEFORE).await? {
         Frame::Welcome(welcome) => welcome,
@@ -222,7 +229,7 @@ async fn greet(new: &mut Newcomer, mut sockets: Vec<(SocketName, OwnedFd)>) -> R
             theirs: welcome.version,
         });
     }
-    new.hear(Frame::Prepared, BEFORE).await?;
+    new.await_frame(Frame::Prepared, BEFORE).await?;
     Ok(welcome.build)
 }
 
@@ -231,21 +238,21 @@ fn unexpected(frame: &Frame) -> HandOverError {
 }
 
 /// The new process as long as it is nothing but this one's child.
-struct Newcomer {
-    child: Tied,
+struct Candidate {
+    child: KillOnDrop,
     channel: Channel,
 }
 
 /// Kills the process when dropped.
-struct Tied(Option<Child>);
+struct KillOnDrop(Option<Child>);
 
-impl Tied {
+impl KillOnDrop {
     fn child(&mut self) -> &mut Child {
         self.0.as_mut().expect("taken only together with this")
     }
 }
 
-impl Drop for Tied {
+impl Drop for KillOnDrop {
     fn drop(&mut self) {
         if let Some(child) = &mut self.0 {
             let _ = child.start_kill();
@@ -253,7 +260,7 @@ impl Drop for Tied {
     }
 }
 
-impl Newcomer {
+impl Candidate {
     fn start(program: &Program) -> Result<Self, HandOverError> {
         let error = |source| HandOverError::Start {
             path: program.path().display().to_string(),
@@ -261,7 +268,7 @@ impl Newcomer {
         };
         let (ours, theirs) = UnixStream::pair().map_err(error)?;
         let channel = Channel::new(ours).map_err(error)?;
-        let child = Tied(Some(program.start(theirs).map_err(error)?));
+        let child = KillOnDrop(Some(program.start(theirs).map_err(error)?));
         Ok(Self { child, channel })
     }
 
@@ -270,7 +277,7 @@ impl Newcomer {
         self.child.0.as_ref().and_then(Child::id).unwrap_or_default()
     }
 
-    async fn say(
+    async fn send(
         &mut self,
         frame: &Frame,
         descriptors: Vec<OwnedFd>,
@@ -283,7 +290,7 @@ impl Newcomer {
     }
 
     /// Waits for this frame.
-    async fn hear(&mut self, wanted: Frame, before: &'static str) -> Result<(), HandOverError> {
+    async fn await_frame(&mut self, wanted: Frame, before: &'static str) -> Result<(), HandOverError> {
         match self.next(before).await? {
             frame if frame == wanted => Ok(()),
             frame => Err(unexpected(&frame)),
@@ -298,7 +305,7 @@ impl Newcomer {
             said = self.channel.recv() => said,
             _ = child.wait() => {
                 // What it said on the way comes first. Its descendants may hold the socket open in silence.
-                let last = timeout(LAST_WORDS, self.channel.recv()).await;
+                let last = timeout(LAST_FRAMES, self.channel.recv()).await;
                 last.unwrap_or(Err(WireError::Closed))
             }
         };
@@ -316,12 +323,12 @@ impl Newcomer {
         match error {
             WireError::Closed | WireError::Cut | WireError::Io(_) => {
                 // A refusal may still be unread where it was this side that could not speak.
-                while let Ok(Ok(message)) = timeout(LAST_WORDS, self.channel.recv()).await {
+                while let Ok(Ok(message)) = timeout(LAST_FRAMES, self.channel.recv()).await {
                     if let Frame::Failed(why) = message.frame {
                         return HandOverError::Refused(why);
                     }
                 }
-                let how = match timeout(LAST_WORDS, self.child.child().wait()).await {
+                let how = match timeout(LAST_FRAMES, self.child.child().wait()).await {
                     Ok(Ok(status)) => status.to_string(),
                     Ok(Err(error)) => error.to_string(),
                     Err(_) => {

@@ -50,16 +50,16 @@ impl Program {
     }
 
     /// With the soft limit of descriptors that this process was started with.
-    pub(crate) fn started_with(mut self, descriptors: Option<u64>) -> Self {
+    pub(crate) fn with_limit(mut self, descriptors: Option<u64>) -> Self {
         self.descriptors = descriptors;
         self
     }
 
     /// With the limit that the predecessor says it was started with; an older one says nothing.
-    pub(crate) fn started_as_told(self) -> Self {
+    pub(crate) fn with_inherited_limit(self) -> Self {
         let told = env::var(DESCRIPTORS).ok().and_then(|limit| limit.parse().ok());
         let descriptors = told.or(self.descriptors);
-        self.started_with(descriptors)
+        self.with_limit(descriptors)
     }
 
     /// The soft limit of descriptors to be passed on.

@@ -2,16 +2,16 @@
 //! sequence in `old` and `new` calls these and knows nothing else of scaling.
 //!
 //! ```text
-//! O                                   N
-//! ◀─────────────── Prepared ───────── built and bound, scales nothing yet
-//! Giving::hand_over ── Scaling* ────▶ Taking::heard, once for each
-//! ──────────────────── Take ────────▶ Taking::take_over, before anything is started
-//! ◀─────────────── Serving ────────── from here on only N scales
-//! Giving::follow ◀──── Scaling* ────▶ Taking::follow, until O is gone
+//! O                                           N
+//! ◀─────────────────── Prepared ───────────── built and bound, scales nothing yet
+//! HandoffSender::hand_over ── Scaling* ─────▶ HandoffReceiver::receive, once for each
+//! ──────────────────────── Take ────────────▶ HandoffReceiver::take_over, before anything is started
+//! ◀─────────────────── Serving ────────────── from here on only N scales
+//! HandoffSender::follow ◀──── Scaling* ─────▶ HandoffReceiver::follow, until O is gone
 //! ```
 //!
 //! From `hand_over` on, whoever arrives in O waits: nobody gives a slot out until N does, or until O
-//! does again. Whatever goes wrong before `Serving` ends in `Giving::take_back`, and N is ended.
+//! does again. Whatever goes wrong before `Serving` ends in `HandoffSender::take_back`, and N is ended.
 
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
@@ -35,7 +35,7 @@ const BATCH: usize = 256;
 /// What the two sides say.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-enum Said {
+enum ScalingMessage {
     /// O: its instances; the socket to their supervisor comes with it, if there is one.
     Scale(Box<ScaleState>),
     /// O: what it has in flight.
@@ -48,7 +48,7 @@ enum Said {
     Answer(PlatformAnswer),
 }
 
-impl Said {
+impl ScalingMessage {
     fn frame(&self) -> Result<Frame, WireError> {
         let body = serde_json::to_vec(self).map_err(|e| WireError::Malformed {
             frame: "Scaling",
@@ -107,7 +107,7 @@ impl Table {
 
 /// The old process's side.
 #[derive(Debug)]
-pub(crate) struct Giving {
+pub(crate) struct HandoffSender {
     scale: ScaleHandle,
     table: Arc<Table>,
     /// The autoscaler's task: what it decides is of no interest once another process scales.
@@ -115,7 +115,7 @@ pub(crate) struct Giving {
     guest: Option<Guest>,
 }
 
-impl Giving {
+impl HandoffSender {
     pub(crate) fn new(scale: ScaleHandle, table: Arc<Table>, decisions: AbortHandle) -> Self {
         Self {
             scale,
@@ -127,15 +127,17 @@ impl Giving {
 
     /// Stops scaling and says what there is to know, as any number of [`Frame::Scaling`] with their
     /// descriptors. May be dropped half way; [`Self::take_back`] follows then.
-    pub(crate) async fn hand_over(&mut self, channel: &mut Channel) -> Result<(), GivingError> {
+    pub(crate) async fn hand_over(&mut self, channel: &mut Channel) -> Result<(), HandoffError> {
         // Instances first: what the data plane learns of them until it is flipped is part of what it
         // says, and what it asks for is kept.
         let HandedOver { state, supervisor } = self.scale.freeze().await?;
         let (guest, desks) = self.table.flip();
         self.guest = Some(guest);
-        let scale = Said::Scale(Box::new(state)).frame()?;
+        let scale = ScalingMessage::Scale(Box::new(state)).frame()?;
         channel.send(&scale, supervisor.into_iter().collect()).await?;
-        channel.send(&Said::Desks(desks).frame()?, Vec::new()).await?;
+        channel
+            .send(&ScalingMessage::Desks(desks).frame()?, Vec::new())
+            .await?;
         Ok(())
     }
 
@@ -177,21 +179,21 @@ async fn follow(
         let said = tokio::select! {
             heard = receiver.recv() => {
                 match heard {
-                    Ok(message) => hear(&guest, &message.frame),
+                    Ok(message) => deliver(&guest, &message.frame),
                     Err(error) => break error,
                 }
                 continue;
             }
-            sent = say(&sender, &next), if next.is_some() => {
+            sent = send_next(&sender, &next), if next.is_some() => {
                 next = None;
                 match sent {
                     Ok(()) => continue,
                     Err(error) => break error,
                 }
             }
-            news = guest.next(), if next.is_none() => Said::ToHost(news),
+            news = guest.next(), if next.is_none() => ScalingMessage::ToHost(news),
             answer = answers.recv(), if next.is_none() => match answer {
-                Some(answer) => Said::Answer(answer),
+                Some(answer) => ScalingMessage::Answer(answer),
                 None => return sender.flush().await,
             },
         };
@@ -206,23 +208,23 @@ async fn follow(
 
 /// Why scaling is not handed over.
 #[derive(Debug, thiserror::Error)]
-pub(crate) enum GivingError {
+pub(crate) enum HandoffError {
     #[error(transparent)]
     Scale(#[from] sluice_control::scale::HandoverError),
     #[error(transparent)]
     Wire(#[from] WireError),
 }
 
-fn hear(guest: &Guest, frame: &Frame) {
+fn deliver(guest: &Guest, frame: &Frame) {
     let Frame::Scaling(body) = frame else { return };
-    match Said::read(body) {
-        Ok(Said::ToGuest(messages)) => messages.into_iter().for_each(|message| guest.hear(message)),
+    match ScalingMessage::read(body) {
+        Ok(ScalingMessage::ToGuest(messages)) => messages.into_iter().for_each(|message| guest.hear(message)),
         Ok(_) => {}
         Err(error) => tracing::warn!("upgrade: the new process is not understood: {error}"),
     }
 }
 
-async fn say(sender: &Sender, frame: &Option<Frame>) -> Result<(), WireError> {
+async fn send_next(sender: &Sender, frame: &Option<Frame>) -> Result<(), WireError> {
     match frame {
         Some(frame) => sender.send(frame, Vec::new()).await,
         None => Ok(()),
@@ -231,28 +233,28 @@ async fn say(sender: &Sender, frame: &Option<Frame>) -> Result<(), WireError> {
 
 /// The new process's side.
 #[derive(Debug, Default)]
-pub(crate) struct Taking {
+pub(crate) struct HandoffReceiver {
     state: Option<ScaleState>,
     supervisor: Option<OwnedFd>,
     desks: Vec<Desk>,
     host: Option<(Host, ScaleHandle)>,
 }
 
-impl Taking {
+impl HandoffReceiver {
     /// One part of what the old process hands over.
-    pub(crate) fn heard(&mut self, body: &Bytes, descriptors: Vec<OwnedFd>) -> Result<(), String> {
-        match Said::read(body)? {
-            Said::Scale(state) => {
+    pub(crate) fn receive(&mut self, body: &Bytes, descriptors: Vec<OwnedFd>) -> Result<(), String> {
+        match ScalingMessage::read(body)? {
+            ScalingMessage::Scale(state) => {
                 state.check().map_err(|e| e.to_string())?;
                 self.state = Some(*state);
                 self.supervisor = descriptors.into_iter().next();
                 Ok(())
             }
-            Said::Desks(desks) => {
+            ScalingMessage::Desks(desks) => {
                 self.desks.extend(desks);
                 Ok(())
             }
-            Said::ToHost(_) | Said::ToGuest(_) | Said::Answer(_) => {
+            ScalingMessage::ToHost(_) | ScalingMessage::ToGuest(_) | ScalingMessage::Answer(_) => {
                 Err("what it says of scaling is out of turn".to_owned())
             }
         }
@@ -287,25 +289,25 @@ impl Taking {
         loop {
             if next.is_none() && !answers.is_empty() {
                 let some = answers.drain(..answers.len().min(BATCH)).collect();
-                match Said::ToGuest(some).frame() {
+                match ScalingMessage::ToGuest(some).frame() {
                     Ok(frame) => next = Some(frame),
                     Err(error) => tracing::warn!(%error, "upgrade: an answer cannot be said"),
                 }
             }
             tokio::select! {
                 heard = receiver.recv() => match heard.map(|message| message.frame) {
-                    Ok(Frame::Scaling(body)) => match Said::read(&body) {
-                        Ok(Said::ToHost(said)) => {
+                    Ok(Frame::Scaling(body)) => match ScalingMessage::read(&body) {
+                        Ok(ScalingMessage::ToHost(said)) => {
                             answers.extend(said.into_iter().filter_map(|message| host.hear(message)));
                         }
-                        Ok(Said::Answer(answer)) => scale.platform_answered(Some(answer)),
+                        Ok(ScalingMessage::Answer(answer)) => scale.platform_answered(Some(answer)),
                         Ok(_) => {}
                         Err(error) => tracing::warn!("upgrade: the old process is not understood: {error}"),
                     },
                     Ok(_) => {}
                     Err(_) => break,
                 },
-                sent = say(&sender, &next), if next.is_some() => {
+                sent = send_next(&sender, &next), if next.is_some() => {
                     next = None;
                     if sent.is_err() {
                         break;

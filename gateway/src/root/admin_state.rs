@@ -20,10 +20,10 @@ use sluice_gateway::throttle::{EndpointPhase, EndpointView};
 use sluice_model::{Demand, DemandSink, Generation, RevisionId, StatusSource};
 use tokio::sync::watch;
 
-use super::upgrade::Upgrades;
+use super::upgrade::UpgradeRequester;
 
 /// What health checks and the admin API ask.
-pub(super) struct Observed {
+pub(super) struct GatewayState {
     pub(super) registry: Arc<Registry>,
     pub(super) edge: Arc<Edge>,
     pub(super) scale: ScaleHandle,
@@ -33,7 +33,7 @@ pub(super) struct Observed {
     pub(super) admin: SocketAddr,
     pub(super) health: Option<SocketAddr>,
     pub(super) started: SystemTime,
-    pub(super) upgrades: Upgrades,
+    pub(super) upgrades: UpgradeRequester,
     /// Another process serves on these addresses.
     pub(super) handed_over: AtomicBool,
 }
@@ -55,7 +55,7 @@ impl Plans {
 }
 
 #[async_trait]
-impl AdminState for Observed {
+impl AdminState for GatewayState {
     fn ready(&self) -> Result<Generation, &'static str> {
         // A balancer that is still connected here asks about the address, which another process serves.
         if *self.drain.borrow() != Drain::Serving && !self.handed_over.load(Ordering::SeqCst) {

@@ -12,11 +12,11 @@ use sluice_gateway::observe::{Metrics, ReloadResult};
 use sluice_model::{Delta, Generation, RevisionId, Settings};
 use tokio::runtime::Handle;
 
-use super::observed::Plans;
+use super::admin_state::Plans;
 use super::upgrade::{Notifier, Table};
 
 /// The data plane, the scaler and the metrics, as the reconciler knows them.
-pub(super) struct Everybody {
+pub(super) struct Applier {
     pub(super) table: Arc<Table>,
     pub(super) edge: Arc<Edge>,
     pub(super) scale: ScaleHandle,
@@ -32,7 +32,7 @@ pub(super) struct Everybody {
     pub(super) notify: Arc<Notifier>,
 }
 
-impl Everybody {
+impl Applier {
     /// What cannot be had leaves the old listener or certificate in place, and is said.
     fn apply_edge(&mut self) {
         let errors = self.runtime.block_on(self.edge.apply(&self.settings));
@@ -43,7 +43,7 @@ impl Everybody {
     }
 }
 
-impl Parties for Everybody {
+impl Parties for Applier {
     fn prepare(&mut self, next: &Settings, places: &[ListenerReference]) -> Result<(), Vec<String>> {
         let refused = self.runtime.block_on(self.edge.reserve(next));
         if refused.is_empty() {
@@ -92,9 +92,9 @@ impl Parties for Everybody {
 }
 
 /// The scaler as the autoscaler knows it.
-pub(super) struct Orders(pub(super) ScaleHandle);
+pub(super) struct DesiredAdapter(pub(super) ScaleHandle);
 
-impl Desired for Orders {
+impl Desired for DesiredAdapter {
     fn set_desired(&self, revision: &RevisionId, desired: u32, reason: String) {
         self.0.set_desired(revision, desired, reason);
     }

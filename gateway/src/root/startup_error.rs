@@ -1,12 +1,12 @@
 //! What keeps `sluice run` from running.
 
 /// Why the gateway cannot run, with the exit code that says so.
-pub(super) struct Failure {
+pub(super) struct StartupError {
     pub(super) code: u8,
     pub(super) message: String,
 }
 
-impl Failure {
+impl StartupError {
     /// The configuration was rejected.
     pub(super) fn rejected(message: impl ToString) -> Self {
         Self {
