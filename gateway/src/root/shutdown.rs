@@ -74,7 +74,7 @@ impl Running {
             End::HandedOver(handed, request) => self.drain_after_handover(*handed, request).await,
         }
         self.scale.shutdown().await;
-        // Whoever request for the upgrade that this is the end of may still be without an answer.
+        // Whoever asked for the upgrade that this is the end of may still be without an answer.
         self.server_shutdown.stop_accepting().await;
         let last_words = async { while self.servers.join_next().await.is_some() {} };
         let _ = tokio::time::timeout(LAST_ANSWERS, last_words).await;
