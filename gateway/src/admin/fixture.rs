@@ -1,4 +1,4 @@
-//! A small gateway to look at, for tests.
+//! A fake [`AdminState`] for tests.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -20,7 +20,7 @@ use crate::observe::{
 };
 use crate::registry::{self, LiveService};
 
-/// Stands in every place a secret may stand in.
+/// The secret, in every place of the fixture that may hold one.
 pub(crate) const SECRET: &str = "hunter2";
 
 pub(crate) fn revision(name: &str) -> RevisionId {
@@ -109,7 +109,7 @@ fn spec(name: &str) -> RevisionSpec {
     }
 }
 
-/// `greeter`: 66.67 % v1 (tag current), 33.33 % v2, which /v2 leads to, too.
+/// The service `greeter`: 66.67 % v1 (tag current), 33.33 % v2; the route /v2 leads to v2, too.
 pub(crate) fn snapshot() -> Snapshot {
     let mut builder = SnapshotBuilder::new(settings());
     let target = |name: &str, slot, hundredths, tag: Option<&str>| TrafficTarget {
@@ -201,7 +201,7 @@ impl AdminState for FakeGateway {
     fn started(&self) -> SystemTime {
         SystemTime::UNIX_EPOCH
     }
-    /// Fails unless there is half a minute for it.
+    /// Fails unless the limit is at least half a minute.
     async fn upgrade(&self, limit: Duration) -> Result<Upgraded, UpgradeError> {
         if self.draining.load(Ordering::Relaxed) {
             return Err(UpgradeError::NotNow("draining"));

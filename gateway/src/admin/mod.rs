@@ -1,18 +1,18 @@
-//! The admin address: health, metrics and what the gateway knows; and one thing to do, an upgrade.
+//! The admin API: health checks, metrics, read-only views of the gateway's state, and one action, an upgrade.
 //!
-//! | path | answer |
+//! | path | response |
 //! |---|---|
-//! | `/` | this list, as a page |
+//! | `/` | this list, as an HTML page |
 //! | `/healthz` | 200 `ok` while the process serves this very socket |
-//! | `/readyz` | 200 while a Snapshot is served and the process is not draining, else 503 and why |
+//! | `/readyz` | 200 while a Snapshot is served and the process is not draining, else 503 with the reason |
 //! | `/metrics` | Prometheus's text format |
-//! | `/api/routes` | hosts and where they lead: [`api::routes`] |
-//! | `/api/revisions` | what runs, what `sluice status` shows: [`api::revisions`] |
+//! | `/api/routes` | hosts, routes and splits: [`api::routes`] |
+//! | `/api/revisions` | revisions with load and endpoints, as `sluice status` shows them: [`api::revisions`] |
 //! | `/api/config` | settings in force, bound addresses, how revisions are scaled: [`api::config`] |
-//! | `POST /api/upgrade?timeout=30s` | the binary now on disk takes over; answers when it has, or why it has not |
+//! | `POST /api/upgrade?timeout=30s` | the binary now on disk takes over; the response comes when it has, or says why not |
 //! | `/api/explain?url=…&method=…&header=K:%20V` | which revision would serve this, and why |
 //!
-//! No secret leaves here: values of request headers, webhook headers and environment variables are
+//! No response contains a secret: values of request headers, webhook headers and environment variables are
 //! shown as `***`. [`Purpose::Health`] are `/healthz` and `/readyz` alone, for an address that balancers
 //! may see.
 
@@ -68,15 +68,15 @@ pub trait AdminState: Send + Sync + 'static {
     /// When this process started.
     fn started(&self) -> SystemTime;
 
-    /// Puts the binary now on disk in this process's place. Resolves when the new process serves, or when
-    /// it is certain that it will not; it may take `limit` to get ready, and some seconds more. Dropping the
-    /// future gives up the answer, not the upgrade.
+    /// Upgrade in place: the binary now on disk replaces this process. Resolves when the new process serves, or
+    /// when the upgrade has failed. The new process may take `limit` to get ready; the hand-over takes some
+    /// seconds more. Dropping the future gives up the result, not the upgrade.
     ///
     /// # Errors
     /// Why this process goes on.
     async fn upgrade(&self, limit: Duration) -> Result<Upgraded, UpgradeError>;
 
-    /// What is served now.
+    /// The routing table that is served.
     fn table(&self) -> Arc<Snapshot>;
 
     /// Routing tables not yet dropped: the one that is served, and those that requests still hold.
@@ -94,13 +94,13 @@ pub trait AdminState: Send + Sync + 'static {
     /// One entry per listener that terminates TLS.
     fn certificates(&self) -> Vec<ListenerCertificates>;
 
-    /// What the control plane knows by revision.
+    /// The control plane's status by revision.
     fn status(&self) -> &dyn StatusSource;
 
     /// The process's metrics.
     fn metrics(&self) -> &Metrics;
 
-    /// How revisions are scaled, for `/api/config`: only the control plane knows. Whoever renders
-    /// it passes maps with secrets through [`redacted`].
+    /// How revisions are scaled, as JSON for `/api/config`. Implementors pass maps with secrets through
+    /// [`redacted`].
     fn scaling(&self) -> Value;
 }

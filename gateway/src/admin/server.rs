@@ -1,7 +1,7 @@
-//! The servers behind the admin and the health address.
+//! The HTTP server of the admin and the health address.
 //!
-//! They share the process with the data plane, so what strangers can make them hold is bounded:
-//! connections in number and age, heads in size and time, bodies are not read.
+//! The server shares the process with the data plane, so its resources are bounded: connections in number and
+//! age, heads in size and time; bodies are not read.
 
 use std::collections::VecDeque;
 use std::convert::Infallible;
@@ -36,29 +36,29 @@ use super::{AdminState, api};
 use crate::explain::explain;
 use crate::observe::{LiveGauges, RevisionLoad};
 
-/// Connections at once. For one more the oldest without a request gives way: silent strangers must not
-/// keep a balancer from asking.
+/// Open connections at most. For one more the oldest connection without a request is closed: silent clients must
+/// not keep a balancer's health check out.
 const MAX_CONNECTIONS: usize = 64;
 
-/// For a head, and for a kept-alive connection without one.
+/// Time for a request head; also the idle time of a kept-alive connection.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// After which a connection is asked to end; [`LAST_ANSWER`] later it is cut.
+/// Age at which a connection is shut down gracefully; [`LAST_ANSWER`] later it is closed.
 const MAX_AGE: Duration = Duration::from_secs(60);
 
-/// How long the last answer of a connection may take.
+/// How long the last response of a connection may take.
 const LAST_ANSWER: Duration = Duration::from_secs(10);
 
-/// For a request head.
+/// The longest request head, in bytes.
 const MAX_HEAD: usize = 32 * 1024;
 
-/// How long accepting rests when the system refuses (no file descriptors left): it would spin.
+/// Back-off of the accept loop when `accept` fails (no file descriptors left); without it the loop would spin.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
-/// Which endpoints a server answers.
+/// The purpose of a server: which paths it serves.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Purpose {
-    /// All of them: the admin address.
+    /// All paths: the admin address.
     Admin,
     /// `/healthz` and `/readyz`: the health address.
     Health,
@@ -108,7 +108,7 @@ impl AdminServer {
         Self::over(listener, purpose).map_err(error)
     }
 
-    /// Takes a socket that another process bound.
+    /// Takes over a listening socket that another process bound.
     ///
     /// # Errors
     /// When the socket cannot be registered with the runtime.
@@ -160,14 +160,14 @@ impl AdminServer {
             () = first.requested() => {}
             () = self.accept(answer, &shutdown, &mut connections) => {}
         }
-        // In this order: who sees that nothing accepts any more may rely on the socket being closed.
+        // In this order: `stop_accepting` resolves only after the socket is closed.
         drop(self.listener);
         drop::<mpsc::Sender<Infallible>>(accepting);
         shutdown.requested().await;
         while connections.join_next().await.is_some() {}
     }
 
-    /// Accepts for ever.
+    /// The accept loop; never returns.
     async fn accept<A, F>(&self, answer: A, shutdown: &ShutdownRequest, connections: &mut JoinSet<()>)
     where
         A: Fn(Request<Incoming>) -> F + Clone + Send + Sync + 'static,
@@ -217,10 +217,10 @@ impl AdminServer {
     }
 }
 
-/// A connection's, the oldest first.
+/// A connection that is open; kept in the order of accepting, the oldest first.
 struct OpenConnection {
     task: AbortHandle,
-    /// A request is being answered.
+    /// A request is being served.
     busy: Arc<AtomicBool>,
 }
 
@@ -266,8 +266,8 @@ async fn answer(
     if purpose == Purpose::Admin && request.uri().path() == upgrade::PATH {
         return upgrade::answer(&*state, &request).await;
     }
-    // Health is answered by the threads that serve requests, and so says something of them. The rest takes
-    // time in proportion to the number of revisions.
+    // Health checks run on the async threads, so that they fail when these threads hang. All other paths take
+    // time in proportion to the number of revisions, and run on a blocking thread.
     if let Some(answer) = health(&*state, &request) {
         return answer;
     }
@@ -284,7 +284,7 @@ async fn answer(
     })
 }
 
-/// The answer to a health path, or to a method that none of our paths takes.
+/// The response to a health path, or to a method that no path takes; `None` for any other path.
 fn health<B>(state: &dyn AdminState, request: &Request<B>) -> Option<Response<Full<Bytes>>> {
     if !matches!(*request.method(), Method::GET | Method::HEAD) {
         let mut answer = text(StatusCode::METHOD_NOT_ALLOWED, "use GET\n");

@@ -8,7 +8,7 @@ fn loopback() -> SocketAddr {
     ([127, 0, 0, 1], 0).into()
 }
 
-/// For a server that never leaves.
+/// A signal that never comes.
 fn staying() -> ShutdownSignal {
     crate::admin::graceful_shutdown().1
 }
@@ -60,7 +60,7 @@ async fn every_endpoint_answers() {
         assert_eq!(status, 200);
         let value: Value = serde_json::from_str(&body).unwrap();
         assert_eq!(value["generation"], 3, "{path}");
-        // The index lists what there is.
+        // The index page lists every path.
         assert!(get(address, "/").await.1.contains(path));
     }
     let (status, body) = get(
@@ -169,7 +169,7 @@ async fn silent_connections_make_room_and_answers_under_way_do_not() {
     for _ in 0..2 * MAX_CONNECTIONS {
         silent.push(TcpStream::connect(address).await.unwrap());
     }
-    // Long before any of them is too late with its head.
+    // Long before the head timeout of any of them.
     let asked = timeout(HEADER_TIMEOUT / 2, get(address, "/healthz")).await;
     assert_eq!(asked.expect("no place").0, 200);
     goes_on.notify_one();
@@ -188,7 +188,7 @@ async fn dropping_the_server_closes_its_connections() {
     stream.read_exact(&mut some).await.unwrap();
     tasks.shutdown().await;
     let mut rest = Vec::new();
-    // A reset is as good as an end.
+    // A reset counts as an end.
     let _ = stream.read_to_end(&mut rest).await;
     assert!(TcpStream::connect(address).await.is_err());
 }
@@ -247,7 +247,7 @@ async fn leaving_closes_the_socket_here_and_ends_what_is_open() {
     let (mut shutdown, signal) = crate::admin::graceful_shutdown();
     let mut tasks = JoinSet::new();
     tasks.spawn(server.serve(Arc::new(FakeGateway::new()), leave));
-    // Kept alive by the server, and idle.
+    // A kept-alive, idle connection.
     let mut idle = TcpStream::connect(address).await.unwrap();
     idle.write_all(b"GET /healthz HTTP/1.1\r\nhost: x\r\n\r\n")
         .await
@@ -262,7 +262,7 @@ async fn leaving_closes_the_socket_here_and_ends_what_is_open() {
         .unwrap()
         .unwrap()
         .unwrap();
-    // The socket lives on in whoever has it, and what came meanwhile waits there.
+    // The socket lives on in its other holder, and new connections wait in its accept queue.
     let waiting = tokio::spawn(async move { get(address, "/healthz").await });
     tasks.spawn(theirs.serve(Arc::new(FakeGateway::new()), staying()));
     assert_eq!(waiting.await.unwrap().0, 200);

@@ -1,9 +1,9 @@
-//! What operators see: reasons, access log, metrics and the process's own log.
+//! Observability: reasons, access log, metrics and the process's own log.
 //!
 //! One [`RequestRecord`] per finished request feeds both the access log and the metrics, so the two
-//! never tell different stories. Nothing here makes a request wait: lines go into a bounded buffer
-//! that one thread empties ([`LogWriter`]), and what does not fit is dropped and counted; metric
-//! handles are resolved when a table is built, not per request.
+//! never disagree. Nothing here makes a request wait: lines go into a bounded buffer that one thread
+//! empties ([`LogWriter`]), and lines that do not fit are dropped and counted; metric handles are resolved
+//! when a routing table is built, not per request.
 //!
 //! **Invariant:** labels never hold a path, a raw host or anything else a client chose.
 
@@ -29,7 +29,7 @@ pub use phases::{Milestones, Phases, StartTimes};
 pub use reason::{GrpcStatus, Reason};
 pub use record::{RequestProtocol, RequestRecord, Timer};
 
-/// Whose counters a finished request moves: as far as its routing got.
+/// The counters that a finished request moves, by how far its routing got.
 #[derive(Debug, Clone, Copy)]
 pub enum MetricsScope<'a> {
     /// No service was found.
@@ -40,12 +40,12 @@ pub enum MetricsScope<'a> {
     Revision(&'a RevisionMetrics),
 }
 
-/// Access log and metrics in one hand, for whoever finishes requests.
+/// Access log and metrics together, for the end of each request.
 #[derive(Debug, Clone)]
 pub struct Observer {
-    /// Where lines go.
+    /// The access log.
     pub access_log: AccessLog,
-    /// Where numbers go.
+    /// The metrics.
     pub metrics: Metrics,
 }
 

@@ -1,4 +1,4 @@
-//! The running gateway as its admin server sees it.
+//! The state of the running gateway that the admin API shows.
 
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
@@ -22,7 +22,7 @@ use tokio::sync::watch;
 
 use super::upgrade::UpgradeRequester;
 
-/// What health checks and the admin API ask.
+/// Implements [`AdminState`] on both planes.
 pub(super) struct GatewayState {
     pub(super) registry: Arc<Registry>,
     pub(super) edge: Arc<Edge>,
@@ -57,7 +57,7 @@ impl Plans {
 #[async_trait]
 impl AdminState for GatewayState {
     fn ready(&self) -> Result<Generation, &'static str> {
-        // A balancer that is still connected here asks about the address, which another process serves.
+        // A balancer's health check on an old connection is about the address, which another process serves.
         if *self.drain.borrow() != Drain::Serving && !self.handed_over.load(Ordering::SeqCst) {
             return Err("draining");
         }
@@ -131,7 +131,7 @@ impl AdminState for GatewayState {
         for live in leaving {
             let left = load(&live, true);
             match loads.entry(left.revision.clone()) {
-                // Its successor has its name: there is one series for both.
+                // A revision of the same name is configured again: there is one series for both.
                 Entry::Occupied(mut known) => {
                     let known = known.get_mut();
                     known.in_flight += left.in_flight;
@@ -190,7 +190,7 @@ fn revision(plan: &RevisionPlan) -> Value {
                 "inheritEnv": process.inherit_env,
             },
         }),
-        // A webhook's URL may carry a token in path or query: its host is enough to know it by.
+        // A webhook's URL may contain a token in path or query; its host identifies the webhook well enough.
         ScalerSpec::Webhook(webhook) => json!({
             "webhook": {
                 "host": webhook.url.split("://").nth(1).and_then(|rest| rest.split(['/', '?', '@']).next()),
@@ -210,7 +210,7 @@ fn revision(plan: &RevisionPlan) -> Value {
     })
 }
 
-/// One endpoint that is not gone.
+/// The load of an endpoint; `None` for an endpoint that is gone.
 fn endpoint(view: EndpointView) -> Option<EndpointLoad> {
     let condition = match view.phase {
         EndpointPhase::Starting => EndpointCondition::Starting,
@@ -226,8 +226,8 @@ fn endpoint(view: EndpointView) -> Option<EndpointLoad> {
     })
 }
 
-/// Takes demand to everybody it concerns. The autoscaler comes later than the data plane that
-/// sends it; until then the scaler acts on demand alone.
+/// Routes demand to autoscaler and scaler. The autoscaler is built after the data plane, which sends demand; until
+/// then the scaler acts on demand alone.
 pub(super) struct DemandRouter {
     pub(super) scale: ScaleHandle,
     pub(super) autoscale: OnceLock<AutoscaleHandle>,

@@ -1,4 +1,4 @@
-//! Whom a change concerns, in which order.
+//! Applies a change of the configuration to the running gateway: the order in which its parts learn of the change.
 
 use std::sync::Arc;
 
@@ -24,7 +24,7 @@ pub(super) struct Applier {
     pub(super) metrics: Metrics,
     /// Published last.
     pub(super) settings: Arc<Settings>,
-    /// The edge could not be made what these want: the next change tries again.
+    /// Not every listener or certificate of the settings could be applied: the next change tries again.
     pub(super) edge_is_wrong: bool,
     pub(super) plans: Arc<Plans>,
     /// Where listeners accept.
@@ -33,7 +33,7 @@ pub(super) struct Applier {
 }
 
 impl Applier {
-    /// What cannot be had leaves the old listener or certificate in place, and is said.
+    /// Applies listeners and certificates. One that fails leaves the old one in place and is logged.
     fn apply_edge(&mut self) {
         let errors = self.runtime.block_on(self.edge.apply(&self.settings));
         self.edge_is_wrong = !errors.is_empty();
@@ -58,7 +58,7 @@ impl Parties for Applier {
 
     fn publish(&mut self, delta: &Delta) -> Result<Generation, String> {
         let generation = self.table.apply(delta).map_err(|e| e.to_string())?;
-        // Listeners and certificates are none of a service's business.
+        // Listeners and certificates do not depend on services.
         if self.edge_is_wrong || !Arc::ptr_eq(&self.settings, &delta.settings) {
             self.settings = Arc::clone(&delta.settings);
             self.apply_edge();
@@ -91,7 +91,7 @@ impl Parties for Applier {
     }
 }
 
-/// The scaler as the autoscaler knows it.
+/// Adapts the scaler's handle to the autoscaler's output.
 pub(super) struct DesiredAdapter(pub(super) ScaleHandle);
 
 impl Desired for DesiredAdapter {

@@ -1,4 +1,5 @@
-//! The parts of the gateway, made and bound: what can fail before anything runs.
+//! Builds the gateway: loads the configuration, binds sockets, and makes every part that can fail before anything
+//! runs.
 
 use std::io::IsTerminal;
 use std::os::fd::OwnedFd;
@@ -24,10 +25,11 @@ use super::admin_state::DemandRouter;
 use super::check::{bad_files, env};
 use super::startup_error::StartupError;
 use super::upgrade::{SocketKind, SocketName, Takeover};
-/// Everything in its place: bound, and nothing done yet.
+
+/// All parts of a gateway, bound and not running yet.
 pub(super) struct Built {
     pub(super) loaded: Loaded<FileSource>,
-    /// As which it was published.
+    /// The generation of the first Snapshot.
     pub(super) generation: Generation,
     pub(super) reload: ReloadHandle,
     pub(super) executable: PathBuf,
@@ -46,8 +48,8 @@ pub(super) struct Built {
     pub(super) metrics: Metrics,
 }
 
-/// Loads the configuration, builds and binds. Sockets come from the process whose place this one takes
-/// wherever it has them; then nothing accepts yet.
+/// Loads the configuration, builds and binds. Sockets come from the old process of an upgrade where it has them;
+/// in that case no listener accepts yet.
 pub(super) fn build(
     args: &RunArgs,
     metrics: Metrics,
@@ -60,7 +62,7 @@ pub(super) fn build(
     let reload = source.reload_handle();
     let rejected = |why: &dyn std::fmt::Display| StartupError::rejected(format!("config rejected\n{why}"));
     let loaded = Loaded::first(source, Box::new(env), progress()).map_err(|e| rejected(&e))?;
-    // Later a bad certificate leaves the old one in place, and the edge says so.
+    // Only at start: on a reload a bad certificate leaves the old one in place, and the edge logs an error.
     let first = loaded.delta();
     let revisions = first.services.iter().flat_map(|service| &service.revisions);
     let bad = bad_files(&first.settings, revisions.map(AsRef::as_ref), &loaded.files());
@@ -182,7 +184,7 @@ pub(super) fn build(
     })
 }
 
-/// Says on a terminal how far a long load is, from its first second on.
+/// Shows the progress of a long load on a terminal, from its first second on.
 fn progress() -> impl FnMut(usize, usize) {
     let (start, mut told) = (Instant::now(), None);
     let is_terminal = std::io::stderr().is_terminal();
@@ -198,8 +200,8 @@ fn progress() -> impl FnMut(usize, usize) {
     }
 }
 
-/// A load that takes longer says how far it is.
+/// A load that takes longer shows its progress.
 const TELL_FIRST: Duration = Duration::from_secs(1);
 
-/// And again.
+/// The interval between updates of the progress.
 const TELL_AGAIN: Duration = Duration::from_millis(250);

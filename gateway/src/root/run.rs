@@ -1,4 +1,4 @@
-//! `sluice run`: build, run, drain.
+//! `sluice run`: builds the gateway, serves, and drains.
 
 use std::fs::File;
 use std::io::Write;
@@ -29,10 +29,10 @@ use super::upgrade::{self, Handoff, HandoffSender, Notifier, Program, Table, Tak
 /// Bytes of log lines that may wait for a slow reader, for each of stdout and stderr.
 const LOG_BUFFER: usize = 4 << 20;
 
-/// How long the last log lines may take.
+/// Time to flush the last log lines.
 const LOG_FLUSH: Duration = Duration::from_secs(1);
 
-/// Runs the gateway until it is told to stop.
+/// Runs the gateway until a stop is requested.
 pub(crate) fn run(args: &RunArgs) -> ExitCode {
     if args.kubernetes {
         eprintln!("sluice: --kubernetes is not available in this build: name config files instead");
@@ -42,7 +42,7 @@ pub(crate) fn run(args: &RunArgs) -> ExitCode {
     let writer = |name, file: std::io::Result<File>| {
         LogWriter::start(name, file?, LOG_BUFFER, metrics.log_lines_dropped())
     };
-    // Duplicates: the writers own what they write to, and std keeps its own.
+    // Duplicates: the log writers own their files, and std keeps its own.
     let stdout = writer(
         "access-log",
         std::io::stdout().as_fd().try_clone_to_owned().map(File::from),
@@ -88,7 +88,7 @@ fn start(args: &RunArgs, metrics: Metrics, access_log: AccessLog) -> Result<(), 
     let socket = upgrade::inherited_socket()
         .map_err(|e| StartupError::start(format!("cannot be upgraded to: {e}")))?;
     if socket.is_some() {
-        // The limit that this process was started with is the one that its predecessor raised.
+        // This process was started with the limit that the old process had raised.
         origin.program = origin.program.with_inherited_limit();
     }
     let mut new = match socket {
@@ -99,7 +99,7 @@ fn start(args: &RunArgs, metrics: Metrics, access_log: AccessLog) -> Result<(), 
         None => None,
     };
     let built = build(args, metrics, access_log, new.as_mut(), &data, &control).and_then(|built| {
-        // Nothing is accepted or scaled before this returns: until then another process does.
+        // Nothing is accepted or scaled before `prepared` returns: until then the old process does both.
         if let Some(new) = &mut new {
             let told = control.block_on(new.prepared());
             told.map_err(|why| StartupError::start(format!("cannot take over: {why}")))?;
@@ -116,7 +116,7 @@ fn start(args: &RunArgs, metrics: Metrics, access_log: AccessLog) -> Result<(), 
         }
     };
     control.block_on(serve_on(running, new));
-    // Whatever still runs is of no use to anybody: connections are closed, instances stopped.
+    // Remaining tasks are dropped: connections are closed and instances stopped.
     data.shutdown_background();
     control.shutdown_background();
     Ok(())
@@ -134,14 +134,14 @@ async fn serve_on(mut running: Running, new: Option<Takeover>) {
     running.run().await;
 }
 
-/// How this process came to be.
+/// How this process was started.
 struct Origin {
     started: SystemTime,
     program: Program,
     notify: Arc<Notifier>,
 }
 
-/// Sets everything going. An edge that is held shut stays so: who called opens it.
+/// Starts all tasks. An edge that is held shut stays shut until the caller opens it.
 fn serve(
     built: Built,
     origin: Origin,
@@ -165,12 +165,12 @@ fn serve(
         accepting,
         metrics,
     } = built;
-    // First: from here on a signal is an order, and not the end.
+    // First: until the handlers are installed, a signal kills the process.
     let signals = {
         let _entered = control.enter();
         Signals::new().map_err(|e| StartupError::start(format!("cannot listen for signals: {e}")))?
     };
-    // Before anything is admitted or decided here.
+    // Before any request is admitted and any scale decision made in this process.
     let (left, wanted) = new
         .map(|new| new.take_over(&registry, &scale))
         .unwrap_or_default();
@@ -254,8 +254,8 @@ fn serve(
     })
 }
 
-/// Takes as many descriptors as the system lets this process have: the usual soft limit of 1024 is
-/// for programs that use `select`. Returns what it was: instances are such programs.
+/// Raises the soft limit of descriptors to the hard one: the usual soft limit of 1024 is for programs that use
+/// `select`. Returns the old soft limit, which instances get, since they may be such programs.
 fn raise_descriptor_limit() -> Option<u64> {
     match getrlimit(Resource::RLIMIT_NOFILE) {
         Ok((soft, hard)) if soft < hard => {
@@ -285,7 +285,7 @@ fn runtime(name: &'static str, workers: Option<usize>) -> Result<Runtime, Startu
         .map_err(|e| StartupError::start(format!("cannot start threads: {e}")))
 }
 
-/// Says on stdout what is bound, one line each: port 0 is known only now.
+/// Prints the bound addresses on stdout, one a line: ports chosen by the system are known only now.
 fn announce(edge: &Edge, state: &GatewayState) {
     let mut out = std::io::stdout().lock();
     let mut lines = String::new();

@@ -1,4 +1,4 @@
-//! From serving to gone: by a signal, or by handing over to a new process.
+//! The main loop and the shutdown: drain on a signal, or after a hand-over to a new process.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -17,17 +17,17 @@ use super::admin_state::GatewayState;
 use super::signals::{SignalAction, Signals};
 use super::upgrade::{Frame, Handoff, Notifier, Predecessor, SHUTTING_DOWN, Successor, UpgradeRequest};
 
-/// How long connections may take to end once they are told to.
+/// Time for connections to close after the drain's deadline.
 const CLOSING: Duration = Duration::from_secs(6);
 
-/// How long the last words to a new process, or to whoever asks the admin, may take.
+/// Time for the last frames to a new process, and for the last responses of the admin API.
 const LAST_ANSWERS: Duration = Duration::from_secs(1);
 
-/// A gateway that serves, and all that its end needs.
+/// A serving gateway, with everything that its shutdown needs.
 pub(super) struct Running {
     pub(super) signals: Signals,
     pub(super) reload: ReloadHandle,
-    /// Follows the configuration.
+    /// The task that follows the configuration.
     pub(super) reconciler: AbortHandle,
     pub(super) edge: Arc<Edge>,
     pub(super) registry: Arc<Registry>,
@@ -35,24 +35,24 @@ pub(super) struct Running {
     pub(super) reader: Reader,
     pub(super) state: Arc<GatewayState>,
     pub(super) notify: Arc<Notifier>,
-    /// Gives admin and health away.
+    /// Shuts down the admin and the health server.
     pub(super) server_shutdown: GracefulShutdown,
-    /// Admin and health: end when they were told to leave and have said their last word.
+    /// The tasks of the admin and the health server: they end after the graceful shutdown.
     pub(super) servers: JoinSet<()>,
     pub(super) handoff: Handoff,
     pub(super) upgrade_requests: mpsc::Receiver<UpgradeRequest>,
-    /// Still drains, where this process was upgraded to.
+    /// The old process, where this process is the new one of an upgrade; it may still drain.
     pub(super) predecessor: Option<Predecessor>,
 }
 
-/// Why it no longer serves.
+/// How the main loop ended.
 enum End {
     Stopped,
     HandedOver(Box<Successor>, UpgradeRequest),
 }
 
 impl Running {
-    /// Serves until told to stop or until another process serves; then drains. Returns when this process
+    /// Serves until a stop is requested or until another process serves; then drains. Returns when this process
     /// may exit.
     pub(super) async fn run(mut self) {
         let end = self.until_ended().await;
@@ -74,7 +74,7 @@ impl Running {
             End::HandedOver(handed, request) => self.drain_after_handover(*handed, request).await,
         }
         self.scale.shutdown().await;
-        // Whoever asked for the upgrade that this is the end of may still be without an answer.
+        // The response to the request for the upgrade that ended this process may still be unsent.
         self.server_shutdown.stop_accepting().await;
         let last_words = async { while self.servers.join_next().await.is_some() {} };
         let _ = tokio::time::timeout(LAST_ANSWERS, last_words).await;
@@ -92,7 +92,7 @@ impl Running {
                     SignalAction::Upgrade => UpgradeRequest::by_signal(),
                     SignalAction::Stop => return End::Stopped,
                 },
-                // Whoever asks is a part of this process.
+                // Requests come from the admin API.
                 Some(request) = self.upgrade_requests.recv() => request,
             };
             if let Some(end) = self.upgrade(request).await {
@@ -107,7 +107,7 @@ impl Running {
         self.reload.reload();
     }
 
-    /// Tries to hand over. `None`: this process goes on.
+    /// Tries to hand over to a new process. `None`: this process goes on.
     async fn upgrade(&mut self, request: UpgradeRequest) -> Option<End> {
         tracing::info!("upgrade: starting {}", self.handoff.program.path().display());
         let (cancel, cancelled) = oneshot::channel();
@@ -125,7 +125,7 @@ impl Running {
                     }
                     SignalAction::Upgrade => tracing::warn!("upgrade: one is under way"),
                     SignalAction::Stop => if let Some(cancel) = cancel.take() {
-                        // It may have succeeded at this moment, which is as good.
+                        // The upgrade may have succeeded at this moment, which ends this process, too.
                         let _ = cancel.send(());
                     },
                 },
@@ -144,7 +144,7 @@ impl Running {
         }
     }
 
-    /// Another process serves: gives it all addresses, finishes what is open, and nothing else.
+    /// After a hand-over: closes all listening sockets and drains.
     async fn drain_after_handover(&mut self, handed: Successor, request: UpgradeRequest) {
         let Successor {
             pid,
@@ -154,17 +154,17 @@ impl Running {
             receiver,
             child,
         } = handed;
-        // Not ours to end any more; should it end, the runtime reaps it.
+        // The new process is not ended by this one any more; should it end, the runtime reaps it.
         drop(child);
-        // What the files say is the other one's to follow.
+        // The configuration is followed by the new process.
         self.reconciler.abort();
         self.state.handed_over.store(true, Ordering::SeqCst);
-        // systemd believes this of its main process alone, so before anything the new one says of itself.
+        // systemd accepts MAINPID from the main process alone, so before any message of the new process.
         self.notify.main_pid(pid);
         edge.stop_accepting().await;
         self.server_shutdown.stop_accepting().await;
         self.handoff.servers.clear();
-        // It may be gone already; there is no way back, and what is open here is finished all the same.
+        // The new process may be gone already; there is no way back, and open requests are finished all the same.
         let _ = sender.send(&Frame::Released, Vec::new()).await;
         tracing::info!(
             open = self.edge.open_connections(),
@@ -180,12 +180,12 @@ impl Running {
         let data_plane = (&*self.edge, &*self.registry);
         tokio::select! {
             () = drain(data_plane, settings, self.predecessor.as_ref()) => {}
-            // The first one asks for what is being done already.
+            // The first stop requests the drain that is under way already.
             () = async { stop_requested(signals).await; stop_requested(signals).await } => {
                 tracing::warn!("stopping at once");
             }
         }
-        // What platforms still owe an answer for is waited for, and passed on.
+        // Responses of platforms to calls under way are waited for, and passed on to the new process.
         self.scale.shutdown().await;
         let _ = tokio::time::timeout(LAST_ANSWERS, follow).await;
     }
@@ -195,7 +195,7 @@ async fn stop_requested(signals: &mut Signals) {
     while signals.next().await != SignalAction::Stop {}
 }
 
-/// The way out: nothing new, what is open finishes, the rest is closed at the deadline.
+/// Drain: stops accepting, waits for open requests, and closes the rest at the deadline.
 async fn drain(
     (edge, registry): (&Edge, &Registry),
     settings: DrainSettings,
@@ -207,7 +207,7 @@ async fn drain(
     edge.stop_accepting().await;
     let drained = async {
         edge.drained().await;
-        // Its connections are this service's, too, and its requests run on instances that this process owns.
+        // The old process still has clients' connections, and its requests run on instances of this process.
         if let Some(predecessor) = predecessor {
             predecessor.gone().await;
         }
@@ -219,7 +219,7 @@ async fn drain(
         );
         registry.close_all();
         edge.close();
-        // Waiters get their answer, WebSockets their Close.
+        // Time for responses to waiters and for Close frames to WebSockets.
         let _ = tokio::time::timeout(CLOSING, edge.drained()).await;
     }
 }

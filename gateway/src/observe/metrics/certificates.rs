@@ -9,8 +9,8 @@ use super::ListenerCertificates;
 use super::exposition::Exposition;
 use super::families::{CERTIFICATE_ENDS, CERTIFICATES};
 
-/// Series for each listener: those that end first. Thousands of certificates are no thousands of series, and
-/// the one to look at is always among them.
+/// Series for each listener: the certificates that expire first. Bounds the series of a listener with thousands
+/// of certificates; the certificate to look at is always among those shown.
 const SHOWN: usize = 100;
 
 /// Writes how many certificates there are, and when the first of them expire.
@@ -21,7 +21,7 @@ pub(super) fn expose(out: &mut Exposition, listeners: &[ListenerCertificates]) {
     }
     let mut first_ends = out.family(&CERTIFICATE_ENDS);
     for ListenerCertificates { listener, ends } in listeners {
-        // A file listed twice is one series.
+        // A file that is listed twice is one series.
         let files: BTreeMap<_, _> = ends.iter().map(|(file, end)| (file, *end)).collect();
         let mut first: Vec<_> = files.into_iter().map(|(file, end)| (end, file)).collect();
         first.sort_unstable();

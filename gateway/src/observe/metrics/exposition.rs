@@ -41,7 +41,7 @@ pub(super) struct Samples<'o> {
 }
 
 impl Samples<'_> {
-    /// One sample. `labels` as written, without the braces; empty for a series without labels.
+    /// One sample. `labels` in text form, without the braces; empty for a series without labels.
     pub(super) fn sample(&mut self, labels: fmt::Arguments<'_>, value: impl fmt::Display) {
         self.suffixed("", labels, value);
     }
@@ -64,7 +64,7 @@ impl Samples<'_> {
         push(self.out, format_args!(" {value}\n"));
     }
 
-    /// A counter by service or revision, which is not shown before it moved: most never do.
+    /// A counter by service or revision; 0 is not exposed, since most of these counters never move.
     fn counter(&mut self, labels: fmt::Arguments<'_>, counter: &AtomicU64) {
         match counter.load(Ordering::Relaxed) {
             0 => {}
@@ -72,7 +72,7 @@ impl Samples<'_> {
         }
     }
 
-    /// As a counter: not shown before the first duration.
+    /// A histogram; not exposed before the first duration.
     fn histogram(&mut self, labels: &str, latency: &Latency) {
         let Some(buckets) = latency.buckets() else {
             return;
@@ -86,7 +86,7 @@ impl Samples<'_> {
     }
 }
 
-/// Writes what requests counted, by service and revision.
+/// Writes the counters and histograms of requests, by service and revision.
 pub(super) fn counted<'s>(
     out: &mut Exposition,
     services: impl Iterator<Item = &'s ServiceMetrics> + Clone,
@@ -145,7 +145,7 @@ fn histograms(
     }
 }
 
-/// Writes the gauges of live state, but for certificates.
+/// Writes the gauges of live state, except those of certificates.
 pub(super) fn gauges(out: &mut Exposition, gauges: &LiveGauges) {
     let LiveGauges {
         loads,
@@ -171,7 +171,7 @@ pub(super) fn gauges(out: &mut Exposition, gauges: &LiveGauges) {
     out.family(&TABLES).sample(format_args!(""), tables);
 }
 
-/// As labels.
+/// The revision's labels, in text form.
 impl fmt::Display for RevisionLoad {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(

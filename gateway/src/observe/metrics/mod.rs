@@ -40,7 +40,7 @@ pub enum ReloadResult {
     Applied,
     /// The content was the same.
     Unchanged,
-    /// It had mistakes; the last good generation serves on.
+    /// The new content had mistakes; the last good generation serves on.
     Rejected,
 }
 
@@ -56,10 +56,10 @@ impl ReloadResult {
     }
 }
 
-/// What a revision carries right now.
+/// The load of a revision at one moment.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RevisionLoad {
-    /// The service it belongs to.
+    /// The service that the revision belongs to.
     pub service: ServiceId,
     /// The revision.
     pub revision: RevisionId,
@@ -69,25 +69,25 @@ pub struct RevisionLoad {
     pub queued: u32,
     /// Endpoints that may be used.
     pub ready: u32,
-    /// It is no longer configured and only finishes what it has.
+    /// The revision is no longer configured, and drains.
     pub leaving: bool,
 }
 
-/// What an endpoint is good for.
+/// The state of an endpoint, as operators see it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum EndpointCondition {
     /// Known, not ready yet.
     Starting,
     /// May be used.
     Ready,
-    /// Out for a while after failures.
+    /// Taken out of use for a while after failures (outlier ejection).
     Ejected,
-    /// Finishes what it has.
+    /// Finishes open requests and gets no new ones.
     Draining,
 }
 
 impl EndpointCondition {
-    /// Its name in the API.
+    /// The state's name in the API.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Starting => "starting",
@@ -98,18 +98,18 @@ impl EndpointCondition {
     }
 }
 
-/// One endpoint of a revision.
+/// The load of one endpoint of a revision.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct EndpointLoad {
-    /// Where it is.
+    /// The endpoint's address.
     pub address: EndpointAddr,
-    /// What it is good for.
+    /// The endpoint's state.
     pub condition: EndpointCondition,
-    /// Requests and streams on it.
+    /// Requests and streams on the endpoint.
     pub in_flight: u32,
 }
 
-/// Gauges that nobody counts: read from the live state at a scrape, so that they cost nothing in between.
+/// Gauges that are read from the live state at a scrape, so that they cost nothing in between.
 #[derive(Debug, Default)]
 pub struct LiveGauges {
     /// One entry per revision that serves or still drains.
@@ -122,7 +122,7 @@ pub struct LiveGauges {
     pub certificates: Vec<ListenerCertificates>,
 }
 
-/// When a listener's certificates end.
+/// When a listener's certificates expire.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ListenerCertificates {
     /// The listener, as bound.
@@ -193,13 +193,13 @@ impl Metrics {
         self.inner.registry.revision(service, revision)
     }
 
-    /// A Snapshot is served.
+    /// Sets the generation that is served.
     pub fn set_generation(&self, generation: Generation) {
         // Exact up to 2^53 reloads.
         self.inner.generation.set(generation.0 as f64);
     }
 
-    /// A load of the configuration ended.
+    /// Counts a load of the configuration.
     pub fn reloaded(&self, result: ReloadResult) {
         self.inner.reloads[result as usize].increment(1);
     }
@@ -214,7 +214,7 @@ impl Metrics {
         counter.increment(1);
     }
 
-    /// The counter for [`LogWriter`](super::LogWriter).
+    /// The counter of dropped log lines, for [`LogWriter`](super::LogWriter).
     pub fn log_lines_dropped(&self) -> Counter {
         self.inner.dropped.clone()
     }

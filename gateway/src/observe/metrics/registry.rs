@@ -3,8 +3,8 @@
 //! Series of the process and of its listeners are registered once and stay; their label sets are fixed.
 //! Series of services and revisions live exactly as long as somebody holds their handle: the registry
 //! keeps them weakly, so a removed revision vanishes with its last request, without a timer and without a
-//! call that could be forgotten. `metrics-exporter-prometheus` was rejected for that: it can only expire
-//! series that were idle, which would also drop the counters of a revision that rests at zero.
+//! call that could be forgotten. `metrics-exporter-prometheus` was rejected for that reason: the exporter can
+//! only expire idle series, and would also drop the counters of a revision that rests at zero.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -30,7 +30,7 @@ pub(super) struct Registry {
 /// A family with series that stay.
 struct Registered {
     family: &'static Family,
-    /// By labels as written. A gauge's number is the bits of a float, as the `metrics` facade has it.
+    /// By labels in text form. A gauge's number is the bits of an `f64`, as the `metrics` facade stores gauges.
     series: BTreeMap<String, Arc<AtomicU64>>,
 }
 
@@ -43,13 +43,13 @@ impl Registry {
         }
     }
 
-    /// The handle of a counter that is shown from now on. `labels` as written, without the braces.
+    /// The handle of a counter that is exposed from now on. `labels` in text form, without the braces.
     pub(super) fn counter(&self, family: &'static Family, labels: String) -> Counter {
         debug_assert_eq!(family.kind, Kind::Counter);
         Counter::from_arc(self.series(family, labels))
     }
 
-    /// The handle of a gauge that is shown from now on.
+    /// The handle of a gauge that is exposed from now on.
     pub(super) fn gauge(&self, family: &'static Family, labels: String) -> Gauge {
         debug_assert_eq!(family.kind, Kind::Gauge);
         Gauge::from_arc(self.series(family, labels))
@@ -139,7 +139,7 @@ impl WeakSeries {
         new
     }
 
-    /// Whatever somebody holds; the rest is forgotten.
+    /// All series that somebody holds; the rest is forgotten.
     fn alive(&mut self) -> (Vec<Arc<ServiceMetrics>>, Vec<Arc<RevisionMetrics>>) {
         self.sweep();
         let services = self.services.values().filter_map(Weak::upgrade).collect();

@@ -7,11 +7,11 @@ use super::stripes::Stripes;
 
 type Class = Box<[AtomicU64; 100]>;
 
-/// One counter per status 100 to 999 and one for 0, "no answer"; striped, as every request counts.
+/// One counter per status 100 to 999 and one for 0, "no answer"; striped by thread, as every request counts.
 #[derive(Debug, Default)]
 pub(super) struct StatusCodes(Stripes<Stripe>);
 
-/// A class of statuses takes memory once it occurs: a revision usually sees one or two.
+/// A class of statuses takes memory with its first request: a revision usually sees one or two classes.
 #[derive(Debug, Default)]
 struct Stripe {
     none: AtomicU64,

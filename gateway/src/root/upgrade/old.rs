@@ -1,4 +1,4 @@
-//! The old process's side: it starts the new one, hands over, and goes on by itself if that fails.
+//! The old process's side of an upgrade: starts the new process and hands over, or goes on if that fails.
 
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
@@ -18,74 +18,74 @@ use super::wire::{
     Channel, Frame, Hello, MAX_DESCRIPTORS, Receiver, Sender, SocketKind, SocketName, VERSION, WireError,
 };
 
-/// What is between a new process that is ready and one that serves takes milliseconds. The scaling is frozen
-/// meanwhile, so a process that hangs there is not waited for long.
+/// Timeout between `Prepared` and `Serving`, which takes milliseconds. Scaling is frozen meanwhile, so a new
+/// process that hangs there is not waited for long.
 const HAND_OVER: Duration = Duration::from_secs(10);
 
-/// Between SIGTERM and SIGKILL to a new process that is of no use.
+/// Time between SIGTERM and SIGKILL to a new process that failed.
 const GRACE: Duration = Duration::from_secs(2);
 
-/// For the last words of a process that exited, or the exit of one that said them.
+/// Timeout for the last frames of a process that exited, or for the exit of a process that sent `Failed`.
 const LAST_FRAMES: Duration = Duration::from_secs(1);
 
-/// Why the old process goes on.
+/// Errors of a hand-over; the old process goes on.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum HandOverError {
-    /// The end of this process would be the end of its container.
+    /// This process has pid 1: its exit would end the container.
     #[error("this process is the first of its container, which ends with it: start a new container instead")]
     FirstProcess,
-    /// It never ran.
+    /// The new process cannot be started.
     #[error("cannot start {path}: {source}")]
     Start {
         /// The binary.
         path: String,
-        /// What the system said.
+        /// The system's error.
         source: std::io::Error,
     },
-    /// This process cannot pass on its instances.
+    /// The scaling's state cannot be handed over.
     #[error("cannot hand over the scaling: {0}")]
     Scaling(sluice_control::scale::HandoverError),
-    /// This process cannot pass on what it has.
+    /// The listening sockets cannot be handed over.
     #[error("cannot hand over the listening sockets: {0}")]
     Sockets(std::io::Error),
-    /// Its own words.
+    /// The new process sent `Failed`, with this reason.
     #[error("the new process cannot take over: {0}")]
     Refused(String),
-    /// Crashed, or is not what it should be.
+    /// The new process crashed, or is not a sluice that can be upgraded to.
     #[error("the new process ended before it {before}: {how}")]
     Ended {
-        /// What it did not get to.
+        /// The step that the new process did not reach.
         before: &'static str,
-        /// Its exit status.
+        /// The exit status.
         how: String,
     },
-    /// Hangs, or needs longer.
+    /// The new process hangs, or needs longer.
     #[error("the new process was not {what} within {limit:?}")]
     Slow {
-        /// What it should have been.
+        /// The state that the new process did not reach.
         what: &'static str,
-        /// How long it was waited for.
+        /// The timeout.
         limit: Duration,
     },
-    /// Too old or too new.
+    /// The new binary speaks another version of the hand-over.
     #[error(
         "the new binary ({build}) speaks version {theirs} of the hand-over and this one version {VERSION}: restart instead"
     )]
     Version {
         /// The new binary's version.
         build: String,
-        /// Of the hand-over.
+        /// The new binary's version of the hand-over.
         theirs: u32,
     },
-    /// It says what makes no sense.
+    /// The new process sent an unexpected frame.
     #[error("the new process was not understood: {0}")]
     Strange(String),
-    /// The operator changed their mind.
+    /// A stop was requested during the upgrade.
     #[error("this process was told to stop meanwhile")]
     Cancelled,
 }
 
-/// What can be handed over.
+/// Everything that this process can hand over to a new one.
 pub(crate) struct Handoff {
     pub(crate) program: Program,
     pub(crate) edge: Arc<Edge>,
@@ -94,7 +94,7 @@ pub(crate) struct Handoff {
     pub(crate) scaling: HandoffSender,
 }
 
-/// A new process serves. The old one still accepts, until [`HeldEdge::stop_accepting`].
+/// The new process, once it serves. The old one still accepts, until [`HeldEdge::stop_accepting`].
 pub(crate) struct Successor {
     pub(crate) pid: u32,
     /// The new binary's version.
@@ -107,9 +107,9 @@ pub(crate) struct Successor {
 }
 
 impl Handoff {
-    /// Starts the binary now on disk and hands over to it. It may take `limit` to get ready. On an error the
-    /// new process is gone, and nothing has changed. `cancelled` ends it until the new process is ready;
-    /// dropping the future kills the new process, but leaves the scaling as it is.
+    /// Starts the binary now on disk and hands over to it. The new process may take `limit` to get ready. On an
+    /// error the new process is gone, and nothing has changed. `cancelled` ends the hand-over until the new process
+    /// is ready; dropping the future kills the new process, but leaves scaling frozen or not, as it is.
     pub(crate) async fn hand_over(
         &mut self,
         limit: Duration,
@@ -118,7 +118,7 @@ impl Handoff {
         if std::process::id() == 1 {
             return Err(HandOverError::FirstProcess);
         }
-        // A reload from here on would bind what the new process, which reads the same files, binds itself.
+        // No reload from here on: it would bind the addresses that the new process, with the same files, binds.
         let edge = self.edge.hold().await;
         let mut sockets = Vec::new();
         for (address, socket) in edge.sockets().map_err(HandOverError::Sockets)? {
@@ -137,7 +137,7 @@ impl Handoff {
             },
             () = asked_for(cancelled) => Err(HandOverError::Cancelled),
         };
-        // Not to be cancelled: from the word on it accepts, and ending it would cost what it has accepted.
+        // Not cancellable: after `Take` the new process accepts, and ending it would break its connections.
         let outcome = match ready {
             Ok(build) => hand_out(&mut new, &mut self.scaling, &mut frozen)
                 .await
@@ -158,7 +158,7 @@ impl Handoff {
                 })
             }
             Err(error) => {
-                // First it is gone, then what it may have had is taken back.
+                // In this order: the new process may hold slots until it is gone.
                 new.end().await;
                 if frozen {
                     self.scaling.take_back().await;
@@ -175,7 +175,7 @@ async fn asked_for(cancelled: oneshot::Receiver<()>) {
     }
 }
 
-/// The conversation from there to the acknowledgement.
+/// The hand-over from `Prepared` to the acknowledgement.
 async fn hand_out(
     new: &mut Candidate,
     scaling: &mut HandoffSender,
@@ -201,7 +201,7 @@ async fn hand_out(
     Ok(())
 }
 
-/// To [`Frame::Prepared`].
+/// The hand-over up to [`Frame::Prepared`]. Returns the new binary's version.
 async fn greet(
     new: &mut Candidate,
     mut sockets: Vec<(SocketName, OwnedFd)>,
@@ -237,7 +237,7 @@ fn unexpected(frame: &Frame) -> HandOverError {
     HandOverError::Strange(format!("{} is out of turn", frame.name()))
 }
 
-/// The new process as long as it is nothing but this one's child.
+/// The new process before the acknowledgement: a child that is killed when dropped.
 struct Candidate {
     child: KillOnDrop,
     channel: Channel,
@@ -272,7 +272,7 @@ impl Candidate {
         Ok(Self { child, channel })
     }
 
-    /// 0 when it has ended.
+    /// The process id; 0 when the process has ended.
     fn pid(&self) -> u32 {
         self.child.0.as_ref().and_then(Child::id).unwrap_or_default()
     }
@@ -289,7 +289,7 @@ impl Candidate {
         }
     }
 
-    /// Waits for this frame.
+    /// Waits for this frame; any other is an error.
     async fn await_frame(&mut self, wanted: Frame, before: &'static str) -> Result<(), HandOverError> {
         match self.next(before).await? {
             frame if frame == wanted => Ok(()),
@@ -297,14 +297,14 @@ impl Candidate {
         }
     }
 
-    /// What it says next, unless that is a refusal.
+    /// The next frame; `Failed` is returned as an error.
     async fn next(&mut self, before: &'static str) -> Result<Frame, HandOverError> {
         let child = self.child.child();
         let said = tokio::select! {
             biased;
             said = self.channel.recv() => said,
             _ = child.wait() => {
-                // What it said on the way comes first. Its descendants may hold the socket open in silence.
+                // Frames sent before the exit come first. With a timeout: descendants may hold the socket open.
                 let last = timeout(LAST_FRAMES, self.channel.recv()).await;
                 last.unwrap_or(Err(WireError::Closed))
             }
@@ -318,11 +318,11 @@ impl Candidate {
         }
     }
 
-    /// Why it cannot be talked to: most often because it is gone, and then how.
+    /// Turns an error of the socket into the cause: most often the exit of the new process, with its status.
     async fn explain(&mut self, error: WireError, before: &'static str) -> HandOverError {
         match error {
             WireError::Closed | WireError::Cut | WireError::Io(_) => {
-                // A refusal may still be unread where it was this side that could not speak.
+                // `Failed` may still be unread where it was the write that failed.
                 while let Ok(Ok(message)) = timeout(LAST_FRAMES, self.channel.recv()).await {
                     if let Frame::Failed(why) = message.frame {
                         return HandOverError::Refused(why);
@@ -341,16 +341,16 @@ impl Candidate {
         }
     }
 
-    /// It serves: from now on it is nobody's to end.
+    /// The new process serves: from now on it is not killed when dropped.
     fn accept(mut self) -> (Child, Channel) {
         let child = self.child.0.take().expect("taken only together with this");
         (child, self.channel)
     }
 
-    /// It is of no use: it may end by itself, and must end.
+    /// Ends a new process that failed: SIGTERM, then SIGKILL after [`GRACE`].
     async fn end(mut self) {
         let child = self.child.child();
-        // Without an id it has ended and was reaped, and its number may be another's.
+        // A process without an id was reaped, and the number may be another process's.
         if let Some(pid) = child.id().and_then(|pid| i32::try_from(pid).ok()) {
             let _ = kill(Pid::from_raw(pid), Signal::SIGTERM);
         }

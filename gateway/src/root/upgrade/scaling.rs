@@ -1,5 +1,5 @@
-//! The scaling's part of an upgrade, in both processes. **This is where the two halves meet**: the
-//! sequence in `old` and `new` calls these and knows nothing else of scaling.
+//! The hand-over of scaling in an upgrade, for both processes. `old` and `new` call the functions here and know
+//! nothing else of scaling.
 //!
 //! ```text
 //! O                                           N
@@ -10,8 +10,8 @@
 //! HandoffSender::follow ◀──── Scaling* ─────▶ HandoffReceiver::follow, until O is gone
 //! ```
 //!
-//! From `hand_over` on, whoever arrives in O waits: nobody gives a slot out until N does, or until O
-//! does again. Whatever goes wrong before `Serving` ends in `HandoffSender::take_back`, and N is ended.
+//! From `hand_over` on, new requests in O wait: no slot is given out until N does, or until O
+//! does again. Any error before `Serving` leads to `HandoffSender::take_back`, and N is ended.
 
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
@@ -29,22 +29,22 @@ use tokio::task::AbortHandle;
 
 use super::wire::{Channel, Frame, Receiver, Sender, WireError};
 
-/// Answers sent together.
+/// Messages sent in one frame at most.
 const BATCH: usize = 256;
 
-/// What the two sides say.
+/// A message between both processes about scaling.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 enum ScalingMessage {
-    /// O: its instances; the socket to their supervisor comes with it, if there is one.
+    /// O: its instances; with the socket to their supervisor as the descriptor, if there is one.
     Scale(Box<ScaleState>),
-    /// O: what it has in flight.
+    /// O: its requests in flight, by revision.
     Desks(Vec<Desk>),
-    /// O.
+    /// O: messages of the Guest.
     ToHost(Vec<ToHost>),
-    /// N.
+    /// N: messages of the Host.
     ToGuest(Vec<ToGuest>),
-    /// O: what a platform answered to it.
+    /// O: a platform's response to a call of O's.
     Answer(PlatformAnswer),
 }
 
@@ -62,11 +62,11 @@ impl ScalingMessage {
     }
 }
 
-/// The table of requests, which does not change while this process's slots are not its own.
+/// The routing table. Changes wait while another process gives out this process's slots.
 #[derive(Debug)]
 pub(crate) struct Table {
     registry: Arc<Registry>,
-    /// What came meanwhile, in order; `None` while changes are let through.
+    /// Changes that wait, in order; `None` while changes are applied at once.
     held: Mutex<Option<Vec<Delta>>>,
 }
 
@@ -76,7 +76,7 @@ impl Table {
         Arc::new(Self { registry, held })
     }
 
-    /// Lets requests see a change, at once or when the slots are this process's again.
+    /// Applies a change, at once or when the slots are this process's again.
     pub(crate) fn apply(&self, delta: &Delta) -> Result<Generation, SnapshotError> {
         let mut held = self.held.lock();
         if let Some(held) = &mut *held {
@@ -110,7 +110,7 @@ impl Table {
 pub(crate) struct HandoffSender {
     scale: ScaleHandle,
     table: Arc<Table>,
-    /// The autoscaler's task: what it decides is of no interest once another process scales.
+    /// The autoscaler's task, aborted once another process scales.
     decisions: AbortHandle,
     guest: Option<Guest>,
 }
@@ -125,11 +125,11 @@ impl HandoffSender {
         }
     }
 
-    /// Stops scaling and says what there is to know, as any number of [`Frame::Scaling`] with their
-    /// descriptors. May be dropped half way; [`Self::take_back`] follows then.
+    /// Freezes scaling and sends its state, as any number of [`Frame::Scaling`] with their descriptors. May be
+    /// dropped half way; [`Self::take_back`] follows then.
     pub(crate) async fn hand_over(&mut self, channel: &mut Channel) -> Result<(), HandoffError> {
-        // Instances first: what the data plane learns of them until it is flipped is part of what it
-        // says, and what it asks for is kept.
+        // Instances first: the state of the data plane includes all changes of endpoints up to the flip, and
+        // its demands up to then are kept.
         let HandedOver { state, supervisor } = self.scale.freeze().await?;
         let (guest, desks) = self.table.flip();
         self.guest = Some(guest);
@@ -141,7 +141,7 @@ impl HandoffSender {
         Ok(())
     }
 
-    /// The new process did not acknowledge, and is gone: everything is as before.
+    /// Undoes [`Self::hand_over`]: the new process did not acknowledge, and is gone.
     pub(crate) async fn take_back(&mut self) {
         self.scale.thaw();
         if let Some(guest) = self.guest.take() {
@@ -149,8 +149,8 @@ impl HandoffSender {
         }
     }
 
-    /// The new process scales. Runs beside the drain; ends when the new process does, or when the
-    /// scaler was shut down and its last word is said.
+    /// Exchanges messages with the new process, which scales. Runs beside the drain; ends when the new process
+    /// does, or when the scaler was shut down and its last message is sent.
     pub(crate) fn follow(
         &mut self,
         sender: Sender,
@@ -175,7 +175,7 @@ async fn follow(
 ) {
     let mut next: Option<Frame> = None;
     let gone: WireError = loop {
-        // What is said is never waited for without listening: two that only talk would stop.
+        // Sending always goes on together with receiving: two processes that only send would deadlock.
         let said = tokio::select! {
             heard = receiver.recv() => {
                 match heard {
@@ -206,7 +206,7 @@ async fn follow(
     guest.abandon();
 }
 
-/// Why scaling is not handed over.
+/// Errors of handing over scaling.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum HandoffError {
     #[error(transparent)]
@@ -241,7 +241,10 @@ pub(crate) struct HandoffReceiver {
 }
 
 impl HandoffReceiver {
-    /// One part of what the old process hands over.
+    /// Takes one part of the old process's state.
+    ///
+    /// # Errors
+    /// When the part is malformed or out of turn.
     pub(crate) fn receive(&mut self, body: &Bytes, descriptors: Vec<OwnedFd>) -> Result<(), String> {
         match ScalingMessage::read(body)? {
             ScalingMessage::Scale(state) => {
@@ -260,8 +263,8 @@ impl HandoffReceiver {
         }
     }
 
-    /// Counts what the old process has in flight; before this one admits anything. Returns what its
-    /// controller left, and how many of each revision it wanted.
+    /// Counts the old process's requests in flight, before this process admits any. Returns the state of the old
+    /// process's controller, and the desired replicas of each revision.
     pub(crate) fn take_over(
         &mut self,
         registry: &Registry,
@@ -279,7 +282,7 @@ impl HandoffReceiver {
         (left, wanted)
     }
 
-    /// Runs as long as the old process lives. Returns when it is gone.
+    /// Exchanges messages with the old process. Returns when the old process is gone.
     pub(crate) async fn follow(self, sender: Sender, mut receiver: Receiver) {
         let Some((mut host, scale)) = self.host else {
             return;
@@ -316,7 +319,7 @@ impl HandoffReceiver {
                 answer = host.next() => answers.push(answer),
             }
         }
-        // It is gone, and with it whatever it had in flight.
+        // The old process is gone, and its requests in flight with it.
         tracing::info!(
             in_flight = host.held(),
             "upgrade: the old process holds nothing any more"
