@@ -55,7 +55,7 @@ pub async fn connect(addr: SocketAddr, host: &str) -> WebSocketStream<TcpStream>
 /// Sends a message and waits for its echo.
 ///
 /// # Panics
-/// When something else comes.
+/// When another message comes.
 pub async fn echoed<S: AsyncRead + AsyncWrite + Unpin>(ws: &mut WebSocketStream<S>, message: Message) {
     ws.send(message.clone()).await.expect("the tunnel is open");
     let reply = within("an echo", SOON, ws.next()).await.expect("a message");
@@ -65,7 +65,7 @@ pub async fn echoed<S: AsyncRead + AsyncWrite + Unpin>(ws: &mut WebSocketStream<
 /// Waits for a Close that says "going away" (1001).
 ///
 /// # Panics
-/// When something else comes.
+/// When another message comes.
 pub async fn going_away<S: AsyncRead + AsyncWrite + Unpin>(ws: &mut WebSocketStream<S>) {
     let end = within("a Close", SOON, ws.next()).await.expect("a message");
     match end.expect("an orderly end") {

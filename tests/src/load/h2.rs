@@ -1,4 +1,4 @@
-//! Streams over HTTP/2 connections.
+//! HTTP/2 load: streams one after the other on each connection.
 
 use std::sync::Arc;
 

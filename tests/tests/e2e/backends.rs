@@ -1,4 +1,4 @@
-//! What requests are forwarded to, and what happens when it breaks.
+//! Backends of every kind, and requests whose backend breaks: retries, ejection, error responses.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -167,7 +167,7 @@ async fn a_stale_pooled_connection_does_not_cost_a_post() {
             read_head(&mut io).await?;
             io.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
                 .await?;
-            // A server whose keep-alive is over, and that did not say so beforehand.
+            // A keep-alive timeout of the server, without `Connection: close` before.
             io.shutdown().await?;
             counter.fetch_add(1, Ordering::SeqCst);
             Ok(())

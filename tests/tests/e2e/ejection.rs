@@ -1,4 +1,4 @@
-//! Endpoints that fail are left alone for a while, and come back.
+//! Outlier ejection: failing endpoints are taken out of use for a while, and come back.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -14,7 +14,7 @@ use sluice_tests::wait::{SOON, wait_for, wait_until};
 
 use crate::{WEB, web, web_two};
 
-/// Answers 503 until the switch is on.
+/// A backend that answers 503 until the switch is on.
 fn sick() -> (Builder, Arc<AtomicBool>) {
     let healthy = Arc::new(AtomicBool::new(false));
     let switch = Arc::clone(&healthy);
@@ -30,7 +30,7 @@ fn sick() -> (Builder, Arc<AtomicBool>) {
     (builder, healthy)
 }
 
-/// What `/api/revisions` says of an endpoint.
+/// The state of an endpoint in `/api/revisions`.
 async fn state(gateway: &Gateway, addr: SocketAddr) -> String {
     let all = gateway.admin_json("/api/revisions").await;
     find(&all, &addr.to_string()).unwrap_or_else(|| panic!("no {addr} in {all}"))
@@ -130,7 +130,7 @@ async fn a_refused_connection_ejects_at_once_and_the_last_one_is_never_ejected()
     }
     assert_eq!(state(&alone, sick.addr()).await, "ready");
 
-    // Both are bad: they share what comes, and one of them always stays.
+    // Both endpoints fail: they share the requests, and one of them is never ejected.
     let (builder, _) = self::sick();
     let other = builder.start().await;
     let both = Gateway::start(&web_two(sick.addr(), other.addr(), "")).await;

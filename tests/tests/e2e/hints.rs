@@ -1,4 +1,4 @@
-//! A hint that is followed leads to a config that is accepted, and names what it means. Source: issue 8, rows 11 and 16.
+//! Hints of diagnostics: following a hint makes the config valid.
 
 use crate::check::check;
 
@@ -111,7 +111,7 @@ async fn what_a_hint_says_is_accepted() {
     }
 }
 
-/// A hint that would lead to the next error is not given.
+/// There is no hint where following it would lead to another error.
 #[tokio::test]
 async fn nothing_is_suggested_that_is_refused() {
     let config = |value: &str| {
@@ -143,7 +143,7 @@ async fn nothing_is_suggested_that_is_refused() {
     );
 }
 
-/// A character is shown as it was written, wherever it is refused.
+/// A refused character is shown as it was written.
 #[tokio::test]
 async fn no_byte_is_shown_as_a_character() {
     for config in [

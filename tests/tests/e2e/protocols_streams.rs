@@ -1,4 +1,4 @@
-//! Connections that change their protocol, and bodies that never seem to end.
+//! Long streams: WebSockets and other upgrades, server-sent events, and large bodies under back-pressure.
 
 use std::time::Duration;
 
@@ -173,7 +173,7 @@ async fn events_arrive_as_they_are_sent() {
 
 const GIB: u64 = 1 << 30;
 
-/// More than this on top of what it had means that a body was kept.
+/// Growth of resident memory, in KiB, that means that a body was buffered.
 const FLAT_KIB: u64 = 64 * 1024;
 
 fn assert_flat(gateway: &Gateway, before_kib: u64) {
@@ -230,7 +230,7 @@ async fn one_gib_down_in_flat_memory_even_to_a_client_that_pauses() {
     let mut conn = H1::connect(gateway.addr()).await.unwrap();
     conn.send(&h1::get(WEB, "/")).await.unwrap();
     assert_eq!(conn.head(false).await.unwrap().status, 200);
-    // Whatever is read from the backend meanwhile has to be kept somewhere.
+    // Bytes read from the backend meanwhile would have to be buffered.
     quiet(Duration::from_millis(500)).await;
     conn.discard(GIB).await.unwrap();
     assert_flat(&gateway, before);

@@ -1,4 +1,4 @@
-//! What ends an upgraded connection: its own timers and the gateway's end, and nothing else.
+//! The end of upgraded connections: by their own timers and by the gateway's drain alone.
 
 use std::time::{Duration, Instant};
 

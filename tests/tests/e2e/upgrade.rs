@@ -1,4 +1,4 @@
-//! The binary on disk takes over, and no client notices.
+//! Upgrade in place: the binary on disk takes over without losing a request or a connection.
 
 use std::net::SocketAddr;
 use std::os::unix::net::UnixDatagram;
@@ -80,7 +80,7 @@ async fn under_load_not_one_request_or_connection_is_lost() {
     echoed(&mut second_ws, "in the second").await;
     assert!(is_alive(gateway.pid()) && is_alive(second) && is_alive(third));
 
-    // Each goes with its last connection, and not before the one that it took over from.
+    // Each process exits with its last connection, and not before its predecessor.
     second_ws.close(None).await.unwrap();
     echoed(&mut first_ws, "and still").await;
     assert!(is_alive(second));
@@ -116,7 +116,7 @@ async fn sigquit_does_what_the_command_does() {
         format!("upgrade: process {pid} (version "),
         format!("upgrade: process {} no longer accepts", gateway.pid()),
     ] {
-        // Lines of two processes, each of which writes in its own time.
+        // Lines of two processes may come in any order.
         gateway.wait_said(&line).await;
     }
 }
@@ -178,7 +178,7 @@ async fn ports_stay_where_they_are_and_listeners_follow_the_new_config() {
     let [first, second, third] = bound().await[..] else {
         panic!()
     };
-    // Several of one configured address are told apart.
+    // Several sockets of one configured address are distinguished.
     gateway.upgraded().await;
     assert_eq!(bound().await, [first, second, third]);
     assert_eq!(
@@ -198,7 +198,7 @@ async fn ports_stay_where_they_are_and_listeners_follow_the_new_config() {
     }
     assert!(TcpStream::connect(third).await.is_err(), "nobody has it any more");
 
-    // Inherited or not, they follow the config.
+    // Inherited listeners follow the config like others.
     gateway.reload(&listeners(&["127.0.0.1", "127.0.0.2"])).await;
     wait_for("the listeners are those of the config", SOON, async || {
         let now = bound().await;
@@ -224,7 +224,7 @@ async fn at_the_end_of_the_old_process_s_drain_websockets_are_asked_to_go() {
     assert_eq!(gateway.wait_exit(Duration::from_secs(15)).await.code(), Some(0));
 }
 
-/// `systemctl stop` while the old process drains, and an operator who is impatient with it.
+/// `systemctl stop` while the old process drains, and SIGTERM to the new one.
 #[tokio::test]
 async fn stopping_either_process_cuts_nothing_that_the_old_one_still_has() {
     let (chat, _) = echo_backend().await;

@@ -1,4 +1,4 @@
-//! The corpus of HTTP/1 requests that could be smuggled, or are malformed: `tests/corpus/h1.txt` says how it reads.
+//! The corpus of smuggled and malformed HTTP/1 requests; `tests/corpus/h1.txt` describes its format.
 
 use std::io;
 
@@ -17,7 +17,7 @@ struct Http1Case {
     name: String,
     /// Statuses with the gateway's reasons.
     answers: Vec<(u16, Option<String>)>,
-    /// The connection ends after them.
+    /// The connection ends after the answers.
     closes: bool,
     upstream: Upstream,
     fin: bool,
@@ -107,7 +107,7 @@ impl Http1Case {
 async fn ended(conn: H1) -> io::Result<()> {
     let (mut io, ahead) = conn.into_parts();
     let mut rest = ahead;
-    // A reset is an end as well: there may have been bytes that nobody wanted to read.
+    // A reset is an end as well: the gateway may have closed with unread bytes.
     let _ = io.read_to_end(&mut rest).await;
     match rest.is_empty() {
         true => Ok(()),
@@ -124,7 +124,7 @@ async fn every_case_gets_its_answer_and_the_backend_only_what_it_should() {
     let backend = Recorder::start().await;
     let gateway = Gateway::start(&web(backend.addr())).await;
     verify(&cases, &gateway, async |_, case| {
-        // What a case that failed left behind is none of the next one's.
+        // Leftovers of a failed case must not count for the next one.
         case.run(&gateway, &backend)
             .await
             .inspect_err(|_| _ = backend.take())

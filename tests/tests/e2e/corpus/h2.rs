@@ -1,4 +1,4 @@
-//! The corpus of HTTP/2 requests: `tests/corpus/h2.txt` says how it reads.
+//! The corpus of malformed HTTP/2 requests; `tests/corpus/h2.txt` describes its format.
 
 use sluice_tests::gateway::Gateway;
 use sluice_tests::h2_frames::{END_STREAM, Frames, Outcome, frame, headers, kind};
@@ -100,8 +100,8 @@ impl Http2Case {
                 Step::Data { end, data } => frame(kind::DATA, if *end { END_STREAM } else { 0 }, 1, data),
             });
         }
-        // In one piece, as far as the kernel takes it: what the gateway makes of one frame must not race with
-        // the next. It may have been refused before all was sent: the answer counts.
+        // In one write, as far as the kernel takes it: the reaction to one frame must not race with the next frame. The
+        // write may fail because of an early refusal: the answer counts.
         let _ = conn.send(&bytes).await;
         let outcome = within(what, SOON, conn.outcome(1)).await;
         if outcome.to_string() != self.answer {
@@ -127,7 +127,7 @@ async fn every_case_gets_its_answer_and_the_backend_only_what_it_should() {
     let backend = Recorder::start().await;
     let gateway = Gateway::start(&web(backend.addr())).await;
     verify(&cases, &gateway, async |_, case| {
-        // What a case that failed left behind is none of the next one's.
+        // Leftovers of a failed case must not count for the next one.
         case.run(&gateway, &backend)
             .await
             .inspect_err(|_| _ = backend.take())

@@ -20,7 +20,7 @@ trait Case: Sized {
 
     fn name(&self) -> &str;
 
-    /// Takes one of the case's lines that is not empty. False: such a line means nothing.
+    /// Parses one non-empty line of the case. Returns false for an invalid line.
     fn line(&mut self, line: &str) -> bool;
 }
 
@@ -42,7 +42,7 @@ fn read<C: Case>(file: &str, at_least: usize) -> Vec<C> {
     cases
 }
 
-/// Runs all cases, so that one failure hides no other; fails with a list of those that went wrong.
+/// Runs all cases, so that one failure hides no other; panics with the list of failures.
 async fn verify<C: Case>(cases: &[C], gateway: &Gateway, run: impl AsyncFn(usize, &C) -> Result<(), String>) {
     let mut wrong = Vec::new();
     for (nth, case) in cases.iter().enumerate() {
@@ -62,7 +62,7 @@ async fn verify<C: Case>(cases: &[C], gateway: &Gateway, run: impl AsyncFn(usize
     assert_eq!(panicked, 0.0);
 }
 
-/// Takes a line of bytes of an HTTP/1 message: `> ` with CRLF behind, `+ ` as they are. False: another line.
+/// Parses a line of bytes of an HTTP/1 message: `> ` with CRLF behind, `+ ` as they are. Returns false for other lines.
 fn take_bytes(line: &str, bytes: &mut Vec<u8>) -> bool {
     if let Some(text) = line.strip_prefix('>') {
         bytes.extend(unescape(text.strip_prefix(' ').unwrap_or(text)));
@@ -83,14 +83,14 @@ async fn good_request(gateway: &Gateway) -> Result<(), String> {
     }
 }
 
-/// How long a request that was begun and cut may take to show at the backend.
+/// How long a cut-off request may take to arrive at the backend.
 const CUT_SHOWS: Duration = Duration::from_millis(300);
 
-/// What a case says of the backend.
+/// The expectations of a case for the backend.
 #[derive(Debug, Default)]
 struct Upstream {
     requests: usize,
-    /// Fewer are fine as well.
+    /// `requests` is an upper bound.
     at_most: bool,
     cut: bool,
     seen: Vec<String>,
@@ -98,7 +98,7 @@ struct Upstream {
 }
 
 impl Upstream {
-    /// Takes a line of a case; false when it says nothing of the backend.
+    /// Parses a key and value of a case; returns false for keys that do not concern the backend.
     fn set(&mut self, key: &str, value: &str) -> bool {
         match key {
             "upstream" => {
@@ -115,11 +115,11 @@ impl Upstream {
         true
     }
 
-    /// Compares what the backend got with what it should have: the case's requests and `own` good ones.
+    /// Compares the requests at the backend with the expected ones: those of the case and `own` good ones.
     async fn judge(&self, what: &str, own: usize, backend: &Recorder) -> Result<(), String> {
         let cut = || !backend.peek().cut.is_empty();
-        // Whether the backend sees the beginning depends on how early the gateway sees the fault; what it
-        // must not see is a whole request. Waited for, so that it is not taken for the next case's.
+        // Whether the beginning of the request arrives depends on how early the gateway sees the fault; a whole request
+        // must not arrive. Waited for, so that a beginning is not counted for the next case.
         if self.cut {
             let _ = timeout(CUT_SHOWS, wait_until(what, SOON, cut)).await;
         }

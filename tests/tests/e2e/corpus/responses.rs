@@ -1,4 +1,4 @@
-//! The corpus of what backends answer: `tests/corpus/responses.txt` says how it reads.
+//! The corpus of hostile backend responses; `tests/corpus/responses.txt` describes its format.
 
 use std::io;
 use std::sync::Arc;
@@ -20,7 +20,7 @@ use crate::{WEB, web};
 /// What the backend answers to a good request.
 const GOOD: &[u8] = b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\ngood";
 
-/// A case takes no longer, so that one that hangs hides no other.
+/// The timeout of a case, so that a hanging case hides no other.
 const LIMIT: Duration = SOON;
 
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
@@ -104,7 +104,7 @@ impl ResponseCase {
         self.method.as_deref().unwrap_or("GET")
     }
 
-    /// Whether this is what the client should have got.
+    /// Compares the response with the expected one.
     fn judge(&self, got: &Got) -> Result<(), String> {
         let refused =
             matches!(got, Got::Whole { status: 502, reason: Some(reason), .. } if reason == "upstream_error");
@@ -230,7 +230,7 @@ async fn backend(cases: Arc<Vec<ResponseCase>>) -> RawBackend {
     .await
 }
 
-/// Closes without a reset, although the gateway may have been told to send no more.
+/// Closes in order, without a reset: reads until the gateway closes, too.
 async fn close(mut io: TcpStream) -> io::Result<()> {
     io.shutdown().await?;
     let _ = timeout(LIMIT, io.read_to_end(&mut Vec::new())).await;
