@@ -74,7 +74,7 @@ pub struct Request {
     pub target: String,
     /// The fields in order; over HTTP/1 with the names as sent.
     pub fields: Vec<(String, String)>,
-    /// How its end is told.
+    /// How the body is framed.
     pub framing: Framing,
     /// What came of the body.
     pub body: Vec<u8>,

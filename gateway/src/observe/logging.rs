@@ -1,6 +1,6 @@
 //! The process's own log, on stderr.
 //!
-//! Level policy, for our code and as a promise to whoever alerts on it:
+//! Level policy, for our code and as a promise to operators who alert on levels:
 //!
 //! - `error`: somebody must act, for something that was configured is missing: a reload was rejected, a
 //!   listener's port is taken, the supervisor is gone.
@@ -30,7 +30,7 @@ use tracing_subscriber::layer::SubscriberExt;
 
 use super::log_writer::LogSink;
 
-/// Crates whose records are about single clients whatever their level says.
+/// Crates whose records of any level are about single clients.
 const LOWERED: [&str; 2] = ["pingora", "rustls"];
 
 /// Prefix of every filter: a directive for h2 in the filter itself wins.

@@ -140,7 +140,7 @@ async fn request(io: &mut TcpStream) -> std::io::Result<bool> {
     loop {
         let event = format!("data: {}\n\n", std::process::id());
         let chunk = format!("{:x}\r\n{event}\r\n", event.len());
-        // Events go on until somebody ends the connection.
+        // Events go on until the connection ends.
         io.write_all(chunk.as_bytes()).await?;
         tokio::time::sleep(BEAT).await;
     }

@@ -121,10 +121,10 @@ impl Builder {
         self.dir.path()
     }
 
-    /// Starts it and waits until it is ready.
+    /// Starts the gateway and waits until it is ready.
     ///
     /// # Panics
-    /// When it exits or does not become ready soon, with what it said.
+    /// When the gateway exits or does not become ready soon, with its output.
     pub async fn start(self) -> Gateway {
         let config_path = self.dir.path().join("sluice.yaml");
         if self.source.is_none() {

@@ -80,7 +80,7 @@ mod tests {
         let stripes = Stripes::<AtomicU64>::default();
         let mut lines = BTreeSet::new();
         let mut threads = 0;
-        // Other tests start threads meanwhile, so which stripes are met is not ours to say.
+        // Other tests start threads meanwhile, so the order of stripes is not fixed.
         while stripes.iter().count() < STRIPES && threads < 10_000 {
             let line = || std::ptr::from_ref(stripes.mine()).addr() / 128;
             lines.insert(std::thread::scope(|scope| scope.spawn(line).join().unwrap()));

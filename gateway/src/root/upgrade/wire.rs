@@ -241,7 +241,7 @@ impl Channel {
         self.receiver.recv().await
     }
 
-    /// Both directions, each for whoever uses it.
+    /// Splits the connection into its halves.
     pub(crate) fn split(self) -> (Sender, Receiver) {
         (self.sender, self.receiver)
     }
