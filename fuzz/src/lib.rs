@@ -1,4 +1,4 @@
-//! What several targets share.
+//! Helpers shared by fuzz targets.
 
 /// Takes one byte off the front of the input: a choice that the fuzzer makes. 0 when nothing is left.
 pub fn choice(data: &mut &[u8]) -> u8 {

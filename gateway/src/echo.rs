@@ -1,7 +1,7 @@
 //! `sluice echo`: a small backend for demos and tests, HTTP/1.1 and h2c.
 //!
-//! Every answer is plain text: who answers, what was asked, and the request's headers as they
-//! arrived, so that what the gateway adds and strips can be seen.
+//! Every response is plain text: the instance, the request line, and the request's headers as they
+//! arrived, so that headers that the gateway adds and strips can be seen.
 
 use std::convert::Infallible;
 use std::fmt::Write;
@@ -29,24 +29,24 @@ use tokio::time::sleep;
 
 use crate::cli::EchoArgs;
 
-/// How long accepting rests when the system refuses (no file descriptors left): it would spin.
+/// Back-off of the accept loop when `accept` fails (no file descriptors left); without it the loop would spin.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
-/// Why it does not run. Each says what to do.
+/// Errors of `sluice echo` at its start. Each message says what to do.
 #[derive(Debug, Error)]
 pub enum EchoError {
-    /// `$PORT` is no port.
+    /// `$PORT` is not a port.
     #[error("the environment says PORT={0}, which is not a port: set it to 0..65535 or use --port")]
     Port(String),
     /// The address cannot be bound.
     #[error("cannot listen on {address}: {source}")]
     Bind {
-        /// Where it wanted to listen.
+        /// The address to listen on.
         address: SocketAddr,
-        /// What the system said.
+        /// The system's error.
         source: io::Error,
     },
-    /// No runtime, or no signal handler.
+    /// The runtime or a signal handler cannot be set up.
     #[error("cannot start: {0}")]
     Start(#[from] io::Error),
 }
@@ -107,7 +107,7 @@ fn port(option: Option<u16>, variable: Option<String>) -> Result<u16, EchoError>
     }
 }
 
-/// What is answered.
+/// The fixed parts of every response.
 #[derive(Debug)]
 struct Answers {
     message: String,
@@ -116,7 +116,7 @@ struct Answers {
     delay: Duration,
 }
 
-/// Serves until `stop`, then until no request is open any more.
+/// Serves until `stop`, then drains: returns when no request is open.
 async fn serve(listener: TcpListener, answers: Answers, stop: impl Future<Output = ()>) {
     let answers = Arc::new(answers);
     let (stopping, stopped) = watch::channel(false);
@@ -144,7 +144,7 @@ async fn serve(listener: TcpListener, answers: Answers, stop: impl Future<Output
 }
 
 async fn connection(stream: TcpStream, answers: Arc<Answers>, mut stopped: watch::Receiver<bool>) {
-    // Small answers at once: otherwise a delayed acknowledgement costs 40 ms.
+    // TCP_NODELAY: otherwise Nagle's algorithm and a delayed acknowledgement cost a small response 40 ms.
     let _ = stream.set_nodelay(true);
     let service = service_fn(move |request| {
         let answers = Arc::clone(&answers);
@@ -154,7 +154,7 @@ async fn connection(stream: TcpStream, answers: Arc<Answers>, mut stopped: watch
     builder.http1().timer(TokioTimer::new());
     builder.http2().timer(TokioTimer::new());
     let mut connection = std::pin::pin!(builder.serve_connection(TokioIo::new(stream), service));
-    // How a client ends its connection is its own business: errors are not looked at.
+    // Errors of a client's connection are ignored.
     tokio::select! {
         _ = connection.as_mut() => return,
         _ = stopped.wait_for(|stopped| *stopped) => connection.as_mut().graceful_shutdown(),
@@ -309,7 +309,7 @@ mod tests {
         let request = Request::get("/slow").header("host", "x");
         let open = sender.send_request(request.body(Empty::<Bytes>::new()).unwrap());
         let open = tokio::spawn(open);
-        // The request is at work once its delay is the only thing anybody waits for.
+        // The request is being served once its delay is the only timer.
         sleep(Duration::from_secs(1)).await;
         stop.send(()).unwrap();
         assert_eq!(idle.read(&mut [0; 1]).await.unwrap(), 0);

@@ -95,9 +95,12 @@ impl<L> Draw<L> for NoDraw {
     }
 }
 
-/// Explains a routing decision as JSON, in the shape of [`Explain::explain`](crate::admin::Explain::explain).
-/// `bound` has the addresses actually bound, in the order of the settings; without a running gateway the
-/// configured ones serve.
+/// Explains a routing decision as JSON. `bound` has the addresses actually bound, in the order of the settings;
+/// without a running gateway the configured ones serve.
+///
+/// The returned object has `found` (bool): whether something would serve the request. The text output is made of
+/// the keys `listener`, `host`, `path`, `service`, `route`, `tag`, `split`, `revision`, `backend`, `rewrite`,
+/// `reason` and `why` (a list of sentences), all optional; further keys are shown as they are.
 pub fn explain<L: Clone>(snapshot: &Snapshot<L>, bound: &[SocketAddr], query: &ExplainQuery) -> Value {
     let refused = |reason: &str, why: String| json!({"found": false, "reason": reason, "why": [why]});
     let target = match ParsedUrl::parse(&query.url) {

@@ -1,10 +1,10 @@
-//! Sluice's data plane: it accepts, routes, holds, balances and forwards.
+//! Sluice's data plane: accepts connections, routes, queues, load-balances and forwards requests.
 //!
-//! `edge` accepts connections and prepares streams; `downstream` takes requests from them; `exchange`
-//! forwards each, driving the decision part in `request`; `upstream` connects to backends; `http1` is the
+//! `edge` accepts connections and terminates TLS; `downstream` serves HTTP/1 and HTTP/2 on them; `exchange`
+//! forwards each request, driving the decisions in `request`; `upstream` connects to backends; `http1` is the
 //! codec of both sides, `framing` its reader and writer, `h2` counts HTTP/2 frames; `throttle` owns capacity
 //! and queue of a revision; `registry` keeps live state by revision across Snapshots; `handover` shares
-//! endpoints with the next process of an upgrade; `observe` and `admin` show it all.
+//! endpoints with the next process of an upgrade; `observe` and `admin` are logs, metrics and the admin API.
 //!
 //! **Invariant:** the decision part (`request`, `throttle`) and the codec do no I/O of their own; only
 //! `main.rs` names `sluice-control`.

@@ -1,4 +1,4 @@
-//! `sluice`: the composition root. Parses the command line and brings the planes together.
+//! `sluice`: the composition root. Parses the command line and wires data plane and control plane together.
 
 mod root;
 
@@ -14,7 +14,7 @@ fn main() -> ExitCode {
         return sluice_control::scale::supervisor::main();
     }
     let cli = Cli::parse();
-    // Fails only when installed before, which nothing did.
+    // Fails only when a provider was installed before, which nothing did.
     let _ = rustls::crypto::ring::default_provider().install_default();
     match cli.command {
         Command::Run(args) => root::run::run(&args),

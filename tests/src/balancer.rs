@@ -1,7 +1,7 @@
-//! A balancer as clouds have them in front of a gateway: of connections, not of requests.
+//! A layer 4 load balancer, as clouds have them in front of a gateway.
 //!
-//! It follows each member's health port, gives new connections only to members that are ready,
-//! and announces the client by PROXY version 2. It never moves, retries or ends a connection.
+//! The balancer polls each member's health port, gives new connections only to members that are ready,
+//! and sends the client's address by PROXY version 2. It never moves, retries or ends a connection.
 
 use std::io;
 use std::net::SocketAddr;
@@ -16,8 +16,7 @@ use tokio::task::JoinSet;
 use crate::h1;
 use crate::wait::{SOON, wait_until};
 
-/// How often health is asked for: as often as a cloud's balancer in its most eager setting, in a
-/// tenth of the time.
+/// The interval of health checks: a tenth of the shortest interval that clouds' balancers have.
 const CHECK: Duration = Duration::from_millis(100);
 
 const PROXY_V2: &[u8; 12] = b"\r\n\r\n\0\r\nQUIT\n";
@@ -39,11 +38,11 @@ struct Member {
 }
 
 impl Balancer {
-    /// In front of these, each with its address for traffic and the one for health. Returns when
-    /// all of them are ready.
+    /// Starts a balancer in front of `members`, each with its address for traffic and for health. Returns when
+    /// all members are ready.
     ///
     /// # Panics
-    /// When they do not become ready.
+    /// When the members do not become ready.
     pub async fn start(members: &[(SocketAddr, SocketAddr)]) -> Self {
         let members: Arc<[Member]> = members
             .iter()
@@ -123,7 +122,7 @@ async fn accept(listener: TcpListener, members: Arc<[Member]>) {
     }
 }
 
-/// What breaks on one side breaks on the other: a reset is handed on as one.
+/// Copies bytes both ways; a reset on one side becomes a reset on the other.
 async fn relay(mut client: TcpStream, from: SocketAddr, to: SocketAddr) {
     let result = async {
         let mut member = TcpStream::connect(to).await?;

@@ -1,4 +1,4 @@
-//! A client as simple programs are: it sends all of a request before it reads the first byte of the answer.
+//! A blocking client, as simple programs are: the whole request is sent before the first byte of the response is read.
 
 use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpStream};
@@ -7,11 +7,11 @@ use std::time::Duration;
 /// A bound on every single read and write.
 const LIMIT: Duration = Duration::from_secs(10);
 
-/// Sends these pieces, with a pause before each but the first, and reads one whole answer of known length: its
-/// status and its bytes.
+/// Sends these pieces, with a pause before each but the first, and reads one whole response of known length. Returns
+/// status and bytes of the response.
 ///
 /// # Errors
-/// A write that fails is the end: nothing is read after it.
+/// When a write fails; nothing is read after that.
 pub async fn send_all_then_read(
     addr: SocketAddr,
     pieces: Vec<Vec<u8>>,

@@ -12,10 +12,10 @@ use crate::h2_client::{self, H2};
 use crate::wait::quiet;
 use crate::wire::Protocol;
 
-/// Between two pieces: enough for the first to have arrived.
+/// The pause between two pieces: long enough for the first to have arrived.
 const PAUSE: Duration = Duration::from_millis(20);
 
-/// The longest that an answer is waited for. An answer that takes longer is none.
+/// The timeout of a response.
 const PATIENCE: Duration = Duration::from_secs(5);
 
 /// What a client does after the head.
@@ -38,11 +38,11 @@ enum Step {
 /// A request and how its body ends.
 #[derive(Debug, Clone)]
 pub struct Way {
-    /// In words.
+    /// A description.
     pub name: &'static str,
     protocol: Protocol,
     method: &'static str,
-    /// What the head says of the body.
+    /// The fields of the head that frame the body.
     fields: &'static [(&'static str, &'static str)],
     /// END_STREAM on HEADERS.
     ends: bool,

@@ -1,4 +1,4 @@
-//! Running the binary to its end.
+//! Runs the binary until it exits.
 
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
@@ -27,19 +27,19 @@ pub fn sluice_bin() -> PathBuf {
         })
 }
 
-/// What a finished command said.
+/// The output of a finished command.
 #[derive(Debug)]
 pub struct Finished {
-    /// Its exit code; `None` when a signal ended it.
+    /// The exit code; `None` when a signal ended the process.
     pub code: Option<i32>,
-    /// Its standard output.
+    /// Standard output.
     pub stdout: String,
-    /// Its standard error.
+    /// Standard error.
     pub stderr: String,
 }
 
 impl Finished {
-    /// Both outputs, for looking something up wherever it was said.
+    /// Both outputs together.
     pub fn all(&self) -> String {
         format!("{}{}", self.stdout, self.stderr)
     }
@@ -47,7 +47,7 @@ impl Finished {
     /// Standard output as JSON.
     ///
     /// # Panics
-    /// When it is none.
+    /// When standard output is not JSON.
     pub fn json(&self) -> serde_json::Value {
         serde_json::from_str(&self.stdout).unwrap_or_else(|e| panic!("not JSON ({e}): {self:?}"))
     }
@@ -56,7 +56,7 @@ impl Finished {
 /// Runs `sluice ARGS…` in `dir` until it exits.
 ///
 /// # Panics
-/// When it does not exit soon: a command that hangs is a failed test.
+/// When the command does not exit soon.
 pub async fn sluice_in(dir: &Path, args: &[&str]) -> Finished {
     let child = tokio::process::Command::new(sluice_bin())
         .args(args)

@@ -1,4 +1,4 @@
-//! How a client gets a connection: plain or over TLS, as often as it needs one.
+//! Dialling: a client's connections, plain or over TLS.
 
 use std::fmt;
 use std::io;

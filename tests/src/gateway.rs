@@ -21,11 +21,12 @@ use tokio::process::Child;
 use self::output::{Bound, Output, lock};
 pub use self::start::{Builder, can_mount, with_defaults};
 use self::start::{complete, write};
+pub use self::upgrade::pretender;
 use crate::h1::{self, H1Response};
 use crate::metrics::Metrics;
 use crate::wait::{SOON, wait_for, wait_until, within};
 
-/// A running gateway; dropping it kills it, and whatever it was upgraded to.
+/// A running gateway; dropping the value kills its process and all processes that it was upgraded to.
 #[derive(Debug)]
 pub struct Gateway {
     child: Child,
@@ -39,7 +40,7 @@ pub struct Gateway {
 }
 
 impl Gateway {
-    /// Prepares a gateway with this config. What it does not say is added: one listener and the
+    /// Prepares a gateway with this config. Missing keys are added: one listener and the
     /// admin on ports of the kernel's choice, a JSON access log, and a range of ports for instances.
     ///
     /// # Panics
@@ -243,22 +244,22 @@ impl Gateway {
         nix::sys::signal::kill(pid, signal).expect("the gateway runs");
     }
 
-    /// Asks it to drain and exit.
+    /// Sends SIGTERM: drain and exit.
     pub fn sigterm(&self) {
         self.signal(Signal::SIGTERM);
     }
 
-    /// Ends it without a chance to clean up.
+    /// Sends SIGKILL.
     pub fn sigkill(&self) {
         self.signal(Signal::SIGKILL);
     }
 
-    /// Asks it to reload.
+    /// Sends SIGHUP: reload.
     pub fn sighup(&self) {
         self.signal(Signal::SIGHUP);
     }
 
-    /// Waits for its exit.
+    /// Waits for the exit of the first process.
     ///
     /// # Panics
     /// When it does not exit within `limit`.
@@ -268,12 +269,12 @@ impl Gateway {
             .expect("a child can be waited for")
     }
 
-    /// What it printed on standard output so far.
+    /// All lines of standard output so far.
     pub fn stdout(&self) -> Vec<String> {
         self.lock().stdout.iter().cloned().collect()
     }
 
-    /// What it printed on standard error so far.
+    /// All lines of standard error so far.
     pub fn stderr(&self) -> Vec<String> {
         self.lock().stderr.iter().cloned().collect()
     }
@@ -327,7 +328,8 @@ impl Gateway {
         .await;
     }
 
-    /// For one whose announcements nobody sees: the admin is the listener that says it is ready.
+    /// Finds the addresses of a gateway whose standard output is not read: the admin listener is the one that responds
+    /// to `/readyz`.
     async fn until_found(&mut self) {
         let (admin, listener) = wait_for("it listens on two ports", SOON, async || {
             let addrs = crate::process::listening(self.pid);

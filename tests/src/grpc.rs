@@ -1,4 +1,4 @@
-//! A gRPC service of all four kinds, written by hand on tonic: the tests need no protoc.
+//! A gRPC service with all four kinds of calls, written by hand on tonic, so that the tests need no protoc.
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
@@ -169,7 +169,7 @@ impl Service<http::Request<Body>> for Echo {
     }
 }
 
-/// Answers one call as [`EchoServer`] does, on a connection of somebody else's.
+/// Serves one call as [`EchoServer`] does, on a connection of another server.
 pub async fn respond(request: http::Request<hyper::body::Incoming>) -> http::Response<Body> {
     let answered = Echo.call(request.map(Body::new)).await;
     answered.unwrap_or_else(|never| match never {})

@@ -66,7 +66,7 @@ impl H1Response {
         self.header("x-sluice-reason")
     }
 
-    /// Whether the sender said that the connection ends here.
+    /// Whether the sender announced the end of the connection (`Connection: close`, or HTTP/1.0 without keep-alive).
     pub fn closes(&self) -> bool {
         self.framing == Framing::Close
             || self.header("connection").map_or(self.minor_version == 0, |v| {

@@ -1,4 +1,4 @@
-//! HTTP/2 frame by frame, for what no client library would send.
+//! A raw HTTP/2 client that sends single frames, for input that no client library would send.
 
 use std::io;
 use std::net::SocketAddr;
@@ -10,7 +10,7 @@ mod outcome;
 
 pub use outcome::Outcome;
 
-/// What a connection begins with.
+/// The connection preface.
 pub const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
 /// Frame types.
@@ -142,7 +142,7 @@ pub fn headers(stream: u32, fields: &[(Vec<u8>, Vec<u8>)], end: bool) -> Vec<u8>
     out
 }
 
-/// A connection that sends what it is told, and answers nothing by itself but while it waits for an
+/// A connection that sends exactly the given frames; SETTINGS and PING are acknowledged only during
 /// [`outcome`](Self::outcome).
 #[derive(Debug)]
 pub struct Frames<S = TcpStream> {
@@ -150,7 +150,7 @@ pub struct Frames<S = TcpStream> {
     buf: Vec<u8>,
 }
 
-/// How an onslaught ended.
+/// The outcome of a flood.
 #[derive(Debug, Default)]
 pub struct Onslaught {
     /// Bytes that were accepted for sending.

@@ -1,11 +1,12 @@
-//! The harness of the end-to-end tests: the real binary, real sockets and processes on both sides.
+//! The test harness of the end-to-end tests: the real binary, real sockets and processes on both sides.
 //!
-//! `gateway` starts `sluice` and learns where it listens; `backend`, `raw_backend` and `recorder` are what it
-//! routes to; `wire` is a backend of either protocol that records strictly, `bodies` every way to end a request;
-//! `h1`, `h2_client`, `h2_frames`, `blocking`, `grpc` and `load` are clients, and `balancer` may stand between. `wait` holds the only timer.
+//! `gateway` starts `sluice` and reads the bound addresses; `backend`, `raw_backend`, `recorder` and `wire` are
+//! backends, from convenient to strict; `bodies` lists every way to end a request; `h1`, `h2_client`, `h2_frames`,
+//! `blocking`, `grpc`, `websocket` and `load` are clients; `balancer` is a load balancer between clients and
+//! gateways. `wait` has the only timers.
 //!
-//! **Invariant:** no client retries and no port is fixed: a refusal, an end of file or a reset is
-//! always seen by the test that caused it.
+//! **Invariant:** no client retries and no port is fixed: the test that causes a refusal, an end of file or a reset
+//! always sees it as an error.
 
 pub mod backend;
 pub mod balancer;
@@ -25,6 +26,7 @@ pub mod raw_backend;
 pub mod recorder;
 pub mod tls;
 pub mod wait;
+pub mod websocket;
 pub mod wire;
 
 #[cfg(test)]

@@ -1,4 +1,4 @@
-//! What the operating system knows of processes.
+//! Process information from `/proc`.
 
 use std::net::SocketAddr;
 use std::path::Path;
@@ -7,7 +7,7 @@ use std::time::Duration;
 /// Fails the test unless `python3` can be run.
 ///
 /// # Panics
-/// When it is missing: a test that needs it must not pass silently.
+/// When Python is missing: a test that needs Python must not pass silently.
 pub fn require_python3() {
     let found = std::process::Command::new("python3").arg("--version").output();
     assert!(

@@ -1,4 +1,4 @@
-//! TCP backends that are scripted byte by byte, for what no decent server would do.
+//! TCP backends scripted byte by byte, for output that no HTTP server would produce.
 
 use std::io;
 use std::net::SocketAddr;
@@ -48,7 +48,7 @@ impl RawBackend {
         }
     }
 
-    /// Accepts and never says a word.
+    /// Accepts and never sends a byte.
     pub async fn silent() -> Self {
         Self::start(async |_, mut io: TcpStream| drain(&mut io).await.map(drop)).await
     }
@@ -58,8 +58,7 @@ impl RawBackend {
         Self::start(async |_, _| Ok(())).await
     }
 
-    /// Answers one request per connection with these bytes and closes, after the response and
-    /// without having said so.
+    /// Answers one request per connection with these bytes and then closes, without `Connection: close`.
     pub async fn answers_once(response: &'static [u8]) -> Self {
         Self::start(async move |_, mut io: TcpStream| {
             read_head(&mut io).await?;
@@ -134,7 +133,7 @@ impl Drop for RawBackend {
     }
 }
 
-/// Reads a request's head; what follows it in the same read is the second part.
+/// Reads a request's head; returns the head and the bytes after it that came with the same read.
 ///
 /// # Errors
 /// An end of file before the head's end.
@@ -166,8 +165,8 @@ pub async fn drain(io: &mut TcpStream) -> io::Result<u64> {
     }
 }
 
-/// A port that refuses every connection as long as this lives: bound, so that nobody else gets
-/// it, but never listening.
+/// A port that refuses every connection while this value lives: bound, so that no other socket gets the port, but
+/// never listening.
 #[derive(Debug)]
 pub struct Refused {
     addr: SocketAddr,

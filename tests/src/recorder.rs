@@ -1,4 +1,4 @@
-//! A backend that reads HTTP/1 strictly and remembers every byte.
+//! A backend that parses HTTP/1 strictly and records every byte.
 
 use std::io;
 use std::net::SocketAddr;
@@ -9,12 +9,12 @@ use tokio::net::TcpStream;
 
 use crate::raw_backend::RawBackend;
 
-/// What came on the backend's connections, in order.
+/// The bytes that came on the backend's connections, in order.
 #[derive(Debug, Clone, Default)]
 pub struct Record {
     /// Whole requests, head and body as they were sent.
     pub requests: Vec<Vec<u8>>,
-    /// Requests that were begun and not finished, or that are none.
+    /// Incomplete requests, and bytes that are no request.
     pub cut: Vec<Vec<u8>>,
 }
 

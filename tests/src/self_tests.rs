@@ -1,4 +1,4 @@
-//! The harness against itself: clients and backends without a gateway between them.
+//! Tests of the harness: its clients against its backends, without a gateway between them.
 
 use std::time::Duration;
 

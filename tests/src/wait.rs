@@ -1,17 +1,17 @@
-//! Waiting for something to become true, always with a deadline.
+//! Waiting for conditions, always with a deadline.
 
 use std::time::Duration;
 
 use tokio::time::Instant;
 
-/// What a test grants anything that should happen "soon". Generous, because the machine may be
-/// busy; a test about speed states its own limit.
+/// The deadline of anything that should happen "soon". Generous, because the machine may be
+/// busy; a test about speed has its own limit.
 pub const SOON: Duration = Duration::from_secs(20);
 
-/// How often a condition is looked at.
+/// The polling interval.
 const POLL: Duration = Duration::from_millis(5);
 
-/// Calls `probe` until it yields something, and panics with `what` when `limit` is over.
+/// Polls `probe` until it returns `Some`; panics with `what` after `limit`.
 pub async fn wait_for<T, F, Fut>(what: &str, limit: Duration, mut probe: F) -> T
 where
     F: FnMut() -> Fut,
@@ -27,12 +27,12 @@ where
     }
 }
 
-/// [`wait_for`] a plain condition.
+/// [`wait_for`] with a condition.
 pub async fn wait_until(what: &str, limit: Duration, mut condition: impl FnMut() -> bool) {
     wait_for(what, limit, || std::future::ready(condition().then_some(()))).await;
 }
 
-/// Awaits `future`, and panics with `what` when it takes longer than `limit`.
+/// Awaits `future`; panics with `what` after `limit`.
 pub async fn within<T>(what: &str, limit: Duration, future: impl Future<Output = T>) -> T {
     match tokio::time::timeout(limit, future).await {
         Ok(value) => value,
@@ -40,7 +40,7 @@ pub async fn within<T>(what: &str, limit: Duration, future: impl Future<Output =
     }
 }
 
-/// Lets time pass in which nothing must happen. Not for waiting until something has.
+/// Sleeps, for tests that nothing happens meanwhile. Never for waiting until something has happened.
 pub async fn quiet(duration: Duration) {
     tokio::time::sleep(duration).await;
 }

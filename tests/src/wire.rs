@@ -1,10 +1,10 @@
-//! A backend of either protocol that does what the path says and records what came, strictly read.
+//! A backend for HTTP/1 and HTTP/2 whose behaviour the path selects, and that records requests, parsed strictly.
 //!
-//! `/after` answers when the request is whole, and a moment later; `/early` and what is below it answer after the
-//! head and read on;
-//! `/early-close` does so and ends the connection (the stream, over HTTP/2) after the body; `/early-gone` answers
-//! after the head and is gone; `/hang-up` and `/reset` are gone without an answer; `/interim/103,103` sends these
-//! before it answers; `/interim-refuse` answers 417 after the head. The answer's body says how much came.
+//! `/after` responds a moment after the request is complete; `/early` and paths below it respond after the head and
+//! read on; `/early-close` does the same and ends the connection (over HTTP/2 the stream) after the body;
+//! `/early-gone` responds after the head and closes; `/hang-up` and `/reset` close and reset without a response;
+//! `/interim/103,103` sends these interim responses first; `/interim-refuse` responds 417 after the head. The body of
+//! each response has the number of bytes received.
 
 mod http1;
 mod http2;
@@ -18,7 +18,7 @@ use tokio::task::{JoinHandle, JoinSet};
 
 use crate::wait::{SOON, wait_for};
 
-/// How slow the backend is: long enough for a gateway to have written whatever it will.
+/// The backend's delay: long enough for a gateway to have written everything that it will.
 const SLOW: Duration = Duration::from_millis(30);
 
 /// A protocol, of either side.
@@ -54,7 +54,7 @@ pub enum End {
     Cut,
 }
 
-/// How the end of a request is told.
+/// How a request's body is framed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Framing {
     /// There is no body.
@@ -74,7 +74,7 @@ pub struct Request {
     pub target: String,
     /// The fields in order; over HTTP/1 with the names as sent.
     pub fields: Vec<(String, String)>,
-    /// How its end is told.
+    /// How the body is framed.
     pub framing: Framing,
     /// What came of the body.
     pub body: Vec<u8>,
@@ -98,7 +98,7 @@ impl Request {
 pub struct Connection {
     /// The requests.
     pub requests: Vec<Request>,
-    /// Bytes that no request explains, or the error that the peer made.
+    /// Bytes that belong to no request, or a protocol error of the peer.
     pub stray: Option<String>,
 }
 
@@ -252,7 +252,7 @@ impl WireBackend {
         .await
     }
 
-    /// What came that no request explains.
+    /// All bytes that belong to no request, and all protocol errors.
     pub fn stray(&self) -> Vec<String> {
         self.connections().into_iter().filter_map(|c| c.stray).collect()
     }

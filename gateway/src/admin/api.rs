@@ -1,5 +1,5 @@
-//! The JSON of the admin API. What stands in a configuration is spelled as there, what is measured
-//! as in metrics and access log; absent is `null`.
+//! The JSON of the admin API. Settings are spelled as in a configuration, measured values as in metrics and
+//! access log; an absent value is `null`.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -14,7 +14,7 @@ use sluice_model::{
 use super::AdminState;
 use crate::observe::RevisionLoad;
 
-/// Names stay, values do not.
+/// Redacts a map: names stay, values become `***`.
 pub fn redacted(map: &BTreeMap<String, String>) -> Value {
     map.keys().map(|key| (key.clone(), json!("***"))).collect()
 }
@@ -22,7 +22,7 @@ pub fn redacted(map: &BTreeMap<String, String>) -> Value {
 /// `/api/routes`: `{generation, hosts: [{host, service, tag}], services: [{namespace, name,
 /// visibility, httpOption, sticky, routes: [{match, rewriteHost, rewritePath, appendHeaders,
 /// traffic}], traffic: [{revisionName, percent, tag}]}]}`. Hosts are sorted; `tag` is set where
-/// the host leads to a tagged revision.
+/// the host routes to a tagged revision.
 pub fn routes<L: Clone>(snapshot: &Snapshot<L>) -> Value {
     let mut hosts: Vec<_> = snapshot.table().hosts().collect();
     hosts.sort_by(|a, b| a.0.cmp(&b.0));
@@ -112,7 +112,7 @@ fn traffic(split: &TrafficSplit) -> Value {
     targets.collect()
 }
 
-/// A number as it stands in a file: 50, 33.33.
+/// A percentage as in a configuration file: 50, 33.33.
 fn percent(hundredths: u32) -> Value {
     if hundredths.is_multiple_of(100) {
         json!(hundredths / 100)
@@ -126,13 +126,11 @@ fn percent(hundredths: u32) -> Value {
 /// [{address, state, in_flight}]}]}`, sorted by namespace, service, revision.
 ///
 /// `percent` is the sum over the service's own traffic; 0 does not mean unreachable, routes and
-/// tags may lead there. `desired` is `null` where nothing scales. A revision that is no longer
-/// configured but still finishes requests has `percent: null` and the `state` `leaving`; all others
-/// are `serving`. An endpoint's `state` is `starting`, `ready`, `ejected` or `draining`.
+/// tags may lead to the revision. `desired` is `null` where nothing scales. A revision that is no longer
+/// configured but still drains has `percent: null` and the `state` `leaving`; all others are `serving`. An endpoint's `state` is `starting`, `ready`, `ejected` or `draining`.
 pub fn revisions(state: &dyn AdminState) -> Value {
     let snapshot = state.table();
     let mut loads: BTreeMap<RevisionId, RevisionLoad> = state
-        .loads()
         .loads()
         .into_iter()
         .map(|load| (load.revision.clone(), load))
@@ -185,7 +183,6 @@ fn row(
 ) -> ((String, String, String), Value) {
     let status = state.status().revision_status(id);
     let endpoints: Vec<Value> = state
-        .loads()
         .endpoints(id)
         .into_iter()
         .map(|endpoint| {
@@ -230,7 +227,7 @@ pub fn config(state: &dyn AdminState) -> Value {
     json!({
         "generation": snapshot.generation.0,
         "version": env!("CARGO_PKG_VERSION"),
-        // Which process answers: after an upgrade it is another one.
+        // The process that responds: after an upgrade another one.
         "pid": std::process::id(),
         "startedAt": humantime::format_rfc3339_millis(state.started()).to_string(),
         "bound": {
@@ -253,7 +250,7 @@ fn settings(settings: &Settings) -> Value {
                 "address": listener.address.to_string(),
                 "visibility": visibility(listener.visibility),
                 "tls": listener.tls.as_ref().map(|tls| json!({
-                    // Where a certificate lies is no secret; a key's place is nobody's business.
+                    // A certificate's path is no secret; a key's path is redacted.
                     "certificates": tls.certificates.iter()
                         .map(|c| json!({"certFile": c.cert_file.display().to_string(), "keyFile": "***"}))
                         .collect::<Vec<_>>(),

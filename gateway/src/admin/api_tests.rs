@@ -3,7 +3,7 @@ use std::time::Duration;
 use serde_json::json;
 use sluice_model::{CertificateFiles, TlsSettings};
 
-use super::super::fixture::{Gateway, SECRET, snapshot};
+use super::super::fixture::{FakeGateway, SECRET, snapshot};
 use super::*;
 
 #[test]
@@ -34,7 +34,7 @@ fn routes_show_hosts_and_splits() {
 
 #[test]
 fn revisions_join_configuration_load_and_status() {
-    let value = revisions(&Gateway::new());
+    let value = revisions(&FakeGateway::new());
     assert_eq!(value["generation"], 3);
     let rows = value["revisions"].as_array().unwrap();
     let names: Vec<_> = rows.iter().map(|r| r["revision"].as_str().unwrap()).collect();
@@ -61,7 +61,7 @@ fn revisions_join_configuration_load_and_status() {
 
 #[test]
 fn config_shows_what_is_bound() {
-    let value = config(&Gateway::new());
+    let value = config(&FakeGateway::new());
     assert_eq!(
         value["bound"],
         json!({"listeners": ["127.0.0.1:8080"], "admin": "127.0.0.1:9900", "health": null})
@@ -76,7 +76,7 @@ fn config_shows_what_is_bound() {
 
 #[test]
 fn no_secret_leaves() {
-    let gateway = Gateway::new();
+    let gateway = FakeGateway::new();
     for value in [routes(&gateway.table()), revisions(&gateway), config(&gateway)] {
         assert!(!value.to_string().contains(SECRET), "{value:#}");
     }

@@ -1,4 +1,4 @@
-//! A small gateway to look at, for tests.
+//! A fake [`AdminState`] for tests.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -14,13 +14,13 @@ use sluice_model::{
     test_util,
 };
 
-use super::{AdminState, BoundAddresses, Explain, ExplainQuery, Health, UpgradeError, Upgraded};
+use super::{AdminState, BoundAddresses, UpgradeError, Upgraded};
 use crate::observe::{
-    EndpointCondition, EndpointLoad, ListenerCertificates, LoadView, Metrics, RevisionLoad, RevisionMetrics,
+    EndpointCondition, EndpointLoad, ListenerCertificates, Metrics, RevisionLoad, RevisionMetrics,
 };
 use crate::registry::{self, LiveService};
 
-/// Stands in every place a secret may stand in.
+/// The secret, in every place of the fixture that may hold one.
 pub(crate) const SECRET: &str = "hunter2";
 
 pub(crate) fn revision(name: &str) -> RevisionId {
@@ -54,7 +54,7 @@ fn spec(name: &str) -> RevisionSpec {
     }
 }
 
-/// `greeter`: 66.67 % v1 (tag current), 33.33 % v2, which /v2 leads to, too.
+/// The service `greeter`: 66.67 % v1 (tag current), 33.33 % v2; the route /v2 leads to v2, too.
 pub(crate) fn snapshot() -> Snapshot {
     let mut builder = SnapshotBuilder::new(test_util::settings());
     let target = |name: &str, slot, hundredths, tag: Option<&str>| TrafficTarget {
@@ -111,14 +111,14 @@ fn table() -> registry::Snapshot {
 }
 
 /// v1 runs two instances; v2 is at zero and cannot start; a removed v0 still finishes a request.
-pub(crate) struct Gateway {
+pub(crate) struct FakeGateway {
     snapshot: Arc<registry::Snapshot>,
     metrics: Metrics,
     _v1: Arc<RevisionMetrics>,
     draining: AtomicBool,
 }
 
-impl Gateway {
+impl FakeGateway {
     pub(crate) fn new() -> Self {
         let metrics = Metrics::new();
         metrics.set_generation(Generation(3));
@@ -135,21 +135,18 @@ impl Gateway {
     }
 }
 
-impl Health for Gateway {
+#[async_trait]
+impl AdminState for FakeGateway {
     fn ready(&self) -> Result<Generation, &'static str> {
         if self.draining.load(Ordering::Relaxed) {
             return Err("draining");
         }
         Ok(self.snapshot.generation)
     }
-}
-
-#[async_trait]
-impl AdminState for Gateway {
     fn started(&self) -> SystemTime {
         SystemTime::UNIX_EPOCH
     }
-    /// Fails unless there is half a minute for it.
+    /// Fails unless the limit is at least half a minute.
     async fn upgrade(&self, limit: Duration) -> Result<Upgraded, UpgradeError> {
         if self.draining.load(Ordering::Relaxed) {
             return Err(UpgradeError::NotNow("draining"));
@@ -172,9 +169,6 @@ impl AdminState for Gateway {
             health: None,
         }
     }
-    fn loads(&self) -> &dyn LoadView {
-        self
-    }
     fn status(&self) -> &dyn StatusSource {
         self
     }
@@ -185,12 +179,6 @@ impl AdminState for Gateway {
         let env = BTreeMap::from([("TOKEN".to_owned(), SECRET.to_owned())]);
         json!({"default/greeter-v1": {"env": super::redacted(&env)}})
     }
-    fn explain(&self) -> &dyn Explain {
-        self
-    }
-}
-
-impl LoadView for Gateway {
     fn loads(&self) -> Vec<RevisionLoad> {
         let load = |name: &str, in_flight, queued, ready| RevisionLoad {
             service: service(),
@@ -225,7 +213,7 @@ impl LoadView for Gateway {
     }
 }
 
-impl StatusSource for Gateway {
+impl StatusSource for FakeGateway {
     fn revision_status(&self, revision: &RevisionId) -> Option<RevisionStatus> {
         let status = RevisionStatus {
             starts: 4,
@@ -243,11 +231,5 @@ impl StatusSource for Gateway {
             }),
             _ => None,
         }
-    }
-}
-
-impl Explain for Gateway {
-    fn explain(&self, query: &ExplainQuery) -> Value {
-        json!({"found": true, "url": query.url, "method": query.method, "headers": query.headers.len()})
     }
 }

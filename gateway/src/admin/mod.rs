@@ -1,25 +1,25 @@
-//! The admin address: health, metrics and what the gateway knows; and one thing to do, an upgrade.
+//! The admin API: health checks, metrics, read-only views of the gateway's state, and one action, an upgrade.
 //!
-//! | path | answer |
+//! | path | response |
 //! |---|---|
-//! | `/` | this list, as a page |
+//! | `/` | this list, as an HTML page |
 //! | `/healthz` | 200 `ok` while the process serves this very socket |
-//! | `/readyz` | 200 while a Snapshot is served and the process is not draining, else 503 and why |
+//! | `/readyz` | 200 while a Snapshot is served and the process is not draining, else 503 with the reason |
 //! | `/metrics` | Prometheus's text format |
-//! | `/api/routes` | hosts and where they lead: [`api::routes`] |
-//! | `/api/revisions` | what runs, what `sluice status` shows: [`api::revisions`] |
+//! | `/api/routes` | hosts, routes and splits: [`api::routes`] |
+//! | `/api/revisions` | revisions with load and endpoints, as `sluice status` shows them: [`api::revisions`] |
 //! | `/api/config` | settings in force, bound addresses, how revisions are scaled: [`api::config`] |
-//! | `POST /api/upgrade?timeout=30s` | the binary now on disk takes over; answers when it has, or why it has not |
+//! | `POST /api/upgrade?timeout=30s` | the binary now on disk takes over; the response comes when it has, or says why not |
 //! | `/api/explain?url=…&method=…&header=K:%20V` | which revision would serve this, and why |
 //!
-//! No secret leaves here: values of request headers, webhook headers and environment variables are
-//! shown as `***`. [`HealthServer`] is the same server with the first two endpoints only, for an
-//! address that balancers may see.
+//! No response contains a secret: values of request headers, webhook headers and environment variables are
+//! shown as `***`. [`Purpose::Health`] are `/healthz` and `/readyz` alone, for an address that balancers
+//! may see.
 
 pub mod api;
 #[cfg(test)]
 pub(crate) mod fixture;
-mod leave;
+mod graceful_shutdown;
 mod query;
 mod server;
 mod upgrade;
@@ -30,15 +30,15 @@ use std::time::{Duration, SystemTime};
 
 use async_trait::async_trait;
 use serde_json::Value;
-use sluice_model::{Generation, StatusSource};
+use sluice_model::{Generation, RevisionId, StatusSource};
 
-use crate::observe::{LoadView, Metrics};
+use crate::observe::{EndpointLoad, ListenerCertificates, Metrics, RevisionLoad};
 use crate::registry::Snapshot;
 
 pub use api::redacted;
-pub use leave::{Leave, Leaver, leave};
+pub use graceful_shutdown::{GracefulShutdown, ShutdownSignal, graceful_shutdown};
 pub use query::{ExplainQuery, QueryError};
-pub use server::{AdminServer, BindError, HealthServer};
+pub use server::{AdminServer, BindError, Purpose};
 pub use upgrade::{
     DEFAULT_LIMIT as DEFAULT_UPGRADE_LIMIT, PATH as UPGRADE_PATH, UpgradeError, Upgraded,
     parse_limit as parse_upgrade_limit,
@@ -55,59 +55,52 @@ pub struct BoundAddresses {
     pub health: Option<SocketAddr>,
 }
 
-/// What health checks need.
-pub trait Health: Send + Sync + 'static {
-    /// The generation that is served, or why requests should not be sent here (`starting`,
-    /// `draining`).
+/// The state that the admin server shows; the composition root brings it together. A trait, because parts of
+/// the state are the control plane's, which this crate does not know.
+#[async_trait]
+pub trait AdminState: Send + Sync + 'static {
+    /// The generation that is served, for `/readyz`.
     ///
     /// # Errors
-    /// The reason in a word or two, shown by `/readyz`.
+    /// Why requests should not be sent here, in a word or two: `starting`, `draining`.
     fn ready(&self) -> Result<Generation, &'static str>;
-}
 
-/// What the admin server shows; the composition root brings it together.
-#[async_trait]
-pub trait AdminState: Health {
     /// When this process started.
     fn started(&self) -> SystemTime;
 
-    /// Puts the binary now on disk in this process's place. Resolves when the new process serves, or when
-    /// it is certain that it will not; it may take `limit` to get ready, and some seconds more. Dropping the
-    /// future gives up the answer, not the upgrade.
+    /// Upgrade in place: the binary now on disk replaces this process. Resolves when the new process serves, or
+    /// when the upgrade has failed. The new process may take `limit` to get ready; the hand-over takes some
+    /// seconds more. Dropping the future gives up the result, not the upgrade.
     ///
     /// # Errors
     /// Why this process goes on.
     async fn upgrade(&self, limit: Duration) -> Result<Upgraded, UpgradeError>;
 
-    /// What is served now.
+    /// The routing table that is served.
     fn table(&self) -> Arc<Snapshot>;
+
+    /// Routing tables not yet dropped: the one that is served, and those that requests still hold.
+    fn tables(&self) -> usize;
 
     /// The addresses actually bound.
     fn bound(&self) -> BoundAddresses;
 
-    /// Live numbers by revision.
-    fn loads(&self) -> &dyn LoadView;
+    /// One entry per revision that serves or still drains.
+    fn loads(&self) -> Vec<RevisionLoad>;
 
-    /// What the control plane knows by revision.
+    /// The endpoints of one revision; empty when the revision is not known.
+    fn endpoints(&self, revision: &RevisionId) -> Vec<EndpointLoad>;
+
+    /// One entry per listener that terminates TLS.
+    fn certificates(&self) -> Vec<ListenerCertificates>;
+
+    /// The control plane's status by revision.
     fn status(&self) -> &dyn StatusSource;
 
     /// The process's metrics.
     fn metrics(&self) -> &Metrics;
 
-    /// How revisions are scaled, for `/api/config`: only the control plane knows. Whoever renders
-    /// it passes maps with secrets through [`redacted`].
+    /// How revisions are scaled, as JSON for `/api/config`. Implementors pass maps with secrets through
+    /// [`redacted`].
     fn scaling(&self) -> Value;
-
-    /// The engine behind `/api/explain`.
-    fn explain(&self) -> &dyn Explain;
-}
-
-/// Says which listener, route, split and revision would serve a request, and why, by the data
-/// plane's own find and pick.
-pub trait Explain: Send + Sync {
-    /// The answer is an object. `found` (bool) says whether something would serve the request.
-    /// Text is made of the keys `listener`, `host`, `path`, `service`, `route`, `tag`, `split`,
-    /// `revision`, `backend`, `rewrite`, `reason` and `why` (a list of sentences), all optional;
-    /// further keys are shown as they are.
-    fn explain(&self, query: &ExplainQuery) -> Value;
 }

@@ -1,8 +1,8 @@
-//! What `/api/explain` is asked, and how the question is written into a URL.
+//! The query of `/api/explain`: parsing it from a URL and encoding it into one.
 
 use thiserror::Error;
 
-/// A request to explain.
+/// The request that `/api/explain` explains.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ExplainQuery {
     /// The URL as a client would use it.
@@ -13,19 +13,19 @@ pub struct ExplainQuery {
     pub headers: Vec<(String, String)>,
 }
 
-/// What is wrong with a question.
+/// Why a query is invalid.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 pub enum QueryError {
-    /// There is no `url`.
+    /// The parameter `url` is missing.
     #[error("the parameter `url` is missing: /api/explain?url=http://hello.example.com/path")]
     MissingUrl,
-    /// A parameter that means nothing here.
+    /// An unknown parameter.
     #[error("unknown parameter `{0}`: url, method and header are known")]
     UnknownParameter(String),
     /// A `url` or `method` given twice.
     #[error("the parameter `{0}` is given twice")]
     Repeated(&'static str),
-    /// A header that is no `Name: value`.
+    /// A header that is not `Name: value`.
     #[error("`{0}` is not a header: write it as `Name: value`")]
     Header(String),
     /// A percent sign without two hexadecimal digits, or bytes that are not UTF-8.
@@ -34,7 +34,7 @@ pub enum QueryError {
 }
 
 impl ExplainQuery {
-    /// Brings a question into its normal form.
+    /// Normalizes a query.
     ///
     /// # Errors
     /// [`QueryError::Header`].

@@ -1,7 +1,7 @@
-//! The servers behind the admin and the health address.
+//! The HTTP server of the admin and the health address.
 //!
-//! They share the process with the data plane, so what strangers can make them hold is bounded:
-//! connections in number and age, heads in size and time, bodies are not read.
+//! The server shares the process with the data plane, so its resources are bounded: connections in number and
+//! age, heads in size and time; bodies are not read.
 
 use std::collections::VecDeque;
 use std::convert::Infallible;
@@ -29,46 +29,68 @@ use tokio::sync::mpsc;
 use tokio::task::{AbortHandle, JoinSet};
 use tokio::time::{sleep, timeout};
 
-use super::leave::{Leave, Told};
+use super::graceful_shutdown::{ShutdownRequest, ShutdownSignal};
 use super::query::ExplainQuery;
 use super::upgrade;
-use super::{AdminState, Health, api};
+use super::{AdminState, api};
+use crate::explain::explain;
+use crate::observe::{LiveGauges, RevisionLoad};
 
-/// Connections at once. For one more the oldest without a request gives way: silent strangers must not
-/// keep a balancer from asking.
+/// Open connections at most. For one more the oldest connection without a request is closed: silent clients must
+/// not keep a balancer's health check out.
 const MAX_CONNECTIONS: usize = 64;
 
-/// For a head, and for a kept-alive connection without one.
+/// Time for a request head; also the idle time of a kept-alive connection.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// After which a connection is asked to end; [`LAST_ANSWER`] later it is cut.
+/// Age at which a connection is shut down gracefully; [`LAST_ANSWER`] later it is closed.
 const MAX_AGE: Duration = Duration::from_secs(60);
 
-/// How long the last answer of a connection may take.
+/// How long the last response of a connection may take.
 const LAST_ANSWER: Duration = Duration::from_secs(10);
 
-/// For a request head.
+/// The longest request head, in bytes.
 const MAX_HEAD: usize = 32 * 1024;
 
-/// How long accepting rests when the system refuses (no file descriptors left): it would spin.
+/// Back-off of the accept loop when `accept` fails (no file descriptors left); without it the loop would spin.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// The purpose of a server: which paths it serves.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Purpose {
+    /// All paths: the admin address.
+    Admin,
+    /// `/healthz` and `/readyz`: the health address.
+    Health,
+}
+
+impl Purpose {
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::Admin => "admin",
+            Self::Health => "health",
+        }
+    }
+}
 
 /// The address cannot be bound.
 #[derive(Debug, Error)]
-#[error("cannot listen on {address} for {purpose}: {}", crate::edge::bind_error_text(.source))]
+#[error("cannot listen on {address} for {}: {}", .purpose.as_str(), crate::edge::bind_error_text(.source))]
 pub struct BindError {
     /// The configured address.
     pub address: SocketAddr,
-    /// `admin` or `health`.
-    pub purpose: &'static str,
-    /// What the system said.
+    /// What the address is for.
+    pub purpose: Purpose,
+    /// The system's error.
     pub source: io::Error,
 }
 
-/// Bound, not yet serving.
+/// The server of the admin or the health address: bound, not yet serving.
 #[derive(Debug)]
 pub struct AdminServer {
-    bound: Bound,
+    listener: TcpListener,
+    address: SocketAddr,
+    purpose: Purpose,
 }
 
 impl AdminServer {
@@ -76,159 +98,82 @@ impl AdminServer {
     ///
     /// # Errors
     /// [`BindError`], naming the address.
-    pub async fn bind(address: SocketAddr) -> Result<Self, BindError> {
-        Bound::new(address, "admin").await.map(|bound| Self { bound })
-    }
-
-    /// Takes a socket that another process bound.
-    ///
-    /// # Errors
-    /// When it cannot be registered with the runtime.
-    pub fn from_std(listener: std::net::TcpListener) -> io::Result<Self> {
-        Bound::from_std(listener).map(|bound| Self { bound })
-    }
-
-    /// The address actually bound.
-    pub fn address(&self) -> SocketAddr {
-        self.bound.address
-    }
-
-    /// The listening socket, for another process.
-    ///
-    /// # Errors
-    /// When this process may have no more descriptors.
-    pub fn socket(&self) -> io::Result<OwnedFd> {
-        self.bound.listener.as_fd().try_clone_to_owned()
-    }
-
-    /// Serves until it is told to leave and every conversation has ended, or until dropped; dropping
-    /// closes every connection.
-    pub async fn serve(self, state: Arc<dyn AdminState>, leave: Leave) {
-        let answer = move |request: Request<Incoming>| {
-            let state = Arc::clone(&state);
-            async move {
-                // Health is answered by the threads that serve requests, and so says something
-                // of them. The rest takes time in proportion to the number of revisions.
-                if request.uri().path() == upgrade::PATH {
-                    return upgrade::answer(&*state, &request).await;
-                }
-                if let Some(answer) = health(&*state, &request) {
-                    return answer;
-                }
-                let task = tokio::task::spawn_blocking(move || admin(&*state, request.uri()));
-                task.await.unwrap_or_else(|e| {
-                    tracing::error!(error = %e, "an admin request panicked");
-                    text(
-                        StatusCode::INTERNAL_SERVER_ERROR,
-                        "this request hit a bug; the log says more\n",
-                    )
-                })
-            }
-        };
-        self.bound.serve(answer, leave).await
-    }
-}
-
-/// `/healthz` and `/readyz` alone, on an address of their own.
-#[derive(Debug)]
-pub struct HealthServer {
-    bound: Bound,
-}
-
-impl HealthServer {
-    /// Binds the address; port 0 lets the system choose.
-    ///
-    /// # Errors
-    /// [`BindError`], naming the address.
-    pub async fn bind(address: SocketAddr) -> Result<Self, BindError> {
-        Bound::new(address, "health").await.map(|bound| Self { bound })
-    }
-
-    /// Takes a socket that another process bound.
-    ///
-    /// # Errors
-    /// When it cannot be registered with the runtime.
-    pub fn from_std(listener: std::net::TcpListener) -> io::Result<Self> {
-        Bound::from_std(listener).map(|bound| Self { bound })
-    }
-
-    /// The address actually bound.
-    pub fn address(&self) -> SocketAddr {
-        self.bound.address
-    }
-
-    /// The listening socket, for another process.
-    ///
-    /// # Errors
-    /// When this process may have no more descriptors.
-    pub fn socket(&self) -> io::Result<OwnedFd> {
-        self.bound.listener.as_fd().try_clone_to_owned()
-    }
-
-    /// Serves until it is told to leave and every conversation has ended, or until dropped; dropping
-    /// closes every connection.
-    pub async fn serve(self, state: Arc<dyn Health>, leave: Leave) {
-        let answer = move |request: Request<Incoming>| {
-            let answer = health(&*state, &request).unwrap_or_else(not_found);
-            async move { answer }
-        };
-        self.bound.serve(answer, leave).await
-    }
-}
-
-#[derive(Debug)]
-struct Bound {
-    listener: TcpListener,
-    address: SocketAddr,
-}
-
-impl Bound {
-    async fn new(address: SocketAddr, purpose: &'static str) -> Result<Self, BindError> {
+    pub async fn bind(address: SocketAddr, purpose: Purpose) -> Result<Self, BindError> {
         let error = |source| BindError {
             address,
             purpose,
             source,
         };
         let listener = TcpListener::bind(address).await.map_err(error)?;
-        let address = listener.local_addr().map_err(error)?;
-        Ok(Self { listener, address })
+        Self::over(listener, purpose).map_err(error)
     }
 
-    fn from_std(listener: std::net::TcpListener) -> io::Result<Self> {
+    /// Takes over a listening socket that another process bound.
+    ///
+    /// # Errors
+    /// When the socket cannot be registered with the runtime.
+    pub fn from_std(listener: std::net::TcpListener, purpose: Purpose) -> io::Result<Self> {
         listener.set_nonblocking(true)?;
-        let listener = TcpListener::from_std(listener)?;
-        let address = listener.local_addr()?;
-        Ok(Self { listener, address })
+        Self::over(TcpListener::from_std(listener)?, purpose)
     }
 
-    async fn serve<A, F>(self, answer: A, leave: Leave)
+    fn over(listener: TcpListener, purpose: Purpose) -> io::Result<Self> {
+        Ok(Self {
+            address: listener.local_addr()?,
+            listener,
+            purpose,
+        })
+    }
+
+    /// The address actually bound.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// A duplicate of the listening socket, for another process.
+    ///
+    /// # Errors
+    /// When this process may have no more descriptors.
+    pub fn socket(&self) -> io::Result<OwnedFd> {
+        self.listener.as_fd().try_clone_to_owned()
+    }
+
+    /// Serves until the graceful shutdown was asked for and every connection has ended, or until dropped;
+    /// dropping closes every connection.
+    pub async fn serve(self, state: Arc<dyn AdminState>, shutdown: ShutdownSignal) {
+        let purpose = self.purpose;
+        let answer = move |request| answer(purpose, Arc::clone(&state), request);
+        self.serve_with(answer, shutdown).await
+    }
+
+    async fn serve_with<A, F>(self, answer: A, shutdown: ShutdownSignal)
     where
         A: Fn(Request<Incoming>) -> F + Clone + Send + Sync + 'static,
         F: Future<Output = Response<Full<Bytes>>> + Send + 'static,
     {
-        let (mut told, accepting) = leave.split();
+        let (mut shutdown, accepting) = shutdown.split();
         // Owned here, so that dropping this future ends the connections.
         let mut connections = JoinSet::new();
-        let mut first = told.clone();
+        let mut first = shutdown.clone();
         tokio::select! {
             biased;
-            () = first.leaving() => {}
-            () = self.accept(answer, &told, &mut connections) => {}
+            () = first.requested() => {}
+            () = self.accept(answer, &shutdown, &mut connections) => {}
         }
-        // In this order: who sees that nothing accepts any more may rely on the socket being closed.
+        // In this order: `stop_accepting` resolves only after the socket is closed.
         drop(self.listener);
         drop::<mpsc::Sender<Infallible>>(accepting);
-        told.leaving().await;
+        shutdown.requested().await;
         while connections.join_next().await.is_some() {}
     }
 
-    /// Accepts for ever.
-    async fn accept<A, F>(&self, answer: A, told: &Told, connections: &mut JoinSet<()>)
+    /// The accept loop; never returns.
+    async fn accept<A, F>(&self, answer: A, shutdown: &ShutdownRequest, connections: &mut JoinSet<()>)
     where
         A: Fn(Request<Incoming>) -> F + Clone + Send + Sync + 'static,
         F: Future<Output = Response<Full<Bytes>>> + Send + 'static,
     {
-        let mut seats: VecDeque<Seat> = VecDeque::with_capacity(MAX_CONNECTIONS);
+        let mut open: VecDeque<OpenConnection> = VecDeque::with_capacity(MAX_CONNECTIONS);
         let mut exhausted = false;
         loop {
             let stream = match self.listener.accept().await {
@@ -244,13 +189,19 @@ impl Bound {
             };
             exhausted = false;
             while connections.try_join_next().is_some() {}
-            seats.retain(|seat| !seat.task.is_finished());
-            while seats.len() >= MAX_CONNECTIONS {
-                match seats.iter().position(|seat| !seat.busy.load(Ordering::Relaxed)) {
-                    Some(idle) => seats.remove(idle).into_iter().for_each(|seat| seat.task.abort()),
+            open.retain(|connection| !connection.task.is_finished());
+            while open.len() >= MAX_CONNECTIONS {
+                match open
+                    .iter()
+                    .position(|connection| !connection.busy.load(Ordering::Relaxed))
+                {
+                    Some(idle) => open
+                        .remove(idle)
+                        .into_iter()
+                        .for_each(|connection| connection.task.abort()),
                     None => {
                         connections.join_next().await;
-                        seats.retain(|seat| !seat.task.is_finished());
+                        open.retain(|connection| !connection.task.is_finished());
                     }
                 }
             }
@@ -258,22 +209,22 @@ impl Bound {
             let task = connections.spawn(connection(
                 stream,
                 answer.clone(),
-                told.clone(),
+                shutdown.clone(),
                 Arc::clone(&busy),
             ));
-            seats.push_back(Seat { task, busy });
+            open.push_back(OpenConnection { task, busy });
         }
     }
 }
 
-/// A connection's, the oldest first.
-struct Seat {
+/// A connection that is open; kept in the order of accepting, the oldest first.
+struct OpenConnection {
     task: AbortHandle,
-    /// A request is being answered.
+    /// A request is being served.
     busy: Arc<AtomicBool>,
 }
 
-async fn connection<A, F>(stream: TcpStream, answer: A, mut told: Told, busy: Arc<AtomicBool>)
+async fn connection<A, F>(stream: TcpStream, answer: A, mut shutdown: ShutdownRequest, busy: Arc<AtomicBool>)
 where
     A: Fn(Request<Incoming>) -> F,
     F: Future<Output = Response<Full<Bytes>>>,
@@ -301,14 +252,40 @@ where
             return;
         }
         () = sleep(MAX_AGE) => {}
-        () = told.leaving() => {}
+        () = shutdown.requested() => {}
     }
     connection.as_mut().graceful_shutdown();
     let _ = timeout(LAST_ANSWER, connection).await;
 }
 
-/// The answer to a health path, or to a method that none of our paths takes.
-fn health<B>(state: &(impl Health + ?Sized), request: &Request<B>) -> Option<Response<Full<Bytes>>> {
+async fn answer(
+    purpose: Purpose,
+    state: Arc<dyn AdminState>,
+    request: Request<Incoming>,
+) -> Response<Full<Bytes>> {
+    if purpose == Purpose::Admin && request.uri().path() == upgrade::PATH {
+        return upgrade::answer(&*state, &request).await;
+    }
+    // Health checks run on the async threads, so that they fail when these threads hang. All other paths take
+    // time in proportion to the number of revisions, and run on a blocking thread.
+    if let Some(answer) = health(&*state, &request) {
+        return answer;
+    }
+    if purpose == Purpose::Health {
+        return not_found();
+    }
+    let task = tokio::task::spawn_blocking(move || admin(&*state, request.uri()));
+    task.await.unwrap_or_else(|e| {
+        tracing::error!(error = %e, "an admin request panicked");
+        text(
+            StatusCode::INTERNAL_SERVER_ERROR,
+            "this request hit a bug; the log says more\n",
+        )
+    })
+}
+
+/// The response to a health path, or to a method that no path takes; `None` for any other path.
+fn health<B>(state: &dyn AdminState, request: &Request<B>) -> Option<Response<Full<Bytes>>> {
     if !matches!(*request.method(), Method::GET | Method::HEAD) {
         let mut answer = text(StatusCode::METHOD_NOT_ALLOWED, "use GET\n");
         answer
@@ -332,17 +309,34 @@ fn admin(state: &dyn AdminState, uri: &Uri) -> Response<Full<Bytes>> {
         "/metrics" => typed(
             StatusCode::OK,
             "text/plain; version=0.0.4; charset=utf-8",
-            state.metrics().render(state.loads(), state.status()),
+            metrics(state),
         ),
         "/api/routes" => as_json(StatusCode::OK, &api::routes(&state.table())),
         "/api/revisions" => as_json(StatusCode::OK, &api::revisions(state)),
         "/api/config" => as_json(StatusCode::OK, &api::config(state)),
         "/api/explain" => match ExplainQuery::parse(uri.query().unwrap_or_default()) {
-            Ok(query) => as_json(StatusCode::OK, &state.explain().explain(&query)),
+            Ok(query) => as_json(
+                StatusCode::OK,
+                &explain(&state.table(), &state.bound().listeners, &query),
+            ),
             Err(error) => as_json(StatusCode::BAD_REQUEST, &json!({"error": error.to_string()})),
         },
         _ => not_found(),
     }
+}
+
+fn metrics(state: &dyn AdminState) -> String {
+    let loads = state.loads();
+    let desired = |load: &RevisionLoad| {
+        let status = state.status().revision_status(&load.revision)?;
+        Some((load.revision.clone(), status.desired))
+    };
+    state.metrics().expose(&LiveGauges {
+        desired: loads.iter().filter_map(desired).collect(),
+        loads,
+        tables: state.tables(),
+        certificates: state.certificates(),
+    })
 }
 
 fn not_found() -> Response<Full<Bytes>> {

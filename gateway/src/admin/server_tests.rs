@@ -1,22 +1,22 @@
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::sync::Notify;
 
-use super::super::fixture::Gateway;
+use super::super::fixture::FakeGateway;
 use super::*;
 
 fn loopback() -> SocketAddr {
     ([127, 0, 0, 1], 0).into()
 }
 
-/// For a server that never leaves.
-fn staying() -> Leave {
-    crate::admin::leave().1
+/// A signal that never comes.
+fn staying() -> ShutdownSignal {
+    crate::admin::graceful_shutdown().1
 }
 
-async fn admin_server() -> (SocketAddr, Arc<Gateway>, JoinSet<()>) {
-    let server = AdminServer::bind(loopback()).await.unwrap();
+async fn admin_server() -> (SocketAddr, Arc<FakeGateway>, JoinSet<()>) {
+    let server = AdminServer::bind(loopback(), Purpose::Admin).await.unwrap();
     let address = server.address();
-    let state = Arc::new(Gateway::new());
+    let state = Arc::new(FakeGateway::new());
     let mut tasks = JoinSet::new();
     tasks.spawn(server.serve(Arc::clone(&state) as Arc<dyn AdminState>, staying()));
     (address, state, tasks)
@@ -60,19 +60,20 @@ async fn every_endpoint_answers() {
         assert_eq!(status, 200);
         let value: Value = serde_json::from_str(&body).unwrap();
         assert_eq!(value["generation"], 3, "{path}");
-        // The index lists what there is.
+        // The index page lists every path.
         assert!(get(address, "/").await.1.contains(path));
     }
     let (status, body) = get(
         address,
-        "/api/explain?url=http%3A%2F%2Fa%2Fb&method=post&header=A:%201",
+        "/api/explain?url=http%3A%2F%2Fgreeter.default.localhost%2Fv2&method=post&header=A:%201",
     )
     .await;
     assert_eq!(status, 200);
     let value: Value = serde_json::from_str(&body).unwrap();
     assert_eq!(
-        value,
-        json!({"found": true, "url": "http://a/b", "method": "POST", "headers": 1})
+        (&value["found"], &value["revision"]),
+        (&json!(true), &json!("default/greeter-v2")),
+        "{value:#}"
     );
     let (status, body) = get(address, "/api/explain").await;
     assert!(status == 400 && body.contains("url"), "{body}");
@@ -101,11 +102,11 @@ async fn it_is_read_only() {
 
 #[tokio::test]
 async fn the_health_server_knows_health_only() {
-    let server = HealthServer::bind(loopback()).await.unwrap();
+    let server = AdminServer::bind(loopback(), Purpose::Health).await.unwrap();
     let address = server.address();
-    let state = Arc::new(Gateway::new());
+    let state = Arc::new(FakeGateway::new());
     let mut tasks = JoinSet::new();
-    tasks.spawn(server.serve(Arc::clone(&state) as Arc<dyn Health>, staying()));
+    tasks.spawn(server.serve(Arc::clone(&state) as Arc<dyn AdminState>, staying()));
     assert_eq!(get(address, "/healthz").await.0, 200);
     assert_eq!(get(address, "/readyz").await.0, 200);
     for path in ["/", "/metrics", "/api/config", "/api/revisions"] {
@@ -117,16 +118,19 @@ async fn the_health_server_knows_health_only() {
 
 #[tokio::test]
 async fn a_taken_port_is_named() {
-    let server = AdminServer::bind(loopback()).await.unwrap();
+    let server = AdminServer::bind(loopback(), Purpose::Admin).await.unwrap();
     let taken = server.address();
-    let error = AdminServer::bind(taken).await.unwrap_err();
+    let error = AdminServer::bind(taken, Purpose::Admin).await.unwrap_err();
     assert_eq!(error.address, taken);
     let text = error.to_string();
     assert!(
         text.contains(&taken.to_string()) && text.contains("admin"),
         "{text}"
     );
-    let error = HealthServer::bind(taken).await.unwrap_err().to_string();
+    let error = AdminServer::bind(taken, Purpose::Health)
+        .await
+        .unwrap_err()
+        .to_string();
     assert!(error.contains("health"), "{error}");
 }
 
@@ -134,17 +138,17 @@ async fn a_taken_port_is_named() {
 async fn a_socket_of_another_process_is_taken_over() {
     let socket = std::net::TcpListener::bind(loopback()).unwrap();
     let address = socket.local_addr().unwrap();
-    let server = AdminServer::from_std(socket).unwrap();
+    let server = AdminServer::from_std(socket, Purpose::Admin).unwrap();
     assert_eq!(server.address(), address);
     let mut tasks = JoinSet::new();
-    tasks.spawn(server.serve(Arc::new(Gateway::new()), staying()));
+    tasks.spawn(server.serve(Arc::new(FakeGateway::new()), staying()));
     assert_eq!(get(address, "/healthz").await.0, 200);
 }
 
 #[tokio::test]
 async fn silent_connections_make_room_and_answers_under_way_do_not() {
-    let bound = Bound::new(loopback(), "test").await.unwrap();
-    let address = bound.address;
+    let server = AdminServer::bind(loopback(), Purpose::Admin).await.unwrap();
+    let address = server.address();
     let (started, goes_on) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
     let (starts, wait) = (Arc::clone(&started), Arc::clone(&goes_on));
     let answer = move |request: Request<Incoming>| {
@@ -158,14 +162,14 @@ async fn silent_connections_make_room_and_answers_under_way_do_not() {
         }
     };
     let mut tasks = JoinSet::new();
-    tasks.spawn(bound.serve(answer, staying()));
+    tasks.spawn(server.serve_with(answer, staying()));
     let slow = tokio::spawn(async move { get(address, "/slow").await });
     started.notified().await;
     let mut silent = Vec::new();
     for _ in 0..2 * MAX_CONNECTIONS {
         silent.push(TcpStream::connect(address).await.unwrap());
     }
-    // Long before any of them is too late with its head.
+    // Long before the head timeout of any of them.
     let asked = timeout(HEADER_TIMEOUT / 2, get(address, "/healthz")).await;
     assert_eq!(asked.expect("no place").0, 200);
     goes_on.notify_one();
@@ -184,7 +188,7 @@ async fn dropping_the_server_closes_its_connections() {
     stream.read_exact(&mut some).await.unwrap();
     tasks.shutdown().await;
     let mut rest = Vec::new();
-    // A reset is as good as an end.
+    // A reset counts as an end.
     let _ = stream.read_to_end(&mut rest).await;
     assert!(TcpStream::connect(address).await.is_err());
 }
@@ -237,19 +241,19 @@ async fn a_web_page_cannot_ask_for_an_upgrade() {
 
 #[tokio::test]
 async fn leaving_closes_the_socket_here_and_ends_what_is_open() {
-    let server = HealthServer::bind(loopback()).await.unwrap();
+    let server = AdminServer::bind(loopback(), Purpose::Health).await.unwrap();
     let address = server.address();
-    let theirs = HealthServer::from_std(server.socket().unwrap().into()).unwrap();
-    let (mut leaver, leave) = crate::admin::leave();
+    let theirs = AdminServer::from_std(server.socket().unwrap().into(), Purpose::Health).unwrap();
+    let (mut shutdown, signal) = crate::admin::graceful_shutdown();
     let mut tasks = JoinSet::new();
-    tasks.spawn(server.serve(Arc::new(Gateway::new()), leave));
-    // Kept alive by the server, and idle.
+    tasks.spawn(server.serve(Arc::new(FakeGateway::new()), signal));
+    // A kept-alive, idle connection.
     let mut idle = TcpStream::connect(address).await.unwrap();
     idle.write_all(b"GET /healthz HTTP/1.1\r\nhost: x\r\n\r\n")
         .await
         .unwrap();
     assert!(idle.read(&mut [0; 512]).await.unwrap() > 0);
-    leaver.leave().await;
+    shutdown.stop_accepting().await;
     let mut rest = Vec::new();
     let ended = timeout(Duration::from_secs(20), idle.read_to_end(&mut rest)).await;
     assert!(ended.unwrap().is_ok());
@@ -258,8 +262,8 @@ async fn leaving_closes_the_socket_here_and_ends_what_is_open() {
         .unwrap()
         .unwrap()
         .unwrap();
-    // The socket lives on in whoever has it, and what came meanwhile waits there.
+    // The socket lives on in its other holder, and new connections wait in its accept queue.
     let waiting = tokio::spawn(async move { get(address, "/healthz").await });
-    tasks.spawn(theirs.serve(Arc::new(Gateway::new()), staying()));
+    tasks.spawn(theirs.serve(Arc::new(FakeGateway::new()), staying()));
     assert_eq!(waiting.await.unwrap().0, 200);
 }

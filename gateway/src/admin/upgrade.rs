@@ -1,4 +1,4 @@
-//! `POST /api/upgrade`: the only thing that can be done here, not only seen.
+//! `POST /api/upgrade`: the admin API's only action.
 
 use std::time::Duration;
 
@@ -12,37 +12,37 @@ use thiserror::Error;
 use super::AdminState;
 use super::server::as_json;
 
-/// Where it is asked for.
+/// The path of the upgrade.
 pub const PATH: &str = "/api/upgrade";
 
-/// How long a new process may take to get ready unless the asker says otherwise.
+/// How long a new process may take to get ready unless the request has a `timeout`.
 pub const DEFAULT_LIMIT: Duration = Duration::from_secs(30);
 
-/// The longest it may be asked to wait: an admin connection does not live much longer.
+/// The longest `timeout` of a request: an admin connection does not live much longer.
 const MAX_LIMIT: Duration = Duration::from_secs(50);
 
-/// The process that took over.
+/// A successful upgrade: the process that took over.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Upgraded {
-    /// Its process id.
+    /// The new process's id.
     pub pid: u32,
-    /// The version of its binary.
+    /// The version of the new binary.
     pub version: String,
 }
 
-/// Why no process took over; this one goes on as before.
+/// A failed upgrade: no process took over, and this one goes on as before.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 pub enum UpgradeError {
-    /// Not now: another upgrade, or the way out.
+    /// No upgrade was tried: another one is under way, or the process shuts down.
     #[error("{0}")]
     NotNow(&'static str),
-    /// It was tried.
+    /// The upgrade was tried and failed.
     #[error("{0}")]
     Failed(String),
 }
 
-/// `{upgraded: true, pid, version, previousPid}` with 200; `{upgraded: false, error}` with 409 when it
-/// was not tried, 500 when it failed; 400 and 403 for a request that is wrong.
+/// The response: `{upgraded: true, pid, version, previousPid}` with 200; `{upgraded: false, error}` with 409 when it
+/// was not tried, 500 when it failed; 400 and 403 for an invalid request.
 pub(super) async fn answer<B>(state: &dyn AdminState, request: &Request<B>) -> Response<Full<Bytes>> {
     let refused = |status, error: &str| as_json(status, &json!({"upgraded": false, "error": error}));
     if request.method() != Method::POST {
@@ -52,7 +52,7 @@ pub(super) async fn answer<B>(state: &dyn AdminState, request: &Request<B>) -> R
             .insert(ALLOW, HeaderValue::from_static("POST"));
         return answer;
     }
-    // A page that a browser shows can POST to a loopback address, but not without saying that it is a page.
+    // CSRF: a web page can POST to a loopback address, but the browser then sends an Origin.
     if request.headers().contains_key(ORIGIN) {
         return refused(StatusCode::FORBIDDEN, "not from a web page");
     }
@@ -82,10 +82,10 @@ fn limit(query: Option<&str>) -> Result<Duration, String> {
     parse_limit(text)
 }
 
-/// Reads how long a new process may take to get ready.
+/// Parses the `timeout` of an upgrade: how long a new process may take to get ready.
 ///
 /// # Errors
-/// What is wrong with it, in one line.
+/// Why the text is not a valid timeout, in one line.
 pub fn parse_limit(text: &str) -> Result<Duration, String> {
     let limit = humantime::parse_duration(text).map_err(|e| format!("timeout: {e}; write it as 10s"))?;
     if limit.is_zero() || limit > MAX_LIMIT {

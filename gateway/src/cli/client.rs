@@ -1,4 +1,4 @@
-//! Asking a running gateway.
+//! The client of the admin API.
 
 use std::fmt;
 use std::io;
@@ -14,18 +14,18 @@ use thiserror::Error;
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
-/// Where a gateway's admin server listens unless told otherwise.
+/// The default address of the admin server.
 pub(super) const DEFAULT_ADMIN: &str = "http://127.0.0.1:9900";
 
 const DEFAULT_PORT: u16 = 9900;
 
-/// For the whole conversation.
-const PATIENCE: Duration = Duration::from_secs(10);
+/// Timeout of a whole exchange.
+const TIMEOUT: Duration = Duration::from_secs(10);
 
-/// The longest answer taken: some 100,000 revisions.
+/// The longest response accepted: some 100,000 revisions.
 const MAX_ANSWER: usize = 64 << 20;
 
-/// Where a gateway's admin server is: `http://host:port`, `host:port` or `host`.
+/// The address of an admin server: `http://host:port`, `host:port` or `host`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct AdminUrl {
     host: String,
@@ -64,41 +64,41 @@ impl fmt::Display for AdminUrl {
     }
 }
 
-/// Why there is no answer. Each says what to do.
+/// Errors of the admin client. Each message says what to do.
 #[derive(Debug, Error)]
 pub enum AdminError {
-    /// Nothing listens there, or it cannot be reached.
+    /// Nothing listens at the address, or the address cannot be reached.
     #[error("cannot reach a gateway at {url}: {source}{}", hint(.source))]
     Unreachable {
-        /// Where it was looked for.
+        /// The admin address.
         url: AdminUrl,
-        /// What the system said.
+        /// The system's error.
         source: io::Error,
     },
-    /// Something listens there, but does not answer as an admin server does.
+    /// The response is not that of an admin server.
     #[error(
         "{url} does not answer like a gateway's admin address: {what}; name the right one with --admin URL"
     )]
     Strange {
-        /// Where it was asked.
+        /// The admin address.
         url: AdminUrl,
-        /// What is strange.
+        /// What is wrong with the response.
         what: String,
     },
-    /// No answer in time.
-    #[error("{url} did not answer within {} s", patience.as_secs())]
+    /// No response in time.
+    #[error("{url} did not answer within {} s", limit.as_secs())]
     Slow {
-        /// Where it was asked.
+        /// The admin address.
         url: AdminUrl,
-        /// How long.
-        patience: Duration,
+        /// The timeout.
+        limit: Duration,
     },
-    /// It was asked, and the connection broke before the answer.
+    /// The request was sent, and the connection broke before the response.
     #[error("{url} went away without an answer: {what}")]
     Broken {
-        /// Where it was asked.
+        /// The admin address.
         url: AdminUrl,
-        /// How.
+        /// The error.
         what: String,
     },
 }
@@ -112,35 +112,35 @@ fn hint(source: &io::Error) -> &'static str {
     }
 }
 
-/// GETs one path. Cancel-safe; takes at most [`PATIENCE`].
+/// Sends a GET request. Cancel-safe; takes at most [`TIMEOUT`].
 pub(super) async fn get(url: &AdminUrl, target: &str) -> Result<(StatusCode, Bytes), AdminError> {
-    within(url, PATIENCE, converse(url, Method::GET, target)).await
+    within(url, TIMEOUT, exchange(url, Method::GET, target)).await
 }
 
-/// POSTs to one path, without a body. Cancel-safe; takes at most `patience`.
+/// Sends a POST request without a body. Cancel-safe; takes at most `limit`.
 pub(super) async fn post(
     url: &AdminUrl,
     target: &str,
-    patience: Duration,
+    limit: Duration,
 ) -> Result<(StatusCode, Bytes), AdminError> {
-    within(url, patience, converse(url, Method::POST, target)).await
+    within(url, limit, exchange(url, Method::POST, target)).await
 }
 
 async fn within<T>(
     url: &AdminUrl,
-    patience: Duration,
+    limit: Duration,
     conversation: impl Future<Output = Result<T, AdminError>>,
 ) -> Result<T, AdminError> {
-    match timeout(patience, conversation).await {
+    match timeout(limit, conversation).await {
         Ok(result) => result,
         Err(_) => Err(AdminError::Slow {
             url: url.clone(),
-            patience,
+            limit,
         }),
     }
 }
 
-async fn converse(url: &AdminUrl, method: Method, target: &str) -> Result<(StatusCode, Bytes), AdminError> {
+async fn exchange(url: &AdminUrl, method: Method, target: &str) -> Result<(StatusCode, Bytes), AdminError> {
     let strange = |what: &dyn fmt::Display| AdminError::Strange {
         url: url.clone(),
         what: what.to_string(),
@@ -165,7 +165,7 @@ async fn converse(url: &AdminUrl, method: Method, target: &str) -> Result<(Statu
     let exchange = async {
         let answer = sender.send_request(request).await;
         let answer = answer.map_err(|e| match method {
-            // What answers an upgrade is a process that is on its way out.
+            // The process that responds to an upgrade shuts down right after.
             Method::POST if e.is_incomplete_message() => AdminError::Broken {
                 url: url.clone(),
                 what: e.to_string(),
@@ -176,7 +176,7 @@ async fn converse(url: &AdminUrl, method: Method, target: &str) -> Result<(Statu
         let body = Limited::new(answer.into_body(), MAX_ANSWER).collect().await;
         Ok((status, body.map_err(|e| strange(&e))?.to_bytes()))
     };
-    // The connection has to be driven while the exchange goes on; its own error shows there.
+    // The connection has to be polled during the exchange, which returns the connection's error, too.
     let mut exchange = std::pin::pin!(exchange);
     tokio::select! {
         biased;

@@ -1,4 +1,4 @@
-//! `sluice explain`: the question, and the text of the answer.
+//! `sluice explain`: the query, and the result as text.
 
 use std::fmt::Write;
 use std::process::ExitCode;
@@ -11,17 +11,17 @@ use super::{AdminError, AdminUrl, ExplainArgs, OutputFormat, block_on, client, f
 use crate::admin::{ExplainQuery, QueryError};
 
 impl ExplainArgs {
-    /// The question.
+    /// The query that the arguments make.
     ///
     /// # Errors
-    /// [`QueryError`]; the command line has already refused what is no header.
+    /// [`QueryError`]; an argument that is not a header was already refused by the parser of arguments.
     pub fn query(&self) -> Result<ExplainQuery, QueryError> {
         ExplainQuery::new(&self.url, &self.method, &self.headers)
     }
 }
 
-/// Asks the running gateway at `admin` and prints its answer. Exits 0, 1 when nothing would serve
-/// the request, 2 when there is no answer.
+/// Queries the running gateway at `admin` and prints the result. Exits 0, 1 when nothing would serve
+/// the request, 2 when there is no response.
 pub fn run_remote(args: &ExplainArgs, admin: &AdminUrl) -> ExitCode {
     let query = match args.query() {
         Ok(query) => query,
@@ -49,7 +49,7 @@ async fn fetch(admin: &AdminUrl, query: &ExplainQuery) -> Result<Value, AdminErr
     Ok(value)
 }
 
-/// Prints an answer, wherever it was found. Exits 0, or 1 when nothing would serve the request.
+/// Prints a result of `explain`. Exits 0, or 1 when nothing would serve the request.
 pub fn answer(value: &Value, format: OutputFormat) -> ExitCode {
     match format {
         OutputFormat::Text => print(&render(value)),
@@ -62,21 +62,21 @@ pub fn answer(value: &Value, format: OutputFormat) -> ExitCode {
     }
 }
 
-/// An answer that does not say counts as no.
+/// Whether something would serve the request; false where the key `found` is missing.
 fn found(value: &Value) -> bool {
     value["found"].as_bool().unwrap_or(false)
 }
 
-/// Shown first and in this order: the way a request takes.
+/// Keys shown first and in this order: the order of a request's routing.
 const ORDER: [&str; 12] = [
     "listener", "host", "path", "service", "route", "tag", "split", "revision", "backend", "rewrite",
     "reason", "why",
 ];
 
-/// In the first or the last line instead.
+/// Keys shown in the first or the last line instead.
 const ELSEWHERE: [&str; 3] = ["url", "method", "found"];
 
-/// The text of an answer ([`Explain::explain`](crate::admin::Explain::explain) has its keys).
+/// The result as text; [`explain`](crate::explain::explain) has its keys.
 pub fn render(value: &Value) -> String {
     let mut out = String::new();
     if let Some(url) = value["url"].as_str() {
@@ -112,7 +112,7 @@ pub fn render(value: &Value) -> String {
     out
 }
 
-/// One line per element of a list, none for what is absent.
+/// One line per element of a list, none for an absent value.
 fn lines(value: &Value) -> Vec<String> {
     match value {
         Value::Array(items) => items.iter().map(inline).filter(|line| !line.is_empty()).collect(),
@@ -149,8 +149,8 @@ mod tests {
     use tokio::task::JoinSet;
 
     use super::*;
-    use crate::admin::fixture::Gateway;
-    use crate::admin::{AdminServer, AdminState};
+    use crate::admin::fixture::FakeGateway;
+    use crate::admin::{AdminServer, AdminState, Purpose};
 
     #[test]
     fn the_text_follows_the_request() {
@@ -191,19 +191,20 @@ zone      a
     #[tokio::test]
     async fn a_running_gateway_is_asked() {
         let loopback: SocketAddr = ([127, 0, 0, 1], 0).into();
-        let server = AdminServer::bind(loopback).await.unwrap();
+        let server = AdminServer::bind(loopback, Purpose::Admin).await.unwrap();
         let admin: AdminUrl = server.address().to_string().parse().unwrap();
         let mut tasks = JoinSet::new();
         tasks.spawn(server.serve(
-            Arc::new(Gateway::new()) as Arc<dyn AdminState>,
-            crate::admin::leave().1,
+            Arc::new(FakeGateway::new()) as Arc<dyn AdminState>,
+            crate::admin::graceful_shutdown().1,
         ));
-        let headers = ["A: b c".to_owned()];
+        let headers = ["Host: greeter.default.localhost".to_owned()];
         let query = ExplainQuery::new("http://x/ü?a=b&c", "get", &headers).unwrap();
         let value = fetch(&admin, &query).await.unwrap();
         assert_eq!(
-            value,
-            json!({"found": true, "url": "http://x/ü?a=b&c", "method": "GET", "headers": 1})
+            (&value["found"], &value["host"], &value["path"]),
+            (&json!(true), &json!("greeter.default.localhost"), &json!("/ü")),
+            "{value:#}"
         );
         let empty = ExplainQuery::new("", "get", &[]).unwrap();
         let error = fetch(&admin, &empty).await.unwrap_err().to_string();

@@ -1,6 +1,6 @@
-//! The command line: what can be typed, and what `status` and `explain` print.
+//! The command line: arguments of every command, and the output of `status`, `explain` and `upgrade`.
 //!
-//! Exit codes: 0 fine; 1 the configuration was rejected, `explain` found nothing that would serve,
+//! Exit codes: 0 success; 1 the configuration was rejected, `explain` found no service for the request,
 //! or no new process took over; 2 wrong usage or failure to start. `clap` itself exits with 2.
 
 mod client;
@@ -21,7 +21,7 @@ use crate::observe::LogFormat;
 
 pub use client::{AdminError, AdminUrl};
 
-/// The configuration that is read when none is named.
+/// The default path of the configuration.
 pub const DEFAULT_CONFIG: &str = "sluice.yaml";
 
 /// The whole command line.
@@ -73,7 +73,7 @@ pub enum OutputFormat {
     Json,
 }
 
-/// Where the configuration is; positional and `-c` mean the same.
+/// Paths of the configuration; positional and `-c` mean the same.
 #[derive(Debug, Clone, Default, Args)]
 pub struct ConfigArgs {
     /// Files or directories [default: sluice.yaml]
@@ -250,20 +250,20 @@ fn parse_header(text: &str) -> Result<String, String> {
     }
 }
 
-/// Prints what went wrong and what to do; exit code 2.
+/// Prints an error message that says what to do; returns exit code 2.
 fn fail(message: impl std::fmt::Display) -> ExitCode {
     eprintln!("sluice: {message}");
     ExitCode::from(2)
 }
 
-/// Prints to stdout. A reader that has seen enough (`| head`) is no error.
+/// Prints to stdout. A closed pipe (`| head`) is not an error.
 fn print(text: &str) {
     use std::io::Write;
     let mut stdout = std::io::stdout().lock();
     let _ = stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush());
 }
 
-/// Runs one short conversation to its end.
+/// Runs a future on a current-thread runtime.
 fn block_on<T>(future: impl Future<Output = T>) -> std::io::Result<T> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()

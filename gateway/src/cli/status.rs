@@ -1,4 +1,4 @@
-//! `sluice status`
+//! `sluice status`: the table of revisions.
 
 use std::process::ExitCode;
 
@@ -8,7 +8,7 @@ use serde_json::Value;
 use super::table::{Align, render as table};
 use super::{AdminError, OutputFormat, StatusArgs, block_on, client, fail, print};
 
-/// Asks the gateway and prints the table. Exits 0, or 2 when there is no answer.
+/// Queries the gateway and prints the table. Exits 0, or 2 when there is no response.
 pub fn run(args: &StatusArgs) -> ExitCode {
     let value = match block_on(fetch(args)) {
         Ok(Ok(value)) => value,
@@ -49,8 +49,8 @@ const HEADINGS: [(&str, Align); 8] = [
     ("LAST DECISION", Align::Left),
 ];
 
-/// The table of what `/api/revisions` said. READY is `ready/desired`; where nothing scales there
-/// is no desired. A failure stands in place of the last decision while it lasts.
+/// Renders the response of `/api/revisions` as a table. READY is `ready/desired`; where nothing scales there
+/// is no desired. While a failure lasts, it is shown in place of the last decision.
 pub fn render(value: &Value) -> String {
     let rows: Vec<Vec<String>> = value["revisions"]
         .as_array()
@@ -115,11 +115,11 @@ mod tests {
 
     use super::*;
     use crate::admin::api;
-    use crate::admin::fixture::Gateway;
+    use crate::admin::fixture::FakeGateway;
 
     #[test]
     fn the_table_shows_what_the_api_says() {
-        let text = render(&api::revisions(&Gateway::new()));
+        let text = render(&api::revisions(&FakeGateway::new()));
         assert_eq!(
             text,
             "\

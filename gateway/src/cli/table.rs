@@ -1,8 +1,8 @@
-//! Columns for terminals.
+//! Text tables for terminals.
 
 use std::fmt::Write;
 
-/// On which side a column's cells stand.
+/// The alignment of a column.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Align {
     /// Text.
@@ -11,7 +11,7 @@ pub(super) enum Align {
     Right,
 }
 
-/// Renders rows under headings. Columns are as wide as their widest cell; nothing trails.
+/// Renders rows under headings. Columns are as wide as their widest cell; lines have no trailing spaces.
 pub(super) fn render(headings: &[(&str, Align)], rows: &[Vec<String>]) -> String {
     let clean: Vec<Vec<String>> = rows
         .iter()
@@ -43,7 +43,8 @@ pub(super) fn render(headings: &[(&str, Align)], rows: &[Vec<String>]) -> String
     out
 }
 
-/// A cell may quote what some process wrote to its stderr: nothing in it drives the terminal.
+/// Escapes control characters, so that a cell, which may quote the stderr of any process, does not drive the
+/// terminal.
 pub(super) fn printable(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     for c in text.chars() {

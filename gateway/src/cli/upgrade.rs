@@ -1,4 +1,4 @@
-//! `sluice upgrade`
+//! `sluice upgrade`: asks the admin API for an upgrade in place.
 
 use std::fmt::Write;
 use std::process::ExitCode;
@@ -11,10 +11,10 @@ use serde_json::Value;
 use super::{AdminError, UpgradeArgs, block_on, client, fail, print};
 use crate::admin::UPGRADE_PATH;
 
-/// For what follows a new process's getting ready: the hand-over, or ending a process that failed.
+/// Time for the steps after the new process is ready (the hand-over), or for ending a process that failed.
 const AFTERWARDS: Duration = Duration::from_secs(20);
 
-/// Asks the gateway to hand over, and says what came of it. Exits 0, 1 when the old process goes on, 2 when
+/// Requests the upgrade and prints the result. Exits 0, 1 when the old process goes on, 2 when
 /// there is no gateway.
 pub fn run(args: &UpgradeArgs) -> ExitCode {
     let target = format!("{UPGRADE_PATH}?timeout={}ms", args.timeout.as_millis());
@@ -28,7 +28,7 @@ pub fn run(args: &UpgradeArgs) -> ExitCode {
             ExitCode::SUCCESS
         }
         Ok(Err(why)) => not_upgraded(&why),
-        // It was asked, so something may have been done; but nobody can say that it took over.
+        // The request was sent, so an upgrade may have begun; its success is unknown.
         Err(error @ (AdminError::Slow { .. } | AdminError::Broken { .. })) => {
             not_upgraded(&error.to_string())
         }
@@ -41,7 +41,7 @@ fn not_upgraded(why: &str) -> ExitCode {
     ExitCode::from(1)
 }
 
-/// What was answered: the text of a success, or why there is none.
+/// Interprets the response: the text of a success, or why the upgrade failed.
 fn judge(args: &UpgradeArgs, status: StatusCode, body: &Bytes) -> Result<Result<String, String>, AdminError> {
     let said: Value = serde_json::from_slice(body).unwrap_or_default();
     match (said["upgraded"].as_bool(), said["error"].as_str()) {

@@ -1,4 +1,4 @@
-//! One line per finished request, for people or for machines.
+//! The access log: one line per finished request, as text or as JSON.
 
 use std::cell::RefCell;
 use std::time::{Duration, SystemTime};
@@ -6,29 +6,29 @@ use std::time::{Duration, SystemTime};
 use sluice_model::AccessLogFormat;
 
 use super::escape::{json, push, word};
+use super::log_writer::LogSink;
 use super::phases::{Millis, Phases};
 use super::record::RequestRecord;
-use super::writer::LineSink;
 
 thread_local! {
-    /// Lines are formatted where the request ends and copied once, into the writer's buffer.
+    /// A reused buffer: lines are formatted on the request's thread and copied once, into the log writer's
+    /// buffer.
     static LINE: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
 }
 
-/// Writes access log lines. Which format is the caller's to say per line, because it follows a
-/// reload.
+/// Writes access log lines. The caller passes the format with each line, because a reload may change it.
 #[derive(Debug, Clone)]
 pub struct AccessLog {
-    sink: LineSink,
+    sink: LogSink,
 }
 
 impl AccessLog {
     /// Lines go to `sink`.
-    pub fn new(sink: LineSink) -> Self {
+    pub fn new(sink: LogSink) -> Self {
         Self { sink }
     }
 
-    /// Formats and hands over one line; never waits. [`AccessLogFormat::Off`] does nothing at all.
+    /// Formats one line and passes it to the log writer; never waits. [`AccessLogFormat::Off`] does nothing.
     pub fn log(&self, format: AccessLogFormat, record: &RequestRecord<'_>) {
         let write: fn(&mut Vec<u8>, &RequestRecord<'_>) = match format {
             AccessLogFormat::Off => return,
@@ -43,7 +43,7 @@ impl AccessLog {
     }
 }
 
-/// Every key is always there, `null` where it does not apply, so that queries need no guard.
+/// One JSON object. Every key is always present, `null` where it does not apply, so that queries need no guard.
 fn json_line(out: &mut Vec<u8>, r: &RequestRecord<'_>) {
     out.extend_from_slice(b"{\"time\":\"");
     push_time(out, r.time);
@@ -115,7 +115,7 @@ fn millis(out: &mut Vec<u8>, key: &str, value: Option<Duration>) {
     }
 }
 
-/// An object: which phases there are depends on what the request waited for.
+/// The phases as an object, whose keys depend on what the request waited for.
 fn phases(out: &mut Vec<u8>, phases: Option<&Phases>) {
     let Some(phases) = phases else {
         return null(out, "phases_ms");
@@ -128,8 +128,8 @@ fn phases(out: &mut Vec<u8>, phases: Option<&Phases>) {
     out.push(b'}');
 }
 
-/// `time status method host/path -> revision endpoint took ...`, the rest only where it says
-/// something.
+/// A line for people: `time status method host/path -> revision endpoint took ...`; further fields only where
+/// they apply.
 fn pretty_line(out: &mut Vec<u8>, r: &RequestRecord<'_>) {
     push_time(out, r.time);
     push(out, format_args!(" {:03} ", r.code()));
@@ -181,7 +181,7 @@ fn pretty_line(out: &mut Vec<u8>, r: &RequestRecord<'_>) {
     out.push(b'\n');
 }
 
-/// A Unix socket's path is the operator's, but may still hold anything.
+/// An endpoint's address. A Unix socket's path may hold any byte, and so is escaped.
 fn endpoint_text(out: &mut Vec<u8>, endpoint: &sluice_model::EndpointAddr, escape: fn(&mut Vec<u8>, &[u8])) {
     use std::os::unix::ffi::OsStrExt;
     match endpoint {
@@ -195,7 +195,7 @@ fn endpoint_text(out: &mut Vec<u8>, endpoint: &sluice_model::EndpointAddr, escap
 
 /// RFC 3339 in UTC, to the millisecond.
 fn push_time(out: &mut Vec<u8>, time: SystemTime) {
-    // humantime knows 1970 to 9999 and panics outside; a clock without a battery may stand there.
+    // humantime panics outside of 1970 to 9999, where a clock without a battery may stand.
     let last = SystemTime::UNIX_EPOCH + Duration::from_secs(253_402_300_799);
     let time = time.clamp(SystemTime::UNIX_EPOCH, last);
     push(out, format_args!("{}", humantime::format_rfc3339_millis(time)));
@@ -210,7 +210,7 @@ mod tests {
 
     use super::super::phases::Milestones;
     use super::super::record::{RequestProtocol, Timer, tests::plain};
-    use super::super::{LineWriter, Reason};
+    use super::super::{LogWriter, Reason};
     use super::*;
     use crate::throttle::StartTimeline;
 
@@ -361,7 +361,7 @@ mod tests {
         use std::io::{Read, Seek};
         let mut file = tempfile::tempfile().unwrap();
         let writer =
-            LineWriter::start("test", file.try_clone().unwrap(), 4096, metrics::Counter::noop()).unwrap();
+            LogWriter::start("test", file.try_clone().unwrap(), 4096, metrics::Counter::noop()).unwrap();
         let log = AccessLog::new(writer.sink());
         log.log(AccessLogFormat::Off, &plain());
         log.log(AccessLogFormat::Json, &plain());

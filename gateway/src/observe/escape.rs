@@ -1,12 +1,12 @@
-//! Bytes of any origin, made safe for one line of text or JSON.
+//! Escaping of untrusted bytes for one line of text or JSON.
 
 use std::io::Write;
 
-/// The most of one client-chosen field that is logged, in bytes before escaping.
+/// The longest logged part of a field that a client chose, in bytes before escaping.
 const MAX_FIELD: usize = 2048;
 
-/// Appends `bytes` as the inside of a JSON string. Invalid UTF-8 becomes U+FFFD, and so that a
-/// line stays one line in every viewer, whatever [`is_unsafe`] becomes `\uXXXX`.
+/// Appends `bytes` as the inside of a JSON string. Invalid UTF-8 becomes U+FFFD; a character that is
+/// [`is_unsafe`] becomes `\uXXXX`, so that a line stays one line in every viewer.
 pub(super) fn json(out: &mut Vec<u8>, bytes: &[u8]) {
     let (bytes, cut) = shorten(bytes);
     // The common case: nothing to do.
@@ -37,14 +37,14 @@ fn json_char(out: &mut Vec<u8>, c: char) {
         '\n' => out.extend_from_slice(b"\\n"),
         '\r' => out.extend_from_slice(b"\\r"),
         '\t' => out.extend_from_slice(b"\\t"),
-        // All of these are in the basic plane.
+        // All unsafe characters are in the basic plane.
         c if is_unsafe(c) => push(out, format_args!("\\u{:04x}", u32::from(c))),
         c => out.extend_from_slice(c.encode_utf8(&mut [0; 4]).as_bytes()),
     }
 }
 
 /// Appends `bytes` as one word for a terminal: no space, no control character, no direction
-/// override; such characters and invalid bytes become `\xNN` or `\u{NNNN}`. Nothing becomes `-`.
+/// override; such characters and invalid bytes become `\xNN` or `\u{NNNN}`. An empty field becomes `-`.
 pub(super) fn word(out: &mut Vec<u8>, bytes: &[u8]) {
     if bytes.is_empty() {
         out.push(b'-');
@@ -75,7 +75,7 @@ pub(super) fn word(out: &mut Vec<u8>, bytes: &[u8]) {
     }
 }
 
-/// Appends formatted text; a `Vec` takes everything.
+/// Appends formatted text.
 pub(super) fn push(out: &mut Vec<u8>, text: std::fmt::Arguments<'_>) {
     // A Vec never fails.
     let _ = out.write_fmt(text);
@@ -93,8 +93,8 @@ fn shorten(bytes: &[u8]) -> (&[u8], bool) {
     (&bytes[..end], true)
 }
 
-/// What must not reach a terminal or a line-based reader raw: controls (C1 ones drive terminals,
-/// too), the two Unicode line ends, and overrides that make a line read as another one.
+/// Whether a character must not reach a terminal or a line-based reader raw: controls (C1 controls drive
+/// terminals, too), the two Unicode line ends, and direction overrides, which make a line read as another one.
 fn is_unsafe(c: char) -> bool {
     c.is_control()
         || matches!(c, '\u{2028}' | '\u{2029}' | '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')

@@ -1,21 +1,21 @@
 //! The process's own log, on stderr.
 //!
-//! Level policy, for our code and as a promise to whoever alerts on it:
+//! Level policy, for our code and as a promise to operators who alert on levels:
 //!
-//! - `error`: somebody must act, for what was asked for is not there: a reload was rejected, a
+//! - `error`: somebody must act, for something that was configured is missing: a reload was rejected, a
 //!   listener's port is taken, the supervisor is gone.
 //! - `warn`: degraded but still serving: an instance crashed and is backed off, a changed
 //!   certificate cannot be used, a name does not resolve.
 //! - `info`: the lifecycle only: started, bound, generation applied, instance started and stopped,
 //!   draining, gone. A gateway under load with nothing wrong is silent.
 //! - `debug`: per request and per connection. A request that fails is in the access log and in the
-//!   metrics with its reason; nothing a client does may write a line above `debug`.
+//!   metrics with its reason; nothing that a client does may log above `debug`.
 //! - `trace`: per chunk and per decision.
 //!
 //! Pingora and rustls log each client's failed handshake or broken request at `error` or `warn`
-//! through the `log` crate. The bridge lowers their records to `debug` and below, so that the
-//! policy also holds for them and `SLUICE_LOG=debug` still shows them. h2 warns of what clients send
-//! through `tracing`, which has no bridge: its warnings are shown only where the filter names `h2`.
+//! through the `log` crate. The bridge lowers these records to `debug` and below, so that the
+//! policy also holds for them and `SLUICE_LOG=debug` still shows them. The `h2` crate warns of clients' input
+//! through `tracing`, which has no bridge: the warnings of `h2` are shown only where the filter names `h2`.
 
 use std::fmt;
 use std::io::IsTerminal;
@@ -28,15 +28,15 @@ use tracing_subscriber::EnvFilter;
 use tracing_subscriber::filter::ParseError;
 use tracing_subscriber::layer::SubscriberExt;
 
-use super::writer::LineSink;
+use super::log_writer::LogSink;
 
-/// Crates whose records are about single clients whatever their level says.
+/// Crates whose records of any level are about single clients.
 const LOWERED: [&str; 2] = ["pingora", "rustls"];
 
-/// Goes before every filter, so that what the filter says of h2 wins.
+/// Prefix of every filter: a directive for h2 in the filter itself wins.
 const H2_QUIET: &str = "h2=error";
 
-/// How the log looks.
+/// The format of the log.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 pub enum LogFormat {
     /// For people.
@@ -45,18 +45,18 @@ pub enum LogFormat {
     Json,
 }
 
-/// Why the log cannot be set up.
+/// Errors of [`init_logging`].
 #[derive(Debug, Error)]
 pub enum LoggingError {
-    /// The variable holds no filter.
+    /// The value of the variable is not a filter.
     #[error("{variable} is not a log filter: {source} (try `info` or `sluice_gateway=debug,info`)")]
     Filter {
         /// The environment variable.
         variable: &'static str,
-        /// What is wrong with it.
+        /// The parser's error.
         source: ParseError,
     },
-    /// Something else in this process has set up a log before.
+    /// A log was already set up in this process.
     #[error("a log is already set up in this process")]
     Repeated,
 }
@@ -66,10 +66,10 @@ pub enum LoggingError {
 ///
 /// # Errors
 /// [`LoggingError`].
-pub fn init_logging(format: LogFormat, sink: LineSink) -> Result<(), LoggingError> {
+pub fn init_logging(format: LogFormat, sink: LogSink) -> Result<(), LoggingError> {
     let filter = filter(|variable| std::env::var(variable).ok())?;
-    // The filter decides; this only saves the way to it. Levels are lowered, never raised, so a
-    // record that is above this bound before it is lowered would not pass the filter after it.
+    // The filter decides; the maximum level only spares records the way to the filter. Levels are lowered, never
+    // raised, so a record above the maximum before lowering would not pass the filter afterwards.
     let max_level = filter
         .max_level_hint()
         .map_or(log::LevelFilter::Trace, |hint| hint.as_log());
@@ -97,7 +97,7 @@ fn subscriber(
     format: LogFormat,
     filter: EnvFilter,
     colours: bool,
-    sink: LineSink,
+    sink: LogSink,
 ) -> Box<dyn Subscriber + Send + Sync> {
     let registry = tracing_subscriber::registry().with(filter);
     let layer = tracing_subscriber::fmt::layer().with_writer(move || sink.clone());
@@ -107,7 +107,7 @@ fn subscriber(
     }
 }
 
-/// From `log` to `tracing`, with the levels of some crates lowered.
+/// Bridge from `log` to `tracing` that lowers the levels of some crates.
 #[derive(Default)]
 struct Bridge(LogTracer);
 
@@ -155,14 +155,14 @@ mod tests {
     use std::io::{Read, Seek};
     use std::time::Duration;
 
-    use super::super::LineWriter;
+    use super::super::LogWriter;
     use super::*;
 
-    /// What the log holds after `act`.
+    /// The log's text after `act`.
     fn logged(format: LogFormat, filter: &str, act: impl FnOnce()) -> String {
         let mut file = tempfile::tempfile().unwrap();
         let dropped = metrics::Counter::noop();
-        let writer = LineWriter::start("test", file.try_clone().unwrap(), 1 << 16, dropped).unwrap();
+        let writer = LogWriter::start("test", file.try_clone().unwrap(), 1 << 16, dropped).unwrap();
         let filter = EnvFilter::new(filter);
         tracing::subscriber::with_default(subscriber(format, filter, false, writer.sink()), act);
         assert!(writer.shutdown(Duration::from_secs(10)));

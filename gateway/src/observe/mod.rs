@@ -1,37 +1,37 @@
-//! What operators see: reasons, access log, metrics and the process's own log.
+//! Observability: reasons, access log, metrics and the process's own log.
 //!
 //! One [`RequestRecord`] per finished request feeds both the access log and the metrics, so the two
-//! never tell different stories. Nothing here makes a request wait: lines go into a bounded buffer
-//! that one thread empties ([`LineWriter`]), and what does not fit is dropped and counted; metric
-//! handles are resolved when a table is built, not per request.
+//! never disagree. Nothing here makes a request wait: lines go into a bounded buffer that one thread
+//! empties ([`LogWriter`]), and lines that do not fit are dropped and counted; metric handles are resolved
+//! when a routing table is built, not per request.
 //!
 //! **Invariant:** labels never hold a path, a raw host or anything else a client chose.
 
 mod access_log;
 mod escape;
+mod log_writer;
 mod logging;
 mod metrics;
 mod phases;
 mod reason;
 mod record;
-mod writer;
 
 use sluice_model::AccessLogFormat;
 
 pub use access_log::AccessLog;
+pub use log_writer::{LogSink, LogWriter};
 pub use logging::{LogFormat, LoggingError, init_logging};
 pub use metrics::{
-    ActivationResult, EndpointCondition, EndpointLoad, ListenerCertificates, LoadView, Metrics, ReloadResult,
-    RevisionLoad, RevisionMetrics, ServiceMetrics,
+    ActivationResult, EndpointCondition, EndpointLoad, ListenerCertificates, LiveGauges, Metrics,
+    ReloadResult, RevisionLoad, RevisionMetrics, ServiceMetrics,
 };
 pub use phases::{Milestones, Phases};
 pub use reason::{GrpcStatus, Reason};
 pub use record::{RequestProtocol, RequestRecord, Timer};
-pub use writer::{LineSink, LineWriter};
 
-/// Whose counters a finished request moves: as far as its routing got.
+/// The counters that a finished request moves, by how far its routing got.
 #[derive(Debug, Clone, Copy)]
-pub enum Counted<'a> {
+pub enum MetricsScope<'a> {
     /// No service was found.
     Unrouted,
     /// A service, but no revision of it.
@@ -40,22 +40,22 @@ pub enum Counted<'a> {
     Revision(&'a RevisionMetrics),
 }
 
-/// Access log and metrics in one hand, for whoever finishes requests.
+/// Access log and metrics together, for the end of each request.
 #[derive(Debug, Clone)]
 pub struct Observer {
-    /// Where lines go.
+    /// The access log.
     pub access_log: AccessLog,
-    /// Where numbers go.
+    /// The metrics.
     pub metrics: Metrics,
 }
 
 impl Observer {
     /// Logs and counts one finished request. Never blocks; allocates nothing in the steady state.
-    pub fn finish(&self, format: AccessLogFormat, record: &RequestRecord<'_>, counted: Counted<'_>) {
+    pub fn finish(&self, format: AccessLogFormat, record: &RequestRecord<'_>, counted: MetricsScope<'_>) {
         match counted {
-            Counted::Unrouted => self.metrics.unrouted().finish(record),
-            Counted::Service(service) => service.finish(record),
-            Counted::Revision(revision) => revision.finish(record),
+            MetricsScope::Unrouted => self.metrics.unrouted().finish(record),
+            MetricsScope::Service(service) => service.finish(record),
+            MetricsScope::Revision(revision) => revision.finish(record),
         }
         self.access_log.log(format, record);
     }

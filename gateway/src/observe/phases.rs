@@ -1,40 +1,40 @@
-//! Where the time until the first byte went.
+//! Phases of a request: a breakdown of its time to first byte.
 
 use std::fmt::{self, Write as _};
 use std::time::{Duration, Instant};
 
 use crate::throttle::StartTimeline;
 
-/// When a request, and the start that it waited for, reached which point. What is not known did
-/// not happen, or not before the next known point.
+/// Points in time of a request, and of the start that it waited for. A point that is `None` did not happen, or
+/// not before the next known point.
 #[derive(Debug, Clone, Copy)]
 pub struct Milestones {
-    /// Its head was complete.
+    /// The request's head was complete.
     pub arrived: Instant,
-    /// It waited for a start: what is known of that.
+    /// The start that the request waited for.
     pub start: Option<StartTimeline>,
-    /// It stopped waiting: it got an endpoint, or an answer why not. `None`: it never waited.
+    /// The request stopped waiting: with an endpoint, or with a rejection. `None`: the request never waited.
     pub admitted: Option<Instant>,
-    /// Its response head was there.
+    /// The response head was there.
     pub first_byte: Instant,
 }
 
-/// What happened to a request until its response head, one after the other: the phases add up to
-/// the time from arrival to first byte, to the microsecond.
+/// The consecutive phases of a request until its response head. They add up to the time from arrival to first
+/// byte, to the microsecond.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Phases {
     durations: [Duration; NAMES.len()],
-    /// It waited for a start.
+    /// The request waited for a start.
     cold: bool,
 }
 
-/// As in metrics, log and header, in the order of time. `queued` lasts until a start is decided,
-/// or without one until there is an endpoint.
+/// Names of the phases, as in metrics, log and header, in the order of time. `queued` lasts until a start is
+/// decided, or without a start until there is an endpoint.
 pub(super) const NAMES: [&str; 5] = ["queued", "starting", "booting", "admitting", "first_byte"];
 
 impl Phases {
-    /// A start that was decided, or came further, before the request has phases of no length; so
-    /// the order of events does not matter.
+    /// Computes the phases. Points of a start before the request's arrival give phases of no length, so the order
+    /// of events does not matter.
     pub fn of(at: &Milestones) -> Self {
         let end = at.first_byte.max(at.arrived);
         let admitted = at.admitted.unwrap_or(at.arrived);
@@ -45,7 +45,7 @@ impl Phases {
         let (mut before, mut shown) = (at.arrived, 0);
         let durations = [ordered, started, ready, admitted, end].map(|next| {
             before = next.clamp(before, end);
-            // Points are rounded, not differences: what is shown has to add up, too.
+            // Points are rounded, not differences: the rounded phases have to add up, too.
             let point = u64::try_from((before - at.arrived).as_micros()).unwrap_or(u64::MAX);
             Duration::from_micros(point - std::mem::replace(&mut shown, point))
         });
@@ -58,7 +58,7 @@ impl Phases {
         self.cold
     }
 
-    /// Name and length of each that applies: without a start only the first and the last.
+    /// Name and length of each phase that applies: without a start only the first and the last.
     pub fn iter(&self) -> impl Iterator<Item = (&'static str, Duration)> + '_ {
         let all = NAMES.into_iter().zip(self.durations).enumerate();
         let last = NAMES.len() - 1;
@@ -66,17 +66,17 @@ impl Phases {
             .map(|(_, phase)| phase)
     }
 
-    /// Length by index in [`NAMES`].
+    /// The length of each phase, by index in [`NAMES`].
     pub(super) fn durations(&self) -> &[Duration; NAMES.len()] {
         &self.durations
     }
 
-    /// Together: from arrival to first byte.
+    /// The sum of all phases: from arrival to first byte.
     pub fn total(&self) -> Duration {
         self.durations.iter().sum()
     }
 
-    /// As the value of a `Server-Timing` field.
+    /// The value of a `Server-Timing` field.
     pub fn server_timing(&self) -> String {
         let mut out = String::new();
         for (name, took) in self.iter() {
@@ -89,7 +89,7 @@ impl Phases {
     }
 }
 
-/// Milliseconds with microseconds behind the point: a JSON number, exact.
+/// A duration in milliseconds with three decimals: a JSON number, exact to the microsecond.
 pub(super) struct Millis(pub(super) Duration);
 
 impl fmt::Display for Millis {

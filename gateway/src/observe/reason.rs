@@ -1,12 +1,12 @@
-//! Why the gateway answered by itself: one closed list for answers, metrics and logs.
+//! Reasons: why the gateway responded by itself, as one closed list for responses, metrics and logs.
 
 use std::fmt;
 
 use http::StatusCode;
 
-/// Why a request did not simply get its backend's answer.
+/// Why a request did not simply get its backend's response.
 ///
-/// The same word is the `x-sluice-reason` header, the metric label and the log field.
+/// [`Reason::as_str`] is the value of the `x-sluice-reason` header, of the metric label and of the log field.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Reason {
     /// The request cannot be routed or framed safely.
@@ -25,33 +25,33 @@ pub enum Reason {
     BodyTooLarge,
     /// No endpoint could be reached.
     ConnectFailed,
-    /// The upstream broke before it answered.
+    /// The backend's connection broke before its response.
     UpstreamError,
     /// No place in the queue, cold or warm.
     QueueFull,
     /// No slot in time, at a revision that is running.
     QueueTimeout,
-    /// It cannot start.
+    /// No instance can start.
     ActivationFailed,
-    /// It did not start in time.
+    /// No instance started in time.
     ActivationTimeout,
-    /// There is nothing to send to.
+    /// The revision has no endpoint, and nothing may be started.
     NoEndpoints,
     /// The gateway's own bounds are reached.
     Overloaded,
-    /// Still waiting when the gateway had to go.
+    /// Still waiting when the drain's deadline passed.
     Draining,
-    /// It passed a gateway of this kind more often than `limits.maxHops`.
+    /// The request passed gateways of this kind more often than `limits.maxHops` (a routing loop).
     Loop,
-    /// A timer of the revision ran out; which one is in [`RequestRecord::timer`](super::RequestRecord::timer).
+    /// A timer of the revision expired: [`RequestRecord::timer`](super::RequestRecord::timer).
     Timeout,
     /// The client left. Log and metrics only.
     ClientGone,
-    /// The upstream broke after the head was passed on. Log and metrics only.
+    /// The backend's connection broke after the response head was passed on. Log and metrics only.
     UpstreamReset,
 }
 
-/// A status of gRPC's, as its number on the wire.
+/// A gRPC status code; the discriminant is its number on the wire.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
 pub enum GrpcStatus {
@@ -111,7 +111,7 @@ impl Reason {
         Self::UpstreamReset,
     ];
 
-    /// Its name in header, label and log.
+    /// The name in header, label and log.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::BadRequest => "bad_request",
@@ -137,8 +137,8 @@ impl Reason {
         }
     }
 
-    /// The status of the answer. The last two are never sent: by then the client or the head is
-    /// gone.
+    /// The HTTP status of the response. Those of the last two reasons are never sent: the client has left, or
+    /// the head was already sent.
     pub fn status(self) -> StatusCode {
         match self {
             Self::BadRequest => StatusCode::BAD_REQUEST,
@@ -162,8 +162,8 @@ impl Reason {
         }
     }
 
-    /// What a gRPC client is told. `UNAVAILABLE` is what its retry policies act on, so it stands
-    /// exactly where another attempt may find another state of things.
+    /// The gRPC status of the response. Retry policies of gRPC clients act on `UNAVAILABLE`, so exactly those
+    /// reasons have it after which another attempt may succeed.
     pub fn grpc_status(self) -> GrpcStatus {
         match self {
             Self::BadRequest => GrpcStatus::InvalidArgument,
@@ -182,13 +182,13 @@ impl Reason {
             | Self::Overloaded
             | Self::Draining
             | Self::UpstreamReset => GrpcStatus::Unavailable,
-            // Trying again leads round again.
+            // A retry loops again.
             Self::Loop => GrpcStatus::FailedPrecondition,
             Self::ClientGone => GrpcStatus::Cancelled,
         }
     }
 
-    /// Whether waiting helps: the answer carries `Retry-After` where a time is known.
+    /// Whether a later retry may succeed: the response has a `Retry-After` where a time is known.
     pub fn retryable(self) -> bool {
         match self {
             Self::QueueFull

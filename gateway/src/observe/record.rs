@@ -1,4 +1,4 @@
-//! What is known of a request when it is over.
+//! The record of a finished request.
 
 use std::net::IpAddr;
 use std::time::{Duration, SystemTime};
@@ -8,7 +8,7 @@ use sluice_model::{EndpointAddr, Generation, RevisionId, ServiceId};
 use super::phases::Phases;
 use super::reason::Reason;
 
-/// What the client spoke.
+/// The client's protocol.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum RequestProtocol {
     /// HTTP/1.0
@@ -22,7 +22,7 @@ pub enum RequestProtocol {
 }
 
 impl RequestProtocol {
-    /// Its name in the log.
+    /// The value in the log.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Http10 => "HTTP/1.0",
@@ -33,21 +33,21 @@ impl RequestProtocol {
     }
 }
 
-/// Which of a revision's timers ran out.
+/// The timers of a revision, as a timeout names them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Timer {
-    /// The one for the whole request.
+    /// Of the whole request.
     Total,
-    /// The one until the response head.
+    /// Until the response head.
     Start,
-    /// The one between bytes.
+    /// Between bytes.
     Idle,
-    /// The one for the life of a stream.
+    /// Of the life of a stream.
     Age,
 }
 
 impl Timer {
-    /// Its name in the log.
+    /// The value in the log.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Total => "total",
@@ -58,35 +58,35 @@ impl Timer {
     }
 }
 
-/// Everything the access log and the metrics need of one finished request.
+/// The fields of one finished request that the access log and the metrics need.
 ///
-/// It borrows: it is built, used and gone within one call at the end of a request, so nothing is
-/// copied. What a client chose is bytes, because a client may send any.
+/// A record borrows, so nothing is copied: it is built and used within one call at the end of a request. Fields
+/// that a client chose are bytes, because a client may send any.
 #[derive(Debug, Clone)]
 pub struct RequestRecord<'a> {
     /// When the request head was complete.
     pub time: SystemTime,
-    /// The `X-Request-Id` the backend saw; the client's own where it sent one.
+    /// The `X-Request-Id` that the backend saw; the client's own where the client sent one.
     pub request_id: &'a [u8],
-    /// The client's address: what PROXY announced, else the socket's.
+    /// The client's address: from the PROXY header, else the socket's.
     pub client: Option<IpAddr>,
-    /// The method; empty when the request could not be read that far, as for the next ones.
+    /// The method; empty when the request could not be read that far; so are the next two fields.
     pub method: &'a [u8],
     /// The host as sent.
     pub host: &'a [u8],
     /// The path as sent; a query is cut off before it is logged, since tokens travel in queries.
     pub path: &'a [u8],
-    /// What the client spoke.
+    /// The client's protocol.
     pub protocol: RequestProtocol,
-    /// The status the client got; `None` when no response head was sent.
+    /// The status of the response; `None` when no response head was sent.
     pub status: Option<u16>,
-    /// Why it is not simply the backend's answer.
+    /// Why the response is not simply the backend's.
     pub reason: Option<Reason>,
     /// The timer behind [`Reason::Timeout`].
     pub timer: Option<Timer>,
-    /// What the reason cannot say in a word, in one line: which limit, which I/O error.
+    /// Details to the reason, in one line: which limit, which I/O error.
     pub detail: Option<&'a str>,
-    /// The Snapshot it was routed by.
+    /// The generation of the Snapshot that routed the request.
     pub generation: Generation,
     /// The service, if routing got that far.
     pub service: Option<&'a ServiceId>,
@@ -102,7 +102,7 @@ pub struct RequestRecord<'a> {
     pub duration: Duration,
     /// From the complete head to the response head; `None` when none was sent.
     pub first_byte: Option<Duration>,
-    /// Waiting for a Permit; `None` when it was there at once.
+    /// Time spent waiting for a Permit; `None` when there was one at once.
     pub queue: Option<Duration>,
     /// Where the time until the response head went, for a request that waited.
     pub phases: Option<&'a Phases>,
@@ -115,8 +115,8 @@ pub struct RequestRecord<'a> {
 }
 
 impl RequestRecord<'_> {
-    /// The `code` label and the `status` field: what the client got; 499 when it left before
-    /// anything was sent; 0 (rendered `000`) when the connection ended without an answer for any
+    /// The `code` label and the `status` field: the status of the response; 499 when the client left before
+    /// anything was sent; 0 (rendered `000`) when the connection ended without a response for any
     /// other reason.
     pub fn code(&self) -> u16 {
         match (self.status, self.reason) {
@@ -185,7 +185,7 @@ pub(super) mod tests {
             ..plain()
         };
         assert_eq!(reset.code(), 0);
-        // A head that was sent is what the client got, whatever happened later.
+        // A response head that was sent counts, whatever happened later.
         let late = RequestRecord {
             reason: Some(Reason::ClientGone),
             ..plain()

@@ -19,7 +19,7 @@ use crate::edge::{ConnectionInfo, Drain};
 use crate::local_response::{
     ErrorResponse, LocalResponse, RenderedResponse, ResponseFormat, redirect_to_https,
 };
-use crate::observe::{Counted, Milestones, Observer, Phases, Reason, RequestProtocol, RequestRecord};
+use crate::observe::{MetricsScope, Milestones, Observer, Phases, Reason, RequestProtocol, RequestRecord};
 use crate::registry::{LiveRevision, LiveService, Reader, RetryHold, Snapshot};
 use crate::throttle::{Permit, StartTimeline};
 
@@ -427,14 +427,13 @@ impl RequestCtx {
         };
         let service;
         let counted = match (&self.routed, &self.service) {
-            (Some(routed), _) => {
-                MeasuredRevision::of(&**routed.live.observer()).map_or(Counted::Unrouted, Counted::Revision)
-            }
+            (Some(routed), _) => MeasuredRevision::of(&**routed.live.observer())
+                .map_or(MetricsScope::Unrouted, MetricsScope::Revision),
             (None, Some(known)) => {
                 service = self.engine.observer.metrics.service(&known.id);
-                Counted::Service(&service)
+                MetricsScope::Service(&service)
             }
-            (None, None) => Counted::Unrouted,
+            (None, None) => MetricsScope::Unrouted,
         };
         self.engine
             .observer

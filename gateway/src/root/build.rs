@@ -1,4 +1,5 @@
-//! The parts of the gateway, made and bound: what can fail before anything runs.
+//! Builds the gateway: loads the configuration, binds sockets, and makes every part that can fail before anything
+//! runs.
 
 use std::io::IsTerminal;
 use std::os::fd::OwnedFd;
@@ -9,7 +10,7 @@ use std::time::{Duration, Instant};
 use sluice_control::reconcile::Loaded;
 use sluice_control::scale::{Controller, ScaleHandle};
 use sluice_control::source::{FileSource, ReloadHandle};
-use sluice_gateway::admin::{AdminServer, HealthServer};
+use sluice_gateway::admin::{AdminServer, Purpose};
 use sluice_gateway::cli::RunArgs;
 use sluice_gateway::downstream::Downstream;
 use sluice_gateway::edge::{Drain, Edge};
@@ -20,14 +21,15 @@ use sluice_model::Generation;
 use tokio::runtime::{Handle, Runtime};
 use tokio::sync::watch;
 
+use super::admin_state::DemandRouter;
 use super::check::{bad_files, env};
-use super::failure::Failure;
-use super::observed::DemandRouter;
-use super::upgrade::{New, SocketKind, SocketName};
-/// Everything in its place: bound, and nothing done yet.
+use super::startup_error::StartupError;
+use super::upgrade::{SocketKind, SocketName, Takeover};
+
+/// All parts of a gateway, bound and not running yet.
 pub(super) struct Built {
     pub(super) loaded: Loaded<FileSource>,
-    /// As which it was published.
+    /// The generation of the first Snapshot.
     pub(super) generation: Generation,
     pub(super) reload: ReloadHandle,
     pub(super) executable: PathBuf,
@@ -38,7 +40,7 @@ pub(super) struct Built {
     pub(super) registry: Arc<Registry>,
     pub(super) edge: Arc<Edge>,
     pub(super) admin: AdminServer,
-    pub(super) health: Option<HealthServer>,
+    pub(super) health: Option<AdminServer>,
     /// Admin and health, by configured address.
     pub(super) servers: Vec<(SocketName, OwnedFd)>,
     /// Where listeners accept.
@@ -46,29 +48,29 @@ pub(super) struct Built {
     pub(super) metrics: Metrics,
 }
 
-/// Loads the configuration, builds and binds. Sockets come from the process whose place this one takes
-/// wherever it has them; then nothing accepts yet.
+/// Loads the configuration, builds and binds. Sockets come from the old process of an upgrade where it has them;
+/// in that case no listener accepts yet.
 pub(super) fn build(
     args: &RunArgs,
     metrics: Metrics,
     access_log: AccessLog,
-    mut new: Option<&mut New>,
+    mut new: Option<&mut Takeover>,
     data: &Runtime,
     control: &Runtime,
-) -> Result<Built, Failure> {
+) -> Result<Built, StartupError> {
     let source = FileSource::new(&args.config.paths());
     let reload = source.reload_handle();
-    let rejected = |why: &dyn std::fmt::Display| Failure::rejected(format!("config rejected\n{why}"));
+    let rejected = |why: &dyn std::fmt::Display| StartupError::rejected(format!("config rejected\n{why}"));
     let loaded = Loaded::first(source, Box::new(env), progress()).map_err(|e| rejected(&e))?;
-    // Later a bad certificate leaves the old one in place, and the edge says so.
+    // Only at start: on a reload a bad certificate leaves the old one in place, and the edge logs an error.
     let first = loaded.delta();
     let revisions = first.services.iter().flat_map(|service| &service.revisions);
     let bad = bad_files(&first.settings, revisions.map(AsRef::as_ref), &loaded.files());
     if !bad.is_empty() {
         return Err(rejected(&bad));
     }
-    let executable =
-        std::env::current_exe().map_err(|e| Failure::start(format!("cannot find my own executable: {e}")))?;
+    let executable = std::env::current_exe()
+        .map_err(|e| StartupError::start(format!("cannot find my own executable: {e}")))?;
 
     let (drain, phase) = watch::channel(Drain::Serving);
     let (scale, controller) = Controller::new();
@@ -93,7 +95,7 @@ pub(super) fn build(
     };
     let published = registry
         .apply(first)
-        .map_err(|e| Failure::rejected(format!("internal error: {e}")))?;
+        .map_err(|e| StartupError::rejected(format!("internal error: {e}")))?;
     metrics.set_generation(published.generation);
     let observer = Observer {
         access_log,
@@ -124,25 +126,29 @@ pub(super) fn build(
     let admin_address = args.admin.unwrap_or(settings.admin);
     let mut inherited = |kind, address| new.as_mut().and_then(|new| new.take(kind, address));
     let (admin, health) = control.block_on(async {
-        let cannot = |e: std::io::Error| Failure::start(format!("cannot use an inherited socket: {e}"));
+        let cannot = |e: std::io::Error| StartupError::start(format!("cannot use an inherited socket: {e}"));
         let admin = match inherited(SocketKind::Admin, admin_address) {
-            Some(socket) => AdminServer::from_std(socket).map_err(cannot)?,
-            None => AdminServer::bind(admin_address).await.map_err(Failure::start)?,
+            Some(socket) => AdminServer::from_std(socket, Purpose::Admin).map_err(cannot)?,
+            None => AdminServer::bind(admin_address, Purpose::Admin)
+                .await
+                .map_err(StartupError::start)?,
         };
         let health = match settings.health {
             Some(address) => Some(match inherited(SocketKind::Health, address) {
-                Some(socket) => HealthServer::from_std(socket).map_err(cannot)?,
-                None => HealthServer::bind(address).await.map_err(Failure::start)?,
+                Some(socket) => AdminServer::from_std(socket, Purpose::Health).map_err(cannot)?,
+                None => AdminServer::bind(address, Purpose::Health)
+                    .await
+                    .map_err(StartupError::start)?,
             }),
             None => None,
         };
-        Ok::<_, Failure>((admin, health))
+        Ok::<_, StartupError>((admin, health))
     })?;
     let mut servers = Vec::new();
     let mut keep = |kind, address, socket: std::io::Result<OwnedFd>| {
-        let socket = socket.map_err(|e| Failure::start(format!("no more descriptors: {e}")))?;
+        let socket = socket.map_err(|e| StartupError::start(format!("no more descriptors: {e}")))?;
         servers.push((SocketName { kind, address }, socket));
-        Ok::<_, Failure>(())
+        Ok::<_, StartupError>(())
     };
     keep(SocketKind::Admin, admin_address, admin.socket())?;
     if let (Some(address), Some(health)) = (settings.health, &health) {
@@ -151,13 +157,13 @@ pub(super) fn build(
     if let Some(new) = new {
         edge.pause_accepting();
         edge.inherit(new.take_listeners())
-            .map_err(|e| Failure::start(format!("cannot use an inherited socket: {e}")))?;
+            .map_err(|e| StartupError::start(format!("cannot use an inherited socket: {e}")))?;
     }
     let errors = data.block_on(edge.apply(&settings));
     edge.close_inherited();
     if !errors.is_empty() {
         let lines: Vec<_> = errors.iter().map(ToString::to_string).collect();
-        return Err(Failure::start(lines.join("\nsluice: ")));
+        return Err(StartupError::start(lines.join("\nsluice: ")));
     }
     Ok(Built {
         loaded,
@@ -178,7 +184,7 @@ pub(super) fn build(
     })
 }
 
-/// Says on a terminal how far a long load is, from its first second on.
+/// Shows the progress of a long load on a terminal, from its first second on.
 fn progress() -> impl FnMut(usize, usize) {
     let (start, mut told) = (Instant::now(), None);
     let is_terminal = std::io::stderr().is_terminal();
@@ -194,8 +200,8 @@ fn progress() -> impl FnMut(usize, usize) {
     }
 }
 
-/// A load that takes longer says how far it is.
+/// A load that takes longer shows its progress.
 const TELL_FIRST: Duration = Duration::from_secs(1);
 
-/// And again.
+/// The interval between updates of the progress.
 const TELL_AGAIN: Duration = Duration::from_millis(250);

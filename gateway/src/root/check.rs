@@ -20,7 +20,7 @@ pub(crate) fn env(name: &str) -> Option<String> {
     std::env::var(name).ok()
 }
 
-/// Reads and compiles; what cannot be read is a mistake like others.
+/// Reads and compiles; a file that cannot be read is reported like any other mistake.
 fn compiled(paths: &[PathBuf]) -> Result<Compiled, Diagnostics> {
     let files = source::read(paths).map_err(|errors| {
         let mut all = Diagnostics::default();
@@ -40,7 +40,8 @@ fn compiled(paths: &[PathBuf]) -> Result<Compiled, Diagnostics> {
     if bad.is_empty() { Ok(compiled) } else { Err(bad) }
 }
 
-/// Certificates that the configuration names and that could not be served, or shown and trusted.
+/// Checks the certificate files that the configuration names: those of listeners, and those of TLS towards
+/// backends.
 pub(crate) fn bad_files<'s>(
     settings: &Settings,
     revisions: impl IntoIterator<Item = &'s RevisionSpec>,
@@ -85,7 +86,7 @@ pub(crate) fn run(args: &CheckArgs) -> ExitCode {
         Err(diagnostics) => (None, diagnostics),
     };
     let mut out = std::io::stdout().lock();
-    // A reader that has seen enough is no error.
+    // A closed pipe is not an error.
     let _ = match args.format {
         OutputFormat::Json => {
             let mut value = diagnostics.to_json();

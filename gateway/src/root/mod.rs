@@ -1,11 +1,11 @@
 //! The modules of the composition root: the only code that knows both planes.
 
+mod admin_state;
+mod applier;
 mod build;
 pub(crate) mod check;
-mod failure;
-mod observed;
-mod parties;
 pub(crate) mod run;
+mod shutdown;
 mod signals;
+mod startup_error;
 mod upgrade;
-mod way_out;

@@ -1,4 +1,4 @@
-//! `sluice run`: build, run, drain.
+//! `sluice run`: builds the gateway, serves, and drains.
 
 use std::fs::File;
 use std::io::Write;
@@ -11,28 +11,28 @@ use std::time::{Duration, SystemTime};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use sluice_control::autoscale::autoscaler;
 use sluice_control::scale::ScaleOptions;
-use sluice_gateway::admin::{HealthServer, leave};
+use sluice_gateway::admin::{AdminServer, graceful_shutdown};
 use sluice_gateway::cli::RunArgs;
 use sluice_gateway::edge::Edge;
-use sluice_gateway::observe::{AccessLog, LineWriter, Metrics, init_logging};
+use sluice_gateway::observe::{AccessLog, LogWriter, Metrics, init_logging};
 use tokio::runtime::{Builder, Runtime};
 use tokio::task::JoinSet;
 
+use super::admin_state::{GatewayState, Plans};
+use super::applier::{Applier, DesiredAdapter};
 use super::build::{Built, build};
-use super::failure::Failure;
-use super::observed::{Observed, Plans};
-use super::parties::{Everybody, Orders};
+use super::shutdown::Running;
 use super::signals::Signals;
-use super::upgrade::{self, Giving, New, Notifier, Old, Program, Table};
-use super::way_out::Running;
+use super::startup_error::StartupError;
+use super::upgrade::{self, Handoff, HandoffSender, Notifier, Program, Table, Takeover};
 
 /// Bytes of log lines that may wait for a slow reader, for each of stdout and stderr.
 const LOG_BUFFER: usize = 4 << 20;
 
-/// How long the last log lines may take.
+/// Time to flush the last log lines.
 const LOG_FLUSH: Duration = Duration::from_secs(1);
 
-/// Runs the gateway until it is told to stop.
+/// Runs the gateway until a stop is requested.
 pub(crate) fn run(args: &RunArgs) -> ExitCode {
     if args.kubernetes {
         eprintln!("sluice: --kubernetes is not available in this build: name config files instead");
@@ -40,9 +40,9 @@ pub(crate) fn run(args: &RunArgs) -> ExitCode {
     }
     let metrics = Metrics::new();
     let writer = |name, file: std::io::Result<File>| {
-        LineWriter::start(name, file?, LOG_BUFFER, metrics.log_lines_dropped())
+        LogWriter::start(name, file?, LOG_BUFFER, metrics.log_lines_dropped())
     };
-    // Duplicates: the writers own what they write to, and std keeps its own.
+    // Duplicates: the log writers own their files, and std keeps its own.
     let stdout = writer(
         "access-log",
         std::io::stdout().as_fd().try_clone_to_owned().map(File::from),
@@ -59,7 +59,7 @@ pub(crate) fn run(args: &RunArgs) -> ExitCode {
         }
     };
     let outcome = init_logging(args.log_format, stderr.sink())
-        .map_err(Failure::start)
+        .map_err(StartupError::start)
         .and_then(|()| start(args, metrics.clone(), AccessLog::new(stdout.sink())));
     stdout.shutdown(LOG_FLUSH);
     stderr.shutdown(LOG_FLUSH);
@@ -72,36 +72,37 @@ pub(crate) fn run(args: &RunArgs) -> ExitCode {
     }
 }
 
-fn start(args: &RunArgs, metrics: Metrics, access_log: AccessLog) -> Result<(), Failure> {
+fn start(args: &RunArgs, metrics: Metrics, access_log: AccessLog) -> Result<(), StartupError> {
     let descriptors = raise_descriptor_limit();
     let program =
-        Program::running().map_err(|e| Failure::start(format!("cannot find my own executable: {e}")))?;
+        Program::running().map_err(|e| StartupError::start(format!("cannot find my own executable: {e}")))?;
     let mut origin = Origin {
         started: SystemTime::now(),
-        program: program.started_with(descriptors),
+        program: program.with_limit(descriptors),
         notify: Arc::new(Notifier::from_environment()),
     };
     // Requests on one runtime, everything else on another: a reload of ten thousand services or a
     // scrape does not stand in a request's way.
     let data = runtime("sluice-data", None)?;
     let control = runtime("sluice-control", Some(2))?;
-    let socket = upgrade::called().map_err(|e| Failure::start(format!("cannot be upgraded to: {e}")))?;
+    let socket = upgrade::inherited_socket()
+        .map_err(|e| StartupError::start(format!("cannot be upgraded to: {e}")))?;
     if socket.is_some() {
-        // The limit that this process was started with is the one that its predecessor raised.
-        origin.program = origin.program.started_as_told();
+        // This process was started with the limit that the old process had raised.
+        origin.program = origin.program.with_inherited_limit();
     }
     let mut new = match socket {
         Some(socket) => {
-            let greeted = control.block_on(New::greet(socket));
-            Some(greeted.map_err(|why| Failure::start(format!("cannot take over: {why}")))?)
+            let greeted = control.block_on(Takeover::greet(socket));
+            Some(greeted.map_err(|why| StartupError::start(format!("cannot take over: {why}")))?)
         }
         None => None,
     };
     let built = build(args, metrics, access_log, new.as_mut(), &data, &control).and_then(|built| {
-        // Nothing is accepted or scaled before this returns: until then another process does.
+        // Nothing is accepted or scaled before `prepared` returns: until then the old process does both.
         if let Some(new) = &mut new {
             let told = control.block_on(new.prepared());
-            told.map_err(|why| Failure::start(format!("cannot take over: {why}")))?;
+            told.map_err(|why| StartupError::start(format!("cannot take over: {why}")))?;
         }
         Ok(built)
     });
@@ -115,13 +116,13 @@ fn start(args: &RunArgs, metrics: Metrics, access_log: AccessLog) -> Result<(), 
         }
     };
     control.block_on(serve_on(running, new));
-    // Whatever still runs is of no use to anybody: connections are closed, instances stopped.
+    // Remaining tasks are dropped: connections are closed and instances stopped.
     data.shutdown_background();
     control.shutdown_background();
     Ok(())
 }
 
-async fn serve_on(mut running: Running, new: Option<New>) {
+async fn serve_on(mut running: Running, new: Option<Takeover>) {
     match new {
         Some(new) => {
             running.edge.start_accepting();
@@ -133,15 +134,20 @@ async fn serve_on(mut running: Running, new: Option<New>) {
     running.run().await;
 }
 
-/// How this process came to be.
+/// How this process was started.
 struct Origin {
     started: SystemTime,
     program: Program,
     notify: Arc<Notifier>,
 }
 
-/// Sets everything going. An edge that is held shut stays so: who called opens it.
-fn serve(built: Built, origin: Origin, new: Option<&mut New>, control: &Runtime) -> Result<Running, Failure> {
+/// Starts all tasks. An edge that is held shut stays shut until the caller opens it.
+fn serve(
+    built: Built,
+    origin: Origin,
+    new: Option<&mut Takeover>,
+    control: &Runtime,
+) -> Result<Running, StartupError> {
     let Built {
         loaded,
         generation,
@@ -159,12 +165,12 @@ fn serve(built: Built, origin: Origin, new: Option<&mut New>, control: &Runtime)
         accepting,
         metrics,
     } = built;
-    // First: from here on a signal is an order, and not the end.
+    // First: until the handlers are installed, a signal kills the process.
     let signals = {
         let _entered = control.enter();
-        Signals::new().map_err(|e| Failure::start(format!("cannot listen for signals: {e}")))?
+        Signals::new().map_err(|e| StartupError::start(format!("cannot listen for signals: {e}")))?
     };
-    // Before anything is admitted or decided here.
+    // Before any request is admitted and any scale decision made in this process.
     let (left, wanted) = new
         .map(|new| new.take_over(&registry, &scale))
         .unwrap_or_default();
@@ -180,15 +186,15 @@ fn serve(built: Built, origin: Origin, new: Option<&mut New>, control: &Runtime)
     }
     let (autoscale, decisions) = autoscaler(
         Arc::clone(&registry) as _,
-        Arc::new(Orders(scale.clone())),
+        Arc::new(DesiredAdapter(scale.clone())),
         wanted,
     );
     let _ = demand.autoscale.set(autoscale.clone());
     let decisions = control.spawn(decisions.run()).abort_handle();
 
     let plans = Arc::new(Plans::default());
-    let (upgrades, asked) = upgrade::upgrades();
-    let observed = Arc::new(Observed {
+    let (upgrades, upgrade_requests) = upgrade::upgrade_requests();
+    let state = Arc::new(GatewayState {
         registry: Arc::clone(&registry),
         edge: Arc::clone(&edge),
         scale: scale.clone(),
@@ -196,14 +202,14 @@ fn serve(built: Built, origin: Origin, new: Option<&mut New>, control: &Runtime)
         drain: phase,
         plans: Arc::clone(&plans),
         admin: admin.address(),
-        health: health.as_ref().map(HealthServer::address),
+        health: health.as_ref().map(AdminServer::address),
         started: origin.started,
         upgrades,
         handed_over: AtomicBool::new(false),
     });
     let reader = registry.reader();
     let table = Table::new(Arc::clone(&registry));
-    let parties = Everybody {
+    let applier = Applier {
         table: Arc::clone(&table),
         edge: Arc::clone(&edge),
         scale: scale.clone(),
@@ -215,15 +221,15 @@ fn serve(built: Built, origin: Origin, new: Option<&mut New>, control: &Runtime)
         notify: Arc::clone(&origin.notify),
         edge_is_wrong: false,
     };
-    let reconciler = loaded.attach(parties, generation);
-    announce(&edge, &observed);
-    let (leaver, leave) = leave();
-    let mut conversations = JoinSet::new();
+    let reconciler = loaded.attach(applier, generation);
+    announce(&edge, &state);
+    let (server_shutdown, signal) = graceful_shutdown();
+    let mut servers_running = JoinSet::new();
     if let Some(health) = health {
-        let health = health.serve(Arc::clone(&observed) as _, leave.clone());
-        conversations.spawn_on(health, control.handle());
+        let health = health.serve(Arc::clone(&state) as _, signal.clone());
+        servers_running.spawn_on(health, control.handle());
     }
-    conversations.spawn_on(admin.serve(Arc::clone(&observed) as _, leave), control.handle());
+    servers_running.spawn_on(admin.serve(Arc::clone(&state) as _, signal), control.handle());
     let reconciler = control.spawn(reconciler.run()).abort_handle();
     Ok(Running {
         signals,
@@ -233,23 +239,23 @@ fn serve(built: Built, origin: Origin, new: Option<&mut New>, control: &Runtime)
         registry,
         scale: scale.clone(),
         reader,
-        observed,
+        state,
         notify: origin.notify,
-        leaver,
-        servers: conversations,
-        old: Old {
+        server_shutdown,
+        servers: servers_running,
+        handoff: Handoff {
             program: origin.program,
             edge,
             servers,
-            scaling: Giving::new(scale.clone(), table, decisions),
+            scaling: HandoffSender::new(scale.clone(), table, decisions),
         },
-        asked,
+        upgrade_requests,
         predecessor: None,
     })
 }
 
-/// Takes as many descriptors as the system lets this process have: the usual soft limit of 1024 is
-/// for programs that use `select`. Returns what it was: instances are such programs.
+/// Raises the soft limit of descriptors to the hard one: the usual soft limit of 1024 is for programs that use
+/// `select`. Returns the old soft limit, which instances get, since they may be such programs.
 fn raise_descriptor_limit() -> Option<u64> {
     match getrlimit(Resource::RLIMIT_NOFILE) {
         Ok((soft, hard)) if soft < hard => {
@@ -267,7 +273,7 @@ fn raise_descriptor_limit() -> Option<u64> {
     }
 }
 
-fn runtime(name: &'static str, workers: Option<usize>) -> Result<Runtime, Failure> {
+fn runtime(name: &'static str, workers: Option<usize>) -> Result<Runtime, StartupError> {
     let mut builder = Builder::new_multi_thread();
     if let Some(workers) = workers {
         builder.worker_threads(workers);
@@ -276,11 +282,11 @@ fn runtime(name: &'static str, workers: Option<usize>) -> Result<Runtime, Failur
         .thread_name(name)
         .enable_all()
         .build()
-        .map_err(|e| Failure::start(format!("cannot start threads: {e}")))
+        .map_err(|e| StartupError::start(format!("cannot start threads: {e}")))
 }
 
-/// Says on stdout what is bound, one line each: port 0 is known only now.
-fn announce(edge: &Edge, observed: &Observed) {
+/// Prints the bound addresses on stdout, one a line: ports chosen by the system are known only now.
+fn announce(edge: &Edge, state: &GatewayState) {
     let mut out = std::io::stdout().lock();
     let mut lines = String::new();
     for (index, listener) in edge.listeners().iter().enumerate() {
@@ -294,8 +300,8 @@ fn announce(edge: &Edge, observed: &Observed) {
             listener.bound
         ));
     }
-    lines.push_str(&format!("sluice: admin on {}\n", observed.admin));
-    if let Some(health) = observed.health {
+    lines.push_str(&format!("sluice: admin on {}\n", state.admin));
+    if let Some(health) = state.health {
         lines.push_str(&format!("sluice: health on {health}\n"));
     }
     lines.push_str("sluice: ready\n");

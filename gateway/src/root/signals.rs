@@ -1,10 +1,10 @@
-//! What the system says to the process.
+//! Signals of the process.
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
-/// What an operator asks for.
+/// What a signal asks for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Ask {
+pub(super) enum SignalAction {
     /// SIGHUP: read the configuration again.
     Reload,
     /// SIGTERM, or the first SIGINT: drain and exit.
@@ -13,7 +13,7 @@ pub(super) enum Ask {
     Upgrade,
 }
 
-/// The signals that mean something.
+/// The signals that are handled.
 pub(super) struct Signals {
     hangup: Signal,
     terminate: Signal,
@@ -22,7 +22,7 @@ pub(super) struct Signals {
 }
 
 impl Signals {
-    /// Listens from now on; before, a signal does what the system does with it.
+    /// Installs the handlers; until then a signal has the system's default effect.
     pub(super) fn new() -> std::io::Result<Self> {
         Ok(Self {
             hangup: signal(SignalKind::hangup())?,
@@ -32,13 +32,13 @@ impl Signals {
         })
     }
 
-    /// The next thing asked for. Cancel-safe.
-    pub(super) async fn next(&mut self) -> Ask {
+    /// The next signal's action. Cancel-safe.
+    pub(super) async fn next(&mut self) -> SignalAction {
         tokio::select! {
-            _ = self.hangup.recv() => Ask::Reload,
-            _ = self.terminate.recv() => Ask::Stop,
-            _ = self.interrupt.recv() => Ask::Stop,
-            _ = self.quit.recv() => Ask::Upgrade,
+            _ = self.hangup.recv() => SignalAction::Reload,
+            _ = self.terminate.recv() => SignalAction::Stop,
+            _ = self.interrupt.recv() => SignalAction::Stop,
+            _ = self.quit.recv() => SignalAction::Upgrade,
         }
     }
 }

@@ -1,8 +1,8 @@
-//! A backend for the tests of streams, run by the gateway as an instance: everything it serves can
-//! be held open, and its life is written to a file.
+//! A backend for the tests of streams, run by the gateway as an instance: all of its responses can be held open, and
+//! its events are written to a file.
 //!
 //! `sluice-stream-server PORT FILE`. Every line of the file ends with the process's id: `start`,
-//! `term` for SIGTERM, which it leaves by at once, and `close CODE` for a WebSocket's Close.
+//! `term` for SIGTERM, on which it exits at once, and `close CODE` for a WebSocket's Close.
 //!
 //! HTTP/1: `/ws` is a WebSocket that echoes, `/sse` are events that never end, `/chunked` is the
 //! same as plain chunks, anything else answers the process's id. HTTP/2: the gRPC service of the
@@ -140,7 +140,7 @@ async fn request(io: &mut TcpStream) -> std::io::Result<bool> {
     loop {
         let event = format!("data: {}\n\n", std::process::id());
         let chunk = format!("{:x}\r\n{event}\r\n", event.len());
-        // Events go on until somebody ends the connection.
+        // Events go on until the connection ends.
         io.write_all(chunk.as_bytes()).await?;
         tokio::time::sleep(BEAT).await;
     }

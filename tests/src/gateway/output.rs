@@ -1,4 +1,4 @@
-//! What a gateway says: kept for the test to read, and read for where it listens.
+//! The output of a gateway: kept for the test to read, and parsed for the bound addresses.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::net::SocketAddr;

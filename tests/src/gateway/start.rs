@@ -1,4 +1,4 @@
-//! How a gateway is started.
+//! Starts a gateway.
 
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
@@ -12,8 +12,8 @@ use super::Gateway;
 use super::output::{Output, capture};
 use crate::cli::sluice_bin;
 
-/// Ports of one gateway's instances. Tests run at once, and each gateway gets a range of its own:
-/// one that counts starts must not see another's take its port.
+/// The number of ports for one gateway's instances. Tests run concurrently, so each gateway gets a range of its own:
+/// a test that counts starts must not lose a port to another test.
 const PORTS: u32 = 50;
 
 /// Within the default range of `processes.ports`, which no kernel gives to clients.
@@ -75,13 +75,13 @@ impl Builder {
         self
     }
 
-    /// Lets it have so many descriptors and no more.
+    /// Limits the descriptors of the gateway, soft and hard.
     pub fn descriptors(self, most: u32) -> Self {
         self.first(&format!("ulimit -n {most}"))
     }
 
-    /// Has its process run this line of shell before it becomes the gateway: for what is inherited. The gateway
-    /// does not start when the line fails.
+    /// Runs this line of shell in the gateway's process before the gateway: for inherited limits and the like. The
+    /// gateway does not start when the line fails.
     pub fn first(mut self, line: &str) -> Self {
         self.first.push(line.to_owned());
         self
@@ -94,8 +94,8 @@ impl Builder {
         self.first(&format!("mount --bind '{}' '{}'", from.display(), to.display()))
     }
 
-    /// Gives it this for standard output. The test sees nothing of it: neither access log nor announcements,
-    /// so where it listens is asked of the kernel, and there must be one listener, without TLS.
+    /// Redirects standard output to this file. The test then reads neither access log nor bound addresses: the
+    /// addresses come from the kernel, and there must be one listener, without TLS.
     pub fn stdout(mut self, path: &Path) -> Self {
         self.stdout = Some(path.to_owned());
         self
@@ -121,10 +121,10 @@ impl Builder {
         self.dir.path()
     }
 
-    /// Starts it and waits until it is ready.
+    /// Starts the gateway and waits until it is ready.
     ///
     /// # Panics
-    /// When it exits or does not become ready soon, with what it said.
+    /// When the gateway exits or does not become ready soon, with its output.
     pub async fn start(self) -> Gateway {
         let config_path = self.dir.path().join("sluice.yaml");
         if self.source.is_none() {
@@ -181,15 +181,15 @@ impl Builder {
     }
 }
 
-/// Puts the binary under test there; nothing is there yet.
+/// Puts the binary under test at this path, which does not exist yet.
 pub(super) fn put_binary(at: &Path) {
-    // A second name is as good as a copy: what tests replace is the name.
+    // A hard link is as good as a copy: tests replace the name.
     if std::fs::hard_link(sluice_bin(), at).is_err() {
         std::fs::copy(sluice_bin(), at).expect("the binary can be copied");
     }
 }
 
-/// Whether gateways can be given mounts of their own; says so in one line where they cannot.
+/// Whether gateways can be started in mount namespaces of their own; prints one line where they cannot.
 pub fn can_mount() -> bool {
     let mut unshare = std::process::Command::new("unshare");
     let tried = unshare.args(["-m", "true"]).stderr(Stdio::null()).status();
@@ -200,7 +200,7 @@ pub fn can_mount() -> bool {
     can
 }
 
-/// The binary, by way of a shell where that has something to do first. The process stays one and the same.
+/// The command of the gateway: the binary, or a shell that runs lines first and then becomes the binary (exec).
 fn command(binary: &Path, first: &[String], own_mounts: bool) -> Command {
     if first.is_empty() {
         return Command::new(binary);
@@ -216,7 +216,7 @@ fn command(binary: &Path, first: &[String], own_mounts: bool) -> Command {
     command
 }
 
-/// Adds the listener, admin and access log that a config does not speak of.
+/// Adds listener, admin and access log to a config without them.
 pub fn with_defaults(config: &str) -> String {
     let mut out = config.to_owned();
     for default in [

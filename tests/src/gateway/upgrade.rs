@@ -1,4 +1,4 @@
-//! A gateway that becomes another process.
+//! Upgrades of a gateway under test.
 
 use std::os::unix::fs::PermissionsExt;
 use std::sync::atomic::Ordering;
@@ -13,8 +13,41 @@ use crate::cli::{Finished, sluice_in};
 use crate::process;
 use crate::wait::{SOON, wait_for, wait_until};
 
+/// A fake new process for upgrades, as a Python script: sends `Prepared`, and runs the code `take` on `Take`. The
+/// script exits with 3 when the old process is gone. `take` may use `say(kind, body)`, which sends a frame of the
+/// upgrade's protocol (`gateway/src/root/upgrade/wire.rs`).
+pub fn pretender(take: &str) -> String {
+    let take = take.replace('\n', "\n        ");
+    format!(
+        r#"#!/usr/bin/env python3
+import json, os, signal, time
+TAKE, SERVING = 7, 8
+def say(kind, body):
+    os.write(0, len(body).to_bytes(4, "big") + bytes([kind, 0]) + body)
+def exactly(n):
+    got = b""
+    while len(got) < n:
+        some = os.read(0, n - len(got))
+        if not some:
+            raise SystemExit(3)
+        got += some
+    return got
+greeted = False
+while True:
+    head = exactly(6)
+    exactly(int.from_bytes(head[:4], "big"))
+    if not greeted:
+        greeted = True
+        say(3, json.dumps({{"version": 1, "build": "none"}}).encode())
+        say(4, b"")
+    if head[4] == TAKE:
+        {take}
+"#
+    )
+}
+
 impl Gateway {
-    /// Runs `sluice upgrade` against it.
+    /// Runs `sluice upgrade` against this gateway.
     ///
     /// # Panics
     /// When the command does not end soon.
@@ -55,12 +88,12 @@ impl Gateway {
         .await
     }
 
-    /// For what ends this gateway: there may be other processes than the one that was started.
+    /// Notes that there may be further processes, which are killed when this value is dropped.
     pub fn may_be_upgraded(&self) {
         self.upgraded.store(true, Ordering::SeqCst);
     }
 
-    /// Which process answers at the admin address.
+    /// The id of the process that serves the admin address.
     ///
     /// # Panics
     /// When none does.
@@ -117,7 +150,8 @@ impl Gateway {
         process::with_marker(&self.config_path().to_string_lossy())
     }
 
-    /// They are nobody's children: found by the directory that is this test's alone.
+    /// Kills the new processes of upgrades. They are not children of the test, and are found by the test's
+    /// directory.
     pub(super) fn end_successors(&self) {
         if !self.upgraded.load(Ordering::SeqCst) {
             return;

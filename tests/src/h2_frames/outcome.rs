@@ -1,4 +1,4 @@
-//! What becomes of a stream, and the little HPACK that it takes to know.
+//! The outcome of a stream, with just enough HPACK to read a status.
 
 use std::fmt;
 

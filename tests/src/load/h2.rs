@@ -1,4 +1,4 @@
-//! Streams over HTTP/2 connections.
+//! HTTP/2 load: streams one after the other on each connection.
 
 use std::sync::Arc;
 
@@ -26,7 +26,7 @@ pub(super) async fn run(dial: Dial, host: String, shared: Arc<Shared>) {
 async fn stream_by_stream(conn: &H2, scheme: &str, host: &str, shared: &Shared) {
     while !shared.stopped() {
         if let Err(e) = conn.send.clone().ready().await {
-            // Nothing was sent yet: a server that said GOAWAY in time has failed nobody.
+            // Nothing was sent yet: a GOAWAY before the request is no failure.
             if !(e.is_go_away() && e.is_remote() && e.reason() == Some(Reason::NO_ERROR)) {
                 shared.count(Err(format!("HTTP/2 connection: {e:?}")));
             }

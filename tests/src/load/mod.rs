@@ -1,4 +1,4 @@
-//! Continuous load that forgives nothing: HTTP/1, HTTP/2 and WebSockets.
+//! A load generator that counts every failure: HTTP/1, HTTP/2 and WebSockets.
 
 mod h2;
 mod websocket;
@@ -16,7 +16,7 @@ use crate::h1::{self, H1};
 /// Failures kept with their description; all are counted.
 const KEPT_FAILURES: usize = 50;
 
-/// What came of a load.
+/// The result of a load.
 #[derive(Debug, Default, Clone)]
 pub struct Report {
     /// Answers with status 200.
@@ -31,7 +31,7 @@ pub struct Report {
 
 impl Report {
     /// # Panics
-    /// Unless everything succeeded, and there was something.
+    /// When a request failed, or when there was none.
     pub fn assert_clean(&self) {
         assert!(
             self.failed == 0 && self.ok > 0,

@@ -1,4 +1,4 @@
-//! Echoes over WebSockets.
+//! WebSocket load: messages that wait for their echo.
 
 use std::sync::Arc;
 
@@ -29,11 +29,11 @@ pub(super) async fn run(dial: Dial, host: String, shared: Arc<Shared>) {
     }
 }
 
-/// Until it is told to go, which is no failure, or is broken, which is one.
+/// Runs until the gateway sends Close, which is no failure, or until the connection breaks, which is one.
 async fn echo_by_echo(mut ws: WebSocketStream<Io>, shared: &Shared) {
     for n in 0u64.. {
         if shared.stopped() {
-            // What comes of the farewell is nobody's concern any more.
+            // An error of the closing handshake does not count.
             let _ = ws.close(None).await;
             return;
         }

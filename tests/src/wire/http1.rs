@@ -1,4 +1,4 @@
-//! The HTTP/1 side: a reader that takes nothing but what RFC 9112 says in its plainest form.
+//! The HTTP/1 side: a strict parser of RFC 9112 that accepts no variation.
 
 use std::io;
 

@@ -1,4 +1,4 @@
-//! What requests are forwarded to, and what happens when it breaks.
+//! Backends of every kind, and requests whose backend breaks: retries, ejection, error responses.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -16,13 +16,7 @@ use sluice_tests::wait::{SOON, wait_for, wait_until};
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 
-use crate::{WEB, web, web_with};
-
-fn two(a: std::net::SocketAddr, b: std::net::SocketAddr, more: &str) -> String {
-    format!(
-        "services:\n  - name: web\n    revisions:\n      - name: web-a\n        endpoints: [\"{a}\", \"{b}\"]\n        {more}\n"
-    )
-}
+use crate::{WEB, web, web_two, web_with};
 
 #[tokio::test]
 async fn unix_sockets_and_names_are_endpoints() {
@@ -114,7 +108,7 @@ async fn h2c_is_spoken_to_a_backend_that_asks_for_it() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn killing_an_endpoint_under_load_costs_no_get() {
     let (a, b) = (HttpBackend::start("a").await, HttpBackend::start("b").await);
-    let gateway = Gateway::start(&two(a.addr(), b.addr(), "")).await;
+    let gateway = Gateway::start(&web_two(a.addr(), b.addr(), "")).await;
     let load = Load::get(gateway.addr(), 16, WEB);
     load.advance(500).await;
     wait_until("both are used", SOON, || a.count() > 0 && b.count() > 0).await;
@@ -126,7 +120,7 @@ async fn killing_an_endpoint_under_load_costs_no_get() {
 #[tokio::test]
 async fn a_refused_connection_never_surfaces_while_another_endpoint_lives() {
     let (good, refused) = (HttpBackend::start("good").await, Refused::new());
-    let gateway = Gateway::start(&two(good.addr(), refused.addr(), "")).await;
+    let gateway = Gateway::start(&web_two(good.addr(), refused.addr(), "")).await;
     for n in 0..60 {
         let method = if n % 2 == 0 { "GET" } else { "POST" };
         let response = gateway.send(&h1::request(method, WEB, "/", &[], b"")).await;
@@ -173,7 +167,7 @@ async fn a_stale_pooled_connection_does_not_cost_a_post() {
             read_head(&mut io).await?;
             io.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
                 .await?;
-            // A server whose keep-alive is over, and that did not say so beforehand.
+            // A keep-alive timeout of the server, without `Connection: close` before.
             io.shutdown().await?;
             counter.fetch_add(1, Ordering::SeqCst);
             Ok(())
@@ -257,7 +251,7 @@ async fn a_run_of_503_ejects_an_endpoint_but_never_the_last_one() {
         .start()
         .await;
     let good = HttpBackend::start("good").await;
-    let gateway = Gateway::start(&two(sick.addr(), good.addr(), "")).await;
+    let gateway = Gateway::start(&web_two(sick.addr(), good.addr(), "")).await;
     wait_for("thirty good answers in a row", SOON, async || {
         for _ in 0..30 {
             if gateway.get(WEB, "/").await.status != 200 {
@@ -300,7 +294,7 @@ async fn an_endpoint_that_fails_its_readiness_probe_gets_nothing() {
         .await;
     let other = HttpBackend::start("other").await;
     let probe = "readinessProbe: {httpGet: {path: /ready}}";
-    let gateway = Gateway::start(&two(probed.addr(), other.addr(), probe)).await;
+    let gateway = Gateway::start(&web_two(probed.addr(), other.addr(), probe)).await;
     wait_for("the endpoint is out", SOON, async || {
         for _ in 0..20 {
             if gateway.get(WEB, "/").await.text() == "probed" {
@@ -333,7 +327,7 @@ async fn the_body_reaches_the_backend_as_it_was_sent() {
 async fn a_get_that_got_no_answer_is_tried_elsewhere_and_a_post_is_not() {
     let broken = RawBackend::start(async |_, mut io: TcpStream| read_head(&mut io).await.map(drop)).await;
     let good = HttpBackend::start("good").await;
-    let gateway = Gateway::start(&two(broken.addr(), good.addr(), "")).await;
+    let gateway = Gateway::start(&web_two(broken.addr(), good.addr(), "")).await;
     for n in 0..20 {
         let response = gateway.get(WEB, "/").await;
         assert_eq!(
@@ -342,7 +336,7 @@ async fn a_get_that_got_no_answer_is_tried_elsewhere_and_a_post_is_not() {
             "GET {n}"
         );
     }
-    let again = Gateway::start(&two(broken.addr(), good.addr(), "")).await;
+    let again = Gateway::start(&web_two(broken.addr(), good.addr(), "")).await;
     let before = (broken.connections(), good.count());
     let mut answers = (0, 0);
     for _ in 0..20 {
@@ -369,7 +363,7 @@ async fn a_stream_that_h2_says_was_not_processed_is_tried_elsewhere() {
     })
     .await;
     let good = HttpBackend::builder("good").h2c().start().await;
-    let config = two(refusing.addr(), good.addr(), "protocol: h2c");
+    let config = web_two(refusing.addr(), good.addr(), "protocol: h2c");
     let gateway = Gateway::start(&config).await;
     for n in 0..20 {
         let method = if n % 2 == 0 { "GET" } else { "POST" };

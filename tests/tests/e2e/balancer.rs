@@ -1,4 +1,4 @@
-//! Two gateways behind a balancer: what an operator does to one of them costs no client anything.
+//! Two gateways behind a load balancer: rolling restarts, upgrades and reloads lose no request.
 
 use std::cell::Cell;
 use std::net::SocketAddr;
@@ -39,7 +39,7 @@ services:
     )
 }
 
-/// Echoes messages until it is told to go.
+/// Echoes messages until Close.
 async fn chat() -> RawBackend {
     RawBackend::start(|_, io: TcpStream| async move {
         let mut ws = tokio_tungstenite::accept_async(io)

@@ -1,4 +1,4 @@
-//! Certificates that end, and clients that come back.
+//! Expiry of certificates, and TLS session resumption.
 
 use std::path::Path;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -70,7 +70,7 @@ async fn the_end_of_a_certificate_is_in_metrics_and_told_once() {
     gateway.wait_said("a certificate ends soon").await;
     gateway.wait_said("a certificate is no longer valid").await;
 
-    // A renewal is seen by its metric; what was told is not told again.
+    // A renewal shows in the metric; a warning that was logged is not logged again.
     let renewed = now + 60 * DAY;
     ca.issue_until(&["over.test"], renewed)
         .write(gateway.dir(), "over");
@@ -90,7 +90,7 @@ async fn the_end_of_a_certificate_is_in_metrics_and_told_once() {
     assert!(!told.iter().any(|line| line.contains("a.crt")), "{told:#?}");
 }
 
-/// One request over TLS; how its handshake went.
+/// One request over TLS; returns the kind of its handshake.
 async fn visit(gateway: &Gateway, client: &TlsConnector) -> std::io::Result<HandshakeKind> {
     let name = ServerName::try_from("a.test").expect("a name");
     let io = client
@@ -124,7 +124,7 @@ async fn clients_resume_across_reloads_and_the_policy_follows_one() {
     visit(&gateway, &old).await.expect("1.2 by default");
     let strict = config(&backend, ", minVersion: \"1.3\"", &["a", "b"]);
     gateway.reload(&strict).await;
-    // Listeners follow a moment after the generation.
+    // Listeners are updated a moment after the generation.
     wait_for("1.2 is no longer spoken", SOON, async || {
         visit(&gateway, &old).await.err()
     })

@@ -1,4 +1,4 @@
-//! `sluice check`: every mistake at once, each at its place.
+//! `sluice check`: reports every mistake at once, each with file, line and column.
 
 use std::collections::BTreeSet;
 
@@ -7,13 +7,13 @@ use sluice_tests::cli::{Finished, sluice_in};
 use crate::web;
 
 /// Runs `sluice check` on one file with this content.
-async fn check(config: &str) -> Finished {
+pub(crate) async fn check(config: &str) -> Finished {
     let dir = tempfile::tempdir().expect("a temporary directory");
     std::fs::write(dir.path().join("sluice.yaml"), config).expect("the directory is writable");
     sluice_in(dir.path(), &["check"]).await
 }
 
-/// The `line:col` of every error: they start a line, what belongs to them is indented.
+/// The `line:col` of every error: an error starts a line, further lines of the error are indented.
 fn places(finished: &Finished) -> Vec<(usize, usize)> {
     let place = |line: &str| {
         let (path, rest) = line.split_once("sluice.yaml:")?;
@@ -64,7 +64,7 @@ async fn check_accepts_a_good_file_and_says_what_is_in_it() {
     assert!(missing.all().contains("missing.yaml"));
 }
 
-/// Each mistake alone, with the line it is on and words that its message has to have.
+/// Each mistake alone, with its line and words that its message must contain.
 #[tokio::test]
 async fn each_mistake_has_a_clear_message_at_its_place() {
     let service = |inner: &str| format!("services:\n  - name: web\n{inner}");

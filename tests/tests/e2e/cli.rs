@@ -1,4 +1,4 @@
-//! The command line: exit codes, what is said and where.
+//! The command line: exit codes, and output on stdout and stderr.
 
 use std::path::Path;
 

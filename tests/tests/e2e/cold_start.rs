@@ -1,4 +1,4 @@
-//! From zero: the first request starts what it is routed to.
+//! Cold starts: the first request starts an instance and is held until the instance is ready.
 
 use std::net::SocketAddr;
 use std::path::Path;
@@ -143,7 +143,7 @@ async fn output_goes_to_the_log_under_the_name_of_the_revision() {
 }
 
 /// Starts a gateway whose one process becomes a server, which records what it is asked, only
-/// when `go` exists. It speaks plainly and over TLS.
+/// when `go` exists. The server takes plain connections and TLS.
 struct Held {
     gateway: Gateway,
     ca: Ca,
@@ -192,7 +192,7 @@ http.server.ThreadingHTTPServer(("127.0.0.1", int(sys.argv[1])), Recorder).serve
         std::fs::write(self.dir.path().join("go"), "").expect("the directory is writable");
     }
 
-    /// Lets the instance start, and returns every path it was asked for until `/last`.
+    /// Lets the instance start, and returns every requested path until `/last`.
     async fn finish(self) -> Vec<String> {
         self.go();
         assert_eq!(self.gateway.get(WEB, "/last").await.status, 200);
@@ -201,7 +201,7 @@ http.server.ThreadingHTTPServer(("127.0.0.1", int(sys.argv[1])), Recorder).serve
     }
 }
 
-/// How soon a place must be free again after its client left.
+/// How soon a place in the queue must be free after its client left.
 const AT_ONCE: Duration = Duration::from_millis(100);
 
 #[tokio::test]
@@ -233,7 +233,7 @@ async fn a_client_that_leaves_with_its_body_unread_frees_its_place_at_once() {
     let head = format!("POST /left HTTP/1.1\r\nHost: {WEB}\r\nContent-Length: 1000000\r\n\r\n");
     client.send(head.as_bytes()).await.unwrap();
     held.wait_queued(1.0, SOON).await;
-    // Bytes that nobody reads lie before the end of file.
+    // Unread bytes come before the end of file.
     client.send(&[b'x'; 32 * 1024]).await.unwrap();
     drop(client);
     held.wait_queued(0.0, AT_ONCE).await;

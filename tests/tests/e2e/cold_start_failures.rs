@@ -1,4 +1,4 @@
-//! What cannot start says so at once, with the cause where it belongs.
+//! Failed starts: the response comes at once, with the cause in the log and, if wanted, in the body.
 
 use std::time::Duration;
 
@@ -67,7 +67,7 @@ async fn a_command_that_exits_at_once() {
     failed(&gateway, "activation_failed", AT_ONCE).await;
     assert_cause(&gateway, "the-last-words").await;
     assert_cause(&gateway, "43").await;
-    // While starts back off, arrivals learn it as quickly.
+    // During the back-off of starts, new requests fail as quickly.
     for _ in 0..5 {
         failed(&gateway, "activation_failed", AT_ONCE).await;
     }

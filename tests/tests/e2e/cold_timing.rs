@@ -1,4 +1,4 @@
-//! Where the time of a held request went: in the log, in metrics and, when asked, in the answer.
+//! Phases of a held request: in the access log, in metrics and, when asked for, in `Server-Timing`.
 
 use std::time::Duration;
 
@@ -56,7 +56,7 @@ fn names(entry: &Value) -> Vec<String> {
     phases(entry).into_iter().map(|(name, _)| name).collect()
 }
 
-/// What a `Server-Timing` says is what the log says.
+/// `Server-Timing` and the access log have the same phases.
 fn assert_same(header: &str, entry: &Value) {
     let mut told: Vec<(String, f64)> = header
         .split(", ")
@@ -94,7 +94,7 @@ async fn a_cold_start_of_a_process_is_told_in_phases() {
     let mut have = names(&first);
     have.sort_unstable();
     assert_eq!(have, want);
-    // What is slow is what the process does before it listens.
+    // The slow phase is the time before the process listens.
     assert!(phase(&first, "booting") >= 300.0, "{first}");
     assert!(
         phase(&first, "starting") > 0.0,
@@ -123,7 +123,7 @@ async fn a_cold_start_of_a_process_is_told_in_phases() {
         "{sum} {first}"
     );
 
-    // The next one waits for nothing, and nobody is told who does not ask.
+    // The next request waits for nothing, and without the request header there is no `Server-Timing`.
     assert_eq!(gateway.get(WEB, "/warm").await.header("server-timing"), None);
     let warm = entry(&gateway, "/warm").await;
     assert_eq!(
@@ -283,7 +283,7 @@ async fn an_answer_of_the_gateways_own_tells_it_too_on_every_protocol() {
     ] {
         let entry = entry(&gateway, path).await;
         assert_same(told.unwrap_or_else(|| panic!("{path} is not told")), &entry);
-        // It ran and never listened.
+        // The instance ran and never listened.
         assert!(phase(&entry, "booting") >= 500.0, "{entry}");
         assert_eq!(phase(&entry, "admitting"), 0.0, "{entry}");
     }

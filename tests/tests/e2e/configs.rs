@@ -1,4 +1,4 @@
-//! Every example is a config, and the demo does what its comments say.
+//! The example configs: all are valid, and the demo does what its comments say.
 
 use std::path::{Path, PathBuf};
 
@@ -168,7 +168,7 @@ async fn the_demo_of_the_readme() {
     assert_eq!(gateway.get(host, "/").await.status, 200);
 }
 
-/// What an upgrade and a stop rely on; docs/operating.md says why.
+/// Settings of the systemd unit that upgrade and stop rely on; docs/operating.md has the reasons.
 #[test]
 fn the_systemd_unit_fits_the_gateway() {
     let unit = std::fs::read_to_string(configs().join("systemd/sluice.service")).unwrap();
@@ -190,7 +190,7 @@ fn the_systemd_unit_fits_the_gateway() {
     assert!(stop > 300, "longer than drain.timeout by default");
     let (soft, hard) = value("LimitNOFILE").split_once(':').unwrap();
     assert!(hard.parse::<u64>().unwrap() >= 3 * 50_000);
-    // What instances get: FD_SETSIZE of select(2).
+    // The soft limit of instances: FD_SETSIZE of select(2).
     assert_eq!(soft, "1024");
     assert!(value("ExecStart").starts_with("/usr/local/bin/sluice run "));
 }

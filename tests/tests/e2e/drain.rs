@@ -1,4 +1,4 @@
-//! The way out: who is idle is sent away, who is not may finish, and nobody is waited for in vain.
+//! Drain: idle connections are closed, open requests finish, and no connection holds up the exit in vain.
 
 use std::time::{Duration, Instant};
 
@@ -34,7 +34,7 @@ async fn idle_connections_are_closed_in_order_while_a_request_may_finish() {
     busy.send(&h1::get(WEB, "/")).await.unwrap();
     wait_until("it is in flight", SOON, || backend.in_flight() == 1).await;
     gateway.sigterm();
-    // What comes within the second is served.
+    // Requests within the second are served.
     in_time.send(&h1::get(WEB, "/")).await.unwrap();
     wait_until("it is in flight, too", SOON, || backend.in_flight() == 2).await;
 
@@ -62,7 +62,7 @@ async fn an_http2_client_that_hears_nothing_holds_nobody_up() {
     let backend = HttpBackend::start("a").await;
     let config = format!("drain: {{timeout: 300s}}\n{}", web(backend.addr()));
     let mut gateway = Gateway::start(&config).await;
-    // It never answers the PING by which the gateway learns that its GOAWAY was read.
+    // The client never answers the PING that follows the GOAWAY.
     let mut deaf = Frames::connect(gateway.addr()).await.unwrap();
     deaf.send(&request(1, "GET", WEB, &[], true)).await.unwrap();
     within("an answer", SOON, deaf.next_of(kind::HEADERS))
@@ -86,7 +86,7 @@ async fn an_idle_http2_connection_is_told_before_it_is_closed() {
     let config = format!("limits: {{idleTimeout: 1s}}\n{}", web(backend.addr()));
     let gateway = Gateway::start(&config).await;
     let mut frames = Frames::connect(gateway.addr()).await.unwrap();
-    // A PING is no request.
+    // A PING does not count as a request.
     frames.send(&frame(kind::PING, 0, 0, b"still me")).await.unwrap();
     let goaway = within("GOAWAY", SOON, frames.next_of(kind::GOAWAY))
         .await
@@ -104,7 +104,7 @@ async fn clients_that_the_kernel_accepted_are_served() {
     const CLIENTS: usize = 40;
     let backend = HttpBackend::start("a").await;
     let mut gateway = Gateway::start(&web(backend.addr())).await;
-    // Stopped, it accepts nothing; the kernel does.
+    // A stopped process accepts nothing; the kernel still completes handshakes.
     gateway.signal(Signal::SIGSTOP);
     let mut queued = Vec::new();
     for _ in 0..CLIENTS {
@@ -117,8 +117,7 @@ async fn clients_that_the_kernel_accepted_are_served() {
     let answers = join_all(queued.iter_mut().map(|conn| conn.response_to(b"GET "))).await;
     for answer in answers {
         let answer = answer.expect("no connection is reset");
-        // Whoever is answered before the signal is looked at learns nothing of it, and has its connection closed
-        // a moment later.
+        // A response before the signal is handled has no `Connection: close`; the connection is closed a moment later.
         assert_eq!(answer.status, 200);
     }
     drop(queued);

@@ -1,4 +1,4 @@
-//! Endpoints that fail are left alone for a while, and come back.
+//! Outlier ejection: failing endpoints are taken out of use for a while, and come back.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -12,15 +12,9 @@ use sluice_tests::h1;
 use sluice_tests::raw_backend::Refused;
 use sluice_tests::wait::{SOON, wait_for, wait_until};
 
-use crate::{WEB, web};
+use crate::{WEB, web, web_two};
 
-fn two(a: SocketAddr, b: SocketAddr, more: &str) -> String {
-    format!(
-        "services:\n  - name: web\n    revisions:\n      - name: web-a\n        endpoints: [\"{a}\", \"{b}\"]\n        {more}\n"
-    )
-}
-
-/// Answers 503 until the switch is on.
+/// A backend that answers 503 until the switch is on.
 fn sick() -> (Builder, Arc<AtomicBool>) {
     let healthy = Arc::new(AtomicBool::new(false));
     let switch = Arc::clone(&healthy);
@@ -36,7 +30,7 @@ fn sick() -> (Builder, Arc<AtomicBool>) {
     (builder, healthy)
 }
 
-/// What `/api/revisions` says of an endpoint.
+/// The state of an endpoint in `/api/revisions`.
 async fn state(gateway: &Gateway, addr: SocketAddr) -> String {
     let all = gateway.admin_json("/api/revisions").await;
     find(&all, &addr.to_string()).unwrap_or_else(|| panic!("no {addr} in {all}"))
@@ -71,7 +65,7 @@ async fn five_503_in_a_row_give_an_endpoint_a_rest_and_it_recovers() {
     let (builder, healthy) = sick();
     let sick = builder.start().await;
     let good = HttpBackend::start("good").await;
-    let gateway = Gateway::start(&two(sick.addr(), good.addr(), "")).await;
+    let gateway = Gateway::start(&web_two(sick.addr(), good.addr(), "")).await;
     while sick.count() < 5 {
         gateway.get(WEB, "/").await;
     }
@@ -107,7 +101,7 @@ async fn a_good_answer_breaks_the_row() {
         .start()
         .await;
     let good = HttpBackend::start("good").await;
-    let gateway = Gateway::start(&two(moody.addr(), good.addr(), "")).await;
+    let gateway = Gateway::start(&web_two(moody.addr(), good.addr(), "")).await;
     let mut served = 0;
     while moody.count() < 30 {
         gateway.get(WEB, "/").await;
@@ -120,7 +114,7 @@ async fn a_good_answer_breaks_the_row() {
 #[tokio::test]
 async fn a_refused_connection_ejects_at_once_and_the_last_one_is_never_ejected() {
     let (refused, good) = (Refused::new(), HttpBackend::start("good").await);
-    let gateway = Gateway::start(&two(refused.addr(), good.addr(), "")).await;
+    let gateway = Gateway::start(&web_two(refused.addr(), good.addr(), "")).await;
     wait_for("the dead endpoint is out", SOON, async || {
         assert_eq!(gateway.get(WEB, "/").await.text(), "good");
         (state(&gateway, refused.addr()).await == "ejected").then_some(())
@@ -136,10 +130,10 @@ async fn a_refused_connection_ejects_at_once_and_the_last_one_is_never_ejected()
     }
     assert_eq!(state(&alone, sick.addr()).await, "ready");
 
-    // Both are bad: they share what comes, and one of them always stays.
+    // Both endpoints fail: they share the requests, and one of them is never ejected.
     let (builder, _) = self::sick();
     let other = builder.start().await;
-    let both = Gateway::start(&two(sick.addr(), other.addr(), "")).await;
+    let both = Gateway::start(&web_two(sick.addr(), other.addr(), "")).await;
     for _ in 0..40 {
         let response = both.get(WEB, "/").await;
         assert_eq!((response.status, response.reason()), (503, None));
@@ -150,7 +144,7 @@ async fn a_refused_connection_ejects_at_once_and_the_last_one_is_never_ejected()
 async fn a_run_of_slow_starts_ejects() {
     let (slow, good) = (HttpBackend::start("slow").await, HttpBackend::start("good").await);
     let more = "responseStartTimeoutSeconds: 1";
-    let gateway = Gateway::start(&two(slow.addr(), good.addr(), more)).await;
+    let gateway = Gateway::start(&web_two(slow.addr(), good.addr(), more)).await;
     slow.hold();
     good.hold();
     let addr = gateway.addr();
@@ -185,7 +179,7 @@ async fn a_failing_readiness_probe_takes_an_endpoint_out_and_a_passing_one_bring
         .await;
     let good = HttpBackend::start("good").await;
     let probe = "readinessProbe: {httpGet: {path: /ready}}";
-    let gateway = Gateway::start(&two(probed.addr(), good.addr(), probe)).await;
+    let gateway = Gateway::start(&web_two(probed.addr(), good.addr(), probe)).await;
     wait_state(&gateway, probed.addr(), "ready").await;
     ready.store(false, Ordering::SeqCst);
     wait_state(&gateway, probed.addr(), "ejected").await;
@@ -207,7 +201,7 @@ async fn a_failing_readiness_probe_takes_an_endpoint_out_and_a_passing_one_bring
 async fn ejections_and_recoveries_are_told() {
     let refused = Refused::new();
     let well = HttpBackend::start("well").await;
-    let gateway = Gateway::start(&two(refused.addr(), well.addr(), "")).await;
+    let gateway = Gateway::start(&web_two(refused.addr(), well.addr(), "")).await;
     let told = async |what: &str| {
         wait_for(what, SOON, async || {
             assert_eq!(gateway.get(WEB, "/").await.status, 200);

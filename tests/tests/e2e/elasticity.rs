@@ -1,4 +1,4 @@
-//! Limits on what runs and waits, and the way from zero to many and back.
+//! Bounds on instances and queues, and scaling from zero to many and back.
 
 use std::time::Duration;
 

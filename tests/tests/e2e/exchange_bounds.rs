@@ -1,5 +1,4 @@
-//! Bounds that hold whatever becomes of an exchange: an upgrade that is declined, a body that is sent again, a
-//! revision that goes away meanwhile.
+//! Bounds of an exchange in unusual cases: a declined upgrade, a replayed body, a revision that is removed meanwhile.
 
 use std::time::{Duration, Instant};
 
@@ -54,7 +53,7 @@ async fn a_declined_upgrade_obeys_the_write_timeout() {
     drop(unread);
 }
 
-/// What an attempt sends again came from the client once.
+/// A replayed body is counted once.
 #[tokio::test]
 async fn a_replayed_body_counts_once() {
     let leaves = RawBackend::start(async |_, mut io: TcpStream| {
@@ -93,15 +92,15 @@ async fn a_replayed_body_counts_once() {
     assert!(retried, "{:?}", gateway.access_log());
 }
 
-/// `docker attach` with its input closed: the client has said everything, and the backend goes on. Beyond any
-/// fixed time for closing, as long as something moves within the idle timeout.
+/// Half-close, as of `docker attach` with its input closed: the backend goes on sending. There is no fixed time for
+/// closing, as long as bytes move within the idle timeout.
 #[tokio::test]
 async fn a_backend_that_still_speaks_is_heard_after_its_client_is_done() {
     let backend = RawBackend::start(async |_, mut io: TcpStream| {
         read_head(&mut io).await?;
         io.write_all(b"HTTP/1.1 101 UPGRADED\r\nConnection: Upgrade\r\nUpgrade: tcp\r\n\r\n")
             .await?;
-        // To the end of what the client says.
+        // Up to the client's end of stream.
         let heard = drain(&mut io).await?;
         for _ in 0..7 {
             tokio::time::sleep(Duration::from_secs(1)).await;
@@ -129,7 +128,7 @@ async fn a_backend_that_still_speaks_is_heard_after_its_client_is_done() {
     assert_eq!(heard, b"3333333");
 }
 
-/// A long stream keeps what its end needs, and not the whole table of its generation.
+/// A long stream does not keep the routing table of its generation alive.
 #[tokio::test]
 async fn tunnels_of_many_generations_keep_few_tables_alive() {
     let backend = RawBackend::start(async |_, mut io: TcpStream| {
@@ -164,7 +163,7 @@ async fn tunnels_of_many_generations_keep_few_tables_alive() {
     drop(open);
 }
 
-/// A revision that was removed while an attempt of it ran: the request is routed anew.
+/// A request whose revision is removed during an attempt is routed anew.
 #[tokio::test]
 async fn a_fail_over_onto_a_removed_revision_routes_anew() {
     let (go, going) = watch::channel(false);
@@ -188,7 +187,7 @@ async fn a_fail_over_onto_a_removed_revision_routes_anew() {
     assert_eq!((answer.status, answer.text().as_str()), (200, "new"));
 }
 
-/// A stream that waits is charged with what its client may have sent before anybody reads: its window of 64 KiB.
+/// A waiting stream is charged with its window of 64 KiB, which the client may fill before anybody reads.
 #[tokio::test]
 async fn waiting_streams_are_charged_for_what_they_may_have_sent() {
     let backend = HttpBackend::start("web").await;

@@ -57,14 +57,14 @@ async fn streams_share_connections_up_to_max_streams_per_connection() {
         assert_eq!(backend.connections(), connections, "{key}");
         backend.release();
         assert_served(calls).await;
-        // What was opened is used again.
+        // The open connection is used again.
         let (_client, calls) = begin(&gateway, 40).await;
         assert_served(calls).await;
         assert_eq!(backend.connections(), connections, "{key}");
     }
 }
 
-/// RFC 9113 5.1.2: the limit is the peer's to set.
+/// RFC 9113 5.1.2: the peer's SETTINGS limit the streams.
 #[tokio::test]
 async fn no_more_streams_than_the_backends_settings_allow() {
     let open: Arc<Mutex<HashMap<usize, Vec<h2::server::SendResponse<Bytes>>>>> = Arc::default();
@@ -143,11 +143,11 @@ async fn what_happens_to_one_stream_leaves_the_others_alone() {
     };
     expect_echo("before").await;
 
-    // Its clock.
+    // A timeout of one stream.
     let late = client
         .unary(Note::new("sleep", 0), Some(Duration::from_millis(200)))
         .await;
-    // Whichever sees it first: the gateway, or the client's own clock.
+    // Either the gateway's timeout or the client's own deadline comes first.
     let code = late.expect_err("no answer").code();
     assert!(
         matches!(code, Code::DeadlineExceeded | Code::Cancelled),
@@ -155,13 +155,13 @@ async fn what_happens_to_one_stream_leaves_the_others_alone() {
     );
     expect_echo("after a deadline").await;
 
-    // A reset.
+    // A reset of one stream.
     let mut endless = client.watch(Note::new("endless", 1)).await.expect("a stream");
     endless.message().await.expect("a note");
     drop(endless);
     expect_echo("after a reset").await;
 
-    // A client that does not read, on a connection of its own: its stream fills up and stands still.
+    // A client that does not read, on a connection of its own: the stream is blocked by back-pressure.
     let mut slow = EchoClient::connect(gateway.addr(), WEB).await;
     let text = "x".repeat(16 * 1024);
     let unread = slow.watch(Note::new(&text, 2_000)).await.expect("a stream");

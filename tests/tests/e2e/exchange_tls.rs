@@ -1,4 +1,4 @@
-//! TLS towards https backends: whom the gateway trusts, what it shows, and what is agreed on.
+//! TLS towards https backends: trusted authorities, client certificates, ALPN and session resumption.
 
 use std::io;
 use std::sync::{Arc, Mutex};
@@ -49,7 +49,7 @@ async fn only_the_revisions_own_authorities_are_trusted() {
     let right = Gateway::builder(&config).file("ca.pem", ca.pem()).start().await;
     assert_eq!(right.get(WEB, "/").await.text(), "secure");
     let wrong = Gateway::builder(&config).file("ca.pem", Ca::new().pem());
-    // The system trusts the authority, and that does not count.
+    // An authority of the system's store does not count where the revision has its own.
     let wrong = wrong.file("system.pem", ca.pem());
     let system = wrong.dir().join("system.pem");
     let wrong = wrong.env("SSL_CERT_FILE", system.to_str().unwrap()).start().await;
@@ -180,7 +180,7 @@ async fn later_connections_resume_the_session() {
     );
 }
 
-/// RFC 9113 3.2: over TLS, HTTP/2 is agreed on by ALPN.
+/// RFC 9113 3.2: over TLS, HTTP/2 is negotiated by ALPN.
 #[tokio::test]
 async fn h2_is_spoken_over_tls_where_the_backend_agrees() {
     let ca = Ca::new();

@@ -12,8 +12,8 @@ use tokio::net::TcpStream;
 
 use crate::{WEB, web, web_with};
 
-/// Of these only `X-Sum` may be passed on: the others frame, route, authenticate, condition or describe the content
-/// (RFC 9110 6.5.1), are cookies, or are the gateway's to set.
+/// Trailers of which only `X-Sum` may be passed on: the others frame, route, authenticate, condition or describe the
+/// content (RFC 9110 6.5.1), are cookies, or are the gateway's to set.
 const TRAILERS: [&str; 14] = [
     "X-Sum",
     "Content-Length",

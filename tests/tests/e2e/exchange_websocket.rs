@@ -11,6 +11,7 @@ use sluice_tests::gateway::Gateway;
 use sluice_tests::h2_client::{self, H2, collect};
 use sluice_tests::raw_backend::{RawBackend, drain, read_head};
 use sluice_tests::wait::{SOON, quiet, wait_for, wait_until, within};
+use sluice_tests::websocket::{echoed, going_away};
 use sluice_tests::{backend::HttpBackend, h1};
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
 use tokio::net::TcpStream;
@@ -19,13 +20,12 @@ use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::Message;
 use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 use tokio_tungstenite::tungstenite::protocol::Role;
-use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
 
 use crate::{WEB, web_with};
 
 const LISTENER: &str = "listeners:\n  - {address: \"127.0.0.1:0\", http2: {webSocket: true}}\n";
 
-/// Echoes messages over HTTP/1.1 and tells the heads it got and the codes of each Close.
+/// A backend that echoes messages over HTTP/1.1; the channel has each head and the code of each Close.
 async fn echo() -> (RawBackend, mpsc::UnboundedReceiver<String>) {
     let (tell, told) = mpsc::unbounded_channel();
     let backend = RawBackend::start(move |_, mut io: TcpStream| {
@@ -146,12 +146,6 @@ fn pumped(mut recv: RecvStream, mut send: SendStream<Bytes>) -> DuplexStream {
     near
 }
 
-async fn echoed(ws: &mut WebSocketStream<DuplexStream>, message: Message) {
-    ws.send(message.clone()).await.expect("the stream is open");
-    let reply = within("an echo", SOON, ws.next()).await.expect("a message");
-    assert_eq!(reply.expect("the stream is open"), message);
-}
-
 /// RFC 8441 5.
 #[tokio::test]
 async fn a_websocket_over_h2_carries_messages_both_ways_and_closes_cleanly() {
@@ -183,11 +177,11 @@ async fn a_websocket_over_h2_carries_messages_both_ways_and_closes_cleanly() {
     let io = pumped(response.into_body(), stream);
     let mut ws = WebSocketStream::from_raw_socket(io, Role::Client, None).await;
     echoed(&mut ws, Message::binary(vec![7; 300 * 1024])).await;
-    // More small messages than any bound on frames without work: these are work.
+    // More small messages than any bound on frames: messages count as work.
     for n in 0..3_000 {
         echoed(&mut ws, Message::text(n.to_string())).await;
     }
-    // Requests beside it.
+    // Requests on the same connection.
     let beside = client.exchange(h2_client::get("http", "nobody", "/"), Bytes::new());
     assert_eq!(beside.await.unwrap().status, 404);
     ws.close(None).await.unwrap();
@@ -205,7 +199,7 @@ async fn a_websocket_over_h2_carries_messages_both_ways_and_closes_cleanly() {
     );
     assert!(entry["bytes_in"].as_u64() > Some(300 * 1024), "{entry}");
     assert!(entry["bytes_out"].as_u64() > Some(300 * 1024), "{entry}");
-    // As of an upgrade over HTTP/1.1.
+    // The same fields as in an upgrade over HTTP/1.1.
     let upgrade = h1::request(
         "GET",
         WEB,
@@ -227,7 +221,7 @@ async fn a_websocket_over_h2_carries_messages_both_ways_and_closes_cleanly() {
     assert_eq!(entry["protocol"], other["protocol"]);
 }
 
-/// RFC 8441 3 and 4: it is used only where it was announced.
+/// RFC 8441 3 and 4: extended CONNECT is used only where it was announced.
 #[tokio::test]
 async fn without_the_listeners_key_there_is_none() {
     let backend = HttpBackend::start("web").await;
@@ -279,7 +273,7 @@ async fn a_declined_websocket_is_an_ordinary_answer() {
             "no",
         ),
         ("HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n".to_owned(), 200, ""),
-        // RFC 6455 4.1: without the hash of the key it is no WebSocket.
+        // RFC 6455 4.1: a 101 without the hash of the key is invalid.
         (
             format!("{SWITCH}Upgrade: websocket\r\n\r\n"),
             502,
@@ -317,11 +311,7 @@ async fn assert_told_to_go(
     ws: &mut WebSocketStream<DuplexStream>,
     told: &mut mpsc::UnboundedReceiver<String>,
 ) {
-    let end = within("a Close", SOON, ws.next()).await.expect("a message");
-    match end.expect("an orderly end") {
-        Message::Close(Some(frame)) => assert_eq!(frame.code, CloseCode::Away),
-        other => panic!("{other:?}"),
-    }
+    going_away(ws).await;
     let close = within("the backend is told, too", SOON, told.recv()).await;
     assert_eq!(close.as_deref(), Some("close 1001"));
 }
@@ -392,7 +382,7 @@ async fn what_breaks_on_one_side_breaks_on_the_other() {
     echoed(&mut ws, Message::text("on")).await;
 }
 
-/// RFC 9113 5.2: who does not read stops the one who writes, and nobody else.
+/// RFC 9113 5.2: flow control blocks one stream only.
 #[tokio::test]
 async fn a_client_that_does_not_read_stops_its_backend_alone() {
     let written = std::sync::Arc::new(std::sync::atomic::AtomicUsize::new(0));
@@ -420,14 +410,14 @@ async fn a_client_that_does_not_read_stops_its_backend_alone() {
     let stuck = client(&gateway).await;
     let (_unread, _stream) = asked(&stuck, connect_for("websocket", "/")).await;
     let seen = || written.load(std::sync::atomic::Ordering::SeqCst);
-    // Until it stands still.
+    // Until back-pressure blocks the sender.
     wait_for("the backend stands still", SOON, async || {
         let before = seen();
         quiet(Duration::from_millis(300)).await;
         (before > 0 && before == seen()).then_some(())
     })
     .await;
-    // What buffers hold: sockets of either side, and windows.
+    // The bytes in buffers: sockets of either side, and windows.
     assert!(seen() < 16 << 20, "{}", seen());
     // Its connection's window is used up, too: that is this client's choice.
     let other = client(&gateway).await;

@@ -1,4 +1,4 @@
-//! Something runs out: descriptors, room for the log, patience with a backend. The rest goes on.
+//! Resource exhaustion: descriptors, log space, a backend's slots. Everything else goes on.
 
 use std::net::{IpAddr, TcpStream};
 use std::time::{Duration, Instant};
@@ -17,12 +17,13 @@ use sluice_tests::wait::{SOON, quiet, wait_for, wait_until, within};
 
 use crate::{WEB, web};
 
-async fn answered(conn: &mut H1) -> bool {
+/// Whether one more request on this connection is served.
+pub(crate) async fn answered(conn: &mut H1) -> bool {
     let answer = conn.exchange(&h1::get(WEB, "/")).await;
     answer.is_ok_and(|r| r.status == 200)
 }
 
-/// What a second of doing nothing in particular costs.
+/// The CPU time of one second without new input.
 async fn idle_cost(gateway: &Gateway) -> Duration {
     let before = cpu_time(gateway.pid());
     quiet(Duration::from_secs(1)).await;
@@ -49,7 +50,7 @@ async fn clients_get_no_descriptor_that_others_need() {
         .await;
     gateway.wait_said("descriptors are short").await;
     assert!(descriptors(gateway.pid()) < 256);
-    // Half of so few. Those that came before go on, and they and the admin get the descriptors that they need.
+    // Clients get half of the descriptors. Older connections go on; they and the admin server still get descriptors.
     assert!(answered(&mut good).await);
     load.advance(20).await;
     let cost = idle_cost(&gateway).await;
@@ -58,7 +59,7 @@ async fn clients_get_no_descriptor_that_others_need() {
     let cost = idle_cost(&gateway).await;
     assert!(cost < Duration::from_millis(300), "a spin: {cost:?} in a second");
     drop(many);
-    // It takes a while until most of them are gone, and it is the next one to come that is told of.
+    // Closing most of them takes a while, and the recovery is logged with the next accepted connection.
     wait_for("new ones are served again, and it is said", SOON, async || {
         let mut conn = H1::connect(gateway.addr()).await.ok()?;
         let said = gateway.stderr();
@@ -104,7 +105,7 @@ async fn without_a_descriptor_left_what_is_open_goes_on_and_the_rest_waits() {
     let mut served = 0;
     for answer in answers {
         let answer = answer.expect("an answer for each");
-        // Those that came too late to reach the backend are told that it is the gateway.
+        // Requests that came too late to reach the backend get `overloaded`.
         match answer.status {
             200 => served += 1,
             _ => assert_eq!((answer.status, answer.reason()), (503, Some("overloaded"))),
@@ -154,7 +155,7 @@ async fn a_log_that_nobody_reads_costs_lines_and_nothing_else() {
     let builder = Gateway::builder(&config);
     let pipe = builder.dir().join("log");
     mkfifo(&pipe, Mode::S_IRUSR | Mode::S_IWUSR).unwrap();
-    // Both ways, so that opening waits for nobody and nobody sees an end; and never read.
+    // Opened for reading and writing, so that `open` does not block and there is no end of file; never read.
     let unread = std::fs::OpenOptions::new()
         .read(true)
         .write(true)
@@ -162,7 +163,7 @@ async fn a_log_that_nobody_reads_costs_lines_and_nothing_else() {
         .unwrap();
     let mut gateway = builder.stdout(&pipe).start().await;
     let memory = resident_kib(gateway.pid());
-    // Long paths, so that the pipe and the buffer for lines are full soon.
+    // Long paths, so that the pipe and the log buffer are full soon.
     let path = format!("/{}", "x".repeat(8_000));
     let long = Load::start(gateway.addr(), 4, h1::get(WEB, &path));
     wait_for("lines are dropped and counted", 3 * SOON, async || {
@@ -200,7 +201,7 @@ services:
     let asked = join_all((0..50).map(|_| gateway.get(WEB, "/"))).await;
     let took = start.elapsed();
     let count = |reason| asked.iter().filter(|r| r.reason() == Some(reason)).count();
-    // 20 are sent and wait for their answer, 10 wait for those, and 20 find no place.
+    // 20 are in flight, 10 wait in the queue, and 20 find the queue full.
     let found = (count("timeout"), count("queue_timeout"), count("queue_full"));
     assert_eq!(found, (20, 10, 20));
     assert!(took < Duration::from_secs(12), "{took:?}");

@@ -1,4 +1,4 @@
-//! `sluice explain`: what the data plane would do, and does.
+//! `sluice explain`: predicts what the data plane does.
 
 use std::collections::BTreeSet;
 

@@ -15,7 +15,7 @@ use tokio::net::TcpStream;
 
 use crate::{WEB, web, web_with};
 
-/// What may become of the requests of one run.
+/// The set-up of one run.
 struct Run {
     gateway: Gateway,
     backend: WireBackend,
@@ -47,7 +47,7 @@ impl Run {
             let target = format!("{}?case={nth}", self.path);
             let answer = way.send(self.gateway.addr(), WEB, &target).await;
             let next = self.probe().await;
-            // Only then: what is written too much comes later.
+            // After the response: excess bytes would come later.
             let requests = self.settled(&target, whole).await;
             let judged = judge(way, &answer, &requests).and(next);
             if let Err(fault) = judged.and_then(|()| never_too_much(way, &requests)) {
@@ -61,7 +61,7 @@ impl Run {
         assert!(faults.is_empty(), "\n  {faults}");
     }
 
-    /// A request of another client, on the connection that the last one used if it was kept.
+    /// A request of another client, on the backend connection of the last request if that was kept.
     async fn probe(&mut self) -> Result<(), String> {
         self.probes += 1;
         let target = format!("/after?probe={}", self.probes);
@@ -82,7 +82,7 @@ impl Run {
         Ok(())
     }
 
-    /// The requests for a target once nothing of them goes on. That of a client which left ends in time, too.
+    /// The requests for a target, after all of them have ended. A request whose client left ends in time, too.
     async fn settled(&self, target: &str, whole: bool) -> Vec<Request> {
         let limit = tokio::time::Instant::now() + if whole { SOON / 10 } else { SOON / 4 };
         loop {
@@ -98,7 +98,7 @@ impl Run {
 
 type Outcome = Result<Option<(u16, String)>, String>;
 
-/// Whatever else happens: no request has other bytes than were sent, and none is whole that was not.
+/// Asserts the invariant: no request has other bytes than were sent, and no incomplete request looks complete.
 fn never_too_much(way: &Way, requests: &[Request]) -> Result<(), String> {
     for came in requests {
         if !way.body.starts_with(&came.body) {
@@ -127,7 +127,7 @@ fn never_too_much(way: &Way, requests: &[Request]) -> Result<(), String> {
     Ok(())
 }
 
-/// Bodies that end as they should arrive as they were sent, once.
+/// Complete bodies arrive unchanged, once.
 async fn whole(down: Protocol, up: Protocol) {
     let run = Run::start(down, up, "/after").await;
     run.all(true, |way, answer, requests| {
@@ -148,7 +148,7 @@ async fn whole(down: Protocol, up: Protocol) {
     .await;
 }
 
-/// A backend may answer before the body's end: the answer arrives, and what is cut is seen to be cut.
+/// An early response arrives, and a body that is cut off is recognizable as cut off.
 async fn answered_early(down: Protocol, up: Protocol) {
     for path in ["/early", "/early-close"] {
         let run = Run::start(down, up, path).await;
@@ -179,7 +179,7 @@ async fn broken_by_the_backend(down: Protocol, up: Protocol) {
     }
 }
 
-/// A client that goes away, or sends what is none, leaves nothing that looks whole.
+/// A client that leaves, or sends an invalid body, leaves no request that looks complete.
 async fn broken_by_the_client(down: Protocol, up: Protocol) {
     let run = Run::start(down, up, "/after").await;
     run.all(false, |_, answer, requests| {
@@ -260,7 +260,7 @@ async fn an_answer_with_one_byte_too_many_ends_its_connection() {
     }
 }
 
-/// RFC 9110 9.3.2: an answer to HEAD has no body, whatever it says; one that sends it anyway poisons nobody.
+/// RFC 9110 9.3.2: a response to HEAD has no body; a backend that sends one does not poison the connection.
 #[tokio::test]
 async fn an_answer_to_head_with_a_body_ends_its_connection() {
     let backend = talkative(b"HTTP/1.1 200 OK\r\nContent-Length: 43\r\n\r\n", false).await;

@@ -1,5 +1,5 @@
-//! What a hostile reading of the forwarding engine found: trailers behind a length, a client that leaves while its
-//! body is not taken.
+//! Faults of the forwarding engine, found by review: trailers after a Content-Length, a client that leaves while its
+//! body is blocked by back-pressure.
 
 use std::time::Duration;
 
@@ -53,7 +53,7 @@ async fn trailers_follow_a_body_of_known_length_over_http2() {
     );
 }
 
-/// A slot whose client is gone is free at once, also while the backend takes nothing of the body.
+/// The slot of a client that left is free at once, also while the backend reads nothing of the body.
 async fn gone(gateway: &Gateway) {
     let reason = gateway.wait_access_log("the request", |_| true).await["reason"].clone();
     assert_eq!(reason, "client_gone");
@@ -73,7 +73,7 @@ async fn deaf() -> (RawBackend, Gateway) {
     (backend, gateway)
 }
 
-/// Sends until nothing was taken for so long.
+/// Sends until back-pressure has blocked the sender for this long.
 const STUCK: Duration = Duration::from_millis(300);
 
 #[tokio::test]

@@ -48,7 +48,7 @@ const NAMES: &str = "A-IM Accept Accept-Additions Accept-CH Accept-Charset Accep
     Use-As-Dictionary User-Agent Variant-Vary Vary Via Want-Content-Digest Want-Digest Want-Repr-Digest Warning \
     WWW-Authenticate X-Content-Type-Options X-Frame-Options";
 
-/// What ends at the gateway, in either direction, and why.
+/// Fields that the gateway drops in either direction, with the reason.
 const ENDS_HERE: &[(&str, &str)] = &[
     ("Connection", "RFC 9110 7.6.1"),
     ("Keep-Alive", "RFC 9110 7.6.1: of one connection"),
@@ -72,7 +72,7 @@ const ENDS_HERE: &[(&str, &str)] = &[
     ("Proxy-Authorization", "RFC 9110 11.7.2: of the next proxy"),
 ];
 
-/// What a request carries to the gateway only, or the gateway sets.
+/// Request fields that the gateway consumes or sets.
 const ENDS_HERE_OF_REQUESTS: &[(&str, &str)] = &[
     ("Host", "routing has its own tests"),
     (
@@ -85,7 +85,7 @@ const ENDS_HERE_OF_REQUESTS: &[(&str, &str)] = &[
 /// Fields of one message: well below every limit on their number.
 const BATCH: usize = 60;
 
-/// Names with a value of their own that is nothing to anybody.
+/// Each name with a unique, meaningless value.
 fn batches(without: &[&[(&str, &str)]]) -> Vec<Vec<(String, String)>> {
     let excluded = |name: &&str| {
         without
@@ -95,7 +95,7 @@ fn batches(without: &[&[(&str, &str)]]) -> Vec<Vec<(String, String)>> {
     let names: Vec<&str> = NAMES.split_whitespace().filter(|name| !excluded(name)).collect();
     let valued = |name: &&str| {
         let value = match *name {
-            // RFC 9110 6.6.1: an invalid one may be replaced.
+            // RFC 9110 6.6.1: an invalid Date may be replaced.
             "Date" => "Mon, 01 Jan 2001 00:00:00 GMT".to_owned(),
             name => format!("\"{name}\"; a=1, b"),
         };
@@ -144,7 +144,7 @@ async fn exchange(
     }
 }
 
-/// Which of the fields sent did not come as they were sent. Between HTTP/1 and HTTP/1 names keep their spelling, too.
+/// The fields that did not arrive as they were sent. From HTTP/1 to HTTP/1 the case of names is kept, too.
 fn changed(sent: &[(String, String)], came: &[(String, String)], spelling: bool) -> Vec<String> {
     let mut changed = Vec::new();
     for (name, value) in sent {

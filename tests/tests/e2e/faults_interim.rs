@@ -1,4 +1,4 @@
-//! Interim answers pass between every pair of protocols, at once (RFC 9110 15.2, 10.1.1; RFC 8297).
+//! Interim responses (1xx) pass between every pair of protocols, at once (RFC 9110 15.2, 10.1.1; RFC 8297).
 
 use std::future::poll_fn;
 use std::time::Duration;
@@ -97,7 +97,7 @@ async fn hints(down: Protocol, up: Protocol) {
     assert_eq!((&got.interim[..], got.status), (&expected[..], 200));
 }
 
-/// A backend that never comes to the point is answered for.
+/// Asserts the bound on interim responses: [`MOST`] are passed on, one more gets a 502.
 async fn bounded(down: Protocol, up: Protocol) {
     let (_backend, gateway) = started(up).await;
     let target = |count: usize| format!("/interim/{}", vec!["103"; count].join(","));
@@ -107,7 +107,7 @@ async fn bounded(down: Protocol, up: Protocol) {
     assert!(got.interim.len() <= MOST && got.status == 502, "{got:?}");
 }
 
-/// A POST whose client sends the body when it was told to; `expected` says what it is told.
+/// A POST with `Expect: 100-continue`; `continues`: a 100 is expected before the body is sent.
 async fn expecting(down: Protocol, gateway: &Gateway, target: &str, continues: bool) -> Got {
     let fields = [("expect", "100-continue"), ("content-length", "5")];
     match down {

@@ -1,5 +1,5 @@
-//! Upgrades: which offers a backend sees, what a refused one leaves behind, and that both sides' heads are treated
-//! as every other (RFC 9110 7.8).
+//! Upgrade offers: which ones a backend sees, the connection after a refused one, and header rules for both sides'
+//! heads (RFC 9110 7.8).
 
 use sluice_tests::gateway::Gateway;
 use sluice_tests::h1::{self, H1, H1Response};
@@ -31,7 +31,8 @@ async fn started(up: Protocol, revision: &str) -> (WireBackend, Gateway) {
     (backend, gateway)
 }
 
-/// Sends one offer with every body, all on one connection, to a backend that takes none; what it saw of Upgrade.
+/// Sends one offer with every body, all on one connection, to a backend that accepts none; returns the values of Upgrade
+/// that the backend got.
 async fn offered(up: Protocol, revision: &str, offer: &str) -> Vec<Option<String>> {
     let (backend, gateway) = started(up, revision).await;
     let mut conn = H1::connect(gateway.addr()).await.expect("the gateway accepts");
@@ -84,7 +85,7 @@ async fn an_offer_that_nobody_takes_is_ignored_h2() {
     }
 }
 
-/// RFC 9110 7.8: what a backend might take it is asked for; its answer without a 101 is an answer like any other.
+/// RFC 9110 7.8: an offer is forwarded; a response without a 101 is an ordinary response.
 #[tokio::test]
 async fn a_refused_upgrade_keeps_the_connection() {
     for offer in ["tcp/1", "websocket"] {
@@ -93,7 +94,7 @@ async fn a_refused_upgrade_keeps_the_connection() {
     }
 }
 
-/// `upgrades` of a revision: what it does not name is not forwarded; WebSocket always is.
+/// `upgrades` of a revision: other protocols are not forwarded; WebSocket always is.
 #[tokio::test]
 async fn only_what_the_revision_names_is_forwarded() {
     for (revision, offer, forwarded) in [
@@ -114,7 +115,7 @@ async fn only_what_the_revision_names_is_forwarded() {
     }
 }
 
-/// Tells each head it gets, and answers it with these bytes.
+/// A backend that answers with these bytes; the channel has each head.
 async fn telling(answer: Vec<u8>) -> (RawBackend, mpsc::UnboundedReceiver<String>) {
     let (tell, heads) = mpsc::unbounded_channel();
     let backend = RawBackend::start(move |_, mut io: TcpStream| {
@@ -139,7 +140,7 @@ const FIELDS: [(&str, &str); 5] = [
     ("X-MiXeD", "1"),
 ];
 
-/// RFC 9110 5.1: names are compared without regard to case, but some programs do not know.
+/// RFC 9110 5.1: names are case-insensitive, but some programs compare them with case.
 #[tokio::test]
 async fn names_stay_as_they_were_sent() {
     for status in ["101 Switching Protocols", "400 Bad Request"] {
@@ -195,7 +196,7 @@ async fn got(status: &str, fields: &[(&str, &str)], count: usize, bytes: usize) 
     gateway.send(&h1::request("GET", WEB, "/", fields, b"")).await
 }
 
-/// One set of limits on answers: with an upgrade, accepted or refused, they are what they are without.
+/// Limits on response heads are the same with an upgrade, accepted or refused, as without.
 #[tokio::test]
 async fn answers_have_the_same_limits_with_an_upgrade_and_without() {
     for (count, bytes) in [
@@ -228,7 +229,7 @@ async fn answers_have_the_same_limits_with_an_upgrade_and_without() {
     }
 }
 
-/// One set of limits on requests: an upgrade may have as many fields, and as long ones.
+/// Limits on request heads are the same with an upgrade as without.
 #[tokio::test]
 async fn requests_have_the_same_limits_with_an_upgrade_and_without() {
     let (backend, _heads) = telling(big("200 OK", 0, 0)).await;

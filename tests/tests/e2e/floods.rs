@@ -1,4 +1,4 @@
-//! HTTP/2 clients that send what costs them little and the gateway much.
+//! HTTP/2 floods: frames that cost the client little and an unguarded server much.
 
 use std::time::Duration;
 
@@ -11,14 +11,14 @@ use sluice_tests::wait::{SOON, within};
 
 use crate::{WEB, web};
 
-/// What a flood sends at most. Unguarded, the gateway would take all of it.
+/// The most bytes of a flood. An unguarded gateway would read all of them.
 const MOST: usize = 16 << 20;
 
-/// What a flood that goes on for [`MOST`] may cost at most. An HTTP/2 stack that goes along takes more than two
-/// seconds for a million frames, and one that is guarded some milliseconds.
+/// The CPU time that a flood of [`MOST`] may cost. An unguarded HTTP/2 stack takes more than two seconds for a million
+/// frames, a guarded one some milliseconds.
 const CPU: Duration = Duration::from_millis(1_000);
 
-/// What floods may leave behind in memory: buffers of a few connections, and what the allocator keeps.
+/// The memory that floods may leave behind: buffers of a few connections, and free memory in the allocator.
 const MEMORY_KIB: u64 = 48 << 10;
 
 const ENHANCE_YOUR_CALM: u32 = 11;
@@ -78,7 +78,7 @@ fn nothing() -> Vec<u8> {
     Vec::new()
 }
 
-/// The allowance, what it regains meanwhile, and what was on its way.
+/// The token bucket's size, its refill meanwhile, and frames in transit.
 fn few(outcome: &Onslaught, kind: u8) {
     let count = outcome.count(kind);
     assert!(count < 5_000, "{count} frames of type {kind} in answer");
@@ -144,7 +144,7 @@ async fn a_head_that_unpacks_to_many_times_its_size() {
     let bomb = |round: usize| {
         let stream = u32::try_from(round % 1_000_000).unwrap() * 2 + 1;
         let mut block = head("GET", WEB, &[]);
-        // A field of 4000 bytes goes to the table, and is said once more by each byte that follows.
+        // A field of 4000 bytes goes to the table; each further byte references the field once more.
         block.extend_from_slice(b"\x40\x03x-a\x7f\xa1\x1e");
         block.extend(std::iter::repeat_n(b'b', 4_000));
         block.extend(std::iter::repeat_n(0xbe, 12_000));
@@ -166,8 +166,8 @@ async fn rapid_reset() {
     withstand("reset_flood", nothing, open_and_reset, |_| ()).await;
 }
 
-/// Sends `each` for stream after stream, a few at a time and only when the last ones were looked at, so that every
-/// stream is a request by then; until the connection ends or `most` went.
+/// Sends `each` for stream after stream, a few at a time, and waits until the gateway has processed them, so that every
+/// stream became a request; until the connection ends or `most` bytes went.
 async fn paced(gateway: &Gateway, most: u32, each: impl Fn(u32) -> Vec<u8>) -> (u32, Vec<Frame>) {
     let mut frames = Frames::connect(gateway.addr())
         .await
@@ -281,7 +281,7 @@ async fn a_head_that_the_http2_layer_answers_is_counted() {
     let value = "v".repeat(100);
     let block = head("POST", WEB, &[("x-large", value.as_str()); 250]);
     let (first, rest) = block.split_at(16_000);
-    // With a body to come: the layer resets the stream behind its answer.
+    // With an incomplete body: the HTTP/2 layer resets the stream after the response.
     let mut bytes = frame(kind::HEADERS, 0, 1, first);
     bytes.extend(frame(kind::CONTINUATION, END_HEADERS, 1, rest));
     frames.send(&bytes).await.unwrap();

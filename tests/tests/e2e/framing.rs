@@ -1,4 +1,4 @@
-//! Requests that two parties could read differently are read by none.
+//! Request smuggling: ambiguous framing is refused.
 
 use std::time::Duration;
 

@@ -1,4 +1,4 @@
-//! The gateway's own answers to gRPC calls: trailers-only, with the status that gRPC has for them.
+//! Local responses to gRPC calls: trailers-only, with the matching gRPC status.
 
 use bytes::Bytes;
 use http::Request;
@@ -20,7 +20,7 @@ fn call(host: &str) -> Request<()> {
     request
 }
 
-/// Asserts that the answer is a head that ends the stream and says this.
+/// Asserts a trailers-only response with this reason and status.
 async fn assert_refused(h2: &H2, request: Request<()>, body: Option<Bytes>, reason: &str, status: &str) {
     let mut send = h2.send.clone().ready().await.expect("the connection lives");
     let (response, mut stream) = send.send_request(request, false).expect("the connection lives");

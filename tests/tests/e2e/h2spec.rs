@@ -1,4 +1,4 @@
-//! h2spec, the conformance suite of others for HTTP/2, in strict mode against both listeners.
+//! h2spec, a third-party conformance suite for HTTP/2, in strict mode against both listeners.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -11,13 +11,13 @@ use sluice_tests::tls::Ca;
 use sluice_tests::wait::{quiet, within};
 use tokio::process::Command;
 
-/// How many cases h2spec 2.2.1 has. Fewer were not all run.
+/// The number of cases in h2spec 2.2.1. Fewer mean that not all cases ran.
 const CASES: usize = 146;
 
 /// Far more than the ten seconds it takes: reached only by a run that hangs.
 const LIMIT: Duration = Duration::from_secs(240);
 
-/// A case that fails, and why that is right.
+/// A known deviation: a case that fails, and why the behaviour is right.
 struct Deviation {
     package: &'static str,
     case: &'static str,
@@ -82,7 +82,7 @@ services:
     );
 }
 
-/// Runs all cases and compares those that fail with those that are known to.
+/// Runs all cases and compares the failures with the known deviations.
 async fn check(h2spec: &Path, dir: &Path, port: u16, args: &[&str], known: &[Deviation]) {
     let report = dir.join(format!("h2spec-{port}.xml"));
     let run = Command::new(h2spec)

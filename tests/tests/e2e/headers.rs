@@ -1,4 +1,4 @@
-//! What of a head is passed on, dropped, set.
+//! Header fields: which are passed on, dropped and set.
 
 use bytes::Bytes;
 use sluice_tests::backend::{HttpBackend, Seen};

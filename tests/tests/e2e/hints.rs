@@ -1,12 +1,6 @@
-//! A hint that is followed leads to a config that is accepted, and names what it means. Source: issue 8, rows 11 and 16.
+//! Hints of diagnostics: following a hint makes the config valid.
 
-use sluice_tests::cli::{Finished, sluice_in};
-
-async fn check(config: &str) -> Finished {
-    let dir = tempfile::tempdir().expect("a temporary directory");
-    std::fs::write(dir.path().join("sluice.yaml"), config).expect("the directory is writable");
-    sluice_in(dir.path(), &["check"]).await
-}
+use crate::check::check;
 
 const WEB: &str = "services:\n  - name: web\n    ";
 const ENDPOINT: &str = "\n    endpoints: [\"127.0.0.1:9\"]\n";
@@ -117,7 +111,7 @@ async fn what_a_hint_says_is_accepted() {
     }
 }
 
-/// A hint that would lead to the next error is not given.
+/// There is no hint where following it would lead to another error.
 #[tokio::test]
 async fn nothing_is_suggested_that_is_refused() {
     let config = |value: &str| {
@@ -149,7 +143,7 @@ async fn nothing_is_suggested_that_is_refused() {
     );
 }
 
-/// A character is shown as it was written, wherever it is refused.
+/// A refused character is shown as it was written.
 #[tokio::test]
 async fn no_byte_is_shown_as_a_character() {
     for config in [

@@ -1,4 +1,4 @@
-//! What one client may ask of the gateway.
+//! Limits on clients: sizes of requests, numbers of connections.
 
 use std::net::IpAddr;
 use std::time::Duration;
@@ -13,6 +13,7 @@ use sluice_tests::wait::{SOON, wait_for, within};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
+use crate::exhaustion::answered;
 use crate::{WEB, web};
 
 #[tokio::test]
@@ -51,7 +52,7 @@ async fn h2_requests_over_a_limit_have_answers_of_their_own() {
             "{what}"
         );
     }
-    // The length is not told beforehand.
+    // Without a Content-Length.
     let mut send = h2.send.clone().ready().await.unwrap();
     let post = h2_client::with_method("POST", "http", WEB, "/");
     let (response, mut stream) = send.send_request(post, false).unwrap();
@@ -62,7 +63,7 @@ async fn h2_requests_over_a_limit_have_answers_of_their_own() {
     assert_eq!(response.status(), 413);
     assert_eq!(response.headers()["x-sluice-reason"], "body_too_large");
 
-    // The h2 layer refuses it by itself, so there is no reason to be read.
+    // The h2 layer refuses the stream by itself, so there is no reason in a response.
     let mut large = h2_client::get("http", WEB, "/");
     large.headers_mut().insert("x-a", long.parse().unwrap());
     if let Ok(response) = h2.exchange(large, Bytes::new()).await {
@@ -141,12 +142,6 @@ async fn an_idle_h2_connection_is_closed_in_time_and_a_busy_one_is_not() {
         // With unread bytes a close is a reset.
         let _ = end.await;
     }
-}
-
-async fn answered(conn: &mut H1) -> bool {
-    conn.exchange(&h1::get(WEB, "/"))
-        .await
-        .is_ok_and(|r| r.status == 200)
 }
 
 #[tokio::test]

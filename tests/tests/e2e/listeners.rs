@@ -14,7 +14,7 @@ use tokio::net::TcpStream;
 
 use crate::{WEB, web};
 
-/// What the gateway says it listens on now.
+/// The addresses of listeners in the admin API.
 async fn bound(gateway: &Gateway) -> Vec<SocketAddr> {
     let config = gateway.admin_json("/api/config").await;
     let listeners = config["bound"]["listeners"].as_array().expect("a list");
@@ -55,7 +55,7 @@ async fn listeners_come_go_and_move_with_a_reload() {
     assert_eq!(both[0], first, "the first one stays where it was");
     assert_eq!((served(both[0]).await, served(both[1]).await), (200, 200));
 
-    // A request under way on a listener that goes is answered.
+    // A request in flight on a removed listener is answered.
     backend.hold();
     let held = tokio::spawn(served(both[1]));
     wait_until("it is in flight", SOON, || backend.in_flight() == 1).await;
@@ -142,7 +142,7 @@ async fn a_host_that_the_certificate_is_not_for_is_misdirected() {
         .await;
 }
 
-/// As an editor or a certificate tool does it: no reader sees half a file.
+/// Replaces a file by rename, as an editor or a certificate tool does.
 fn replace(pair: &Pair, dir: &Path, name: &str) {
     let aside = dir.join("aside");
     std::fs::create_dir_all(&aside).expect("the directory is writable");
@@ -182,7 +182,7 @@ async fn certificate_files_are_replaced_live_and_a_bad_one_keeps_the_old() {
     std::fs::write(gateway.dir().join("b.crt"), "no certificate").unwrap();
     gateway.wait_said("the certificate from before stays").await;
     assert_eq!(shown(&ca, &gateway, "b.test").await, new);
-    // The key of another certificate is as bad.
+    // The key of another certificate is refused, too.
     let (pair, stranger) = (ca.issue(&["b.test"]), ca.issue(&["b.test"]));
     let mixed = Pair {
         cert: pair.cert.clone(),

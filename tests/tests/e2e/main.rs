@@ -2,6 +2,7 @@
 //!
 //! One test executable with a module per concern, because each executable is linked anew.
 
+mod autoscaling;
 mod backends;
 mod balancer;
 mod certificates;
@@ -13,23 +14,21 @@ mod cold_timing;
 mod configs;
 mod corpus;
 mod drain;
+mod early_responses;
 mod ejection;
 mod elasticity;
-mod elasticity_shows;
 mod exchange_bounds;
-mod exchange_loops;
 mod exchange_streams;
 mod exchange_tls;
 mod exchange_trailers;
 mod exchange_websocket;
 mod exhaustion;
 mod explain;
+mod false_readiness;
 mod faults_bodies;
 mod faults_engine;
 mod faults_fields;
 mod faults_interim;
-mod faults_midway;
-mod faults_own;
 mod faults_upgrades;
 mod floods;
 mod framing;
@@ -37,22 +36,23 @@ mod grpc_refusals;
 mod h2spec;
 mod headers;
 mod hints;
-mod inherited;
+mod instance_environment;
 mod limits;
 mod listeners;
+mod local_responses;
+mod loop_detection;
 mod misbehaviour;
 mod operator;
+mod prewarmed_connection;
 mod protocols_h1;
 mod protocols_h2;
 mod protocols_streams;
 mod proxy_protocol;
-mod ready_for_a_moment;
 mod reload;
-mod reload_unseen;
+mod reload_without_inotify;
 mod routing;
 mod scale_down;
 mod slow_clients;
-mod spare_connection;
 mod splitting;
 mod timeouts;
 mod tunnels;
@@ -80,6 +80,13 @@ fn web_with(addr: SocketAddr, revision: &str) -> String {
         .collect();
     format!(
         "services:\n  - name: web\n    revisions:\n      - name: web-a\n        endpoints: [\"{addr}\"]\n{more}"
+    )
+}
+
+/// The service `web` with two endpoints and one more line of keys of its revision.
+fn web_two(a: SocketAddr, b: SocketAddr, revision: &str) -> String {
+    format!(
+        "services:\n  - name: web\n    revisions:\n      - name: web-a\n        endpoints: [\"{a}\", \"{b}\"]\n        {revision}\n"
     )
 }
 

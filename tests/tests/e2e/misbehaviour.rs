@@ -1,4 +1,4 @@
-//! Backends and clients that keep to no agreement, and what they must not cost anybody else.
+//! Misbehaving backends and clients: their faults cost no other request anything.
 
 use std::time::Duration;
 
@@ -66,7 +66,7 @@ async fn a_request_that_breaks_backends_is_sent_three_times_at_most() {
     assert_eq!(backend.connections(), 3);
 }
 
-/// Answers every request with a head and a first byte of ten, and no more.
+/// A backend that answers every request with a head and the first byte of ten.
 async fn unfinished() -> RawBackend {
     RawBackend::start(async |_, mut io: TcpStream| {
         read_head(&mut io).await?;
@@ -215,7 +215,7 @@ async fn a_response_still_open_at_the_drains_deadline_is_cut_and_logged() {
     assert_eq!(conn.head(false).await.unwrap().status, 200);
     assert_eq!(conn.exactly(1).await.unwrap(), b"a");
     gateway.sigterm();
-    // One second, and nothing like the time that answers and closes are given after it.
+    // One second, and none of the time that responses and closes get afterwards.
     let status = gateway.wait_exit(Duration::from_secs(4)).await;
     assert!(status.success(), "{status}");
     let line = gateway
@@ -227,7 +227,7 @@ async fn a_response_still_open_at_the_drains_deadline_is_cut_and_logged() {
     );
 }
 
-/// A backend that answers at once and reads on for as long as somebody sends.
+/// A backend that answers at once and reads on until the end of the stream.
 async fn answers_early() -> RawBackend {
     RawBackend::start(async |_, mut io: TcpStream| {
         read_head(&mut io).await?;

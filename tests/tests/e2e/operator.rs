@@ -1,4 +1,4 @@
-//! What an operator sees, and how the gateway goes away.
+//! The operator's view: access log, metrics, admin API, signals and exit.
 
 use std::time::Duration;
 
@@ -39,7 +39,7 @@ async fn the_metrics_of_the_contract_are_there_and_count() {
     gateway
         .wait_metric("sluice_requests_total", &web, SOON, |n| n == 5.0)
         .await;
-    // A client has its answer a moment before the slot is given back.
+    // The client gets the response a moment before the slot is released.
     gateway
         .wait_metric("sluice_requests_in_flight", &[], SOON, |n| n == 0.0)
         .await;

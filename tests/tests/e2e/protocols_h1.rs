@@ -156,7 +156,7 @@ async fn a_backend_may_refuse_before_the_body_is_sent() {
     let head = format!("POST / HTTP/1.1\r\nHost: {WEB}\r\nContent-Length: 100000000\r\n\r\n");
     conn.send(head.as_bytes()).await.unwrap();
     conn.send(&[b'x'; 64 * 1024]).await.unwrap();
-    // The rest of the upload is still owed.
+    // The rest of the upload is still unread.
     let response = conn.response_to(b"POST ").await.unwrap();
     assert_eq!((response.status, response.text().as_str()), (403, "no"));
 }

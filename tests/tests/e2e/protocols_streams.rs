@@ -1,9 +1,9 @@
-//! Connections that change their protocol, and bodies that never seem to end.
+//! Long streams: WebSockets and other upgrades, server-sent events, and large bodies under back-pressure.
 
 use std::time::Duration;
 
 use bytes::Bytes;
-use futures_util::{SinkExt, StreamExt};
+use futures_util::StreamExt;
 use http::Response;
 use http_body_util::BodyExt;
 use sluice_tests::backend::{HttpBackend, full, ok, streamed};
@@ -13,53 +13,19 @@ use sluice_tests::h2_client::{self, H2};
 use sluice_tests::process::{peak_resident_kib, resident_kib};
 use sluice_tests::raw_backend::{RawBackend, drain, read_head};
 use sluice_tests::wait::{SOON, quiet, within};
+use sluice_tests::websocket::{self, echo_backend, echoed};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::sync::mpsc;
 use tokio_tungstenite::tungstenite::Message;
-use tokio_tungstenite::{WebSocketStream, accept_async, client_async};
 
 use crate::{WEB, web, web_with};
 
-/// Echoes messages until the client closes.
-async fn websocket_echo() -> RawBackend {
-    RawBackend::start(async |_, io: TcpStream| {
-        let mut ws = accept_async(io).await.map_err(std::io::Error::other)?;
-        while let Some(Ok(message)) = ws.next().await {
-            if !message.is_close() && ws.send(message).await.is_err() {
-                break;
-            }
-        }
-        Ok(())
-    })
-    .await
-}
-
-async fn websocket(gateway: &Gateway) -> WebSocketStream<TcpStream> {
-    let io = TcpStream::connect(gateway.addr())
-        .await
-        .expect("the gateway accepts");
-    let (ws, response) = client_async(format!("ws://{WEB}/chat"), io)
-        .await
-        .expect("the upgrade succeeds");
-    assert_eq!(response.status(), 101);
-    ws
-}
-
-async fn echoed(ws: &mut WebSocketStream<TcpStream>, message: Message) {
-    ws.send(message.clone()).await.expect("the tunnel is open");
-    let reply = within("an echo", SOON, ws.next())
-        .await
-        .expect("a message")
-        .expect("the tunnel is open");
-    assert_eq!(reply, message);
-}
-
 #[tokio::test]
 async fn a_websocket_carries_messages_both_ways_and_closes_cleanly() {
-    let backend = websocket_echo().await;
+    let (backend, _) = echo_backend().await;
     let gateway = Gateway::start(&web(backend.addr())).await;
-    let mut ws = websocket(&gateway).await;
+    let mut ws = websocket::connect(gateway.addr(), WEB).await;
     for n in 0..20 {
         echoed(&mut ws, Message::text(format!("message {n}"))).await;
     }
@@ -75,16 +41,16 @@ async fn a_websocket_carries_messages_both_ways_and_closes_cleanly() {
 
 #[tokio::test]
 async fn a_tunnel_outlives_every_timer_but_its_own() {
-    let backend = websocket_echo().await;
+    let (backend, _) = echo_backend().await;
     let more = "timeoutSeconds: 1\nresponseStartTimeoutSeconds: 1";
     let limits = "limits: {idleTimeout: 1s, headerTimeout: 1s}";
     let gateway = Gateway::start(&format!("{limits}\n{}", web_with(backend.addr(), more))).await;
-    let mut ws = websocket(&gateway).await;
+    let mut ws = websocket::connect(gateway.addr(), WEB).await;
     quiet(Duration::from_secs(3)).await;
     echoed(&mut ws, Message::text("still here")).await;
 
     let gateway = Gateway::start(&web_with(backend.addr(), "idleTimeoutSeconds: 1")).await;
-    let mut ws = websocket(&gateway).await;
+    let mut ws = websocket::connect(gateway.addr(), WEB).await;
     echoed(&mut ws, Message::text("busy")).await;
     let end = within("its own idle timer ends it", SOON, ws.next()).await;
     assert!(end.is_none_or(|m| m.is_err() || m.is_ok_and(|m| m.is_close())));
@@ -207,7 +173,7 @@ async fn events_arrive_as_they_are_sent() {
 
 const GIB: u64 = 1 << 30;
 
-/// More than this on top of what it had means that a body was kept.
+/// Growth of resident memory, in KiB, that means that a body was buffered.
 const FLAT_KIB: u64 = 64 * 1024;
 
 fn assert_flat(gateway: &Gateway, before_kib: u64) {
@@ -264,7 +230,7 @@ async fn one_gib_down_in_flat_memory_even_to_a_client_that_pauses() {
     let mut conn = H1::connect(gateway.addr()).await.unwrap();
     conn.send(&h1::get(WEB, "/")).await.unwrap();
     assert_eq!(conn.head(false).await.unwrap().status, 200);
-    // Whatever is read from the backend meanwhile has to be kept somewhere.
+    // Bytes read from the backend meanwhile would have to be buffered.
     quiet(Duration::from_millis(500)).await;
     conn.discard(GIB).await.unwrap();
     assert_flat(&gateway, before);

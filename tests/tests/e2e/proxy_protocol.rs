@@ -1,4 +1,4 @@
-//! The PROXY protocol: whom the gateway takes a client for behind a balancer.
+//! The PROXY protocol: the client's address behind a load balancer.
 
 use std::net::SocketAddr;
 
@@ -42,12 +42,12 @@ async fn announce(addr: SocketAddr, header: &[u8]) -> TcpStream {
     io
 }
 
-/// Asserts that a connection that begins with this is closed without an answer, and counted.
+/// Asserts that a connection with this beginning is closed without a response, and counted.
 async fn assert_closed(gateway: &Gateway, header: &[u8], reason: &str) {
     let closed = ("reason", reason);
     let before = gateway.metric("sluice_connections_closed_total", &[closed]).await;
     let mut io = announce(gateway.addr(), header).await;
-    // It may be closed before all is sent.
+    // The connection may be closed before all is sent.
     let _ = io.write_all(&h1::get(WEB, "/")).await;
     let mut conn = H1::over(io);
     if let Ok(response) = conn.head(false).await {
@@ -140,7 +140,7 @@ async fn a_header_is_optional_required_or_forbidden() {
         "who announces nothing is served"
     );
 
-    // Where PROXY is not spoken a header is a malformed request.
+    // On a listener without PROXY the header is a malformed request.
     let none = Gateway::start(&web(backend.addr())).await;
     let mut request = V1.to_vec();
     request.extend(h1::get(WEB, "/"));

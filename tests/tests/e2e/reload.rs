@@ -1,4 +1,4 @@
-//! A changed config is served without losing a request, however it was changed.
+//! Reload: a changed config is served without losing a request, however the file was written.
 
 use std::os::unix::fs::symlink;
 use std::time::{Duration, Instant};
@@ -40,7 +40,7 @@ async fn two_hundred_reloads_under_load_fail_not_one_request() {
             .get(&format!("extra-{}.default.localhost", n - 1), "/")
             .await;
         assert_eq!(old.status, 404, "generation {} is not", n - 1);
-        // Those of older generations go with the last request that began in them.
+        // Tables of older generations are dropped with the last request that began in them.
         gateway
             .wait_metric("sluice_tables_alive", &[], SOON, |n| (1.0..=2.0).contains(&n))
             .await;
@@ -164,9 +164,9 @@ async fn files_come_to_a_directory_and_leave_it() {
 /// Two renames within this are one change to the gateway, whose quiet time is twice as long.
 const TOGETHER: Duration = Duration::from_millis(10);
 
-/// A checkout takes a service out of one file and puts it into another: two events, of which the first
-/// alone would publish a gap, or a service that is there twice. Moves in which the system held up the writer
-/// itself between its renames are two changes, and do not count.
+/// A checkout moves a service from one file to another: two events, of which the first
+/// alone would publish a gap, or a service twice. Moves in which the system delayed the writer
+/// between its renames are two changes, and do not count.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_service_that_moves_between_files_a_thousand_times_is_never_gone() {
     let backends = [HttpBackend::start("0").await, HttpBackend::start("1").await];
@@ -203,7 +203,7 @@ async fn a_service_that_moves_between_files_a_thousand_times_is_never_gone() {
         if together {
             counted += 1;
         } else {
-            // What was under way is over: each connection has had an answer since.
+            // Requests from before are finished: each connection has had a response since.
             load.advance(16).await;
             excused += load.failed() - failed;
         }

@@ -1,4 +1,4 @@
-//! Which request reaches which service, and what the others get.
+//! Routing: which request reaches which service, and the response to a request without a route.
 
 use bytes::Bytes;
 use sluice_tests::backend::HttpBackend;

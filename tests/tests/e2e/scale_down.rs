@@ -1,4 +1,4 @@
-//! Scaling down hurts nobody: an open stream holds its instance, and is told before it ends.
+//! Scale-down with open streams: a stream keeps its instance, and is closed in order at the drain's deadline.
 
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -21,10 +21,10 @@ use tonic::Streaming;
 use crate::WEB;
 use crate::cold_start::shell_service;
 
-/// What the autoscaler takes to see that less is enough, on a busy machine.
+/// The limit for the autoscaler to scale down, with a margin for a busy machine.
 const WINDOW: Duration = Duration::from_secs(40);
 
-/// The instances that ran, by their diary.
+/// The instances that ran, from the file that they write.
 struct Instances(PathBuf);
 
 impl Instances {
@@ -56,7 +56,7 @@ fn streams(diary: &Path, version: u32, more: &str) -> String {
     shell_service(&script, more)
 }
 
-/// Something that stays open, in all its kinds.
+/// An open stream of any kind.
 enum Open {
     WebSocket(WebSocketStream<TcpStream>),
     Events(H1),
@@ -113,7 +113,7 @@ impl Kind {
 }
 
 impl Open {
-    /// It still carries what it is for.
+    /// Asserts that the stream still passes messages.
     async fn assert_alive(&mut self) {
         match self {
             Self::WebSocket(ws) => {
@@ -131,7 +131,7 @@ impl Open {
                         .starts_with(b"data: ")
                 );
             }
-            // It has nothing to say; an end would be seen at once.
+            // No message is due; the end of the stream would show at once.
             Self::Watch(_, notes) => {
                 let end = tokio::time::timeout(Duration::from_millis(50), notes.message()).await;
                 assert!(end.is_err(), "{end:?}");
@@ -220,7 +220,7 @@ async fn a_grpc_bidi_stream_holds_its_instance() {
     holds_its_instance(Kind::Chat, "concurrency").await;
 }
 
-/// By requests a second an open stream is nothing, and zero is what is wanted.
+/// With the metric rps an open stream counts as no load, so the autoscaler wants zero.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn zero_is_not_reached_while_a_stream_is_open() {
     holds_its_instance(Kind::WebSocket, "rps").await;
@@ -242,7 +242,7 @@ async fn zero_is_not_reached_while_somebody_waits() {
     assert_eq!(sluice_tests::process::line_count(&starts), 1);
 }
 
-/// What a retired instance still has at `drain.timeout` is asked to end, and ends.
+/// Streams of a retired instance are closed in order at `drain.timeout`.
 async fn evicted(kind: Kind) -> (Gateway, Open, Instances, tempfile::TempDir) {
     let dir = tempfile::tempdir().expect("a temporary directory");
     let instances = Instances(dir.path().join("diary"));
@@ -280,7 +280,7 @@ async fn endless_events_do_not_keep_a_replaced_instance() {
     let Open::Events(mut conn) = stream else {
         unreachable!()
     };
-    // They end like something whole: an event stream is nothing that could be cut short.
+    // An event stream ends with its last chunk: it cannot be incomplete.
     while within("the end", SOON, conn.chunk())
         .await
         .expect("a clean end")
@@ -405,7 +405,7 @@ async fn over_http2_too_old_is_goaway_and_then_a_reset() {
         ready.is_some_and(|ready| ready.is_err())
     })
     .await;
-    // New streams need another connection; these go on for a while.
+    // New streams need another connection; open streams go on for a while.
     let told = start.elapsed();
     assert!(told > Duration::from_millis(900), "{told:?}");
     let go_on = |body: &mut h2::RecvStream, chunk: Bytes| {

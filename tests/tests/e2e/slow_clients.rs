@@ -1,4 +1,4 @@
-//! Clients that take their time, to keep what the gateway has little of.
+//! Slow clients (Slowloris and slow readers): timeouts and minimum rates bound what they hold.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -28,7 +28,7 @@ async fn closed(gateway: &Gateway, reason: &str, count: f64) {
         .await;
 }
 
-/// Sends `begin`, then a byte of `drip` every so often, until the connection ends; what came back.
+/// Sends `begin`, then a byte of `drip` at intervals, until the connection ends; returns all bytes received.
 async fn dripping(addr: SocketAddr, begin: &[u8], drip: u8, every: Duration) -> String {
     let mut io = TcpStream::connect(addr).await.expect("the gateway accepts");
     io.set_nodelay(true).expect("a live socket");
@@ -69,7 +69,7 @@ async fn heads_that_drip_in() {
         assert!(answer.starts_with("HTTP/1.1 408 "), "{answer:?}");
     }
     closed(&gateway, "header_timeout", CLIENTS as f64).await;
-    // Half a million wake-ups would be a spin; some thousand bytes are nothing.
+    // Half a million wake-ups would be a busy loop; some thousand bytes cost nothing.
     let cost = cpu_time(gateway.pid()) - cpu;
     assert!(cost < Duration::from_secs(2), "{cost:?} for {CLIENTS} clients");
     // A connection that begins a head has a small buffer, a task and its answer.
@@ -147,7 +147,7 @@ async fn bodies_that_drip_in() {
         })
         .await;
 
-    // One above the rate goes on beyond the time that the others had.
+    // A client above the minimum rate goes on beyond the timeout of the others.
     let mut conn = H1::connect(gateway.addr()).await.unwrap();
     let begin = format!("POST / HTTP/1.1\r\nHost: {WEB}\r\nContent-Length: 20000\r\n\r\n");
     conn.send(begin.as_bytes()).await.unwrap();
@@ -198,7 +198,7 @@ async fn bodies_that_drip_in_over_http2() {
             () = quiet(SOON) => panic!("the slow body is not refused"),
         }
     });
-    // Without a length it is a stream, which may be as slow as it likes.
+    // A body without a length is a stream, which has no minimum rate.
     stream_body.send_data(Bytes::new(), true).unwrap();
     assert_eq!(within("an answer", SOON, stream).await.unwrap().status(), 200);
     assert_eq!(backend.count(), 1);
@@ -237,7 +237,7 @@ async fn a_client_is_not_blamed_for_a_backend_that_does_not_read() {
     assert_eq!(conn.response_to(b"POST ").await.unwrap().status, 200);
 }
 
-/// 32 MiB a piece, as much as is asked for.
+/// A backend with an endless body, in pieces of 32 MiB.
 async fn plenty() -> RawBackend {
     RawBackend::start(async |_, mut io: TcpStream| {
         let block = vec![b'x'; 1 << 20];

@@ -1,4 +1,4 @@
-//! How requests are shared out among revisions.
+//! Traffic splitting: shares of revisions, tags and sticky sessions.
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr};
@@ -126,7 +126,7 @@ async fn an_edit_of_the_percents_is_followed() {
     .await;
 }
 
-/// Which side each key is sent to; each is asked three times and must not waver.
+/// The side of each key; asserts that three requests with one key go to the same side.
 async fn sides(gateway: &Gateway, keys: usize, header: impl Fn(usize) -> (String, String)) -> Vec<String> {
     let mut conn = H1::connect(gateway.addr()).await.expect("the gateway accepts");
     let mut sides = Vec::new();

@@ -1,4 +1,4 @@
-//! The clocks of a revision, on every pair of protocols.
+//! The timeouts of a revision, on every pair of protocols.
 
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};

@@ -1,4 +1,4 @@
-//! What ends an upgraded connection: its own timers and the gateway's end, and nothing else.
+//! The end of upgraded connections: by their own timers and by the gateway's drain alone.
 
 use std::time::{Duration, Instant};
 
@@ -7,67 +7,30 @@ use sluice_tests::gateway::Gateway;
 use sluice_tests::h1::{self, H1};
 use sluice_tests::raw_backend::{RawBackend, drain, read_head};
 use sluice_tests::wait::{SOON, within};
+use sluice_tests::websocket::{self, echo_backend, echoed, going_away};
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 use tokio::sync::mpsc;
+use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::Message;
-use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
-use tokio_tungstenite::{WebSocketStream, accept_async, client_async};
 
 use crate::{WEB, web_with};
 
-/// Echoes messages, and tells the code of each Close it gets.
-async fn echo() -> (RawBackend, mpsc::UnboundedReceiver<u16>) {
-    let (tell, closes) = mpsc::unbounded_channel();
-    let backend = RawBackend::start(move |_, io: TcpStream| {
-        let tell = tell.clone();
-        async move {
-            let mut ws = accept_async(io).await.map_err(std::io::Error::other)?;
-            while let Some(Ok(message)) = ws.next().await {
-                match message {
-                    Message::Close(frame) => {
-                        let _ = tell.send(frame.map_or(0, |f| f.code.into()));
-                    }
-                    message => {
-                        if ws.send(message).await.is_err() {
-                            break;
-                        }
-                    }
-                }
-            }
-            Ok(())
-        }
-    })
-    .await;
-    (backend, closes)
-}
-
 async fn connect(gateway: &Gateway) -> WebSocketStream<TcpStream> {
-    let io = TcpStream::connect(gateway.addr())
-        .await
-        .expect("the gateway accepts");
-    let (mut ws, _) = client_async(format!("ws://{WEB}/chat"), io)
-        .await
-        .expect("the upgrade succeeds");
-    ws.send(Message::text("hi")).await.expect("the tunnel is open");
-    let reply = within("an echo", SOON, ws.next()).await.expect("a message");
-    assert_eq!(reply.expect("the tunnel is open"), Message::text("hi"));
+    let mut ws = websocket::connect(gateway.addr(), WEB).await;
+    echoed(&mut ws, Message::text("hi")).await;
     ws
 }
 
 async fn assert_told_to_go(ws: &mut WebSocketStream<TcpStream>, closes: &mut mpsc::UnboundedReceiver<u16>) {
-    let end = within("a Close", SOON, ws.next()).await.expect("a message");
-    match end.expect("an orderly end") {
-        Message::Close(Some(frame)) => assert_eq!(frame.code, CloseCode::Away),
-        other => panic!("{other:?}"),
-    }
+    going_away(ws).await;
     let told = within("the backend is told, too", SOON, closes.recv()).await;
     assert_eq!(told, Some(1001));
 }
 
 #[tokio::test]
 async fn a_websocket_too_old_is_asked_to_go() {
-    let (backend, mut closes) = echo().await;
+    let (backend, mut closes) = echo_backend().await;
     let gateway = Gateway::start(&web_with(backend.addr(), "maxStreamAge: 1s")).await;
     let start = Instant::now();
     let mut ws = connect(&gateway).await;
@@ -85,7 +48,7 @@ async fn a_websocket_too_old_is_asked_to_go() {
 
 #[tokio::test]
 async fn a_silent_websocket_ends_by_its_idle_timer() {
-    let (backend, _closes) = echo().await;
+    let (backend, _closes) = echo_backend().await;
     let gateway = Gateway::start(&web_with(backend.addr(), "idleTimeoutSeconds: 1")).await;
     let mut ws = connect(&gateway).await;
     let end = within("the end", SOON, ws.next()).await;
@@ -101,7 +64,7 @@ async fn a_silent_websocket_ends_by_its_idle_timer() {
 
 #[tokio::test]
 async fn at_the_end_of_the_drain_websockets_are_asked_to_go() {
-    let (backend, mut closes) = echo().await;
+    let (backend, mut closes) = echo_backend().await;
     let mut gateway = Gateway::start(&format!(
         "drain: {{timeout: 1s}}\n{}",
         web_with(backend.addr(), "")

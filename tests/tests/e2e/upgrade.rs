@@ -1,40 +1,24 @@
-//! The binary on disk takes over, and no client notices.
+//! Upgrade in place: the binary on disk takes over without losing a request or a connection.
 
 use std::net::SocketAddr;
 use std::os::unix::net::UnixDatagram;
 use std::time::Duration;
 
 use bytes::Bytes;
-use futures_util::{SinkExt, StreamExt};
 use nix::sys::signal::Signal;
 use sluice_tests::backend::{HttpBackend, ok, streamed};
 use sluice_tests::gateway::Gateway;
 use sluice_tests::h1::{self, H1};
 use sluice_tests::load::Load;
 use sluice_tests::process::is_alive;
-use sluice_tests::raw_backend::RawBackend;
 use sluice_tests::wait::{SOON, wait_for, wait_until, within};
+use sluice_tests::websocket::{self, echo_backend, going_away};
 use tokio::net::TcpStream;
 use tokio::sync::mpsc;
+use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::Message;
-use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
-use tokio_tungstenite::{WebSocketStream, accept_async, client_async};
 
 use crate::{WEB, web};
-
-/// A WebSocket backend.
-async fn echo() -> RawBackend {
-    RawBackend::start(|_, io: TcpStream| async move {
-        let mut ws = accept_async(io).await.map_err(std::io::Error::other)?;
-        while let Some(Ok(message)) = ws.next().await {
-            if !message.is_close() && ws.send(message).await.is_err() {
-                break;
-            }
-        }
-        Ok(())
-    })
-    .await
-}
 
 /// The services `web` and `chat`.
 fn web_and_chat(web_at: SocketAddr, chat_at: SocketAddr) -> String {
@@ -42,25 +26,33 @@ fn web_and_chat(web_at: SocketAddr, chat_at: SocketAddr) -> String {
 }
 
 async fn websocket(addr: SocketAddr) -> WebSocketStream<TcpStream> {
-    let io = TcpStream::connect(addr).await.expect("the gateway accepts");
-    let (mut ws, _) = client_async("ws://chat.default.localhost/", io)
-        .await
-        .expect("the upgrade succeeds");
+    let mut ws = websocket::connect(addr, "chat.default.localhost").await;
     echoed(&mut ws, "hi").await;
     ws
 }
 
 async fn echoed(ws: &mut WebSocketStream<TcpStream>, text: &str) {
-    ws.send(Message::text(text)).await.expect("the tunnel is open");
-    let reply = within("an echo", SOON, ws.next()).await.expect("a message");
-    assert_eq!(reply.expect("the tunnel is open"), Message::text(text));
+    websocket::echoed(ws, Message::text(text)).await;
+}
+
+/// Begins a request whose body is [`finished`] later.
+pub(crate) async fn upload(gateway: &Gateway, host: &str) -> H1 {
+    let mut client = H1::connect(gateway.addr()).await.expect("the gateway accepts");
+    let head = format!("POST / HTTP/1.1\r\nHost: {host}\r\nContent-Length: 10\r\n\r\nfirst");
+    client.send(head.as_bytes()).await.expect("the connection holds");
+    client
+}
+
+/// Sends the rest of an [`upload`], and reads the answer.
+pub(crate) async fn finished(mut upload: H1) -> h1::H1Response {
+    upload.exchange(b"-last").await.expect("an answer")
 }
 
 /// Two upgrades in a row, the second while the first process still drains.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn under_load_not_one_request_or_connection_is_lost() {
     let backend = HttpBackend::start("a").await;
-    let chat = echo().await;
+    let (chat, _) = echo_backend().await;
     let mut gateway = Gateway::start(&web_and_chat(backend.addr(), chat.addr())).await;
     let addr = gateway.addr();
     let mut first_ws = websocket(addr).await;
@@ -88,7 +80,7 @@ async fn under_load_not_one_request_or_connection_is_lost() {
     echoed(&mut second_ws, "in the second").await;
     assert!(is_alive(gateway.pid()) && is_alive(second) && is_alive(third));
 
-    // Each goes with its last connection, and not before the one that it took over from.
+    // Each process exits with its last connection, and not before its predecessor.
     second_ws.close(None).await.unwrap();
     echoed(&mut first_ws, "and still").await;
     assert!(is_alive(second));
@@ -124,7 +116,7 @@ async fn sigquit_does_what_the_command_does() {
         format!("upgrade: process {pid} (version "),
         format!("upgrade: process {} no longer accepts", gateway.pid()),
     ] {
-        // Lines of two processes, each of which writes in its own time.
+        // Lines of two processes may come in any order.
         gateway.wait_said(&line).await;
     }
 }
@@ -137,22 +129,20 @@ async fn an_upload_and_a_download_under_way_are_finished() {
         .answer(move |_| ok(streamed(chunks.lock().unwrap().take().expect("one request"))))
         .start()
         .await;
-    let upload = HttpBackend::start("upload").await;
+    let uploads = HttpBackend::start("upload").await;
     let mut gateway = Gateway::start(&format!(
         "{}  - {{name: files, endpoints: [\"{}\"]}}\n",
-        web(upload.addr()),
+        web(uploads.addr()),
         download.addr()
     ))
     .await;
-    let mut up = H1::connect(gateway.addr()).await.unwrap();
-    let head = format!("POST / HTTP/1.1\r\nHost: {WEB}\r\nContent-Length: 10\r\n\r\nfirst");
-    up.send(head.as_bytes()).await.unwrap();
+    let up = upload(&gateway, WEB).await;
     let mut down = H1::connect(gateway.addr()).await.unwrap();
     down.send(&h1::get("files.default.localhost", "/")).await.unwrap();
     feed.send(Bytes::from_static(b"one")).await.unwrap();
     down.head(false).await.unwrap();
     assert_eq!(down.chunk().await.unwrap().unwrap(), b"one");
-    wait_until("the upload has begun", SOON, || upload.in_flight() == 1).await;
+    wait_until("the upload has begun", SOON, || uploads.in_flight() == 1).await;
 
     gateway.upgraded().await;
     assert!(is_alive(gateway.pid()));
@@ -160,9 +150,9 @@ async fn an_upload_and_a_download_under_way_are_finished() {
     assert_eq!(down.chunk().await.unwrap().unwrap(), b"two");
     drop(feed);
     assert_eq!(down.chunk().await.unwrap(), None);
-    let response = up.exchange(b"-last").await.unwrap();
+    let response = finished(up).await;
     assert_eq!(response.status, 200);
-    assert_eq!(upload.last().body, &b"first-last"[..]);
+    assert_eq!(uploads.last().body, &b"first-last"[..]);
     assert!(response.closes(), "{response:?}");
     assert_eq!(gateway.wait_exit(Duration::from_secs(15)).await.code(), Some(0));
 }
@@ -188,7 +178,7 @@ async fn ports_stay_where_they_are_and_listeners_follow_the_new_config() {
     let [first, second, third] = bound().await[..] else {
         panic!()
     };
-    // Several of one configured address are told apart.
+    // Several sockets of one configured address are distinguished.
     gateway.upgraded().await;
     assert_eq!(bound().await, [first, second, third]);
     assert_eq!(
@@ -208,7 +198,7 @@ async fn ports_stay_where_they_are_and_listeners_follow_the_new_config() {
     }
     assert!(TcpStream::connect(third).await.is_err(), "nobody has it any more");
 
-    // Inherited or not, they follow the config.
+    // Inherited listeners follow the config like others.
     gateway.reload(&listeners(&["127.0.0.1", "127.0.0.2"])).await;
     wait_for("the listeners are those of the config", SOON, async || {
         let now = bound().await;
@@ -221,7 +211,7 @@ async fn ports_stay_where_they_are_and_listeners_follow_the_new_config() {
 
 #[tokio::test]
 async fn at_the_end_of_the_old_process_s_drain_websockets_are_asked_to_go() {
-    let chat = echo().await;
+    let (chat, _) = echo_backend().await;
     let config = format!(
         "drain: {{timeout: 1s}}\n{}",
         web_and_chat(chat.addr(), chat.addr())
@@ -229,18 +219,15 @@ async fn at_the_end_of_the_old_process_s_drain_websockets_are_asked_to_go() {
     let mut gateway = Gateway::start(&config).await;
     let mut ws = websocket(gateway.addr()).await;
     gateway.upgraded().await;
-    match within("a Close", SOON, ws.next()).await {
-        Some(Ok(Message::Close(Some(frame)))) => assert_eq!(frame.code, CloseCode::Away),
-        other => panic!("{other:?}"),
-    }
+    going_away(&mut ws).await;
     drop(ws);
     assert_eq!(gateway.wait_exit(Duration::from_secs(15)).await.code(), Some(0));
 }
 
-/// `systemctl stop` while the old process drains, and an operator who is impatient with it.
+/// `systemctl stop` while the old process drains, and SIGTERM to the new one.
 #[tokio::test]
 async fn stopping_either_process_cuts_nothing_that_the_old_one_still_has() {
-    let chat = echo().await;
+    let (chat, _) = echo_backend().await;
     let mut gateway = Gateway::start(&web_and_chat(chat.addr(), chat.addr())).await;
     let mut ws = websocket(gateway.addr()).await;
     let new = gateway.upgraded().await;
@@ -260,7 +247,7 @@ async fn stopping_either_process_cuts_nothing_that_the_old_one_still_has() {
 
 #[tokio::test]
 async fn told_twice_the_old_process_goes_at_once() {
-    let chat = echo().await;
+    let (chat, _) = echo_backend().await;
     let mut gateway = Gateway::start(&web_and_chat(chat.addr(), chat.addr())).await;
     let _ws = websocket(gateway.addr()).await;
     gateway.upgraded().await;

@@ -1,4 +1,4 @@
-//! A new process that cannot take over leaves the old one as it was, and says why.
+//! Failed upgrades: the old process goes on unchanged, and the error names the cause.
 
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
@@ -8,7 +8,7 @@ use std::time::Duration;
 use nix::sys::signal::Signal;
 use sluice_tests::backend::HttpBackend;
 use sluice_tests::cli::{Finished, sluice_bin, sluice_in};
-use sluice_tests::gateway::{Gateway, with_defaults};
+use sluice_tests::gateway::{Gateway, pretender, with_defaults};
 use sluice_tests::h1::{self, H1};
 use sluice_tests::load::Load;
 use sluice_tests::process::{is_alive, require_python3, with_marker};
@@ -21,7 +21,7 @@ async fn gateway(backend: &HttpBackend) -> Gateway {
     Gateway::builder(&web(backend.addr())).own_binary().start().await
 }
 
-/// The command failed, said this, and the first process serves on with no other beside it.
+/// Asserts that the command failed with this error, and that the first process serves on with no child left.
 async fn assert_goes_on(gateway: &Gateway, said: &Finished, why: &str) {
     assert_eq!(said.code, Some(1), "{said:?}");
     assert!(
@@ -37,7 +37,7 @@ async fn assert_goes_on(gateway: &Gateway, said: &Finished, why: &str) {
     assert_eq!(children(gateway), Vec::<u32>::new(), "nothing stays");
 }
 
-/// What was started to take over, by what only that has in its environment.
+/// New processes of upgrades, found by the variable in their environment.
 fn children(gateway: &Gateway) -> Vec<u32> {
     with_marker(&format!("SLUICE_UPGRADE_FROM={}", gateway.pid()))
 }
@@ -66,7 +66,7 @@ async fn binaries_that_are_no_good_cost_nothing() {
     load.advance(20).await;
     load.stop().await.assert_clean();
 
-    // And the next one that is good takes over.
+    // The next upgrade, with a good binary, succeeds.
     gateway.restore_binary();
     gateway.upgraded().await;
     assert_eq!(gateway.wait_exit(Duration::from_secs(15)).await.code(), Some(0));
@@ -83,7 +83,7 @@ async fn attempts_leave_no_descriptor_behind() {
             .count()
     };
     gateway.replace_binary("#!/bin/sh\nexit 3\n");
-    // The first one may make the runtime open what it needs for children.
+    // The first attempt may make the runtime open descriptors for child processes.
     gateway.upgrade(&[]).await;
     let before = open();
     for _ in 0..3 {
@@ -98,12 +98,12 @@ async fn a_process_that_hangs_is_ended_in_time() {
     let gateway = gateway(&backend).await;
     for script in [
         "#!/bin/sh\nexec sleep 600\n",
-        // It does not go when it is asked to.
+        // A process that ignores SIGTERM.
         "#!/bin/sh\ntrap '' TERM\nwhile :; do sleep 0.05; done\n",
     ] {
         gateway.replace_binary(script);
         let said = gateway.upgrade(&["--timeout", "500ms"]).await;
-        // What the second left behind ends by itself.
+        // A child of the second script ends by itself.
         wait_until("it is gone", SOON, || children(&gateway).is_empty()).await;
         assert_goes_on(&gateway, &said, "was not ready within 500ms").await;
     }
@@ -130,32 +130,10 @@ async fn there_is_one_upgrade_at_a_time_and_a_stop_ends_it() {
     assert_eq!(children(&gateway), Vec::<u32>::new());
 }
 
-/// Is told to serve, has its old process told to stop, and says only then that it serves.
-const STOPS_THE_OLD: &str = r#"#!/usr/bin/env python3
-import json, os, signal, time
-def say(kind, body):
-    os.write(0, len(body).to_bytes(4, "big") + bytes([kind, 0]) + body)
-def exactly(n):
-    got = b""
-    while len(got) < n:
-        some = os.read(0, n - len(got))
-        if not some:
-            raise SystemExit(0)
-        got += some
-    return got
-said = False
-while True:
-    head = exactly(6)
-    exactly(int.from_bytes(head[:4], "big"))
-    if not said:
-        said = True
-        say(3, json.dumps({"version": 1, "build": "none"}).encode())
-        say(4, b"")
-    if head[4] == 7:
-        os.kill(os.getppid(), signal.SIGTERM)
-        time.sleep(0.5)
-        say(8, b"")
-"#;
+/// Sends SIGTERM to the old process, and acknowledges only then.
+const STOPS_THE_OLD: &str = r#"os.kill(os.getppid(), signal.SIGTERM)
+time.sleep(0.5)
+say(SERVING, b"")"#;
 
 #[tokio::test]
 async fn a_stop_comes_too_late_for_who_was_told_to_serve() {
@@ -163,7 +141,7 @@ async fn a_stop_comes_too_late_for_who_was_told_to_serve() {
     let backend = HttpBackend::start("a").await;
     let mut gateway = gateway(&backend).await;
     gateway.may_be_upgraded();
-    gateway.replace_binary(STOPS_THE_OLD);
+    gateway.replace_binary(&pretender(STOPS_THE_OLD));
     let said = gateway.upgrade(&[]).await;
     assert_eq!(said.code, Some(0), "it may have accepted already: {said:?}");
     assert_eq!(gateway.wait_exit(SOON).await.code(), Some(0));
@@ -192,7 +170,7 @@ async fn a_config_that_is_broken_is_quoted() {
     .await;
 }
 
-/// A newer binary under an older gateway; the other way round below.
+/// A newer binary with an older gateway; the reverse case is below.
 #[tokio::test]
 async fn a_binary_that_speaks_another_version_is_refused() {
     require_python3();
@@ -210,7 +188,7 @@ time.sleep(600)
     assert_goes_on(&gateway, &said, "(9.9.9) speaks version 99").await;
 }
 
-/// A new process whose old one is the test.
+/// A new process of an upgrade; the test is the old process.
 struct Successor {
     child: tokio::process::Child,
     socket: UnixStream,
@@ -247,7 +225,7 @@ impl Successor {
         self.socket.write_all(&frame).expect("it listens");
     }
 
-    /// The kind and the body of what it says next.
+    /// The kind and the body of the next frame.
     fn hear(&mut self) -> (u8, String) {
         let mut header = [0; 6];
         self.socket.read_exact(&mut header).expect("it says something");
@@ -281,7 +259,7 @@ async fn a_gateway_of_another_version_is_not_taken_over_from() {
     }
 }
 
-/// Whoever killed the old process wanted it gone, not replaced.
+/// A kill of the old process during an upgrade ends the new process, too.
 #[tokio::test]
 async fn a_new_process_that_was_not_told_to_serve_ends_with_the_old_one() {
     let mut new = Successor::start();
@@ -306,7 +284,7 @@ async fn a_new_process_serves_when_it_is_told_to_and_outlives_the_old_one() {
     new.say(HELLO, r#"{"version": 1, "pid": 1, "sockets": 0}"#);
     assert_eq!(new.hear().0, WELCOME);
     assert_eq!(new.hear().0, PREPARED);
-    // It listens, as the socket that it would share does, but what comes is not its to serve yet.
+    // The listener is bound, as an inherited socket would be, but the process accepts nothing yet.
     let mut stderr = tokio::io::BufReader::new(new.child.stderr.take().unwrap()).lines();
     let bound = within("it listens", SOON, async {
         loop {
@@ -327,7 +305,7 @@ async fn a_new_process_serves_when_it_is_told_to_and_outlives_the_old_one() {
     drop((client, new.socket));
     let pid = new.child.id().unwrap();
     let pid = nix::unistd::Pid::from_raw(i32::try_from(pid).unwrap());
-    // It says that the old one is gone before it goes itself, and that was not its end.
+    // The new process logs the end of the old one, and lives on.
     within("it notices", SOON, async {
         while let Some(line) = stderr.next_line().await.unwrap() {
             if line.contains("upgrade: process 1 is gone") {
@@ -343,7 +321,7 @@ async fn a_new_process_serves_when_it_is_told_to_and_outlives_the_old_one() {
     drop(new.dir);
 }
 
-/// What instances inherit of the environment does not make them anybody's successor.
+/// The inherited environment variable does not make an instance a new process of an upgrade.
 #[tokio::test]
 async fn the_variable_alone_means_nothing() {
     let backend = HttpBackend::start("a").await;

@@ -1,49 +1,23 @@
-//! Instances, slots and those who wait pass to the new process, and none of them notices.
+//! Scaling across an upgrade: instances, slots and waiting requests pass to the new process.
 
 use std::path::PathBuf;
 use std::time::Duration;
 
 use nix::sys::signal::Signal;
 use sluice_tests::backend::HttpBackend;
-use sluice_tests::gateway::Gateway;
+use sluice_tests::gateway::{Gateway, pretender};
 use sluice_tests::h1::{self, H1};
 use sluice_tests::load::Load;
 use sluice_tests::process::{is_alive, line_count, require_python3, with_marker};
 use sluice_tests::wait::{SOON, wait_for, wait_until};
 
 use crate::cold_start::{exec_echo, mark, shell_service};
+use crate::upgrade::{finished, upload};
 use crate::{WEB, web_with};
 
 const GONE: Duration = Duration::from_secs(20);
 
-/// A new process that takes over everything, never serves, and ends.
-const TAKES_AND_DIES: &str = r#"#!/usr/bin/env python3
-import json, os
-def say(kind, body):
-    os.write(0, len(body).to_bytes(4, "big") + bytes([kind, 0]) + body)
-def exactly(n):
-    got = b""
-    while len(got) < n:
-        some = os.read(0, n - len(got))
-        if not some:
-            raise SystemExit(3)
-        got += some
-    return got
-said = False
-while True:
-    head = exactly(6)
-    exactly(int.from_bytes(head[:4], "big"))
-    if not said:
-        said = True
-        say(3, json.dumps({"version": 1, "build": "none"}).encode())
-        say(4, b"")
-    if head[4] == 7:
-        break
-raise SystemExit(4)
-"#;
-
-/// The service `web` with a process of which every instance is told by its marker, and its starts
-/// counted.
+/// The service `web` with a process whose instances are found by a marker, and whose starts are counted.
 struct Marked {
     dir: tempfile::TempDir,
     marker: String,
@@ -92,18 +66,6 @@ impl Marked {
     }
 }
 
-/// A request that is under way until its body is complete.
-async fn upload(gateway: &Gateway, host: &str) -> H1 {
-    let mut client = H1::connect(gateway.addr()).await.expect("the gateway accepts");
-    let head = format!("POST / HTTP/1.1\r\nHost: {host}\r\nContent-Length: 10\r\n\r\nfirst");
-    client.send(head.as_bytes()).await.expect("the connection holds");
-    client
-}
-
-async fn finished(mut upload: H1) -> h1::H1Response {
-    upload.exchange(b"-last").await.expect("an answer")
-}
-
 async fn in_flight(gateway: &Gateway, count: f64) {
     gateway
         .wait_metric("sluice_requests_in_flight", &[("revision", "web-a")], SOON, |n| {
@@ -150,7 +112,7 @@ async fn an_edited_process_takes_over_without_loss_and_one_that_is_gone_drains()
     let under_way = upload(&gateway, WEB).await;
     in_flight(&gateway, 1.0).await;
     let pids = old.pids();
-    // Both gateways may see it: one reloads it, the other starts with it.
+    // Both processes may read the new config: one reloads, the other starts with it.
     gateway.write_config(&sluice_tests::gateway::with_defaults(
         &new.config("", "autoscaling: {minScale: 1}"),
     ));
@@ -175,7 +137,7 @@ async fn a_held_request_gets_the_instance_that_the_new_process_finds_ready() {
     let held = tokio::spawn(async move { h1::fetch(addr, &h1::get(WEB, "/")).await });
     wait_until("it is started", SOON, || marked.starts() == 1).await;
     gateway.upgraded().await;
-    // The new process counts who waits in the old one.
+    // The new process counts the waiters of the old one.
     queued(&gateway, 1.0).await;
     assert!(is_alive(gateway.pid()) && !held.is_finished());
     marked.open();
@@ -189,7 +151,7 @@ async fn a_held_request_gets_the_instance_that_the_new_process_finds_ready() {
 async fn a_request_in_the_old_process_starts_an_instance_of_the_new_one() {
     let marked = Marked::new();
     let gateway = Gateway::start(&marked.config("", "")).await;
-    // Its head is not complete, so the old process waits for the rest of it.
+    // The head is incomplete, so the old process waits for its rest.
     let mut late = H1::connect(gateway.addr()).await.unwrap();
     late.send(b"GET / HTTP/1.1\r\n").await.unwrap();
     let head = wait_for("the connection is there", SOON, async || {
@@ -239,7 +201,7 @@ async fn a_long_request_keeps_its_instance_and_no_other_past_its_window() {
     assert_eq!(gateway.get("other.default.localhost", "/").await.status, 200);
     gateway.upgraded().await;
     in_flight(&gateway, 1.0).await;
-    // The one without a request goes when its window is over, so the other's is over, too.
+    // The idle instance ends when its window is over; the window of the other instance is over then, too.
     wait_until("the idle one is at zero", Duration::from_secs(40), || {
         idle.pids().is_empty()
     })
@@ -296,7 +258,8 @@ async fn a_process_that_takes_everything_and_dies_costs_nothing() {
     let gateway = Gateway::builder(&config).own_binary().start().await;
     gateway.wait_ready_instances("web-a", 1.0, SOON).await;
     let pids = marked.pids();
-    gateway.replace_binary(TAKES_AND_DIES);
+    // A new process that takes over everything, never serves, and exits.
+    gateway.replace_binary(&pretender("raise SystemExit(4)"));
     let loads = [
         Load::get(gateway.addr(), 4, WEB),
         Load::get_anew(gateway.addr(), 4, "fixed.default.localhost"),
@@ -315,7 +278,7 @@ async fn a_process_that_takes_everything_and_dies_costs_nothing() {
     }
     assert!(backend.peak_in_flight() <= 2);
     assert_eq!((marked.pids(), marked.starts()), (pids.clone(), 1));
-    // It scales as before: what ends is replaced.
+    // The old process scales as before: an instance that ends is replaced.
     gateway.signal_to(pids[0], Signal::SIGKILL);
     wait_until("another one is started", SOON, || marked.starts() == 2).await;
     gateway.wait_ready_instances("web-a", 1.0, SOON).await;
@@ -344,7 +307,7 @@ async fn a_platform_is_told_everything_once() {
     let platform = HttpBackend::start("platform").await;
     let backend = HttpBackend::start("elsewhere").await;
     let mut gateway = Gateway::start(&webhook(&platform, backend.addr())).await;
-    // The call is under way when the processes change places: its answer comes to the old one.
+    // The call is in flight during the upgrade: its response comes to the old process.
     platform.hold();
     assert_eq!(gateway.get(WEB, "/").await.status, 200);
     wait_until("the platform is asked", SOON, || platform.in_flight() == 1).await;

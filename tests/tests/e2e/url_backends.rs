@@ -1,4 +1,4 @@
-//! URLs as backends: a platform with a host, a certificate and an idea of load of its own.
+//! URL backends: a platform with its own host, certificate and 429 responses.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -55,7 +55,7 @@ async fn a_429_is_held_and_tried_again_when_the_platform_says() {
 
 #[tokio::test]
 async fn a_429_that_says_nothing_is_tried_again_until_it_is_taken() {
-    // More often than a broken endpoint would be tried: patience is bounded by time.
+    // More attempts than with a broken endpoint: retries after 429 are bounded by time.
     let backend = busy_at_first(12, None).start().await;
     let url = format!("http://localhost:{}", backend.addr().port());
     let gateway = Gateway::start(&url_service(&url, "")).await;

@@ -1,4 +1,4 @@
-//! Instances that a platform starts: the gateway asks it over HTTP.
+//! Webhook scaling: the gateway asks a platform over HTTP to start instances.
 
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
@@ -16,7 +16,7 @@ use crate::WEB;
 
 const TOKEN: &str = "t0p-s3cret";
 
-/// What a platform does with a call: its number from 0, and the replicas asked for.
+/// A platform's reaction to a call: gets the number of the call from 0, and the replicas asked for.
 type Act = dyn Fn(usize, u64) -> Response<Body> + Send + Sync;
 
 /// A platform; every call to it is recorded.
@@ -109,7 +109,7 @@ async fn a_configured_address_is_waited_for() {
     let waiting =
         tokio::spawn(async move { sluice_tests::h1::fetch(addr, &sluice_tests::h1::get(WEB, "/")).await });
     wait_until("the platform is asked", SOON, || platform.count() == 1).await;
-    // It starts late.
+    // The instance starts late.
     quiet(Duration::from_millis(300)).await;
     assert!(!waiting.is_finished());
     let backend = HttpBackend::builder("elsewhere").at(address).start().await;
@@ -174,7 +174,7 @@ async fn what_the_platform_refuses_is_answered_with_its_cause_shown() {
     let shown = revision(&gateway).await.to_string();
     assert!(shown.contains(cause), "{shown}");
     gateway.wait_said(cause).await;
-    // While the back-off lasts nobody asks the platform.
+    // During the back-off the platform is not called.
     assert_eq!(gateway.get(WEB, "/").await.reason(), Some("activation_failed"));
     assert_eq!(asked(&platform), [1]);
     tells_no_secret(&gateway);
@@ -259,7 +259,7 @@ async fn an_idle_revision_is_scaled_to_zero_and_comes_back() {
         );
         let gateway = Gateway::start(&config).await;
         assert_eq!(gateway.get(WEB, "/").await.status, 200);
-        // What is there already may answer before the platform does.
+        // An instance that already runs may answer before the platform does.
         wait_until("it is asked", SOON, || asked(&platform) == [2]).await;
         wait_until("zero is asked for", SOON * 2, || {
             asked(&platform).last() == Some(&0)

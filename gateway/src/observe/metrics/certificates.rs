@@ -1,4 +1,4 @@
-//! When certificates end.
+//! The metrics of certificates: how many, and when they expire.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -6,31 +6,29 @@ use std::path::Path;
 use std::time::UNIX_EPOCH;
 
 use super::ListenerCertificates;
-use super::text::Family;
+use super::exposition::Exposition;
+use super::families::{CERTIFICATE_ENDS, CERTIFICATES};
 
-/// Series for each listener: those that end first. Thousands of certificates are no thousands of series, and
-/// the one to look at is always among them.
+/// Series for each listener: the certificates that expire first. Bounds the series of a listener with thousands
+/// of certificates; the certificate to look at is always among those shown.
 const SHOWN: usize = 100;
 
-/// Appends how many there are and when the first of them end.
-pub(super) fn render(out: &mut String, listeners: Vec<ListenerCertificates>) {
-    let help = "Certificates that a listener serves.";
-    let mut counts = Family::new(out, "sluice_certificates", "gauge", help);
-    for ListenerCertificates { listener, ends } in &listeners {
-        counts.line("", format_args!("listener=\"{listener}\""), ends.len());
+/// Writes how many certificates there are, and when the first of them expire.
+pub(super) fn expose(out: &mut Exposition, listeners: &[ListenerCertificates]) {
+    let mut counts = out.family(&CERTIFICATES);
+    for ListenerCertificates { listener, ends } in listeners {
+        counts.sample(format_args!("listener=\"{listener}\""), ends.len());
     }
-    let name = "sluice_certificate_not_after_seconds";
-    let help = "When a certificate ends to be valid, in seconds since 1970; those that end first.";
-    let mut family = Family::new(out, name, "gauge", help);
-    for ListenerCertificates { listener, ends } in &listeners {
-        // A file listed twice is one series.
+    let mut first_ends = out.family(&CERTIFICATE_ENDS);
+    for ListenerCertificates { listener, ends } in listeners {
+        // A file that is listed twice is one series.
         let files: BTreeMap<_, _> = ends.iter().map(|(file, end)| (file, *end)).collect();
         let mut first: Vec<_> = files.into_iter().map(|(file, end)| (end, file)).collect();
         first.sort_unstable();
         for (end, file) in first.into_iter().take(SHOWN) {
             let seconds = end.duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs());
             let labels = format_args!("listener=\"{listener}\",certificate=\"{}\"", Escaped(file));
-            family.line("", labels, seconds);
+            first_ends.sample(labels, seconds);
         }
     }
 }
@@ -58,17 +56,19 @@ mod tests {
 
     use super::*;
 
+    fn exposed(listeners: &[ListenerCertificates]) -> String {
+        let mut out = Exposition::default();
+        expose(&mut out, listeners);
+        out.into_text()
+    }
+
     #[test]
     fn those_that_end_first_and_how_many_there_are() {
         let end = |n: u64| UNIX_EPOCH + Duration::from_secs(1_000_000 - n);
         let ends = (0..5_000).map(|n| (format!("/tls/{n}.crt").into(), end(n)));
         let listener = ([127, 0, 0, 1], 8443).into();
-        let mut out = String::new();
-        let all = ListenerCertificates {
-            listener,
-            ends: ends.collect(),
-        };
-        render(&mut out, vec![all]);
+        let ends = ends.collect();
+        let out = exposed(&[ListenerCertificates { listener, ends }]);
         assert!(
             out.contains("sluice_certificates{listener=\"127.0.0.1:8443\"} 5000\n"),
             "{out}"
@@ -86,17 +86,11 @@ mod tests {
     fn a_file_is_one_series_and_its_name_breaks_no_line() {
         let listener = ([127, 0, 0, 1], 8443).into();
         let odd = ("/a\"b\\c\nd.crt".into(), UNIX_EPOCH);
-        let mut out = String::new();
-        let all = ListenerCertificates {
-            listener,
-            ends: vec![odd.clone(), odd],
-        };
-        render(&mut out, vec![all]);
+        let ends = vec![odd.clone(), odd];
+        let out = exposed(&[ListenerCertificates { listener, ends }]);
         let series: Vec<_> = out.lines().filter(|l| l.contains("certificate=")).collect();
         assert_eq!(series.len(), 1, "{out}");
         assert!(series[0].contains(r#"certificate="/a\"b\\c\nd.crt""#), "{out}");
-        let mut none = String::new();
-        render(&mut none, Vec::new());
-        assert_eq!(none, "");
+        assert_eq!(exposed(&[]), "");
     }
 }

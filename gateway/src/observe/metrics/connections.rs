@@ -1,11 +1,12 @@
-//! What the edge counts.
+//! Connection metrics of listeners.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use metrics::{Counter, Gauge, Key, Label, Recorder};
+use metrics::{Counter, Gauge};
 
-use super::{CLOSED, CONNECTIONS, METADATA, Metrics, PAUSES};
+use super::Metrics;
+use super::families::{CLOSED, CONNECTIONS, PAUSES};
 use crate::edge::{CloseReason, ConnectionProtocol, EdgeMetrics, ListenerMetrics};
 
 /// The handles of one listener, resolved when it is bound.
@@ -17,24 +18,14 @@ struct Connections {
 
 impl EdgeMetrics for Metrics {
     fn listener(&self, bound: SocketAddr) -> Arc<dyn ListenerMetrics> {
-        let listener = Label::new("listener", bound.to_string());
-        let recorder = &self.inner.recorder;
-        let open = ConnectionProtocol::ALL.map(|protocol| {
-            let labels = vec![
-                listener.clone(),
-                Label::from_static_parts("protocol", protocol.as_str()),
-            ];
-            recorder.register_gauge(&Key::from_parts(CONNECTIONS, labels), &METADATA)
-        });
-        let closed = CloseReason::ALL.map(|reason| {
-            let labels = vec![
-                listener.clone(),
-                Label::from_static_parts("reason", reason.as_str()),
-            ];
-            recorder.register_counter(&Key::from_parts(CLOSED, labels), &METADATA)
-        });
-        let pauses = recorder.register_counter(&Key::from_parts(PAUSES, vec![listener]), &METADATA);
-        Arc::new(Connections { open, closed, pauses })
+        let registry = &self.inner.registry;
+        let labels = |name, value| format!("listener=\"{bound}\",{name}=\"{value}\"");
+        Arc::new(Connections {
+            open: ConnectionProtocol::ALL
+                .map(|p| registry.gauge(&CONNECTIONS, labels("protocol", p.as_str()))),
+            closed: CloseReason::ALL.map(|r| registry.counter(&CLOSED, labels("reason", r.as_str()))),
+            pauses: registry.counter(&PAUSES, format!("listener=\"{bound}\"")),
+        })
     }
 }
 

@@ -1,4 +1,4 @@
-//! Durations: recorded in HDR histograms, shown as Prometheus histograms.
+//! Latency histograms: recorded as HDR histograms, exposed as Prometheus histograms.
 
 use std::time::Duration;
 
@@ -7,7 +7,7 @@ use parking_lot::Mutex;
 
 use super::stripes::Stripes;
 
-/// Upper bounds of the buckets: in microseconds, and as the label says it in seconds.
+/// Upper bounds of the buckets: in microseconds, and in seconds as the `le` label has it.
 pub(super) const BOUNDS: [(u64, &str); 16] = [
     (500, "0.0005"),
     (1_000, "0.001"),
@@ -27,14 +27,16 @@ pub(super) const BOUNDS: [(u64, &str); 16] = [
     (60_000_000, "60"),
 ];
 
-/// What is longer is recorded as this long (the sum stays exact): bounds a histogram at 26 KB.
+/// The longest duration recorded, in microseconds; longer ones count as this (the sum stays exact). Bounds a
+/// histogram at 26 KB.
 const LONGEST: u64 = 3_600_000_000;
 
 /// Two digits: an error below 1 %, which may put a duration that close to a bound into the next
 /// bucket, never into the one before.
 const DIGITS: u8 = 2;
 
-/// One series. Takes memory with the first duration of a thread, and grows with the longest one.
+/// A histogram of one series. Takes memory with the first duration of a thread, and grows with the longest
+/// one.
 #[derive(Debug, Default)]
 pub(super) struct Latency {
     stripes: Stripes<Mutex<Recorded>>,
@@ -55,36 +57,36 @@ impl Default for Recorded {
     }
 }
 
-/// A series at a moment.
+/// A series at one moment.
 #[derive(Debug, Default, Clone, PartialEq)]
 pub(super) struct Buckets {
     /// Durations up to each of [`BOUNDS`]; cumulative.
     pub(super) cumulative: [u64; BOUNDS.len()],
-    /// All of them.
+    /// The number of durations.
     pub(super) count: u64,
-    /// Their sum.
+    /// The sum of all durations.
     pub(super) sum: Duration,
 }
 
 impl Latency {
-    /// Records one duration: some 20 ns under a lock that other threads seldom take.
+    /// Records one duration: some 20 ns under the lock of this thread's stripe, which other threads seldom take.
     pub(super) fn record(&self, duration: Duration) {
         let micros = u64::try_from(duration.as_micros()).map_or(LONGEST, |m| m.min(LONGEST));
         let mut recorded = self.stripes.mine().lock();
-        // It resizes itself, so it takes every value; the saturating variant would not resize.
+        // The histogram resizes itself and so takes every value; the saturating variant would not resize.
         let taken = recorded.micros.record(micros);
         debug_assert!(taken.is_ok(), "{micros} did not fit: {taken:?}");
         recorded.sum = recorded.sum.saturating_add(duration);
     }
 
-    /// What was recorded so far; `None` before the first.
+    /// All durations so far; `None` before the first.
     pub(super) fn buckets(&self) -> Option<Buckets> {
         let mut out = Buckets::default();
         for stripe in self.stripes.iter() {
             let recorded = stripe.lock();
             for value in recorded.micros.iter_recorded() {
                 let count = value.count_at_value();
-                // The value is the upper end of what it stands for.
+                // The value is the upper end of its HDR bucket.
                 let first = BOUNDS.partition_point(|&(bound, _)| bound < value.value_iterated_to());
                 if let Some(bucket) = out.cumulative.get_mut(first) {
                     *bucket += count;

@@ -2,38 +2,12 @@ use crate::edge::{CloseReason, ConnectionProtocol, EdgeMetrics};
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use sluice_model::{Failure, RevisionStatus};
+use sluice_model::Failure;
 
 use super::super::Reason;
 use super::super::record::RequestRecord;
 use super::super::record::tests::plain;
 use super::*;
-
-struct Loads(Vec<RevisionLoad>);
-
-impl LoadView for Loads {
-    fn loads(&self) -> Vec<RevisionLoad> {
-        self.0.clone()
-    }
-    fn endpoints(&self, _: &RevisionId) -> Vec<EndpointLoad> {
-        Vec::new()
-    }
-    fn tables(&self) -> usize {
-        2
-    }
-    fn certificates(&self) -> Vec<ListenerCertificates> {
-        Vec::new()
-    }
-}
-
-impl StatusSource for Loads {
-    fn revision_status(&self, revision: &RevisionId) -> Option<RevisionStatus> {
-        (revision.name() == "greeter-v1").then(|| RevisionStatus {
-            desired: 3,
-            ..RevisionStatus::default()
-        })
-    }
-}
 
 fn service() -> ServiceId {
     ServiceId::parse("default", "greeter").unwrap()
@@ -136,8 +110,12 @@ fn everything_of_the_contract_is_rendered_well_formed() {
         ready: 1,
         leaving: false,
     };
-    let loads = Loads(vec![load("greeter-v1"), load("greeter-v2")]);
-    let text = metrics.render(&loads, &loads);
+    let text = metrics.expose(&LiveGauges {
+        loads: vec![load("greeter-v1"), load("greeter-v2")],
+        desired: BTreeMap::from([(revision("greeter-v1"), 3)]),
+        tables: 2,
+        certificates: Vec::new(),
+    });
     let series = parse(&text);
     let want = [
         (format!("sluice_requests_total{{{V1},code=\"200\"}}"), 1.0),
@@ -197,6 +175,7 @@ fn everything_of_the_contract_is_rendered_well_formed() {
             1.0,
         ),
         ("sluice_log_lines_dropped_total".into(), 5.0),
+        ("sluice_tables_alive".into(), 2.0),
     ];
     for (name, value) in want {
         assert_eq!(series.get(&name), Some(&value), "{name} in\n{text}");
@@ -208,16 +187,16 @@ fn everything_of_the_contract_is_rendered_well_formed() {
 #[test]
 fn series_vanish_with_their_last_holder_and_survive_a_return() {
     let metrics = Metrics::new();
-    let none = Loads(Vec::new());
+    let none = LiveGauges::default();
     let first = metrics.revision(&service(), &revision("greeter-v1"));
     first.finish(&plain());
     let again = metrics.revision(&service(), &revision("greeter-v1"));
     drop(first);
     again.finish(&plain());
     let key = format!("sluice_requests_total{{{V1},code=\"200\"}}");
-    assert_eq!(parse(&metrics.render(&none, &none)).get(&key), Some(&2.0));
+    assert_eq!(parse(&metrics.expose(&none)).get(&key), Some(&2.0));
     drop(again);
-    let text = metrics.render(&none, &none);
+    let text = metrics.expose(&none);
     parse(&text);
     assert!(!text.contains("greeter"), "{text}");
 }
@@ -232,7 +211,7 @@ fn churn_without_scrapes_does_not_pile_up() {
         // A service that stays while its revisions come and go.
         metrics.revision(&service(), &revision(&name));
     }
-    let live = metrics.inner.live.lock();
+    let live = metrics.inner.registry.weak.lock();
     assert!(live.revisions.len() < 200, "{}", live.revisions.len());
     assert!(live.services.len() < 200, "{}", live.services.len());
     drop(live);
@@ -241,9 +220,9 @@ fn churn_without_scrapes_does_not_pile_up() {
 
 #[test]
 fn a_finished_request_moves_what_its_routing_reached() {
-    use super::super::{AccessLog, Counted, LineSink, Observer};
+    use super::super::{AccessLog, LogSink, MetricsScope, Observer};
     let observer = Observer {
-        access_log: AccessLog::new(LineSink::none()),
+        access_log: AccessLog::new(LogSink::none()),
         metrics: Metrics::new(),
     };
     let service_handle = observer.metrics.service(&service());
@@ -254,11 +233,11 @@ fn a_finished_request_moves_what_its_routing_reached() {
         reason: Some(Reason::Overloaded),
         ..plain()
     };
-    observer.finish(off, &rejected, Counted::Unrouted);
-    observer.finish(off, &rejected, Counted::Service(&service_handle));
-    observer.finish(off, &rejected, Counted::Revision(&handle));
-    let none = Loads(Vec::new());
-    let series = parse(&observer.metrics.render(&none, &none));
+    observer.finish(off, &rejected, MetricsScope::Unrouted);
+    observer.finish(off, &rejected, MetricsScope::Service(&service_handle));
+    observer.finish(off, &rejected, MetricsScope::Revision(&handle));
+    let none = LiveGauges::default();
+    let series = parse(&observer.metrics.expose(&none));
     let key = "sluice_rejections_total{namespace=\"default\",service=\"greeter\",reason=\"overloaded\"}";
     assert_eq!(series.get(key), Some(&2.0));
     let without = "namespace=\"default\",service=\"greeter\",revision=\"\"";

@@ -1,4 +1,4 @@
-//! Handles that a request moves.
+//! Metric handles of services and revisions, which requests move.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
@@ -9,17 +9,17 @@ use sluice_model::{Failure, RevisionId};
 use super::super::phases::NAMES;
 use super::super::reason::Reason;
 use super::super::record::RequestRecord;
-use super::codes::Codes;
 use super::latency::Latency;
+use super::status_codes::StatusCodes;
 
 /// How an activation ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ActivationResult {
     /// An endpoint became ready.
     Ready,
-    /// It cannot start.
+    /// No instance can start.
     Failed,
-    /// It did not start in time.
+    /// No instance started in time.
     TimedOut,
     /// Nothing may be started.
     NotAllowed,
@@ -28,7 +28,7 @@ pub enum ActivationResult {
 impl ActivationResult {
     pub(super) const ALL: [Self; 4] = [Self::Ready, Self::Failed, Self::TimedOut, Self::NotAllowed];
 
-    /// Its name in the `result` label.
+    /// The value of the `result` label.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Ready => "ready",
@@ -49,13 +49,13 @@ impl From<Failure> for ActivationResult {
     }
 }
 
-/// Counters of one service: its rejections, and requests that found no revision of it.
+/// Counters of one service: its rejections, and its requests that found no revision.
 #[derive(Debug)]
 pub struct ServiceMetrics {
     /// `namespace="…",service="…"`
     pub(super) labels: String,
     /// Requests without a revision.
-    pub(super) codes: Codes,
+    pub(super) codes: StatusCodes,
     pub(super) rejections: [AtomicU64; Reason::ALL.len()],
 }
 
@@ -64,7 +64,7 @@ impl ServiceMetrics {
     pub(super) fn new(namespace: &str, service: &str) -> Self {
         Self {
             labels: format!("namespace=\"{namespace}\",service=\"{service}\""),
-            codes: Codes::default(),
+            codes: StatusCodes::default(),
             rejections: std::array::from_fn(|_| AtomicU64::new(0)),
         }
     }
@@ -82,18 +82,18 @@ impl ServiceMetrics {
     }
 }
 
-/// Handles of one revision.
+/// Metric handles of one revision.
 #[derive(Debug)]
 pub struct RevisionMetrics {
     service: Arc<ServiceMetrics>,
     /// `namespace="…",service="…",revision="…"`
     pub(super) labels: String,
-    pub(super) codes: Codes,
+    pub(super) codes: StatusCodes,
     pub(super) duration: Latency,
     pub(super) queue_wait: Latency,
     pub(super) activations: [AtomicU64; ActivationResult::ALL.len()],
     pub(super) activation: Latency,
-    /// By phase; most revisions of a large table never start anything.
+    /// By phase; lazy, since most revisions of a large routing table never start anything.
     cold_start: OnceLock<Box<[Latency; NAMES.len()]>>,
 }
 
@@ -102,7 +102,7 @@ impl RevisionMetrics {
         Self {
             labels: format!("{},revision=\"{}\"", service.labels, revision.name()),
             service,
-            codes: Codes::default(),
+            codes: StatusCodes::default(),
             duration: Latency::default(),
             queue_wait: Latency::default(),
             activations: std::array::from_fn(|_| AtomicU64::new(0)),
@@ -127,7 +127,7 @@ impl RevisionMetrics {
         self.service.reject(record);
     }
 
-    /// Name and series of each phase of a cold start, once there was one.
+    /// Name and histogram of each phase of a cold start; empty before the first cold start.
     pub(super) fn cold_start(&self) -> impl Iterator<Item = (&'static str, &Latency)> {
         let latencies = self.cold_start.get().into_iter().flat_map(|all| all.iter());
         NAMES.into_iter().zip(latencies)

@@ -1,17 +1,19 @@
-//! Striped state: every thread writes a stripe of its own, and whoever reads adds the stripes up.
+//! Striped counters: every thread writes a stripe of its own, and a reader adds the stripes up. The warm path
+//! of a request writes no cache line that another thread writes.
 
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-/// As many as there are data threads on most machines; with more, a few of them share one.
+/// The number of stripes: at least one per data thread on most machines; with more threads, some share one.
 pub(super) const STRIPES: usize = 8;
 
-/// A `T` for each thread. A stripe takes memory with the first thing its thread writes: a revision of
-/// a large table is used by no thread or by few.
+/// A `T` for each thread. A stripe takes memory with its thread's first write: a revision of a large routing
+/// table is used by few threads or none.
 #[derive(Debug)]
 pub(super) struct Stripes<T>([OnceLock<Box<Padded<T>>>; STRIPES]);
 
-/// Two cache lines, which is what a processor fetches at once, hold nothing of another stripe.
+/// Padding against false sharing: two cache lines, which a processor fetches at once, hold nothing of another
+/// stripe.
 #[derive(Debug, Default)]
 #[repr(align(128))]
 struct Padded<T>(T);
@@ -23,7 +25,7 @@ impl<T> Default for Stripes<T> {
 }
 
 impl<T: Default> Stripes<T> {
-    /// The stripe of this thread. Others may write to it, too, where there are more threads than
+    /// The stripe of this thread. Another thread may share the stripe where there are more threads than
     /// stripes.
     pub(super) fn mine(&self) -> &T {
         &self.0[nth_of_this_thread() % STRIPES].get_or_init(Box::default).0
@@ -31,13 +33,14 @@ impl<T: Default> Stripes<T> {
 }
 
 impl<T> Stripes<T> {
-    /// Every stripe that was ever written to.
+    /// Every stripe that was written to.
     pub(super) fn iter(&self) -> impl Iterator<Item = &T> {
         self.0.iter().filter_map(|stripe| Some(&stripe.get()?.0))
     }
 }
 
-/// Threads are numbered as they come: the data threads, which start together, get stripes of their own.
+/// Numbers threads in the order of their first use: the data threads, which start together, get stripes of
+/// their own.
 fn nth_of_this_thread() -> usize {
     static NEXT: AtomicUsize = AtomicUsize::new(0);
     thread_local! {
@@ -77,7 +80,7 @@ mod tests {
         let stripes = Stripes::<AtomicU64>::default();
         let mut lines = BTreeSet::new();
         let mut threads = 0;
-        // Other tests start threads meanwhile, so which stripes are met is not ours to say.
+        // Other tests start threads meanwhile, so the order of stripes is not fixed.
         while stripes.iter().count() < STRIPES && threads < 10_000 {
             let line = || std::ptr::from_ref(stripes.mine()).addr() / 128;
             lines.insert(std::thread::scope(|scope| scope.spawn(line).join().unwrap()));

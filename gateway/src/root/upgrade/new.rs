@@ -1,4 +1,4 @@
-//! The new process's side: it takes what it is given, gets ready, and serves when it is told to.
+//! The new process's side of an upgrade: inherits sockets and state, gets ready, and serves on `Take`.
 
 use std::fs::File;
 use std::io;
@@ -15,15 +15,15 @@ use tokio::sync::watch;
 
 use super::notify::Notifier;
 use super::program::VARIABLE;
-use super::scaling::Taking;
+use super::scaling::HandoffReceiver;
 use super::wire::{Channel, Frame, Hello, Receiver, Sender, SocketKind, SocketName, VERSION, Welcome};
 
-/// The socket to the process whose place this one takes; `None` when it was started to be a gateway of its
-/// own. Standard input is `/dev/null` afterwards.
+/// The socket to the old process of an upgrade; `None` when this process was not started by an upgrade. Standard
+/// input is `/dev/null` afterwards.
 ///
 /// # Errors
-/// When the socket is there and cannot be used.
-pub(crate) fn called() -> io::Result<Option<UnixStream>> {
+/// When there is a socket that cannot be used.
+pub(crate) fn inherited_socket() -> io::Result<Option<UnixStream>> {
     let Some(from) = std::env::var(VARIABLE)
         .ok()
         .and_then(|pid| pid.parse::<i32>().ok())
@@ -31,7 +31,7 @@ pub(crate) fn called() -> io::Result<Option<UnixStream>> {
         return Ok(None);
     };
     let stdin = io::stdin();
-    // The variable is inherited by whatever an upgraded gateway starts; such a socket is not.
+    // The variable alone does not count: instances of an upgraded gateway inherit it, but not the socket.
     if !getsockopt(&stdin.as_fd(), PeerCredentials).is_ok_and(|peer| peer.pid() == from) {
         return Ok(None);
     }
@@ -40,27 +40,27 @@ pub(crate) fn called() -> io::Result<Option<UnixStream>> {
     Ok(Some(socket.into()))
 }
 
-/// A process that is about to take another's place.
-pub(crate) struct New {
+/// The take-over from an old process, before this process serves.
+pub(crate) struct Takeover {
     channel: Channel,
     old: Hello,
     sockets: Vec<(SocketName, TcpListener)>,
-    scaling: Taking,
+    scaling: HandoffReceiver,
 }
 
-impl New {
-    /// Hears what the old process has to give. Must run inside a runtime.
+impl Takeover {
+    /// Receives `Hello` and all sockets. Must run inside a runtime.
     ///
     /// # Errors
-    /// Why there is nothing to take, as the old process has been told, too.
+    /// Why this process cannot take over; the old process was sent the same reason.
     pub(crate) async fn greet(socket: UnixStream) -> Result<Self, String> {
         let mut channel = Channel::new(socket).map_err(|e| format!("cannot be spoken to: {e}"))?;
-        match hear(&mut channel).await {
+        match receive_hello(&mut channel).await {
             Ok((old, sockets)) => Ok(Self {
                 channel,
                 old,
                 sockets,
-                scaling: Taking::default(),
+                scaling: HandoffReceiver::default(),
             }),
             Err(why) => {
                 refuse(&channel, &why).await;
@@ -69,19 +69,19 @@ impl New {
         }
     }
 
-    /// Who handed over.
+    /// The old process's id.
     pub(crate) fn old_pid(&self) -> u32 {
         self.old.pid
     }
 
-    /// The socket that was bound for this, if there is one.
+    /// Takes the inherited socket of this configured address, if there is one.
     pub(crate) fn take(&mut self, kind: SocketKind, address: SocketAddr) -> Option<TcpListener> {
         let wanted = SocketName { kind, address };
         let at = self.sockets.iter().position(|(name, _)| *name == wanted)?;
         Some(self.sockets.remove(at).1)
     }
 
-    /// All sockets of listeners, in their order, by configured address.
+    /// Takes all inherited sockets of listeners, in their order, by configured address.
     pub(crate) fn take_listeners(&mut self) -> Vec<(SocketAddr, TcpListener)> {
         let (listeners, rest) = std::mem::take(&mut self.sockets)
             .into_iter()
@@ -94,15 +94,15 @@ impl New {
             .collect()
     }
 
-    /// Says why this process cannot take over; it should end then.
+    /// Sends `Failed` with the reason; this process should exit then.
     pub(crate) async fn refuse(self, why: &str) {
         refuse(&self.channel, why).await;
     }
 
-    /// Says that it could serve, and waits until it should. What was inherited and not taken is closed.
+    /// Sends `Prepared` and waits for `Take`. Inherited sockets that were not taken are closed.
     ///
     /// # Errors
-    /// Why it should not: the old process is gone, or says what makes no sense.
+    /// When the old process is gone, or sent an unexpected frame: this process must not serve.
     pub(crate) async fn prepared(&mut self) -> Result<(), String> {
         self.sockets.clear();
         let told = self.channel.send(&Frame::Prepared, Vec::new()).await;
@@ -110,14 +110,14 @@ impl New {
         loop {
             let message = self.channel.recv().await.map_err(|e| e.to_string())?;
             match message.frame {
-                Frame::Scaling(said) => self.scaling.heard(&said, message.descriptors)?,
+                Frame::Scaling(said) => self.scaling.receive(&said, message.descriptors)?,
                 Frame::Take => return Ok(()),
                 frame => return Err(format!("{} is out of turn", frame.name())),
             }
         }
     }
 
-    /// Counts what the old process has in flight, as [`Taking::take_over`] says.
+    /// See [`HandoffReceiver::take_over`].
     pub(crate) fn take_over(
         &mut self,
         registry: &Registry,
@@ -126,8 +126,8 @@ impl New {
         self.scaling.take_over(registry, scale)
     }
 
-    /// Acknowledges: every listener accepts. From here on this process is the gateway, whatever becomes of
-    /// the old one: if that has given up, it ends this one itself.
+    /// Sends the acknowledgement: every listener accepts. From here on this process is the gateway, whatever
+    /// happens to the old one: an old process that gave up meanwhile kills this one.
     pub(crate) async fn serving(self, notify: std::sync::Arc<Notifier>) -> Predecessor {
         let _ = self.channel.send(&Frame::Serving, Vec::new()).await;
         let (gone, watch) = watch::channel(false);
@@ -143,7 +143,7 @@ impl New {
     }
 }
 
-async fn hear(channel: &mut Channel) -> Result<(Hello, Vec<(SocketName, TcpListener)>), String> {
+async fn receive_hello(channel: &mut Channel) -> Result<(Hello, Vec<(SocketName, TcpListener)>), String> {
     let say = |e: super::wire::WireError| e.to_string();
     let old = match channel.recv().await.map_err(say)?.frame {
         Frame::Hello(old) => old,
@@ -176,14 +176,20 @@ async fn hear(channel: &mut Channel) -> Result<(Hello, Vec<(SocketName, TcpListe
 }
 
 async fn refuse(channel: &Channel, why: &str) {
-    // It may be gone; then there is nobody to tell.
+    // The old process may be gone; then the reason is only logged here.
     let _ = channel.send(&Frame::Failed(why.to_owned()), Vec::new()).await;
     channel.flush().await;
 }
 
-async fn follow(old: u32, sender: Sender, mut receiver: Receiver, scaling: Taking, notify: &Notifier) {
+async fn follow(
+    old: u32,
+    sender: Sender,
+    mut receiver: Receiver,
+    scaling: HandoffReceiver,
+    notify: &Notifier,
+) {
     let released = receiver.recv().await;
-    // Not before: until then systemd listens to the old process alone.
+    // Not before `Released`: until then systemd accepts messages of the old process alone.
     notify.ready();
     match released {
         Ok(message) if message.frame == Frame::Released => {
@@ -198,16 +204,16 @@ async fn follow(old: u32, sender: Sender, mut receiver: Receiver, scaling: Takin
     }
 }
 
-/// The process before this one, which still has connections.
+/// The old process, which drains.
 #[derive(Debug, Clone)]
 pub(crate) struct Predecessor {
     gone: watch::Receiver<bool>,
 }
 
 impl Predecessor {
-    /// Resolves when it is gone. Cancel-safe.
+    /// Resolves when the old process is gone. Cancel-safe.
     pub(crate) async fn gone(&self) {
-        // An error is the end of this process's runtime, and so of all waiting.
+        // An error means that this process's runtime ends, and all waiting with it.
         let _ = self.gone.clone().wait_for(|gone| *gone).await;
     }
 }

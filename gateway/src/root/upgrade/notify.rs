@@ -1,4 +1,4 @@
-//! What systemd wants to know (`sd_notify(3)`), where it asks.
+//! Notifications to systemd (`sd_notify(3)`).
 
 use std::io;
 use std::os::linux::net::SocketAddrExt;
@@ -8,8 +8,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use nix::time::{ClockId, clock_gettime};
 
-/// Says how the service is; to nobody, where nobody asks. A message that cannot be sent is logged and
-/// otherwise without consequence.
+/// Sends the service's state to systemd; does nothing without `NOTIFY_SOCKET`. A message that cannot be sent is
+/// logged and has no other consequence.
 #[derive(Debug, Default)]
 pub(crate) struct Notifier {
     to: Option<(UnixDatagram, SocketAddr)>,
@@ -17,7 +17,7 @@ pub(crate) struct Notifier {
 }
 
 impl Notifier {
-    /// To whom `NOTIFY_SOCKET` names: a path, or a name in the abstract namespace after an `@`.
+    /// A notifier to the socket in `NOTIFY_SOCKET`: a path, or a name in the abstract namespace after an `@`.
     pub(crate) fn from_environment() -> Self {
         let Some(name) = std::env::var_os("NOTIFY_SOCKET").filter(|name| !name.is_empty()) else {
             return Self::default();
@@ -38,7 +38,7 @@ impl Notifier {
             _ => return Err(io::Error::other("neither a path nor an abstract name")),
         };
         let socket = UnixDatagram::unbound()?;
-        // Whoever asks and does not listen must not stop us.
+        // Non-blocking: a full socket must not stop the gateway.
         socket.set_nonblocking(true)?;
         Ok(Self {
             to: Some((socket, address)),
@@ -46,12 +46,12 @@ impl Notifier {
         })
     }
 
-    /// It serves.
+    /// `READY=1`: the gateway serves.
     pub(crate) fn ready(&self) {
         self.say("READY=1\nSTATUS=serving");
     }
 
-    /// It reads its configuration again; [`Self::reloaded`] follows.
+    /// `RELOADING=1`: the configuration is read again; [`Self::reloaded`] follows.
     pub(crate) fn reloading(&self) {
         self.reloading.store(true, Ordering::SeqCst);
         self.say(&format!(
@@ -60,19 +60,20 @@ impl Notifier {
         ));
     }
 
-    /// It has; without a [`Self::reloading`] before, that is nobody's business.
+    /// `READY=1` after a reload; nothing without a [`Self::reloading`] before.
     pub(crate) fn reloaded(&self) {
         if self.reloading.swap(false, Ordering::SeqCst) {
             self.ready();
         }
     }
 
-    /// It is on its way out.
+    /// `STOPPING=1`: the gateway drains.
     pub(crate) fn stopping(&self) {
         self.say("STOPPING=1\nSTATUS=draining");
     }
 
-    /// Another process is the service from now on. This must come from the one that was before.
+    /// `MAINPID`: another process is the service's main process. systemd accepts this from the old main process
+    /// alone.
     pub(crate) fn main_pid(&self, pid: u32) {
         self.say(&format!("MAINPID={pid}"));
     }

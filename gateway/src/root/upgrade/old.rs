@@ -1,4 +1,4 @@
-//! The old process's side: it starts the new one, hands over, and goes on by itself if that fails.
+//! The old process's side of an upgrade: starts the new process and hands over, or goes on if that fails.
 
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
@@ -13,89 +13,89 @@ use tokio::sync::oneshot;
 use tokio::time::timeout;
 
 use super::program::Program;
-use super::scaling::{Giving, GivingError};
+use super::scaling::{HandoffError, HandoffSender};
 use super::wire::{
     Channel, Frame, Hello, MAX_DESCRIPTORS, Receiver, Sender, SocketKind, SocketName, VERSION, WireError,
 };
 
-/// What is between a new process that is ready and one that serves takes milliseconds. The scaling is frozen
-/// meanwhile, so a process that hangs there is not waited for long.
+/// Timeout between `Prepared` and `Serving`, which takes milliseconds. Scaling is frozen meanwhile, so a new
+/// process that hangs there is not waited for long.
 const HAND_OVER: Duration = Duration::from_secs(10);
 
-/// Between SIGTERM and SIGKILL to a new process that is of no use.
+/// Time between SIGTERM and SIGKILL to a new process that failed.
 const GRACE: Duration = Duration::from_secs(2);
 
-/// For the last words of a process that exited, or the exit of one that said them.
-const LAST_WORDS: Duration = Duration::from_secs(1);
+/// Timeout for the last frames of a process that exited, or for the exit of a process that sent `Failed`.
+const LAST_FRAMES: Duration = Duration::from_secs(1);
 
-/// Why the old process goes on.
+/// Errors of a hand-over; the old process goes on.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum HandOverError {
-    /// The end of this process would be the end of its container.
+    /// This process has pid 1: its exit would end the container.
     #[error("this process is the first of its container, which ends with it: start a new container instead")]
     FirstProcess,
-    /// It never ran.
+    /// The new process cannot be started.
     #[error("cannot start {path}: {source}")]
     Start {
         /// The binary.
         path: String,
-        /// What the system said.
+        /// The system's error.
         source: std::io::Error,
     },
-    /// This process cannot pass on its instances.
+    /// The scaling's state cannot be handed over.
     #[error("cannot hand over the scaling: {0}")]
     Scaling(sluice_control::scale::HandoverError),
-    /// This process cannot pass on what it has.
+    /// The listening sockets cannot be handed over.
     #[error("cannot hand over the listening sockets: {0}")]
     Sockets(std::io::Error),
-    /// Its own words.
+    /// The new process sent `Failed`, with this reason.
     #[error("the new process cannot take over: {0}")]
     Refused(String),
-    /// Crashed, or is not what it should be.
+    /// The new process crashed, or is not a sluice that can be upgraded to.
     #[error("the new process ended before it {before}: {how}")]
     Ended {
-        /// What it did not get to.
+        /// The step that the new process did not reach.
         before: &'static str,
-        /// Its exit status.
+        /// The exit status.
         how: String,
     },
-    /// Hangs, or needs longer.
+    /// The new process hangs, or needs longer.
     #[error("the new process was not {what} within {limit:?}")]
     Slow {
-        /// What it should have been.
+        /// The state that the new process did not reach.
         what: &'static str,
-        /// How long it was waited for.
+        /// The timeout.
         limit: Duration,
     },
-    /// Too old or too new.
+    /// The new binary speaks another version of the hand-over.
     #[error(
         "the new binary ({build}) speaks version {theirs} of the hand-over and this one version {VERSION}: restart instead"
     )]
     Version {
         /// The new binary's version.
         build: String,
-        /// Of the hand-over.
+        /// The new binary's version of the hand-over.
         theirs: u32,
     },
-    /// It says what makes no sense.
+    /// The new process sent an unexpected frame.
     #[error("the new process was not understood: {0}")]
     Strange(String),
-    /// The operator changed their mind.
+    /// A stop was requested during the upgrade.
     #[error("this process was told to stop meanwhile")]
     Cancelled,
 }
 
-/// What can be handed over.
-pub(crate) struct Old {
+/// Everything that this process can hand over to a new one.
+pub(crate) struct Handoff {
     pub(crate) program: Program,
     pub(crate) edge: Arc<Edge>,
     /// Admin and health.
     pub(crate) servers: Vec<(SocketName, OwnedFd)>,
-    pub(crate) scaling: Giving,
+    pub(crate) scaling: HandoffSender,
 }
 
-/// A new process serves. The old one still accepts, until [`FrozenListeners::stop_accepting`].
-pub(crate) struct HandedOver {
+/// The new process, once it serves. The old one still accepts, until [`FrozenListeners::stop_accepting`].
+pub(crate) struct Successor {
     pub(crate) pid: u32,
     /// The new binary's version.
     pub(crate) build: String,
@@ -106,19 +106,19 @@ pub(crate) struct HandedOver {
     pub(crate) child: Child,
 }
 
-impl Old {
-    /// Starts the binary now on disk and hands over to it. It may take `limit` to get ready. On an error the
-    /// new process is gone, and nothing has changed. `cancelled` ends it until the new process is ready;
-    /// dropping the future kills the new process, but leaves the scaling as it is.
+impl Handoff {
+    /// Starts the binary now on disk and hands over to it. The new process may take `limit` to get ready. On an
+    /// error the new process is gone, and nothing has changed. `cancelled` ends the hand-over until the new process
+    /// is ready; dropping the future kills the new process, but leaves scaling frozen or not, as it is.
     pub(crate) async fn hand_over(
         &mut self,
         limit: Duration,
         cancelled: oneshot::Receiver<()>,
-    ) -> Result<HandedOver, HandOverError> {
+    ) -> Result<Successor, HandOverError> {
         if std::process::id() == 1 {
             return Err(HandOverError::FirstProcess);
         }
-        // A reload from here on would bind what the new process, which reads the same files, binds itself.
+        // No reload from here on: it would bind the addresses that the new process, with the same files, binds.
         let edge = self.edge.freeze_listeners().await;
         let mut sockets = Vec::new();
         for (address, socket) in edge.sockets().map_err(HandOverError::Sockets)? {
@@ -128,7 +128,7 @@ impl Old {
         for (name, socket) in &self.servers {
             sockets.push((*name, socket.try_clone().map_err(HandOverError::Sockets)?));
         }
-        let mut new = Newcomer::start(&self.program)?;
+        let mut new = Candidate::start(&self.program)?;
         let mut frozen = false;
         let ready = tokio::select! {
             ready = timeout(limit, greet(&mut new, sockets)) => match ready {
@@ -137,7 +137,7 @@ impl Old {
             },
             () = asked_for(cancelled) => Err(HandOverError::Cancelled),
         };
-        // Not to be cancelled: from the word on it accepts, and ending it would cost what it has accepted.
+        // Not cancellable: after `Take` the new process accepts, and ending it would break its connections.
         let outcome = match ready {
             Ok(build) => hand_out(&mut new, &mut self.scaling, &mut frozen)
                 .await
@@ -148,7 +148,7 @@ impl Old {
             Ok(build) => {
                 let (child, channel) = new.accept();
                 let (sender, receiver) = channel.split();
-                Ok(HandedOver {
+                Ok(Successor {
                     pid: child.id().unwrap_or_default(),
                     build,
                     edge,
@@ -158,7 +158,7 @@ impl Old {
                 })
             }
             Err(error) => {
-                // First it is gone, then what it may have had is taken back.
+                // In this order: the new process may hold slots until it is gone.
                 new.end().await;
                 if frozen {
                     self.scaling.take_back().await;
@@ -175,18 +175,22 @@ async fn asked_for(cancelled: oneshot::Receiver<()>) {
     }
 }
 
-/// The conversation from there to the acknowledgement.
-async fn hand_out(new: &mut Newcomer, scaling: &mut Giving, frozen: &mut bool) -> Result<(), HandOverError> {
+/// The hand-over from `Prepared` to the acknowledgement.
+async fn hand_out(
+    new: &mut Candidate,
+    scaling: &mut HandoffSender,
+    frozen: &mut bool,
+) -> Result<(), HandOverError> {
     tracing::info!("upgrade: process {} is ready, handing over to it", new.pid());
     let taken = async {
         *frozen = true;
         match scaling.hand_over(&mut new.channel).await {
             Ok(()) => {}
-            Err(GivingError::Scale(error)) => return Err(HandOverError::Scaling(error)),
-            Err(GivingError::Wire(error)) => return Err(new.explain(error, "took over").await),
+            Err(HandoffError::Scale(error)) => return Err(HandOverError::Scaling(error)),
+            Err(HandoffError::Wire(error)) => return Err(new.explain(error, "took over").await),
         }
-        new.say(&Frame::Take, Vec::new(), "took over").await?;
-        new.hear(Frame::Serving, "took over").await
+        new.send(&Frame::Take, Vec::new(), "took over").await?;
+        new.await_frame(Frame::Serving, "took over").await
     };
     timeout(HAND_OVER, taken)
         .await
@@ -197,8 +201,11 @@ async fn hand_out(new: &mut Newcomer, scaling: &mut Giving, frozen: &mut bool) -
     Ok(())
 }
 
-/// To [`Frame::Prepared`].
-async fn greet(new: &mut Newcomer, mut sockets: Vec<(SocketName, OwnedFd)>) -> Result<String, HandOverError> {
+/// The hand-over up to [`Frame::Prepared`]. Returns the new binary's version.
+async fn greet(
+    new: &mut Candidate,
+    mut sockets: Vec<(SocketName, OwnedFd)>,
+) -> Result<String, HandOverError> {
     const BEFORE: &str = "was ready";
     let hello = Hello {
         version: VERSION,
@@ -206,11 +213,11 @@ async fn greet(new: &mut Newcomer, mut sockets: Vec<(SocketName, OwnedFd)>) -> R
         pid: std::process::id(),
         sockets: sockets.len(),
     };
-    new.say(&Frame::Hello(hello), Vec::new(), BEFORE).await?;
+    new.send(&Frame::Hello(hello), Vec::new(), BEFORE).await?;
     while !sockets.is_empty() {
         let some = sockets.drain(..sockets.len().min(MAX_DESCRIPTORS));
         let (names, descriptors) = some.unzip();
-        new.say(&Frame::Sockets(names), descriptors, BEFORE).await?;
+        new.send(&Frame::Sockets(names), descriptors, BEFORE).await?;
     }
     let welcome = match new.next(BEFORE).await? {
         Frame::Welcome(welcome) => welcome,
@@ -222,7 +229,7 @@ async fn greet(new: &mut Newcomer, mut sockets: Vec<(SocketName, OwnedFd)>) -> R
             theirs: welcome.version,
         });
     }
-    new.hear(Frame::Prepared, BEFORE).await?;
+    new.await_frame(Frame::Prepared, BEFORE).await?;
     Ok(welcome.build)
 }
 
@@ -230,22 +237,22 @@ fn unexpected(frame: &Frame) -> HandOverError {
     HandOverError::Strange(format!("{} is out of turn", frame.name()))
 }
 
-/// The new process as long as it is nothing but this one's child.
-struct Newcomer {
-    child: Tied,
+/// The new process before the acknowledgement: a child that is killed when dropped.
+struct Candidate {
+    child: KillOnDrop,
     channel: Channel,
 }
 
 /// Kills the process when dropped.
-struct Tied(Option<Child>);
+struct KillOnDrop(Option<Child>);
 
-impl Tied {
+impl KillOnDrop {
     fn child(&mut self) -> &mut Child {
         self.0.as_mut().expect("taken only together with this")
     }
 }
 
-impl Drop for Tied {
+impl Drop for KillOnDrop {
     fn drop(&mut self) {
         if let Some(child) = &mut self.0 {
             let _ = child.start_kill();
@@ -253,7 +260,7 @@ impl Drop for Tied {
     }
 }
 
-impl Newcomer {
+impl Candidate {
     fn start(program: &Program) -> Result<Self, HandOverError> {
         let error = |source| HandOverError::Start {
             path: program.path().display().to_string(),
@@ -261,16 +268,16 @@ impl Newcomer {
         };
         let (ours, theirs) = UnixStream::pair().map_err(error)?;
         let channel = Channel::new(ours).map_err(error)?;
-        let child = Tied(Some(program.start(theirs).map_err(error)?));
+        let child = KillOnDrop(Some(program.start(theirs).map_err(error)?));
         Ok(Self { child, channel })
     }
 
-    /// 0 when it has ended.
+    /// The process id; 0 when the process has ended.
     fn pid(&self) -> u32 {
         self.child.0.as_ref().and_then(Child::id).unwrap_or_default()
     }
 
-    async fn say(
+    async fn send(
         &mut self,
         frame: &Frame,
         descriptors: Vec<OwnedFd>,
@@ -282,23 +289,23 @@ impl Newcomer {
         }
     }
 
-    /// Waits for this frame.
-    async fn hear(&mut self, wanted: Frame, before: &'static str) -> Result<(), HandOverError> {
+    /// Waits for this frame; any other is an error.
+    async fn await_frame(&mut self, wanted: Frame, before: &'static str) -> Result<(), HandOverError> {
         match self.next(before).await? {
             frame if frame == wanted => Ok(()),
             frame => Err(unexpected(&frame)),
         }
     }
 
-    /// What it says next, unless that is a refusal.
+    /// The next frame; `Failed` is returned as an error.
     async fn next(&mut self, before: &'static str) -> Result<Frame, HandOverError> {
         let child = self.child.child();
         let said = tokio::select! {
             biased;
             said = self.channel.recv() => said,
             _ = child.wait() => {
-                // What it said on the way comes first. Its descendants may hold the socket open in silence.
-                let last = timeout(LAST_WORDS, self.channel.recv()).await;
+                // Frames sent before the exit come first. With a timeout: descendants may hold the socket open.
+                let last = timeout(LAST_FRAMES, self.channel.recv()).await;
                 last.unwrap_or(Err(WireError::Closed))
             }
         };
@@ -311,17 +318,17 @@ impl Newcomer {
         }
     }
 
-    /// Why it cannot be talked to: most often because it is gone, and then how.
+    /// Turns an error of the socket into the cause: most often the exit of the new process, with its status.
     async fn explain(&mut self, error: WireError, before: &'static str) -> HandOverError {
         match error {
             WireError::Closed | WireError::Cut | WireError::Io(_) => {
-                // A refusal may still be unread where it was this side that could not speak.
-                while let Ok(Ok(message)) = timeout(LAST_WORDS, self.channel.recv()).await {
+                // `Failed` may still be unread where it was the write that failed.
+                while let Ok(Ok(message)) = timeout(LAST_FRAMES, self.channel.recv()).await {
                     if let Frame::Failed(why) = message.frame {
                         return HandOverError::Refused(why);
                     }
                 }
-                let how = match timeout(LAST_WORDS, self.child.child().wait()).await {
+                let how = match timeout(LAST_FRAMES, self.child.child().wait()).await {
                     Ok(Ok(status)) => status.to_string(),
                     Ok(Err(error)) => error.to_string(),
                     Err(_) => {
@@ -334,16 +341,16 @@ impl Newcomer {
         }
     }
 
-    /// It serves: from now on it is nobody's to end.
+    /// The new process serves: from now on it is not killed when dropped.
     fn accept(mut self) -> (Child, Channel) {
         let child = self.child.0.take().expect("taken only together with this");
         (child, self.channel)
     }
 
-    /// It is of no use: it may end by itself, and must end.
+    /// Ends a new process that failed: SIGTERM, then SIGKILL after [`GRACE`].
     async fn end(mut self) {
         let child = self.child.child();
-        // Without an id it has ended and was reaped, and its number may be another's.
+        // A process without an id was reaped, and the number may be another process's.
         if let Some(pid) = child.id().and_then(|pid| i32::try_from(pid).ok()) {
             let _ = kill(Pid::from_raw(pid), Signal::SIGTERM);
         }

@@ -1,4 +1,4 @@
-//! How this process was started, to start its successor the same way.
+//! The command line of this process, to start the new process of an upgrade with it.
 
 use std::ffi::OsString;
 use std::os::fd::OwnedFd;
@@ -10,11 +10,12 @@ use std::{env, io};
 
 use tokio::process::{Child, Command};
 
-/// Tells a process that the socket on its standard input leads to the one whose place it takes, and which
-/// that is. Instances inherit it, so it counts only together with such a socket.
+/// Environment variable with the old process's id: the socket on standard input leads to that process. Instances
+/// inherit the variable, so it counts only together with such a socket.
 pub(super) const VARIABLE: &str = "SLUICE_UPGRADE_FROM";
 
-/// Tells it the soft limit of descriptors that the first of them was started with, which instances get.
+/// Environment variable with the soft limit of descriptors that the first process was started with, which
+/// instances get.
 const DESCRIPTORS: &str = "SLUICE_STARTED_DESCRIPTORS";
 
 /// The binary on disk and its arguments.
@@ -27,15 +28,15 @@ pub(crate) struct Program {
 }
 
 impl Program {
-    /// What runs now. To be called at start: later the file may have another name, or none.
+    /// The running program. To be called at start: later the file may have another name, or none.
     ///
     /// # Errors
-    /// When the system does not say.
+    /// When the path of the executable is unknown.
     pub(crate) fn running() -> io::Result<Self> {
         let exact = env::current_exe()?;
         let mut words = env::args_os();
         let name = words.next().unwrap_or_else(|| exact.clone().into());
-        // As it was named rather than as it was found: where that is a link, an upgrade changes the link.
+        // The path as typed rather than the resolved one: where the path is a link, an upgrade changes the link.
         let path = env::current_dir()
             .ok()
             .and_then(|here| named(Path::new(&name), &here, env::var_os("PATH")))
@@ -50,16 +51,16 @@ impl Program {
     }
 
     /// With the soft limit of descriptors that this process was started with.
-    pub(crate) fn started_with(mut self, descriptors: Option<u64>) -> Self {
+    pub(crate) fn with_limit(mut self, descriptors: Option<u64>) -> Self {
         self.descriptors = descriptors;
         self
     }
 
-    /// With the limit that the predecessor says it was started with; an older one says nothing.
-    pub(crate) fn started_as_told(self) -> Self {
+    /// With the limit from the old process's environment variable; an older binary sets none.
+    pub(crate) fn with_inherited_limit(self) -> Self {
         let told = env::var(DESCRIPTORS).ok().and_then(|limit| limit.parse().ok());
         let descriptors = told.or(self.descriptors);
-        self.started_with(descriptors)
+        self.with_limit(descriptors)
     }
 
     /// The soft limit of descriptors to be passed on.
@@ -67,12 +68,12 @@ impl Program {
         self.descriptors
     }
 
-    /// Where it is.
+    /// The path of the binary.
     pub(crate) fn path(&self) -> &Path {
         &self.path
     }
 
-    /// Starts what lies there now, with the socket as its standard input.
+    /// Starts the binary that is now at the path, with the socket as its standard input.
     pub(super) fn start(&self, socket: UnixStream) -> io::Result<Child> {
         Command::new(&self.path)
             .arg0(&self.name)
@@ -85,7 +86,7 @@ impl Program {
     }
 }
 
-/// The absolute path that a command's name led to.
+/// The absolute path of a command, resolved as a shell does.
 fn named(name: &Path, here: &Path, path: Option<OsString>) -> Option<PathBuf> {
     if name.components().count() > 1 {
         return Some(here.join(name));

@@ -1,17 +1,17 @@
-//! The scaling's part of an upgrade, in both processes. **This is where the two halves meet**: the
-//! sequence in `old` and `new` calls these and knows nothing else of scaling.
+//! The hand-over of scaling in an upgrade, for both processes. `old` and `new` call the functions here and know
+//! nothing else of scaling.
 //!
 //! ```text
-//! O                                   N
-//! ◀─────────────── Prepared ───────── built and bound, scales nothing yet
-//! Giving::hand_over ── Scaling* ────▶ Taking::heard, once for each
-//! ──────────────────── Take ────────▶ Taking::take_over, before anything is started
-//! ◀─────────────── Serving ────────── from here on only N scales
-//! Giving::follow ◀──── Scaling* ────▶ Taking::follow, until O is gone
+//! O                                           N
+//! ◀─────────────────── Prepared ───────────── built and bound, scales nothing yet
+//! HandoffSender::hand_over ── Scaling* ─────▶ HandoffReceiver::receive, once for each
+//! ──────────────────────── Take ────────────▶ HandoffReceiver::take_over, before anything is started
+//! ◀─────────────────── Serving ────────────── from here on only N scales
+//! HandoffSender::follow ◀──── Scaling* ─────▶ HandoffReceiver::follow, until O is gone
 //! ```
 //!
-//! From `hand_over` on, whoever arrives in O waits: nobody gives a slot out until N does, or until O
-//! does again. Whatever goes wrong before `Serving` ends in `Giving::take_back`, and N is ended.
+//! From `hand_over` on, new requests in O wait: no slot is given out until N does, or until O
+//! does again. Any error before `Serving` leads to `HandoffSender::take_back`, and N is ended.
 
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
@@ -29,26 +29,26 @@ use tokio::task::AbortHandle;
 
 use super::wire::{Channel, Frame, Receiver, Sender, WireError};
 
-/// Answers sent together.
+/// Messages sent in one frame at most.
 const BATCH: usize = 256;
 
-/// What the two sides say.
+/// A message between both processes about scaling.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-enum Said {
-    /// O: its instances; the socket to their supervisor comes with it, if there is one.
+enum ScalingMessage {
+    /// O: its instances; with the socket to their supervisor as the descriptor, if there is one.
     Scale(Box<ScaleState>),
-    /// O: what it has in flight.
+    /// O: its requests in flight, by revision.
     Desks(Vec<Desk>),
-    /// O.
+    /// O: messages of the Guest.
     ToHost(Vec<ToHost>),
-    /// N.
+    /// N: messages of the Host.
     ToGuest(Vec<ToGuest>),
-    /// O: what a platform answered to it.
+    /// O: a platform's response to a call of O's.
     Answer(PlatformAnswer),
 }
 
-impl Said {
+impl ScalingMessage {
     fn frame(&self) -> Result<Frame, WireError> {
         let body = serde_json::to_vec(self).map_err(|e| WireError::Malformed {
             frame: "Scaling",
@@ -62,11 +62,11 @@ impl Said {
     }
 }
 
-/// The table of requests, which does not change while this process's slots are not its own.
+/// The routing table. Changes wait while another process gives out this process's slots.
 #[derive(Debug)]
 pub(crate) struct Table {
     registry: Arc<Registry>,
-    /// What came meanwhile, in order; `None` while changes are let through.
+    /// Changes that wait, in order; `None` while changes are applied at once.
     held: Mutex<Option<Vec<Delta>>>,
 }
 
@@ -76,7 +76,7 @@ impl Table {
         Arc::new(Self { registry, held })
     }
 
-    /// Lets requests see a change, at once or when the slots are this process's again.
+    /// Applies a change, at once or when the slots are this process's again.
     pub(crate) fn apply(&self, delta: &Delta) -> Result<Generation, SnapshotError> {
         let mut held = self.held.lock();
         if let Some(held) = &mut *held {
@@ -107,15 +107,15 @@ impl Table {
 
 /// The old process's side.
 #[derive(Debug)]
-pub(crate) struct Giving {
+pub(crate) struct HandoffSender {
     scale: ScaleHandle,
     table: Arc<Table>,
-    /// The autoscaler's task: what it decides is of no interest once another process scales.
+    /// The autoscaler's task, aborted once another process scales.
     decisions: AbortHandle,
     guest: Option<Guest>,
 }
 
-impl Giving {
+impl HandoffSender {
     pub(crate) fn new(scale: ScaleHandle, table: Arc<Table>, decisions: AbortHandle) -> Self {
         Self {
             scale,
@@ -125,21 +125,23 @@ impl Giving {
         }
     }
 
-    /// Stops scaling and says what there is to know, as any number of [`Frame::Scaling`] with their
-    /// descriptors. May be dropped half way; [`Self::take_back`] follows then.
-    pub(crate) async fn hand_over(&mut self, channel: &mut Channel) -> Result<(), GivingError> {
-        // Instances first: what the data plane learns of them until it is flipped is part of what it
-        // says, and what it asks for is kept.
+    /// Freezes scaling and sends its state, as any number of [`Frame::Scaling`] with their descriptors. May be
+    /// dropped half way; [`Self::take_back`] follows then.
+    pub(crate) async fn hand_over(&mut self, channel: &mut Channel) -> Result<(), HandoffError> {
+        // Instances first: the state of the data plane includes all changes of endpoints up to the flip, and
+        // its demands up to then are kept.
         let HandedOver { state, supervisor } = self.scale.freeze().await?;
         let (guest, desks) = self.table.flip();
         self.guest = Some(guest);
-        let scale = Said::Scale(Box::new(state)).frame()?;
+        let scale = ScalingMessage::Scale(Box::new(state)).frame()?;
         channel.send(&scale, supervisor.into_iter().collect()).await?;
-        channel.send(&Said::Desks(desks).frame()?, Vec::new()).await?;
+        channel
+            .send(&ScalingMessage::Desks(desks).frame()?, Vec::new())
+            .await?;
         Ok(())
     }
 
-    /// The new process did not acknowledge, and is gone: everything is as before.
+    /// Undoes [`Self::hand_over`]: the new process did not acknowledge, and is gone.
     pub(crate) async fn take_back(&mut self) {
         self.scale.thaw();
         if let Some(guest) = self.guest.take() {
@@ -147,8 +149,8 @@ impl Giving {
         }
     }
 
-    /// The new process scales. Runs beside the drain; ends when the new process does, or when the
-    /// scaler was shut down and its last word is said.
+    /// Exchanges messages with the new process, which scales. Runs beside the drain; ends when the new process
+    /// does, or when the scaler was shut down and its last message is sent.
     pub(crate) fn follow(
         &mut self,
         sender: Sender,
@@ -173,25 +175,25 @@ async fn follow(
 ) {
     let mut next: Option<Frame> = None;
     let gone: WireError = loop {
-        // What is said is never waited for without listening: two that only talk would stop.
+        // Sending always goes on together with receiving: two processes that only send would deadlock.
         let said = tokio::select! {
             heard = receiver.recv() => {
                 match heard {
-                    Ok(message) => hear(&guest, &message.frame),
+                    Ok(message) => deliver(&guest, &message.frame),
                     Err(error) => break error,
                 }
                 continue;
             }
-            sent = say(&sender, &next), if next.is_some() => {
+            sent = send_next(&sender, &next), if next.is_some() => {
                 next = None;
                 match sent {
                     Ok(()) => continue,
                     Err(error) => break error,
                 }
             }
-            news = guest.next(), if next.is_none() => Said::ToHost(news),
+            news = guest.next(), if next.is_none() => ScalingMessage::ToHost(news),
             answer = answers.recv(), if next.is_none() => match answer {
-                Some(answer) => Said::Answer(answer),
+                Some(answer) => ScalingMessage::Answer(answer),
                 None => return sender.flush().await,
             },
         };
@@ -204,25 +206,25 @@ async fn follow(
     guest.abandon();
 }
 
-/// Why scaling is not handed over.
+/// Errors of handing over scaling.
 #[derive(Debug, thiserror::Error)]
-pub(crate) enum GivingError {
+pub(crate) enum HandoffError {
     #[error(transparent)]
     Scale(#[from] sluice_control::scale::HandoverError),
     #[error(transparent)]
     Wire(#[from] WireError),
 }
 
-fn hear(guest: &Guest, frame: &Frame) {
+fn deliver(guest: &Guest, frame: &Frame) {
     let Frame::Scaling(body) = frame else { return };
-    match Said::read(body) {
-        Ok(Said::ToGuest(messages)) => messages.into_iter().for_each(|message| guest.hear(message)),
+    match ScalingMessage::read(body) {
+        Ok(ScalingMessage::ToGuest(messages)) => messages.into_iter().for_each(|message| guest.hear(message)),
         Ok(_) => {}
         Err(error) => tracing::warn!("upgrade: the new process is not understood: {error}"),
     }
 }
 
-async fn say(sender: &Sender, frame: &Option<Frame>) -> Result<(), WireError> {
+async fn send_next(sender: &Sender, frame: &Option<Frame>) -> Result<(), WireError> {
     match frame {
         Some(frame) => sender.send(frame, Vec::new()).await,
         None => Ok(()),
@@ -231,35 +233,38 @@ async fn say(sender: &Sender, frame: &Option<Frame>) -> Result<(), WireError> {
 
 /// The new process's side.
 #[derive(Debug, Default)]
-pub(crate) struct Taking {
+pub(crate) struct HandoffReceiver {
     state: Option<ScaleState>,
     supervisor: Option<OwnedFd>,
     desks: Vec<Desk>,
     host: Option<(Host, ScaleHandle)>,
 }
 
-impl Taking {
-    /// One part of what the old process hands over.
-    pub(crate) fn heard(&mut self, body: &Bytes, descriptors: Vec<OwnedFd>) -> Result<(), String> {
-        match Said::read(body)? {
-            Said::Scale(state) => {
+impl HandoffReceiver {
+    /// Takes one part of the old process's state.
+    ///
+    /// # Errors
+    /// When the part is malformed or out of turn.
+    pub(crate) fn receive(&mut self, body: &Bytes, descriptors: Vec<OwnedFd>) -> Result<(), String> {
+        match ScalingMessage::read(body)? {
+            ScalingMessage::Scale(state) => {
                 state.check().map_err(|e| e.to_string())?;
                 self.state = Some(*state);
                 self.supervisor = descriptors.into_iter().next();
                 Ok(())
             }
-            Said::Desks(desks) => {
+            ScalingMessage::Desks(desks) => {
                 self.desks.extend(desks);
                 Ok(())
             }
-            Said::ToHost(_) | Said::ToGuest(_) | Said::Answer(_) => {
+            ScalingMessage::ToHost(_) | ScalingMessage::ToGuest(_) | ScalingMessage::Answer(_) => {
                 Err("what it says of scaling is out of turn".to_owned())
             }
         }
     }
 
-    /// Counts what the old process has in flight; before this one admits anything. Returns what its
-    /// controller left, and how many of each revision it wanted.
+    /// Counts the old process's requests in flight, before this process admits any. Returns the state of the old
+    /// process's controller, and the desired replicas of each revision.
     pub(crate) fn take_over(
         &mut self,
         registry: &Registry,
@@ -277,7 +282,7 @@ impl Taking {
         (left, wanted)
     }
 
-    /// Runs as long as the old process lives. Returns when it is gone.
+    /// Exchanges messages with the old process. Returns when the old process is gone.
     pub(crate) async fn follow(self, sender: Sender, mut receiver: Receiver) {
         let Some((mut host, scale)) = self.host else {
             return;
@@ -287,25 +292,25 @@ impl Taking {
         loop {
             if next.is_none() && !answers.is_empty() {
                 let some = answers.drain(..answers.len().min(BATCH)).collect();
-                match Said::ToGuest(some).frame() {
+                match ScalingMessage::ToGuest(some).frame() {
                     Ok(frame) => next = Some(frame),
                     Err(error) => tracing::warn!(%error, "upgrade: an answer cannot be said"),
                 }
             }
             tokio::select! {
                 heard = receiver.recv() => match heard.map(|message| message.frame) {
-                    Ok(Frame::Scaling(body)) => match Said::read(&body) {
-                        Ok(Said::ToHost(said)) => {
+                    Ok(Frame::Scaling(body)) => match ScalingMessage::read(&body) {
+                        Ok(ScalingMessage::ToHost(said)) => {
                             answers.extend(said.into_iter().filter_map(|message| host.hear(message)));
                         }
-                        Ok(Said::Answer(answer)) => scale.platform_answered(Some(answer)),
+                        Ok(ScalingMessage::Answer(answer)) => scale.platform_answered(Some(answer)),
                         Ok(_) => {}
                         Err(error) => tracing::warn!("upgrade: the old process is not understood: {error}"),
                     },
                     Ok(_) => {}
                     Err(_) => break,
                 },
-                sent = say(&sender, &next), if next.is_some() => {
+                sent = send_next(&sender, &next), if next.is_some() => {
                     next = None;
                     if sent.is_err() {
                         break;
@@ -314,7 +319,7 @@ impl Taking {
                 answer = host.next() => answers.push(answer),
             }
         }
-        // It is gone, and with it whatever it had in flight.
+        // The old process is gone, and its requests in flight with it.
         tracing::info!(
             in_flight = host.held(),
             "upgrade: the old process holds nothing any more"

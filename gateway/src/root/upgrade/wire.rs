@@ -1,10 +1,10 @@
-//! What the old and the new process of an upgrade say to each other: frames and descriptors over a
+//! The protocol between the old and the new process of an upgrade: frames and descriptors over a
 //! Unix stream socket pair.
 //!
 //! A frame is its length (4 bytes, of the body alone), its kind (1 byte), the number of descriptors
 //! that belong to it (1 byte), and the body. Either process may be the newer binary, so these six
 //! bytes and `version` in [`Hello`] and [`Welcome`] stay as they are for ever; all else may change
-//! with [`VERSION`], and whoever meets a version it does not know refuses the upgrade.
+//! with [`VERSION`], and a process refuses the upgrade with a version that it does not know.
 
 use std::collections::VecDeque;
 use std::io::{self, IoSlice, IoSliceMut};
@@ -24,10 +24,10 @@ use tokio::net::UnixStream;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::sync::{mpsc, oneshot};
 
-/// Grows with every change that a binary from before would misread.
+/// The version of the protocol: grows with every change that an older binary would misread.
 pub(crate) const VERSION: u32 = 1;
 
-/// The longest body: what scaling knows of some 100,000 revisions.
+/// The longest body, in bytes: the scaling's state of some 100,000 revisions.
 const MAX_BODY: usize = 64 << 20;
 
 /// The most descriptors of one frame; the kernel takes 253 at once.
@@ -36,7 +36,7 @@ pub(crate) const MAX_DESCRIPTORS: usize = 64;
 /// The most descriptors of one read, as the kernel bounds it.
 const MAX_READ_DESCRIPTORS: usize = 253;
 
-/// Read at once.
+/// Bytes read at once.
 const CHUNK: usize = 64 << 10;
 
 /// Frames that may wait to be written before [`Sender::send`] waits.
@@ -48,7 +48,7 @@ const HEADER: usize = 6;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum SocketKind {
-    /// Clients connect to it.
+    /// A listener of the data plane.
     Listener,
     /// `/healthz` and `/readyz` alone.
     Health,
@@ -56,8 +56,8 @@ pub(crate) enum SocketKind {
     Admin,
 }
 
-/// How a listening socket is known to both processes: by what the configuration says of it. Several
-/// of one name (port 0) are told apart by their order.
+/// The key of a listening socket in both processes: its purpose and configured address. Several sockets
+/// of one name (port 0) are distinguished by their order.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct SocketName {
     pub(crate) kind: SocketKind,
@@ -65,7 +65,7 @@ pub(crate) struct SocketName {
     pub(crate) address: SocketAddr,
 }
 
-/// Opens the conversation; from the old process.
+/// The first frame; from the old process.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Hello {
     /// [`VERSION`] of the old process.
@@ -80,7 +80,7 @@ pub(crate) struct Hello {
     pub(crate) sockets: usize,
 }
 
-/// The answer to [`Hello`]; from the new process.
+/// The response to [`Hello`]; from the new process.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Welcome {
     /// [`VERSION`] of the new process.
@@ -90,33 +90,33 @@ pub(crate) struct Welcome {
     pub(crate) build: String,
 }
 
-/// One thing said. The order is that of an upgrade; O is the old process, N the new one.
+/// A message, in the order of an upgrade; O is the old process, N the new one.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Frame {
-    /// O: who it is.
+    /// O: its version and pid.
     Hello(Hello),
     /// O: names of listening sockets, one descriptor each.
     Sockets(Vec<SocketName>),
-    /// N: it understands O.
+    /// N: its version.
     Welcome(Welcome),
-    /// N: everything is built and bound; it could serve.
+    /// N: everything is built and bound; N is ready to serve.
     Prepared,
-    /// N: it cannot take over, and why. O serves on.
+    /// N: the reason why N cannot take over. O serves on.
     Failed(String),
-    /// Either: what the scaling sides say to each other, opaque to the rest. Before `Serving` it is
-    /// the hand-over of the scaling, after it what both need to know of each other.
+    /// Either: a message of the scaling, opaque here. Before `Serving` the hand-over of the scaling, afterwards
+    /// the messages between both processes' throttlers and scalers.
     Scaling(Bytes),
-    /// O: the scaling is handed over in full; serve. The point from which on O no longer gives up by
-    /// itself while N is quick.
+    /// O: the scaling is handed over in full, N shall serve. From here on O no longer cancels the upgrade, except
+    /// by the timeout.
     Take,
     /// N: a Snapshot is served and every listener accepts. The acknowledgement.
     Serving,
-    /// O: it no longer accepts, and N is the service's main process.
+    /// O: O no longer accepts, and N is the service's main process.
     Released,
 }
 
 impl Frame {
-    /// For the log: its name.
+    /// The frame's name, for the log.
     pub(crate) fn name(&self) -> &'static str {
         match self {
             Self::Hello(_) => "Hello",
@@ -180,7 +180,7 @@ pub(crate) struct Message {
     pub(crate) descriptors: Vec<OwnedFd>,
 }
 
-/// Why the other process cannot be talked to.
+/// Errors of the connection to the other process.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum WireError {
     #[error("the connection to the other process failed: {0}")]
@@ -199,7 +199,7 @@ pub(crate) enum WireError {
     Unknown { kind: u8 },
 }
 
-/// One end of the conversation.
+/// One end of the connection, both directions.
 #[derive(Debug)]
 pub(crate) struct Channel {
     sender: Sender,
@@ -241,14 +241,14 @@ impl Channel {
         self.receiver.recv().await
     }
 
-    /// Both directions, each for whoever uses it.
+    /// Splits the connection into its halves.
     pub(crate) fn split(self) -> (Sender, Receiver) {
         (self.sender, self.receiver)
     }
 }
 
-/// The way out. Clones speak on the same connection; frames of one clone stay in order. When the last
-/// one is dropped and what it said is written, the other process reads the end.
+/// The sending half. Clones share the connection; frames of one clone stay in order. When the last
+/// clone is dropped and its frames are written, the other process reads the end of the stream.
 #[derive(Debug, Clone)]
 pub(crate) struct Sender {
     queue: mpsc::Sender<Outgoing>,
@@ -261,11 +261,11 @@ enum Outgoing {
 }
 
 impl Sender {
-    /// Says something. Waits only while very much is unwritten. Cancel-safe: a frame is sent whole or
+    /// Queues a frame. Waits only while [`BACKLOG`] frames are unwritten. Cancel-safe: a frame is sent whole or
     /// not at all. The descriptors are closed here once they are sent.
     ///
     /// # Errors
-    /// [`WireError::Closed`] when the other process is gone; that it goes later shows at `recv`.
+    /// [`WireError::Closed`] when the other process is gone; when it exits later, `recv` returns the error.
     pub(crate) async fn send(&self, frame: &Frame, descriptors: Vec<OwnedFd>) -> Result<(), WireError> {
         let (kind, body) = frame.encode()?;
         if body.len() > MAX_BODY {
@@ -289,7 +289,7 @@ impl Sender {
         self.queue.send(outgoing).await.map_err(|_| WireError::Closed)
     }
 
-    /// Resolves when everything sent before is written, or never will be.
+    /// Resolves when every frame sent before is written, or cannot be written any more.
     pub(crate) async fn flush(&self) {
         let (done, written) = oneshot::channel();
         if self.queue.send(Outgoing::Flush(done)).await.is_ok() {
@@ -298,8 +298,8 @@ impl Sender {
     }
 }
 
-/// Ends with the last [`Sender`], or when the other process is gone. Dropping the half then tells the
-/// other process that nothing will follow.
+/// The writing task. Ends with the last [`Sender`], or when the other process is gone. Dropping the half then
+/// ends the stream for the other process.
 async fn write_frames(socket: OwnedWriteHalf, mut outgoing: mpsc::Receiver<Outgoing>) {
     while let Some(next) = outgoing.recv().await {
         match next {
@@ -321,7 +321,7 @@ async fn write(socket: &UnixStream, mut bytes: &[u8], descriptors: &[OwnedFd]) -
         match socket.try_io(Interest::WRITABLE, || send(socket, bytes, &descriptors)) {
             Ok(n) => {
                 bytes.advance(n);
-                // They went with the first byte.
+                // Descriptors are sent with the first byte.
                 descriptors.clear();
             }
             Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}
@@ -345,20 +345,20 @@ fn send(socket: &UnixStream, bytes: &[u8], descriptors: &[BorrowedFd<'_>]) -> io
     )?)
 }
 
-/// The way in.
+/// The receiving half.
 #[derive(Debug)]
 pub(crate) struct Receiver {
     socket: OwnedReadHalf,
     input: BytesMut,
-    /// Came, and belong to frames that are not complete yet. Bounded: one read's worth per frame.
+    /// Descriptors received for frames that are not complete yet. Bounded: one read's worth per frame.
     descriptors: VecDeque<OwnedFd>,
 }
 
 impl Receiver {
-    /// The next thing the other process says. Cancel-safe.
+    /// The next frame. Cancel-safe.
     ///
     /// # Errors
-    /// [`WireError::Closed`] at the end of the conversation; anything else is the end, too.
+    /// [`WireError::Closed`] at the end of the stream; every other error ends the connection, too.
     pub(crate) async fn recv(&mut self) -> Result<Message, WireError> {
         loop {
             if let Some(message) = self.take()? {
@@ -370,7 +370,7 @@ impl Receiver {
                 Ok(0) => return Err(WireError::Cut),
                 Ok(_) => {}
                 Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}
-                // It went without reading all that was said.
+                // The other process exited with unread frames.
                 Err(e) if e.kind() == io::ErrorKind::ConnectionReset => return Err(WireError::Closed),
                 Err(e) => return Err(e.into()),
             }

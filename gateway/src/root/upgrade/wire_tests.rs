@@ -137,7 +137,7 @@ async fn what_is_too_much_is_not_sent() {
     ));
 }
 
-/// A newer binary's greeting may say more; what this one needs of it is its version.
+/// A newer binary's `Hello` may have further fields; this binary needs only the version.
 #[test]
 fn a_greeting_from_another_version_is_read() {
     let body = Bytes::from_static(br#"{"version": 7, "colour": "green"}"#);

@@ -1,4 +1,4 @@
-//! The corpus of HTTP/1 requests that could be smuggled, or are malformed: `tests/corpus/h1.txt` says how it reads.
+//! The corpus of smuggled and malformed HTTP/1 requests; `tests/corpus/h1.txt` describes its format.
 
 use std::io;
 
@@ -9,57 +9,43 @@ use sluice_tests::wait::{SOON, within};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
-use super::{Upstream, unescape};
+use super::{Case, Upstream, good_request, read, take_bytes, verify};
 use crate::{WEB, web};
 
-const CORPUS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/corpus/h1.txt");
-
-/// Fewer means that some were lost.
-const AT_LEAST: usize = 120;
-
 #[derive(Debug, Default)]
-struct Case {
+struct Http1Case {
     name: String,
     /// Statuses with the gateway's reasons.
     answers: Vec<(u16, Option<String>)>,
-    /// The connection ends after them.
+    /// The connection ends after the answers.
     closes: bool,
     upstream: Upstream,
     fin: bool,
     bytes: Vec<u8>,
 }
 
-fn parse(corpus: &str) -> Vec<Case> {
-    let mut cases: Vec<Case> = Vec::new();
-    for line in corpus.lines().filter(|l| !l.starts_with('#')) {
-        if let Some(name) = line.strip_prefix("== ") {
-            cases.push(Case {
-                name: name.to_owned(),
-                ..Case::default()
-            });
-            continue;
-        }
-        let Some(case) = cases.last_mut() else {
-            assert_eq!(line, "", "a line before the first case");
-            continue;
-        };
-        if let Some(bytes) = line.strip_prefix('>') {
-            case.bytes
-                .extend(unescape(bytes.strip_prefix(' ').unwrap_or(bytes)));
-            case.bytes.extend_from_slice(b"\r\n");
-        } else if let Some(bytes) = line.strip_prefix("+ ") {
-            case.bytes.extend(unescape(bytes));
-        } else if let Some((key, value)) = line.split_once(": ") {
-            case.set(key, value);
-        } else {
-            assert_eq!(line, "", "in {}", case.name);
+impl Case for Http1Case {
+    fn named(name: &str) -> Self {
+        Self {
+            name: name.to_owned(),
+            ..Self::default()
         }
     }
-    cases
+
+    fn name(&self) -> &str {
+        &self.name
+    }
+
+    fn line(&mut self, line: &str) -> bool {
+        take_bytes(line, &mut self.bytes)
+            || line
+                .split_once(": ")
+                .is_some_and(|(key, value)| self.set(key, value))
+    }
 }
 
-impl Case {
-    fn set(&mut self, key: &str, value: &str) {
+impl Http1Case {
+    fn set(&mut self, key: &str, value: &str) -> bool {
         match (key, value) {
             ("answer", value) => {
                 for word in value.split(' ') {
@@ -75,8 +61,9 @@ impl Case {
                 }
             }
             ("end", "fin") => self.fin = true,
-            _ => assert!(self.upstream.set(key, value), "{key}: {value} in {}", self.name),
+            _ => return self.upstream.set(key, value),
         }
+        true
     }
 
     async fn run(&self, gateway: &Gateway, backend: &Recorder) -> Result<(), String> {
@@ -110,10 +97,7 @@ impl Case {
                 other => return Err(format!("the connection is of no more use: {other:?}")),
             }
         }
-        let response = gateway.get(WEB, "/good").await;
-        if response.status != 200 {
-            return Err(format!("a good request gets {}", response.status));
-        }
+        good_request(gateway).await?;
         let own = 1 + usize::from(!self.closes);
         self.upstream.judge(what, own, backend).await
     }
@@ -123,7 +107,7 @@ impl Case {
 async fn ended(conn: H1) -> io::Result<()> {
     let (mut io, ahead) = conn.into_parts();
     let mut rest = ahead;
-    // A reset is an end as well: there may have been bytes that nobody wanted to read.
+    // A reset is an end as well: the gateway may have closed with unread bytes.
     let _ = io.read_to_end(&mut rest).await;
     match rest.is_empty() {
         true => Ok(()),
@@ -136,28 +120,14 @@ async fn ended(conn: H1) -> io::Result<()> {
 
 #[tokio::test]
 async fn every_case_gets_its_answer_and_the_backend_only_what_it_should() {
-    let cases = parse(&std::fs::read_to_string(CORPUS).expect("the corpus is there"));
-    assert!(cases.len() >= AT_LEAST, "only {} cases", cases.len());
+    let cases = read::<Http1Case>("h1.txt", 120);
     let backend = Recorder::start().await;
     let gateway = Gateway::start(&web(backend.addr())).await;
-    let mut wrong = Vec::new();
-    for case in &cases {
-        if let Err(why) = case.run(&gateway, &backend).await {
-            wrong.push(format!("{}: {why}", case.name));
-            backend.take();
-        }
-    }
-    assert!(
-        wrong.is_empty(),
-        "{} of {}:\n{}",
-        wrong.len(),
-        cases.len(),
-        wrong.join("\n")
-    );
-    assert_eq!(
-        gateway
-            .metric("sluice_connections_closed_total", &[("reason", "panicked")])
-            .await,
-        0.0
-    );
+    verify(&cases, &gateway, async |_, case| {
+        // Leftovers of a failed case must not count for the next one.
+        case.run(&gateway, &backend)
+            .await
+            .inspect_err(|_| _ = backend.take())
+    })
+    .await;
 }

@@ -1,20 +1,15 @@
-//! The corpus of HTTP/2 requests: `tests/corpus/h2.txt` says how it reads.
+//! The corpus of malformed HTTP/2 requests; `tests/corpus/h2.txt` describes its format.
 
 use sluice_tests::gateway::Gateway;
 use sluice_tests::h2_frames::{END_STREAM, Frames, Outcome, frame, headers, kind};
 use sluice_tests::recorder::Recorder;
 use sluice_tests::wait::{SOON, within};
 
-use super::{Upstream, unescape};
+use super::{Case, Upstream, good_request, read, unescape, verify};
 use crate::{WEB, web};
 
-const CORPUS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/corpus/h2.txt");
-
-/// Fewer means that some were lost.
-const AT_LEAST: usize = 90;
-
-#[derive(Debug)]
-struct Case {
+#[derive(Debug, Default)]
+struct Http2Case {
     name: String,
     answer: String,
     upstream: Upstream,
@@ -44,32 +39,22 @@ fn good(method: &str) -> Vec<(Vec<u8>, Vec<u8>)> {
     .into()
 }
 
-fn parse(corpus: &str) -> Vec<Case> {
-    let mut cases: Vec<Case> = Vec::new();
-    for line in corpus.lines().filter(|l| !l.starts_with('#')) {
-        if let Some(name) = line.strip_prefix("== ") {
-            cases.push(Case {
-                name: name.to_owned(),
-                answer: String::new(),
-                upstream: Upstream::default(),
-                steps: Vec::new(),
-            });
-            continue;
+impl Case for Http2Case {
+    fn named(name: &str) -> Self {
+        Self {
+            name: name.to_owned(),
+            ..Self::default()
         }
-        let Some(case) = cases.last_mut() else {
-            assert_eq!(line, "", "a line before the first case");
-            continue;
-        };
-        case.add(line);
     }
-    cases
-}
 
-impl Case {
-    fn add(&mut self, line: &str) {
+    fn name(&self) -> &str {
+        &self.name
+    }
+
+    fn line(&mut self, line: &str) -> bool {
         if let Some(field) = line.strip_prefix("  ") {
             let Some(Step::Headers { fields, .. }) = self.steps.last_mut() else {
-                panic!("a field without HEADERS in {}", self.name);
+                return false;
             };
             match field {
                 "{GET}" => fields.extend(good("GET")),
@@ -91,16 +76,18 @@ impl Case {
                 .map_or((false, rest), |text| (true, text));
             let data = unescape(text);
             self.steps.push(Step::Data { end, data });
-        } else if let Some((key, value)) = line.split_once(": ") {
-            match key {
-                "answer" => value.clone_into(&mut self.answer),
-                _ => assert!(self.upstream.set(key, value), "{line} in {}", self.name),
-            }
         } else {
-            assert_eq!(line, "", "in {}", self.name);
+            match line.split_once(": ") {
+                Some(("answer", answer)) => answer.clone_into(&mut self.answer),
+                Some((key, value)) => return self.upstream.set(key, value),
+                None => return false,
+            }
         }
+        true
     }
+}
 
+impl Http2Case {
     async fn run(&self, gateway: &Gateway, backend: &Recorder) -> Result<(), String> {
         let what = &*self.name;
         let mut conn = Frames::connect(gateway.addr())
@@ -113,8 +100,8 @@ impl Case {
                 Step::Data { end, data } => frame(kind::DATA, if *end { END_STREAM } else { 0 }, 1, data),
             });
         }
-        // In one piece, as far as the kernel takes it: what the gateway makes of one frame must not race with
-        // the next. It may have been refused before all was sent: the answer counts.
+        // In one write, as far as the kernel takes it: the reaction to one frame must not race with the next frame. The
+        // write may fail because of an early refusal: the answer counts.
         let _ = conn.send(&bytes).await;
         let outcome = within(what, SOON, conn.outcome(1)).await;
         if outcome.to_string() != self.answer {
@@ -129,37 +116,21 @@ impl Case {
                 return Err(format!("the connection is of no more use: {outcome}"));
             }
         }
-        let response = gateway.get(WEB, "/good").await;
-        if response.status != 200 {
-            return Err(format!("a good request gets {}", response.status));
-        }
+        good_request(gateway).await?;
         self.upstream.judge(what, own, backend).await
     }
 }
 
 #[tokio::test]
 async fn every_case_gets_its_answer_and_the_backend_only_what_it_should() {
-    let cases = parse(&std::fs::read_to_string(CORPUS).expect("the corpus is there"));
-    assert!(cases.len() >= AT_LEAST, "only {} cases", cases.len());
+    let cases = read::<Http2Case>("h2.txt", 90);
     let backend = Recorder::start().await;
     let gateway = Gateway::start(&web(backend.addr())).await;
-    let mut wrong = Vec::new();
-    for case in &cases {
-        if let Err(why) = case.run(&gateway, &backend).await {
-            wrong.push(format!("{}: {why}", case.name));
-            backend.take();
-        }
-    }
-    assert!(
-        wrong.is_empty(),
-        "{} of {}:\n{}",
-        wrong.len(),
-        cases.len(),
-        wrong.join("\n")
-    );
-    let panics = [("reason", "panicked")];
-    assert_eq!(
-        gateway.metric("sluice_connections_closed_total", &panics).await,
-        0.0
-    );
+    verify(&cases, &gateway, async |_, case| {
+        // Leftovers of a failed case must not count for the next one.
+        case.run(&gateway, &backend)
+            .await
+            .inspect_err(|_| _ = backend.take())
+    })
+    .await;
 }

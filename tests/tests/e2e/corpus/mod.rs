@@ -1,4 +1,5 @@
-//! Cases as data: what a client sends, what it must get, and what the backend must and must not have got.
+//! Table-driven tests from corpora: what a client sends, what the client must get, and what the backend must
+//! and must not have got.
 
 mod h1;
 mod h2;
@@ -6,20 +7,90 @@ mod responses;
 
 use std::time::Duration;
 
+use sluice_tests::gateway::Gateway;
 use sluice_tests::recorder::Recorder;
 use sluice_tests::wait::{SOON, wait_until};
 use tokio::time::timeout;
 
 use crate::WEB;
 
-/// How long a request that was begun and cut may take to show at the backend.
+/// One case of a corpus.
+trait Case: Sized {
+    fn named(name: &str) -> Self;
+
+    fn name(&self) -> &str;
+
+    /// Parses one non-empty line of the case. Returns false for an invalid line.
+    fn line(&mut self, line: &str) -> bool;
+}
+
+/// Reads `tests/corpus/{file}`: `== name` begins a case, `#` a comment. `at_least`: fewer cases mean that some
+/// were lost.
+fn read<C: Case>(file: &str, at_least: usize) -> Vec<C> {
+    let path = format!("{}/corpus/{file}", env!("CARGO_MANIFEST_DIR"));
+    let text = std::fs::read_to_string(path).expect("the corpus is there");
+    let mut cases: Vec<C> = Vec::new();
+    for line in text.lines().filter(|l| !l.starts_with('#')) {
+        if let Some(name) = line.strip_prefix("== ") {
+            cases.push(C::named(name));
+        } else if !line.is_empty() {
+            let case = cases.last_mut().expect("a case before its lines");
+            assert!(case.line(line), "{line} in {}", case.name());
+        }
+    }
+    assert!(cases.len() >= at_least, "only {} cases", cases.len());
+    cases
+}
+
+/// Runs all cases, so that one failure hides no other; panics with the list of failures.
+async fn verify<C: Case>(cases: &[C], gateway: &Gateway, run: impl AsyncFn(usize, &C) -> Result<(), String>) {
+    let mut wrong = Vec::new();
+    for (nth, case) in cases.iter().enumerate() {
+        if let Err(why) = run(nth, case).await {
+            wrong.push(format!("{}: {why}", case.name()));
+        }
+    }
+    assert!(
+        wrong.is_empty(),
+        "{} of {}:\n{}",
+        wrong.len(),
+        cases.len(),
+        wrong.join("\n")
+    );
+    let panics = [("reason", "panicked")];
+    let panicked = gateway.metric("sluice_connections_closed_total", &panics).await;
+    assert_eq!(panicked, 0.0);
+}
+
+/// Parses a line of bytes of an HTTP/1 message: `> ` with CRLF behind, `+ ` as they are. Returns false for other lines.
+fn take_bytes(line: &str, bytes: &mut Vec<u8>) -> bool {
+    if let Some(text) = line.strip_prefix('>') {
+        bytes.extend(unescape(text.strip_prefix(' ').unwrap_or(text)));
+        bytes.extend_from_slice(b"\r\n");
+    } else if let Some(text) = line.strip_prefix("+ ") {
+        bytes.extend(unescape(text));
+    } else {
+        return false;
+    }
+    true
+}
+
+/// Whether the gateway still serves others.
+async fn good_request(gateway: &Gateway) -> Result<(), String> {
+    match gateway.get(WEB, "/good").await.status {
+        200 => Ok(()),
+        status => Err(format!("a good request gets {status}")),
+    }
+}
+
+/// How long a cut-off request may take to arrive at the backend.
 const CUT_SHOWS: Duration = Duration::from_millis(300);
 
-/// What a case says of the backend.
+/// The expectations of a case for the backend.
 #[derive(Debug, Default)]
 struct Upstream {
     requests: usize,
-    /// Fewer are fine as well.
+    /// `requests` is an upper bound.
     at_most: bool,
     cut: bool,
     seen: Vec<String>,
@@ -27,7 +98,7 @@ struct Upstream {
 }
 
 impl Upstream {
-    /// Takes a line of a case; false when it says nothing of the backend.
+    /// Parses a key and value of a case; returns false for keys that do not concern the backend.
     fn set(&mut self, key: &str, value: &str) -> bool {
         match key {
             "upstream" => {
@@ -44,11 +115,11 @@ impl Upstream {
         true
     }
 
-    /// Compares what the backend got with what it should have: the case's requests and `own` good ones.
+    /// Compares the requests at the backend with the expected ones: those of the case and `own` good ones.
     async fn judge(&self, what: &str, own: usize, backend: &Recorder) -> Result<(), String> {
         let cut = || !backend.peek().cut.is_empty();
-        // Whether the backend sees the beginning depends on how early the gateway sees the fault; what it
-        // must not see is a whole request. Waited for, so that it is not taken for the next case's.
+        // Whether the beginning of the request arrives depends on how early the gateway sees the fault; a whole request
+        // must not arrive. Waited for, so that a beginning is not counted for the next case.
         if self.cut {
             let _ = timeout(CUT_SHOWS, wait_until(what, SOON, cut)).await;
         }

@@ -1,5 +1,5 @@
-//! Changes that a watch on the directory does not see: inotify(7) tells of what is done by way of that directory,
-//! on this machine, and of nothing else. Source: issue 8, row 4.
+//! Reloads without inotify events: inotify(7) reports only changes made through the watched directory, on this
+//! machine.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -12,10 +12,10 @@ use tempfile::TempDir;
 
 use crate::{WEB, web};
 
-/// Where the file itself can be watched.
+/// The limit where the file itself can be watched.
 const SEEN: Duration = Duration::from_secs(1);
 
-/// Where only looking helps.
+/// The limit where only polling helps.
 const LOOKED: Duration = Duration::from_secs(3);
 
 /// Two backends, and a place for files.
@@ -54,7 +54,7 @@ async fn served(gateway: &Gateway, want: &str, limit: Duration) {
     .await;
 }
 
-/// Mounts where only the gateway sees it.
+/// Bind-mounts in the gateway's mount namespace.
 fn mount_in(gateway: &Gateway, from: &Path, to: &Path) {
     let pid = gateway.pid().to_string();
     let mut nsenter = Command::new("nsenter");
@@ -156,14 +156,14 @@ async fn something_else_is_mounted_there() {
             let next = mounted.replace("etc", "next");
             mount_in(&gateway, &setup.path(&next), &setup.path(mounted));
             served(&gateway, "b", LOOKED).await;
-            // And it is watched from now on.
+            // The file is watched from now on.
             setup.write(file, &setup.a);
             served(&gateway, "a", LOOKED).await;
         }
     }
 }
 
-/// What looking finds broken is said once and seen getting well.
+/// A broken file found by polling is logged once, and its repair is noticed.
 #[tokio::test]
 async fn a_mount_of_something_broken_changes_nothing() {
     if !can_mount() {

@@ -1,12 +1,12 @@
-//! What keeps `sluice run` from running.
+//! The errors that end `sluice run` before it serves.
 
-/// Why the gateway cannot run, with the exit code that says so.
-pub(super) struct Failure {
+/// Why the gateway cannot run, with the exit code of the process.
+pub(super) struct StartupError {
     pub(super) code: u8,
     pub(super) message: String,
 }
 
-impl Failure {
+impl StartupError {
     /// The configuration was rejected.
     pub(super) fn rejected(message: impl ToString) -> Self {
         Self {
@@ -15,7 +15,7 @@ impl Failure {
         }
     }
 
-    /// It cannot start.
+    /// Binding, threads or the hand-over failed.
     pub(super) fn start(message: impl ToString) -> Self {
         Self {
             code: 2,

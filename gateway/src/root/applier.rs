@@ -1,4 +1,4 @@
-//! Whom a change concerns, in which order.
+//! Applies a change of the configuration to the running gateway: the order in which its parts learn of the change.
 
 use std::sync::Arc;
 
@@ -12,11 +12,11 @@ use sluice_gateway::observe::{Metrics, ReloadResult};
 use sluice_model::{Delta, Generation, RevisionId, Settings};
 use tokio::runtime::Handle;
 
-use super::observed::Plans;
+use super::admin_state::Plans;
 use super::upgrade::{Notifier, Table};
 
 /// The data plane, the scaler and the metrics, as the reconciler knows them.
-pub(super) struct Everybody {
+pub(super) struct Applier {
     pub(super) table: Arc<Table>,
     pub(super) edge: Arc<Edge>,
     pub(super) scale: ScaleHandle,
@@ -24,7 +24,7 @@ pub(super) struct Everybody {
     pub(super) metrics: Metrics,
     /// Published last.
     pub(super) settings: Arc<Settings>,
-    /// The edge could not be made what these want: the next change tries again.
+    /// Not every listener or certificate of the settings could be applied: the next change tries again.
     pub(super) edge_is_wrong: bool,
     pub(super) plans: Arc<Plans>,
     /// Where listeners accept.
@@ -32,8 +32,8 @@ pub(super) struct Everybody {
     pub(super) notify: Arc<Notifier>,
 }
 
-impl Everybody {
-    /// What cannot be had leaves the old listener or certificate in place, and is said.
+impl Applier {
+    /// Applies listeners and certificates. One that fails leaves the old one in place and is logged.
     fn apply_edge(&mut self) {
         let errors = self.runtime.block_on(self.edge.apply(&self.settings));
         self.edge_is_wrong = !errors.is_empty();
@@ -43,7 +43,7 @@ impl Everybody {
     }
 }
 
-impl Parties for Everybody {
+impl Parties for Applier {
     fn prepare(&mut self, next: &Settings, places: &[ListenerReference]) -> Result<(), Vec<String>> {
         let refused = self.runtime.block_on(self.edge.prebind(next));
         if refused.is_empty() {
@@ -58,7 +58,7 @@ impl Parties for Everybody {
 
     fn publish(&mut self, delta: &Delta) -> Result<Generation, String> {
         let generation = self.table.apply(delta).map_err(|e| e.to_string())?;
-        // Listeners and certificates are none of a service's business.
+        // Listeners and certificates do not depend on services.
         if self.edge_is_wrong || !Arc::ptr_eq(&self.settings, &delta.settings) {
             self.settings = Arc::clone(&delta.settings);
             self.apply_edge();
@@ -91,10 +91,10 @@ impl Parties for Everybody {
     }
 }
 
-/// The scaler as the autoscaler knows it.
-pub(super) struct Orders(pub(super) ScaleHandle);
+/// Adapts the scaler's handle to the autoscaler's output.
+pub(super) struct DesiredAdapter(pub(super) ScaleHandle);
 
-impl Desired for Orders {
+impl Desired for DesiredAdapter {
     fn set_desired(&self, revision: &RevisionId, desired: u32, reason: String) {
         self.0.set_desired(revision, desired, reason);
     }

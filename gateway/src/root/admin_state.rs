@@ -1,4 +1,4 @@
-//! The running gateway as its admin server sees it.
+//! The state of the running gateway that the admin API shows.
 
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
@@ -12,23 +12,18 @@ use serde_json::{Value, json};
 use sluice_control::autoscale::AutoscaleHandle;
 use sluice_control::plan::{Plan, PlanDelta, RevisionPlan, ScalerSpec};
 use sluice_control::scale::ScaleHandle;
-use sluice_gateway::admin::{
-    AdminState, BoundAddresses, Explain, ExplainQuery, Health, UpgradeError, Upgraded, redacted,
-};
+use sluice_gateway::admin::{AdminState, BoundAddresses, UpgradeError, Upgraded, redacted};
 use sluice_gateway::edge::{Drain, Edge};
-use sluice_gateway::explain::explain;
-use sluice_gateway::observe::{
-    EndpointCondition, EndpointLoad, ListenerCertificates, LoadView, Metrics, RevisionLoad,
-};
+use sluice_gateway::observe::{EndpointCondition, EndpointLoad, ListenerCertificates, Metrics, RevisionLoad};
 use sluice_gateway::registry::{LiveRevision, Registry, Snapshot};
 use sluice_gateway::throttle::{EndpointPhase, EndpointView};
 use sluice_model::{Demand, DemandSink, Generation, RevisionId, StatusSource};
 use tokio::sync::watch;
 
-use super::upgrade::Upgrades;
+use super::upgrade::UpgradeRequester;
 
-/// What health checks and the admin API ask.
-pub(super) struct Observed {
+/// Implements [`AdminState`] on both planes.
+pub(super) struct GatewayState {
     pub(super) registry: Arc<Registry>,
     pub(super) edge: Arc<Edge>,
     pub(super) scale: ScaleHandle,
@@ -38,7 +33,7 @@ pub(super) struct Observed {
     pub(super) admin: SocketAddr,
     pub(super) health: Option<SocketAddr>,
     pub(super) started: SystemTime,
-    pub(super) upgrades: Upgrades,
+    pub(super) upgrades: UpgradeRequester,
     /// Another process serves on these addresses.
     pub(super) handed_over: AtomicBool,
 }
@@ -59,18 +54,16 @@ impl Plans {
     }
 }
 
-impl Health for Observed {
+#[async_trait]
+impl AdminState for GatewayState {
     fn ready(&self) -> Result<Generation, &'static str> {
-        // A balancer that is still connected here asks about the address, which another process serves.
+        // A balancer's health check on an old connection is about the address, which another process serves.
         if *self.drain.borrow() != Drain::Serving && !self.handed_over.load(Ordering::SeqCst) {
             return Err("draining");
         }
         Ok(self.registry.reader().peek().generation)
     }
-}
 
-#[async_trait]
-impl AdminState for Observed {
     fn started(&self) -> SystemTime {
         self.started
     }
@@ -90,10 +83,6 @@ impl AdminState for Observed {
             admin: self.admin,
             health: self.health,
         }
-    }
-
-    fn loads(&self) -> &dyn LoadView {
-        self
     }
 
     fn status(&self) -> &dyn StatusSource {
@@ -120,42 +109,6 @@ impl AdminState for Observed {
         })
     }
 
-    fn explain(&self) -> &dyn Explain {
-        self
-    }
-}
-
-fn revision(plan: &RevisionPlan) -> Value {
-    let scaler = match &plan.scaler {
-        ScalerSpec::Process(process) => json!({
-            "process": {
-                "command": process.command,
-                "env": redacted(&process.env),
-                "workingDirectory": process.working_directory.display().to_string(),
-                "inheritEnv": process.inherit_env,
-            },
-        }),
-        // A webhook's URL may carry a token in path or query: its host is enough to know it by.
-        ScalerSpec::Webhook(webhook) => json!({
-            "webhook": {
-                "host": webhook.url.split("://").nth(1).and_then(|rest| rest.split(['/', '?', '@']).next()),
-                "headers": redacted(&webhook.headers),
-            },
-        }),
-    };
-    let policy = &plan.policy;
-    json!({
-        "scaler": scaler,
-        "minScale": policy.min_scale,
-        "maxScale": policy.max_scale,
-        "activationScale": policy.activation_scale,
-        "target": policy.target_value,
-        "window": format!("{:?}", policy.stable_window),
-        "reachable": plan.reachable,
-    })
-}
-
-impl LoadView for Observed {
     fn loads(&self) -> Vec<RevisionLoad> {
         let leaving = self.registry.leaving();
         let table = self.registry.reader().load();
@@ -178,7 +131,7 @@ impl LoadView for Observed {
         for live in leaving {
             let left = load(&live, true);
             match loads.entry(left.revision.clone()) {
-                // Its successor has its name: there is one series for both.
+                // A revision of the same name is configured again: there is one series for both.
                 Entry::Occupied(mut known) => {
                     let known = known.get_mut();
                     known.in_flight += left.in_flight;
@@ -227,7 +180,37 @@ impl LoadView for Observed {
     }
 }
 
-/// One endpoint that is not gone.
+fn revision(plan: &RevisionPlan) -> Value {
+    let scaler = match &plan.scaler {
+        ScalerSpec::Process(process) => json!({
+            "process": {
+                "command": process.command,
+                "env": redacted(&process.env),
+                "workingDirectory": process.working_directory.display().to_string(),
+                "inheritEnv": process.inherit_env,
+            },
+        }),
+        // A webhook's URL may contain a token in path or query; its host identifies the webhook well enough.
+        ScalerSpec::Webhook(webhook) => json!({
+            "webhook": {
+                "host": webhook.url.split("://").nth(1).and_then(|rest| rest.split(['/', '?', '@']).next()),
+                "headers": redacted(&webhook.headers),
+            },
+        }),
+    };
+    let policy = &plan.policy;
+    json!({
+        "scaler": scaler,
+        "minScale": policy.min_scale,
+        "maxScale": policy.max_scale,
+        "activationScale": policy.activation_scale,
+        "target": policy.target_value,
+        "window": format!("{:?}", policy.stable_window),
+        "reachable": plan.reachable,
+    })
+}
+
+/// The load of an endpoint; `None` for an endpoint that is gone.
 fn endpoint(view: EndpointView) -> Option<EndpointLoad> {
     let condition = match view.phase {
         EndpointPhase::Starting => EndpointCondition::Starting,
@@ -243,15 +226,8 @@ fn endpoint(view: EndpointView) -> Option<EndpointLoad> {
     })
 }
 
-impl Explain for Observed {
-    fn explain(&self, query: &ExplainQuery) -> Value {
-        let bound: Vec<SocketAddr> = self.edge.listeners().iter().map(|l| l.bound).collect();
-        explain(&self.table(), &bound, query)
-    }
-}
-
-/// Takes demand to everybody it concerns. The autoscaler comes later than the data plane that
-/// sends it; until then the scaler acts on demand alone.
+/// Routes demand to autoscaler and scaler. The autoscaler is built after the data plane, which sends demand; until
+/// then the scaler acts on demand alone.
 pub(super) struct DemandRouter {
     pub(super) scale: ScaleHandle,
     pub(super) autoscale: OnceLock<AutoscaleHandle>,

@@ -1,5 +1,5 @@
-//! An instance that looks ready and is not. Source: issue 8, row 14; which requests may be sent again is RFC 9110
-//! 9.2.2: idempotent ones, when the client's means are still at hand.
+//! Instances that look ready and are not. RFC 9110 9.2.2 says which requests may be sent again: idempotent ones whose
+//! body can still be replayed.
 
 use std::collections::HashMap;
 use std::path::Path;
@@ -13,11 +13,13 @@ use sluice_tests::wait::{SOON, within};
 
 use crate::WEB;
 
-/// Seconds from its first listen until an instance is what it looked like.
+/// Seconds from an instance's first listen until the instance is really ready.
 const MOMENTS: [&str; 5] = ["0.05", "0.1", "0.3", "0.8", "2.0"];
 
-/// For its first `unready` seconds it does something else than to answer. Then it answers, but not the first request for
-/// a target below `/once`: that one it reads and hangs up on. Notes every request it reads.
+const GOOD_PROBE: &str = "        readinessProbe: {httpGet: {path: /ready}}\n";
+
+/// An instance that misbehaves in one way for its first `unready` seconds. Afterwards it answers, except for the first
+/// request for a target below `/once`, after which it closes the connection. Every request read goes to `notes`.
 const APP: &str = r#"
 import os, socket, struct, sys, threading, time
 how, unready, open_for, notes = sys.argv[1], float(sys.argv[2]), float(sys.argv[3]), sys.argv[4]
@@ -84,8 +86,8 @@ while True:
         threading.Thread(target=serve, args=(c, early), daemon=True).start()
 "#;
 
-/// Says for `unready` seconds what no gateway can use: nothing, SETTINGS and that it goes, or that the preface was not
-/// what it expected. Then it is `sluice echo`, with a listener of its own.
+/// An HTTP/2 instance that ends every connection for `unready` seconds: at once, after the preface, with GOAWAY, or with
+/// a protocol error. Then it becomes `sluice echo`, with a listener of its own.
 const H2C: &str = r#"
 import os, socket, sys, time
 how, unready, sluice = sys.argv[1], float(sys.argv[2]), sys.argv[3]
@@ -149,8 +151,8 @@ async fn twenty(gateway: &Gateway) -> Vec<(String, H1Response)> {
     answers
 }
 
-/// A GET is answered whenever it comes. What may not be sent twice is answered, or it was on its way when the instance
-/// hung up, and says so. Nothing that was read is delivered twice.
+/// Asserts that each GET is served, that each POST is served or gets `upstream_error` because the instance closed during
+/// the request, and that no request is read twice.
 async fn every_request_is_answered(gateway: &Gateway, notes: Option<&Path>, case: &str) {
     let answers = twenty(gateway).await;
     let read = notes.map(|notes| {
@@ -175,7 +177,7 @@ async fn every_request_is_answered(gateway: &Gateway, notes: Option<&Path>, case
     }
 }
 
-/// With one that hangs up at once, resets, or closes its listener again, each for every moment.
+/// Runs the case for every moment.
 async fn for_every_moment(how: &str, open: &str) {
     for unready in MOMENTS {
         let dir = tempfile::tempdir().expect("a directory");
@@ -211,18 +213,27 @@ async fn a_listener_that_goes_and_comes_back_is_waited_for() {
     for_every_moment("refuse", "0.02").await;
 }
 
-/// Its probe says that all is well. What it reads meanwhile is sent again only where that does no harm.
+/// Each request of [`twenty`], its response, and how often the instance read the request. The probe of the instance
+/// always succeeds.
+async fn twenty_with_a_good_probe(how: &str, unready: &str) -> Vec<(String, H1Response, usize)> {
+    let dir = tempfile::tempdir().unwrap();
+    let notes = dir.path().join("notes");
+    let gateway = app(how, unready, "0", &notes, GOOD_PROBE).start().await;
+    let answers = twenty(&gateway).await;
+    let notes = std::fs::read_to_string(&notes).unwrap();
+    let read = |request: &str| notes.lines().filter(|line| *line == request).count();
+    let counted = answers.into_iter().map(|(request, answer)| {
+        let times = read(&request);
+        (request, answer, times)
+    });
+    counted.collect()
+}
+
+/// Only idempotent requests are sent again to an instance that closes connections before it is ready.
 #[tokio::test]
 async fn a_probe_that_succeeds_before_the_rest_does() {
-    let probe = "        readinessProbe: {httpGet: {path: /ready}}\n";
     for unready in ["0.05", "0.1", "0.3", "0.8"] {
-        let dir = tempfile::tempdir().unwrap();
-        let notes = dir.path().join("notes");
-        let gateway = app("hang up", unready, "0", &notes, probe).start().await;
-        let answers = twenty(&gateway).await;
-        let notes = std::fs::read_to_string(&notes).unwrap();
-        for (request, answer) in answers {
-            let times = notes.lines().filter(|line| *line == request).count();
+        for (request, answer, times) in twenty_with_a_good_probe("hang up", unready).await {
             let text = answer.text();
             if request.starts_with("GET") {
                 assert_eq!(answer.status, 200, "{unready}: {request}: {text}");
@@ -234,19 +245,12 @@ async fn a_probe_that_succeeds_before_the_rest_does() {
     }
 }
 
-/// An answer is an answer: the gateway sends nothing again because of its status.
+/// No request is sent again because of the status of its response.
 #[tokio::test]
 async fn a_503_of_an_instance_that_loads_is_passed_on() {
-    let probe = "        readinessProbe: {httpGet: {path: /ready}}\n";
-    let dir = tempfile::tempdir().unwrap();
-    let notes = dir.path().join("notes");
-    let gateway = app("busy", "0.3", "0", &notes, probe).start().await;
-    let answers = twenty(&gateway).await;
-    let notes = std::fs::read_to_string(&notes).unwrap();
-    for (request, answer) in answers {
+    for (request, answer, times) in twenty_with_a_good_probe("busy", "0.3").await {
         assert!(matches!(answer.status, 200 | 503), "{request}: {}", answer.text());
         assert_eq!(answer.reason(), None, "{request}");
-        let times = notes.lines().filter(|line| *line == request).count();
         assert_eq!(times, 1, "{request}");
     }
 }
@@ -270,14 +274,13 @@ async fn over_http2_a_connection_that_ends_in_the_preface_costs_nothing() {
     }
 }
 
-/// A program that speaks another protocol closes every connection, and waiting for it is of no use: five times it is
-/// believed that it starts, then it is a backend like others, which fails. The same for whoever comes next, at once.
+/// An instance that closes every connection is taken for a starting one five times, then for a failing backend. The next
+/// request fails at once.
 #[tokio::test]
 async fn what_hangs_up_for_good_fails_soon() {
     let dir = tempfile::tempdir().unwrap();
     let notes = dir.path().join("notes");
-    let probe = "        readinessProbe: {httpGet: {path: /ready}}\n";
-    let gateway = app("hang up", "3600", "0", &notes, probe).start().await;
+    let gateway = app("hang up", "3600", "0", &notes, GOOD_PROBE).start().await;
     for (target, most) in [("/first", 8), ("/next", 3)] {
         let answer = gateway.get(WEB, target).await;
         assert_eq!(answer.status, 502, "{}", answer.text());
@@ -292,7 +295,7 @@ async fn what_hangs_up_for_good_fails_soon() {
     assert!(next["queue_ms"].is_null(), "it was not held: {next}");
 }
 
-/// Nobody can tell whether the instance acted on what it read.
+/// Requests that were written are sent again only if they are idempotent and replayable.
 #[tokio::test]
 async fn what_was_written_goes_out_again_only_if_that_does_no_harm() {
     let dir = tempfile::tempdir().unwrap();

@@ -7,18 +7,18 @@ use super::stripes::Stripes;
 
 type Class = Box<[AtomicU64; 100]>;
 
-/// One counter per status 100 to 999 and one for 0, "no answer"; striped, as every request counts.
+/// One counter per status 100 to 999 and one for 0, "no answer"; striped by thread, as every request counts.
 #[derive(Debug, Default)]
-pub(super) struct Codes(Stripes<Stripe>);
+pub(super) struct StatusCodes(Stripes<Stripe>);
 
-/// A class of statuses takes memory once it occurs: a revision usually sees one or two.
+/// A class of statuses takes memory with its first request: a revision usually sees one or two classes.
 #[derive(Debug, Default)]
 struct Stripe {
     none: AtomicU64,
     classes: [OnceLock<Class>; 9],
 }
 
-impl Codes {
+impl StatusCodes {
     /// Counts one; a number that is no status counts as "no answer".
     pub(super) fn add(&self, code: u16) {
         let stripe = self.0.mine();
@@ -63,7 +63,7 @@ mod tests {
 
     #[test]
     fn every_number_has_its_place() {
-        let codes = Codes::default();
+        let codes = StatusCodes::default();
         for code in [0, 99, 100, 200, 200, 499, 999, 1000, u16::MAX] {
             codes.add(code);
         }
@@ -73,7 +73,7 @@ mod tests {
     }
     #[test]
     fn threads_add_up() {
-        let codes = Codes::default();
+        let codes = StatusCodes::default();
         std::thread::scope(|scope| {
             for _ in 0..8 {
                 scope.spawn(|| (0..1_000).for_each(|n| codes.add(if n % 10 == 0 { 503 } else { 200 })));

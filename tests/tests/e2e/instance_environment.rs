@@ -1,5 +1,5 @@
-//! What an instance gets of the gateway it is started by: what the gateway was started with (execve(2)), texts as they
-//! are written, and nothing that was meant for the gateway alone. Source: issue 8, rows 12 and 15.
+//! The environment of an instance: limits, umask and signals that the gateway was started with (execve(2)), texts as
+//! configured, and nothing that was meant for the gateway alone.
 
 use std::path::Path;
 use std::process::{Command, Stdio};
@@ -11,7 +11,7 @@ use sluice_tests::wait::{SOON, wait_for};
 use crate::WEB;
 use crate::cold_start::{exec_echo, shell_service};
 
-/// Writes down what it was given, and serves.
+/// A script that records its environment to files, and then serves.
 fn witness(dir: &Path) -> String {
     let to = |name: &str| dir.join(name).display().to_string();
     let script = format!(
@@ -77,7 +77,7 @@ async fn limits_mask_and_signals_are_those_that_the_gateway_was_started_with() {
     for name in ["NOTIFY_SOCKET", "WATCHDOG_USEC", "LISTEN_FDS", "LISTEN_PID"] {
         assert!(!env.contains(name), "{name} in {env}");
     }
-    // Listeners, clients and the supervisor's socket; what the gateway itself was given stays open in all of them.
+    // No listener, client or supervisor socket; descriptors that the gateway itself inherited stay open in instances.
     let fds = noted("fds");
     assert!(!fds.contains("socket:"), "{fds}");
 }
@@ -101,7 +101,7 @@ async fn the_limit_survives_an_upgrade() {
     );
 }
 
-/// A gateway that is not to be killed when memory runs out (proc_pid_oom_score_adj(5)) does not protect what fills it.
+/// A gateway that is protected from the OOM killer (proc_pid_oom_score_adj(5)) does not protect its instances.
 #[tokio::test]
 async fn protection_from_the_out_of_memory_killer_is_not_passed_on() {
     let line = "echo -500 > /proc/$$/oom_score_adj";
@@ -125,7 +125,7 @@ async fn protection_from_the_out_of_memory_killer_is_not_passed_on() {
         assert_eq!(gateway_has.unwrap().trim(), own);
         let env = noted(notes.path(), "env");
         let port = env.lines().find_map(|line| line.strip_prefix("PORT=")).unwrap();
-        // What the shell noted may be from before it was set.
+        // The shell may have read the file before the value was set.
         let pids = sluice_tests::process::with_marker(&format!("--port\0{port}\0--message"));
         assert!(!pids.is_empty());
         for pid in pids {
@@ -189,7 +189,7 @@ async fn what_is_escaped_reaches_the_instance_through_both_expansions() {
     assert_eq!(said, want);
 }
 
-/// The file's directory is no text of the file's.
+/// A directory's name is not a text of the config: no substitution in it.
 #[tokio::test]
 async fn a_directory_with_dollars_is_left_alone() {
     use std::os::unix::fs::PermissionsExt;
@@ -238,7 +238,7 @@ async fn the_gateways_own_port_in_a_command_is_warned_of() {
         .start()
         .await;
     assert!(!gateway.stderr().concat().contains("instance's own"));
-    // Not set it is a mistake, with the same way out.
+    // An unset variable is a mistake, with the same escape in the hint.
     let dir = tempfile::tempdir().unwrap();
     std::fs::write(dir.path().join("sluice.yaml"), config("${K_REVISION}")).unwrap();
     let done = sluice_in(dir.path(), &["check"]).await;

@@ -1,4 +1,4 @@
-//! What elasticity promises, shown with real processes and the real autoscaler.
+//! Autoscaling with real processes: no errors from zero to many and back, panic mode, a killed instance.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -19,7 +19,7 @@ use tokio::task::JoinHandle;
 use crate::WEB;
 use crate::cold_start::shell_service;
 
-/// From the last request to zero: the window, five seconds more, and a busy machine.
+/// The limit from the last request to zero: the window, five seconds more, and a margin for a busy machine.
 const TO_ZERO: Duration = Duration::from_secs(20);
 
 fn echo(delay: &str, more: &str) -> String {
@@ -45,7 +45,7 @@ async fn from_zero_to_many_and_back_and_again_without_one_error() {
         gateway.wait_ready_instances("web-a", 3.0, SOON).await;
         ramp.advance(30).await;
         ramp.stop().await.assert_clean();
-        // Now and then somebody comes while it shrinks.
+        // A request now and then during the scale-down.
         for _ in 0..3 {
             assert_eq!(gateway.get(WEB, "/").await.status, 200);
             quiet(Duration::from_millis(300)).await;
@@ -63,7 +63,7 @@ async fn from_zero_to_many_and_back_and_again_without_one_error() {
     assert!(gateway.metric("sluice_activations_total", &labels).await >= 3.0);
 }
 
-/// Answers 500 to whoever is not alone, and for ever after.
+/// A backend that responds 500 to concurrent requests, and to every request after the first concurrent one.
 const LONER: &str = r#"
 import http.server, os, sys, threading, time
 alone, shared = threading.Lock(), []
@@ -138,14 +138,14 @@ async fn a_panic_is_entered_and_left_and_says_why() {
         shown.contains("panic, ").then_some(shown)
     })
     .await;
-    // "1 → 4: panic, 40 in flight / target 7, max-scale", say.
+    // For example "1 → 4: panic, 40 in flight / target 7, max-scale".
     let (change, reason) = panic.split_once(": ").expect("a change and its reason");
     let (from, to) = change.split_once(" → ").expect("from and to");
     let number = |text: &str| text.parse::<u32>().expect("a number");
     assert!(number(from) < number(to) && number(to) <= 4, "{panic}");
     assert!(reason.contains(" in flight / target 7"), "{panic}");
     gateway.wait_ready_instances("web-a", 4.0, SOON).await;
-    // The last decision may be another one by now, of the same panic.
+    // The last decision may be a later one of the same panic.
     wait_for("`sluice status` shows it", SOON, async || {
         let told = sluice_in(gateway.dir(), &["status", "--admin", &admin]).await;
         (told.code == Some(0) && told.stdout.contains("panic, ")).then_some(())
@@ -164,7 +164,7 @@ async fn a_panic_is_entered_and_left_and_says_why() {
 }
 
 /// Two instances that each have one request, and six more that wait; then one of them is killed.
-/// Returns where it was, and the log of the eight.
+/// Returns the address of the killed one, and the log entries of the eight requests.
 async fn killed_while_serving(method: &'static str) -> (Value, Vec<Value>) {
     let more = "containerConcurrency: 1\nautoscaling: {minScale: 2, maxScale: 2}";
     let gateway = Gateway::start(&echo("400ms", more)).await;
@@ -201,7 +201,7 @@ async fn killed_while_serving(method: &'static str) -> (Value, Vec<Value>) {
 async fn a_killed_instance_loses_only_what_had_been_sent_to_it() {
     let (killed, log) = killed_while_serving("POST").await;
     let lost: Vec<_> = log.iter().filter(|entry| entry["status"] != 200).collect();
-    // The one that it served, and the one, if any, that the kernel took for it while it died.
+    // The request that the killed instance served, and at most one that its accept queue still took.
     assert!((1..=2).contains(&lost.len()), "{lost:?}");
     for entry in lost {
         assert_eq!(entry["reason"], "upstream_error");
@@ -211,7 +211,7 @@ async fn a_killed_instance_loses_only_what_had_been_sent_to_it() {
             "{entry}"
         );
     }
-    // What may be sent again is.
+    // Idempotent requests are retried.
     let (_, log) = killed_while_serving("GET").await;
     assert!(log.iter().all(|entry| entry["status"] == 200), "{log:?}");
 }

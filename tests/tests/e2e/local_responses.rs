@@ -1,4 +1,4 @@
-//! What every answer of the gateway's own has in common, and which request targets it takes.
+//! Local responses: fields that all responses of the gateway itself have, and which request targets are refused.
 
 use std::time::Duration;
 
@@ -263,7 +263,7 @@ fn fields(method: &str, host: &str, path: &[u8]) -> Vec<(Vec<u8>, Vec<u8>)> {
     .to_vec()
 }
 
-/// What may not stand in a request target: the rule of docs/protocols.md.
+/// Bytes that are refused in a request target: the rule of docs/protocols.md.
 const REFUSED: &[u8] = b"\"<>`#";
 
 /// Targets with this byte in path and query.
@@ -277,8 +277,7 @@ async fn start_with(up: Protocol) -> (WireBackend, Gateway) {
     (backend, gateway)
 }
 
-/// One rule for every byte of a target: it passes as it was sent, or is refused, whatever the protocol and wherever
-/// it stands.
+/// Every byte of a target is either passed on unchanged or refused, independent of protocol and position.
 async fn targets_over_http1(up: Protocol) {
     let (backend, gateway) = start_with(up).await;
     let mut faults = Vec::new();
@@ -316,7 +315,7 @@ async fn targets_over_http2(up: Protocol) {
             } else {
                 came == 1 && outcome == Outcome::Status(200)
             };
-            // A fragment is cut off where the field is decoded: nobody behind sees it.
+            // A fragment is cut off where the field is decoded, before the gateway sees it.
             if !fine && byte != b'#' {
                 faults.push(format!("{text}: {outcome} and came {came} times"));
             }
@@ -342,7 +341,7 @@ async fn one_rule_for_targets_h2_to_h2() {
     targets_over_http2(Protocol::Http2).await;
 }
 
-/// Percent-encoding is nobody's business on the way, right or wrong.
+/// Percent-encoding is passed on unchanged, valid or not.
 #[tokio::test]
 async fn percent_signs_pass_as_sent() {
     for up in Protocol::ALL {

@@ -1,5 +1,5 @@
-//! An answer that is given while a body still comes reaches a client that sends all before it reads
-//! (RFC 9112 9.6: a connection is not closed with unread bytes; RFC 9113 8.1: an early answer, then NO_ERROR).
+//! Early responses: a response that begins before the request's end reaches a client that sends everything before it
+//! reads (RFC 9112 9.6: a connection is not closed with unread bytes; RFC 9113 8.1: an early answer, then NO_ERROR).
 
 use std::time::Duration;
 
@@ -16,13 +16,13 @@ use crate::{WEB, web_with};
 /// A body that fits into the sockets' buffers.
 const SMALL: usize = 200 << 10;
 
-/// One that does not: the client's write ends only if somebody reads.
+/// A body that does not: the client's write ends only if somebody reads.
 const LARGE: usize = 8 << 20;
 
-/// One that fits into the window of a stream (RFC 9113 6.9.2), which is all that an HTTP/2 client can send unread.
+/// A body that fits into the window of a stream (RFC 9113 6.9.2), which is all that an HTTP/2 client can send unread.
 const WINDOW: usize = 60_000;
 
-/// What goes wrong while the body comes.
+/// The cause of the early response.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Case {
     /// `limits.maxBodyBytes` and Content-Length.
@@ -41,7 +41,7 @@ enum Case {
     Early(Protocol),
     /// The backend answers and ends its connection after the body.
     EarlyClose(Protocol),
-    /// The backend answers and is gone.
+    /// The backend answers and closes.
     EarlyGone(Protocol),
 }
 
@@ -84,7 +84,7 @@ impl Case {
         }
     }
 
-    /// Whether its slot has to be taken.
+    /// Whether the slot has to be taken before.
     fn waits(self) -> bool {
         matches!(self, QueueFull | QueueTimeout)
     }
@@ -98,7 +98,7 @@ impl Case {
     }
 }
 
-/// A gateway in which the case happens to the next request; the rest has to live as long.
+/// A gateway set up so that the case happens to the next request; the other values keep the set-up alive.
 struct Stage {
     gateway: Gateway,
     _wire: Option<WireBackend>,
@@ -125,7 +125,7 @@ async fn stage(case: Case) -> Stage {
     let addr = gateway.addr();
     let ask = || {
         tokio::spawn(async move {
-            // It is never answered.
+            // The request is never answered.
             let _ = h1::fetch(addr, &h1::get(WEB, "/")).await;
         })
     };
@@ -193,7 +193,7 @@ async fn over_http2(case: Case) {
     let mut pieces = pieces.chunks(10_000).peekable();
     while let Some(piece) = pieces.next() {
         let last = pieces.peek().is_none();
-        // One whose client stalls never ends.
+        // A request whose client stalls never ends.
         let flags = if last && case != TooSlow { END_STREAM } else { 0 };
         if !(last && case == TooSlow) {
             all.extend(frame(kind::DATA, flags, 1, piece));
@@ -212,7 +212,7 @@ async fn over_http2(case: Case) {
     })
     .await;
     assert_eq!(end.kind, kind::DATA, "{case:?}: the answer is whole: {end:?}");
-    // RFC 9113 5.4: what is wrong with a stream leaves the others alone.
+    // RFC 9113 5.4: a stream error does not affect other streams.
     frames
         .send(&h2_frames::request(3, "GET", "nobody.example.com", &[], true))
         .await

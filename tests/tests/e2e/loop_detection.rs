@@ -1,4 +1,4 @@
-//! Requests that lead back to the gateway: a count of passes tells a loop from a return.
+//! Loop detection: `X-Sluice-Hops` distinguishes a routing loop from a request that legitimately returns.
 
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
@@ -26,7 +26,7 @@ async fn a_backend_that_is_the_gateway_itself_is_a_508_after_a_few_passes() {
         })
         .await;
         let log = gateway.access_log();
-        // One connection for each pass, and one that is told.
+        // One connection for each pass, and one for the 508.
         assert_eq!(log.len(), passes + 1);
         let told = log.iter().filter(|entry| entry["reason"] == "loop").count();
         assert_eq!(told, 1, "{log:?}");
@@ -42,7 +42,7 @@ async fn a_backend_may_call_another_service_through_the_gateway() {
         let gateway = *gateway_at.lock().unwrap();
         async move {
             let (head, _) = read_head(&mut io).await?;
-            // With all fields that it got, as a tracing library passes them on.
+            // With all fields of the request, as a tracing library passes them on.
             let mut fields = Vec::new();
             for line in head.lines().skip(1) {
                 if let Some((name, value)) = line.split_once(": ")

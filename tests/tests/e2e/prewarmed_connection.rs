@@ -1,4 +1,4 @@
-//! The connection of the probe that finds an instance ready serves the first request.
+//! The pre-warmed connection: the readiness probe's connection serves the first request.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -20,7 +20,7 @@ use crate::webhook::{platform, service, status};
 
 const HTTP_PROBE: &str = "readinessProbe: {httpGet: {path: /healthz}}";
 
-/// A gateway whose platform has nothing to do: the backend listens already.
+/// A gateway with a webhook backend that already listens.
 async fn in_front_of(backend: std::net::SocketAddr, more: &str) -> (Gateway, HttpBackend) {
     let platform = platform(|_, _| status(202)).await;
     let gateway = Gateway::start(&service(&platform, Some(backend), more)).await;
@@ -38,7 +38,7 @@ async fn probe_and_first_request_are_one_connection() {
         for path in ["/first", "/second"] {
             let response = gateway.get(WEB, path).await;
             assert_eq!(response.status, 200, "{}", response.text());
-            // Logged means that the connection was given back; the response is there a moment before.
+            // The log line comes after the connection is returned to the pool; the response comes a moment before.
             let entry = gateway.wait_access_log(path, |e| e["path"] == path).await;
             assert_eq!(entry["attempts"], 1);
         }
@@ -90,7 +90,7 @@ async fn a_probes_connection_that_is_not_used_is_closed_before_another_is_made()
     assert_eq!(backend.connections(), 2);
 }
 
-/// Closes its first connection, `late` only when a request has come by it; serves the others.
+/// A backend that closes its first connection, `late` only after a request has come; serves all others.
 async fn fickle(late: bool) -> RawBackend {
     RawBackend::start(move |n, mut io: TcpStream| async move {
         if n == 0 && !late {
@@ -165,7 +165,7 @@ http.server.HTTPServer(("127.0.0.1", int(sys.argv[1])), Single).serve_forever()
         }
         assert!(start.elapsed() < SOON, "{probe} {method}: {:?}", start.elapsed());
         let entry = gateway.wait_access_log("the first", |e| e["status"] == 200).await;
-        // Of what is waited for here, Python's own start is the longest; four seconds are the pool's.
+        // The longest wait is for Python's own start; four seconds are the pool's idle timeout.
         let served = entry["upstream_ms"].as_f64().unwrap();
         assert!(
             served < Duration::from_secs(1).as_secs_f64() * 1e3,
