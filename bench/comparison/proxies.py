@@ -66,6 +66,12 @@ services:{"".join(services)}
     return [place.programs["sluice"], "run", place.write("sluice.yaml", config)], ports
 
 
+def sluice_two(place):
+    """Two data threads on the one CPU: what they cost each other. Tokio starts one for each CPU that it may use."""
+    command, ports = sluice(place)
+    return ["env", "TOKIO_WORKER_THREADS=2", *command], ports
+
+
 def nginx(place):
     ports = {"plain": free_port(), "tls": free_port(), "h2c": free_port()}
     locations = """
@@ -222,13 +228,19 @@ def pingora(place):
     return command, ports
 
 
-PROXIES = {"sluice": sluice, "nginx": nginx, "haproxy": haproxy, "envoy": envoy, "pingora": pingora}
+TWO = "sluice-two"
+PROXIES = {"sluice": sluice, "nginx": nginx, "haproxy": haproxy, "envoy": envoy, "pingora": pingora, TWO: sluice_two}
+# Without being asked for.
+USUAL = [name for name in PROXIES if name != TWO]
 # Debian's packages; the others are built here or given.
 PACKAGES = ("nginx", "haproxy")
 
 
 def launch(name, place):
     place.folder.mkdir(parents=True, exist_ok=True)
+    # Some write a file of the same name.
+    place.folder = place.folder / name
+    place.folder.mkdir(exist_ok=True)
     command, ports = PROXIES[name](place)
     return Proxy(name, command, ports, place.folder)
 
@@ -244,6 +256,7 @@ def versions(names, programs):
         "haproxy": lambda: said(["haproxy", "-v"], r"version (\S+)"),
         "envoy": lambda: said([programs["envoy"], "--version"], r"/(\d+\.\d+\.\d+)"),
         "sluice": lambda: said([programs["sluice"], "--version"], r"(\d\S*)"),
+        TWO: lambda: "with two data threads",
         "pingora": lambda: said(["cargo", "tree", "--locked", "-p", "pingora-proxy", "--depth", "0"], r"v(\d\S*)"),
     }
     return {name: of[name]() for name in names}

@@ -5,6 +5,8 @@ import statistics
 from scenarios import DIRECT, SCENARIOS
 
 REFERENCE = "haproxy"
+# Heading of what `compare` did not measure, at the end of the published page.
+OTHERS = "## Measured by other commands\n"
 # Below, what is counted is waking up and cold caches, or the generator's limit.
 BUSY = 0.9
 
@@ -106,7 +108,7 @@ def text(kept, plots):
     busy = [f"`{s}`: {n}" for s, found in kept["cpu"].items() for n, one in found.items() if one["utilisation"] < BUSY]
     yield "# Performance"
     yield ""
-    yield "Sluice next to other proxies, as `bench/compare` measured it. The file is written by that command."
+    yield "Sluice next to other proxies, as `bench/compare` measured it. That command writes the page but for its last section."
     yield ""
     yield f"- Machine: {machine['cpus']} × {machine['cpu']}, {machine['memory_gib']} GiB, Linux {machine['kernel']}"
     yield f"- Versions: {versions}; {about['rust']}"

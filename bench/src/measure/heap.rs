@@ -52,6 +52,9 @@ struct Holding {
     blocks: i64,
 }
 
+/// How long a gateway under valgrind may take to listen: five seconds of a CPU, which a busy machine gives late.
+const VALGRIND: Duration = Duration::from_secs(300);
+
 /// Frames that allocate for somebody else.
 const PLUMBING: [&str; 20] = [
     "malloc",
@@ -180,7 +183,7 @@ impl Profiled {
             None,
             &folder,
         )?;
-        child.listens(plain, client::LONG).await?;
+        child.listens(plain, VALGRIND).await?;
         Ok(Self {
             child,
             plain,

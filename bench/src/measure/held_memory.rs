@@ -269,7 +269,7 @@ pub(crate) async fn run(options: Options) -> Result<Report, Failure> {
                 Spread::text(over(|s| s.kernel.slab), 2),
             ]);
             if name == HELD {
-                let limit = if wire == Wire::H1 { 60.0 } else { 25.0 };
+                let limit = if wire == Wire::H1 { 16.0 } else { 10.0 };
                 report.budget(
                     &format!("RSS of a request held over {}", wire.name()),
                     previous,
