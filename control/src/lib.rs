@@ -9,6 +9,7 @@ pub mod autoscale;
 pub mod compile;
 pub mod config;
 pub mod index;
+mod parallel;
 pub mod plan;
 pub mod reconcile;
 pub mod scale;

@@ -2,13 +2,33 @@
 
 use std::sync::Arc;
 
+use crate::route::{Service, Visibility};
 use crate::table::Entry;
 
 /// Text that a slot holds itself. With it a slot is 64 bytes; derived hosts rarely have more.
 const INLINE: usize = 39;
 
-/// No tag.
-const UNTAGGED: u32 = u32::MAX;
+/// What [`RouteTable::find`](crate::RouteTable::find) has to know of a service before it needs the service: kept beside the
+/// host, so that a lookup reads that cache line and no other. The lower bits are the index of the tagged target.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Gist(u32);
+
+impl Gist {
+    /// It is for internal listeners.
+    const INTERNAL: u32 = 1 << 31;
+    /// It has routes.
+    const ROUTES: u32 = 1 << 30;
+    /// No tag.
+    const UNTAGGED: u32 = Self::ROUTES - 1;
+
+    fn of(service: &Service, tagged: Option<usize>) -> Self {
+        let tagged = tagged.and_then(|index| u32::try_from(index).ok());
+        let internal = service.visibility == Visibility::Internal;
+        let routes = !service.routes.is_empty();
+        let flags = u32::from(internal) * Self::INTERNAL + u32::from(routes) * Self::ROUTES;
+        Self(flags | tagged.unwrap_or(Self::UNTAGGED).min(Self::UNTAGGED))
+    }
+}
 
 /// A host's text.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -56,8 +76,7 @@ impl Text {
 #[repr(align(64))]
 struct Slot<L> {
     hash: u32,
-    /// The index of the tagged target.
-    tagged: u32,
+    gist: Gist,
     text: Text,
     /// `None` where the slot is free.
     entry: Option<Entry<L>>,
@@ -67,7 +86,7 @@ impl<L> Default for Slot<L> {
     fn default() -> Self {
         Self {
             hash: 0,
-            tagged: UNTAGGED,
+            gist: Gist(Gist::UNTAGGED),
             text: Text::Short([0; INLINE]),
             entry: None,
         }
@@ -78,8 +97,28 @@ impl<L> Default for Slot<L> {
 #[derive(Debug)]
 pub(crate) struct Claim<'t, L> {
     pub(crate) entry: &'t Entry<L>,
+    gist: Gist,
+}
+
+impl<L> Claim<'_, L> {
     /// The index of the tagged target, for a tag's host.
-    pub(crate) tagged: Option<usize>,
+    pub(crate) fn tagged(&self) -> Option<usize> {
+        let index = self.gist.0 & Gist::UNTAGGED;
+        (index != Gist::UNTAGGED).then_some(index as usize)
+    }
+
+    /// As the service's.
+    pub(crate) fn visibility(&self) -> Visibility {
+        match self.gist.0 & Gist::INTERNAL {
+            0 => Visibility::External,
+            _ => Visibility::Internal,
+        }
+    }
+
+    /// Whether the service has routes.
+    pub(crate) fn has_routes(&self) -> bool {
+        self.gist.0 & Gist::ROUTES != 0
+    }
 }
 
 /// Hosts whose hashes begin alike. Cloning shares the slots until one of both is changed.
@@ -110,7 +149,7 @@ impl<L> HostLeaf<L> {
         let slot = &self.slots[self.find(hash, host.as_bytes()).ok()?];
         Some(Claim {
             entry: slot.entry.as_ref()?,
-            tagged: (slot.tagged != UNTAGGED).then_some(slot.tagged as usize),
+            gist: slot.gist,
         })
     }
 
@@ -138,7 +177,7 @@ impl<L> HostLeaf<L> {
         self.slots.iter().filter_map(|slot| {
             let claim = Claim {
                 entry: slot.entry.as_ref()?,
-                tagged: (slot.tagged != UNTAGGED).then_some(slot.tagged as usize),
+                gist: slot.gist,
             };
             Some((slot.text.as_bytes(), claim))
         })
@@ -157,7 +196,7 @@ impl<L: Clone> HostLeaf<L> {
         let (Ok(at) | Err(at)) = self.find(hash, host.as_bytes());
         Arc::make_mut(&mut self.slots)[at] = Slot {
             hash: hash as u32,
-            tagged: tagged.map_or(UNTAGGED, |index| index as u32),
+            gist: Gist::of(&entry.service, tagged),
             text: Text::of(host),
             entry: Some(entry),
         };

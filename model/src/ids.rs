@@ -8,7 +8,7 @@ use crate::table::Entry;
 
 /// What has a name of two parts.
 pub(crate) trait Named {
-    type Id: Ord;
+    type Id: Eq;
 
     fn id(&self) -> &Self::Id;
 }
@@ -54,12 +54,21 @@ impl Parts for RevisionId {
 }
 
 /// A persistent map. Cloning shares everything, and a change copies one leaf: its values in the
-/// order of their ids.
+/// order of their ids' hashes.
+///
+/// Hashes stand beside the values, so that a search reads one array and only the id that it finds: ids are
+/// behind two pointers, and following these at each step of a search was half of building a large table.
 #[derive(Debug, Clone)]
 pub(crate) struct ById<V> {
     seed: Seed,
-    leaves: Shards<Arc<Vec<V>>>,
+    leaves: Shards<Arc<Vec<Hashed<V>>>>,
     len: usize,
+}
+
+#[derive(Debug, Clone)]
+struct Hashed<V> {
+    hash: u32,
+    value: V,
 }
 
 impl<V: Named + Clone> Default for ById<V> {
@@ -81,19 +90,20 @@ where
     }
 
     pub(crate) fn get(&self, id: &V::Id) -> Option<&V> {
-        let leaf = self.leaves.get(self.hash(id));
-        let at = leaf.binary_search_by(|value| value.id().cmp(id)).ok()?;
-        leaf.get(at)
+        let hash = self.hash(id);
+        let leaf = self.leaves.get(hash);
+        Some(&leaf[find(leaf, hash, id).ok()?].value)
     }
 
     /// Adds a value, in place of the one with its id.
     pub(crate) fn insert(&mut self, value: V) -> Option<V> {
         let hash = self.hash(value.id());
         let leaf = Arc::make_mut(self.leaves.get_mut(hash));
-        match leaf.binary_search_by(|other| other.id().cmp(value.id())) {
-            Ok(at) => Some(std::mem::replace(&mut leaf[at], value)),
+        match find(leaf, hash, value.id()) {
+            Ok(at) => Some(std::mem::replace(&mut leaf[at].value, value)),
             Err(at) => {
-                leaf.insert(at, value);
+                let hash = short(hash);
+                leaf.insert(at, Hashed { hash, value });
                 self.len += 1;
                 None
             }
@@ -101,21 +111,92 @@ where
     }
 
     pub(crate) fn remove(&mut self, id: &V::Id) -> Option<V> {
-        self.get(id)?;
         let hash = self.hash(id);
+        let at = find(self.leaves.get(hash), hash, id).ok()?;
         let leaf = Arc::make_mut(self.leaves.get_mut(hash));
-        let at = leaf.binary_search_by(|value| value.id().cmp(id)).ok()?;
         self.len -= 1;
-        Some(leaf.remove(at))
+        Some(leaf.remove(at).value)
     }
 
     /// All values, in no particular order.
     pub(crate) fn iter(&self) -> impl Iterator<Item = &V> {
-        self.leaves.iter().flat_map(|leaf| leaf.iter())
+        self.leaves
+            .iter()
+            .flat_map(|leaf| leaf.iter().map(|hashed| &hashed.value))
     }
 
     fn hash(&self, id: &V::Id) -> u64 {
         let (namespace, name) = id.parts();
         self.seed.hash(namespace.as_bytes()) ^ self.seed.hash(name.as_bytes()).rotate_left(23)
+    }
+}
+
+/// The part of a hash that orders a leaf: the other end than the one that chose it.
+fn short(hash: u64) -> u32 {
+    hash as u32
+}
+
+/// Where a value stands in a leaf, or would.
+fn find<V: Named>(leaf: &[Hashed<V>], hash: u64, id: &V::Id) -> Result<usize, usize> {
+    let hash = short(hash);
+    let first = leaf.partition_point(|hashed| hashed.hash < hash);
+    let alike = leaf[first..].iter().take_while(|hashed| hashed.hash == hash);
+    let at = alike.enumerate().find(|(_, hashed)| hashed.value.id() == id);
+    at.map(|(nth, _)| first + nth).ok_or(first)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[derive(Debug, Clone, PartialEq)]
+    struct Value(ServiceId, u32);
+
+    impl Named for Value {
+        type Id = ServiceId;
+
+        fn id(&self) -> &ServiceId {
+            &self.0
+        }
+    }
+
+    fn value(name: &str, says: u32) -> Value {
+        Value(ServiceId::parse("default", name).expect("a name"), says)
+    }
+
+    #[test]
+    fn ids_of_one_hash_are_told_apart() {
+        let leaf: Vec<_> = ["a", "b", "c"].map(|name| value(name, 0)).into();
+        let leaf: Vec<_> = leaf.into_iter().map(|value| Hashed { hash: 7, value }).collect();
+        for (at, hashed) in leaf.iter().enumerate() {
+            assert_eq!(find(&leaf, 7, hashed.value.id()), Ok(at));
+        }
+        assert_eq!(find(&leaf, 7, value("d", 0).id()), Err(0));
+        assert_eq!(find(&leaf, 8, leaf[0].value.id()), Err(3));
+        assert_eq!(find(&leaf, 6, leaf[0].value.id()), Err(0));
+    }
+
+    #[test]
+    fn a_copy_keeps_what_the_other_one_replaces_and_removes() {
+        let mut first = ById::default();
+        for nth in 0..5_000 {
+            assert_eq!(first.insert(value(&format!("s-{nth}"), nth)), None);
+        }
+        let mut next = first.clone();
+        assert_eq!(next.insert(value("s-7", 70)), Some(value("s-7", 7)));
+        assert_eq!(next.remove(value("s-8", 0).id()), Some(value("s-8", 8)));
+        assert_eq!(next.remove(value("s-8", 0).id()), None);
+        assert_eq!((first.len(), next.len()), (5_000, 4_999));
+        for nth in 0..5_000 {
+            let here = value(&format!("s-{nth}"), nth);
+            assert_eq!(first.get(here.id()), Some(&here));
+            let there = match nth {
+                7 => Some(value("s-7", 70)),
+                8 => None,
+                _ => Some(here.clone()),
+            };
+            assert_eq!(next.get(here.id()), there.as_ref());
+        }
+        assert_eq!(next.iter().count(), 4_999);
     }
 }

@@ -119,7 +119,8 @@ pub enum NotFound {
 
 /// Host → service. A persistent map: cloning shares everything, and a change copies what it touches.
 ///
-/// A lookup misses the cache twice, once for the host's slot and once for its service.
+/// A cold lookup misses the cache once, for the host's slot; once more, for its service, where that has routes, or a
+/// tag is asked for. Whoever picks a target reads the service in any case.
 ///
 /// **Invariant:** [`find`](Self::find) equals a linear scan over all patterns with exact before
 /// wildcard and the longer wildcard before the shorter (a property test).
@@ -206,16 +207,17 @@ impl<L: Clone> RouteTable<L> {
     ) -> Result<Found<'t, L>, NotFound> {
         let claim = self.claim(host).ok_or(NotFound::UnknownHost)?;
         let Entry { service, live } = claim.entry;
-        if !listener.may_serve(service.visibility) {
+        if !listener.may_serve(claim.visibility()) {
             return Err(NotFound::NotVisible);
         }
         let split = &service.split;
-        let tagged = match claim.tagged {
+        let tagged = match claim.tagged() {
             Some(index) => Some(&split.targets()[index]),
             None => tag.and_then(|tag| split.tagged(tag)),
         };
         let route = match tagged {
             Some(_) => None,
+            None if !claim.has_routes() => None,
             None => {
                 let mut routes = service.routes.iter().enumerate();
                 routes.find(|(_, route)| route.matches.matches(request))
@@ -249,7 +251,7 @@ impl<L: Clone> RouteTable<L> {
         exact.chain(wildcard).map(|(pattern, claim)| {
             let service = &claim.entry.service;
             let tag = claim
-                .tagged
+                .tagged()
                 .and_then(|index| service.split.targets()[index].tag.as_ref());
             (pattern, service, tag)
         })

@@ -12,6 +12,13 @@ const REMEMBERED: usize = 32;
 #[derive(Debug)]
 pub(crate) struct Shared<T>(VecDeque<Arc<T>>);
 
+// By hand: a derived one would ask the same of what is shared.
+impl<T> Clone for Shared<T> {
+    fn clone(&self) -> Self {
+        Self(self.0.clone())
+    }
+}
+
 impl<T> Default for Shared<T> {
     fn default() -> Self {
         Self(VecDeque::new())

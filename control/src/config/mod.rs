@@ -28,7 +28,7 @@ mod units;
 mod written;
 mod yaml;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 pub(crate) use autoscaling::{Globals, Scaling};
@@ -61,9 +61,9 @@ pub(crate) struct FileDraft {
 
 /// Reads one file. Never fails: mistakes are in the result, and compiling it finds the rest. `env`
 /// gives the value of a variable.
-pub(crate) fn decode_file(file: &SourceFile, env: Env<'_>) -> FileDraft {
+pub(crate) fn decode_file(path: &Path, text: &str, env: Env<'_>) -> FileDraft {
     let mut cx = Context::default();
-    let tree = yaml::parse(file, env, &mut cx.diagnostics);
+    let tree = yaml::parse(path, text, env, &mut cx.diagnostics);
     let roots = mappings(&tree, &mut cx);
     let whole = roots.first().cloned().unwrap_or_else(nothing);
     let mut object = Object::new(whole, &roots, &mut cx);
@@ -87,7 +87,7 @@ pub(crate) fn ground(files: &[SourceFile], has_services: bool, env: Env<'_>) -> 
     for file in files {
         // What is wrong with the file itself was told with its services.
         let mut told = Context::default();
-        let tree = yaml::parse(file, env, &mut told.diagnostics);
+        let tree = yaml::parse(&file.path, &file.text, env, &mut told.diagnostics);
         roots.extend(mappings(&tree, &mut told));
     }
     let whole = roots.first().cloned().unwrap_or_else(nothing);
@@ -101,8 +101,8 @@ pub(crate) fn ground(files: &[SourceFile], has_services: bool, env: Env<'_>) -> 
     (draft, cx.diagnostics)
 }
 
-/// Gives the value of a variable.
-pub type Env<'e> = &'e dyn Fn(&str) -> Option<String>;
+/// Gives the value of a variable, to several threads at once.
+pub type Env<'e> = &'e (dyn Fn(&str) -> Option<String> + Sync);
 
 /// The roots of a file's documents.
 fn mappings(tree: &Arc<Tree>, cx: &mut Context) -> Vec<Spot> {
@@ -126,7 +126,6 @@ fn mappings(tree: &Arc<Tree>, cx: &mut Context) -> Vec<Spot> {
 fn nothing() -> Spot {
     let tree = Tree {
         file: PathBuf::new(),
-        directory: PathBuf::new(),
         nodes: vec![Node {
             line: 0,
             column: 0,

@@ -336,7 +336,7 @@ const PROCESS: Record<ProcessSpec> = Record {
                     "Relative to this file, whose directory is the default.",
                     FILE,
                 )
-                .unwrap_or_else(|| o.at.directory().to_owned()),
+                .unwrap_or_else(|| o.at.directory()),
             inherit_env: o.or(
                 "inheritEnv",
                 "Whether the gateway's own variables are passed on.",

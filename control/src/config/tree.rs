@@ -66,8 +66,6 @@ pub(super) struct Node {
 pub(super) struct Tree {
     /// As it was named.
     pub(super) file: PathBuf,
-    /// What relative paths in it are relative to; absolute.
-    pub(super) directory: PathBuf,
     pub(super) nodes: Vec<Node>,
     /// One for each document in the file.
     pub(super) roots: Vec<NodeId>,
@@ -107,9 +105,12 @@ impl Spot {
         Self::new(&self.tree, node)
     }
 
-    /// What relative paths are relative to.
-    pub(super) fn directory(&self) -> &Path {
-        &self.tree.directory
+    /// What relative paths are relative to. Absolute, so that what is started later does not depend on where
+    /// the gateway was started.
+    pub(super) fn directory(&self) -> PathBuf {
+        let file = &self.tree.file;
+        let absolute = std::path::absolute(file).unwrap_or_else(|_| file.clone());
+        absolute.parent().unwrap_or_else(|| Path::new("/")).to_owned()
     }
 
     /// Where it stands.

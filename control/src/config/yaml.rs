@@ -6,7 +6,6 @@ use std::sync::Arc;
 
 use granit_parser::{Event, Parser, ScalarStyle, ScanError, Span, Tag};
 
-use super::SourceFile;
 use super::diagnostic::{Diagnostic, Diagnostics, Place, Severity};
 use super::expand::{Again, expand};
 use super::tree::{Content, Node, NodeId, Scalar, Segment, Spot, Tree};
@@ -23,14 +22,14 @@ const MAX_ALIASED: usize = 200_000;
 /// Parses one file. A file with a syntax error has no documents: what was read of it would only
 /// be complained about for what is missing.
 pub(super) fn parse(
-    file: &SourceFile,
+    path: &Path,
+    text: &str,
     env: &dyn Fn(&str) -> Option<String>,
     diagnostics: &mut Diagnostics,
 ) -> Arc<Tree> {
     let mut builder = Builder {
         tree: Tree {
-            file: file.path.clone(),
-            directory: directory(&file.path),
+            file: path.to_owned(),
             nodes: Vec::new(),
             roots: Vec::new(),
         },
@@ -40,7 +39,7 @@ pub(super) fn parse(
         env,
         found: Vec::new(),
     };
-    if let Err(fatal) = builder.run(&file.text) {
+    if let Err(fatal) = builder.run(text) {
         diagnostics.push(*fatal);
         builder.tree.roots.clear();
         builder.found.clear();
@@ -52,12 +51,6 @@ pub(super) fn parse(
         diagnostics.push(diagnostic);
     }
     tree
-}
-
-/// Absolute, so that what is started later does not depend on where the gateway was started.
-fn directory(file: &Path) -> std::path::PathBuf {
-    let absolute = std::path::absolute(file).unwrap_or_else(|_| file.to_owned());
-    absolute.parent().unwrap_or_else(|| Path::new("/")).to_owned()
 }
 
 /// A mistake after which nothing of the file can be used.

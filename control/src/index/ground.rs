@@ -13,6 +13,8 @@ pub(super) struct Ground {
     pub(super) is_stale: bool,
     had_services: bool,
     other_domain: bool,
+    /// How often something became another that services are compiled by.
+    version: u64,
     /// It is another set's, which says what it is.
     is_given: bool,
 }
@@ -26,6 +28,7 @@ impl Default for Ground {
             is_stale: false,
             had_services: false,
             other_domain: false,
+            version: 0,
             is_given: false,
         }
     }
@@ -38,6 +41,11 @@ impl Ground {
 
     pub(super) fn domain(&self) -> &str {
         &self.draft.settings.domain
+    }
+
+    /// Services that were compiled by the same version were compiled by the same.
+    pub(super) fn version(&self) -> u64 {
+        self.version
     }
 
     pub(super) fn diagnostics(&self) -> &Diagnostics {
@@ -76,9 +84,11 @@ impl Ground {
         let before = std::mem::replace(&mut self.draft, draft);
         let other_domain = before.settings.domain != self.draft.settings.domain;
         self.other_domain |= other_domain;
-        other_domain
+        let is_other = other_domain
             || before.autoscaling != self.draft.autoscaling
-            || serves_internal(&before) != serves_internal(&self.draft)
+            || serves_internal(&before) != serves_internal(&self.draft);
+        self.version += u64::from(is_other);
+        is_other
     }
 
     /// Whether the domain is another than when this was asked last: hosts are other ones then.

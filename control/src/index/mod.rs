@@ -13,25 +13,29 @@
 //! **Invariant:** any sequence of events gives the services, plans and diagnostics that applying the
 //! last state of all objects to an empty index gives (a property test). Pure: no clock, no I/O.
 
+mod changes;
 mod ground;
 mod publish;
+mod read;
 mod sets;
 mod wants;
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
-use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::path::PathBuf;
+use std::collections::hash_map::Entry;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
 use sluice_model::RevisionSettings;
 
-use crate::compile::{FileReference, ListenerReference, Piece, Shared, compile};
-use crate::config::{Context, Diagnostic, Diagnostics, Draft, Env, FileDraft, SourceFile, decode_file};
+use crate::compile::{FileReference, ListenerReference, Piece, Shared};
+use crate::config::{Diagnostics, Draft, Env, SourceFile};
+use crate::parallel::{map_in_order, workers};
 use crate::source::{Event, ObjectKey};
 
+use changes::Listed;
 use ground::Ground;
 use publish::Base;
 pub use publish::Step;
+use read::{Compiled, Content, Form, Read, compile_together, decode, read};
 pub use sets::{SetId, Sets};
 use wants::Wants;
 
@@ -69,7 +73,7 @@ pub struct Index {
     policy: Policy,
     units: Vec<Option<Unit>>,
     free: Vec<UnitId>,
-    by_key: BTreeMap<ObjectKey, UnitId>,
+    by_key: HashMap<ObjectKey, UnitId>,
     wants: Wants,
     ground: Ground,
     /// How many objects have the key `services`.
@@ -86,7 +90,7 @@ pub struct Index {
     /// What deleted objects had published.
     orphans: Vec<Piece>,
     /// The objects of a list that is being read again: whatever is not in it is deleted at its end.
-    listed: Option<HashSet<ObjectKey>>,
+    listed: Option<Listed>,
     /// What was published last of what holds for all.
     base: Option<Base>,
     /// What is published, counted.
@@ -103,7 +107,7 @@ impl Index {
             policy,
             units: Vec::new(),
             free: Vec::new(),
-            by_key: BTreeMap::new(),
+            by_key: HashMap::new(),
             wants: Wants::default(),
             ground: Ground::default(),
             with_services: 0,
@@ -124,39 +128,29 @@ impl Index {
     /// Takes in what a source says and compiles what that touches. `env` gives the value of a variable.
     /// Returns whether any object says something else than before.
     pub fn apply(&mut self, events: impl IntoIterator<Item = Event>, env: Env<'_>) -> bool {
-        self.apply_with(events, env, &mut |_, _| {})
+        // On one thread: the others have requests to serve.
+        self.apply_on(1, events, env, &mut |_, _| {})
     }
 
-    /// [`apply`](Self::apply), which says now and then how many objects of how many it has read.
-    pub fn apply_with(
+    /// [`apply`](Self::apply) on all cores, for whoever has nothing else to do; says now and then how many objects of how
+    /// many it has read.
+    pub fn apply_first(
         &mut self,
         events: impl IntoIterator<Item = Event>,
         env: Env<'_>,
         progress: &mut dyn FnMut(usize, usize),
     ) -> bool {
-        let mut changes: BTreeMap<ObjectKey, Option<Arc<str>>> = BTreeMap::new();
-        for event in events {
-            match event {
-                Event::Init => self.listed = Some(HashSet::new()),
-                Event::Apply(key, content) => {
-                    if let Some(listed) = &mut self.listed {
-                        listed.insert(key.clone());
-                    }
-                    changes.insert(key, Some(content));
-                }
-                Event::Delete(key) => _ = changes.insert(key, None),
-                Event::Touched => {}
-                Event::InitDone => {
-                    let listed = self.listed.take().unwrap_or_default();
-                    let gone = self.by_key.keys().filter(|key| !listed.contains(*key));
-                    changes.extend(gone.map(|key| (key.clone(), None)));
-                }
-            }
-        }
-        changes.retain(|key, content| {
-            let known = self.by_key.get(key).and_then(|id| self.unit(*id));
-            known.map(|unit| &*unit.content) != content.as_deref()
-        });
+        self.apply_on(workers(), events, env, progress)
+    }
+
+    fn apply_on(
+        &mut self,
+        workers: usize,
+        events: impl IntoIterator<Item = Event>,
+        env: Env<'_>,
+        progress: &mut dyn FnMut(usize, usize),
+    ) -> bool {
+        let changes = self.changes(events);
         if changes.is_empty() {
             return false;
         }
@@ -165,31 +159,65 @@ impl Index {
             .into_iter()
             .partition(|(_, content)| content.as_deref().is_some_and(ground::may_have_others));
         let (mut done, all) = (0, first.len() + rest.len());
-        for changes in [first, rest] {
-            let mut changes = changes.into_iter();
-            loop {
-                // Drafts take memory: some at a time.
-                let some: Vec<_> = changes.by_ref().take(DRAFTS).collect();
-                if some.is_empty() {
-                    break;
-                }
-                done += some.len();
-                self.apply_some(some, env);
-                progress(done, all);
-            }
+        for (changes, alone, at_once) in [(first, false, DRAFTS), (rest, true, COMPILED)] {
+            // By what held when the threads began. Should it change, what they read is read again.
+            let (ground, version) = (self.ground.draft().clone(), self.ground.version());
+            let settings = self.settings.clone();
+            let mut some = Vec::new();
+            let mut left = changes.len();
+            map_in_order(
+                changes,
+                workers,
+                || settings.clone(),
+                |settings, (key, content): (ObjectKey, Content)| {
+                    let said = content.as_deref();
+                    let read = said.map(|said| read(&key, said, alone, &ground, settings, env));
+                    (key, content, read)
+                },
+                |change| {
+                    some.push(change);
+                    left -= 1;
+                    if some.len() == at_once || left == 0 {
+                        done += some.len();
+                        self.apply_some(std::mem::take(&mut some), version, env);
+                        progress(done, all);
+                    }
+                },
+            );
         }
         true
     }
 
-    fn apply_some(&mut self, changes: Vec<(ObjectKey, Option<Arc<str>>)>, env: Env<'_>) {
-        let mut drafts: HashMap<UnitId, FileDraft> = HashMap::new();
+    /// Takes in objects that were read by this version of what holds for all.
+    fn apply_some(&mut self, changes: Vec<(ObjectKey, Content, Option<Read>)>, version: u64, env: Env<'_>) {
+        let mut forms: HashMap<UnitId, Form> = HashMap::new();
         let mut touched: BTreeSet<UnitId> = BTreeSet::new();
-        for (key, content) in changes {
+        for (key, content, said) in changes {
             self.forget(&key, &mut touched, content.is_none());
-            let Some(content) = content else { continue };
-            let draft = decode(&key, &content, env);
-            let id = self.remember(key, content, &draft, &mut touched);
-            drafts.insert(id, draft);
+            let (Some(content), Some(mut said)) = (content, said) else {
+                continue;
+            };
+            if version != self.ground.version() {
+                let ground = self.ground.draft();
+                match &said.form {
+                    Form::Draft(draft) => said.wants = wants::of(self.ground.domain(), draft),
+                    Form::Compiled(_) => said = read(&key, &content, true, ground, &mut self.settings, env),
+                }
+            }
+            let id = self.remember(
+                key,
+                content,
+                said.wants,
+                said.has_services,
+                said.has_others,
+                &mut touched,
+            );
+            if !said.files.is_empty()
+                && let Some(unit) = self.unit(id)
+            {
+                self.files.insert(unit.key.clone(), said.files);
+            }
+            forms.insert(id, said.form);
         }
         let (units, by_key) = (&self.units, &self.by_key);
         let is_other = self.ground.refresh(
@@ -199,9 +227,10 @@ impl Index {
             env,
         );
         if is_other {
-            self.compile_all(drafts, env);
+            forms.retain(|_, form| matches!(form, Form::Draft(_)));
+            self.compile_all(forms, env);
         } else {
-            self.compile_touched(touched, drafts, env);
+            self.compile_touched(touched, forms, env);
         }
     }
 
@@ -237,43 +266,34 @@ impl Index {
         &mut self,
         key: ObjectKey,
         content: Arc<str>,
-        draft: &FileDraft,
+        wants: Vec<u64>,
+        has_services: bool,
+        has_others: bool,
         touched: &mut BTreeSet<UnitId>,
     ) -> UnitId {
-        let id = match self.by_key.get(&key) {
-            Some(id) => *id,
-            None => {
-                let id = self.free.pop().unwrap_or_else(|| {
-                    self.units.push(None);
-                    u32::try_from(self.units.len() - 1).unwrap_or(u32::MAX)
-                });
-                self.by_key.insert(key.clone(), id);
-                id
-            }
+        let id = match self.by_key.entry(key.clone()) {
+            Entry::Occupied(known) => *known.get(),
+            Entry::Vacant(new) => *new.insert(self.free.pop().unwrap_or_else(|| {
+                self.units.push(None);
+                u32::try_from(self.units.len() - 1).unwrap_or(u32::MAX)
+            })),
         };
-        let wants = wants::of(self.ground.domain(), draft);
         for want in &wants {
             self.wants.add(*want, id, touched);
         }
         touched.insert(id);
-        self.with_services += usize::from(draft.has_services);
-        if draft.has_others {
+        self.with_services += usize::from(has_services);
+        if has_others {
             self.ground.is_stale = true;
             self.with_others.insert(key.clone());
-        }
-        let revisions = draft.services.iter().flat_map(|service| &service.revisions);
-        let files = revisions.flat_map(|revision| &revision.tls_files);
-        let files: Box<[_]> = files.map(FileReference::new).collect();
-        if !files.is_empty() {
-            self.files.insert(key.clone(), files);
         }
         let slot = &mut self.units[id as usize];
         let published = slot.take().map(|unit| unit.published).unwrap_or_default();
         *slot = Some(Unit {
             key,
             content,
-            has_services: draft.has_services,
-            has_others: draft.has_others,
+            has_services,
+            has_others,
             wants: wants.into(),
             published,
         });
@@ -281,12 +301,7 @@ impl Index {
     }
 
     /// Compiles these and all who want the same, transitively.
-    fn compile_touched(
-        &mut self,
-        touched: BTreeSet<UnitId>,
-        mut drafts: HashMap<UnitId, FileDraft>,
-        env: Env<'_>,
-    ) {
+    fn compile_touched(&mut self, touched: BTreeSet<UnitId>, forms: HashMap<UnitId, Form>, env: Env<'_>) {
         let mut group = BTreeSet::new();
         let mut next: Vec<UnitId> = touched.into_iter().collect();
         while let Some(id) = next.pop() {
@@ -296,21 +311,21 @@ impl Index {
                 next.extend(others.filter(|other| !group.contains(other)));
             }
         }
-        self.compile_group(group, &mut drafts, env);
+        self.compile_group(group, forms, env);
     }
 
     /// Compiles everything again: what holds for all has changed.
-    fn compile_all(&mut self, mut drafts: HashMap<UnitId, FileDraft>, env: Env<'_>) {
-        let ids: Vec<UnitId> = self.by_key.values().copied().collect();
+    fn compile_all(&mut self, forms: HashMap<UnitId, Form>, env: Env<'_>) {
+        let ids: BTreeSet<UnitId> = self.by_key.values().copied().collect();
         if self.ground.take_other_domain() {
             self.wants = Wants::default();
             let mut unheard = BTreeSet::new();
             for &id in &ids {
                 let Some(unit) = self.unit(id) else { continue };
                 let decoded;
-                let draft = match drafts.get(&id) {
-                    Some(draft) => draft,
-                    None => {
+                let draft = match forms.get(&id) {
+                    Some(Form::Draft(draft)) => draft,
+                    _ => {
                         decoded = decode(&unit.key, &unit.content, env);
                         &decoded
                     }
@@ -324,7 +339,7 @@ impl Index {
                 }
             }
         }
-        self.compile_group(ids.into_iter().collect(), &mut drafts, env);
+        self.compile_group(ids, forms, env);
     }
 
     /// Compiles everything by what holds for another set of objects, from now on.
@@ -335,77 +350,51 @@ impl Index {
     }
 
     /// Compiles a set of objects that nobody outside of it shares a want with.
-    fn compile_group(
-        &mut self,
-        group: BTreeSet<UnitId>,
-        drafts: &mut HashMap<UnitId, FileDraft>,
-        env: Env<'_>,
-    ) {
+    fn compile_group(&mut self, group: BTreeSet<UnitId>, mut forms: HashMap<UnitId, Form>, env: Env<'_>) {
         // Whoever shares nothing with anybody is compiled alone, and its draft let go of.
         let (alone, together): (Vec<UnitId>, Vec<UnitId>) = group.into_iter().partition(|id| {
             let wants = self.unit(*id).map(|unit| &*unit.wants).unwrap_or_default();
             wants.iter().all(|want| !self.wants.is_shared(*want))
         });
         for id in alone {
-            self.compile_units(&[id], drafts, env);
+            match forms.remove(&id) {
+                Some(Form::Compiled(compiled)) => self.take(id, compiled),
+                Some(draft) => self.compile_units(&[id], &mut HashMap::from([(id, draft)]), env),
+                None => self.compile_units(&[id], &mut HashMap::new(), env),
+            }
         }
         if !together.is_empty() {
             let mut together = together;
             together.sort_by(|a, b| self.key(*a).cmp(&self.key(*b)));
-            self.compile_units(&together, drafts, env);
+            self.compile_units(&together, &mut forms, env);
         }
     }
 
-    fn compile_units(&mut self, ids: &[UnitId], drafts: &mut HashMap<UnitId, FileDraft>, env: Env<'_>) {
-        let mut all = Diagnostics::default();
-        let mut services = Vec::new();
-        let mut counts = Vec::with_capacity(ids.len());
-        for id in ids {
-            let known = drafts.remove(id);
-            let draft = known.or_else(|| self.unit(*id).map(|unit| decode(&unit.key, &unit.content, env)));
-            let Some(draft) = draft else {
-                counts.push(0);
-                continue;
+    fn compile_units(&mut self, ids: &[UnitId], forms: &mut HashMap<UnitId, Form>, env: Env<'_>) {
+        let units = &self.units;
+        let units = ids.iter().filter_map(|id| {
+            let unit = units.get(*id as usize)?.as_ref()?;
+            let draft = match forms.remove(id) {
+                Some(Form::Draft(draft)) => draft,
+                _ => decode(&unit.key, &unit.content, env),
             };
-            all.append(draft.diagnostics);
-            counts.push(draft.services.len());
-            services.extend(draft.services);
+            Some((*id, (&unit.key, draft)))
+        });
+        let (ids, objects): (Vec<UnitId>, Vec<_>) = units.unzip();
+        let compiled = compile_together(objects, self.ground.draft(), &mut self.settings);
+        for (id, compiled) in ids.into_iter().zip(compiled) {
+            self.take(id, compiled);
         }
-        let mut cx = Context { diagnostics: all };
-        // A bug in the compiler costs these objects, not all that come after them.
-        let (ground, settings) = (self.ground.draft(), &mut self.settings);
-        let compiled = catch_unwind(AssertUnwindSafe(|| compile(ground, services, settings, &mut cx)));
-        let mut diagnostics = cx.diagnostics;
-        let mut pieces = match compiled {
-            Ok(pieces) => pieces,
-            Err(_) => {
-                for id in ids {
-                    let path = self.key(*id).map(|key| key.path().to_owned()).unwrap_or_default();
-                    diagnostics.push(Diagnostic::about_file(path, PANICKED));
-                }
-                Vec::new()
-            }
+    }
+
+    fn take(&mut self, id: UnitId, compiled: Compiled) {
+        let known = self.key(id);
+        if !(compiled.told.is_empty() && self.told.is_empty())
+            && let Some(key) = known.cloned()
+        {
+            self.tell(&key, compiled.told);
         }
-        .into_iter();
-        let ranks: HashMap<PathBuf, usize> = ids
-            .iter()
-            .enumerate()
-            .filter_map(|(rank, id)| Some((self.key(*id)?.path().to_owned(), rank)))
-            .collect();
-        diagnostics.settle(|file| ranks.get(file).copied().unwrap_or(usize::MAX));
-        let told = diagnostics.by_file(ids.len(), |file| ranks.get(file).copied().unwrap_or(0));
-        for ((id, count), mut told) in ids.iter().zip(counts).zip(told) {
-            let own: Vec<Option<Piece>> = pieces.by_ref().take(count).collect();
-            let whole: Option<Vec<Piece>> = own.into_iter().collect();
-            let Some(key) = self.key(*id).cloned() else {
-                continue;
-            };
-            if whole.is_none() && told.errors() == 0 {
-                told.push(Diagnostic::about_file(key.path(), CONTRADICTS));
-            }
-            self.tell(&key, told);
-            self.pending.insert(*id, whole);
-        }
+        self.pending.insert(id, compiled.pieces);
     }
 
     fn tell(&mut self, key: &ObjectKey, diagnostics: Diagnostics) {
@@ -496,40 +485,21 @@ impl Index {
     }
 }
 
-/// Objects decoded at a time.
+/// Objects taken in at once whose drafts are kept until then, which take memory.
 const DRAFTS: usize = 1_024;
 
-const PANICKED: &str = "internal error: loading this file panicked";
-
-const CONTRADICTS: &str = "the configuration contradicts itself";
+/// Objects taken in at once that are compiled already.
+const COMPILED: usize = 128;
 
 fn source_file(
     units: &[Option<Unit>],
-    by_key: &BTreeMap<ObjectKey, UnitId>,
+    by_key: &HashMap<ObjectKey, UnitId>,
     key: &ObjectKey,
 ) -> Option<SourceFile> {
     let unit = units.get(*by_key.get(key)? as usize)?.as_ref()?;
     Some(SourceFile {
         path: key.path().to_owned(),
         text: unit.content.as_ref().to_owned(),
-    })
-}
-
-/// Decodes one object. A bug in the decoder costs this object, not all that come after it.
-fn decode(key: &ObjectKey, content: &Arc<str>, env: Env<'_>) -> FileDraft {
-    let file = SourceFile {
-        path: key.path().to_owned(),
-        text: content.as_ref().to_owned(),
-    };
-    catch_unwind(AssertUnwindSafe(|| decode_file(&file, env))).unwrap_or_else(|_| {
-        let mut diagnostics = Diagnostics::default();
-        diagnostics.push(Diagnostic::about_file(key.path(), PANICKED));
-        FileDraft {
-            services: Vec::new(),
-            diagnostics,
-            has_services: true,
-            has_others: false,
-        }
     })
 }
 

@@ -74,7 +74,9 @@ impl Sets {
         let mut all = self.index(set).diagnostics();
         if set == SetId::Cluster {
             let claims = Claims::of(&self.files);
-            for key in self.cluster.by_key.keys() {
+            let mut keys: Vec<&ObjectKey> = self.cluster.by_key.keys().collect();
+            keys.sort();
+            for key in keys {
                 all.append(self.lost(key, &claims));
             }
         }

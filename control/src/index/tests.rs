@@ -130,6 +130,49 @@ pub(super) fn content() -> impl Strategy<Value = String> {
 }
 
 proptest! {
+    // A hundred objects each.
+    #![proptest_config(ProptestConfig { cases: 16, ..ProptestConfig::default() })]
+
+    /// The first load, by several threads: they compile what turns out to clash, and by what turns out not to hold.
+    #[test]
+    fn many_at_once_are_the_same_as_one_by_one(
+        contents in prop::collection::vec((content(), prop::bool::weighted(0.9)), 70..140),
+    ) {
+        let mut at_once = Index::new(Policy::AllOrNothing);
+        let mut one_by_one = Served::new(Policy::AllOrNothing);
+        let mut events = vec![Event::Init];
+        for (n, (content, is_unique)) in contents.into_iter().enumerate() {
+            let content = match is_unique {
+                // Indented, so that what holds for all is not seen at once.
+                true => format!(" services: [{{name: s-{n}, endpoints: ['127.0.0.1:1']}}]\n{}", match n % 50 {
+                    7 => format!(" domain: d-{n}\n"),
+                    _ => String::new(),
+                }),
+                false => content,
+            };
+            events.push(Event::Apply(key(n), content.as_str().into()));
+            one_by_one.index.apply([Event::Apply(key(n), content.as_str().into())], &no_env);
+        }
+        events.push(Event::InitDone);
+        at_once.apply_on(3, events, &no_env, &mut |_, _| {});
+        let one_by_one = &mut one_by_one.index;
+        prop_assert_eq!(at_once.diagnostics().to_string(), one_by_one.diagnostics().to_string());
+        prop_assert_eq!(at_once.errors(), one_by_one.errors());
+        for index in [&mut at_once, &mut *one_by_one] {
+            // All that can be published of it, mistakes or not.
+            index.policy = Policy::PerObject;
+        }
+        let served = [&at_once, &*one_by_one].map(|index| {
+            let step = index.propose().expect("object by object");
+            let empty = Snapshot::empty(Arc::clone(&step.delta.settings));
+            (empty.edit(&step.delta, |_| ()).expect("fits"), step.plan)
+        });
+        prop_assert!(served[0].0.same_content(&served[1].0));
+        prop_assert_eq!(&served[0].1, &served[1].1);
+    }
+}
+
+proptest! {
     #![proptest_config(ProptestConfig { cases: 400, ..ProptestConfig::default() })]
 
     /// Edits, deletions and reverts, one by one or several at once: after each the mistakes are those of

@@ -63,7 +63,7 @@ pub trait Parties: Send + 'static {
 }
 
 /// Gives the value of a variable that objects use.
-pub type Environment = Box<dyn Fn(&str) -> Option<String> + Send>;
+pub type Environment = Box<dyn Fn(&str) -> Option<String> + Send + Sync>;
 
 /// Why there is nothing to start with.
 #[derive(Debug)]
@@ -111,7 +111,7 @@ impl<S: Source> Loaded<S> {
     ) -> Result<Self, LoadError> {
         let events = source.refresh().map_err(LoadError::Source)?;
         let mut index = Index::new(Policy::AllOrNothing);
-        index.apply_with(events, &*env, &mut progress);
+        index.apply_first(events, &*env, &mut progress);
         let told = index.diagnostics();
         let Some(first) = index.propose().filter(|_| told.errors() == 0) else {
             return Err(LoadError::Mistakes(told));

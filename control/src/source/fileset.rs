@@ -1,15 +1,17 @@
 //! The texts of all config files, kept by path so that only what changed is read again.
 
 use std::collections::hash_map::DefaultHasher;
-use std::collections::{BTreeMap, BTreeSet};
-use std::fs::{self, File, Metadata};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::fs::{self, Metadata};
 use std::hash::{Hash, Hasher};
-use std::io::Read;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
+use super::scan::{Candidate, Found, Looked, read_file};
 use super::{Event, ObjectKey, SourceError, SourceFile};
+use crate::parallel::{map_in_order, workers};
 
 /// Bytes of config, all files together: far above what anybody writes, far below what hurts.
 pub(super) const MAX_BYTES: u64 = 64 << 20;
@@ -54,9 +56,9 @@ impl Stamp {
 
 /// What a file says. Its text is shared with whoever was told of it.
 #[derive(Debug, Clone)]
-struct Kept {
-    text: Arc<str>,
-    stamp: Stamp,
+pub(super) struct Kept {
+    pub(super) text: Arc<str>,
+    pub(super) stamp: Stamp,
 }
 
 impl Kept {
@@ -128,54 +130,60 @@ impl FileSet {
 
     /// Looks at everything and reads what is not as it was. Returns whether anything differs.
     pub(super) fn scan(&mut self, trust: Trust) -> Result<bool, Vec<SourceError>> {
-        let found = Found::list(&self.roots);
-        self.links = found.links;
-        let mut errors = found.errors;
+        let Found {
+            candidates,
+            directories,
+            links,
+            mut errors,
+        } = Found::list(&self.roots);
+        self.links = links;
+        // The first time nothing is served yet, and all cores are to be had.
+        let workers = if self.files.is_empty() { workers() } else { 1 };
 
         // Everything is read before anything is replaced: a failure leaves the set as it was.
-        let mut budget = MAX_BYTES;
-        let mut next = Vec::with_capacity(found.entries.len());
-        for (root, path, stamp) in found.entries {
-            let key = ObjectKey::new(root, &path);
-            let known = self.files.get_key_value(&key);
-            let old = known.map(|(_, kept)| kept);
-            let untouched = old.filter(|kept| trust == Trust::Stamps && kept.stamp == stamp);
-            let kept = match untouched {
-                Some(kept) => kept.clone(),
-                None => match read_file(&path, budget) {
-                    Ok((text, _)) if old.is_some_and(|old| old.is_emptied_by(&text)) => {
-                        errors.push(SourceError::Emptied(path));
-                        continue;
+        let mut looks = Looks::new(self.roots.len());
+        let read = AtomicU64::new(0);
+        map_in_order(
+            candidates.iter().collect(),
+            workers,
+            || (),
+            |(), candidate: &Candidate| {
+                let key = ObjectKey::new(candidate.root, &candidate.path(&self.roots));
+                let known = self.files.get_key_value(&key);
+                let key = known.map_or(key, |(key, _)| key.clone());
+                // What is too much in all is told in order, and nobody reads much more than that meanwhile.
+                let budget = (read.load(Ordering::Relaxed) <= MAX_BYTES).then_some(MAX_BYTES);
+                let known = known.map(|(_, kept)| kept);
+                let looked = candidate.look(key.clone(), known, trust == Trust::Stamps, budget);
+                if let Looked::Read(_, kept) = &looked {
+                    read.fetch_add(kept.text.len() as u64, Ordering::Relaxed);
+                }
+                (candidate, key, looked)
+            },
+            |(candidate, key, looked)| {
+                let looked = match looked {
+                    Looked::Unread if !looks.is_over => {
+                        let known = self.files.get(&key);
+                        candidate.look(key.clone(), known, false, Some(MAX_BYTES))
                     }
-                    Ok((text, stamp)) => {
-                        let same = old.filter(|old| *old.text == text);
-                        let text = same.map_or_else(|| text.into(), |old| Arc::clone(&old.text));
-                        Kept { text, stamp }
-                    }
-                    Err(error) => {
-                        let over = matches!(error, SourceError::TooLarge(_));
-                        errors.push(error);
-                        if over {
-                            break;
-                        }
-                        continue;
-                    }
-                },
-            };
-            let Some(rest) = budget.checked_sub(kept.text.len() as u64) else {
-                errors.push(SourceError::TooLarge(path));
-                break;
-            };
-            budget = rest;
-            let key = known.map_or(key, |(key, _)| key.clone());
-            next.push((key, kept));
-        }
+                    looked => looked,
+                };
+                looks.take(candidate.root, key, looked, &self.files);
+            },
+        );
+        let empty = directories.into_iter().filter(|root| !looks.seen[*root]);
+        let empty = empty.map(|root| (root, SourceError::NoFiles(self.roots[root].clone())));
+        errors.extend(empty.collect::<Vec<_>>());
+        errors.append(&mut looks.broken);
+        errors.sort_by_key(|(root, _)| *root);
+        let mut errors: Vec<SourceError> = errors.into_iter().map(|(_, error)| error).collect();
+        errors.append(&mut looks.errors);
         self.incomplete = !errors.is_empty();
         if self.incomplete {
             return Err(errors);
         }
-        self.bytes = MAX_BYTES - budget;
-        Ok(self.replace(next.into_iter().collect()))
+        self.bytes = looks.bytes;
+        Ok(self.replace(looks))
     }
 
     /// Looks at these files only. `None`: they alone do not tell, everything must be looked at.
@@ -233,18 +241,26 @@ impl FileSet {
         self.links.contains(path) || fs::symlink_metadata(path).is_ok_and(|meta| !meta.is_file())
     }
 
-    fn replace(&mut self, next: BTreeMap<ObjectKey, Kept>) -> bool {
-        let before = std::mem::replace(&mut self.files, next);
+    /// Makes it what was found. In place: a copy of a large set would be given back to nobody.
+    fn replace(&mut self, looks: Looks) -> bool {
         let told = self.events.len();
-        for key in before.keys().filter(|key| !self.files.contains_key(*key)) {
-            self.events.push(Event::Delete(key.clone()));
+        if looks.known.len() < self.files.len() {
+            let known: HashSet<ObjectKey> = looks.known.into_iter().collect();
+            let gone = self.files.extract_if(.., |key, _| !known.contains(key));
+            self.events.extend(gone.map(|(key, _)| Event::Delete(key)));
         }
-        for (key, kept) in &self.files {
-            let known = before.get(key);
-            if known.is_none_or(|known| !Arc::ptr_eq(&known.text, &kept.text)) {
-                self.events
-                    .push(Event::Apply(key.clone(), Arc::clone(&kept.text)));
+        for (key, stamp) in looks.stamps {
+            if let Some(kept) = self.files.get_mut(&key) {
+                kept.stamp = stamp;
             }
+        }
+        let events = looks.read.iter();
+        let events = events.map(|(key, kept)| Event::Apply(key.clone(), Arc::clone(&kept.text)));
+        self.events.extend(events);
+        match self.files.is_empty() {
+            // In one go: nodes are full then.
+            true => self.files = looks.read.into_iter().collect(),
+            false => self.files.extend(looks.read),
         }
         self.events.len() > told
     }
@@ -285,104 +301,81 @@ impl FileSet {
     }
 }
 
-/// What a look at the roots finds, nothing read.
-#[derive(Default)]
-struct Found {
-    /// Root, path and what it is as; by root, then by path.
-    entries: Vec<(usize, PathBuf, Stamp)>,
-    links: BTreeSet<PathBuf>,
+/// What a look at everything has come to so far.
+struct Looks {
+    /// By root: whether anything of it is a config file, or wrong.
+    seen: Vec<bool>,
+    /// Files that are there and were before.
+    known: Vec<ObjectKey>,
+    /// Files that were written to and say what they said.
+    stamps: Vec<(ObjectKey, Stamp)>,
+    /// Files that say something new.
+    read: Vec<(ObjectKey, Kept)>,
+    bytes: u64,
+    /// All files together are too large: the rest does not matter.
+    is_over: bool,
+    /// Links that lead nowhere, by root.
+    broken: Vec<(usize, SourceError)>,
     errors: Vec<SourceError>,
 }
 
-impl Found {
-    fn list(roots: &[PathBuf]) -> Self {
-        let mut found = Self::default();
-        for (at, root) in roots.iter().enumerate() {
-            match fs::metadata(root) {
-                Ok(meta) if meta.is_dir() => {
-                    let listed = found.directory(at, root, roots);
-                    found.errors.extend(listed.err());
+impl Looks {
+    fn new(roots: usize) -> Self {
+        Self {
+            seen: vec![false; roots],
+            known: Vec::new(),
+            stamps: Vec::new(),
+            read: Vec::new(),
+            bytes: 0,
+            is_over: false,
+            broken: Vec::new(),
+            errors: Vec::new(),
+        }
+    }
+
+    fn take(&mut self, root: usize, key: ObjectKey, looked: Looked, files: &BTreeMap<ObjectKey, Kept>) {
+        self.seen[root] |= !matches!(looked, Looked::Nothing);
+        if let Looked::Broken(path) = looked {
+            self.broken.push((root, SourceError::BrokenLink(path)));
+            return;
+        }
+        if self.is_over {
+            return;
+        }
+        let bytes = match &looked {
+            Looked::Untouched(bytes) | Looked::Stamped(_, _, bytes) => *bytes,
+            Looked::Read(_, kept) => kept.text.len() as u64,
+            _ => 0,
+        };
+        self.bytes += bytes;
+        if self.bytes > MAX_BYTES {
+            self.is_over = true;
+            self.errors.push(SourceError::TooLarge(key.path().to_owned()));
+            return;
+        }
+        match looked {
+            Looked::Nothing | Looked::Broken(_) | Looked::Unread => {}
+            Looked::Untouched(_) => self.known.push(key),
+            Looked::Stamped(key, stamp, _) => {
+                self.stamps.push((key.clone(), stamp));
+                self.known.push(key);
+            }
+            Looked::Read(key, kept) => {
+                if let Some(old) = files.get(&key) {
+                    if old.is_emptied_by(&kept.text) {
+                        self.errors.push(SourceError::Emptied(key.path().to_owned()));
+                        return;
+                    }
+                    self.known.push(key.clone());
                 }
-                Ok(meta) if meta.is_file() => found.entries.push((at, root.clone(), Stamp::of(&meta))),
-                Ok(_) => found.errors.push(SourceError::NotAFile(root.clone())),
-                Err(error) => found.errors.push(SourceError::io(root, &error)),
+                self.read.push((key, kept));
+            }
+            Looked::Failed(error) => {
+                self.is_over = matches!(error, SourceError::TooLarge(_));
+                self.errors.push(error);
             }
         }
-        found
     }
-
-    fn directory(&mut self, at: usize, root: &Path, roots: &[PathBuf]) -> Result<(), SourceError> {
-        let unreadable = |error| SourceError::io(root, &error);
-        let mut names = Vec::new();
-        for entry in fs::read_dir(root).map_err(unreadable)? {
-            let entry = entry.map_err(unreadable)?;
-            let path = entry.path();
-            // A file that is also named by itself comes once.
-            if !is_config_file(&path) || roots.contains(&path) {
-                continue;
-            }
-            if names.len() + self.entries.len() >= MAX_FILES {
-                return Err(SourceError::TooMany(root.to_owned()));
-            }
-            if entry.file_type().is_ok_and(|kind| kind.is_symlink()) {
-                self.links.insert(path.clone());
-            }
-            names.push(path);
-        }
-        names.sort();
-        let before = self.entries.len();
-        let errors = self.errors.len();
-        for path in names {
-            match fs::metadata(&path) {
-                Ok(meta) if meta.is_file() => self.entries.push((at, path, Stamp::of(&meta))),
-                // A directory with such a name, a socket: not ours.
-                Ok(_) => {}
-                Err(_) if fs::symlink_metadata(&path).is_ok() => {
-                    self.errors.push(SourceError::BrokenLink(path));
-                }
-                // Gone since it was listed.
-                Err(_) => {}
-            }
-        }
-        if self.entries.len() == before && self.errors.len() == errors {
-            return Err(SourceError::NoFiles(root.to_owned()));
-        }
-        Ok(())
-    }
-}
-
-/// Whether a directory entry is a config file by its name. Names with a dot in front are not:
-/// editors and mounts keep their own things there.
-pub(super) fn is_config_file(path: &Path) -> bool {
-    let hidden = path
-        .file_name()
-        .is_none_or(|name| name.as_encoded_bytes().starts_with(b"."));
-    let extension = path.extension().and_then(|e| e.to_str());
-    !hidden && matches!(extension, Some("yaml" | "yml" | "json"))
-}
-
-fn read_file(path: &Path, budget: u64) -> Result<(String, Stamp), SourceError> {
-    let unreadable = |error| SourceError::io(path, &error);
-    // Opening a pipe would wait for its other end.
-    if !fs::metadata(path).map_err(unreadable)?.is_file() {
-        return Err(SourceError::NotAFile(path.to_owned()));
-    }
-    let file = File::open(path).map_err(unreadable)?;
-    // Taken before reading: what is written meanwhile makes the next stamp differ.
-    let meta = file.metadata().map_err(unreadable)?;
-    let stamp = Stamp::of(&meta);
-    let mut bytes = Vec::with_capacity(usize::try_from(meta.size().min(budget)).unwrap_or(0));
-    file.take(budget + 1)
-        .read_to_end(&mut bytes)
-        .map_err(unreadable)?;
-    if bytes.len() as u64 > budget {
-        return Err(SourceError::TooLarge(path.to_owned()));
-    }
-    let text = String::from_utf8(bytes).map_err(|error| SourceError::NotUtf8 {
-        path: path.to_owned(),
-        offset: error.utf8_error().valid_up_to(),
-    })?;
-    Ok((text, stamp))
 }
 
 #[cfg(test)]

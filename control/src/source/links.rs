@@ -11,8 +11,8 @@ use std::ffi::OsString;
 use std::fs;
 use std::path::{Component, Path, PathBuf};
 
-use super::fileset::is_config_file;
 use super::mounts::Mounts;
+use super::scan::is_config_file;
 
 /// As many links as Linux follows.
 const MAX_LINKS: usize = 40;

@@ -7,6 +7,7 @@ mod links;
 mod mounts;
 mod net;
 mod quiet;
+mod scan;
 mod watch;
 
 use std::future::Future;

@@ -1,0 +1,70 @@
+//! What a source's events come to: which objects say something else than they are known to say.
+
+use std::collections::HashSet;
+
+use super::Index;
+use super::read::Content;
+use crate::source::{Event, ObjectKey};
+
+/// The objects of a list that is being read.
+#[derive(Debug, Default)]
+pub(super) struct Listed {
+    keys: HashSet<ObjectKey>,
+    /// Nothing was there before: whatever is there was told since.
+    is_all: bool,
+}
+
+impl Listed {
+    fn new(is_all: bool) -> Self {
+        Self {
+            keys: HashSet::new(),
+            is_all,
+        }
+    }
+
+    fn insert(&mut self, key: &ObjectKey) {
+        if !self.is_all {
+            self.keys.insert(key.clone());
+        }
+    }
+
+    fn has(&self, key: &ObjectKey) -> bool {
+        self.is_all || self.keys.contains(key)
+    }
+}
+
+impl Index {
+    /// What is not as it is known, in the order of objects.
+    pub(super) fn changes(&mut self, events: impl IntoIterator<Item = Event>) -> Vec<(ObjectKey, Content)> {
+        let mut changes: Vec<(ObjectKey, Content)> = Vec::new();
+        for event in events {
+            match event {
+                Event::Init => self.listed = Some(Listed::new(self.by_key.is_empty())),
+                Event::Apply(key, content) => {
+                    if let Some(listed) = &mut self.listed {
+                        listed.insert(&key);
+                    }
+                    changes.push((key, Some(content)));
+                }
+                Event::Delete(key) => changes.push((key, None)),
+                Event::Touched => {}
+                Event::InitDone => {
+                    let listed = self.listed.take().unwrap_or_default();
+                    let gone = self.by_key.keys().filter(|key| !listed.has(key));
+                    changes.extend(gone.map(|key| (key.clone(), None)));
+                }
+            }
+        }
+        // The last one of each; a source tells them in order for the most part.
+        if !changes.is_sorted_by(|(a, _), (b, _)| a < b) {
+            changes.reverse();
+            changes.sort_by(|(a, _), (b, _)| a.cmp(b));
+            changes.dedup_by(|(later, _), (kept, _)| later == kept);
+        }
+        changes.retain(|(key, content)| {
+            let known = self.by_key.get(key).and_then(|id| self.unit(*id));
+            known.map(|unit| &*unit.content) != content.as_deref()
+        });
+        changes
+    }
+}

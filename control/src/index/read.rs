@@ -1,0 +1,153 @@
+//! One object decoded, and compiled as if nobody wanted what it wants: all of a change that needs no index, and
+//! so may happen on many threads at once.
+
+use std::collections::HashMap;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::Path;
+use std::sync::Arc;
+
+use sluice_model::RevisionSettings;
+
+use super::wants;
+use crate::compile::{FileReference, Piece, Shared, compile};
+use crate::config::{Context, Diagnostic, Diagnostics, Draft, Env, FileDraft, decode_file};
+use crate::source::ObjectKey;
+
+/// What an object says.
+#[derive(Debug)]
+pub(super) struct Read {
+    /// Hashes of what it wants.
+    pub(super) wants: Vec<u64>,
+    pub(super) has_services: bool,
+    pub(super) has_others: bool,
+    /// Files that its services name.
+    pub(super) files: Box<[FileReference]>,
+    pub(super) form: Form,
+}
+
+/// How far an object is.
+#[derive(Debug)]
+pub(super) enum Form {
+    Draft(FileDraft),
+    /// Right as long as nobody else wants what it wants. The draft, which takes twenty times as much, is let go of.
+    Compiled(Compiled),
+}
+
+/// What became of an object.
+#[derive(Debug, Default)]
+pub(super) struct Compiled {
+    /// What is wrong with it, and warnings.
+    pub(super) told: Diagnostics,
+    /// `None` after a mistake.
+    pub(super) pieces: Option<Vec<Piece>>,
+}
+
+/// Decodes an object; compiles it too, if it is `alone`.
+pub(super) fn read(
+    key: &ObjectKey,
+    content: &str,
+    alone: bool,
+    ground: &Draft,
+    settings: &mut Shared<RevisionSettings>,
+    env: Env<'_>,
+) -> Read {
+    let draft = decode(key, content, env);
+    let revisions = draft.services.iter().flat_map(|service| &service.revisions);
+    let files = revisions.flat_map(|revision| &revision.tls_files);
+    Read {
+        wants: wants::of(&ground.settings.domain, &draft),
+        has_services: draft.has_services,
+        has_others: draft.has_others,
+        files: files.map(FileReference::new).collect(),
+        form: match alone {
+            true => Form::Compiled(compile_alone(key, draft, ground, settings)),
+            false => Form::Draft(draft),
+        },
+    }
+}
+
+/// Decodes one object. A bug in the decoder costs this object, not all that come after it.
+pub(super) fn decode(key: &ObjectKey, content: &str, env: Env<'_>) -> FileDraft {
+    let decoded = catch_unwind(AssertUnwindSafe(|| decode_file(key.path(), content, env)));
+    decoded.unwrap_or_else(|_| {
+        let mut diagnostics = Diagnostics::default();
+        diagnostics.push(Diagnostic::about_file(key.path(), PANICKED));
+        FileDraft {
+            services: Vec::new(),
+            diagnostics,
+            has_services: true,
+            has_others: false,
+        }
+    })
+}
+
+fn compile_alone(
+    key: &ObjectKey,
+    draft: FileDraft,
+    ground: &Draft,
+    settings: &mut Shared<RevisionSettings>,
+) -> Compiled {
+    let compiled = compile_together(vec![(key, draft)], ground, settings);
+    compiled.into_iter().next().unwrap_or_default()
+}
+
+/// Compiles objects that want the same, in the order of their keys.
+pub(super) fn compile_together(
+    objects: Vec<(&ObjectKey, FileDraft)>,
+    ground: &Draft,
+    settings: &mut Shared<RevisionSettings>,
+) -> Vec<Compiled> {
+    let mut diagnostics = Diagnostics::default();
+    let mut services = Vec::new();
+    let mut parts = Vec::with_capacity(objects.len());
+    for (key, draft) in objects {
+        diagnostics.append(draft.diagnostics);
+        parts.push((key, draft.services.len()));
+        match services.is_empty() {
+            true => services = draft.services,
+            false => services.extend(draft.services),
+        }
+    }
+    let mut cx = Context { diagnostics };
+    // A bug in the compiler costs these objects, not all that come after them.
+    let compiled = catch_unwind(AssertUnwindSafe(|| compile(ground, services, settings, &mut cx)));
+    let mut diagnostics = cx.diagnostics;
+    let mut pieces = match compiled {
+        Ok(pieces) => pieces,
+        Err(_) => {
+            for (key, _) in &parts {
+                diagnostics.push(Diagnostic::about_file(key.path(), PANICKED));
+            }
+            Vec::new()
+        }
+    }
+    .into_iter();
+    let told = by_object(diagnostics, &parts);
+    let all = parts.into_iter().zip(told);
+    all.map(|((key, count), mut told)| {
+        let own: Vec<Option<Piece>> = pieces.by_ref().take(count).collect();
+        let pieces: Option<Vec<Piece>> = own.into_iter().collect();
+        if pieces.is_none() && told.errors() == 0 {
+            told.push(Diagnostic::about_file(key.path(), CONTRADICTS));
+        }
+        Compiled { told, pieces }
+    })
+    .collect()
+}
+
+fn by_object(mut diagnostics: Diagnostics, parts: &[(&ObjectKey, usize)]) -> Vec<Diagnostics> {
+    if diagnostics.is_empty() {
+        return parts.iter().map(|_| Diagnostics::default()).collect();
+    }
+    let paths = parts.iter().map(|(key, _)| key.path());
+    let ranks: HashMap<&Path, usize> = paths.enumerate().map(|(rank, path)| (path, rank)).collect();
+    diagnostics.settle(|file| ranks.get(file).copied().unwrap_or(usize::MAX));
+    diagnostics.by_file(parts.len(), |file| ranks.get(file).copied().unwrap_or(0))
+}
+
+/// What an object that changed says from now on; `None` of one that is deleted.
+pub(super) type Content = Option<Arc<str>>;
+
+const PANICKED: &str = "internal error: loading this file panicked";
+
+const CONTRADICTS: &str = "the configuration contradicts itself";
