@@ -216,11 +216,11 @@ async fn a_listener_that_goes_and_comes_back_is_waited_for() {
 /// Each request of [`twenty`], its response, and how often the instance read the request. The probe of the instance
 /// always succeeds.
 async fn twenty_with_a_good_probe(how: &str, unready: &str) -> Vec<(String, H1Response, usize)> {
-    let dir = tempfile::tempdir().unwrap();
+    let dir = tempfile::tempdir().expect("a directory");
     let notes = dir.path().join("notes");
     let gateway = app(how, unready, "0", &notes, GOOD_PROBE).start().await;
     let answers = twenty(&gateway).await;
-    let notes = std::fs::read_to_string(&notes).unwrap();
+    let notes = std::fs::read_to_string(&notes).expect("notes");
     let read = |request: &str| notes.lines().filter(|line| *line == request).count();
     let counted = answers.into_iter().map(|(request, answer)| {
         let times = read(&request);
