@@ -45,8 +45,8 @@ mod tests {
         assert_eq!(
             fixed_changes(&bound, &next),
             [
-                "admin address 127.0.0.1:9900 was changed to 127.0.0.1:9999: restart to move it; \
-                 127.0.0.1:9900 still serves",
+                "admin address 127.0.0.1:0 was changed to 127.0.0.1:9999: restart to move it; \
+                 127.0.0.1:0 still serves",
                 "health address 127.0.0.1:9901 was added: restart to open it; nothing listens there yet",
             ]
         );
