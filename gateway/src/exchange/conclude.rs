@@ -2,12 +2,13 @@
 //! own, or a response that is broken off.
 
 use std::future::poll_fn;
+use std::pin::pin;
 use std::task::Poll;
 use std::time::Duration;
 
 use sluice_model::RequestView;
 
-use super::duplex::{Going, Passage};
+use super::duplex::{Going, Passage, closing};
 use super::retry::{MAX_BROKEN, is_idempotent, may_try_again, was_looked_at};
 use super::sides::{BackendFault, ClientFault, ClientSide};
 use super::{Exchange, Next};
@@ -189,16 +190,20 @@ impl<C: ClientSide> Exchange<'_, C> {
     }
 
     /// The answer is complete and its request is not: reads what still comes and throws it away, within
-    /// bounds, so that a client which reads only once it has sent everything gets the answer. The endpoint is
-    /// free meanwhile.
+    /// bounds and until the drain's deadline, so that a client which reads only once it has sent everything gets
+    /// the answer. The endpoint is free meanwhile.
     pub(super) async fn read_on(&mut self) {
         self.request.permit = None;
         let start = clock();
         self.answered = Some(start);
         let mut last = start;
         let mut left = AFTER_ANSWER_BYTES;
+        let mut closing = pin!(closing(self.request.drain()));
         let (client, timer, progress) = (&mut *self.client, &mut *self.timer, &mut self.progress);
-        let in_time = poll_fn(|cx| {
+        let given_up = poll_fn(|cx| {
+            if closing.as_mut().poll(cx).is_ready() {
+                return Poll::Ready(Some(Reason::Draining));
+            }
             loop {
                 match client.poll_body(cx) {
                     Poll::Ready(Ok(true)) => {
@@ -206,22 +211,22 @@ impl<C: ClientSide> Exchange<'_, C> {
                         client.consume(n);
                         progress.bytes_in += n as u64;
                         if n as u64 > left {
-                            return Poll::Ready(false);
+                            return Poll::Ready(Some(Reason::RequestTimeout));
                         }
                         left -= n as u64;
                         last = clock();
                     }
-                    Poll::Ready(_) => return Poll::Ready(true),
+                    Poll::Ready(_) => return Poll::Ready(None),
                     Poll::Pending => {
                         let until = (last + AFTER_ANSWER).min(start + AFTER_ANSWER_TOTAL);
-                        return timer.poll_at(cx, until).map(|()| false);
+                        return timer.poll_at(cx, until).map(|()| Some(Reason::RequestTimeout));
                     }
                 }
             }
         })
         .await;
-        if !in_time {
-            self.request.reason.get_or_insert(Reason::RequestTimeout);
+        if let Some(why) = given_up {
+            self.request.reason.get_or_insert(why);
             self.client.give_up_body();
         }
     }

@@ -503,15 +503,17 @@ impl<'x, C: ClientSide, B: BackendSide> Duplex<'x, C, B> {
 }
 
 /// Resolves when the instance or the gateway has to go.
-pub(super) async fn going(endpoint: Arc<EndpointState>, mut drain: watch::Receiver<Drain>) -> Going {
-    let closing = async {
-        if drain.wait_for(|phase| *phase == Drain::Closing).await.is_err() {
-            std::future::pending().await
-        }
-    };
+pub(super) async fn going(endpoint: Arc<EndpointState>, drain: watch::Receiver<Drain>) -> Going {
     tokio::select! {
         () = endpoint.ended() => Going::Instance,
-        () = closing => Going::Gateway,
+        () = closing(drain) => Going::Gateway,
+    }
+}
+
+/// Resolves when the gateway has to go: at the drain's deadline.
+pub(super) async fn closing(mut drain: watch::Receiver<Drain>) {
+    if drain.wait_for(|phase| *phase == Drain::Closing).await.is_err() {
+        std::future::pending().await
     }
 }
 
