@@ -59,12 +59,7 @@ pub(crate) fn take_idle(
             idled: true,
         });
     }
-    // A request that may be sent again is not worth a system call: if the connection was closed, the
-    // request goes over another one.
-    let ask_kernel = choice == Use::NoProbes;
-    let idle = endpoint
-        .idle()
-        .take(now, limits.upstream_idle_timeout, ask_kernel);
+    let idle = endpoint.idle().take(now, limits.upstream_idle_timeout);
     let io = idle.or_else(|| take_spare(endpoint, choice))?;
     let backend = Http1Backend::new(io, Arc::clone(endpoint), limits);
     Some(Acquired {

@@ -61,12 +61,12 @@ struct Idle {
 }
 
 impl IdleConnections {
-    /// The youngest connection that may be used again: it idled for `max_idle` at most, and is open
-    /// and silent as far as [`Io::is_idle_clean`] can tell. Closes those it finds stale.
-    pub(crate) fn take(&self, now: Instant, max_idle: Duration, ask_kernel: bool) -> Option<Io> {
+    /// The youngest connection that may be used again: it idled for `max_idle` at most, and the kernel says that
+    /// it is open and silent. Closes those it finds stale.
+    pub(crate) fn take(&self, now: Instant, max_idle: Duration) -> Option<Io> {
         let lists = &self.shards.get()?.lists;
         let own = own_shard(lists.len());
-        (0..lists.len()).find_map(|n| lists[(own + n) % lists.len()].take(now, max_idle, ask_kernel))
+        (0..lists.len()).find_map(|n| lists[(own + n) % lists.len()].take(now, max_idle))
     }
 
     /// Keeps a connection for `max_idle`. It must be between two exchanges. Closes it instead when
@@ -97,9 +97,9 @@ impl IdleConnections {
 }
 
 impl Shard {
-    fn take(&self, now: Instant, max_idle: Duration, ask_kernel: bool) -> Option<Io> {
+    fn take(&self, now: Instant, max_idle: Duration) -> Option<Io> {
         loop {
-            // The look is taken without the lock: it may be a system call.
+            // The look is taken without the lock: it is a system call.
             let mut idle = self.0.lock().pop_back()?;
             let is_over =
                 |idle: &Idle| idle.until <= now || now.saturating_duration_since(idle.since) >= max_idle;
@@ -110,7 +110,9 @@ impl Shard {
                 let over = list.drain(..fresh).collect();
                 drop(list);
                 close_all(over);
-            } else if idle.io.is_idle_clean(ask_kernel) {
+            } else if idle.io.is_idle_clean(true) {
+                // Response queue poisoning: what a backend sends unasked would be taken for the answer to the next
+                // request, which is another client's. The driver may learn of it only after the request was sent.
                 return Some(idle.io);
             }
         }
