@@ -36,14 +36,22 @@ pub(crate) fn head(host: &str, path: &str) -> String {
 /// Reads one response of known length and gives its status.
 ///
 /// # Errors
-/// The connection's, an end before the last byte, or a response that is none.
+/// As [`whole_response`].
 pub(crate) async fn response(stream: &mut (impl AsyncRead + Unpin)) -> Result<u16, Failure> {
+    whole_response(stream).await.map(|(status, _)| status)
+}
+
+/// Reads one response of known length: its status, and its bytes.
+///
+/// # Errors
+/// The connection's, an end before the last byte, or a response that is none.
+pub(crate) async fn whole_response(stream: &mut (impl AsyncRead + Unpin)) -> Result<(u16, Vec<u8>), Failure> {
     let mut buf = Vec::with_capacity(512);
     loop {
         if let Some((status, length)) = parse(&buf)
             && buf.len() >= length
         {
-            return Ok(status);
+            return Ok((status, buf));
         }
         let mut piece = [0; 4096];
         match stream.read(&mut piece).await {

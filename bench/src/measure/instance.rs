@@ -71,24 +71,10 @@ impl Timeline {
         })
     }
 
-    /// From listening until the gateway had a connection.
-    pub(crate) fn detection_ms(&self) -> f64 {
-        ms(self.connected - self.listened)
+    /// When the last request was here whole.
+    pub(crate) fn last(&self) -> i64 {
+        self.received.last().copied().unwrap_or(self.first_byte)
     }
-
-    /// From then until the first held request was here.
-    pub(crate) fn release_ms(&self) -> f64 {
-        ms(self.first_byte - self.connected)
-    }
-
-    /// From the gateway's first connection until the last held request was here.
-    pub(crate) fn last_ms(&self) -> f64 {
-        ms(self.received.last().copied().unwrap_or(self.first_byte) - self.connected)
-    }
-}
-
-fn ms(ns: i64) -> f64 {
-    ns as f64 / 1e6
 }
 
 /// Where instances report to.
@@ -271,11 +257,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_timeline_splits_into_detection_and_release() {
+    fn a_timeline_is_read_as_it_is_written() {
         let timeline = Timeline::parse("1000000 3000000 3500000 4000000 9000000\n").expect("a timeline");
-        assert!((timeline.detection_ms() - 2.0).abs() < 1e-9);
-        assert!((timeline.release_ms() - 0.5).abs() < 1e-9);
-        assert!((timeline.last_ms() - 6.0).abs() < 1e-9);
+        let (first, last) = (timeline.first_byte, timeline.last());
+        assert_eq!((timeline.listened, timeline.connected), (1_000_000, 3_000_000));
+        assert_eq!((first, last), (3_500_000, 9_000_000));
         assert_eq!(Timeline::parse("1 2"), None);
         assert_eq!(Timeline::parse("1 2 x"), None);
     }

@@ -69,13 +69,24 @@ struct Direction<R, W> {
     unwritten: Range<usize>,
     unflushed: bool,
     bytes: u64,
-    open: bool,
+    input: Input,
+}
+
+/// How far what is read of one side is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Input {
+    Open,
+    /// It ended, and the other side is being told.
+    Ending,
+    Ended,
 }
 
 /// What one step of a direction came to.
 enum Step {
     /// Bytes moved.
     Moved,
+    /// The side that is written to was told that no more comes.
+    Told,
     /// There is nothing more to read.
     End,
     /// The connection that is read from was reset: neither of its directions is there any more.
@@ -95,12 +106,12 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Direction<R, W> {
             unwritten: 0..0,
             unflushed: false,
             bytes: 0,
-            open: true,
+            input: Input::Open,
         }
     }
 
-    /// Reads, or writes what was read before: one of them, so that a peer that takes nothing stops
-    /// neither the other direction nor a clock. Cancel-safe: dropped, it moved nothing.
+    /// Reads, or writes what was read before, or ends what is written: one of them, so that a peer that takes
+    /// nothing stops neither the other direction nor a clock. Cancel-safe: dropped, it moved nothing.
     async fn step(&mut self) -> Step {
         if !self.unwritten.is_empty() {
             match self.to.write(&self.buffer[self.unwritten.clone()]).await {
@@ -113,7 +124,13 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Direction<R, W> {
                 return Step::Broken;
             }
             self.unflushed = false;
-        } else if self.open {
+        } else if self.input == Input::Ending {
+            // Half-close; with TLS it is a record of its own, which a full socket does not take. How it ends
+            // is for reads of the other direction to tell.
+            let _ = self.to.shutdown().await;
+            self.input = Input::Ended;
+            return Step::Told;
+        } else if self.input == Input::Open {
             let n = match self.from.read(&mut self.buffer).await {
                 Ok(0) => return Step::End,
                 Ok(n) => n,
@@ -191,7 +208,7 @@ where
                 Step::Moved => last_byte = Instant::now(),
                 Step::End => {
                     // The client is done; the backend may still have something to say.
-                    up.open = false;
+                    up.input = Input::Ending;
                     last_byte = Instant::now();
                     // A WebSocket is closed by both sides or not at all (RFC 6455 5.5.1).
                     closing = Some(match bounds.idle {
@@ -199,8 +216,8 @@ where
                         Some(idle) => idle,
                         None => HALF_CLOSED,
                     });
-                    let _ = tokio::time::timeout(CLOSING, up.to.shutdown()).await;
                 }
+                Step::Told => {}
                 Step::Reset => {
                     reset = true;
                     break Ended::Client;
@@ -209,7 +226,8 @@ where
             },
             step = down.step() => match step {
                 Step::Moved => last_byte = Instant::now(),
-                Step::End => break if up.open { Ended::Backend } else { Ended::Client },
+                Step::Told => {}
+                Step::End => break if up.input == Input::Open { Ended::Backend } else { Ended::Client },
                 Step::Reset => {
                     reset = true;
                     break Ended::Backend;
@@ -261,6 +279,11 @@ async fn ended(endpoint: Option<&EndpointState>) {
 
 #[cfg(test)]
 mod tests {
+    use std::pin::Pin;
+    use std::task::{Context, Poll};
+
+    use tokio::io::ReadBuf;
+
     use super::*;
 
     fn bounds(idle: Option<u64>, age: Option<u64>) -> (Bounds, watch::Sender<Drain>) {
@@ -371,6 +394,59 @@ mod tests {
             flood.await.expect("it ended");
             drop(client);
         }
+    }
+
+    /// Takes bytes but never its end, as TLS does whose socket is full.
+    struct NeverEnds(tokio::io::DuplexStream);
+
+    impl AsyncRead for NeverEnds {
+        fn poll_read(
+            mut self: Pin<&mut Self>,
+            cx: &mut Context<'_>,
+            out: &mut ReadBuf<'_>,
+        ) -> Poll<std::io::Result<()>> {
+            Pin::new(&mut self.0).poll_read(cx, out)
+        }
+    }
+
+    impl AsyncWrite for NeverEnds {
+        fn poll_write(
+            mut self: Pin<&mut Self>,
+            cx: &mut Context<'_>,
+            data: &[u8],
+        ) -> Poll<std::io::Result<usize>> {
+            Pin::new(&mut self.0).poll_write(cx, data)
+        }
+
+        fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<std::io::Result<()>> {
+            Pin::new(&mut self.0).poll_flush(cx)
+        }
+
+        fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<std::io::Result<()>> {
+            Poll::Pending
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_end_that_is_not_taken_holds_up_nothing() {
+        let (mut client, inner_client) = tokio::io::duplex(64);
+        let (mut backend, inner_backend) = tokio::io::duplex(64);
+        let (bounds, _drain) = bounds(Some(10), None);
+        let bounds = Bounds {
+            websocket: false,
+            ..bounds
+        };
+        let tunnel = tokio::spawn(relay(inner_client, NeverEnds(inner_backend), bounds));
+        client.shutdown().await.expect("open");
+        for _ in 0..3 {
+            let said = Instant::now();
+            backend.write_all(b"x").await.expect("open");
+            client.read_exact(&mut [0]).await.expect("passed on");
+            assert_eq!(said.elapsed(), Duration::ZERO);
+        }
+        let silent = Instant::now();
+        assert_eq!(tunnel.await.expect("no panic").1, Ended::Idle);
+        assert_eq!(silent.elapsed(), Duration::from_secs(10) + CLOSING);
     }
 
     #[tokio::test(start_paused = true)]

@@ -505,18 +505,17 @@ impl<'x, C: ClientSide, B: BackendSide> Duplex<'x, C, B> {
 }
 
 /// Resolves when the instance or the gateway drains.
-pub(super) async fn drain_cause(
-    endpoint: Arc<EndpointState>,
-    mut drain: watch::Receiver<Drain>,
-) -> DrainCause {
-    let closing = async {
-        if drain.wait_for(|phase| *phase == Drain::Closing).await.is_err() {
-            std::future::pending().await
-        }
-    };
+pub(super) async fn drain_cause(endpoint: Arc<EndpointState>, drain: watch::Receiver<Drain>) -> DrainCause {
     tokio::select! {
         () = endpoint.ended() => DrainCause::Instance,
-        () = closing => DrainCause::Gateway,
+        () = closing(drain) => DrainCause::Gateway,
+    }
+}
+
+/// Resolves at the gateway's drain deadline.
+pub(super) async fn closing(mut drain: watch::Receiver<Drain>) {
+    if drain.wait_for(|phase| *phase == Drain::Closing).await.is_err() {
+        std::future::pending().await
     }
 }
 

@@ -1,12 +1,13 @@
 //! Failure handling of an attempt: a retry, a local response, or an aborted response.
 
 use std::future::poll_fn;
+use std::pin::pin;
 use std::task::Poll;
 use std::time::Duration;
 
 use sluice_model::RequestView;
 
-use super::duplex::{DrainCause, TransferEnd};
+use super::duplex::{DrainCause, TransferEnd, closing};
 use super::retry::{MAX_BROKEN_CONNECTIONS, is_idempotent, may_try_again, was_processed};
 use super::sides::{BackendFault, ClientFault, ClientSide};
 use super::{Exchange, NextStep};
@@ -197,8 +198,8 @@ impl<C: ClientSide> Exchange<'_, C> {
         }
     }
 
-    /// Drains the upload of a request whose response is complete: reads and drops the body, within bounds, so
-    /// that a client which reads only after it has sent everything gets the response. The endpoint's Permit
+    /// Drains the upload of a request whose response is complete: reads and drops the body, within bounds and
+    /// until the gateway's drain deadline, so that a client which reads only after it has sent everything gets the response. The endpoint's Permit
     /// is released first.
     pub(super) async fn drain_upload(&mut self) {
         self.request.permit = None;
@@ -206,8 +207,12 @@ impl<C: ClientSide> Exchange<'_, C> {
         self.response_ended = Some(start);
         let mut last = start;
         let mut left = UPLOAD_DRAIN_BYTES;
+        let mut closing = pin!(closing(self.request.drain()));
         let (client, timer, progress) = (&mut *self.client, &mut *self.timer, &mut self.progress);
-        let in_time = poll_fn(|cx| {
+        let given_up = poll_fn(|cx| {
+            if closing.as_mut().poll(cx).is_ready() {
+                return Poll::Ready(Some(Reason::Draining));
+            }
             loop {
                 match client.poll_body(cx) {
                     Poll::Ready(Ok(true)) => {
@@ -215,22 +220,22 @@ impl<C: ClientSide> Exchange<'_, C> {
                         client.consume(n);
                         progress.bytes_in += n as u64;
                         if n as u64 > left {
-                            return Poll::Ready(false);
+                            return Poll::Ready(Some(Reason::RequestTimeout));
                         }
                         left -= n as u64;
                         last = clock();
                     }
-                    Poll::Ready(_) => return Poll::Ready(true),
+                    Poll::Ready(_) => return Poll::Ready(None),
                     Poll::Pending => {
                         let until = (last + UPLOAD_DRAIN_STALL).min(start + UPLOAD_DRAIN_TOTAL);
-                        return timer.poll_at(cx, until).map(|()| false);
+                        return timer.poll_at(cx, until).map(|()| Some(Reason::RequestTimeout));
                     }
                 }
             }
         })
         .await;
-        if !in_time {
-            self.request.reason.get_or_insert(Reason::RequestTimeout);
+        if let Some(reason) = given_up {
+            self.request.reason.get_or_insert(reason);
             self.client.stop_reading_body();
         }
     }

@@ -60,12 +60,7 @@ pub(crate) fn take_idle(
             idled: true,
         });
     }
-    // No system call for a request that may be sent again: if the connection was closed, the request is
-    // retried over another one.
-    let ask_kernel = choice == ConnectionChoice::NoProbes;
-    let idle = endpoint
-        .idle()
-        .take(now, limits.upstream_idle_timeout, ask_kernel);
+    let idle = endpoint.idle().take(now, limits.upstream_idle_timeout);
     let io = idle.or_else(|| take_prewarmed(endpoint, choice))?;
     let backend = Http1Backend::new(io, Arc::clone(endpoint), limits);
     Some(Acquired {

@@ -257,6 +257,8 @@ pub(crate) struct Http2Backend {
     /// Body bytes that were announced and are still to come, where nothing can follow them.
     left: Option<u64>,
     ended: bool,
+    /// Of a HEAD request.
+    head_only: bool,
 }
 
 impl Http2Backend {
@@ -272,6 +274,7 @@ impl Http2Backend {
             trailers: None,
             left: None,
             ended: false,
+            head_only: false,
         }
     }
 
@@ -296,6 +299,7 @@ impl Http2Backend {
     fn answered(&mut self, status: u16, fields: HeaderMap, length: BodyLength) -> BackendResponse {
         let told = fields.get(http::header::CONTENT_LENGTH);
         let declared_length = told.and_then(|value| value.to_str().ok()?.parse().ok());
+        let declared_length = declared_length.filter(|_| status != 204);
         self.fields = MapFields(fields);
         BackendResponse {
             status,
@@ -330,6 +334,7 @@ impl BackendSide for Http2Backend {
         edit: &RequestEdit<'_>,
     ) -> Result<(), BackendFault> {
         let malformed = |what: &'static str| BackendFault::Malformed(what.into());
+        self.head_only = head.method() == "HEAD";
         let mut sink = MapSink::default();
         request_fields(head, edit, &mut sink);
         if head.takes_trailers() {
@@ -438,14 +443,18 @@ impl BackendSide for Http2Backend {
             Ok(response) => response.into_parts(),
             Err(e) => return Poll::Ready(Err(self.fault(e))),
         };
-        let length = if body.is_end_stream() {
+        let status = parts.status.as_u16();
+        // RFC 9110 6.4.1: no content follows these heads. A backend that sends DATA all the same has its stream
+        // reset (RFC 9113 8.1.1), as an HTTP/1 connection is closed: nobody is given the bytes, and the head counts.
+        let bodiless = self.head_only || matches!(status, 204 | 304);
+        let length = if bodiless || body.is_end_stream() {
             BodyLength::Empty
         } else {
             BodyLength::Unknown
         };
         self.response = None;
-        self.body = Some(body);
-        Poll::Ready(Ok(self.answered(parts.status.as_u16(), parts.headers, length)))
+        self.body = (!bodiless).then_some(body);
+        Poll::Ready(Ok(self.answered(status, parts.headers, length)))
     }
 
     fn fields(&self) -> &MapFields {

@@ -62,12 +62,12 @@ struct Idle {
 }
 
 impl IdleConnections {
-    /// Takes the youngest reusable connection: idle for `max_idle` at most, and open and silent as far as
-    /// [`BackendIo::is_idle_clean`] can detect. Closes stale connections that it meets.
-    pub(crate) fn take(&self, now: Instant, max_idle: Duration, ask_kernel: bool) -> Option<BackendIo> {
+    /// Takes the youngest reusable connection: idle for `max_idle` at most, and open and silent by the kernel's
+    /// account. Closes stale connections that it meets.
+    pub(crate) fn take(&self, now: Instant, max_idle: Duration) -> Option<BackendIo> {
         let lists = &self.shards.get()?.lists;
         let own = own_shard(lists.len());
-        (0..lists.len()).find_map(|n| lists[(own + n) % lists.len()].take(now, max_idle, ask_kernel))
+        (0..lists.len()).find_map(|n| lists[(own + n) % lists.len()].take(now, max_idle))
     }
 
     /// Returns a connection to the pool for `max_idle`. The connection must be between two exchanges. It is
@@ -98,9 +98,9 @@ impl IdleConnections {
 }
 
 impl Shard {
-    fn take(&self, now: Instant, max_idle: Duration, ask_kernel: bool) -> Option<BackendIo> {
+    fn take(&self, now: Instant, max_idle: Duration) -> Option<BackendIo> {
         loop {
-            // The lock is not held during the check, which may be a system call.
+            // The lock is not held during the check, which is a system call.
             let mut idle = self.0.lock().pop_back()?;
             let is_over =
                 |idle: &Idle| idle.until <= now || now.saturating_duration_since(idle.since) >= max_idle;
@@ -111,7 +111,9 @@ impl Shard {
                 let over = list.drain(..fresh).collect();
                 drop(list);
                 close_all(over);
-            } else if idle.io.is_idle_clean(ask_kernel) {
+            } else if idle.io.is_idle_clean(true) {
+                // Response queue poisoning: what a backend sends unasked would be taken for the answer to the next
+                // request, which is another client's. The driver may learn of it only after the request was sent.
                 return Some(idle.io);
             }
         }

@@ -34,16 +34,16 @@ fn now() -> Instant {
 #[tokio::test]
 async fn the_youngest_is_taken_first() {
     let idle = IdleConnections::default();
-    assert!(idle.take(now(), LONG, true).is_none());
+    assert!(idle.take(now(), LONG).is_none());
     let (first, _first_peer) = pair().await;
     let (second, _second_peer) = pair().await;
     let numbers = [number(&first), number(&second)];
     idle.put(first, now(), LONG);
     idle.put(second, now(), LONG);
     assert_eq!(idle.len(), 2);
-    let taken = [(); 2].map(|()| idle.take(now(), LONG, true).expect("one idles"));
+    let taken = [(); 2].map(|()| idle.take(now(), LONG).expect("one idles"));
     assert_eq!([number(&taken[1]), number(&taken[0])], numbers);
-    assert!(idle.take(now(), LONG, true).is_none());
+    assert!(idle.take(now(), LONG).is_none());
 }
 
 #[tokio::test]
@@ -65,10 +65,26 @@ async fn what_the_peer_closed_or_spoke_on_is_passed_over() {
     }
     idle.put(closed, now(), LONG);
     idle.put(spoke, now(), LONG);
-    let taken = idle.take(now(), LONG, false).expect("one is good");
+    let taken = idle.take(now(), LONG).expect("one is good");
     assert_eq!(number(&taken), wanted);
     assert_eq!(idle.len(), 0);
     assert!(is_closed(&mut chatty).await);
+}
+
+/// The bytes are in the socket, and the driver has had no turn to see them.
+#[tokio::test]
+async fn what_the_peer_said_a_moment_ago_is_passed_over() {
+    let idle = IdleConnections::default();
+    let (io, peer) = pair().await;
+    idle.put(io, now(), LONG);
+    // Nothing is awaited from here on. Over the loopback a write is done when the other side has it.
+    let mut peer = peer.into_std().expect("a socket");
+    std::io::Write::write_all(&mut peer, b"HTTP/1.1 200 OK\r\n\r\n").expect("sent");
+    assert!(
+        idle.take(now(), LONG).is_none(),
+        "it would answer the next request"
+    );
+    assert_eq!(idle.len(), 0);
 }
 
 #[tokio::test]
@@ -81,7 +97,7 @@ async fn what_idled_too_long_is_closed_and_not_taken() {
     idle.put(young, begin + Duration::from_secs(2), LONG);
     // A reload may have made the time shorter.
     assert!(
-        idle.take(begin + Duration::from_secs(7), Duration::from_secs(5), true)
+        idle.take(begin + Duration::from_secs(7), Duration::from_secs(5))
             .is_none()
     );
     assert!(is_closed(&mut young_peer).await);
@@ -128,7 +144,7 @@ async fn the_sweep_closes_what_the_backend_closed() {
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
     assert!(now() < begin + LONG, "long before it idled for too long");
-    assert!(idle.take(now(), LONG, true).is_some());
+    assert!(idle.take(now(), LONG).is_some());
 }
 
 #[tokio::test]
@@ -141,7 +157,7 @@ async fn close_ends_what_idles_and_what_is_put_later() {
     let (late, mut late_peer) = pair().await;
     idle.put(late, now(), LONG);
     assert!(is_closed(&mut late_peer).await);
-    assert!(idle.take(now(), LONG, true).is_none());
+    assert!(idle.take(now(), LONG).is_none());
     let unused = IdleConnections::default();
     unused.close();
     let (late, mut late_peer) = pair().await;
@@ -167,7 +183,7 @@ async fn another_thread_takes_what_this_one_put() {
     let wanted = number(&io);
     idle.put(io, now(), LONG);
     let elsewhere = Arc::clone(&idle);
-    let taken = std::thread::spawn(move || elsewhere.take(Instant::now(), LONG, true).map(|io| number(&io)));
+    let taken = std::thread::spawn(move || elsewhere.take(Instant::now(), LONG).map(|io| number(&io)));
     assert_eq!(taken.join().expect("ended"), Some(wanted));
 }
 

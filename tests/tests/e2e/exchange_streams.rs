@@ -64,6 +64,62 @@ async fn streams_share_connections_up_to_max_streams_per_connection() {
     }
 }
 
+/// Begins 20 requests on a backend that takes connections and says nothing, and waits until all of them wait.
+async fn convoy(gateway: &Gateway) -> (Arc<H2>, Calls) {
+    let (client, calls) = begin(gateway, 20).await;
+    gateway
+        .wait_metric("sluice_requests_in_flight", &[], SOON, |n| n == 20.0)
+        .await;
+    (client, calls)
+}
+
+#[tokio::test]
+async fn all_that_wait_for_a_connection_are_served_by_it() {
+    let speaks = Arc::new(tokio::sync::Semaphore::new(0));
+    let may = Arc::clone(&speaks);
+    let backend = RawBackend::start(move |_, io: TcpStream| {
+        let may = Arc::clone(&may);
+        async move {
+            let _turn = may.acquire().await.map_err(io::Error::other)?;
+            let mut connection = h2::server::handshake(io).await.map_err(io::Error::other)?;
+            while let Some(Ok((_request, mut respond))) = connection.accept().await {
+                let sent = respond.send_response(http::Response::new(()), true);
+                sent.map_err(io::Error::other)?;
+            }
+            Ok(())
+        }
+    })
+    .await;
+    let gateway = Gateway::start(&web_with(backend.addr(), "protocol: h2c")).await;
+    let (_client, calls) = convoy(&gateway).await;
+    speaks.add_permits(1);
+    assert_served(calls).await;
+    assert_eq!(backend.connections(), 1);
+}
+
+/// One after another they would wait twenty times as long.
+#[tokio::test]
+async fn all_that_wait_for_a_connection_wait_no_longer_than_one() {
+    let backend = RawBackend::silent().await;
+    let config = format!(
+        "limits: {{connectTimeout: 1s}}\n{}",
+        web_with(backend.addr(), "protocol: h2c")
+    );
+    let gateway = Gateway::start(&config).await;
+    let begun = tokio::time::Instant::now();
+    let (_client, calls) = convoy(&gateway).await;
+    for call in calls {
+        let answer = within("an answer", SOON, call).await.expect("no panic");
+        let answer = answer.expect("a whole answer");
+        assert_eq!(
+            (answer.status, answer.header("x-sluice-reason")),
+            (502, Some("connect_failed"))
+        );
+    }
+    let took = begun.elapsed();
+    assert!(took < Duration::from_secs(10), "{took:?}");
+}
+
 /// RFC 9113 5.1.2: the peer's SETTINGS limit the streams.
 #[tokio::test]
 async fn no_more_streams_than_the_backends_settings_allow() {

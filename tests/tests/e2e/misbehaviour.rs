@@ -6,7 +6,7 @@ use sluice_tests::gateway::Gateway;
 use sluice_tests::h1::{self, H1};
 use sluice_tests::h2_client::{self, H2};
 use sluice_tests::raw_backend::{RawBackend, drain, read_head};
-use sluice_tests::wait::{SOON, wait_for};
+use sluice_tests::wait::{SOON, wait_for, within};
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 
@@ -236,6 +236,126 @@ async fn answers_early() -> RawBackend {
         drain(&mut io).await.map(drop)
     })
     .await
+}
+
+#[tokio::test]
+async fn an_upload_that_goes_on_after_its_answer_does_not_hold_up_the_drain() {
+    let backend = answers_early().await;
+    let config = format!("drain: {{timeout: 1s}}\n{}", web(backend.addr()));
+    let mut gateway = Gateway::start(&config).await;
+    let mut conn = H1::connect(gateway.addr()).await.unwrap();
+    let head = format!("POST /late HTTP/1.1\r\nHost: {WEB}\r\nContent-Length: 100000\r\n\r\nabc");
+    assert_eq!(conn.exchange(head.as_bytes()).await.unwrap().text(), "ok");
+    gateway.sigterm();
+    let dripping = tokio::spawn(async move {
+        while conn.send(b"x").await.is_ok() {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    });
+    // One second, and nothing like the ten that an upload may go on.
+    let status = gateway.wait_exit(Duration::from_secs(5)).await;
+    assert!(status.success(), "{status}");
+    let line = gateway
+        .wait_access_log("the request", |e| e["path"] == "/late")
+        .await;
+    assert_eq!(
+        (&line["status"], &line["reason"]),
+        (&200.into(), &"draining".into())
+    );
+    dripping.await.unwrap();
+}
+
+/// A client that reads only once it has sent everything, and a backend that wants no more of it.
+#[tokio::test]
+async fn an_upload_that_nobody_wants_is_taken_while_its_answer_waits() {
+    const ANSWER: usize = 120 * 1024;
+    let backend = RawBackend::start(async |_, io: TcpStream| {
+        let mut connection = h2::server::handshake(io).await.map_err(std::io::Error::other)?;
+        while let Some(Ok((request, mut respond))) = connection.accept().await {
+            let mut answer = respond
+                .send_response(http::Response::new(()), false)
+                .map_err(std::io::Error::other)?;
+            answer
+                .send_data(vec![b'a'; ANSWER].into(), true)
+                .map_err(std::io::Error::other)?;
+            // RFC 9113 8.1: once the answer is sent, the stream is reset with NO_ERROR.
+            drop(request);
+        }
+        Ok(())
+    })
+    .await;
+    let gateway = Gateway::start(&web_with(backend.addr(), "protocol: h2c")).await;
+    // The answer does not fit into what the client takes and what the gateway buffers.
+    let io = TcpStream::connect(gateway.addr()).await.unwrap();
+    let (send, connection) = h2::client::Builder::new()
+        .initial_window_size(1024)
+        .handshake::<_, bytes::Bytes>(io)
+        .await
+        .unwrap();
+    let connection = tokio::spawn(connection);
+    let post = h2_client::with_method("POST", "http", WEB, "/unwanted");
+    let (response, mut upload) = send.ready().await.unwrap().send_request(post, false).unwrap();
+    let response = within("an answer", SOON, response).await.unwrap();
+    // Ten times what the gateway takes of a stream that it does not read.
+    let piece = bytes::Bytes::from(vec![b'x'; 16 * 1024]);
+    for _ in 0..40 {
+        upload.reserve_capacity(piece.len());
+        while upload.capacity() < piece.len() {
+            let more = std::future::poll_fn(|cx| upload.poll_capacity(cx));
+            within("room for the upload", SOON, more).await.unwrap().unwrap();
+        }
+        upload.send_data(piece.clone(), false).unwrap();
+    }
+    upload.send_data(bytes::Bytes::new(), true).unwrap();
+    let answer = within("its body", SOON, h2_client::collect(response))
+        .await
+        .unwrap();
+    assert_eq!((answer.status, answer.body.len()), (200, ANSWER));
+    connection.abort();
+}
+
+/// Response queue poisoning: the answer to a request that was never made.
+#[tokio::test]
+async fn what_a_backend_says_before_it_is_asked_is_nobodys_answer() {
+    let speak = std::sync::Arc::new(tokio::sync::Notify::new());
+    let spoken = std::sync::Arc::new(tokio::sync::Notify::new());
+    let (say, said) = (speak.clone(), spoken.clone());
+    let backend = RawBackend::start(move |_, mut io: TcpStream| {
+        let (say, said) = (say.clone(), said.clone());
+        async move {
+            let mut answered = 0;
+            loop {
+                tokio::select! {
+                    head = read_head(&mut io) => drop(head?),
+                    () = say.notified(), if answered > 0 => {
+                        io.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 6\r\n\r\npoison").await?;
+                        said.notify_one();
+                        return drain(&mut io).await.map(drop);
+                    }
+                }
+                answered += 1;
+                io.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\ngood")
+                    .await?;
+            }
+        }
+    })
+    .await;
+    let gateway = Gateway::start(&web(backend.addr())).await;
+    for round in 0..20 {
+        for path in ["/first", "/second"] {
+            let path = format!("{path}/{round}");
+            assert_eq!(gateway.get(WEB, &path).await.text(), "good", "{path}");
+            // Logged means that the connection was given back.
+            gateway
+                .wait_access_log(&path, |e| e["path"] == path.as_str())
+                .await;
+            if path.starts_with("/first") {
+                speak.notify_one();
+                within("it speaks", SOON, spoken.notified()).await;
+            }
+        }
+    }
+    assert_eq!(backend.connections(), 21, "each that spoke is used no more");
 }
 
 async fn assert_cut_off(gateway: &Gateway) {
