@@ -233,12 +233,23 @@ impl<L: Clone> HostLeaf<L> {
         let size = (self.slots.len() * 2).max(4);
         let mut slots: Vec<Slot<L>> = Vec::new();
         slots.resize_with(size, Slot::default);
-        for slot in self.slots.iter().filter(|slot| slot.entry.is_some()) {
+        let mut place = |slot: Slot<L>| {
             let mut at = slot.hash as usize & (size - 1);
             while slots[at].entry.is_some() {
                 at = (at + 1) & (size - 1);
             }
-            slots[at] = slot.clone();
+            slots[at] = slot;
+        };
+        match Arc::get_mut(&mut self.slots) {
+            // A table that is being built: nobody else has these, and to count what they lead to would miss the cache.
+            Some(own) => {
+                let taken = own.iter_mut().filter(|slot| slot.entry.is_some());
+                taken.for_each(|slot| place(std::mem::take(slot)));
+            }
+            None => {
+                let taken = self.slots.iter().filter(|slot| slot.entry.is_some());
+                taken.cloned().for_each(place);
+            }
         }
         self.slots = slots.into();
     }

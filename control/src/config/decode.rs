@@ -251,6 +251,9 @@ fn repeated(key: &Spot, first: &Spot) -> Diagnostic {
         .related(first.place(), "it is here first")
 }
 
+/// Keys that the largest mapping may have, about: a service that is its own revision.
+const ASKED: usize = 32;
+
 /// What is asked for, while a schema is made.
 struct Listing<'c> {
     definitions: &'c mut Definitions,
@@ -279,6 +282,40 @@ pub(crate) struct Object<'c> {
     listing: Option<Listing<'c>>,
 }
 
+/// Keys of a mapping that were there before. Few are looked through: that is less than hashing them.
+enum FirstOf {
+    Few,
+    Many(HashMap<Arc<str>, usize>),
+}
+
+impl FirstOf {
+    const FEW: usize = 16;
+
+    fn new(count: usize) -> Self {
+        match count {
+            0..=Self::FEW => Self::Few,
+            _ => Self::Many(HashMap::with_capacity(count)),
+        }
+    }
+
+    /// The entry with the same key among those so far; else this one is the next of them.
+    fn of<'e>(&mut self, key: &Spot, entries: &'e [Entry]) -> Option<&'e Entry> {
+        let text = &key.scalar()?.text;
+        match self {
+            Self::Few => entries
+                .iter()
+                .find(|entry| entry.key.scalar().is_some_and(|known| known.text == *text)),
+            Self::Many(known) => match known.entry(Arc::clone(text)) {
+                std::collections::hash_map::Entry::Occupied(first) => entries.get(*first.get()),
+                std::collections::hash_map::Entry::Vacant(new) => {
+                    new.insert(entries.len());
+                    None
+                }
+            },
+        }
+    }
+}
+
 impl<'c> Object<'c> {
     pub(super) fn new(at: Spot, mappings: &[Spot], cx: &'c mut Context) -> Self {
         let mut entries = Vec::new();
@@ -286,18 +323,18 @@ impl<'c> Object<'c> {
             let Content::Mapping(pairs) = mapping.content() else {
                 continue;
             };
-            let mut first: HashMap<Arc<str>, usize> = HashMap::with_capacity(pairs.len());
+            entries.reserve(pairs.len());
+            let own = entries.len();
+            let mut first = FirstOf::new(pairs.len());
             for &(key, value) in pairs {
                 let (key, value) = (mapping.child(key), mapping.child(value));
-                let Some(name) = key.scalar().map(|s| Arc::clone(&s.text)) else {
+                if key.scalar().is_none() {
                     continue;
-                };
-                if let Some(&i) = first.get(&name) {
-                    let first: &Entry = &entries[i];
+                }
+                if let Some(first) = first.of(&key, &entries[own..]) {
                     cx.report(repeated(&key, &first.key));
                     continue;
                 }
-                first.insert(name, entries.len());
                 entries.push(Entry {
                     key,
                     value,
@@ -309,7 +346,7 @@ impl<'c> Object<'c> {
             at,
             cx,
             entries,
-            asked: Vec::new(),
+            asked: Vec::with_capacity(ASKED),
             elsewhere: Vec::new(),
             missing: Vec::new(),
             misspelt: Vec::new(),
@@ -486,8 +523,12 @@ impl<'c> Object<'c> {
             self.elsewhere.contains(known) || names.any(|name| &*name.text == *known)
         };
         let unknown = self.entries.iter().any(|e| !e.used);
-        let mut free = self.asked.clone();
-        free.retain(|known| unknown && !there(known));
+        let asked = self
+            .asked
+            .iter()
+            .copied()
+            .filter(|known| unknown && !there(known));
+        let free: Vec<&'static str> = asked.collect();
         for entry in self.entries.iter().filter(|e| !e.used) {
             let Some(name) = entry.key.scalar() else { continue };
             // Past what is kept only the count matters.

@@ -16,6 +16,8 @@ const MAX_BYTES: usize = 32 << 20;
 const MAX_DEPTH: usize = 64;
 /// Values in one file, those that aliases repeat included.
 const MAX_NODES: usize = 2_000_000;
+/// Of a file, about: what of a tree is made room for at once.
+const BYTES_PER_NODE: usize = 8;
 /// Values that aliases may repeat in one file: what stops an alias bomb.
 const MAX_ALIASED: usize = 200_000;
 
@@ -30,7 +32,8 @@ pub(super) fn parse(
     let mut builder = Builder {
         tree: Tree {
             file: path.to_owned(),
-            nodes: Vec::new(),
+            // A key and its value have a line of their own, mostly.
+            nodes: Vec::with_capacity((text.len() / BYTES_PER_NODE).clamp(4, 1_024)),
             roots: Vec::new(),
         },
         frames: Vec::new(),

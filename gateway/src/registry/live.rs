@@ -258,7 +258,8 @@ impl LiveRevision {
     }
 
     pub(super) fn update(self: &Arc<Self>, spec: Arc<RevisionSpec>, now: Instant) {
-        if *self.spec() == *spec {
+        let before = self.spec();
+        if Arc::ptr_eq(&before, &spec) || *before == *spec {
             return;
         }
         let asleep = self.asleep.lock();
