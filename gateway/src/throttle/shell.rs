@@ -432,7 +432,7 @@ impl RevisionThrottler {
 
     /// Sends demand. Under the lock: another thread's success of an activation must not overtake its demand.
     /// The sink never blocks.
-    pub(super) fn demand(&self, signals: &[Signal]) {
+    fn demand(&self, signals: &[Signal]) {
         for signal in signals {
             let revision = self.id.clone();
             self.env.demand.demand(match *signal {
@@ -474,7 +474,7 @@ impl RevisionThrottler {
 /// The timer: one task while a request waits, and none otherwise.
 impl RevisionThrottler {
     /// Arms the timer for the earliest deadline; the timer task exists only while a request waits.
-    pub(super) fn arm(self: &Arc<Self>, mut shared: MutexGuard<'_, Shared>) {
+    fn arm(self: &Arc<Self>, mut shared: MutexGuard<'_, Shared>) {
         let Some(next) = shared.core.next_timer() else {
             return;
         };
