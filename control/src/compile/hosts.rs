@@ -5,13 +5,13 @@ use std::collections::HashMap;
 use sluice_model::{Host, HostPattern, Tag};
 
 use super::Catalog;
-use crate::config::{At, Context, ServiceDraft, Spot};
+use crate::config::{Context, Located, NodeRef, ServiceDraft};
 
 /// Who claimed a host first.
 struct Claim {
     service: usize,
     tag: Option<Tag>,
-    spot: Spot,
+    node: NodeRef,
 }
 
 /// The hosts of each service, in the order of the draft.
@@ -42,11 +42,11 @@ pub(super) fn claim(services: &[ServiceDraft], domain: &str, catalog: &Catalog, 
     claims.hosts
 }
 
-fn tags(service: &ServiceDraft) -> impl Iterator<Item = &At<Tag>> {
+fn tags(service: &ServiceDraft) -> impl Iterator<Item = &Located<Tag>> {
     let targets = service.traffic.iter().flat_map(|traffic| &traffic.targets);
     // A tag that is repeated was told so; one host for it is enough.
-    let tags: Vec<&At<Tag>> = targets.filter_map(|target| target.tag.as_ref()).collect();
-    let fresh: Vec<&At<Tag>> = tags
+    let tags: Vec<&Located<Tag>> = targets.filter_map(|target| target.tag.as_ref()).collect();
+    let fresh: Vec<&Located<Tag>> = tags
         .iter()
         .enumerate()
         .filter(|(i, tag)| !tags[..*i].iter().any(|earlier| earlier.value == tag.value))
@@ -82,10 +82,10 @@ impl Claims<'_> {
         };
         let domain = self.domain;
         let base = format!("{}.{}.{domain}", id.name(), id.namespace());
-        self.one(index, &base, None, &name.spot, cx);
+        self.one(index, &base, None, &name.node, cx);
         for tag in tags(service) {
             let host = format!("{}-{base}", tag.value);
-            self.one(index, &host, Some(&tag.value), &tag.spot, cx);
+            self.one(index, &host, Some(&tag.value), &tag.node, cx);
         }
     }
 
@@ -95,7 +95,7 @@ impl Claims<'_> {
             return;
         }
         for host in &service.hosts {
-            if !self.pattern(index, host.value.clone(), None, &host.spot, cx) {
+            if !self.pattern(index, host.value.clone(), None, &host.node, cx) {
                 continue;
             }
             // A wildcard has no tag hosts: it would claim `tag-*.example.com`, which is none.
@@ -104,18 +104,18 @@ impl Claims<'_> {
             {
                 for tag in tags(service) {
                     let host = format!("{}-{exact}", tag.value);
-                    self.one(index, &host, Some(&tag.value), &tag.spot, cx);
+                    self.one(index, &host, Some(&tag.value), &tag.node, cx);
                 }
             }
         }
     }
 
-    fn one(&mut self, index: usize, host: &str, tag: Option<&Tag>, spot: &Spot, cx: &mut Context) {
+    fn one(&mut self, index: usize, host: &str, tag: Option<&Tag>, node: &NodeRef, cx: &mut Context) {
         let label = host.split('.').next().unwrap_or_default();
         let problem = match Host::parse(host) {
             _ if label.len() > 63 => format!("its first label has {} bytes, more than 63", label.len()),
             Ok(host) => {
-                self.pattern(index, HostPattern::Exact(host), tag, spot, cx);
+                self.pattern(index, HostPattern::Exact(host), tag, node, cx);
                 return;
             }
             Err(e) => e.to_string(),
@@ -124,7 +124,7 @@ impl Claims<'_> {
             Some(_) => "shorten the tag or the host",
             None => "shorten the service's name or the domain",
         };
-        let diagnostic = spot.error(format!("the host '{host}' is not possible: {problem}"));
+        let diagnostic = node.error(format!("the host '{host}' is not possible: {problem}"));
         cx.report(diagnostic.hint(hint));
     }
 
@@ -134,7 +134,7 @@ impl Claims<'_> {
         index: usize,
         pattern: HostPattern,
         tag: Option<&Tag>,
-        spot: &Spot,
+        node: &NodeRef,
         cx: &mut Context,
     ) -> bool {
         let Some(first) = self.taken.get(&pattern) else {
@@ -142,7 +142,7 @@ impl Claims<'_> {
             let claim = Claim {
                 service: index,
                 tag: tag.cloned(),
-                spot: spot.clone(),
+                node: node.clone(),
             };
             self.taken.insert(pattern, claim);
             return true;
@@ -166,8 +166,8 @@ impl Claims<'_> {
         } else {
             "a host leads to one service: take it from one of them"
         };
-        let diagnostic = spot.error(message).hint(hint);
-        cx.report(diagnostic.related(first.spot.place(), "it is claimed here"));
+        let diagnostic = node.error(message).hint(hint);
+        cx.report(diagnostic.related(first.node.location(), "it is claimed here"));
         false
     }
 }

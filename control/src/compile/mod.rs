@@ -19,7 +19,9 @@ use sluice_model::{
     Tag, Visibility,
 };
 
-use crate::config::{At, Context, Diagnostic, Diagnostics, Draft, Env, ServiceDraft, SourceFile, Spot};
+use crate::config::{
+    Context, Diagnostic, Diagnostics, Draft, Env, Located, NodeRef, ServiceDraft, SourceFile,
+};
 use crate::index::{Index, Policy};
 use crate::plan::{AutoscalePolicy, Plan, RevisionPlan};
 use crate::source::{Event, ObjectKey};
@@ -47,17 +49,17 @@ pub struct Compiled {
 /// A listener that a configuration has.
 #[derive(Debug, Clone)]
 pub struct ListenerReference {
-    spot: Option<Spot>,
+    node: Option<NodeRef>,
 }
 
 impl ListenerReference {
-    pub(crate) fn new(spot: Option<Spot>) -> Self {
-        Self { spot }
+    pub(crate) fn new(node: Option<NodeRef>) -> Self {
+        Self { node }
     }
 
     /// An error where its address stands; `None` for the one that is there by default.
     pub fn error(&self, message: impl Into<String>) -> Option<Diagnostic> {
-        Some(self.spot.as_ref()?.error(message))
+        Some(self.node.as_ref()?.error(message))
     }
 }
 
@@ -66,20 +68,20 @@ impl ListenerReference {
 pub struct FileReference {
     /// Absolute.
     pub file: PathBuf,
-    spot: Spot,
+    node: NodeRef,
 }
 
 impl FileReference {
-    pub(crate) fn new(named: &At<PathBuf>) -> Self {
+    pub(crate) fn new(named: &Located<PathBuf>) -> Self {
         Self {
             file: named.value.clone(),
-            spot: named.spot.clone(),
+            node: named.node.clone(),
         }
     }
 
     /// An error where the file is named.
     pub fn error(&self, message: impl Into<String>) -> Diagnostic {
-        self.spot.error(message)
+        self.node.error(message)
     }
 }
 
@@ -266,8 +268,8 @@ impl Catalog {
             revisions: Vec::new(),
             owners: HashMap::new(),
         };
-        let mut taken: HashMap<ServiceId, &Spot> = HashMap::new();
-        let mut named: HashMap<RevisionId, Spot> = HashMap::new();
+        let mut taken: HashMap<ServiceId, &NodeRef> = HashMap::new();
+        let mut named: HashMap<RevisionId, NodeRef> = HashMap::new();
         for (index, service) in services.iter().enumerate() {
             let (id, fresh) = claim_name(service, &mut taken, cx);
             catalog.services.push(id);
@@ -275,15 +277,15 @@ impl Catalog {
                 .revisions
                 .iter()
                 .map(|revision| {
-                    let (id, spot) = revision_id(service, revision.name.as_ref(), cx)?;
+                    let (id, node) = revision_id(service, revision.name.as_ref(), cx)?;
                     // What a repeated service repeats was told with its name.
                     if fresh && let Some(first) = named.get(&id) {
                         let message = format!("revision name '{}' is taken in this namespace", id.name());
                         let hint = "revision names are unique in a namespace, across services";
-                        let diagnostic = spot.error(message).hint(hint);
-                        cx.report(diagnostic.related(first.place(), "it is taken here"));
+                        let diagnostic = node.error(message).hint(hint);
+                        cx.report(diagnostic.related(first.location(), "it is taken here"));
                     } else if fresh {
-                        named.insert(id.clone(), spot);
+                        named.insert(id.clone(), node);
                         catalog.owners.insert(id.clone(), index);
                     }
                     Some(id)
@@ -298,7 +300,7 @@ impl Catalog {
 /// The service's id, and whether nobody has it yet.
 fn claim_name<'d>(
     service: &'d ServiceDraft,
-    taken: &mut HashMap<ServiceId, &'d Spot>,
+    taken: &mut HashMap<ServiceId, &'d NodeRef>,
     cx: &mut Context,
 ) -> (Option<ServiceId>, bool) {
     let (Some(name), Some(namespace)) = (&service.name, &service.namespace) else {
@@ -312,33 +314,33 @@ fn claim_name<'d>(
             "service '{}' is there already, in namespace '{namespace}'",
             name.value
         );
-        let diagnostic = name.spot.error(message).hint("rename one, or merge them");
-        cx.report(diagnostic.related(first.place(), "the other one"));
+        let diagnostic = name.node.error(message).hint("rename one, or merge them");
+        cx.report(diagnostic.related(first.location(), "the other one"));
         return (None, false);
     }
-    taken.insert(id.clone(), &name.spot);
+    taken.insert(id.clone(), &name.node);
     (Some(id), true)
 }
 
 /// A revision's id and where its name comes from; a shorthand's is its service's and a number.
 fn revision_id(
     service: &ServiceDraft,
-    name: Option<&At<String>>,
+    name: Option<&Located<String>>,
     cx: &mut Context,
-) -> Option<(RevisionId, Spot)> {
+) -> Option<(RevisionId, NodeRef)> {
     let namespace = service.namespace.as_ref()?;
     if let Some(name) = name {
-        return Some((RevisionId::parse(namespace, &name.value).ok()?, name.spot.clone()));
+        return Some((RevisionId::parse(namespace, &name.value).ok()?, name.node.clone()));
     }
     if !service.shorthand {
         return None;
     }
     let name = service.name.as_ref()?;
     match RevisionId::parse(namespace, &format!("{}-00001", name.value)) {
-        Ok(id) => Some((id, name.spot.clone())),
+        Ok(id) => Some((id, name.node.clone())),
         Err(e) => {
             let message = format!("its revision '{}-00001' has no valid name: {e}", name.value);
-            cx.report(name.spot.error(message).hint("shorten the service's name"));
+            cx.report(name.node.error(message).hint("shorten the service's name"));
             None
         }
     }
@@ -351,7 +353,7 @@ fn warn_unserved(ground: &Draft, services: &[ServiceDraft], cx: &mut Context) {
     }
     for service in services {
         if service.visibility == Visibility::Internal {
-            let diagnostic = service.spot.error("no listener serves this internal service");
+            let diagnostic = service.node.error("no listener serves this internal service");
             let hint = "add a listener with visibility: internal";
             cx.report(diagnostic.hint(hint).warning());
         }

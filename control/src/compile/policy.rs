@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::config::{At, Context, Globals, RevisionDraft, Scaling, ServiceDraft};
+use crate::config::{Context, Globals, Located, RevisionDraft, Scaling, ServiceDraft};
 use crate::plan::{AutoscalePolicy, Metric};
 
 /// Knative's `requests-per-second` utilisation, which no key changes.
@@ -30,7 +30,7 @@ fn policy(revision: &RevisionDraft, globals: &Globals, cx: &mut Context) -> Opti
         // Without a backend something else is wrong, and told.
         if let (Some(scaling), Some(_)) = (&revision.scaling, &revision.backend) {
             let diagnostic = scaling
-                .spot
+                .node
                 .whole()
                 .error("autoscaling is ignored: nothing starts instances");
             let hint = "only a process, or endpoints with activation, are scaled";
@@ -50,13 +50,13 @@ fn policy(revision: &RevisionDraft, globals: &Globals, cx: &mut Context) -> Opti
 }
 
 /// What is wrong only together with the defaults.
-fn check(scaling: &At<Scaling>, globals: &Globals, cx: &mut Context) {
+fn check(scaling: &Located<Scaling>, globals: &Globals, cx: &mut Context) {
     let s = &scaling.value;
     let min = s.min_scale.unwrap_or(globals.min_scale);
     let max = s.max_scale.unwrap_or(globals.max_scale);
     let limit = globals.max_scale_limit;
     let mut complain = |message: String, hint: &str| {
-        cx.report(scaling.spot.whole().error(message).hint(hint));
+        cx.report(scaling.node.whole().error(message).hint(hint));
     };
     if s.max_scale.is_some() && limit > 0 && !(1..=limit).contains(&max) {
         complain(

@@ -3,7 +3,7 @@
 use sluice_model::{Percent, RevisionId, Tag, TrafficSplit, TrafficTarget};
 
 use super::Catalog;
-use crate::config::{At, Context, ServiceDraft, Target, Traffic, Which, did_you_mean};
+use crate::config::{Context, Located, ServiceDraft, Target, Traffic, Which, did_you_mean};
 
 /// A target that names a revision of its service.
 pub(super) struct Resolved {
@@ -95,7 +95,7 @@ fn resolve_traffic(
                 if *is_latest && Some(found) != latest && service.all_named {
                     let message = format!("'{}' is not the latest revision, the last one listed", name.value);
                     let hint = "keep either revisionName or latestRevision: true";
-                    cx.report(name.spot.error(message).hint(hint));
+                    cx.report(name.node.error(message).hint(hint));
                 }
                 found
             }
@@ -109,13 +109,13 @@ fn resolve_traffic(
     resolved.collect()
 }
 
-fn check_configuration(service: &ServiceDraft, name: &At<String>, cx: &mut Context) {
+fn check_configuration(service: &ServiceDraft, name: &Located<String>, cx: &mut Context) {
     if let Some(own) = &service.name
         && own.value != name.value
     {
         let message = format!("the configuration '{}' is not this service's", name.value);
         let hint = format!("write configurationName: {}, or latestRevision: true", own.value);
-        cx.report(name.spot.error(message).hint(hint));
+        cx.report(name.node.error(message).hint(hint));
     }
 }
 
@@ -124,7 +124,7 @@ fn find(
     services: &[ServiceDraft],
     catalog: &Catalog,
     index: usize,
-    name: &At<String>,
+    name: &Located<String>,
     cx: &mut Context,
 ) -> Option<usize> {
     let ids = &catalog.revisions[index];
@@ -154,11 +154,11 @@ fn find(
         (None, None) => format!("this service has {}", names.collect::<Vec<_>>().join(", ")),
     };
     let message = format!("no revision of this service is named '{}'", name.value);
-    cx.report(name.spot.error(message).hint(hint));
+    cx.report(name.node.error(message).hint(hint));
     None
 }
 
-/// The split. A revision that is listed several times gets the sum at its first place, so that a
+/// The split. A revision that is listed several times gets the sum at its first location, so that a
 /// sticky choice sees it once; its other places keep their tags.
 pub(super) fn split(targets: &[Resolved], ids: &[Option<RevisionId>]) -> Option<TrafficSplit> {
     let mut out: Vec<TrafficTarget> = Vec::with_capacity(targets.len());

@@ -3,9 +3,8 @@
 
 use std::time::Duration;
 
-use super::decode::{Object, Record};
-use super::scalar::{Choice, Flag, Integer, Number, Span};
 use crate::plan::Metric;
+use sluice_config_shape::{Choice, DurationRange, Flag, Integer, Number, Object, Record};
 
 const HOUR: Duration = Duration::from_secs(3600);
 const NOTHING: Duration = Duration::ZERO;
@@ -17,17 +16,17 @@ const SCALE: Integer = Integer {
     min: 0,
     max: MAX_SCALE,
 };
-const WINDOW: Span = Span {
+const WINDOW: DurationRange = DurationRange {
     min: SHORTEST_WINDOW,
     max: HOUR,
     whole_seconds: true,
 };
-const DELAY: Span = Span {
+const DELAY: DurationRange = DurationRange {
     min: NOTHING,
     max: HOUR,
     whole_seconds: true,
 };
-const RETENTION: Span = Span {
+const RETENTION: DurationRange = DurationRange {
     min: NOTHING,
     max: HOUR,
     whole_seconds: false,
@@ -169,13 +168,13 @@ fn globals(o: &mut Object<'_>) -> Option<Globals> {
         scale_to_zero_grace: o.or(
             "scaleToZeroGracePeriod",
             "Between the decision for zero and zero. 0s, because nothing has to enter the path.",
-            Span::ANY,
+            DurationRange::ANY,
             d.scale_to_zero_grace,
         ),
         scale_to_zero_retention: o.or(
             "scaleToZeroPodRetentionPeriod",
             "How long the last instance stays at least.",
-            Span::ANY,
+            DurationRange::ANY,
             d.scale_to_zero_retention,
         ),
         initial_scale: o.or(

@@ -2,8 +2,8 @@
 
 use serde_json::{Value, json};
 
-use super::decode::{Definitions, describe};
 use super::gateway::root;
+use sluice_config_shape::{Definitions, describe};
 
 /// JSON Schema, draft 2020-12. Made by running the decoder on nothing and listing the keys that it
 /// asks for: a key that is known is in here, and the other way round.

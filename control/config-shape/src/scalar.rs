@@ -1,24 +1,24 @@
-//! Shapes of scalars.
+//! Shapes of scalars: texts, choices, and numbers, durations and sizes with a range.
 
 use std::time::Duration;
 
 use serde_json::{Value, json};
-use sluice_model::Percent;
 
-use super::decode::{Context, Definitions, Shape, did_you_mean};
-use super::tree::{Scalar, Spot};
-use super::units::{self, parse_duration, parse_size, show_duration, show_size};
+use crate::object::did_you_mean;
+use crate::shape::{Context, Definitions, Shape};
+use crate::tree::{NodeRef, Scalar};
+use crate::units::{self, HundredthsError, parse_duration, parse_size, show_duration, show_size};
 
-/// A year: long enough for every timer, short enough for every clock.
-pub(super) const MAX_DURATION: Duration = Duration::from_secs(365 * 24 * 3600);
-const NO_TIME: Duration = Duration::ZERO;
+/// The longest duration that a shape accepts, one year: any clock can add it to the present.
+pub const MAX_DURATION: Duration = Duration::from_secs(365 * 24 * 3600);
 
-/// Every scalar may be, or hold, a variable.
+/// The schema of a scalar in whose place a variable may stand.
 fn or_variable(schema: &Value) -> Value {
     json!({"anyOf": [schema, {"type": "string", "pattern": "\\$\\{"}]})
 }
 
-fn scalar<'s>(at: &'s Spot, cx: &mut Context, expected: &str) -> Option<&'s Scalar> {
+/// The scalar of a node that is one and is not null; reports anything else.
+fn scalar<'s>(at: &'s NodeRef, cx: &mut Context, expected: &str) -> Option<&'s Scalar> {
     match at.scalar() {
         Some(scalar) if !scalar.is_null() => Some(scalar),
         _ => {
@@ -28,14 +28,14 @@ fn scalar<'s>(at: &'s Spot, cx: &mut Context, expected: &str) -> Option<&'s Scal
     }
 }
 
-/// A text that is passed on as it is written, numbers and booleans included: arguments,
-/// variables and header values.
-pub(super) struct Verbatim;
+/// Any scalar as text, exactly as written, numbers and booleans included; null is the empty text.
+#[derive(Debug, Clone, Copy)]
+pub struct Verbatim;
 
 impl Shape for Verbatim {
     type Out = String;
 
-    fn decode(&self, at: &Spot, cx: &mut Context) -> Option<String> {
+    fn decode(&self, at: &NodeRef, cx: &mut Context) -> Option<String> {
         match at.scalar() {
             Some(scalar) if scalar.is_null() => Some(String::new()),
             Some(scalar) => Some(scalar.text.to_string()),
@@ -51,52 +51,35 @@ impl Shape for Verbatim {
     }
 }
 
-/// A text that is expanded for each instance: `$(PORT)` and the like.
-pub(super) struct Template;
-
-impl Shape for Template {
-    type Out = String;
-
-    fn decode(&self, at: &Spot, cx: &mut Context) -> Option<String> {
-        let text = Verbatim.decode(at, cx)?;
-        let Some(again) = at.scalar().and_then(|scalar| scalar.again.as_ref()) else {
-            return Some(text);
-        };
-        if let Some(name) = again.own {
-            let message = format!("'${{{name}}}' is the gateway's own variable, taken when the file is read");
-            let hint = format!("write $({name}) for the instance's own");
-            cx.report(at.error(message).hint(hint).warning());
-        }
-        Some(again.text.clone())
-    }
-
-    fn schema(&self, definitions: &mut Definitions) -> Value {
-        Verbatim.schema(definitions)
-    }
+/// A text that a function parses, such as an address.
+#[derive(Debug)]
+pub struct Parsed<T> {
+    /// The noun for messages: "an address with a port".
+    pub what: &'static str,
+    /// Parses the expanded text; the node is its position.
+    pub parse: fn(&str, &NodeRef) -> Result<T, ParseError>,
 }
 
-/// A text that means something. The function judges it and gives message and hint.
-pub(super) struct Parsed<T> {
-    /// What it should be, for messages: "an address with a port".
-    pub(super) what: &'static str,
-    pub(super) parse: fn(&str, &Spot) -> Result<T, Refusal>,
+/// An error of [`Parsed`]: a message and maybe a hint.
+#[derive(Debug)]
+pub struct ParseError {
+    /// The reason, to follow "… is not …: ".
+    pub message: String,
+    /// The correction.
+    pub hint: Option<String>,
 }
 
-/// Why a text means nothing here.
-pub(super) struct Refusal {
-    pub(super) message: String,
-    pub(super) hint: Option<String>,
-}
-
-impl Refusal {
-    pub(super) fn new(message: impl Into<String>) -> Self {
+impl ParseError {
+    /// An error without a hint.
+    pub fn new(message: impl Into<String>) -> Self {
         Self {
             message: message.into(),
             hint: None,
         }
     }
 
-    pub(super) fn hint(message: impl Into<String>, hint: impl Into<String>) -> Self {
+    /// An error with a hint.
+    pub fn with_hint(message: impl Into<String>, hint: impl Into<String>) -> Self {
         Self {
             message: message.into(),
             hint: Some(hint.into()),
@@ -107,18 +90,18 @@ impl Refusal {
 impl<T> Shape for Parsed<T> {
     type Out = T;
 
-    fn decode(&self, at: &Spot, cx: &mut Context) -> Option<T> {
+    fn decode(&self, at: &NodeRef, cx: &mut Context) -> Option<T> {
         let scalar = scalar(at, cx, self.what)?;
-        if scalar.raw.is_none() && scalar.as_bool().is_some() {
+        if !scalar.is_expanded() && scalar.as_bool().is_some() {
             cx.mismatch(at, self.what, None);
             return None;
         }
         match (self.parse)(&scalar.text, at) {
             Ok(value) => Some(value),
-            Err(refusal) => {
-                let message = format!("{} is not {}: {}", scalar.shown(), self.what, refusal.message);
+            Err(error) => {
+                let message = format!("{} is not {}: {}", scalar.shown(), self.what, error.message);
                 let mut diagnostic = at.error(message);
-                diagnostic.hint = refusal.hint;
+                diagnostic.hint = error.hint;
                 cx.report(diagnostic);
                 None
             }
@@ -130,13 +113,14 @@ impl<T> Shape for Parsed<T> {
     }
 }
 
-/// True or false.
-pub(super) struct Flag;
+/// A boolean: `true` or `false`.
+#[derive(Debug, Clone, Copy)]
+pub struct Flag;
 
 impl Shape for Flag {
     type Out = bool;
 
-    fn decode(&self, at: &Spot, cx: &mut Context) -> Option<bool> {
+    fn decode(&self, at: &NodeRef, cx: &mut Context) -> Option<bool> {
         let value = at.scalar().and_then(Scalar::as_bool);
         if value.is_none() {
             let hint = at.scalar().and_then(|s| match &*s.text.to_ascii_lowercase() {
@@ -158,13 +142,14 @@ impl Shape for Flag {
     }
 }
 
-/// One of a few words.
-pub(super) struct Choice<T: 'static>(pub(super) &'static [(&'static str, T)]);
+/// One of a few words, each with its value.
+#[derive(Debug, Clone, Copy)]
+pub struct Choice<T: 'static>(pub &'static [(&'static str, T)]);
 
 impl<T: Copy + PartialEq> Shape for Choice<T> {
     type Out = T;
 
-    fn decode(&self, at: &Spot, cx: &mut Context) -> Option<T> {
+    fn decode(&self, at: &NodeRef, cx: &mut Context) -> Option<T> {
         let words: Vec<&str> = self.0.iter().map(|(word, _)| *word).collect();
         let expected = format!("one of {}", words.join(", "));
         let text = &scalar(at, cx, &expected)?.text;
@@ -189,8 +174,8 @@ impl<T: Copy + PartialEq> Shape for Choice<T> {
     }
 }
 
-/// A number as text if the value is one; a quoted number is a text, as everywhere in YAML.
-fn numeric<'s>(at: &'s Spot, cx: &mut Context, expected: &str) -> Option<&'s Scalar> {
+/// The scalar of a node that is a number; reports anything else. A quoted number is a text, as everywhere in YAML.
+fn numeric<'s>(at: &'s NodeRef, cx: &mut Context, expected: &str) -> Option<&'s Scalar> {
     let found = scalar(at, cx, expected)?;
     if found.is_number() {
         return Some(found);
@@ -203,28 +188,31 @@ fn numeric<'s>(at: &'s Spot, cx: &mut Context, expected: &str) -> Option<&'s Sca
         Some("remove the quotes".to_owned())
     } else {
         let bare = found.text.trim_end_matches(|c: char| !c.is_ascii_digit());
-        (!bare.is_empty() && bare.parse::<f64>().is_ok() && found.raw.is_none())
+        (!bare.is_empty() && bare.parse::<f64>().is_ok() && !found.is_expanded())
             .then(|| format!("a plain number, without '{}'", &found.text[bare.len()..]))
     };
     cx.mismatch(at, expected, hint);
     None
 }
 
-fn out_of_range(at: &Spot, cx: &mut Context, shown: &str, low: &str, high: &str) {
+fn out_of_range(at: &NodeRef, cx: &mut Context, shown: &str, low: &str, high: &str) {
     let message = format!("{shown} is not between {low} and {high}");
     cx.report(at.error(message));
 }
 
-/// A whole number in a range.
-pub(super) struct Integer {
-    pub(super) min: u64,
-    pub(super) max: u64,
+/// A whole number in a range, bounds included.
+#[derive(Debug, Clone, Copy)]
+pub struct Integer {
+    /// The lowest value.
+    pub min: u64,
+    /// The highest value.
+    pub max: u64,
 }
 
 impl Shape for Integer {
     type Out = u64;
 
-    fn decode(&self, at: &Spot, cx: &mut Context) -> Option<u64> {
+    fn decode(&self, at: &NodeRef, cx: &mut Context) -> Option<u64> {
         let scalar = numeric(at, cx, "a whole number")?;
         let text = scalar.text.strip_prefix('+').unwrap_or(&scalar.text);
         let whole = text.strip_prefix('-').unwrap_or(text);
@@ -257,15 +245,20 @@ impl Shape for Integer {
     }
 }
 
-/// A number in a range; with `or_minus_one` also -1, which means unlimited.
-pub(super) struct Number {
-    pub(super) min: f64,
-    pub(super) max: f64,
-    pub(super) or_minus_one: bool,
+/// A number in a range, bounds included.
+#[derive(Debug, Clone, Copy)]
+pub struct Number {
+    /// The lowest value.
+    pub min: f64,
+    /// The highest value.
+    pub max: f64,
+    /// Whether -1 is accepted, too, for "unlimited".
+    pub or_minus_one: bool,
 }
 
 impl Number {
-    pub(super) fn between(min: f64, max: f64) -> Self {
+    /// A number from `min` to `max`.
+    pub const fn between(min: f64, max: f64) -> Self {
         Self {
             min,
             max,
@@ -277,7 +270,7 @@ impl Number {
 impl Shape for Number {
     type Out = f64;
 
-    fn decode(&self, at: &Spot, cx: &mut Context) -> Option<f64> {
+    fn decode(&self, at: &NodeRef, cx: &mut Context) -> Option<f64> {
         let scalar = numeric(at, cx, "a number")?;
         let value: f64 = scalar.text.parse().unwrap_or(f64::NAN);
         if (self.min..=self.max).contains(&value) || (self.or_minus_one && value.total_cmp(&-1.0).is_eq()) {
@@ -307,27 +300,22 @@ impl Shape for Number {
     }
 }
 
-/// A share of up to two decimals.
-pub(super) struct Share;
+/// A percentage from 0 to 100 with up to two decimals, as hundredths of a percent.
+#[derive(Debug, Clone, Copy)]
+pub struct Percentage;
 
-impl Shape for Share {
-    type Out = Percent;
+impl Shape for Percentage {
+    type Out = u32;
 
-    fn decode(&self, at: &Spot, cx: &mut Context) -> Option<Percent> {
+    fn decode(&self, at: &NodeRef, cx: &mut Context) -> Option<u32> {
         let scalar = numeric(at, cx, "a percentage")?;
         match units::parse_hundredths(&scalar.text) {
-            Ok(hundredths) => match Percent::from_hundredths(hundredths) {
-                Some(percent) => Some(percent),
-                None => {
-                    out_of_range(at, cx, &scalar.shown(), "0", "100");
-                    None
-                }
-            },
-            Err(units::NotAShare::Negative) => {
+            Ok(hundredths) if hundredths <= 10_000 => Some(hundredths),
+            Ok(_) | Err(HundredthsError::Negative) => {
                 out_of_range(at, cx, &scalar.shown(), "0", "100");
                 None
             }
-            Err(units::NotAShare::TooFine) => {
+            Err(HundredthsError::TooFine) => {
                 let message = format!("{} has more than two decimals", scalar.shown());
                 cx.report(
                     at.error(message)
@@ -343,19 +331,22 @@ impl Shape for Share {
     }
 }
 
-/// A duration with a unit.
-pub(super) struct Span {
-    pub(super) min: Duration,
-    pub(super) max: Duration,
-    /// Knative's windows and delays have no fractions.
-    pub(super) whole_seconds: bool,
+/// A duration with a unit (`250ms`, `10s`, `1m30s`) in a range, bounds included.
+#[derive(Debug, Clone, Copy)]
+pub struct DurationRange {
+    /// The shortest value.
+    pub min: Duration,
+    /// The longest value.
+    pub max: Duration,
+    /// Whether fractions of a second are refused.
+    pub whole_seconds: bool,
 }
 
-impl Span {
-    /// Any duration, zero included.
-    pub(super) const ANY: Self = Self::at_least(NO_TIME);
-    /// Any but zero.
-    pub(super) const SOME: Self = Self::at_least(Duration::from_millis(1));
+impl DurationRange {
+    /// Any duration up to [`MAX_DURATION`], zero included.
+    pub const ANY: Self = Self::at_least(Duration::ZERO);
+    /// Any duration from 1 ms to [`MAX_DURATION`].
+    pub const POSITIVE: Self = Self::at_least(Duration::from_millis(1));
 
     const fn at_least(min: Duration) -> Self {
         Self {
@@ -366,15 +357,15 @@ impl Span {
     }
 }
 
-impl Shape for Span {
+impl Shape for DurationRange {
     type Out = Duration;
 
-    fn decode(&self, at: &Spot, cx: &mut Context) -> Option<Duration> {
+    fn decode(&self, at: &NodeRef, cx: &mut Context) -> Option<Duration> {
         let expected = "a duration such as 250ms, 10s, 5m or 1h";
         let scalar = scalar(at, cx, expected)?;
         let Some(value) = parse_duration(&scalar.text) else {
             let right = format!("{}s", scalar.text);
-            let possible = scalar.raw.is_none() && parse_duration(&right).is_some();
+            let possible = !scalar.is_expanded() && parse_duration(&right).is_some();
             cx.mismatch(at, expected, possible.then(|| format!("give it a unit: {right}")));
             return None;
         };
@@ -399,13 +390,14 @@ impl Shape for Span {
     }
 }
 
-/// A plain number of seconds, for keys that say so; 0 is `None`: no limit.
-pub(super) struct Seconds;
+/// A plain number of seconds, for keys with the unit in their name; 0 is `None`, no limit.
+#[derive(Debug, Clone, Copy)]
+pub struct Seconds;
 
 impl Shape for Seconds {
     type Out = Option<Duration>;
 
-    fn decode(&self, at: &Spot, cx: &mut Context) -> Option<Self::Out> {
+    fn decode(&self, at: &NodeRef, cx: &mut Context) -> Option<Self::Out> {
         let scalar = numeric(at, cx, "a number of seconds")?;
         let value: f64 = scalar.text.parse().unwrap_or(f64::NAN);
         if !(0.0..=MAX_DURATION.as_secs_f64()).contains(&value) {
@@ -426,16 +418,19 @@ impl Shape for Seconds {
     }
 }
 
-/// A size in bytes.
-pub(super) struct Size {
-    pub(super) min: u64,
-    pub(super) max: u64,
+/// A size (`64KiB`, `1GiB`, or a number of bytes) in a range, bounds included. The value is in bytes.
+#[derive(Debug, Clone, Copy)]
+pub struct Size {
+    /// The smallest value, in bytes.
+    pub min: u64,
+    /// The largest value, in bytes.
+    pub max: u64,
 }
 
 impl Shape for Size {
     type Out = u64;
 
-    fn decode(&self, at: &Spot, cx: &mut Context) -> Option<u64> {
+    fn decode(&self, at: &NodeRef, cx: &mut Context) -> Option<u64> {
         let expected = "a size such as 64KiB, 1GiB or a number of bytes";
         let scalar = scalar(at, cx, expected)?;
         let Some(value) = parse_size(&scalar.text) else {

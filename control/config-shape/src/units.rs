@@ -1,18 +1,18 @@
-//! Durations, sizes and percents as people write them.
+//! Parses and formats durations, sizes and percentages.
 
 use std::time::Duration;
 
-/// What [`parse_duration`] takes, for the schema.
-pub(super) const DURATION_PATTERN: &str = "^(0|([0-9]+(\\.[0-9]+)?(ms|s|m|h))+)$";
-/// What [`parse_size`] takes, for the schema.
-pub(super) const SIZE_PATTERN: &str = "^[0-9]+(B|KiB|MiB|GiB|TiB)?$";
+/// The pattern of [`parse_duration`], for the schema.
+pub(crate) const DURATION_PATTERN: &str = "^(0|([0-9]+(\\.[0-9]+)?(ms|s|m|h))+)$";
+/// The pattern of [`parse_size`], for the schema.
+pub(crate) const SIZE_PATTERN: &str = "^[0-9]+(B|KiB|MiB|GiB|TiB)?$";
 
-/// Reads `250ms`, `10s`, `1.5h`, `1m30s`; a bare `0` needs no unit. `None` for anything else.
-pub(super) fn parse_duration(text: &str) -> Option<Duration> {
+/// Parses `250ms`, `10s`, `1.5h`, `1m30s`; a bare `0` needs no unit. `None` for anything else.
+pub(crate) fn parse_duration(text: &str) -> Option<Duration> {
     if text == "0" {
         return Some(Duration::ZERO);
     }
-    // Nobody writes more, and it keeps the arithmetic exact.
+    // The bound keeps the arithmetic below exact.
     if text.is_empty() || text.len() > 32 {
         return None;
     }
@@ -44,8 +44,8 @@ pub(super) fn parse_duration(text: &str) -> Option<Duration> {
     Some(Duration::new(seconds, u32::try_from(total % 1_000_000_000).ok()?))
 }
 
-/// The shortest way to write a duration in one unit.
-pub(super) fn show_duration(duration: Duration) -> String {
+/// Formats a duration in one unit, as short as possible.
+pub(crate) fn show_duration(duration: Duration) -> String {
     let millis = duration.as_millis();
     match millis {
         0 => "0s".to_owned(),
@@ -59,9 +59,8 @@ pub(super) fn show_duration(duration: Duration) -> String {
 
 const SIZES: [(&str, u32); 5] = [("TiB", 40), ("GiB", 30), ("MiB", 20), ("KiB", 10), ("B", 0)];
 
-/// Reads `64KiB`, `1GiB`, or a number of bytes. `None` for anything else, and for what does not
-/// fit.
-pub(super) fn parse_size(text: &str) -> Option<u64> {
+/// Parses `64KiB`, `1GiB`, or a number of bytes, into bytes. `None` for anything else, and on overflow.
+pub(crate) fn parse_size(text: &str) -> Option<u64> {
     let (number, shift) = SIZES
         .iter()
         .find_map(|(unit, shift)| Some((text.strip_suffix(unit)?, *shift)))
@@ -72,8 +71,8 @@ pub(super) fn parse_size(text: &str) -> Option<u64> {
     number.parse::<u64>().ok()?.checked_mul(1 << shift)
 }
 
-/// The shortest exact way to write a size.
-pub(super) fn show_size(bytes: u64) -> String {
+/// Formats a size in bytes exactly, as short as possible.
+pub(crate) fn show_size(bytes: u64) -> String {
     let unit = SIZES
         .iter()
         .find(|(_, shift)| bytes > 0 && bytes.trailing_zeros() >= *shift);
@@ -83,26 +82,26 @@ pub(super) fn show_size(bytes: u64) -> String {
     }
 }
 
-/// Why a number is no share.
+/// The reason why a number has no value in hundredths.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum NotAShare {
+pub(crate) enum HundredthsError {
     Negative,
     TooFine,
 }
 
-/// Reads a number of up to two decimals as hundredths, exactly: no float ever rounds a share.
-/// The text is a number; one too large for any share is the largest `u32`.
-pub(super) fn parse_hundredths(text: &str) -> Result<u32, NotAShare> {
+/// Parses a number of up to two decimals as hundredths, exactly: a float would round. The text is a number; one beyond
+/// `u32` is `u32::MAX`.
+pub(crate) fn parse_hundredths(text: &str) -> Result<u32, HundredthsError> {
     let text = text.strip_prefix('+').unwrap_or(text);
     if text.starts_with('-') && text.parse::<f64>().is_ok_and(|v| v < 0.0) {
-        return Err(NotAShare::Negative);
+        return Err(HundredthsError::Negative);
     }
     let text = text.strip_prefix('-').unwrap_or(text);
     let (whole, fraction) = text.split_once('.').unwrap_or((text, ""));
     let fraction = fraction.trim_end_matches('0');
     let digits = |s: &str| s.bytes().all(|b| b.is_ascii_digit());
     if !digits(whole) || !digits(fraction) || fraction.len() > 2 {
-        return Err(NotAShare::TooFine);
+        return Err(HundredthsError::TooFine);
     }
     let whole: u32 = if whole.is_empty() {
         0
@@ -181,9 +180,9 @@ mod tests {
             ("100.01", Ok(10_001)),
             ("99999999999", Ok(u32::MAX)),
             ("-0", Ok(0)),
-            ("-1", Err(NotAShare::Negative)),
-            ("33.333", Err(NotAShare::TooFine)),
-            ("5e1", Err(NotAShare::TooFine)),
+            ("-1", Err(HundredthsError::Negative)),
+            ("33.333", Err(HundredthsError::TooFine)),
+            ("5e1", Err(HundredthsError::TooFine)),
         ] {
             assert_eq!(parse_hundredths(text), want, "{text}");
         }

@@ -1,27 +1,27 @@
-//! What is wrong with a configuration, and where.
+//! Diagnostics: errors and warnings with a position, a hint and related positions.
 
 use std::fmt;
 use std::path::PathBuf;
 
 use serde::Serialize;
 
-/// More than anybody reads; keeps a hostile file from filling memory with complaints.
+/// The bound of kept diagnostics: a hostile file cannot fill memory with them.
 const MAX_KEPT: usize = 1_000;
 
 /// Whether a diagnostic rejects the configuration.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Severity {
-    /// It does.
+    /// The configuration is rejected.
     Error,
-    /// It does not.
+    /// The configuration is accepted.
     Warning,
 }
 
 /// A position in a file.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
-pub struct Place {
-    /// The file as it was named.
+pub struct Location {
+    /// The file, under the path that the caller gave.
     pub file: PathBuf,
     /// From 1; 0 when the diagnostic is about the file as a whole.
     pub line: u32,
@@ -29,7 +29,7 @@ pub struct Place {
     pub column: u32,
 }
 
-impl fmt::Display for Place {
+impl fmt::Display for Location {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}", self.file.display())?;
         if self.line > 0 {
@@ -39,33 +39,32 @@ impl fmt::Display for Place {
     }
 }
 
-/// Another place that a diagnostic is about: where the other claim was made.
+/// A second position of a diagnostic: that of the other of two values in conflict.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize)]
 pub struct Related {
-    /// Where.
+    /// The position.
     #[serde(flatten)]
-    pub place: Place,
-    /// What is there.
+    pub location: Location,
+    /// The role of the value at this position.
     pub message: String,
 }
 
-/// One mistake, or one thing to know.
+/// One error or warning.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize)]
 pub struct Diagnostic {
-    /// Whether it rejects the configuration.
+    /// Error or warning.
     pub severity: Severity,
-    /// Where it is.
+    /// The position.
     #[serde(flatten)]
-    pub place: Place,
-    /// The same place in terms of the configuration: `services[0].revisions[1].timeoutSeconds`;
-    /// empty for the whole file.
+    pub location: Location,
+    /// The path of keys and indices, such as `services[0].name`; empty for the whole file.
     pub path: String,
-    /// What is wrong, in one line.
+    /// The message, one line.
     pub message: String,
-    /// What to do about it.
+    /// The correction, one line.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub hint: Option<String>,
-    /// Other places it is about.
+    /// Positions of other values in conflict.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub related: Vec<Related>,
 }
@@ -75,7 +74,7 @@ impl Diagnostic {
     pub fn about_file(file: impl Into<PathBuf>, message: impl Into<String>) -> Self {
         Self {
             severity: Severity::Error,
-            place: Place {
+            location: Location {
                 file: file.into(),
                 line: 0,
                 column: 0,
@@ -87,24 +86,24 @@ impl Diagnostic {
         }
     }
 
-    /// The same with advice.
+    /// Sets the hint.
     #[must_use]
     pub fn hint(mut self, hint: impl Into<String>) -> Self {
         self.hint = Some(hint.into());
         self
     }
 
-    /// The same with another place.
+    /// Adds a related position.
     #[must_use]
-    pub fn related(mut self, place: Place, message: impl Into<String>) -> Self {
+    pub fn related(mut self, location: Location, message: impl Into<String>) -> Self {
         self.related.push(Related {
-            place,
+            location,
             message: message.into(),
         });
         self
     }
 
-    /// The same as a mere warning.
+    /// Lowers the severity to a warning.
     #[must_use]
     pub fn warning(mut self) -> Self {
         self.severity = Severity::Warning;
@@ -118,12 +117,12 @@ impl fmt::Display for Diagnostic {
             Severity::Error => "error",
             Severity::Warning => "warning",
         };
-        write!(f, "{}: {severity}: {}", self.place, self.message)?;
+        write!(f, "{}: {severity}: {}", self.location, self.message)?;
         if !self.path.is_empty() {
             write!(f, "\n  at {}", self.path)?;
         }
         for related in &self.related {
-            write!(f, "\n  {}: {}", related.place, related.message)?;
+            write!(f, "\n  {}: {}", related.location, related.message)?;
         }
         if let Some(hint) = &self.hint {
             write!(f, "\n  hint: {hint}")?;
@@ -132,7 +131,7 @@ impl fmt::Display for Diagnostic {
     }
 }
 
-/// All that is wrong, in the order of files and lines. As an error it is the reason why a
+/// A bounded list of diagnostics: at most 1,000 are kept, all errors are counted. As an error type it is the reason why a
 /// configuration was rejected.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Diagnostics {
@@ -141,7 +140,7 @@ pub struct Diagnostics {
 }
 
 impl Diagnostics {
-    /// Adds one.
+    /// Adds a diagnostic; beyond the bound only counts it.
     pub fn push(&mut self, diagnostic: Diagnostic) {
         let error = diagnostic.severity == Severity::Error;
         self.errors += usize::from(error);
@@ -150,7 +149,7 @@ impl Diagnostics {
         }
     }
 
-    /// Adds all of another.
+    /// Adds all diagnostics of another list.
     pub fn append(&mut self, other: Self) {
         let left_out = other.errors
             - other
@@ -164,22 +163,22 @@ impl Diagnostics {
         }
     }
 
-    /// What was kept; there are at most 1,000.
+    /// The kept diagnostics, at most 1,000.
     pub fn items(&self) -> &[Diagnostic] {
         &self.items
     }
 
-    /// Whether there is none at all.
+    /// Whether the list is empty.
     pub fn is_empty(&self) -> bool {
         self.items.is_empty()
     }
 
-    /// How many errors there are, kept or not.
+    /// The number of errors, kept or not.
     pub fn errors(&self) -> usize {
         self.errors
     }
 
-    /// How many warnings were kept.
+    /// The number of kept warnings.
     pub fn warnings(&self) -> usize {
         self.items
             .iter()
@@ -187,12 +186,12 @@ impl Diagnostics {
             .count()
     }
 
-    /// Whether nothing more is kept, so that composing a message is not worth it.
-    pub(super) fn is_full(&self) -> bool {
+    /// Whether the bound is reached, so that composing another message is not worth it.
+    pub(crate) fn is_full(&self) -> bool {
         self.items.len() >= MAX_KEPT
     }
 
-    /// What `--format json` prints.
+    /// The list as JSON: `valid`, `errors`, `warnings`, `diagnostics`.
     pub fn to_json(&self) -> serde_json::Value {
         serde_json::json!({
             "valid": self.errors == 0,
@@ -202,15 +201,15 @@ impl Diagnostics {
         })
     }
 
-    /// Puts them in the order of files (`rank`), lines and columns. A mistake in an anchored value
-    /// is met once for each alias and told once.
-    pub(crate) fn settle(&mut self, rank: impl Fn(&std::path::Path) -> usize) {
-        let key = |d: &Diagnostic| (rank(&d.place.file), d.place.line, d.place.column);
+    /// Sorts by file (`rank`), line and column, and removes repetitions: a mistake in an anchored value was found once for
+    /// each alias.
+    pub fn sort_and_dedup(&mut self, rank: impl Fn(&std::path::Path) -> usize) {
+        let key = |d: &Diagnostic| (rank(&d.location.file), d.location.line, d.location.column);
         self.items.sort_by_key(key);
         let mut seen = std::collections::HashSet::new();
         let mut repeated = 0;
         self.items.retain(|d| {
-            let fresh = seen.insert((d.severity, d.place.clone(), d.message.clone()));
+            let fresh = seen.insert((d.severity, d.location.clone(), d.message.clone()));
             repeated += usize::from(!fresh && d.severity == Severity::Error);
             fresh
         });
@@ -219,16 +218,16 @@ impl Diagnostics {
 }
 
 impl Diagnostics {
-    /// Those of each of `count` files, as `place` has them. Errors that were not kept count for the
-    /// first one.
-    pub(crate) fn by_file(self, count: usize, place: impl Fn(&std::path::Path) -> usize) -> Vec<Self> {
+    /// Splits the list by file: `index` gives the index of a file among `count`. Errors that were not kept are counted for
+    /// the first file.
+    pub fn by_file(self, count: usize, index: impl Fn(&std::path::Path) -> usize) -> Vec<Self> {
         let mut all: Vec<Self> = std::iter::repeat_with(Self::default).take(count).collect();
         let kept = self.items.len() - self.warnings();
         if let Some(first) = all.first_mut() {
             first.errors += self.errors.saturating_sub(kept);
         }
         for item in self.items {
-            if let Some(own) = all.get_mut(place(&item.place.file)) {
+            if let Some(own) = all.get_mut(index(&item.location.file)) {
                 own.push(item);
             }
         }

@@ -1,59 +1,4 @@
-//! How things are written: for hints that can be pasted.
-
-/// What is longer is not repeated in a hint, in bytes.
-pub(super) const LONGEST: usize = 500;
-
-/// A word as an element of a YAML flow list: bare where nothing in it means something to YAML.
-pub(super) fn element(word: &str) -> String {
-    let inner = |c: char| c.is_alphanumeric() || "_./+-@%=:~^$".contains(c);
-    let first = |c: char| c.is_alphanumeric() || "_./+-".contains(c);
-    let bare = word.starts_with(first)
-        && word.chars().all(inner)
-        && !word.ends_with(':')
-        && word != "-"
-        && !word.starts_with("---")
-        && !matches!(
-            &*word.to_ascii_lowercase(),
-            "true" | "false" | "null" | "yes" | "no" | "on" | "off"
-        );
-    if bare {
-        word.to_owned()
-    } else if word.chars().any(char::is_control) {
-        serde_json::Value::from(word).to_string()
-    } else {
-        format!("'{}'", word.replace('\'', "''"))
-    }
-}
-
-/// A YAML flow list.
-pub(super) fn list<'w>(words: impl IntoIterator<Item = &'w str>) -> String {
-    let words: Vec<_> = words.into_iter().map(element).collect();
-    format!("[{}]", words.join(", "))
-}
-
-/// The elements of a list that was written as one text; they have neither commas nor blanks in them.
-pub(super) fn words(text: &str) -> Vec<&str> {
-    // The one thing in a list that may hold a blank is a file's name.
-    if text.starts_with("unix:") {
-        return vec![text];
-    }
-    let apart = |c: char| c == ',' || c.is_whitespace();
-    text.split(apart).filter(|word| !word.is_empty()).collect()
-}
-
-/// What to write in place of one text where a command is wanted.
-pub(super) fn as_command(text: &str) -> String {
-    let shell = list(["sh", "-c", text]);
-    let program = text.split_whitespace().next().unwrap_or_default();
-    // What only a shell understands; `$(PORT)` is ours.
-    let meant = text.replace("$(PORT)", "").replace("$(K_", "");
-    if program.contains('=') || meant.contains(['\'', '"', '`', '\\', '$', '|', '&', ';', '<', '>', '*', '?'])
-    {
-        return format!("no shell reads it: write {shell}");
-    }
-    let words = list(text.split_whitespace());
-    format!("write {words}, or {shell} for a shell")
-}
+//! ASCII forms of international host names, for hints: IDNA without its tables.
 
 /// The ASCII form of an international host name (RFC 5890, RFC 3492), lower case; `None` where it takes more than
 /// lower case to find it: characters that combine, or that are written in several ways.
@@ -145,42 +90,6 @@ fn punycode(label: &[char]) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn elements_are_bare_where_yaml_reads_them_as_they_are() {
-        for (word, want) in [
-            ("npm", "npm"),
-            ("--port=$(PORT)", "'--port=$(PORT)'"),
-            ("127.0.0.1:80", "127.0.0.1:80"),
-            ("*.example.com", "'*.example.com'"),
-            ("[::1]:80", "'[::1]:80'"),
-            ("it's", "'it''s'"),
-            ("true", "'true'"),
-            ("a:", "'a:'"),
-            ("-", "'-'"),
-            ("", "''"),
-            ("a\tb", "\"a\\tb\""),
-            ("müller.example", "müller.example"),
-        ] {
-            assert_eq!(element(word), want);
-        }
-    }
-
-    #[test]
-    fn a_command_is_taken_apart_unless_a_shell_is_meant() {
-        assert_eq!(
-            as_command("npm start"),
-            "write [npm, start], or [sh, -c, 'npm start'] for a shell"
-        );
-        assert_eq!(
-            as_command("app --port $(PORT)"),
-            "write [app, --port, '$(PORT)'], or [sh, -c, 'app --port $(PORT)'] for a shell"
-        );
-        for text in ["A=b npm start", "cd x && ./run", "echo 'x'", "app $PORT"] {
-            let hint = as_command(text);
-            assert!(hint.starts_with("no shell reads it: write [sh, -c, "), "{hint}");
-        }
-    }
 
     /// The examples of RFC 3492 7.1 that need no more than lower case, and some names.
     #[test]

@@ -1,4 +1,5 @@
-//! YAML (and so JSON) into a [`Tree`], bounded whatever comes in.
+//! The YAML parser: events of `granit-parser` into a [`Tree`]. Aliases, merge keys and variables are resolved here, and size,
+//! depth and the number of values are bounded.
 
 use std::collections::{HashMap, HashSet};
 use std::path::Path;
@@ -6,29 +7,31 @@ use std::sync::Arc;
 
 use granit_parser::{Event, Parser, ScalarStyle, ScanError, Span, Tag};
 
-use super::diagnostic::{Diagnostic, Diagnostics, Place, Severity};
-use super::expand::{Again, expand};
-use super::tree::{Content, Node, NodeId, Scalar, Segment, Spot, Tree};
+use crate::diagnostic::{Diagnostic, Diagnostics, Location, Severity};
+use crate::expand::{DeferredText, Variables, expand};
+use crate::tree::{Content, Node, NodeId, NodeRef, Scalar, Segment, Tree, quoted};
 
-/// One file's text. Ten thousand services are a few MiB.
+/// The bound of one file's text, in bytes.
 const MAX_BYTES: usize = 32 << 20;
-/// Lists and mappings in each other; the format itself needs about ten.
+/// The bound of nesting, in levels. Formats need about ten.
 const MAX_DEPTH: usize = 64;
-/// Values in one file, those that aliases repeat included.
+/// The bound of nodes in one file, copies made for aliases included.
 const MAX_NODES: usize = 2_000_000;
-/// Of a file, about: what of a tree is made room for at once.
+/// The size of a file for each node, about, in bytes: for the initial capacity of the tree.
 const BYTES_PER_NODE: usize = 8;
-/// Values that aliases may repeat in one file: what stops an alias bomb.
+/// The bound of nodes copied for aliases in one file: stops an alias bomb.
 const MAX_ALIASED: usize = 200_000;
 
-/// Parses one file. A file with a syntax error has no documents: what was read of it would only
-/// be complained about for what is missing.
-pub(super) fn parse(
+/// Parses the documents of one YAML or JSON file and returns the root of each. `path` is the one that diagnostics show.
+///
+/// Mistakes go to `diagnostics`. A file with a syntax error, or beyond a bound (32 MiB, 64 levels, 2,000,000 values), has no
+/// documents: what was read of it would only be reported as incomplete.
+pub fn parse(
     path: &Path,
     text: &str,
-    env: &dyn Fn(&str) -> Option<String>,
+    variables: &Variables<'_>,
     diagnostics: &mut Diagnostics,
-) -> Arc<Tree> {
+) -> Vec<NodeRef> {
     let mut builder = Builder {
         tree: Tree {
             file: path.to_owned(),
@@ -39,7 +42,7 @@ pub(super) fn parse(
         frames: Vec::new(),
         anchors: HashMap::new(),
         aliased: 0,
-        env,
+        variables,
         found: Vec::new(),
     };
     if let Err(fatal) = builder.run(text) {
@@ -49,14 +52,14 @@ pub(super) fn parse(
     }
     let tree = Arc::new(builder.tree);
     for (node, message, hint) in builder.found {
-        let mut diagnostic = Spot::new(&tree, node).error(message);
+        let mut diagnostic = NodeRef::new(&tree, node).error(message);
         diagnostic.hint = hint;
         diagnostics.push(diagnostic);
     }
-    tree
+    tree.roots.iter().map(|&root| NodeRef::new(&tree, root)).collect()
 }
 
-/// A mistake after which nothing of the file can be used.
+/// A mistake that makes the whole file unusable.
 type Fatal = Box<Diagnostic>;
 
 /// A list or mapping that is still open.
@@ -65,7 +68,7 @@ struct Frame {
     anchor: usize,
     /// The key whose value comes next.
     key: Option<NodeId>,
-    /// It is itself a key, which is a mistake.
+    /// Whether the list or mapping is itself a key, which is a mistake.
     is_key: bool,
 }
 
@@ -74,8 +77,8 @@ struct Builder<'a> {
     frames: Vec<Frame>,
     anchors: HashMap<usize, NodeId>,
     aliased: usize,
-    env: &'a dyn Fn(&str) -> Option<String>,
-    /// Mistakes that do not end the parsing; paths are known once the tree is whole.
+    variables: &'a Variables<'a>,
+    /// Mistakes that do not end the parsing: node, message and hint. Paths are known once the tree is complete.
     found: Vec<(NodeId, String, Option<String>)>,
 }
 
@@ -112,7 +115,7 @@ impl Builder<'_> {
     fn fatal(&self, line: u32, column: u32, message: String) -> Fatal {
         Box::new(Diagnostic {
             severity: Severity::Error,
-            place: Place {
+            location: Location {
                 file: self.tree.file.clone(),
                 line,
                 column,
@@ -130,7 +133,7 @@ impl Builder<'_> {
             Event::Scalar(text, style, anchor, tag) => {
                 let node = self.add(&span, Content::Broken)?;
                 let is_key = self.is_key(node);
-                self.place_nothing(node, &span);
+                self.place_empty(node, &span);
                 self.tree.nodes[node as usize].content =
                     self.scalar(node, &text, style, tag.as_deref(), is_key);
                 self.finish(node, anchor);
@@ -145,7 +148,7 @@ impl Builder<'_> {
                 if let Some(frame) = self.frames.pop() {
                     self.merge(frame.node);
                     if frame.is_key {
-                        self.complain(frame.node, "a list or mapping cannot be a key", None);
+                        self.report(frame.node, "a list or mapping cannot be a key", None);
                     }
                     self.finish(frame.node, frame.anchor);
                 }
@@ -156,7 +159,7 @@ impl Builder<'_> {
         Ok(())
     }
 
-    /// Adds a node where the next one belongs.
+    /// Adds a node to the innermost open list or mapping.
     fn add(&mut self, span: &Span, content: Content) -> Result<NodeId, Fatal> {
         let (line, column) = (number(span.start.line()), number(span.start.col()) + 1);
         if self.tree.nodes.len() >= MAX_NODES {
@@ -180,8 +183,8 @@ impl Builder<'_> {
         Ok(id)
     }
 
-    /// Nothing (`key:`) stands where its key does: there is no text of its own to point at.
-    fn place_nothing(&mut self, node: NodeId, span: &Span) {
+    /// Gives an empty value (`key:`) the position of its key, because it has no text of its own.
+    fn place_empty(&mut self, node: NodeId, span: &Span) {
         if let Segment::Key(key) = self.tree.nodes[node as usize].segment
             && span.start.index() == span.end.index()
         {
@@ -215,7 +218,7 @@ impl Builder<'_> {
         Ok(())
     }
 
-    /// Puts a complete node into its list or mapping.
+    /// Attaches a complete node to its list or mapping.
     fn finish(&mut self, node: NodeId, anchor: usize) {
         if anchor > 0 {
             self.anchors.insert(anchor, node);
@@ -251,22 +254,22 @@ impl Builder<'_> {
                 text: text.into(),
                 plain,
                 raw: None,
-                again: None,
+                deferred: None,
             });
         }
-        match expand(text, self.env) {
+        match expand(text, self.variables) {
             Ok(expanded) => {
                 let changed = expanded != text;
-                let again = text.contains("${").then(|| Arc::new(Again::of(text, self.env)));
+                let deferred = || Arc::new(DeferredText::of(text, self.variables));
                 Content::Scalar(Scalar {
                     plain: plain || (changed && text.contains("${") && !is_text),
                     raw: changed.then(|| text.into()),
-                    again,
+                    deferred: text.contains("${").then(deferred),
                     text: expanded.into(),
                 })
             }
             Err((message, hint)) => {
-                self.complain(node, message, hint);
+                self.report(node, message, hint);
                 Content::Broken
             }
         }
@@ -278,9 +281,9 @@ impl Builder<'_> {
             && !tag.core_suffix().is_some_and(|suffix| core.contains(&suffix))
             && tag.original() != "!"
         {
-            let shown = super::tree::quoted(&tag.original());
+            let shown = quoted(&tag.original());
             let hint = "leave the tag out";
-            self.complain(
+            self.report(
                 node,
                 format!("the tag {shown} means nothing here"),
                 Some(hint.into()),
@@ -288,11 +291,11 @@ impl Builder<'_> {
         }
     }
 
-    fn complain(&mut self, node: NodeId, message: impl Into<String>, hint: Option<String>) {
+    fn report(&mut self, node: NodeId, message: impl Into<String>, hint: Option<String>) {
         self.found.push((node, message.into(), hint));
     }
 
-    /// Repeats an anchored value. A copy, because each place has its own path.
+    /// Resolves an alias by a copy of the anchored node, because each copy has its own path.
     fn alias(&mut self, anchor: usize, span: &Span) -> Result<(), Fatal> {
         let (line, column) = (number(span.start.line()), number(span.start.col()) + 1);
         let Some(&from) = self.anchors.get(&anchor) else {
@@ -305,7 +308,7 @@ impl Builder<'_> {
         let to = self.add(span, Content::Broken)?;
         self.copy(from, to, self.frames.len())
             .map_err(|message| self.fatal(line, column, message))?;
-        // Mistakes in the value are where the value is written.
+        // Diagnostics point at the anchored text.
         let origin = &self.tree.nodes[from as usize];
         let (line, column) = (origin.line, origin.column);
         let node = &mut self.tree.nodes[to as usize];
@@ -362,8 +365,8 @@ impl Builder<'_> {
         Ok(id)
     }
 
-    /// Replaces `<<` by the entries of what it names; what is written out wins, then what is
-    /// named first.
+    /// Resolves merge keys: replaces `<<` by the entries of its mappings. A key written out wins over a merged one, an
+    /// earlier mapping over a later one.
     fn merge(&mut self, mapping: NodeId) {
         let Content::Mapping(entries) = &self.tree.nodes[mapping as usize].content else {
             return;
@@ -381,7 +384,7 @@ impl Builder<'_> {
             };
             for source in sources {
                 let Content::Mapping(entries) = self.tree.nodes[source as usize].content.clone() else {
-                    self.complain(key, "only a mapping, or a list of mappings, can be merged", None);
+                    self.report(key, "only a mapping, or a list of mappings, can be merged", None);
                     continue;
                 };
                 for (key, value) in entries {
