@@ -10,12 +10,12 @@
 
 mod backoff;
 mod controller;
+mod events;
+mod fleet;
 mod handover;
 mod mailbox;
 mod process;
-mod scaled;
 mod scalers;
-mod state;
 pub mod supervisor;
 #[cfg(test)]
 mod testing;
@@ -28,10 +28,9 @@ use std::time::Duration;
 use sluice_model::{Failure, InstanceId, RevisionId};
 
 pub use self::controller::{Controller, ScaleHandle, ScaleOptions};
-use self::handover::Handing;
+use self::handover::PendingHandover;
 pub use self::handover::{HandedOver, HandoverError, PlatformAnswer, ScaleState};
-use self::webhook::Answer;
-use self::webhook::Ask;
+use self::webhook::{Answer, Ask};
 use crate::plan::{PlanDelta, RevisionPlan};
 
 /// Carries decisions out somewhere: how, and within which bounds of the place, is the scaler's
@@ -49,21 +48,21 @@ pub(crate) trait Scaler: Send + 'static {
 
     /// Leaves everything to the next gateway: adds what it knows, and answers. Nothing is ordered
     /// after it but [`take_back`](Self::take_back).
-    fn hand_over(&mut self, handing: Handing) {
-        handing.finish(Ok(None));
+    fn hand_over(&mut self, pending: PendingHandover) {
+        pending.finish(Ok(None));
     }
 
     /// The next gateway came to nothing. What ended meanwhile comes as events.
     fn take_back(&mut self) {}
 }
 
-/// To a scaler of single instances. Every started one ends in exactly one `Failed` or `Exited`.
-#[derive(Debug)]
+/// An order to the scaler of processes. Every started instance ends in exactly one `Failed` or `Exited` event.
+#[derive(Debug, PartialEq)]
 pub(crate) enum InstanceOrder {
-    /// Answered by `Started` or `Failed`.
+    /// Starts an instance by a plan; answered by `Started` or `Failed`.
     Start(InstanceId, Arc<RevisionPlan>),
-    /// Ends it, at once when there is no grace; answered by `Exited`. One that has ended already
-    /// is ignored.
+    /// Sends SIGTERM now and SIGKILL after the grace period, at once when that is zero; answered by `Exited`. Ignored for
+    /// an instance that has ended.
     Stop(InstanceId, Duration),
 }
 

@@ -1,4 +1,4 @@
-//! Local processes pass from one gateway to the next.
+//! The hand-over of local processes to the next gateway of an upgrade: the scaler's part.
 
 use std::collections::BTreeSet;
 use std::io;
@@ -8,32 +8,32 @@ use std::os::unix::net::UnixStream;
 use sluice_model::{InstanceId, RevisionId};
 
 use super::{Actor, Running};
-use crate::scale::handover::{Handing, HandoverError, Left, ProcessLeft};
+use crate::scale::handover::{HandoverError, PendingHandover, Saved, SavedProcess};
 use crate::scale::supervisor::{ATTACHES, Command, Link, Listed, VERSION};
 
-/// What an older gateway left of its processes.
+/// The older gateway's processes, with a socket to their supervisor.
 #[derive(Debug)]
-pub(crate) struct Adopted {
+pub(crate) struct InheritedProcesses {
     pub(crate) supervisor: OwnedFd,
-    pub(crate) processes: Vec<(RevisionId, ProcessLeft)>,
+    pub(crate) processes: Vec<(RevisionId, SavedProcess)>,
 }
 
 impl<C: Fn() -> io::Result<UnixStream>> Actor<C> {
     /// Adds what is known and a socket of its own for the next gateway. The supervisor obeys in
     /// order, so everything ordered before is done before the next one is heard.
-    pub(super) fn hand_over(&mut self, mut handing: Handing) {
+    pub(super) fn hand_over(&mut self, mut pending: PendingHandover) {
         let processes = self.instances.iter().map(|(id, running)| {
-            let left = ProcessLeft {
+            let saved = SavedProcess {
                 instance: id.0,
                 port: running.port,
                 pid: running.pid,
                 port_taken: running.port_taken,
             };
-            Left::of(&running.revision, left)
+            Saved::of(&running.revision, saved)
         });
-        handing.state.processes = processes.collect();
+        pending.state.processes = processes.collect();
         let supervisor = self.attach();
-        handing.finish(supervisor);
+        pending.finish(supervisor);
     }
 
     fn attach(&mut self) -> Result<Option<OwnedFd>, HandoverError> {
@@ -58,16 +58,16 @@ impl<C: Fn() -> io::Result<UnixStream>> Actor<C> {
     }
 
     /// Goes on where another gateway stopped.
-    pub(super) fn adopt(&mut self, adopted: Adopted) -> io::Result<()> {
-        for (revision, left) in adopted.processes {
-            self.ports.occupy(left.port);
+    pub(super) fn adopt(&mut self, adopted: InheritedProcesses) -> io::Result<()> {
+        for (revision, saved) in adopted.processes {
+            self.ports.occupy(saved.port);
             let running = Running {
                 revision,
-                port: left.port,
-                pid: left.pid,
-                port_taken: left.port_taken,
+                port: saved.port,
+                pid: saved.pid,
+                port_taken: saved.port_taken,
             };
-            self.instances.insert(InstanceId(left.instance), running);
+            self.instances.insert(InstanceId(saved.instance), running);
         }
         let mut link = Link::new(UnixStream::from(adopted.supervisor))?;
         link.push(&Command::Hello { version: VERSION })?;

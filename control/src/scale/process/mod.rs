@@ -3,6 +3,7 @@
 mod expand;
 mod handover;
 mod ports;
+mod state;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
@@ -18,9 +19,10 @@ use sluice_model::{Failure, InstanceId, RevisionId};
 use tokio::sync::mpsc;
 
 use self::expand::expand;
-pub(crate) use self::handover::Adopted;
+pub(crate) use self::handover::InheritedProcesses;
 use self::ports::Ports;
-use super::handover::Handing;
+pub(crate) use self::state::{ProcessAction, ProcessEvent, ProcessState, SavedProcessState};
+use super::handover::PendingHandover;
 use super::supervisor::{Command, Event, Label, Link, Start, Stream, Turn, VERSION, decode};
 use super::{InstanceOrder, Scaler, ScalerEvent};
 use crate::plan::{PlanDelta, ProcessLimits, ProcessSpec, RevisionPlan, ScalerSpec};
@@ -42,7 +44,7 @@ enum Order {
     Limits(ProcessLimits),
     Start(RevisionId, InstanceId, Arc<RevisionPlan>),
     Stop(InstanceId, Duration),
-    HandOver(Handing),
+    HandOver(PendingHandover),
     TakeBack,
 }
 
@@ -55,7 +57,7 @@ impl ProcessScaler {
         seed: u64,
         connect: impl Fn() -> io::Result<UnixStream> + Send + Sync + 'static,
         events: mpsc::Sender<ScalerEvent>,
-        adopted: Option<Adopted>,
+        adopted: Option<InheritedProcesses>,
     ) -> Self {
         let (orders, inbox) = mpsc::unbounded_channel();
         let mut rng = fastrand::Rng::with_seed(seed);
@@ -98,8 +100,8 @@ impl Scaler for ProcessScaler {
         });
     }
 
-    fn hand_over(&mut self, handing: Handing) {
-        self.tell(Order::HandOver(handing));
+    fn hand_over(&mut self, pending: PendingHandover) {
+        self.tell(Order::HandOver(pending));
     }
 
     fn take_back(&mut self) {
@@ -132,7 +134,7 @@ struct Running {
 }
 
 impl<C: Fn() -> io::Result<UnixStream>> Actor<C> {
-    async fn run(mut self, mut inbox: mpsc::UnboundedReceiver<Order>, adopted: Option<Adopted>) {
+    async fn run(mut self, mut inbox: mpsc::UnboundedReceiver<Order>, adopted: Option<InheritedProcesses>) {
         if let Some(adopted) = adopted
             && let Err(error) = self.adopt(adopted)
         {
@@ -149,7 +151,7 @@ impl<C: Fn() -> io::Result<UnixStream>> Actor<C> {
                         self.start(revision, instance, &plan).await;
                     }
                     Some(Order::Stop(instance, grace)) => self.stop(instance, grace),
-                    Some(Order::HandOver(handing)) => self.hand_over(handing),
+                    Some(Order::HandOver(pending)) => self.hand_over(pending),
                     Some(Order::TakeBack) => self.take_back(),
                     None => return,
                 },

@@ -14,7 +14,7 @@ use tokio::sync::{Semaphore, mpsc};
 use tokio::task::{AbortHandle, JoinSet};
 
 use self::client::Client;
-pub(crate) use self::state::{ReplicaState, ReplicasLeft};
+pub(crate) use self::state::{SavedWebhookState, WebhookAction, WebhookEvent, WebhookState};
 use super::{Scaler, ScalerEvent};
 use crate::plan::{PlanDelta, RevisionPlan, ScalerSpec};
 

@@ -10,8 +10,9 @@
 //! go of what is surplus, and none only after it agreed that nobody is there.
 
 mod endpoints;
-mod left;
+mod events;
 mod post;
+mod saved;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -20,12 +21,14 @@ use std::time::{Duration, Instant};
 use sluice_model::{ActivationFailure, Failure, InstanceId, RevisionStatus};
 
 use self::endpoints::Endpoint;
-pub(crate) use self::left::ReplicasLeft;
+pub(crate) use self::events::{WebhookAction, WebhookEvent};
 use self::post::Decision;
+pub(crate) use self::saved::SavedWebhookState;
 use super::Answer;
 use crate::plan::RevisionPlan;
 use crate::scale::backoff::Backoff;
-use crate::scale::state::{Action, Event, Fresh};
+use crate::scale::events::{EndpointAction, IdSource, RevisionEvent};
+use crate::scale::fleet::RevisionMachine;
 
 /// How soon what the data plane refused to let go is asked for again.
 const RETIRE_AGAIN: Duration = Duration::from_secs(1);
@@ -35,7 +38,7 @@ const NOT_ALLOWED: Duration = Duration::from_secs(1);
 
 /// One revision.
 #[derive(Debug)]
-pub(crate) struct ReplicaState {
+pub(crate) struct WebhookState {
     plan: Arc<RevisionPlan>,
     /// Since when it is no longer served.
     removed: Option<Instant>,
@@ -70,10 +73,11 @@ pub(crate) struct ReplicaState {
     starts: u64,
 }
 
-impl ReplicaState {
-    /// A revision of which the platform was told nothing yet; give it its plan with
-    /// [`Event::Plan`] to begin.
-    pub(crate) fn new(plan: Arc<RevisionPlan>, drain: Duration) -> Self {
+impl RevisionMachine for WebhookState {
+    type Event = WebhookEvent;
+    type Action = WebhookAction;
+
+    fn new(plan: Arc<RevisionPlan>, drain: Duration) -> Self {
         Self {
             plan,
             removed: None,
@@ -98,49 +102,49 @@ impl ReplicaState {
         }
     }
 
-    /// Takes in what happened and says what to do.
-    pub(crate) fn step(&mut self, event: Event, now: Instant, fresh: &mut Fresh) -> Vec<Action> {
+    fn step(&mut self, event: WebhookEvent, now: Instant, ids: &mut IdSource) -> Vec<WebhookAction> {
         let mut todo = Vec::new();
         match event {
-            Event::Activate => {
+            WebhookEvent::Revision(RevisionEvent::Activate) => {
                 // Whatever becomes of it: somebody came, and the data plane is to be asked anew.
                 self.at_zero = false;
                 self.activate(now, &mut todo);
             }
-            Event::Activated => {
+            WebhookEvent::Revision(RevisionEvent::Activated) => {
                 self.at_zero = false;
                 self.succeeded();
             }
-            Event::Ready(id) => {
+            WebhookEvent::Revision(RevisionEvent::Ready(id)) => {
                 if self.endpoints.contains_key(&id) {
                     self.succeeded();
                 }
             }
-            Event::Drained(id) => self.drained(id, &mut todo),
-            Event::Desired { count, decision } => {
+            WebhookEvent::Revision(RevisionEvent::Drained(id)) => self.drained(id, &mut todo),
+            WebhookEvent::Revision(RevisionEvent::Desired { count, decision }) => {
                 self.desired = count;
                 self.last_decision = Some(decision);
                 self.retire_again = None;
             }
-            Event::Plan(plan) => self.replan(plan, &mut todo),
-            Event::Removed => self.remove(now, &mut todo),
+            WebhookEvent::Revision(RevisionEvent::Plan(plan)) => self.replan(plan, &mut todo),
+            WebhookEvent::Revision(RevisionEvent::Removed) => self.remove(now, &mut todo),
             // What a platform runs does not depend on this gateway, and another one may use it.
-            Event::Shutdown => self.closed = true,
-            Event::Victims { asked, chosen } => self.victims(asked, &chosen, now),
-            Event::AtZero(answer) => self.zero_answered(answer, now, fresh, &mut todo),
-            Event::Answered(answer) => self.answered(answer, now, fresh, &mut todo),
-            Event::Started(..) | Event::Failed { .. } | Event::Exited { .. } | Event::Tick => {}
+            WebhookEvent::Revision(RevisionEvent::Shutdown) => self.closed = true,
+            WebhookEvent::Revision(RevisionEvent::Victims { asked, chosen }) => {
+                self.victims(asked, &chosen, now)
+            }
+            WebhookEvent::AtZero(answer) => self.zero_answered(answer, now, ids, &mut todo),
+            WebhookEvent::Answered(answer) => self.answered(answer, now, ids, &mut todo),
+            WebhookEvent::Revision(RevisionEvent::Tick) => {}
         }
         if self.closed {
             return todo;
         }
         self.pass_deadlines(now, &mut todo);
-        self.reconcile(now, fresh, &mut todo);
+        self.reconcile(now, ids, &mut todo);
         todo
     }
 
-    /// When [`Event::Tick`] is due at the latest.
-    pub(crate) fn next_deadline(&self) -> Option<Instant> {
+    fn next_deadline(&self) -> Option<Instant> {
         if self.closed {
             return None;
         }
@@ -152,34 +156,24 @@ impl ReplicaState {
         retired.chain(others.into_iter().flatten()).min()
     }
 
-    /// How long what is retired from now on may take.
-    pub(crate) fn set_drain(&mut self, drain: Duration) {
+    fn set_drain(&mut self, drain: Duration) {
         self.drain = drain;
     }
 
-    /// Nothing is left to look after.
-    pub(crate) fn is_over(&self) -> bool {
+    fn is_over(&self) -> bool {
         self.closed
             || self.is_removed() && self.endpoints.is_empty() && !self.is_calling() && self.is_settled()
     }
 
-    /// Whether it is only left to end.
-    pub(crate) fn is_removed(&self) -> bool {
+    fn is_removed(&self) -> bool {
         self.closed || self.removed.is_some()
     }
 
-    /// Whether a call is under way, whose answer somebody owes it.
-    pub(crate) fn awaits_answer(&self) -> bool {
-        self.is_calling()
-    }
-
-    /// Whether this plan is the one it follows already.
-    pub(crate) fn follows(&self, plan: &RevisionPlan) -> bool {
+    fn follows(&self, plan: &RevisionPlan) -> bool {
         !self.is_removed() && *self.plan == *plan
     }
 
-    /// For status and admin.
-    pub(crate) fn status(&self) -> RevisionStatus {
+    fn status(&self) -> RevisionStatus {
         let start = self.last_failure.as_ref().map(|(_, detail)| detail);
         RevisionStatus {
             desired: self.wanted(),
@@ -188,8 +182,15 @@ impl ReplicaState {
             starts: self.starts,
         }
     }
+}
 
-    fn activate(&mut self, now: Instant, todo: &mut Vec<Action>) {
+impl WebhookState {
+    /// Whether a call is under way, whose answer will come as [`WebhookEvent::Answered`].
+    pub(crate) fn awaits_answer(&self) -> bool {
+        self.is_calling()
+    }
+
+    fn activate(&mut self, now: Instant, todo: &mut Vec<WebhookAction>) {
         if self.is_removed() {
             return;
         }
@@ -229,7 +230,7 @@ impl ReplicaState {
         self.backoff.succeeded();
     }
 
-    fn replan(&mut self, plan: Arc<RevisionPlan>, todo: &mut Vec<Action>) {
+    fn replan(&mut self, plan: Arc<RevisionPlan>, todo: &mut Vec<WebhookAction>) {
         self.removed = None;
         let changed = self.plan.scaler != plan.scaler || self.plan.service != plan.service;
         self.plan = plan;
@@ -238,14 +239,14 @@ impl ReplicaState {
             self.not_before = None;
             self.call_failure = None;
             if self.last_failure.take().is_some() {
-                todo.push(Action::Forgive);
+                todo.push(EndpointAction::Forgive.into());
             }
             // Another platform, for all we know: it is told what the last one knew.
             self.unsure |= self.agreed.is_some();
         }
     }
 
-    fn remove(&mut self, now: Instant, todo: &mut Vec<Action>) {
+    fn remove(&mut self, now: Instant, todo: &mut Vec<WebhookAction>) {
         if self.is_removed() {
             return;
         }
@@ -265,8 +266,8 @@ impl ReplicaState {
         &mut self,
         answer: Option<Vec<InstanceId>>,
         now: Instant,
-        fresh: &mut Fresh,
-        todo: &mut Vec<Action>,
+        ids: &mut IdSource,
+        todo: &mut Vec<WebhookAction>,
     ) {
         let giving_up = std::mem::take(&mut self.giving_up);
         let awaited = self.awaited.take();
@@ -280,7 +281,7 @@ impl ReplicaState {
             }
             (None, Some(since)) if giving_up => {
                 let detail = self.why_late();
-                self.fail_activation(Failure::TimedOut, detail, since, now, fresh, todo);
+                self.fail_activation(Failure::TimedOut, detail, since, now, ids, todo);
             }
             (None, _) if self.removed.is_some_and(|at| at + self.drain <= now) => self.at_zero = true,
             (None, awaited) => {
@@ -312,14 +313,17 @@ impl ReplicaState {
         detail: String,
         since: Instant,
         now: Instant,
-        fresh: &mut Fresh,
-        todo: &mut Vec<Action>,
+        ids: &mut IdSource,
+        todo: &mut Vec<WebhookAction>,
     ) {
-        let delay = self.backoff.failed(since, now, fresh.jitter());
-        todo.push(Action::Warn(format!(
-            "cannot start: {detail}; the next try is in {:.1} s at the earliest",
-            delay.as_secs_f64()
-        )));
+        let delay = self.backoff.failed(since, now, ids.jitter());
+        todo.push(
+            EndpointAction::Warn(format!(
+                "cannot start: {detail}; the next try is in {:.1} s at the earliest",
+                delay.as_secs_f64()
+            ))
+            .into(),
+        );
         self.last_failure = Some((failure, detail));
         self.expected = true;
         self.awaited = None;
@@ -337,17 +341,20 @@ impl ReplicaState {
         }
     }
 
-    fn tell_waiters(&self, retry_after: Duration, todo: &mut Vec<Action>) {
+    fn tell_waiters(&self, retry_after: Duration, todo: &mut Vec<WebhookAction>) {
         if let Some((failure, detail)) = self.last_failure.clone() {
-            todo.push(Action::Fail(ActivationFailure {
-                failure,
-                detail,
-                retry_after,
-            }));
+            todo.push(
+                EndpointAction::Fail(ActivationFailure {
+                    failure,
+                    detail,
+                    retry_after,
+                })
+                .into(),
+            );
         }
     }
 
-    fn pass_deadlines(&mut self, now: Instant, todo: &mut Vec<Action>) {
+    fn pass_deadlines(&mut self, now: Instant, todo: &mut Vec<WebhookAction>) {
         self.retire_again = self.retire_again.filter(|&at| at > now);
         self.not_before = self.not_before.filter(|&at| at > now);
         self.drop_overdue(now, todo);
@@ -355,16 +362,16 @@ impl ReplicaState {
         if late && !self.giving_up {
             // Whoever waited may have left: then nothing says that it failed.
             self.giving_up = true;
-            todo.push(Action::ToZero);
+            todo.push(WebhookAction::ToZero);
         }
     }
 
-    fn reconcile(&mut self, now: Instant, fresh: &mut Fresh, todo: &mut Vec<Action>) {
+    fn reconcile(&mut self, now: Instant, ids: &mut IdSource, todo: &mut Vec<WebhookAction>) {
         if self.giving_up {
             return;
         }
         self.let_go(todo);
-        self.post(now, fresh, todo);
+        self.post(now, ids, todo);
     }
 
     fn wanted(&self) -> u32 {

@@ -5,8 +5,8 @@ use std::time::{Duration, Instant};
 
 use sluice_model::Failure;
 
-use super::{Answer, ReplicaState};
-use crate::scale::state::{Action, Fresh};
+use super::{Answer, RevisionMachine, WebhookAction, WebhookState};
+use crate::scale::events::{EndpointAction, IdSource};
 use crate::scale::webhook::Ask;
 
 /// The first wait after a call that may be repeated; doubles from there.
@@ -37,7 +37,7 @@ pub(super) struct Decision {
     pub(super) failed: u32,
 }
 
-impl ReplicaState {
+impl WebhookState {
     pub(super) fn is_calling(&self) -> bool {
         self.decision.as_ref().is_some_and(|decision| decision.calling)
     }
@@ -59,7 +59,7 @@ impl ReplicaState {
     }
 
     /// Asks the data plane to let go of what is surplus.
-    pub(super) fn let_go(&mut self, todo: &mut Vec<Action>) {
+    pub(super) fn let_go(&mut self, todo: &mut Vec<WebhookAction>) {
         let wanted = self.wanted();
         self.at_zero &= wanted == 0;
         if self.retire_again.is_some() || self.is_calling() {
@@ -68,7 +68,7 @@ impl ReplicaState {
         if wanted == 0 {
             let runs = self.unsure || self.agreed.is_some_and(|replicas| replicas > 0);
             if runs && !self.at_zero {
-                todo.push(Action::ToZero);
+                todo.push(WebhookAction::ToZero);
             }
             return;
         }
@@ -76,14 +76,17 @@ impl ReplicaState {
         let surplus = live.saturating_sub(wanted);
         if surplus > 0 && self.agreed.is_some_and(|replicas| replicas > wanted) {
             let to_zero = false;
-            todo.push(Action::Retire {
-                count: surplus,
-                to_zero,
-            });
+            todo.push(
+                EndpointAction::Retire {
+                    count: surplus,
+                    to_zero,
+                }
+                .into(),
+            );
         }
     }
 
-    pub(super) fn post(&mut self, now: Instant, fresh: &mut Fresh, todo: &mut Vec<Action>) {
+    pub(super) fn post(&mut self, now: Instant, ids: &mut IdSource, todo: &mut Vec<WebhookAction>) {
         if self.is_calling() {
             return;
         }
@@ -93,7 +96,7 @@ impl ReplicaState {
         };
         if self.decision.as_ref().is_none_or(|d| d.replicas != replicas) {
             self.decision = Some(Decision {
-                key: fresh.decision(),
+                key: ids.decision(),
                 replicas,
                 reason: self.last_decision.clone().unwrap_or_else(|| self.words(replicas)),
                 since: None,
@@ -109,7 +112,7 @@ impl ReplicaState {
         if let Some(decision) = &mut self.decision {
             decision.calling = true;
             decision.since.get_or_insert(now);
-            todo.push(Action::Ask(Ask {
+            todo.push(WebhookAction::Ask(Ask {
                 key: decision.key.clone(),
                 replicas,
                 reason: decision.reason.clone(),
@@ -124,8 +127,8 @@ impl ReplicaState {
         &mut self,
         answer: Answer,
         now: Instant,
-        fresh: &mut Fresh,
-        todo: &mut Vec<Action>,
+        ids: &mut IdSource,
+        todo: &mut Vec<WebhookAction>,
     ) {
         let Some(mut decision) = self.decision.take().filter(|d| d.calling) else {
             return;
@@ -140,7 +143,7 @@ impl ReplicaState {
                 self.call_failure = None;
                 if decision.replicas > 0 && !endpoints.is_empty() && self.wanted() > 0 {
                     let took = decision.since.map(|since| now.saturating_duration_since(since));
-                    self.take_over(&endpoints, took.unwrap_or_default(), now, fresh, todo);
+                    self.take_over(&endpoints, took.unwrap_or_default(), now, ids, todo);
                 }
             }
             Answer::Refused(detail) => {
@@ -148,25 +151,31 @@ impl ReplicaState {
                 // At zero somebody waits though the news of it may still be on its way, or will.
                 let at_zero = (self.agreed.unwrap_or(0) == 0).then_some(now);
                 match self.awaited.or(at_zero).filter(|_| decision.replicas > 0) {
-                    Some(since) => self.fail_activation(Failure::Failed, detail, since, now, fresh, todo),
+                    Some(since) => self.fail_activation(Failure::Failed, detail, since, now, ids, todo),
                     None => {
-                        todo.push(Action::Warn(format!(
-                            "the platform refused {} replicas: {detail}",
-                            decision.replicas
-                        )));
-                        self.again(decision, now, spread(LONGEST_PAUSE, fresh));
+                        todo.push(
+                            EndpointAction::Warn(format!(
+                                "the platform refused {} replicas: {detail}",
+                                decision.replicas
+                            ))
+                            .into(),
+                        );
+                        self.again(decision, now, spread(LONGEST_PAUSE, ids));
                     }
                 }
             }
             Answer::Retry { detail, after } => {
                 let doubled = FIRST_PAUSE.saturating_mul(1 << decision.failed.min(10));
-                let pause = spread(doubled.min(LONGEST_PAUSE), fresh);
+                let pause = spread(doubled.min(LONGEST_PAUSE), ids);
                 let pause = pause.max(after.unwrap_or_default().min(MAX_RETRY_AFTER));
-                todo.push(Action::Warn(format!(
-                    "asking for {} replicas failed: {detail}; again in {:.1} s",
-                    decision.replicas,
-                    pause.as_secs_f64()
-                )));
+                todo.push(
+                    EndpointAction::Warn(format!(
+                        "asking for {} replicas failed: {detail}; again in {:.1} s",
+                        decision.replicas,
+                        pause.as_secs_f64()
+                    ))
+                    .into(),
+                );
                 self.unsure = true;
                 self.call_failure = Some(detail);
                 self.again(decision, now, pause);
@@ -214,6 +223,6 @@ impl ReplicaState {
 }
 
 /// Up to a quarter more, at random: many revisions of one platform do not call together.
-fn spread(pause: Duration, fresh: &mut Fresh) -> Duration {
-    pause.mul_f64(1.0 + fresh.jitter() / 4.0)
+fn spread(pause: Duration, ids: &mut IdSource) -> Duration {
+    pause.mul_f64(1.0 + ids.jitter() / 4.0)
 }

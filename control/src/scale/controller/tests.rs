@@ -7,6 +7,7 @@ use sluice_model::{ActivationFailure, Failure, InstanceId, Load, ManagedEndpoint
 
 use super::*;
 use crate::plan::{ProcessLimits, RevisionPlan, ScalerSpec};
+use crate::scale::handover::ScaleState;
 use crate::scale::testing;
 
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -104,12 +105,18 @@ impl Bench {
         Self::after(None)
     }
 
-    /// The next gateway, which goes on from what another one left.
-    fn after(left: Option<HandedOver>) -> Self {
+    /// The next gateway of an upgrade, with the state of an older one.
+    fn after(handed_over: Option<HandedOver>) -> Self {
         let (events, inbox) = mpsc::channel(EVENTS);
         let connect = || testing::supervisor().map(|(ours, _)| ours);
-        let (fresh, legacy, adopted) = take_over(1, left);
-        let processes = ProcessScaler::spawn("/bin/false".into(), 1, connect, events.clone(), adopted);
+        let (ids, inherited, inherited_processes) = split(1, handed_over);
+        let processes = ProcessScaler::spawn(
+            "/bin/false".into(),
+            1,
+            connect,
+            events.clone(),
+            inherited_processes,
+        );
         let platforms = WebhookScaler::spawn(events);
         let scalers = Scalers { processes, platforms };
         let (sender, calls) = mpsc::unbounded_channel();
@@ -121,7 +128,7 @@ impl Bench {
             status: handle.clone(),
         });
         let sink = Arc::clone(&plane) as Arc<dyn EndpointSink>;
-        tokio::spawn(controller.run(sink, scalers, inbox, fresh, legacy));
+        tokio::spawn(controller.run(sink, scalers, inbox, ids, inherited));
         let planned = Mutex::default();
         Self {
             handle,
@@ -215,8 +222,8 @@ fn marks(directory: &Path, name: &str) -> usize {
     text.lines().count()
 }
 
-#[path = "turnover_tests.rs"]
-mod turnover;
+#[path = "handover_tests.rs"]
+mod handover_tests;
 
 #[tokio::test]
 async fn from_zero_to_one_and_back() {

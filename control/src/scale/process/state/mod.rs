@@ -7,10 +7,10 @@
 //! **Invariant:** zero is reached only through a retirement that the data plane agreed to, a
 //! removal of the revision, or a failure.
 
+mod events;
 mod instance;
-mod left;
 mod reconcile;
-mod words;
+mod saved;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -18,21 +18,19 @@ use std::time::{Duration, Instant};
 
 use sluice_model::{ActivationFailure, Failure, InstanceId, RevisionStatus};
 
+pub(crate) use self::events::{ProcessAction, ProcessEvent};
 use self::instance::{Instance, Phase, same_launch};
-pub(crate) use self::left::StateLeft;
-pub(crate) use self::words::{Action, Event, Fresh};
-use super::backoff::Backoff;
+pub(crate) use self::saved::SavedProcessState;
 use crate::plan::RevisionPlan;
+use crate::scale::backoff::Backoff;
+use crate::scale::events::{END_GRACE, EndpointAction, IdSource, RevisionEvent};
+use crate::scale::fleet::RevisionMachine;
 
 /// How soon a retirement that the data plane refused is tried again.
 const RETIRE_AGAIN: Duration = Duration::from_secs(1);
 
 /// How soon a start that was not allowed is tried again: room appears without notice.
 const NOT_ALLOWED: Duration = Duration::from_secs(1);
-
-/// How long what a retired instance still has may take to end once it is asked to: a little more
-/// than the data plane gives it.
-pub(crate) const ENDING: Duration = Duration::from_secs(6);
 
 /// Starts in a row that may fail on a taken port before that is a failure like any other.
 const PORT_TRIES: u32 = 5;
@@ -47,7 +45,7 @@ struct FailedStart {
 
 /// One revision.
 #[derive(Debug)]
-pub(crate) struct RevisionState {
+pub(crate) struct ProcessState {
     plan: Arc<RevisionPlan>,
     removed: bool,
     /// How long a retired instance may take; then what is in flight on it is ended.
@@ -65,9 +63,11 @@ pub(crate) struct RevisionState {
     starts: u64,
 }
 
-impl RevisionState {
-    /// A revision that has nothing yet; give it its plan with [`Event::Plan`] to begin.
-    pub(crate) fn new(plan: Arc<RevisionPlan>, drain: Duration) -> Self {
+impl RevisionMachine for ProcessState {
+    type Event = ProcessEvent;
+    type Action = ProcessAction;
+
+    fn new(plan: Arc<RevisionPlan>, drain: Duration) -> Self {
         Self {
             plan,
             removed: false,
@@ -84,34 +84,33 @@ impl RevisionState {
         }
     }
 
-    /// Takes in what happened and says what to do.
-    pub(crate) fn step(&mut self, event: Event, now: Instant, fresh: &mut Fresh) -> Vec<Action> {
+    fn step(&mut self, event: ProcessEvent, now: Instant, ids: &mut IdSource) -> Vec<ProcessAction> {
         let mut todo = Vec::new();
         match event {
-            Event::Activate => self.activate(now, &mut todo),
-            Event::Ready(id) => self.ready(id, now),
-            Event::Drained(id) => {
+            ProcessEvent::Revision(RevisionEvent::Activate) => self.activate(now, &mut todo),
+            ProcessEvent::Revision(RevisionEvent::Ready(id)) => self.ready(id, now),
+            ProcessEvent::Revision(RevisionEvent::Drained(id)) => {
                 if self.instances.get(&id).is_some_and(Instance::is_retired) {
                     self.stop(id, None, &mut todo);
                 }
             }
-            Event::Desired { count, decision } => {
+            ProcessEvent::Revision(RevisionEvent::Desired { count, decision }) => {
                 self.desired = count;
                 self.last_decision = Some(decision);
                 self.retire_again = None;
             }
-            Event::Plan(plan) => self.replan(plan, now, &mut todo),
-            Event::Removed => {
+            ProcessEvent::Revision(RevisionEvent::Plan(plan)) => self.replan(plan, now, &mut todo),
+            ProcessEvent::Revision(RevisionEvent::Removed) => {
                 self.removed = true;
                 // Should it come back, it comes back as a new one.
                 self.desired = 0;
                 self.awaited = false;
             }
-            Event::Shutdown => {
+            ProcessEvent::Revision(RevisionEvent::Shutdown) => {
                 self.removed = true;
                 self.stop_where(|_| true, &mut todo);
             }
-            Event::Started(id, address) => {
+            ProcessEvent::Started(id, address) => {
                 let running = self.instances.get_mut(&id);
                 if let Some(instance) = running.filter(|i| i.phase != Phase::Stopping) {
                     instance.added = true;
@@ -119,10 +118,10 @@ impl RevisionState {
                         Phase::Starting { since, .. } => now.saturating_duration_since(since),
                         _ => Duration::ZERO,
                     };
-                    todo.push(Action::Add(id, address, took));
+                    todo.push(EndpointAction::Add(id, address, took).into());
                 }
             }
-            Event::Failed {
+            ProcessEvent::Failed {
                 instance,
                 failure,
                 detail,
@@ -135,61 +134,67 @@ impl RevisionState {
                         failure,
                         detail,
                     };
-                    self.start_failed(failed, now, fresh, &mut todo);
+                    self.start_failed(failed, now, ids, &mut todo);
                 }
             }
-            Event::Exited {
+            ProcessEvent::Exited {
                 instance,
                 detail,
                 port_taken,
-            } => self.exited(instance, detail, port_taken, now, fresh, &mut todo),
-            Event::Victims { asked, chosen } => {
+            } => self.exited(instance, detail, port_taken, now, ids, &mut todo),
+            ProcessEvent::Revision(RevisionEvent::Victims { asked, chosen }) => {
                 self.victims(asked, &chosen, now);
                 return todo;
             }
-            // One that was ready before does not say so again.
-            Event::Activated => self.awaited = false,
-            Event::AtZero(_) | Event::Answered(_) | Event::Tick => {}
+            // An instance that was ready before is not reported as ready again.
+            ProcessEvent::Revision(RevisionEvent::Activated) => self.awaited = false,
+            ProcessEvent::Revision(RevisionEvent::Tick) => {}
         }
-        self.pass_deadlines(now, fresh, &mut todo);
+        self.pass_deadlines(now, ids, &mut todo);
         if self.awaited && !self.any(Instance::is_live) && self.backoff.remaining(now).is_none() {
             // A failure that is noticed late may leave no back-off to answer waiters with: then
             // there is nothing to wait for either.
             self.want_activation();
         }
-        self.reconcile(now, fresh, &mut todo);
+        self.reconcile(now, ids, &mut todo);
         self.answer_waiters(now, &mut todo);
         todo
     }
 
-    /// When [`Event::Tick`] is due at the latest.
-    pub(crate) fn next_deadline(&self) -> Option<Instant> {
+    fn next_deadline(&self) -> Option<Instant> {
         let phases = self.instances.values().filter_map(Instance::deadline);
         let held = self.backoff.until().filter(|_| self.current() < self.goal());
         phases.chain(self.retire_again).chain(held).min()
     }
 
-    /// How long what is retired from now on may take.
-    pub(crate) fn set_drain(&mut self, drain: Duration) {
+    fn set_drain(&mut self, drain: Duration) {
         self.drain = drain;
     }
 
-    /// Nothing is left to look after.
-    pub(crate) fn is_over(&self) -> bool {
+    fn is_over(&self) -> bool {
         self.removed && self.instances.is_empty()
     }
 
-    /// Whether it is only left to end.
-    pub(crate) fn is_removed(&self) -> bool {
+    fn is_removed(&self) -> bool {
         self.removed
     }
 
-    /// Whether this plan is the one it follows already.
-    pub(crate) fn follows(&self, plan: &RevisionPlan) -> bool {
+    fn follows(&self, plan: &RevisionPlan) -> bool {
         !self.removed && *self.plan == *plan
     }
 
-    /// The longest any of its instances may take to end.
+    fn status(&self) -> RevisionStatus {
+        RevisionStatus {
+            desired: self.wanted(),
+            last_decision: self.last_decision.clone(),
+            last_failure: self.last_failure.as_ref().map(|(_, detail)| detail.clone()),
+            starts: self.starts,
+        }
+    }
+}
+
+impl ProcessState {
+    /// The longest grace period of any instance.
     pub(crate) fn longest_grace(&self) -> Duration {
         self.instances
             .values()
@@ -198,17 +203,7 @@ impl RevisionState {
             .unwrap_or_default()
     }
 
-    /// For status and admin.
-    pub(crate) fn status(&self) -> RevisionStatus {
-        RevisionStatus {
-            desired: self.wanted(),
-            last_decision: self.last_decision.clone(),
-            last_failure: self.last_failure.as_ref().map(|(_, detail)| detail.clone()),
-            starts: self.starts,
-        }
-    }
-
-    fn activate(&mut self, now: Instant, todo: &mut Vec<Action>) {
+    fn activate(&mut self, now: Instant, todo: &mut Vec<ProcessAction>) {
         if self.removed {
             return;
         }
@@ -221,7 +216,7 @@ impl RevisionState {
         }
     }
 
-    fn refuse(&mut self, detail: String, now: Instant, todo: &mut Vec<Action>) {
+    fn refuse(&mut self, detail: String, now: Instant, todo: &mut Vec<ProcessAction>) {
         self.last_failure = Some((Failure::NotAllowed, detail));
         self.backoff.hold(now, NOT_ALLOWED);
         self.awaited = true;
@@ -251,14 +246,14 @@ impl RevisionState {
         self.awaited = false;
     }
 
-    fn replan(&mut self, plan: Arc<RevisionPlan>, now: Instant, todo: &mut Vec<Action>) {
+    fn replan(&mut self, plan: Arc<RevisionPlan>, now: Instant, todo: &mut Vec<ProcessAction>) {
         self.removed = false;
         let changed = !same_launch(&self.plan, &plan);
         self.plan = plan;
         if changed {
             self.backoff.reset();
             if self.last_failure.take().is_some() {
-                todo.push(Action::Forgive);
+                todo.push(EndpointAction::Forgive.into());
             }
             self.port_tries = 0;
             let stale = self.ids(|i| i.is_starting() && !same_launch(&i.plan, &self.plan));
@@ -272,22 +267,22 @@ impl RevisionState {
         detail: String,
         port_taken: bool,
         now: Instant,
-        fresh: &mut Fresh,
-        todo: &mut Vec<Action>,
+        ids: &mut IdSource,
+        todo: &mut Vec<ProcessAction>,
     ) {
         let Some(gone) = self.instances.remove(&id) else {
             return;
         };
         if gone.phase != Phase::Stopping {
-            todo.push(Action::Remove(id));
+            todo.push(EndpointAction::Remove(id).into());
         }
         match gone.phase {
             Phase::Starting { .. } if port_taken && self.port_tries < PORT_TRIES => {
                 // Another one is started at once, and gets another port.
                 self.port_tries += 1;
-                todo.push(Action::Warn(format!(
-                    "instance {id}: {detail}; trying another port"
-                )));
+                todo.push(
+                    EndpointAction::Warn(format!("instance {id}: {detail}; trying another port")).into(),
+                );
             }
             Phase::Starting { since, .. } => {
                 let failed = FailedStart {
@@ -296,16 +291,14 @@ impl RevisionState {
                     failure: Failure::Failed,
                     detail,
                 };
-                self.start_failed(failed, now, fresh, todo);
+                self.start_failed(failed, now, ids, todo);
             }
             Phase::Ready { since } => {
-                todo.push(Action::Warn(format!(
-                    "instance {id} ended unexpectedly: {detail}"
-                )));
+                todo.push(EndpointAction::Warn(format!("instance {id} ended unexpectedly: {detail}")).into());
                 if same_launch(&gone.plan, &self.plan) {
                     self.last_failure = Some((Failure::Failed, detail));
                     let served = now.saturating_duration_since(since);
-                    self.backoff.crashed(served, now, fresh.jitter());
+                    self.backoff.crashed(served, now, ids.jitter());
                 }
                 if self.awaited && !self.any(Instance::is_live) {
                     self.want_activation();
@@ -317,17 +310,23 @@ impl RevisionState {
     }
 
     /// Those who waited were answered when the time was over; what it said last is known only now.
-    fn explain_timeout(&mut self, gone: &Instance, end: &str, todo: &mut Vec<Action>) {
+    fn explain_timeout(&mut self, gone: &Instance, end: &str, todo: &mut Vec<ProcessAction>) {
         let Some((Failure::TimedOut, detail)) = &mut self.last_failure else {
             return;
         };
         if same_launch(&gone.plan, &self.plan) {
             *detail = format!("{}; ended with {end}", not_ready(&gone.plan));
-            todo.push(Action::Warn(detail.clone()));
+            todo.push(EndpointAction::Warn(detail.clone()).into());
         }
     }
 
-    fn start_failed(&mut self, failed: FailedStart, now: Instant, fresh: &mut Fresh, todo: &mut Vec<Action>) {
+    fn start_failed(
+        &mut self,
+        failed: FailedStart,
+        now: Instant,
+        ids: &mut IdSource,
+        todo: &mut Vec<ProcessAction>,
+    ) {
         if !same_launch(&failed.plan, &self.plan) {
             return;
         }
@@ -341,12 +340,15 @@ impl RevisionState {
             self.backoff.hold(now, NOT_ALLOWED);
             NOT_ALLOWED
         } else {
-            self.backoff.failed(since, now, fresh.jitter())
+            self.backoff.failed(since, now, ids.jitter())
         };
-        todo.push(Action::Warn(format!(
-            "cannot start: {detail}; the next try is in {:.1} s at the earliest",
-            delay.as_secs_f64()
-        )));
+        todo.push(
+            EndpointAction::Warn(format!(
+                "cannot start: {detail}; the next try is in {:.1} s at the earliest",
+                delay.as_secs_f64()
+            ))
+            .into(),
+        );
         self.last_failure = Some((failure, detail));
         self.port_tries = 0;
         if !self.any(Instance::is_live) {
@@ -359,7 +361,7 @@ impl RevisionState {
 
     /// Nobody waits for what cannot come: once nothing is under way and nothing may be started,
     /// those who wait are told why.
-    fn answer_waiters(&mut self, now: Instant, todo: &mut Vec<Action>) {
+    fn answer_waiters(&mut self, now: Instant, todo: &mut Vec<ProcessAction>) {
         if !self.awaited || self.removed || self.any(Instance::is_live) {
             return;
         }
@@ -368,11 +370,14 @@ impl RevisionState {
         {
             self.awaited = false;
             self.desired = 0;
-            todo.push(Action::Fail(ActivationFailure {
-                failure,
-                detail,
-                retry_after,
-            }));
+            todo.push(
+                EndpointAction::Fail(ActivationFailure {
+                    failure,
+                    detail,
+                    retry_after,
+                })
+                .into(),
+            );
         }
     }
 
@@ -388,7 +393,7 @@ impl RevisionState {
         }
     }
 
-    fn pass_deadlines(&mut self, now: Instant, fresh: &mut Fresh, todo: &mut Vec<Action>) {
+    fn pass_deadlines(&mut self, now: Instant, ids: &mut IdSource, todo: &mut Vec<ProcessAction>) {
         if self.retire_again.is_some_and(|at| at <= now) {
             self.retire_again = None;
         }
@@ -407,14 +412,14 @@ impl RevisionState {
                 Phase::Starting { since, .. } => since,
                 Phase::Retired { .. } => {
                     instance.phase = Phase::Ending {
-                        deadline: now + ENDING,
+                        deadline: now + END_GRACE,
                     };
                     overdue.push(id);
                     continue;
                 }
                 _ => {
                     let left = format!("instance {id} had requests left after the drain timeout");
-                    todo.push(Action::Warn(left));
+                    todo.push(EndpointAction::Warn(left).into());
                     self.stop(id, None, todo);
                     continue;
                 }
@@ -430,10 +435,10 @@ impl RevisionState {
                 failure: Failure::TimedOut,
                 detail,
             };
-            self.start_failed(failed, now, fresh, todo);
+            self.start_failed(failed, now, ids, todo);
         }
         if !overdue.is_empty() {
-            todo.push(Action::End(overdue));
+            todo.push(EndpointAction::End(overdue).into());
         }
     }
 }

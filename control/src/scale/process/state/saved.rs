@@ -1,34 +1,34 @@
-//! A revision's state as one gateway leaves it to the next.
+//! The serialised state of a revision, for the hand-over to the next gateway in an upgrade.
 
 use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 use sluice_model::InstanceId;
 
-use super::RevisionState;
 use super::instance::{Instance, Phase};
-use crate::scale::backoff::BackoffLeft;
-use crate::scale::handover::{FailureLeft, Launch, ago, before, left};
+use super::{ProcessState, RevisionMachine};
+use crate::scale::backoff::SavedBackoff;
+use crate::scale::handover::{SavedFailure, SavedLaunch, elapsed, instant_before, remaining};
 
 #[derive(Debug, Serialize, Deserialize)]
-pub(crate) struct StateLeft {
+pub(crate) struct SavedProcessState {
     /// What anything was started by; the first is the present one.
-    launches: Vec<Launch>,
+    launches: Vec<SavedLaunch>,
     removed: bool,
     pub(in crate::scale) desired: u32,
-    instances: Vec<InstanceLeft>,
-    backoff: BackoffLeft,
+    instances: Vec<SavedInstance>,
+    backoff: SavedBackoff,
     awaited: bool,
     port_tries: u32,
-    last_failure: Option<(FailureLeft, String)>,
+    last_failure: Option<(SavedFailure, String)>,
     last_decision: Option<String>,
     starts: u64,
 }
 
 #[derive(Debug, Serialize, Deserialize)]
-struct InstanceLeft {
+struct SavedInstance {
     id: u64,
-    phase: PhaseLeft,
+    phase: SavedPhase,
     launch: usize,
     added: bool,
     timed_out: bool,
@@ -36,7 +36,7 @@ struct InstanceLeft {
 
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-enum PhaseLeft {
+enum SavedPhase {
     Starting { since: Duration, deadline: Duration },
     Ready { since: Duration },
     Retired { deadline: Duration },
@@ -44,23 +44,23 @@ enum PhaseLeft {
     Stopping,
 }
 
-impl StateLeft {
+impl SavedProcessState {
     pub(in crate::scale) fn ids(&self) -> Vec<InstanceId> {
         self.instances.iter().map(|left| InstanceId(left.id)).collect()
     }
 }
 
-impl RevisionState {
+impl ProcessState {
     /// `None` when there is nothing to know.
-    pub(crate) fn save(&self, now: Instant) -> Option<StateLeft> {
+    pub(crate) fn save(&self, now: Instant) -> Option<SavedProcessState> {
         if self.instances.is_empty() && self.starts == 0 && self.desired == 0 && self.last_failure.is_none() {
             return None;
         }
-        let mut launches = vec![Launch::of(&self.plan)];
+        let mut launches = vec![SavedLaunch::of(&self.plan)];
         let instances = self.instances.iter().map(|(id, instance)| {
-            let launch = Launch::of(&instance.plan);
+            let launch = SavedLaunch::of(&instance.plan);
             let known = launches.iter().position(|known| *known == launch);
-            InstanceLeft {
+            SavedInstance {
                 id: id.0,
                 phase: instance.phase.save(now),
                 launch: known.unwrap_or_else(|| {
@@ -72,7 +72,7 @@ impl RevisionState {
             }
         });
         let instances = instances.collect();
-        Some(StateLeft {
+        Some(SavedProcessState {
             launches,
             removed: self.removed,
             desired: self.desired,
@@ -90,8 +90,8 @@ impl RevisionState {
     }
 
     /// Goes on from what was left; `None` when that says not even how it was started.
-    pub(crate) fn restore(saved: &StateLeft, drain: Duration, now: Instant) -> Option<Self> {
-        let plans: Vec<_> = saved.launches.iter().map(Launch::plan).collect();
+    pub(crate) fn restore(saved: &SavedProcessState, drain: Duration, now: Instant) -> Option<Self> {
+        let plans: Vec<_> = saved.launches.iter().map(SavedLaunch::plan).collect();
         let mut state = Self::new(plans.first()?.clone(), drain);
         for instance in &saved.instances {
             let restored = Instance {
@@ -118,35 +118,35 @@ impl RevisionState {
 }
 
 impl Phase {
-    fn save(self, now: Instant) -> PhaseLeft {
+    fn save(self, now: Instant) -> SavedPhase {
         match self {
-            Self::Starting { since, deadline } => PhaseLeft::Starting {
-                since: ago(since, now),
-                deadline: left(deadline, now),
+            Self::Starting { since, deadline } => SavedPhase::Starting {
+                since: elapsed(since, now),
+                deadline: remaining(deadline, now),
             },
-            Self::Ready { since } => PhaseLeft::Ready {
-                since: ago(since, now),
+            Self::Ready { since } => SavedPhase::Ready {
+                since: elapsed(since, now),
             },
-            Self::Retired { deadline } => PhaseLeft::Retired {
-                deadline: left(deadline, now),
+            Self::Retired { deadline } => SavedPhase::Retired {
+                deadline: remaining(deadline, now),
             },
-            Self::Ending { deadline } => PhaseLeft::Ending {
-                deadline: left(deadline, now),
+            Self::Ending { deadline } => SavedPhase::Ending {
+                deadline: remaining(deadline, now),
             },
-            Self::Stopping => PhaseLeft::Stopping,
+            Self::Stopping => SavedPhase::Stopping,
         }
     }
 }
 
-impl PhaseLeft {
+impl SavedPhase {
     fn restore(&self, now: Instant) -> Phase {
         match *self {
             Self::Starting { since, deadline } => Phase::Starting {
-                since: before(now, since),
+                since: instant_before(now, since),
                 deadline: now + deadline,
             },
             Self::Ready { since } => Phase::Ready {
-                since: before(now, since),
+                since: instant_before(now, since),
             },
             Self::Retired { deadline } => Phase::Retired {
                 deadline: now + deadline,

@@ -1,4 +1,4 @@
-//! A revision's state as one gateway leaves it to the next.
+//! The serialised state of a revision, for the hand-over to the next gateway in an upgrade.
 
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
@@ -6,34 +6,34 @@ use std::time::{Duration, Instant};
 use serde::{Deserialize, Serialize};
 use sluice_model::InstanceId;
 
-use super::ReplicaState;
 use super::endpoints::{Endpoint, Phase};
 use super::post::Decision;
-use crate::scale::backoff::BackoffLeft;
-use crate::scale::handover::{FailureLeft, Launch, ago, before, left};
+use super::{RevisionMachine, WebhookState};
+use crate::scale::backoff::SavedBackoff;
+use crate::scale::handover::{SavedFailure, SavedLaunch, elapsed, instant_before, remaining};
 
 #[derive(Debug, Serialize, Deserialize)]
-pub(crate) struct ReplicasLeft {
-    launch: Launch,
+pub(crate) struct SavedWebhookState {
+    launch: SavedLaunch,
     removed: Option<Duration>,
     pub(in crate::scale) desired: u32,
     agreed: Option<u32>,
     unsure: bool,
     expected: bool,
-    decision: Option<DecisionLeft>,
+    decision: Option<SavedDecision>,
     not_before: Option<Duration>,
-    endpoints: Vec<EndpointLeft>,
+    endpoints: Vec<SavedEndpoint>,
     awaited: Option<Duration>,
     at_zero: bool,
-    backoff: BackoffLeft,
-    last_failure: Option<(FailureLeft, String)>,
+    backoff: SavedBackoff,
+    last_failure: Option<(SavedFailure, String)>,
     call_failure: Option<String>,
     last_decision: Option<String>,
     starts: u64,
 }
 
 #[derive(Debug, Serialize, Deserialize)]
-struct DecisionLeft {
+struct SavedDecision {
     key: String,
     replicas: u32,
     reason: String,
@@ -43,15 +43,15 @@ struct DecisionLeft {
 }
 
 #[derive(Debug, Serialize, Deserialize)]
-struct EndpointLeft {
+struct SavedEndpoint {
     id: u64,
     address: SocketAddr,
-    retired: Option<RetiredLeft>,
+    retired: Option<SavedRetirement>,
 }
 
 /// Of one that is let go.
 #[derive(Debug, Serialize, Deserialize)]
-struct RetiredLeft {
+struct SavedRetirement {
     /// What is left of its time.
     time: Duration,
     /// Whether that was our choice.
@@ -59,13 +59,13 @@ struct RetiredLeft {
     ending: bool,
 }
 
-impl ReplicaState {
+impl WebhookState {
     /// `None` when there is nothing to know.
-    pub(crate) fn save(&self, now: Instant) -> Option<ReplicasLeft> {
+    pub(crate) fn save(&self, now: Instant) -> Option<SavedWebhookState> {
         if self.agreed.is_none() && !self.unsure && self.decision.is_none() && self.desired == 0 {
             return None;
         }
-        let endpoints = self.endpoints.iter().map(|(id, endpoint)| EndpointLeft {
+        let endpoints = self.endpoints.iter().map(|(id, endpoint)| SavedEndpoint {
             id: id.0,
             address: endpoint.address,
             retired: match endpoint.phase {
@@ -74,24 +74,24 @@ impl ReplicaState {
                     deadline,
                     chosen,
                     ending,
-                } => Some(RetiredLeft {
-                    time: left(deadline, now),
+                } => Some(SavedRetirement {
+                    time: remaining(deadline, now),
                     chosen,
                     ending,
                 }),
             },
         });
-        Some(ReplicasLeft {
-            launch: Launch::of(&self.plan),
-            removed: self.removed.map(|at| ago(at, now)),
+        Some(SavedWebhookState {
+            launch: SavedLaunch::of(&self.plan),
+            removed: self.removed.map(|at| elapsed(at, now)),
             desired: self.desired,
             agreed: self.agreed,
             unsure: self.unsure,
             expected: self.expected,
             decision: self.decision.as_ref().map(|decision| decision.save(now)),
-            not_before: self.not_before.map(|at| left(at, now)),
+            not_before: self.not_before.map(|at| remaining(at, now)),
             endpoints: endpoints.collect(),
-            awaited: self.awaited.map(|at| ago(at, now)),
+            awaited: self.awaited.map(|at| elapsed(at, now)),
             at_zero: self.at_zero,
             backoff: self.backoff.save(now),
             last_failure: self
@@ -105,9 +105,9 @@ impl ReplicaState {
     }
 
     /// Goes on from what was left.
-    pub(crate) fn restore(saved: &ReplicasLeft, drain: Duration, now: Instant) -> Self {
+    pub(crate) fn restore(saved: &SavedWebhookState, drain: Duration, now: Instant) -> Self {
         let mut state = Self::new(saved.launch.plan(), drain);
-        state.removed = saved.removed.map(|at| before(now, at));
+        state.removed = saved.removed.map(|at| instant_before(now, at));
         state.desired = saved.desired;
         state.agreed = saved.agreed;
         state.unsure = saved.unsure;
@@ -128,7 +128,7 @@ impl ReplicaState {
                 .endpoints
                 .insert(InstanceId(endpoint.id), Endpoint { address, phase });
         }
-        state.awaited = saved.awaited.map(|at| before(now, at));
+        state.awaited = saved.awaited.map(|at| instant_before(now, at));
         state.at_zero = saved.at_zero;
         state.backoff = saved.backoff.restore(now);
         state.last_failure = saved
@@ -143,25 +143,25 @@ impl ReplicaState {
 }
 
 impl Decision {
-    fn save(&self, now: Instant) -> DecisionLeft {
-        DecisionLeft {
+    fn save(&self, now: Instant) -> SavedDecision {
+        SavedDecision {
             key: self.key.clone(),
             replicas: self.replicas,
             reason: self.reason.clone(),
-            since: self.since.map(|at| ago(at, now)),
+            since: self.since.map(|at| elapsed(at, now)),
             calling: self.calling,
             failed: self.failed,
         }
     }
 }
 
-impl DecisionLeft {
+impl SavedDecision {
     fn restore(&self, now: Instant) -> Decision {
         Decision {
             key: self.key.clone(),
             replicas: self.replicas,
             reason: self.reason.clone(),
-            since: self.since.map(|at| before(now, at)),
+            since: self.since.map(|at| instant_before(now, at)),
             calling: self.calling,
             failed: self.failed,
         }

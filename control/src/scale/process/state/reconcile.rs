@@ -6,11 +6,13 @@ use std::time::{Duration, Instant};
 use sluice_model::InstanceId;
 
 use super::instance::{Instance, Phase, same_launch};
-use super::{Action, Fresh, RevisionState};
+use super::{ProcessAction, ProcessState};
+use crate::scale::InstanceOrder;
+use crate::scale::events::{EndpointAction, IdSource};
 
-impl RevisionState {
+impl ProcessState {
     /// Brings what is toward what is wanted.
-    pub(super) fn reconcile(&mut self, now: Instant, fresh: &mut Fresh, todo: &mut Vec<Action>) {
+    pub(super) fn reconcile(&mut self, now: Instant, ids: &mut IdSource, todo: &mut Vec<ProcessAction>) {
         if self.removed {
             let rest = self.ids(Instance::is_live);
             self.discard(rest, now, todo);
@@ -20,7 +22,7 @@ impl RevisionState {
         let goal = self.goal();
         if self.backoff.remaining(now).is_none() {
             for _ in self.current()..goal {
-                self.start(now, fresh, todo);
+                self.start(now, ids, todo);
             }
         }
         let replaced = self.replaced();
@@ -39,16 +41,19 @@ impl RevisionState {
         self.shrink(wanted, now, todo);
     }
 
-    pub(super) fn shrink(&mut self, wanted: u32, now: Instant, todo: &mut Vec<Action>) {
+    pub(super) fn shrink(&mut self, wanted: u32, now: Instant, todo: &mut Vec<ProcessAction>) {
         let surplus = count(self.ids(Instance::is_live).len()).saturating_sub(wanted);
         if surplus == 0 || self.retire_again.is_some() {
             return;
         }
         if wanted == 0 {
-            todo.push(Action::Retire {
-                count: surplus,
-                to_zero: true,
-            });
+            todo.push(
+                EndpointAction::Retire {
+                    count: surplus,
+                    to_zero: true,
+                }
+                .into(),
+            );
             return;
         }
         // The youngest that serve nobody yet go first.
@@ -57,21 +62,24 @@ impl RevisionState {
         let rest = surplus - count(cancelled.len());
         self.discard(cancelled, now, todo);
         if rest > 0 {
-            todo.push(Action::Retire {
-                count: rest,
-                to_zero: false,
-            });
+            todo.push(
+                EndpointAction::Retire {
+                    count: rest,
+                    to_zero: false,
+                }
+                .into(),
+            );
         }
     }
 
-    pub(super) fn start(&mut self, now: Instant, fresh: &mut Fresh, todo: &mut Vec<Action>) {
-        let id = fresh.instance();
+    pub(super) fn start(&mut self, now: Instant, ids: &mut IdSource, todo: &mut Vec<ProcessAction>) {
+        let id = ids.instance();
         let phase = Phase::Starting {
             since: now,
             deadline: now + self.plan.start_timeout,
         };
         let plan = Arc::clone(&self.plan);
-        todo.push(Action::Start(id, Arc::clone(&plan)));
+        todo.push(InstanceOrder::Start(id, Arc::clone(&plan)).into());
         let instance = Instance {
             phase,
             plan,
@@ -83,15 +91,15 @@ impl RevisionState {
     }
 
     /// Out of the data plane first: nothing is sent to an instance that is ending.
-    pub(super) fn stop(&mut self, id: InstanceId, grace: Option<Duration>, todo: &mut Vec<Action>) {
+    pub(super) fn stop(&mut self, id: InstanceId, grace: Option<Duration>, todo: &mut Vec<ProcessAction>) {
         if let Some(instance) = self.instances.get_mut(&id).filter(|i| i.phase != Phase::Stopping) {
             instance.phase = Phase::Stopping;
-            todo.push(Action::Remove(id));
-            todo.push(Action::Stop(id, grace.unwrap_or_else(|| instance.grace())));
+            todo.push(EndpointAction::Remove(id).into());
+            todo.push(InstanceOrder::Stop(id, grace.unwrap_or_else(|| instance.grace())).into());
         }
     }
 
-    pub(super) fn stop_where(&mut self, which: impl Fn(&Instance) -> bool, todo: &mut Vec<Action>) {
+    pub(super) fn stop_where(&mut self, which: impl Fn(&Instance) -> bool, todo: &mut Vec<ProcessAction>) {
         for id in self.ids(which) {
             self.stop(id, None, todo);
         }
@@ -99,7 +107,7 @@ impl RevisionState {
 
     /// Lets exactly these go: those that the data plane knows finish what they have, which it may
     /// have given them a moment ago; the others are stopped.
-    pub(super) fn discard(&mut self, ids: Vec<InstanceId>, now: Instant, todo: &mut Vec<Action>) {
+    pub(super) fn discard(&mut self, ids: Vec<InstanceId>, now: Instant, todo: &mut Vec<ProcessAction>) {
         let deadline = now + self.drain;
         let mut retired = Vec::new();
         for id in ids {
@@ -112,7 +120,7 @@ impl RevisionState {
             }
         }
         if !retired.is_empty() {
-            todo.push(Action::RetireThese(retired));
+            todo.push(EndpointAction::RetireThese(retired).into());
         }
     }
 
