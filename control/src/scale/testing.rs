@@ -10,7 +10,7 @@ use tokio::task::JoinHandle;
 
 use super::events::{EndpointAction, RevisionEvent};
 use super::fleet::RevisionMachine;
-use super::supervisor::{self, Inherited, Scope};
+use super::supervisor::{self, Scope, SpawnOptions};
 use crate::plan::{AutoscalePolicy, Metric, ProcessSpec, RevisionPlan, ScalerSpec};
 
 pub(crate) fn policy() -> AutoscalePolicy {
@@ -61,7 +61,7 @@ pub(crate) fn supervisor() -> io::Result<(UnixStream, JoinHandle<()>)> {
     nix::sys::prctl::set_child_subreaper(true)?;
     let (ours, theirs) = UnixStream::pair()?;
     let serving = tokio::spawn(async move {
-        supervisor::serve(theirs, Scope::Groups, Inherited::default())
+        supervisor::serve(theirs, Scope::Groups, SpawnOptions::default())
             .await
             .unwrap()
     });

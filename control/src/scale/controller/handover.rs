@@ -72,9 +72,9 @@ pub(super) enum Ownership {
 pub(super) fn split(
     seed: u64,
     handed_over: Option<HandedOver>,
-) -> (IdSource, Inherited, Option<InheritedProcesses>) {
+) -> (IdSource, InheritedRevisions, Option<InheritedProcesses>) {
     let Some(HandedOver { state, supervisor }) = handed_over else {
-        return (IdSource::new(seed), Inherited::default(), None);
+        return (IdSource::new(seed), InheritedRevisions::default(), None);
     };
     let ids = IdSource::after(seed, state.next_instance);
     let exits = state.pending_exits();
@@ -87,12 +87,12 @@ pub(super) fn split(
         supervisor,
         processes,
     });
-    (ids, Inherited { revisions, exits }, inherited)
+    (ids, InheritedRevisions { revisions, exits }, inherited)
 }
 
 /// The controller's part of an older gateway's state.
 #[derive(Debug, Default)]
-pub(in crate::scale) struct Inherited {
+pub(in crate::scale) struct InheritedRevisions {
     revisions: Vec<Saved<SavedRevision>>,
     /// Exits that the older controller had not processed.
     exits: Vec<ScalerEvent>,
@@ -100,7 +100,7 @@ pub(in crate::scale) struct Inherited {
 
 impl<P: Scaler<Order = InstanceOrder>, W: Scaler<Order = Ask>> Worker<P, W> {
     /// Restores the state of an older gateway. Nothing is decided on it before the first plan.
-    pub(super) fn inherit(&mut self, inherited: Inherited) {
+    pub(super) fn inherit(&mut self, inherited: InheritedRevisions) {
         if inherited.revisions.is_empty() {
             return;
         }
@@ -170,7 +170,7 @@ impl<P: Scaler<Order = InstanceOrder>, W: Scaler<Order = Ask>> Worker<P, W> {
         self.replay();
         // Deadlines that passed meanwhile are due now, and kept mail is read.
         self.tick();
-        mailbox.stir();
+        mailbox.wake();
     }
 
     fn release(&mut self, relay: mpsc::UnboundedSender<PlatformAnswer>) {

@@ -69,7 +69,7 @@ async fn the_next_gateway_has_the_same_instances_and_stops_them() {
     // The older one goes, and nothing ends with it.
     old.handle.shutdown().await;
     drop(old);
-    new.handle.set_desired(&revision(), 0, "1 → 0: idle");
+    new.handle.set_desired(&revision(), 0, "1 → 0: idle".to_owned());
     let Call::Retire(chosen) = call_but(&mut new, instance).await else {
         panic!("it was not retired");
     };
@@ -132,14 +132,14 @@ async fn thawed_it_hears_of_what_ended_meanwhile_and_goes_on() {
     let first = running(&mut old, dir.path(), &plan).await;
     let handed = old.handle.freeze().await.unwrap();
     old.handle
-        .set_desired(&revision(), 2, "1 → 2: asked while frozen");
+        .set_desired(&revision(), 2, "1 → 2: asked while frozen".to_owned());
     kill(dir.path());
     // The news of its end goes to the next gateway, which dies without a word.
     let mut next = supervisor::Link::new(handed.supervisor.unwrap().into()).unwrap();
     let heard = async {
         loop {
             match next.next().await.unwrap() {
-                supervisor::Turn::Message(frame) => return frame,
+                supervisor::LinkEvent::Message(frame) => return frame,
                 _ => continue,
             }
         }

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use sluice_model::{Demand, DemandSink, EndpointSink, LaunchStep, RevisionId, RevisionStatus, StatusSource};
 use tokio::sync::{mpsc, watch};
 
-use self::handover::{HandoverCommand, Inherited, Ownership, split};
+use self::handover::{HandoverCommand, InheritedRevisions, Ownership, split};
 use super::events::{IdSource, RevisionEvent};
 use super::fleet::{Fleet, RevisionMachine};
 use super::handover::{HandedOver, PlatformAnswer};
@@ -19,6 +19,7 @@ use super::process::{ProcessEvent, ProcessScaler, ProcessState};
 use super::scalers::Scalers;
 use super::webhook::{WebhookEvent, WebhookScaler, WebhookState};
 use super::{Answer, Ask, InstanceOrder, Scaler, ScalerEvent, supervisor};
+use crate::autoscale::DesiredSink;
 use crate::plan::{PlanDelta, RevisionPlan, ScalerSpec};
 
 /// The bound of the channel of scaler events: back-pressure on the supervisor's socket.
@@ -60,15 +61,6 @@ impl ScaleHandle {
         });
     }
 
-    /// Sets the desired number of instances, with the autoscaler's reason for the status. The number holds until the next
-    /// decision, an activation that needs more, or a failed start.
-    pub fn set_desired(&self, revision: &RevisionId, count: u32, decision: impl Into<String>) {
-        let decision = decision.into();
-        self.mailbox.put(|mail| {
-            mail.desired.insert(revision.clone(), (count, decision));
-        });
-    }
-
     /// Stops every instance, each within its own grace period, and returns when none is left. Nothing is started any more,
     /// and requests in flight fail: drain first. A dropped future does not cancel the shutdown. Waits for ever before
     /// [`Controller::spawn`].
@@ -85,6 +77,14 @@ impl ScaleHandle {
     /// Whether the task has read all mail.
     fn mailbox_is_empty(&self) -> bool {
         self.mailbox.is_empty()
+    }
+}
+
+impl DesiredSink for ScaleHandle {
+    fn set_desired(&self, revision: &RevisionId, desired: u32, reason: String) {
+        self.mailbox.put(|mail| {
+            mail.desired.insert(revision.clone(), (desired, reason));
+        });
     }
 }
 
@@ -158,7 +158,7 @@ impl Controller {
         scalers: Scalers<P, W>,
         mut events: mpsc::Receiver<ScalerEvent>,
         ids: IdSource,
-        inherited: Inherited,
+        inherited: InheritedRevisions,
     ) where
         P: Scaler<Order = InstanceOrder>,
         W: Scaler<Order = Ask>,

@@ -243,7 +243,7 @@ async fn from_zero_to_one_and_back() {
     bench.ready(instance);
 
     *bench.plane.somebody_waits.lock() = true;
-    bench.handle.set_desired(&revision(), 0, "1 → 0: idle");
+    bench.handle.set_desired(&revision(), 0, "1 → 0: idle".to_owned());
     assert_eq!(bench.call().await, Call::Retire(vec![]));
     assert_eq!(marks(dir.path(), "stops"), 0);
     *bench.plane.somebody_waits.lock() = false;

@@ -1,11 +1,11 @@
-//! One instance in its revision's state.
+//! The state of one instance.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::plan::{RevisionPlan, ScalerSpec};
 
-/// How far its life has come.
+/// The phase of an instance's life.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Phase {
     Starting {
@@ -15,11 +15,11 @@ pub(super) enum Phase {
     Ready {
         since: Instant,
     },
-    /// Finishes what it has.
+    /// Draining: finishes the requests in flight.
     Retired {
         deadline: Instant,
     },
-    /// What it still had at that deadline was asked to end.
+    /// Past the drain timeout: requests in flight are being ended.
     Ending {
         deadline: Instant,
     },
@@ -31,14 +31,14 @@ pub(super) enum Phase {
 pub(super) struct Instance {
     pub(super) phase: Phase,
     pub(super) plan: Arc<RevisionPlan>,
-    /// The data plane knows it, and may use it before we hear that it is ready.
+    /// The data plane has the endpoint, and may use it before the readiness event arrives here.
     pub(super) added: bool,
-    /// It is stopping because it was not ready in time.
+    /// The instance is stopping because it was not ready in time.
     pub(super) timed_out: bool,
 }
 
 impl Instance {
-    /// By which plan and when it was started, if that is as far as it came.
+    /// The plan and the instant of the start, if the instance was never ready.
     pub(super) fn into_start(self) -> Option<(Arc<RevisionPlan>, Instant)> {
         match self.phase {
             Phase::Starting { since, .. } => Some((self.plan, since)),
@@ -46,7 +46,7 @@ impl Instance {
         }
     }
 
-    /// Counts toward what is wanted.
+    /// Whether the instance counts toward the desired number.
     pub(super) fn is_live(&self) -> bool {
         matches!(self.phase, Phase::Starting { .. } | Phase::Ready { .. })
     }
@@ -59,12 +59,12 @@ impl Instance {
         matches!(self.phase, Phase::Starting { .. })
     }
 
-    /// Gets nothing new.
+    /// Whether the instance gets no new requests.
     pub(super) fn is_retired(&self) -> bool {
         matches!(self.phase, Phase::Retired { .. } | Phase::Ending { .. })
     }
 
-    /// When its phase is over whatever happens.
+    /// The deadline of the phase.
     pub(super) fn deadline(&self) -> Option<Instant> {
         match self.phase {
             Phase::Starting { deadline, .. } | Phase::Retired { deadline } | Phase::Ending { deadline } => {
@@ -82,7 +82,7 @@ impl Instance {
     }
 }
 
-/// Whether an instance started by one plan is as good as one started by the other.
+/// Whether two plans start the same instances.
 pub(super) fn same_launch(a: &RevisionPlan, b: &RevisionPlan) -> bool {
     a.scaler == b.scaler && a.service == b.service
 }

@@ -1,11 +1,11 @@
-//! One revision's instances: what happened in, what to do out. No I/O, no clock, no randomness.
+//! The state machine of a revision of local processes: events in, actions out. No I/O, no clock, no randomness.
 //!
-//! An instance is starting → ready → retired (it finishes what it has) → stopping → gone; what it
-//! has not finished in time is ended before it is stopped. The data plane forgets an instance
-//! before it is asked to end, so nothing is sent to one that is ending.
+//! An instance is starting → ready → retired (draining) → stopping → gone. Requests that are still in flight at the drain
+//! timeout are ended before the instance is stopped. The data plane removes an endpoint before its instance gets SIGTERM,
+//! so no request is sent to a stopping instance.
 //!
-//! **Invariant:** zero is reached only through a retirement that the data plane agreed to, a
-//! removal of the revision, or a failure.
+//! **Invariant:** zero is reached only by a retirement that the data plane agreed to, by the removal of the revision, or by
+//! a failure.
 
 mod events;
 mod instance;
@@ -26,16 +26,16 @@ use crate::scale::backoff::Backoff;
 use crate::scale::events::{END_GRACE, EndpointAction, IdSource, RevisionEvent};
 use crate::scale::fleet::RevisionMachine;
 
-/// How soon a retirement that the data plane refused is tried again.
+/// The delay before a retirement that the data plane refused is tried again.
 const RETIRE_AGAIN: Duration = Duration::from_secs(1);
 
-/// How soon a start that was not allowed is tried again: room appears without notice.
+/// The delay before a start that was not allowed is tried again: free room is not announced.
 const NOT_ALLOWED: Duration = Duration::from_secs(1);
 
-/// Starts in a row that may fail on a taken port before that is a failure like any other.
+/// The bound of starts in a row that fail on a taken port; after that, it is a failure like any other.
 const PORT_TRIES: u32 = 5;
 
-/// A start that came to nothing.
+/// A failed start.
 struct FailedStart {
     plan: Arc<RevisionPlan>,
     since: Instant,
@@ -43,20 +43,20 @@ struct FailedStart {
     detail: String,
 }
 
-/// One revision.
+/// The state of a revision of local processes.
 #[derive(Debug)]
 pub(crate) struct ProcessState {
     plan: Arc<RevisionPlan>,
     removed: bool,
-    /// How long a retired instance may take; then what is in flight on it is ended.
+    /// The drain timeout of retired instances.
     drain: Duration,
     desired: u32,
     instances: BTreeMap<InstanceId, Instance>,
     backoff: Backoff,
-    /// Somebody waited since an instance last became ready.
+    /// A request waited since an instance last became ready.
     awaited: bool,
     port_tries: u32,
-    /// When a refused retirement is tried again.
+    /// The instant of the next try of a refused retirement.
     retire_again: Option<Instant>,
     last_failure: Option<(Failure, String)>,
     last_decision: Option<String>,
@@ -102,7 +102,7 @@ impl RevisionMachine for ProcessState {
             ProcessEvent::Revision(RevisionEvent::Plan(plan)) => self.replan(plan, now, &mut todo),
             ProcessEvent::Revision(RevisionEvent::Removed) => {
                 self.removed = true;
-                // Should it come back, it comes back as a new one.
+                // A revision that is configured again later starts anew.
                 self.desired = 0;
                 self.awaited = false;
             }
@@ -152,8 +152,8 @@ impl RevisionMachine for ProcessState {
         }
         self.pass_deadlines(now, ids, &mut todo);
         if self.awaited && !self.any(Instance::is_live) && self.backoff.remaining(now).is_none() {
-            // A failure that is noticed late may leave no back-off to answer waiters with: then
-            // there is nothing to wait for either.
+            // After a failure that is noticed late no back-off is left to answer waiters with, and none to wait for:
+            // start again.
             self.want_activation();
         }
         self.reconcile(now, ids, &mut todo);
@@ -278,7 +278,7 @@ impl ProcessState {
         }
         match gone.phase {
             Phase::Starting { .. } if port_taken && self.port_tries < PORT_TRIES => {
-                // Another one is started at once, and gets another port.
+                // The next start follows at once, on another port.
                 self.port_tries += 1;
                 todo.push(
                     EndpointAction::Warn(format!("instance {id}: {detail}; trying another port")).into(),
@@ -309,7 +309,8 @@ impl ProcessState {
         }
     }
 
-    /// Those who waited were answered when the time was over; what it said last is known only now.
+    /// Completes the failure of an instance that timed out with its exit status and last output, known only now. The waiters
+    /// were answered at the timeout.
     fn explain_timeout(&mut self, gone: &Instance, end: &str, todo: &mut Vec<ProcessAction>) {
         let Some((Failure::TimedOut, detail)) = &mut self.last_failure else {
             return;
@@ -352,15 +353,14 @@ impl ProcessState {
         self.last_failure = Some((failure, detail));
         self.port_tries = 0;
         if !self.any(Instance::is_live) {
-            // What is wanted beyond the minimum was wanted for those who are answered now. The
-            // next of them asks again; without them a broken command is not started for ever.
+            // The number beyond the minimum was for the waiters that are answered now; the next one asks again. Otherwise a
+            // broken command would be started for ever.
             self.desired = 0;
             self.awaited = true;
         }
     }
 
-    /// Nobody waits for what cannot come: once nothing is under way and nothing may be started,
-    /// those who wait are told why.
+    /// Fails the waiters with the last failure, once no start is under way and the back-off forbids another.
     fn answer_waiters(&mut self, now: Instant, todo: &mut Vec<ProcessAction>) {
         if !self.awaited || self.removed || self.any(Instance::is_live) {
             return;
@@ -424,7 +424,7 @@ impl ProcessState {
                     continue;
                 }
             };
-            // It had its time; what does not answer a probe has nothing to finish.
+            // Without a grace period: an instance that never was ready has no requests to finish.
             instance.timed_out = true;
             let plan = Arc::clone(&instance.plan);
             self.stop(id, Some(Duration::ZERO), todo);
@@ -443,7 +443,7 @@ impl ProcessState {
     }
 }
 
-/// Says where it was looked for: many a server listens elsewhere than it was told to.
+/// The detail of a start timeout. Names the address, because many servers listen on another one than $PORT.
 fn not_ready(plan: &RevisionPlan) -> String {
     format!("not ready within {:?} at 127.0.0.1:$PORT", plan.start_timeout)
 }

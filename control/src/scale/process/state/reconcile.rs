@@ -1,4 +1,5 @@
-//! Bringing a revision's instances toward what is wanted.
+//! Reconciliation of a revision's instances with the desired number: starts, retirements, and replacement after a changed
+//! plan.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -11,7 +12,7 @@ use crate::scale::InstanceOrder;
 use crate::scale::events::{EndpointAction, IdSource};
 
 impl ProcessState {
-    /// Brings what is toward what is wanted.
+    /// Starts and retires instances toward the goal.
     pub(super) fn reconcile(&mut self, now: Instant, ids: &mut IdSource, todo: &mut Vec<ProcessAction>) {
         if self.removed {
             let rest = self.ids(Instance::is_live);
@@ -32,7 +33,7 @@ impl ProcessState {
                     .len(),
             );
             let surplus = (ready + count(replaced.len())).saturating_sub(goal) as usize;
-            // Never before one of the new ones is there.
+            // A replaced instance is kept until a new one is ready.
             let surplus = if ready == 0 { 0 } else { surplus };
             let out = replaced.into_iter().take(surplus).collect();
             self.discard(out, now, todo);
@@ -56,7 +57,7 @@ impl ProcessState {
             );
             return;
         }
-        // The youngest that serve nobody yet go first.
+        // The youngest starting instances go first: they serve no request yet.
         let mut starting = self.ids(Instance::is_starting);
         let cancelled = starting.split_off(starting.len().saturating_sub(surplus as usize));
         let rest = surplus - count(cancelled.len());
@@ -90,7 +91,7 @@ impl ProcessState {
         self.starts += 1;
     }
 
-    /// Out of the data plane first: nothing is sent to an instance that is ending.
+    /// Removes the endpoint, then stops the instance, so that no request is sent to a stopping instance.
     pub(super) fn stop(&mut self, id: InstanceId, grace: Option<Duration>, todo: &mut Vec<ProcessAction>) {
         if let Some(instance) = self.instances.get_mut(&id).filter(|i| i.phase != Phase::Stopping) {
             instance.phase = Phase::Stopping;
@@ -105,8 +106,8 @@ impl ProcessState {
         }
     }
 
-    /// Lets exactly these go: those that the data plane knows finish what they have, which it may
-    /// have given them a moment ago; the others are stopped.
+    /// Retires exactly these instances. Instances without an endpoint are stopped at once; the others drain, because the data
+    /// plane may have just sent them a request.
     pub(super) fn discard(&mut self, ids: Vec<InstanceId>, now: Instant, todo: &mut Vec<ProcessAction>) {
         let deadline = now + self.drain;
         let mut retired = Vec::new();
@@ -137,8 +138,8 @@ impl ProcessState {
         self.plan.policy.max_scale.unwrap_or(u32::MAX)
     }
 
-    /// How many of the present plan there should be: what is wanted, and while others are being
-    /// replaced at least as many as those, so that none goes before its successor is there.
+    /// The number of instances that the present plan should have: the desired number, and during a replacement at least the
+    /// number of replaced instances, so that none goes before its successor is ready.
     pub(super) fn goal(&self) -> u32 {
         match self.wanted() {
             0 => 0,
@@ -153,7 +154,7 @@ impl ProcessState {
         )
     }
 
-    /// Serving, but started by a plan that is no more.
+    /// Ready instances of an earlier plan.
     pub(super) fn replaced(&self) -> Vec<InstanceId> {
         self.ids(|i| i.is_ready() && !same_launch(&i.plan, &self.plan))
     }

@@ -1,4 +1,4 @@
-//! The endpoints that a platform named, as the data plane has them.
+//! The endpoints that a platform named, and their draining.
 
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
@@ -8,15 +8,15 @@ use sluice_model::InstanceId;
 use super::{WebhookAction, WebhookState};
 use crate::scale::events::{END_GRACE, EndpointAction, IdSource};
 
-/// How far its life has come; whether it is ready is the data plane's to know.
+/// The phase of an endpoint's life. Readiness is known to the data plane alone.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Phase {
     Live,
     Retired {
         deadline: Instant,
-        /// Our choice: the platform still runs it.
+        /// Retired by this gateway: the platform still runs the instance.
         chosen: bool,
-        /// What it still had at its deadline was asked to end; this is the next one.
+        /// Requests in flight were asked to end at the first deadline; this is the second.
         ending: bool,
     },
 }
@@ -38,9 +38,9 @@ impl Endpoint {
 }
 
 impl WebhookState {
-    /// Makes the endpoints those that a reply named, `took` after the platform was first asked.
-    /// One that is being let go stays so: it is named because the platform does not know that yet.
-    pub(super) fn take_over(
+    /// Makes the endpoints those that a reply named, `took` after the first call. A retired endpoint stays retired: the
+    /// platform does not know of the retirement yet.
+    pub(super) fn set_endpoints(
         &mut self,
         named: &[SocketAddr],
         took: Duration,
@@ -76,7 +76,7 @@ impl WebhookState {
         }
     }
 
-    /// The data plane gives them nothing new.
+    /// Marks endpoints as retired: the data plane sends them no new requests.
     pub(super) fn retired(&mut self, ids: &[InstanceId], chosen: bool, now: Instant) {
         let deadline = now + self.drain;
         for id in ids {
@@ -103,7 +103,7 @@ impl WebhookState {
         }
     }
 
-    /// What is in flight at the drain timeout is asked to end, and forgotten a moment later.
+    /// Ends requests that are in flight at the drain timeout, and removes endpoints a moment later.
     pub(super) fn drop_overdue(&mut self, now: Instant, todo: &mut Vec<WebhookAction>) {
         let mut overdue = Vec::new();
         let mut left = Vec::new();
@@ -136,8 +136,8 @@ impl WebhookState {
             return;
         };
         todo.push(EndpointAction::Remove(id).into());
-        // It was let go for a number that is wanted no more: the platform, asked again, names it
-        // again. What the platform itself dropped it would only drop again.
+        // An endpoint that this gateway retired for a number no longer desired: another call makes the platform name it
+        // again. An endpoint that the platform itself dropped stays dropped.
         let was_chosen = matches!(gone.phase, Phase::Retired { chosen: true, .. });
         self.unsure |= was_chosen && self.agreed.is_some_and(|runs| runs > 0 && runs <= self.wanted());
     }
@@ -147,7 +147,7 @@ impl WebhookState {
         live.map(|(&id, _)| id).collect()
     }
 
-    /// Addresses that stay in use.
+    /// The addresses that stay in use.
     pub(super) fn kept(&self) -> Vec<SocketAddr> {
         let live = self.endpoints.values().filter(|e| e.phase == Phase::Live);
         live.map(|e| e.address).collect()

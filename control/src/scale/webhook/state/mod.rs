@@ -1,13 +1,12 @@
-//! One revision whose instances a platform runs: what happened in, what to do out. No I/O, no
-//! clock, no randomness.
+//! The state machine of a revision that a platform scales: events in, actions out. No I/O, no clock, no randomness.
 //!
-//! A platform is told a number and does the rest, so there is no life of an instance to follow
-//! here but one number to bring about: what is wanted becomes a [`Decision`], one at a time, posted
-//! until the platform agrees or something else is wanted. Endpoints that a reply names are given
-//! to the data plane; without any it finds the configured addresses ready by itself.
+//! A platform gets a number and does the rest, so there is one number to bring about instead of instances to follow: the
+//! desired number becomes a [`Decision`], one at a time, which is posted until the platform agrees or another number is
+//! desired. Endpoints named in a reply are added to the data plane; without any, the data plane's probes find the configured
+//! addresses ready.
 //!
-//! **Invariants:** never two calls at once; fewer are asked for only after the data plane has let
-//! go of what is surplus, and none only after it agreed that nobody is there.
+//! **Invariants:** one call at a time. A lower number is posted only after the data plane has let surplus endpoints drain,
+//! and zero only after the data plane agreed that no request is there.
 
 mod endpoints;
 mod events;
@@ -30,44 +29,43 @@ use crate::scale::backoff::Backoff;
 use crate::scale::events::{EndpointAction, IdSource, RevisionEvent};
 use crate::scale::fleet::RevisionMachine;
 
-/// How soon what the data plane refused to let go is asked for again.
+/// The delay before a retirement that the data plane refused is tried again.
 const RETIRE_AGAIN: Duration = Duration::from_secs(1);
 
-/// How long those are told to stay away who ask for what may not be started.
+/// The Retry-After of waiters of a revision that may not be started.
 const NOT_ALLOWED: Duration = Duration::from_secs(1);
 
-/// One revision.
+/// The state of a revision that a platform scales.
 #[derive(Debug)]
 pub(crate) struct WebhookState {
     plan: Arc<RevisionPlan>,
-    /// Since when it is no longer served.
+    /// The instant of the removal.
     removed: Option<Instant>,
     closed: bool,
-    /// How long a retired endpoint may take.
+    /// The drain timeout of retired endpoints.
     drain: Duration,
     desired: u32,
-    /// What the platform agreed to last; `None`: nothing was ever asked of it.
+    /// The number that the platform agreed to last; `None`: no call was made yet.
     agreed: Option<u32>,
-    /// It may have done something else since: a call whose outcome is unknown, or an endpoint that
-    /// is gone.
+    /// The platform may run another number than agreed: after a call with an unknown outcome, or a lost endpoint.
     unsure: bool,
-    /// What it agreed to was there, or should be by now: if nothing is usable, it is gone.
+    /// The agreed instances were ready, or should be by now: without a usable endpoint, they are gone.
     expected: bool,
     decision: Option<Decision>,
-    /// Nothing is posted before, whatever is wanted: the platform is in trouble.
+    /// The back-off after a failed call: no call is made before this instant.
     not_before: Option<Instant>,
     endpoints: BTreeMap<InstanceId, Endpoint>,
-    /// Since when somebody waits and nothing is usable.
+    /// The instant since which a request waits without a usable endpoint.
     awaited: Option<Instant>,
-    /// The data plane agreed to zero, and nobody came since.
+    /// The data plane agreed to zero, and no request came since.
     at_zero: bool,
-    /// What was asked of the data plane was about giving up a start.
+    /// The pending [`WebhookAction::ToZero`] is about giving up a start.
     giving_up: bool,
     retire_again: Option<Instant>,
-    /// Of activations.
+    /// The back-off of activations.
     backoff: Backoff,
     last_failure: Option<(Failure, String)>,
-    /// What is wrong with the last call.
+    /// The error of the last call.
     call_failure: Option<String>,
     last_decision: Option<String>,
     starts: u64,
@@ -106,7 +104,7 @@ impl RevisionMachine for WebhookState {
         let mut todo = Vec::new();
         match event {
             WebhookEvent::Revision(RevisionEvent::Activate) => {
-                // Whatever becomes of it: somebody came, and the data plane is to be asked anew.
+                // In any case the data plane has to agree to zero anew.
                 self.at_zero = false;
                 self.activate(now, &mut todo);
             }
@@ -127,7 +125,7 @@ impl RevisionMachine for WebhookState {
             }
             WebhookEvent::Revision(RevisionEvent::Plan(plan)) => self.replan(plan, &mut todo),
             WebhookEvent::Revision(RevisionEvent::Removed) => self.remove(now, &mut todo),
-            // What a platform runs does not depend on this gateway, and another one may use it.
+            // A platform's instances do not depend on this gateway, and another gateway may use them.
             WebhookEvent::Revision(RevisionEvent::Shutdown) => self.closed = true,
             WebhookEvent::Revision(RevisionEvent::Victims { asked, chosen }) => {
                 self.victims(asked, &chosen, now)
@@ -196,20 +194,20 @@ impl WebhookState {
         }
         if self.plan.policy.max_scale == Some(0) {
             self.last_failure = Some((Failure::NotAllowed, "maxScale is 0".to_owned()));
-            return self.tell_waiters(NOT_ALLOWED, todo);
+            return self.fail_waiters(NOT_ALLOWED, todo);
         }
         if let Some(left) = self
             .backoff
             .remaining(now)
             .filter(|_| self.last_failure.is_some())
         {
-            return self.tell_waiters(left, todo);
+            return self.fail_waiters(left, todo);
         }
         if self.awaited.is_none() {
             self.awaited = Some(now);
             self.not_before = None;
-            // What is only just being started is not asked for twice: the decision for whoever waits
-            // may have come before the news that somebody does.
+            // Instances that are only just being started are not asked for twice: the decision for the waiter may have come
+            // before this event.
             self.unsure |= self.expected && self.agreed.is_some_and(|replicas| replicas > 0);
         }
         let before = self.wanted();
@@ -222,7 +220,7 @@ impl WebhookState {
         }
     }
 
-    /// An endpoint is ready.
+    /// Ends an activation: an endpoint is ready.
     fn succeeded(&mut self) {
         self.awaited = None;
         self.expected = true;
@@ -241,7 +239,7 @@ impl WebhookState {
             if self.last_failure.take().is_some() {
                 todo.push(EndpointAction::Forgive.into());
             }
-            // Another platform, for all we know: it is told what the last one knew.
+            // Probably another platform, which gets the number that the last one had.
             self.unsure |= self.agreed.is_some();
         }
     }
@@ -261,7 +259,7 @@ impl WebhookState {
         self.retire_these(live, true, now, todo);
     }
 
-    /// Nobody is there, or somebody is and nothing may be stopped.
+    /// Handles the data plane's answer about zero: agreed, or refused because of a request.
     fn zero_answered(
         &mut self,
         answer: Option<Vec<InstanceId>>,
@@ -328,10 +326,10 @@ impl WebhookState {
         self.expected = true;
         self.awaited = None;
         self.give_up("it did not start");
-        self.tell_waiters(delay, todo);
+        self.fail_waiters(delay, todo);
     }
 
-    /// What is wanted beyond the minimum was wanted for those who are gone. The next one asks again.
+    /// Lowers the desired number to the minimum: the rest was for waiters that are gone. The next waiter asks again.
     fn give_up(&mut self, why: &str) {
         let before = self.wanted();
         self.desired = 0;
@@ -341,7 +339,7 @@ impl WebhookState {
         }
     }
 
-    fn tell_waiters(&self, retry_after: Duration, todo: &mut Vec<WebhookAction>) {
+    fn fail_waiters(&self, retry_after: Duration, todo: &mut Vec<WebhookAction>) {
         if let Some((failure, detail)) = self.last_failure.clone() {
             todo.push(
                 EndpointAction::Fail(ActivationFailure {
@@ -360,7 +358,7 @@ impl WebhookState {
         self.drop_overdue(now, todo);
         let late = self.awaited.is_some_and(|at| at + self.plan.start_timeout <= now);
         if late && !self.giving_up {
-            // Whoever waited may have left: then nothing says that it failed.
+            // The data plane is asked first: without a waiter left there is no failure to report.
             self.giving_up = true;
             todo.push(WebhookAction::ToZero);
         }

@@ -1,4 +1,4 @@
-//! What the platform is told, when, and what its answer changes.
+//! Calls of the platform: their number, their time, and the handling of answers.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -9,31 +9,31 @@ use super::{Answer, RevisionMachine, WebhookAction, WebhookState};
 use crate::scale::events::{EndpointAction, IdSource};
 use crate::scale::webhook::Ask;
 
-/// The first wait after a call that may be repeated; doubles from there.
+/// The first back-off after a failed call; doubles from there.
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
 const LONGEST_PAUSE: Duration = Duration::from_secs(30);
 
-/// The longest a platform may ask us to stay away.
+/// The bound of a platform's Retry-After.
 const MAX_RETRY_AFTER: Duration = Duration::from_secs(60);
 
-/// How often a platform is told that a removed revision needs nothing, before it is given up.
+/// The bound of failed calls with zero for a removed revision.
 const FAREWELLS: u32 = 8;
 
-/// One call may take a share of `startTimeout`, so that there is time for another one.
+/// The bounds of a call's timeout, which is a third of `startTimeout`, so that there is time for another call.
 const SHORTEST_CALL: Duration = Duration::from_secs(1);
 const LONGEST_CALL: Duration = Duration::from_secs(10);
 
 /// A number that the platform has not agreed to yet.
 #[derive(Debug)]
 pub(super) struct Decision {
-    /// The same for every call about it.
+    /// The idempotency key: the same in every call of the decision.
     pub(super) key: String,
     pub(super) replicas: u32,
     pub(super) reason: String,
-    /// When it was called for first.
+    /// The instant of the first call.
     pub(super) since: Option<Instant>,
     pub(super) calling: bool,
-    /// Calls that came to nothing.
+    /// The number of failed calls.
     pub(super) failed: u32,
 }
 
@@ -42,7 +42,7 @@ impl WebhookState {
         self.decision.as_ref().is_some_and(|decision| decision.calling)
     }
 
-    /// Whether the platform runs nothing for it, or is not worth telling any more.
+    /// Whether the platform runs no instance, or is given up.
     pub(super) fn is_settled(&self) -> bool {
         self.is_hopeless() || (!self.unsure && self.agreed.unwrap_or(0) == 0)
     }
@@ -51,14 +51,14 @@ impl WebhookState {
         self.is_removed() && self.decision.as_ref().is_some_and(|d| d.failed >= FAREWELLS)
     }
 
-    /// Whether only the back-off is in the way of asking for more.
+    /// Whether only the back-off prevents a call for more.
     pub(super) fn is_held(&self) -> bool {
         !self.is_calling()
             && self.not_before.is_none()
             && self.due().is_some_and(|replicas| self.is_more(replicas))
     }
 
-    /// Asks the data plane to let go of what is surplus.
+    /// Has the data plane retire surplus endpoints.
     pub(super) fn let_go(&mut self, todo: &mut Vec<WebhookAction>) {
         let wanted = self.wanted();
         self.at_zero &= wanted == 0;
@@ -98,7 +98,10 @@ impl WebhookState {
             self.decision = Some(Decision {
                 key: ids.decision(),
                 replicas,
-                reason: self.last_decision.clone().unwrap_or_else(|| self.words(replicas)),
+                reason: self
+                    .last_decision
+                    .clone()
+                    .unwrap_or_else(|| self.default_reason(replicas)),
                 since: None,
                 calling: false,
                 failed: 0,
@@ -143,12 +146,12 @@ impl WebhookState {
                 self.call_failure = None;
                 if decision.replicas > 0 && !endpoints.is_empty() && self.wanted() > 0 {
                     let took = decision.since.map(|since| now.saturating_duration_since(since));
-                    self.take_over(&endpoints, took.unwrap_or_default(), now, ids, todo);
+                    self.set_endpoints(&endpoints, took.unwrap_or_default(), now, ids, todo);
                 }
             }
             Answer::Refused(detail) => {
                 self.call_failure = Some(detail.clone());
-                // At zero somebody waits though the news of it may still be on its way, or will.
+                // At zero a request waits, even where its event has not arrived yet.
                 let at_zero = (self.agreed.unwrap_or(0) == 0).then_some(now);
                 match self.awaited.or(at_zero).filter(|_| decision.replicas > 0) {
                     Some(since) => self.fail_activation(Failure::Failed, detail, since, now, ids, todo),
@@ -185,14 +188,14 @@ impl WebhookState {
 
     fn again(&mut self, mut decision: Decision, now: Instant, pause: Duration) {
         decision.failed += 1;
-        // Somebody who waits does not wait because fewer could not be asked for.
+        // The back-off of a failed scale-down does not delay a waiter.
         if decision.replicas > 0 || self.awaited.is_none() {
             self.not_before = Some(now + pause);
         }
         self.decision = Some(decision);
     }
 
-    /// What the platform should be told now, if anything.
+    /// The number that is to be posted now, if any.
     fn due(&self) -> Option<u32> {
         if self.is_hopeless() {
             return None;
@@ -206,7 +209,7 @@ impl WebhookState {
         let replicas = match wanted {
             0 if held > 0 || !self.at_zero => return None,
             0 => 0,
-            // One more than is wanted for each that still finishes what it has.
+            // Draining endpoints still count.
             n if n < runs => n.max(held.min(runs)),
             n => n,
         };
@@ -217,12 +220,12 @@ impl WebhookState {
         replicas > 0 && (self.unsure || replicas > self.agreed.unwrap_or(0))
     }
 
-    fn words(&self, replicas: u32) -> String {
+    fn default_reason(&self, replicas: u32) -> String {
         format!("{} → {replicas}: minScale", self.agreed.unwrap_or(0))
     }
 }
 
-/// Up to a quarter more, at random: many revisions of one platform do not call together.
+/// A pause with jitter, up to a quarter more: many revisions of one platform do not call together.
 fn spread(pause: Duration, ids: &mut IdSource) -> Duration {
     pause.mul_f64(1.0 + ids.jitter() / 4.0)
 }

@@ -32,21 +32,21 @@ fn policy() -> AutoscalePolicy {
 
 struct Case {
     policy: AutoscalePolicy,
-    circumstances: Circumstances,
-    standing: Standing,
+    input: ClampInput,
+    activity_state: ActivityState,
 }
 
 /// A revision that was initialised and has been in this state for `time`.
 fn case(activity: fn(Duration) -> Activity, time: Duration) -> Case {
     Case {
         policy: policy(),
-        circumstances: Circumstances {
+        input: ClampInput {
             ready: 1,
             reachable: true,
             in_use: false,
             start_timeout: Duration::from_secs(600),
         },
-        standing: Standing {
+        activity_state: ActivityState {
             activity: activity(NOW - time),
             initialized: true,
         },
@@ -60,17 +60,17 @@ impl Case {
     }
 
     fn unreachable(mut self) -> Self {
-        self.circumstances.reachable = false;
+        self.input.reachable = false;
         self
     }
 
     fn ready(mut self, ready: u32) -> Self {
-        self.circumstances.ready = ready;
+        self.input.ready = ready;
         self
     }
 
     fn uninitialized(mut self) -> Self {
-        self.standing.initialized = false;
+        self.activity_state.initialized = false;
         self
     }
 
@@ -83,13 +83,7 @@ impl Case {
             panic: false,
             excess_burst_capacity: 0,
         };
-        let bounded = bound(
-            decision,
-            &self.circumstances,
-            &self.policy,
-            &mut self.standing,
-            NOW,
-        );
+        let bounded = clamp(decision, &self.input, &self.policy, &mut self.activity_state, NOW);
         (bounded.desired, bounded.limit)
     }
 
@@ -113,7 +107,7 @@ fn active_for_less_than_the_window_keeps_one() {
 fn zero_after_window_and_grace() {
     let mut idle = case(Activity::Active, WINDOW);
     assert_eq!(idle.scale(1, 0), (1, Some(Limit::Grace)));
-    assert_eq!(idle.standing.activity(), Activity::Inactive(NOW));
+    assert_eq!(idle.activity_state.activity(), Activity::Inactive(NOW));
 
     assert_eq!(case(Activity::Inactive, GRACE).desired(1, 0), 0);
     let before = || case(Activity::Inactive, GRACE - SECOND);
@@ -162,7 +156,7 @@ fn what_starts_may_finish_starting() {
     let mut half_way = case(Activity::Activating, Duration::from_secs(300)).ready(0);
     assert_eq!(half_way.scale(2, 0), (2, Some(Limit::Starting)));
     assert_eq!(
-        half_way.standing.activity(),
+        half_way.activity_state.activity(),
         Activity::Activating(NOW - Duration::from_secs(300))
     );
     assert_eq!(
@@ -172,7 +166,7 @@ fn what_starts_may_finish_starting() {
         0
     );
     let mut custom = case(Activity::Activating, Duration::from_secs(6)).ready(0);
-    custom.circumstances.start_timeout = Duration::from_secs(5);
+    custom.input.start_timeout = Duration::from_secs(5);
     assert_eq!(custom.desired(1, 0), 0);
 }
 
@@ -211,7 +205,7 @@ fn initial_scale() {
 
     let mut five = initial(5).uninitialized().ready(5);
     assert_eq!(five.scale(5, 1).0, 5);
-    assert!(five.standing.initialized);
+    assert!(five.activity_state.initialized);
     assert_eq!(five.scale(5, 1).0, 1);
 
     let unreachable = case(Activity::Active, SECOND).policy(|p| p.initial_scale = 2);
@@ -237,16 +231,16 @@ fn initial_scale_waits_for_traffic() {
     let mut fresh = case(Activity::Inactive, SECOND)
         .policy(|p| p.initial_scale = 3)
         .uninitialized();
-    fresh.circumstances.reachable = false;
-    fresh.circumstances.ready = 0;
+    fresh.input.reachable = false;
+    fresh.input.ready = 0;
     assert_eq!(fresh.scale(0, 0).0, 0);
-    fresh.circumstances.reachable = true;
+    fresh.input.reachable = true;
     assert_eq!(fresh.scale(0, 0), (3, Some(Limit::InitialScale)));
 }
 
 #[test]
 fn what_is_in_use_is_never_zero() {
     let mut streaming = case(Activity::Inactive, 2 * GRACE);
-    streaming.circumstances.in_use = true;
+    streaming.input.in_use = true;
     assert_eq!(streaming.scale(1, 0), (1, Some(Limit::InUse)));
 }

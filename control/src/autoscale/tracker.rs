@@ -1,40 +1,40 @@
-//! One revision over time: samples in, decisions that change something out. No clock, no I/O.
+//! The autoscaling state of one revision: samples in, changed decisions out. No clock, no I/O.
 
 use std::time::Duration;
 
 use sluice_model::Load;
 
-use super::bounds::{Circumstances, Standing, bound};
+use super::clamp::{ActivityState, ClampInput, clamp};
 use super::decide::{DeciderState, Observation, decide};
 use super::reason::{Reason, ScaleDecision};
 use super::window::TimedBuckets;
 use crate::plan::{AutoscalePolicy, Metric, RevisionPlan};
 
-/// What the autoscaler keeps of one revision.
+/// The autoscaling state of one revision.
 #[derive(Debug)]
 pub(crate) struct Tracker {
     stable: TimedBuckets,
     panic: TimedBuckets,
     decider: DeciderState,
-    standing: Standing,
-    span: Span,
+    activity_state: ActivityState,
+    sum: SampleSum,
     latest: Load,
     sampled_at: Duration,
     created_at: Duration,
-    /// When a request was last there; `None`: never.
+    /// The last time with a request; `None`: never.
     used_at: Option<Duration>,
     asked: u32,
     panicking: bool,
-    /// What was decided last that changed something.
-    told: Option<ScaleDecision>,
+    /// The last decision that changed the number, or began or ended a panic.
+    last_decision: Option<ScaleDecision>,
 }
 
-/// What came in since the last whole second that was recorded.
+/// The sum of samples since the last recorded second.
 ///
-/// The data plane averages since the previous sample and samples come at any time: what one bucket
-/// gets is their time-weighted mean. Nothing is scraped twice, nothing is added up twice.
+/// A sample holds averages since the previous one, and samples come at any time: a bucket gets their time-weighted mean.
+/// No request is counted twice.
 #[derive(Debug, Default)]
-struct Span {
+struct SampleSum {
     /// The second that ends the last recorded one.
     recorded: u64,
     request_seconds: f64,
@@ -43,25 +43,24 @@ struct Span {
 }
 
 impl Tracker {
-    /// Of a revision that is as `load` says when it is first looked at.
+    /// The state of a new revision with its first sample.
     ///
-    /// What already runs (taken over from another gateway, or started by somebody else) counts as
-    /// asked for and as used just now: it is not taken away before a window has shown that nobody
-    /// needs it.
+    /// Instances that run already (inherited, or started by a platform) count as desired and as just used: they are kept
+    /// until a full window shows that they are not needed.
     pub(crate) fn new(plan: &RevisionPlan, load: &Load, now: Duration) -> Self {
         Self::after(plan, load, load.ready, now)
     }
 
-    /// As [`new`](Self::new), of a revision of which another gateway wanted `found`.
+    /// As [`new`](Self::new), for a revision that had `found` desired instances in an older gateway.
     pub(crate) fn after(plan: &RevisionPlan, load: &Load, found: u32, now: Duration) -> Self {
         Self {
             stable: TimedBuckets::new(plan.policy.stable_window),
             panic: TimedBuckets::new(plan.policy.panic_window),
             decider: DeciderState::new(found, now),
-            standing: Standing::new(now),
-            span: Span {
+            activity_state: ActivityState::new(now),
+            sum: SampleSum {
                 recorded: now.as_secs(),
-                ..Span::default()
+                ..SampleSum::default()
             },
             latest: *load,
             sampled_at: now,
@@ -69,53 +68,55 @@ impl Tracker {
             used_at: (found > 0 || load.ready > 0 || used(load)).then_some(now),
             asked: found,
             panicking: found > 1,
-            told: None,
+            last_decision: None,
         }
     }
 
-    /// Whether the latest sample had any request in it.
+    /// Whether the latest sample had any request.
     pub(crate) fn is_used(&self) -> bool {
         used(&self.latest)
     }
 
-    /// Takes what happened since the previous sample.
+    /// Adds a sample, which covers the time since the previous one.
     pub(crate) fn sample(&mut self, load: Load, now: Duration) {
         let elapsed = now.saturating_sub(self.sampled_at).as_secs_f64();
         self.sampled_at = now;
-        self.span.request_seconds += load.average_concurrency * elapsed;
-        self.span.requests += load.requests;
-        self.span.seconds += elapsed;
+        self.sum.request_seconds += load.average_concurrency * elapsed;
+        self.sum.requests += load.requests;
+        self.sum.seconds += elapsed;
         if used(&load) {
             self.used_at = Some(now);
         }
         self.latest = load;
     }
 
-    /// Closes the seconds that are over and decides. `None`: nothing changes.
+    /// Records the seconds that are over, and decides. `None`: no change.
     pub(crate) fn tick(&mut self, plan: &RevisionPlan, now: Duration) -> Option<ScaleDecision> {
         self.record(&plan.policy, now);
-        self.reconsider(plan, now)
+        self.decide_now(plan, now)
     }
 
-    /// The last decision again, while somebody is there and it is not carried out: whoever does
-    /// may have dropped it with a start that failed. Without anybody there it stays dropped, or a
-    /// broken command would be started for ever.
+    /// The last decision, for a repetition, while there are requests and fewer instances than desired: the controller drops a
+    /// decision with a failed start. Without requests the decision stays dropped, or a broken command would be started for
+    /// ever.
     pub(crate) fn unmet(&self) -> Option<&ScaleDecision> {
         let there = self.latest.ready.saturating_add(self.latest.starting);
         let wanted = self.latest.in_flight > 0 || self.latest.queued > 0;
-        self.told.as_ref().filter(|_| wanted && there < self.asked)
+        self.last_decision
+            .as_ref()
+            .filter(|_| wanted && there < self.asked)
     }
 
-    /// Decides on what is recorded; after a change of plan, for which no second need be over.
-    pub(crate) fn reconsider(&mut self, plan: &RevisionPlan, now: Duration) -> Option<ScaleDecision> {
+    /// Decides on the recorded seconds: at each tick, and after a change of plan without waiting for one.
+    pub(crate) fn decide_now(&mut self, plan: &RevisionPlan, now: Duration) -> Option<ScaleDecision> {
         let idle_for = now.saturating_sub(self.used_at.unwrap_or(self.created_at));
         let in_use = self.used_at.is_some() && idle_for < plan.policy.stable_window;
         let mut decision = if in_use {
             let observation = self.observe(plan, now);
             decide(&observation, &plan.policy, &mut self.decider, now)
         } else {
-            // Nobody can be hurt any more: neither a panic's last minute nor the step-by-step way
-            // down keeps a revision up that was idle for its whole window. The delay still does.
+            // Idle for a whole window: neither a panic nor the scale-down rate keeps instances any more. The scale-down
+            // delay still does.
             self.decider.end_panic();
             let unlimited = AutoscalePolicy {
                 max_scale_down_rate: f64::INFINITY,
@@ -134,15 +135,14 @@ impl Tracker {
             decision.reason = Reason::Idle(idle_for);
         }
         let decision = self.bounded(decision, plan, in_use, now);
-        self.settle(decision)
+        self.record_decision(decision)
     }
 
-    /// Decides between ticks where the load is above what can be held; only ever asks for more.
+    /// Scales up between ticks when the load exceeds the capacity; never scales down.
     ///
-    /// This is where an exact signal beats a scraped one: no two seconds until the first step out.
-    /// What counts is the lesser of what is there now and of its average since the last sample, so
-    /// that a burst that is over before anything could start starts nothing.
-    pub(crate) fn hurry(&mut self, plan: &RevisionPlan, now: Duration) -> Option<ScaleDecision> {
+    /// An exact signal allows it: there is no scrape interval of two seconds before the first step. The load is the lesser of
+    /// the present concurrency and its average since the last sample, so that a burst shorter than a start causes no start.
+    pub(crate) fn scale_up_now(&mut self, plan: &RevisionPlan, now: Duration) -> Option<ScaleDecision> {
         let present = f64::from(self.latest.in_flight) + f64::from(self.latest.queued);
         if self.asked == 0 {
             return (present > 0.0).then(|| self.activate(plan, now)).flatten();
@@ -159,10 +159,10 @@ impl Tracker {
             return None;
         }
         let decision = self.bounded(decision, plan, true, now);
-        self.settle(decision)
+        self.record_decision(decision)
     }
 
-    /// Somebody waits at zero.
+    /// Decides for a waiter at zero.
     pub(crate) fn activate(&mut self, plan: &RevisionPlan, now: Duration) -> Option<ScaleDecision> {
         if self.asked > 0 {
             return None;
@@ -177,10 +177,10 @@ impl Tracker {
             excess_burst_capacity: 0,
         };
         let decision = self.bounded(decision, plan, true, now);
-        self.settle(decision)
+        self.record_decision(decision)
     }
 
-    /// Takes over a changed plan; what was measured stays where it still means the same.
+    /// Applies a changed plan. Samples are kept, unless the metric changed.
     pub(crate) fn replan(&mut self, old: &RevisionPlan, new: &RevisionPlan, now: Duration) {
         if old.policy.metric != new.policy.metric {
             self.stable.clear();
@@ -203,14 +203,14 @@ impl Tracker {
     fn record(&mut self, policy: &AutoscalePolicy, now: Duration) {
         let second = now.as_secs();
         let span = std::mem::replace(
-            &mut self.span,
-            Span {
+            &mut self.sum,
+            SampleSum {
                 recorded: second,
-                ..Span::default()
+                ..SampleSum::default()
             },
         );
-        // At zero nothing is recorded, and what was is forgotten: the first second of a new life is
-        // averaged over that second, not over the silence before it.
+        // At zero nothing is recorded and the windows are cleared: the first second after a cold start is averaged over
+        // that second, not over the silence before it.
         if self.asked == 0 && self.latest.ready == 0 && !used(&self.latest) {
             self.stable.clear();
             self.panic.clear();
@@ -224,7 +224,7 @@ impl Tracker {
             Metric::Concurrency => span.request_seconds / span.seconds,
             Metric::Rps => span.requests as f64 / span.seconds,
         };
-        // A late tick stands for all the seconds it is late, as far back as the window reaches.
+        // A late tick fills all seconds since the last one, as far back as the window reaches.
         let reach = policy.stable_window.max(policy.panic_window).as_secs() + 1;
         let first = (span.recorded + 1).max(second.saturating_sub(reach));
         for late in first..=second {
@@ -240,22 +240,22 @@ impl Tracker {
         in_use: bool,
         now: Duration,
     ) -> ScaleDecision {
-        let circumstances = Circumstances {
+        let input = ClampInput {
             ready: self.latest.ready,
             reachable: plan.reachable,
             in_use,
             start_timeout: plan.start_timeout,
         };
-        bound(decision, &circumstances, &plan.policy, &mut self.standing, now)
+        clamp(decision, &input, &plan.policy, &mut self.activity_state, now)
     }
 
-    /// A panic that begins or ends is told even where the number stays.
-    fn settle(&mut self, decision: ScaleDecision) -> Option<ScaleDecision> {
+    /// Keeps the decision, and returns it if it changes the number, or begins or ends a panic.
+    fn record_decision(&mut self, decision: ScaleDecision) -> Option<ScaleDecision> {
         let changes = decision.desired != self.asked || decision.panic != self.panicking;
         self.asked = decision.desired;
         self.panicking = decision.panic;
         if changes {
-            self.told = Some(decision.clone());
+            self.last_decision = Some(decision.clone());
         }
         changes.then_some(decision)
     }
@@ -266,5 +266,5 @@ fn used(load: &Load) -> bool {
 }
 
 #[cfg(test)]
-#[path = "track_tests.rs"]
+#[path = "tracker_tests.rs"]
 pub(crate) mod tests;

@@ -46,29 +46,29 @@ struct World {
     tracker: Tracker,
     now: u64,
     ready: u32,
-    told: Vec<(u64, ScaleDecision)>,
+    decisions: Vec<(u64, ScaleDecision)>,
 }
 
 impl World {
     fn new(plan: RevisionPlan) -> Self {
         let mut tracker = Tracker::new(&plan, &Load::default(), Duration::ZERO);
-        let first = tracker.reconsider(&plan, Duration::ZERO);
+        let first = tracker.decide_now(&plan, Duration::ZERO);
         let mut world = Self {
             plan,
             tracker,
             now: 0,
             ready: 0,
-            told: Vec::new(),
+            decisions: Vec::new(),
         };
-        world.tell(first);
+        world.apply(first);
         world
     }
 
-    fn tell(&mut self, decision: Option<ScaleDecision>) {
+    fn apply(&mut self, decision: Option<ScaleDecision>) {
         if let Some(decision) = decision {
             println!("{:>7} ms  {decision}", self.now);
             self.ready = decision.desired;
-            self.told.push((self.now, decision));
+            self.decisions.push((self.now, decision));
         }
     }
 
@@ -87,15 +87,15 @@ impl World {
             self.tracker.sample(load, now);
             if self.now.is_multiple_of(1_000) {
                 let decision = self.tracker.tick(&self.plan, now);
-                self.tell(decision);
+                self.apply(decision);
             }
-            let decision = self.tracker.hurry(&self.plan, now);
-            self.tell(decision);
+            let decision = self.tracker.scale_up_now(&self.plan, now);
+            self.apply(decision);
         }
     }
 
     fn zero_at(&self) -> u64 {
-        let (at, last) = self.told.last().expect("something was decided");
+        let (at, last) = self.decisions.last().expect("something was decided");
         assert_eq!(last.desired, 0, "{last}");
         *at
     }
@@ -127,9 +127,9 @@ fn idle_for_its_window_means_zero() {
 fn the_first_waiter_and_the_burst_need_no_tick() {
     let mut world = World::new(plan(60));
     world.load(1, 100);
-    assert_eq!(world.told[0].1.to_string(), "0 → 1: a request waits at zero");
+    assert_eq!(world.decisions[0].1.to_string(), "0 → 1: a request waits at zero");
     world.load(1_000, 400);
-    let (at, burst) = &world.told[1];
+    let (at, burst) = &world.decisions[1];
     assert!(*at <= 300, "{at} ms");
     assert_eq!(burst.to_string(), "1 → 15: panic, 1000 in flight / target 70");
 }
@@ -146,7 +146,7 @@ fn a_blip_starts_nothing() {
         ..Load::default()
     };
     world.tracker.sample(blip, now);
-    assert_eq!(world.tracker.hurry(&world.plan, now), None);
+    assert_eq!(world.tracker.scale_up_now(&world.plan, now), None);
 }
 
 #[test]
@@ -239,7 +239,7 @@ fn minimum_and_initial_scale_are_asked_for_at_once() {
     least.policy.min_scale = 2;
     let world = World::new(least);
     assert_eq!(
-        world.told[0].1.to_string(),
+        world.decisions[0].1.to_string(),
         "0 → 2: new revision, raised to minScale"
     );
 
@@ -247,11 +247,15 @@ fn minimum_and_initial_scale_are_asked_for_at_once() {
     initial.policy.initial_scale = 3;
     let mut world = World::new(initial);
     assert_eq!(
-        world.told[0].1.to_string(),
+        world.decisions[0].1.to_string(),
         "0 → 3: new revision, raised to initialScale"
     );
     world.load(0, 10_000);
-    assert!((6_000..=8_000).contains(&world.zero_at()), "{:?}", world.told);
+    assert!(
+        (6_000..=8_000).contains(&world.zero_at()),
+        "{:?}",
+        world.decisions
+    );
 }
 
 #[test]
@@ -262,7 +266,7 @@ fn what_was_found_running_is_kept_for_a_window() {
         ..Load::default()
     };
     let mut tracker = Tracker::new(&plan, &found, Duration::ZERO);
-    assert_eq!(tracker.reconsider(&plan, Duration::ZERO), None);
+    assert_eq!(tracker.decide_now(&plan, Duration::ZERO), None);
     for second in 1..20 {
         tracker.sample(found, Duration::from_secs(second));
         assert_eq!(tracker.tick(&plan, Duration::from_secs(second)), None);
@@ -281,7 +285,7 @@ fn a_changed_policy_keeps_what_was_measured() {
     world.plan.policy.stable_window = Duration::from_secs(30);
     let now = Duration::from_millis(world.now);
     world.tracker.replan(&old, &world.plan, now);
-    let decision = world.tracker.reconsider(&world.plan, now).expect("a decision");
+    let decision = world.tracker.decide_now(&world.plan, now).expect("a decision");
     assert_eq!(decision.desired, 3, "{decision}");
 }
 
@@ -294,7 +298,7 @@ fn what_is_not_carried_out_is_said_again_to_those_who_wait() {
         let now = Duration::from_secs(second);
         tracker.sample(load, now);
         tracker.tick(&plan, now);
-        tracker.hurry(&plan, now);
+        tracker.scale_up_now(&plan, now);
         tracker.unmet().map(ToString::to_string)
     };
     let waiting = Load {
@@ -362,7 +366,7 @@ impl Storm {
                 let next = any_plan(&mut self.random);
                 self.tracker.replan(&self.plan, &next, self.now);
                 self.plan = next;
-                self.follow(|tracker, plan, now| tracker.reconsider(plan, now));
+                self.follow(|tracker, plan, now| tracker.decide_now(plan, now));
             }
             let step = if self.random.u8(..) == 0 { 7_300 } else { 100 };
             self.step(Duration::from_millis(step));
@@ -401,7 +405,7 @@ impl Storm {
             self.second = self.now.as_secs();
             self.follow(|tracker, plan, now| tracker.tick(plan, now));
         }
-        self.follow(|tracker, plan, now| tracker.hurry(plan, now));
+        self.follow(|tracker, plan, now| tracker.scale_up_now(plan, now));
         if self.present > 0 {
             assert!(self.tracker.asked > 0, "zero with {} requests", self.present);
         }

@@ -1,8 +1,7 @@
-//! Processes that left their instance's group (`setsid`, daemons that fork twice).
+//! Kills orphans: processes that left their instance's group (`setsid`, daemons that fork twice).
 //!
-//! The supervisor is the reaper of its descendants, so such a process becomes its child when its
-//! parent ends and is found under `/proc`. Where `/proc` cannot be read nothing is found, and what
-//! stays in its group is ended all the same.
+//! The supervisor is a subreaper, so such a process becomes its child when its parent ends, and is found under `/proc`.
+//! Where `/proc` cannot be read no orphan is found; process groups are ended all the same.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -12,10 +11,10 @@ use nix::unistd::{Pid, getpid};
 
 use super::launch::marker;
 
-/// A process may fork between being listed and being killed.
+/// The bound of rounds: a process may fork between the listing and the kill.
 const ROUNDS: usize = 8;
 
-/// Kills what an instance that is gone left behind.
+/// Kills the orphans of an instance that is gone.
 pub(crate) fn end_of(instance: u64) {
     let marker = marker(instance);
     sweep(|pid| has_marker(pid, marker.as_bytes()));
