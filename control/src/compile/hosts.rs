@@ -1,4 +1,4 @@
-//! Which host leads to which service: derived, custom, and those of tags.
+//! Assigns hosts to services: derived hosts, custom hosts, and hosts of tags.
 
 use std::collections::HashMap;
 
@@ -7,7 +7,7 @@ use sluice_model::{Host, HostPattern, Tag};
 use super::Catalog;
 use crate::config::{Context, Located, NodeRef, ServiceDraft};
 
-/// Who claimed a host first.
+/// The first claim of a host.
 struct Claim {
     service: usize,
     tag: Option<Tag>,
@@ -24,8 +24,8 @@ struct Claims<'a> {
     hosts: Hosts,
 }
 
-/// Claims all hosts of all services. Derived ones go first: where a custom host collides with one,
-/// the custom host is what can be changed.
+/// Claims the hosts of all services. Derived hosts are claimed first: in a collision with a custom host, the custom one can be
+/// changed.
 pub(super) fn claim(services: &[ServiceDraft], domain: &str, catalog: &Catalog, cx: &mut Context) -> Hosts {
     let mut claims = Claims {
         domain,
@@ -44,7 +44,7 @@ pub(super) fn claim(services: &[ServiceDraft], domain: &str, catalog: &Catalog, 
 
 fn tags(service: &ServiceDraft) -> impl Iterator<Item = &Located<Tag>> {
     let targets = service.traffic.iter().flat_map(|traffic| &traffic.targets);
-    // A tag that is repeated was told so; one host for it is enough.
+    // A repeated tag was reported; one host for the tag is enough.
     let tags: Vec<&Located<Tag>> = targets.filter_map(|target| target.tag.as_ref()).collect();
     let fresh: Vec<&Located<Tag>> = tags
         .iter()
@@ -55,7 +55,7 @@ fn tags(service: &ServiceDraft) -> impl Iterator<Item = &Located<Tag>> {
     fresh.into_iter()
 }
 
-/// Every host that a service may claim, whoever else does.
+/// Every host that a service may claim, without regard to other services.
 pub(super) fn possible(domain: &str, service: &ServiceDraft, host: &mut impl FnMut(&str)) {
     if let (Some(name), Some(namespace)) = (&service.name, &service.namespace) {
         let base = format!("{}.{namespace}.{domain}", name.value);
@@ -76,7 +76,7 @@ pub(super) fn possible(domain: &str, service: &ServiceDraft, host: &mut impl FnM
 
 impl Claims<'_> {
     fn derived(&mut self, index: usize, service: &ServiceDraft, cx: &mut Context) {
-        // A repeated service would only collide with the first one.
+        // A repeated service, reported already, would only collide with the first one.
         let (Some(id), Some(name)) = (&self.catalog.services[index], &service.name) else {
             return;
         };
@@ -98,7 +98,7 @@ impl Claims<'_> {
             if !self.pattern(index, host.value.clone(), None, &host.node, cx) {
                 continue;
             }
-            // A wildcard has no tag hosts: it would claim `tag-*.example.com`, which is none.
+            // A wildcard has no tag hosts: `tag-*.example.com` is no valid pattern.
             if let HostPattern::Exact(exact) = &host.value
                 && !exact.as_str().starts_with('[')
             {
@@ -148,7 +148,7 @@ impl Claims<'_> {
             return true;
         };
         if first.service == index && first.tag.as_ref() == tag {
-            // A derived host written out, or a host listed twice, which was told already.
+            // A derived host written out, or a host listed twice, which was reported already.
             return false;
         }
         let mut whom = match &self.catalog.services[first.service] {

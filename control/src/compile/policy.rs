@@ -1,4 +1,4 @@
-//! Autoscaling policies: what a revision sets over what holds for all, derived as Knative does.
+//! Autoscaling policies: a revision's settings over the defaults, combined by Knative's rules.
 
 use std::time::Duration;
 
@@ -10,7 +10,7 @@ const RPS_FRACTION: f64 = 0.7;
 /// Knative's smallest target.
 const LEAST_TARGET: f64 = 0.01;
 
-/// Policies by service and revision; none where nothing scales.
+/// The policies by service and revision; `None` for a revision that is not scaled.
 pub(super) fn policies(
     services: &[ServiceDraft],
     globals: &Globals,
@@ -27,7 +27,7 @@ pub(super) fn policies(
 
 fn policy(revision: &RevisionDraft, globals: &Globals, cx: &mut Context) -> Option<AutoscalePolicy> {
     if revision.scaler.is_none() {
-        // Without a backend something else is wrong, and told.
+        // A revision without a backend was reported already.
         if let (Some(scaling), Some(_)) = (&revision.scaling, &revision.backend) {
             let diagnostic = scaling
                 .node
@@ -49,7 +49,7 @@ fn policy(revision: &RevisionDraft, globals: &Globals, cx: &mut Context) -> Opti
     Some(derive(&scaling, globals, revision.container_concurrency))
 }
 
-/// What is wrong only together with the defaults.
+/// Checks values that are valid alone and invalid with the defaults.
 fn check(scaling: &Located<Scaling>, globals: &Globals, cx: &mut Context) {
     let s = &scaling.value;
     let min = s.min_scale.unwrap_or(globals.min_scale);
@@ -64,7 +64,7 @@ fn check(scaling: &Located<Scaling>, globals: &Globals, cx: &mut Context) {
             "maxScaleLimit is set in the top-level autoscaling",
         );
     }
-    // With both in one place it was told there.
+    // A conflict within the revision was reported there.
     if max > 0 && min > max {
         complain(
             format!("minScale {min} is above maxScale {max}"),

@@ -1,9 +1,9 @@
-//! Which revisions traffic goes to.
+//! Resolves traffic targets to revisions, and makes the splits.
 
 use sluice_model::{Percent, RevisionId, Tag, TrafficSplit, TrafficTarget};
 
 use super::Catalog;
-use crate::config::{Context, Located, ServiceDraft, Target, Traffic, Which, did_you_mean};
+use crate::config::{Context, Located, ServiceDraft, Target, TargetRevision, Traffic, did_you_mean};
 
 /// A target that names a revision of its service.
 pub(super) struct Resolved {
@@ -13,7 +13,7 @@ pub(super) struct Resolved {
     pub(super) tag: Option<Tag>,
 }
 
-/// Where a service's requests go.
+/// The resolved targets of a service.
 pub(super) struct ServiceTargets {
     pub(super) own: Vec<Resolved>,
     /// By route.
@@ -29,7 +29,7 @@ impl ServiceTargets {
     }
 }
 
-/// Resolves the traffic of all services; what cannot be resolved was reported.
+/// Resolves the traffic of all services. Unresolved targets are reported and left out.
 pub(super) fn resolve(services: &[ServiceDraft], catalog: &Catalog, cx: &mut Context) -> Vec<ServiceTargets> {
     let all = services.iter().enumerate();
     all.map(|(index, service)| {
@@ -53,9 +53,9 @@ pub(super) fn named(service: &ServiceDraft) -> impl Iterator<Item = &str> {
     let routes = service.routes.iter().filter_map(|route| route.traffic.as_ref());
     let targets = service.traffic.iter().chain(routes);
     let targets = targets.flat_map(|traffic| &traffic.targets);
-    targets.filter_map(|target| match &target.which {
-        Which::Named { name, .. } => Some(name.value.as_str()),
-        Which::Latest | Which::Configuration(_) => None,
+    targets.filter_map(|target| match &target.revision {
+        TargetRevision::Named { name, .. } => Some(name.value.as_str()),
+        TargetRevision::Latest | TargetRevision::Configuration(_) => None,
     })
 }
 
@@ -81,13 +81,13 @@ fn resolve_traffic(
     let targets = traffic.targets.iter();
     let resolved = targets.filter_map(|target: &Target| {
         let latest = service.revisions.len().checked_sub(1);
-        let revision = match &target.which {
-            Which::Latest => latest?,
-            Which::Configuration(name) => {
+        let revision = match &target.revision {
+            TargetRevision::Latest => latest?,
+            TargetRevision::Configuration(name) => {
                 check_configuration(service, name, cx);
                 latest?
             }
-            Which::Named {
+            TargetRevision::Named {
                 name,
                 latest: is_latest,
             } => {
@@ -158,7 +158,7 @@ fn find(
     None
 }
 
-/// The split. A revision that is listed several times gets the sum at its first location, so that a
+/// The split. A revision that is listed several times gets the sum at its first place, so that a
 /// sticky choice sees it once; its other places keep their tags.
 pub(super) fn split(targets: &[Resolved], ids: &[Option<RevisionId>]) -> Option<TrafficSplit> {
     let mut out: Vec<TrafficTarget> = Vec::with_capacity(targets.len());

@@ -7,7 +7,7 @@ use sluice_model::{Backend, BackendTls, CertificateFiles, Host, Protocol, Scheme
 
 use super::names::FILE;
 
-/// A revision's TLS, and the files that the data plane will read.
+/// A revision's TLS settings, with the files that the data plane reads.
 #[derive(Debug, Clone, Default)]
 pub(super) struct BackendTlsDraft {
     pub(super) tls: BackendTls,
@@ -95,8 +95,7 @@ pub(super) const BACKEND_TLS: Record<BackendTlsDraft> = Record {
     },
 };
 
-/// What a revision's protocol and its TLS need of its backend. Silent where the backend
-/// could not be decoded.
+/// Checks that protocol and TLS fit the backend. Reports nothing where the backend could not be decoded.
 pub(super) fn check_wire(o: &mut Object<'_>, backend: Option<&Backend>, protocol: Protocol) {
     let Some(backend) = backend else { return };
     let scheme = match backend {

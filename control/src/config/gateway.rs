@@ -20,24 +20,24 @@ use super::service::{SERVICE, VISIBILITY};
 use super::tls::TLS;
 use crate::plan::ProcessLimits;
 
-/// What holds for all services, as far as it could be decoded.
+/// The settings for all services, as far as they could be decoded.
 #[derive(Debug, Clone)]
 pub(crate) struct Draft {
     pub(crate) settings: Settings,
     pub(crate) processes: ProcessLimits,
     pub(crate) autoscaling: Globals,
-    /// Files that somebody else reads.
+    /// Files that the data plane reads.
     pub(crate) files: Vec<Located<PathBuf>>,
-    /// Where each listener's address is; `None` for the default one.
+    /// The position of each listener's address; `None` for the default listener.
     pub(crate) listeners: Vec<Option<NodeRef>>,
-    /// The visibility of the listeners is known: none of them was left out for a mistake.
+    /// No listener was left out for a mistake, so that the visibility of all is known.
     pub(crate) listeners_sound: bool,
 }
 
 const LOOPBACK: Ipv4Addr = Ipv4Addr::LOCALHOST;
 const KIB: u64 = 1 << 10;
 
-/// Asks for every top-level key.
+/// Decodes the top-level keys.
 pub(super) fn root(o: &mut Object<'_>) -> Option<Draft> {
     let localhost = Host::parse("localhost").expect("a host");
     let domain = o
@@ -88,7 +88,7 @@ pub(super) fn root(o: &mut Object<'_>) -> Option<Draft> {
     );
     let admin = o.optional("admin", "The admin listener. Default: 127.0.0.1:9900.", ADMIN);
     let dns = o.optional("dns", "How names of endpoints are resolved.", DNS);
-    // Read with the file that it stands in, and not here: asked for so that the schema has it.
+    // Services are decoded file by file; the key is asked for here, so that the schema has it.
     o.list("services", "What is served.", SERVICE);
 
     let (health, admin) = (health.flatten(), admin.flatten());
@@ -128,7 +128,7 @@ pub(super) fn root(o: &mut Object<'_>) -> Option<Draft> {
     })
 }
 
-/// Two listeners on one address; port 0 is another one each time.
+/// Reports two listeners on one address. Port 0 is another port each time.
 fn check_addresses(
     o: &mut Object<'_>,
     listeners: &[ListenerDraft],

@@ -1,4 +1,4 @@
-//! What a client may ask of the gateway.
+//! Limits of clients: sizes, counts, rates and timeouts.
 
 use std::time::Duration;
 
@@ -8,7 +8,7 @@ use sluice_model::Limits;
 const KIB: u64 = 1 << 10;
 const MIB: u64 = 1 << 20;
 
-/// What holds where the file says nothing.
+/// The default limits.
 pub(super) fn default_limits() -> Limits {
     Limits {
         header_timeout: Duration::from_secs(10),
@@ -26,7 +26,7 @@ pub(super) fn default_limits() -> Limits {
         max_concurrent_streams: 128,
         max_stream_resets: Some(1000),
         max_control_frames: Some(1000),
-        // Shorter than the 5 s after which Node.js closes: a stale connection must not cost a POST.
+        // Below the 5 s keep-alive timeout of Node.js: a POST must not meet a connection that is being closed.
         upstream_idle_timeout: Duration::from_secs(4),
         connect_timeout: Duration::from_secs(5),
         max_hops: 10,

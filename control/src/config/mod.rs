@@ -35,24 +35,24 @@ pub(crate) use revision::RevisionDraft;
 pub use schema::schema;
 use service::SERVICE;
 pub(crate) use service::ServiceDraft;
-pub(crate) use traffic::{Target, Traffic, Which};
+pub(crate) use traffic::{Target, TargetRevision, Traffic};
 
 pub use crate::source::SourceFile;
 
-/// What one file says, whatever other files say.
+/// The decoded services of one file, independent of other files.
 #[derive(Debug)]
 pub(crate) struct FileDraft {
     pub(crate) services: Vec<ServiceDraft>,
-    /// What is wrong so far; that of top-level keys other than `services` is not among it.
+    /// The diagnostics so far, without those of top-level keys other than `services`.
     pub(crate) diagnostics: Diagnostics,
-    /// It has the key `services`, whatever is under it.
+    /// The file has the key `services`, with any value.
     pub(crate) has_services: bool,
-    /// It has other top-level keys, known or not: it takes part in [`ground`].
+    /// The file has other top-level keys, known or not, and takes part in [`ground`].
     pub(crate) has_others: bool,
 }
 
-/// Reads one file. Never fails: mistakes are in the result, and compiling it finds the rest. `env`
-/// gives the value of a variable.
+/// Decodes the services of one file. Mistakes are in the result; the compiler finds the rest. `env` returns the value of a
+/// variable.
 pub(crate) fn decode_file(path: &Path, text: &str, env: Env<'_>) -> FileDraft {
     let mut cx = Context::default();
     let roots = parse(path, text, &variables(env), &mut cx.diagnostics);
@@ -70,9 +70,8 @@ pub(crate) fn decode_file(path: &Path, text: &str, env: Env<'_>) -> FileDraft {
     }
 }
 
-/// What holds for all services: the top-level keys of the files that have some, read as one
-/// configuration. Services are not among it. `has_services`: some file has that key, so that no other
-/// one was meant to be it.
+/// Decodes the settings for all services: the top-level keys of all files, merged, without `services`. `has_services`: a file
+/// has that key, so that no unknown key is taken for a misspelling of it.
 pub(crate) fn ground(files: &[SourceFile], has_services: bool, env: Env<'_>) -> (Draft, Diagnostics) {
     let mut cx = Context::default();
     let mut roots = Vec::new();
@@ -114,7 +113,7 @@ fn mappings(roots: Vec<NodeRef>, cx: &mut Context) -> Vec<NodeRef> {
     roots.into_iter().filter(is_mapping).collect()
 }
 
-/// For counts that a range already bounded.
+/// Converts a count that a range has bounded.
 fn to_usize(n: u64) -> usize {
     usize::try_from(n).unwrap_or(usize::MAX)
 }

@@ -14,7 +14,7 @@ use super::idna::ascii_host;
 /// A path resolved against the file's directory.
 pub(super) fn resolve(path: &str, at: &NodeRef) -> PathBuf {
     let joined = at.directory().join(path);
-    // Only `.` goes: what `..` means is for the file system to say.
+    // Only `.` is removed: the meaning of `..` depends on links in the file system.
     joined.components().filter(|c| *c != Component::CurDir).collect()
 }
 
@@ -37,7 +37,7 @@ fn label(text: &str) -> Result<(), ParseError> {
     }
 }
 
-/// A name that YAML reads as a number is as often a slip as it is meant.
+/// Refuses a name that YAML reads as a number, because that is often a slip.
 fn written_as_text(text: &str, at: &NodeRef) -> Result<(), ParseError> {
     match at.scalar() {
         Some(scalar) if !scalar.is_expanded() && scalar.is_number() => Err(ParseError::with_hint(
@@ -48,7 +48,7 @@ fn written_as_text(text: &str, at: &NodeRef) -> Result<(), ParseError> {
     }
 }
 
-/// A tag.
+/// The name of a tag.
 pub(super) const TAG: Parsed<Tag> = Parsed {
     what: "a tag",
     parse: |text, at| {
@@ -83,7 +83,7 @@ fn host(text: &str) -> Result<Host, ParseError> {
     Host::parse(text).map_err(|e| refused_host(text, e))
 }
 
-/// Why a text is no host. One with letters beyond ASCII is known to DNS, and to clients, by another form.
+/// The error of an invalid host. Hints at the ASCII form, under which DNS and clients know an international name.
 fn refused_host(text: &str, error: NameError) -> ParseError {
     let bare = text.trim_end_matches('.');
     let bare = bare.rsplit_once(':').map_or(bare, |(host, _)| host);
@@ -116,7 +116,7 @@ pub(super) const HOST_PATTERN: Parsed<HostPattern> = Parsed {
     },
 };
 
-/// The Host that a backend gets to see; a port may follow.
+/// The Host header for a backend; a port may follow.
 pub(super) const AUTHORITY: Parsed<String> = Parsed {
     what: "a host",
     parse: |text, _| match Host::parse(text) {
@@ -238,7 +238,7 @@ pub(super) const BACKEND_URL: Parsed<UrlBackend> = Parsed {
     },
 };
 
-/// Where a webhook is.
+/// The URL of a webhook.
 pub(super) const WEBHOOK_URL: Parsed<String> = Parsed {
     what: "a URL",
     parse: |text, _| url(text).map(|_| text.to_owned()),
@@ -301,7 +301,7 @@ pub(super) const URL_PATH: Parsed<String> = Parsed {
     },
 };
 
-/// A path that is asked for; it may have a query.
+/// The path of a probe; may have a query.
 pub(super) const PROBE_PATH: Parsed<String> = Parsed {
     what: "a path",
     parse: |text, _| url_path(text).map(|()| text.to_owned()),
@@ -323,7 +323,7 @@ fn url_path(text: &str) -> Result<(), ParseError> {
     }
 }
 
-/// With these characters as their UTF-8 bytes in hexadecimal (RFC 3986 2.1).
+/// Percent-encodes special characters (RFC 3986 2.1).
 fn percent_encoded(text: &str, special: impl Fn(char) -> bool) -> String {
     let mut out = String::with_capacity(text.len());
     for c in text.chars() {
@@ -338,7 +338,7 @@ fn percent_encoded(text: &str, special: impl Fn(char) -> bool) -> String {
     out
 }
 
-/// A file that is read; its existence is for whoever reads it to check.
+/// A file. Its reader checks that the file exists.
 pub(super) const FILE: Parsed<PathBuf> = Parsed {
     what: "a file",
     parse: |text, at| {
@@ -355,7 +355,7 @@ pub(super) const HEADER_NAME: Parsed<String> = Parsed {
     parse: |text, _| header_name(text).map_err(ParseError::new),
 };
 
-/// Judges a header's name and lowers its case.
+/// Checks a header's name and returns it in lower case.
 pub(super) fn header_name(text: &str) -> Result<String, String> {
     match http::HeaderName::from_bytes(text.as_bytes()) {
         Ok(name) => Ok(name.as_str().to_owned()),
@@ -363,7 +363,7 @@ pub(super) fn header_name(text: &str) -> Result<String, String> {
     }
 }
 
-/// Judges the name of a header that is set on requests.
+/// Checks the name of a header that is set on requests.
 pub(super) fn settable_header(text: &str) -> Result<String, String> {
     let name = header_name(text)?;
     match name.as_str() {
@@ -408,7 +408,7 @@ pub(super) const UPGRADE: Parsed<String> = Parsed {
 pub(super) const COOKIE_NAME: Parsed<String> = Parsed {
     what: "a cookie name",
     parse: |text, _| {
-        // RFC 6265 takes HTTP's token, which is what a header's name is.
+        // RFC 6265: a cookie's name is a token, as a header's name is.
         header_name(text)
             .map(|_| text.to_owned())
             .map_err(|_| ParseError::new("it holds a character that cookie names cannot have"))
@@ -430,7 +430,7 @@ pub(super) const METHOD: Parsed<String> = Parsed {
     },
 };
 
-/// A header's value. Never shown in diagnostics: it may be a secret.
+/// A header's value. Diagnostics never show the value, which may be a secret.
 pub(super) struct HeaderText;
 
 impl Shape for HeaderText {

@@ -1,4 +1,4 @@
-//! Revisions: where requests go and how.
+//! Revisions: backends, scaling, timeouts and queues.
 
 use std::collections::{BTreeMap, HashMap};
 use std::path::PathBuf;
@@ -21,7 +21,7 @@ use super::names::{
 use super::process::PROCESS;
 use crate::plan::{ProcessSpec, ScalerSpec, WebhookSpec};
 
-/// A revision as far as it could be decoded.
+/// A revision, as far as it could be decoded.
 #[derive(Debug, Clone)]
 pub(crate) struct RevisionDraft {
     /// `None` in a shorthand service, and after a mistake.
@@ -32,7 +32,7 @@ pub(crate) struct RevisionDraft {
     pub(crate) protocol: Protocol,
     pub(crate) max_streams_per_connection: u32,
     pub(crate) tls: BackendTls,
-    /// Files that somebody else reads.
+    /// Files that the data plane reads.
     pub(crate) tls_files: Vec<Located<PathBuf>>,
     pub(crate) upgrades: Option<Vec<String>>,
     pub(crate) readiness: Option<Probe>,
@@ -44,7 +44,7 @@ pub(crate) struct RevisionDraft {
     pub(crate) scaling: Option<Located<Scaling>>,
 }
 
-/// Ways to have a backend; one of them makes a service a shorthand.
+/// The keys of backends. One of them in a service makes the service a shorthand.
 pub(super) const BACKENDS: [&str; 4] = ["endpoints", "url", "process", "activation"];
 
 pub(super) const REVISION: Record<RevisionDraft> = Record {
@@ -67,7 +67,7 @@ pub(super) const REVISION: Record<RevisionDraft> = Record {
     },
 };
 
-/// Every key of a revision but its name; also those of a shorthand service.
+/// Decodes every key of a revision but its name; also for a shorthand service.
 pub(super) fn revision_keys(o: &mut Object<'_>) -> RevisionDraft {
     let endpoints = o.optional(
         "endpoints",
@@ -192,16 +192,16 @@ fn timeouts(o: &mut Object<'_>) -> RevisionTimeouts {
     }
 }
 
-type Found = (Option<Backend>, Option<ScalerSpec>);
+type BackendAndScaler = (Option<Backend>, Option<ScalerSpec>);
 
-/// What the backend keys amount to; nothing after a mistake.
+/// Combines the backend keys into backend and scaler; `None` after a mistake.
 fn backend(
     o: &mut Object<'_>,
     endpoints: Option<Vec<Located<EndpointTarget>>>,
     url: Option<Located<sluice_model::UrlBackend>>,
     process: Option<ProcessSpec>,
     activation: Option<Option<WebhookSpec>>,
-) -> Found {
+) -> BackendAndScaler {
     let before = o.cx.errors();
     let which = o.only_one_of(&["endpoints", "url", "process"]);
     if let (Some("url" | "process"), Some(key)) = (which, o.key("activation")) {
@@ -257,7 +257,7 @@ fn backend(
     }
 }
 
-/// Whether the list of endpoints is written as an empty one, rather than emptied by mistakes.
+/// Whether the list of endpoints is empty in the file, not only after mistakes.
 fn key_is_empty(o: &Object<'_>) -> bool {
     o.value("endpoints").is_some_and(|v| v.list_len() == Some(0))
 }

@@ -14,13 +14,13 @@ use super::names::{AUTHORITY, COOKIE_NAME, HEADER_NAME, HOST_PATTERN, LABEL, MET
 use super::revision::{BACKENDS, REVISION, RevisionDraft, SET, revision_keys};
 use super::traffic::{Traffic, TrafficShape};
 
-/// Who may reach, or who comes in.
+/// The visibility of a service, and of a listener.
 pub(super) const VISIBILITY: Choice<Visibility> = Choice(&[
     ("external", Visibility::External),
     ("internal", Visibility::Internal),
 ]);
 
-/// A service as far as it could be decoded.
+/// A service, as far as it could be decoded.
 #[derive(Debug, Clone)]
 pub(crate) struct ServiceDraft {
     pub(crate) node: NodeRef,
@@ -35,20 +35,20 @@ pub(crate) struct ServiceDraft {
     pub(crate) sticky: Option<Sticky>,
     pub(crate) routes: Vec<RouteDraft>,
     pub(crate) revisions: Vec<RevisionDraft>,
-    /// Every revision has its name: a target that names none is a mistake of its own.
+    /// Every revision has its name, so that a target with an unknown name is an error of its own.
     pub(crate) all_named: bool,
-    /// Its one revision is the service itself.
+    /// A shorthand: the service itself is its one revision.
     pub(crate) shorthand: bool,
 }
 
-/// A route as far as it could be decoded.
+/// A route, as far as it could be decoded.
 #[derive(Debug, Clone)]
 pub(crate) struct RouteDraft {
     pub(crate) matches: RouteMatch,
     pub(crate) rewrite_host: Option<String>,
     pub(crate) rewrite_path: Option<PathRewrite>,
     pub(crate) append_headers: BTreeMap<String, String>,
-    /// `None`: the service's own.
+    /// The route's traffic; `None`: the service's.
     pub(crate) traffic: Option<Traffic>,
 }
 
@@ -94,7 +94,7 @@ fn service(o: &mut Object<'_>) -> Option<ServiceDraft> {
     );
     let before = o.cx.errors();
     let revisions = o.optional("revisions", "Versions of the service.", List(REVISION));
-    // What is missing is told after what is there: see close().
+    // Missing keys are reported after the mistakes of present keys; see close().
     let listed_sound = o.cx.errors() == before;
     let beside = o.asked();
     let own = revision_keys(o);
@@ -156,7 +156,7 @@ fn no_revisions(o: &mut Object<'_>) {
     o.cx.report(diagnostic.hint(hint));
 }
 
-/// Keys of a revision that stand beside `revisions`.
+/// Reports keys of a revision beside `revisions`.
 fn reject_own_keys(o: &mut Object<'_>, own: &[&'static str]) {
     for name in own {
         if let Some(key) = o.key(name) {

@@ -1,4 +1,4 @@
-//! What no input may do, and that schema and decoder agree.
+//! Robustness against any input, and the agreement of schema and decoder.
 
 use std::collections::BTreeSet;
 
@@ -20,7 +20,7 @@ fn run(text: &str) -> Result<(), Diagnostics> {
     match loaded {
         Ok(_) => Ok(()),
         Err(diagnostics) => {
-            // Rendering must hold out as well.
+            // Rendering must not panic either.
             assert!(!diagnostics.to_string().is_empty());
             assert_eq!(diagnostics.to_json()["valid"], false);
             Err(diagnostics)
@@ -28,7 +28,7 @@ fn run(text: &str) -> Result<(), Diagnostics> {
     }
 }
 
-/// Pieces that make YAML of some sort more often than single characters do.
+/// Text made of pieces of YAML, which parses more often than single characters do.
 fn soup() -> impl Strategy<Value = String> {
     let piece = prop::sample::select(vec![
         "services:",
@@ -134,7 +134,7 @@ fn one_message(text: &str) -> String {
 fn anchors_aliases_and_merge_keys() {
     let text = "services:\n- &base\n  name: a\n  endpoints: &e ['h:1']\n  timeoutSeconds: 5\n- <<: *base\n  name: b\n- name: c\n  endpoints: *e\n";
     run(text).unwrap_or_else(|e| panic!("{e}"));
-    // Written once, told once, however often it is repeated.
+    // A mistake in an anchored value is reported once, however often the value is repeated.
     let text = "services:\n- &base\n  name: a\n  endpoints: [h]\n- <<: *base\n  name: b\n";
     let diagnostics = run(text).expect_err("a mistake");
     assert_eq!(diagnostics.errors(), 1, "{diagnostics}");
@@ -172,7 +172,7 @@ fn a_syntax_error_hides_nothing_in_other_files() {
     );
 }
 
-/// A value that has every key the schema knows, with one besides that it does not know.
+/// A value with every key of the schema, and one unknown key in each mapping.
 fn everything(schema: &Value, root: &Value, objects: &mut Vec<BTreeSet<String>>) -> Value {
     if let Some(name) = schema["$ref"].as_str().and_then(|r| r.strip_prefix("#/$defs/")) {
         return everything(&root["$defs"][name], root, objects);
@@ -220,7 +220,7 @@ fn schema_and_decoder_know_the_same_keys() {
             diagnostic.path
         );
     }
-    // The decoder tells what it knows where it meets a key that it does not know.
+    // The error of an unknown key lists the known ones.
     let mut known: Vec<BTreeSet<String>> = unknown
         .iter()
         .filter_map(|d| d.hint.as_ref()?.strip_prefix("known here: "))

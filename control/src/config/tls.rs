@@ -10,7 +10,7 @@ use sluice_model::{CertificateFiles, CipherSuite, TlsSettings, TlsVersion};
 
 use super::names::FILE;
 
-/// A listener's TLS, and the files that the data plane will read.
+/// A listener's TLS settings, with the files that the data plane reads.
 #[derive(Debug, Clone)]
 pub(super) struct TlsDraft {
     pub(super) settings: TlsSettings,

@@ -12,21 +12,21 @@ use super::names::{LABEL, TAG};
 /// The bound of targets in one traffic block: they are compared in pairs.
 const MAX_TARGETS: usize = 1_000;
 
-/// Which revision a target names.
+/// The revision that a target names.
 #[derive(Debug, Clone)]
-pub(crate) enum Which {
-    /// This one. `latest` when the file also says that it is the latest, as dumps do.
+pub(crate) enum TargetRevision {
+    /// The revision of this name. `latest`: the file also says that the revision is the latest, as dumps do.
     Named { name: Located<String>, latest: bool },
-    /// The last one listed.
+    /// The last revision listed.
     Latest,
-    /// The latest one of this configuration, which has to be the service itself.
+    /// The latest revision of this configuration, which has to be the service itself.
     Configuration(Located<String>),
 }
 
-/// One line of a traffic block.
+/// One target of a traffic block.
 #[derive(Debug, Clone)]
 pub(crate) struct Target {
-    pub(crate) which: Which,
+    pub(crate) revision: TargetRevision,
     pub(crate) percent: Percent,
     pub(crate) tag: Option<Located<Tag>>,
 }
@@ -155,13 +155,13 @@ fn target(o: &mut Object<'_>) -> Option<Target> {
     let is_latest = latest.as_ref().is_some_and(|l| l.value);
     let named = ["revisionName", "configurationName"];
     o.only_one_of(&named);
-    let which = match (name, configuration, latest) {
-        (Some(name), _, _) => Some(Which::Named {
+    let revision = match (name, configuration, latest) {
+        (Some(name), _, _) => Some(TargetRevision::Named {
             name,
             latest: is_latest,
         }),
-        (None, Some(configuration), _) => Some(Which::Configuration(configuration)),
-        (None, None, Some(latest)) if latest.value => Some(Which::Latest),
+        (None, Some(configuration), _) => Some(TargetRevision::Configuration(configuration)),
+        (None, None, Some(latest)) if latest.value => Some(TargetRevision::Latest),
         (None, None, _) => {
             let named = ["revisionName", "configurationName"];
             if !named.iter().any(|key| o.has_or_meant(key)) && o.cx.errors() == before {
@@ -177,7 +177,7 @@ fn target(o: &mut Object<'_>) -> Option<Target> {
         o.cx.report(diagnostic.hint("give it a percent"));
     }
     Some(Target {
-        which: which?,
+        revision: revision?,
         percent: percent.or_else(|| Percent::from_hundredths(0))?,
         tag,
     })
