@@ -1,9 +1,9 @@
-//! Sluice's control plane: it turns sources into Snapshots and demand into running instances.
+//! Sluice's control plane: makes Snapshots of configuration, and running instances of demand.
 //!
-//! `source → config → compile → publish` on one side, `load → decide → scale` on the other. The
-//! only crate that knows the config format, notify and processes.
+//! `source → config → compile → publish` on one side, `load → decide → scale` on the other. The only crate that knows the
+//! config format, file events and processes.
 //!
-//! **Invariant:** knows nothing of the data plane but what `sluice-model` names.
+//! **Invariant:** the control plane knows the data plane only by the traits of `sluice-model`.
 
 pub mod autoscale;
 pub mod compile;

@@ -1,4 +1,4 @@
-//! What the control plane itself needs of a compiled configuration: how revisions are scaled.
+//! The scaling plan: the part of a compiled configuration that scaler and autoscaler use.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -10,14 +10,14 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use sluice_model::RevisionId;
 
-/// A local process that is started on demand. `$(PORT)`, `$(K_SERVICE)` and `$(K_REVISION)` in
-/// command and env are expanded per instance; everything else is already expanded.
+/// A local process that is started on demand. `$(PORT)`, `$(K_SERVICE)` and `$(K_REVISION)` in command and env are expanded
+/// for each instance; `${NAME}` is expanded already.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ProcessSpec {
     /// Program and arguments; never empty. The program is looked up on `PATH` unless it has a
     /// slash; the word `sluice` means the running executable.
     pub command: Vec<String>,
-    /// Set on top of what is inherited.
+    /// Variables, on top of the inherited ones.
     pub env: BTreeMap<String, String>,
     /// Absolute.
     pub working_directory: PathBuf,
@@ -27,16 +27,16 @@ pub struct ProcessSpec {
     pub stop_grace_period: Duration,
 }
 
-/// A platform that starts things elsewhere when asked.
+/// A webhook: a platform that starts instances elsewhere.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct WebhookSpec {
     /// Where the POST goes; http or https.
     pub url: String,
-    /// Set on every request; may hold secrets.
+    /// Headers of every call; may hold secrets.
     pub headers: BTreeMap<String, String>,
 }
 
-/// Without secrets: headers hold some, and a URL may.
+/// Without secrets: values of headers are left out, and the URL, which may hold one.
 impl fmt::Debug for WebhookSpec {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("WebhookSpec")
@@ -45,7 +45,7 @@ impl fmt::Debug for WebhookSpec {
     }
 }
 
-/// What carries decisions out.
+/// The scaler of a revision.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum ScalerSpec {
     /// Local processes.
@@ -54,7 +54,7 @@ pub enum ScalerSpec {
     Webhook(WebhookSpec),
 }
 
-/// What the autoscaler scales by.
+/// The metric that the autoscaler scales by.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Metric {
     /// Requests in flight and queued.
@@ -66,93 +66,91 @@ pub enum Metric {
 /// One revision's autoscaling, under Knative's names; gateway-wide values already merged in.
 #[derive(Debug, Clone, PartialEq)]
 pub struct AutoscalePolicy {
-    /// What is measured.
+    /// The metric.
     pub metric: Metric,
-    /// The wanted value per instance, utilisation not yet applied.
+    /// The target of one instance, before utilisation is applied.
     pub total_value: f64,
-    /// The wanted value per instance with utilisation applied; at least 0.01.
+    /// The target of one instance with utilisation applied; at least 0.01.
     pub target_value: f64,
-    /// Never fewer, while reachable.
+    /// The minimum, while the revision is reachable.
     pub min_scale: u32,
-    /// Never more; `None` is no limit.
+    /// The maximum; `None` is no limit.
     pub max_scale: Option<u32>,
-    /// Started when the revision is first served.
+    /// The number of instances to start when the revision is first served.
     pub initial_scale: u32,
-    /// Started by the first waiter at zero; at least 1.
+    /// The number of instances that the first waiter at zero starts; at least 1.
     pub activation_scale: u32,
-    /// Averaged over for stable decisions; 6 s to 1 h.
+    /// The averaging window of stable decisions; 6 s to 1 h.
     pub stable_window: Duration,
-    /// Averaged over for panic; at least 1 s.
+    /// The averaging window of panic decisions; at least 1 s.
     pub panic_window: Duration,
-    /// Panic above this many times what runs; Knative's 200 % is 2.0.
+    /// The panic threshold, as a multiple of the running instances; Knative's 200 % is 2.0.
     pub panic_threshold: f64,
-    /// How many times more than runs may be asked for at once.
+    /// The bound of one scale-up, as a multiple of the running instances.
     pub max_scale_up_rate: f64,
-    /// How many times fewer.
+    /// The bound of one scale-down, as a divisor.
     pub max_scale_down_rate: f64,
-    /// Scale down only when it was wanted this long.
+    /// The time that a lower number must hold before a scale-down.
     pub scale_down_delay: Duration,
     /// Whether zero is allowed at all.
     pub scale_to_zero: bool,
-    /// Between the decision for zero and zero.
+    /// The time between the decision for zero and zero.
     pub scale_to_zero_grace: Duration,
-    /// How long the last instance stays at least.
+    /// The time that the last instance is kept at least.
     pub scale_to_zero_retention: Duration,
-    /// Capacity wanted in reserve; -1 is unlimited. Informs status only: the gateway never leaves
-    /// the path.
+    /// The burst capacity wanted in reserve, in requests; -1 is unlimited. For the status only: the gateway never leaves the
+    /// path.
     pub target_burst_capacity: f64,
 }
 
-/// How one revision is scaled.
+/// The scaling plan of one revision.
 #[derive(Debug, Clone, PartialEq)]
 pub struct RevisionPlan {
-    /// What carries decisions out.
+    /// The scaler of a revision.
     pub scaler: ScalerSpec,
     /// The autoscaler's policy.
     pub policy: AutoscalePolicy,
-    /// The longest an instance may take to become ready.
+    /// The timeout of a start, until readiness.
     pub start_timeout: Duration,
-    /// `K_SERVICE` of its instances.
+    /// The value of `K_SERVICE` for instances.
     pub service: String,
-    /// Whether any traffic target or tag leads to it; an unreachable revision has no minimum.
+    /// Whether a traffic target or tag leads to the revision; an unreachable one has no minimum.
     pub reachable: bool,
 }
 
-/// Bounds of local processes, all revisions together.
+/// The bounds of local processes, all revisions together.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ProcessLimits {
-    /// Instances at once.
+    /// The number of instances.
     pub max: u32,
-    /// Ports they may get.
+    /// The range of their ports.
     pub ports: RangeInclusive<u16>,
 }
 
-/// How everything is scaled.
+/// The scaling plan of all revisions.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Plan {
-    /// By revision; a revision with fixed endpoints has none.
+    /// The plans by revision; a revision with fixed endpoints has none.
     pub revisions: BTreeMap<RevisionId, Arc<RevisionPlan>>,
     /// Bounds of local processes.
     pub processes: ProcessLimits,
-    /// How long what is retired from now on may take to finish what it has.
+    /// The drain timeout of retired instances.
     pub drain: Duration,
 }
 
-/// What is scaled in another way than before; compiled together with a
-/// [`Delta`](sluice_model::Delta) and applied after its publication.
+/// A change of the scaling plan; compiled together with a [`Delta`](sluice_model::Delta) and applied after its publication.
 #[derive(Debug, Clone, PartialEq)]
 pub struct PlanDelta {
-    /// Revisions that are new or scaled in another way than before, and those that nothing scales any
-    /// more (`None`).
+    /// New and changed plans, and revisions that are no longer scaled (`None`).
     pub revisions: BTreeMap<RevisionId, Option<Arc<RevisionPlan>>>,
-    /// From now on.
+    /// The bounds of local processes from now on.
     pub processes: ProcessLimits,
-    /// From now on.
+    /// The drain timeout from now on.
     pub drain: Duration,
 }
 
 impl PlanDelta {
-    /// Makes it one with a later one, for whoever has not seen either.
+    /// Merges a later change into this one.
     pub fn then(&mut self, later: Self) {
         self.revisions.extend(later.revisions);
         self.processes = later.processes;
@@ -161,7 +159,7 @@ impl PlanDelta {
 }
 
 impl Plan {
-    /// Makes it the next one.
+    /// Applies a change.
     pub fn edit(&mut self, delta: &PlanDelta) {
         for (revision, plan) in &delta.revisions {
             match plan {

@@ -46,7 +46,7 @@ fn told(diagnostics: &Diagnostics, text: &str) {
     let lines = text.split(['\n', '\r']).count() + 1;
     for item in diagnostics.items() {
         assert!(!item.message.is_empty());
-        assert!(item.place.line as usize <= lines, "{item}");
+        assert!(item.location.line as usize <= lines, "{item}");
     }
     drop(diagnostics.to_json());
 }

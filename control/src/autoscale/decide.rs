@@ -1,4 +1,4 @@
-//! Knative's decision, step by step as `Scale` in pkg/autoscaler/scaling/autoscaler.go takes it.
+//! Knative's scale decision, in the steps of `Scale` in pkg/autoscaler/scaling/autoscaler.go.
 
 use std::time::Duration;
 
@@ -6,7 +6,7 @@ use super::reason::{Limit, Measured, Reason, ScaleDecision};
 use super::sliding_max::SlidingMax;
 use crate::plan::AutoscalePolicy;
 
-/// What a decision looks at.
+/// The input of a decision.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Observation {
     /// Instances that may be used now.
@@ -21,21 +21,20 @@ pub struct Observation {
     pub panic: f64,
 }
 
-/// What one decision leaves for the next.
+/// The state between decisions: panic mode and the scale-down delay.
 #[derive(Debug, Clone)]
 pub struct DeciderState {
-    /// When panic was entered or last extended.
+    /// The start, or last extension, of the panic.
     panicked_at: Option<Duration>,
-    /// The most asked for during this panic.
+    /// The highest number decided during this panic.
     panic_peak: u32,
-    /// What was wanted within `scale-down-delay`, and the delay it was made for.
+    /// The numbers of the last `scale-down-delay`, with the delay that the window was made for.
     delay: Option<(Duration, SlidingMax)>,
 }
 
 impl DeciderState {
-    /// For a revision of which `ready` instances run. More than one means that its history was
-    /// lost, not that it has none: it starts in panic, so that nothing is taken away before a
-    /// stable window is full.
+    /// The state of a revision with `ready` instances. More than one means that the revision has a history, which was lost: it
+    /// starts in panic, so that no instance is taken away before a stable window is full.
     pub fn new(ready: u32, now: Duration) -> Self {
         Self {
             panicked_at: (ready > 1).then_some(now),
@@ -44,18 +43,19 @@ impl DeciderState {
         }
     }
 
-    /// Whether it is in panic.
+    /// Whether the revision is in panic.
     pub fn panicking(&self) -> bool {
         self.panicked_at.is_some()
     }
 
-    /// Ends a panic before its window is over; for who knows that the load is gone.
+    /// Ends a panic early, for a caller that knows that the load is gone.
     pub fn end_panic(&mut self) {
         self.panicked_at = None;
         self.panic_peak = 0;
     }
 
-    /// Unlike Knative, which makes the window once, a delay that a reload changes applies at once.
+    /// Applies the scale-down delay. A delay changed by a reload applies at once, unlike in Knative, which makes the window
+    /// once.
     fn delayed(&mut self, policy: &AutoscalePolicy, want: u32, now: Duration) -> u32 {
         let delay = policy.scale_down_delay;
         if delay.is_zero() {
@@ -73,8 +73,8 @@ impl DeciderState {
     }
 }
 
-/// How many instances the load calls for. Bounds and the rules of zero come after it, in
-/// [`bounds`](super::bounds).
+/// Computes the number of instances that the load calls for. Minimum, maximum and the rules of scale to zero are applied
+/// after that, in [`clamp`](super::clamp).
 pub fn decide(
     observation: &Observation,
     policy: &AutoscalePolicy,
@@ -92,7 +92,7 @@ pub fn decide(
     let stable = wanted(observation.stable, least, most, policy);
     let panic = wanted(observation.panic, least, most, policy);
 
-    // Judged on what the load calls for, not on what the rates allow.
+    // Panic is judged by the number that the load calls for, before the rates limit it.
     let over = panic.called_for / running >= policy.panic_threshold;
     match state.panicked_at {
         _ if over => state.panicked_at = Some(now),
@@ -136,7 +136,7 @@ pub fn decide(
 
 #[derive(Clone, Copy)]
 struct Wanted {
-    /// Before any limit.
+    /// The number before any limit.
     called_for: f64,
     count: u32,
     limit: Option<Limit>,
@@ -153,7 +153,7 @@ fn wanted(load: f64, least: f64, most: f64, policy: &AutoscalePolicy) -> Wanted 
     // The cast saturates; no load is that high.
     #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)]
     let count = count as u32;
-    // Not limited by the rate, as in Knative: it says how many a cold start starts.
+    // activation-scale is not limited by the rate, as in Knative: a cold start starts that many.
     if policy.activation_scale > 1 && called_for > 0.0 && policy.activation_scale > count {
         return Wanted {
             called_for,
@@ -177,7 +177,7 @@ fn excess_burst_capacity(observation: &Observation, policy: &AutoscalePolicy) ->
     if reserve < 0.0 {
         return -1;
     }
-    // What is ready, not at least one: at zero there is no capacity.
+    // Ready instances, which may be none: at zero there is no capacity.
     let capacity = f64::from(observation.ready) * policy.total_value;
     (capacity - reserve - observation.panic).floor() as i64
 }

@@ -1,20 +1,19 @@
 //! Knative's pod autoscaler: load in, [`ScaleDecision`] out.
 //!
-//! Pure where it decides: [`window`] averages, [`decide()`] asks for a number, [`bounds`] says how
-//! much of it is allowed and when zero is zero, `track` strings them together for one revision.
-//! [`run`] is the thin shell that samples the data plane and calls whoever carries decisions out.
+//! The decisions are pure: [`window`] averages samples, [`decide()`] computes a number of instances, [`clamp`] applies
+//! minimum, maximum and the rules of scale to zero, and `tracker` combines the three for one revision. [`run`] is the async
+//! shell, which samples the data plane and passes decisions to a [`DesiredSink`].
 //!
-//! Time is a [`Duration`](std::time::Duration) since an origin the caller keeps, so that a whole
-//! day of scaling is a unit test.
+//! Time is a [`Duration`](std::time::Duration) since the caller's origin, so that a day of scaling fits into a unit test.
 
-pub mod bounds;
+pub mod clamp;
 pub mod decide;
 mod reason;
 pub mod run;
 mod sliding_max;
-mod track;
+mod tracker;
 pub mod window;
 
 pub use decide::{DeciderState, Observation, decide};
 pub use reason::{Limit, Measured, Reason, ScaleDecision};
-pub use run::{AutoscaleHandle, AutoscaleLoop, Desired, Inherited, autoscaler};
+pub use run::{AutoscaleHandle, AutoscaleLoop, DesiredSink, Inherited, autoscaler};

@@ -1,56 +1,56 @@
-//! A decision and how it says why.
+//! A scale decision and its reason, with the text for log and status.
 
 use std::fmt;
 use std::time::Duration;
 
 use crate::plan::{AutoscalePolicy, Metric};
 
-/// How many instances a revision should have, and why.
+/// The desired number of instances of a revision, with the reason.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ScaleDecision {
-    /// Instances asked for before.
+    /// The number before.
     pub from: u32,
-    /// Instances asked for now.
+    /// The number from now on.
     pub desired: u32,
-    /// What called for it.
+    /// The signal that called for the number.
     pub reason: Reason,
-    /// What kept it from being more or less; the last word if there were several.
+    /// The limit that changed the number; the last one applied if there were several.
     pub limit: Option<Limit>,
-    /// Whether the panic window rules.
+    /// Whether the revision is in panic.
     pub panic: bool,
-    /// Requests that could still come at once before instances have too much, less what is wanted
-    /// in reserve; -1 where the reserve is unlimited. For status.
+    /// The spare capacity in requests, less the burst capacity wanted in reserve; -1 where the reserve is unlimited. For the
+    /// status only.
     pub excess_burst_capacity: i64,
 }
 
-/// What called for a decision.
+/// The signal that called for a decision.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Reason {
     /// The stable window's average.
     Stable(Measured),
     /// The panic window's average.
     Panic(Measured),
-    /// Nothing came, and nothing was under way, for this long.
+    /// No request came or was in flight for this long.
     Idle(Duration),
-    /// Somebody waits at zero.
+    /// A request waits at zero.
     FirstWaiter,
     /// The revision is new.
     New,
 }
 
-/// What was measured, beside what one instance should have.
+/// A measured value with the target of one instance.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Measured {
-    /// In which unit.
+    /// The metric, which gives the unit.
     pub metric: Metric,
-    /// All instances together.
+    /// The value of all instances together.
     pub value: f64,
-    /// Wanted for each instance, utilisation applied.
+    /// The target of one instance, utilisation applied.
     pub target: f64,
 }
 
 impl Measured {
-    /// A value beside its policy's target.
+    /// A value with the target of its policy.
     pub fn new(value: f64, policy: &AutoscalePolicy) -> Self {
         Self {
             metric: policy.metric,
@@ -60,7 +60,7 @@ impl Measured {
     }
 }
 
-/// What kept a decision from being more or less.
+/// The limit that changed a decision.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Limit {
     /// `max-scale-up-rate`.
@@ -69,7 +69,7 @@ pub enum Limit {
     ScaleDownRate,
     /// `activation-scale`.
     ActivationScale,
-    /// While in panic nothing is taken away.
+    /// No instance is taken away in panic.
     PanicHolds,
     /// `scale-down-delay`.
     ScaleDownDelay,
@@ -81,11 +81,11 @@ pub enum Limit {
     InitialScale,
     /// `enable-scale-to-zero` is off.
     NeverZero,
-    /// A request was there within the window.
+    /// There was a request within the window.
     InUse,
-    /// An instance is starting; it is let through to serve whoever comes back.
+    /// An instance is starting, and may finish, for clients that come back.
     Starting,
-    /// It has been up for less than the window.
+    /// The revision has been active for less than the window.
     JustStarted,
     /// `scale-to-zero-pod-retention-period`.
     Retention,
@@ -122,7 +122,7 @@ impl fmt::Display for Measured {
     }
 }
 
-/// As many places as a reader needs: 412, 7.5, 0.02.
+/// A number with as many decimals as a reader needs: 412, 7.5, 0.02.
 struct Short(f64);
 
 impl fmt::Display for Short {

@@ -1,4 +1,4 @@
-//! The loop around the decisions: samples the data plane, keeps the clock, passes decisions on.
+//! The autoscaler's loop: samples the data plane every 100 ms, decides every second, and passes decisions on.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -10,82 +10,81 @@ use tokio::sync::{Notify, watch};
 use tokio::time::{Instant, MissedTickBehavior, interval_at};
 
 use super::reason::ScaleDecision;
-use super::track::Tracker;
+use super::tracker::Tracker;
 use crate::plan::{PlanDelta, RevisionPlan};
 
-/// Between looks at revisions in use.
+/// The sampling interval of revisions in use.
 const PEEK: Duration = Duration::from_millis(100);
 
-/// Revisions not in use that are looked at in one round, in turn: with thousands of them a round
-/// costs what the busy ones cost, and an idle one is seen at the latest at the next whole second.
+/// The bound of idle revisions that are sampled in one round, round-robin: with thousands of them a round costs no more than
+/// its busy revisions. Every revision is sampled once a second.
 const IDLE_PEEKS: usize = 1_000;
 
-/// Revisions handled before other tasks of this worker get a turn.
+/// The number of revisions between two yields to other tasks of the worker thread.
 const SLICE: usize = 256;
 
-/// Who carries decisions out.
-pub trait Desired: Send + Sync {
-    /// From now on the revision should have `desired` instances; `reason` is the decision in one
-    /// line. Called when the number changes, when a panic begins or ends, and once a second while
-    /// requests are there and fewer instances than asked for: the same again is no news. Must not
-    /// block.
+/// Takes the autoscaler's decisions; implemented by the controller's handle.
+pub trait DesiredSink: Send + Sync {
+    /// Sets the desired number of instances of a revision; `reason` is the decision in one line. The number holds until the
+    /// next decision, an activation that needs more, or a failed start. Called when the number changes, when a panic begins
+    /// or ends, and once a second while there are requests and fewer instances than desired: an equal number may repeat.
+    /// Must not block.
     fn set_desired(&self, revision: &RevisionId, desired: u32, reason: String);
 }
 
-/// Speaks to a running [`AutoscaleLoop`], which ends when the last handle is gone.
+/// A handle of a running [`AutoscaleLoop`], which ends when the last handle is dropped.
 #[derive(Debug, Clone)]
 pub struct AutoscaleHandle {
     planned: watch::Sender<()>,
-    waiting: Arc<Waiting>,
+    pending: Arc<Pending>,
 }
 
-/// Revisions somebody waits for, and plans that came. Bounded by the revisions there are.
+/// Changed plans and activations not yet handled. Bounded by the number of revisions.
 #[derive(Debug, Default)]
-struct Waiting {
+struct Pending {
     plans: Mutex<BTreeMap<RevisionId, Option<Arc<RevisionPlan>>>>,
     revisions: Mutex<BTreeSet<RevisionId>>,
     changed: Notify,
 }
 
 impl AutoscaleHandle {
-    /// Scales like this from now on. Revisions that stay keep all that was measured of them.
+    /// Applies a change of the plan. Revisions that stay keep their samples.
     pub fn apply(&self, plan: &PlanDelta) {
         let changed = plan.revisions.iter();
         let changed = changed.map(|(id, plan)| (id.clone(), plan.clone()));
-        self.waiting.plans.lock().extend(changed);
+        self.pending.plans.lock().extend(changed);
         self.planned.send_replace(());
     }
 
-    /// Somebody waits for a revision at zero: decided at once, without a tick. Does nothing for a
-    /// revision that is not planned or for which something was asked already.
+    /// Reports a waiter of a revision at zero, for a decision without delay. Ignored for a revision without a plan, and for one
+    /// whose desired number is above zero.
     pub fn activate(&self, revision: &RevisionId) {
-        self.waiting.revisions.lock().insert(revision.clone());
-        self.waiting.changed.notify_one();
+        self.pending.revisions.lock().insert(revision.clone());
+        self.pending.changed.notify_one();
     }
 }
 
-/// How many instances of each revision another gateway wanted.
+/// The desired number of instances of each revision, as of an older gateway.
 pub type Inherited = BTreeMap<RevisionId, u32>;
 
-/// Makes a loop and its handle. Whoever implements [`Desired`] should know a plan before the loop
-/// is given it: decisions about new revisions come at once. What another gateway wanted is not
-/// taken away before a window has shown that nobody needs it.
+/// Makes a loop and its handle. `desired` must get a plan before the loop does, because decisions about new revisions follow
+/// at once. Inherited instances are kept until a full window shows that they are not needed.
 pub fn autoscaler(
     endpoints: Arc<dyn EndpointSink>,
-    desired: Arc<dyn Desired>,
+    desired: Arc<dyn DesiredSink>,
     inherited: Inherited,
 ) -> (AutoscaleHandle, AutoscaleLoop) {
     let (sender, planned) = watch::channel(());
-    let waiting = Arc::new(Waiting::default());
+    let pending = Arc::new(Pending::default());
     let handle = AutoscaleHandle {
         planned: sender,
-        waiting: Arc::clone(&waiting),
+        pending: Arc::clone(&pending),
     };
     let autoscale = AutoscaleLoop {
         endpoints,
         desired,
         planned,
-        waiting,
+        pending,
         watched: Vec::new(),
         inherited,
         turn: 0,
@@ -94,40 +93,39 @@ pub fn autoscaler(
     (handle, autoscale)
 }
 
-/// The one writer of how many instances there should be.
+/// The autoscaler's loop: the one source of desired numbers.
 pub struct AutoscaleLoop {
     endpoints: Arc<dyn EndpointSink>,
-    desired: Arc<dyn Desired>,
+    desired: Arc<dyn DesiredSink>,
     planned: watch::Receiver<()>,
-    waiting: Arc<Waiting>,
-    /// By id. Boxed, so that one that comes or goes moves pointers.
+    pending: Arc<Pending>,
+    /// Sorted by id. Boxed, so that insertion and removal move pointers.
     #[expect(
         clippy::vec_box,
         reason = "an insertion moves what follows: pointers, of which there may be 100,000"
     )]
-    watched: Vec<Box<Watched>>,
-    /// What another gateway wanted, until the first plan says of what to go on.
+    watched: Vec<Box<TrackedRevision>>,
+    /// An older gateway's numbers, until the first plan.
     inherited: Inherited,
-    /// Where the next round of idle revisions begins.
+    /// The index where the next round of idle revisions begins.
     turn: usize,
     origin: Instant,
 }
 
-struct Watched {
+struct TrackedRevision {
     id: RevisionId,
     plan: Arc<RevisionPlan>,
     tracker: Tracker,
 }
 
 impl AutoscaleLoop {
-    /// Runs until the last handle is gone. May be dropped at any await: nothing is half done but
-    /// the round under way.
+    /// Runs until the last handle is dropped. Cancellation at any await leaves only the present round incomplete.
     pub async fn run(mut self) {
         self.origin = Instant::now();
         let mut peek = interval_at(self.origin + PEEK, PEEK);
-        // Rounds stay on multiples of their period: one of them always meets the whole second.
+        // Rounds stay on multiples of the interval, so that one of them always meets the whole second.
         peek.set_missed_tick_behavior(MissedTickBehavior::Skip);
-        let waiting = Arc::clone(&self.waiting);
+        let pending = Arc::clone(&self.pending);
         let mut second = 0;
         loop {
             tokio::select! {
@@ -135,7 +133,7 @@ impl AutoscaleLoop {
                     Ok(()) => self.replan().await,
                     Err(_) => return,
                 },
-                () = waiting.changed.notified() => self.activate(),
+                () = pending.changed.notified() => self.activate(),
                 _ = peek.tick() => {
                     let now = self.now();
                     if now.as_secs() > second {
@@ -155,7 +153,7 @@ impl AutoscaleLoop {
 
     async fn replan(&mut self) {
         self.planned.mark_unchanged();
-        let plans = std::mem::take(&mut *self.waiting.plans.lock());
+        let plans = std::mem::take(&mut *self.pending.plans.lock());
         let now = self.now();
         let inherited = std::mem::take(&mut self.inherited);
         for (done, (id, new)) in plans.into_iter().enumerate() {
@@ -177,7 +175,8 @@ impl AutoscaleLoop {
                         None => Tracker::new(&new, &load, now),
                     };
                     let plan = new;
-                    self.watched.insert(at, Box::new(Watched { id, plan, tracker }));
+                    self.watched
+                        .insert(at, Box::new(TrackedRevision { id, plan, tracker }));
                     at
                 }
                 (Ok(at), None) => {
@@ -187,22 +186,22 @@ impl AutoscaleLoop {
                 (Err(_), None) => continue,
             };
             let watched = &mut self.watched[at];
-            let decision = watched.tracker.reconsider(&watched.plan, now);
+            let decision = watched.tracker.decide_now(&watched.plan, now);
             let watched = &self.watched[at];
-            self.tell(&watched.id, decision);
-            breathe(done).await;
+            self.apply(&watched.id, decision);
+            yield_every(done).await;
         }
     }
 
     fn activate(&mut self) {
         let now = self.now();
-        let waiting = std::mem::take(&mut *self.waiting.revisions.lock());
-        for id in waiting {
-            // One that is not planned yet is seen waiting at the next look.
+        let pending = std::mem::take(&mut *self.pending.revisions.lock());
+        for id in pending {
+            // A revision without a plan yet is found waiting by a later sample.
             if let Ok(at) = self.watched.binary_search_by(|w| w.id.cmp(&id)) {
                 let watched = &mut self.watched[at];
                 let decision = watched.tracker.activate(&watched.plan, now);
-                self.tell(&id, decision);
+                self.apply(&id, decision);
             }
         }
     }
@@ -210,7 +209,7 @@ impl AutoscaleLoop {
     async fn tick(&mut self, now: Duration) {
         for at in 0..self.watched.len() {
             let watched = &mut self.watched[at];
-            // A revision that the data plane has not heard of yet has no load: no decision.
+            // A revision that the data plane does not have yet has no load, and gets no decision.
             if let Some(load) = self.endpoints.sample(&watched.id) {
                 watched.tracker.sample(load, now);
                 let decision = watched.tracker.tick(&watched.plan, now);
@@ -221,10 +220,10 @@ impl AutoscaleLoop {
                     self.desired
                         .set_desired(&watched.id, unmet.desired, unmet.to_string());
                 }
-                self.tell(&watched.id, decision);
-                self.hurry(at, now);
+                self.apply(&watched.id, decision);
+                self.scale_up_now(at, now);
             }
-            breathe(at).await;
+            yield_every(at).await;
         }
     }
 
@@ -244,20 +243,20 @@ impl AutoscaleLoop {
             }
             if let Some(load) = self.endpoints.sample(&watched.id) {
                 watched.tracker.sample(load, now);
-                self.hurry(at, now);
+                self.scale_up_now(at, now);
             }
-            breathe(step).await;
+            yield_every(step).await;
         }
     }
 
-    fn hurry(&mut self, at: usize, now: Duration) {
+    fn scale_up_now(&mut self, at: usize, now: Duration) {
         let watched = &mut self.watched[at];
-        let decision = watched.tracker.hurry(&watched.plan, now);
+        let decision = watched.tracker.scale_up_now(&watched.plan, now);
         let watched = &self.watched[at];
-        self.tell(&watched.id, decision);
+        self.apply(&watched.id, decision);
     }
 
-    fn tell(&self, revision: &RevisionId, decision: Option<ScaleDecision>) {
+    fn apply(&self, revision: &RevisionId, decision: Option<ScaleDecision>) {
         let Some(decision) = decision else { return };
         let reason = decision.to_string();
         tracing::info!(%revision, "scale {reason}");
@@ -265,7 +264,7 @@ impl AutoscaleLoop {
     }
 }
 
-async fn breathe(done: usize) {
+async fn yield_every(done: usize) {
     if done % SLICE == SLICE - 1 {
         tokio::task::yield_now().await;
     }

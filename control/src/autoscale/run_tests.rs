@@ -5,14 +5,14 @@ use std::collections::BTreeMap;
 use sluice_model::{ActivationFailure, InstanceId, LaunchStep, Load, ManagedEndpoint};
 
 use super::*;
-use crate::autoscale::track::tests::plan;
+use crate::autoscale::tracker::tests::plan;
 use crate::plan::ProcessLimits;
 
 #[derive(Default)]
 struct Fake {
     loads: Mutex<BTreeMap<RevisionId, Load>>,
     samples: Mutex<u64>,
-    told: Mutex<Vec<(Instant, RevisionId, u32, String)>>,
+    decisions: Mutex<Vec<(Instant, RevisionId, u32, String)>>,
 }
 
 impl EndpointSink for Fake {
@@ -35,14 +35,16 @@ impl EndpointSink for Fake {
     }
 }
 
-impl Desired for Fake {
+impl DesiredSink for Fake {
     fn set_desired(&self, revision: &RevisionId, desired: u32, reason: String) {
         // Instances are there at once.
         if let Some(load) = self.loads.lock().get_mut(revision) {
             load.ready = desired;
         }
         let now = Instant::now();
-        self.told.lock().push((now, revision.clone(), desired, reason));
+        self.decisions
+            .lock()
+            .push((now, revision.clone(), desired, reason));
     }
 }
 
@@ -55,8 +57,8 @@ impl Fake {
     }
 
     fn desired(&self, revision: &RevisionId) -> Option<u32> {
-        let told = self.told.lock();
-        told.iter().rev().find(|t| t.1 == *revision).map(|t| t.2)
+        let decisions = self.decisions.lock();
+        decisions.iter().rev().find(|t| t.1 == *revision).map(|t| t.2)
     }
 }
 
@@ -109,8 +111,8 @@ async fn the_demo_goes_to_zero() {
     pass(Duration::from_secs(19)).await;
     assert_eq!(fake.desired(&greeter), Some(1));
     pass(Duration::from_secs(6)).await;
-    let told = fake.told.lock();
-    let (at, _, desired, reason) = told.last().expect("a decision");
+    let decisions = fake.decisions.lock();
+    let (at, _, desired, reason) = decisions.last().expect("a decision");
     assert_eq!(*desired, 0);
     let after = *at - last_request;
     assert!(after < Duration::from_millis(21_200), "{after:?}: {reason}");
@@ -140,8 +142,8 @@ async fn an_overload_is_met_within_two_looks() {
     fake.carry(&greeter, 412);
     pass(Duration::from_millis(200)).await;
     assert_eq!(fake.desired(&greeter), Some(6));
-    let told = fake.told.lock();
-    assert_eq!(told[1].3, "1 → 6: panic, 412 in flight / target 70");
+    let decisions = fake.decisions.lock();
+    assert_eq!(decisions[1].3, "1 → 6: panic, 412 in flight / target 70");
 }
 
 /// Contract 4.6, S7: without metrics there is no decision, however long.
@@ -155,9 +157,9 @@ async fn who_is_not_heard_of_is_left_as_it_is() {
     assert_eq!(fake.desired(&greeter), Some(5));
 
     fake.loads.lock().remove(&greeter);
-    fake.told.lock().clear();
+    fake.decisions.lock().clear();
     pass(Duration::from_secs(300)).await;
-    assert!(fake.told.lock().is_empty(), "neither down nor to zero");
+    assert!(fake.decisions.lock().is_empty(), "neither down nor to zero");
 
     fake.carry(&greeter, 0);
     pass(Duration::from_secs(60)).await;
@@ -173,7 +175,7 @@ async fn a_reload_keeps_counters_of_what_stays() {
     }
     handle.apply(&plans([(stays.clone(), plan(60)), (goes.clone(), plan(60))]));
     pass(Duration::from_millis(10_050)).await;
-    fake.told.lock().clear();
+    fake.decisions.lock().clear();
 
     let comes = id("comes");
     fake.carry(&comes, 0);

@@ -1,8 +1,8 @@
-//! The greatest value of a sliding window.
+//! A sliding-window maximum.
 
 use std::collections::VecDeque;
 
-/// A monotone queue: amortised constant time, at most one entry for each step of the window.
+/// A sliding-window maximum by a monotone queue: amortised constant time, at most one entry for each step of the window.
 #[derive(Debug, Clone)]
 pub(crate) struct SlidingMax {
     /// Steps that the window covers.

@@ -1,9 +1,9 @@
-//! What was measured lately, second by second, and its averages.
+//! Averages over a window of seconds: a ring of one-second buckets.
 
 use std::time::Duration;
 
-/// Buckets hold whole millionths: sums are exact, so an average over nothing is exactly 0 however
-/// much was added and taken away before. Knative rounds its averages to the same six places.
+/// Buckets hold whole millionths: sums are exact, so that an empty window averages to exactly 0 after any additions and
+/// removals. Knative rounds its averages to the same six places.
 const SCALE: f64 = 1e6;
 
 /// The weight that a whole window of the exponential average adds up to.
@@ -38,7 +38,7 @@ impl TimedBuckets {
         }
     }
 
-    /// Adds to the second that `at` is in. What is older than the window is dropped.
+    /// Adds a value to the second of `at`. A second older than the window is ignored.
     pub fn record(&mut self, at: Duration, value: f64) {
         let second = at.as_secs();
         let len = self.len();
@@ -73,8 +73,8 @@ impl TimedBuckets {
         self.total += value;
     }
 
-    /// The mean of the seconds written to, as seen at `now`; seconds without a record since the
-    /// last one are not zeros, they only make the window shorter. 0 once all of it is out of date.
+    /// The mean of the recorded seconds at `now`. Seconds after the last record are not zeros, they only shorten the window. 0
+    /// once all records are older than the window.
     pub fn average(&self, now: Duration) -> f64 {
         let Some(w) = self.written else { return 0.0 };
         let len = self.len();
@@ -87,8 +87,8 @@ impl TimedBuckets {
         units(self.total - stale) / to_f64(span)
     }
 
-    /// The exponentially weighted mean at `now`: Knative's `weighted-exponential`. Not normalised:
-    /// a window that is not full weighs less.
+    /// The exponentially weighted mean at `now`, Knative's `weighted-exponential`. Not normalised: the weights of a window that
+    /// is not full add up to less than 1.
     pub fn weighted_average(&self, now: Duration) -> f64 {
         self.weighted(now, exponential_coefficient(self.buckets.len()))
     }
@@ -139,7 +139,7 @@ impl TimedBuckets {
         *self = resized;
     }
 
-    /// Forgets everything.
+    /// Clears the ring.
     pub fn clear(&mut self) {
         self.buckets.fill(0);
         self.total = 0;
@@ -165,7 +165,7 @@ fn seconds(window: Duration) -> usize {
     usize::try_from(whole.max(1)).unwrap_or(usize::MAX)
 }
 
-/// More in a second than any machine holds; keeps an hour of sums within 64 bits.
+/// The bound of one value: above any real load, and keeps the sums of an hour within 64 bits.
 const MOST: f64 = 1e9;
 
 /// A negative value or NaN counts as nothing.

@@ -27,7 +27,7 @@ fn brief(d: &Diagnostic) -> String {
     } else {
         ""
     };
-    format!("{}:{} {warning}{}", d.place.line, d.place.column, d.message)
+    format!("{}:{} {warning}{}", d.location.line, d.location.column, d.message)
 }
 
 #[test]

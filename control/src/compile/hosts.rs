@@ -1,17 +1,17 @@
-//! Which host leads to which service: derived, custom, and those of tags.
+//! Assigns hosts to services: derived hosts, custom hosts, and hosts of tags.
 
 use std::collections::HashMap;
 
 use sluice_model::{Host, HostPattern, Tag};
 
 use super::Catalog;
-use crate::config::{At, Context, ServiceDraft, Spot};
+use crate::config::{Context, Located, NodeRef, ServiceDraft};
 
-/// Who claimed a host first.
+/// The first claim of a host.
 struct Claim {
     service: usize,
     tag: Option<Tag>,
-    spot: Spot,
+    node: NodeRef,
 }
 
 /// The hosts of each service, in the order of the draft.
@@ -24,8 +24,8 @@ struct Claims<'a> {
     hosts: Hosts,
 }
 
-/// Claims all hosts of all services. Derived ones go first: where a custom host collides with one,
-/// the custom host is what can be changed.
+/// Claims the hosts of all services. Derived hosts are claimed first: in a collision with a custom host, the custom one can be
+/// changed.
 pub(super) fn claim(services: &[ServiceDraft], domain: &str, catalog: &Catalog, cx: &mut Context) -> Hosts {
     let mut claims = Claims {
         domain,
@@ -42,11 +42,11 @@ pub(super) fn claim(services: &[ServiceDraft], domain: &str, catalog: &Catalog, 
     claims.hosts
 }
 
-fn tags(service: &ServiceDraft) -> impl Iterator<Item = &At<Tag>> {
+fn tags(service: &ServiceDraft) -> impl Iterator<Item = &Located<Tag>> {
     let targets = service.traffic.iter().flat_map(|traffic| &traffic.targets);
-    // A tag that is repeated was told so; one host for it is enough.
-    let tags: Vec<&At<Tag>> = targets.filter_map(|target| target.tag.as_ref()).collect();
-    let fresh: Vec<&At<Tag>> = tags
+    // A repeated tag was reported; one host for the tag is enough.
+    let tags: Vec<&Located<Tag>> = targets.filter_map(|target| target.tag.as_ref()).collect();
+    let fresh: Vec<&Located<Tag>> = tags
         .iter()
         .enumerate()
         .filter(|(i, tag)| !tags[..*i].iter().any(|earlier| earlier.value == tag.value))
@@ -55,7 +55,7 @@ fn tags(service: &ServiceDraft) -> impl Iterator<Item = &At<Tag>> {
     fresh.into_iter()
 }
 
-/// Every host that a service may claim, whoever else does.
+/// Every host that a service may claim, without regard to other services.
 pub(super) fn possible(domain: &str, service: &ServiceDraft, host: &mut impl FnMut(&str)) {
     if let (Some(name), Some(namespace)) = (&service.name, &service.namespace) {
         let base = format!("{}.{namespace}.{domain}", name.value);
@@ -76,16 +76,16 @@ pub(super) fn possible(domain: &str, service: &ServiceDraft, host: &mut impl FnM
 
 impl Claims<'_> {
     fn derived(&mut self, index: usize, service: &ServiceDraft, cx: &mut Context) {
-        // A repeated service would only collide with the first one.
+        // A repeated service, reported already, would only collide with the first one.
         let (Some(id), Some(name)) = (&self.catalog.services[index], &service.name) else {
             return;
         };
         let domain = self.domain;
         let base = format!("{}.{}.{domain}", id.name(), id.namespace());
-        self.one(index, &base, None, &name.spot, cx);
+        self.one(index, &base, None, &name.node, cx);
         for tag in tags(service) {
             let host = format!("{}-{base}", tag.value);
-            self.one(index, &host, Some(&tag.value), &tag.spot, cx);
+            self.one(index, &host, Some(&tag.value), &tag.node, cx);
         }
     }
 
@@ -95,27 +95,27 @@ impl Claims<'_> {
             return;
         }
         for host in &service.hosts {
-            if !self.pattern(index, host.value.clone(), None, &host.spot, cx) {
+            if !self.pattern(index, host.value.clone(), None, &host.node, cx) {
                 continue;
             }
-            // A wildcard has no tag hosts: it would claim `tag-*.example.com`, which is none.
+            // A wildcard has no tag hosts: `tag-*.example.com` is no valid pattern.
             if let HostPattern::Exact(exact) = &host.value
                 && !exact.as_str().starts_with('[')
             {
                 for tag in tags(service) {
                     let host = format!("{}-{exact}", tag.value);
-                    self.one(index, &host, Some(&tag.value), &tag.spot, cx);
+                    self.one(index, &host, Some(&tag.value), &tag.node, cx);
                 }
             }
         }
     }
 
-    fn one(&mut self, index: usize, host: &str, tag: Option<&Tag>, spot: &Spot, cx: &mut Context) {
+    fn one(&mut self, index: usize, host: &str, tag: Option<&Tag>, node: &NodeRef, cx: &mut Context) {
         let label = host.split('.').next().unwrap_or_default();
         let problem = match Host::parse(host) {
             _ if label.len() > 63 => format!("its first label has {} bytes, more than 63", label.len()),
             Ok(host) => {
-                self.pattern(index, HostPattern::Exact(host), tag, spot, cx);
+                self.pattern(index, HostPattern::Exact(host), tag, node, cx);
                 return;
             }
             Err(e) => e.to_string(),
@@ -124,7 +124,7 @@ impl Claims<'_> {
             Some(_) => "shorten the tag or the host",
             None => "shorten the service's name or the domain",
         };
-        let diagnostic = spot.error(format!("the host '{host}' is not possible: {problem}"));
+        let diagnostic = node.error(format!("the host '{host}' is not possible: {problem}"));
         cx.report(diagnostic.hint(hint));
     }
 
@@ -134,7 +134,7 @@ impl Claims<'_> {
         index: usize,
         pattern: HostPattern,
         tag: Option<&Tag>,
-        spot: &Spot,
+        node: &NodeRef,
         cx: &mut Context,
     ) -> bool {
         let Some(first) = self.taken.get(&pattern) else {
@@ -142,13 +142,13 @@ impl Claims<'_> {
             let claim = Claim {
                 service: index,
                 tag: tag.cloned(),
-                spot: spot.clone(),
+                node: node.clone(),
             };
             self.taken.insert(pattern, claim);
             return true;
         };
         if first.service == index && first.tag.as_ref() == tag {
-            // A derived host written out, or a host listed twice, which was told already.
+            // A derived host written out, or a host listed twice, which was reported already.
             return false;
         }
         let mut whom = match &self.catalog.services[first.service] {
@@ -166,8 +166,8 @@ impl Claims<'_> {
         } else {
             "a host leads to one service: take it from one of them"
         };
-        let diagnostic = spot.error(message).hint(hint);
-        cx.report(diagnostic.related(first.spot.place(), "it is claimed here"));
+        let diagnostic = node.error(message).hint(hint);
+        cx.report(diagnostic.related(first.node.location(), "it is claimed here"));
         false
     }
 }

@@ -1,8 +1,7 @@
-//! Drafts into what is served and how it is scaled. Pure: equal input gives equal output.
+//! The compiler: drafts of services into services and scaling plans. Pure: equal input gives equal output.
 //!
-//! Everything that involves more than one object is checked here (names, hosts, traffic targets,
-//! scales with their defaults), on drafts with mistakes too, so that all mistakes of all files are
-//! told at once.
+//! Checks across objects are made here (names, hosts, traffic targets, scales with their defaults), on drafts with mistakes,
+//! too, so that all mistakes of all files are reported at once.
 
 mod hosts;
 mod policy;
@@ -19,78 +18,79 @@ use sluice_model::{
     Tag, Visibility,
 };
 
-use crate::config::{At, Context, Diagnostic, Diagnostics, Draft, Env, ServiceDraft, SourceFile, Spot};
+use crate::config::{
+    Context, Diagnostic, Diagnostics, Draft, Env, Located, NodeRef, ServiceDraft, SourceFile,
+};
 use crate::index::{Index, Policy};
 use crate::plan::{AutoscalePolicy, Plan, RevisionPlan};
 use crate::source::{Event, ObjectKey};
 
 pub(crate) use sharing::Shared;
 
-/// All files together. Each is bounded by itself as well.
+/// The bound of all files together, in bytes. Each file has a bound of its own.
 const MAX_TOTAL_BYTES: usize = 256 << 20;
 
 /// A configuration that may be served.
 #[derive(Debug)]
 pub struct Compiled {
-    /// What requests are routed by; not yet published.
+    /// The routing table and settings; not yet published.
     pub snapshot: Snapshot,
-    /// How revisions are scaled.
+    /// The scaling plans of all revisions.
     pub plan: Plan,
-    /// What to know, but not to reject it for.
+    /// Warnings, which do not reject the configuration.
     pub warnings: Diagnostics,
-    /// Files that it names, for whoever can read files to check.
+    /// Files that the configuration names, for a check by the data plane.
     pub files: Vec<FileReference>,
-    /// Its listeners, in the order of the settings, for whoever binds them.
+    /// The positions of listeners, in the order of the settings, for errors when binding.
     pub listeners: Vec<ListenerReference>,
 }
 
-/// A listener that a configuration has.
+/// The position of a listener in the configuration.
 #[derive(Debug, Clone)]
 pub struct ListenerReference {
-    spot: Option<Spot>,
+    node: Option<NodeRef>,
 }
 
 impl ListenerReference {
-    pub(crate) fn new(spot: Option<Spot>) -> Self {
-        Self { spot }
+    pub(crate) fn new(node: Option<NodeRef>) -> Self {
+        Self { node }
     }
 
-    /// An error where its address stands; `None` for the one that is there by default.
+    /// An error at the listener's address; `None` for the default listener, which has no position.
     pub fn error(&self, message: impl Into<String>) -> Option<Diagnostic> {
-        Some(self.spot.as_ref()?.error(message))
+        Some(self.node.as_ref()?.error(message))
     }
 }
 
-/// A file that a configuration names.
+/// A file that the configuration names, with the position of its name.
 #[derive(Debug, Clone)]
 pub struct FileReference {
     /// Absolute.
     pub file: PathBuf,
-    spot: Spot,
+    node: NodeRef,
 }
 
 impl FileReference {
-    pub(crate) fn new(named: &At<PathBuf>) -> Self {
+    pub(crate) fn new(named: &Located<PathBuf>) -> Self {
         Self {
             file: named.value.clone(),
-            spot: named.spot.clone(),
+            node: named.node.clone(),
         }
     }
 
-    /// An error where the file is named.
+    /// An error at the position of the file's name.
     pub fn error(&self, message: impl Into<String>) -> Diagnostic {
-        self.spot.error(message)
+        self.node.error(message)
     }
 }
 
 impl Compiled {
-    /// Whether this is what a published Snapshot and its Plan already say, so that nothing needs
-    /// to be published. Generations are not compared.
+    /// Whether Snapshot and Plan have equal content. Generations are not compared.
     pub fn is_same_as(&self, snapshot: &Snapshot, plan: &Plan) -> bool {
         self.plan == *plan && self.snapshot.same_content(snapshot)
     }
 
-    /// How much there is of it.
+    /// The counts of services, revisions, hosts and listeners.
     pub fn summary(&self) -> Summary {
         Summary {
             services: self.snapshot.service_count(),
@@ -128,10 +128,10 @@ impl fmt::Display for Summary {
     }
 }
 
-/// Reads and compiles files, all or nothing. `env` gives the value of a variable.
+/// Decodes and compiles files, all or nothing. `env` returns the value of a variable.
 ///
 /// # Errors
-/// All mistakes of all files, and warnings with them.
+/// All mistakes of all files, with the warnings.
 pub fn load(files: &[SourceFile], env: Env<'_>) -> Result<Compiled, Diagnostics> {
     let mut diagnostics = Diagnostics::default();
     let mut bytes = 0;
@@ -149,16 +149,16 @@ pub fn load(files: &[SourceFile], env: Env<'_>) -> Result<Compiled, Diagnostics>
     }
     events.push(Event::InitDone);
     index.apply(events, env);
-    let told = index.diagnostics();
-    if told.errors() + diagnostics.errors() > 0 {
-        diagnostics.append(told);
+    let found = index.diagnostics();
+    if found.errors() + diagnostics.errors() > 0 {
+        diagnostics.append(found);
         return Err(diagnostics);
     }
     let built = index.propose().map(|step| {
         let empty = Snapshot::empty(Arc::clone(&step.delta.settings));
         (empty.edit(&step.delta, |_| ()), step)
     });
-    // Every reason why building fails was looked for above.
+    // The checks above leave no reason for a failure.
     let Some((Ok(snapshot), step)) = built else {
         let file = files.first().map(|file| file.path.clone()).unwrap_or_default();
         diagnostics.push(Diagnostic::about_file(
@@ -176,24 +176,24 @@ pub fn load(files: &[SourceFile], env: Env<'_>) -> Result<Compiled, Diagnostics>
     Ok(Compiled {
         snapshot,
         plan,
-        warnings: told,
+        warnings: found,
         files: index.files(),
         listeners: index.listeners(),
     })
 }
 
-/// A service compiled, with how its revisions are scaled.
+/// A compiled service with the scaling plans of its revisions.
 #[derive(Debug, Clone)]
 pub(crate) struct Piece {
     pub(crate) service: Arc<Service>,
     pub(crate) plans: Vec<(RevisionId, Arc<RevisionPlan>)>,
 }
 
-/// Compiles services that may claim the same names and hosts; all others do not. In the order of
-/// their files. What is wrong goes to `cx`, and `None` stands for a service that cannot be built.
+/// Compiles a group of services, in the order of their files. No service outside the group may claim the same names and
+/// hosts. Mistakes go to `cx`; the result of a service that cannot be built is `None`.
 ///
-/// Pure, and the whole of it: a service has the same outcome in any group that has all services which
-/// want what it wants. `ground` is what holds for all of them, `shared` what makes equal settings one.
+/// Pure: a service compiles to the same result in any group that has all services with a common claim. `ground` has the
+/// top-level settings, `shared` makes equal settings one value.
 pub(crate) fn compile(
     ground: &Draft,
     services: Vec<ServiceDraft>,
@@ -213,8 +213,8 @@ pub(crate) fn compile(
         .collect()
 }
 
-/// What a service wants for itself alone, and what it looks up: services that share none of these have
-/// nothing to do with each other. `want` gets a kind and the parts of a name.
+/// The claims of a service: names that it wants for itself alone, and names that it looks up. Services without a common claim
+/// do not affect each other. `want` gets each claim.
 pub(crate) fn wants(domain: &str, service: &ServiceDraft, want: &mut impl FnMut(Want<'_>)) {
     let namespace = service.namespace.as_deref();
     if let (Some(namespace), Some(name)) = (namespace, &service.name) {
@@ -230,7 +230,7 @@ pub(crate) fn wants(domain: &str, service: &ServiceDraft, want: &mut impl FnMut(
                 _ => {}
             }
         }
-        // Whose a revision is, is told where it is not the service's own.
+        // The error about a revision of another service names its owner.
         for name in targets::named(service) {
             want(Want::Revision(namespace, name));
         }
@@ -249,13 +249,13 @@ pub(crate) enum Want<'n> {
     Host(&'n str),
 }
 
-/// Names of everything, found once.
+/// The ids of services and revisions, and the owners of revisions.
 struct Catalog {
-    /// By service: its id, unless its name is a mistake or was taken before.
+    /// The id by service; `None` for a name that is invalid or taken.
     services: Vec<Option<ServiceId>>,
-    /// By service and revision; a name is `None` after a mistake.
+    /// The id by service and revision; `None` for an invalid name.
     revisions: Vec<Vec<Option<RevisionId>>>,
-    /// Which service a revision belongs to.
+    /// The service of each revision.
     owners: HashMap<RevisionId, usize>,
 }
 
@@ -266,8 +266,8 @@ impl Catalog {
             revisions: Vec::new(),
             owners: HashMap::new(),
         };
-        let mut taken: HashMap<ServiceId, &Spot> = HashMap::new();
-        let mut named: HashMap<RevisionId, Spot> = HashMap::new();
+        let mut taken: HashMap<ServiceId, &NodeRef> = HashMap::new();
+        let mut named: HashMap<RevisionId, NodeRef> = HashMap::new();
         for (index, service) in services.iter().enumerate() {
             let (id, fresh) = claim_name(service, &mut taken, cx);
             catalog.services.push(id);
@@ -275,15 +275,15 @@ impl Catalog {
                 .revisions
                 .iter()
                 .map(|revision| {
-                    let (id, spot) = revision_id(service, revision.name.as_ref(), cx)?;
-                    // What a repeated service repeats was told with its name.
+                    let (id, node) = revision_id(service, revision.name.as_ref(), cx)?;
+                    // Names of a repeated service were reported with that service.
                     if fresh && let Some(first) = named.get(&id) {
                         let message = format!("revision name '{}' is taken in this namespace", id.name());
                         let hint = "revision names are unique in a namespace, across services";
-                        let diagnostic = spot.error(message).hint(hint);
-                        cx.report(diagnostic.related(first.place(), "it is taken here"));
+                        let diagnostic = node.error(message).hint(hint);
+                        cx.report(diagnostic.related(first.location(), "it is taken here"));
                     } else if fresh {
-                        named.insert(id.clone(), spot);
+                        named.insert(id.clone(), node);
                         catalog.owners.insert(id.clone(), index);
                     }
                     Some(id)
@@ -295,10 +295,10 @@ impl Catalog {
     }
 }
 
-/// The service's id, and whether nobody has it yet.
+/// The service's id, and whether the id is free.
 fn claim_name<'d>(
     service: &'d ServiceDraft,
-    taken: &mut HashMap<ServiceId, &'d Spot>,
+    taken: &mut HashMap<ServiceId, &'d NodeRef>,
     cx: &mut Context,
 ) -> (Option<ServiceId>, bool) {
     let (Some(name), Some(namespace)) = (&service.name, &service.namespace) else {
@@ -312,46 +312,46 @@ fn claim_name<'d>(
             "service '{}' is there already, in namespace '{namespace}'",
             name.value
         );
-        let diagnostic = name.spot.error(message).hint("rename one, or merge them");
-        cx.report(diagnostic.related(first.place(), "the other one"));
+        let diagnostic = name.node.error(message).hint("rename one, or merge them");
+        cx.report(diagnostic.related(first.location(), "the other one"));
         return (None, false);
     }
-    taken.insert(id.clone(), &name.spot);
+    taken.insert(id.clone(), &name.node);
     (Some(id), true)
 }
 
-/// A revision's id and where its name comes from; a shorthand's is its service's and a number.
+/// A revision's id and the position of its name. A shorthand's name is its service's with a number.
 fn revision_id(
     service: &ServiceDraft,
-    name: Option<&At<String>>,
+    name: Option<&Located<String>>,
     cx: &mut Context,
-) -> Option<(RevisionId, Spot)> {
+) -> Option<(RevisionId, NodeRef)> {
     let namespace = service.namespace.as_ref()?;
     if let Some(name) = name {
-        return Some((RevisionId::parse(namespace, &name.value).ok()?, name.spot.clone()));
+        return Some((RevisionId::parse(namespace, &name.value).ok()?, name.node.clone()));
     }
     if !service.shorthand {
         return None;
     }
     let name = service.name.as_ref()?;
     match RevisionId::parse(namespace, &format!("{}-00001", name.value)) {
-        Ok(id) => Some((id, name.spot.clone())),
+        Ok(id) => Some((id, name.node.clone())),
         Err(e) => {
             let message = format!("its revision '{}-00001' has no valid name: {e}", name.value);
-            cx.report(name.spot.error(message).hint("shorten the service's name"));
+            cx.report(name.node.error(message).hint("shorten the service's name"));
             None
         }
     }
 }
 
-/// Services that no listener serves: probably not what was meant, but nothing to refuse.
+/// Warns about internal services without an internal listener.
 fn warn_unserved(ground: &Draft, services: &[ServiceDraft], cx: &mut Context) {
     if serves_internal(ground) {
         return;
     }
     for service in services {
         if service.visibility == Visibility::Internal {
-            let diagnostic = service.spot.error("no listener serves this internal service");
+            let diagnostic = service.node.error("no listener serves this internal service");
             let hint = "add a listener with visibility: internal";
             cx.report(diagnostic.hint(hint).warning());
         }
@@ -364,7 +364,7 @@ pub(crate) fn serves_internal(ground: &Draft) -> bool {
     !ground.listeners_sound || listeners.any(|l| l.visibility == Visibility::Internal)
 }
 
-/// Puts the parts together; everything was checked.
+/// Builds a service from its checked parts; `None` after a mistake.
 fn build(
     service: ServiceDraft,
     mut hosts: Vec<(HostPattern, Option<Tag>)>,
@@ -405,7 +405,7 @@ fn build(
         };
         let mut backend = revision.backend?;
         if let Backend::Static { targets, .. } = &mut backend {
-            // Collected where drafts were, which are larger.
+            // Collected in place, in an allocation of the larger drafts.
             targets.shrink_to_fit();
         }
         revisions.push(Arc::new(RevisionSpec {
@@ -415,7 +415,7 @@ fn build(
             settings: shared.one(settings),
         }));
     }
-    // Large tables consist of these.
+    // Most of the memory of large tables is these lists.
     hosts.shrink_to_fit();
     let mut routes = Vec::with_capacity(service.routes.len());
     for (route, own) in service.routes.into_iter().zip(&targets.routes) {

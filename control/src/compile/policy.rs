@@ -1,8 +1,8 @@
-//! Autoscaling policies: what a revision sets over what holds for all, derived as Knative does.
+//! Autoscaling policies: a revision's settings over the defaults, combined by Knative's rules.
 
 use std::time::Duration;
 
-use crate::config::{At, Context, Globals, RevisionDraft, Scaling, ServiceDraft};
+use crate::config::{Context, Globals, Located, RevisionDraft, Scaling, ServiceDraft};
 use crate::plan::{AutoscalePolicy, Metric};
 
 /// Knative's `requests-per-second` utilisation, which no key changes.
@@ -10,7 +10,7 @@ const RPS_FRACTION: f64 = 0.7;
 /// Knative's smallest target.
 const LEAST_TARGET: f64 = 0.01;
 
-/// Policies by service and revision; none where nothing scales.
+/// The policies by service and revision; `None` for a revision that is not scaled.
 pub(super) fn policies(
     services: &[ServiceDraft],
     globals: &Globals,
@@ -27,10 +27,10 @@ pub(super) fn policies(
 
 fn policy(revision: &RevisionDraft, globals: &Globals, cx: &mut Context) -> Option<AutoscalePolicy> {
     if revision.scaler.is_none() {
-        // Without a backend something else is wrong, and told.
+        // A revision without a backend was reported already.
         if let (Some(scaling), Some(_)) = (&revision.scaling, &revision.backend) {
             let diagnostic = scaling
-                .spot
+                .node
                 .whole()
                 .error("autoscaling is ignored: nothing starts instances");
             let hint = "only a process, or endpoints with activation, are scaled";
@@ -49,14 +49,14 @@ fn policy(revision: &RevisionDraft, globals: &Globals, cx: &mut Context) -> Opti
     Some(derive(&scaling, globals, revision.container_concurrency))
 }
 
-/// What is wrong only together with the defaults.
-fn check(scaling: &At<Scaling>, globals: &Globals, cx: &mut Context) {
+/// Checks values that are valid alone and invalid with the defaults.
+fn check(scaling: &Located<Scaling>, globals: &Globals, cx: &mut Context) {
     let s = &scaling.value;
     let min = s.min_scale.unwrap_or(globals.min_scale);
     let max = s.max_scale.unwrap_or(globals.max_scale);
     let limit = globals.max_scale_limit;
     let mut complain = |message: String, hint: &str| {
-        cx.report(scaling.spot.whole().error(message).hint(hint));
+        cx.report(scaling.node.whole().error(message).hint(hint));
     };
     if s.max_scale.is_some() && limit > 0 && !(1..=limit).contains(&max) {
         complain(
@@ -64,7 +64,7 @@ fn check(scaling: &At<Scaling>, globals: &Globals, cx: &mut Context) {
             "maxScaleLimit is set in the top-level autoscaling",
         );
     }
-    // With both in one place it was told there.
+    // A conflict within the revision was reported there.
     if max > 0 && min > max {
         complain(
             format!("minScale {min} is above maxScale {max}"),

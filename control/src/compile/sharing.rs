@@ -1,4 +1,4 @@
-//! Equal values kept once: hash-consing with a bounded memory.
+//! Hash-consing: equal values share one `Arc`, with a bounded memory of values.
 
 use std::collections::VecDeque;
 use std::sync::Arc;

@@ -1,9 +1,9 @@
-//! Which revisions traffic goes to.
+//! Resolves traffic targets to revisions, and makes the splits.
 
 use sluice_model::{Percent, RevisionId, Tag, TrafficSplit, TrafficTarget};
 
 use super::Catalog;
-use crate::config::{At, Context, ServiceDraft, Target, Traffic, Which, did_you_mean};
+use crate::config::{Context, Located, ServiceDraft, Target, TargetRevision, Traffic, did_you_mean};
 
 /// A target that names a revision of its service.
 pub(super) struct Resolved {
@@ -13,7 +13,7 @@ pub(super) struct Resolved {
     pub(super) tag: Option<Tag>,
 }
 
-/// Where a service's requests go.
+/// The resolved targets of a service.
 pub(super) struct ServiceTargets {
     pub(super) own: Vec<Resolved>,
     /// By route.
@@ -29,7 +29,7 @@ impl ServiceTargets {
     }
 }
 
-/// Resolves the traffic of all services; what cannot be resolved was reported.
+/// Resolves the traffic of all services. Unresolved targets are reported and left out.
 pub(super) fn resolve(services: &[ServiceDraft], catalog: &Catalog, cx: &mut Context) -> Vec<ServiceTargets> {
     let all = services.iter().enumerate();
     all.map(|(index, service)| {
@@ -53,9 +53,9 @@ pub(super) fn named(service: &ServiceDraft) -> impl Iterator<Item = &str> {
     let routes = service.routes.iter().filter_map(|route| route.traffic.as_ref());
     let targets = service.traffic.iter().chain(routes);
     let targets = targets.flat_map(|traffic| &traffic.targets);
-    targets.filter_map(|target| match &target.which {
-        Which::Named { name, .. } => Some(name.value.as_str()),
-        Which::Latest | Which::Configuration(_) => None,
+    targets.filter_map(|target| match &target.revision {
+        TargetRevision::Named { name, .. } => Some(name.value.as_str()),
+        TargetRevision::Latest | TargetRevision::Configuration(_) => None,
     })
 }
 
@@ -81,13 +81,13 @@ fn resolve_traffic(
     let targets = traffic.targets.iter();
     let resolved = targets.filter_map(|target: &Target| {
         let latest = service.revisions.len().checked_sub(1);
-        let revision = match &target.which {
-            Which::Latest => latest?,
-            Which::Configuration(name) => {
+        let revision = match &target.revision {
+            TargetRevision::Latest => latest?,
+            TargetRevision::Configuration(name) => {
                 check_configuration(service, name, cx);
                 latest?
             }
-            Which::Named {
+            TargetRevision::Named {
                 name,
                 latest: is_latest,
             } => {
@@ -95,7 +95,7 @@ fn resolve_traffic(
                 if *is_latest && Some(found) != latest && service.all_named {
                     let message = format!("'{}' is not the latest revision, the last one listed", name.value);
                     let hint = "keep either revisionName or latestRevision: true";
-                    cx.report(name.spot.error(message).hint(hint));
+                    cx.report(name.node.error(message).hint(hint));
                 }
                 found
             }
@@ -109,13 +109,13 @@ fn resolve_traffic(
     resolved.collect()
 }
 
-fn check_configuration(service: &ServiceDraft, name: &At<String>, cx: &mut Context) {
+fn check_configuration(service: &ServiceDraft, name: &Located<String>, cx: &mut Context) {
     if let Some(own) = &service.name
         && own.value != name.value
     {
         let message = format!("the configuration '{}' is not this service's", name.value);
         let hint = format!("write configurationName: {}, or latestRevision: true", own.value);
-        cx.report(name.spot.error(message).hint(hint));
+        cx.report(name.node.error(message).hint(hint));
     }
 }
 
@@ -124,7 +124,7 @@ fn find(
     services: &[ServiceDraft],
     catalog: &Catalog,
     index: usize,
-    name: &At<String>,
+    name: &Located<String>,
     cx: &mut Context,
 ) -> Option<usize> {
     let ids = &catalog.revisions[index];
@@ -154,7 +154,7 @@ fn find(
         (None, None) => format!("this service has {}", names.collect::<Vec<_>>().join(", ")),
     };
     let message = format!("no revision of this service is named '{}'", name.value);
-    cx.report(name.spot.error(message).hint(hint));
+    cx.report(name.node.error(message).hint(hint));
     None
 }
 

@@ -65,7 +65,14 @@ fn twelve_mistakes_of_six_kinds() {
     let told: Vec<(u32, u32, &str, &str)> = diagnostics
         .items()
         .iter()
-        .map(|d| (d.place.line, d.place.column, d.path.as_str(), d.message.as_str()))
+        .map(|d| {
+            (
+                d.location.line,
+                d.location.column,
+                d.path.as_str(),
+                d.message.as_str(),
+            )
+        })
         .collect();
     let v1 = "services[0].revisions[0]";
     let v2 = "services[0].revisions[1]";
@@ -405,8 +412,8 @@ fn several_files_are_one_configuration() {
         .items()
         .iter()
         .map(|d| {
-            let related: Vec<String> = d.related.iter().map(|r| r.place.to_string()).collect();
-            format!("{}: {} ({})", d.place, d.message, related.join(", "))
+            let related: Vec<String> = d.related.iter().map(|r| r.location.to_string()).collect();
+            format!("{}: {} ({})", d.location, d.message, related.join(", "))
         })
         .collect();
     assert_eq!(

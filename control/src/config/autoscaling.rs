@@ -3,31 +3,30 @@
 
 use std::time::Duration;
 
-use super::decode::{Object, Record};
-use super::scalar::{Choice, Flag, Integer, Number, Span};
 use crate::plan::Metric;
+use sluice_config_shape::{Choice, DurationRange, Flag, Integer, Number, Object, Record};
 
 const HOUR: Duration = Duration::from_secs(3600);
 const NOTHING: Duration = Duration::ZERO;
 /// Knative's lower bound of windows.
 const SHORTEST_WINDOW: Duration = Duration::from_secs(6);
-/// More instances than anybody runs behind one gateway.
+/// The bound of scales: above what one gateway is used for.
 const MAX_SCALE: u64 = 1_000_000;
 const SCALE: Integer = Integer {
     min: 0,
     max: MAX_SCALE,
 };
-const WINDOW: Span = Span {
+const WINDOW: DurationRange = DurationRange {
     min: SHORTEST_WINDOW,
     max: HOUR,
     whole_seconds: true,
 };
-const DELAY: Span = Span {
+const DELAY: DurationRange = DurationRange {
     min: NOTHING,
     max: HOUR,
     whole_seconds: true,
 };
-const RETENTION: Span = Span {
+const RETENTION: DurationRange = DurationRange {
     min: NOTHING,
     max: HOUR,
     whole_seconds: false,
@@ -38,10 +37,10 @@ const BURST: Number = Number {
     or_minus_one: true,
 };
 
-/// Defaults for all revisions.
+/// The autoscaling defaults of all revisions.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Globals {
-    /// As a fraction.
+    /// The target utilisation, as a fraction.
     pub(crate) target_fraction: f64,
     pub(crate) concurrency_target: f64,
     pub(crate) rps_target: f64,
@@ -75,11 +74,11 @@ impl Default for Globals {
             max_scale_up_rate: 1000.0,
             max_scale_down_rate: 2.0,
             scale_to_zero: true,
-            // Knative's 30 s let the activator enter the path; nothing enters ours.
+            // Knative's 30 s are for the activator to enter the path; nothing enters the path here.
             scale_to_zero_grace: NOTHING,
             scale_to_zero_retention: NOTHING,
-            // Knative starts each new revision once to see that it can. A file may list revisions
-            // that nobody asks for: they stay at zero.
+            // Knative starts each new revision once, to see that the revision can start. Here a file may list revisions
+            // without traffic, which stay at zero.
             initial_scale: 0,
             allow_zero_initial_scale: true,
             min_scale: 0,
@@ -169,13 +168,13 @@ fn globals(o: &mut Object<'_>) -> Option<Globals> {
         scale_to_zero_grace: o.or(
             "scaleToZeroGracePeriod",
             "Between the decision for zero and zero. 0s, because nothing has to enter the path.",
-            Span::ANY,
+            DurationRange::ANY,
             d.scale_to_zero_grace,
         ),
         scale_to_zero_retention: o.or(
             "scaleToZeroPodRetentionPeriod",
             "How long the last instance stays at least.",
-            Span::ANY,
+            DurationRange::ANY,
             d.scale_to_zero_retention,
         ),
         initial_scale: o.or(
@@ -216,7 +215,7 @@ fn check_globals(o: &mut Object<'_>, g: &Globals) {
     let limit = g.max_scale_limit;
     if g.max_scale > 0 && g.min_scale > g.max_scale {
         let message = format!("minScale {} is above maxScale {}", g.min_scale, g.max_scale);
-        complain(
+        report_at(
             o,
             &["minScale", "maxScale"],
             &message,
@@ -228,7 +227,7 @@ fn check_globals(o: &mut Object<'_>, g: &Globals) {
             "maxScale {} is not between 1 and maxScaleLimit {limit}",
             g.max_scale
         );
-        complain(
+        report_at(
             o,
             &["maxScale", "maxScaleLimit"],
             &message,
@@ -237,7 +236,7 @@ fn check_globals(o: &mut Object<'_>, g: &Globals) {
     }
     if g.initial_scale == 0 && !g.allow_zero_initial_scale {
         let keys = ["initialScale", "allowZeroInitialScale"];
-        complain(
+        report_at(
             o,
             &keys,
             "initialScale is 0, which allowZeroInitialScale forbids",
@@ -249,7 +248,7 @@ fn check_globals(o: &mut Object<'_>, g: &Globals) {
             "containerConcurrencyTargetPercentage",
             "containerConcurrencyTargetDefault",
         ];
-        complain(
+        report_at(
             o,
             &keys,
             "percentage and target make less than 0.01 requests",
@@ -258,14 +257,14 @@ fn check_globals(o: &mut Object<'_>, g: &Globals) {
     }
 }
 
-/// Complains at the first of the keys that is there.
-fn complain(o: &mut Object<'_>, keys: &[&str], message: &str, hint: &str) {
+/// Reports an error at the first of these keys that is present.
+fn report_at(o: &mut Object<'_>, keys: &[&str], message: &str, hint: &str) {
     let at = keys.iter().find_map(|key| o.value(key));
     let at = at.unwrap_or_else(|| o.at.whole());
     o.cx.report(at.error(message).hint(hint));
 }
 
-/// What one revision sets; the rest comes from [`Globals`].
+/// The autoscaling keys of one revision; absent ones come from [`Globals`].
 #[derive(Debug, Clone, Default, PartialEq)]
 pub(crate) struct Scaling {
     pub(crate) min_scale: Option<u64>,
@@ -281,7 +280,7 @@ pub(crate) struct Scaling {
     pub(crate) panic_window_percentage: Option<f64>,
     pub(crate) panic_threshold_percentage: Option<f64>,
     pub(crate) scale_to_zero_retention: Option<Duration>,
-    /// Nothing in it is wrong by itself.
+    /// No key has a mistake by itself.
     pub(crate) sound: bool,
 }
 
@@ -359,7 +358,7 @@ fn scaling(o: &mut Object<'_>) -> Option<Scaling> {
         && min > max
     {
         let message = format!("minScale {min} is above maxScale {max}");
-        complain(o, &["minScale"], &message, "raise maxScale or lower minScale");
+        report_at(o, &["minScale"], &message, "raise maxScale or lower minScale");
     }
     scaling.sound = o.cx.errors() == before;
     Some(scaling)

@@ -2,18 +2,16 @@
 
 use std::path::PathBuf;
 
+use sluice_config_shape::{Flag, Located, Object, ParseError, Parsed, Record, WithLocation};
 use sluice_model::{Backend, BackendTls, CertificateFiles, Host, Protocol, Scheme};
 
-use super::decode::{Located, Object, Record};
 use super::names::FILE;
-use super::scalar::{Flag, Parsed, Refusal};
-use super::tree::At;
 
-/// A revision's TLS, and the files that the data plane will read.
+/// A revision's TLS settings, with the files that the data plane reads.
 #[derive(Debug, Clone, Default)]
 pub(super) struct BackendTlsDraft {
     pub(super) tls: BackendTls,
-    pub(super) files: Vec<At<PathBuf>>,
+    pub(super) files: Vec<Located<PathBuf>>,
 }
 
 /// A DNS name or an IP address, as a certificate names it.
@@ -26,8 +24,8 @@ const SERVER_NAME: Parsed<String> = Parsed {
         }
         match Host::parse(text) {
             Ok(host) if !text.contains([':', '[', '*']) => Ok(host.as_str().to_owned()),
-            Ok(_) => Err(Refusal::hint("it is more than a name", hint)),
-            Err(e) => Err(Refusal::hint(e.to_string(), hint)),
+            Ok(_) => Err(ParseError::with_hint("it is more than a name", hint)),
+            Err(e) => Err(ParseError::with_hint(e.to_string(), hint)),
         }
     },
 };
@@ -39,14 +37,18 @@ pub(super) const BACKEND_TLS: Record<BackendTlsDraft> = Record {
         let ca = o.optional(
             "caFile",
             "The only authorities that are trusted. Default: the system's.",
-            Located(FILE),
+            WithLocation(FILE),
         );
         let cert = o.optional(
             "certFile",
             "A client certificate, leaf first; goes with keyFile.",
-            Located(FILE),
+            WithLocation(FILE),
         );
-        let key = o.optional("keyFile", "The client certificate's private key.", Located(FILE));
+        let key = o.optional(
+            "keyFile",
+            "The client certificate's private key.",
+            WithLocation(FILE),
+        );
         let server_name = o.optional(
             "serverName",
             "Asked for and verified in place of the URL's host.",
@@ -59,13 +61,13 @@ pub(super) const BACKEND_TLS: Record<BackendTlsDraft> = Record {
             false,
         );
         for (one, other) in [("certFile", "keyFile"), ("keyFile", "certFile")] {
-            if let (Some(spot), false) = (o.key(one), o.has_or_meant(other)) {
-                let diagnostic = spot.error(format!("'{one}' stands without '{other}'"));
+            if let (Some(node), false) = (o.key(one), o.has_or_meant(other)) {
+                let diagnostic = node.error(format!("'{one}' stands without '{other}'"));
                 o.cx.report(diagnostic.hint("a client certificate needs both"));
             }
         }
-        if let (true, Some(spot)) = (insecure_skip_verify, o.key("insecureSkipVerify")) {
-            let diagnostic = spot.error("the backend's certificate is not verified");
+        if let (true, Some(node)) = (insecure_skip_verify, o.key("insecureSkipVerify")) {
+            let diagnostic = node.error("the backend's certificate is not verified");
             let hint = "for tests only; name the backend's own authority with caFile instead";
             o.cx.report(diagnostic.hint(hint).warning());
             if let Some(unused) = o.key("caFile") {
@@ -93,8 +95,7 @@ pub(super) const BACKEND_TLS: Record<BackendTlsDraft> = Record {
     },
 };
 
-/// What a revision's protocol and its TLS need of its backend. Silent where the backend
-/// could not be decoded.
+/// Checks that protocol and TLS fit the backend. Reports nothing where the backend could not be decoded.
 pub(super) fn check_wire(o: &mut Object<'_>, backend: Option<&Backend>, protocol: Protocol) {
     let Some(backend) = backend else { return };
     let scheme = match backend {
@@ -102,20 +103,20 @@ pub(super) fn check_wire(o: &mut Object<'_>, backend: Option<&Backend>, protocol
         _ => None,
     };
     let https = scheme == Some(Scheme::Https);
-    if let (false, Some(spot)) = (https, o.key("tls")) {
-        let diagnostic = spot.error("'tls' goes with an https url only");
+    if let (false, Some(node)) = (https, o.key("tls")) {
+        let diagnostic = node.error("'tls' goes with an https url only");
         o.cx.report(diagnostic.hint("leave it out, or give the revision a url: https://host"));
     }
     match (protocol, o.key("protocol")) {
-        (Protocol::H2, Some(spot)) if !https => {
-            let diagnostic = spot.error("h2 is HTTP/2 over TLS, but the backend is no https url");
+        (Protocol::H2, Some(node)) if !https => {
+            let diagnostic = node.error("h2 is HTTP/2 over TLS, but the backend is no https url");
             o.cx.report(diagnostic.hint("use h2c for HTTP/2 without TLS, or url: https://host"));
         }
-        (Protocol::H2c, Some(spot)) if https => {
-            let diagnostic = spot.error("h2c is HTTP/2 without TLS, but the url is https");
+        (Protocol::H2c, Some(node)) if https => {
+            let diagnostic = node.error("h2c is HTTP/2 without TLS, but the url is https");
             let diagnostic = diagnostic.hint("use h2 for HTTP/2 over TLS, or http://");
             o.cx.report(match o.value("url") {
-                Some(url) => diagnostic.related(url.place(), "the url"),
+                Some(url) => diagnostic.related(url.location(), "the url"),
                 None => diagnostic,
             });
         }

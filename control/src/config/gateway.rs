@@ -4,39 +4,40 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
+use sluice_config_shape::{
+    Choice, DurationRange, Flag, Integer, List, Located, NodeRef, Object, ParseError, Parsed, Record, Size,
+    WithLocation,
+};
 use sluice_model::{
     AccessLogFormat, DrainSettings, Host, Http2Settings, ListenerSettings, ProxyProtocol, ProxyProtocolMode,
     QueueTotals, Settings, Visibility,
 };
 
 use super::autoscaling::{GLOBALS, Globals};
-use super::decode::{List, Located, Object, Record};
 use super::limits::{LIMITS, default_limits};
 use super::names::{DOMAIN, LISTEN, NETWORK};
-use super::scalar::{Choice, Flag, Integer, Parsed, Refusal, Size, Span};
 use super::service::{SERVICE, VISIBILITY};
 use super::tls::TLS;
-use super::tree::{At, Spot};
 use crate::plan::ProcessLimits;
 
-/// What holds for all services, as far as it could be decoded.
+/// The settings for all services, as far as they could be decoded.
 #[derive(Debug, Clone)]
 pub(crate) struct Draft {
     pub(crate) settings: Settings,
     pub(crate) processes: ProcessLimits,
     pub(crate) autoscaling: Globals,
-    /// Files that somebody else reads.
-    pub(crate) files: Vec<At<PathBuf>>,
-    /// Where each listener's address is; `None` for the default one.
-    pub(crate) listeners: Vec<Option<Spot>>,
-    /// The visibility of the listeners is known: none of them was left out for a mistake.
+    /// Files that the data plane reads.
+    pub(crate) files: Vec<Located<PathBuf>>,
+    /// The position of each listener's address; `None` for the default listener.
+    pub(crate) listeners: Vec<Option<NodeRef>>,
+    /// No listener was left out for a mistake, so that the visibility of all is known.
     pub(crate) listeners_sound: bool,
 }
 
 const LOOPBACK: Ipv4Addr = Ipv4Addr::LOCALHOST;
 const KIB: u64 = 1 << 10;
 
-/// Asks for every top-level key.
+/// Decodes the top-level keys.
 pub(super) fn root(o: &mut Object<'_>) -> Option<Draft> {
     let localhost = Host::parse("localhost").expect("a host");
     let domain = o
@@ -87,7 +88,7 @@ pub(super) fn root(o: &mut Object<'_>) -> Option<Draft> {
     );
     let admin = o.optional("admin", "The admin listener. Default: 127.0.0.1:9900.", ADMIN);
     let dns = o.optional("dns", "How names of endpoints are resolved.", DNS);
-    // Read with the file that it stands in, and not here: asked for so that the schema has it.
+    // Services are decoded file by file; the key is asked for here, so that the schema has it.
     o.list("services", "What is served.", SERVICE);
 
     let (health, admin) = (health.flatten(), admin.flatten());
@@ -97,7 +98,7 @@ pub(super) fn root(o: &mut Object<'_>) -> Option<Draft> {
     let mut spots = Vec::new();
     let listeners = listeners.into_iter().map(|l| {
         files.extend(l.files);
-        spots.push(l.spot);
+        spots.push(l.node);
         l.settings
     });
     let listeners = listeners.collect();
@@ -127,15 +128,15 @@ pub(super) fn root(o: &mut Object<'_>) -> Option<Draft> {
     })
 }
 
-/// Two listeners on one address; port 0 is another one each time.
+/// Reports two listeners on one address. Port 0 is another port each time.
 fn check_addresses(
     o: &mut Object<'_>,
     listeners: &[ListenerDraft],
-    health: Option<&At<SocketAddr>>,
-    admin: Option<&At<SocketAddr>>,
+    health: Option<&Located<SocketAddr>>,
+    admin: Option<&Located<SocketAddr>>,
 ) {
-    let here = |a: &At<SocketAddr>, what| (a.value, what, Some(a.spot.clone()));
-    let mut all: Vec<(SocketAddr, &str, Option<Spot>)> = Vec::new();
+    let here = |a: &Located<SocketAddr>, what| (a.value, what, Some(a.node.clone()));
+    let mut all: Vec<(SocketAddr, &str, Option<NodeRef>)> = Vec::new();
     match admin {
         Some(admin) => all.push(here(admin, "admin")),
         None if !o.has("admin") => all.push((SocketAddr::from((LOOPBACK, 9900)), "admin", None)),
@@ -145,19 +146,19 @@ fn check_addresses(
     all.extend(
         listeners
             .iter()
-            .map(|l| (l.settings.address, "a listener", l.spot.clone())),
+            .map(|l| (l.settings.address, "a listener", l.node.clone())),
     );
-    for (i, (address, _, spot)) in all.iter().enumerate() {
+    for (i, (address, _, node)) in all.iter().enumerate() {
         let earlier = all[..i].iter().find(|(other, ..)| other == address);
         let Some((_, what, other)) = earlier.filter(|_| address.port() != 0) else {
             continue;
         };
-        let Some(spot) = spot.as_ref().or(other.as_ref()) else {
+        let Some(node) = node.as_ref().or(other.as_ref()) else {
             continue;
         };
-        let mut diagnostic = spot.error(format!("{address} is taken twice: {what} is there too"));
+        let mut diagnostic = node.error(format!("{address} is taken twice: {what} is there too"));
         diagnostic = match other {
-            Some(other) => diagnostic.related(other.place(), format!("{what} is here")),
+            Some(other) => diagnostic.related(other.location(), format!("{what} is here")),
             None => diagnostic.hint(format!("{what} is there by default: set admin.address")),
         };
         o.cx.report(diagnostic);
@@ -167,8 +168,8 @@ fn check_addresses(
 #[derive(Debug, Clone)]
 struct ListenerDraft {
     settings: ListenerSettings,
-    spot: Option<Spot>,
-    files: Vec<At<PathBuf>>,
+    node: Option<NodeRef>,
+    files: Vec<Located<PathBuf>>,
 }
 
 impl Default for ListenerDraft {
@@ -181,7 +182,7 @@ impl Default for ListenerDraft {
                 proxy_protocol: None,
                 http2: Http2Settings::default(),
             },
-            spot: None,
+            node: None,
             files: Vec::new(),
         }
     }
@@ -194,7 +195,7 @@ const LISTENER: Record<ListenerDraft> = Record {
         let address = o.required(
             "address",
             "Address and port; port 0 is any free one.",
-            Located(LISTEN),
+            WithLocation(LISTEN),
         );
         let visibility = o.or(
             "visibility",
@@ -225,7 +226,7 @@ const LISTENER: Record<ListenerDraft> = Record {
                 proxy_protocol,
                 http2,
             },
-            spot: Some(address.spot),
+            node: Some(address.node),
             files,
         })
     },
@@ -258,11 +259,11 @@ const PROXY: Record<Option<ProxyProtocol>> = Record {
                 ("required", ProxyProtocolMode::Required),
             ]),
         );
-        let from = o.required("from", "Networks that may send one.", Located(List(NETWORK)));
+        let from = o.required("from", "Networks that may send one.", WithLocation(List(NETWORK)));
         if let Some(from) = &from
-            && matches!(from.spot.content(), super::tree::Content::List(items) if items.is_empty())
+            && from.node.list_len() == Some(0)
         {
-            let diagnostic = from.spot.whole().error("nobody may send a PROXY header");
+            let diagnostic = from.node.whole().error("nobody may send a PROXY header");
             o.cx.report(diagnostic.hint("list the balancer's networks, as 100.64.0.0/10"));
         }
         Some(match (mode, from) {
@@ -328,9 +329,9 @@ const PORTS: Parsed<(u16, u16)> = Parsed {
             (Ok(low), Ok(high)) if 0 < low && low <= high => Ok((low, high)),
             (Ok(low), Ok(high)) if high < low && high > 0 => {
                 let hint = format!("write {high}-{low}");
-                Err(Refusal::hint("its first port is above its last", hint))
+                Err(ParseError::with_hint("its first port is above its last", hint))
             }
-            _ => Err(Refusal::hint("it cannot be read", "write 20000-29999")),
+            _ => Err(ParseError::with_hint("it cannot be read", "write 20000-29999")),
         }
     },
 };
@@ -372,33 +373,33 @@ const DRAIN: Record<DrainSettings> = Record {
             delay: o.or(
                 "delay",
                 "How long new connections are still served after /readyz turned 503.",
-                Span::ANY,
+                DurationRange::ANY,
                 DEFAULT_DRAIN.delay,
             ),
             timeout: o.or(
                 "timeout",
                 "How long open requests may still take.",
-                Span::ANY,
+                DurationRange::ANY,
                 DEFAULT_DRAIN.timeout,
             ),
         })
     },
 };
 
-const HEALTH: Record<Option<At<SocketAddr>>> = Record {
+const HEALTH: Record<Option<Located<SocketAddr>>> = Record {
     name: "Health",
     doc: "A listener for balancers' health checks.",
-    decode: |o| Some(o.required("address", "Address and port.", Located(LISTEN))),
+    decode: |o| Some(o.required("address", "Address and port.", WithLocation(LISTEN))),
 };
 
-const ADMIN: Record<Option<At<SocketAddr>>> = Record {
+const ADMIN: Record<Option<Located<SocketAddr>>> = Record {
     name: "Admin",
     doc: "The admin listener.",
     decode: |o| {
         Some(o.optional(
             "address",
             "Address and port. Default: 127.0.0.1:9900.",
-            Located(LISTEN),
+            WithLocation(LISTEN),
         ))
     },
 };
@@ -409,7 +410,7 @@ const DNS: Record<Duration> = Record {
     name: "Dns",
     doc: "How names of endpoints are resolved.",
     decode: |o| {
-        let refresh = Span {
+        let refresh = DurationRange {
             min: Duration::from_millis(100),
             max: Duration::from_secs(24 * 3600),
             whole_seconds: false,

@@ -1,16 +1,14 @@
-//! What a client may ask of the gateway.
+//! Limits of clients: sizes, counts, rates and timeouts.
 
 use std::time::Duration;
 
+use sluice_config_shape::{DurationRange, Integer, Record, Size};
 use sluice_model::Limits;
-
-use super::decode::Record;
-use super::scalar::{Integer, Size, Span};
 
 const KIB: u64 = 1 << 10;
 const MIB: u64 = 1 << 20;
 
-/// What holds where the file says nothing.
+/// The default limits.
 pub(super) fn default_limits() -> Limits {
     Limits {
         header_timeout: Duration::from_secs(10),
@@ -28,7 +26,7 @@ pub(super) fn default_limits() -> Limits {
         max_concurrent_streams: 128,
         max_stream_resets: Some(1000),
         max_control_frames: Some(1000),
-        // Shorter than the 5 s after which Node.js closes: a stale connection must not cost a POST.
+        // Below the 5 s keep-alive timeout of Node.js: a POST must not meet a connection that is being closed.
         upstream_idle_timeout: Duration::from_secs(4),
         connect_timeout: Duration::from_secs(5),
         max_hops: 10,
@@ -57,13 +55,13 @@ pub(super) const LIMITS: Record<Limits> = Record {
             header_timeout: o.or(
                 "headerTimeout",
                 "For a whole request head, from its first byte; also for PROXY header and TLS handshake.",
-                Span::SOME,
+                DurationRange::POSITIVE,
                 d.header_timeout,
             ),
             idle_timeout: o.or(
                 "idleTimeout",
                 "For a connection without a request.",
-                Span::SOME,
+                DurationRange::POSITIVE,
                 d.idle_timeout,
             ),
             max_header_bytes: super::to_usize(o.or(
@@ -93,7 +91,7 @@ pub(super) const LIMITS: Record<Limits> = Record {
             body_read_timeout: o.or(
                 "bodyReadTimeout",
                 "Between two reads of a request's body, on HTTP/2 of one with a length; also how long a body may come slower than `minBodyRate`.",
-                Span::SOME,
+                DurationRange::POSITIVE,
                 d.body_read_timeout,
             ),
             min_body_rate: or_none(o.or(
@@ -105,7 +103,7 @@ pub(super) const LIMITS: Record<Limits> = Record {
             write_timeout: o.or(
                 "writeTimeout",
                 "Between two writes of a response that the client does not read.",
-                Span::SOME,
+                DurationRange::POSITIVE,
                 d.write_timeout,
             ),
             max_connections: or_none(o.or("maxConnections", connections, count(0, 100_000_000), 50_000))
@@ -120,7 +118,7 @@ pub(super) const LIMITS: Record<Limits> = Record {
             max_connection_age: Some(o.or(
                 "maxConnectionAge",
                 "After which a connection is asked to end; 0s is never.",
-                Span::ANY,
+                DurationRange::ANY,
                 Duration::ZERO,
             ))
             .filter(|age| !age.is_zero()),
@@ -146,13 +144,13 @@ pub(super) const LIMITS: Record<Limits> = Record {
             upstream_idle_timeout: o.or(
                 "upstreamIdleTimeout",
                 "How long an idle connection to a backend may be used again.",
-                Span::ANY,
+                DurationRange::ANY,
                 d.upstream_idle_timeout,
             ),
             connect_timeout: o.or(
                 "connectTimeout",
                 "For connecting to an endpoint.",
-                Span::SOME,
+                DurationRange::POSITIVE,
                 d.connect_timeout,
             ),
             max_hops: u32::try_from(o.or(

@@ -1,71 +1,63 @@
-//! The config format: text into a draft that knows where everything stands, and every mistake.
+//! The config format: every key that Sluice has, as shapes of [`sluice_config_shape`].
 //!
 //! ```text
-//! text ── yaml ──> Tree ── decode ──> FileDraft + Diagnostics ── index, compile ──> services + plans
+//! text ── parse ──> NodeRef ── decode ──> FileDraft + Diagnostics ── index, compile ──> services + plans
 //! ```
 //!
-//! Nothing stops at the first mistake: what could be read is checked further, and what could not is
-//! not complained about twice. The only module that knows YAML.
+//! Decoding does not stop at the first mistake: what could be read is checked further, and what could not be read is not
+//! reported twice.
 //!
-//! **Invariant:** no input makes it panic, and none makes it use memory or time out of proportion.
+//! **Invariant:** no input panics, and none takes memory or time out of proportion to its size.
 
 mod autoscaling;
 mod backend_tls;
-mod decode;
-mod diagnostic;
-mod expand;
 mod gateway;
+mod idna;
 mod limits;
 mod names;
+mod process;
 mod revision;
-mod scalar;
 mod schema;
 mod service;
 mod tls;
 mod traffic;
-mod tree;
-mod units;
-mod written;
-mod yaml;
 
-use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::path::Path;
+
+pub(crate) use sluice_config_shape::{Context, Located, NodeRef, did_you_mean};
+pub use sluice_config_shape::{Diagnostic, Diagnostics, Location, Related, Severity};
+use sluice_config_shape::{Object, parse};
 
 pub(crate) use autoscaling::{Globals, Scaling};
-pub(crate) use decode::{Context, did_you_mean};
-pub use diagnostic::{Diagnostic, Diagnostics, Place, Related, Severity};
 pub(crate) use gateway::Draft;
+use process::variables;
 pub(crate) use revision::RevisionDraft;
 pub use schema::schema;
+use service::SERVICE;
+pub(crate) use service::ServiceDraft;
+pub(crate) use traffic::{Target, TargetRevision, Traffic};
 
 pub use crate::source::SourceFile;
-pub(crate) use service::ServiceDraft;
-pub(crate) use traffic::{Target, Traffic, Which};
-pub(crate) use tree::{At, Spot};
 
-use decode::Object;
-use service::SERVICE;
-use tree::{Content, Node, Segment, Tree};
-
-/// What one file says, whatever other files say.
+/// The decoded services of one file, independent of other files.
 #[derive(Debug)]
 pub(crate) struct FileDraft {
     pub(crate) services: Vec<ServiceDraft>,
-    /// What is wrong so far; that of top-level keys other than `services` is not among it.
+    /// The diagnostics so far, without those of top-level keys other than `services`.
     pub(crate) diagnostics: Diagnostics,
-    /// It has the key `services`, whatever is under it.
+    /// The file has the key `services`, with any value.
     pub(crate) has_services: bool,
-    /// It has other top-level keys, known or not: it takes part in [`ground`].
+    /// The file has other top-level keys, known or not, and takes part in [`ground`].
     pub(crate) has_others: bool,
 }
 
-/// Reads one file. Never fails: mistakes are in the result, and compiling it finds the rest. `env`
-/// gives the value of a variable.
+/// Decodes the services of one file. Mistakes are in the result; the compiler finds the rest. `env` returns the value of a
+/// variable.
 pub(crate) fn decode_file(path: &Path, text: &str, env: Env<'_>) -> FileDraft {
     let mut cx = Context::default();
-    let tree = yaml::parse(path, text, env, &mut cx.diagnostics);
-    let roots = mappings(&tree, &mut cx);
-    let whole = roots.first().cloned().unwrap_or_else(nothing);
+    let roots = parse(path, text, &variables(env), &mut cx.diagnostics);
+    let roots = mappings(roots, &mut cx);
+    let whole = roots.first().cloned().unwrap_or_else(NodeRef::empty);
     let mut object = Object::new(whole, &roots, &mut cx);
     let services = object.list("services", "", SERVICE);
     let has_services = object.has("services");
@@ -78,67 +70,50 @@ pub(crate) fn decode_file(path: &Path, text: &str, env: Env<'_>) -> FileDraft {
     }
 }
 
-/// What holds for all services: the top-level keys of the files that have some, read as one
-/// configuration. Services are not among it. `has_services`: some file has that key, so that no other
-/// one was meant to be it.
+/// Decodes the settings for all services: the top-level keys of all files, merged, without `services`. `has_services`: a file
+/// has that key, so that no unknown key is taken for a misspelling of it.
 pub(crate) fn ground(files: &[SourceFile], has_services: bool, env: Env<'_>) -> (Draft, Diagnostics) {
     let mut cx = Context::default();
     let mut roots = Vec::new();
     for file in files {
-        // What is wrong with the file itself was told with its services.
-        let mut told = Context::default();
-        let tree = yaml::parse(&file.path, &file.text, env, &mut told.diagnostics);
-        roots.extend(mappings(&tree, &mut told));
+        // Mistakes in the file itself are reported with its services.
+        let mut discarded = Context::default();
+        let parsed = parse(
+            &file.path,
+            &file.text,
+            &variables(env),
+            &mut discarded.diagnostics,
+        );
+        roots.extend(mappings(parsed, &mut discarded));
     }
-    let whole = roots.first().cloned().unwrap_or_else(nothing);
+    let whole = roots.first().cloned().unwrap_or_else(NodeRef::empty);
     let mut object = Object::new(whole, &roots, &mut cx);
-    object.forget("services");
+    object.remove("services");
     if has_services {
-        object.has_elsewhere("services");
+        object.present_elsewhere("services");
     }
     let draft = gateway::root(&mut object).expect("the root always makes a draft");
     object.close();
     (draft, cx.diagnostics)
 }
 
-/// Gives the value of a variable, to several threads at once.
+/// Returns the value of a variable, to several threads at once.
 pub type Env<'e> = &'e (dyn Fn(&str) -> Option<String> + Sync);
 
-/// The roots of a file's documents.
-fn mappings(tree: &Arc<Tree>, cx: &mut Context) -> Vec<Spot> {
-    let mut roots = Vec::new();
-    for &root in &tree.roots {
-        let root = Spot::new(tree, root);
-        match root.content() {
-            Content::Mapping(_) => roots.push(root),
-            // An empty document says nothing.
-            Content::Scalar(scalar) if scalar.is_null() => {}
-            _ => {
-                let hint = "a configuration is keys and values, such as 'services:'";
-                cx.mismatch(&root, "a mapping", Some(hint.to_owned()));
-            }
+/// The roots that are mappings. Others are reported, but for empty documents.
+fn mappings(roots: Vec<NodeRef>, cx: &mut Context) -> Vec<NodeRef> {
+    let is_mapping = |root: &NodeRef| {
+        let is_empty = root.scalar().is_some_and(|scalar| scalar.is_null());
+        if !root.is_mapping() && !is_empty {
+            let hint = "a configuration is keys and values, such as 'services:'";
+            cx.mismatch(root, "a mapping", Some(hint.to_owned()));
         }
-    }
-    roots
-}
-
-/// An empty mapping that stands nowhere.
-fn nothing() -> Spot {
-    let tree = Tree {
-        file: PathBuf::new(),
-        nodes: vec![Node {
-            line: 0,
-            column: 0,
-            parent: 0,
-            segment: Segment::Root,
-            content: Content::Mapping(Vec::new()),
-        }],
-        roots: vec![0],
+        root.is_mapping()
     };
-    Spot::new(&Arc::new(tree), 0)
+    roots.into_iter().filter(is_mapping).collect()
 }
 
-/// For counts that a range already bounded.
+/// Converts a count that a range has bounded.
 fn to_usize(n: u64) -> usize {
     usize::try_from(n).unwrap_or(usize::MAX)
 }

@@ -1,23 +1,20 @@
 //! Shapes of names, addresses, paths and headers.
 
 use std::net::{IpAddr, SocketAddr};
-use std::path::{Component, Path, PathBuf};
+use std::path::{Component, PathBuf};
 
 use ipnet::IpNet;
+use sluice_config_shape::{Context, Definitions, NodeRef, ParseError, Parsed, Shape, Verbatim, quoted};
 use sluice_model::{
     EndpointAddr, EndpointTarget, Host, HostPattern, NameError, RevisionId, Scheme, Tag, UrlBackend,
 };
 
-use super::decode::{Context, Definitions, Shape};
-use super::expand::literal;
-use super::scalar::{Parsed, Refusal, Verbatim};
-use super::tree::Spot;
-use super::written::ascii_host;
+use super::idna::ascii_host;
 
 /// A path resolved against the file's directory.
-pub(super) fn resolve(path: &str, at: &Spot) -> PathBuf {
+pub(super) fn resolve(path: &str, at: &NodeRef) -> PathBuf {
     let joined = at.directory().join(path);
-    // Only `.` goes: what `..` means is for the file system to say.
+    // Only `.` is removed: the meaning of `..` depends on links in the file system.
     joined.components().filter(|c| *c != Component::CurDir).collect()
 }
 
@@ -30,20 +27,20 @@ pub(super) const LABEL: Parsed<String> = Parsed {
     },
 };
 
-fn label(text: &str) -> Result<(), Refusal> {
+fn label(text: &str) -> Result<(), ParseError> {
     match RevisionId::parse("default", text) {
         Ok(_) => Ok(()),
-        Err(e) => Err(Refusal::hint(
+        Err(e) => Err(ParseError::with_hint(
             e.to_string(),
             "a name is up to 63 lower-case letters, digits and '-'",
         )),
     }
 }
 
-/// A name that YAML reads as a number is as often a slip as it is meant.
-fn written_as_text(text: &str, at: &Spot) -> Result<(), Refusal> {
+/// Refuses a name that YAML reads as a number, because that is often a slip.
+fn written_as_text(text: &str, at: &NodeRef) -> Result<(), ParseError> {
     match at.scalar() {
-        Some(scalar) if scalar.raw.is_none() && scalar.is_number() => Err(Refusal::hint(
+        Some(scalar) if !scalar.is_expanded() && scalar.is_number() => Err(ParseError::with_hint(
             "YAML reads it as a number",
             format!("quote it: \"{text}\""),
         )),
@@ -51,13 +48,13 @@ fn written_as_text(text: &str, at: &Spot) -> Result<(), Refusal> {
     }
 }
 
-/// A tag.
+/// The name of a tag.
 pub(super) const TAG: Parsed<Tag> = Parsed {
     what: "a tag",
     parse: |text, at| {
         written_as_text(text, at)?;
         let hint = "a tag is up to 63 lower-case letters, digits and '-': it becomes part of a host name";
-        Tag::parse(text).map_err(|e| Refusal::hint(e.to_string(), hint))
+        Tag::parse(text).map_err(|e| ParseError::with_hint(e.to_string(), hint))
     },
 };
 
@@ -67,18 +64,18 @@ pub(super) const DOMAIN: Parsed<Host> = Parsed {
     parse: |text, _| host(text),
 };
 
-fn host(text: &str) -> Result<Host, Refusal> {
+fn host(text: &str) -> Result<Host, ParseError> {
     if text.contains("://") {
-        return Err(Refusal::hint("it is a URL", "write the host alone"));
+        return Err(ParseError::with_hint("it is a URL", "write the host alone"));
     }
     if !text.starts_with('[') && text.contains(':') {
-        return Err(Refusal::hint(
+        return Err(ParseError::with_hint(
             "it has a port",
             "a host matches on every port: leave it out",
         ));
     }
     if let Some(label) = text.trim_end_matches('.').split('.').find(|l| l.len() > 63) {
-        return Err(Refusal::new(format!(
+        return Err(ParseError::new(format!(
             "the label starting with '{}' is longer than 63 bytes",
             label.chars().take(12).collect::<String>()
         )));
@@ -86,13 +83,13 @@ fn host(text: &str) -> Result<Host, Refusal> {
     Host::parse(text).map_err(|e| refused_host(text, e))
 }
 
-/// Why a text is no host. One with letters beyond ASCII is known to DNS, and to clients, by another form.
-fn refused_host(text: &str, error: NameError) -> Refusal {
+/// The error of an invalid host. Hints at the ASCII form, under which DNS and clients know an international name.
+fn refused_host(text: &str, error: NameError) -> ParseError {
     let bare = text.trim_end_matches('.');
     let bare = bare.rsplit_once(':').map_or(bare, |(host, _)| host);
     match ascii_host(bare).filter(|_| matches!(error, NameError::BadChar(_))) {
-        Some(ascii) => Refusal::hint(error.to_string(), format!("its ASCII form is {ascii}")),
-        None => Refusal::new(error.to_string()),
+        Some(ascii) => ParseError::with_hint(error.to_string(), format!("its ASCII form is {ascii}")),
+        None => ParseError::new(error.to_string()),
     }
 }
 
@@ -105,7 +102,7 @@ pub(super) const HOST_PATTERN: Parsed<HostPattern> = Parsed {
             None => (text, false),
         };
         if suffix.contains('*') {
-            return Err(Refusal::hint(
+            return Err(ParseError::with_hint(
                 "'*' stands for whole labels at the start only",
                 "write *.example.com",
             ));
@@ -119,7 +116,7 @@ pub(super) const HOST_PATTERN: Parsed<HostPattern> = Parsed {
     },
 };
 
-/// The Host that a backend gets to see; a port may follow.
+/// The Host header for a backend; a port may follow.
 pub(super) const AUTHORITY: Parsed<String> = Parsed {
     what: "a host",
     parse: |text, _| match Host::parse(text) {
@@ -136,18 +133,18 @@ pub(super) const LISTEN: Parsed<SocketAddr> = Parsed {
             let port = text.strip_prefix(':').unwrap_or(text);
             if !port.is_empty() && port.parse::<u16>().is_ok() {
                 let hint = format!("write 0.0.0.0:{port} for all IPv4 addresses, [::]:{port} for IPv6 too");
-                return Refusal::hint("the address is missing", hint);
+                return ParseError::with_hint("the address is missing", hint);
             }
             let port = text.strip_prefix("localhost:");
             if let Some(port) = port.filter(|port| port.parse::<u16>().is_ok()) {
                 let hint = format!("write 127.0.0.1:{port}");
-                return Refusal::hint("a name may stand for several addresses", hint);
+                return ParseError::with_hint("a name may stand for several addresses", hint);
             }
             if let Ok(address) = text.trim_matches(['[', ']']).parse::<IpAddr>() {
                 let right = SocketAddr::new(address, 8080);
-                return Refusal::hint("the port is missing", format!("write {right}"));
+                return ParseError::with_hint("the port is missing", format!("write {right}"));
             }
-            Refusal::hint(
+            ParseError::with_hint(
                 "it cannot be read",
                 "write 127.0.0.1:8080, 0.0.0.0:80 or [::1]:8080",
             )
@@ -165,7 +162,7 @@ pub(super) const NETWORK: Parsed<IpNet> = Parsed {
             .map(|net| net.trunc())
             .map_err(|_| {
                 let hint = "write 10.0.0.0/8, fd00::/8, or one address";
-                Refusal::hint("it cannot be read", hint)
+                ParseError::with_hint("it cannot be read", hint)
             })
     },
 };
@@ -176,37 +173,45 @@ pub(super) const ENDPOINT: Parsed<EndpointTarget> = Parsed {
     parse: endpoint,
 };
 
-fn endpoint(text: &str, at: &Spot) -> Result<EndpointTarget, Refusal> {
+fn endpoint(text: &str, at: &NodeRef) -> Result<EndpointTarget, ParseError> {
     let forms = "write host:port, [::1]:port or unix:/path/to.sock";
     if text.contains("://") {
-        return Err(Refusal::hint("it is a URL", "use 'url:' instead of 'endpoints:'"));
+        return Err(ParseError::with_hint(
+            "it is a URL",
+            "use 'url:' instead of 'endpoints:'",
+        ));
     }
     if let Some(path) = text.strip_prefix("unix:") {
         if path.is_empty() || path.contains('\0') {
-            return Err(Refusal::hint("the socket's path is missing", forms));
+            return Err(ParseError::with_hint("the socket's path is missing", forms));
         }
         let path = resolve(path, at);
         // sun_path, less the closing NUL.
         if path.as_os_str().len() > 107 {
-            return Err(Refusal::new("the path of a Unix socket has at most 107 bytes"));
+            return Err(ParseError::new("the path of a Unix socket has at most 107 bytes"));
         }
         return Ok(EndpointTarget::Address(EndpointAddr::Unix(path)));
     }
     if let Ok(address) = text.parse::<SocketAddr>() {
         if address.port() == 0 {
-            return Err(Refusal::new("nothing listens on port 0"));
+            return Err(ParseError::new("nothing listens on port 0"));
         }
         return Ok(EndpointTarget::Address(EndpointAddr::Tcp(address)));
     }
     let Some((name, port)) = text.rsplit_once(':') else {
-        return Err(Refusal::hint("the port is missing", forms));
+        return Err(ParseError::with_hint("the port is missing", forms));
     };
     if name.contains(':') {
-        return Err(Refusal::hint("an IPv6 address needs brackets", forms));
+        return Err(ParseError::with_hint("an IPv6 address needs brackets", forms));
     }
     let port = match port.parse::<u16>() {
         Ok(port) if port > 0 && !text.ends_with('+') && !text.contains(":+") => port,
-        _ => return Err(Refusal::hint("its port is not a number from 1 to 65535", forms)),
+        _ => {
+            return Err(ParseError::with_hint(
+                "its port is not a number from 1 to 65535",
+                forms,
+            ));
+        }
     };
     let name = host(name)?;
     Ok(EndpointTarget::Dns {
@@ -221,7 +226,7 @@ pub(super) const BACKEND_URL: Parsed<UrlBackend> = Parsed {
     parse: |text, _| {
         let (scheme, host, port, rest) = url(text)?;
         if rest.contains(['?', '#']) {
-            return Err(Refusal::new("a backend's URL has no query and no fragment"));
+            return Err(ParseError::new("a backend's URL has no query and no fragment"));
         }
         let path_prefix = rest.trim_end_matches('/').to_owned();
         Ok(UrlBackend {
@@ -233,33 +238,38 @@ pub(super) const BACKEND_URL: Parsed<UrlBackend> = Parsed {
     },
 };
 
-/// Where a webhook is.
+/// The URL of a webhook.
 pub(super) const WEBHOOK_URL: Parsed<String> = Parsed {
     what: "a URL",
     parse: |text, _| url(text).map(|_| text.to_owned()),
 };
 
-fn url(text: &str) -> Result<(Scheme, Host, u16, &str), Refusal> {
+fn url(text: &str) -> Result<(Scheme, Host, u16, &str), ParseError> {
     let forms = "write http://host:port or https://host";
     let (scheme, rest) = match text.split_once("://") {
         Some((s, rest)) if s.eq_ignore_ascii_case("http") => (Scheme::Http, rest),
         Some((s, rest)) if s.eq_ignore_ascii_case("https") => (Scheme::Https, rest),
-        Some(_) => return Err(Refusal::hint("its scheme is neither http nor https", forms)),
-        None => return Err(Refusal::hint("its scheme is missing", forms)),
+        Some(_) => {
+            return Err(ParseError::with_hint(
+                "its scheme is neither http nor https",
+                forms,
+            ));
+        }
+        None => return Err(ParseError::with_hint("its scheme is missing", forms)),
     };
     let end = rest.find(['/', '?', '#']).unwrap_or(rest.len());
     let (authority, rest) = rest.split_at(end);
     if authority.contains('@') {
         let hint = "put credentials into a header: requestHeaders or headers";
-        return Err(Refusal::hint("credentials in a URL are not sent", hint));
+        return Err(ParseError::with_hint("credentials in a URL are not sent", hint));
     }
     if let Err(error @ NameError::BadChar(_)) = Host::parse(authority) {
         return Err(refused_host(authority, error));
     }
     if text.parse::<http::Uri>().is_err() {
-        return Err(Refusal::hint("it cannot be read", forms));
+        return Err(ParseError::with_hint("it cannot be read", forms));
     }
-    let host = Host::parse(authority).map_err(|e| Refusal::hint(e.to_string(), forms))?;
+    let host = Host::parse(authority).map_err(|e| ParseError::with_hint(e.to_string(), forms))?;
     let named = authority.rfind(':').filter(|i| !authority[*i..].contains(']'));
     let port = match named.map(|i| &authority[i + 1..]) {
         None | Some("") => match scheme {
@@ -268,7 +278,12 @@ fn url(text: &str) -> Result<(Scheme, Host, u16, &str), Refusal> {
         },
         Some(port) => match port.parse() {
             Ok(port) if port > 0 => port,
-            _ => return Err(Refusal::hint("its port is not a number from 1 to 65535", forms)),
+            _ => {
+                return Err(ParseError::with_hint(
+                    "its port is not a number from 1 to 65535",
+                    forms,
+                ));
+            }
         },
     };
     Ok((scheme, host, port, rest))
@@ -280,27 +295,27 @@ pub(super) const URL_PATH: Parsed<String> = Parsed {
     parse: |text, _| {
         url_path(text)?;
         if text.contains('?') {
-            return Err(Refusal::new("a path here has no query"));
+            return Err(ParseError::new("a path here has no query"));
         }
         Ok(text.to_owned())
     },
 };
 
-/// A path that is asked for; it may have a query.
+/// The path of a probe; may have a query.
 pub(super) const PROBE_PATH: Parsed<String> = Parsed {
     what: "a path",
     parse: |text, _| url_path(text).map(|()| text.to_owned()),
 };
 
-fn url_path(text: &str) -> Result<(), Refusal> {
+fn url_path(text: &str) -> Result<(), ParseError> {
     let special = |c: char| c <= ' ' || c >= '\x7f' || c == '#';
     if !text.starts_with('/') {
         let hint = format!("write /{}", percent_encoded(text, special));
-        return Err(Refusal::hint("it does not start with '/'", hint));
+        return Err(ParseError::with_hint("it does not start with '/'", hint));
     }
     match text.chars().find(|c| special(*c)) {
-        Some('#') => Err(Refusal::new("a path has no fragment")),
-        Some(c) => Err(Refusal::hint(
+        Some('#') => Err(ParseError::new("a path has no fragment")),
+        Some(c) => Err(ParseError::with_hint(
             format!("the character {c:?} has to be escaped"),
             format!("write {}", percent_encoded(text, special)),
         )),
@@ -308,7 +323,7 @@ fn url_path(text: &str) -> Result<(), Refusal> {
     }
 }
 
-/// With these characters as their UTF-8 bytes in hexadecimal (RFC 3986 2.1).
+/// Percent-encodes special characters (RFC 3986 2.1).
 fn percent_encoded(text: &str, special: impl Fn(char) -> bool) -> String {
     let mut out = String::with_capacity(text.len());
     for c in text.chars() {
@@ -323,12 +338,12 @@ fn percent_encoded(text: &str, special: impl Fn(char) -> bool) -> String {
     out
 }
 
-/// A file that is read; its existence is for whoever reads it to check.
+/// A file. Its reader checks that the file exists.
 pub(super) const FILE: Parsed<PathBuf> = Parsed {
     what: "a file",
     parse: |text, at| {
         if text.is_empty() || text.contains('\0') {
-            return Err(Refusal::new("its name is empty or holds a NUL"));
+            return Err(ParseError::new("its name is empty or holds a NUL"));
         }
         Ok(resolve(text, at))
     },
@@ -337,18 +352,18 @@ pub(super) const FILE: Parsed<PathBuf> = Parsed {
 /// A header's name, in lower case.
 pub(super) const HEADER_NAME: Parsed<String> = Parsed {
     what: "a header name",
-    parse: |text, _| header_name(text).map_err(Refusal::new),
+    parse: |text, _| header_name(text).map_err(ParseError::new),
 };
 
-/// Judges a header's name and lowers its case.
+/// Checks a header's name and returns it in lower case.
 pub(super) fn header_name(text: &str) -> Result<String, String> {
     match http::HeaderName::from_bytes(text.as_bytes()) {
         Ok(name) => Ok(name.as_str().to_owned()),
-        Err(_) => Err(format!("{} cannot be a header name", super::tree::quoted(text))),
+        Err(_) => Err(format!("{} cannot be a header name", quoted(text))),
     }
 }
 
-/// Judges the name of a header that is set on requests.
+/// Checks the name of a header that is set on requests.
 pub(super) fn settable_header(text: &str) -> Result<String, String> {
     let name = header_name(text)?;
     match name.as_str() {
@@ -369,18 +384,18 @@ pub(super) const UPGRADE: Parsed<String> = Parsed {
     parse: |text, _| {
         let (name, version) = text.split_once('/').map_or((text, None), |(n, v)| (n, Some(v)));
         if header_name(name).is_err() || version.is_some_and(|v| header_name(v).is_err()) {
-            return Err(Refusal::hint(
+            return Err(ParseError::with_hint(
                 "it is no protocol's name",
                 "a name as clients send it in Upgrade, such as websocket",
             ));
         }
         let lower = text.to_ascii_lowercase();
         match lower.split('/').next() {
-            Some("tls") => Err(Refusal::hint(
+            Some("tls") => Err(ParseError::with_hint(
                 "TLS is not begun by an upgrade here",
                 "give the backend an https url",
             )),
-            Some("h2" | "h2c") => Err(Refusal::hint(
+            Some("h2" | "h2c") => Err(ParseError::with_hint(
                 "HTTP/2 is not begun by an upgrade here",
                 "protocol: h2c speaks it to the backend at once",
             )),
@@ -393,10 +408,10 @@ pub(super) const UPGRADE: Parsed<String> = Parsed {
 pub(super) const COOKIE_NAME: Parsed<String> = Parsed {
     what: "a cookie name",
     parse: |text, _| {
-        // RFC 6265 takes HTTP's token, which is what a header's name is.
+        // RFC 6265: a cookie's name is a token, as a header's name is.
         header_name(text)
             .map(|_| text.to_owned())
-            .map_err(|_| Refusal::new("it holds a character that cookie names cannot have"))
+            .map_err(|_| ParseError::new("it holds a character that cookie names cannot have"))
     },
 };
 
@@ -405,36 +420,23 @@ pub(super) const METHOD: Parsed<String> = Parsed {
     what: "a method",
     parse: |text, _| {
         if header_name(text).is_err() {
-            return Err(Refusal::new("it holds a character that methods cannot have"));
+            return Err(ParseError::new("it holds a character that methods cannot have"));
         }
         if text.bytes().any(|b| b.is_ascii_lowercase()) {
             let hint = format!("write {}", text.to_ascii_uppercase());
-            return Err(Refusal::hint("methods are written in upper case", hint));
+            return Err(ParseError::with_hint("methods are written in upper case", hint));
         }
         Ok(text.to_owned())
     },
 };
 
-/// The program of a command, resolved where it is a relative path rather than a word. It is expanded for each
-/// instance, but the file's directory is not.
-pub(super) fn program(word: &str, at: &Spot) -> String {
-    if word.contains('/') && Path::new(word).is_relative() {
-        let directory = literal(&at.directory().to_string_lossy());
-        let joined = Path::new(&directory).join(word);
-        let parts = joined.components().filter(|c| *c != Component::CurDir);
-        parts.collect::<PathBuf>().to_string_lossy().into_owned()
-    } else {
-        word.to_owned()
-    }
-}
-
-/// A header's value. Never shown in diagnostics: it may be a secret.
+/// A header's value. Diagnostics never show the value, which may be a secret.
 pub(super) struct HeaderText;
 
 impl Shape for HeaderText {
     type Out = String;
 
-    fn decode(&self, at: &Spot, cx: &mut Context) -> Option<String> {
+    fn decode(&self, at: &NodeRef, cx: &mut Context) -> Option<String> {
         let value = Verbatim.decode(at, cx)?;
         if http::HeaderValue::from_bytes(value.as_bytes()).is_err() {
             cx.report(at.error("a header value cannot hold line breaks or other control characters"));

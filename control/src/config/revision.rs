@@ -1,9 +1,13 @@
-//! Revisions: where requests go and how.
+//! Revisions: backends, scaling, timeouts and queues.
 
 use std::collections::{BTreeMap, HashMap};
 use std::path::PathBuf;
 use std::time::Duration;
 
+use sluice_config_shape::{
+    Choice, DurationRange, Integer, List, Located, NodeRef, Object, Record, Seconds, Size, Table,
+    WithLocation,
+};
 use sluice_model::{
     Backend, BackendTls, DEFAULT_STREAMS_PER_CONNECTION, EndpointTarget, Probe, ProbeKind, Protocol,
     QueueLimits, RevisionTimeouts,
@@ -11,29 +15,25 @@ use sluice_model::{
 
 use super::autoscaling::{SCALING, Scaling};
 use super::backend_tls::{BACKEND_TLS, check_wire};
-use super::decode::{Context, Definitions, List, Located, Object, Record, Shape, Table};
 use super::names::{
-    BACKEND_URL, ENDPOINT, FILE, HeaderText, LABEL, PROBE_PATH, UPGRADE, WEBHOOK_URL, program,
-    settable_header,
+    BACKEND_URL, ENDPOINT, HeaderText, LABEL, PROBE_PATH, UPGRADE, WEBHOOK_URL, settable_header,
 };
-use super::scalar::{Choice, Flag, Integer, Seconds, Size, Span, Template};
-use super::tree::{At, Spot};
-use super::written::{LONGEST, as_command};
+use super::process::PROCESS;
 use crate::plan::{ProcessSpec, ScalerSpec, WebhookSpec};
 
-/// A revision as far as it could be decoded.
+/// A revision, as far as it could be decoded.
 #[derive(Debug, Clone)]
 pub(crate) struct RevisionDraft {
     /// `None` in a shorthand service, and after a mistake.
-    pub(crate) name: Option<At<String>>,
+    pub(crate) name: Option<Located<String>>,
     /// `None` after a mistake.
     pub(crate) backend: Option<Backend>,
     pub(crate) scaler: Option<ScalerSpec>,
     pub(crate) protocol: Protocol,
     pub(crate) max_streams_per_connection: u32,
     pub(crate) tls: BackendTls,
-    /// Files that somebody else reads.
-    pub(crate) tls_files: Vec<At<PathBuf>>,
+    /// Files that the data plane reads.
+    pub(crate) tls_files: Vec<Located<PathBuf>>,
     pub(crate) upgrades: Option<Vec<String>>,
     pub(crate) readiness: Option<Probe>,
     pub(crate) start_timeout: Duration,
@@ -41,10 +41,10 @@ pub(crate) struct RevisionDraft {
     pub(crate) timeouts: RevisionTimeouts,
     pub(crate) queue: QueueLimits,
     pub(crate) request_headers: BTreeMap<String, String>,
-    pub(crate) scaling: Option<At<Scaling>>,
+    pub(crate) scaling: Option<Located<Scaling>>,
 }
 
-/// Ways to have a backend; one of them makes a service a shorthand.
+/// The keys of backends. One of them in a service makes the service a shorthand.
 pub(super) const BACKENDS: [&str; 4] = ["endpoints", "url", "process", "activation"];
 
 pub(super) const REVISION: Record<RevisionDraft> = Record {
@@ -54,7 +54,7 @@ pub(super) const REVISION: Record<RevisionDraft> = Record {
         let name = o.required(
             "name",
             "Unique in its namespace, across services.",
-            Located(LABEL),
+            WithLocation(LABEL),
         );
         let mut draft = revision_keys(o);
         draft.name = name;
@@ -67,17 +67,17 @@ pub(super) const REVISION: Record<RevisionDraft> = Record {
     },
 };
 
-/// Every key of a revision but its name; also those of a shorthand service.
+/// Decodes every key of a revision but its name; also for a shorthand service.
 pub(super) fn revision_keys(o: &mut Object<'_>) -> RevisionDraft {
     let endpoints = o.optional(
         "endpoints",
         "Fixed addresses: host:port, [::1]:port or unix:/path. Names are resolved again and again.",
-        List(Located(ENDPOINT)),
+        List(WithLocation(ENDPOINT)),
     );
     let url = o.optional(
         "url",
         "A backend behind a URL: Host is rewritten, TLS verified.",
-        Located(BACKEND_URL),
+        WithLocation(BACKEND_URL),
     );
     let process = o.optional("process", "A local process that is started on demand.", PROCESS);
     let activation = o.optional(
@@ -118,7 +118,7 @@ pub(super) fn revision_keys(o: &mut Object<'_>) -> RevisionDraft {
         start_timeout: o.or(
             "startTimeout",
             "The longest an instance may take to become ready.",
-            Span::SOME,
+            DurationRange::POSITIVE,
             Duration::from_secs(60),
         ),
         container_concurrency: concurrency(o),
@@ -132,7 +132,7 @@ pub(super) fn revision_keys(o: &mut Object<'_>) -> RevisionDraft {
         scaling: o.optional(
             "autoscaling",
             "How it is scaled, under the names of Knative's annotations.",
-            Located(SCALING),
+            WithLocation(SCALING),
         ),
     };
     let (backend, scaler) = backend(o, endpoints, url, process, activation);
@@ -185,23 +185,23 @@ fn timeouts(o: &mut Object<'_>) -> RevisionTimeouts {
         max_stream_age: Some(o.or(
             "maxStreamAge",
             "After which a stream is asked to end, and then ended; 0s is never.",
-            Span::ANY,
+            DurationRange::ANY,
             Duration::ZERO,
         ))
         .filter(|age| !age.is_zero()),
     }
 }
 
-type Found = (Option<Backend>, Option<ScalerSpec>);
+type BackendAndScaler = (Option<Backend>, Option<ScalerSpec>);
 
-/// What the backend keys amount to; nothing after a mistake.
+/// Combines the backend keys into backend and scaler; `None` after a mistake.
 fn backend(
     o: &mut Object<'_>,
-    endpoints: Option<Vec<At<EndpointTarget>>>,
-    url: Option<At<sluice_model::UrlBackend>>,
+    endpoints: Option<Vec<Located<EndpointTarget>>>,
+    url: Option<Located<sluice_model::UrlBackend>>,
     process: Option<ProcessSpec>,
     activation: Option<Option<WebhookSpec>>,
-) -> Found {
+) -> BackendAndScaler {
     let before = o.cx.errors();
     let which = o.only_one_of(&["endpoints", "url", "process"]);
     if let (Some("url" | "process"), Some(key)) = (which, o.key("activation")) {
@@ -218,14 +218,14 @@ fn backend(
             let Some(endpoints) = endpoints else {
                 return (None, None);
             };
-            let mut first: HashMap<&EndpointTarget, &Spot> = HashMap::new();
+            let mut first: HashMap<&EndpointTarget, &NodeRef> = HashMap::new();
             for endpoint in &endpoints {
                 if let Some(first) = first.get(&endpoint.value) {
                     let message = format!("the endpoint '{}' is listed twice", endpoint.value);
-                    let diagnostic = endpoint.spot.error(message).hint("leave one out");
-                    o.cx.report(diagnostic.related(first.place(), "it is listed here first"));
+                    let diagnostic = endpoint.node.error(message).hint("leave one out");
+                    o.cx.report(diagnostic.related(first.location(), "it is listed here first"));
                 } else {
-                    first.insert(&endpoint.value, &endpoint.spot);
+                    first.insert(&endpoint.value, &endpoint.node);
                 }
             }
             let listed = o.key("endpoints");
@@ -257,10 +257,9 @@ fn backend(
     }
 }
 
-/// Whether the list of endpoints is written as an empty one, rather than emptied by mistakes.
+/// Whether the list of endpoints is empty in the file, not only after mistakes.
 fn key_is_empty(o: &Object<'_>) -> bool {
-    o.value("endpoints")
-        .is_some_and(|v| matches!(v.content(), super::tree::Content::List(items) if items.is_empty()))
+    o.value("endpoints").is_some_and(|v| v.list_len() == Some(0))
 }
 
 const DEFAULT_QUEUE: QueueLimits = QueueLimits {
@@ -291,7 +290,7 @@ const QUEUE: Record<QueueLimits> = Record {
             timeout: o.or(
                 "timeout",
                 "The longest one waits.",
-                Span::SOME,
+                DurationRange::POSITIVE,
                 DEFAULT_QUEUE.timeout,
             ),
         })
@@ -314,94 +313,6 @@ const HEADERS: Record<BTreeMap<String, String>> = Record {
 pub(super) const SET: Table<HeaderText> = Table {
     check: settable_header,
     values: HeaderText,
-};
-
-const PROCESS: Record<ProcessSpec> = Record {
-    name: "Process",
-    doc: "A local process. $(PORT), $(K_SERVICE) and $(K_REVISION) expand in command and env.",
-    decode: |o| {
-        let command = o.required(
-            "command",
-            "Program and arguments. Looked up on PATH; 'sluice' is the running executable; with a slash it is relative to this file.",
-            Located(CommandLine),
-        );
-        let spec = ProcessSpec {
-            command: Vec::new(),
-            env: o
-                .optional("env", "Variables of the process.", VARIABLES)
-                .unwrap_or_default(),
-            working_directory: o
-                .optional(
-                    "workingDirectory",
-                    "Relative to this file, whose directory is the default.",
-                    FILE,
-                )
-                .unwrap_or_else(|| o.at.directory()),
-            inherit_env: o.or(
-                "inheritEnv",
-                "Whether the gateway's own variables are passed on.",
-                Flag,
-                true,
-            ),
-            stop_grace_period: o.or(
-                "stopGracePeriod",
-                "Between SIGTERM and SIGKILL.",
-                Span::ANY,
-                Duration::from_secs(10),
-            ),
-        };
-        let mut command = command?;
-        match command.value.first_mut() {
-            Some(first) if !first.is_empty() => *first = program(first, &command.spot),
-            _ => {
-                let diagnostic = command.spot.whole().error("the command is empty");
-                o.cx.report(diagnostic.hint("command: [program, argument, …]"));
-                return None;
-            }
-        }
-        if command.value.iter().any(|word| word.contains('\0')) {
-            o.cx.report(command.spot.error("a command cannot hold a NUL"));
-        }
-        Some(ProcessSpec {
-            command: command.value,
-            ..spec
-        })
-    },
-};
-
-/// Program and arguments.
-struct CommandLine;
-
-impl Shape for CommandLine {
-    type Out = Vec<String>;
-
-    fn decode(&self, at: &Spot, cx: &mut Context) -> Option<Self::Out> {
-        match at.scalar().filter(|scalar| !scalar.is_null()) {
-            Some(scalar) => {
-                let written = Some(scalar.written()).filter(|text| text.len() <= LONGEST);
-                cx.mismatch(at, "a list", written.map(as_command));
-                None
-            }
-            None => List(Template).decode(at, cx),
-        }
-    }
-
-    fn schema(&self, definitions: &mut Definitions) -> serde_json::Value {
-        List(Template).schema(definitions)
-    }
-}
-
-const VARIABLES: Table<Template> = Table {
-    check: |name| {
-        if name.is_empty() || name.contains(['=', '\0']) {
-            return Err(format!(
-                "{} cannot be a variable's name",
-                super::tree::quoted(name)
-            ));
-        }
-        Ok(name.to_owned())
-    },
-    values: Template,
 };
 
 const ACTIVATION: Record<Option<WebhookSpec>> = Record {

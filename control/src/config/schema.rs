@@ -2,11 +2,11 @@
 
 use serde_json::{Value, json};
 
-use super::decode::{Definitions, describe};
 use super::gateway::root;
+use sluice_config_shape::{Definitions, describe};
 
-/// JSON Schema, draft 2020-12. Made by running the decoder on nothing and listing the keys that it
-/// asks for: a key that is known is in here, and the other way round.
+/// The JSON Schema, draft 2020-12. Made by running the decoder on an empty mapping and listing the keys that it asks for, so
+/// that schema and decoder have the same keys.
 pub fn schema() -> Value {
     let mut definitions = Definitions::new();
     let doc = "Sluice's configuration. Several files are merged: lists add up, other keys are set once.";

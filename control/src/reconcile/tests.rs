@@ -74,7 +74,7 @@ struct Seen {
     refuse: Arc<Mutex<Option<String>>>,
 }
 
-impl Parties for Seen {
+impl ChangeSink for Seen {
     fn prepare(&mut self, next: &Settings, _: &[ListenerReference]) -> Result<(), Vec<String>> {
         if let Some(refusal) = self.refuse.lock().clone() {
             return Err(vec![refusal]);
@@ -168,9 +168,9 @@ impl Fixture {
 
     fn step(&mut self, change: Change) -> Option<ReloadOutcome> {
         match self.reconciler.step(change) {
-            Looked::Done(outcome) => Some(outcome),
-            Looked::Nothing => None,
-            Looked::Half => panic!("waits for more"),
+            LookOutcome::Done(outcome) => Some(outcome),
+            LookOutcome::Nothing => None,
+            LookOutcome::Half => panic!("waits for more"),
         }
     }
 
@@ -333,12 +333,12 @@ fn what_may_be_half_of_a_change_waits_for_the_other_half() {
     let write = |fixture: &Fixture, text: &str| *fixture.disk.lock() = Ok(text.to_owned());
     // Nothing is taken away: it counts as soon as the file is complete.
     write(&fixture, "two");
-    let applied = Looked::Done(ReloadOutcome::Applied(Generation(2)));
+    let applied = LookOutcome::Done(ReloadOutcome::Applied(Generation(2)));
     assert_eq!(fixture.reconciler.step(Change::Complete), applied);
     // A mistake may be one only until the rest of the change is there.
     fixture.seen.take();
     write(&fixture, "bad apple");
-    assert_eq!(fixture.reconciler.step(Change::Complete), Looked::Half);
+    assert_eq!(fixture.reconciler.step(Change::Complete), LookOutcome::Half);
     assert_eq!(fixture.seen.take(), [""; 0]);
     assert_eq!(fixture.step(Change::Event), Some(ReloadOutcome::Rejected(1)));
 }

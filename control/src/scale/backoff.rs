@@ -1,19 +1,19 @@
-//! When starting is tried again.
+//! Exponential back-off of starts: after failures in a row, and after crashes in a row.
 
 use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 
-use super::handover::{ago, before, left};
+use super::handover::{elapsed, instant_before, remaining};
 
 const FIRST: Duration = Duration::from_secs(1);
 const LONGEST: Duration = Duration::from_secs(30);
 
-/// An instance that served this long did not fail to start, whatever ended it.
+/// After serving this long, an instance that ends is no part of a crash loop.
 const PROVEN: Duration = Duration::from_secs(10);
 
-/// Doubles from 1 s to 30 s with every failure in a row; up to a quarter is added at random, so
-/// that many revisions with one broken cause do not start together.
+/// The back-off of one revision: doubles from 1 s to 30 s with every failure in a row. Up to a quarter is added as jitter,
+/// so that many revisions with one broken cause do not start together.
 #[derive(Debug, Default)]
 pub(crate) struct Backoff {
     /// Starts that failed in a row.
@@ -25,7 +25,8 @@ pub(crate) struct Backoff {
 }
 
 impl Backoff {
-    /// A start that began at `begun` failed. Those that were under way together count once.
+    /// Counts a failed start that began at `begun`, and returns the delay until the next one. Starts that were under way at
+    /// the same time count once.
     pub(crate) fn failed(&mut self, begun: Instant, now: Instant, jitter: f64) -> Duration {
         if self.failed_at.is_none_or(|at| begun > at) {
             self.failures += 1;
@@ -35,8 +36,8 @@ impl Backoff {
         self.remaining(now).unwrap_or_default()
     }
 
-    /// An instance that was ready for `served` ended by itself. The first time in a row it is
-    /// replaced at once: a crash is no reason to let anybody wait, a crash loop is.
+    /// Counts a crash: an instance that was ready for `served` ended by itself. The first one in a row is replaced without
+    /// delay: requests wait for a crash loop only, not for a crash.
     pub(crate) fn crashed(&mut self, served: Duration, now: Instant, jitter: f64) {
         self.crashes = if served < PROVEN { self.crashes + 1 } else { 0 };
         if self.crashes > 1 {
@@ -44,26 +45,25 @@ impl Backoff {
         }
     }
 
-    /// Nothing may be started for `delay`; not a failure of the revision's own.
+    /// Forbids starts for `delay`, without counting a failure: the revision is not the cause.
     pub(crate) fn hold(&mut self, now: Instant, delay: Duration) {
         self.until = Some(now + delay);
     }
 
-    /// An instance became ready: nothing is wrong as far as anybody knows, so nothing is held back,
-    /// and whoever waits next is not made to wait for a failure that nobody could name. Crashes
-    /// still count until one instance has served for a while.
+    /// Clears failures, because an instance became ready: otherwise the next waiter would wait for a failure without a
+    /// cause to report. Crashes still count until an instance has served for a while.
     pub(crate) fn succeeded(&mut self) {
         self.failures = 0;
         self.failed_at = None;
         self.until = None;
     }
 
-    /// What is started from now on is something else.
+    /// Resets the back-off: another plan is started from now on.
     pub(crate) fn reset(&mut self) {
         *self = Self::default();
     }
 
-    /// How long nothing may be started yet.
+    /// The time until the next start is allowed; `None` when it is allowed now.
     pub(crate) fn remaining(&self, now: Instant) -> Option<Duration> {
         self.until
             .map(|until| until.saturating_duration_since(now))
@@ -78,7 +78,7 @@ impl Backoff {
 
 /// A [`Backoff`] as one gateway leaves it to the next.
 #[derive(Debug, Serialize, Deserialize)]
-pub(crate) struct BackoffLeft {
+pub(crate) struct SavedBackoff {
     failures: u32,
     crashes: u32,
     failed_at: Option<Duration>,
@@ -86,22 +86,22 @@ pub(crate) struct BackoffLeft {
 }
 
 impl Backoff {
-    pub(crate) fn save(&self, now: Instant) -> BackoffLeft {
-        BackoffLeft {
+    pub(crate) fn save(&self, now: Instant) -> SavedBackoff {
+        SavedBackoff {
             failures: self.failures,
             crashes: self.crashes,
-            failed_at: self.failed_at.map(|at| ago(at, now)),
-            until: self.until.map(|at| left(at, now)),
+            failed_at: self.failed_at.map(|at| elapsed(at, now)),
+            until: self.until.map(|at| remaining(at, now)),
         }
     }
 }
 
-impl BackoffLeft {
+impl SavedBackoff {
     pub(crate) fn restore(&self, now: Instant) -> Backoff {
         Backoff {
             failures: self.failures,
             crashes: self.crashes,
-            failed_at: self.failed_at.map(|at| before(now, at)),
+            failed_at: self.failed_at.map(|at| instant_before(now, at)),
             until: self.until.map(|at| now + at),
         }
     }

@@ -1,10 +1,9 @@
-//! What one gateway leaves to the next in an upgrade: everything that it knows of instances, so
-//! that the next one goes on as if it had been there all along.
+//! The serialised state of scaling, which one gateway hands over to the next in an upgrade, so that the next one continues
+//! as if it had run all along.
 //!
-//! The older one is frozen before it says anything, and takes up where it was when the next one
-//! comes to nothing. The next one takes over what the older one had *by its plan*, then reads its
-//! own plan as a reload: what is configured no more is drained, what changed is replaced without
-//! loss, by the same code as always.
+//! The older gateway is frozen before its state is taken, and thaws when the next one fails. The next one restores the state
+//! *with the older one's plan*, then applies its own plan as a reload: what is no longer configured is drained, what changed
+//! is replaced without loss, by the same code as always.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
@@ -13,56 +12,56 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
-use sluice_model::{Failure, RevisionId};
+use sluice_model::{Failure, InstanceId, RevisionId};
 use thiserror::Error;
 use tokio::sync::oneshot;
 
 use super::ScalerEvent;
-use super::scaled::ScaledLeft;
-use super::webhook::Answer;
+use super::process::SavedProcessState;
+use super::webhook::{Answer, SavedWebhookState};
 use crate::plan::{AutoscalePolicy, Metric, RevisionPlan, ScalerSpec};
 
-/// Of the form; grows with every change that the next gateway would misread.
+/// The version of the serialised form; grows with every change that the next gateway would misread.
 const FORM: u32 = 1;
 
-/// What is known of all instances; holds secrets (environments, headers), so it is for a socket
-/// between two gateways of one user and for nothing else.
+/// The serialised state of all revisions and processes. Holds secrets (environments, headers): only for a socket between
+/// two gateways of one user.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct ScaleState {
     form: u32,
     pub(super) next_instance: u64,
-    pub(super) revisions: Vec<Left<ScaledLeft>>,
-    pub(super) processes: Vec<Left<ProcessLeft>>,
+    pub(super) revisions: Vec<Saved<SavedRevision>>,
+    pub(super) processes: Vec<Saved<SavedProcess>>,
 }
 
-/// A frozen gateway's instances.
+/// The state of a frozen gateway, with the next gateway's socket to the supervisor.
 #[derive(Debug)]
 pub struct HandedOver {
-    /// What is known of them.
+    /// The serialised state.
     pub state: ScaleState,
-    /// The next gateway's way to their supervisor; `None` when there is no supervisor.
+    /// The next gateway's socket to the supervisor; `None` when there is no supervisor.
     pub supervisor: Option<OwnedFd>,
 }
 
-/// Why instances cannot be handed over. Nothing has changed then.
+/// An error of a hand-over. The older gateway continues as before.
 #[derive(Debug, Error)]
 pub enum HandoverError {
-    /// The supervisor was started by a gateway that is too old.
+    /// The supervisor was started by a gateway too old for upgrades.
     #[error("the supervisor of local instances is too old for an upgrade: it speaks version {0}")]
     OldSupervisor(u32),
-    /// No socket for the next gateway.
+    /// No socket for the next gateway could be made.
     #[error("no socket for the next gateway: {0}")]
     Socket(#[from] std::io::Error),
-    /// They are handed over already, or the gateway ends.
+    /// The state is handed over already, or the gateway shuts down.
     #[error("instances are not this gateway's to hand over")]
     NotOurs,
-    /// What was handed over is of another form than this gateway knows.
+    /// The state has a version that this gateway does not know.
     #[error("what the older gateway left is of form {0}, which this one does not know")]
     Form(u32),
 }
 
 impl ScaleState {
-    pub(super) fn new(next_instance: u64, revisions: Vec<Left<ScaledLeft>>) -> Self {
+    pub(super) fn new(next_instance: u64, revisions: Vec<Saved<SavedRevision>>) -> Self {
         Self {
             form: FORM,
             next_instance,
@@ -71,10 +70,10 @@ impl ScaleState {
         }
     }
 
-    /// Whether this gateway can go on from it.
+    /// Checks that this gateway can read the state.
     ///
     /// # Errors
-    /// When its form is another one.
+    /// The state has another version.
     pub fn check(&self) -> Result<(), HandoverError> {
         match self.form {
             FORM => Ok(()),
@@ -82,14 +81,13 @@ impl ScaleState {
         }
     }
 
-    /// The ends of instances of which the older gateway's controller had not heard yet, although
-    /// its scaler of processes had.
-    pub(super) fn gone(&self) -> Vec<ScalerEvent> {
-        let running: BTreeSet<u64> = self.processes.iter().map(|left| left.what.instance).collect();
+    /// Exit events that the older gateway's controller had not processed yet, although its scaler of processes had.
+    pub(super) fn pending_exits(&self) -> Vec<ScalerEvent> {
+        let running: BTreeSet<u64> = self.processes.iter().map(|saved| saved.what.instance).collect();
         let mut gone = Vec::new();
-        for left in &self.revisions {
-            let Some(revision) = left.id() else { continue };
-            let known = left.what.instances().into_iter();
+        for saved in &self.revisions {
+            let Some(revision) = saved.id() else { continue };
+            let known = saved.what.instances().into_iter();
             gone.extend(
                 known
                     .filter(|instance| !running.contains(&instance.0))
@@ -104,24 +102,51 @@ impl ScaleState {
         gone
     }
 
-    /// How many instances each revision should have as the older gateway saw it.
+    /// The desired number of instances of each revision, as of the older gateway.
     pub fn desired(&self) -> BTreeMap<RevisionId, u32> {
         let known = self.revisions.iter();
         known
-            .filter_map(|left| Some((left.id()?, left.what.desired())))
+            .filter_map(|saved| Some((saved.id()?, saved.what.desired())))
             .collect()
     }
 }
 
-/// Something of a revision.
+/// The state machine of a revision, of either kind.
 #[derive(Debug, Serialize, Deserialize)]
-pub(super) struct Left<T> {
+#[serde(rename_all = "snake_case")]
+pub(super) enum SavedRevision {
+    /// Local processes.
+    Instances(Box<SavedProcessState>),
+    /// A platform's replicas.
+    Replicas(Box<SavedWebhookState>),
+}
+
+impl SavedRevision {
+    fn desired(&self) -> u32 {
+        match self {
+            Self::Instances(state) => state.desired,
+            Self::Replicas(state) => state.desired,
+        }
+    }
+
+    /// Processes that the older gateway started, as far as its controller knew.
+    fn instances(&self) -> Vec<InstanceId> {
+        match self {
+            Self::Instances(state) => state.ids(),
+            Self::Replicas(_) => Vec::new(),
+        }
+    }
+}
+
+/// A value with the name of its revision.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) struct Saved<T> {
     namespace: String,
     revision: String,
     pub(super) what: T,
 }
 
-impl<T> Left<T> {
+impl<T> Saved<T> {
     pub(super) fn of(revision: &RevisionId, what: T) -> Self {
         Self {
             namespace: revision.namespace().to_owned(),
@@ -130,30 +155,30 @@ impl<T> Left<T> {
         }
     }
 
-    /// `None` for what is no name: a newer gateway reads more strictly.
+    /// The revision; `None` for an invalid name, because a newer gateway may be stricter.
     pub(super) fn id(&self) -> Option<RevisionId> {
         RevisionId::parse(&self.namespace, &self.revision).ok()
     }
 }
 
-/// A process as the scaler of processes knows it.
+/// A process, as the scaler of processes knows it.
 #[derive(Debug, Serialize, Deserialize)]
-pub(super) struct ProcessLeft {
+pub(super) struct SavedProcess {
     pub(super) instance: u64,
     pub(super) port: u16,
     pub(super) pid: Option<i32>,
     pub(super) port_taken: bool,
 }
 
-/// How something was started.
+/// The parts of a plan by which an instance was started.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub(super) struct Launch {
+pub(super) struct SavedLaunch {
     scaler: ScalerSpec,
     service: String,
     start_timeout: Duration,
 }
 
-impl Launch {
+impl SavedLaunch {
     pub(super) fn of(plan: &RevisionPlan) -> Self {
         Self {
             scaler: plan.scaler.clone(),
@@ -162,11 +187,11 @@ impl Launch {
         }
     }
 
-    /// A plan to go on from until the next gateway's own comes: it asks for nothing.
+    /// A plan that asks for nothing, to hold until the next gateway's own plan is applied.
     pub(super) fn plan(&self) -> Arc<RevisionPlan> {
         Arc::new(RevisionPlan {
             scaler: self.scaler.clone(),
-            policy: NOTHING,
+            policy: IDLE_POLICY,
             start_timeout: self.start_timeout,
             service: self.service.clone(),
             reachable: false,
@@ -174,7 +199,7 @@ impl Launch {
     }
 }
 
-const NOTHING: AutoscalePolicy = AutoscalePolicy {
+const IDLE_POLICY: AutoscalePolicy = AutoscalePolicy {
     metric: Metric::Concurrency,
     total_value: 100.0,
     target_value: 70.0,
@@ -194,16 +219,16 @@ const NOTHING: AutoscalePolicy = AutoscalePolicy {
     target_burst_capacity: 0.0,
 };
 
-/// [`Failure`] on the wire.
+/// [`Failure`], serialised.
 #[derive(Debug, Clone, Copy, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub(super) enum FailureLeft {
+pub(super) enum SavedFailure {
     Failed,
     TimedOut,
     NotAllowed,
 }
 
-impl From<Failure> for FailureLeft {
+impl From<Failure> for SavedFailure {
     fn from(failure: Failure) -> Self {
         match failure {
             Failure::Failed => Self::Failed,
@@ -213,41 +238,42 @@ impl From<Failure> for FailureLeft {
     }
 }
 
-impl From<FailureLeft> for Failure {
-    fn from(failure: FailureLeft) -> Self {
+impl From<SavedFailure> for Failure {
+    fn from(failure: SavedFailure) -> Self {
         match failure {
-            FailureLeft::Failed => Self::Failed,
-            FailureLeft::TimedOut => Self::TimedOut,
-            FailureLeft::NotAllowed => Self::NotAllowed,
+            SavedFailure::Failed => Self::Failed,
+            SavedFailure::TimedOut => Self::TimedOut,
+            SavedFailure::NotAllowed => Self::NotAllowed,
         }
     }
 }
 
-/// Two processes have no instant in common, only durations.
-pub(super) fn ago(then: Instant, now: Instant) -> Duration {
-    now.saturating_duration_since(then)
+/// The time since an instant. Instants are saved as durations, because two processes have no clock in common.
+pub(super) fn elapsed(since: Instant, now: Instant) -> Duration {
+    now.saturating_duration_since(since)
 }
 
-pub(super) fn left(until: Instant, now: Instant) -> Duration {
+/// The time until an instant.
+pub(super) fn remaining(until: Instant, now: Instant) -> Duration {
     until.saturating_duration_since(now)
 }
 
-/// The machine may have been started since: then it was long ago all the same.
-pub(super) fn before(now: Instant, ago: Duration) -> Instant {
-    now.checked_sub(ago).unwrap_or(now)
+/// The instant this long before `now`; `now` when the clock does not go back that far.
+pub(super) fn instant_before(now: Instant, elapsed: Duration) -> Instant {
+    now.checked_sub(elapsed).unwrap_or(now)
 }
 
-/// What a platform answered to the older gateway, for the next one.
+/// A platform's answer to a call of the older gateway, passed on to the next one.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PlatformAnswer {
     namespace: String,
     revision: String,
-    answer: AnswerLeft,
+    answer: SavedAnswer,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-enum AnswerLeft {
+enum SavedAnswer {
     Agreed(Vec<SocketAddr>),
     Refused(String),
     Retry(String, Option<Duration>),
@@ -259,9 +285,9 @@ impl PlatformAnswer {
             namespace: revision.namespace().to_owned(),
             revision: revision.name().to_owned(),
             answer: match answer {
-                Answer::Agreed { endpoints } => AnswerLeft::Agreed(endpoints),
-                Answer::Refused(detail) => AnswerLeft::Refused(detail),
-                Answer::Retry { detail, after } => AnswerLeft::Retry(detail, after),
+                Answer::Agreed { endpoints } => SavedAnswer::Agreed(endpoints),
+                Answer::Refused(detail) => SavedAnswer::Refused(detail),
+                Answer::Retry { detail, after } => SavedAnswer::Retry(detail, after),
             },
         }
     }
@@ -269,23 +295,23 @@ impl PlatformAnswer {
     pub(super) fn into_parts(self) -> Option<(RevisionId, Answer)> {
         let revision = RevisionId::parse(&self.namespace, &self.revision).ok()?;
         let answer = match self.answer {
-            AnswerLeft::Agreed(endpoints) => Answer::Agreed { endpoints },
-            AnswerLeft::Refused(detail) => Answer::Refused(detail),
-            AnswerLeft::Retry(detail, after) => Answer::Retry { detail, after },
+            SavedAnswer::Agreed(endpoints) => Answer::Agreed { endpoints },
+            SavedAnswer::Refused(detail) => Answer::Refused(detail),
+            SavedAnswer::Retry(detail, after) => Answer::Retry { detail, after },
         };
         Some((revision, answer))
     }
 }
 
-/// A state on its way: whoever carries it adds what it knows and answers.
+/// A hand-over under way: the scaler of processes adds its part and replies.
 #[derive(Debug)]
-pub(crate) struct Handing {
+pub(crate) struct PendingHandover {
     pub(super) state: ScaleState,
     pub(super) reply: oneshot::Sender<Result<HandedOver, HandoverError>>,
 }
 
-impl Handing {
-    /// Nobody listens any more only when the upgrade was given up: then it is taken back.
+impl PendingHandover {
+    /// Replies. The receiver is gone only when the upgrade was given up, and then the state is taken back.
     pub(super) fn finish(self, supervisor: Result<Option<OwnedFd>, HandoverError>) {
         let state = self.state;
         let _ = self

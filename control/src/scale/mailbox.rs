@@ -1,5 +1,5 @@
-//! What others tell the controller. Nobody who tells it ever waits: what is not taken yet is
-//! coalesced, so it holds at most one word about each revision and instance.
+//! The controller's mailbox: a coalescing queue. Senders never wait; messages not yet read are merged, so the mailbox holds
+//! at most one of a sort for each revision and instance.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -9,24 +9,24 @@ use tokio::sync::Notify;
 
 use crate::plan::PlanDelta;
 
-/// What has come since the last look; to be taken in the order of the fields.
+/// The messages since the last read; to be applied in the order of the fields.
 #[derive(Debug, Default)]
 pub(crate) struct Mail {
     pub(crate) ready: BTreeSet<(RevisionId, InstanceId)>,
     pub(crate) drained: BTreeSet<(RevisionId, InstanceId)>,
-    /// All that came, made one.
+    /// All changes of the plan, merged.
     pub(crate) plan: Option<PlanDelta>,
-    /// Before the waiters: a decision for zero that was made before somebody came must not undo
-    /// what is done for them.
+    /// Applied before `activate`: a decision for zero that is older than a waiter must not undo the waiter's activation.
     pub(crate) desired: BTreeMap<RevisionId, (u32, String)>,
-    /// What was waited for before anybody in `activate` came is there.
+    /// Activations that completed before the pending `activate` requests.
     pub(crate) activated: BTreeSet<RevisionId>,
     pub(crate) activate: BTreeSet<RevisionId>,
-    /// And after.
+    /// Activations that completed after the pending `activate` requests.
     pub(crate) activated_since: BTreeSet<RevisionId>,
     pub(crate) shutdown: bool,
 }
 
+/// The mailbox: many senders, one reader.
 #[derive(Debug, Default)]
 pub(crate) struct Mailbox {
     mail: Mutex<Mail>,
@@ -34,12 +34,13 @@ pub(crate) struct Mailbox {
 }
 
 impl Mailbox {
-    /// Puts something in, under the lock.
+    /// Writes messages under the lock and wakes the reader.
     pub(crate) fn put(&self, write: impl FnOnce(&mut Mail)) {
         write(&mut self.mail.lock());
         self.arrived.notify_one();
     }
 
+    /// Writes a demand of the data plane.
     pub(crate) fn demand(&self, demand: Demand) {
         self.put(|mail| match demand {
             Demand::Activate(revision) => {
@@ -60,21 +61,20 @@ impl Mailbox {
         });
     }
 
-    /// Waits until the gateway ends and takes nothing. Follow it with [`stir`](Self::stir) before
-    /// taking again.
+    /// Waits for the shutdown without reading mail. To be followed by [`wake`](Self::wake) before the next
+    /// [`take`](Self::take).
     pub(crate) async fn closing(&self) {
         while !self.mail.lock().shutdown {
             self.arrived.notified().await;
         }
     }
 
-    /// Lets the reader look, whether something came or not.
-    pub(crate) fn stir(&self) {
+    /// Wakes the reader, with or without new mail.
+    pub(crate) fn wake(&self) {
         self.arrived.notify_one();
     }
 
-    /// Everything there is; waits until there is something. For one reader; dropping the future
-    /// loses nothing.
+    /// Takes all mail; waits until there is some. For one reader. Cancel safe: a dropped future loses nothing.
     pub(crate) async fn take(&self) -> Mail {
         self.arrived.notified().await;
         std::mem::take(&mut *self.mail.lock())

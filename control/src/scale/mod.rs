@@ -1,21 +1,21 @@
-//! Decisions become running instances.
+//! Scaling: starts and stops instances as plans, demand and the autoscaler ask for them.
 //!
-//! One task, the [`Controller`], owns what every revision has and wants. It hears of demand from
-//! the data plane, of decisions from the autoscaler, of plans from the configuration and of starts
-//! and ends from the scaler that carries its decisions out; what follows is worked out by a pure state machine per revision.
-//! Everybody else holds a [`ScaleHandle`] and never waits for it.
+//! One task, the [`Controller`], owns the state of every revision. Its inputs are demand from the data plane, decisions of
+//! the autoscaler, plans of the configuration, and events of the scalers that carry out its orders; a pure state machine
+//! per revision makes actions of them. Everybody else holds a [`ScaleHandle`] and never waits for the controller.
 //!
-//! Local processes belong to a process of their own, the [`supervisor`], so that none of them
-//! survives the gateway. What a platform runs elsewhere it is asked for over HTTP, in numbers.
+//! A revision is of one of two kinds. Local processes belong to a process of their own, the [`supervisor`], so that none of
+//! them survives the gateway; a platform's instances are asked for over HTTP, by number. What the two kinds share is in
+//! `events` and `fleet`.
 
 mod backoff;
 mod controller;
+mod events;
+mod fleet;
 mod handover;
 mod mailbox;
 mod process;
-mod scaled;
 mod scalers;
-mod state;
 pub mod supervisor;
 #[cfg(test)]
 mod testing;
@@ -28,69 +28,66 @@ use std::time::Duration;
 use sluice_model::{Failure, InstanceId, RevisionId};
 
 pub use self::controller::{Controller, ScaleHandle, ScaleOptions};
-use self::handover::Handing;
+use self::handover::PendingHandover;
 pub use self::handover::{HandedOver, HandoverError, PlatformAnswer, ScaleState};
-use self::webhook::Answer;
-use self::webhook::Ask;
+use self::webhook::{Answer, Ask};
 use crate::plan::{PlanDelta, RevisionPlan};
 
-/// Carries decisions out somewhere: how, and within which bounds of the place, is the scaler's
-/// business. Nothing here waits; what became of an order comes as a [`ScalerEvent`].
+/// Carries out orders of the controller, by local processes or by a platform. No method waits; the outcome of an order comes
+/// as a [`ScalerEvent`].
 pub(crate) trait Scaler: Send + 'static {
-    /// What it can be told: where the gateway starts instances itself, this one or that one
-    /// ([`InstanceOrder`]); where somebody else does, how many ([`Ask`]).
+    /// An order: about one instance ([`InstanceOrder`]) for local processes, a number of instances ([`Ask`]) for a platform.
     type Order;
 
-    /// Takes over bounds that a plan sets for all revisions together.
+    /// Applies the bounds that a plan sets for all revisions together.
     fn configure(&mut self, plan: &PlanDelta);
 
-    /// Sees to it.
+    /// Queues an order.
     fn order(&mut self, revision: &RevisionId, order: Self::Order);
 
-    /// Leaves everything to the next gateway: adds what it knows, and answers. Nothing is ordered
-    /// after it but [`take_back`](Self::take_back).
-    fn hand_over(&mut self, handing: Handing) {
-        handing.finish(Ok(None));
+    /// Adds this scaler's state to a hand-over and replies. No order follows, unless [`take_back`](Self::take_back) does.
+    fn hand_over(&mut self, pending: PendingHandover) {
+        pending.finish(Ok(None));
     }
 
-    /// The next gateway came to nothing. What ended meanwhile comes as events.
+    /// Continues after a failed upgrade. Exits that happened meanwhile come as events.
     fn take_back(&mut self) {}
 }
 
-/// To a scaler of single instances. Every started one ends in exactly one `Failed` or `Exited`.
-#[derive(Debug)]
+/// An order to the scaler of processes. Every started instance ends in exactly one `Failed` or `Exited` event.
+#[derive(Debug, PartialEq)]
 pub(crate) enum InstanceOrder {
-    /// Answered by `Started` or `Failed`.
+    /// Starts an instance by a plan; answered by `Started` or `Failed`.
     Start(InstanceId, Arc<RevisionPlan>),
-    /// Ends it, at once when there is no grace; answered by `Exited`. One that has ended already
-    /// is ignored.
+    /// Sends SIGTERM now and SIGKILL after the grace period, at once when that is zero; answered by `Exited`. Ignored for
+    /// an instance that has ended.
     Stop(InstanceId, Duration),
 }
 
-/// What became of an order.
+/// The outcome of an order, or the end of an instance.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum ScalerEvent {
-    /// It runs, or will soon, and will listen here.
+    /// The instance runs, or will soon, and will listen on this address.
     Started {
         revision: RevisionId,
         instance: InstanceId,
         address: SocketAddr,
     },
-    /// It was not started.
+    /// The instance was not started.
     Failed {
         revision: RevisionId,
         instance: InstanceId,
         failure: Failure,
         detail: String,
     },
-    /// It is gone, and everything it had started with it.
+    /// The instance is gone, with all processes that it had started.
     Exited {
         revision: RevisionId,
         instance: InstanceId,
         detail: String,
-        /// It complained that its port is taken.
+        /// Its output says that its port was taken.
         port_taken: bool,
     },
-    /// What a platform said; there is exactly one for each [`Ask`].
+    /// A platform's answer; exactly one for each [`Ask`].
     Answered { revision: RevisionId, answer: Answer },
 }

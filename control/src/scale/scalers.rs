@@ -1,69 +1,100 @@
-//! What the controller decided is done: each action goes to the scaler or the data plane it is for.
+//! Carries out the actions of revisions: each goes to the scaler or the data plane that it is for.
 
 use std::sync::Arc;
 
-use sluice_model::{EndpointSink, InstanceId, LaunchStep, ManagedEndpoint, RevisionId};
+use sluice_model::{EndpointSink, LaunchStep, ManagedEndpoint, RevisionId};
 
-use super::state::{Action, Event};
+use super::events::{EndpointAction, RevisionEvent};
+use super::process::{ProcessAction, ProcessEvent};
+use super::webhook::{WebhookAction, WebhookEvent};
 use super::{Ask, InstanceOrder, Scaler};
 
-/// Who carries decisions out: those that are about instances, and those that are about numbers.
+/// The scaler of each kind of revision.
 #[derive(Debug)]
-pub(super) struct Scalers<I, R> {
-    pub(super) processes: I,
-    pub(super) platforms: R,
+pub(super) struct Scalers<P, W> {
+    pub(super) processes: P,
+    pub(super) platforms: W,
 }
 
-impl<I: Scaler<Order = InstanceOrder>, R: Scaler<Order = Ask>> Scalers<I, R> {
-    /// Does one thing; the data plane's answer, where it gives one, is the next event.
-    pub(super) fn carry_out(
+impl<P: Scaler<Order = InstanceOrder>, W: Scaler<Order = Ask>> Scalers<P, W> {
+    /// Carries out an action of a revision of local processes; the data plane's answer, where there is one, is the next
+    /// event.
+    pub(super) fn process_action(
         &mut self,
         revision: &RevisionId,
-        action: Action,
+        action: ProcessAction,
         sink: &dyn EndpointSink,
-    ) -> Option<Event> {
+    ) -> Option<ProcessEvent> {
         match action {
-            Action::Start(instance, plan) => {
-                tracing::info!(%revision, %instance, "starting an instance");
-                sink.launch(revision, LaunchStep::Ordered);
-                let start = InstanceOrder::Start(instance, plan);
-                self.processes.order(revision, start);
+            ProcessAction::Endpoint(action) => {
+                return endpoint_action(revision, action, sink).map(Into::into);
             }
-            Action::Stop(instance, grace) => {
-                tracing::info!(%revision, %instance, "stopping an instance");
-                self.processes
-                    .order(revision, InstanceOrder::Stop(instance, grace));
+            ProcessAction::Order(order) => {
+                match &order {
+                    InstanceOrder::Start(instance, _) => {
+                        tracing::info!(%revision, %instance, "starting an instance");
+                        sink.launch(revision, LaunchStep::Ordered);
+                    }
+                    InstanceOrder::Stop(instance, _) => {
+                        tracing::info!(%revision, %instance, "stopping an instance");
+                    }
+                }
+                self.processes.order(revision, order);
             }
-            Action::Ask(ask) => {
+        }
+        None
+    }
+
+    /// Carries out an action of a revision that a platform scales; the data plane's answer, where there is one, is the
+    /// next event.
+    pub(super) fn webhook_action(
+        &mut self,
+        revision: &RevisionId,
+        action: WebhookAction,
+        sink: &dyn EndpointSink,
+    ) -> Option<WebhookEvent> {
+        match action {
+            WebhookAction::Endpoint(action) => endpoint_action(revision, action, sink).map(Into::into),
+            WebhookAction::ToZero => Some(WebhookEvent::AtZero(sink.to_zero(revision))),
+            WebhookAction::Ask(ask) => {
                 tracing::info!(%revision, replicas = ask.replicas, reason = ask.reason, "asking the platform");
                 if ask.replicas > 0 {
                     sink.launch(revision, LaunchStep::Ordered);
                 }
                 self.platforms.order(revision, ask);
+                None
             }
-            Action::Add(instance, address, took) => {
-                let endpoint = ManagedEndpoint {
-                    instance,
-                    address,
-                    took,
-                };
-                sink.add(revision, endpoint);
-            }
-            Action::Remove(instance) => sink.remove(revision, instance),
-            Action::Retire { count, to_zero } => {
-                let chosen: Vec<InstanceId> = sink.retire(revision, count, to_zero);
-                return Some(Event::Victims { asked: count, chosen });
-            }
-            Action::ToZero => return Some(Event::AtZero(sink.to_zero(revision))),
-            Action::End(instances) => {
-                tracing::info!(%revision, ?instances, "the drain timeout is over: ending what is open");
-                sink.end(revision, &instances);
-            }
-            Action::RetireThese(instances) => sink.retire_these(revision, &instances),
-            Action::Fail(failure) => sink.fail(revision, Arc::new(failure)),
-            Action::Forgive => sink.forgive(revision),
-            Action::Warn(what) => tracing::warn!(%revision, "{what}"),
         }
-        None
     }
+}
+
+fn endpoint_action(
+    revision: &RevisionId,
+    action: EndpointAction,
+    sink: &dyn EndpointSink,
+) -> Option<RevisionEvent> {
+    match action {
+        EndpointAction::Add(instance, address, took) => {
+            let endpoint = ManagedEndpoint {
+                instance,
+                address,
+                took,
+            };
+            sink.add(revision, endpoint);
+        }
+        EndpointAction::Remove(instance) => sink.remove(revision, instance),
+        EndpointAction::Retire { count, to_zero } => {
+            let chosen = sink.retire(revision, count, to_zero);
+            return Some(RevisionEvent::Victims { asked: count, chosen });
+        }
+        EndpointAction::End(instances) => {
+            tracing::info!(%revision, ?instances, "the drain timeout is over: ending what is open");
+            sink.end(revision, &instances);
+        }
+        EndpointAction::RetireThese(instances) => sink.retire_these(revision, &instances),
+        EndpointAction::Fail(failure) => sink.fail(revision, Arc::new(failure)),
+        EndpointAction::Forgive => sink.forgive(revision),
+        EndpointAction::Warn(what) => tracing::warn!(%revision, "{what}"),
+    }
+    None
 }

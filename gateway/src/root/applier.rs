@@ -2,14 +2,14 @@
 
 use std::sync::Arc;
 
-use sluice_control::autoscale::{AutoscaleHandle, Desired};
+use sluice_control::autoscale::AutoscaleHandle;
 use sluice_control::compile::ListenerReference;
 use sluice_control::plan::PlanDelta;
-use sluice_control::reconcile::{Parties, ReloadOutcome};
+use sluice_control::reconcile::{ChangeSink, ReloadOutcome};
 use sluice_control::scale::ScaleHandle;
 use sluice_gateway::edge::Edge;
 use sluice_gateway::observe::{Metrics, ReloadResult};
-use sluice_model::{Delta, Generation, RevisionId, Settings};
+use sluice_model::{Delta, Generation, Settings};
 use tokio::runtime::Handle;
 
 use super::admin_state::Plans;
@@ -43,7 +43,7 @@ impl Applier {
     }
 }
 
-impl Parties for Applier {
+impl ChangeSink for Applier {
     fn prepare(&mut self, next: &Settings, places: &[ListenerReference]) -> Result<(), Vec<String>> {
         let refused = self.runtime.block_on(self.edge.prebind(next));
         if refused.is_empty() {
@@ -88,14 +88,5 @@ impl Parties for Applier {
             ReloadOutcome::Rejected(_) => ReloadResult::Rejected,
         });
         self.notify.reloaded();
-    }
-}
-
-/// Adapts the scaler's handle to the autoscaler's output.
-pub(super) struct DesiredAdapter(pub(super) ScaleHandle);
-
-impl Desired for DesiredAdapter {
-    fn set_desired(&self, revision: &RevisionId, desired: u32, reason: String) {
-        self.0.set_desired(revision, desired, reason);
     }
 }

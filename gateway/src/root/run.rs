@@ -19,7 +19,7 @@ use tokio::runtime::{Builder, Runtime};
 use tokio::task::JoinSet;
 
 use super::admin_state::{GatewayState, Plans};
-use super::applier::{Applier, DesiredAdapter};
+use super::applier::Applier;
 use super::build::{Built, build};
 use super::shutdown::Running;
 use super::signals::Signals;
@@ -184,11 +184,7 @@ fn serve(
         };
         controller.spawn(Arc::clone(&registry) as _, options, left);
     }
-    let (autoscale, decisions) = autoscaler(
-        Arc::clone(&registry) as _,
-        Arc::new(DesiredAdapter(scale.clone())),
-        wanted,
-    );
+    let (autoscale, decisions) = autoscaler(Arc::clone(&registry) as _, Arc::new(scale.clone()), wanted);
     let _ = demand.autoscale.set(autoscale.clone());
     let decisions = control.spawn(decisions.run()).abort_handle();
 

@@ -1,7 +1,7 @@
-//! `$(NAME)` in command and env, as Kubernetes expands it.
+//! Expansion of `$(NAME)` in command and env, by the rules of Kubernetes.
 
-/// Replaces `$(NAME)` where the name is known and leaves it where it is not; `$$` is a dollar, so
-/// `$$(NAME)` stays as `$(NAME)`.
+/// Replaces `$(NAME)` by its value and leaves unknown names as they are. `$$` is an escaped dollar, so `$$(NAME)` becomes
+/// `$(NAME)`.
 pub(super) fn expand<'v>(text: &str, value: impl Fn(&str) -> Option<&'v str>) -> String {
     let mut out = String::with_capacity(text.len());
     let mut rest = text;

@@ -1,4 +1,4 @@
-//! Local processes pass from one gateway to the next.
+//! The hand-over of local processes to the next gateway of an upgrade: the scaler's part.
 
 use std::collections::BTreeSet;
 use std::io;
@@ -8,39 +8,39 @@ use std::os::unix::net::UnixStream;
 use sluice_model::{InstanceId, RevisionId};
 
 use super::{Actor, Running};
-use crate::scale::handover::{Handing, HandoverError, Left, ProcessLeft};
+use crate::scale::handover::{HandoverError, PendingHandover, Saved, SavedProcess};
 use crate::scale::supervisor::{ATTACHES, Command, Link, Listed, VERSION};
 
-/// What an older gateway left of its processes.
+/// The older gateway's processes, with a socket to their supervisor.
 #[derive(Debug)]
-pub(crate) struct Adopted {
+pub(crate) struct InheritedProcesses {
     pub(crate) supervisor: OwnedFd,
-    pub(crate) processes: Vec<(RevisionId, ProcessLeft)>,
+    pub(crate) processes: Vec<(RevisionId, SavedProcess)>,
 }
 
 impl<C: Fn() -> io::Result<UnixStream>> Actor<C> {
-    /// Adds what is known and a socket of its own for the next gateway. The supervisor obeys in
-    /// order, so everything ordered before is done before the next one is heard.
-    pub(super) fn hand_over(&mut self, mut handing: Handing) {
+    /// Adds the processes, and a socket to the supervisor for the next gateway. The supervisor executes commands in order, so
+    /// earlier orders are done before the next gateway's first one.
+    pub(super) fn hand_over(&mut self, mut pending: PendingHandover) {
         let processes = self.instances.iter().map(|(id, running)| {
-            let left = ProcessLeft {
+            let saved = SavedProcess {
                 instance: id.0,
                 port: running.port,
                 pid: running.pid,
                 port_taken: running.port_taken,
             };
-            Left::of(&running.revision, left)
+            Saved::of(&running.revision, saved)
         });
-        handing.state.processes = processes.collect();
+        pending.state.processes = processes.collect();
         let supervisor = self.attach();
-        handing.finish(supervisor);
+        pending.finish(supervisor);
     }
 
     fn attach(&mut self) -> Result<Option<OwnedFd>, HandoverError> {
         let Some(link) = &mut self.link else {
             return Ok(None);
         };
-        // One that has not said anything yet was started by this gateway, from the same binary.
+        // A supervisor without a `Hello` yet was started by this gateway, from the same binary.
         if let Some(version) = self.version.filter(|version| *version < ATTACHES) {
             return Err(HandoverError::OldSupervisor(version));
         }
@@ -49,27 +49,27 @@ impl<C: Fn() -> io::Result<UnixStream>> Actor<C> {
         Ok(Some(ours.into()))
     }
 
-    /// The next gateway came to nothing.
+    /// Reclaims the supervisor after a failed upgrade.
     pub(super) fn take_back(&mut self) {
         if let Some(link) = &mut self.link {
-            link.push(&Command::Reclaim).expect("it is short");
+            link.push(&Command::Reclaim).expect("a reclaim is short");
             self.expected = self.instances.keys().copied().collect();
         }
     }
 
-    /// Goes on where another gateway stopped.
-    pub(super) fn adopt(&mut self, adopted: Adopted) -> io::Result<()> {
-        for (revision, left) in adopted.processes {
-            self.ports.occupy(left.port);
+    /// Takes over the processes of an older gateway.
+    pub(super) fn inherit(&mut self, inherited: InheritedProcesses) -> io::Result<()> {
+        for (revision, saved) in inherited.processes {
+            self.ports.occupy(saved.port);
             let running = Running {
                 revision,
-                port: left.port,
-                pid: left.pid,
-                port_taken: left.port_taken,
+                port: saved.port,
+                pid: saved.pid,
+                port_taken: saved.port_taken,
             };
-            self.instances.insert(InstanceId(left.instance), running);
+            self.instances.insert(InstanceId(saved.instance), running);
         }
-        let mut link = Link::new(UnixStream::from(adopted.supervisor))?;
+        let mut link = Link::new(UnixStream::from(inherited.supervisor))?;
         link.push(&Command::Hello { version: VERSION })?;
         link.push(&Command::List)?;
         self.expected = self.instances.keys().copied().collect();
@@ -77,15 +77,14 @@ impl<C: Fn() -> io::Result<UnixStream>> Actor<C> {
         Ok(())
     }
 
-    /// What runs by the supervisor's word. What started or ended while somebody else was told is
-    /// learned here.
+    /// Reconciles with the supervisor's listing: instances that started or exited while another gateway got the events.
     pub(super) async fn listed(&mut self, listed: Vec<Listed>) {
         let mut gone: BTreeSet<InstanceId> = std::mem::take(&mut self.expected);
         for process in listed {
             let instance = InstanceId(process.instance);
             gone.remove(&instance);
             match self.instances.get(&instance) {
-                // Told again where it is known: the controller may not have heard of it.
+                // Reported again where known: the controller may have missed the event.
                 Some(_) => self.started(instance, process.pid).await,
                 None => {
                     tracing::warn!(%instance, pid = process.pid, "an instance that nobody knows is ended");

@@ -1,8 +1,9 @@
-//! Local processes as a [`Scaler`]: ports, environment, and one conversation with the supervisor.
+//! The scaler of local processes: allocates ports, expands commands, and sends orders to the supervisor.
 
 mod expand;
 mod handover;
 mod ports;
+mod state;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
@@ -18,22 +19,23 @@ use sluice_model::{Failure, InstanceId, RevisionId};
 use tokio::sync::mpsc;
 
 use self::expand::expand;
-pub(crate) use self::handover::Adopted;
+pub(crate) use self::handover::InheritedProcesses;
 use self::ports::Ports;
-use super::handover::Handing;
-use super::supervisor::{Command, Event, Label, Link, Start, Stream, Turn, VERSION, decode};
+pub(crate) use self::state::{ProcessAction, ProcessEvent, ProcessState, SavedProcessState};
+use super::handover::PendingHandover;
+use super::supervisor::{Command, Event, Label, Link, LinkEvent, Start, Stream, VERSION, decode};
 use super::{InstanceOrder, Scaler, ScalerEvent};
 use crate::plan::{PlanDelta, ProcessLimits, ProcessSpec, RevisionPlan, ScalerSpec};
 
-/// The most of a line of stderr that becomes part of an answer.
-const MAX_LAST_WORDS: usize = 512;
+/// The longest part of an instance's last line on stderr that becomes a failure's detail, in bytes.
+const MAX_STDERR_DETAIL: usize = 512;
 
-/// Starts and stops local processes. The work is done by a task of its own; dropping this ends
-/// the task, closes the socket, and so ends every instance.
+/// The handle of the task that starts and stops local processes. Dropping the handle ends the task, which closes the
+/// supervisor's socket, and so ends every instance.
 #[derive(Debug)]
 pub(crate) struct ProcessScaler {
-    /// Unbounded, because the controller must not wait for a task that waits for it. It holds at
-    /// most one start and a few stops for each instance, whose number is bounded.
+    /// Unbounded, because the controller must not wait for a task that waits for the controller. Bounded in practice by the
+    /// number of instances: one start and a few stops for each.
     orders: mpsc::UnboundedSender<Order>,
 }
 
@@ -42,24 +44,23 @@ enum Order {
     Limits(ProcessLimits),
     Start(RevisionId, InstanceId, Arc<RevisionPlan>),
     Stop(InstanceId, Duration),
-    HandOver(Handing),
+    HandOver(PendingHandover),
     TakeBack,
 }
 
 impl ProcessScaler {
-    /// Starts the task. `executable` is what the command word `sluice` means; `connect` starts a
-    /// supervisor and is called when the first instance is started, and again should it be lost.
-    /// `adopted` is what an older gateway left.
+    /// Starts the task. `executable` replaces the command word `sluice`. `connect` starts a supervisor: called for the first
+    /// instance, and again after the supervisor was lost. `inherited` are the processes of an older gateway.
     pub(crate) fn spawn(
         executable: PathBuf,
         seed: u64,
         connect: impl Fn() -> io::Result<UnixStream> + Send + Sync + 'static,
         events: mpsc::Sender<ScalerEvent>,
-        adopted: Option<Adopted>,
+        inherited: Option<InheritedProcesses>,
     ) -> Self {
         let (orders, inbox) = mpsc::unbounded_channel();
         let mut rng = fastrand::Rng::with_seed(seed);
-        // No range until there is a plan; without a plan nothing is started.
+        // An empty range until the first plan, before which nothing is started.
         #[expect(clippy::reversed_empty_ranges, reason = "a range without ports")]
         let ports = Ports::new(1..=0, &mut rng);
         let actor = Actor {
@@ -74,12 +75,12 @@ impl ProcessScaler {
             instances: BTreeMap::new(),
             expected: BTreeSet::new(),
         };
-        tokio::spawn(actor.run(inbox, adopted));
+        tokio::spawn(actor.run(inbox, inherited));
         Self { orders }
     }
 
-    fn tell(&self, order: Order) {
-        // The task ends only after this end is dropped.
+    fn send(&self, order: Order) {
+        // The task ends only after the sender is dropped.
         let _ = self.orders.send(order);
     }
 }
@@ -88,22 +89,22 @@ impl Scaler for ProcessScaler {
     type Order = InstanceOrder;
 
     fn configure(&mut self, plan: &PlanDelta) {
-        self.tell(Order::Limits(plan.processes.clone()));
+        self.send(Order::Limits(plan.processes.clone()));
     }
 
     fn order(&mut self, revision: &RevisionId, order: InstanceOrder) {
-        self.tell(match order {
+        self.send(match order {
             InstanceOrder::Start(instance, plan) => Order::Start(revision.clone(), instance, plan),
             InstanceOrder::Stop(instance, grace) => Order::Stop(instance, grace),
         });
     }
 
-    fn hand_over(&mut self, handing: Handing) {
-        self.tell(Order::HandOver(handing));
+    fn hand_over(&mut self, pending: PendingHandover) {
+        self.send(Order::HandOver(pending));
     }
 
     fn take_back(&mut self) {
-        self.tell(Order::TakeBack);
+        self.send(Order::TakeBack);
     }
 }
 
@@ -115,26 +116,26 @@ struct Actor<C> {
     max: u32,
     ports: Ports,
     link: Option<Link>,
-    /// The supervisor's, once it said it.
+    /// The supervisor's protocol version, after its `Hello`.
     version: Option<u32>,
     instances: BTreeMap<InstanceId, Running>,
-    /// Those that a list that was asked for has to have in it.
+    /// The instances that the next listing should contain; the others have exited.
     expected: BTreeSet<InstanceId>,
 }
 
 struct Running {
     revision: RevisionId,
     port: u16,
-    /// Once it runs.
+    /// The leader's process id, once the instance runs.
     pid: Option<i32>,
-    /// It said that its port is taken.
+    /// Its output says that its port was taken.
     port_taken: bool,
 }
 
 impl<C: Fn() -> io::Result<UnixStream>> Actor<C> {
-    async fn run(mut self, mut inbox: mpsc::UnboundedReceiver<Order>, adopted: Option<Adopted>) {
-        if let Some(adopted) = adopted
-            && let Err(error) = self.adopt(adopted)
+    async fn run(mut self, mut inbox: mpsc::UnboundedReceiver<Order>, inherited: Option<InheritedProcesses>) {
+        if let Some(inherited) = inherited
+            && let Err(error) = self.inherit(inherited)
         {
             self.lost(&error.to_string()).await;
         }
@@ -149,14 +150,14 @@ impl<C: Fn() -> io::Result<UnixStream>> Actor<C> {
                         self.start(revision, instance, &plan).await;
                     }
                     Some(Order::Stop(instance, grace)) => self.stop(instance, grace),
-                    Some(Order::HandOver(handing)) => self.hand_over(handing),
+                    Some(Order::HandOver(pending)) => self.hand_over(pending),
                     Some(Order::TakeBack) => self.take_back(),
                     None => return,
                 },
-                turn = next_turn(&mut self.link) => match turn {
-                    Ok(Turn::Message(frame)) => self.hear(&frame).await,
-                    Ok(Turn::Wrote) => {}
-                    Ok(Turn::Closed) => self.lost("it closed the connection").await,
+                turn = next_event(&mut self.link) => match turn {
+                    Ok(LinkEvent::Message(frame)) => self.on_message(&frame).await,
+                    Ok(LinkEvent::Wrote) => {}
+                    Ok(LinkEvent::Closed) => self.lost("it closed the connection").await,
                     Err(error) => self.lost(&error.to_string()).await,
                 },
             }
@@ -165,7 +166,7 @@ impl<C: Fn() -> io::Result<UnixStream>> Actor<C> {
 
     async fn start(&mut self, revision: RevisionId, instance: InstanceId, plan: &RevisionPlan) {
         if let Err((failure, detail)) = self.try_start(&revision, instance, plan) {
-            self.tell(ScalerEvent::Failed {
+            self.report(ScalerEvent::Failed {
                 revision,
                 instance,
                 failure,
@@ -198,7 +199,7 @@ impl<C: Fn() -> io::Result<UnixStream>> Actor<C> {
             .link()
             .and_then(|link| link.push(&Command::Start(Box::new(start))));
         if let Err(error) = sent {
-            self.ports.give_back(port);
+            self.ports.release(port);
             return Err((Failure::Failed, format!("the supervisor cannot be told: {error}")));
         }
         self.instances.insert(
@@ -256,7 +257,7 @@ impl<C: Fn() -> io::Result<UnixStream>> Actor<C> {
     }
 
     fn stop(&mut self, instance: InstanceId, grace: Duration) {
-        // Unknown, or without a connection, it is gone already.
+        // An unknown instance, or one without a supervisor, is gone already.
         if let Some(link) = self
             .link
             .as_mut()
@@ -283,7 +284,7 @@ impl<C: Fn() -> io::Result<UnixStream>> Actor<C> {
             .ok_or_else(|| io::ErrorKind::NotConnected.into())
     }
 
-    async fn hear(&mut self, frame: &[u8]) {
+    async fn on_message(&mut self, frame: &[u8]) {
         match decode(frame) {
             Ok(Event::Hello { version }) => {
                 tracing::debug!(version, "the supervisor is there");
@@ -292,7 +293,7 @@ impl<C: Fn() -> io::Result<UnixStream>> Actor<C> {
             Ok(Event::Started { instance, pid }) => self.started(InstanceId(instance), pid).await,
             Ok(Event::StartFailed { instance, error }) => {
                 if let Some(running) = self.forget(InstanceId(instance)) {
-                    self.tell(ScalerEvent::Failed {
+                    self.report(ScalerEvent::Failed {
                         revision: running.revision,
                         instance: InstanceId(instance),
                         failure: Failure::Failed,
@@ -321,7 +322,7 @@ impl<C: Fn() -> io::Result<UnixStream>> Actor<C> {
             Ok(Event::Listing { instances }) => self.listed(instances).await,
             Ok(Event::Outranked) => tracing::warn!("a newer gateway gives the orders"),
             Ok(Event::Refused { error }) => tracing::warn!(%error, "the supervisor refused a command"),
-            // It may be newer than this gateway and say what this one does not know.
+            // A newer supervisor may send messages that this gateway does not know.
             Err(error) => tracing::debug!(%error, "the supervisor was not understood"),
         }
     }
@@ -332,7 +333,7 @@ impl<C: Fn() -> io::Result<UnixStream>> Actor<C> {
             let address = SocketAddr::from((Ipv4Addr::LOCALHOST, running.port));
             let revision = running.revision.clone();
             tracing::debug!(%revision, %instance, pid, %address, "instance runs");
-            self.tell(ScalerEvent::Started {
+            self.report(ScalerEvent::Started {
                 revision,
                 instance,
                 address,
@@ -361,13 +362,13 @@ impl<C: Fn() -> io::Result<UnixStream>> Actor<C> {
         let Some(running) = self.forget(instance) else {
             return;
         };
-        let said = last_stderr.as_deref();
-        let port_taken = running.port_taken || said.is_some_and(says_port_taken);
-        let detail = match said {
+        let last_line = last_stderr.as_deref();
+        let port_taken = running.port_taken || last_line.is_some_and(says_port_taken);
+        let detail = match last_line {
             Some(line) => format!("{status}: {}", shorten(line)),
             None => status,
         };
-        self.tell(ScalerEvent::Exited {
+        self.report(ScalerEvent::Exited {
             revision: running.revision,
             instance,
             detail,
@@ -376,8 +377,8 @@ impl<C: Fn() -> io::Result<UnixStream>> Actor<C> {
         .await;
     }
 
-    /// The supervisor is gone before its gateway: somebody killed it. Its instances have lost
-    /// their owner and are ended from here, as far as their groups reach.
+    /// Handles the loss of the supervisor, which somebody must have killed: kills the process groups of its instances from
+    /// here, and reports them as exited.
     async fn lost(&mut self, why: &str) {
         tracing::error!(
             instances = self.instances.len(),
@@ -388,8 +389,8 @@ impl<C: Fn() -> io::Result<UnixStream>> Actor<C> {
             if let Some(pid) = running.pid {
                 let _ = killpg(Pid::from_raw(pid), Signal::SIGKILL);
             }
-            self.ports.give_back(running.port);
-            self.tell(ScalerEvent::Exited {
+            self.ports.release(running.port);
+            self.report(ScalerEvent::Exited {
                 revision: running.revision,
                 instance,
                 detail: "lost with its supervisor".to_owned(),
@@ -401,24 +402,24 @@ impl<C: Fn() -> io::Result<UnixStream>> Actor<C> {
 
     fn forget(&mut self, instance: InstanceId) -> Option<Running> {
         let running = self.instances.remove(&instance)?;
-        self.ports.give_back(running.port);
+        self.ports.release(running.port);
         Some(running)
     }
 
-    async fn tell(&self, event: ScalerEvent) {
-        // Without a controller nobody needs to know.
+    async fn report(&self, event: ScalerEvent) {
+        // A controller that is gone needs no event.
         let _ = self.events.send(event).await;
     }
 }
 
-async fn next_turn(link: &mut Option<Link>) -> io::Result<Turn> {
+async fn next_event(link: &mut Option<Link>) -> io::Result<LinkEvent> {
     match link {
         Some(link) => link.next().await,
         None => std::future::pending().await,
     }
 }
 
-/// There is no other way to learn it: the exit status of a server that could not bind is its own.
+/// Whether a line of output says that the port was taken. The exit status does not: every server has its own.
 fn says_port_taken(line: &str) -> bool {
     let line = line.to_ascii_lowercase();
     [
@@ -432,7 +433,7 @@ fn says_port_taken(line: &str) -> bool {
 }
 
 fn shorten(line: &str) -> &str {
-    &line[..line.floor_char_boundary(MAX_LAST_WORDS)]
+    &line[..line.floor_char_boundary(MAX_STDERR_DETAIL)]
 }
 
 fn milliseconds(duration: Duration) -> u64 {

@@ -1,11 +1,11 @@
-//! Which port an instance gets.
+//! Port allocation for local instances.
 
 use std::collections::BTreeSet;
 use std::net::{Ipv4Addr, TcpListener};
 use std::ops::RangeInclusive;
 
-/// Hands out ports of a range in turn, so that one that was just given back, or was taken by
-/// somebody else a moment ago, is not the next one tried.
+/// A round-robin allocator over a range of ports: a port that was just released, or found taken by another program, is not
+/// the next one tried.
 #[derive(Debug)]
 pub(super) struct Ports {
     range: RangeInclusive<u16>,
@@ -14,8 +14,7 @@ pub(super) struct Ports {
 }
 
 impl Ports {
-    /// Begins at a random place: several gateways on one machine share a range without meeting
-    /// at its start.
+    /// An allocator that begins at a random port: gateways that share a range on one machine do not collide at its start.
     pub(super) fn new(range: RangeInclusive<u16>, rng: &mut fastrand::Rng) -> Self {
         let next = if range.is_empty() {
             0
@@ -29,7 +28,7 @@ impl Ports {
         }
     }
 
-    /// From now on takes ports from another range; what was given out stays given out.
+    /// Changes the range. Allocated ports stay allocated.
     pub(super) fn set_range(&mut self, range: RangeInclusive<u16>, rng: &mut fastrand::Rng) {
         if range != self.range {
             let in_use = std::mem::take(&mut self.in_use);
@@ -44,7 +43,7 @@ impl Ports {
         &self.range
     }
 
-    /// The next port that is neither given out nor taken by somebody else.
+    /// Allocates the next port that is neither allocated nor in use by another program; `None` when there is none.
     pub(super) fn take(&mut self, is_free: impl Fn(u16) -> bool) -> Option<u16> {
         let (first, last) = (*self.range.start(), *self.range.end());
         for _ in self.range.clone() {
@@ -58,18 +57,19 @@ impl Ports {
         None
     }
 
-    /// It was given out by another gateway.
+    /// Marks a port as allocated, by an older gateway.
     pub(super) fn occupy(&mut self, port: u16) {
         self.in_use.insert(port);
     }
 
-    pub(super) fn give_back(&mut self, port: u16) {
+    /// Releases a port.
+    pub(super) fn release(&mut self, port: u16) {
         self.in_use.remove(&port);
     }
 }
 
-/// Whether nobody listens there now. Between this and the instance's own bind somebody may come;
-/// then the instance says so and another port is tried.
+/// Whether no program listens on the port now. Another program may bind it before the instance does; then the instance fails
+/// with that message, and another port is tried.
 pub(super) fn is_free(port: u16) -> bool {
     TcpListener::bind((Ipv4Addr::LOCALHOST, port)).is_ok()
 }
@@ -86,7 +86,7 @@ mod tests {
         taken.sort_unstable();
         assert_eq!(taken, [10, 11, 13]);
         assert_eq!(ports.take(|port| port != 12), None);
-        ports.give_back(11);
+        ports.release(11);
         assert_eq!(
             ports.take(|_| true),
             Some(12).filter(|_| ports.next == 13).or(Some(11))

@@ -196,7 +196,7 @@ async fn a_lost_supervisor_loses_its_instances_and_the_next_start_gets_another()
 #[test]
 fn last_words_are_cut_at_a_character() {
     assert_eq!(shorten("short"), "short");
-    assert_eq!(shorten(&"ü".repeat(MAX_LAST_WORDS)).len(), MAX_LAST_WORDS);
+    assert_eq!(shorten(&"ü".repeat(MAX_STDERR_DETAIL)).len(), MAX_STDERR_DETAIL);
     assert!(says_port_taken(
         "Error: listen EADDRINUSE: address already in use :::8080"
     ));

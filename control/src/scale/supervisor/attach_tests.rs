@@ -53,7 +53,7 @@ async fn the_older_one_is_a_life_line_and_takes_back_what_the_newer_one_had() {
     let turn = tokio::time::timeout(Duration::from_secs(20), new.0.next())
         .await
         .unwrap();
-    assert!(matches!(turn, Ok(Turn::Closed) | Err(_)), "{turn:?}");
+    assert!(matches!(turn, Ok(LinkEvent::Closed) | Err(_)), "{turn:?}");
     assert!(lives(first) && lives(second));
     old.start(sh(3, "sleep 1000")).await;
 }

@@ -10,60 +10,59 @@ use nix::unistd::Pid;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 
-use super::inherited::Inherited;
 use super::launch::{Launched, launch};
+use super::spawn::SpawnOptions;
 use super::wire::{Event, Label, Listed, Start};
-use super::{output, strays};
+use super::{orphans, output};
 
-/// How often a group whose leader is gone is looked at while its other members take their grace.
-/// Members that are not children of this process end without a signal to it.
-const LOOK: Duration = Duration::from_millis(20);
+/// The polling interval of a group whose leader is gone, while other members have their grace period: members that are no
+/// children of this process end without SIGCHLD.
+const POLL_INTERVAL: Duration = Duration::from_millis(20);
 
-/// A killed process that still exists after this long hangs in the kernel; waiting on would hide
-/// the instance's end from everybody.
-const GIVE_UP: Duration = Duration::from_secs(5);
+/// The time to wait for a killed process, which hangs in the kernel after that: longer waiting would only hide the
+/// instance's end.
+const KILL_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// What the process that runs the supervisor may do.
+/// The processes that the supervisor's own process may reap and kill.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Scope {
-    /// All of its descendants belong to instances: it may reap and end them all.
+    /// All descendants, because all belong to instances.
     Process,
-    /// It has children of its own (it is a test, say): only the groups are touched.
+    /// The instances' groups only: the process, a test, has other children.
     #[cfg(test)]
     Groups,
 }
 
 pub(crate) struct Groups {
     scope: Scope,
-    inherited: Inherited,
+    options: SpawnOptions,
     events: mpsc::Sender<Event>,
     instances: BTreeMap<u64, Group>,
-    /// When groups that are ending are looked at again. Kept, so that other events cannot put it
-    /// off for ever.
-    look_at: Option<Instant>,
+    /// The next poll of ending groups. Kept as an instant, so that other events cannot delay it for ever.
+    poll_at: Option<Instant>,
 }
 
 struct Group {
     pid: Pid,
     label: Label,
     grace: Duration,
-    /// The leader's, once it was reaped.
+    /// The leader's exit status, once reaped.
     status: Option<String>,
-    /// When SIGKILL is due, once the end has begun.
+    /// The instant of SIGKILL, once the group is being stopped.
     kill_at: Option<Instant>,
     killed_at: Option<Instant>,
-    /// Told when the whole group is gone.
+    /// Sends the status when the whole group is gone.
     exit: oneshot::Sender<String>,
 }
 
 impl Groups {
-    pub(crate) fn new(scope: Scope, inherited: Inherited, events: mpsc::Sender<Event>) -> Self {
+    pub(crate) fn new(scope: Scope, options: SpawnOptions, events: mpsc::Sender<Event>) -> Self {
         Self {
             scope,
-            inherited,
+            options,
             events,
             instances: BTreeMap::new(),
-            look_at: None,
+            poll_at: None,
         }
     }
 
@@ -71,7 +70,7 @@ impl Groups {
         self.instances.is_empty()
     }
 
-    /// Starts an instance; its output and its end come through the event channel.
+    /// Starts an instance. Its output and its exit come through the event channel.
     pub(crate) fn start(&mut self, start: Start) -> Event {
         let instance = start.instance;
         if self.instances.contains_key(&instance) {
@@ -80,7 +79,7 @@ impl Groups {
                 error: "an instance of this number runs already".to_owned(),
             };
         }
-        let Launched { pid, stdout, stderr } = match launch(&start, &self.inherited) {
+        let Launched { pid, stdout, stderr } = match launch(&start, &self.options) {
             Ok(launched) => launched,
             Err(error) => return Event::StartFailed { instance, error },
         };
@@ -114,27 +113,27 @@ impl Groups {
         listed.collect()
     }
 
-    /// SIGTERM now, SIGKILL after the grace.
+    /// Sends SIGTERM now and SIGKILL after the grace period.
     pub(crate) fn stop(&mut self, instance: u64, grace: Duration, now: Instant) {
         if let Some(group) = self.instances.get_mut(&instance) {
             group.stop(grace, now);
         }
     }
 
-    /// Ends everything within `longest`, or an instance's own grace where that is shorter.
+    /// Stops every group, with its own grace period but at most `longest`.
     pub(crate) fn stop_all(&mut self, longest: Duration, now: Instant) {
         for group in self.instances.values_mut() {
             group.stop(group.grace.min(longest), now);
         }
     }
 
-    /// When [`Self::tick`] is due, whatever else happens.
+    /// The latest instant for the next [`Self::tick`].
     pub(crate) fn next_wake(&self) -> Option<Instant> {
         let kills = self.instances.values().filter(|group| group.killed_at.is_none());
-        kills.filter_map(|group| group.kill_at).chain(self.look_at).min()
+        kills.filter_map(|group| group.kill_at).chain(self.poll_at).min()
     }
 
-    /// Reaps what ended, kills what is due, and reports every group that is gone.
+    /// Reaps ended processes, kills groups past their grace period, and reports every group that is gone.
     pub(crate) fn tick(&mut self, now: Instant) {
         for group in self.instances.values_mut() {
             group.reap_leader(now);
@@ -149,25 +148,25 @@ impl Groups {
             .filter_map(|(&instance, group)| group.is_gone(now).then_some(instance));
         for instance in gone.collect::<Vec<_>>() {
             if self.scope == Scope::Process {
-                strays::end_of(instance);
+                orphans::end_of(instance);
             }
             if let Some(Group { exit, status, .. }) = self.instances.remove(&instance) {
                 let status = status.unwrap_or_else(|| "killed, but it hangs in the kernel".to_owned());
-                // Nobody listens any more only when the supervisor itself ends.
+                // The receiver is gone only when the supervisor itself ends.
                 let _ = exit.send(status);
             }
         }
         let mut groups = self.instances.values();
         let ending = groups.any(|group| group.status.is_some() || group.killed_at.is_some());
-        self.look_at = ending.then(|| now + LOOK);
+        self.poll_at = ending.then(|| now + POLL_INTERVAL);
     }
 
-    /// Orphans come to this process as their reaper and would stay as zombies.
+    /// Reaps orphans, whose parent this subreaper has become.
     fn reap_others(&mut self, now: Instant) {
         loop {
             match waitpid(None, Some(WaitPidFlag::WNOHANG)) {
                 Ok(WaitStatus::StillAlive) | Err(Errno::ECHILD) => return,
-                // A leader that ended since it was looked at.
+                // A leader that ended since its check.
                 Ok(status) => {
                     let pid = status.pid();
                     if let Some(group) = self.instances.values_mut().find(|g| Some(g.pid) == pid) {
@@ -181,7 +180,7 @@ impl Groups {
     }
 }
 
-/// The last resort, should the loop end before its instances.
+/// Kills every group, should the loop end before its instances.
 impl Drop for Groups {
     fn drop(&mut self) {
         for group in self.instances.values() {
@@ -194,7 +193,7 @@ impl Group {
     fn stop(&mut self, grace: Duration, now: Instant) {
         let kill_at = now + grace;
         if self.kill_at.is_none() && !grace.is_zero() {
-            // It may be gone already, which is what is wanted.
+            // An error means that the group is gone already.
             let _ = killpg(self.pid, Signal::SIGTERM);
         }
         self.kill_at = Some(self.kill_at.map_or(kill_at, |earlier| earlier.min(kill_at)));
@@ -212,8 +211,7 @@ impl Group {
         if self.status.is_some() {
             return;
         }
-        // Looked at without reaping first: as long as the leader is a zombie, the number of its
-        // group cannot be given to another.
+        // Checked without reaping: as long as the leader is a zombie, the kernel cannot reuse the id of its group.
         let peek = WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG | WaitPidFlag::WNOWAIT;
         if matches!(
             waitid(Id::Pid(self.pid), peek),
@@ -231,14 +229,14 @@ impl Group {
     fn leader_ended(&mut self, status: String, now: Instant) {
         self.status = Some(status);
         if self.kill_at.is_none() {
-            // Nobody asked it to end, so nobody serves any more: what it left behind is rubbish.
+            // An unrequested exit: the instance serves no more, and the rest of its group is useless.
             self.kill_at = Some(now);
             self.kill_if_due(now);
         }
     }
 
     fn is_gone(&self, now: Instant) -> bool {
-        if self.killed_at.is_some_and(|at| now >= at + GIVE_UP) {
+        if self.killed_at.is_some_and(|at| now >= at + KILL_TIMEOUT) {
             return true;
         }
         if self.status.is_none() {

@@ -1,4 +1,4 @@
-//! Turning a `Start` into a running process group.
+//! Launches the process group of an instance.
 
 use std::ffi::{OsStr, OsString};
 use std::io;
@@ -10,26 +10,27 @@ use std::process::{Command, Stdio};
 
 use tokio::net::unix::pipe;
 
-use super::inherited::Inherited;
+use super::spawn::SpawnOptions;
 use super::wire::Start;
 
-/// Set for every instance and inherited by whatever it starts, so that a process that left the
-/// group can still be told to which instance it belongs.
+/// The variable that marks the processes of an instance. Inherited by all that the instance starts, so that a process that
+/// left the group can still be attributed to the instance.
 const MARKER: &str = "SLUICE_INSTANCE";
 
-/// The marker's value: an instance may be a gateway with instances of its own, of equal numbers.
+/// The marker's value. Contains the supervisor's process id, because an instance may be a gateway with instances of equal
+/// numbers.
 fn mark(instance: u64) -> String {
     format!("{}-{instance}", std::process::id())
 }
 
-/// How the marker looks in the environment.
+/// The marker as an entry of `/proc/{pid}/environ`.
 pub(crate) fn marker(instance: u64) -> String {
     format!("{MARKER}={}", mark(instance))
 }
 
 /// A process group that has just been started.
 pub(crate) struct Launched {
-    /// Of the leader, and of the group.
+    /// The process id of the leader, and the id of the group.
     pub(crate) pid: i32,
     pub(crate) stdout: pipe::Receiver,
     pub(crate) stderr: pipe::Receiver,
@@ -38,8 +39,8 @@ pub(crate) struct Launched {
 /// Starts the command as the leader of a new process group.
 ///
 /// # Errors
-/// One line that says what is wrong, for the log and for status.
-pub(crate) fn launch(start: &Start, inherited: &Inherited) -> Result<Launched, String> {
+/// The reason in one line, for the log and the status.
+pub(crate) fn launch(start: &Start, options: &SpawnOptions) -> Result<Launched, String> {
     let (word, args) = start.command.split_first().ok_or("the command is empty")?;
     if !start.cwd.is_dir() {
         return Err(format!("working directory not found: {}", start.cwd.display()));
@@ -63,10 +64,10 @@ pub(crate) fn launch(start: &Start, inherited: &Inherited) -> Result<Launched, S
     if start.clear_env {
         command.env_clear();
     }
-    Inherited::disown(&mut command);
+    SpawnOptions::remove_own_variables(&mut command);
     command.envs(&start.env).env(MARKER, mark(start.instance));
 
-    let mut child = inherited
+    let mut child = options
         .spawn(&mut command)
         .map_err(|error| format!("cannot start {word}: {error}"))?;
     let pid = i32::try_from(child.id()).expect("a pid is an i32 for the kernel");
@@ -76,7 +77,7 @@ pub(crate) fn launch(start: &Start, inherited: &Inherited) -> Result<Launched, S
     match receivers {
         Ok((stdout, stderr)) => Ok(Launched { pid, stdout, stderr }),
         Err(error) => {
-            // Not watched by anybody yet, so it must not stay.
+            // The process is not watched yet, so it must not stay.
             let _ = child.kill();
             let _ = child.wait();
             Err(format!("cannot read the output of {word}: {error}"))
@@ -88,8 +89,8 @@ fn receiver(pipe: OwnedFd) -> io::Result<pipe::Receiver> {
     pipe::Receiver::from_owned_fd(pipe)
 }
 
-/// Where a command's first word leads. Done here and not by `execvp`, so that the answer does not
-/// depend on whether the environment was changed, and says which of the usual two mistakes it is.
+/// Looks up a program on `PATH`. Done here and not by `execvp`, so that the result does not depend on a changed environment,
+/// and the error tells a missing program from one that is not executable.
 fn find(word: &str, path: Option<&OsStr>, cwd: &Path) -> Result<PathBuf, String> {
     if word.contains('/') {
         let file = cwd.join(word);

@@ -1,21 +1,19 @@
-//! The process that owns all local instances.
+//! The supervisor: a process of the same binary that owns all local instances.
 //!
-//! A gateway that is killed cannot clean up. So a small process of the same binary does the
-//! starting: it holds one end of a socket, the gateway the other, and when the last gateway is
-//! gone the kernel closes the socket and every instance is ended, whatever killed the gateway.
-//! Each instance leads a process group of its own, which is ended as a whole.
+//! A gateway that is killed cannot clean up. The supervisor holds one end of a socket, the gateway the other: when the last
+//! gateway is gone, whatever killed it, the kernel closes the socket, and the supervisor ends every instance. Each instance
+//! leads a process group of its own, which is ended as a whole.
 //!
-//! In an upgrade there are two gateways, each with a socket of its own: no message is ever half
-//! read by one and half by the other. The newest gives the orders and hears of everything; the
-//! others are life lines.
+//! In an upgrade there are two gateways, each with a socket of its own, so that no message is read in halves by both. The
+//! newest gateway gives the commands and gets all events; the sockets of the others only show that they live.
 //!
-//! **Invariant:** it never waits for the gateway. Output that nobody reads is dropped and counted.
+//! **Invariant:** the supervisor never waits for a gateway. Output that no gateway reads is dropped and counted.
 
 mod groups;
-mod inherited;
 mod launch;
+mod orphans;
 mod output;
-mod strays;
+mod spawn;
 mod wire;
 
 use std::future::poll_fn;
@@ -33,36 +31,37 @@ use tokio::time::Instant;
 
 use groups::Groups;
 pub(crate) use groups::Scope;
-pub(crate) use inherited::Inherited;
-pub(crate) use wire::{ATTACHES, Command, Event, Label, Link, Listed, Start, Stream, Turn, VERSION, decode};
+pub(crate) use spawn::SpawnOptions;
+pub(crate) use wire::{
+    ATTACHES, Command, Event, Label, Link, LinkEvent, Listed, Start, Stream, VERSION, decode,
+};
 
-/// The first argument that makes the binary a supervisor.
+/// The first command-line argument of a supervisor process.
 pub const ARGUMENT: &str = "__supervisor";
 
-/// The longest grace when the gateway is gone: whoever starts a new one wants the ports back.
+/// The bound of grace periods once the gateway is gone: a new gateway needs the ports.
 const ORPHAN_GRACE: Duration = Duration::from_secs(2);
 
-/// Lines that may wait for the gateway; with the longest lines half a MiB.
+/// The bound of the queue of output lines; with the longest lines half a MiB.
 const OUTPUT_QUEUE: usize = 64;
 
-/// Lines are taken from the queue only while less than this is unwritten.
+/// Back-pressure on the queue of lines: no line is taken while this many bytes are unwritten.
 const OUTPUT_BACKLOG: usize = 64 << 10;
 
-/// Gateways at once: each is a drain that has not come to its end.
+/// The bound of attached gateways. All but the newest are draining.
 const GATEWAYS: usize = 16;
 
-/// Commands are read only while less than this is unwritten.
+/// Back-pressure on commands: none is read while this many bytes are unwritten.
 const ANSWER_BACKLOG: usize = 1 << 20;
 
-/// Runs a supervisor on the socket that is this process's standard input, and returns once the
-/// gateway is gone and every instance has ended. For the composition root, when the first argument
-/// is [`ARGUMENT`]; call it before any thread or runtime is started. The second argument, if there is one, is the
-/// soft limit of descriptors that instances get.
+/// Runs a supervisor on the socket at standard input, and returns once the gateway is gone and every instance has ended. For
+/// the composition root, when the first argument is [`ARGUMENT`]; to be called before any thread or runtime is started. A
+/// second argument is the soft limit of descriptors of instances.
 pub fn main() -> ExitCode {
     match run() {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            // A write that fails must not panic: nobody may be there to read it.
+            // A failed write must not panic: stderr may be closed.
             let _ = io::Write::write_fmt(&mut io::stderr(), format_args!("sluice supervisor: {error}\n"));
             ExitCode::from(2)
         }
@@ -71,16 +70,16 @@ pub fn main() -> ExitCode {
 
 fn run() -> io::Result<()> {
     let socket = io::stdin().as_fd().try_clone_to_owned()?;
-    // Orphans come to us instead of to init, so that none is lost.
+    // A subreaper: orphans become children of this process instead of init, so that none is lost.
     nix::sys::prctl::set_child_subreaper(true)?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_io()
         .enable_time()
         .build()?;
     runtime.block_on(async {
-        // What is aimed at the gateway's group or session must not end us before our instances.
-        // A handler and not SIG_IGN, which every instance would inherit.
-        let _deaf = [
+        // Signals to the gateway's group or session must not end the supervisor before its instances. Handlers and not
+        // SIG_IGN, which every instance would inherit.
+        let _ignored = [
             signal(SignalKind::terminate())?,
             signal(SignalKind::interrupt())?,
             signal(SignalKind::hangup())?,
@@ -90,23 +89,23 @@ fn run() -> io::Result<()> {
         serve(
             UnixStream::from(socket),
             Scope::Process,
-            Inherited { descriptors },
+            SpawnOptions { descriptors },
         )
         .await
     })
 }
 
-/// Starts a supervisor process and returns the gateway's end of the socket. Its instances get this soft limit of
-/// descriptors, or else that of this process.
+/// Starts a supervisor process and returns the gateway's end of the socket. `descriptors` is the soft limit of descriptors of
+/// its instances; `None` is the limit of this process.
 ///
 /// # Errors
-/// When there is no socket pair or the executable cannot be started.
+/// No socket pair can be made, or the executable cannot be started.
 pub(crate) fn spawn(executable: &Path, descriptors: Option<u64>) -> io::Result<UnixStream> {
     let (ours, theirs) = UnixStream::pair()?;
-    // What runs, not what lies where it was started from: that may have been replaced since.
+    // The running binary: the file at its path may have been replaced since.
     let running = Path::new("/proc/self/exe");
     let program = if running.exists() { running } else { executable };
-    // Tokio's, because it reaps a child that nobody waits for.
+    // Tokio's `Command`, because it reaps children that nobody waits for.
     tokio::process::Command::new(program)
         .arg0(executable)
         .arg(ARGUMENT)
@@ -124,21 +123,21 @@ pub(crate) fn spawn(executable: &Path, descriptors: Option<u64>) -> io::Result<U
 ///
 /// # Errors
 /// When signals cannot be received or the socket cannot be used at all.
-pub(crate) async fn serve(stream: UnixStream, scope: Scope, inherited: Inherited) -> io::Result<()> {
+pub(crate) async fn serve(stream: UnixStream, scope: Scope, options: SpawnOptions) -> io::Result<()> {
     // Newest last.
     let mut gateways = vec![Link::new(stream)?.pause_above(ANSWER_BACKLOG)];
     let mut child_ended = signal(SignalKind::child())?;
     let (events, mut outgoing) = mpsc::channel(OUTPUT_QUEUE);
-    let mut groups = Groups::new(scope, inherited, events);
+    let mut groups = Groups::new(scope, options, events);
 
     while !gateways.is_empty() || !groups.is_empty() {
         let wake = groups.next_wake();
         let backlog = gateways.last().map_or(0, Link::backlog);
         tokio::select! {
-            (from, turn) = next_turn(&mut gateways) => match turn {
-                Ok(Turn::Message(frame)) => obey(from, &frame, &mut gateways, &mut groups),
-                Ok(Turn::Wrote) => continue,
-                Ok(Turn::Closed) | Err(_) => {
+            (from, event) = next_event(&mut gateways) => match event {
+                Ok(LinkEvent::Message(frame)) => execute(from, &frame, &mut gateways, &mut groups),
+                Ok(LinkEvent::Wrote) => continue,
+                Ok(LinkEvent::Closed) | Err(_) => {
                     gateways.remove(from);
                     if gateways.is_empty() {
                         groups.stop_all(ORPHAN_GRACE, Instant::now());
@@ -149,23 +148,23 @@ pub(crate) async fn serve(stream: UnixStream, scope: Scope, inherited: Inherited
             () = sleep_until(wake) => {}
             Some(event) = outgoing.recv(), if backlog < OUTPUT_BACKLOG => {
                 if let Some(newest) = gateways.last_mut() {
-                    say(newest, &event);
+                    send(newest, &event);
                 }
-                // Nothing can have ended, and there may be very many of these.
+                // Output ends no group, and there may be very many lines.
                 continue;
             }
         }
         groups.tick(Instant::now());
     }
     if scope == Scope::Process {
-        strays::end_all();
+        orphans::end_all();
     }
     Ok(())
 }
 
-/// What is too long for a message is a list of tens of thousands of instances: not worth ending
-/// those instances for.
-fn say(link: &mut Link, event: &Event) {
+/// Queues an event. One that is too long for a message, such as a listing of tens of thousands of instances, is replaced by
+/// a refusal: an error would end those instances.
+fn send(link: &mut Link, event: &Event) {
     if let Err(error) = link.push(event) {
         let error = error.to_string();
         let _ = link.push(&Event::Refused { error });
@@ -179,13 +178,13 @@ async fn sleep_until(wake: Option<Instant>) {
     }
 }
 
-/// What happens next on any of the sockets, the newest first. Dropping the future loses nothing.
-async fn next_turn(gateways: &mut [Link]) -> (usize, io::Result<Turn>) {
-    let mut turns: Vec<_> = gateways.iter_mut().map(|link| Box::pin(link.next())).collect();
+/// Waits for the next event on any of the sockets, the newest first. Cancel safe.
+async fn next_event(gateways: &mut [Link]) -> (usize, io::Result<LinkEvent>) {
+    let mut events: Vec<_> = gateways.iter_mut().map(|link| Box::pin(link.next())).collect();
     poll_fn(|cx| {
-        for (from, turn) in turns.iter_mut().enumerate().rev() {
-            if let Poll::Ready(turn) = turn.as_mut().poll(cx) {
-                return Poll::Ready((from, turn));
+        for (from, event) in events.iter_mut().enumerate().rev() {
+            if let Poll::Ready(event) = event.as_mut().poll(cx) {
+                return Poll::Ready((from, event));
             }
         }
         Poll::Pending
@@ -193,7 +192,8 @@ async fn next_turn(gateways: &mut [Link]) -> (usize, io::Result<Turn>) {
     .await
 }
 
-fn obey(from: usize, frame: &[u8], gateways: &mut Vec<Link>, groups: &mut Groups) {
+/// Executes a command and queues its reply.
+fn execute(from: usize, frame: &[u8], gateways: &mut Vec<Link>, groups: &mut Groups) {
     let newest = from + 1 == gateways.len();
     let answer = match decode(frame) {
         Ok(Command::Hello { .. }) => Some(Event::Hello { version: VERSION }),
@@ -202,7 +202,7 @@ fn obey(from: usize, frame: &[u8], gateways: &mut Vec<Link>, groups: &mut Groups
             Some(listing(groups))
         }
         Ok(Command::Start(_) | Command::Stop { .. } | Command::List | Command::Attach) if !newest => {
-            // Whatever came with it is not for a later command.
+            // A descriptor that came with the command must not go to a later one.
             while gateways[from].take_fd().is_some() {}
             Some(Event::Outranked)
         }
@@ -218,7 +218,7 @@ fn obey(from: usize, frame: &[u8], gateways: &mut Vec<Link>, groups: &mut Groups
         Err(error) => Some(Event::Refused { error }),
     };
     if let Some(answer) = answer {
-        say(&mut gateways[from], &answer);
+        send(&mut gateways[from], &answer);
     }
 }
 

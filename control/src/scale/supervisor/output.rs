@@ -1,4 +1,4 @@
-//! An instance's output: lines out of pipes, bounded in length and in what may wait.
+//! Reads the output of an instance from its pipes, as lines: bounded in length, and dropped under back-pressure.
 
 use std::time::Duration;
 
@@ -8,19 +8,19 @@ use tokio::sync::{mpsc, oneshot};
 
 use super::wire::{Event, Stream};
 
-/// A longer line comes in pieces.
+/// The bound of one line, in bytes; longer lines are split.
 const MAX_LINE: usize = 8 << 10;
 
-/// How long a line waits for a place before lines are dropped: long enough for a burst, short
-/// enough that no instance notices that nobody reads its log.
-const PATIENCE: Duration = Duration::from_millis(100);
+/// The time that a line waits for room in the queue before lines are dropped: enough for a burst, too short for an instance
+/// to be slowed down by an unread log.
+const ENQUEUE_TIMEOUT: Duration = Duration::from_millis(100);
 
-/// How long the pipes are read on when the instance is gone: what a killed group wrote is in them
-/// already, and only a process that left the group can hold them open.
-const AFTERMATH: Duration = Duration::from_millis(250);
+/// The time that the pipes are still read after the instance is gone: the group's last output is in them already, and only a
+/// process that left the group can hold them open.
+const LINGER: Duration = Duration::from_millis(250);
 
-/// Reads both pipes until they end or the instance is gone, then reports its end. `exit` carries
-/// the status once the whole group is gone.
+/// Reads both pipes until they end or the instance is gone, then reports the exit. `exit` yields the status once the whole
+/// group is gone.
 pub(crate) async fn watch(
     instance: u64,
     stdout: impl AsyncRead + Unpin,
@@ -44,8 +44,8 @@ pub(crate) async fn watch(
         };
         match early {
             Some(status) => {
-                // A timeout only means that somebody outside the group still holds a pipe.
-                let _ = tokio::time::timeout(AFTERMATH, &mut pumps).await;
+                // A timeout only means that a process outside the group still holds a pipe.
+                let _ = tokio::time::timeout(LINGER, &mut pumps).await;
                 status
             }
             None => exit.await,
@@ -63,7 +63,7 @@ pub(crate) async fn watch(
         .await;
 }
 
-/// How a stream ended.
+/// The state of one stream.
 #[derive(Default)]
 struct Tail {
     last: Option<String>,
@@ -79,7 +79,7 @@ async fn pump(
     tail: &mut Tail,
 ) {
     let mut lines = Lines::default();
-    let mut outlet = Outlet {
+    let mut sender = LineSender {
         events,
         tail,
         congested: false,
@@ -92,25 +92,25 @@ async fn pump(
         }
         lines.push(&chunk[..n]);
         while let Some(line) = lines.take() {
-            outlet.send(instance, stream, line).await;
+            sender.send(instance, stream, line).await;
         }
     }
     if let Some(line) = lines.finish() {
-        outlet.send(instance, stream, line).await;
+        sender.send(instance, stream, line).await;
     }
 }
 
-/// Where lines leave. Waits a little for a place, and once that was in vain not at all until
-/// there is one again.
-struct Outlet<'e> {
+/// Sends lines into the bounded queue. Waits a short time for room; after a timeout, drops lines without waiting until there
+/// is room again.
+struct LineSender<'e> {
     events: &'e mpsc::Sender<Event>,
     tail: &'e mut Tail,
     congested: bool,
 }
 
-impl Outlet<'_> {
+impl LineSender<'_> {
     async fn send(&mut self, instance: u64, stream: Stream, line: String) {
-        // Only the last words on stderr are asked for.
+        // Failures show the last line on stderr only.
         if stream == Stream::Stderr {
             self.tail.last = Some(line.clone());
         }
@@ -126,7 +126,7 @@ impl Outlet<'_> {
                 self.congested = false;
             }
             Err(TrySendError::Full(event)) if !self.congested => {
-                if let Ok(Ok(place)) = tokio::time::timeout(PATIENCE, self.events.reserve()).await {
+                if let Ok(Ok(place)) = tokio::time::timeout(ENQUEUE_TIMEOUT, self.events.reserve()).await {
                     place.send(event);
                     self.tail.dropped = 0;
                 } else {
@@ -172,14 +172,14 @@ impl Lines {
         }
     }
 
-    /// What is left without a newline at its end; never more than one line.
+    /// The rest without a newline at its end; at most one line.
     fn finish(&mut self) -> Option<String> {
         text(&std::mem::take(&mut self.held))
     }
 }
 
-/// The line without what would move a terminal's cursor or colour what comes after it: a line of
-/// log must not be able to pass itself off as another.
+/// A line without terminal control sequences: a line of log must not move the cursor, colour what follows, or pass for
+/// another line.
 fn text(bytes: &[u8]) -> Option<String> {
     let raw = String::from_utf8_lossy(bytes);
     let mut line = String::with_capacity(raw.len());

@@ -40,9 +40,9 @@ impl Gateway {
         loop {
             let turn = tokio::time::timeout(PATIENCE, self.0.next()).await.unwrap();
             match turn.unwrap() {
-                Turn::Message(frame) => return decode(&frame).unwrap(),
-                Turn::Wrote => {}
-                Turn::Closed => panic!("the supervisor is gone"),
+                LinkEvent::Message(frame) => return decode(&frame).unwrap(),
+                LinkEvent::Wrote => {}
+                LinkEvent::Closed => panic!("the supervisor is gone"),
             }
         }
     }

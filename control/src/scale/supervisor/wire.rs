@@ -1,8 +1,7 @@
-//! What gateway and supervisor say to each other: length-prefixed JSON over a Unix socket pair.
+//! The protocol between gateway and supervisor: length-prefixed JSON over a Unix socket pair.
 //!
-//! The supervisor may be older than the gateway (an upgrade passes the socket on), so the first
-//! message of either side is `Hello`, and a command that the supervisor does not understand is
-//! answered, never fatal.
+//! The supervisor may be older than the gateway, because an upgrade passes the socket on. So the first message of each side
+//! is `Hello`, and an unknown command is answered by `Refused`, never fatal.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::io::{self, IoSlice, IoSliceMut};
@@ -19,39 +18,40 @@ use serde::{Deserialize, Serialize};
 use tokio::io::Interest;
 use tokio::net::UnixStream;
 
-/// Grows with every change that an older peer would misread. Since 2 there may be several gateways.
+/// The protocol version; grows with every change that an older peer would misread. Since 2 several gateways may attach.
 pub(crate) const VERSION: u32 = 2;
 
 /// The first version that understands [`Command::Attach`].
 pub(crate) const ATTACHES: u32 = 2;
 
-/// Descriptors that one write carries, and that may wait for the message they belong to.
+/// The bound of descriptors in one write, and of received descriptors that no message has taken yet.
 const MAX_FDS: usize = 4;
 
-/// The kernel takes about 2 MiB of arguments and environment; JSON escapes at worst double it.
+/// The bound of a message, in bytes: the kernel takes about 2 MiB of arguments and environment, and JSON escapes at worst
+/// double them.
 const MAX_FRAME: usize = 4 << 20;
 
 const PREFIX: usize = size_of::<u32>();
 
-/// From the gateway.
+/// A message from the gateway.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum Command {
-    /// Opens the conversation.
+    /// The first message.
     Hello { version: u32 },
     /// Starts an instance; answered by `Started` or `StartFailed`.
     Start(Box<Start>),
     /// SIGTERM to the instance's group now, SIGKILL after `grace_ms`; zero kills at once. May be
     /// repeated with a shorter grace. An unknown instance is ignored: it has just exited.
     Stop { instance: u64, grace_ms: u64 },
-    /// Asks for what runs; a gateway that took over learns it this way.
+    /// Asks for all running instances, after a take-over. Answered by `Listing`.
     List,
-    /// The socket that comes with it belongs to the next gateway: it gives the orders and hears
-    /// of everything from now on. This one stays as a life line; whatever it orders is answered by
+    /// Attaches the next gateway by the socket that comes with the message: that socket gets all events from now on, and its
+    /// commands count. The present socket only shows that its gateway lives; its commands are answered by
     /// [`Event::Outranked`].
     Attach,
-    /// The next gateway came to nothing: its socket is closed, and this one gives the orders
-    /// again. Answered by `Listing`: what happened meanwhile was told to the other.
+    /// Closes the socket of the next gateway, whose upgrade failed; commands of the present socket count again. Answered by
+    /// `Listing`, because events went to the other socket meanwhile.
     Reclaim,
 }
 
@@ -65,12 +65,12 @@ pub(crate) struct Start {
     pub(crate) env: BTreeMap<String, String>,
     pub(crate) cwd: PathBuf,
     pub(crate) clear_env: bool,
-    /// Also the upper bound of the grace it gets when the gateway is gone.
+    /// The grace period when the gateway is gone, bounded by the supervisor.
     pub(crate) grace_ms: u64,
     pub(crate) label: Label,
 }
 
-/// What a gateway that took over needs to know of a running instance; opaque to the supervisor.
+/// The identity of an instance for a gateway that takes over; opaque to the supervisor.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Label {
     pub(crate) namespace: String,
@@ -78,7 +78,7 @@ pub(crate) struct Label {
     pub(crate) port: u16,
 }
 
-/// Which pipe a line came from.
+/// The pipe that a line came from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum Stream {
@@ -86,37 +86,36 @@ pub(crate) enum Stream {
     Stderr,
 }
 
-/// From the supervisor.
+/// A message from the supervisor.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum Event {
-    /// Opens the conversation.
+    /// The first message.
     Hello { version: u32 },
-    /// It runs, and leads a process group of this id.
+    /// The instance runs, and leads the process group of this id.
     Started { instance: u64, pid: i32 },
-    /// It could not be started; nothing else follows for this instance.
+    /// The instance could not be started; no other event follows for it.
     StartFailed { instance: u64, error: String },
-    /// One line of output, or a piece of a very long one. `dropped` lines before it were lost
-    /// because nobody read.
+    /// One line of output, or a piece of a very long one. `dropped` lines before it were lost to back-pressure.
     Output {
         instance: u64,
         stream: Stream,
         line: String,
         dropped: u64,
     },
-    /// It and its whole group are gone; nothing else follows for this instance. `dropped` lines
-    /// were lost after the last ones that were sent.
+    /// The instance and its whole group are gone; no other event follows for it. `dropped` lines were lost after the last
+    /// one sent.
     Exited {
         instance: u64,
         status: String,
         last_stderr: Option<String>,
         dropped: u64,
     },
-    /// What runs now.
+    /// All running instances.
     Listing { instances: Vec<Listed> },
-    /// A command that was not understood.
+    /// A command was not understood or failed.
     Refused { error: String },
-    /// A command was not obeyed: a newer gateway gives the orders.
+    /// A command was not executed, because a newer gateway is attached.
     Outranked,
 }
 
@@ -128,37 +127,37 @@ pub(crate) struct Listed {
     pub(crate) label: Label,
 }
 
-/// What happened on a [`Link`].
+/// An event of a [`Link`].
 #[derive(Debug, PartialEq, Eq)]
-pub(crate) enum Turn {
-    /// The peer said this; see [`decode`].
+pub(crate) enum LinkEvent {
+    /// A message arrived; see [`decode`].
     Message(Vec<u8>),
-    /// Some of what was outgoing is out: who waited for room may look again.
+    /// Some outgoing bytes were written: there may be room again.
     Wrote,
-    /// The peer is gone.
+    /// The peer closed the socket.
     Closed,
 }
 
-/// One end of the conversation. Reads and writes make progress together, so two ends that both
-/// have much to say cannot block each other.
+/// One end of the socket, with a buffer for each direction. Reads and writes make progress together, so that two ends with
+/// full buffers cannot deadlock.
 #[derive(Debug)]
 pub(crate) struct Link {
     stream: UnixStream,
     input: Vec<u8>,
     output: Vec<u8>,
-    /// How much of `output` is written already.
+    /// The bytes of `output` that are written already.
     written: usize,
-    /// To go out with what is written next: never later than the message they belong to.
+    /// Descriptors to send with the next write: never later than their message.
     outgoing: VecDeque<OwnedFd>,
-    /// Came in, and not yet taken by the message they belong to.
+    /// Received descriptors that no message has taken yet.
     incoming: VecDeque<OwnedFd>,
-    /// Reads nothing while more than this is unwritten, so that a peer that only talks cannot make
-    /// this end's memory grow. Only one of two peers may have it.
+    /// Back-pressure: reads nothing while more bytes than this are unwritten, so that a peer that never reads cannot fill
+    /// memory. Only one of two peers may have a bound, or they deadlock.
     pause_above: usize,
 }
 
 impl Link {
-    /// Takes over a connected stream; must run inside a runtime.
+    /// A link over a connected stream; must run inside a runtime.
     ///
     /// # Errors
     /// When the stream cannot be registered with the runtime.
@@ -181,12 +180,12 @@ impl Link {
         self
     }
 
-    /// Bytes waiting to be written.
+    /// The number of bytes not yet written.
     pub(crate) fn backlog(&self) -> usize {
         self.output.len() - self.written
     }
 
-    /// Puts a message into the outgoing buffer; [`Self::next`] writes it.
+    /// Appends a message to the outgoing buffer, which [`Self::next`] writes.
     ///
     /// # Errors
     /// `InvalidInput` when it is longer than the protocol allows.
@@ -219,15 +218,14 @@ impl Link {
         self.incoming.pop_front()
     }
 
-    /// Waits for the next thing to happen on the socket; writes what is outgoing meanwhile.
-    /// Dropping the future loses nothing.
+    /// Waits for the next event on the socket, and writes outgoing bytes meanwhile. Cancel safe.
     ///
     /// # Errors
     /// When the socket fails, or the peer announces a message longer than the protocol allows.
-    pub(crate) async fn next(&mut self) -> io::Result<Turn> {
+    pub(crate) async fn next(&mut self) -> io::Result<LinkEvent> {
         loop {
             if let Some(frame) = self.take_frame()? {
-                return Ok(Turn::Message(frame));
+                return Ok(LinkEvent::Message(frame));
             }
             let reads = self.backlog() <= self.pause_above;
             let interest = match (reads, self.backlog() > 0) {
@@ -237,10 +235,10 @@ impl Link {
             };
             let ready = self.stream.ready(interest).await?;
             if reads && ready.is_readable() && !self.read_some()? {
-                return Ok(Turn::Closed);
+                return Ok(LinkEvent::Closed);
             }
             if ready.is_writable() && self.write_some()? {
-                return Ok(Turn::Wrote);
+                return Ok(LinkEvent::Wrote);
             }
         }
     }
@@ -290,7 +288,7 @@ impl Link {
         let mut control = RecvAncillaryBuffer::new(&mut space);
         let received = self.stream.try_io(Interest::READABLE, || {
             let mut bytes = [IoSliceMut::new(chunk)];
-            // Nothing that is started here is to inherit it.
+            // Not inherited by processes that are started here.
             let flags = RecvFlags::CMSG_CLOEXEC;
             Ok(recvmsg(&self.stream, &mut bytes, &mut control, flags)?)
         })?;
@@ -299,7 +297,7 @@ impl Link {
                 self.incoming.extend(fds);
             }
         }
-        // What no message takes is closed: nobody can fill this process's table.
+        // Surplus descriptors are closed: a peer cannot fill the table of this process.
         let surplus = self.incoming.len().saturating_sub(MAX_FDS);
         self.incoming.drain(..surplus);
         Ok(received.bytes)
@@ -340,10 +338,10 @@ impl Link {
     }
 }
 
-/// Reads a message.
+/// Decodes a message.
 ///
 /// # Errors
-/// What serde says, for the peer or the log.
+/// serde's message, for the peer or the log.
 pub(crate) fn decode<T: DeserializeOwned>(frame: &[u8]) -> Result<T, String> {
     serde_json::from_slice(frame).map_err(|error| error.to_string())
 }
@@ -360,9 +358,9 @@ mod tests {
     async fn message(link: &mut Link) -> Option<Vec<u8>> {
         loop {
             match link.next().await.unwrap() {
-                Turn::Message(frame) => return Some(frame),
-                Turn::Wrote => {}
-                Turn::Closed => return None,
+                LinkEvent::Message(frame) => return Some(frame),
+                LinkEvent::Wrote => {}
+                LinkEvent::Closed => return None,
             }
         }
     }
@@ -424,7 +422,7 @@ mod tests {
         .unwrap();
         let reading = tokio::spawn(async move { message(&mut b).await.map(|frame| frame.len()) });
         while a.backlog() > 0 {
-            assert_eq!(a.next().await.unwrap(), Turn::Wrote);
+            assert_eq!(a.next().await.unwrap(), LinkEvent::Wrote);
         }
         assert!(reading.await.unwrap().is_some());
     }

@@ -1,5 +1,5 @@
-//! One POST, on a connection of its own: calls are rare, and a kept connection could be stale
-//! just when somebody waits.
+//! The HTTP client of webhooks: one POST on a connection of its own. Calls are rare, and a pooled connection could be stale
+//! just when a request waits.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -20,10 +20,10 @@ use tokio_rustls::TlsConnector;
 
 use super::{Answer, reply};
 
-/// The most that is read of a reply.
+/// The bound of a reply's body, in bytes.
 const MAX_REPLY: usize = 64 << 10;
 
-/// What came back. `body` is `None` when it was too long.
+/// A reply. `body` is `None` when it was too long.
 #[derive(Debug)]
 pub(super) struct Reply {
     pub(super) status: StatusCode,
@@ -31,11 +31,10 @@ pub(super) struct Reply {
     pub(super) body: Option<Bytes>,
 }
 
-/// Posts. Its errors name the host and nothing else of what was configured: path, query and
-/// headers may hold secrets.
+/// The HTTP client. Errors name the host alone: path, query and headers may hold secrets.
 #[derive(Default)]
 pub(super) struct Client {
-    /// Trusts what this machine trusts; read when https is first needed.
+    /// A client that trusts the system's roots, which are read when https is first needed.
     tls: OnceCell<Arc<ClientConfig>>,
 }
 
@@ -50,7 +49,7 @@ impl Client {
         Self::default()
     }
 
-    /// Trusts these roots instead.
+    /// A client that trusts these roots only.
     #[cfg(test)]
     pub(super) fn trusting(roots: RootCertStore) -> Self {
         Self {
@@ -58,7 +57,7 @@ impl Client {
         }
     }
 
-    /// Without a time limit of its own. Dropping the future closes the connection.
+    /// Posts a body. Without a timeout of its own; a dropped future closes the connection.
     pub(super) async fn post(
         &self,
         url: &str,
@@ -142,7 +141,7 @@ fn request(
         value.set_sensitive(true);
         fields.insert(field, value);
     }
-    // After the configured ones: these are the protocol.
+    // After the configured headers, which must not replace those of the protocol.
     fields.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
     fields.insert(CONNECTION, HeaderValue::from_static("close"));
     let unusable = |_| Answer::Refused("the webhook's URL cannot be used".to_owned());
@@ -170,7 +169,7 @@ where
     let answer = async {
         let response = sender.send_request(request).await.map_err(|e| failed(&e))?;
         let (head, body) = response.into_parts();
-        // An error page of any length is an error page.
+        // The body of an error status may have any length.
         let body = if head.status.is_success() {
             match Limited::new(body, MAX_REPLY).collect().await {
                 Ok(whole) => Some(whole.to_bytes()),
@@ -186,7 +185,7 @@ where
             body,
         })
     };
-    // The connection moves the bytes, and ends with the answer; how is told there.
+    // The connection task moves the bytes, and ends with the answer; errors are reported by the request.
     let drive = async {
         let _ = connection.await;
         std::future::pending().await

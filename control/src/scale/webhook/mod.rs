@@ -1,5 +1,4 @@
-//! Platforms as a [`Scaler`]: they are told over HTTP how many instances a revision should have,
-//! and see to it themselves.
+//! The scaler of platforms: posts the number of instances of a revision over HTTP; starting them is up to the platform.
 
 mod client;
 mod reply;
@@ -14,43 +13,43 @@ use tokio::sync::{Semaphore, mpsc};
 use tokio::task::{AbortHandle, JoinSet};
 
 use self::client::Client;
-pub(crate) use self::state::{ReplicaState, ReplicasLeft};
+pub(crate) use self::state::{SavedWebhookState, WebhookAction, WebhookEvent, WebhookState};
 use super::{Scaler, ScalerEvent};
 use crate::plan::{PlanDelta, RevisionPlan, ScalerSpec};
 
-/// Calls at once, all revisions together: each holds a connection.
+/// The bound of concurrent calls, all revisions together: each holds a connection.
 const CALLS: usize = 128;
 
-/// To a platform: this revision should have so many. Answered by [`ScalerEvent::Answered`].
+/// A call of a platform with the number of instances of a revision. Answered by [`ScalerEvent::Answered`].
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Ask {
-    /// Names the decision: the same in every call about it, in no other.
+    /// The idempotency key: the same in every call of one decision.
     pub(crate) key: String,
-    /// How many.
+    /// The number of instances.
     pub(crate) replicas: u32,
-    /// Why, in one line.
+    /// The reason, in one line.
     pub(crate) reason: String,
-    /// Those of an earlier reply that stay in use.
+    /// Endpoints of an earlier reply that stay in use.
     pub(crate) endpoints: Vec<SocketAddr>,
-    /// How long the call may take.
+    /// The timeout of the call.
     pub(crate) limit: Duration,
-    /// Where to call.
+    /// The plan, which has the URL.
     pub(crate) plan: Arc<RevisionPlan>,
 }
 
-/// What a platform said. Details are for people: one line, no secret.
+/// A platform's answer. Details are for people: one line, no secret.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Answer {
-    /// It sees to it; this is where they will listen, if it says so.
+    /// The platform agreed; the endpoints are the addresses that it named, if any.
     Agreed { endpoints: Vec<SocketAddr> },
-    /// It will not, and would not if it was asked again.
+    /// The platform refused for good.
     Refused(String),
-    /// It could not, or nothing was heard of it; after this time, if it says so, it may.
+    /// The call failed, or was not answered; `after` is the platform's Retry-After.
     Retry { detail: String, after: Option<Duration> },
 }
 
-/// Calls platforms. Whoever orders sees to it that a revision has one call at a time. Dropping
-/// this ends every call; whether they did anything is then unknown.
+/// The handle of the task that calls platforms. The caller orders one call at a time for each revision. Dropping the handle
+/// cancels every call, with an unknown outcome.
 #[derive(Debug)]
 pub(crate) struct WebhookScaler {
     orders: mpsc::UnboundedSender<(RevisionId, Ask)>,
@@ -67,14 +66,14 @@ impl Drop for AbortOnDrop {
 }
 
 impl WebhookScaler {
-    /// Starts its task on the current runtime.
+    /// Starts the task on the current runtime.
     pub(crate) fn spawn(events: mpsc::Sender<ScalerEvent>) -> Self {
         Self::with_client(Client::new(), events)
     }
 
     fn with_client(client: Client, events: mpsc::Sender<ScalerEvent>) -> Self {
-        // Unbounded, because the controller must not wait for a task that waits for it. It holds
-        // at most one order for each revision.
+        // Unbounded, because the controller must not wait for a task that waits for the controller. Bounded in practice:
+        // one order for each revision.
         let (orders, inbox) = mpsc::unbounded_channel();
         let task = tokio::spawn(run(Arc::new(client), inbox, events));
         Self {
@@ -90,7 +89,7 @@ impl Scaler for WebhookScaler {
     fn configure(&mut self, _: &PlanDelta) {}
 
     fn order(&mut self, revision: &RevisionId, ask: Ask) {
-        // The task ends only after this end is dropped.
+        // The task ends only after the sender is dropped.
         let _ = self.orders.send((revision.clone(), ask));
     }
 }
@@ -100,19 +99,19 @@ async fn run(
     mut inbox: mpsc::UnboundedReceiver<(RevisionId, Ask)>,
     events: mpsc::Sender<ScalerEvent>,
 ) {
-    let turns = Arc::new(Semaphore::new(CALLS));
+    let slots = Arc::new(Semaphore::new(CALLS));
     let mut calls = JoinSet::new();
     loop {
         tokio::select! {
             order = inbox.recv() => {
                 let Some((revision, ask)) = order else { return };
-                let (client, turns, events) = (Arc::clone(&client), Arc::clone(&turns), events.clone());
+                let (client, slots, events) = (Arc::clone(&client), Arc::clone(&slots), events.clone());
                 calls.spawn(async move {
-                    // Never closed. Waiting for a turn is not the platform's time.
-                    let _turn = turns.acquire().await;
+                    // Never closed. Waiting for a slot does not count against the timeout of the call.
+                    let _slot = slots.acquire().await;
                     let answer = call(&client, &revision, &ask).await;
                     let answered = ScalerEvent::Answered { revision, answer };
-                    // Without a controller nobody needs to know.
+                    // A controller that is gone needs no event.
                     let _ = events.send(answered).await;
                 });
             }
@@ -126,13 +125,13 @@ async fn call(client: &Client, revision: &RevisionId, ask: &Ask) -> Answer {
         return Answer::Refused("it has no webhook".to_owned());
     };
     let body = reply::request_body(revision, ask);
-    let told = async {
+    let reply = async {
         let reply = client
             .post(&webhook.url, &webhook.headers, &ask.key, body)
             .await?;
         reply::read(reply).await
     };
-    match tokio::time::timeout(ask.limit, told).await {
+    match tokio::time::timeout(ask.limit, reply).await {
         Ok(Ok(endpoints)) => Answer::Agreed { endpoints },
         Ok(Err(answer)) => answer,
         Err(_) => Answer::Retry {

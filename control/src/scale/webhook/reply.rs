@@ -1,4 +1,4 @@
-//! What is posted and what comes back, as `docs/webhook.md` tells it.
+//! The bodies of webhook calls and replies, as in `docs/webhook.md`.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -10,7 +10,7 @@ use sluice_model::RevisionId;
 use super::client::Reply;
 use super::{Answer, Ask};
 
-/// Of an endpoint's name, as an error may repeat it.
+/// The longest part of an endpoint's name that an error repeats.
 const SHOWN: usize = 100;
 
 #[derive(Serialize)]
@@ -46,7 +46,7 @@ pub(super) fn request_body(revision: &RevisionId, ask: &Ask) -> Vec<u8> {
     serde_json::to_vec(&body).expect("text and numbers become JSON")
 }
 
-/// The endpoints of a reply, looked up; any other answer comes as the error.
+/// The endpoints of a reply, resolved; any other answer is the error.
 pub(super) async fn read(reply: Reply) -> Result<Vec<SocketAddr>, Answer> {
     let Reply {
         status,
@@ -75,7 +75,7 @@ pub(super) async fn read(reply: Reply) -> Result<Vec<SocketAddr>, Answer> {
     Ok(found)
 }
 
-/// Anything but a JSON object names nothing: a platform may say "ok".
+/// The endpoints named in a body. Anything but a JSON object names none: a platform may reply "ok".
 fn named(body: &[u8]) -> Result<Vec<String>, Answer> {
     if body.trim_ascii_start().first() != Some(&b'{') {
         return Ok(Vec::new());
@@ -85,7 +85,7 @@ fn named(body: &[u8]) -> Result<Vec<String>, Answer> {
     Ok(reply.endpoints.unwrap_or_default())
 }
 
-/// One endpoint is one address: of a name with several the first counts.
+/// Resolves an endpoint; of a name with several addresses, the first one is used.
 async fn look_up(name: &str) -> Result<SocketAddr, Answer> {
     let shown = &name[..name.floor_char_boundary(SHOWN)];
     if let Ok(address) = name.parse::<SocketAddr>() {
@@ -115,7 +115,7 @@ fn unusable(why: &str) -> Answer {
     Answer::Refused(format!("the platform's reply cannot be used: {why}"))
 }
 
-/// `Retry-After` in seconds; a date is not worth a clock.
+/// `Retry-After` in seconds; a date, which would need a clock, is ignored.
 pub(super) fn retry_after(value: &http::HeaderValue) -> Option<Duration> {
     value.to_str().ok()?.trim().parse().ok().map(Duration::from_secs)
 }

@@ -1,22 +1,22 @@
-//! The endpoints that a platform named, as the data plane has them.
+//! The endpoints that a platform named, and their draining.
 
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use sluice_model::InstanceId;
 
-use super::ReplicaState;
-use crate::scale::state::{Action, ENDING, Fresh};
+use super::{WebhookAction, WebhookState};
+use crate::scale::events::{END_GRACE, EndpointAction, IdSource};
 
-/// How far its life has come; whether it is ready is the data plane's to know.
+/// The phase of an endpoint's life. Readiness is known to the data plane alone.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Phase {
     Live,
     Retired {
         deadline: Instant,
-        /// Our choice: the platform still runs it.
+        /// Retired by this gateway: the platform still runs the instance.
         chosen: bool,
-        /// What it still had at its deadline was asked to end; this is the next one.
+        /// Requests in flight were asked to end at the first deadline; this is the second.
         ending: bool,
     },
 }
@@ -37,25 +37,25 @@ impl Endpoint {
     }
 }
 
-impl ReplicaState {
-    /// Makes the endpoints those that a reply named, `took` after the platform was first asked.
-    /// One that is being let go stays so: it is named because the platform does not know that yet.
-    pub(super) fn take_over(
+impl WebhookState {
+    /// Makes the endpoints those that a reply named, `took` after the first call. A retired endpoint stays retired: the
+    /// platform does not know of the retirement yet.
+    pub(super) fn set_endpoints(
         &mut self,
         named: &[SocketAddr],
         took: Duration,
         now: Instant,
-        fresh: &mut Fresh,
-        todo: &mut Vec<Action>,
+        ids: &mut IdSource,
+        todo: &mut Vec<WebhookAction>,
     ) {
         for &address in named {
             if self.endpoints.values().any(|known| known.address == address) {
                 continue;
             }
-            let id = fresh.instance();
+            let id = ids.instance();
             let phase = Phase::Live;
             self.endpoints.insert(id, Endpoint { address, phase });
-            todo.push(Action::Add(id, address, took));
+            todo.push(EndpointAction::Add(id, address, took).into());
         }
         let gone = self.endpoints.iter().filter(|(_, e)| !named.contains(&e.address));
         let gone = gone.filter(|(_, e)| e.phase == Phase::Live).map(|(&id, _)| id);
@@ -68,15 +68,15 @@ impl ReplicaState {
         ids: Vec<InstanceId>,
         chosen: bool,
         now: Instant,
-        todo: &mut Vec<Action>,
+        todo: &mut Vec<WebhookAction>,
     ) {
         self.retired(&ids, chosen, now);
         if !ids.is_empty() {
-            todo.push(Action::RetireThese(ids));
+            todo.push(EndpointAction::RetireThese(ids).into());
         }
     }
 
-    /// The data plane gives them nothing new.
+    /// Marks endpoints as retired: the data plane sends them no new requests.
     pub(super) fn retired(&mut self, ids: &[InstanceId], chosen: bool, now: Instant) {
         let deadline = now + self.drain;
         for id in ids {
@@ -97,14 +97,14 @@ impl ReplicaState {
         }
     }
 
-    pub(super) fn drained(&mut self, id: InstanceId, todo: &mut Vec<Action>) {
+    pub(super) fn drained(&mut self, id: InstanceId, todo: &mut Vec<WebhookAction>) {
         if self.endpoints.get(&id).is_some_and(|e| e.phase != Phase::Live) {
             self.forget(id, todo);
         }
     }
 
-    /// What is in flight at the drain timeout is asked to end, and forgotten a moment later.
-    pub(super) fn drop_overdue(&mut self, now: Instant, todo: &mut Vec<Action>) {
+    /// Ends requests that are in flight at the drain timeout, and removes endpoints a moment later.
+    pub(super) fn drop_overdue(&mut self, now: Instant, todo: &mut Vec<WebhookAction>) {
         let mut overdue = Vec::new();
         let mut left = Vec::new();
         for (&id, endpoint) in &mut self.endpoints {
@@ -113,7 +113,7 @@ impl ReplicaState {
                     if *ending {
                         left.push((id, endpoint.address));
                     } else {
-                        (*deadline, *ending) = (now + ENDING, true);
+                        (*deadline, *ending) = (now + END_GRACE, true);
                         overdue.push(id);
                     }
                 }
@@ -121,23 +121,23 @@ impl ReplicaState {
             }
         }
         if !overdue.is_empty() {
-            todo.push(Action::End(overdue));
+            todo.push(EndpointAction::End(overdue).into());
         }
         for (id, address) in left {
-            todo.push(Action::Warn(format!(
-                "{address} had requests left after the drain timeout"
-            )));
+            todo.push(
+                EndpointAction::Warn(format!("{address} had requests left after the drain timeout")).into(),
+            );
             self.forget(id, todo);
         }
     }
 
-    fn forget(&mut self, id: InstanceId, todo: &mut Vec<Action>) {
+    fn forget(&mut self, id: InstanceId, todo: &mut Vec<WebhookAction>) {
         let Some(gone) = self.endpoints.remove(&id) else {
             return;
         };
-        todo.push(Action::Remove(id));
-        // It was let go for a number that is wanted no more: the platform, asked again, names it
-        // again. What the platform itself dropped it would only drop again.
+        todo.push(EndpointAction::Remove(id).into());
+        // An endpoint that this gateway retired for a number no longer desired: another call makes the platform name it
+        // again. An endpoint that the platform itself dropped stays dropped.
         let was_chosen = matches!(gone.phase, Phase::Retired { chosen: true, .. });
         self.unsure |= was_chosen && self.agreed.is_some_and(|runs| runs > 0 && runs <= self.wanted());
     }
@@ -147,7 +147,7 @@ impl ReplicaState {
         live.map(|(&id, _)| id).collect()
     }
 
-    /// Addresses that stay in use.
+    /// The addresses that stay in use.
     pub(super) fn kept(&self) -> Vec<SocketAddr> {
         let live = self.endpoints.values().filter(|e| e.phase == Phase::Live);
         live.map(|e| e.address).collect()

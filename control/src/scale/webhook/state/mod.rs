@@ -1,17 +1,17 @@
-//! One revision whose instances a platform runs: what happened in, what to do out. No I/O, no
-//! clock, no randomness.
+//! The state machine of a revision that a platform scales: events in, actions out. No I/O, no clock, no randomness.
 //!
-//! A platform is told a number and does the rest, so there is no life of an instance to follow
-//! here but one number to bring about: what is wanted becomes a [`Decision`], one at a time, posted
-//! until the platform agrees or something else is wanted. Endpoints that a reply names are given
-//! to the data plane; without any it finds the configured addresses ready by itself.
+//! A platform gets a number and does the rest, so there is one number to bring about instead of instances to follow: the
+//! desired number becomes a [`Decision`], one at a time, which is posted until the platform agrees or another number is
+//! desired. Endpoints named in a reply are added to the data plane; without any, the data plane's probes find the configured
+//! addresses ready.
 //!
-//! **Invariants:** never two calls at once; fewer are asked for only after the data plane has let
-//! go of what is surplus, and none only after it agreed that nobody is there.
+//! **Invariants:** one call at a time. A lower number is posted only after the data plane has let surplus endpoints drain,
+//! and zero only after the data plane agreed that no request is there.
 
 mod endpoints;
-mod left;
+mod events;
 mod post;
+mod saved;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -20,60 +20,62 @@ use std::time::{Duration, Instant};
 use sluice_model::{ActivationFailure, Failure, InstanceId, RevisionStatus};
 
 use self::endpoints::Endpoint;
-pub(crate) use self::left::ReplicasLeft;
+pub(crate) use self::events::{WebhookAction, WebhookEvent};
 use self::post::Decision;
+pub(crate) use self::saved::SavedWebhookState;
 use super::Answer;
 use crate::plan::RevisionPlan;
 use crate::scale::backoff::Backoff;
-use crate::scale::state::{Action, Event, Fresh};
+use crate::scale::events::{EndpointAction, IdSource, RevisionEvent};
+use crate::scale::fleet::RevisionMachine;
 
-/// How soon what the data plane refused to let go is asked for again.
+/// The delay before a retirement that the data plane refused is tried again.
 const RETIRE_AGAIN: Duration = Duration::from_secs(1);
 
-/// How long those are told to stay away who ask for what may not be started.
+/// The Retry-After of waiters of a revision that may not be started.
 const NOT_ALLOWED: Duration = Duration::from_secs(1);
 
-/// One revision.
+/// The state of a revision that a platform scales.
 #[derive(Debug)]
-pub(crate) struct ReplicaState {
+pub(crate) struct WebhookState {
     plan: Arc<RevisionPlan>,
-    /// Since when it is no longer served.
+    /// The instant of the removal.
     removed: Option<Instant>,
     closed: bool,
-    /// How long a retired endpoint may take.
+    /// The drain timeout of retired endpoints.
     drain: Duration,
     desired: u32,
-    /// What the platform agreed to last; `None`: nothing was ever asked of it.
+    /// The number that the platform agreed to last; `None`: no call was made yet.
     agreed: Option<u32>,
-    /// It may have done something else since: a call whose outcome is unknown, or an endpoint that
-    /// is gone.
+    /// The platform may run another number than agreed: after a call with an unknown outcome, or a lost endpoint.
     unsure: bool,
-    /// What it agreed to was there, or should be by now: if nothing is usable, it is gone.
+    /// The agreed instances were ready, or should be by now: without a usable endpoint, they are gone.
     expected: bool,
     decision: Option<Decision>,
-    /// Nothing is posted before, whatever is wanted: the platform is in trouble.
+    /// The back-off after a failed call: no call is made before this instant.
     not_before: Option<Instant>,
     endpoints: BTreeMap<InstanceId, Endpoint>,
-    /// Since when somebody waits and nothing is usable.
+    /// The instant since which a request waits without a usable endpoint.
     awaited: Option<Instant>,
-    /// The data plane agreed to zero, and nobody came since.
+    /// The data plane agreed to zero, and no request came since.
     at_zero: bool,
-    /// What was asked of the data plane was about giving up a start.
+    /// The pending [`WebhookAction::ToZero`] is about giving up a start.
     giving_up: bool,
     retire_again: Option<Instant>,
-    /// Of activations.
+    /// The back-off of activations.
     backoff: Backoff,
     last_failure: Option<(Failure, String)>,
-    /// What is wrong with the last call.
+    /// The error of the last call.
     call_failure: Option<String>,
     last_decision: Option<String>,
     starts: u64,
 }
 
-impl ReplicaState {
-    /// A revision of which the platform was told nothing yet; give it its plan with
-    /// [`Event::Plan`] to begin.
-    pub(crate) fn new(plan: Arc<RevisionPlan>, drain: Duration) -> Self {
+impl RevisionMachine for WebhookState {
+    type Event = WebhookEvent;
+    type Action = WebhookAction;
+
+    fn new(plan: Arc<RevisionPlan>, drain: Duration) -> Self {
         Self {
             plan,
             removed: None,
@@ -98,49 +100,49 @@ impl ReplicaState {
         }
     }
 
-    /// Takes in what happened and says what to do.
-    pub(crate) fn step(&mut self, event: Event, now: Instant, fresh: &mut Fresh) -> Vec<Action> {
+    fn step(&mut self, event: WebhookEvent, now: Instant, ids: &mut IdSource) -> Vec<WebhookAction> {
         let mut todo = Vec::new();
         match event {
-            Event::Activate => {
-                // Whatever becomes of it: somebody came, and the data plane is to be asked anew.
+            WebhookEvent::Revision(RevisionEvent::Activate) => {
+                // In any case the data plane has to agree to zero anew.
                 self.at_zero = false;
                 self.activate(now, &mut todo);
             }
-            Event::Activated => {
+            WebhookEvent::Revision(RevisionEvent::Activated) => {
                 self.at_zero = false;
                 self.succeeded();
             }
-            Event::Ready(id) => {
+            WebhookEvent::Revision(RevisionEvent::Ready(id)) => {
                 if self.endpoints.contains_key(&id) {
                     self.succeeded();
                 }
             }
-            Event::Drained(id) => self.drained(id, &mut todo),
-            Event::Desired { count, decision } => {
+            WebhookEvent::Revision(RevisionEvent::Drained(id)) => self.drained(id, &mut todo),
+            WebhookEvent::Revision(RevisionEvent::Desired { count, decision }) => {
                 self.desired = count;
                 self.last_decision = Some(decision);
                 self.retire_again = None;
             }
-            Event::Plan(plan) => self.replan(plan, &mut todo),
-            Event::Removed => self.remove(now, &mut todo),
-            // What a platform runs does not depend on this gateway, and another one may use it.
-            Event::Shutdown => self.closed = true,
-            Event::Victims { asked, chosen } => self.victims(asked, &chosen, now),
-            Event::AtZero(answer) => self.zero_answered(answer, now, fresh, &mut todo),
-            Event::Answered(answer) => self.answered(answer, now, fresh, &mut todo),
-            Event::Started(..) | Event::Failed { .. } | Event::Exited { .. } | Event::Tick => {}
+            WebhookEvent::Revision(RevisionEvent::Plan(plan)) => self.replan(plan, &mut todo),
+            WebhookEvent::Revision(RevisionEvent::Removed) => self.remove(now, &mut todo),
+            // A platform's instances do not depend on this gateway, and another gateway may use them.
+            WebhookEvent::Revision(RevisionEvent::Shutdown) => self.closed = true,
+            WebhookEvent::Revision(RevisionEvent::Victims { asked, chosen }) => {
+                self.victims(asked, &chosen, now)
+            }
+            WebhookEvent::AtZero(answer) => self.zero_answered(answer, now, ids, &mut todo),
+            WebhookEvent::Answered(answer) => self.answered(answer, now, ids, &mut todo),
+            WebhookEvent::Revision(RevisionEvent::Tick) => {}
         }
         if self.closed {
             return todo;
         }
         self.pass_deadlines(now, &mut todo);
-        self.reconcile(now, fresh, &mut todo);
+        self.reconcile(now, ids, &mut todo);
         todo
     }
 
-    /// When [`Event::Tick`] is due at the latest.
-    pub(crate) fn next_deadline(&self) -> Option<Instant> {
+    fn next_deadline(&self) -> Option<Instant> {
         if self.closed {
             return None;
         }
@@ -152,34 +154,24 @@ impl ReplicaState {
         retired.chain(others.into_iter().flatten()).min()
     }
 
-    /// How long what is retired from now on may take.
-    pub(crate) fn set_drain(&mut self, drain: Duration) {
+    fn set_drain(&mut self, drain: Duration) {
         self.drain = drain;
     }
 
-    /// Nothing is left to look after.
-    pub(crate) fn is_over(&self) -> bool {
+    fn is_over(&self) -> bool {
         self.closed
             || self.is_removed() && self.endpoints.is_empty() && !self.is_calling() && self.is_settled()
     }
 
-    /// Whether it is only left to end.
-    pub(crate) fn is_removed(&self) -> bool {
+    fn is_removed(&self) -> bool {
         self.closed || self.removed.is_some()
     }
 
-    /// Whether a call is under way, whose answer somebody owes it.
-    pub(crate) fn awaits_answer(&self) -> bool {
-        self.is_calling()
-    }
-
-    /// Whether this plan is the one it follows already.
-    pub(crate) fn follows(&self, plan: &RevisionPlan) -> bool {
+    fn follows(&self, plan: &RevisionPlan) -> bool {
         !self.is_removed() && *self.plan == *plan
     }
 
-    /// For status and admin.
-    pub(crate) fn status(&self) -> RevisionStatus {
+    fn status(&self) -> RevisionStatus {
         let start = self.last_failure.as_ref().map(|(_, detail)| detail);
         RevisionStatus {
             desired: self.wanted(),
@@ -188,27 +180,34 @@ impl ReplicaState {
             starts: self.starts,
         }
     }
+}
 
-    fn activate(&mut self, now: Instant, todo: &mut Vec<Action>) {
+impl WebhookState {
+    /// Whether a call is under way, whose answer will come as [`WebhookEvent::Answered`].
+    pub(crate) fn awaits_answer(&self) -> bool {
+        self.is_calling()
+    }
+
+    fn activate(&mut self, now: Instant, todo: &mut Vec<WebhookAction>) {
         if self.is_removed() {
             return;
         }
         if self.plan.policy.max_scale == Some(0) {
             self.last_failure = Some((Failure::NotAllowed, "maxScale is 0".to_owned()));
-            return self.tell_waiters(NOT_ALLOWED, todo);
+            return self.fail_waiters(NOT_ALLOWED, todo);
         }
         if let Some(left) = self
             .backoff
             .remaining(now)
             .filter(|_| self.last_failure.is_some())
         {
-            return self.tell_waiters(left, todo);
+            return self.fail_waiters(left, todo);
         }
         if self.awaited.is_none() {
             self.awaited = Some(now);
             self.not_before = None;
-            // What is only just being started is not asked for twice: the decision for whoever waits
-            // may have come before the news that somebody does.
+            // Instances that are only just being started are not asked for twice: the decision for the waiter may have come
+            // before this event.
             self.unsure |= self.expected && self.agreed.is_some_and(|replicas| replicas > 0);
         }
         let before = self.wanted();
@@ -221,7 +220,7 @@ impl ReplicaState {
         }
     }
 
-    /// An endpoint is ready.
+    /// Ends an activation: an endpoint is ready.
     fn succeeded(&mut self) {
         self.awaited = None;
         self.expected = true;
@@ -229,7 +228,7 @@ impl ReplicaState {
         self.backoff.succeeded();
     }
 
-    fn replan(&mut self, plan: Arc<RevisionPlan>, todo: &mut Vec<Action>) {
+    fn replan(&mut self, plan: Arc<RevisionPlan>, todo: &mut Vec<WebhookAction>) {
         self.removed = None;
         let changed = self.plan.scaler != plan.scaler || self.plan.service != plan.service;
         self.plan = plan;
@@ -238,14 +237,14 @@ impl ReplicaState {
             self.not_before = None;
             self.call_failure = None;
             if self.last_failure.take().is_some() {
-                todo.push(Action::Forgive);
+                todo.push(EndpointAction::Forgive.into());
             }
-            // Another platform, for all we know: it is told what the last one knew.
+            // Probably another platform, which gets the number that the last one had.
             self.unsure |= self.agreed.is_some();
         }
     }
 
-    fn remove(&mut self, now: Instant, todo: &mut Vec<Action>) {
+    fn remove(&mut self, now: Instant, todo: &mut Vec<WebhookAction>) {
         if self.is_removed() {
             return;
         }
@@ -260,13 +259,13 @@ impl ReplicaState {
         self.retire_these(live, true, now, todo);
     }
 
-    /// Nobody is there, or somebody is and nothing may be stopped.
+    /// Handles the data plane's answer about zero: agreed, or refused because of a request.
     fn zero_answered(
         &mut self,
         answer: Option<Vec<InstanceId>>,
         now: Instant,
-        fresh: &mut Fresh,
-        todo: &mut Vec<Action>,
+        ids: &mut IdSource,
+        todo: &mut Vec<WebhookAction>,
     ) {
         let giving_up = std::mem::take(&mut self.giving_up);
         let awaited = self.awaited.take();
@@ -280,7 +279,7 @@ impl ReplicaState {
             }
             (None, Some(since)) if giving_up => {
                 let detail = self.why_late();
-                self.fail_activation(Failure::TimedOut, detail, since, now, fresh, todo);
+                self.fail_activation(Failure::TimedOut, detail, since, now, ids, todo);
             }
             (None, _) if self.removed.is_some_and(|at| at + self.drain <= now) => self.at_zero = true,
             (None, awaited) => {
@@ -312,22 +311,25 @@ impl ReplicaState {
         detail: String,
         since: Instant,
         now: Instant,
-        fresh: &mut Fresh,
-        todo: &mut Vec<Action>,
+        ids: &mut IdSource,
+        todo: &mut Vec<WebhookAction>,
     ) {
-        let delay = self.backoff.failed(since, now, fresh.jitter());
-        todo.push(Action::Warn(format!(
-            "cannot start: {detail}; the next try is in {:.1} s at the earliest",
-            delay.as_secs_f64()
-        )));
+        let delay = self.backoff.failed(since, now, ids.jitter());
+        todo.push(
+            EndpointAction::Warn(format!(
+                "cannot start: {detail}; the next try is in {:.1} s at the earliest",
+                delay.as_secs_f64()
+            ))
+            .into(),
+        );
         self.last_failure = Some((failure, detail));
         self.expected = true;
         self.awaited = None;
         self.give_up("it did not start");
-        self.tell_waiters(delay, todo);
+        self.fail_waiters(delay, todo);
     }
 
-    /// What is wanted beyond the minimum was wanted for those who are gone. The next one asks again.
+    /// Lowers the desired number to the minimum: the rest was for waiters that are gone. The next waiter asks again.
     fn give_up(&mut self, why: &str) {
         let before = self.wanted();
         self.desired = 0;
@@ -337,34 +339,37 @@ impl ReplicaState {
         }
     }
 
-    fn tell_waiters(&self, retry_after: Duration, todo: &mut Vec<Action>) {
+    fn fail_waiters(&self, retry_after: Duration, todo: &mut Vec<WebhookAction>) {
         if let Some((failure, detail)) = self.last_failure.clone() {
-            todo.push(Action::Fail(ActivationFailure {
-                failure,
-                detail,
-                retry_after,
-            }));
+            todo.push(
+                EndpointAction::Fail(ActivationFailure {
+                    failure,
+                    detail,
+                    retry_after,
+                })
+                .into(),
+            );
         }
     }
 
-    fn pass_deadlines(&mut self, now: Instant, todo: &mut Vec<Action>) {
+    fn pass_deadlines(&mut self, now: Instant, todo: &mut Vec<WebhookAction>) {
         self.retire_again = self.retire_again.filter(|&at| at > now);
         self.not_before = self.not_before.filter(|&at| at > now);
         self.drop_overdue(now, todo);
         let late = self.awaited.is_some_and(|at| at + self.plan.start_timeout <= now);
         if late && !self.giving_up {
-            // Whoever waited may have left: then nothing says that it failed.
+            // The data plane is asked first: without a waiter left there is no failure to report.
             self.giving_up = true;
-            todo.push(Action::ToZero);
+            todo.push(WebhookAction::ToZero);
         }
     }
 
-    fn reconcile(&mut self, now: Instant, fresh: &mut Fresh, todo: &mut Vec<Action>) {
+    fn reconcile(&mut self, now: Instant, ids: &mut IdSource, todo: &mut Vec<WebhookAction>) {
         if self.giving_up {
             return;
         }
         self.let_go(todo);
-        self.post(now, fresh, todo);
+        self.post(now, ids, todo);
     }
 
     fn wanted(&self) -> u32 {

@@ -1,48 +1,48 @@
-//! What the platform is told, when, and what its answer changes.
+//! Calls of the platform: their number, their time, and the handling of answers.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use sluice_model::Failure;
 
-use super::{Answer, ReplicaState};
-use crate::scale::state::{Action, Fresh};
+use super::{Answer, RevisionMachine, WebhookAction, WebhookState};
+use crate::scale::events::{EndpointAction, IdSource};
 use crate::scale::webhook::Ask;
 
-/// The first wait after a call that may be repeated; doubles from there.
+/// The first back-off after a failed call; doubles from there.
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
 const LONGEST_PAUSE: Duration = Duration::from_secs(30);
 
-/// The longest a platform may ask us to stay away.
+/// The bound of a platform's Retry-After.
 const MAX_RETRY_AFTER: Duration = Duration::from_secs(60);
 
-/// How often a platform is told that a removed revision needs nothing, before it is given up.
+/// The bound of failed calls with zero for a removed revision.
 const FAREWELLS: u32 = 8;
 
-/// One call may take a share of `startTimeout`, so that there is time for another one.
+/// The bounds of a call's timeout, which is a third of `startTimeout`, so that there is time for another call.
 const SHORTEST_CALL: Duration = Duration::from_secs(1);
 const LONGEST_CALL: Duration = Duration::from_secs(10);
 
 /// A number that the platform has not agreed to yet.
 #[derive(Debug)]
 pub(super) struct Decision {
-    /// The same for every call about it.
+    /// The idempotency key: the same in every call of the decision.
     pub(super) key: String,
     pub(super) replicas: u32,
     pub(super) reason: String,
-    /// When it was called for first.
+    /// The instant of the first call.
     pub(super) since: Option<Instant>,
     pub(super) calling: bool,
-    /// Calls that came to nothing.
+    /// The number of failed calls.
     pub(super) failed: u32,
 }
 
-impl ReplicaState {
+impl WebhookState {
     pub(super) fn is_calling(&self) -> bool {
         self.decision.as_ref().is_some_and(|decision| decision.calling)
     }
 
-    /// Whether the platform runs nothing for it, or is not worth telling any more.
+    /// Whether the platform runs no instance, or is given up.
     pub(super) fn is_settled(&self) -> bool {
         self.is_hopeless() || (!self.unsure && self.agreed.unwrap_or(0) == 0)
     }
@@ -51,15 +51,15 @@ impl ReplicaState {
         self.is_removed() && self.decision.as_ref().is_some_and(|d| d.failed >= FAREWELLS)
     }
 
-    /// Whether only the back-off is in the way of asking for more.
+    /// Whether only the back-off prevents a call for more.
     pub(super) fn is_held(&self) -> bool {
         !self.is_calling()
             && self.not_before.is_none()
             && self.due().is_some_and(|replicas| self.is_more(replicas))
     }
 
-    /// Asks the data plane to let go of what is surplus.
-    pub(super) fn let_go(&mut self, todo: &mut Vec<Action>) {
+    /// Has the data plane retire surplus endpoints.
+    pub(super) fn let_go(&mut self, todo: &mut Vec<WebhookAction>) {
         let wanted = self.wanted();
         self.at_zero &= wanted == 0;
         if self.retire_again.is_some() || self.is_calling() {
@@ -68,7 +68,7 @@ impl ReplicaState {
         if wanted == 0 {
             let runs = self.unsure || self.agreed.is_some_and(|replicas| replicas > 0);
             if runs && !self.at_zero {
-                todo.push(Action::ToZero);
+                todo.push(WebhookAction::ToZero);
             }
             return;
         }
@@ -76,14 +76,17 @@ impl ReplicaState {
         let surplus = live.saturating_sub(wanted);
         if surplus > 0 && self.agreed.is_some_and(|replicas| replicas > wanted) {
             let to_zero = false;
-            todo.push(Action::Retire {
-                count: surplus,
-                to_zero,
-            });
+            todo.push(
+                EndpointAction::Retire {
+                    count: surplus,
+                    to_zero,
+                }
+                .into(),
+            );
         }
     }
 
-    pub(super) fn post(&mut self, now: Instant, fresh: &mut Fresh, todo: &mut Vec<Action>) {
+    pub(super) fn post(&mut self, now: Instant, ids: &mut IdSource, todo: &mut Vec<WebhookAction>) {
         if self.is_calling() {
             return;
         }
@@ -93,9 +96,12 @@ impl ReplicaState {
         };
         if self.decision.as_ref().is_none_or(|d| d.replicas != replicas) {
             self.decision = Some(Decision {
-                key: fresh.decision(),
+                key: ids.decision(),
                 replicas,
-                reason: self.last_decision.clone().unwrap_or_else(|| self.words(replicas)),
+                reason: self
+                    .last_decision
+                    .clone()
+                    .unwrap_or_else(|| self.default_reason(replicas)),
                 since: None,
                 calling: false,
                 failed: 0,
@@ -109,7 +115,7 @@ impl ReplicaState {
         if let Some(decision) = &mut self.decision {
             decision.calling = true;
             decision.since.get_or_insert(now);
-            todo.push(Action::Ask(Ask {
+            todo.push(WebhookAction::Ask(Ask {
                 key: decision.key.clone(),
                 replicas,
                 reason: decision.reason.clone(),
@@ -124,8 +130,8 @@ impl ReplicaState {
         &mut self,
         answer: Answer,
         now: Instant,
-        fresh: &mut Fresh,
-        todo: &mut Vec<Action>,
+        ids: &mut IdSource,
+        todo: &mut Vec<WebhookAction>,
     ) {
         let Some(mut decision) = self.decision.take().filter(|d| d.calling) else {
             return;
@@ -140,33 +146,39 @@ impl ReplicaState {
                 self.call_failure = None;
                 if decision.replicas > 0 && !endpoints.is_empty() && self.wanted() > 0 {
                     let took = decision.since.map(|since| now.saturating_duration_since(since));
-                    self.take_over(&endpoints, took.unwrap_or_default(), now, fresh, todo);
+                    self.set_endpoints(&endpoints, took.unwrap_or_default(), now, ids, todo);
                 }
             }
             Answer::Refused(detail) => {
                 self.call_failure = Some(detail.clone());
-                // At zero somebody waits though the news of it may still be on its way, or will.
+                // At zero a request waits, even where its event has not arrived yet.
                 let at_zero = (self.agreed.unwrap_or(0) == 0).then_some(now);
                 match self.awaited.or(at_zero).filter(|_| decision.replicas > 0) {
-                    Some(since) => self.fail_activation(Failure::Failed, detail, since, now, fresh, todo),
+                    Some(since) => self.fail_activation(Failure::Failed, detail, since, now, ids, todo),
                     None => {
-                        todo.push(Action::Warn(format!(
-                            "the platform refused {} replicas: {detail}",
-                            decision.replicas
-                        )));
-                        self.again(decision, now, spread(LONGEST_PAUSE, fresh));
+                        todo.push(
+                            EndpointAction::Warn(format!(
+                                "the platform refused {} replicas: {detail}",
+                                decision.replicas
+                            ))
+                            .into(),
+                        );
+                        self.again(decision, now, spread(LONGEST_PAUSE, ids));
                     }
                 }
             }
             Answer::Retry { detail, after } => {
                 let doubled = FIRST_PAUSE.saturating_mul(1 << decision.failed.min(10));
-                let pause = spread(doubled.min(LONGEST_PAUSE), fresh);
+                let pause = spread(doubled.min(LONGEST_PAUSE), ids);
                 let pause = pause.max(after.unwrap_or_default().min(MAX_RETRY_AFTER));
-                todo.push(Action::Warn(format!(
-                    "asking for {} replicas failed: {detail}; again in {:.1} s",
-                    decision.replicas,
-                    pause.as_secs_f64()
-                )));
+                todo.push(
+                    EndpointAction::Warn(format!(
+                        "asking for {} replicas failed: {detail}; again in {:.1} s",
+                        decision.replicas,
+                        pause.as_secs_f64()
+                    ))
+                    .into(),
+                );
                 self.unsure = true;
                 self.call_failure = Some(detail);
                 self.again(decision, now, pause);
@@ -176,14 +188,14 @@ impl ReplicaState {
 
     fn again(&mut self, mut decision: Decision, now: Instant, pause: Duration) {
         decision.failed += 1;
-        // Somebody who waits does not wait because fewer could not be asked for.
+        // The back-off of a failed scale-down does not delay a waiter.
         if decision.replicas > 0 || self.awaited.is_none() {
             self.not_before = Some(now + pause);
         }
         self.decision = Some(decision);
     }
 
-    /// What the platform should be told now, if anything.
+    /// The number that is to be posted now, if any.
     fn due(&self) -> Option<u32> {
         if self.is_hopeless() {
             return None;
@@ -197,7 +209,7 @@ impl ReplicaState {
         let replicas = match wanted {
             0 if held > 0 || !self.at_zero => return None,
             0 => 0,
-            // One more than is wanted for each that still finishes what it has.
+            // Draining endpoints still count.
             n if n < runs => n.max(held.min(runs)),
             n => n,
         };
@@ -208,12 +220,12 @@ impl ReplicaState {
         replicas > 0 && (self.unsure || replicas > self.agreed.unwrap_or(0))
     }
 
-    fn words(&self, replicas: u32) -> String {
+    fn default_reason(&self, replicas: u32) -> String {
         format!("{} → {replicas}: minScale", self.agreed.unwrap_or(0))
     }
 }
 
-/// Up to a quarter more, at random: many revisions of one platform do not call together.
-fn spread(pause: Duration, fresh: &mut Fresh) -> Duration {
-    pause.mul_f64(1.0 + fresh.jitter() / 4.0)
+/// A pause with jitter, up to a quarter more: many revisions of one platform do not call together.
+fn spread(pause: Duration, ids: &mut IdSource) -> Duration {
+    pause.mul_f64(1.0 + ids.jitter() / 4.0)
 }
