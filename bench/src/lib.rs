@@ -6,6 +6,8 @@
 //! allocations, which the rest of the machine does not disturb (`src/bin/operation.rs` under
 //! valgrind). Both run the same loops.
 
+#![allow(clippy::disallowed_methods, reason = "real clients, real time")]
+
 mod admission;
 mod fixture;
 mod head;

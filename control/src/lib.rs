@@ -5,6 +5,11 @@
 //!
 //! **Invariant:** the control plane knows the data plane only by the traits of `sluice-model`.
 
+#![cfg_attr(
+    test,
+    allow(clippy::disallowed_methods, reason = "tests begin at some time or other")
+)]
+
 pub mod autoscale;
 pub mod compile;
 pub mod config;

@@ -9,6 +9,11 @@
 //! **Invariant:** the decision part (`request`, `throttle`) and the codec do no I/O of their own; only
 //! `main.rs` names `sluice-control`.
 
+#![cfg_attr(
+    test,
+    allow(clippy::disallowed_methods, reason = "tests begin at some time or other")
+)]
+
 pub mod admin;
 pub mod cli;
 mod dns;

@@ -8,6 +8,8 @@
 //! **Invariant:** no client retries and no port is fixed: the test that causes a refusal, an end of file or a reset
 //! always sees it as an error.
 
+#![allow(clippy::disallowed_methods, reason = "real clients, real time")]
+
 pub mod backend;
 pub mod balancer;
 pub mod blocking;

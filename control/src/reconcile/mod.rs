@@ -8,9 +8,9 @@ mod fixed;
 use std::fmt;
 use std::panic::resume_unwind;
 use std::sync::Arc;
-use std::time::Instant;
 
 use sluice_model::{Delta, Generation, Settings};
+use tokio::time::Instant;
 
 use crate::compile::{FileReference, ListenerReference};
 use crate::config::Diagnostics;

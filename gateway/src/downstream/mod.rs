@@ -51,6 +51,6 @@ fn date_now() -> [u8; 29] {
     thread_local! {
         static DATE: RefCell<HttpDate> = RefCell::new(HttpDate::new());
     }
-    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
+    let since = crate::observe::wall_clock().duration_since(SystemTime::UNIX_EPOCH);
     DATE.with_borrow_mut(|date| *date.at(since.map_or(0, |since| since.as_secs())))
 }

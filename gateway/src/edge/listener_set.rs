@@ -3,7 +3,6 @@
 use std::fmt;
 use std::net::{SocketAddr, TcpListener as StdListener};
 use std::sync::{Arc, Weak};
-use std::time::SystemTime;
 
 use arc_swap::ArcSwap;
 use parking_lot::Mutex;
@@ -178,7 +177,7 @@ impl Edge {
                 }
             };
             if let Some(tls) = &tls {
-                expiry::warn(wanted.address, &tls.certificates(), SystemTime::now());
+                expiry::warn(wanted.address, &tls.certificates(), crate::observe::wall_clock());
             }
             let config = Arc::new(ListenerConfig {
                 index,
@@ -425,7 +424,7 @@ async fn watch_files(inner: Arc<ListenerSet>) {
             if reload.changed && reload.errors.is_empty() {
                 info!(listener = %bound, "certificates changed");
             }
-            expiry::warn(bound, &checked.certificates(), SystemTime::now());
+            expiry::warn(bound, &checked.certificates(), crate::observe::wall_clock());
         }
         drop(changing);
     }

@@ -133,6 +133,10 @@ impl LogWriter {
     /// Writes all buffered lines and ends the thread; later lines are dropped and counted. Blocks the
     /// calling thread for at most `within`: a reader that stands still does not keep the process
     /// alive. Returns whether everything was written.
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "a thread of its own, without tokio's clock"
+    )]
     pub fn shutdown(self, within: Duration) -> bool {
         let deadline = Instant::now() + within;
         let mut pending = self.shared.pending.lock();

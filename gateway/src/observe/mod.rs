@@ -29,6 +29,15 @@ pub use phases::{Milestones, Phases};
 pub use reason::{GrpcStatus, Reason};
 pub use record::{RequestProtocol, RequestRecord, Timer};
 
+/// Wall-clock time, for log lines, `Date` fields and the end of certificates; never for durations.
+#[expect(
+    clippy::disallowed_methods,
+    reason = "the one place that reads the wall clock"
+)]
+pub fn wall_clock() -> std::time::SystemTime {
+    std::time::SystemTime::now()
+}
+
 /// The counters that a finished request moves, by how far its routing got.
 #[derive(Debug, Clone, Copy)]
 pub enum MetricsScope<'a> {

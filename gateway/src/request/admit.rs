@@ -6,7 +6,7 @@ use std::time::Instant;
 use super::ctx::{NextAttempt, RequestCtx};
 use crate::local_response::ErrorResponse;
 use crate::observe::{Reason, Timer};
-use crate::throttle::{Admission, Arrival, Permit, Rejection, StartTimeline, Waiter};
+use crate::throttle::{Admission, Arrival, Permit, Rejection, StartTimeline, Waiter, clock};
 use sluice_model::Failure;
 
 impl RequestCtx {
@@ -16,7 +16,7 @@ impl RequestCtx {
     /// # Errors
     /// The error response. Cancel-safe: dropping the future leaves the queue.
     pub async fn admit(&mut self, gone: impl Future<Output = ()>) -> Result<(), ErrorResponse> {
-        let now = Instant::now();
+        let now = clock();
         let Some(routed) = &self.routed else {
             return Err(ErrorResponse::new(Reason::NoRoute, "the request was not routed"));
         };
@@ -34,7 +34,7 @@ impl RequestCtx {
     /// # Errors
     /// The error response: the failure of the attempts, if no other endpoint can serve.
     pub async fn fail_over(&mut self, gone: impl Future<Output = ()>) -> Result<(), ErrorResponse> {
-        let now = Instant::now();
+        let now = clock();
         let next = std::mem::replace(&mut self.next, NextAttempt::FreshConnection);
         match next {
             NextAttempt::First | NextAttempt::FreshConnection => Ok(()),
@@ -57,7 +57,7 @@ impl RequestCtx {
                 }
                 self.queued += wait;
                 self.held = None;
-                self.admitted = Some(Instant::now());
+                self.admitted = Some(clock());
                 self.admit(gone).await
             }
         }
@@ -82,7 +82,7 @@ impl RequestCtx {
             Admission::Rejected(rejection) => Err(rejection),
             Admission::Waiting(waiter) => {
                 let outcome = self.wait(waiter, gone).await;
-                let until = Instant::now();
+                let until = clock();
                 self.queued += until.saturating_duration_since(now);
                 let outcome = outcome?;
                 self.admitted = Some(until);
@@ -128,7 +128,7 @@ impl RequestCtx {
     fn reject(&mut self, rejection: &Rejection) -> ErrorResponse {
         self.removed = matches!(rejection, Rejection::Removed);
         if matches!(rejection, Rejection::DeadlineExceeded) {
-            self.clocks.fire(self.clocks.missed(Instant::now()));
+            self.clocks.fire(self.clocks.missed(clock()));
         }
         if let Rejection::ActivationFailed { failure, .. } = rejection {
             self.detail = Some(failure.detail.clone());

@@ -19,9 +19,11 @@ use crate::edge::{ConnectionInfo, Drain};
 use crate::local_response::{
     ErrorResponse, LocalResponse, RenderedResponse, ResponseFormat, redirect_to_https,
 };
-use crate::observe::{MetricsScope, Milestones, Observer, Phases, Reason, RequestProtocol, RequestRecord};
+use crate::observe::{
+    MetricsScope, Milestones, Observer, Phases, Reason, RequestProtocol, RequestRecord, wall_clock,
+};
 use crate::registry::{LiveRevision, LiveService, Reader, RetryHold, Snapshot};
-use crate::throttle::{Permit, StartTimeline};
+use crate::throttle::{Permit, StartTimeline, clock};
 
 /// State that all requests share.
 pub struct Engine {
@@ -208,7 +210,7 @@ impl RequestCtx {
             client: None,
             service: None,
             format: ResponseFormat::Text,
-            time: SystemTime::now(),
+            time: wall_clock(),
         }
     }
 
@@ -358,13 +360,13 @@ impl RequestCtx {
             LocalResponse::Redirect(rendered) => rendered.clone(),
         };
         if self.reason != Some(Reason::ClientGone) {
-            self.response_started(Instant::now());
+            self.response_started(clock());
             let timing = self.server_timing();
             rendered
                 .headers
                 .extend(timing.map(|value| ("server-timing", value)));
         }
-        rendered.dated(SystemTime::now())
+        rendered.dated(wall_clock())
     }
 
     /// Records the phases until the response head.

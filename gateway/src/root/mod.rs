@@ -1,5 +1,10 @@
 //! The modules of the composition root: the only code that knows both planes.
 
+#![allow(
+    clippy::disallowed_methods,
+    reason = "the composition root passes the real clocks in"
+)]
+
 mod admin_state;
 mod applier;
 mod build;

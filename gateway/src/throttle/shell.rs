@@ -27,7 +27,7 @@ use super::remote::{EndpointId, EndpointInUse, News, Wanted};
 use super::start_timeline::StartTimeline;
 use super::waiter::{Sender, Waiter};
 
-/// The injected clock: tokio's, which tests pause, and which is the plain one otherwise.
+/// The injected clock: tokio's, which tests pause, and which is the monotonic clock otherwise.
 pub(crate) fn clock() -> Instant {
     tokio::time::Instant::now().into_std()
 }

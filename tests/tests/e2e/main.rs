@@ -2,6 +2,8 @@
 //!
 //! One test executable with a module per concern, because each executable is linked anew.
 
+#![allow(clippy::disallowed_methods, reason = "real clients, real time")]
+
 mod autoscaling;
 mod backends;
 mod balancer;
