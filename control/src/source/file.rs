@@ -5,11 +5,11 @@ use std::sync::Arc;
 
 use tokio::time::Instant;
 
+use super::debounce::Debounce;
 use super::fileset::{FileSet, Trust};
-use super::links::Interests;
-use super::net::{Net, POLL, Part, processor_time};
-use super::quiet::Burst;
-use super::watch::{Dirty, Inbox, Watch};
+use super::stamp_poller::{POLL, StampKind, StampPoller, thread_cpu_time};
+use super::watch::{DirtySet, EventQueue, Watch};
+use super::watch_set::WatchSet;
 use super::{Change, Event, Source, SourceError};
 
 /// Looks in a row while watches keep being set; whoever swaps links faster than that is polled.
@@ -24,28 +24,28 @@ const MAX_ROUNDS: usize = 8;
 #[derive(Debug)]
 pub struct FileSource {
     files: FileSet,
-    inbox: Arc<Inbox>,
+    queue: Arc<EventQueue>,
     /// `None`: polling.
     watch: Option<Watch>,
-    net: Net,
+    poller: StampPoller,
     /// It was read once.
     is_read: bool,
     /// What may be only half of a change.
-    burst: Option<Burst>,
+    debounce: Option<Debounce>,
     /// Files that config files name.
-    named: Vec<PathBuf>,
+    referenced: Vec<PathBuf>,
 }
 
 /// Asks a running source to read everything anew; what SIGHUP does.
 #[derive(Debug, Clone)]
 pub struct ReloadHandle {
-    inbox: Arc<Inbox>,
+    queue: Arc<EventQueue>,
 }
 
 impl ReloadHandle {
     /// Asks; never blocks.
     pub fn reload(&self) {
-        self.inbox.ask_reload();
+        self.queue.request_reload();
     }
 }
 
@@ -54,7 +54,7 @@ impl FileSource {
     /// directories. Reads nothing yet: the first [`refresh`](Source::refresh) does.
     pub fn new(paths: &[PathBuf]) -> Self {
         let mut source = Self::polling(paths);
-        match Watch::new(&source.inbox) {
+        match Watch::new(&source.queue) {
             Ok(watch) => source.watch = Some(watch),
             Err(error) => warn_polling(&error),
         }
@@ -64,44 +64,44 @@ impl FileSource {
     fn polling(paths: &[PathBuf]) -> Self {
         Self {
             files: FileSet::new(paths),
-            inbox: Arc::new(Inbox::default()),
+            queue: Arc::new(EventQueue::default()),
             watch: None,
-            net: Net::default(),
+            poller: StampPoller::default(),
             is_read: false,
-            burst: None,
-            named: Vec::new(),
+            debounce: None,
+            referenced: Vec::new(),
         }
     }
 
     /// Asks for a reload from elsewhere.
     pub fn reload_handle(&self) -> ReloadHandle {
         ReloadHandle {
-            inbox: Arc::clone(&self.inbox),
+            queue: Arc::clone(&self.queue),
         }
     }
 
     /// Whether there are changes that nobody tells of.
-    fn polls(&self) -> bool {
-        self.watch.as_ref().is_none_or(Watch::is_blind)
+    fn needs_polling(&self) -> bool {
+        self.watch.as_ref().is_none_or(Watch::needs_polling)
     }
 
     /// Waits for the end of a burst that has begun, or until a file is complete that is all there is of it
     /// so far.
-    async fn settle(&mut self, mut burst: Burst, may_be_half: bool) -> Change {
-        while !self.inbox.reload_asked() {
-            let complete = may_be_half && self.inbox.is_complete();
-            let over_at = match complete {
-                true => burst.complete_at(),
-                false => burst.over_at(self.inbox.being_written()),
+    async fn settle(&mut self, mut debounce: Debounce, stop_at_complete: bool) -> Change {
+        while !self.queue.reload_requested() {
+            let complete = stop_at_complete && self.queue.is_complete();
+            let deadline = match complete {
+                true => debounce.complete_deadline(),
+                false => debounce.deadline(self.queue.being_written()),
             };
             tokio::select! {
                 biased;
-                () = self.inbox.changed() => burst.extend(Instant::now()),
-                () = tokio::time::sleep_until(over_at), if complete => {
-                    self.burst = Some(burst);
+                () = self.queue.changed() => debounce.extend(Instant::now()),
+                () = tokio::time::sleep_until(deadline), if complete => {
+                    self.debounce = Some(debounce);
                     return Change::Complete;
                 }
-                () = tokio::time::sleep_until(over_at) => return Change::Event,
+                () = tokio::time::sleep_until(deadline) => return Change::Event,
             }
         }
         Change::Reload
@@ -127,25 +127,25 @@ impl FileSource {
     }
 
     /// Looks at what may differ. Returns whether files that config files name may do so too.
-    fn look_at(&mut self, dirty: &Dirty) -> Result<bool, Vec<SourceError>> {
-        if dirty.touched {
+    fn reread(&mut self, dirty: &DirtySet) -> Result<bool, Vec<SourceError>> {
+        if dirty.referenced {
             // A link on the way to it may lead elsewhere now.
             self.arm();
         }
-        let moved = self.net.look();
-        let unseen = moved.iter().any(|path| !dirty.explains(path));
-        let unwell = dirty.is_empty() && self.files.is_incomplete();
-        let touched = dirty.touched || dirty.everything || unseen;
-        if dirty.everything || dirty.reload || unseen || unwell || self.polls() {
+        let changed = self.poller.poll();
+        let undetected = changed.iter().any(|path| !dirty.covers(path));
+        let retry = dirty.is_empty() && self.files.is_incomplete();
+        let touched = dirty.referenced || dirty.everything || undetected;
+        if dirty.everything || dirty.reload || undetected || retry || self.needs_polling() {
             return self.look_at_everything(dirty.trust()).map(|()| touched);
         }
-        let Some(looked) = self.files.refresh(&dirty.files) else {
+        let Some(refreshed) = self.files.refresh(&dirty.files) else {
             return self.look_at_everything(Trust::Stamps).map(|()| touched);
         };
-        looked?;
+        refreshed?;
         // A file saved by rename is another one, not watched yet.
-        let named = dirty.files.iter().any(|file| self.files.roots().contains(file));
-        if named && self.arm() {
+        let root_changed = dirty.files.iter().any(|file| self.files.roots().contains(file));
+        if root_changed && self.arm() {
             self.look_at_everything(Trust::Stamps)?;
         }
         Ok(touched)
@@ -167,12 +167,15 @@ impl FileSource {
         let Some(watch) = &mut self.watch else {
             return false;
         };
-        let interests = Interests::of(self.files.roots(), self.files.links(), &self.named);
-        let roots = self.files.roots().iter().chain(interests.files());
-        let whole = roots.map(|path| (path.clone(), Part::Whole));
-        let places = interests.watched().iter().map(|path| (path.clone(), Part::Place));
-        self.net.cast(whole.chain(places));
-        match watch.arm(interests) {
+        let watch_set = WatchSet::of(self.files.roots(), self.files.links(), &self.referenced);
+        let roots = self.files.roots().iter().chain(watch_set.files());
+        let full = roots.map(|path| (path.clone(), StampKind::Full));
+        let inodes = watch_set
+            .watched()
+            .iter()
+            .map(|path| (path.clone(), StampKind::Inode));
+        self.poller.set_paths(full.chain(inodes));
+        match watch.arm(watch_set) {
             Ok(new) => new,
             Err(error) => {
                 warn_polling(&error);
@@ -185,45 +188,53 @@ impl FileSource {
 
 impl Source for FileSource {
     async fn changed(&mut self) -> Change {
-        let heard = async {
-            while self.inbox.is_empty() {
-                self.inbox.changed().await;
+        let event = async {
+            while self.queue.is_empty() {
+                self.queue.changed().await;
             }
         };
-        let pause = if self.polls() { POLL } else { self.net.pause() };
-        if tokio::time::timeout(pause, heard).await.is_err() {
+        let interval = if self.needs_polling() {
+            POLL
+        } else {
+            self.poller.interval()
+        };
+        if tokio::time::timeout(interval, event).await.is_err() {
             return Change::Poll;
         }
-        self.settle(Burst::new(Instant::now()), true).await
+        self.settle(Debounce::new(Instant::now()), true).await
     }
 
     async fn settled(&mut self) -> Change {
-        let burst = self.burst.take().unwrap_or_else(|| Burst::new(Instant::now()));
-        self.settle(burst, false).await
+        let debounce = self
+            .debounce
+            .take()
+            .unwrap_or_else(|| Debounce::new(Instant::now()));
+        self.settle(debounce, false).await
     }
 
     fn also_watch(&mut self, files: &[PathBuf]) {
-        if self.named != files {
-            self.named = files.to_vec();
+        if self.referenced != files {
+            self.referenced = files.to_vec();
             self.arm();
         }
     }
 
     fn refresh(&mut self) -> Result<Vec<Event>, Vec<SourceError>> {
-        let start = processor_time();
-        if let Some(watch) = self.watch.as_mut().filter(|_| !self.inbox.is_empty()) {
+        let start = thread_cpu_time();
+        if let Some(watch) = self.watch.as_mut().filter(|_| !self.queue.is_empty()) {
             watch.catch_up();
         }
-        let dirty = self.inbox.take();
-        let looked = self.look_at(&dirty);
+        let dirty = self.queue.take();
+        let result = self.reread(&dirty);
         // After a failure what differs is left to be told by the look that goes well.
-        let events = match &looked {
+        let events = match &result {
             Ok(touched) => self.events(*touched),
             Err(_) => Vec::new(),
         };
-        let cost = processor_time().saturating_sub(start);
-        self.net.spent(cost, dirty.is_empty() && events.is_empty());
-        looked.map(|_| events)
+        let cost = thread_cpu_time().saturating_sub(start);
+        self.poller
+            .record_cost(cost, dirty.is_empty() && events.is_empty());
+        result.map(|_| events)
     }
 }
 

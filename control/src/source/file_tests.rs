@@ -247,7 +247,7 @@ async fn a_release_link_swapped_above() {
 }
 
 #[tokio::test]
-async fn the_whole_way_gone_and_back() {
+async fn the_parent_directories_removed_and_created_again() {
     let mut watched = Watched::prepared(&["x/y/a.yaml"], |dir| {
         fs::create_dir_all(dir.join("x/y")).unwrap();
         fs::write(dir.join("x/y/a.yaml"), "one").unwrap();
@@ -269,7 +269,7 @@ async fn equal_content_is_no_change() {
 }
 
 #[tokio::test]
-async fn what_is_not_ours_wakes_nobody() {
+async fn unrelated_files_and_reads_are_ignored() {
     let mut watched = Watched::new(&["a.yaml"]);
     watched.write("b.yaml", "b");
     fs::read_to_string(watched.path("a.yaml")).unwrap();
@@ -278,7 +278,7 @@ async fn what_is_not_ours_wakes_nobody() {
     tokio::time::timeout(DEADLINE, watched.source.changed())
         .await
         .expect("an event");
-    let dirty = watched.source.inbox.take();
+    let dirty = watched.source.queue.take();
     assert!(!dirty.everything);
     assert_eq!(
         dirty.files.into_iter().collect::<Vec<_>>(),
@@ -287,13 +287,13 @@ async fn what_is_not_ours_wakes_nobody() {
 }
 
 #[tokio::test]
-async fn a_reload_is_asked_for() {
+async fn a_requested_reload_ends_the_wait() {
     let mut watched = Watched::new(&["a.yaml"]);
     watched.source.reload_handle().reload();
     let change = tokio::time::timeout(DEADLINE, watched.source.changed()).await;
     assert_eq!(change, Ok(Change::Reload));
     assert_eq!(watched.source.refresh(), Ok(vec![]));
-    assert!(watched.source.inbox.is_empty());
+    assert!(watched.source.queue.is_empty());
 }
 
 /// A wait that is dropped loses nothing.
@@ -333,18 +333,18 @@ async fn without_watches_files_are_polled() {
 async fn a_burst_counts_once_and_a_storm_ends() {
     let mut source = FileSource::polling(&[]);
     let start = Instant::now();
-    source.settle(Burst::new(Instant::now()), false).await;
+    source.settle(Debounce::new(Instant::now()), false).await;
     assert_eq!(start.elapsed(), Duration::from_millis(20));
 
-    let storm = Arc::clone(&source.inbox);
+    let storm = Arc::clone(&source.queue);
     let blowing = tokio::spawn(async move {
         loop {
-            storm.touch();
+            storm.wake();
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
     });
     let start = Instant::now();
-    source.settle(Burst::new(Instant::now()), false).await;
+    source.settle(Debounce::new(Instant::now()), false).await;
     assert_eq!(start.elapsed(), Duration::from_millis(200));
     blowing.abort();
 }
@@ -361,7 +361,7 @@ async fn one_file_of_ten_thousand() {
     tokio::time::timeout(DEADLINE, watched.source.changed())
         .await
         .expect("an event");
-    let dirty = watched.source.inbox.take();
+    let dirty = watched.source.queue.take();
     assert!(!dirty.everything);
     let start = std::time::Instant::now();
     assert_eq!(watched.source.files.refresh(&dirty.files), Some(Ok(true)));
@@ -396,7 +396,7 @@ async fn a_completed_file_skips_the_quiet_time() {
 }
 
 #[tokio::test]
-async fn a_named_file_is_watched_through_its_links() {
+async fn a_referenced_file_is_watched_through_its_links() {
     let mut watched = Watched::prepared(&["a.yaml"], |dir| {
         fs::write(dir.join("a.yaml"), "one").unwrap();
         for version in ["v1", "v2"] {

@@ -43,25 +43,25 @@ impl Stamp {
     }
 
     /// Of the inode alone: what happens in a directory leaves it the same.
-    pub(super) fn place(meta: &Metadata) -> Self {
+    pub(super) fn inode(meta: &Metadata) -> Self {
         Self::hash((meta.dev(), meta.ino()))
     }
 
-    fn hash(what: impl Hash) -> Self {
+    fn hash(fields: impl Hash) -> Self {
         let mut hasher = DefaultHasher::new();
-        what.hash(&mut hasher);
+        fields.hash(&mut hasher);
         Self(hasher.finish())
     }
 }
 
 /// What a file says. Its text is shared with whoever was told of it.
 #[derive(Debug, Clone)]
-pub(super) struct Kept {
+pub(super) struct CachedFile {
     pub(super) text: Arc<str>,
     pub(super) stamp: Stamp,
 }
 
-impl Kept {
+impl CachedFile {
     /// Whether a file that said something says nothing: the first half of a write in place.
     fn is_emptied_by(&self, text: &str) -> bool {
         text.trim().is_empty() && !self.text.trim().is_empty()
@@ -73,7 +73,7 @@ impl Kept {
 pub(super) struct FileSet {
     roots: Vec<PathBuf>,
     /// By root, then by path.
-    files: BTreeMap<ObjectKey, Kept>,
+    files: BTreeMap<ObjectKey, CachedFile>,
     bytes: u64,
     /// Directory entries that are symbolic links: they change without an event in their directory.
     links: BTreeSet<PathBuf>,
@@ -197,7 +197,7 @@ impl FileSet {
         for path in paths {
             let Some(root) = self.root_of(path) else { continue };
             let in_directory = self.roots[root] != *path;
-            if in_directory && self.is_special(path) {
+            if in_directory && self.needs_scan(path) {
                 return None;
             }
             let key = ObjectKey::new(root, path);
@@ -221,7 +221,10 @@ impl FileSet {
         // The last file of a directory may be gone with it.
         let removed = updates.iter().filter(|(_, text)| text.is_none());
         let count = removed.clone().count();
-        if removed.into_iter().any(|(key, _)| self.is_all(key.root, count)) {
+        if removed
+            .into_iter()
+            .any(|(key, _)| self.has_at_most(key.root, count))
+        {
             return None;
         }
         if !errors.is_empty() {
@@ -237,13 +240,13 @@ impl FileSet {
     }
 
     /// Whether it is, or was, more than a plain file.
-    fn is_special(&self, path: &Path) -> bool {
+    fn needs_scan(&self, path: &Path) -> bool {
         self.links.contains(path) || fs::symlink_metadata(path).is_ok_and(|meta| !meta.is_file())
     }
 
     /// Makes it what was found. In place: a copy of a large set would be given back to nobody.
     fn replace(&mut self, looks: Looks) -> bool {
-        let told = self.events.len();
+        let before = self.events.len();
         if looks.known.len() < self.files.len() {
             let known: HashSet<ObjectKey> = looks.known.into_iter().collect();
             let gone = self.files.extract_if(.., |key, _| !known.contains(key));
@@ -262,7 +265,7 @@ impl FileSet {
             true => self.files = looks.read.into_iter().collect(),
             false => self.files.extend(looks.read),
         }
-        self.events.len() > told
+        self.events.len() > before
     }
 
     fn update(&mut self, key: ObjectKey, update: Option<(String, Stamp)>) -> bool {
@@ -281,7 +284,7 @@ impl FileSet {
         }
         let text: Arc<str> = text.into();
         self.events.push(Event::Apply(key.clone(), Arc::clone(&text)));
-        self.files.insert(key, Kept { text, stamp });
+        self.files.insert(key, CachedFile { text, stamp });
         true
     }
 
@@ -294,7 +297,7 @@ impl FileSet {
     }
 
     /// Whether a root has no more than so many files.
-    fn is_all(&self, root: usize, count: usize) -> bool {
+    fn has_at_most(&self, root: usize, count: usize) -> bool {
         let start = ObjectKey::new(root, Path::new(""));
         let files = self.files.range(start..).take_while(|(key, _)| key.root == root);
         files.take(count + 1).count() <= count
@@ -310,7 +313,7 @@ struct Looks {
     /// Files that were written to and say what they said.
     stamps: Vec<(ObjectKey, Stamp)>,
     /// Files that say something new.
-    read: Vec<(ObjectKey, Kept)>,
+    read: Vec<(ObjectKey, CachedFile)>,
     bytes: u64,
     /// All files together are too large: the rest does not matter.
     is_over: bool,
@@ -333,9 +336,9 @@ impl Looks {
         }
     }
 
-    fn take(&mut self, root: usize, key: ObjectKey, looked: Looked, files: &BTreeMap<ObjectKey, Kept>) {
-        self.seen[root] |= !matches!(looked, Looked::Nothing);
-        if let Looked::Broken(path) = looked {
+    fn take(&mut self, root: usize, key: ObjectKey, looked: Looked, files: &BTreeMap<ObjectKey, CachedFile>) {
+        self.seen[root] |= !matches!(looked, Looked::NotConfig);
+        if let Looked::BrokenLink(path) = looked {
             self.broken.push((root, SourceError::BrokenLink(path)));
             return;
         }
@@ -343,7 +346,7 @@ impl Looks {
             return;
         }
         let bytes = match &looked {
-            Looked::Untouched(bytes) | Looked::Stamped(_, _, bytes) => *bytes,
+            Looked::Unchanged(bytes) | Looked::SameText(_, _, bytes) => *bytes,
             Looked::Read(_, kept) => kept.text.len() as u64,
             _ => 0,
         };
@@ -354,9 +357,9 @@ impl Looks {
             return;
         }
         match looked {
-            Looked::Nothing | Looked::Broken(_) | Looked::Unread => {}
-            Looked::Untouched(_) => self.known.push(key),
-            Looked::Stamped(key, stamp, _) => {
+            Looked::NotConfig | Looked::BrokenLink(_) | Looked::Unread => {}
+            Looked::Unchanged(_) => self.known.push(key),
+            Looked::SameText(key, stamp, _) => {
                 self.stamps.push((key.clone(), stamp));
                 self.known.push(key);
             }

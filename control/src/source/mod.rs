@@ -1,14 +1,14 @@
 //! Where configuration comes from: texts, and word that they may have changed.
 
+mod debounce;
 mod error;
 mod file;
 mod fileset;
-mod links;
 mod mounts;
-mod net;
-mod quiet;
 mod scan;
+mod stamp_poller;
 mod watch;
+mod watch_set;
 
 use std::future::Future;
 use std::path::{Path, PathBuf};

@@ -104,7 +104,7 @@ not a line
 ";
 
     #[test]
-    fn mount_points_are_read_with_their_odd_characters() {
+    fn mount_points_are_unescaped() {
         let mounts = Mounts::parse(TABLE);
         assert!(mounts.is_mount(Path::new("/etc/my conf")));
         assert!(!mounts.is_mount(Path::new("/etc")));
@@ -113,7 +113,7 @@ not a line
     }
 
     #[test]
-    fn what_others_may_change_is_known_by_its_type() {
+    fn remote_file_systems_are_known_by_their_types() {
         let mounts = Mounts::parse(TABLE);
         let remote = |path| mounts.remote(Path::new(path));
         assert_eq!(remote("/etc/sluice"), Some("nfs4"));

@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use nix::fcntl::OFlag;
 
-use super::fileset::{Kept, MAX_FILES, Stamp};
+use super::fileset::{CachedFile, MAX_FILES, Stamp};
 use super::{ObjectKey, SourceError};
 
 /// What may be a config file.
@@ -20,7 +20,7 @@ pub(super) struct Candidate {
     /// In a root that is a directory; `None`: the root itself.
     name: Option<Box<OsStr>>,
     /// The directory says that it is a plain file, so that it need not be asked.
-    is_plain: bool,
+    is_regular: bool,
 }
 
 /// What a look at the roots finds, nothing read.
@@ -39,15 +39,15 @@ pub(super) struct Found {
 #[derive(Debug)]
 pub(super) enum Looked {
     /// It is no config file, or gone since it was listed.
-    Nothing,
+    NotConfig,
     /// A link that leads nowhere.
-    Broken(PathBuf),
+    BrokenLink(PathBuf),
     /// It is as it is known; its length in bytes.
-    Untouched(u64),
+    Unchanged(u64),
     /// It was written to, and says what it said.
-    Stamped(ObjectKey, Stamp, u64),
+    SameText(ObjectKey, Stamp, u64),
     /// It says this.
-    Read(ObjectKey, Kept),
+    Read(ObjectKey, CachedFile),
     /// It was not read: all files together may be too large.
     Unread,
     Failed(SourceError),
@@ -58,14 +58,14 @@ impl Found {
         let mut found = Self::default();
         for (at, root) in roots.iter().enumerate() {
             match fs::metadata(root) {
-                Ok(meta) if meta.is_dir() => match found.directory(at, root, roots) {
+                Ok(meta) if meta.is_dir() => match found.list_directory(at, root, roots) {
                     Ok(()) => found.directories.push(at),
                     Err(error) => found.errors.push((at, error)),
                 },
                 Ok(meta) if meta.is_file() => found.candidates.push(Candidate {
                     root: at,
                     name: None,
-                    is_plain: false,
+                    is_regular: false,
                 }),
                 Ok(_) => found.errors.push((at, SourceError::NotAFile(root.clone()))),
                 Err(error) => found.errors.push((at, SourceError::io(root, &error))),
@@ -74,7 +74,7 @@ impl Found {
         found
     }
 
-    fn directory(&mut self, at: usize, root: &Path, roots: &[PathBuf]) -> Result<(), SourceError> {
+    fn list_directory(&mut self, at: usize, root: &Path, roots: &[PathBuf]) -> Result<(), SourceError> {
         let unreadable = |error| SourceError::io(root, &error);
         let before = self.candidates.len();
         for entry in fs::read_dir(root).map_err(unreadable)? {
@@ -95,7 +95,7 @@ impl Found {
             self.candidates.push(Candidate {
                 root: at,
                 name: Some(name.into()),
-                is_plain: kind.is_ok_and(|kind| kind.is_file()),
+                is_regular: kind.is_ok_and(|kind| kind.is_file()),
             });
         }
         self.candidates[before..].sort_unstable_by(|a, b| a.name.cmp(&b.name));
@@ -117,30 +117,30 @@ impl Candidate {
     pub(super) fn look(
         &self,
         key: ObjectKey,
-        known: Option<&Kept>,
+        known: Option<&CachedFile>,
         believed: bool,
         budget: Option<u64>,
     ) -> Looked {
         let path = key.path();
         let believed = known.filter(|_| believed);
         // Reading tells whether one is still there, and its stamp.
-        let mut is_file = self.is_plain;
+        let mut is_file = self.is_regular;
         if !is_file || believed.is_some() {
             match fs::metadata(path) {
                 Ok(meta) if meta.is_file() => {
                     is_file = true;
                     if let Some(known) = believed.filter(|known| known.stamp == Stamp::of(&meta)) {
-                        return Looked::Untouched(known.text.len() as u64);
+                        return Looked::Unchanged(known.text.len() as u64);
                     }
                 }
                 // A directory with such a name, a socket: not ours.
-                Ok(_) if self.name.is_some() => return Looked::Nothing,
+                Ok(_) if self.name.is_some() => return Looked::NotConfig,
                 Ok(_) => return Looked::Failed(SourceError::NotAFile(path.to_owned())),
                 Err(_) if self.name.is_some() => {
                     return match fs::symlink_metadata(path) {
-                        Ok(_) => Looked::Broken(path.to_owned()),
+                        Ok(_) => Looked::BrokenLink(path.to_owned()),
                         // Gone since it was listed.
-                        Err(_) => Looked::Nothing,
+                        Err(_) => Looked::NotConfig,
                     };
                 }
                 Err(error) => return Looked::Failed(SourceError::io(path, &error)),
@@ -149,15 +149,15 @@ impl Candidate {
         let Some(budget) = budget else {
             return Looked::Unread;
         };
-        match read_plain(path, budget, is_file) {
+        match read_regular(path, budget, is_file) {
             Ok((text, stamp)) => match known {
-                Some(known) if *known.text == text => Looked::Stamped(key, stamp, text.len() as u64),
+                Some(known) if *known.text == text => Looked::SameText(key, stamp, text.len() as u64),
                 _ => {
                     let text: Arc<str> = text.into();
-                    Looked::Read(key, Kept { text, stamp })
+                    Looked::Read(key, CachedFile { text, stamp })
                 }
             },
-            Err(SourceError::Missing(_)) if self.name.is_some() => Looked::Nothing,
+            Err(SourceError::Missing(_)) if self.name.is_some() => Looked::NotConfig,
             Err(error) => Looked::Failed(error),
         }
     }
@@ -175,14 +175,14 @@ pub(super) fn is_config_file(path: &Path) -> bool {
 
 /// Reads a file of at most so many bytes.
 pub(super) fn read_file(path: &Path, budget: u64) -> Result<(String, Stamp), SourceError> {
-    read_plain(path, budget, false)
+    read_regular(path, budget, false)
 }
 
 /// [`read_file`], where it may be known already that it is a plain file.
-fn read_plain(path: &Path, budget: u64, is_plain: bool) -> Result<(String, Stamp), SourceError> {
+fn read_regular(path: &Path, budget: u64, is_regular: bool) -> Result<(String, Stamp), SourceError> {
     let unreadable = |error| SourceError::io(path, &error);
     // Opening something else may wait, or do something.
-    if !is_plain && !fs::metadata(path).map_err(unreadable)?.is_file() {
+    if !is_regular && !fs::metadata(path).map_err(unreadable)?.is_file() {
         return Err(SourceError::NotAFile(path.to_owned()));
     }
     let file = open(path).map_err(unreadable)?;

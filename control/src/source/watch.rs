@@ -12,31 +12,31 @@ use parking_lot::Mutex;
 use tokio::sync::Notify;
 
 use super::fileset::Trust;
-use super::links::{Interests, Meaning};
+use super::watch_set::{Affected, WatchSet};
 
 /// Single files remembered before it is simpler to look at everything.
 const MAX_FILES: usize = 1_024;
 
 /// What to look at.
 #[derive(Debug, Default)]
-pub(super) struct Dirty {
+pub(super) struct DirtySet {
     pub(super) files: BTreeSet<PathBuf>,
     /// Of files that config files name some may be others.
-    pub(super) touched: bool,
+    pub(super) referenced: bool,
     pub(super) everything: bool,
     /// An operator asked: believe nothing.
     pub(super) reload: bool,
 }
 
-impl Dirty {
+impl DirtySet {
     pub(super) fn is_empty(&self) -> bool {
-        self.files.is_empty() && !self.touched && !self.everything && !self.reload
+        self.files.is_empty() && !self.referenced && !self.everything && !self.reload
     }
 
     /// Whether an event told why this path is not as it was: it is, or holds, a file to look at.
-    pub(super) fn explains(&self, path: &Path) -> bool {
-        let told = |file: &PathBuf| file == path || file.parent() == Some(path);
-        self.everything || self.files.iter().any(told)
+    pub(super) fn covers(&self, path: &Path) -> bool {
+        let covers = |file: &PathBuf| file == path || file.parent() == Some(path);
+        self.everything || self.files.iter().any(covers)
     }
 
     pub(super) fn trust(&self) -> Trust {
@@ -49,15 +49,15 @@ impl Dirty {
 
 /// What the watcher's thread and ours share.
 #[derive(Debug, Default)]
-pub(super) struct Inbox {
-    state: Mutex<State>,
+pub(super) struct EventQueue {
+    state: Mutex<QueueState>,
     changed: Notify,
 }
 
 #[derive(Debug, Default)]
-struct State {
-    interests: Interests,
-    dirty: Dirty,
+struct QueueState {
+    watch_set: WatchSet,
+    dirty: DirtySet,
     /// Cut off or written to, and not closed yet.
     being_written: HashSet<PathBuf>,
     /// Watched directories that went away: their watches are dead even if the inode comes back.
@@ -65,10 +65,10 @@ struct State {
     /// The last that was heard is that a file was completed.
     completed: bool,
     /// Something was heard that completes no file: it went away, for one.
-    took_away: bool,
+    removed: bool,
 }
 
-impl Inbox {
+impl EventQueue {
     /// Waits for anything new; returns at once if something came since the last wait.
     pub(super) async fn changed(&self) {
         self.changed.notified().await;
@@ -83,52 +83,52 @@ impl Inbox {
     pub(super) fn is_complete(&self) -> bool {
         let state = self.state.lock();
         let dirty = &state.dirty;
-        let one = dirty.files.len() == 1 && !dirty.touched && !dirty.everything && !dirty.reload;
-        one && state.completed && !state.took_away && state.being_written.is_empty()
+        let one = dirty.files.len() == 1 && !dirty.referenced && !dirty.everything && !dirty.reload;
+        one && state.completed && !state.removed && state.being_written.is_empty()
     }
 
     pub(super) fn being_written(&self) -> bool {
         !self.state.lock().being_written.is_empty()
     }
 
-    pub(super) fn reload_asked(&self) -> bool {
+    pub(super) fn reload_requested(&self) -> bool {
         self.state.lock().dirty.reload
     }
 
-    pub(super) fn ask_reload(&self) {
+    pub(super) fn request_reload(&self) {
         self.state.lock().dirty.reload = true;
         self.changed.notify_one();
     }
 
-    pub(super) fn take(&self) -> Dirty {
+    pub(super) fn take(&self) -> DirtySet {
         let mut state = self.state.lock();
         state.being_written.clear();
-        (state.completed, state.took_away) = (false, false);
+        (state.completed, state.removed) = (false, false);
         std::mem::take(&mut state.dirty)
     }
 
     #[cfg(test)]
-    pub(super) fn touch(&self) {
+    pub(super) fn wake(&self) {
         self.changed.notify_one();
     }
 
-    fn hear(&self, event: notify::Result<Event>) {
-        let heard = match event {
-            Ok(event) => self.state.lock().event(&event),
+    fn push(&self, event: notify::Result<Event>) {
+        let relevant = match event {
+            Ok(event) => self.state.lock().record(&event),
             // Events may have been lost.
             Err(_) => {
                 self.state.lock().dirty.everything = true;
                 true
             }
         };
-        if heard {
+        if relevant {
             self.changed.notify_one();
         }
     }
 }
 
-impl State {
-    fn event(&mut self, event: &Event) -> bool {
+impl QueueState {
+    fn record(&mut self, event: &Event) -> bool {
         if event.need_rescan() {
             self.dirty.everything = true;
             return true;
@@ -146,13 +146,13 @@ impl State {
             event.kind,
             EventKind::Remove(_) | EventKind::Modify(ModifyKind::Name(_))
         );
-        let mut heard = false;
+        let mut relevant = false;
         for path in &event.paths {
-            let Some(meaning) = self.interests.meaning(path) else {
+            let Some(affected) = self.watch_set.affected(path) else {
                 continue;
             };
-            heard = true;
-            if gone && self.interests.watched().contains(path) {
+            relevant = true;
+            if gone && self.watch_set.watched().contains(path) {
                 self.gone.insert(path.clone());
             }
             if written && self.being_written.len() < MAX_FILES {
@@ -160,24 +160,24 @@ impl State {
             } else if closed || gone {
                 self.being_written.remove(path);
             }
-            match meaning {
-                Meaning::File(file) if self.dirty.files.len() < MAX_FILES => {
+            match affected {
+                Affected::File(file) if self.dirty.files.len() < MAX_FILES => {
                     self.dirty.files.insert(file);
                 }
-                Meaning::Named => self.dirty.touched = true,
-                Meaning::File(_) | Meaning::Everything => self.dirty.everything = true,
+                Affected::Referenced => self.dirty.referenced = true,
+                Affected::File(_) | Affected::Everything => self.dirty.everything = true,
             }
         }
-        if heard {
+        if relevant {
             let moved_in = matches!(
                 event.kind,
                 EventKind::Modify(ModifyKind::Name(RenameMode::To | RenameMode::Both))
             );
             let metadata = matches!(event.kind, EventKind::Modify(ModifyKind::Metadata(_)));
             self.completed = closed || moved_in || metadata && self.completed;
-            self.took_away |= gone && !moved_in;
+            self.removed |= gone && !moved_in;
         }
-        heard
+        relevant
     }
 }
 
@@ -185,7 +185,7 @@ impl State {
 #[derive(Debug)]
 pub(super) struct Watch {
     watcher: RecommendedWatcher,
-    inbox: Arc<Inbox>,
+    queue: Arc<EventQueue>,
     /// What is watched, with its inode: another one under the same name is another directory, or file.
     watched: HashMap<PathBuf, (u64, u64)>,
     /// Directories that may be passed through but not read, and so not watched.
@@ -195,11 +195,11 @@ pub(super) struct Watch {
 }
 
 impl Watch {
-    pub(super) fn new(inbox: &Arc<Inbox>) -> notify::Result<Self> {
-        let hears = Arc::clone(inbox);
+    pub(super) fn new(queue: &Arc<EventQueue>) -> notify::Result<Self> {
+        let sink = Arc::clone(queue);
         Ok(Self {
-            watcher: notify::recommended_watcher(move |event| hears.hear(event))?,
-            inbox: Arc::clone(inbox),
+            watcher: notify::recommended_watcher(move |event| sink.push(event))?,
+            queue: Arc::clone(queue),
             watched: HashMap::new(),
             denied: HashSet::new(),
             remote: false,
@@ -207,7 +207,7 @@ impl Watch {
     }
 
     /// Whether some directory cannot be watched, or not to any purpose: what happens there must be looked for.
-    pub(super) fn is_blind(&self) -> bool {
+    pub(super) fn needs_polling(&self) -> bool {
         self.remote || !self.denied.is_empty()
     }
 
@@ -226,16 +226,16 @@ impl Watch {
 
     /// Watches exactly what these interests need. Returns whether a watch is new: then something
     /// may have happened before it was set.
-    pub(super) fn arm(&mut self, interests: Interests) -> notify::Result<bool> {
-        let wanted = interests.watched().clone();
-        if let (false, Some((path, kind))) = (self.remote, interests.remote()) {
+    pub(super) fn arm(&mut self, watch_set: WatchSet) -> notify::Result<bool> {
+        let wanted = watch_set.watched().clone();
+        if let (false, Some((path, kind))) = (self.remote, watch_set.remote()) {
             let path = path.display();
             tracing::info!("{path} is on {kind}, where changes made elsewhere are not told: polling it");
         }
-        self.remote = interests.remote().is_some();
+        self.remote = watch_set.remote().is_some();
         let gone = {
-            let mut state = self.inbox.state.lock();
-            state.interests = interests;
+            let mut state = self.queue.state.lock();
+            state.watch_set = watch_set;
             std::mem::take(&mut state.gone)
         };
         // Not under the lock: the watcher answers on the thread that hears events.

@@ -19,19 +19,19 @@ const MAX_LINKS: usize = 40;
 
 /// What an event at a path means.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Meaning {
+pub(super) enum Affected {
     /// This file, as it was named, may say something else.
     File(PathBuf),
     /// Anything may have changed.
     Everything,
     /// A file that config files name may be another.
-    Named,
+    Referenced,
 }
 
 /// The entries that matter, by their real paths.
 #[derive(Debug, Default)]
-pub(super) struct Interests {
-    entries: HashMap<PathBuf, Meaning>,
+pub(super) struct WatchSet {
+    entries: HashMap<PathBuf, Affected>,
     /// Real directory → the name it was given; `None` for one with several names.
     directories: HashMap<PathBuf, Option<PathBuf>>,
     watched: HashSet<PathBuf>,
@@ -40,10 +40,10 @@ pub(super) struct Interests {
     remote: Option<(PathBuf, String)>,
 }
 
-impl Interests {
+impl WatchSet {
     /// For the roots, for directory entries that are links, and for files that config files name.
-    pub(super) fn of(roots: &[PathBuf], links: &BTreeSet<PathBuf>, named: &[PathBuf]) -> Self {
-        let mut interests = Self::default();
+    pub(super) fn of(roots: &[PathBuf], links: &BTreeSet<PathBuf>, referenced: &[PathBuf]) -> Self {
+        let mut set = Self::default();
         let mut real_roots = HashMap::new();
         let mounts = Mounts::read();
         for root in roots {
@@ -51,63 +51,65 @@ impl Interests {
             let Ok(absolute) = std::path::absolute(root) else {
                 continue;
             };
-            let way = Way::walk(PathBuf::from("/"), &absolute);
-            interests.pass(&way);
-            if fs::metadata(&way.end).is_ok_and(|m| m.is_dir()) {
-                let files = mounts.within(&way.end).filter(|point| is_config_file(point));
-                interests.files.extend(files.map(Path::to_owned));
-                let named = interests.directories.entry(way.end.clone());
-                named
+            let resolved = ResolvedPath::resolve(PathBuf::from("/"), &absolute);
+            set.add_links(&resolved);
+            if fs::metadata(&resolved.real).is_ok_and(|m| m.is_dir()) {
+                let files = mounts
+                    .within(&resolved.real)
+                    .filter(|point| is_config_file(point));
+                set.files.extend(files.map(Path::to_owned));
+                let entry = set.directories.entry(resolved.real.clone());
+                entry
                     .and_modify(|name| *name = None)
                     .or_insert_with(|| Some(root.clone()));
-                real_roots.insert(root.clone(), way.end);
+                real_roots.insert(root.clone(), resolved.real);
             } else {
-                interests.files.insert(way.end.clone());
-                let named = interests.entries.entry(way.end);
-                named
-                    .and_modify(|meaning| *meaning = Meaning::Everything)
-                    .or_insert_with(|| Meaning::File(root.clone()));
+                set.files.insert(resolved.real.clone());
+                let entry = set.entries.entry(resolved.real);
+                entry
+                    .and_modify(|affected| *affected = Affected::Everything)
+                    .or_insert_with(|| Affected::File(root.clone()));
             }
         }
         for link in links {
             let real_root = link.parent().and_then(|parent| real_roots.get(parent));
             if let (Some(real_root), Some(name)) = (real_root, link.file_name()) {
-                let way = Way::walk(real_root.clone(), Path::new(name));
-                interests.pass(&way);
-                if mounts.is_mount(&way.end) {
-                    interests.files.insert(way.end.clone());
+                let resolved = ResolvedPath::resolve(real_root.clone(), Path::new(name));
+                set.add_links(&resolved);
+                if mounts.is_mount(&resolved.real) {
+                    set.files.insert(resolved.real.clone());
                 }
-                interests.entries.insert(way.end, Meaning::Everything);
+                set.entries.insert(resolved.real, Affected::Everything);
             }
         }
-        let parents = interests.entries.keys().filter_map(|entry| entry.parent());
-        let directories = interests.directories.keys().map(PathBuf::as_path);
-        let files = interests.files.iter().map(PathBuf::as_path);
+        let parents = set.entries.keys().filter_map(|entry| entry.parent());
+        let directories = set.directories.keys().map(PathBuf::as_path);
+        let files = set.files.iter().map(PathBuf::as_path);
         let watched = parents.chain(directories).chain(files);
-        interests.watched = watched.map(Path::to_owned).collect();
+        set.watched = watched.map(Path::to_owned).collect();
         let on = |path: &PathBuf| Some((path.clone(), mounts.remote(path)?.to_owned()));
-        interests.remote = interests.watched.iter().find_map(on);
+        set.remote = set.watched.iter().find_map(on);
         // Last: whoever reads these polls them too, so a remote file system below them is no reason to poll more.
-        for file in named {
-            let way = Way::walk(PathBuf::from("/"), file);
-            for entry in way.links.into_iter().chain([way.end]) {
-                interests.watched.extend(entry.parent().map(Path::to_owned));
-                interests.entries.entry(entry).or_insert(Meaning::Named);
+        for file in referenced {
+            let resolved = ResolvedPath::resolve(PathBuf::from("/"), file);
+            for entry in resolved.links.into_iter().chain([resolved.real]) {
+                set.watched.extend(entry.parent().map(Path::to_owned));
+                set.entries.entry(entry).or_insert(Affected::Referenced);
             }
         }
-        interests
+        set
     }
 
-    fn pass(&mut self, way: &Way) {
-        for link in &way.links {
-            self.entries.insert(link.clone(), Meaning::Everything);
+    fn add_links(&mut self, resolved: &ResolvedPath) {
+        for link in &resolved.links {
+            self.entries.insert(link.clone(), Affected::Everything);
         }
         // The directory itself may be replaced.
-        if let Some(parent) = way.end.parent().filter(|p| p.parent().is_some()) {
-            self.entries.insert(parent.to_owned(), Meaning::Everything);
+        if let Some(parent) = resolved.real.parent().filter(|p| p.parent().is_some()) {
+            self.entries.insert(parent.to_owned(), Affected::Everything);
         }
-        if way.is_directory {
-            self.entries.insert(way.end.clone(), Meaning::Everything);
+        if resolved.is_directory {
+            self.entries.insert(resolved.real.clone(), Affected::Everything);
         }
     }
 
@@ -127,39 +129,39 @@ impl Interests {
     }
 
     /// What an event at a real path means; `None`: nothing to us.
-    pub(super) fn meaning(&self, path: &Path) -> Option<Meaning> {
+    pub(super) fn affected(&self, path: &Path) -> Option<Affected> {
         if self.watched.contains(path) && !self.files.contains(path) {
-            return Some(Meaning::Everything);
+            return Some(Affected::Everything);
         }
         match (self.entries.get(path), self.in_directory(path)) {
-            (Some(named), Some(found)) if *named != found => Some(Meaning::Everything),
+            (Some(named), Some(found)) if *named != found => Some(Affected::Everything),
             (Some(named), _) => Some(named.clone()),
             (None, found) => found,
         }
     }
 
-    fn in_directory(&self, path: &Path) -> Option<Meaning> {
+    fn in_directory(&self, path: &Path) -> Option<Affected> {
         let root = self.directories.get(path.parent()?)?;
         let name = path.file_name()?;
         is_config_file(path).then(|| match root {
-            Some(root) => Meaning::File(root.join(name)),
-            None => Meaning::Everything,
+            Some(root) => Affected::File(root.join(name)),
+            None => Affected::Everything,
         })
     }
 }
 
 /// How a path resolves.
-struct Way {
+struct ResolvedPath {
     /// Every symbolic link on it, by real directory and name.
     links: Vec<PathBuf>,
     /// Where it ends: real as far as it exists.
-    end: PathBuf,
+    real: PathBuf,
     is_directory: bool,
 }
 
-impl Way {
+impl ResolvedPath {
     /// Resolves `path` from a real directory.
-    fn walk(mut real: PathBuf, path: &Path) -> Self {
+    fn resolve(mut real: PathBuf, path: &Path) -> Self {
         let mut links = Vec::new();
         let mut rest: Vec<OsString> = reversed(path);
         let mut is_directory = true;
@@ -193,7 +195,7 @@ impl Way {
         }
         Self {
             links,
-            end: real,
+            real,
             is_directory,
         }
     }
@@ -226,11 +228,11 @@ mod tests {
         let root = dir.path().canonicalize().unwrap();
         let file = root.join("a.yaml");
         fs::write(&file, "").unwrap();
-        let interests = Interests::of(std::slice::from_ref(&file), &none(), &[]);
-        assert!(interests.watched().contains(&root));
-        assert_eq!(interests.meaning(&file), Some(Meaning::File(file.clone())));
-        assert_eq!(interests.meaning(&root), Some(Meaning::Everything));
-        assert_eq!(interests.meaning(&root.join("b.yaml")), None);
+        let set = WatchSet::of(std::slice::from_ref(&file), &none(), &[]);
+        assert!(set.watched().contains(&root));
+        assert_eq!(set.affected(&file), Some(Affected::File(file.clone())));
+        assert_eq!(set.affected(&root), Some(Affected::Everything));
+        assert_eq!(set.affected(&root.join("b.yaml")), None);
     }
 
     #[test]
@@ -243,26 +245,26 @@ mod tests {
         symlink("..data/a.yaml", root.join("a.yaml")).unwrap();
         let link = root.join("a.yaml");
         let roots = [root.clone()];
-        let interests = Interests::of(&roots, &BTreeSet::from([link]), &[]);
+        let set = WatchSet::of(&roots, &BTreeSet::from([link]), &[]);
         for entry in ["..data", "a.yaml", "..1/a.yaml", "..1"] {
-            let meaning = interests.meaning(&root.join(entry));
-            assert_eq!(meaning, Some(Meaning::Everything), "{entry}");
+            let affected = set.affected(&root.join(entry));
+            assert_eq!(affected, Some(Affected::Everything), "{entry}");
         }
-        assert!(interests.watched().contains(&root.join("..1")));
-        assert_eq!(interests.meaning(&root.join("..2")), None);
+        assert!(set.watched().contains(&root.join("..1")));
+        assert_eq!(set.affected(&root.join("..2")), None);
     }
 
     #[test]
-    fn what_is_missing_is_waited_for_where_it_would_appear() {
+    fn a_missing_path_is_watched_at_its_last_existing_directory() {
         let dir = tempfile::tempdir().unwrap();
         let root = dir.path().canonicalize().unwrap();
-        let interests = Interests::of(&[root.join("not/yet/a.yaml")], &none(), &[]);
-        assert!(interests.watched().contains(&root));
-        assert_eq!(interests.meaning(&root.join("not")), Some(Meaning::Everything));
+        let set = WatchSet::of(&[root.join("not/yet/a.yaml")], &none(), &[]);
+        assert!(set.watched().contains(&root));
+        assert_eq!(set.affected(&root.join("not")), Some(Affected::Everything));
     }
 
     #[test]
-    fn what_has_several_names_is_looked_at_under_all_of_them() {
+    fn a_file_with_several_paths_affects_everything() {
         let dir = tempfile::tempdir().unwrap();
         let root = dir.path().canonicalize().unwrap();
         fs::create_dir(root.join("conf")).unwrap();
@@ -274,20 +276,20 @@ mod tests {
             ["same", "conf/a.yaml"],
             ["same/a.yaml", "conf/a.yaml"],
         ] {
-            let interests = Interests::of(&roots.map(|name| root.join(name)), &none(), &[]);
-            assert_eq!(interests.meaning(&file), Some(Meaning::Everything), "{roots:?}");
+            let set = WatchSet::of(&roots.map(|name| root.join(name)), &none(), &[]);
+            assert_eq!(set.affected(&file), Some(Affected::Everything), "{roots:?}");
         }
-        let interests = Interests::of(&["conf", "conf/a.yaml"].map(|name| root.join(name)), &none(), &[]);
-        assert_eq!(interests.meaning(&file), Some(Meaning::File(file)));
+        let set = WatchSet::of(&["conf", "conf/a.yaml"].map(|name| root.join(name)), &none(), &[]);
+        assert_eq!(set.affected(&file), Some(Affected::File(file)));
     }
 
     #[test]
-    fn links_that_go_round_end() {
+    fn a_cycle_of_links_ends() {
         let dir = tempfile::tempdir().unwrap();
         let root = dir.path().canonicalize().unwrap();
         symlink("b.yaml", root.join("a.yaml")).unwrap();
         symlink("a.yaml", root.join("b.yaml")).unwrap();
-        let interests = Interests::of(&[root.join("a.yaml")], &none(), &[]);
-        assert!(interests.meaning(&root.join("b.yaml")).is_some());
+        let set = WatchSet::of(&[root.join("a.yaml")], &none(), &[]);
+        assert!(set.affected(&root.join("b.yaml")).is_some());
     }
 }
