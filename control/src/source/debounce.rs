@@ -1,23 +1,23 @@
-//! When a burst of events is over.
+//! Debounces file events: deadlines for when a burst of events counts as one change.
 
 use std::time::Duration;
 
 use tokio::time::Instant;
 
-/// Nothing new for this long ends a burst: an editor's write, rename and chmod are one change.
+/// Quiet period that ends a burst: an editor's write, rename and chmod are one change.
 const QUIET: Duration = Duration::from_millis(20);
 
-/// Nothing else for this long after a file was completed, and that is probably all there is.
+/// Shorter quiet period after the completion of a single file, which is probably the whole change.
 const COMPLETE_WAIT: Duration = Duration::from_millis(2);
 
-/// A burst counts at the latest after this, so that a storm of events starves nobody.
+/// Longest time that a burst is held back, so that a storm of events cannot postpone a change for ever.
 const MAX_WAIT: Duration = Duration::from_millis(200);
 
-/// A file that is open for writing counts at the latest after this as it is: whoever writes it may
-/// never close it.
+/// Longest time that a burst is held back while a file is open for writing. The file is then read as it is, because its
+/// writer may never close the file.
 const MAX_WAIT_WRITING: Duration = Duration::from_secs(2);
 
-/// A burst under way.
+/// The debounce of one burst of events: the times of its first and last event.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Debounce {
     first: Instant,
@@ -36,13 +36,13 @@ impl Debounce {
         self.last = now;
     }
 
-    /// When to look already: a file was completed, and nothing else happened so far.
+    /// The early deadline, for a burst in which one file was completed and nothing else happened.
     pub(super) fn complete_deadline(&self) -> Instant {
         self.last + COMPLETE_WAIT
     }
 
-    /// When to stop waiting. While a file is open for writing quiet proves nothing: it may have
-    /// been cut off and not yet written, or written by half.
+    /// The deadline of the burst. While a file is open for writing a quiet period proves nothing: the file may be
+    /// truncated and not yet written, or half written.
     pub(super) fn deadline(&self, being_written: bool) -> Instant {
         if being_written {
             self.first + MAX_WAIT_WRITING

@@ -1,4 +1,4 @@
-//! Files and directories as a source.
+//! The file source: config files and directories, watched with inotify and polled as a fallback.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -12,46 +12,46 @@ use super::watch::{DirtySet, EventQueue, Watch};
 use super::watch_set::WatchSet;
 use super::{Change, Event, Source, SourceError};
 
-/// Looks in a row while watches keep being set; whoever swaps links faster than that is polled.
+/// Limit of scans in a row while each scan leads to new watches. Links that are swapped faster than that are polled.
 const MAX_ROUNDS: usize = 8;
 
-/// Config files and directories, watched.
+/// A [`Source`] of config files and directories.
 ///
-/// A change is noticed whichever way it is made: written in place, saved by rename, swapped behind
-/// a symbolic link, added to or removed from a directory, or the directory replaced. What no watch tells of
-/// (a mount over it, a watch that was lost) is found by a look at the roots every two seconds. Where the system has
-/// no more watches to give, or others change files unseen (NFS), everything is looked at that often instead.
+/// inotify watches detect every kind of change: a write in place, a save by rename, a swap behind a symbolic link, a
+/// file added to or removed from a directory, a replaced directory. Changes that raise no event (a mount over a path,
+/// a lost watch) are found by polling the roots every two seconds. Where the system has no more watches, or other
+/// machines change the files (NFS), all config files are polled at that interval instead.
 #[derive(Debug)]
 pub struct FileSource {
     files: FileSet,
     queue: Arc<EventQueue>,
-    /// `None`: polling.
+    /// `None`: all config files are polled.
     watch: Option<Watch>,
     poller: StampPoller,
-    /// It was read once.
+    /// Whether the first read succeeded, whose events are a full list.
     is_read: bool,
-    /// What may be only half of a change.
+    /// The debounce that a [`Change::Complete`] cut short.
     debounce: Option<Debounce>,
-    /// Files that config files name.
+    /// The referenced files: those that config files name.
     referenced: Vec<PathBuf>,
 }
 
-/// Asks a running source to read everything anew; what SIGHUP does.
+/// A handle that requests a reload of a running source, which reads all files again; used by SIGHUP.
 #[derive(Debug, Clone)]
 pub struct ReloadHandle {
     queue: Arc<EventQueue>,
 }
 
 impl ReloadHandle {
-    /// Asks; never blocks.
+    /// Requests a reload. Never blocks; requests before the next read count once.
     pub fn reload(&self) {
         self.queue.request_reload();
     }
 }
 
 impl FileSource {
-    /// A source of these files, and of all `*.yaml`, `*.yml` and `*.json` directly in these
-    /// directories. Reads nothing yet: the first [`refresh`](Source::refresh) does.
+    /// A source of these files, and of all `*.yaml`, `*.yml` and `*.json` directly in these directories. Reads no
+    /// file yet: the first [`refresh`](Source::refresh) does. Without inotify the source polls, and logs a warning.
     pub fn new(paths: &[PathBuf]) -> Self {
         let mut source = Self::polling(paths);
         match Watch::new(&source.queue) {
@@ -73,20 +73,20 @@ impl FileSource {
         }
     }
 
-    /// Asks for a reload from elsewhere.
+    /// A handle to request reloads from other tasks and threads.
     pub fn reload_handle(&self) -> ReloadHandle {
         ReloadHandle {
             queue: Arc::clone(&self.queue),
         }
     }
 
-    /// Whether there are changes that nobody tells of.
+    /// Whether config files must be polled, because some changes raise no event.
     fn needs_polling(&self) -> bool {
         self.watch.as_ref().is_none_or(Watch::needs_polling)
     }
 
-    /// Waits for the end of a burst that has begun, or until a file is complete that is all there is of it
-    /// so far.
+    /// Debounces: waits for the end of a burst that has begun, or, with `stop_at_complete`, only for the completion
+    /// of the one file that changed so far.
     async fn settle(&mut self, mut debounce: Debounce, stop_at_complete: bool) -> Change {
         while !self.queue.reload_requested() {
             let complete = stop_at_complete && self.queue.is_complete();
@@ -107,7 +107,8 @@ impl FileSource {
         Change::Reload
     }
 
-    /// Looks at everything until no watch is new: what happened before one was set is seen.
+    /// Scans all files and sets watches, until no watch is new: a change from before a new watch is found by the next
+    /// scan.
     fn look_at_everything(&mut self, trust: Trust) -> Result<(), Vec<SourceError>> {
         // Before the first look, so that it is not repeated for the roots' own sake.
         self.arm();
@@ -126,10 +127,11 @@ impl FileSource {
         scanned.map(|_| ())
     }
 
-    /// Looks at what may differ. Returns whether files that config files name may do so too.
+    /// Reads the files of the dirty set again, or all files where the set does not suffice. Returns whether
+    /// referenced files may have changed too.
     fn reread(&mut self, dirty: &DirtySet) -> Result<bool, Vec<SourceError>> {
         if dirty.referenced {
-            // A link on the way to it may lead elsewhere now.
+            // A symbolic link on the path of a referenced file may have a new target.
             self.arm();
         }
         let changed = self.poller.poll();
@@ -143,7 +145,7 @@ impl FileSource {
             return self.look_at_everything(Trust::Stamps).map(|()| touched);
         };
         refreshed?;
-        // A file saved by rename is another one, not watched yet.
+        // A root file that was saved by rename has a new inode, which is not watched yet.
         let root_changed = dirty.files.iter().any(|file| self.files.roots().contains(file));
         if root_changed && self.arm() {
             self.look_at_everything(Trust::Stamps)?;
@@ -151,7 +153,7 @@ impl FileSource {
         Ok(touched)
     }
 
-    /// What a look that went well has to tell.
+    /// The events since the last successful refresh. After the first one they are a full list.
     fn events(&mut self, touched: bool) -> Vec<Event> {
         let mut events = self.files.take_events();
         if !std::mem::replace(&mut self.is_read, true) {
@@ -163,6 +165,8 @@ impl FileSource {
         events
     }
 
+    /// Resolves the watch set and sets the watches and polled paths to match. Returns whether a watch is new, or
+    /// watching failed: then the caller must scan again.
     fn arm(&mut self) -> bool {
         let Some(watch) = &mut self.watch else {
             return false;
@@ -226,7 +230,7 @@ impl Source for FileSource {
         }
         let dirty = self.queue.take();
         let result = self.reread(&dirty);
-        // After a failure what differs is left to be told by the look that goes well.
+        // After a failure the differences stay in the file set, for the next successful refresh.
         let events = match &result {
             Ok(touched) => self.events(*touched),
             Err(_) => Vec::new(),

@@ -1,4 +1,4 @@
-//! Every way to change a file, on a real file system.
+//! Tests of the file source on a real file system: every way to change a file.
 
 use std::fs;
 use std::os::unix::fs::symlink;
@@ -15,7 +15,7 @@ struct Watched {
 }
 
 impl Watched {
-    /// A directory with `a.yaml` that says "one"; `roots` are relative to it.
+    /// A source of `roots`, relative to a directory with an `a.yaml` whose text is "one".
     fn new(roots: &[&str]) -> Self {
         Self::prepared(roots, |dir| fs::write(dir.join("a.yaml"), "one").unwrap())
     }
@@ -43,7 +43,7 @@ impl Watched {
         files.into_iter().map(|f| f.text).collect()
     }
 
-    /// Looks again as often as told to, until the texts are these.
+    /// Refreshes at every change until the texts are these; panics at the deadline.
     #[track_caller]
     fn becomes(&mut self, texts: &[&str]) -> impl Future<Output = ()> {
         let caller = std::panic::Location::caller();
@@ -108,7 +108,7 @@ async fn written_by_half_and_later_whole() {
     assert!(seen.iter().all(|text| text == "half and half"), "{seen:?}");
 }
 
-/// As a log that is appended to: what is there counts although nobody closes it.
+/// A file that stays open for writing, like a log, is read as it is after the maximum wait.
 #[tokio::test]
 async fn written_and_never_closed() {
     use std::io::Write as _;
@@ -130,7 +130,7 @@ async fn saved_by_rename_again_and_again() {
     }
 }
 
-/// As vim does with `backupcopy=no`: the name is free for a moment.
+/// A save by rename and create, as vim does with `backupcopy=no`: the path is missing for a moment.
 #[tokio::test]
 async fn saved_by_moving_the_old_one_away() {
     let mut watched = Watched::new(&["a.yaml"]);
@@ -172,7 +172,8 @@ fn config_map(dir: &Path, version: &str, text: &str) {
     fs::rename(dir.join("..data_tmp"), dir.join("..data")).unwrap();
 }
 
-/// As the kubelet does it; with the directory and with a file of it as the root.
+/// A ConfigMap update as the kubelet does it, by a swapped link; with the directory and with one of its files as the
+/// root.
 #[tokio::test]
 async fn swapped_as_a_config_map() {
     for root in [".", "a.yaml"] {
@@ -198,7 +199,7 @@ async fn behind_a_link_to_elsewhere() {
     });
     watched.write("elsewhere/real.yaml", "two");
     watched.becomes(&["two"]).await;
-    // A link that is new.
+    // A new symbolic link.
     watched.write("elsewhere/other.yaml", "b");
     symlink("../elsewhere/other.yaml", watched.path("conf/b.yaml")).unwrap();
     watched.becomes(&["two", "b"]).await;
@@ -220,7 +221,7 @@ async fn the_directory_replaced() {
         watched.becomes(&["two"]).await;
         watched.write("conf/a.yaml", "three");
         watched.becomes(&["three"]).await;
-        // Deleted and made anew: maybe with the same inode.
+        // A directory that is deleted and created again may have the same inode.
         fs::remove_dir_all(watched.path("conf")).unwrap();
         fs::create_dir(watched.path("conf")).unwrap();
         watched.write("conf/a.yaml", "four");
@@ -274,7 +275,7 @@ async fn unrelated_files_and_reads_are_ignored() {
     watched.write("b.yaml", "b");
     fs::read_to_string(watched.path("a.yaml")).unwrap();
     watched.write("a.yaml", "two");
-    // Events come in order: by now the others were heard.
+    // Events come in order: the events of the other files are in the queue by now.
     tokio::time::timeout(DEADLINE, watched.source.changed())
         .await
         .expect("an event");
@@ -296,7 +297,6 @@ async fn a_requested_reload_ends_the_wait() {
     assert!(watched.source.queue.is_empty());
 }
 
-/// A wait that is dropped loses nothing.
 #[tokio::test]
 async fn a_dropped_wait_loses_nothing() {
     let mut watched = Watched::new(&["a.yaml"]);
@@ -328,7 +328,7 @@ async fn without_watches_files_are_polled() {
     assert_eq!(source.changed().await, Change::Reload);
 }
 
-/// Coalescing on paused time: the inbox is fed by hand.
+/// The debounce on paused time; the test wakes the event queue by hand.
 #[tokio::test(start_paused = true)]
 async fn a_burst_counts_once_and_a_storm_ends() {
     let mut source = FileSource::polling(&[]);
@@ -349,7 +349,7 @@ async fn a_burst_counts_once_and_a_storm_ends() {
     blowing.abort();
 }
 
-/// One changed file among ten thousand: nothing but that file is read or listed.
+/// A refresh of one changed file among ten thousand reads that file only, and lists no directory.
 #[tokio::test]
 async fn one_file_of_ten_thousand() {
     let mut watched = Watched::prepared(&["."], |dir| {
@@ -369,8 +369,8 @@ async fn one_file_of_ten_thousand() {
     assert_eq!(watched.source.files.files()[5_000].text, "two");
 }
 
-/// One file that was completed, and nothing else, is looked at without the quiet time; what may be half of
-/// a change is waited for.
+/// The completion of a single file cuts the debounce short; a change that may be half of one waits for the whole quiet
+/// period.
 #[tokio::test]
 async fn a_completed_file_skips_the_quiet_time() {
     let mut watched = Watched::new(&["."]);
@@ -378,7 +378,7 @@ async fn a_completed_file_skips_the_quiet_time() {
     fs::rename(watched.path(".a.new"), watched.path("a.yaml")).unwrap();
     assert_eq!(watched.source.changed().await, Change::Complete);
     assert_eq!(watched.source.refresh().unwrap().len(), 1);
-    // Nothing more comes: it was all.
+    // No further event comes: the change was whole.
     assert_eq!(watched.source.settled().await, Change::Event);
 
     watched.write("b.yaml", "b");
@@ -386,7 +386,7 @@ async fn a_completed_file_skips_the_quiet_time() {
     assert_eq!(watched.source.changed().await, Change::Event);
     assert_eq!(watched.source.refresh().unwrap().len(), 2);
 
-    // The second half of a change that was looked at too early.
+    // The second half of a change whose first half was read after the early deadline.
     watched.write("c.yaml", "c");
     assert_eq!(watched.source.changed().await, Change::Complete);
     fs::remove_file(watched.path("b.yaml")).unwrap();

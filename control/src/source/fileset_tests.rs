@@ -107,7 +107,7 @@ fn a_refresh_reads_only_the_given_files() {
 
     fs::write(at("c.yaml"), "C").unwrap();
     fs::write(at("b.yaml"), "b").unwrap();
-    // Not looked at: only what is named is.
+    // This file is not in the refreshed set, so its change is not read.
     fs::write(at("a.yaml"), "A").unwrap();
     let named = BTreeSet::from([at("b.yaml"), at("c.yaml")]);
     assert_eq!(set.refresh(&named), Some(Ok(true)));

@@ -1,7 +1,7 @@
-//! A poll of a few paths, as a safety net below file notification.
+//! Polls the stamps (inode, size, times) of a few paths, as a safety net below inotify.
 //!
-//! What is mounted over a path, done by another machine, or lost with a watch that the kernel dropped, is no event.
-//! So the roots are looked at every two seconds: not the files in them, which may be ten thousand.
+//! A mount over a path, a change by another machine, or a change after the kernel dropped a watch raises no event. So
+//! the roots are polled every two seconds; the files in root directories are not, as there may be ten thousand.
 
 use std::collections::HashMap;
 use std::fs;
@@ -12,29 +12,29 @@ use nix::time::{ClockId, clock_gettime};
 
 use super::fileset::Stamp;
 
-/// Between two looks.
+/// The default interval between two polls.
 pub(super) const POLL: Duration = Duration::from_secs(2);
 
-/// The longest pause there is.
+/// The longest interval between two polls.
 const MAX_INTERVAL: Duration = Duration::from_secs(60);
 
-/// What looks in vain may cost: one part of a processor in so many.
+/// Limits the cost of polls that find nothing: to one part in so many of a processor's time.
 const COST_DIVISOR: u32 = 1_000;
 
-/// Paths by which a change is found that nobody tells of.
+/// A poller of path stamps, which finds changes that raise no inotify event.
 #[derive(Debug)]
 pub(super) struct StampPoller {
-    /// With the stamp as it was; `None`: nothing was there.
+    /// Each path with its stamp at the last poll; `None`: the path did not exist.
     stamps: HashMap<PathBuf, (StampKind, Option<Stamp>)>,
     interval: Duration,
 }
 
-/// What of a path matters.
+/// Which metadata of a path its stamp covers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum StampKind {
-    /// All that a stamp tells.
+    /// Inode, size and times.
     Full,
-    /// Which inode it is: a directory on the way, where others keep things too.
+    /// The inode only: for directories of a resolved path, in which unrelated entries change too.
     Inode,
 }
 
@@ -48,12 +48,12 @@ impl Default for StampPoller {
 }
 
 impl StampPoller {
-    /// Looks at exactly these from now on. Those that are new are taken as they are: whoever adds some reads what
-    /// they lead to afterwards.
+    /// Sets the paths to poll. A new path starts with its present stamp, so the caller must read the files behind a new
+    /// path after this call. A path that was polled before keeps its stamp. Blocks on I/O.
     pub(super) fn set_paths(&mut self, paths: impl Iterator<Item = (PathBuf, StampKind)>) {
         let mut old = std::mem::take(&mut self.stamps);
         for (path, kind) in paths {
-            // The whole is more than its place.
+            // A full stamp covers the inode too.
             if kind == StampKind::Inode && self.stamps.contains_key(&path) {
                 continue;
             }
@@ -63,7 +63,7 @@ impl StampPoller {
         }
     }
 
-    /// Looks: the paths that are not as they were at the last look. Blocks on I/O.
+    /// Polls once; returns the paths whose stamps differ from those of the last poll. Blocks on I/O.
     pub(super) fn poll(&mut self) -> Vec<PathBuf> {
         let mut changed = Vec::new();
         for (path, (kind, seen)) in &mut self.stamps {
@@ -76,13 +76,14 @@ impl StampPoller {
         changed
     }
 
-    /// How long to wait before the next look.
+    /// How long to wait before the next poll.
     pub(super) fn interval(&self) -> Duration {
         self.interval
     }
 
-    /// A look has cost so much processor time. The one that found nothing new is followed by a pause a thousand
-    /// times as long: two seconds as long as it costs less than two milliseconds.
+    /// Sets the next interval from the processor time that the last poll cost. After a poll that found nothing
+    /// (`idle`) the interval is a thousand times the cost, and at least [`POLL`]: polls of less than 2 ms keep the
+    /// default.
     pub(super) fn record_cost(&mut self, cost: Duration, idle: bool) {
         self.interval = match idle {
             true => cost.saturating_mul(COST_DIVISOR).clamp(POLL, MAX_INTERVAL),
@@ -99,7 +100,7 @@ fn stamp(path: &Path, kind: StampKind) -> Option<Stamp> {
     })
 }
 
-/// Processor time of this thread: on a busy machine a look takes longer than it costs.
+/// Processor time of this thread. Not wall time: on a busy machine a poll takes longer than it costs.
 pub(super) fn thread_cpu_time() -> Duration {
     clock_gettime(ClockId::CLOCK_THREAD_CPUTIME_ID).map_or(Duration::ZERO, Duration::from)
 }
@@ -126,7 +127,7 @@ mod tests {
         fs::write(&file, "longer").unwrap();
         assert_eq!(poller.poll(), std::slice::from_ref(&file));
         assert!(poller.poll().is_empty());
-        // What was seen before stays as it was seen.
+        // A known path keeps its stamp when the paths are set again.
         fs::remove_file(&file).unwrap();
         poller.set_paths(paths().into_iter());
         assert_eq!(poller.poll(), std::slice::from_ref(&file));

@@ -1,10 +1,10 @@
-//! Which directories must be watched so that no way of changing a file goes unseen.
+//! The set of paths to watch with inotify, so that every way of changing a config file raises an event.
 //!
-//! A path means what its symbolic links make of it, and each of them can be swapped: a mounted
-//! ConfigMap changes by one rename of `..data`, two links away from the file. So what is watched
-//! are the directories that hold an entry on the way, never an inode that a rename leaves behind. A file that is
-//! written by another name of its own, the one it was bind-mounted from or another hard link, is an event in the
-//! directory of that name: so files that were named, and those that are mounts, are watched besides.
+//! A path resolves through symbolic links, and each link can be swapped: a mounted ConfigMap changes by one rename of
+//! `..data`, two links away from the file. So the watches are on the directories that hold the entries of the
+//! resolved path, never on an inode that a rename leaves behind. A write to a file under another of its names (the
+//! source of a bind mount, another hard link) is an event in the directory of that other name only: so root files,
+//! and files that are mount points, have a watch of their own too.
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::ffi::OsString;
@@ -14,40 +14,41 @@ use std::path::{Component, Path, PathBuf};
 use super::mounts::Mounts;
 use super::scan::is_config_file;
 
-/// As many links as Linux follows.
+/// Limit of symbolic links in one path: the same as Linux's.
 const MAX_LINKS: usize = 40;
 
-/// What an event at a path means.
+/// What an event at a watched path affects.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Affected {
-    /// This file, as it was named, may say something else.
+    /// The text of this config file, by its path as given.
     File(PathBuf),
-    /// Anything may have changed.
+    /// All config files: a full scan is needed.
     Everything,
-    /// A file that config files name may be another.
+    /// A referenced file, one that config files name.
     Referenced,
 }
 
-/// The entries that matter, by their real paths.
+/// The directory entries whose events matter, by their real paths, and the paths to watch for these events.
 #[derive(Debug, Default)]
 pub(super) struct WatchSet {
     entries: HashMap<PathBuf, Affected>,
-    /// Real directory → the name it was given; `None` for one with several names.
+    /// Real path of each root directory → the path as given; `None` if the directory was given under several paths.
     directories: HashMap<PathBuf, Option<PathBuf>>,
     watched: HashSet<PathBuf>,
-    /// Of these, the ones that are files.
+    /// The watched paths that are files.
     files: HashSet<PathBuf>,
+    /// A watched path on a remote file system, and the type of the file system.
     remote: Option<(PathBuf, String)>,
 }
 
 impl WatchSet {
-    /// For the roots, for directory entries that are links, and for files that config files name.
+    /// Resolves the roots, the directory entries that are symbolic links, and the referenced files. Blocks on I/O.
     pub(super) fn of(roots: &[PathBuf], links: &BTreeSet<PathBuf>, referenced: &[PathBuf]) -> Self {
         let mut set = Self::default();
         let mut real_roots = HashMap::new();
         let mounts = Mounts::read();
         for root in roots {
-            // Fails only for an empty path or without a current directory: then nothing is there.
+            // An error means an empty path or no current directory: there is nothing to watch.
             let Ok(absolute) = std::path::absolute(root) else {
                 continue;
             };
@@ -89,7 +90,8 @@ impl WatchSet {
         set.watched = watched.map(Path::to_owned).collect();
         let on = |path: &PathBuf| Some((path.clone(), mounts.remote(path)?.to_owned()));
         set.remote = set.watched.iter().find_map(on);
-        // Last: whoever reads these polls them too, so a remote file system below them is no reason to poll more.
+        // Referenced files come after `remote` is set: their reader polls them anyway, so that a remote file system
+        // below a referenced file is no reason to poll the config files.
         for file in referenced {
             let resolved = ResolvedPath::resolve(PathBuf::from("/"), file);
             for entry in resolved.links.into_iter().chain([resolved.real]) {
@@ -104,7 +106,7 @@ impl WatchSet {
         for link in &resolved.links {
             self.entries.insert(link.clone(), Affected::Everything);
         }
-        // The directory itself may be replaced.
+        // The parent directory itself may be replaced.
         if let Some(parent) = resolved.real.parent().filter(|p| p.parent().is_some()) {
             self.entries.insert(parent.to_owned(), Affected::Everything);
         }
@@ -113,7 +115,7 @@ impl WatchSet {
         }
     }
 
-    /// The directories to watch, and files.
+    /// The directories and files to watch.
     pub(super) fn watched(&self) -> &HashSet<PathBuf> {
         &self.watched
     }
@@ -123,12 +125,12 @@ impl WatchSet {
         &self.files
     }
 
-    /// A path that others may change without an event, and the type of its file system.
+    /// A path on a remote file system, where changes by other machines raise no event, and the type of the file system.
     pub(super) fn remote(&self) -> Option<&(PathBuf, String)> {
         self.remote.as_ref()
     }
 
-    /// What an event at a real path means; `None`: nothing to us.
+    /// What an event at a real path affects; `None`: nothing, the event is ignored.
     pub(super) fn affected(&self, path: &Path) -> Option<Affected> {
         if self.watched.contains(path) && !self.files.contains(path) {
             return Some(Affected::Everything);
@@ -150,17 +152,17 @@ impl WatchSet {
     }
 }
 
-/// How a path resolves.
+/// A path resolved through its symbolic links.
 struct ResolvedPath {
-    /// Every symbolic link on it, by real directory and name.
+    /// Every symbolic link of the path, by real directory and name.
     links: Vec<PathBuf>,
-    /// Where it ends: real as far as it exists.
+    /// The resolved path, up to the first component that does not exist.
     real: PathBuf,
     is_directory: bool,
 }
 
 impl ResolvedPath {
-    /// Resolves `path` from a real directory.
+    /// Resolves `path` from a real directory. Blocks on I/O.
     fn resolve(mut real: PathBuf, path: &Path) -> Self {
         let mut links = Vec::new();
         let mut rest: Vec<OsString> = reversed(path);
@@ -185,7 +187,8 @@ impl ResolvedPath {
                     real = entry;
                     is_directory = kind.is_dir();
                 }
-                // The rest cannot exist either: what is waited for is this entry.
+                // A missing component: the rest cannot exist either, so the creation of this entry is the event to
+                // watch.
                 Err(_) => {
                     real = entry;
                     is_directory = true;
