@@ -1,4 +1,4 @@
-//! What can be wrong with a file before anybody looks at what it says.
+//! Errors of reading config files, before any text is parsed.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -8,50 +8,50 @@ use super::fileset::{MAX_BYTES, MAX_FILES};
 /// Why a path yields no config text.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum SourceError {
-    /// Nothing is there.
+    /// The path does not exist.
     #[error("{}: no such file or directory (name a config; without one it is ./sluice.yaml)", .0.display())]
     Missing(PathBuf),
-    /// A symbolic link in a directory that leads nowhere.
+    /// A directory entry is a symbolic link to a path that does not exist.
     #[error("{}: a symbolic link to something that does not exist", .0.display())]
     BrokenLink(PathBuf),
-    /// Neither a file nor a directory.
+    /// The path is neither a regular file nor a directory.
     #[error("{}: neither a file nor a directory", .0.display())]
     NotAFile(PathBuf),
-    /// A directory without any config file.
+    /// The directory has no config file.
     #[error("{}: the directory has no *.yaml, *.yml or *.json file", .0.display())]
     NoFiles(PathBuf),
-    /// A file that said something is empty: cut off by whoever is writing it, most likely.
+    /// A file that had text is empty: most likely truncated by a writer that has not written the new text yet.
     #[error(
         "{}: is empty now: what it said before goes on (to serve nothing, write `services: []`, or remove it)",
         .0.display()
     )]
     Emptied(PathBuf),
-    /// The operating system refuses.
+    /// The operating system returned an error.
     #[error("{}: cannot be read: {reason}", .path.display())]
     Unreadable {
-        /// What was read.
+        /// The path that was read.
         path: PathBuf,
-        /// What the operating system says.
+        /// The operating system's error message.
         reason: String,
     },
-    /// Not text.
+    /// The file is not UTF-8 text.
     #[error("{}: not UTF-8 text (byte {offset})", .path.display())]
     NotUtf8 {
-        /// What was read.
+        /// The file that was read.
         path: PathBuf,
-        /// The first byte that is wrong.
+        /// Offset in bytes of the first invalid byte.
         offset: usize,
     },
-    /// All files together are too large; the path is the one that is too much.
+    /// All files together exceed the size limit; the path is that of the file that exceeds the limit.
     #[error("{}: more than {} MiB of config, all files together", .0.display(), MAX_BYTES >> 20)]
     TooLarge(PathBuf),
-    /// Too many files; the path is the directory that has one too many.
+    /// All directories together exceed the limit of files; the path is that of the directory that exceeds the limit.
     #[error("{}: more than {MAX_FILES} config files, all directories together", .0.display())]
     TooMany(PathBuf),
 }
 
 impl SourceError {
-    /// What it is about.
+    /// The path that the error is about.
     pub fn path(&self) -> &Path {
         match self {
             Self::Missing(path)

@@ -1,60 +1,60 @@
-//! Files and directories as a source.
+//! The file source: config files and directories, watched with inotify and polled as a fallback.
 
 use std::path::PathBuf;
 use std::sync::Arc;
 
 use tokio::time::Instant;
 
+use super::debounce::Debounce;
 use super::fileset::{FileSet, Trust};
-use super::links::Interests;
-use super::net::{Net, POLL, Part, processor_time};
-use super::quiet::Burst;
-use super::watch::{Dirty, Inbox, Watch};
+use super::stamp_poller::{POLL, StampKind, StampPoller, thread_cpu_time};
+use super::watch::{DirtySet, EventQueue, Watch};
+use super::watch_set::WatchSet;
 use super::{Change, Event, Source, SourceError};
 
-/// Looks in a row while watches keep being set; whoever swaps links faster than that is polled.
+/// Limit of scans in a row while each scan leads to new watches. Links that are swapped faster than that are polled.
 const MAX_ROUNDS: usize = 8;
 
-/// Config files and directories, watched.
+/// A [`Source`] of config files and directories.
 ///
-/// A change is noticed whichever way it is made: written in place, saved by rename, swapped behind
-/// a symbolic link, added to or removed from a directory, or the directory replaced. What no watch tells of
-/// (a mount over it, a watch that was lost) is found by a look at the roots every two seconds. Where the system has
-/// no more watches to give, or others change files unseen (NFS), everything is looked at that often instead.
+/// inotify watches detect every kind of change: a write in place, a save by rename, a swap behind a symbolic link, a
+/// file added to or removed from a directory, a replaced directory. Changes that raise no event (a mount over a path,
+/// a lost watch) are found by polling the roots every two seconds. Where the system has no more watches, or other
+/// machines change the files (NFS), all config files are polled at that interval instead.
 #[derive(Debug)]
 pub struct FileSource {
     files: FileSet,
-    inbox: Arc<Inbox>,
-    /// `None`: polling.
+    queue: Arc<EventQueue>,
+    /// `None`: all config files are polled.
     watch: Option<Watch>,
-    net: Net,
-    /// It was read once.
+    poller: StampPoller,
+    /// Whether the first read succeeded, whose events are a full list.
     is_read: bool,
-    /// What may be only half of a change.
-    burst: Option<Burst>,
-    /// Files that config files name.
-    named: Vec<PathBuf>,
+    /// The debounce that a [`Change::Complete`] cut short.
+    debounce: Option<Debounce>,
+    /// The referenced files: those that config files name.
+    referenced: Vec<PathBuf>,
 }
 
-/// Asks a running source to read everything anew; what SIGHUP does.
+/// A handle that requests a reload of a running source, which reads all files again; used by SIGHUP.
 #[derive(Debug, Clone)]
 pub struct ReloadHandle {
-    inbox: Arc<Inbox>,
+    queue: Arc<EventQueue>,
 }
 
 impl ReloadHandle {
-    /// Asks; never blocks.
+    /// Requests a reload. Never blocks; requests before the next read count once.
     pub fn reload(&self) {
-        self.inbox.ask_reload();
+        self.queue.request_reload();
     }
 }
 
 impl FileSource {
-    /// A source of these files, and of all `*.yaml`, `*.yml` and `*.json` directly in these
-    /// directories. Reads nothing yet: the first [`refresh`](Source::refresh) does.
+    /// A source of these files, and of all `*.yaml`, `*.yml` and `*.json` directly in these directories. Reads no
+    /// file yet: the first [`refresh`](Source::refresh) does. Without inotify the source polls, and logs a warning.
     pub fn new(paths: &[PathBuf]) -> Self {
         let mut source = Self::polling(paths);
-        match Watch::new(&source.inbox) {
+        match Watch::new(&source.queue) {
             Ok(watch) => source.watch = Some(watch),
             Err(error) => warn_polling(&error),
         }
@@ -64,50 +64,51 @@ impl FileSource {
     fn polling(paths: &[PathBuf]) -> Self {
         Self {
             files: FileSet::new(paths),
-            inbox: Arc::new(Inbox::default()),
+            queue: Arc::new(EventQueue::default()),
             watch: None,
-            net: Net::default(),
+            poller: StampPoller::default(),
             is_read: false,
-            burst: None,
-            named: Vec::new(),
+            debounce: None,
+            referenced: Vec::new(),
         }
     }
 
-    /// Asks for a reload from elsewhere.
+    /// A handle to request reloads from other tasks and threads.
     pub fn reload_handle(&self) -> ReloadHandle {
         ReloadHandle {
-            inbox: Arc::clone(&self.inbox),
+            queue: Arc::clone(&self.queue),
         }
     }
 
-    /// Whether there are changes that nobody tells of.
-    fn polls(&self) -> bool {
-        self.watch.as_ref().is_none_or(Watch::is_blind)
+    /// Whether config files must be polled, because some changes raise no event.
+    fn needs_polling(&self) -> bool {
+        self.watch.as_ref().is_none_or(Watch::needs_polling)
     }
 
-    /// Waits for the end of a burst that has begun, or until a file is complete that is all there is of it
-    /// so far.
-    async fn settle(&mut self, mut burst: Burst, may_be_half: bool) -> Change {
-        while !self.inbox.reload_asked() {
-            let complete = may_be_half && self.inbox.is_complete();
-            let over_at = match complete {
-                true => burst.complete_at(),
-                false => burst.over_at(self.inbox.being_written()),
+    /// Debounces: waits for the end of a burst that has begun, or, with `stop_at_complete`, only for the completion
+    /// of the one file that changed so far.
+    async fn settle(&mut self, mut debounce: Debounce, stop_at_complete: bool) -> Change {
+        while !self.queue.reload_requested() {
+            let complete = stop_at_complete && self.queue.is_complete();
+            let deadline = match complete {
+                true => debounce.complete_deadline(),
+                false => debounce.deadline(self.queue.being_written()),
             };
             tokio::select! {
                 biased;
-                () = self.inbox.changed() => burst.extend(Instant::now()),
-                () = tokio::time::sleep_until(over_at), if complete => {
-                    self.burst = Some(burst);
+                () = self.queue.changed() => debounce.extend(Instant::now()),
+                () = tokio::time::sleep_until(deadline), if complete => {
+                    self.debounce = Some(debounce);
                     return Change::Complete;
                 }
-                () = tokio::time::sleep_until(over_at) => return Change::Event,
+                () = tokio::time::sleep_until(deadline) => return Change::Event,
             }
         }
         Change::Reload
     }
 
-    /// Looks at everything until no watch is new: what happened before one was set is seen.
+    /// Scans all files and sets watches, until no watch is new: a change from before a new watch is found by the next
+    /// scan.
     fn look_at_everything(&mut self, trust: Trust) -> Result<(), Vec<SourceError>> {
         // Before the first look, so that it is not repeated for the roots' own sake.
         self.arm();
@@ -126,32 +127,33 @@ impl FileSource {
         scanned.map(|_| ())
     }
 
-    /// Looks at what may differ. Returns whether files that config files name may do so too.
-    fn look_at(&mut self, dirty: &Dirty) -> Result<bool, Vec<SourceError>> {
-        if dirty.touched {
-            // A link on the way to it may lead elsewhere now.
+    /// Reads the files of the dirty set again, or all files where the set does not suffice. Returns whether
+    /// referenced files may have changed too.
+    fn reread(&mut self, dirty: &DirtySet) -> Result<bool, Vec<SourceError>> {
+        if dirty.referenced {
+            // A symbolic link on the path of a referenced file may have a new target.
             self.arm();
         }
-        let moved = self.net.look();
-        let unseen = moved.iter().any(|path| !dirty.explains(path));
-        let unwell = dirty.is_empty() && self.files.is_incomplete();
-        let touched = dirty.touched || dirty.everything || unseen;
-        if dirty.everything || dirty.reload || unseen || unwell || self.polls() {
+        let changed = self.poller.poll();
+        let undetected = changed.iter().any(|path| !dirty.covers(path));
+        let retry = dirty.is_empty() && self.files.is_incomplete();
+        let touched = dirty.referenced || dirty.everything || undetected;
+        if dirty.everything || dirty.reload || undetected || retry || self.needs_polling() {
             return self.look_at_everything(dirty.trust()).map(|()| touched);
         }
-        let Some(looked) = self.files.refresh(&dirty.files) else {
+        let Some(refreshed) = self.files.refresh(&dirty.files) else {
             return self.look_at_everything(Trust::Stamps).map(|()| touched);
         };
-        looked?;
-        // A file saved by rename is another one, not watched yet.
-        let named = dirty.files.iter().any(|file| self.files.roots().contains(file));
-        if named && self.arm() {
+        refreshed?;
+        // A root file that was saved by rename has a new inode, which is not watched yet.
+        let root_changed = dirty.files.iter().any(|file| self.files.roots().contains(file));
+        if root_changed && self.arm() {
             self.look_at_everything(Trust::Stamps)?;
         }
         Ok(touched)
     }
 
-    /// What a look that went well has to tell.
+    /// The events since the last successful refresh. After the first one they are a full list.
     fn events(&mut self, touched: bool) -> Vec<Event> {
         let mut events = self.files.take_events();
         if !std::mem::replace(&mut self.is_read, true) {
@@ -163,16 +165,21 @@ impl FileSource {
         events
     }
 
+    /// Resolves the watch set and sets the watches and polled paths to match. Returns whether a watch is new, or
+    /// watching failed: then the caller must scan again.
     fn arm(&mut self) -> bool {
         let Some(watch) = &mut self.watch else {
             return false;
         };
-        let interests = Interests::of(self.files.roots(), self.files.links(), &self.named);
-        let roots = self.files.roots().iter().chain(interests.files());
-        let whole = roots.map(|path| (path.clone(), Part::Whole));
-        let places = interests.watched().iter().map(|path| (path.clone(), Part::Place));
-        self.net.cast(whole.chain(places));
-        match watch.arm(interests) {
+        let watch_set = WatchSet::of(self.files.roots(), self.files.links(), &self.referenced);
+        let roots = self.files.roots().iter().chain(watch_set.files());
+        let full = roots.map(|path| (path.clone(), StampKind::Full));
+        let inodes = watch_set
+            .watched()
+            .iter()
+            .map(|path| (path.clone(), StampKind::Inode));
+        self.poller.set_paths(full.chain(inodes));
+        match watch.arm(watch_set) {
             Ok(new) => new,
             Err(error) => {
                 warn_polling(&error);
@@ -185,45 +192,53 @@ impl FileSource {
 
 impl Source for FileSource {
     async fn changed(&mut self) -> Change {
-        let heard = async {
-            while self.inbox.is_empty() {
-                self.inbox.changed().await;
+        let event = async {
+            while self.queue.is_empty() {
+                self.queue.changed().await;
             }
         };
-        let pause = if self.polls() { POLL } else { self.net.pause() };
-        if tokio::time::timeout(pause, heard).await.is_err() {
+        let interval = if self.needs_polling() {
+            POLL
+        } else {
+            self.poller.interval()
+        };
+        if tokio::time::timeout(interval, event).await.is_err() {
             return Change::Poll;
         }
-        self.settle(Burst::new(Instant::now()), true).await
+        self.settle(Debounce::new(Instant::now()), true).await
     }
 
     async fn settled(&mut self) -> Change {
-        let burst = self.burst.take().unwrap_or_else(|| Burst::new(Instant::now()));
-        self.settle(burst, false).await
+        let debounce = self
+            .debounce
+            .take()
+            .unwrap_or_else(|| Debounce::new(Instant::now()));
+        self.settle(debounce, false).await
     }
 
     fn also_watch(&mut self, files: &[PathBuf]) {
-        if self.named != files {
-            self.named = files.to_vec();
+        if self.referenced != files {
+            self.referenced = files.to_vec();
             self.arm();
         }
     }
 
     fn refresh(&mut self) -> Result<Vec<Event>, Vec<SourceError>> {
-        let start = processor_time();
-        if let Some(watch) = self.watch.as_mut().filter(|_| !self.inbox.is_empty()) {
+        let start = thread_cpu_time();
+        if let Some(watch) = self.watch.as_mut().filter(|_| !self.queue.is_empty()) {
             watch.catch_up();
         }
-        let dirty = self.inbox.take();
-        let looked = self.look_at(&dirty);
-        // After a failure what differs is left to be told by the look that goes well.
-        let events = match &looked {
+        let dirty = self.queue.take();
+        let result = self.reread(&dirty);
+        // After a failure the differences stay in the file set, for the next successful refresh.
+        let events = match &result {
             Ok(touched) => self.events(*touched),
             Err(_) => Vec::new(),
         };
-        let cost = processor_time().saturating_sub(start);
-        self.net.spent(cost, dirty.is_empty() && events.is_empty());
-        looked.map(|_| events)
+        let cost = thread_cpu_time().saturating_sub(start);
+        self.poller
+            .record_cost(cost, dirty.is_empty() && events.is_empty());
+        result.map(|_| events)
     }
 }
 

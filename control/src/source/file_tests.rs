@@ -1,4 +1,4 @@
-//! Every way to change a file, on a real file system.
+//! Tests of the file source on a real file system: every way to change a file.
 
 use std::fs;
 use std::os::unix::fs::symlink;
@@ -15,7 +15,7 @@ struct Watched {
 }
 
 impl Watched {
-    /// A directory with `a.yaml` that says "one"; `roots` are relative to it.
+    /// A source of `roots`, relative to a directory with an `a.yaml` whose text is "one".
     fn new(roots: &[&str]) -> Self {
         Self::prepared(roots, |dir| fs::write(dir.join("a.yaml"), "one").unwrap())
     }
@@ -43,7 +43,7 @@ impl Watched {
         files.into_iter().map(|f| f.text).collect()
     }
 
-    /// Looks again as often as told to, until the texts are these.
+    /// Refreshes at every change until the texts are these; panics at the deadline.
     #[track_caller]
     fn becomes(&mut self, texts: &[&str]) -> impl Future<Output = ()> {
         let caller = std::panic::Location::caller();
@@ -108,7 +108,7 @@ async fn written_by_half_and_later_whole() {
     assert!(seen.iter().all(|text| text == "half and half"), "{seen:?}");
 }
 
-/// As a log that is appended to: what is there counts although nobody closes it.
+/// A file that stays open for writing, like a log, is read as it is after the maximum wait.
 #[tokio::test]
 async fn written_and_never_closed() {
     use std::io::Write as _;
@@ -130,7 +130,7 @@ async fn saved_by_rename_again_and_again() {
     }
 }
 
-/// As vim does with `backupcopy=no`: the name is free for a moment.
+/// A save by rename and create, as vim does with `backupcopy=no`: the path is missing for a moment.
 #[tokio::test]
 async fn saved_by_moving_the_old_one_away() {
     let mut watched = Watched::new(&["a.yaml"]);
@@ -172,7 +172,8 @@ fn config_map(dir: &Path, version: &str, text: &str) {
     fs::rename(dir.join("..data_tmp"), dir.join("..data")).unwrap();
 }
 
-/// As the kubelet does it; with the directory and with a file of it as the root.
+/// A ConfigMap update as the kubelet does it, by a swapped link; with the directory and with one of its files as the
+/// root.
 #[tokio::test]
 async fn swapped_as_a_config_map() {
     for root in [".", "a.yaml"] {
@@ -198,7 +199,7 @@ async fn behind_a_link_to_elsewhere() {
     });
     watched.write("elsewhere/real.yaml", "two");
     watched.becomes(&["two"]).await;
-    // A link that is new.
+    // A new symbolic link.
     watched.write("elsewhere/other.yaml", "b");
     symlink("../elsewhere/other.yaml", watched.path("conf/b.yaml")).unwrap();
     watched.becomes(&["two", "b"]).await;
@@ -220,7 +221,7 @@ async fn the_directory_replaced() {
         watched.becomes(&["two"]).await;
         watched.write("conf/a.yaml", "three");
         watched.becomes(&["three"]).await;
-        // Deleted and made anew: maybe with the same inode.
+        // A directory that is deleted and created again may have the same inode.
         fs::remove_dir_all(watched.path("conf")).unwrap();
         fs::create_dir(watched.path("conf")).unwrap();
         watched.write("conf/a.yaml", "four");
@@ -247,7 +248,7 @@ async fn a_release_link_swapped_above() {
 }
 
 #[tokio::test]
-async fn the_whole_way_gone_and_back() {
+async fn the_parent_directories_removed_and_created_again() {
     let mut watched = Watched::prepared(&["x/y/a.yaml"], |dir| {
         fs::create_dir_all(dir.join("x/y")).unwrap();
         fs::write(dir.join("x/y/a.yaml"), "one").unwrap();
@@ -269,16 +270,16 @@ async fn equal_content_is_no_change() {
 }
 
 #[tokio::test]
-async fn what_is_not_ours_wakes_nobody() {
+async fn unrelated_files_and_reads_are_ignored() {
     let mut watched = Watched::new(&["a.yaml"]);
     watched.write("b.yaml", "b");
     fs::read_to_string(watched.path("a.yaml")).unwrap();
     watched.write("a.yaml", "two");
-    // Events come in order: by now the others were heard.
+    // Events come in order: the events of the other files are in the queue by now.
     tokio::time::timeout(DEADLINE, watched.source.changed())
         .await
         .expect("an event");
-    let dirty = watched.source.inbox.take();
+    let dirty = watched.source.queue.take();
     assert!(!dirty.everything);
     assert_eq!(
         dirty.files.into_iter().collect::<Vec<_>>(),
@@ -287,16 +288,15 @@ async fn what_is_not_ours_wakes_nobody() {
 }
 
 #[tokio::test]
-async fn a_reload_is_asked_for() {
+async fn a_requested_reload_ends_the_wait() {
     let mut watched = Watched::new(&["a.yaml"]);
     watched.source.reload_handle().reload();
     let change = tokio::time::timeout(DEADLINE, watched.source.changed()).await;
     assert_eq!(change, Ok(Change::Reload));
     assert_eq!(watched.source.refresh(), Ok(vec![]));
-    assert!(watched.source.inbox.is_empty());
+    assert!(watched.source.queue.is_empty());
 }
 
-/// A wait that is dropped loses nothing.
 #[tokio::test]
 async fn a_dropped_wait_loses_nothing() {
     let mut watched = Watched::new(&["a.yaml"]);
@@ -328,28 +328,28 @@ async fn without_watches_files_are_polled() {
     assert_eq!(source.changed().await, Change::Reload);
 }
 
-/// Coalescing on paused time: the inbox is fed by hand.
+/// The debounce on paused time; the test wakes the event queue by hand.
 #[tokio::test(start_paused = true)]
 async fn a_burst_counts_once_and_a_storm_ends() {
     let mut source = FileSource::polling(&[]);
     let start = Instant::now();
-    source.settle(Burst::new(Instant::now()), false).await;
+    source.settle(Debounce::new(Instant::now()), false).await;
     assert_eq!(start.elapsed(), Duration::from_millis(20));
 
-    let storm = Arc::clone(&source.inbox);
+    let storm = Arc::clone(&source.queue);
     let blowing = tokio::spawn(async move {
         loop {
-            storm.touch();
+            storm.wake();
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
     });
     let start = Instant::now();
-    source.settle(Burst::new(Instant::now()), false).await;
+    source.settle(Debounce::new(Instant::now()), false).await;
     assert_eq!(start.elapsed(), Duration::from_millis(200));
     blowing.abort();
 }
 
-/// One changed file among ten thousand: nothing but that file is read or listed.
+/// A refresh of one changed file among ten thousand reads that file only, and lists no directory.
 #[tokio::test]
 async fn one_file_of_ten_thousand() {
     let mut watched = Watched::prepared(&["."], |dir| {
@@ -361,7 +361,7 @@ async fn one_file_of_ten_thousand() {
     tokio::time::timeout(DEADLINE, watched.source.changed())
         .await
         .expect("an event");
-    let dirty = watched.source.inbox.take();
+    let dirty = watched.source.queue.take();
     assert!(!dirty.everything);
     let start = std::time::Instant::now();
     assert_eq!(watched.source.files.refresh(&dirty.files), Some(Ok(true)));
@@ -369,8 +369,8 @@ async fn one_file_of_ten_thousand() {
     assert_eq!(watched.source.files.files()[5_000].text, "two");
 }
 
-/// One file that was completed, and nothing else, is looked at without the quiet time; what may be half of
-/// a change is waited for.
+/// The completion of a single file cuts the debounce short; a change that may be half of one waits for the whole quiet
+/// period.
 #[tokio::test]
 async fn a_completed_file_skips_the_quiet_time() {
     let mut watched = Watched::new(&["."]);
@@ -378,7 +378,7 @@ async fn a_completed_file_skips_the_quiet_time() {
     fs::rename(watched.path(".a.new"), watched.path("a.yaml")).unwrap();
     assert_eq!(watched.source.changed().await, Change::Complete);
     assert_eq!(watched.source.refresh().unwrap().len(), 1);
-    // Nothing more comes: it was all.
+    // No further event comes: the change was whole.
     assert_eq!(watched.source.settled().await, Change::Event);
 
     watched.write("b.yaml", "b");
@@ -386,7 +386,7 @@ async fn a_completed_file_skips_the_quiet_time() {
     assert_eq!(watched.source.changed().await, Change::Event);
     assert_eq!(watched.source.refresh().unwrap().len(), 2);
 
-    // The second half of a change that was looked at too early.
+    // The second half of a change whose first half was read after the early deadline.
     watched.write("c.yaml", "c");
     assert_eq!(watched.source.changed().await, Change::Complete);
     fs::remove_file(watched.path("b.yaml")).unwrap();
@@ -396,7 +396,7 @@ async fn a_completed_file_skips_the_quiet_time() {
 }
 
 #[tokio::test]
-async fn a_named_file_is_watched_through_its_links() {
+async fn a_referenced_file_is_watched_through_its_links() {
     let mut watched = Watched::prepared(&["a.yaml"], |dir| {
         fs::write(dir.join("a.yaml"), "one").unwrap();
         for version in ["v1", "v2"] {

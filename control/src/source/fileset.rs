@@ -1,4 +1,4 @@
-//! The texts of all config files, kept by path so that only what changed is read again.
+//! A cache of the texts of all config files by path, so that only changed files are read again.
 
 use std::collections::hash_map::DefaultHasher;
 use std::collections::{BTreeMap, BTreeSet, HashSet};
@@ -13,26 +13,28 @@ use super::scan::{Candidate, Found, Looked, read_file};
 use super::{Event, ObjectKey, SourceError, SourceFile};
 use crate::parallel::{map_in_order, workers};
 
-/// Bytes of config, all files together: far above what anybody writes, far below what hurts.
+/// Limit of bytes of config, all files together: far above what is written in practice, far below what fills the
+/// memory.
 pub(super) const MAX_BYTES: u64 = 64 << 20;
 
-/// Config files, all directories together.
+/// Limit of config files, all directories together.
 pub(super) const MAX_FILES: usize = 200_000;
 
-/// Whether a file that looks untouched is believed to be.
+/// Whether a scan may skip a file whose stamp is unchanged.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Trust {
-    /// One with the same inode, size and times is not read again.
+    /// A file with the same inode, size and times is not read again.
     Stamps,
-    /// All are read.
+    /// All files are read.
     Nothing,
 }
 
-/// What tells one state of a file from another without reading it: a hash of inode, size and times.
+/// A file's identity stamp, a hash of inode, size and times: a changed stamp reveals a changed file without a read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Stamp(u64);
 
 impl Stamp {
+    /// The full stamp: of inode, size and times.
     pub(super) fn of(meta: &Metadata) -> Self {
         Self::hash((
             (meta.dev(), meta.ino()),
@@ -42,44 +44,44 @@ impl Stamp {
         ))
     }
 
-    /// Of the inode alone: what happens in a directory leaves it the same.
-    pub(super) fn place(meta: &Metadata) -> Self {
+    /// A stamp of the inode alone: changes of entries in a directory leave the directory's stamp the same.
+    pub(super) fn inode(meta: &Metadata) -> Self {
         Self::hash((meta.dev(), meta.ino()))
     }
 
-    fn hash(what: impl Hash) -> Self {
+    fn hash(fields: impl Hash) -> Self {
         let mut hasher = DefaultHasher::new();
-        what.hash(&mut hasher);
+        fields.hash(&mut hasher);
         Self(hasher.finish())
     }
 }
 
-/// What a file says. Its text is shared with whoever was told of it.
+/// A file's text, shared with the receivers of its [`Event::Apply`], and the stamp of the read.
 #[derive(Debug, Clone)]
-pub(super) struct Kept {
+pub(super) struct CachedFile {
     pub(super) text: Arc<str>,
     pub(super) stamp: Stamp,
 }
 
-impl Kept {
-    /// Whether a file that said something says nothing: the first half of a write in place.
+impl CachedFile {
+    /// Whether a file that had text is empty now: a truncation, which is the first half of a write in place.
     fn is_emptied_by(&self, text: &str) -> bool {
         text.trim().is_empty() && !self.text.trim().is_empty()
     }
 }
 
-/// All config files of some roots: files and directories as they were named.
+/// The cache of all config files of the roots: files and directories, by their paths as given.
 #[derive(Debug)]
 pub(super) struct FileSet {
     roots: Vec<PathBuf>,
     /// By root, then by path.
-    files: BTreeMap<ObjectKey, Kept>,
+    files: BTreeMap<ObjectKey, CachedFile>,
     bytes: u64,
-    /// Directory entries that are symbolic links: they change without an event in their directory.
+    /// Directory entries that are symbolic links: their targets change without an event in the directory of the link.
     links: BTreeSet<PathBuf>,
-    /// Whether the last look failed: then no single file tells what is the matter.
+    /// Whether the last scan or refresh failed: then reading single files does not suffice, a full scan is needed.
     incomplete: bool,
-    /// What differs since it was taken last.
+    /// The differences since [`take_events`](Self::take_events).
     events: Vec<Event>,
 }
 
@@ -101,7 +103,7 @@ impl FileSet {
         }
     }
 
-    /// What differs since this was asked last.
+    /// Takes the differences since the last call.
     pub(super) fn take_events(&mut self) -> Vec<Event> {
         std::mem::take(&mut self.events)
     }
@@ -119,7 +121,7 @@ impl FileSet {
         &self.roots
     }
 
-    /// Whether the last look failed.
+    /// Whether the last scan or refresh failed.
     pub(super) fn is_incomplete(&self) -> bool {
         self.incomplete
     }
@@ -128,7 +130,10 @@ impl FileSet {
         &self.links
     }
 
-    /// Looks at everything and reads what is not as it was. Returns whether anything differs.
+    /// Scans all roots and reads the files that changed. Returns whether any text differs. Blocks on I/O.
+    ///
+    /// # Errors
+    /// Every path that cannot be used; the cached files stay as they were.
     pub(super) fn scan(&mut self, trust: Trust) -> Result<bool, Vec<SourceError>> {
         let Found {
             candidates,
@@ -186,7 +191,11 @@ impl FileSet {
         Ok(self.replace(looks))
     }
 
-    /// Looks at these files only. `None`: they alone do not tell, everything must be looked at.
+    /// Reads these files only. Returns whether any text differs; `None`: these files alone do not suffice, a full
+    /// scan is needed. Blocks on I/O.
+    ///
+    /// # Errors
+    /// Every file that cannot be used; the cached files stay as they were.
     pub(super) fn refresh(&mut self, paths: &BTreeSet<PathBuf>) -> Option<Result<bool, Vec<SourceError>>> {
         if self.incomplete || self.files.len() + paths.len() > MAX_FILES {
             return None;
@@ -197,7 +206,7 @@ impl FileSet {
         for path in paths {
             let Some(root) = self.root_of(path) else { continue };
             let in_directory = self.roots[root] != *path;
-            if in_directory && self.is_special(path) {
+            if in_directory && self.needs_scan(path) {
                 return None;
             }
             let key = ObjectKey::new(root, path);
@@ -218,10 +227,13 @@ impl FileSet {
                 Err(error) => errors.push(error),
             }
         }
-        // The last file of a directory may be gone with it.
+        // A directory that loses its last file is an error, or the directory itself is gone: only a full scan can tell.
         let removed = updates.iter().filter(|(_, text)| text.is_none());
         let count = removed.clone().count();
-        if removed.into_iter().any(|(key, _)| self.is_all(key.root, count)) {
+        if removed
+            .into_iter()
+            .any(|(key, _)| self.has_at_most(key.root, count))
+        {
             return None;
         }
         if !errors.is_empty() {
@@ -236,14 +248,15 @@ impl FileSet {
         Some(Ok(differs))
     }
 
-    /// Whether it is, or was, more than a plain file.
-    fn is_special(&self, path: &Path) -> bool {
+    /// Whether only a full scan can read this path: the path is, or was, a symbolic link, or is no regular file.
+    fn needs_scan(&self, path: &Path) -> bool {
         self.links.contains(path) || fs::symlink_metadata(path).is_ok_and(|meta| !meta.is_file())
     }
 
-    /// Makes it what was found. In place: a copy of a large set would be given back to nobody.
+    /// Applies a scan's result to the cache and records the events. In place: the memory of a second, large map would
+    /// not go back to the system.
     fn replace(&mut self, looks: Looks) -> bool {
-        let told = self.events.len();
+        let before = self.events.len();
         if looks.known.len() < self.files.len() {
             let known: HashSet<ObjectKey> = looks.known.into_iter().collect();
             let gone = self.files.extract_if(.., |key, _| !known.contains(key));
@@ -258,11 +271,11 @@ impl FileSet {
         let events = events.map(|(key, kept)| Event::Apply(key.clone(), Arc::clone(&kept.text)));
         self.events.extend(events);
         match self.files.is_empty() {
-            // In one go: nodes are full then.
+            // Bulk construction: the nodes of the tree are full then.
             true => self.files = looks.read.into_iter().collect(),
             false => self.files.extend(looks.read),
         }
-        self.events.len() > told
+        self.events.len() > before
     }
 
     fn update(&mut self, key: ObjectKey, update: Option<(String, Stamp)>) -> bool {
@@ -281,10 +294,11 @@ impl FileSet {
         }
         let text: Arc<str> = text.into();
         self.events.push(Event::Apply(key.clone(), Arc::clone(&text)));
-        self.files.insert(key, Kept { text, stamp });
+        self.files.insert(key, CachedFile { text, stamp });
         true
     }
 
+    /// The index of the root that is this path, or else its parent directory.
     fn root_of(&self, path: &Path) -> Option<usize> {
         let named = self.roots.iter().position(|root| root == path);
         named.or_else(|| {
@@ -293,28 +307,28 @@ impl FileSet {
         })
     }
 
-    /// Whether a root has no more than so many files.
-    fn is_all(&self, root: usize, count: usize) -> bool {
+    /// Whether a root has at most `count` files.
+    fn has_at_most(&self, root: usize, count: usize) -> bool {
         let start = ObjectKey::new(root, Path::new(""));
         let files = self.files.range(start..).take_while(|(key, _)| key.root == root);
         files.take(count + 1).count() <= count
     }
 }
 
-/// What a look at everything has come to so far.
+/// The result of a scan so far, gathered in the order of candidates.
 struct Looks {
-    /// By root: whether anything of it is a config file, or wrong.
+    /// By root: whether the root has a config file, or an error.
     seen: Vec<bool>,
-    /// Files that are there and were before.
+    /// Files that exist and are in the cache.
     known: Vec<ObjectKey>,
-    /// Files that were written to and say what they said.
+    /// Files that were written to with the same text, and their new stamps.
     stamps: Vec<(ObjectKey, Stamp)>,
-    /// Files that say something new.
-    read: Vec<(ObjectKey, Kept)>,
+    /// Files that are new or have a new text.
+    read: Vec<(ObjectKey, CachedFile)>,
     bytes: u64,
-    /// All files together are too large: the rest does not matter.
+    /// The size limit of all files together is exceeded: the remaining files are skipped.
     is_over: bool,
-    /// Links that lead nowhere, by root.
+    /// Broken symbolic links, by root.
     broken: Vec<(usize, SourceError)>,
     errors: Vec<SourceError>,
 }
@@ -333,9 +347,10 @@ impl Looks {
         }
     }
 
-    fn take(&mut self, root: usize, key: ObjectKey, looked: Looked, files: &BTreeMap<ObjectKey, Kept>) {
-        self.seen[root] |= !matches!(looked, Looked::Nothing);
-        if let Looked::Broken(path) = looked {
+    /// Adds the outcome of one candidate; `files` is the cache.
+    fn take(&mut self, root: usize, key: ObjectKey, looked: Looked, files: &BTreeMap<ObjectKey, CachedFile>) {
+        self.seen[root] |= !matches!(looked, Looked::NotConfig);
+        if let Looked::BrokenLink(path) = looked {
             self.broken.push((root, SourceError::BrokenLink(path)));
             return;
         }
@@ -343,7 +358,7 @@ impl Looks {
             return;
         }
         let bytes = match &looked {
-            Looked::Untouched(bytes) | Looked::Stamped(_, _, bytes) => *bytes,
+            Looked::Unchanged(bytes) | Looked::SameText(_, _, bytes) => *bytes,
             Looked::Read(_, kept) => kept.text.len() as u64,
             _ => 0,
         };
@@ -354,9 +369,9 @@ impl Looks {
             return;
         }
         match looked {
-            Looked::Nothing | Looked::Broken(_) | Looked::Unread => {}
-            Looked::Untouched(_) => self.known.push(key),
-            Looked::Stamped(key, stamp, _) => {
+            Looked::NotConfig | Looked::BrokenLink(_) | Looked::Unread => {}
+            Looked::Unchanged(_) => self.known.push(key),
+            Looked::SameText(key, stamp, _) => {
                 self.stamps.push((key.clone(), stamp));
                 self.known.push(key);
             }

@@ -97,7 +97,7 @@ fn size_is_bounded_over_all_files() {
 }
 
 #[test]
-fn one_file_is_looked_at_alone() {
+fn a_refresh_reads_only_the_given_files() {
     let dir = tempfile::tempdir().unwrap();
     let at = |name: &str| dir.path().join(name);
     fs::write(at("a.yaml"), "a").unwrap();
@@ -107,7 +107,7 @@ fn one_file_is_looked_at_alone() {
 
     fs::write(at("c.yaml"), "C").unwrap();
     fs::write(at("b.yaml"), "b").unwrap();
-    // Not looked at: only what is named is.
+    // This file is not in the refreshed set, so its change is not read.
     fs::write(at("a.yaml"), "A").unwrap();
     let named = BTreeSet::from([at("b.yaml"), at("c.yaml")]);
     assert_eq!(set.refresh(&named), Some(Ok(true)));
@@ -123,7 +123,7 @@ fn one_file_is_looked_at_alone() {
 }
 
 #[test]
-fn a_failure_keeps_what_was_and_is_looked_into_again() {
+fn a_failure_keeps_the_cache_and_needs_a_scan() {
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("a.yaml");
     fs::write(&file, "a").unwrap();
@@ -139,7 +139,7 @@ fn a_failure_keeps_what_was_and_is_looked_into_again() {
 }
 
 #[test]
-fn links_and_last_files_need_a_look_at_everything() {
+fn links_and_last_files_need_a_scan() {
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("a.yaml");
     fs::write(&file, "a").unwrap();
@@ -154,7 +154,7 @@ fn links_and_last_files_need_a_look_at_everything() {
 }
 
 #[test]
-fn a_file_that_is_cut_off_is_not_believed_until_it_says_something() {
+fn a_truncated_file_is_an_error_until_it_has_text() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("a.yaml");
     fs::write(&path, "services: []").unwrap();

@@ -1,14 +1,14 @@
-//! Where configuration comes from: texts, and word that they may have changed.
+//! Configuration sources: the texts of config objects, and notification when they may have changed.
 
+mod debounce;
 mod error;
 mod file;
 mod fileset;
-mod links;
 mod mounts;
-mod net;
-mod quiet;
 mod scan;
+mod stamp_poller;
 mod watch;
+mod watch_set;
 
 use std::future::Future;
 use std::path::{Path, PathBuf};
@@ -20,17 +20,17 @@ pub use file::{FileSource, ReloadHandle};
 /// One config file.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SourceFile {
-    /// As it was named, or found in a directory that was: shown in diagnostics. Relative paths in
-    /// the file are relative to its directory.
+    /// The path as given, or the given directory joined with the file's name; shown in diagnostics.
+    /// Relative paths in the file's text are relative to the file's directory.
     pub path: PathBuf,
-    /// YAML or JSON; several documents count as several files.
+    /// YAML or JSON. Several documents in one text count as several files.
     pub text: String,
 }
 
-/// The name of an object: what is applied under it replaces what was, and nothing else.
+/// The unique name of a config object: an [`Event::Apply`] replaces the object of the same key, and no other.
 ///
-/// Objects have an order, which decides who of two that want the same was first: that of the roots
-/// as they were named, then that of paths.
+/// The order of keys decides which of two conflicting objects was first: the order of the roots as they were given,
+/// then that of paths.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ObjectKey {
     root: usize,
@@ -38,7 +38,7 @@ pub struct ObjectKey {
 }
 
 impl ObjectKey {
-    /// An object of a root.
+    /// The key of the file at `path`, found under the root with this index.
     pub fn new(root: usize, path: &Path) -> Self {
         Self {
             root,
@@ -46,67 +46,69 @@ impl ObjectKey {
         }
     }
 
-    /// As diagnostics show it.
+    /// The path, as diagnostics show the object.
     pub fn path(&self) -> &Path {
         &self.path
     }
 }
 
-/// What a source says of its objects.
+/// One step of a source's stream of object changes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Event {
-    /// All objects follow, up to [`InitDone`](Self::InitDone): whatever does not is deleted then.
+    /// A full list of objects starts, and ends with [`InitDone`](Self::InitDone), which deletes the objects that the
+    /// list left out.
     Init,
-    /// The object is there, with this content: YAML or JSON.
+    /// The object exists with this content, YAML or JSON: new, or replaced.
     Apply(ObjectKey, Arc<str>),
-    /// The object is no more.
+    /// The object was deleted.
     Delete(ObjectKey),
-    /// Those were all.
+    /// The full list is complete.
     InitDone,
-    /// Something happened to a file that objects name; see [`Source::also_watch`].
+    /// A referenced file, one that objects name (a certificate, a key), may have changed; see [`Source::also_watch`].
     Touched,
 }
 
-/// Why somebody should look again.
+/// Why [`Source::changed`] returned: the reason to call [`Source::refresh`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Change {
-    /// Something happened to a file, and then nothing for a while: it is all there is to a change.
+    /// Files changed, and the debounce ended: the change is taken to be whole.
     Event,
-    /// A file was completed (renamed into place, or closed after writing), and nothing else happened around
-    /// then. Part of a change may be missing; [`Source::settled`] waits for it.
+    /// One file was completed (renamed into place, or closed after writing) and no other event came, so the debounce
+    /// was cut short. Part of the change may be missing; [`Source::settled`] waits for the missing part.
     Complete,
-    /// An operator asked for it.
+    /// An operator requested a reload.
     Reload,
-    /// It is time to; most likely nothing happened.
+    /// The poll interval is over; most likely nothing changed.
     Poll,
 }
 
-/// Something that yields config files and says when to look again.
+/// A watchable supply of config objects.
 pub trait Source: Send + 'static {
-    /// Waits until it is worth looking again; bursts count once. May be dropped and called again
-    /// without losing a change.
+    /// Waits for the next debounced change or the next poll. Cancel-safe: dropping the future and calling again loses
+    /// no change.
     fn changed(&mut self) -> impl Future<Output = Change> + Send;
 
-    /// After [`Change::Complete`]: waits for what may be missing of the change.
+    /// After [`Change::Complete`]: waits for the rest of the debounce, in which missing parts of the change may come.
     fn settled(&mut self) -> impl Future<Output = Change> + Send {
         self.changed()
     }
 
-    /// Files that objects name: whatever happens to them is told as [`Event::Touched`].
+    /// Sets the referenced files, those that objects name: a change of one of these files is reported as
+    /// [`Event::Touched`]. Replaces the files set before.
     fn also_watch(&mut self, _files: &[PathBuf]) {}
 
-    /// Looks again, and says what differs from before; the first time everything does. Blocks on
-    /// I/O.
+    /// Reads what may have changed and returns the differences since the last successful call; the first time all
+    /// objects. Blocks on I/O.
     ///
     /// # Errors
-    /// Everything that is wrong; the objects stay what they were.
+    /// Every path that cannot be used; the objects stay as they were.
     fn refresh(&mut self) -> Result<Vec<Event>, Vec<SourceError>>;
 }
 
 /// Reads files, and all `*.yaml`, `*.yml` and `*.json` directly in directories, once. Blocks on I/O.
 ///
 /// # Errors
-/// Everything that is wrong with any of them.
+/// Every path that cannot be used.
 pub fn read(paths: &[PathBuf]) -> Result<Vec<SourceFile>, Vec<SourceError>> {
     let mut files = fileset::FileSet::new(paths);
     files.scan(fileset::Trust::Nothing)?;

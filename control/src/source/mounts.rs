@@ -1,4 +1,4 @@
-//! What is mounted where, of what proc_pid_mountinfo(5) says.
+//! The mount table of this process, parsed from `/proc/self/mountinfo`; see proc_pid_mountinfo(5).
 
 use std::collections::HashMap;
 use std::ffi::OsString;
@@ -6,8 +6,8 @@ use std::fs;
 use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
 
-/// Types of file systems whose files others change without this kernel knowing of it, so that inotify(7) tells
-/// nothing: network file systems, and directories that a virtual machine shares with its host.
+/// Types of file systems whose files other machines change without an inotify(7) event here: network file systems, and
+/// directories that a virtual machine shares with its host.
 const REMOTE: [&str; 20] = [
     "9p",
     "afs",
@@ -31,14 +31,15 @@ const REMOTE: [&str; 20] = [
     "vmhgfs",
 ];
 
-/// Mount points of this process with the types of what is mounted there; the last one covers the others.
+/// Mount points with the types of their file systems. Of several mounts on one point the last, which hides the others,
+/// counts.
 #[derive(Debug, Default)]
 pub(super) struct Mounts {
     types: HashMap<PathBuf, String>,
 }
 
 impl Mounts {
-    /// As they are now. Nothing where there is no `/proc`. Blocks on I/O.
+    /// Reads the present mount table; empty if there is no `/proc`. Blocks on I/O.
     pub(super) fn read() -> Self {
         fs::read("/proc/self/mountinfo").map_or_else(|_| Self::default(), |table| Self::parse(&table))
     }
@@ -48,7 +49,7 @@ impl Mounts {
         let types = lines.filter_map(|line| {
             let mut fields = line.split(|&byte| byte == b' ');
             let at = fields.nth(4)?;
-            // A number of optional fields ends with a dash.
+            // A dash ends the optional fields, of which there may be any number.
             let kind = fields.skip_while(|field| *field != b"-").nth(1)?;
             Some((unescape(at), String::from_utf8_lossy(kind).into_owned()))
         });
@@ -57,7 +58,7 @@ impl Mounts {
         }
     }
 
-    /// Whether something is mounted at exactly this real path.
+    /// Whether this real path is a mount point.
     pub(super) fn is_mount(&self, path: &Path) -> bool {
         self.types.contains_key(path)
     }
@@ -68,14 +69,14 @@ impl Mounts {
         points.filter(move |point| point.parent() == Some(dir))
     }
 
-    /// The type of the file system that this real path is on, if others may change it unseen.
+    /// The type of the file system of this real path, if it is a remote one: changes by other machines raise no event.
     pub(super) fn remote(&self, path: &Path) -> Option<&str> {
         let kind = path.ancestors().find_map(|above| self.types.get(above))?;
         (REMOTE.contains(&kind.as_str()) || kind.starts_with("fuse.")).then_some(kind)
     }
 }
 
-/// Space, tab, newline and backslash are written as `\` and three octal digits.
+/// Decodes the octal escapes of a mountinfo field: space, tab, newline and backslash are `\` and three octal digits.
 fn unescape(field: &[u8]) -> PathBuf {
     let mut out = Vec::with_capacity(field.len());
     let mut rest = field;
@@ -104,7 +105,7 @@ not a line
 ";
 
     #[test]
-    fn mount_points_are_read_with_their_odd_characters() {
+    fn mount_points_are_unescaped() {
         let mounts = Mounts::parse(TABLE);
         assert!(mounts.is_mount(Path::new("/etc/my conf")));
         assert!(!mounts.is_mount(Path::new("/etc")));
@@ -113,7 +114,7 @@ not a line
     }
 
     #[test]
-    fn what_others_may_change_is_known_by_its_type() {
+    fn remote_file_systems_are_known_by_their_types() {
         let mounts = Mounts::parse(TABLE);
         let remote = |path| mounts.remote(Path::new(path));
         assert_eq!(remote("/etc/sluice"), Some("nfs4"));

@@ -1,4 +1,4 @@
-//! Word from the operating system, boiled down to which files to look at.
+//! inotify watches, and the queue that reduces their events to a dirty set: the files to read again.
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::fs;
@@ -12,33 +12,36 @@ use parking_lot::Mutex;
 use tokio::sync::Notify;
 
 use super::fileset::Trust;
-use super::links::{Interests, Meaning};
+use super::watch_set::{Affected, WatchSet};
 
-/// Single files remembered before it is simpler to look at everything.
+/// Limit of single files in a dirty set and of files open for writing. A dirty set above the limit becomes a full scan.
 const MAX_FILES: usize = 1_024;
 
-/// What to look at.
+/// The dirty set: which files to read again.
 #[derive(Debug, Default)]
-pub(super) struct Dirty {
+pub(super) struct DirtySet {
+    /// Config files with an event of their own, by their paths as given.
     pub(super) files: BTreeSet<PathBuf>,
-    /// Of files that config files name some may be others.
-    pub(super) touched: bool,
+    /// Referenced files (those that config files name) may have changed.
+    pub(super) referenced: bool,
+    /// A full scan is needed.
     pub(super) everything: bool,
-    /// An operator asked: believe nothing.
+    /// An operator requested a reload: read all files, whatever their stamps.
     pub(super) reload: bool,
 }
 
-impl Dirty {
+impl DirtySet {
     pub(super) fn is_empty(&self) -> bool {
-        self.files.is_empty() && !self.touched && !self.everything && !self.reload
+        self.files.is_empty() && !self.referenced && !self.everything && !self.reload
     }
 
-    /// Whether an event told why this path is not as it was: it is, or holds, a file to look at.
-    pub(super) fn explains(&self, path: &Path) -> bool {
-        let told = |file: &PathBuf| file == path || file.parent() == Some(path);
-        self.everything || self.files.iter().any(told)
+    /// Whether the dirty set accounts for a new stamp of this path: the path is, or directly holds, a dirty file.
+    pub(super) fn covers(&self, path: &Path) -> bool {
+        let covers = |file: &PathBuf| file == path || file.parent() == Some(path);
+        self.everything || self.files.iter().any(covers)
     }
 
+    /// Whether a scan for this dirty set may skip files whose stamps are unchanged.
     pub(super) fn trust(&self) -> Trust {
         match self.reload {
             true => Trust::Nothing,
@@ -47,29 +50,30 @@ impl Dirty {
     }
 }
 
-/// What the watcher's thread and ours share.
+/// The coalescing event queue between the watcher's thread, which pushes events, and the source, which takes the dirty
+/// set.
 #[derive(Debug, Default)]
-pub(super) struct Inbox {
-    state: Mutex<State>,
+pub(super) struct EventQueue {
+    state: Mutex<QueueState>,
     changed: Notify,
 }
 
 #[derive(Debug, Default)]
-struct State {
-    interests: Interests,
-    dirty: Dirty,
-    /// Cut off or written to, and not closed yet.
+struct QueueState {
+    watch_set: WatchSet,
+    dirty: DirtySet,
+    /// Files that were truncated or written to, and not closed yet.
     being_written: HashSet<PathBuf>,
-    /// Watched directories that went away: their watches are dead even if the inode comes back.
+    /// Watched paths that were removed or renamed: their watches are dead even if the inode comes back.
     gone: HashSet<PathBuf>,
-    /// The last that was heard is that a file was completed.
+    /// The last relevant event completed a file.
     completed: bool,
-    /// Something was heard that completes no file: it went away, for one.
-    took_away: bool,
+    /// A file was removed or renamed away since the last take: more than the completion of a file.
+    removed: bool,
 }
 
-impl Inbox {
-    /// Waits for anything new; returns at once if something came since the last wait.
+impl EventQueue {
+    /// Waits for the next relevant event; returns at once if one came since the last wait. Cancel-safe.
     pub(super) async fn changed(&self) {
         self.changed.notified().await;
     }
@@ -78,57 +82,61 @@ impl Inbox {
         self.state.lock().dirty.is_empty()
     }
 
-    /// Whether all that was heard is that one file was completed: closed after writing, or renamed into
-    /// place.
+    /// Whether the completion of one file (closed after writing, or renamed into place) is all that happened since
+    /// the last take.
     pub(super) fn is_complete(&self) -> bool {
         let state = self.state.lock();
         let dirty = &state.dirty;
-        let one = dirty.files.len() == 1 && !dirty.touched && !dirty.everything && !dirty.reload;
-        one && state.completed && !state.took_away && state.being_written.is_empty()
+        let one = dirty.files.len() == 1 && !dirty.referenced && !dirty.everything && !dirty.reload;
+        one && state.completed && !state.removed && state.being_written.is_empty()
     }
 
+    /// Whether a file is open for writing.
     pub(super) fn being_written(&self) -> bool {
         !self.state.lock().being_written.is_empty()
     }
 
-    pub(super) fn reload_asked(&self) -> bool {
+    pub(super) fn reload_requested(&self) -> bool {
         self.state.lock().dirty.reload
     }
 
-    pub(super) fn ask_reload(&self) {
+    pub(super) fn request_reload(&self) {
         self.state.lock().dirty.reload = true;
         self.changed.notify_one();
     }
 
-    pub(super) fn take(&self) -> Dirty {
+    /// Takes the dirty set, and forgets which files are open for writing.
+    pub(super) fn take(&self) -> DirtySet {
         let mut state = self.state.lock();
         state.being_written.clear();
-        (state.completed, state.took_away) = (false, false);
+        (state.completed, state.removed) = (false, false);
         std::mem::take(&mut state.dirty)
     }
 
     #[cfg(test)]
-    pub(super) fn touch(&self) {
+    pub(super) fn wake(&self) {
         self.changed.notify_one();
     }
 
-    fn hear(&self, event: notify::Result<Event>) {
-        let heard = match event {
-            Ok(event) => self.state.lock().event(&event),
-            // Events may have been lost.
+    /// Adds an event of the watcher's thread, and wakes the source if the event is relevant.
+    fn push(&self, event: notify::Result<Event>) {
+        let relevant = match event {
+            Ok(event) => self.state.lock().record(&event),
+            // After an error events may have been lost.
             Err(_) => {
                 self.state.lock().dirty.everything = true;
                 true
             }
         };
-        if heard {
+        if relevant {
             self.changed.notify_one();
         }
     }
 }
 
-impl State {
-    fn event(&mut self, event: &Event) -> bool {
+impl QueueState {
+    /// Adds an event to the dirty set. Returns whether the event is relevant.
+    fn record(&mut self, event: &Event) -> bool {
         if event.need_rescan() {
             self.dirty.everything = true;
             return true;
@@ -137,7 +145,7 @@ impl State {
             event.kind,
             EventKind::Access(AccessKind::Close(AccessMode::Write))
         );
-        // Reading makes events too, ours included.
+        // Reads raise access events too, those of this process included.
         if event.kind.is_access() && !closed {
             return false;
         }
@@ -146,13 +154,13 @@ impl State {
             event.kind,
             EventKind::Remove(_) | EventKind::Modify(ModifyKind::Name(_))
         );
-        let mut heard = false;
+        let mut relevant = false;
         for path in &event.paths {
-            let Some(meaning) = self.interests.meaning(path) else {
+            let Some(affected) = self.watch_set.affected(path) else {
                 continue;
             };
-            heard = true;
-            if gone && self.interests.watched().contains(path) {
+            relevant = true;
+            if gone && self.watch_set.watched().contains(path) {
                 self.gone.insert(path.clone());
             }
             if written && self.being_written.len() < MAX_FILES {
@@ -160,85 +168,92 @@ impl State {
             } else if closed || gone {
                 self.being_written.remove(path);
             }
-            match meaning {
-                Meaning::File(file) if self.dirty.files.len() < MAX_FILES => {
+            match affected {
+                Affected::File(file) if self.dirty.files.len() < MAX_FILES => {
                     self.dirty.files.insert(file);
                 }
-                Meaning::Named => self.dirty.touched = true,
-                Meaning::File(_) | Meaning::Everything => self.dirty.everything = true,
+                Affected::Referenced => self.dirty.referenced = true,
+                Affected::File(_) | Affected::Everything => self.dirty.everything = true,
             }
         }
-        if heard {
+        if relevant {
             let moved_in = matches!(
                 event.kind,
                 EventKind::Modify(ModifyKind::Name(RenameMode::To | RenameMode::Both))
             );
             let metadata = matches!(event.kind, EventKind::Modify(ModifyKind::Metadata(_)));
             self.completed = closed || moved_in || metadata && self.completed;
-            self.took_away |= gone && !moved_in;
+            self.removed |= gone && !moved_in;
         }
-        heard
+        relevant
     }
 }
 
-/// Watches directories and files for an inbox.
+/// The inotify watches that feed an event queue.
 #[derive(Debug)]
 pub(super) struct Watch {
     watcher: RecommendedWatcher,
-    inbox: Arc<Inbox>,
-    /// What is watched, with its inode: another one under the same name is another directory, or file.
+    queue: Arc<EventQueue>,
+    /// The watched paths with device and inode: a path with a new inode is another file or directory, and needs a new
+    /// watch.
     watched: HashMap<PathBuf, (u64, u64)>,
-    /// Directories that may be passed through but not read, and so not watched.
+    /// Directories without read permission, which inotify needs for a watch.
     denied: HashSet<PathBuf>,
-    /// Whether some of it is on a file system that others change unseen.
+    /// Whether a watched path is on a remote file system, where changes by other machines raise no event.
     remote: bool,
 }
 
 impl Watch {
-    pub(super) fn new(inbox: &Arc<Inbox>) -> notify::Result<Self> {
-        let hears = Arc::clone(inbox);
+    pub(super) fn new(queue: &Arc<EventQueue>) -> notify::Result<Self> {
+        let sink = Arc::clone(queue);
         Ok(Self {
-            watcher: notify::recommended_watcher(move |event| hears.hear(event))?,
-            inbox: Arc::clone(inbox),
+            watcher: notify::recommended_watcher(move |event| sink.push(event))?,
+            queue: Arc::clone(queue),
             watched: HashMap::new(),
             denied: HashSet::new(),
             remote: false,
         })
     }
 
-    /// Whether some directory cannot be watched, or not to any purpose: what happens there must be looked for.
-    pub(super) fn is_blind(&self) -> bool {
+    /// Whether config files must be polled, because a directory cannot be watched or is on a remote file system.
+    pub(super) fn needs_polling(&self) -> bool {
         self.remote || !self.denied.is_empty()
     }
 
-    /// Waits until the watcher's thread has passed on what the system told it before this call. Without it a
-    /// thread that was not scheduled for a while would make two changes of one. It answers requests between two looks
-    /// at its queue, so that after two answers one whole look lies behind. Blocks for two round trips.
+    /// Drains inotify: waits until the watcher's thread has pushed all events from before this call. Without this
+    /// barrier a watcher's thread that was not scheduled for a while would split one change in two. The thread
+    /// answers requests between two reads of the inotify descriptor, so that two answers enclose one whole read.
+    /// Blocks for two round trips.
     pub(super) fn catch_up(&mut self) {
         let Some(path) = self.watched.keys().next().cloned() else {
             return;
         };
         for _ in 0..2 {
-            // Watched already, or gone by itself.
+            // The result does not matter: the path is watched already, or was removed meanwhile.
             let _ = self.watcher.watch(&path, RecursiveMode::NonRecursive);
         }
     }
 
-    /// Watches exactly what these interests need. Returns whether a watch is new: then something
-    /// may have happened before it was set.
-    pub(super) fn arm(&mut self, interests: Interests) -> notify::Result<bool> {
-        let wanted = interests.watched().clone();
-        if let (false, Some((path, kind))) = (self.remote, interests.remote()) {
+    /// Sets and removes inotify watches to match the watch set. Returns whether a watch is new: changes from before a
+    /// new watch raised no event, so the caller must scan again.
+    ///
+    /// # Errors
+    /// A watch cannot be set for another reason than a missing path or permission, such as the system's limit of
+    /// watches.
+    pub(super) fn arm(&mut self, watch_set: WatchSet) -> notify::Result<bool> {
+        let wanted = watch_set.watched().clone();
+        if let (false, Some((path, kind))) = (self.remote, watch_set.remote()) {
             let path = path.display();
             tracing::info!("{path} is on {kind}, where changes made elsewhere are not told: polling it");
         }
-        self.remote = interests.remote().is_some();
+        self.remote = watch_set.remote().is_some();
         let gone = {
-            let mut state = self.inbox.state.lock();
-            state.interests = interests;
+            let mut state = self.queue.state.lock();
+            state.watch_set = watch_set;
             std::mem::take(&mut state.gone)
         };
-        // Not under the lock: the watcher answers on the thread that hears events.
+        // Not under the lock, or a deadlock: the thread that answers `unwatch` also pushes events, which takes the
+        // lock.
         let stale: Vec<PathBuf> = self
             .watched
             .iter()
@@ -248,7 +263,7 @@ impl Watch {
             .map(|(dir, _)| dir.clone())
             .collect();
         for dir in stale {
-            // It may be gone by itself.
+            // An error means that the kernel removed the watch already, with its directory.
             let _ = self.watcher.unwatch(&dir);
             self.watched.remove(&dir);
         }
