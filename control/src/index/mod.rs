@@ -14,11 +14,11 @@
 //! last state of all objects to an empty index gives (a property test). Pure: no clock, no I/O.
 
 mod changes;
-mod ground;
+mod top_level;
 mod publish;
 mod read;
 mod sets;
-mod wants;
+mod name_claims;
 
 use std::collections::hash_map::Entry;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -26,18 +26,18 @@ use std::sync::Arc;
 
 use sluice_model::RevisionSettings;
 
-use crate::compile::{FileReference, ListenerReference, Piece, Shared};
+use crate::compile::{FileReference, ListenerReference, CompiledService, Shared};
 use crate::config::{Diagnostics, Draft, Env, SourceFile};
 use crate::parallel::{map_in_order, workers};
 use crate::source::{Event, ObjectKey};
 
 use changes::Listed;
-use ground::Ground;
+use top_level::TopLevel;
 use publish::Base;
 pub use publish::Step;
-use read::{Compiled, Content, Form, Read, compile_together, decode, read};
+use read::{CompiledObject, Content, DecodedObject, Form, compile_together, decode, read};
 pub use sets::{SetId, Sets};
-use wants::Wants;
+use name_claims::Claimants;
 
 /// What is published while something is wrong.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -62,9 +62,9 @@ struct Unit {
     has_services: bool,
     has_others: bool,
     /// Hashes of what it wants.
-    wants: Box<[u64]>,
+    claims: Box<[u64]>,
     /// What was published of it last.
-    published: Box<[Piece]>,
+    published: Box<[CompiledService]>,
 }
 
 /// All objects.
@@ -74,8 +74,8 @@ pub struct Index {
     units: Vec<Option<Unit>>,
     free: Vec<UnitId>,
     by_key: HashMap<ObjectKey, UnitId>,
-    wants: Wants,
-    ground: Ground,
+    claims: Claimants,
+    top_level: TopLevel,
     /// How many objects have the key `services`.
     with_services: usize,
     /// Objects with top-level keys besides.
@@ -83,12 +83,12 @@ pub struct Index {
     /// Files that services name, by object; most name none.
     files: BTreeMap<ObjectKey, Box<[FileReference]>>,
     /// What is wrong with which object; most have nothing.
-    told: BTreeMap<ObjectKey, Diagnostics>,
+    diagnostics: BTreeMap<ObjectKey, Diagnostics>,
     errors: usize,
     /// Objects that are not published as they are, with what they are compiled to; `None` after a mistake.
-    pending: BTreeMap<UnitId, Option<Vec<Piece>>>,
+    pending: BTreeMap<UnitId, Option<Vec<CompiledService>>>,
     /// What deleted objects had published.
-    orphans: Vec<Piece>,
+    orphans: Vec<CompiledService>,
     /// The objects of a list that is being read again: whatever is not in it is deleted at its end.
     listed: Option<Listed>,
     /// What was published last of what holds for all.
@@ -108,12 +108,12 @@ impl Index {
             units: Vec::new(),
             free: Vec::new(),
             by_key: HashMap::new(),
-            wants: Wants::default(),
-            ground: Ground::default(),
+            claims: Claimants::default(),
+            top_level: TopLevel::default(),
             with_services: 0,
             with_others: BTreeSet::new(),
             files: BTreeMap::new(),
-            told: BTreeMap::new(),
+            diagnostics: BTreeMap::new(),
             errors: 0,
             pending: BTreeMap::new(),
             orphans: Vec::new(),
@@ -157,11 +157,11 @@ impl Index {
         // Those that may say what holds for all first: what others are compiled by is known then.
         let (first, rest): (Vec<_>, Vec<_>) = changes
             .into_iter()
-            .partition(|(_, content)| content.as_deref().is_some_and(ground::may_have_others));
+            .partition(|(_, content)| content.as_deref().is_some_and(top_level::may_have_others));
         let (mut done, all) = (0, first.len() + rest.len());
         for (changes, alone, at_once) in [(first, false, DRAFTS), (rest, true, COMPILED)] {
             // By what held when the threads began. Should it change, what they read is read again.
-            let (ground, version) = (self.ground.draft().clone(), self.ground.version());
+            let (top_level, version) = (self.top_level.draft().clone(), self.top_level.version());
             let settings = self.settings.clone();
             let mut some = Vec::new();
             let mut left = changes.len();
@@ -171,7 +171,7 @@ impl Index {
                 || settings.clone(),
                 |settings, (key, content): (ObjectKey, Content)| {
                     let said = content.as_deref();
-                    let read = said.map(|said| read(&key, said, alone, &ground, settings, env));
+                    let read = said.map(|said| read(&key, said, alone, &top_level, settings, env));
                     (key, content, read)
                 },
                 |change| {
@@ -189,7 +189,7 @@ impl Index {
     }
 
     /// Takes in objects that were read by this version of what holds for all.
-    fn apply_some(&mut self, changes: Vec<(ObjectKey, Content, Option<Read>)>, version: u64, env: Env<'_>) {
+    fn apply_some(&mut self, changes: Vec<(ObjectKey, Content, Option<DecodedObject>)>, version: u64, env: Env<'_>) {
         let mut forms: HashMap<UnitId, Form> = HashMap::new();
         let mut touched: BTreeSet<UnitId> = BTreeSet::new();
         for (key, content, said) in changes {
@@ -197,17 +197,17 @@ impl Index {
             let (Some(content), Some(mut said)) = (content, said) else {
                 continue;
             };
-            if version != self.ground.version() {
-                let ground = self.ground.draft();
+            if version != self.top_level.version() {
+                let top_level = self.top_level.draft();
                 match &said.form {
-                    Form::Draft(draft) => said.wants = wants::of(self.ground.domain(), draft),
-                    Form::Compiled(_) => said = read(&key, &content, true, ground, &mut self.settings, env),
+                    Form::Draft(draft) => said.claims = name_claims::of(self.top_level.domain(), draft),
+                    Form::Compiled(_) => said = read(&key, &content, true, top_level, &mut self.settings, env),
                 }
             }
             let id = self.remember(
                 key,
                 content,
-                said.wants,
+                said.claims,
                 said.has_services,
                 said.has_others,
                 &mut touched,
@@ -220,7 +220,7 @@ impl Index {
             forms.insert(id, said.form);
         }
         let (units, by_key) = (&self.units, &self.by_key);
-        let is_other = self.ground.refresh(
+        let is_other = self.top_level.refresh(
             self.with_services > 0,
             self.with_others.iter(),
             |key| source_file(units, by_key, key),
@@ -240,20 +240,20 @@ impl Index {
         let Some(unit) = self.units[id as usize].as_mut() else {
             return;
         };
-        for want in std::mem::take(&mut unit.wants) {
-            self.wants.remove(want, id, touched);
+        for claim in std::mem::take(&mut unit.claims) {
+            self.claims.remove(claim, id, touched);
         }
         self.files.remove(key);
         self.with_services -= usize::from(unit.has_services);
         if unit.has_others {
-            self.ground.is_stale = true;
+            self.top_level.is_stale = true;
             self.with_others.remove(key);
         }
         if deleted {
             touched.remove(&id);
             self.by_key.remove(key);
             self.pending.remove(&id);
-            self.tell(key, Diagnostics::default());
+            self.set_diagnostics(key, Diagnostics::default());
             self.free.push(id);
             if let Some(unit) = self.units[id as usize].take() {
                 self.orphans.extend(unit.published);
@@ -266,7 +266,7 @@ impl Index {
         &mut self,
         key: ObjectKey,
         content: Arc<str>,
-        wants: Vec<u64>,
+        claims: Vec<u64>,
         has_services: bool,
         has_others: bool,
         touched: &mut BTreeSet<UnitId>,
@@ -278,13 +278,13 @@ impl Index {
                 u32::try_from(self.units.len() - 1).unwrap_or(u32::MAX)
             })),
         };
-        for want in &wants {
-            self.wants.add(*want, id, touched);
+        for claim in &claims {
+            self.claims.add(*claim, id, touched);
         }
         touched.insert(id);
         self.with_services += usize::from(has_services);
         if has_others {
-            self.ground.is_stale = true;
+            self.top_level.is_stale = true;
             self.with_others.insert(key.clone());
         }
         let slot = &mut self.units[id as usize];
@@ -294,7 +294,7 @@ impl Index {
             content,
             has_services,
             has_others,
-            wants: wants.into(),
+            claims: claims.into(),
             published,
         });
         id
@@ -307,7 +307,7 @@ impl Index {
         while let Some(id) = next.pop() {
             let Some(unit) = self.unit(id) else { continue };
             if group.insert(id) {
-                let others = unit.wants.iter().flat_map(|want| self.wants.who(*want));
+                let others = unit.claims.iter().flat_map(|claim| self.claims.who(*claim));
                 next.extend(others.filter(|other| !group.contains(other)));
             }
         }
@@ -317,8 +317,8 @@ impl Index {
     /// Compiles everything again: what holds for all has changed.
     fn compile_all(&mut self, forms: HashMap<UnitId, Form>, env: Env<'_>) {
         let ids: BTreeSet<UnitId> = self.by_key.values().copied().collect();
-        if self.ground.take_other_domain() {
-            self.wants = Wants::default();
+        if self.top_level.take_other_domain() {
+            self.claims = Claimants::default();
             let mut unheard = BTreeSet::new();
             for &id in &ids {
                 let Some(unit) = self.unit(id) else { continue };
@@ -330,12 +330,12 @@ impl Index {
                         &decoded
                     }
                 };
-                let wants = wants::of(self.ground.domain(), draft);
-                for want in &wants {
-                    self.wants.add(*want, id, &mut unheard);
+                let claims = name_claims::of(self.top_level.domain(), draft);
+                for claim in &claims {
+                    self.claims.add(*claim, id, &mut unheard);
                 }
                 if let Some(unit) = self.units[id as usize].as_mut() {
-                    unit.wants = wants.into();
+                    unit.claims = claims.into();
                 }
             }
         }
@@ -343,8 +343,8 @@ impl Index {
     }
 
     /// Compiles everything by what holds for another set of objects, from now on.
-    fn follow(&mut self, ground: &Draft, env: Env<'_>) {
-        if self.ground.follow(ground) {
+    fn follow(&mut self, top_level: &Draft, env: Env<'_>) {
+        if self.top_level.follow(top_level) {
             self.compile_all(HashMap::new(), env);
         }
     }
@@ -353,8 +353,8 @@ impl Index {
     fn compile_group(&mut self, group: BTreeSet<UnitId>, mut forms: HashMap<UnitId, Form>, env: Env<'_>) {
         // Whoever shares nothing with anybody is compiled alone, and its draft let go of.
         let (alone, together): (Vec<UnitId>, Vec<UnitId>) = group.into_iter().partition(|id| {
-            let wants = self.unit(*id).map(|unit| &*unit.wants).unwrap_or_default();
-            wants.iter().all(|want| !self.wants.is_shared(*want))
+            let claims = self.unit(*id).map(|unit| &*unit.claims).unwrap_or_default();
+            claims.iter().all(|claim| !self.claims.is_shared(*claim))
         });
         for id in alone {
             match forms.remove(&id) {
@@ -381,39 +381,39 @@ impl Index {
             Some((*id, (&unit.key, draft)))
         });
         let (ids, objects): (Vec<UnitId>, Vec<_>) = units.unzip();
-        let compiled = compile_together(objects, self.ground.draft(), &mut self.settings);
+        let compiled = compile_together(objects, self.top_level.draft(), &mut self.settings);
         for (id, compiled) in ids.into_iter().zip(compiled) {
             self.take(id, compiled);
         }
     }
 
-    fn take(&mut self, id: UnitId, compiled: Compiled) {
+    fn take(&mut self, id: UnitId, compiled: CompiledObject) {
         let known = self.key(id);
-        if !(compiled.told.is_empty() && self.told.is_empty())
+        if !(compiled.diagnostics.is_empty() && self.diagnostics.is_empty())
             && let Some(key) = known.cloned()
         {
-            self.tell(&key, compiled.told);
+            self.set_diagnostics(&key, compiled.diagnostics);
         }
-        self.pending.insert(id, compiled.pieces);
+        self.pending.insert(id, compiled.services);
     }
 
-    fn tell(&mut self, key: &ObjectKey, diagnostics: Diagnostics) {
+    fn set_diagnostics(&mut self, key: &ObjectKey, diagnostics: Diagnostics) {
         self.errors += diagnostics.errors();
         let before = if diagnostics.is_empty() {
-            self.told.remove(key)
+            self.diagnostics.remove(key)
         } else {
-            self.told.insert(key.clone(), diagnostics)
+            self.diagnostics.insert(key.clone(), diagnostics)
         };
         self.errors -= before.map_or(0, |before| before.errors());
     }
 
     /// Everything that is wrong, and all warnings, in the order of objects and lines.
     pub fn diagnostics(&self) -> Diagnostics {
-        let ground = self.ground.diagnostics();
-        if self.told.is_empty() && ground.is_empty() {
+        let top_level = self.top_level.diagnostics();
+        if self.diagnostics.is_empty() && top_level.is_empty() {
             return Diagnostics::default();
         }
-        let keys = self.told.keys().chain(&self.with_others);
+        let keys = self.diagnostics.keys().chain(&self.with_others);
         let mut keys: Vec<&ObjectKey> = keys.collect();
         keys.sort();
         let mut ranks = HashMap::new();
@@ -421,7 +421,7 @@ impl Index {
             ranks.entry(key.path().to_owned()).or_insert(rank);
         }
         let mut all = Diagnostics::default();
-        for diagnostics in self.told.values().chain([ground]) {
+        for diagnostics in self.diagnostics.values().chain([top_level]) {
             all.append(diagnostics.clone());
         }
         all.sort_and_dedup(|file| ranks.get(file).copied().unwrap_or(usize::MAX));
@@ -430,12 +430,12 @@ impl Index {
 
     /// How many errors there are.
     pub fn errors(&self) -> usize {
-        self.errors + self.ground.diagnostics().errors()
+        self.errors + self.top_level.diagnostics().errors()
     }
 
     /// What is wrong with one object, for its status.
     pub fn diagnostics_of(&self, key: &ObjectKey) -> Diagnostics {
-        self.told.get(key).cloned().unwrap_or_default()
+        self.diagnostics.get(key).cloned().unwrap_or_default()
     }
 
     /// Files that the configuration names, for whoever can read files to check.
@@ -447,12 +447,12 @@ impl Index {
 
     /// Of these, the ones that the settings name and no service.
     pub fn settings_files(&self) -> Vec<FileReference> {
-        self.ground.draft().files.iter().map(FileReference::new).collect()
+        self.top_level.draft().files.iter().map(FileReference::new).collect()
     }
 
     /// Its listeners, in the order of the settings, for whoever binds them.
     pub fn listeners(&self) -> Vec<ListenerReference> {
-        let spots = self.ground.draft().listeners.iter();
+        let spots = self.top_level.draft().listeners.iter();
         spots.cloned().map(ListenerReference::new).collect()
     }
 

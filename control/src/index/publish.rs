@@ -7,7 +7,7 @@ use std::time::Duration;
 use sluice_model::{Delta, HostPattern, RevisionId, Service, ServiceId, Settings};
 
 use super::{Index, Policy, UnitId};
-use crate::compile::Piece;
+use crate::compile::CompiledService;
 use crate::plan::{PlanDelta, ProcessLimits, RevisionPlan};
 
 /// What there is to publish. Nothing is published until [`Index::commit`] takes it back.
@@ -22,7 +22,7 @@ pub struct Step {
     /// A service or a host is served no more.
     pub takes_away: bool,
     /// What each object is published as then.
-    pub(super) units: Vec<(UnitId, Vec<Piece>)>,
+    pub(super) units: Vec<(UnitId, Vec<CompiledService>)>,
 }
 
 impl Step {
@@ -30,7 +30,7 @@ impl Step {
         base: Base,
         before: Option<&Base>,
         change: Change,
-        units: Vec<(UnitId, Vec<Piece>)>,
+        units: Vec<(UnitId, Vec<CompiledService>)>,
     ) -> Self {
         let nothing = change.services.is_empty() && change.removed.is_empty() && change.revisions.is_empty();
         Self {
@@ -80,22 +80,22 @@ pub(super) struct Change {
 
 impl Change {
     pub(super) fn between<'p>(
-        before: impl IntoIterator<Item = &'p Piece>,
-        after: impl IntoIterator<Item = &'p Piece>,
+        before: impl IntoIterator<Item = &'p CompiledService>,
+        after: impl IntoIterator<Item = &'p CompiledService>,
     ) -> Self {
-        let before = before.into_iter().map(|piece| (&piece.service.id, piece));
-        let mut before: HashMap<&ServiceId, &Piece> = before.collect();
+        let before = before.into_iter().map(|compiled| (&compiled.service.id, compiled));
+        let mut before: HashMap<&ServiceId, &CompiledService> = before.collect();
         let (mut was, mut is) = (Plans::new(), Plans::new());
-        for piece in before.values() {
-            was.extend(piece.plans.iter().map(|(id, plan)| (id, plan)));
+        for compiled in before.values() {
+            was.extend(compiled.plans.iter().map(|(id, plan)| (id, plan)));
         }
         let mut change = Self::default();
-        for piece in after {
-            is.extend(piece.plans.iter().map(|(id, plan)| (id, plan)));
-            let known = before.remove(&piece.service.id);
-            if known.is_none_or(|known| known.service != piece.service) {
-                change.takes_away |= known.is_some_and(|known| !keeps_hosts(known, piece));
-                change.services.push(Arc::clone(&piece.service));
+        for compiled in after {
+            is.extend(compiled.plans.iter().map(|(id, plan)| (id, plan)));
+            let known = before.remove(&compiled.service.id);
+            if known.is_none_or(|known| known.service != compiled.service) {
+                change.takes_away |= known.is_some_and(|known| !keeps_hosts(known, compiled));
+                change.services.push(Arc::clone(&compiled.service));
             }
         }
         change.takes_away |= !before.is_empty();
@@ -123,31 +123,31 @@ impl Index {
             .collect();
         let known: HashMap<&ServiceId, &Arc<Service>> = self
             .published(&ids)
-            .map(|piece| (&piece.service.id, &piece.service))
+            .map(|compiled| (&compiled.service.id, &compiled.service))
             .collect();
-        let units: Vec<(UnitId, Vec<Piece>)> = ids
+        let units: Vec<(UnitId, Vec<CompiledService>)> = ids
             .iter()
             .map(|id| {
-                let pieces = self.compiled(*id).unwrap_or_default().iter().cloned();
-                let pieces = pieces.map(|mut piece| {
+                let services = self.compiled(*id).unwrap_or_default().iter().cloned();
+                let services = services.map(|mut compiled| {
                     // Unchanged services stay the same ones, pointer for pointer.
-                    if let Some(known) = known.get(&piece.service.id)
-                        && **known == piece.service
+                    if let Some(known) = known.get(&compiled.service.id)
+                        && **known == compiled.service
                     {
-                        piece.service = Arc::clone(known);
+                        compiled.service = Arc::clone(known);
                     }
-                    piece
+                    compiled
                 });
-                (*id, pieces.collect())
+                (*id, services.collect())
             })
             .collect();
-        let after = units.iter().flat_map(|(_, pieces)| pieces);
+        let after = units.iter().flat_map(|(_, services)| services);
         let change = Change::between(self.published(&ids), after);
         Some(Step::new(self.next_base(), self.base.as_ref(), change, units))
     }
 
     /// What these objects, and those that were deleted, are published as.
-    pub(super) fn published(&self, ids: &[UnitId]) -> impl Iterator<Item = &Piece> {
+    pub(super) fn published(&self, ids: &[UnitId]) -> impl Iterator<Item = &CompiledService> {
         let units = ids.iter().filter_map(|id| self.unit(*id));
         units.flat_map(|unit| &*unit.published).chain(&self.orphans)
     }
@@ -156,12 +156,12 @@ impl Index {
     pub fn commit(&mut self, step: Step) {
         let gone = std::mem::take(&mut self.orphans);
         self.count(&gone, usize::wrapping_sub);
-        for (id, pieces) in step.units {
-            self.count(&pieces, usize::wrapping_add);
+        for (id, services) in step.units {
+            self.count(&services, usize::wrapping_add);
             let before = self.unit(id).map(|unit| unit.published.to_vec());
             self.count(&before.unwrap_or_default(), usize::wrapping_sub);
             if let Some(unit) = self.units.get_mut(id as usize).and_then(Option::as_mut) {
-                unit.published = pieces.into();
+                unit.published = services.into();
             }
             self.pending.remove(&id);
         }
@@ -173,21 +173,21 @@ impl Index {
     }
 
     /// What an object will be, once it is published.
-    fn compiled(&self, id: UnitId) -> Option<&[Piece]> {
+    fn compiled(&self, id: UnitId) -> Option<&[CompiledService]> {
         self.pending.get(&id)?.as_deref()
     }
 
-    fn count(&mut self, pieces: &[Piece], add: fn(usize, usize) -> usize) {
-        let revisions = pieces.iter().map(|piece| piece.service.revisions.len());
-        self.services = add(self.services, pieces.len());
+    fn count(&mut self, services: &[CompiledService], add: fn(usize, usize) -> usize) {
+        let revisions = services.iter().map(|compiled| compiled.service.revisions.len());
+        self.services = add(self.services, services.len());
         self.revisions = add(self.revisions, revisions.sum());
     }
 
     /// What holds for all from now on; where it is wrong and objects are published one by one, what held
     /// before.
     pub(super) fn next_base(&self) -> Base {
-        let draft = self.ground.draft();
-        if let (Some(base), true) = (&self.base, self.ground.diagnostics().errors() > 0) {
+        let draft = self.top_level.draft();
+        if let (Some(base), true) = (&self.base, self.top_level.diagnostics().errors() > 0) {
             return base.clone();
         }
         let known = self.base.as_ref().map(|base| &base.settings);
@@ -202,7 +202,7 @@ impl Index {
     /// Objects that are right and want nothing that one which is wrong goes on serving.
     fn publishable(&self) -> Vec<UnitId> {
         let is_wrong = |id: &UnitId| {
-            let errors = |key| self.told.get(key).is_some_and(|told| told.errors() > 0);
+            let errors = |key| self.diagnostics.get(key).is_some_and(|told| told.errors() > 0);
             self.compiled(*id).is_none() || self.key(*id).is_none_or(errors)
         };
         let pending = self.pending.keys().copied();
@@ -222,7 +222,7 @@ impl Index {
 }
 
 /// Whether a service has all the hosts that it had.
-fn keeps_hosts(before: &Piece, after: &Piece) -> bool {
+fn keeps_hosts(before: &CompiledService, after: &CompiledService) -> bool {
     let after: HashSet<&HostPattern> = after.service.hosts.iter().map(|(host, _)| host).collect();
     before.service.hosts.iter().all(|(host, _)| after.contains(host))
 }
@@ -236,25 +236,25 @@ struct Names<'p> {
 }
 
 impl<'p> Names<'p> {
-    fn add(&mut self, pieces: &'p [Piece]) {
-        for piece in pieces {
-            self.services.insert(&piece.service.id);
+    fn add(&mut self, services: &'p [CompiledService]) {
+        for compiled in services {
+            self.services.insert(&compiled.service.id);
             self.revisions
-                .extend(piece.service.revisions.iter().map(|spec| &spec.id));
+                .extend(compiled.service.revisions.iter().map(|spec| &spec.id));
             self.hosts
-                .extend(piece.service.hosts.iter().map(|(host, _)| host));
+                .extend(compiled.service.hosts.iter().map(|(host, _)| host));
         }
     }
 
-    fn has_any(&self, pieces: &[Piece]) -> bool {
-        pieces.iter().any(|piece| {
-            self.services.contains(&piece.service.id)
-                || piece
+    fn has_any(&self, services: &[CompiledService]) -> bool {
+        services.iter().any(|compiled| {
+            self.services.contains(&compiled.service.id)
+                || compiled
                     .service
                     .revisions
                     .iter()
                     .any(|spec| self.revisions.contains(&spec.id))
-                || piece
+                || compiled
                     .service
                     .hosts
                     .iter()

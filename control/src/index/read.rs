@@ -8,16 +8,16 @@ use std::sync::Arc;
 
 use sluice_model::RevisionSettings;
 
-use super::wants;
-use crate::compile::{FileReference, Piece, Shared, compile};
+use super::name_claims;
+use crate::compile::{FileReference, CompiledService, Shared, compile};
 use crate::config::{Context, Diagnostic, Diagnostics, Draft, Env, FileDraft, decode_file};
 use crate::source::ObjectKey;
 
 /// What an object says.
 #[derive(Debug)]
-pub(super) struct Read {
+pub(super) struct DecodedObject {
     /// Hashes of what it wants.
-    pub(super) wants: Vec<u64>,
+    pub(super) claims: Vec<u64>,
     pub(super) has_services: bool,
     pub(super) has_others: bool,
     /// Files that its services name.
@@ -30,16 +30,16 @@ pub(super) struct Read {
 pub(super) enum Form {
     Draft(FileDraft),
     /// Right as long as nobody else wants what it wants. The draft, which takes twenty times as much, is let go of.
-    Compiled(Compiled),
+    Compiled(CompiledObject),
 }
 
 /// What became of an object.
 #[derive(Debug, Default)]
-pub(super) struct Compiled {
+pub(super) struct CompiledObject {
     /// What is wrong with it, and warnings.
-    pub(super) told: Diagnostics,
+    pub(super) diagnostics: Diagnostics,
     /// `None` after a mistake.
-    pub(super) pieces: Option<Vec<Piece>>,
+    pub(super) services: Option<Vec<CompiledService>>,
 }
 
 /// Decodes an object; compiles it too, if it is `alone`.
@@ -47,20 +47,20 @@ pub(super) fn read(
     key: &ObjectKey,
     content: &str,
     alone: bool,
-    ground: &Draft,
+    top_level: &Draft,
     settings: &mut Shared<RevisionSettings>,
     env: Env<'_>,
-) -> Read {
+) -> DecodedObject {
     let draft = decode(key, content, env);
     let revisions = draft.services.iter().flat_map(|service| &service.revisions);
     let files = revisions.flat_map(|revision| &revision.tls_files);
-    Read {
-        wants: wants::of(&ground.settings.domain, &draft),
+    DecodedObject {
+        claims: name_claims::of(&top_level.settings.domain, &draft),
         has_services: draft.has_services,
         has_others: draft.has_others,
         files: files.map(FileReference::new).collect(),
         form: match alone {
-            true => Form::Compiled(compile_alone(key, draft, ground, settings)),
+            true => Form::Compiled(compile_alone(key, draft, top_level, settings)),
             false => Form::Draft(draft),
         },
     }
@@ -84,19 +84,19 @@ pub(super) fn decode(key: &ObjectKey, content: &str, env: Env<'_>) -> FileDraft 
 fn compile_alone(
     key: &ObjectKey,
     draft: FileDraft,
-    ground: &Draft,
+    top_level: &Draft,
     settings: &mut Shared<RevisionSettings>,
-) -> Compiled {
-    let compiled = compile_together(vec![(key, draft)], ground, settings);
+) -> CompiledObject {
+    let compiled = compile_together(vec![(key, draft)], top_level, settings);
     compiled.into_iter().next().unwrap_or_default()
 }
 
 /// Compiles objects that want the same, in the order of their keys.
 pub(super) fn compile_together(
     objects: Vec<(&ObjectKey, FileDraft)>,
-    ground: &Draft,
+    top_level: &Draft,
     settings: &mut Shared<RevisionSettings>,
-) -> Vec<Compiled> {
+) -> Vec<CompiledObject> {
     let mut diagnostics = Diagnostics::default();
     let mut services = Vec::new();
     let mut parts = Vec::with_capacity(objects.len());
@@ -110,10 +110,10 @@ pub(super) fn compile_together(
     }
     let mut cx = Context { diagnostics };
     // A bug in the compiler costs these objects, not all that come after them.
-    let compiled = catch_unwind(AssertUnwindSafe(|| compile(ground, services, settings, &mut cx)));
+    let compiled = catch_unwind(AssertUnwindSafe(|| compile(top_level, services, settings, &mut cx)));
     let mut diagnostics = cx.diagnostics;
-    let mut pieces = match compiled {
-        Ok(pieces) => pieces,
+    let mut services = match compiled {
+        Ok(services) => services,
         Err(_) => {
             for (key, _) in &parts {
                 diagnostics.push(Diagnostic::about_file(key.path(), PANICKED));
@@ -125,12 +125,12 @@ pub(super) fn compile_together(
     let told = by_object(diagnostics, &parts);
     let all = parts.into_iter().zip(told);
     all.map(|((key, count), mut told)| {
-        let own: Vec<Option<Piece>> = pieces.by_ref().take(count).collect();
-        let pieces: Option<Vec<Piece>> = own.into_iter().collect();
-        if pieces.is_none() && told.errors() == 0 {
+        let own: Vec<Option<CompiledService>> = services.by_ref().take(count).collect();
+        let services: Option<Vec<CompiledService>> = own.into_iter().collect();
+        if services.is_none() && told.errors() == 0 {
             told.push(Diagnostic::about_file(key.path(), CONTRADICTS));
         }
-        Compiled { told, pieces }
+        CompiledObject { diagnostics: told, services }
     })
     .collect()
 }

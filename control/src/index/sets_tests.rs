@@ -121,7 +121,7 @@ proptest! {
                 SetId::Files => {
                     files.apply(n, text.as_deref());
                     if files.index.errors() == 0 {
-                        cluster.index.follow(files.index.ground.draft(), &no_env);
+                        cluster.index.follow(files.index.top_level.draft(), &no_env);
                         cluster.publish();
                     }
                 }

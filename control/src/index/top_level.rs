@@ -1,12 +1,12 @@
 //! What holds for all objects: the top-level keys besides `services`.
 
 use crate::compile::serves_internal;
-use crate::config::{Diagnostics, Draft, Env, SourceFile, ground};
+use crate::config::{Diagnostics, Draft, Env, SourceFile, top_level};
 use crate::source::ObjectKey;
 
 /// The top-level keys of all objects, read as one configuration.
 #[derive(Debug)]
-pub(super) struct Ground {
+pub(super) struct TopLevel {
     draft: Draft,
     diagnostics: Diagnostics,
     /// Some object that takes part in it is another than when it was read.
@@ -19,9 +19,9 @@ pub(super) struct Ground {
     is_given: bool,
 }
 
-impl Default for Ground {
+impl Default for TopLevel {
     fn default() -> Self {
-        let (draft, diagnostics) = ground(&[], false, &|_| None);
+        let (draft, diagnostics) = top_level(&[], false, &|_| None);
         Self {
             draft,
             diagnostics,
@@ -34,7 +34,7 @@ impl Default for Ground {
     }
 }
 
-impl Ground {
+impl TopLevel {
     pub(super) fn draft(&self) -> &Draft {
         &self.draft
     }
@@ -67,7 +67,7 @@ impl Ground {
         let files: Vec<SourceFile> = keys.filter_map(file).collect();
         self.is_stale = false;
         self.had_services = has_services;
-        let (draft, diagnostics) = ground(&files, has_services, env);
+        let (draft, diagnostics) = top_level(&files, has_services, env);
         self.diagnostics = diagnostics;
         self.replace(draft)
     }
