@@ -1,4 +1,4 @@
-//! Who wants which name or host.
+//! The claim table: which objects claim which name or host.
 
 use std::collections::hash_map::Entry;
 use std::collections::{BTreeSet, HashMap};
@@ -10,18 +10,18 @@ use super::UnitId;
 use crate::compile::{CompiledService, NameClaim, name_claims};
 use crate::config::FileDraft;
 
-/// Owners of names and hosts, by their hashes: two that have one hash by chance are compiled together
-/// for nothing, and that is all.
+/// Objects by the hashes of their claims. On a hash collision two objects are compiled together needlessly, with no
+/// other effect.
 #[derive(Debug, Default)]
 pub(super) struct Claimants {
-    /// One of those who want it: in a sound configuration the only one.
+    /// The first claimant of each claim: in a valid configuration the only one.
     one: HashMap<u64, UnitId>,
-    /// The others.
+    /// The other claimants.
     more: HashMap<u64, BTreeSet<UnitId>>,
 }
 
 impl Claimants {
-    /// Adds one; those who want the same already are touched.
+    /// Adds a claim, and adds the objects that have the same claim to `touched`.
     pub(super) fn add(&mut self, claim: u64, id: UnitId, touched: &mut BTreeSet<UnitId>) {
         touched.extend(self.who(claim).filter(|other| *other != id));
         match self.one.entry(claim) {
@@ -31,7 +31,7 @@ impl Claimants {
         }
     }
 
-    /// Removes one; those who want the same still are touched.
+    /// Removes a claim, and adds the objects that still have the same claim to `touched`.
     pub(super) fn remove(&mut self, claim: u64, id: UnitId, touched: &mut BTreeSet<UnitId>) {
         if let Entry::Occupied(mut others) = self.more.entry(claim) {
             let others_of = others.get_mut();
@@ -54,7 +54,7 @@ impl Claimants {
         self.more.contains_key(&claim)
     }
 
-    /// All who want it.
+    /// All objects with this claim.
     pub(super) fn who(&self, claim: u64) -> impl Iterator<Item = UnitId> {
         let one = self.one.get(&claim).copied();
         let more = self.more.get(&claim);
@@ -62,7 +62,7 @@ impl Claimants {
     }
 }
 
-/// Hashes of what an object wants, each once.
+/// Hashes of the claims of an object, without duplicates.
 pub(super) fn of(domain: &str, draft: &FileDraft) -> Vec<u64> {
     let mut hashes = Vec::new();
     for service in &draft.services {
@@ -73,7 +73,7 @@ pub(super) fn of(domain: &str, draft: &FileDraft) -> Vec<u64> {
     hashes
 }
 
-/// What a compiled service has for itself alone.
+/// Calls `have` with each claim of a compiled service.
 pub(super) fn each_of(compiled: &CompiledService, mut have: impl FnMut(NameClaim<'_>)) {
     let service = &compiled.service;
     have(NameClaim::Service(service.id.namespace(), service.id.name()));
@@ -85,11 +85,13 @@ pub(super) fn each_of(compiled: &CompiledService, mut have: impl FnMut(NameClaim
     }
 }
 
-/// Whether a compiled service has this, and not only something of the same hash.
+/// Whether a compiled service has this claim, compared by name and not by hash.
 pub(super) fn has(compiled: &CompiledService, claim: &NameClaim<'_>) -> bool {
     let service = &compiled.service;
     match *claim {
-        NameClaim::Service(namespace, name) => (service.id.namespace(), service.id.name()) == (namespace, name),
+        NameClaim::Service(namespace, name) => {
+            (service.id.namespace(), service.id.name()) == (namespace, name)
+        }
         NameClaim::Revision(namespace, name) => {
             let mut ids = service.revisions.iter().map(|spec| &spec.id);
             ids.any(|id| (id.namespace(), id.name()) == (namespace, name))

@@ -1,4 +1,4 @@
-//! From what objects were compiled to to what is served: the difference, by policy.
+//! The publish step: the difference between compiled and published services, by policy.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
@@ -10,18 +10,18 @@ use super::{Index, Policy, UnitId};
 use crate::compile::CompiledService;
 use crate::plan::{PlanDelta, ProcessLimits, RevisionPlan};
 
-/// What there is to publish. Nothing is published until [`Index::commit`] takes it back.
+/// A proposed change. Nothing counts as published until [`Index::commit`] gets the step back.
 #[derive(Debug)]
 pub struct Step {
-    /// For whoever serves.
+    /// The change for the data plane.
     pub delta: Delta,
-    /// For whoever scales.
+    /// The change for the scalers.
     pub plan: PlanDelta,
-    /// Nothing is other than what was published last.
+    /// Nothing differs from what was published last.
     pub is_empty: bool,
-    /// A service or a host is served no more.
+    /// The step removes a service or a host.
     pub takes_away: bool,
-    /// What each object is published as then.
+    /// The compiled services of each object, which [`Index::commit`] records as published.
     pub(super) units: Vec<(UnitId, Vec<CompiledService>)>,
 }
 
@@ -51,7 +51,7 @@ impl Step {
     }
 }
 
-/// What was published last of what holds for all.
+/// The global settings that were published last.
 #[derive(Debug, Clone)]
 pub(super) struct Base {
     settings: Arc<Settings>,
@@ -69,7 +69,7 @@ impl Base {
 
 type Plans<'p> = BTreeMap<&'p RevisionId, &'p Arc<RevisionPlan>>;
 
-/// The difference between what some objects were published as and what they are to be.
+/// The difference between the published services of some objects and their compiled services.
 #[derive(Debug, Default)]
 pub(super) struct Change {
     services: Vec<Arc<Service>>,
@@ -83,7 +83,9 @@ impl Change {
         before: impl IntoIterator<Item = &'p CompiledService>,
         after: impl IntoIterator<Item = &'p CompiledService>,
     ) -> Self {
-        let before = before.into_iter().map(|compiled| (&compiled.service.id, compiled));
+        let before = before
+            .into_iter()
+            .map(|compiled| (&compiled.service.id, compiled));
         let mut before: HashMap<&ServiceId, &CompiledService> = before.collect();
         let (mut was, mut is) = (Plans::new(), Plans::new());
         for compiled in before.values() {
@@ -110,7 +112,7 @@ impl Change {
 }
 
 impl Index {
-    /// What there is to publish; `None`: by the policy nothing may be, something is wrong.
+    /// The proposed change; `None` if the policy forbids a change because of errors.
     pub fn propose(&self) -> Option<Step> {
         let units = match self.policy {
             Policy::AllOrNothing if self.errors() > 0 => return None,
@@ -130,7 +132,7 @@ impl Index {
             .map(|id| {
                 let services = self.compiled(*id).unwrap_or_default().iter().cloned();
                 let services = services.map(|mut compiled| {
-                    // Unchanged services stay the same ones, pointer for pointer.
+                    // Unchanged services keep their `Arc`, so that pointers stay equal.
                     if let Some(known) = known.get(&compiled.service.id)
                         && **known == compiled.service
                     {
@@ -146,13 +148,13 @@ impl Index {
         Some(Step::new(self.next_base(), self.base.as_ref(), change, units))
     }
 
-    /// What these objects, and those that were deleted, are published as.
+    /// The published services of these objects and of deleted ones.
     pub(super) fn published(&self, ids: &[UnitId]) -> impl Iterator<Item = &CompiledService> {
         let units = ids.iter().filter_map(|id| self.unit(*id));
         units.flat_map(|unit| &*unit.published).chain(&self.orphans)
     }
 
-    /// What was proposed is published.
+    /// Records a proposed step as published.
     pub fn commit(&mut self, step: Step) {
         let gone = std::mem::take(&mut self.orphans);
         self.count(&gone, usize::wrapping_sub);
@@ -172,7 +174,7 @@ impl Index {
         });
     }
 
-    /// What an object will be, once it is published.
+    /// The compiled services of a changed object that is not published yet.
     fn compiled(&self, id: UnitId) -> Option<&[CompiledService]> {
         self.pending.get(&id)?.as_deref()
     }
@@ -183,8 +185,8 @@ impl Index {
         self.revisions = add(self.revisions, revisions.sum());
     }
 
-    /// What holds for all from now on; where it is wrong and objects are published one by one, what held
-    /// before.
+    /// The global settings of the next step; those that were published last if the new ones have errors and objects
+    /// are published one by one.
     pub(super) fn next_base(&self) -> Base {
         let draft = self.top_level.draft();
         if let (Some(base), true) = (&self.base, self.top_level.diagnostics().errors() > 0) {
@@ -199,7 +201,7 @@ impl Index {
         }
     }
 
-    /// Objects that are right and want nothing that one which is wrong goes on serving.
+    /// Changed objects without errors that have no claim in common with an object that stays at its last version.
     fn publishable(&self) -> Vec<UnitId> {
         let is_wrong = |id: &UnitId| {
             let errors = |key| self.diagnostics.get(key).is_some_and(|told| told.errors() > 0);
@@ -213,7 +215,7 @@ impl Index {
             for unit in keep.iter().filter_map(|id| self.unit(*id)) {
                 kept.add(&unit.published);
             }
-            // One that has to wait goes on with its last version too.
+            // An object that has to wait stays at its last version as well.
             let clashes = |id: &UnitId| kept.has_any(self.compiled(*id).unwrap_or_default());
             (keep, right) = right.into_iter().partition(clashes);
         }
@@ -221,13 +223,13 @@ impl Index {
     }
 }
 
-/// Whether a service has all the hosts that it had.
+/// Whether a service keeps all hosts that it had.
 fn keeps_hosts(before: &CompiledService, after: &CompiledService) -> bool {
     let after: HashSet<&HostPattern> = after.service.hosts.iter().map(|(host, _)| host).collect();
     before.service.hosts.iter().all(|(host, _)| after.contains(host))
 }
 
-/// Names and hosts that are taken.
+/// A set of names and hosts that are taken.
 #[derive(Default)]
 struct Names<'p> {
     services: HashSet<&'p ServiceId>,

@@ -1,5 +1,5 @@
-//! One object decoded, and compiled as if nobody wanted what it wants: all of a change that needs no index, and
-//! so may happen on many threads at once.
+//! Decoding and compiling one object alone, as if no other object shared a claim: the part of a change that needs no
+//! index, and so may run on many threads at once.
 
 use std::collections::HashMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -9,40 +9,40 @@ use std::sync::Arc;
 use sluice_model::RevisionSettings;
 
 use super::name_claims;
-use crate::compile::{FileReference, CompiledService, Shared, compile};
+use crate::compile::{CompiledService, FileReference, Shared, compile};
 use crate::config::{Context, Diagnostic, Diagnostics, Draft, Env, FileDraft, decode_file};
 use crate::source::ObjectKey;
 
-/// What an object says.
+/// The result of decoding one object.
 #[derive(Debug)]
 pub(super) struct DecodedObject {
-    /// Hashes of what it wants.
+    /// Hashes of the claims of the object.
     pub(super) claims: Vec<u64>,
     pub(super) has_services: bool,
     pub(super) has_others: bool,
-    /// Files that its services name.
+    /// Files that the services of the object name.
     pub(super) files: Box<[FileReference]>,
     pub(super) form: Form,
 }
 
-/// How far an object is.
+/// The object as a draft or compiled.
 #[derive(Debug)]
 pub(super) enum Form {
     Draft(FileDraft),
-    /// Right as long as nobody else wants what it wants. The draft, which takes twenty times as much, is let go of.
+    /// Valid as long as no other object shares a claim. The draft, which takes twenty times as much memory, is freed.
     Compiled(CompiledObject),
 }
 
-/// What became of an object.
+/// The result of compiling one object.
 #[derive(Debug, Default)]
 pub(super) struct CompiledObject {
-    /// What is wrong with it, and warnings.
+    /// Errors and warnings about the object.
     pub(super) diagnostics: Diagnostics,
-    /// `None` after a mistake.
+    /// The compiled services; `None` after an error.
     pub(super) services: Option<Vec<CompiledService>>,
 }
 
-/// Decodes an object; compiles it too, if it is `alone`.
+/// Decodes an object, and compiles it if `alone`.
 pub(super) fn read(
     key: &ObjectKey,
     content: &str,
@@ -66,7 +66,7 @@ pub(super) fn read(
     }
 }
 
-/// Decodes one object. A bug in the decoder costs this object, not all that come after it.
+/// Decodes one object. Catches a panic: a bug in the decoder costs this object, not all objects after it.
 pub(super) fn decode(key: &ObjectKey, content: &str, env: Env<'_>) -> FileDraft {
     let decoded = catch_unwind(AssertUnwindSafe(|| decode_file(key.path(), content, env)));
     decoded.unwrap_or_else(|_| {
@@ -91,7 +91,7 @@ fn compile_alone(
     compiled.into_iter().next().unwrap_or_default()
 }
 
-/// Compiles objects that want the same, in the order of their keys.
+/// Compiles objects that share claims, in the order of their keys.
 pub(super) fn compile_together(
     objects: Vec<(&ObjectKey, FileDraft)>,
     top_level: &Draft,
@@ -109,8 +109,10 @@ pub(super) fn compile_together(
         }
     }
     let mut cx = Context { diagnostics };
-    // A bug in the compiler costs these objects, not all that come after them.
-    let compiled = catch_unwind(AssertUnwindSafe(|| compile(top_level, services, settings, &mut cx)));
+    // Catches a panic: a bug in the compiler costs these objects, not all objects after them.
+    let compiled = catch_unwind(AssertUnwindSafe(|| {
+        compile(top_level, services, settings, &mut cx)
+    }));
     let mut diagnostics = cx.diagnostics;
     let mut services = match compiled {
         Ok(services) => services,
@@ -130,7 +132,10 @@ pub(super) fn compile_together(
         if services.is_none() && told.errors() == 0 {
             told.push(Diagnostic::about_file(key.path(), CONTRADICTS));
         }
-        CompiledObject { diagnostics: told, services }
+        CompiledObject {
+            diagnostics: told,
+            services,
+        }
     })
     .collect()
 }
@@ -145,7 +150,7 @@ fn by_object(mut diagnostics: Diagnostics, parts: &[(&ObjectKey, usize)]) -> Vec
     diagnostics.by_file(parts.len(), |file| ranks.get(file).copied().unwrap_or(0))
 }
 
-/// What an object that changed says from now on; `None` of one that is deleted.
+/// The new content of a changed object; `None` for a deleted object.
 pub(super) type Content = Option<Arc<str>>;
 
 const PANICKED: &str = "internal error: loading this file panicked";
