@@ -152,7 +152,7 @@ class Generator:
         while b"\n" not in self.rest:
             left = deadline - time.monotonic()
             if left <= 0 or not select.select([self.process.stdout], [], [], left)[0]:
-                raise Failed("the load generator says nothing")
+                raise Failed("the load generator does not respond")
             if not (piece := os.read(self.process.stdout.fileno(), 65536)):
                 raise Failed(f"the load generator ended: {self.log.read_text()}")
             self.rest += piece
