@@ -1,4 +1,4 @@
-//! Every operation by the clock: `cargo bench -p sluice-bench -- find`, then `bench/summary`.
+//! Every operation by the clock, with criterion: `cargo bench -p sluice-bench -- find`, then `bench/summary`.
 
 #![allow(missing_docs)] // criterion's macros make public functions
 
@@ -13,8 +13,8 @@ fn micro(criterion: &mut Criterion) {
         if operation.weight == Weight::Heavy {
             group.sample_size(10);
         } else {
-            // Samples of 2 ms, shorter than a time slice: with neighbours on the machine most are
-            // disturbed, but not all, and the fastest tell what the operation costs.
+            // Samples of 2 ms, shorter than a time slice: under load most samples are disturbed, but not all, and the
+            // fastest samples show the cost of the operation.
             group.sample_size(1_000);
             group.sampling_mode(SamplingMode::Flat);
         }
@@ -23,7 +23,7 @@ fn micro(criterion: &mut Criterion) {
         group.measurement_time(Duration::from_secs(2));
         let mut run = None;
         group.bench_function(&operation.name, |bencher| {
-            // Only what the filter selects is set up.
+            // Only operations that the filter selects are set up.
             let run = run.get_or_insert_with(|| (operation.set_up)());
             bencher.iter_custom(|times| measured(run, times));
         });

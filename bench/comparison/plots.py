@@ -1,4 +1,4 @@
-"""Bars with whiskers, as SVG."""
+"""Bar charts with whiskers, as SVG."""
 
 import statistics
 

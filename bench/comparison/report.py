@@ -1,13 +1,13 @@
-"""The results as JSON with a ratio per round, as tables, and what docs/performance.md says."""
+"""The report: results as JSON with a ratio per round, as tables, and the text of docs/performance.md."""
 
 import statistics
 
 from scenarios import DIRECT, SCENARIOS
 
 REFERENCE = "haproxy"
-# Heading of what `compare` did not measure, at the end of the published page.
+# The heading of results of other commands, at the end of the published page.
 OTHERS = "## Measured by other commands\n"
-# Below, what is counted is waking up and cold caches, or the generator's limit.
+# A lower utilisation measures wake-ups and cold caches, or the generator's limit.
 BUSY = 0.9
 
 
@@ -19,7 +19,7 @@ def spread(values, digits=2):
 
 
 def digest(rounds):
-    """Of each proxy: the ratio of its CPU per request to the reference's in every round, and medians."""
+    """For each proxy the ratio of its CPU per request to the reference's in every round, and medians."""
     found = {}
     for name in rounds[0]:
         middle = {k: statistics.median(r[name][k] for r in rounds) for k in ("cpu_us", "utilisation", "per_second")}
@@ -35,7 +35,7 @@ def digest_latency(rounds):
 
 
 def digest_memory(rounds, connections):
-    """Per connection what it adds, after all left what is still there; KB of RSS in each round."""
+    """The memory per connection, and the memory left after all connections closed; KB of RSS in each round."""
     found = {}
     for wire in rounds[0]:
         found[wire] = {}
@@ -101,7 +101,7 @@ def memories(found, names):
 
 
 def text(kept, plots):
-    """All of it; `plots` are lines of Markdown by the name of the part that they belong to."""
+    """The whole report; `plots` has lines of Markdown by the name of their part."""
     about, names = kept["about"], kept["peers"]
     machine = about["machine"]
     versions = ", ".join(f"{name} {version}" for name, version in about["versions"].items())

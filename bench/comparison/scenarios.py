@@ -1,4 +1,4 @@
-"""What is asked of every proxy, and how it is measured."""
+"""The scenarios that every proxy runs, and their measurement."""
 
 import pathlib
 import re
@@ -35,13 +35,13 @@ SCENARIOS = {
     "websocket": Scenario("WebSocket, 64 connections, 100 B each way", "websocket", "plain", "message", path="/ws",
                           send=100),
 }
-# Measured in ways of their own.
+# Parts with a measurement of their own.
 LATENCY, MEMORY = "latency", "memory"
 NAMES = [*SCENARIOS, LATENCY, MEMORY]
-# Who answers without a proxy, in latency.
+# The baseline of latency: requests to the backend without a proxy.
 DIRECT = "direct"
 
-# Counted one by one; what is in none of them is in the sum.
+# Syscalls that are counted one by one; all others are in the sum.
 CALLS = ["read", "write", "readv", "writev", "recvfrom", "sendto", "recvmsg", "sendmsg", "splice", "accept4", "socket",
          "connect", "close", "shutdown", "epoll_wait", "epoll_pwait", "epoll_ctl", "getsockopt", "setsockopt", "getpeername", "getsockname", "ioctl", "fcntl",
          "futex", "sched_yield", "clock_nanosleep", "madvise", "mmap", "munmap", "brk"]
@@ -62,7 +62,7 @@ def load(generator, proxy, scenario, seconds, warm):
 
 
 def rounds(generator, proxies, scenario, options):
-    """By round, by proxy. They take turns, and another one is first each time."""
+    """Results by round, by proxy. The proxies take turns, and each round begins with another proxy."""
     names = list(proxies)
     for name in names:
         load(generator, proxies[name], scenario, 0.3, 0)
@@ -74,7 +74,7 @@ def rounds(generator, proxies, scenario, options):
 
 
 def syscalls(generator, proxies, scenario, options):
-    """Per request, in a run of its own: the tracepoints cost time that is not to be in the CPU figures."""
+    """Syscalls per request, in a run of its own: the cost of tracepoints must not be in the CPU figures."""
     if not shutil.which("perf"):
         return {}
     found = {}
@@ -88,7 +88,7 @@ def syscalls(generator, proxies, scenario, options):
             perf = subprocess.Popen(list(map(str, command)), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
                                     start_new_session=True)
             try:
-                # Some milliseconds pass until it counts: many requests make them vanish.
+                # Counting starts some milliseconds late: with many requests the error is negligible.
                 requests = load(generator, proxy, scenario, max(options.seconds / 2, 0.2), 0.2)["all"]
                 perf.send_signal(signal.SIGINT)
                 perf.wait(10)
@@ -106,7 +106,7 @@ def syscalls(generator, proxies, scenario, options):
 
 
 def latency(generator, proxies, backend, options):
-    """By round, by proxy and without one."""
+    """Latency by round, by proxy and without a proxy."""
     addresses = {DIRECT: backend, **{name: proxy.address("plain") for name, proxy in proxies.items()}}
     names, done = list(addresses), []
     for turn in range(options.rounds):
@@ -120,7 +120,7 @@ def latency(generator, proxies, backend, options):
 
 
 def memory(generator, launched, names, options, sleep):
-    """By round, by wire, by proxy: KB resident at each step, of proxies that are started anew."""
+    """Memory by round, by wire, by proxy: KB of RSS at each step, of newly started proxies."""
     done = []
     for turn in range(options.memory_rounds):
         wires = {}
@@ -130,7 +130,7 @@ def memory(generator, launched, names, options, sleep):
                 for name in rotated(names, turn):
                     proxy = proxies[name] = launched(name)
                     hold = {"to": proxy.address(wire), "host": HOST, "path": "/b/100", "receive": 100, "tls": wire == "tls"}
-                    # What is made once, such as the connection to the backend, is there before the first step.
+                    # One-time allocations, such as the connection to the backend, are made before the first step.
                     generator.tell("hold", connections=1, **hold)
                     generator.tell("release")
                     steps = wires[wire][name] = {"idle": proxy.memory()}
@@ -138,7 +138,7 @@ def memory(generator, launched, names, options, sleep):
                     sleep(1)
                     steps["held"] = proxy.memory()
                     generator.tell("release")
-                # Idle connections to backends are kept for some seconds by all of them.
+                # All proxies keep idle connections to backends for some seconds.
                 sleep(options.leave)
                 for name, proxy in proxies.items():
                     wires[wire][name]["left"] = proxy.memory()

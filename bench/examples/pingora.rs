@@ -1,7 +1,9 @@
-//! The smallest proxy on pingora-proxy that does what `bench/compare` asks of the others: a table of hosts, a
-//! weighted split, listeners for HTTP/1.1, TLS and HTTP/2 by prior knowledge, WebSockets and gRPC.
+//! The baseline proxy of `bench/compare`: a minimal proxy on pingora-proxy with the features that `bench/compare`
+//! needs of every proxy: a table of hosts, a weighted split, listeners for HTTP/1.1, TLS and HTTP/2 by prior
+//! knowledge, WebSockets and gRPC.
 //!
-//! It has no clocks of its own, no limits, no metrics and no retries: what Pingora itself costs.
+//! The proxy has no timeouts of its own, no limits, no metrics and no retries: its cost is the cost of Pingora
+//! itself.
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
@@ -30,13 +32,13 @@ struct Cli {
     cert: String,
     #[arg(long)]
     key: String,
-    /// A file of lines `HOST BACKEND BACKEND`, with `HOST BACKEND BACKEND h2c` where the backends speak HTTP/2;
-    /// the first backend gets nine tenths.
+    /// A file of lines `HOST BACKEND BACKEND`, with `HOST BACKEND BACKEND h2c` where the backends speak HTTP/2; the
+    /// first backend gets nine tenths.
     #[arg(long)]
     routes: std::path::PathBuf,
 }
 
-/// Where a host goes.
+/// The route of a host.
 struct Route {
     backends: [SocketAddr; 2],
     h2c: bool,

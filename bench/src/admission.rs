@@ -1,4 +1,4 @@
-//! Warm admission: a slot is free, it is taken and given back.
+//! The operations `admit/`: warm admission, where a slot is free, is taken and released.
 
 use std::sync::{Arc, Barrier};
 use std::thread;
@@ -44,7 +44,7 @@ fn alone(name: String, endpoints: u16, limit: Option<u32>) -> Operation {
     })
 }
 
-/// Two threads, each as often as asked; how long until both are done.
+/// Runs `n` admissions on each of two threads at once, and returns the time until both are done.
 fn contended(endpoints: u16) -> super::Run {
     let (throttler, runtime) = throttler(endpoints, None);
     Box::new(move |times| {
@@ -66,16 +66,16 @@ fn contended(endpoints: u16) -> super::Run {
     })
 }
 
-/// As the request path does it: the clock is read to admit, and again to release.
+/// Admits and releases as the request path does: the clock is read before each.
 fn admit_and_release(throttler: &Arc<RevisionThrottler>) {
     match throttler.admit(Arrival::default(), Instant::now()) {
         Admission::Admitted(permit) => drop(std::hint::black_box(permit)),
-        // Would measure something else.
+        // A queued or refused admission would be another operation than the measured one.
         other => panic!("not admitted: {other:?}"),
     }
 }
 
-/// For a minute: each ejection lasts twice as long as the one before.
+/// Ejects one endpoint for a minute: each ejection lasts twice as long as the one before.
 fn eject_one(throttler: &Arc<RevisionThrottler>) {
     let all = throttler.endpoints();
     let Some(view) = all.first() else { return };

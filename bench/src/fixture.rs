@@ -1,4 +1,4 @@
-//! Tables, revisions and requests to measure with.
+//! Fixtures: tables, revisions and requests to measure with.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -12,7 +12,7 @@ use sluice_model::{
     SnapshotBuilder, Tag, TrafficSplit, TrafficTarget, Visibility,
 };
 
-/// Takes demand and does nothing: nothing here is ever at zero.
+/// A demand sink that does nothing: no revision here is ever at zero.
 #[derive(Debug)]
 pub(crate) struct NoDemand;
 
@@ -20,7 +20,7 @@ impl DemandSink for NoDemand {
     fn demand(&self, _: Demand) {}
 }
 
-/// A GET without fields that routing looks at.
+/// A GET without header fields that routing reads.
 #[derive(Debug)]
 pub(crate) struct Get;
 
@@ -43,12 +43,12 @@ pub(crate) fn host(nth: usize) -> String {
     format!("greeter-{nth:06}.team-{}.apps.example.com", nth % 97)
 }
 
-/// One service a host, each with a revision of its own; every tenth claims a wildcard as well.
+/// A table with one service for each host, each with its own revision; every tenth service claims a wildcard as well.
 pub(crate) fn snapshot(services: usize) -> Snapshot {
     assemble(revisions(services))
 }
 
-/// What [`assemble`] takes, to be made outside of what is measured.
+/// The revisions that [`assemble`] takes, to be made outside of the measured loop.
 pub(crate) fn revisions(services: usize) -> Vec<RevisionSpec> {
     (0..services)
         .map(|nth| revision(&format!("greeter-{nth}")))
@@ -80,7 +80,7 @@ pub(crate) fn revised(services: usize) -> Snapshot {
     assemble(revisions.collect())
 }
 
-/// Another limit in the revision of the `nth` service.
+/// A delta with another limit in the revision of the `nth` service.
 pub(crate) fn changed<L: Clone>(table: &Snapshot<L>, nth: usize) -> Delta {
     let known = table
         .service(&service_id(&format!("greeter-{nth}")))
@@ -95,7 +95,7 @@ pub(crate) fn changed<L: Clone>(table: &Snapshot<L>, nth: usize) -> Delta {
     }
 }
 
-/// One service, `split.example.com`, with equal shares of this many revisions.
+/// One service, `split.example.com`, with equal shares of this number of revisions.
 pub(crate) fn split_snapshot(revisions: u32) -> Snapshot {
     let names: Vec<String> = (0..revisions).map(|nth| format!("greeter-{nth}")).collect();
     let specs = names.iter().map(|name| revision(name)).collect();
@@ -108,14 +108,14 @@ pub(crate) fn split_snapshot(revisions: u32) -> Snapshot {
     builder.build()
 }
 
-/// Where instances would listen.
+/// Addresses where instances would listen.
 pub(crate) fn addresses(count: u16) -> Vec<EndpointAddr> {
     (0..count)
         .map(|nth| EndpointAddr::Tcp(([127, 0, 0, 1], 9_000 + nth).into()))
         .collect()
 }
 
-/// A queue that is never used.
+/// Queue limits for a queue that is never used.
 pub(crate) fn queue() -> QueueLimits {
     QueueLimits {
         depth: 1_000,
@@ -198,7 +198,7 @@ fn revision(name: &str) -> RevisionSpec {
     }
 }
 
-/// As a configuration without settings has them.
+/// The settings of an empty configuration.
 pub(crate) fn settings() -> Settings {
     Settings {
         domain: "localhost".into(),
@@ -254,7 +254,7 @@ pub(crate) fn registry(table: &Snapshot, runtime: &tokio::runtime::Runtime) -> R
     registry
 }
 
-/// What live state runs on; it lives as long as what was set up with it.
+/// The runtime of live state; the runtime lives as long as the operation that was set up with it.
 pub(crate) fn runtime() -> Arc<tokio::runtime::Runtime> {
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(1)

@@ -1,4 +1,4 @@
-//! Reading one request head: where it ends and whether it is served.
+//! The operations `head/`: scanning a request head for its end, and judging whether the request is served.
 
 use std::hint::black_box;
 

@@ -1,10 +1,9 @@
-//! Operations of the request path and of a Snapshot's change, set up for measuring.
+//! The micro-benchmarks: operations of the request path and of a Snapshot's change, set up for measuring.
 //!
-//! `measure` is the other half: runs of the real gateway under load, each with a results file.
+//! The module `measure` has the load benchmarks: runs of the real gateway under load, each with a results file.
 //!
-//! Each operation is measured in two ways: by the clock (`benches/micro.rs`) and in instructions and
-//! allocations, which the rest of the machine does not disturb (`src/bin/operation.rs` under
-//! valgrind). Both run the same loops.
+//! Each operation is measured in two ways: by the clock (`benches/micro.rs`), and in instructions and allocations,
+//! which load on the machine does not disturb (`src/bin/operation.rs` under valgrind). Both ways run the same loops.
 
 #![allow(clippy::disallowed_methods, reason = "real clients, real time")]
 
@@ -19,25 +18,25 @@ mod snapshot;
 use std::hint::black_box;
 use std::time::{Duration, Instant};
 
-/// Runs it this many times and says how long that took, set-up left out.
+/// Runs an operation this number of times and returns the time, set-up excluded.
 pub type Run = Box<dyn FnMut(u64) -> Duration>;
 
-/// One thing that is measured.
+/// One measured operation.
 pub struct Operation {
-    /// What and on what: `find/exact/100000`.
+    /// The name, with the size of the input: `find/exact/100000`.
     pub name: String,
-    /// How much one run costs, so that nobody counts instructions of what takes seconds.
+    /// The cost of one run: instructions of operations that take seconds are not counted.
     pub weight: Weight,
-    /// Sets it up.
+    /// Sets the operation up.
     pub set_up: Box<dyn Fn() -> Run>,
 }
 
-/// How much one run costs.
+/// The cost of one run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Weight {
     /// Nanoseconds, on one thread.
     Light,
-    /// Nanoseconds, on several threads: instructions say nothing about contention.
+    /// Nanoseconds, on several threads: instruction counts do not show contention.
     Contended,
     /// Milliseconds.
     Heavy,
@@ -54,7 +53,7 @@ pub fn operations() -> Vec<Operation> {
     groups.into_iter().flatten().collect()
 }
 
-/// The frame that valgrind counts in: everything outside is set-up.
+/// The frame in which valgrind counts: everything outside of this function is set-up.
 #[inline(never)]
 pub fn measured(run: &mut Run, times: u64) -> Duration {
     run(times)
@@ -68,7 +67,7 @@ fn operation(name: impl Into<String>, weight: Weight, set_up: impl Fn() -> Run +
     }
 }
 
-/// A run that calls `once` with the number of the turn.
+/// A run that calls `once` with the index of the iteration.
 fn repeat<T>(mut once: impl FnMut(u64) -> T + 'static) -> Run {
     Box::new(move |times| {
         let start = Instant::now();

@@ -1,5 +1,5 @@
-//! A backend that answers every head it reads with the same 100 bytes, as cheaply as one thread can.
-//! It reads GETs that arrive whole and nothing else.
+//! A minimal HTTP/1.1 backend on one thread, which responds to every request head with the same 100 bytes. Reads only
+//! GETs that arrive whole.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -9,10 +9,10 @@ use tokio::net::{TcpListener, TcpStream};
 
 const BODY: usize = 100;
 
-/// Serves until it is ended; `delay` before each answer.
+/// Serves until the process ends; `delay` before each response.
 ///
 /// # Errors
-/// When it cannot listen.
+/// When the address cannot be bound.
 pub(crate) fn run(address: SocketAddr, delay: Duration) -> std::io::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()

@@ -1,4 +1,4 @@
-//! `find` and `pick`.
+//! The operations `find/` and `pick/`: the table lookup and the choice of a split's target.
 
 use sluice_model::{Snapshot, StickyKey, TrafficSplit, Visibility, normalize_host};
 
@@ -56,8 +56,8 @@ pub(crate) fn operations() -> Vec<Operation> {
     all
 }
 
-/// Every host of the table in an order that caches cannot guess, as the hosts of many clients come.
-/// The names lie one after the other: reading them is the request's own cost, not the table's.
+/// Looks up every host of the table in an order that caches cannot predict, as the hosts of many clients come. The
+/// hosts to look up are in one sequence in memory: reading them is the cost of the request, not of the table.
 fn find(name: &str, hosts: usize, fill: fn(&mut Vec<String>)) -> Operation {
     operation(name, Weight::Light, move || {
         let snapshot = fixture::snapshot(hosts);
@@ -91,7 +91,7 @@ fn drawn(revisions: u32) -> Run {
     let registry = fixture::registry(&fixture::split_snapshot(revisions), &runtime);
     let table = registry.reader().load();
     repeat(move |_| {
-        // Kept to the end of the last run.
+        // Both stay alive until the end of the last run.
         let _ = (&registry, &runtime);
         let entry = table.service(&fixture::service_id("split")).expect("is in it");
         entry.service.split.pick(entry.live.next_draw(None)).slot

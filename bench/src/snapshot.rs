@@ -1,4 +1,4 @@
-//! A Snapshot's change: built, published, and its live state brought up to date.
+//! The operations `snapshot/`: building and publishing a Snapshot, and updating its live state.
 
 use std::time::{Duration, Instant};
 
@@ -24,7 +24,7 @@ pub(crate) fn operations() -> Vec<Operation> {
     ]
 }
 
-/// Revisions and services into a Snapshot. Freeing it is not in it.
+/// Builds a Snapshot from revisions and services. Freeing the Snapshot is not measured.
 fn build() -> Run {
     let revisions = fixture::revisions(HOSTS);
     summed(move || {
@@ -35,7 +35,7 @@ fn build() -> Run {
     })
 }
 
-/// One service of 100,000 other than before: the edited table, with live state and the swap.
+/// Changes one service of 100,000: the edited table, with live state and the swap.
 fn edit() -> Run {
     let runtime = fixture::runtime();
     let registry = fixture::registry(&fixture::snapshot(HOSTS), &runtime);
@@ -50,7 +50,7 @@ fn edit() -> Run {
     })
 }
 
-/// Every service of 100,000 other than before. Requests go on meanwhile.
+/// Changes every service of 100,000. Requests are served meanwhile.
 fn registry() -> Run {
     let runtime = fixture::runtime();
     let tables = [fixture::snapshot(HOSTS), fixture::revised(HOSTS)];
@@ -66,7 +66,7 @@ fn registry() -> Run {
     })
 }
 
-/// Adds up what is measured inside; what `once` leaves is dropped outside.
+/// Adds up the durations that `once` measures itself; the value that `once` returns is dropped outside of them.
 fn summed<T>(mut once: impl FnMut() -> (Duration, T) + 'static) -> Run {
     Box::new(move |times| (0..times).map(|_| once().0).sum())
 }

@@ -1,8 +1,7 @@
-//! Sluice's control plane: makes Snapshots of configuration, and running instances of demand.
-//!
+//! The control plane: compiles configuration into Snapshots, and turns demand into running instances.
 //! `source → config → compile → publish` on one side, `load → decide → scale` on the other. The only crate that knows the
-//! config format, file events and processes.
-//!
+//! Data flow: `source → config → compile → publish` for configuration, `load → decide → scale` for demand. Only this
+//! crate knows the config format, file events and processes.
 //! **Invariant:** the control plane knows the data plane only by the traits of `sluice-model`.
 
 #![cfg_attr(

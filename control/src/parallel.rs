@@ -1,4 +1,4 @@
-//! A parallel map that keeps the order: what a start has to do for each of many files.
+//! A parallel map that keeps the order of its items, for the first load of many files.
 
 use std::collections::BTreeMap;
 use std::num::NonZero;
@@ -6,20 +6,20 @@ use std::sync::mpsc::sync_channel;
 use std::sync::{Mutex, PoisonError};
 use std::thread::{Builder, available_parallelism, scope};
 
-/// Items that are handed to a thread at once.
+/// The number of items that a worker thread takes at once.
 const CHUNK: usize = 64;
 
-/// More threads than this wait for the one that takes the results.
+/// The bound of worker threads. More threads would wait for the one thread that takes the results.
 const MAX_WORKERS: usize = 8;
 
-/// As many as there are cores, up to what is of use.
+/// The number of worker threads: one for each core, up to [`MAX_WORKERS`].
 pub(crate) fn workers() -> usize {
     available_parallelism().map_or(1, NonZero::get).min(MAX_WORKERS)
 }
 
-/// Gives the results of `work` to `take`, on the calling thread and in the order of the items, while `workers`
-/// threads go on with the rest. With one worker, or few items, all of it happens on the calling thread. Every thread has
-/// a state of its own, `S`. Panics where `work` does.
+/// Calls `work` on each item, and `take` with each result on the calling thread, in the order of the items, while
+/// `workers` threads go on with the rest. With one worker, or few items, all work runs on the calling thread. Every
+/// thread has its own state `S`. Panics where `work` panics.
 pub(crate) fn map_in_order<T: Send, S, R: Send>(
     items: Vec<T>,
     workers: usize,
@@ -57,7 +57,7 @@ pub(crate) fn map_in_order<T: Send, S, R: Send>(
                     }
                 }
             };
-            // One that the system does not give is done without.
+            // If the system refuses a thread, the other threads do its work.
             let _ = Builder::new()
                 .name("sluice-load".to_owned())
                 .spawn_scoped(threads, run);
@@ -72,7 +72,7 @@ pub(crate) fn map_in_order<T: Send, S, R: Send>(
             }
         }
     });
-    // Whatever no thread took, because there was none.
+    // Items that no thread took, because no thread could be started.
     let mut state = state();
     while let Some((_, chunk)) = next_chunk() {
         work_off(&mut state, chunk).into_iter().for_each(&mut take);

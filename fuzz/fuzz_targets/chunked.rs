@@ -1,5 +1,5 @@
-//! Any bytes as a chunked body: however they are cut, it ends at the same place or is refused for
-//! the same reason; and it ends where a plain reading of RFC 9112, 7.1 ends.
+//! Fuzzes the chunked decoder: however the input is cut, the body ends at the same place or fails with the same
+//! fault; and the end equals that of a simple decoder by RFC 9112, 7.1.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
@@ -18,7 +18,7 @@ const TIGHT: ChunkLimits = ChunkLimits {
     max_trailers: 2,
 };
 
-/// Bytes that belong to the body, bytes of payload among them, whether it is over.
+/// The bytes of the body, the bytes of payload among them, and whether the body is complete.
 type Read = Result<(usize, u64, bool), ChunkFault>;
 
 fuzz_target!(|data: &[u8]| {
@@ -50,7 +50,7 @@ fn decode(data: &[u8], limits: ChunkLimits, step: u8) -> Read {
     Ok((at, decoder.payload(), decoder.complete()))
 }
 
-/// The whole body at once, by splitting it.
+/// The reference decoder: decodes the whole body at once, by splitting it.
 fn plainly(data: &[u8]) -> Option<(usize, u64)> {
     let (mut at, mut payload) = (0, 0);
     loop {

@@ -1,4 +1,4 @@
-//! Any text as a configuration file: compiled, or refused with mistakes that stand somewhere.
+//! Fuzzes the configuration: any text compiles, or fails with diagnostics that have a position in the text.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
@@ -9,7 +9,7 @@ fn env(name: &str) -> Option<String> {
     match name {
         "TOKEN" => Some("secret".to_owned()),
         "FIFTY" => Some("50".to_owned()),
-        // Values are data: what looks like YAML or like another variable must stay text.
+        // The values of variables are data: a value that looks like YAML or like another variable must stay text.
         "ODD" => Some("${TOKEN}: [{\n- &a *a".to_owned()),
         _ => None,
     }
@@ -42,7 +42,7 @@ fuzz_target!(|data: &[u8]| {
 });
 
 fn told(diagnostics: &Diagnostics, text: &str) {
-    // YAML 1.2 ends lines with CR, LF or both; the end of the file may be told one line further.
+    // YAML 1.2 ends lines with CR, LF or both; the end of the file may be reported one line further.
     let lines = text.split(['\n', '\r']).count() + 1;
     for item in diagnostics.items() {
         assert!(!item.message.is_empty());

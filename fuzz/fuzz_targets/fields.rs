@@ -1,4 +1,4 @@
-//! Any bytes as the value of a field that is read by hand, and as a question to the admin.
+//! Fuzzes hand-written parsers: values of header fields, and queries of the admin listener.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;

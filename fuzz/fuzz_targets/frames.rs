@@ -1,4 +1,5 @@
-//! Any bytes as WebSocket frames: pieces make no difference, and a frame's rest ends where the frame does.
+//! Fuzzes the WebSocket frame scanner: the cuts of the input make no difference, and a frame's rest ends where the
+//! frame ends.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
@@ -22,7 +23,8 @@ fuzz_target!(|data: &[u8]| {
         (whole.at_boundary(), whole.closed())
     );
 
-    // From anywhere inside a frame its rest leads to its boundary, and not one byte further.
+    // From any position inside a frame, the rest of the frame leads to the frame's boundary, and not one byte
+    // further.
     let cut = cut.min(data.len());
     let mut tracker = WebSocketFrameTracker::default();
     tracker.advance(&data[..cut]);

@@ -1,5 +1,5 @@
-//! Any bytes as HTTP/2 frames, either way: however they are cut, the same frames and the same verdict; and every frame
-//! that the `h2` crate takes is one that was counted.
+//! Fuzzes the HTTP/2 frame scanner in both directions: however the input is cut, the frames and the verdict are the
+//! same; and every frame that the `h2` crate reads was counted by the scanner.
 #![no_main]
 
 use std::convert::Infallible;
@@ -15,7 +15,7 @@ use libfuzzer_sys::fuzz_target;
 use sluice_fuzz::{choice, ends};
 use sluice_gateway::h2::{Flood, FrameGuard, FrameHeader, FrameLimits, FrameScanner};
 
-/// Met by inputs of the size that a fuzzer makes.
+/// Limits that inputs of a fuzzer's size reach.
 const TIGHT: FrameLimits = FrameLimits {
     max_control_frames: Some(4),
     max_stream_resets: Some(2),
@@ -57,11 +57,12 @@ fuzz_target!(|data: &[u8]| {
     let _ = (guard.goaway(), guard.received(data, || now));
 });
 
-/// RFC 9113 6.10: the rest of a head, which the crate gives out as one frame.
+/// RFC 9113 6.10: the rest of a head, which the crate returns as one frame.
 const CONTINUATION: u8 = 9;
 
-/// The crate reads the same bytes beside us: a frame that it takes and that we did not see would be a flood that nobody
-/// counts. It passes over types that it does not know (RFC 9113 5.5), and stops at the first mistake.
+/// The differential check: the crate reads the same bytes, and a frame that the crate reads and the scanner misses
+/// would be a flood that nothing counts. The crate skips frame types that it does not know (RFC 9113 5.5), and stops
+/// at the first error.
 fn agrees_with_h2(heads: &[FrameHeader], data: &[u8]) {
     let mut codec: Codec<_, Bytes> = Codec::new(tokio::io::join(data, tokio::io::sink()));
     let mut cx = Context::from_waker(Waker::noop());
@@ -79,7 +80,7 @@ fn agrees_with_h2(heads: &[FrameHeader], data: &[u8]) {
     }
 }
 
-/// Type and stream, where the crate tells it.
+/// The type and the stream of a frame, where the crate gives the stream.
 fn of_h2(frame: &Frame) -> (u8, Option<u32>) {
     match frame {
         Frame::Data(data) => (0, Some(data.stream_id().into())),

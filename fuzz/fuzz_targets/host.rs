@@ -1,4 +1,4 @@
-//! Any bytes as Host: refused, or a name that is what it says it is.
+//! Fuzzes host normalisation: any bytes as Host are refused, or give a valid normalised name.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
@@ -14,7 +14,7 @@ fuzz_target!(|data: &[u8]| {
                 .bytes()
                 .any(|b| b.is_ascii_uppercase() || b <= b' ' || b >= 0x7f)
         );
-        // Normal already: a second time changes nothing, nor does a port or a trailing dot.
+        // Normalisation is idempotent: a second run changes nothing, nor does a port or a trailing dot.
         let mut again = [0; 256];
         assert_eq!(normalize_host(normal.as_bytes(), &mut again), Ok(normal.as_str()));
         let with_port = format!("{normal}:8080");

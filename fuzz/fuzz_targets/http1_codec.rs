@@ -1,6 +1,6 @@
-//! Any bytes as what either side of HTTP/1 sends: response heads, however they are cut, get the same
-//! answer, and what is let through, a request's or a response's, is what httparse reads, and can be said over
-//! HTTP/2; a chunked body's payload and trailers are what a plain reading of RFC 9112, 7.1 has.
+//! Fuzzes the HTTP/1 codec of both sides: response heads get the same verdict however the input is cut; a head of a
+//! request or a response that passes is what httparse reads, and can be sent over HTTP/2; the payload and trailers of
+//! a chunked body are those of a simple decoder by RFC 9112, 7.1.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
@@ -21,7 +21,7 @@ const RESPONSE: ResponseLimits = ResponseLimits {
     max_fields: 128,
 };
 
-/// Met by inputs of the size that a fuzzer makes.
+/// Limits that inputs of a fuzzer's size reach.
 const TIGHT: ResponseLimits = ResponseLimits {
     max_bytes: 256,
     max_fields: 4,
@@ -126,7 +126,7 @@ fn response(data: &[u8], limits: &ResponseLimits, step: u8) {
     }
 }
 
-/// The `h2` crate takes fields in maps whose types judge once more: what they refuse would be left out on the way.
+/// The `h2` crate stores fields in maps whose types check them again: a field that these types refuse would be lost.
 fn fits_http2<'h>(fields: impl Iterator<Item = (&'h [u8], &'h [u8])>) {
     for (name, value) in fields {
         let theirs = http::HeaderName::from_bytes(name).expect("a name");
@@ -144,7 +144,7 @@ fn chunks(data: &[u8], step: u8) {
     }
 }
 
-/// Payload, bytes that belong to the body, and its trailers if it is over.
+/// The payload, the bytes of the body, and the trailers of a complete body.
 fn decode(data: &[u8], step: u8) -> Result<(Vec<u8>, usize, Option<Vec<Field>>), ChunkFault> {
     let mut decoder = ChunkDecoder::keeping_trailers(CHUNKS);
     let (mut at, mut payload) = (0, Vec::new());
@@ -164,7 +164,7 @@ fn decode(data: &[u8], step: u8) -> Result<(Vec<u8>, usize, Option<Vec<Field>>),
     Ok((payload, at, decoder.complete().then_some(trailers)))
 }
 
-/// The whole body at once, by splitting it.
+/// The reference decoder: decodes the whole body at once, by splitting it.
 fn plainly(data: &[u8]) -> Option<(Vec<u8>, usize, Vec<Field>)> {
     let (mut at, mut payload, mut trailers) = (0, Vec::new(), Vec::new());
     loop {

@@ -1,4 +1,4 @@
-//! Any path against any match and rewrite, and any URL through `explain`, which decides as the
+//! Fuzzes routing: any path against any match and rewrite, and any URL through `explain`, which has to decide as the
 //! request path does.
 #![no_main]
 
@@ -54,7 +54,7 @@ fuzz_target!(|data: &[u8]| {
     let (Some(path), Some(from), Some(to)) = (parts.next(), parts.next(), parts.next()) else {
         return;
     };
-    // What compiling lets through: both begin with a slash. So does every path but `*`.
+    // The compiler lets only prefixes with a leading slash through, and every path but `*` has one.
     if path != "*" && !path.starts_with('/') || !from.starts_with('/') || !to.starts_with('/') {
         return;
     }

@@ -1,4 +1,4 @@
-//! Any bytes as a PROXY header: an answer once given holds for whatever follows.
+//! Fuzzes the PROXY header parser: the result for a complete header does not depend on the bytes after the header.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;

@@ -1,5 +1,5 @@
-//! Any bytes as an HTTP/1 head: however they are cut, the same answer; and what is let through is
-//! what another parser reads.
+//! Fuzzes the HTTP/1 request head: however the input is cut, the verdict is the same; and a head that passes is what
+//! another parser (httparse) reads.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
@@ -12,7 +12,7 @@ const ROOMY: HeadLimits = HeadLimits {
     max_uri_bytes: 16 << 10,
 };
 
-/// Met by inputs of the size that a fuzzer makes.
+/// Limits that inputs of a fuzzer's size reach.
 const TIGHT: HeadLimits = HeadLimits {
     max_bytes: 256,
     max_headers: 4,
@@ -50,7 +50,7 @@ fuzz_target!(|data: &[u8]| {
     agrees_with_httparse(RequestHead::new(&data[..len], &info));
 });
 
-/// httparse is what most parsers behind us are built on.
+/// The differential check against httparse, which many parsers of backends are built on.
 fn agrees_with_httparse(head: RequestHead<'_>) {
     let mut fields = [httparse::EMPTY_HEADER; 128];
     let mut request = httparse::Request::new(&mut fields);

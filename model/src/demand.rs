@@ -1,4 +1,5 @@
-//! What passes between the planes besides the Snapshot: demand up, endpoints down.
+//! The messages between the planes besides the Snapshot: demand from the data plane, endpoints from the control
+//! plane.
 
 use std::fmt;
 use std::net::SocketAddr;
@@ -7,11 +8,11 @@ use std::time::Duration;
 
 use crate::name::RevisionId;
 
-/// What the data plane learned.
+/// An event that the data plane reports to the control plane.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Demand {
-    /// Somebody waits for a revision without a usable endpoint. Sent once when the first waiter
-    /// arrives, and again when waiters remain after the control plane reported a failure.
+    /// A request waits for a revision without a usable endpoint. Sent once when the first waiter arrives, and again
+    /// when waiters remain after the control plane reported a failure.
     Activate(RevisionId),
     /// A managed endpoint answered its readiness probe for the first time.
     Ready {
@@ -20,10 +21,10 @@ pub enum Demand {
         /// The instance.
         instance: InstanceId,
     },
-    /// What [`Activate`](Self::Activate) asked for is there: an endpoint became ready, a configured
-    /// one perhaps, which no instance stands for.
+    /// An [`Activate`](Self::Activate) is answered: an endpoint became ready. The endpoint may be a configured one,
+    /// which belongs to no instance.
     Activated(RevisionId),
-    /// A retired instance has nothing in flight any more and may be stopped.
+    /// A retired instance has nothing in flight any more, so that the control plane may stop the instance.
     Drained {
         /// The revision.
         revision: RevisionId,
@@ -32,13 +33,13 @@ pub enum Demand {
     },
 }
 
-/// Where the data plane sends what it learned; implemented by the control plane.
+/// The receiver of [`Demand`]; implemented by the control plane.
 pub trait DemandSink: Send + Sync {
-    /// Never blocks and never fails: what cannot be taken now is coalesced.
+    /// Sends an event. Never blocks and never fails: an event that cannot be sent now is coalesced.
     fn demand(&self, demand: Demand);
 }
 
-/// Names an instance for its whole life; never reused.
+/// The id of an instance for its whole life; an id is never reused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct InstanceId(pub u64);
 
@@ -48,130 +49,129 @@ impl fmt::Display for InstanceId {
     }
 }
 
-/// An instance that the control plane started. The data plane probes it and uses it once ready.
+/// An instance that the control plane started. The data plane probes the instance, and uses it once ready.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ManagedEndpoint {
     /// The instance.
     pub instance: InstanceId,
-    /// Where it listens, or will.
+    /// The address where the instance listens, or will listen.
     pub address: SocketAddr,
-    /// From the decision to start it to its being started, which is now.
+    /// The time from the decision to start the instance until now, when it is started.
     pub took: Duration,
 }
 
-/// How far bringing something up has come, before there is anything to probe.
+/// The progress of a start, before there is anything to probe.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum LaunchStep {
-    /// More is being started, or a platform is being asked for more.
+    /// Instances are being started, or a platform is being asked for them.
     Ordered,
-    /// The platform agreed: it listens, or will, at addresses that are known.
+    /// The platform agreed: the addresses are known where an instance listens, or will listen.
     Started,
 }
 
-/// Why an activation failed, in the terms of the user contract.
+/// The reason of a failed activation, as in the `x-sluice-reason` of a response.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Failure {
-    /// `activation_failed`: it cannot start.
+    /// `activation_failed`: the revision cannot start.
     Failed,
-    /// `activation_timeout`: it did not start in time.
+    /// `activation_timeout`: the revision did not start in time.
     TimedOut,
     /// `no_endpoints`: nothing may be started (`maxScale` reached at 0, processes.max).
     NotAllowed,
 }
 
-/// A failed activation with its cause, for log, status and admin.
+/// A failed activation with its cause, for the log, status and admin.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ActivationFailure {
-    /// Which answer waiters get.
+    /// The reason in the response to waiters.
     pub failure: Failure,
-    /// The cause in one line: exit status, last line of stderr.
+    /// The cause in one line, such as the exit status or the last line of stderr.
     pub detail: String,
-    /// When starting is tried again at the earliest, counted from the report.
+    /// The back-off from the report of the failure until the next start may be tried.
     pub retry_after: Duration,
 }
 
-/// What a revision carries, for autoscaler and status.
+/// The load of a revision, for the autoscaler and status.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
 pub struct Load {
     /// In flight plus queued, time-weighted over the time since the previous sample.
     pub average_concurrency: f64,
     /// Requests that arrived since the previous sample.
     pub requests: u64,
-    /// Now in flight.
+    /// Requests in flight now.
     pub in_flight: u32,
-    /// Now queued.
+    /// Requests in the queue now.
     pub queued: u32,
-    /// Endpoints that may be used now.
+    /// Endpoints that are usable now.
     pub ready: u32,
-    /// Endpoints known but not ready.
+    /// Endpoints that are known and not ready.
     pub starting: u32,
-    /// Endpoints that finish what they have and get nothing new.
+    /// Draining endpoints: they finish their requests and get no new ones.
     pub draining: u32,
 }
 
-/// The data plane as the control plane sees it; implemented by the gateway's registry.
+/// The data plane as the control plane sees it: the receiver of endpoints and failures; implemented by the gateway's
+/// registry.
 ///
 /// Calls about a revision that the data plane does not know (any more) do nothing.
 pub trait EndpointSink: Send + Sync {
-    /// Says how far a start has come, now. Only timing depends on it; said again it changes nothing
-    /// until something became ready or failed.
+    /// Reports the progress of a start, at the moment of the call. Only the timing in responses depends on the
+    /// report; a repeated report changes nothing until an endpoint became ready or the start failed.
     fn launch(&self, revision: &RevisionId, step: LaunchStep);
 
     /// Adds a started instance. Probing starts at once.
     fn add(&self, revision: &RevisionId, endpoint: ManagedEndpoint);
 
-    /// Forgets an instance that is gone; what is in flight on it fails by itself.
+    /// Removes an instance that has ended; the requests in flight on the instance fail on their own.
     fn remove(&self, revision: &RevisionId, instance: InstanceId);
 
-    /// Chooses up to `count` victims, the ones with the least in flight, and gives them nothing
-    /// new; each is reported by [`Demand::Drained`] once nothing is in flight on it. With
-    /// `to_zero` all may be chosen if the revision is idle (no waiter, nothing in flight); if it is
-    /// not, one stays at least, and so does every one that has something in flight.
-    /// Atomic with admission.
+    /// Chooses up to `count` instances to drain, those with the least in flight, and gives them no new requests; each
+    /// is reported by [`Demand::Drained`] once nothing is in flight on the instance. With `to_zero` all instances may
+    /// be chosen if the revision is idle (no waiter, nothing in flight); if the revision is not idle, at least one
+    /// instance stays, and so does every instance with something in flight. Atomic with admission.
     fn retire(&self, revision: &RevisionId, count: u32, to_zero: bool) -> Vec<InstanceId>;
 
-    /// Lets a revision go to zero if it is idle: no waiter, nothing in flight. `None`: it is not,
-    /// and nothing changed. Otherwise every instance is retired as by [`retire`](Self::retire) and
-    /// named, and configured addresses have to prove themselves before they are used again; a
-    /// revision that is not known is idle. Atomic with admission.
+    /// Scales an idle revision (no waiter, nothing in flight) to zero. `None`: the revision is not idle, and nothing
+    /// changed. Otherwise every instance is retired as by [`retire`](Self::retire) and returned, and configured
+    /// addresses need a successful probe before they are used again; an unknown revision counts as idle. Atomic with
+    /// admission.
     fn to_zero(&self, revision: &RevisionId) -> Option<Vec<InstanceId>>;
 
-    /// Gives these instances nothing new, whatever they have in flight; each is reported by
-    /// [`Demand::Drained`] like those that [`retire`](Self::retire) chose, one that is not known at
-    /// once. For replacing instances: whoever calls it has added others, or wants the revision gone.
+    /// Gives these instances no new requests, whatever they have in flight; each is reported by [`Demand::Drained`]
+    /// like an instance chosen by [`retire`](Self::retire), an unknown instance at once. For replacing instances: the
+    /// caller has added others, or removes the revision.
     fn retire_these(&self, revision: &RevisionId, instances: &[InstanceId]);
 
-    /// The time of these retired instances is over: what they have in flight is asked to end (a
-    /// WebSocket by a Close, an HTTP/2 stream's client by GOAWAY) and is broken off a moment later.
-    /// [`Demand::Drained`] follows as always.
+    /// Ends the drain of these retired instances: their requests are asked to end (a WebSocket by a Close, an HTTP/2
+    /// stream's client by GOAWAY) and are aborted a moment later. [`Demand::Drained`] follows as always.
     fn end(&self, revision: &RevisionId, instances: &[InstanceId]);
 
-    /// Fails everybody who waits for the revision, and arrivals until `retry_after` is over.
+    /// Fails all waiters of the revision, and arrivals until `retry_after` is over.
     fn fail(&self, revision: &RevisionId, failure: Arc<ActivationFailure>);
 
-    /// Takes back what [`fail`](Self::fail) said of arrivals: how the revision is started has
-    /// changed, so the next one may ask again at once.
+    /// Lifts the back-off of [`fail`](Self::fail) for arrivals: the way in which the revision is started has changed,
+    /// so the next arrival may ask again at once.
     fn forgive(&self, revision: &RevisionId);
 
     /// The load since the previous call; only the autoscaler calls this.
     fn sample(&self, revision: &RevisionId) -> Option<Load>;
 }
 
-/// What the control plane knows of a revision, for status and admin.
+/// The control plane's state of a revision, for status and admin.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct RevisionStatus {
     /// Instances wanted.
     pub desired: u32,
     /// The last decision with its reason: `3 → 7: panic, 412 in flight / target 70`.
     pub last_decision: Option<String>,
-    /// The last failed activation: what is wrong while it is wrong.
+    /// The last failed activation, for as long as the failure lasts.
     pub last_failure: Option<String>,
     /// Instances started so far.
     pub starts: u64,
 }
 
-/// Where status comes from; implemented by the control plane.
+/// The source of [`RevisionStatus`]; implemented by the control plane.
 pub trait StatusSource: Send + Sync {
-    /// `None` for a revision that nothing scales.
+    /// The status of a revision; `None` for a revision that nothing scales.
     fn revision_status(&self, revision: &RevisionId) -> Option<RevisionStatus>;
 }

@@ -1,10 +1,10 @@
-//! Where the points of a split come from when nothing is sticky.
+//! Random points of a split without stickiness: a low-discrepancy sequence.
 
 use crate::hash::mix;
 use crate::split::Percent;
 
-/// Eight, because any 20 consecutive draws then cover at least one whole block and at most eight
-/// of either half: a 50/50 split gives each side 8 to 12. Sixteen would allow 4 to 16.
+/// The block length. Eight, because any 20 consecutive draws then cover at least one whole block and at most eight of
+/// either half: a 50/50 split gives each side 8 to 12. Sixteen would allow 4 to 16.
 const BLOCK: u64 = 8;
 
 /// The `n`th point of the sequence `seed`, below [`Percent::WHOLE`].

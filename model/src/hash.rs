@@ -1,6 +1,6 @@
-//! Hashes that every replica and every restart agree on.
+//! Stable hashes: every replica and every restart computes the same values.
 
-/// What a sticky choice is a function of: the hash of a cookie, a header or an address.
+/// The key of a sticky choice: the hash of a cookie, a header or an address.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct StickyKey(u64);
 
@@ -10,19 +10,19 @@ impl StickyKey {
         Self(stable_hash(bytes))
     }
 
-    /// As a number, for another process.
+    /// The key as a number, for another process.
     pub fn to_bits(self) -> u64 {
         self.0
     }
 
-    /// The key that [`to_bits`](Self::to_bits) told.
+    /// The key from a number of [`to_bits`](Self::to_bits).
     pub fn from_bits(bits: u64) -> Self {
         Self(bits)
     }
 }
 
-/// FNV-1a with a finaliser: stable across versions, platforms and processes, which std's hashers
-/// do not promise. Not keyed: whoever chooses the key only chooses their own backend.
+/// FNV-1a with a finaliser: stable across versions, platforms and processes, which std's hashers do not promise. Not
+/// keyed: a client that chooses the key only chooses the client's own backend.
 pub fn stable_hash(bytes: &[u8]) -> u64 {
     let fnv = bytes.iter().fold(0xcbf2_9ce4_8422_2325u64, |h, &b| {
         (h ^ u64::from(b)).wrapping_mul(0x0000_0100_0000_01b3)
@@ -58,10 +58,10 @@ pub fn rendezvous(key: StickyKey, candidates: impl Iterator<Item = (u64, u32)>) 
 
 /// Natural logarithm of a 64-bit hash read as a number in (0, 1).
 ///
-/// Only +, -, × and ÷, which IEEE 754 rounds the same everywhere: the platform's `ln` differs in
-/// the last bit between libms, and replicas must agree.
+/// Only +, -, × and ÷, which IEEE 754 rounds the same everywhere: the platform's `ln` differs in the last bit between
+/// libms, and replicas must agree.
 fn ln_unit(hash: u64) -> f64 {
-    // 52 bits and a half: never 0, never 1.
+    // 52 bits and a half: the number is never 0 and never 1.
     #[allow(clippy::cast_precision_loss)]
     let unit = ((hash >> 12) as f64 + 0.5) / (1u64 << 52) as f64;
     let bits = unit.to_bits();
@@ -96,7 +96,7 @@ mod tests {
 
     #[test]
     fn hashes_are_pinned() {
-        // Replicas of different versions must agree: changing these is a breaking change.
+        // Replicas of different versions must agree: a change of these values is a breaking change.
         assert_eq!(stable_hash(b""), 0xf52a_15e9_a9b5_e89b);
         assert_eq!(StickyKey::of(b"user-1"), StickyKey::of(b"user-1"));
         assert_ne!(StickyKey::of(b"user-1"), StickyKey::of(b"user-2"));

@@ -1,24 +1,25 @@
-//! One leaf of a table of hosts: open addressing, one cache line for each host.
+//! A leaf of the host table: an open-addressing hash table with one cache line for each host.
 
 use std::sync::Arc;
 
 use crate::route::{Service, Visibility};
 use crate::table::Entry;
 
-/// Text that a slot holds itself. With it a slot is 64 bytes; derived hosts rarely have more.
+/// The longest host that a slot holds inline. With 39 bytes a slot is 64 bytes; derived hosts are rarely longer.
 const INLINE: usize = 39;
 
-/// What [`RouteTable::find`](crate::RouteTable::find) has to know of a service before it needs the service: kept beside the
-/// host, so that a lookup reads that cache line and no other. The lower bits are the index of the tagged target.
+/// The flags of a service that [`RouteTable::find`](crate::RouteTable::find) reads before the service: they are
+/// stored beside the host, so that a lookup reads that cache line and no other. The lower bits are the index of the
+/// tagged target.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Gist(u32);
 
 impl Gist {
-    /// It is for internal listeners.
+    /// The service is for internal listeners.
     const INTERNAL: u32 = 1 << 31;
-    /// It has routes.
+    /// The service has routes.
     const ROUTES: u32 = 1 << 30;
-    /// No tag.
+    /// The index that stands for no tag.
     const UNTAGGED: u32 = Self::ROUTES - 1;
 
     fn of(service: &Service, tagged: Option<usize>) -> Self {
@@ -30,10 +31,10 @@ impl Gist {
     }
 }
 
-/// A host's text.
+/// The text of a host, inline if it is short.
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Text {
-    /// Filled up with zeros, which no host contains.
+    /// Padded with zeros, which no host contains.
     Short([u8; INLINE]),
     Long(Arc<str>),
 }
@@ -71,14 +72,14 @@ impl Text {
     }
 }
 
-/// Where a host leads.
+/// A slot: a host and its entry.
 #[derive(Debug, Clone)]
 #[repr(align(64))]
 struct Slot<L> {
     hash: u32,
     gist: Gist,
     text: Text,
-    /// `None` where the slot is free.
+    /// The entry; `None` in a free slot.
     entry: Option<Entry<L>>,
 }
 
@@ -93,7 +94,7 @@ impl<L> Default for Slot<L> {
     }
 }
 
-/// What a host leads to.
+/// The result of a lookup.
 #[derive(Debug)]
 pub(crate) struct Claim<'t, L> {
     pub(crate) entry: &'t Entry<L>,
@@ -107,7 +108,7 @@ impl<L> Claim<'_, L> {
         (index != Gist::UNTAGGED).then_some(index as usize)
     }
 
-    /// As the service's.
+    /// The visibility of the service.
     pub(crate) fn visibility(&self) -> Visibility {
         match self.gist.0 & Gist::INTERNAL {
             0 => Visibility::External,
@@ -121,10 +122,11 @@ impl<L> Claim<'_, L> {
     }
 }
 
-/// Hosts whose hashes begin alike. Cloning shares the slots until one of both is changed.
+/// A hash table of the hosts whose hashes begin alike. Copy-on-write: a clone shares the slots until one of both is
+/// changed.
 ///
-/// **Invariant:** a power of two of slots, at most three quarters of them taken; a host stands at or
-/// after the place its hash names, with no free slot in between.
+/// **Invariant:** the number of slots is a power of two, and at most three quarters of the slots are taken; a host
+/// stands at or after the slot of its hash, with no free slot in between (linear probing).
 #[derive(Debug, Clone)]
 pub(crate) struct HostLeaf<L> {
     slots: Arc<[Slot<L>]>,
@@ -153,7 +155,7 @@ impl<L> HostLeaf<L> {
         })
     }
 
-    /// The slot of a host, or the free one where it would go; `Err(0)` of an empty leaf is no slot.
+    /// The slot of a host, or the free slot where the host would go; `Err(0)` of an empty leaf is no slot.
     fn find(&self, hash: u64, host: &[u8]) -> Result<usize, usize> {
         if self.slots.is_empty() {
             return Err(0);
@@ -185,7 +187,7 @@ impl<L> HostLeaf<L> {
 }
 
 impl<L: Clone> HostLeaf<L> {
-    /// Adds a host; one that is there already keeps its claim, and `false` says so.
+    /// Adds a host. Returns `false`, and changes nothing, if the host is in the table already.
     pub(crate) fn insert(&mut self, hash: u64, host: &str, entry: Entry<L>, tagged: Option<usize>) -> bool {
         if self.find(hash, host.as_bytes()).is_ok() {
             return false;
@@ -204,14 +206,15 @@ impl<L: Clone> HostLeaf<L> {
         true
     }
 
-    /// Removes a host, if it is there.
+    /// Removes a host, if the leaf has the host.
     pub(crate) fn remove(&mut self, hash: u64, host: &str) {
         let Ok(mut free) = self.find(hash, host.as_bytes()) else {
             return;
         };
         let slots = Arc::make_mut(&mut self.slots);
         let mask = slots.len() - 1;
-        // Those that stand further on because this one was taken move up: no tombstones.
+        // Backward-shift deletion: hosts that stand further on because this slot was taken move up, so that there are
+        // no tombstones.
         let mut at = free;
         loop {
             at = (at + 1) & mask;
@@ -241,7 +244,8 @@ impl<L: Clone> HostLeaf<L> {
             slots[at] = slot;
         };
         match Arc::get_mut(&mut self.slots) {
-            // A table that is being built: nobody else has these, and to count what they lead to would miss the cache.
+            // A table under construction: no other table shares these slots, and counting the references of entries
+            // would miss the cache.
             Some(own) => {
                 let taken = own.iter_mut().filter(|slot| slot.entry.is_some());
                 taken.for_each(|slot| place(std::mem::take(slot)));

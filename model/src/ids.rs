@@ -1,4 +1,4 @@
-//! Names → entries: a persistent map by id.
+//! A persistent map from ids to entries.
 
 use std::sync::Arc;
 
@@ -6,7 +6,7 @@ use crate::name::{RevisionId, ServiceId};
 use crate::shards::{Seed, Shards};
 use crate::table::Entry;
 
-/// What has a name of two parts.
+/// A value with a name of two parts.
 pub(crate) trait Named {
     type Id: Eq;
 
@@ -21,7 +21,7 @@ impl<L> Named for Entry<L> {
     }
 }
 
-/// A revision, as one of its service's.
+/// A revision, as a slot of its service.
 #[derive(Debug, Clone)]
 pub(crate) struct Slotted<L> {
     pub(crate) entry: Entry<L>,
@@ -36,7 +36,7 @@ impl<L> Named for Slotted<L> {
     }
 }
 
-/// The parts of an id, for its hash.
+/// The two parts of an id, for its hash.
 pub(crate) trait Parts {
     fn parts(&self) -> (&str, &str);
 }
@@ -53,11 +53,11 @@ impl Parts for RevisionId {
     }
 }
 
-/// A persistent map. Cloning shares everything, and a change copies one leaf: its values in the
-/// order of their ids' hashes.
+/// A persistent map by id. A clone shares everything, and a change copies one leaf: the values in the order of the
+/// hashes of their ids.
 ///
-/// Hashes stand beside the values, so that a search reads one array and only the id that it finds: ids are
-/// behind two pointers, and following these at each step of a search was half of building a large table.
+/// The hashes stand beside the values, so that a search reads one array and only the id of the result: ids are behind
+/// two pointers, and following these at each step of a search was half of the time of building a large table.
 #[derive(Debug, Clone)]
 pub(crate) struct ById<V> {
     seed: Seed,
@@ -95,7 +95,7 @@ where
         Some(&leaf[find(leaf, hash, id).ok()?].value)
     }
 
-    /// Adds a value, in place of the one with its id.
+    /// Adds a value, and returns the value that had the same id before.
     pub(crate) fn insert(&mut self, value: V) -> Option<V> {
         let hash = self.hash(value.id());
         let leaf = Arc::make_mut(self.leaves.get_mut(hash));
@@ -131,12 +131,12 @@ where
     }
 }
 
-/// The part of a hash that orders a leaf: the other end than the one that chose it.
+/// The part of a hash that orders a leaf: the other end than the part that chooses the leaf.
 fn short(hash: u64) -> u32 {
     hash as u32
 }
 
-/// Where a value stands in a leaf, or would.
+/// The index of a value in a leaf, or the index where the value would go.
 fn find<V: Named>(leaf: &[Hashed<V>], hash: u64, id: &V::Id) -> Result<usize, usize> {
     let hash = short(hash);
     let first = leaf.partition_point(|hashed| hashed.hash < hash);

@@ -1,12 +1,11 @@
 //! The contract between Sluice's two planes: a [`Snapshot`] goes down, [`Demand`] goes up.
 //!
-//! The control plane compiles configuration into one immutable [`Snapshot`]; the data plane reads
-//! one of them per request and nothing else. What the data plane learns (somebody waits for a
-//! revision at zero, an instance answered its probe) goes up as [`Demand`]; endpoints that the
-//! control plane starts come down through [`EndpointSink`].
+//! The control plane compiles configuration into one immutable [`Snapshot`]; the data plane reads one Snapshot per
+//! request and no other configuration. The data plane reports events as [`Demand`] (a request waits for a revision at
+//! zero, an instance passed its probe); endpoints that the control plane starts come down through [`EndpointSink`].
 //!
-//! **Invariant:** no I/O, no clock, no randomness, no async, no serde. Time and randomness are
-//! arguments. Everything here is used by both planes.
+//! **Invariant:** no I/O, no clock, no randomness, no async, no serde. Time and randomness are arguments. Every item
+//! is used by both planes.
 
 mod demand;
 mod draw;

@@ -1,4 +1,4 @@
-//! Names. Strings die here: everything past this module holds a checked name.
+//! Validated names: strings are parsed here once, and every other module holds a checked name.
 
 use std::cmp::Ordering;
 use std::fmt;
@@ -8,22 +8,22 @@ use std::sync::Arc;
 /// The longest host name DNS allows, in bytes.
 const MAX_HOST: usize = 253;
 
-/// Why a string is not the name it should be.
+/// The reason why a string is not a valid name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum NameError {
-    /// Nothing is left once port and trailing dot are off.
+    /// The name is empty without port and trailing dot.
     Empty,
-    /// Longer than DNS allows (253 bytes for a host, 63 for a label).
+    /// The name is longer than DNS allows (253 bytes for a host, 63 for a label).
     TooLong,
-    /// A byte that cannot stand in a name of this kind.
+    /// The name has a byte that is not allowed in its kind of name.
     BadByte(u8),
-    /// A character that cannot stand in a name of this kind; where the name came as text.
+    /// The name has a character that is not allowed in its kind of name; for a name that was given as text.
     BadChar(char),
     /// The port after the colon is not a number up to 65535.
     BadPort,
     /// An empty label, or a hyphen at a label's end.
     BadLabel,
-    /// Brackets around something that is no IPv6 address.
+    /// The brackets contain no IPv6 address.
     BadLiteral,
 }
 
@@ -35,7 +35,7 @@ impl fmt::Display for NameError {
             Self::BadByte(b) if b.is_ascii() => {
                 write!(f, "the character {:?} is not allowed", char::from(*b))
             }
-            // A part of a character, or of nothing: shown as one it would be another.
+            // A byte of a multi-byte or invalid character: shown as a character, the byte would be another character.
             Self::BadByte(b) => write!(f, "the byte 0x{b:02X} is not allowed"),
             Self::BadChar(c) => write!(f, "the character {c:?} is not allowed"),
             Self::BadPort => f.write_str("its port is not a number up to 65535"),
@@ -48,8 +48,8 @@ impl fmt::Display for NameError {
 impl std::error::Error for NameError {}
 
 impl NameError {
-    /// With the character in place of its first byte: names are ASCII, so the first byte that is not is the first
-    /// character that is not.
+    /// The error with the character in place of its first byte: names are ASCII, so the first byte that is not ASCII
+    /// begins the first character that is not ASCII.
     fn of_text(self, raw: &str) -> Self {
         match (self, raw.chars().find(|c| !c.is_ascii())) {
             (Self::BadByte(b), Some(c)) if !b.is_ascii() => Self::BadChar(c),
@@ -58,8 +58,8 @@ impl NameError {
     }
 }
 
-/// Normalises what a client sent as Host or `:authority` into `buf`: lower case, without port
-/// and trailing dot. An IPv6 literal keeps its brackets. Allocates nothing.
+/// Normalises a client's Host or `:authority` into `buf`: lower case, without port and trailing dot. An IPv6 literal
+/// keeps its brackets. Allocates nothing.
 ///
 /// # Errors
 /// [`NameError`] when it is not a host at all; the caller answers 400.
@@ -92,11 +92,11 @@ pub fn normalize_host<'b>(raw: &[u8], buf: &'b mut [u8; 256]) -> Result<&'b str,
     if !literal && empty_label {
         return Err(NameError::BadLabel);
     }
-    // Only ASCII was copied.
+    // Only ASCII was copied, so that this conversion cannot fail.
     std::str::from_utf8(out).map_err(|_| NameError::BadByte(0xff))
 }
 
-/// RFC 3986's `IP-literal`, without zones and without `IPvFuture`, which nobody speaks.
+/// Whether a host is an `IP-literal` of RFC 3986, without zones and without `IPvFuture`, which no client uses.
 fn is_ipv6_literal(host: &[u8]) -> bool {
     let inner = host.strip_prefix(b"[").and_then(|rest| rest.strip_suffix(b"]"));
     inner
@@ -152,7 +152,7 @@ impl Host {
         &self.0
     }
 
-    /// A host whose text was one before.
+    /// A host from text that was a checked host before.
     pub(crate) fn of_checked(text: &[u8]) -> Self {
         Self(String::from_utf8_lossy(text).into())
     }
@@ -212,7 +212,7 @@ macro_rules! namespaced_id {
     ($(#[$doc:meta])* $name:ident) => {
         $(#[$doc])*
         ///
-        /// One shared text: a large table has several of each.
+        /// One shared text for all copies: a large table has several copies of each name.
         #[derive(Debug, Clone, PartialEq, Eq, Hash)]
         pub struct $name {
             /// `namespace/name`
@@ -224,7 +224,7 @@ macro_rules! namespaced_id {
             /// Checks both parts: lower-case DNS labels of at most 63 bytes.
             ///
             /// # Errors
-            /// [`NameError`] for the first part that is none.
+            /// [`NameError`] for the first part that is not a label.
             pub fn parse(namespace: &str, name: &str) -> Result<Self, NameError> {
                 check_label(namespace)?;
                 check_label(name)?;
@@ -242,7 +242,7 @@ macro_rules! namespaced_id {
             }
         }
 
-        // By parts: as one text, namespace `a-b` would come before `a`.
+        // Ordered by parts: as one text, namespace `a-b` would come before `a`.
         impl Ord for $name {
             fn cmp(&self, other: &Self) -> Ordering {
                 (self.namespace(), self.name()).cmp(&(other.namespace(), other.name()))
@@ -264,11 +264,11 @@ macro_rules! namespaced_id {
 }
 
 namespaced_id! {
-    /// Names a revision; unique in its namespace, across services.
+    /// The id of a revision; unique in its namespace, across services.
     RevisionId
 }
 namespaced_id! {
-    /// Names a service.
+    /// The id of a service.
     ServiceId
 }
 

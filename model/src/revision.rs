@@ -1,4 +1,4 @@
-//! What the data plane knows of a revision besides its live state.
+//! The configuration of a revision, as the data plane reads it.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -11,7 +11,7 @@ use std::time::Duration;
 use crate::name::{Host, RevisionId, ServiceId};
 use crate::settings::CertificateFiles;
 
-/// One address that can be connected to.
+/// The address of one endpoint.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum EndpointAddr {
     /// TCP.
@@ -29,12 +29,12 @@ impl fmt::Display for EndpointAddr {
     }
 }
 
-/// One address as configured; a name may stand for several endpoints over time.
+/// A configured address; a DNS name may resolve to several endpoints over time.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum EndpointTarget {
-    /// An address.
+    /// A socket address.
     Address(EndpointAddr),
-    /// A name that is resolved, and resolved again.
+    /// A DNS name, which is resolved again and again.
     Dns {
         /// The name.
         host: String,
@@ -52,40 +52,40 @@ impl fmt::Display for EndpointTarget {
     }
 }
 
-/// How a URL backend is spoken to.
+/// The scheme of a URL backend.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Scheme {
-    /// Plain.
+    /// HTTP without TLS.
     Http,
     /// TLS; the certificate is verified against the host.
     Https,
 }
 
-/// A backend behind a URL: Host rewritten, a 429 treated as back-pressure.
+/// A backend behind a URL: Host is rewritten, and a 429 counts as back-pressure.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct UrlBackend {
-    /// Plain or TLS.
+    /// HTTP or HTTPS.
     pub scheme: Scheme,
-    /// The host to resolve, send as Host and verify.
+    /// The host to resolve, to send as Host and to verify.
     pub host: Host,
-    /// The port; the scheme's own where the URL names none.
+    /// The port; the scheme's default if the URL has none.
     pub port: u16,
-    /// Put before every path; empty or starting with a slash, never ending in one.
+    /// The prefix of every path; empty, or with a leading and without a trailing slash.
     pub path_prefix: String,
 }
 
-/// How a revision's endpoints come to be.
+/// The kind of a revision's endpoints.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Backend {
     /// Configured addresses.
     Static {
         /// The addresses.
         targets: Vec<EndpointTarget>,
-        /// Whether something elsewhere starts what listens there: at zero a request waits and
-        /// sends [`Demand`](crate::Demand).
+        /// Whether another system starts the processes behind these addresses: at zero a request waits and sends
+        /// [`Demand`](crate::Demand).
         activated: bool,
     },
-    /// A URL.
+    /// One URL.
     Url(UrlBackend),
     /// Instances that the control plane starts and reports through
     /// [`EndpointSink`](crate::EndpointSink).
@@ -104,58 +104,57 @@ pub enum Protocol {
 }
 
 impl Protocol {
-    /// Whether it is HTTP/2: one connection carries several requests.
+    /// Whether the protocol is HTTP/2, where one connection carries several requests.
     pub fn is_http2(self) -> bool {
         matches!(self, Self::H2c | Self::H2)
     }
 }
 
-/// TLS towards the backend behind an https URL. The default: the system's roots, the URL's host,
-/// no client certificate.
+/// TLS towards the backend behind an https URL. The default: the system's roots, the URL's host, no client
+/// certificate.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct BackendTls {
-    /// PEM file of the only certificate authorities that are trusted; `None` for the system's.
+    /// The PEM file with the only trusted certificate authorities; `None` for the system's.
     pub ca_file: Option<PathBuf>,
-    /// What the gateway shows when the backend asks for a client certificate.
+    /// The client certificate, for a backend that asks for one.
     pub certificate: Option<CertificateFiles>,
-    /// The name that is asked for (SNI) and verified in place of the URL's host; a DNS name or an
-    /// IP address without brackets.
+    /// The name for SNI and verification in place of the URL's host; a DNS name or an IP address without brackets.
     pub server_name: Option<String>,
-    /// Takes any certificate: whoever can redirect the connection can read and change it.
+    /// Accepts any certificate: an attacker who can redirect the connection can read and change the traffic.
     pub insecure_skip_verify: bool,
 }
 
 impl BackendTls {
-    /// Every file that is read.
+    /// The paths of all files in these settings.
     pub fn files(&self) -> impl Iterator<Item = &PathBuf> {
         let pair = self.certificate.iter().flat_map(|c| [&c.cert_file, &c.key_file]);
         self.ca_file.iter().chain(pair)
     }
 }
 
-/// Requests on one HTTP/2 connection to a backend at once where nothing else is configured.
+/// The default bound of concurrent requests on one HTTP/2 connection to a backend.
 pub const DEFAULT_STREAMS_PER_CONNECTION: u32 = 100;
 
-/// What a probe does.
+/// The kind of a readiness probe.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ProbeKind {
-    /// Connects.
+    /// A TCP connect.
     Tcp,
-    /// GETs this path and wants a status of 200 to 399.
+    /// A GET of this path, which needs a status of 200 to 399.
     Http {
         /// Path and query.
         path: String,
     },
 }
 
-/// How readiness is found out.
+/// A readiness probe.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Probe {
-    /// What is done.
+    /// The kind of the probe.
     pub kind: ProbeKind,
-    /// Between probes of an endpoint nobody waits for.
+    /// The interval between probes of an endpoint that no request waits for.
     pub period: Duration,
-    /// How long one probe may take.
+    /// The timeout of one probe.
     pub timeout: Duration,
     /// Consecutive failures after which a ready endpoint counts as failing.
     pub failure_threshold: u32,
@@ -164,66 +163,66 @@ pub struct Probe {
 /// Bounds of one revision's queue.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct QueueLimits {
-    /// Waiters.
+    /// The number of waiters.
     pub depth: usize,
-    /// Bytes held by waiters (their heads; bodies are not read while waiting).
+    /// The bytes of all waiters' heads; bodies are not read while waiting.
     pub bytes: u64,
-    /// The longest a waiter waits.
+    /// The longest time in the queue.
     pub timeout: Duration,
 }
 
-/// Timers of a request; `None` is no limit.
+/// Timeouts of a request; `None` is no limit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct RevisionTimeouts {
-    /// Whole request, queue included.
+    /// For the whole request, queue included.
     pub total: Option<Duration>,
     /// Until the response head, queue included.
     pub response_start: Option<Duration>,
-    /// Between bytes; the only one after a 101 besides `max_stream_age`.
+    /// Between bytes; the only timeout after a 101 besides `max_stream_age`.
     pub idle: Option<Duration>,
-    /// After which a stream is asked to end.
+    /// The age after which a stream is asked to end.
     pub max_stream_age: Option<Duration>,
 }
 
-/// How a revision is served. Most revisions of a large table have the same settings; whoever makes
-/// many of them shares these.
+/// The settings of a revision. Most revisions of a large table have the same settings, so that equal settings are
+/// shared.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RevisionSettings {
-    /// The protocol its endpoints speak.
+    /// The protocol of the endpoints.
     pub protocol: Protocol,
-    /// Requests on one HTTP/2 connection to a backend at once, unless the backend allows fewer; at
+    /// The bound of concurrent requests on one HTTP/2 connection to a backend, unless the backend allows fewer; at
     /// least 1.
     pub max_streams_per_connection: u32,
-    /// TLS, where the backend is an https URL.
+    /// TLS settings, for a backend behind an https URL.
     pub tls: BackendTls,
-    /// Protocols that its backends may be asked to switch to, as names with or without `/version`;
-    /// `None`: any but TLS and HTTP/2 itself.
+    /// Protocols that a request may upgrade to, as names with or without `/version`; `None`: any protocol but TLS and
+    /// HTTP/2 itself.
     pub upgrades: Option<Vec<String>>,
-    /// How readiness is found out; `None`: connecting is proof enough.
+    /// The readiness probe; `None`: a successful connect is enough.
     pub readiness: Option<Probe>,
     /// The longest an instance may take to become ready.
     pub start_timeout: Duration,
-    /// Requests one endpoint may hold at once; `None` is no limit.
+    /// The concurrency limit of one endpoint; `None` is no limit.
     pub container_concurrency: Option<u32>,
-    /// Timers.
+    /// Timeouts of a request.
     pub timeouts: RevisionTimeouts,
     /// Queue bounds.
     pub queue: QueueLimits,
-    /// Headers set on every request to it; may hold secrets.
+    /// Headers that are set on every request to the revision; values may be secrets.
     pub request_headers: BTreeMap<String, String>,
 }
 
-/// Everything configured about one revision that serving it needs. It has the fields of its
-/// [`RevisionSettings`]: that they are shared is a matter of memory alone.
+/// The configuration of one revision that serving needs. Dereferences to its [`RevisionSettings`], which are shared
+/// only to save memory.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RevisionSpec {
     /// Its name.
     pub id: RevisionId,
     /// The service it belongs to.
     pub service: ServiceId,
-    /// How its endpoints come to be.
+    /// The kind of the revision's endpoints.
     pub backend: Backend,
-    /// How it is served.
+    /// The settings, shared with other revisions.
     pub settings: Arc<RevisionSettings>,
 }
 
@@ -235,7 +234,7 @@ impl Deref for RevisionSpec {
     }
 }
 
-/// Changes the settings of this one alone.
+/// Copy-on-write: changes the settings of this revision alone.
 impl DerefMut for RevisionSpec {
     fn deref_mut(&mut self) -> &mut RevisionSettings {
         Arc::make_mut(&mut self.settings)
@@ -243,7 +242,7 @@ impl DerefMut for RevisionSpec {
 }
 
 impl RevisionSpec {
-    /// Of a revision that is configured no more: only the instances that it still has matter.
+    /// A revision that was removed from the configuration: only its remaining instances matter.
     pub fn leaving(id: RevisionId, service: ServiceId, container_concurrency: Option<u32>) -> Self {
         let settings = RevisionSettings {
             protocol: Protocol::Http1,

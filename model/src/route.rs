@@ -1,4 +1,4 @@
-//! Routes: which requests of a service go to which split.
+//! Routes: the rules that match requests of a service to a split.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -8,23 +8,23 @@ use crate::revision::RevisionSpec;
 use crate::split::TrafficSplit;
 use crate::table::HostPattern;
 
-/// Who may reach a route, and who comes in by a listener.
+/// The visibility of a route or of a listener.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Visibility {
-    /// The world. An external listener serves external routes only.
+    /// Public. An external listener serves external routes only.
     External,
-    /// The inside. An internal listener serves external routes too.
+    /// Internal. An internal listener serves external routes too.
     Internal,
 }
 
 impl Visibility {
-    /// Whether a listener of this visibility may serve a route of that one.
+    /// Whether a listener of this visibility may serve a route of visibility `route`.
     pub fn may_serve(self, route: Self) -> bool {
         self == Self::Internal || route == Self::External
     }
 }
 
-/// What a lookup needs to see of a request; each protocol adapter brings its own.
+/// The parts of a request that a lookup reads; each protocol adapter implements this trait.
 pub trait RequestView {
     /// The method, in upper case as sent.
     fn method(&self) -> &str;
@@ -34,14 +34,14 @@ pub trait RequestView {
     fn header(&self, name: &str) -> Option<&[u8]>;
 }
 
-/// How a path is matched.
+/// A path match.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum PathMatch {
-    /// The whole path.
+    /// Matches the whole path.
     Exact(String),
-    /// Whole segments: `/v2` matches `/v2` and `/v2/x`, not `/v2x`.
+    /// Matches whole segments: `/v2` matches `/v2` and `/v2/x`, not `/v2x`.
     Prefix(String),
-    /// The raw string, as in KIngress.
+    /// Matches the start of the path as a string, as in KIngress.
     RawPrefix(String),
 }
 
@@ -56,29 +56,29 @@ impl PathMatch {
     }
 }
 
-/// What follows `prefix` in `path` when `prefix` covers whole segments.
+/// The rest of `path` after `prefix`, if `prefix` covers whole segments.
 fn segment_rest<'p>(path: &'p str, prefix: &str) -> Option<&'p str> {
     let rest = path.strip_prefix(prefix.trim_end_matches('/'))?;
     (rest.is_empty() || rest.starts_with('/')).then_some(rest)
 }
 
-/// How a header's value is matched.
+/// A match of a header's value.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum HeaderMatcher {
-    /// The whole value.
+    /// Matches the whole value.
     Exact(String),
-    /// The start of the value.
+    /// Matches the start of the value.
     Prefix(String),
-    /// Any value.
+    /// Matches any value.
     Present,
 }
 
-/// One header that has to match.
+/// A match of one header.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct HeaderMatch {
     /// The name in lower case.
     pub name: String,
-    /// What its value has to be.
+    /// The match of the value.
     pub matcher: HeaderMatcher,
 }
 
@@ -94,14 +94,14 @@ impl HeaderMatch {
     }
 }
 
-/// All that a request has to match; an empty one matches everything.
+/// The conditions of a route, all of which a request has to match; empty conditions match every request.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct RouteMatch {
-    /// The path, if it matters.
+    /// The path match, if any.
     pub path: Option<PathMatch>,
-    /// Every one of these.
+    /// Header matches, all of which have to match.
     pub headers: Vec<HeaderMatch>,
-    /// One of these, if any is given; upper case.
+    /// Methods, one of which has to match, if there are any; upper case.
     pub methods: Vec<String>,
 }
 
@@ -114,32 +114,32 @@ impl RouteMatch {
     }
 }
 
-/// What the path becomes on its way to the backend.
+/// A rewrite of the path on the way to the backend.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum PathRewrite {
-    /// The matched prefix becomes this one; without a prefix match the whole path does.
+    /// Replaces the matched prefix; without a prefix match the whole path.
     Prefix(String),
-    /// The whole path becomes this one.
+    /// Replaces the whole path.
     Full(String),
 }
 
-/// One rule of a service.
+/// One route of a service.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Route {
-    /// What has to match.
+    /// The conditions.
     pub matches: RouteMatch,
-    /// The Host the backend sees, if not the client's.
+    /// The Host for the backend, if it is rewritten.
     pub rewrite_host: Option<String>,
-    /// The path the backend sees, if not the client's.
+    /// The path rewrite for the backend, if any.
     pub rewrite_path: Option<PathRewrite>,
-    /// Headers set on the request; what the client sent under these names is overwritten.
+    /// Headers that are set on the request; a client's values under these names are overwritten.
     pub append_headers: BTreeMap<String, String>,
-    /// Where matching requests go.
+    /// The split of matching requests.
     pub split: TrafficSplit,
 }
 
 impl Route {
-    /// The path the backend sees for `path` (without query), if it is another one.
+    /// The rewritten path of `path` (without query), if it differs.
     pub fn rewritten_path(&self, path: &str) -> Option<String> {
         match self.rewrite_path.as_ref()? {
             PathRewrite::Full(full) => Some(full.clone()),
@@ -156,7 +156,7 @@ impl Route {
     }
 }
 
-/// One slash between the parts, and never an empty path.
+/// Joins two parts with one slash; the result is never empty.
 fn join(prefix: &str, rest: &str) -> String {
     let prefix = prefix.trim_end_matches('/');
     match rest.strip_prefix('/') {
@@ -167,16 +167,16 @@ fn join(prefix: &str, rest: &str) -> String {
     }
 }
 
-/// What plain HTTP gets.
+/// The treatment of plain HTTP.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum HttpOption {
-    /// It is served.
+    /// Plain HTTP is served.
     Enabled,
     /// A redirect to https: 301 for GET and HEAD, 308 for the rest.
     Redirected,
 }
 
-/// What a sticky choice is a function of.
+/// The source of the key of a sticky choice.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum StickySource {
     /// The value of this cookie.
@@ -187,49 +187,49 @@ pub enum StickySource {
     ClientIp,
 }
 
-/// How far a sticky choice reaches.
+/// The scope of a sticky choice.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum StickyScope {
-    /// To a revision.
+    /// The choice of a revision.
     Revision,
-    /// On to one endpoint of it.
+    /// The choice of a revision and of one endpoint of the revision.
     Endpoint,
 }
 
-/// A service's sticky setting.
+/// The session affinity of a service ("sticky").
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Sticky {
-    /// Where the key comes from; a request without it is not sticky.
+    /// The source of the key; a request without the key is not sticky.
     pub source: StickySource,
-    /// How far the choice reaches.
+    /// The scope of the choice.
     pub scope: StickyScope,
 }
 
-/// A service: what its hosts lead to.
+/// A service: the configuration behind its hosts.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Service {
     /// Its name.
     pub id: ServiceId,
-    /// Who may reach it.
+    /// The visibility of the service.
     pub visibility: Visibility,
-    /// What plain HTTP gets.
+    /// The treatment of plain HTTP.
     pub http_option: HttpOption,
-    /// Whether choices stick.
+    /// Session affinity, if any.
     pub sticky: Option<Sticky>,
-    /// What hosts it claims: for its own traffic, or for the target of a tag.
+    /// The hosts that the service claims, for its own traffic or for the target of a tag.
     pub hosts: Vec<(HostPattern, Option<Tag>)>,
-    /// Its own revisions, in the order of the configuration. Traffic goes to these alone:
-    /// [`TrafficTarget::slot`](crate::TrafficTarget::slot) counts within them, so that no other
-    /// service's change renumbers it.
+    /// The service's own revisions, in the order of the configuration. Traffic goes to these revisions alone:
+    /// [`TrafficTarget::slot`](crate::TrafficTarget::slot) is an index into this list, so that a change of another
+    /// service renumbers nothing.
     pub revisions: Vec<Arc<RevisionSpec>>,
     /// Tried in order; the first match wins.
     pub routes: Vec<Route>,
-    /// The last resort. Its tags have hosts of their own.
+    /// The split of requests that match no route. Its tags have hosts of their own.
     pub split: TrafficSplit,
 }
 
 impl Service {
-    /// Every split: its own, then those of its routes.
+    /// All splits: the service's own, then those of its routes.
     pub fn splits(&self) -> impl Iterator<Item = &TrafficSplit> {
         std::iter::once(&self.split).chain(self.routes.iter().map(|route| &route.split))
     }

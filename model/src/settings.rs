@@ -8,25 +8,25 @@ use ipnet::IpNet;
 
 use crate::route::Visibility;
 
-/// Whether a listener speaks the PROXY protocol.
+/// The mode of a listener's PROXY protocol.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ProxyProtocolMode {
-    /// A header may come.
+    /// A PROXY header is accepted.
     Optional,
-    /// A header must come.
+    /// A PROXY header is required.
     Required,
 }
 
-/// A listener's PROXY protocol.
+/// The PROXY protocol of a listener.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ProxyProtocol {
-    /// May or must.
+    /// Optional or required.
     pub mode: ProxyProtocolMode,
-    /// Who may send one; from elsewhere it closes the connection.
+    /// The networks that may send a PROXY header; a header from elsewhere closes the connection.
     pub from: Vec<IpNet>,
 }
 
-/// One certificate with its key, PEM files.
+/// One certificate with its key, as PEM files.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct CertificateFiles {
     /// The chain, leaf first.
@@ -35,7 +35,7 @@ pub struct CertificateFiles {
     pub key_file: PathBuf,
 }
 
-/// The oldest TLS a listener speaks.
+/// The minimum TLS version of a listener.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum TlsVersion {
     /// 1.2 and 1.3.
@@ -45,7 +45,7 @@ pub enum TlsVersion {
     Tls13,
 }
 
-/// A cipher suite that may be offered. There are no others: all of them are forward secret and authenticated.
+/// A cipher suite that may be offered. There are no other suites: all of these are forward secret and authenticated.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[expect(missing_docs, reason = "named as IANA does")]
 pub enum CipherSuite {
@@ -61,7 +61,7 @@ pub enum CipherSuite {
 }
 
 impl CipherSuite {
-    /// All of them.
+    /// All cipher suites.
     pub const ALL: [Self; 9] = [
         Self::Tls13Aes256GcmSha384,
         Self::Tls13Aes128GcmSha256,
@@ -74,7 +74,7 @@ impl CipherSuite {
         Self::EcdheRsaChacha20Poly1305Sha256,
     ];
 
-    /// IANA's name.
+    /// The IANA name.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Tls13Aes256GcmSha384 => "TLS_AES_256_GCM_SHA384",
@@ -89,7 +89,7 @@ impl CipherSuite {
         }
     }
 
-    /// Whether it belongs to TLS 1.3; the others belong to 1.2.
+    /// Whether the suite belongs to TLS 1.3; the other suites belong to 1.2.
     pub fn is_tls13(self) -> bool {
         matches!(
             self,
@@ -98,19 +98,19 @@ impl CipherSuite {
     }
 }
 
-/// A listener's TLS.
+/// The TLS settings of a listener.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TlsSettings {
-    /// Chosen by SNI; the first is the default. Never empty.
+    /// The certificates, chosen by SNI; the first one is the default. Never empty.
     pub certificates: Vec<CertificateFiles>,
-    /// The oldest version that is spoken.
+    /// The minimum TLS version.
     pub min_version: TlsVersion,
-    /// What may be agreed on; `None` for all of them. Has at least one that `min_version` can use.
+    /// The cipher suites that may be negotiated; `None` for all. Has at least one suite that `min_version` can use.
     pub cipher_suites: Option<Vec<CipherSuite>>,
 }
 
 impl TlsSettings {
-    /// These certificates under the default policy.
+    /// TLS settings of these certificates with the default policy.
     pub fn new(certificates: Vec<CertificateFiles>) -> Self {
         Self {
             certificates,
@@ -120,126 +120,126 @@ impl TlsSettings {
     }
 }
 
-/// A listener's HTTP/2.
+/// The HTTP/2 settings of a listener.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Http2Settings {
-    /// Announces extended CONNECT (RFC 8441): WebSocket over HTTP/2. Browsers then use it for every
-    /// WebSocket of the origin.
+    /// Announces extended CONNECT (RFC 8441) for WebSocket over HTTP/2. Browsers then use HTTP/2 for every WebSocket
+    /// of the origin.
     pub web_socket: bool,
 }
 
 /// One listener.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ListenerSettings {
-    /// Where it binds; port 0 is allowed.
+    /// The address to bind; port 0 is allowed.
     pub address: SocketAddr,
-    /// What it may serve.
+    /// The visibility, which limits the routes that the listener serves.
     pub visibility: Visibility,
-    /// TLS, if it speaks it.
+    /// TLS settings, if the listener uses TLS.
     pub tls: Option<TlsSettings>,
-    /// PROXY, if it speaks it.
+    /// PROXY protocol settings, if the listener uses it.
     pub proxy_protocol: Option<ProxyProtocol>,
-    /// HTTP/2.
+    /// HTTP/2 settings.
     pub http2: Http2Settings,
 }
 
-/// How requests are logged.
+/// The format of the access log.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum AccessLogFormat {
-    /// For people.
+    /// Text for people.
     Pretty,
-    /// One object a line.
+    /// One JSON object a line.
     Json,
-    /// Not at all.
+    /// No access log.
     Off,
 }
 
-/// What a client may ask of the gateway. A number of 0 in the file is `None` here: no limit.
+/// Limits for clients. A number of 0 in the file is `None` here: no limit.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Limits {
-    /// For a whole request head, from its first byte; also for PROXY header and TLS handshake.
+    /// The timeout of a whole request head, from its first byte; also of the PROXY header and the TLS handshake.
     pub header_timeout: Duration,
-    /// For a connection without a request, h1 or h2.
+    /// The timeout of a connection without a request, HTTP/1 or HTTP/2.
     pub idle_timeout: Duration,
-    /// A request head's bytes.
+    /// The size of a request head.
     pub max_header_bytes: usize,
-    /// A request head's fields.
+    /// The number of fields of a request head.
     pub max_headers: usize,
-    /// A request target's bytes.
+    /// The size of a request target.
     pub max_uri_bytes: usize,
-    /// A request body's bytes.
+    /// The size of a request body.
     pub max_body_bytes: Option<u64>,
-    /// Between two reads of a request body; also how long one below the minimum rate may last.
+    /// The timeout between two reads of a request body; also how long a body may stay below the minimum rate.
     pub body_read_timeout: Duration,
-    /// The least that must come of a request body, in bytes a second.
+    /// The minimum rate of a request body, in bytes a second.
     pub min_body_rate: Option<u64>,
-    /// Between two writes of a response that the client does not read.
+    /// The timeout between two writes of a response that the client does not read.
     pub write_timeout: Duration,
-    /// Connections, all listeners together.
+    /// The number of connections, all listeners together.
     pub max_connections: Option<usize>,
-    /// Connections of one client address.
+    /// The number of connections of one client address.
     pub max_connections_per_client: Option<usize>,
-    /// After which a connection is asked to end.
+    /// The age after which a connection is asked to end.
     pub max_connection_age: Option<Duration>,
-    /// Streams open at once on one h2 connection.
+    /// The number of concurrent streams of one HTTP/2 connection.
     pub max_concurrent_streams: u32,
-    /// Streams of one h2 connection that may be reset beyond those that were answered.
+    /// The number of streams of one HTTP/2 connection that may be reset beyond the number of answered streams.
     pub max_stream_resets: Option<u32>,
-    /// Frames of one h2 connection that carry no work, beyond those that its requests explain.
+    /// The number of frames without work of one HTTP/2 connection, beyond those that its requests explain.
     pub max_control_frames: Option<u32>,
-    /// How long an idle upstream connection may be reused.
+    /// The time for which an idle upstream connection may be reused.
     pub upstream_idle_timeout: Duration,
-    /// For connecting to an endpoint.
+    /// The timeout of connecting to an endpoint.
     pub connect_timeout: Duration,
-    /// Passes of one request through Sluice, this one included; beyond it is a loop. At least 1.
+    /// The number of passes of one request through Sluice, this pass included; more passes are a loop. At least 1.
     pub max_hops: u32,
 }
 
 /// Bounds of all queues together.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct QueueTotals {
-    /// Waiters.
+    /// The number of waiters.
     pub depth: usize,
-    /// Bytes held by waiters.
+    /// The bytes of all waiters.
     pub bytes: u64,
 }
 
-/// How the gateway goes away.
+/// The drain of the gateway before it exits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct DrainSettings {
-    /// How long new connections are still served after `/readyz` turned 503.
+    /// The time for which new connections are still served after `/readyz` turned 503.
     pub delay: Duration,
-    /// How long open requests may still take.
+    /// The time that open requests may still take.
     pub timeout: Duration,
 }
 
-/// Settings of the whole gateway. The addresses of `health` and `admin` are fixed while it runs; the rest
-/// follows a reload, listeners included.
+/// Settings of the whole gateway. The addresses of `health` and `admin` are fixed at the start of the process; a
+/// reload changes all other settings, listeners included.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Settings {
-    /// The domain under which services have derived hosts.
+    /// The domain of the derived hosts of services.
     pub domain: String,
-    /// Where requests come in. Never empty.
+    /// The listeners. Never empty.
     pub listeners: Vec<ListenerSettings>,
-    /// Who may send `X-Forwarded-*`.
+    /// The networks that may send `X-Forwarded-*`.
     pub trusted_proxies: Vec<IpNet>,
     /// Whether `Knative-Serving-Tag` selects a tagged revision.
     pub tag_header: bool,
-    /// How requests are logged.
+    /// The format of the access log.
     pub access_log: AccessLogFormat,
-    /// Whether clients see why an activation failed.
+    /// Whether a response has the cause of a failed activation.
     pub error_detail: bool,
-    /// What a client may ask.
+    /// Limits for clients.
     pub limits: Limits,
     /// Bounds of all queues together.
     pub queue: QueueTotals,
-    /// How the gateway goes away.
+    /// The drain before the process exits.
     pub drain: DrainSettings,
     /// The listener for balancers' health checks, if any.
     pub health: Option<SocketAddr>,
     /// The admin listener.
     pub admin: SocketAddr,
-    /// How often names are resolved again.
+    /// The interval at which DNS names are resolved again.
     pub dns_refresh: Duration,
 }
 

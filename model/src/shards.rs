@@ -1,14 +1,14 @@
-//! A persistent array: an edited copy shares all leaves but the touched ones.
+//! A persistent array: a copy with a change shares all leaves but the changed ones.
 
 use std::sync::Arc;
 
-/// Branches of a tree and leaves of a branch. Two levels of 32 give 1,024 leaves, about a hundred
-/// entries each in a table of 100,000; an edit copies one root, one branch and one leaf. Both levels
-/// together are some kilobytes that stay in the cache, so that a lookup misses it at the leaf only; a
-/// trie whose depth grows with its size would miss at each level.
+/// The fan-out of the tree: branches of the root and leaves of a branch. Two levels of 32 give 1,024 leaves, about a
+/// hundred entries each in a table of 100,000; an edit copies one root, one branch and one leaf. Both levels together
+/// are some kilobytes that stay in the cache, so that a lookup misses the cache at the leaf only; a trie whose depth
+/// grows with its size would miss at each level.
 const FAN: usize = 32;
 
-/// 1,024 leaves, addressed by the top bits of a hash. Cloning shares all of them.
+/// 1,024 leaves, addressed by the top bits of a hash. A clone shares all leaves.
 #[derive(Debug, Clone)]
 pub(crate) struct Shards<T> {
     branches: [Arc<[T; FAN]>; FAN],
@@ -29,7 +29,7 @@ impl<T: Clone> Shards<T> {
         &self.branches[branch][leaf]
     }
 
-    /// The leaf, in a branch that nobody else shares any more.
+    /// The leaf of a hash, copied first where it is shared (copy-on-write).
     pub(crate) fn get_mut(&mut self, hash: u64) -> &mut T {
         let (branch, leaf) = place(hash);
         &mut Arc::make_mut(&mut self.branches[branch])[leaf]
@@ -45,13 +45,13 @@ fn place(hash: u64) -> (usize, usize) {
     (top / FAN, top % FAN)
 }
 
-/// Seeds of a hash that whoever chooses names cannot know: two of them, so that no block of the
-/// input can be chosen to cancel the state.
+/// The seeds of a keyed hash, unknown to a client that chooses names: two seeds, so that no block of the input can be
+/// chosen to cancel the state.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Seed(u64, u64);
 
 impl Seed {
-    /// One for the process: tables hash alike, and a lookup that crosses an edit too.
+    /// The seeds of the process: all tables hash alike, so that a hash stays valid across an edit.
     pub(crate) fn of_process() -> Self {
         use std::hash::BuildHasher;
         use std::sync::LazyLock;
@@ -62,7 +62,7 @@ impl Seed {
         *SEED
     }
 
-    /// A folded multiply for every 16 bytes: a fifth of what SipHash takes for a host.
+    /// A folded multiply for every 16 bytes: a fifth of the time of SipHash for a host.
     pub(crate) fn hash(self, text: &[u8]) -> u64 {
         let mut state = self.0 ^ (text.len() as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15);
         let (blocks, rest) = text.as_chunks::<16>();
@@ -84,7 +84,7 @@ impl Seed {
     }
 }
 
-/// Both halves of the product, folded.
+/// Folds both halves of the product.
 fn fold(a: u64, b: u64) -> u64 {
     let product = u128::from(a) * u128::from(b);
     (product as u64) ^ ((product >> 64) as u64)
@@ -117,7 +117,7 @@ mod tests {
             let (branch, leaf) = place(hash);
             counts[branch * FAN + leaf] += 1;
         }
-        // A hundred each on average; ten standard deviations away is no chance any more.
+        // A leaf has a hundred entries on average; ten standard deviations away is no chance any more.
         assert!(
             counts.iter().all(|count| (20..=210).contains(count)),
             "{counts:?}"

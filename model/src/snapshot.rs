@@ -1,4 +1,4 @@
-//! The one table that requests read, and the pair that passes it on.
+//! The Snapshot, the immutable routing table that requests read, and the publisher and readers that share it.
 
 use std::fmt;
 use std::sync::Arc;
@@ -22,19 +22,19 @@ impl fmt::Display for Generation {
     }
 }
 
-/// What one Snapshot says other than the one before it.
+/// The difference between one Snapshot and the next.
 #[derive(Debug, Clone)]
 pub struct Delta {
-    /// The settings from now on; the very same `Arc` where they did not change.
+    /// The settings from now on; the same `Arc` if the settings did not change.
     pub settings: Arc<Settings>,
-    /// Services that are new or other than before.
+    /// New and changed services.
     pub services: Vec<Arc<Service>>,
-    /// Services that are no more.
+    /// Removed services.
     pub removed: Vec<ServiceId>,
 }
 
 impl Delta {
-    /// What makes `next` of `now`. Settings and services that are equal count as unchanged.
+    /// The difference from `now` to `next`. Equal settings and equal services count as unchanged.
     pub fn between<A: Clone, B: Clone>(now: &Snapshot<A>, next: &Snapshot<B>) -> Self {
         let same = now.settings == next.settings;
         let settings = Arc::clone(if same { &now.settings } else { &next.settings });
@@ -52,17 +52,17 @@ impl Delta {
         }
     }
 
-    /// Whether nothing is other than in `now`.
+    /// Whether this delta changes nothing in `now`.
     pub fn is_empty<L>(&self, now: &Snapshot<L>) -> bool {
         self.services.is_empty() && self.removed.is_empty() && Arc::ptr_eq(&self.settings, &now.settings)
     }
 }
 
-/// Everything that requests are routed by, at one point in time: settings, hosts, services, and what
-/// lives with each service. A request reads one, once.
+/// The immutable routing table at one point in time: settings, hosts, services, and the live state of each service. A
+/// request reads one Snapshot, once.
 ///
-/// Immutable and persistent: [`edit`](Self::edit) makes the next one, which shares all services and
-/// all leaves of its maps but those that the change touches.
+/// Persistent: [`edit`](Self::edit) makes the next Snapshot, which shares all services and all leaves of its maps but
+/// those that the change touches.
 #[derive(Debug, Clone)]
 pub struct Snapshot<L = ()> {
     /// Stamped by [`SnapshotPublisher::publish`].
@@ -74,7 +74,7 @@ pub struct Snapshot<L = ()> {
 }
 
 impl<L: Clone> Snapshot<L> {
-    /// One without services.
+    /// A Snapshot without services.
     pub fn empty(settings: Arc<Settings>) -> Self {
         Self {
             generation: Generation::default(),
@@ -85,11 +85,11 @@ impl<L: Clone> Snapshot<L> {
         }
     }
 
-    /// This one with a change. `live` makes what lives with each service that is new or other; the
-    /// services that the change does not name are the same ones, pointer for pointer.
+    /// The next Snapshot, with a change applied. `live` makes the live state of each new or changed service; the
+    /// services that the change does not name keep their `Arc`, so that pointers stay equal.
     ///
     /// # Errors
-    /// The first [`SnapshotError`] met; compiling reports these before it gets here.
+    /// The first [`SnapshotError`]; the compiler reports such errors as diagnostics before.
     pub fn edit(
         &self,
         delta: &Delta,
@@ -146,12 +146,12 @@ impl<L: Clone> Snapshot<L> {
         Ok(())
     }
 
-    /// Host → service.
+    /// The routing table, from host to service.
     pub fn table(&self) -> &RouteTable<L> {
         &self.table
     }
 
-    /// Every service with what lives with it, in no particular order.
+    /// Every service with its live state, in no particular order.
     pub fn entries(&self) -> impl Iterator<Item = &Entry<L>> {
         self.services.iter()
     }
@@ -171,12 +171,12 @@ impl<L: Clone> Snapshot<L> {
         all
     }
 
-    /// How many services there are.
+    /// The number of services.
     pub fn service_count(&self) -> usize {
         self.services.len()
     }
 
-    /// How many revisions there are.
+    /// The number of revisions.
     pub fn revision_count(&self) -> usize {
         self.revisions.len()
     }
@@ -186,13 +186,13 @@ impl<L: Clone> Snapshot<L> {
         self.services.get(id)
     }
 
-    /// A revision by name: its service, and its slot there.
+    /// A revision by name: its service, and its slot in that service.
     pub fn revision(&self, id: &RevisionId) -> Option<(&Entry<L>, usize)> {
         let found = self.revisions.get(id)?;
         Some((&found.entry, found.slot))
     }
 
-    /// Whether it says the same as another, whatever their generations.
+    /// Whether the content equals that of another Snapshot; generations are not compared.
     pub fn same_content<O: Clone>(&self, other: &Snapshot<O>) -> bool {
         self.settings == other.settings && self.services() == other.services()
     }
@@ -205,7 +205,7 @@ impl<L> Snapshot<L> {
     }
 }
 
-/// Why parts make no Snapshot. Compile reports these as diagnostics before it gets here.
+/// The reason why parts make no valid Snapshot. The compiler reports such errors as diagnostics before.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum SnapshotError {
     /// A target's slot does not hold the revision it names.
@@ -231,7 +231,7 @@ impl fmt::Display for SnapshotError {
 
 impl std::error::Error for SnapshotError {}
 
-/// Makes a [`Snapshot`] in which nothing lives: settings, then services.
+/// A builder of a [`Snapshot`] without live state: settings, then services.
 #[derive(Debug)]
 pub struct SnapshotBuilder {
     snapshot: Snapshot,
@@ -248,7 +248,7 @@ impl SnapshotBuilder {
     /// Adds a service.
     ///
     /// # Errors
-    /// The first [`SnapshotError`] met; what is built must not be used then.
+    /// The first [`SnapshotError`]; the builder must not be used afterwards.
     pub fn service(&mut self, service: Service) -> Result<(), SnapshotError> {
         self.snapshot.add(&Arc::new(service), ())
     }
@@ -259,19 +259,19 @@ impl SnapshotBuilder {
     }
 }
 
-/// The writing end; not `Clone`: there is one writer.
+/// The publisher; not `Clone`: there is one writer.
 #[derive(Debug)]
 pub struct SnapshotPublisher<L = ()> {
     current: Arc<ArcSwap<Snapshot<L>>>,
 }
 
-/// The reading end.
+/// A reader of the current Snapshot.
 #[derive(Debug)]
 pub struct SnapshotReader<L = ()> {
     current: Arc<ArcSwap<Snapshot<L>>>,
 }
 
-// By hand: a derived one would ask the same of what lives.
+// Implemented by hand: a derived `Clone` would require `L: Clone`.
 impl<L> Clone for SnapshotReader<L> {
     fn clone(&self) -> Self {
         Self {
@@ -281,7 +281,7 @@ impl<L> Clone for SnapshotReader<L> {
 }
 
 impl<L> SnapshotPublisher<L> {
-    /// A pair that starts with this one, with the generation that it has.
+    /// A pair that starts with the Snapshot `first`, with its own generation.
     pub fn new(first: Snapshot<L>) -> (Self, SnapshotReader<L>) {
         let current = Arc::new(ArcSwap::from_pointee(first));
         let reader = SnapshotReader {
@@ -290,8 +290,8 @@ impl<L> SnapshotPublisher<L> {
         (Self { current }, reader)
     }
 
-    /// Stamps the next generation and stores it; readers see it from their next load on. Returns it
-    /// with the one before it.
+    /// Stamps the next generation and stores the Snapshot; readers see it from their next load on. Returns the new
+    /// Snapshot and the previous one.
     pub fn publish(&mut self, mut next: Snapshot<L>) -> (Arc<Snapshot<L>>, Arc<Snapshot<L>>) {
         next.generation = Generation(self.current.load_full().generation.0 + 1);
         let next = Arc::new(next);
@@ -301,13 +301,13 @@ impl<L> SnapshotPublisher<L> {
 }
 
 impl<L> SnapshotReader<L> {
-    /// The current Snapshot, for whoever keeps it.
+    /// The current Snapshot, for a reader that keeps it.
     pub fn load(&self) -> Arc<Snapshot<L>> {
         self.current.load_full()
     }
 
-    /// The current Snapshot, for a look: counts no reference, so that threads that look share no
-    /// cache line that one of them writes.
+    /// The current Snapshot, for a short read: counts no reference, so that reading threads share no cache line that
+    /// one of them writes.
     #[expect(
         clippy::disallowed_methods,
         reason = "this is the reader that others go through"

@@ -1,4 +1,4 @@
-//! An edited table is the table that was built from nothing.
+//! Property tests: an edited table equals a table that was built from nothing.
 
 use proptest::prelude::*;
 
@@ -61,7 +61,7 @@ fn service(n: usize, hosts: &[String]) -> Arc<Service> {
     })
 }
 
-/// Hosts of every length around what a slot holds itself; a few, so that they are taken and given up.
+/// Hosts of lengths around the inline size of a slot; only a few, so that hosts are claimed and released.
 fn host(n: u8) -> String {
     let label = "abcdefghijklmnopqrstuvwxyzabcdefghijklmnopq";
     let name = format!("{}{}.example", n % 7, &label[..usize::from(n) % 43]);
@@ -72,7 +72,7 @@ fn host(n: u8) -> String {
     }
 }
 
-/// One change: services with the hosts they want; without any a service goes.
+/// One change: services with the hosts they claim; a service without hosts is removed.
 type Edit = Vec<(usize, Vec<u8>)>;
 
 fn edits() -> impl Strategy<Value = Vec<Edit>> {
@@ -81,8 +81,8 @@ fn edits() -> impl Strategy<Value = Vec<Edit>> {
 }
 
 proptest! {
-    /// Services take, move and give up hosts; after each change the edited table finds what one finds that
-    /// was built from nothing, and what the change does not name is the same, pointer for pointer.
+    /// Services claim, move and release hosts; after each change the edited table finds what a table finds that was
+    /// built from nothing, and services that the change does not name keep their `Arc`.
     #[test]
     fn edits_give_the_table_that_is_built_from_nothing(edits in edits()) {
         let mut wanted: std::collections::BTreeMap<usize, Arc<Service>> = std::collections::BTreeMap::new();

@@ -1,4 +1,4 @@
-//! A traffic split: which revision gets which share.
+//! A traffic split: the share of each revision.
 
 use std::fmt;
 
@@ -10,7 +10,7 @@ use crate::name::{RevisionId, Tag};
 pub struct Percent(u16);
 
 impl Percent {
-    /// 100 %, in the hundredths that points are drawn in.
+    /// 100 %, in the hundredths of a percent that points are drawn in.
     pub const WHOLE: u32 = 10_000;
 
     /// A share of `hundredths` of a percent; `None` above 100 %.
@@ -35,25 +35,25 @@ impl fmt::Display for Percent {
     }
 }
 
-/// One line of a split.
+/// One target of a split.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TrafficTarget {
     /// The revision that gets the share.
     pub revision: RevisionId,
-    /// Where that revision stands among its service's own, [`Service::revisions`](crate::Service::revisions).
+    /// The index of the revision in its service's [`Service::revisions`](crate::Service::revisions).
     pub slot: usize,
-    /// The share of the split's own traffic; a tag adds to it.
+    /// The share of the split's own traffic; requests by tag come on top.
     pub percent: Percent,
-    /// The name under which the revision is reached whatever its share.
+    /// The tag, by which requests reach the revision whatever its share.
     pub tag: Option<Tag>,
 }
 
-/// Why a list of targets is no split.
+/// The reason why a list of targets is not a valid split.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum SplitError {
     /// The shares add up to this many hundredths of a percent, not to 10,000.
     Sum(u32),
-    /// Two targets carry this tag.
+    /// Two targets have this tag.
     RepeatedTag(Tag),
 }
 
@@ -68,19 +68,19 @@ impl fmt::Display for SplitError {
 
 impl std::error::Error for SplitError {}
 
-/// Shares that add up to exactly 100 %.
+/// A list of targets whose shares add up to exactly 100 %.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TrafficSplit {
     targets: Box<[TrafficTarget]>,
     /// `ends[i]` is the first point past target `i`; the last one is [`Percent::WHOLE`]. Empty when one target
     /// has everything.
     ends: Box<[u32]>,
-    /// Set when one target has everything: no point needs to be drawn.
+    /// The index of the target with the whole share, if any: no point needs to be drawn.
     only: Option<u32>,
 }
 
 impl TrafficSplit {
-    /// Checks that shares add up and that no tag repeats.
+    /// Checks that the shares add up to 100 % and that no tag is repeated.
     ///
     /// # Errors
     /// [`SplitError`], the sum before a repeated tag.
@@ -122,13 +122,13 @@ impl TrafficSplit {
         &self.targets
     }
 
-    /// The target that has the whole, where one has.
+    /// The target with the whole share, if any.
     pub fn only(&self) -> Option<&TrafficTarget> {
         self.only.map(|i| &self.targets[i as usize])
     }
 
-    /// The target a point falls on. `point` is taken modulo [`Percent::WHOLE`]; over all points
-    /// every target gets exactly its share, and one of 0 % gets none.
+    /// The target of a point. `point` is taken modulo [`Percent::WHOLE`]; over all points every target gets exactly
+    /// its share, and a target of 0 % gets none.
     pub fn pick(&self, point: u32) -> &TrafficTarget {
         if let Some(only) = self.only() {
             return only;
@@ -137,14 +137,14 @@ impl TrafficSplit {
         &self.targets[self.ends.partition_point(|&end| end <= point)]
     }
 
-    /// The target of a key: a function of key and shares alone. Raising a share by Δ moves keys
-    /// only into it (weighted rendezvous).
+    /// The target of a key by weighted rendezvous hashing: a function of key and shares alone. Raising a share by Δ
+    /// moves keys only into that target.
     pub fn pick_sticky(&self, key: StickyKey) -> &TrafficTarget {
         let candidates = self
             .targets
             .iter()
             .map(|t| (stable_hash(t.revision.name().as_bytes()), t.percent.hundredths()));
-        // A split sums to 100 %, so some weight is above 0.
+        // A split sums to 100 %, so that some weight is above 0.
         &self.targets[rendezvous(key, candidates).unwrap_or(0)]
     }
 
@@ -194,7 +194,8 @@ mod tests {
             prop_assert_eq!(counts, shares);
         }
 
-        /// Two revisions: a raised share moves exactly Δ of the keys, all of them into it.
+        /// With two revisions a raised share moves exactly Δ of the keys, all of them into the target with that
+        /// share.
         #[test]
         fn raising_a_share_moves_keys_only_into_it(before in 0..Percent::WHOLE, after in 0..=Percent::WHOLE) {
             let (low, high) = (before.min(after), before.max(after));

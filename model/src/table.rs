@@ -1,4 +1,4 @@
-//! The routing table: host → service, in one or a few hash lookups.
+//! The routing table: a lookup from host to service, in one or a few hash lookups.
 
 use std::fmt;
 use std::sync::Arc;
@@ -9,20 +9,20 @@ use crate::route::{RequestView, Route, Service, Visibility};
 use crate::shards::{Seed, Shards};
 use crate::split::{TrafficSplit, TrafficTarget};
 
-/// What hosts a service claims.
+/// A host pattern that a service claims.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum HostPattern {
-    /// This host.
+    /// One host.
     Exact(Host),
-    /// One or more labels before this suffix.
+    /// A wildcard: one or more labels before this suffix.
     Wildcard(Host),
 }
 
 impl HostPattern {
-    /// Reads `host` or `*.suffix`.
+    /// Parses `host` or `*.suffix`.
     ///
     /// # Errors
-    /// [`NameError`](crate::NameError) when what remains is no host.
+    /// [`NameError`](crate::NameError) when `host` or `suffix` is not a host.
     pub fn parse(raw: &str) -> Result<Self, crate::NameError> {
         match raw.strip_prefix("*.") {
             Some(suffix) => Host::parse(suffix).map(Self::Wildcard),
@@ -51,10 +51,10 @@ impl fmt::Display for HostPattern {
     }
 }
 
-/// Why a pattern cannot be added.
+/// The reason why a pattern cannot be added.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum TableError {
-    /// The pattern is taken; by this service.
+    /// The pattern is claimed by this service already.
     Claimed(HostPattern, Arc<Service>),
     /// The service's split has no such tag.
     UnknownTag(Tag),
@@ -73,32 +73,32 @@ impl fmt::Display for TableError {
 
 impl std::error::Error for TableError {}
 
-/// A service in the table, with whatever lives as long as it is served: nothing in a table that is
-/// only looked at, its revisions' live state in one that requests read.
+/// A service in the table with its live state `L`, which lives as long as the service is served: `()` in a table
+/// without requests, the revisions' live state in a table that requests read.
 #[derive(Debug, Clone)]
 pub struct Entry<L = ()> {
-    /// What is configured.
+    /// The configuration.
     pub service: Arc<Service>,
-    /// What lives.
+    /// The live state.
     pub live: L,
 }
 
-/// What a lookup found.
+/// The result of a lookup.
 #[derive(Debug)]
 pub struct Found<'t, L = ()> {
     /// The service the host belongs to.
     pub service: &'t Arc<Service>,
-    /// What lives with it.
+    /// The live state of the service.
     pub live: &'t L,
-    /// The route that matched with its index; `None` for the service's own traffic and for tags.
+    /// The matching route with its index; `None` for the service's own traffic and for tags.
     pub route: Option<(usize, &'t Route)>,
     /// The split to pick from.
     pub split: &'t TrafficSplit,
-    /// Set when the host or the tag header fixed the target: nothing is left to pick.
+    /// The target that the host or the tag header selects: no target is picked then.
     pub tagged: Option<&'t TrafficTarget>,
 }
 
-// By hand: a derived one would ask the same of what lives.
+// Implemented by hand: a derived `Clone` would require `L: Clone`.
 impl<L> Clone for Found<'_, L> {
     fn clone(&self) -> Self {
         *self
@@ -107,20 +107,21 @@ impl<L> Clone for Found<'_, L> {
 
 impl<L> Copy for Found<'_, L> {}
 
-/// Why a lookup found nothing. Both are 404 with reason `no_route`: a listener does not tell the
-/// outside what exists inside.
+/// The reason why a lookup found nothing. Both are 404 with reason `no_route`: an external listener does not reveal
+/// internal hosts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum NotFound {
     /// No service claims the host.
     UnknownHost,
-    /// A service claims it that this listener must not serve.
+    /// A service claims the host, and this listener must not serve it.
     NotVisible,
 }
 
-/// Host → service. A persistent map: cloning shares everything, and a change copies what it touches.
+/// The routing table, a persistent map from host to service: a clone shares everything, and a change copies only the
+/// changed leaves.
 ///
-/// A cold lookup misses the cache once, for the host's slot; once more, for its service, where that has routes, or a
-/// tag is asked for. Whoever picks a target reads the service in any case.
+/// A cold lookup misses the cache once, for the slot of the host; once more, for the service, if the service has
+/// routes or the request has a tag. The caller that picks a target reads the service in any case.
 ///
 /// **Invariant:** [`find`](Self::find) equals a linear scan over all patterns with exact before
 /// wildcard and the longer wildcard before the shorter (a property test).
@@ -179,7 +180,7 @@ impl<L: Clone> RouteTable<L> {
         Ok(())
     }
 
-    /// Removes a pattern, if it is there.
+    /// Removes a pattern, if the table has the pattern.
     pub fn remove(&mut self, pattern: &HostPattern) {
         let (shards, host) = match pattern {
             HostPattern::Exact(host) => (&mut self.exact, host.as_str()),
@@ -193,11 +194,11 @@ impl<L: Clone> RouteTable<L> {
         }
     }
 
-    /// The route of a request. `host` is normalised; `tag` is the tag header's value where that
-    /// header is honoured (an unknown tag is ignored). Allocates nothing.
+    /// The route of a request. `host` is normalised; `tag` is the value of the tag header where that header is
+    /// honoured (an unknown tag is ignored). Allocates nothing.
     ///
     /// # Errors
-    /// [`NotFound`]; the caller answers 404 either way.
+    /// [`NotFound`]; the caller responds with 404 in both cases.
     pub fn find<'t>(
         &'t self,
         listener: Visibility,
@@ -232,12 +233,12 @@ impl<L: Clone> RouteTable<L> {
         })
     }
 
-    /// Patterns: exact ones and wildcards.
+    /// The number of patterns, exact ones and wildcards.
     pub fn len(&self) -> usize {
         self.hosts
     }
 
-    /// Whether no host leads anywhere.
+    /// Whether the table has no pattern.
     pub fn is_empty(&self) -> bool {
         self.hosts == 0
     }
@@ -265,7 +266,7 @@ impl<L: Clone> RouteTable<L> {
         if self.wildcards == 0 {
             return None;
         }
-        // Longest suffix first: strip one label after the other.
+        // The longest suffix first: strips one label after the other.
         let mut rest = host;
         while let Some((_, suffix)) = rest.split_once('.') {
             let hash = self.seed.hash(suffix.as_bytes());

@@ -64,7 +64,7 @@ fn service(n: usize, visibility: Visibility, routes: Vec<RouteMatch>) -> Arc<Ser
     })
 }
 
-/// What `find` must equal: every pattern tried, the best kept.
+/// The reference for `find`: a scan of all patterns that keeps the best one.
 fn scan<'a>(
     patterns: &'a [(HostPattern, Arc<Service>, bool)],
     listener: Visibility,

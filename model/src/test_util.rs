@@ -1,6 +1,6 @@
-//! Settings for tests, with the documented defaults of the configuration: a test names only what it is about.
+//! Settings for tests, with the documented defaults of the configuration: a test names only the settings under test.
 //!
-//! Behind the feature `test-util`, which tests alone turn on.
+//! Behind the feature `test-util`, which only tests turn on.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -13,7 +13,7 @@ use crate::settings::{
     AccessLogFormat, DrainSettings, Http2Settings, Limits, ListenerSettings, QueueTotals, Settings,
 };
 
-/// `limits` of a configuration that says nothing of them.
+/// The limits of a configuration without `limits`.
 pub fn limits() -> Limits {
     Limits {
         header_timeout: Duration::from_secs(10),
@@ -48,7 +48,7 @@ pub fn listener() -> ListenerSettings {
     }
 }
 
-/// One [`listener`], [`limits`], ports that are free and no access log; everything else as documented.
+/// Settings with one [`listener`], [`limits`], free ports and no access log; everything else as documented.
 pub fn settings() -> Settings {
     Settings {
         domain: "localhost".into(),
@@ -72,7 +72,7 @@ pub fn settings() -> Settings {
     }
 }
 
-/// HTTP/1, no probe, no limit of concurrency, no timeout; everything else as documented.
+/// Revision settings with HTTP/1, no probe, no concurrency limit, no timeout; everything else as documented.
 pub fn revision_settings() -> RevisionSettings {
     RevisionSettings {
         protocol: Protocol::Http1,
@@ -92,7 +92,7 @@ pub fn revision_settings() -> RevisionSettings {
     }
 }
 
-/// No timeout.
+/// Timeouts without any limit.
 pub fn no_timeouts() -> RevisionTimeouts {
     RevisionTimeouts {
         total: None,

@@ -1,4 +1,4 @@
-//! Runs one of the load benchmarks; `bench/run` builds it and the gateway and calls it.
+//! Runs one of the load benchmarks; `bench/run` builds this program and the gateway, and runs it.
 
 use std::process::ExitCode;
 

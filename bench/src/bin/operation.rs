@@ -1,4 +1,4 @@
-//! Runs one operation a given number of times, or lists them all: what `bench/count` runs under
+//! Runs one operation a given number of times, or lists all operations; `bench/count` runs this program under
 //! valgrind.
 
 use std::process::ExitCode;

@@ -1,4 +1,4 @@
-//! Warm admissions: the operations of `cargo bench -- admit/`, as rates per second and core.
+//! The benchmark `admissions`: the operations of `cargo bench -- admit/`, as rates per second and core.
 
 use std::time::{Duration, Instant};
 
@@ -20,10 +20,10 @@ pub(crate) struct Options {
     samples: usize,
 }
 
-/// Long enough for the clock, short enough that most samples meet no neighbour.
+/// Long enough for the clock's resolution, short enough that most samples are not disturbed by other processes.
 const SAMPLE: Duration = Duration::from_millis(2);
 
-/// What each operation took, in nanoseconds.
+/// The time of each operation, in nanoseconds.
 fn sampled(rounds: usize, in_a_round: usize) -> Vec<(String, Samples)> {
     let mut all: Vec<_> = operations()
         .into_iter()
@@ -52,7 +52,7 @@ fn sampled(rounds: usize, in_a_round: usize) -> Vec<(String, Samples)> {
 
 pub(crate) async fn run(options: Options) -> Result<Report, Failure> {
     let (rounds, samples) = (options.rounds, options.samples);
-    // The operations have runtimes of their own, which must not end inside of another.
+    // The operations have runtimes of their own, which must not be dropped inside of another runtime.
     let all = tokio::task::spawn_blocking(move || sampled(rounds, samples))
         .await
         .map_err(|e| Failure::Unexpected(e.to_string()))?;

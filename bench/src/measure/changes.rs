@@ -1,5 +1,6 @@
-//! One changed file among thousands of services: how long until it is served, what it costs, whom it
-//! disturbs, and what all of it takes in memory. The budgets of "one change costs one change".
+//! The benchmark `changes`, one changed file among thousands of services: the time until the change is served, its
+//! CPU time, the latency that it adds to requests, and the memory of the whole. Checks the budgets of "one change
+//! costs one change".
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -20,24 +21,24 @@ use crate::{measured, operations};
 pub(crate) struct Options {
     #[command(flatten)]
     pub(crate) common: Common,
-    /// Services, each in a file of its own with one revision and one endpoint.
+    /// The numbers of services, each in a file of its own with one revision and one endpoint.
     #[arg(long, value_delimiter = ',', default_value = "10000,100000")]
     services: Vec<usize>,
-    /// Changes that are waited for, one after the other.
+    /// The number of changes that are awaited, one after the other.
     #[arg(long, default_value_t = 200)]
     changes: usize,
-    /// Changes in all, until memory is looked at again.
+    /// The number of all changes before the second look at memory.
     #[arg(long, default_value_t = 1_000)]
     memory_changes: usize,
-    /// Seconds of requests, without changes and with ten a second.
+    /// Seconds of requests, without changes and with ten changes a second.
     #[arg(long, default_value_t = 10)]
     seconds: u64,
-    /// Cold starts, each of another service, alone and while everything is applied again.
+    /// The number of cold starts, each of another service, alone and while everything is applied again.
     #[arg(long, default_value_t = 12)]
     cold: usize,
 }
 
-/// What was measured before a change cost one change (2026-11-29, release build), and the budgets.
+/// The figures from before changes were incremental (2026-11-29, release build), and the budgets.
 struct Budget {
     services: usize,
     p50: (f64, f64),
@@ -63,12 +64,12 @@ const BUDGETS: [Budget; 2] = [
     },
 ];
 
-/// Times that all hosts are looked up.
+/// The number of passes in which all hosts are looked up.
 const PASSES: usize = 30;
 
 const MIB: f64 = 1024.0 * 1024.0;
 
-/// The gateway on a directory of files.
+/// The gateway under test, on a directory of files.
 struct Gateway {
     child: Child,
     folder: PathBuf,
@@ -80,7 +81,7 @@ struct Gateway {
 }
 
 impl Gateway {
-    /// Writes the files and starts it; how long it took to listen.
+    /// Writes the files and starts the gateway; returns the time until it listens.
     async fn start(
         run: &Run,
         services: usize,
@@ -90,7 +91,7 @@ impl Gateway {
         let folder = run.inner(&format!("services-{services}"))?;
         let [plain, admin] = free_addresses()?;
         let mut gateway = Self {
-            // Replaced below.
+            // A placeholder, replaced below.
             child: Child::start("true", Path::new("/bin/true"), &[], None, run.folder())?,
             folder,
             plain,
@@ -135,14 +136,14 @@ impl Gateway {
         self.put("gateway.yaml", &text)
     }
 
-    /// One service's file, as operators and renderers write it: beside, and renamed.
+    /// Writes the file of one service as operators and renderers do: a temporary file beside, then a rename.
     fn service(&self, nth: usize, host: &str) -> Result<(), Failure> {
         let backend = self.backend;
         let text = format!("services:\n- name: s{nth:06}\n  hosts: [{host}]\n  endpoints: ['{backend}']\n");
         self.put(&format!("s{nth:06}.yaml"), &text)
     }
 
-    /// Changes one service; the host that leads to it from now on.
+    /// Changes one service, and returns the host that leads to the service from now on.
     fn change(&mut self, services: usize) -> Result<String, Failure> {
         self.turn += 1;
         let host = format!("v{}.changed.example", self.turn);
@@ -155,7 +156,7 @@ impl Gateway {
     }
 }
 
-/// One request on a connection; its status.
+/// Sends one request on a connection, and returns the status.
 async fn get(stream: &mut TcpStream, host: &str) -> Result<u16, Failure> {
     let head = client::head(host, "/");
     let sent = stream.write_all(head.as_bytes()).await;
@@ -163,7 +164,7 @@ async fn get(stream: &mut TcpStream, host: &str) -> Result<u16, Failure> {
     client::response(stream).await
 }
 
-/// From the rename to the first answer of the backend, in milliseconds.
+/// The time from the rename to the first response of the backend, in milliseconds.
 async fn served(gateway: &mut Gateway, stream: &mut TcpStream, services: usize) -> Result<f64, Failure> {
     let start = Instant::now();
     let host = gateway.change(services)?;
@@ -176,7 +177,7 @@ async fn served(gateway: &mut Gateway, stream: &mut TcpStream, services: usize) 
     Ok(start.elapsed().as_secs_f64() * 1e3)
 }
 
-/// Latencies of requests one after the other, in milliseconds; with changes ten times a second.
+/// Latencies of sequential requests, in milliseconds; optionally with ten changes a second.
 async fn latencies(
     gateway: &mut Gateway,
     services: usize,
@@ -200,7 +201,7 @@ async fn latencies(
     Ok(sorted(all))
 }
 
-/// One cold start, in milliseconds.
+/// The time of one cold start, in milliseconds.
 async fn cold(gateway: &Gateway, nth: usize) -> Result<f64, Failure> {
     let mut stream = client::connect(gateway.plain).await?;
     let start = Instant::now();
@@ -211,7 +212,7 @@ async fn cold(gateway: &Gateway, nth: usize) -> Result<f64, Failure> {
     Ok(start.elapsed().as_secs_f64() * 1e3)
 }
 
-/// What one size of directory gave, in milliseconds and MiB.
+/// The figures of one size of directory, in milliseconds and MiB.
 struct Round {
     services: usize,
     ready: f64,
@@ -242,7 +243,7 @@ async fn round(run: &Run, services: usize, options: &Options, backend: SocketAdd
     let mut latency = Vec::new();
     for _ in 0..options.changes {
         latency.push(served(&mut gateway, &mut stream, services).await?);
-        // Apart, or the next change is part of this one's burst.
+        // A pause, so that the next change is not part of this change's burst (debounce).
         tokio::time::sleep(Duration::from_millis(30)).await;
     }
     let pid = [gateway.child.pid()];
@@ -269,10 +270,10 @@ async fn round(run: &Run, services: usize, options: &Options, backend: SocketAdd
     }
     for nth in 0..options.cold {
         gateway.settings(&format!("d{nth}.example"))?;
-        // Somewhere in the middle of it.
+        // At some time in the middle of the reload.
         tokio::time::sleep(Duration::from_millis(150 + 250 * nth as u64)).await;
         beside.push(cold(&gateway, options.cold + nth).await?);
-        // Until it is over.
+        // Waits until the reload is over.
         let mut stream = client::connect(gateway.plain).await?;
         let host = format!("s000000.default.d{nth}.example");
         while get(&mut stream, &host).await? != 200 {
@@ -292,7 +293,8 @@ async fn round(run: &Run, services: usize, options: &Options, backend: SocketAdd
     })
 }
 
-/// `find` in a table of 100,000 hosts, each once in an order that no cache can guess, in nanoseconds.
+/// The time of one `find` in a table of 100,000 hosts, each once in an order that no cache can predict, in
+/// nanoseconds.
 fn find_cold() -> Option<Spread> {
     const HOSTS: u32 = 100_000;
     let name = format!("find/exact/{HOSTS}");
@@ -301,17 +303,18 @@ fn find_cold() -> Option<Spread> {
         .find(|operation| operation.name == name)?;
     let mut run = (operation.set_up)();
     let mut pass = || measured(&mut run, HOSTS.into()).as_secs_f64() * 1e9 / f64::from(HOSTS);
-    // The first one also touches the memory for the first time.
+    // The first pass also touches the memory for the first time.
     pass();
     Spread::of((0..PASSES).map(|_| pass()))
 }
 
-/// A load from memory whose address the one before gave, in nanoseconds: what the machine takes for a miss of the cache
-/// while it is measured. A cold lookup is a few of these and little else.
+/// The latency of a dependent load (pointer chasing), in nanoseconds: the cost of a cache miss on this machine during
+/// the measurement. A cold lookup is a few of these loads and little else.
 fn dependent_load() -> Option<Spread> {
     const LINES: usize = (64 << 20) / 64;
     const LOADS: u32 = 100_000;
-    // One cycle through all lines in random order (Sattolo), so that each is met once before any comes again.
+    // One cycle through all lines in random order (Sattolo), so that each line is read once before any line is read
+    // again.
     let mut order: Vec<u32> = (0..LINES as u32).collect();
     let mut random = fastrand::Rng::with_seed(7);
     for last in (1..LINES).rev() {

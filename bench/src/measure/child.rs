@@ -1,4 +1,4 @@
-//! Processes that a benchmark starts, and ends again whatever happens.
+//! Child processes of a benchmark, which are ended however the benchmark ends.
 
 use std::fs::File;
 use std::io;
@@ -13,11 +13,11 @@ use tokio::net::TcpStream;
 
 use super::Failure;
 
-/// How long one may take to end when asked.
+/// The time limit of a graceful stop.
 const STOPPING: Duration = Duration::from_secs(8);
 
-/// A child; ended when dropped. It is asked first: a gateway that is killed leaves it to its
-/// supervisor to end instances, which takes longer than this process may live.
+/// A child process; stopped when dropped. A graceful stop comes first: a killed gateway leaves its instances to its
+/// supervisor, which may take longer than this process lives.
 pub(crate) struct Child {
     name: String,
     process: std::process::Child,
@@ -25,8 +25,8 @@ pub(crate) struct Child {
 }
 
 impl Child {
-    /// Starts it in a process group of its own, so that a Ctrl-C of the terminal reaches this process
-    /// alone; bound to a CPU if one is given. What it says goes to a file in `folder`.
+    /// Starts the process in a process group of its own, so that a Ctrl-C of the terminal reaches the benchmark
+    /// alone; bound to a CPU if one is given. The output goes to a file in `folder`.
     pub(crate) fn start(
         name: &str,
         program: &Path,
@@ -40,7 +40,7 @@ impl Child {
         let second = file
             .try_clone()
             .map_err(|e| Failure::io(&log.display().to_string(), e))?;
-        // The last resort should this process be killed: its children are asked to end by the kernel.
+        // The last resort if the benchmark is killed: the kernel sends a signal to its children.
         let mut command = Command::new("setpriv");
         command.args(["--pdeathsig", "TERM", "--"]);
         if let Some(cpu) = cpu {
@@ -66,10 +66,10 @@ impl Child {
         self.process.id()
     }
 
-    /// Waits until something accepts at `address`.
+    /// Waits until a process accepts connections at `address`.
     ///
     /// # Errors
-    /// When the child ended or `limit` is over, with what it said.
+    /// When the child ended or `limit` is over, with the output of the child.
     pub(crate) async fn listens(&mut self, address: SocketAddr, limit: Duration) -> Result<(), Failure> {
         let end = Instant::now() + limit;
         loop {
@@ -85,7 +85,7 @@ impl Child {
     }
 
     /// # Errors
-    /// When it ended, with what it said.
+    /// When the child ended, with its output.
     pub(crate) fn lives(&mut self) -> Result<(), Failure> {
         match self.process.try_wait() {
             Ok(None) => Ok(()),
@@ -94,10 +94,10 @@ impl Child {
         }
     }
 
-    /// Waits until it has ended well.
+    /// Waits until the child has ended with success.
     ///
     /// # Errors
-    /// When it fails, or goes on for longer than `limit`.
+    /// When the child fails, or runs for longer than `limit`.
     pub(crate) async fn ended(&mut self, limit: Duration) -> Result<(), Failure> {
         let end = Instant::now() + limit;
         loop {
@@ -123,9 +123,9 @@ impl Child {
         kill(pid, signal).map_err(|e| Failure::io(&format!("{signal} to {}", self.name), e))
     }
 
-    /// Asks it to end and waits; kills it when it does not.
+    /// Sends SIGTERM and waits; kills a child that does not end.
     pub(crate) fn stop(&mut self) {
-        // Reaped already: the number may be somebody else's by now.
+        // The child is reaped already: its process id may belong to another process by now.
         if !matches!(self.process.try_wait(), Ok(None)) {
             return;
         }
@@ -148,7 +148,7 @@ impl Drop for Child {
     }
 }
 
-/// Ports of this machine that nobody listens on now, all different.
+/// Free ports of this machine, all different.
 pub(crate) fn free_addresses<const N: usize>() -> Result<[SocketAddr; N], Failure> {
     let failed = |e: io::Error| Failure::io("a free port", e);
     let mut held = Vec::new();
@@ -161,10 +161,10 @@ pub(crate) fn free_addresses<const N: usize>() -> Result<[SocketAddr; N], Failur
     Ok(found)
 }
 
-/// Where a program stands, by `PATH` and the directories of system programs.
+/// The path of a program, by `PATH` and the directories of system programs.
 ///
 /// # Errors
-/// That it is not installed.
+/// When the program is not installed.
 pub(crate) fn program(name: &str) -> Result<PathBuf, Failure> {
     let path = std::env::var_os("PATH").unwrap_or_default();
     std::env::split_paths(&path)

@@ -1,4 +1,4 @@
-//! Clients that say exactly what is sent when: HTTP/1.1 by hand, HTTP/2 on `h2`, TLS on rustls.
+//! Clients with full control over the bytes and their timing: HTTP/1.1 by hand, HTTP/2 on `h2`, TLS on rustls.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -17,10 +17,10 @@ use tokio_rustls::client::TlsStream;
 
 use super::Failure;
 
-/// How long anything may take that should take milliseconds.
+/// A generous timeout for operations that should take milliseconds.
 pub(crate) const LONG: Duration = Duration::from_secs(60);
 
-/// Connects, no delay.
+/// Connects with TCP_NODELAY.
 pub(crate) async fn connect(to: SocketAddr) -> Result<TcpStream, Failure> {
     let failed = |e| Failure::io(&format!("connecting to {to}"), e);
     let stream = TcpStream::connect(to).await.map_err(failed)?;
@@ -33,7 +33,7 @@ pub(crate) fn head(host: &str, path: &str) -> String {
     format!("GET {path} HTTP/1.1\r\nHost: {host}\r\nUser-Agent: measure\r\nAccept: */*\r\n\r\n")
 }
 
-/// Reads one response of known length and gives its status.
+/// Reads one response of known length and returns its status.
 ///
 /// # Errors
 /// As [`whole_response`].
@@ -41,10 +41,10 @@ pub(crate) async fn response(stream: &mut (impl AsyncRead + Unpin)) -> Result<u1
     whole_response(stream).await.map(|(status, _)| status)
 }
 
-/// Reads one response of known length: its status, and its bytes.
+/// Reads one response of known length; returns its status and its bytes.
 ///
 /// # Errors
-/// The connection's, an end before the last byte, or a response that is none.
+/// An error of the connection, an end before the last byte, or an invalid response.
 pub(crate) async fn whole_response(stream: &mut (impl AsyncRead + Unpin)) -> Result<(u16, Vec<u8>), Failure> {
     let mut buf = Vec::with_capacity(512);
     loop {
@@ -65,7 +65,7 @@ pub(crate) async fn whole_response(stream: &mut (impl AsyncRead + Unpin)) -> Res
     }
 }
 
-/// Status and length with the head, of a response whose head is complete.
+/// The status, and the length with the head, of a response with a complete head.
 fn parse(buf: &[u8]) -> Option<(u16, usize)> {
     let end = buf.windows(4).position(|w| w == b"\r\n\r\n")? + 4;
     let head = std::str::from_utf8(&buf[..end]).ok()?;
@@ -107,7 +107,7 @@ pub(crate) async fn get(from: SocketAddr, host: &str, path: &str) -> Result<Stri
     }
 }
 
-/// An HTTP/2 connection by prior knowledge; its task ends with the handle.
+/// An HTTP/2 connection by prior knowledge; its task ends when the handle is dropped.
 pub(crate) struct H2 {
     send: h2::client::SendRequest<Bytes>,
     task: tokio::task::JoinHandle<()>,
@@ -119,13 +119,13 @@ impl H2 {
         let failed = |e: h2::Error| Failure::Unexpected(format!("HTTP/2 with {to}: {e}"));
         let (send, connection) = h2::client::handshake(stream).await.map_err(failed)?;
         let task = tokio::spawn(async move {
-            // Its error reaches every stream.
+            // An error of the connection reaches every stream.
             let _ = connection.await;
         });
         Ok(Self { send, task })
     }
 
-    /// Opens a stream; the future is its response's status.
+    /// Opens a stream; the future returns the response.
     pub(crate) async fn get(&self, host: &str) -> Result<h2::client::ResponseFuture, Failure> {
         let failed = |e: h2::Error| Failure::Unexpected(format!("a stream: {e}"));
         let request = http::Request::get(format!("http://{host}/"))
@@ -145,7 +145,7 @@ impl Drop for H2 {
     }
 }
 
-/// Reads the response of a stream to its end.
+/// Reads the response of a stream to its end, and returns its status.
 pub(crate) async fn h2_response(response: h2::client::ResponseFuture) -> Result<u16, Failure> {
     let failed = |e: h2::Error| Failure::Unexpected(format!("a stream: {e}"));
     let response = response.await.map_err(failed)?;
@@ -158,7 +158,7 @@ pub(crate) async fn h2_response(response: h2::client::ResponseFuture) -> Result<
     Ok(status)
 }
 
-/// Believes every certificate: what a client spends on signatures is not what is measured here.
+/// A verifier that accepts every certificate: the cost of signature checks in a client is not measured here.
 #[derive(Debug)]
 struct Gullible(Vec<SignatureScheme>);
 
@@ -197,8 +197,8 @@ impl ServerCertVerifier for Gullible {
     }
 }
 
-/// A TLS 1.3 client of one cipher suite and one protocol, never resumed: what is negotiated is the same with
-/// every server that supports it.
+/// A TLS 1.3 client with one cipher suite and one ALPN protocol, never resumed: the negotiated parameters are the
+/// same with every server that supports them.
 pub(crate) fn tls_one_cipher(alpn: &[u8]) -> TlsConnector {
     let mut provider = ring::default_provider();
     let schemes = provider.signature_verification_algorithms.supported_schemes();
@@ -214,7 +214,7 @@ pub(crate) fn tls_one_cipher(alpn: &[u8]) -> TlsConnector {
     TlsConnector::from(Arc::new(config))
 }
 
-/// Makes the handshake over a connection that is there already.
+/// Performs the TLS handshake over an existing connection.
 pub(crate) async fn handshake(
     connector: &TlsConnector,
     name: &str,

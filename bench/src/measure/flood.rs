@@ -1,4 +1,4 @@
-//! A quiet service's latency beside one that is offered far more than it can do, in one gateway.
+//! The benchmark `flood`: isolation, the latency of a quiet service beside an overloaded service of the same gateway.
 
 use std::collections::BTreeMap;
 use std::io::{Read, Write};
@@ -29,12 +29,12 @@ pub(crate) struct Options {
     /// Requests a second to the quiet service.
     #[arg(long, default_value_t = 100)]
     quiet: u32,
-    /// Requests a second to the flooded one, which can do 200.
+    /// Requests a second to the flooded service, whose capacity is 200.
     #[arg(long, default_value_t = 4000)]
     flood: u32,
 }
 
-/// A load of its own process.
+/// Options of a load generator in its own process.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Offer {
     address: SocketAddr,
@@ -44,9 +44,9 @@ pub(crate) struct Offer {
     connections: usize,
 }
 
-/// Connections of the flood: those that its queue holds and some to be refused on.
+/// Connections of the flood: enough for its full queue and for some refused requests.
 const FLOOD_CONNECTIONS: usize = 400;
-/// Connections of the quiet client, each with its share of the rate.
+/// Connections of the quiet client, each with an equal part of the rate.
 const QUIET_CONNECTIONS: u32 = 8;
 
 const VARIANTS: [(&str, &str); 4] = [
@@ -62,7 +62,7 @@ const VARIANTS: [(&str, &str); 4] = [
     ),
 ];
 
-/// Offers requests at a rate whatever comes back, and prints what did.
+/// An open-loop load generator: sends requests at a fixed rate whatever the responses are, and prints counts of them.
 pub(crate) async fn offer(offer: Offer) -> Result<(), Failure> {
     let (free, mut idle) = mpsc::unbounded_channel();
     for _ in 0..offer.connections {
@@ -108,8 +108,8 @@ pub(crate) async fn offer(offer: Offer) -> Result<(), Failure> {
     Ok(())
 }
 
-/// When a request counts from: its turn, if the answer before it came later than that, else when it
-/// was sent. A client that wakes up late says nothing about the gateway; one that could not send does.
+/// The start of a request's latency: the scheduled time if the previous response came later than that, else the time
+/// of sending. A late wake-up of the client is not the gateway's latency; a client that could not send is.
 fn counts_from(turn: Instant, previous: Option<Instant>, sent: Instant) -> Instant {
     match previous {
         Some(previous) if previous > turn => turn,
@@ -117,7 +117,7 @@ fn counts_from(turn: Instant, previous: Option<Instant>, sent: Instant) -> Insta
     }
 }
 
-/// Milliseconds of each request on one connection, at a steady pace from `start` on.
+/// Latencies of the requests on one connection, in milliseconds, at a fixed rate from `start` on.
 fn quiet(to: SocketAddr, start: Instant, pace: Duration, requests: u32) -> Result<Vec<f64>, Failure> {
     let failed = |e| Failure::io("the quiet client", e);
     let mut stream = TcpStream::connect(to).map_err(failed)?;
@@ -134,7 +134,7 @@ fn quiet(to: SocketAddr, start: Instant, pace: Duration, requests: u32) -> Resul
         stream.write_all(head.as_bytes()).map_err(failed)?;
         let mut answer = Vec::new();
         let mut piece = [0; 1024];
-        // The responder's body is the last thing that comes.
+        // The responder's body is the end of a response.
         while !answer.ends_with(b"xxxx") {
             match stream.read(&mut piece).map_err(failed)? {
                 0 => break,
@@ -186,7 +186,7 @@ async fn gateway(run: &Run, name: &str, quiet: SocketAddr, full: SocketAddr) -> 
     Gateway::start(&run.sluice, "sluice", &lines, &place).await
 }
 
-/// One that floods, less important to the scheduler than whoever measures.
+/// A flooding process, with a lower scheduling priority than the measuring process.
 fn flooder(
     options: &Options,
     to: SocketAddr,
@@ -203,7 +203,7 @@ fn flooder(
         to.to_string(),
         host.to_owned(),
         options.flood.to_string(),
-        // Full before the quiet client begins, and as long as it goes on.
+        // The queue is full before the quiet client begins, and until the quiet client ends.
         (options.seconds + 2).to_string(),
         FLOOD_CONNECTIONS.to_string(),
     ];
@@ -215,7 +215,7 @@ pub(crate) async fn run(options: Options) -> Result<Report, Failure> {
     two_cpus()?;
     let (_quiet, quiet) = run.responder(0, Some(OTHER_CPU)).await?;
     let (_slow, slow) = run.responder(50, Some(OTHER_CPU)).await?;
-    // Each variant has a gateway of its own: what one leaves behind does not reach the next.
+    // Each variant has a gateway of its own, so that state of one variant does not affect the next.
     let mut gateways = Vec::new();
     for name in ["alone", "full", "cold"] {
         gateways.push(gateway(&run, name, quiet, slow).await?);

@@ -9,13 +9,13 @@ use serde_json::Value;
 use super::child::{Child, free_addresses};
 use super::{Failure, client};
 
-/// Host name of the gateway's service, which clients ask for.
+/// The host of the gateway's service, for clients.
 pub(crate) const HOST: &str = "bench.example.com";
 
-/// How long the gateway may take until it listens.
+/// The time limit until the gateway listens.
 const STARTING: Duration = Duration::from_secs(90);
 
-/// A gateway that runs; it ends when this is dropped.
+/// A running gateway; the process ends when this value is dropped.
 pub(crate) struct Gateway {
     pub(crate) child: Child,
     /// Address of the plain listener.
@@ -23,10 +23,10 @@ pub(crate) struct Gateway {
     admin: SocketAddr,
 }
 
-/// Where a gateway keeps its files, and on which CPU it runs.
+/// The directory of a gateway's files, and the CPU of the gateway.
 pub(crate) struct Place<'a> {
     pub(crate) folder: &'a Path,
-    /// `None`: the scheduler's choice.
+    /// The CPU; `None` for the scheduler's choice.
     pub(crate) cpu: Option<usize>,
 }
 
@@ -51,12 +51,12 @@ impl Gateway {
         Ok(gateway)
     }
 
-    /// The gateway's process alone: instances that it starts are not counted.
+    /// The process of the gateway alone: its instances are not counted.
     pub(crate) fn pids(&self) -> Vec<u32> {
         vec![self.child.pid()]
     }
 
-    /// Requests that wait for `revision`, by the gateway's own `/api/revisions`.
+    /// The number of requests that wait for `revision`, from the gateway's own `/api/revisions`.
     pub(crate) async fn queued(&self, revision: &str) -> Result<u64, Failure> {
         let body = client::get(self.admin, "admin", "/api/revisions").await?;
         let read: Value = serde_json::from_str(&body)

@@ -1,7 +1,7 @@
-//! What a held request's memory is made of: blocks that live at the heap's highest, by the place that
-//! allocated them, as valgrind's dhat saw it; with some held, and what there is more with twice as many,
-//! which leaves out what is there without requests. In the same way, what a warm request allocates from its
-//! first byte to its last. Counts, not times: load does not disturb them.
+//! The benchmark `heap`, heap profiles by valgrind's dhat: the blocks alive at the heap's peak, by their allocation
+//! site, with some requests held, and the growth with twice as many, which excludes memory without requests. In the
+//! same way, the allocations of a warm request from its first byte to its last. Counts, not times, so that load does
+//! not disturb them.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -28,23 +28,23 @@ pub(crate) struct Options {
     /// Streams on one HTTP/2 connection.
     #[arg(long, default_value_t = 100)]
     streams: usize,
-    /// Places listed.
+    /// The number of listed allocation sites.
     #[arg(long, default_value_t = 25)]
     places: usize,
 }
 
-/// What `bench/guard` asks.
+/// Options of `warm`, which `bench/guard` runs.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Warm {
     /// The gateway's binary.
     #[arg(long)]
     sluice: PathBuf,
-    /// Requests, one after the other; then twice as many.
+    /// Sequential requests; then twice as many.
     #[arg(long, default_value_t = 500)]
     requests: usize,
 }
 
-/// What one place holds.
+/// The growth of one allocation site.
 #[derive(Debug, Clone, PartialEq)]
 struct Holding {
     place: String,
@@ -52,10 +52,10 @@ struct Holding {
     blocks: i64,
 }
 
-/// How long a gateway under valgrind may take to listen: five seconds of a CPU, which a busy machine gives late.
+/// The time limit until a gateway under valgrind listens: five seconds of a CPU, which take long on a busy machine.
 const VALGRIND: Duration = Duration::from_secs(300);
 
-/// Frames that allocate for somebody else.
+/// Frames that allocate on behalf of their callers.
 const PLUMBING: [&str; 20] = [
     "malloc",
     "calloc",
@@ -79,25 +79,25 @@ const PLUMBING: [&str; 20] = [
     "hashbrown",
 ];
 
-/// Which blocks are counted: dhat's names for their bytes and their number.
+/// The counted blocks: dhat's field names for their bytes and their number.
 #[derive(Debug, Clone, Copy)]
 struct Counted {
     bytes: &'static str,
     blocks: &'static str,
 }
 
-/// What is alive when the heap is at its highest.
+/// Blocks alive at the heap's peak.
 const HIGHEST: Counted = Counted {
     bytes: "gb",
     blocks: "gbk",
 };
-/// Everything that was ever allocated.
+/// All blocks that were ever allocated.
 const EVER: Counted = Counted {
     bytes: "tb",
     blocks: "tbk",
 };
 
-/// By place.
+/// Sums of bytes and blocks by allocation site.
 fn by_place(dhat: &Value, counted: Counted) -> BTreeMap<String, (i64, i64)> {
     let frames = dhat["ftbl"].as_array().into_iter().flatten();
     let frames: Vec<&str> = frames.map(|f| f.as_str().unwrap_or("?")).collect();
@@ -121,8 +121,8 @@ fn by_place(dhat: &Value, counted: Counted) -> BTreeMap<String, (i64, i64)> {
     places
 }
 
-/// What each place holds more in the second profile than in the first, the largest first. What grew by
-/// less than 8 bytes for each of `requests` is left out.
+/// The growth of each allocation site from the first profile to the second, the largest first. Growth of less than 8
+/// bytes for each of `requests` is left out.
 fn growth(first: &Value, second: &Value, requests: usize, counted: Counted) -> Vec<Holding> {
     let before = by_place(first, counted);
     let mut grown: Vec<Holding> = by_place(second, counted)
@@ -141,10 +141,10 @@ fn growth(first: &Value, second: &Value, requests: usize, counted: Counted) -> V
     grown
 }
 
-/// The function of a frame that reads `0x12AB: name (file:line)`.
+/// The function name of a frame of the form `0x12AB: name (file:line)`.
 fn function(frame: &str) -> &str {
     let name = frame.split_once(": ").map_or(frame, |(_, name)| name);
-    // Generic names hold parentheses of their own: only the last one is the place in the source.
+    // Generic names contain parentheses: only the last pair is the place in the source.
     name.rsplit_once(" (").map_or(name, |(name, _)| name)
 }
 
@@ -157,7 +157,7 @@ struct Profiled {
 }
 
 impl Profiled {
-    /// One that sends `held.bench` to `backend`, so many requests at once.
+    /// Starts a gateway that sends `held.bench` to `backend`, with this number of concurrent requests.
     async fn start(run: &Run, name: &str, backend: SocketAddr, concurrency: u32) -> Result<Self, Failure> {
         let folder = run.inner(name)?;
         let [plain, admin] = free_addresses()?;
@@ -192,7 +192,7 @@ impl Profiled {
         })
     }
 
-    /// Ends it: the profile is written then.
+    /// Stops the gateway, which writes the profile at its end.
     fn finish(mut self) -> Result<Value, Failure> {
         self.child.stop();
         let text = std::fs::read_to_string(&self.out).map_err(|_| self.child.complaint("left no profile"))?;
@@ -200,9 +200,9 @@ impl Profiled {
     }
 }
 
-/// With so many requests held.
+/// The profile with this number of requests held.
 async fn held_profile(run: &Run, wire: Wire, held: usize) -> Result<Value, Failure> {
-    // One request is at a backend that takes longer than all of this; the others wait for its slot.
+    // One request is at a backend whose response takes longer than the run; the other requests wait for its slot.
     let (_backend, backend) = run.responder(900_000, None).await?;
     let gateway = Profiled::start(run, &format!("{}-{held}", wire.name()), backend, 1).await?;
     let host = "held.bench";
@@ -240,7 +240,7 @@ async fn held_profile(run: &Run, wire: Wire, held: usize) -> Result<Value, Failu
     gateway.finish()
 }
 
-/// After so many requests, one after the other on one connection.
+/// The profile after this number of sequential requests on one connection.
 async fn warm_profile(run: &Run, wire: Wire, requests: usize) -> Result<Value, Failure> {
     let (_backend, backend) = run.responder(0, None).await?;
     let gateway = Profiled::start(run, &format!("warm-{}-{requests}", wire.name()), backend, 10).await?;
@@ -288,8 +288,8 @@ fn json(found: &[Holding]) -> Value {
     each.collect()
 }
 
-/// Blocks and bytes that a warm request allocates, by the wire that it comes in on, as one line of JSON. Counts
-/// of the real gateway, with a permit of `containerConcurrency` and metrics: load does not disturb them.
+/// Prints the blocks and bytes that a warm request allocates, by protocol, as one line of JSON. Counts of the real
+/// gateway, with a permit of `containerConcurrency` and metrics: load does not disturb them.
 pub(crate) async fn warm(options: Warm) -> Result<(), Failure> {
     let run = Run::new(&Common::of(options.sluice), true)?;
     program("valgrind")?;
@@ -297,8 +297,8 @@ pub(crate) async fn warm(options: Warm) -> Result<(), Failure> {
     for wire in [Wire::H1, Wire::H2 { streams: 1 }] {
         let once = warm_profile(&run, wire, options.requests).await?;
         let twice = warm_profile(&run, wire, 2 * options.requests).await?;
-        // What is made less than every other time belongs to clocks of the gateway, not to requests: there
-        // is the more of it, the slower the machine is.
+        // Sites with less than one allocation for every other request belong to periodic tasks of the gateway, not to
+        // requests: such tasks run more often, the slower the machine is.
         let mut places = growth(&once, &twice, options.requests, EVER);
         places.retain(|place| 2 * place.blocks >= options.requests as i64);
         let per =

@@ -1,4 +1,5 @@
-//! Memory of requests that are held, step by step: what each step adds is what it costs.
+//! The benchmark `held-memory`: the memory of held requests, step by step; the difference between two steps is the
+//! cost of the later step.
 
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -29,15 +30,16 @@ pub(crate) struct Options {
     pub(crate) streams: usize,
 }
 
-/// Requests that reach the backend at once when all are released: what is measured is holding.
+/// Requests that reach the backend at once when all are released: the memory of holding is measured, not of
+/// forwarding.
 const RELEASED_AT_ONCE: u32 = 100;
 
-/// How a request comes in.
+/// The protocol of the held requests.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Wire {
-    /// One connection each.
+    /// HTTP/1.1, one connection for each request.
     H1,
-    /// So many streams on each connection.
+    /// HTTP/2, this number of streams on each connection.
     H2 { streams: usize },
 }
 
@@ -58,7 +60,7 @@ pub(crate) struct Step {
     pub(crate) kernel: KernelMemory,
 }
 
-/// Waits until the gateway does next to nothing, then looks.
+/// Waits until the gateway is nearly idle, then reads its memory.
 pub(crate) async fn step(name: &'static str, pids: &[u32]) -> Result<Step, Failure> {
     let end = Instant::now() + Duration::from_secs(10);
     let window = Duration::from_millis(200);
@@ -66,7 +68,7 @@ pub(crate) async fn step(name: &'static str, pids: &[u32]) -> Result<Step, Failu
     loop {
         tokio::time::sleep(window).await;
         let now = cpu_time(pids);
-        // While something waits, the probes go on: a few percent of a CPU.
+        // The probes go on while requests wait: a few percent of a CPU.
         if now.saturating_sub(before) < window / 6 || Instant::now() > end {
             break;
         }
@@ -79,8 +81,8 @@ pub(crate) async fn step(name: &'static str, pids: &[u32]) -> Result<Step, Failu
     })
 }
 
-/// The steps of one gateway's life: nothing, connected, (head begun,) held, answered, closed, and as many
-/// held again: what the allocator kept is used then, what leaked is not.
+/// The steps of one gateway's life: idle, connected, (head begun,) held, answered, closed, and the same number held
+/// again: the second hold uses memory that the allocator kept, and not memory that leaked.
 pub(crate) async fn steps(
     sluice: &Path,
     folder: &Path,
@@ -95,7 +97,7 @@ pub(crate) async fn steps(
     let mut steps = vec![step(NOTHING, &gateway.pids()).await?];
     let [first, again] = &services;
     steps.extend(hold(&gateway, &instances, first, wire, held).await?);
-    // Connections to the backend are dropped after four idle seconds, and with them what they hold.
+    // Connections to the backend, with their buffers, are closed after four idle seconds.
     tokio::time::sleep(Duration::from_secs(5)).await;
     steps.push(step(CLOSED, &gateway.pids()).await?);
     let second = hold(&gateway, &instances, again, wire, held).await?;
@@ -106,7 +108,7 @@ pub(crate) async fn steps(
     Ok(steps)
 }
 
-/// Connects, asks, has all of it held, has it answered and closes.
+/// Connects, sends requests, waits until all are held, has all answered, and closes.
 async fn hold(
     gateway: &Gateway,
     instances: &Instances,
@@ -139,7 +141,7 @@ async fn hold(
             let mut instance = instances.started(service).await?;
             instance.listen(held).await?;
             answered(&mut connections).await?;
-            // One that cannot report ends, and the gateway starts it again.
+            // An instance that cannot report ends, and the gateway starts it again.
             instance.report().await?;
             steps.push(step(ANSWERED, &pids).await?);
         }
@@ -177,11 +179,11 @@ pub(crate) const CONNECTED: &str = "connected, idle";
 const BEGUN: &str = "head begun";
 pub(crate) const HELD: &str = "held";
 pub(crate) const ANSWERED: &str = "answered, still connected";
-/// A second time, in the same gateway.
+/// The name of the second hold in the same gateway.
 pub(crate) const HELD_AGAIN: &str = "held again";
 pub(crate) const CLOSED: &str = "closed, some seconds later";
 
-/// What `name` holds more than there was at the start, in KB per request.
+/// The growth from the start to step `name`, in KB per request.
 pub(crate) fn per_request(
     steps: &[Step],
     name: &str,
@@ -254,7 +256,7 @@ pub(crate) async fn run(options: Options) -> Result<Report, Failure> {
                 )
             };
             let rss = over(|s| s.memory.rss);
-            // The same once more adds nothing of its own.
+            // The same hold once more adds no memory of its own.
             let alone = rss
                 .filter(|_| name != HELD_AGAIN)
                 .map(|s| s.median - previous.unwrap_or(0.0));

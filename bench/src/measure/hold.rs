@@ -1,5 +1,5 @@
-//! From the backend's own `listen()` to the held requests: how soon the gateway notices, and how soon
-//! it lets go.
+//! The benchmark `hold`: the time from the backend's own `listen()` to the held requests, split into detection by the
+//! gateway and release of the requests.
 
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -16,10 +16,10 @@ use super::report::{Report, Table};
 use super::stats::{Samples, number};
 use super::{Common, Failure, Run};
 
-/// Parts of a run whose percentiles are compared.
+/// The number of parts of a run whose percentiles are compared.
 const BLOCKS: usize = 3;
 
-/// Of one cold start.
+/// The number of figures of one cold start.
 const FIGURES: usize = 5;
 
 #[derive(Debug, clap::Args)]
@@ -29,42 +29,42 @@ pub(crate) struct Options {
     /// Cold starts at each level.
     #[arg(long, default_value_t = 150)]
     rounds: usize,
-    /// Requests held at once.
+    /// The levels: requests held at once.
     #[arg(long, value_delimiter = ',', default_value = "1,25,100,1000")]
     held: Vec<usize>,
 }
 
-/// What one cold start took.
+/// The times of one cold start.
 #[derive(Debug, Clone)]
 pub(crate) struct ColdStart {
     timeline: Timeline,
-    /// When the gateway took the instance for ready, in nanoseconds of the common clock.
+    /// The time at which the gateway considered the instance ready, in nanoseconds of the common clock.
     ready: i64,
 }
 
 impl ColdStart {
-    /// From listening to the gateway's first connection.
+    /// The time from listening to the gateway's first connection.
     fn connection_ms(&self) -> f64 {
         ms(self.timeline.connected - self.timeline.listened)
     }
 
-    /// From listening until the gateway took the instance for ready: its phase `booting` ends there, after what a
-    /// connection has to hold to prove anything.
+    /// The time from listening until the gateway considered the instance ready: the phase `booting` ends there, after
+    /// the time for which a connection has to stay open as proof.
     fn detection_ms(&self) -> f64 {
         ms(self.ready - self.timeline.listened)
     }
 
-    /// From then until the first held request was at the backend.
+    /// The time from readiness until the first held request was at the backend.
     fn release_ms(&self) -> f64 {
         ms(self.timeline.first_byte - self.ready)
     }
 
-    /// From listening until the first held request was at the backend.
+    /// The time from listening until the first held request was at the backend.
     fn to_first_ms(&self) -> f64 {
         ms(self.timeline.first_byte - self.timeline.listened)
     }
 
-    /// From listening until the last held request was at the backend.
+    /// The time from listening until the last held request was at the backend.
     pub(crate) fn to_last_ms(&self) -> f64 {
         ms(self.timeline.last() - self.timeline.listened)
     }
@@ -74,7 +74,7 @@ fn ms(ns: i64) -> f64 {
     ns as f64 / 1e6
 }
 
-/// The phases of a request until the gateway took its instance for ready, as `Server-Timing` tells them, in
+/// The sum of a request's phases until the gateway considered its instance ready, from `Server-Timing`, in
 /// nanoseconds.
 fn until_ready(head: &str) -> Option<i64> {
     let field = head.lines().find_map(|line| {
@@ -92,7 +92,7 @@ fn until_ready(head: &str) -> Option<i64> {
     all.map(|ms| (ms * 1e6) as i64)
 }
 
-/// One backend starts cold, with so many requests held.
+/// Starts one backend cold, with this number of requests held.
 pub(crate) async fn cold_start(
     gateway: &Gateway,
     instances: &Instances,
@@ -113,13 +113,13 @@ pub(crate) async fn cold_start(
     }
     let mut instance = instances.started(service).await?;
     all_queued(gateway, service, held).await?;
-    // The phase of the gateway's probes is not the bench's.
+    // A random delay, so that the phase of the gateway's probes is independent of the benchmark's.
     tokio::time::sleep(Duration::from_micros(fastrand::u64(5_000..40_000))).await;
     instance.listen(held).await?;
-    // Nothing is read before the last was received: the client takes no CPU from those it times.
+    // Nothing is read before the last request was received: the client takes no CPU from the measured processes.
     let timeline = instance.report().await?;
-    // Each request tells it by the time at which it came to the gateway, which is a little after it was sent: the
-    // latest is the nearest.
+    // Each response gives the time relative to the arrival of its request at the gateway, which is a little after the
+    // request was sent: the latest time is the most exact.
     let mut ready = None;
     for (stream, begun) in connections.iter_mut().zip(begun) {
         let head = answer(stream).await?;
@@ -129,7 +129,7 @@ pub(crate) async fn cold_start(
     Ok(ColdStart { timeline, ready })
 }
 
-/// Waits until as many wait at the gateway.
+/// Waits until this number of requests waits at the gateway.
 pub(crate) async fn all_queued(gateway: &Gateway, service: &str, held: usize) -> Result<(), Failure> {
     let end = Instant::now() + LONG;
     let revision = format!("{service}-00001");
@@ -147,7 +147,7 @@ pub(crate) async fn all_queued(gateway: &Gateway, service: &str, held: usize) ->
     }
 }
 
-/// Every one gets its 200.
+/// Reads the 200 of every connection.
 pub(crate) async fn answered(connections: &mut [TcpStream]) -> Result<(), Failure> {
     for stream in connections {
         answer(stream).await?;
@@ -166,7 +166,7 @@ async fn answer(stream: &mut TcpStream) -> Result<String, Failure> {
     Ok(String::from_utf8_lossy(&bytes).into_owned())
 }
 
-/// The configuration of a gateway that holds as much as it is sent.
+/// The configuration of a gateway with queues that hold all requests.
 pub(crate) fn config(
     services: &[String],
     socket: Option<&Path>,
@@ -188,7 +188,7 @@ pub(crate) async fn run(options: Options) -> Result<Report, Failure> {
     super::machine::raise_descriptors(2 * most as u64 + 500)?;
     let instances = Instances::new(run.folder(), "hold")?;
     let name = |held: usize, round: usize| format!("h{held}-{round}");
-    // Each cold start has a service of its own: none waits for another to be at zero again.
+    // Each cold start has a service of its own: no start waits for another service to be at zero again.
     let services: Vec<String> = (0..options.rounds)
         .flat_map(|round| options.held.iter().map(move |&held| name(held, round)))
         .collect();
@@ -204,7 +204,7 @@ pub(crate) async fn run(options: Options) -> Result<Report, Failure> {
     for round in 0..options.rounds {
         let start = Instant::now();
         for nth in 0..options.held.len() {
-            // Another one first each time.
+            // The levels rotate: each round begins with another level.
             let level = (nth + round) % options.held.len();
             let held = options.held[level];
             let start = cold_start(&gateway, &instances, &name(held, round), held).await?;

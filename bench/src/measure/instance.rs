@@ -1,9 +1,9 @@
-//! The backend of cold starts: an instance that the gateway starts, that listens when it is told to
-//! and reports by the common clock when it did and what reached it when.
+//! The backend of cold starts: an instance that the gateway starts, that listens on command, and that reports its
+//! times and those of its requests by the common clock.
 //!
-//! Over the socket named in `MEASURE_SOCKET` it says `SERVICE`, waits for `listen N`, and reports after
-//! the Nth request: `LISTENED FIRST_CONNECTION FIRST_BYTE RECEIVED...`, times in nanoseconds. Without a
-//! socket it never listens.
+//! The protocol over the socket of `MEASURE_SOCKET`: the instance sends `SERVICE`, waits for `listen N`, and reports
+//! after the Nth request: `LISTENED FIRST_CONNECTION FIRST_BYTE RECEIVED...`, times in nanoseconds. Without a socket
+//! the instance never listens.
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
@@ -22,12 +22,12 @@ use super::machine::now_ns;
 
 const SOCKET: &str = "MEASURE_SOCKET";
 
-/// Waiting connections of its listener: as many as are held at once at most.
+/// The backlog of the listener: as many connections as are held at once at most.
 const BACKLOG: i32 = 4096;
 
 const ANSWER: &[u8] = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
 
-/// The lines of configuration of a service whose one instance this is.
+/// The configuration of a service with this program as its one instance.
 pub(crate) fn service(
     name: &str,
     socket: Option<&Path>,
@@ -44,15 +44,15 @@ pub(crate) fn service(
     ))
 }
 
-/// What an instance saw, in nanoseconds of the common clock.
+/// The times of an instance, in nanoseconds of the common clock.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Timeline {
     pub(crate) listened: i64,
-    /// The first connection was accepted: the gateway's probe, or the first request's.
+    /// The first connection was accepted: a probe of the gateway, or the first request's connection.
     pub(crate) connected: i64,
-    /// The first byte of a request.
+    /// The first byte of a request was read.
     pub(crate) first_byte: i64,
-    /// Each whole request, in order.
+    /// The times at which each whole request was read, in order.
     pub(crate) received: Vec<i64>,
 }
 
@@ -71,13 +71,13 @@ impl Timeline {
         })
     }
 
-    /// When the last request was here whole.
+    /// The time at which the last whole request was read.
     pub(crate) fn last(&self) -> i64 {
         self.received.last().copied().unwrap_or(self.first_byte)
     }
 }
 
-/// Where instances report to.
+/// The socket that instances report to.
 pub(crate) struct Instances {
     listener: UnixListener,
     path: PathBuf,
@@ -97,7 +97,7 @@ impl Instances {
     /// The instance of `service` that the gateway starts next.
     ///
     /// # Errors
-    /// When none comes in time, or that of another service.
+    /// When no instance comes in time, or an instance of another service.
     pub(crate) async fn started(&self, service: &str) -> Result<Instance, Failure> {
         let accepted = tokio::time::timeout(LONG, self.listener.accept()).await;
         let (stream, _) = accepted
@@ -116,20 +116,20 @@ impl Instances {
     }
 }
 
-/// One that waits to be told to listen.
+/// An instance that waits for the command to listen.
 pub(crate) struct Instance {
     stream: BufReader<UnixStream>,
 }
 
 impl Instance {
-    /// Tells it to listen now and to report after this many requests.
+    /// Sends the command to listen now and to report after this number of requests.
     pub(crate) async fn listen(&mut self, requests: usize) -> Result<(), Failure> {
         let line = format!("listen {requests}\n");
         let sent = self.stream.get_mut().write_all(line.as_bytes()).await;
         sent.map_err(|e| Failure::io("telling an instance to listen", e))
     }
 
-    /// What it saw.
+    /// Reads the report of the instance.
     pub(crate) async fn report(&mut self) -> Result<Timeline, Failure> {
         let line = tokio::time::timeout(LONG, self.line())
             .await
@@ -149,11 +149,11 @@ impl Instance {
     }
 }
 
-/// Is one, until it is ended.
+/// Runs as an instance, until the process is ended.
 pub(crate) async fn run() -> Result<(), Failure> {
     let wanted = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
     let (Some(socket), Some(service)) = (wanted(SOCKET), wanted("K_SERVICE")) else {
-        // Longer than any run takes; the gateway ends it before.
+        // Longer than any run; the gateway ends the process before.
         tokio::time::sleep(Duration::from_secs(900)).await;
         return Ok(());
     };

@@ -1,4 +1,4 @@
-//! What the kernel says about the machine, processes and sockets.
+//! Readings of the kernel about the machine, processes and sockets, from `/proc` and system calls.
 
 use std::fs;
 use std::path::Path;
@@ -17,11 +17,10 @@ pub(crate) fn now_ns() -> i64 {
     clock_gettime(ClockId::CLOCK_MONOTONIC).map_or(0, |t| t.tv_sec() * 1_000_000_000 + t.tv_nsec())
 }
 
-/// Raises the limit of descriptors as far as it goes without privileges, for this process and those
-/// that it starts.
+/// Raises the soft limit of descriptors to the hard limit, for this process and its children.
 ///
 /// # Errors
-/// When it stays below `wanted`.
+/// When the limit stays below `wanted`.
 pub(crate) fn raise_descriptors(wanted: u64) -> Result<u64, Failure> {
     let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE).map_err(|e| Failure::io("the descriptor limit", e))?;
     setrlimit(Resource::RLIMIT_NOFILE, hard, hard).map_err(|e| Failure::io("the descriptor limit", e))?;
@@ -33,7 +32,7 @@ pub(crate) fn raise_descriptors(wanted: u64) -> Result<u64, Failure> {
     Ok(hard)
 }
 
-/// Binds the calling thread, and what it starts from now on, to one CPU.
+/// Binds the calling thread, and its future children, to one CPU.
 pub(crate) fn pin(cpu: usize) -> Result<(), Failure> {
     let mut set = CpuSet::new();
     set.set(cpu)
@@ -41,12 +40,12 @@ pub(crate) fn pin(cpu: usize) -> Result<(), Failure> {
         .map_err(|e| Failure::io(&format!("binding to CPU {cpu}"), e))
 }
 
-/// On which this process may run.
+/// The number of CPUs that this process may run on.
 pub(crate) fn cpus() -> usize {
     std::thread::available_parallelism().map_or(1, usize::from)
 }
 
-/// Of the last minute.
+/// The load average of the last minute.
 pub(crate) fn load_average() -> f64 {
     let text = fs::read_to_string("/proc/loadavg").unwrap_or_default();
     text.split(' ')
@@ -66,7 +65,7 @@ pub(crate) fn describe() -> Value {
     let memory = fs::read_to_string("/proc/meminfo").unwrap_or_default();
     json!({
         "cpu": model,
-        // Not `cpus`: this process may be bound to one by now.
+        // Not [`cpus`]: this process may be bound to one CPU by now.
         "cpus": cpuinfo.lines().filter(|line| line.starts_with("processor")).count(),
         "memory_gib": field_kb(&memory, "MemTotal:").map_or(0, |kb| kb >> 20),
         "kernel": kernel.trim(),
@@ -79,23 +78,23 @@ fn field_kb(text: &str, name: &str) -> Option<u64> {
     rest.split_whitespace().next()?.parse().ok()
 }
 
-/// What processes hold in memory of their own, in bytes; what the kernel holds for them is not in it.
+/// The memory of processes, in bytes; the kernel's memory for them is not included.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) struct Memory {
-    /// Resident.
+    /// Resident set size (RSS).
     pub(crate) rss: u64,
-    /// Resident, what is shared divided by those who share it.
+    /// Proportional set size (PSS): shared pages are divided by the number of processes that share them.
     pub(crate) pss: u64,
     /// Resident and not backed by a file: heap and stacks.
     pub(crate) anonymous: u64,
 }
 
 impl Memory {
-    /// Of these processes together. One that ended meanwhile, such as a worker of a configuration that
-    /// was replaced, holds nothing.
+    /// The sum over these processes. A process that ended meanwhile, such as a worker of a replaced configuration,
+    /// counts as nothing.
     ///
     /// # Errors
-    /// When all of them ended.
+    /// When all of these processes ended.
     pub(crate) fn of(pids: &[u32]) -> Result<Self, Failure> {
         let mut sum = Self::default();
         for pid in pids {
@@ -135,12 +134,12 @@ impl Memory {
     }
 }
 
-/// What the kernel holds for sockets and much else, of the whole machine, in bytes.
+/// The kernel's memory for sockets and much else, of the whole machine, in bytes.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) struct KernelMemory {
     /// Buffers of TCP sockets.
     pub(crate) tcp: u64,
-    /// Slab: the sockets themselves, files, and everything else of that kind.
+    /// Slab: socket structures, files, and other kernel objects.
     pub(crate) slab: u64,
 }
 
@@ -168,7 +167,7 @@ impl KernelMemory {
     }
 }
 
-/// Time on a CPU so far, user and system, of all threads that still live.
+/// The CPU time so far, user and system, of all threads that still live.
 pub(crate) fn cpu_time(pids: &[u32]) -> Duration {
     let mut total = 0;
     for pid in pids {

@@ -1,7 +1,8 @@
-//! Runs of the real gateway under load, each with a table, a verdict on its budget and a results file.
+//! The load benchmarks: runs of the real gateway under load, each with a table, a verdict on its budget and a results
+//! file.
 //!
-//! One process is client, judge and the parent of everything it starts. Whatever ends a run (its end,
-//! its failure, its time limit, a signal) drops the future that it is, and with it every process.
+//! One process is the client, the judge and the parent of all child processes. However a run ends (success, failure,
+//! time limit, signal), its future is dropped, and every child process with it.
 
 mod admissions;
 mod changes;
@@ -28,7 +29,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use child::Child;
 use report::Report;
 
-/// Why there are no figures.
+/// The reason why a run has no figures.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Failure {
     #[error("{what}: {source}")]
@@ -63,15 +64,15 @@ struct Cli {
 enum Command {
     /// Detection and release after the backend's own listen().
     Hold(hold::Options),
-    /// Memory of requests that are held.
+    /// Memory of held requests.
     HeldMemory(held_memory::Options),
-    /// What held requests and warm ones allocate, by the place of it, under valgrind.
+    /// Allocations of held and of warm requests by allocation site, under valgrind.
     Heap(heap::Options),
     /// Warm admissions per second and core.
     Admissions(admissions::Options),
-    /// A quiet service beside a flooded one.
+    /// Latency of a quiet service beside a flooded one.
     Flood(flood::Options),
-    /// One changed file among thousands of services: time, CPU, memory, whom it disturbs.
+    /// One changed file among thousands of services: time, CPU, memory, added latency.
     Changes(changes::Options),
     /// The backend of cold starts; the gateway starts it.
     #[command(hide = true)]
@@ -83,10 +84,10 @@ enum Command {
         #[arg(default_value_t = 0)]
         delay_ms: u64,
     },
-    /// Offers a service requests at a rate.
+    /// An open-loop load generator for one service.
     #[command(hide = true)]
     Offer(flood::Offer),
-    /// What a warm request allocates, for `bench/guard`.
+    /// Allocations of a warm request, for `bench/guard`.
     #[command(hide = true)]
     Warm(heap::Warm),
     /// The clients and the backends of `bench/compare`.
@@ -94,25 +95,25 @@ enum Command {
     Load(load::Options),
 }
 
-/// What every run is asked.
+/// Options of every run.
 #[derive(Debug, Clone, Args)]
 pub(crate) struct Common {
     /// The gateway's binary.
     #[arg(long)]
     sluice: Option<PathBuf>,
-    /// Where results are kept.
+    /// The directory of the results.
     #[arg(long, default_value = "bench/results/unsorted")]
     out: PathBuf,
     /// The profile that the binaries were built with, for the record.
     #[arg(long, default_value = "unknown")]
     profile: String,
-    /// Seconds after which it gives up; rounds that would not end before are left out.
+    /// Seconds until the run gives up; rounds that would not end before are left out.
     #[arg(long, default_value_t = 240, overrides_with = "limit")]
     limit: u64,
 }
 
 impl Common {
-    /// Of a run that keeps no report.
+    /// Options for a run without a report.
     fn of(sluice: PathBuf) -> Self {
         Self {
             sluice: Some(sluice),
@@ -123,10 +124,10 @@ impl Common {
     }
 }
 
-/// What a run works with.
+/// The environment of a run.
 pub(crate) struct Run {
     sluice: PathBuf,
-    /// Gone with the run.
+    /// A temporary directory, removed at the end of the run.
     folder: tempfile::TempDir,
     started: Instant,
     limit: Duration,
@@ -159,19 +160,19 @@ impl Run {
         self.folder.path()
     }
 
-    /// A directory of its own inside of the run's.
+    /// A directory inside of the run's own directory.
     fn inner(&self, name: &str) -> Result<PathBuf, Failure> {
         let path = self.folder().join(name);
         std::fs::create_dir_all(&path).map_err(|e| Failure::io(&path.display().to_string(), e))?;
         Ok(path)
     }
 
-    /// Whether another round that takes as long as this one did still fits, with room to finish.
+    /// Whether another round of the same duration still fits into the time limit, with time to finish.
     fn another(&self, round: Duration) -> bool {
         self.started.elapsed() + round.mul_f64(1.3) < self.limit.mul_f64(0.95)
     }
 
-    /// A backend of 100 bytes.
+    /// Starts a backend with responses of 100 bytes.
     async fn responder(
         &self,
         delay_ms: u64,
@@ -187,7 +188,8 @@ impl Run {
     }
 }
 
-/// One CPU for what is measured and one for everything else.
+/// Checks for two CPUs, one for the measured process and one for all other processes, and binds this process to the
+/// second.
 fn two_cpus() -> Result<(), Failure> {
     if machine::cpus() < 2 {
         return Err(Failure::Missing(
@@ -200,10 +202,10 @@ fn two_cpus() -> Result<(), Failure> {
 const PROXY_CPU: usize = 0;
 const OTHER_CPU: usize = 1;
 
-/// Runs what the command line says.
+/// Runs the benchmark of the command line.
 pub fn main() -> ExitCode {
     let cli = Cli::parse();
-    // Fails only when installed before, which nothing did.
+    // Fails only if a provider is installed already, and none is.
     let _ = rustls::crypto::ring::default_provider().install_default();
     let outcome = match cli.command {
         Command::Hold(o) => run("hold", &o.common.clone(), || hold::run(o)),
@@ -239,7 +241,7 @@ fn blocking(task: impl Future<Output = Result<(), Failure>>) -> Result<(), Failu
     runtime.block_on(task)
 }
 
-/// Runs one benchmark within its limit and keeps its report.
+/// Runs one benchmark within its time limit and keeps its report.
 fn run<F>(name: &str, common: &Common, task: impl FnOnce() -> F) -> Result<(), Failure>
 where
     F: Future<Output = Result<Report, Failure>>,

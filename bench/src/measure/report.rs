@@ -1,4 +1,4 @@
-//! What a run leaves behind: a table to read and every figure behind it.
+//! The report of a run: a table to read, and every figure in JSON.
 
 use std::fmt::Write as _;
 use std::path::Path;
@@ -45,16 +45,16 @@ impl Table {
 #[derive(Debug, Default)]
 pub(crate) struct Report {
     pub(crate) tables: Vec<Table>,
-    /// A line each: budgets met or not, what must be known to read the tables.
+    /// Notes of one line each: budgets met or not, and facts that are needed to read the tables.
     pub(crate) notes: Vec<String>,
-    /// What was asked for.
+    /// The parameters of the run.
     pub(crate) parameters: Value,
-    /// Everything that was measured.
+    /// Every measured figure.
     pub(crate) rounds: Value,
 }
 
 impl Report {
-    /// A note that says whether a budget is met.
+    /// Adds a note with the verdict on a budget.
     pub(crate) fn budget(&mut self, what: &str, measured: Option<f64>, limit: f64, unit: &str) {
         let verdict = match measured {
             Some(value) if value < limit => "met",
@@ -102,7 +102,7 @@ impl Report {
         out
     }
 
-    /// Prints it, and keeps `NAME.md` and `NAME.json` in `folder`.
+    /// Prints the report, and writes `NAME.md` and `NAME.json` to `folder`.
     pub(crate) fn keep(&self, name: &str, about: &Value, folder: &Path) -> Result<(), Failure> {
         let text = self.text(name, about);
         println!("{text}");

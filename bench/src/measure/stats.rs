@@ -1,9 +1,9 @@
-//! The arithmetic of the results: percentiles, medians and how far rounds lie apart.
+//! Statistics of the results: percentiles, medians and the spread over rounds.
 
 use serde_json::Value;
 
-/// The nearest-rank percentile of sorted values: the smallest one that at least `percent` of all are
-/// not above. Always a value that was measured, never one between two.
+/// The nearest-rank percentile of sorted values: the smallest value that at least `percent` of all values do not
+/// exceed. Always a measured value, never an interpolated one.
 pub(crate) fn percentile(sorted: &[f64], percent: f64) -> Option<f64> {
     debug_assert!(sorted.is_sorted());
     let rank = (percent / 100.0 * sorted.len() as f64).ceil() as usize;
@@ -16,7 +16,7 @@ pub(crate) fn sorted(mut values: Vec<f64>) -> Vec<f64> {
     values
 }
 
-/// The middle of a few rounds and how far they lie apart.
+/// The median of some rounds with minimum and maximum.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(crate) struct Spread {
     pub(crate) median: f64,
@@ -25,7 +25,8 @@ pub(crate) struct Spread {
 }
 
 impl Spread {
-    /// `None` without values. The median of an even number is the mean of the two in the middle.
+    /// The spread; `None` without values. The median of an even number of values is the mean of the two in the
+    /// middle.
     pub(crate) fn of(values: impl IntoIterator<Item = f64>) -> Option<Self> {
         let values = sorted(values.into_iter().collect());
         let (min, max) = (*values.first()?, *values.last()?);
@@ -38,7 +39,7 @@ impl Spread {
         Some(Self { median, min, max })
     }
 
-    /// `12.3 [11.9-14.0]`.
+    /// Formatted as `12.3 [11.9-14.0]`.
     pub(crate) fn text(spread: Option<Self>, digits: usize) -> String {
         spread.map_or_else(
             || "-".to_owned(),
@@ -47,7 +48,7 @@ impl Spread {
     }
 }
 
-/// Percentiles over all of one kind of sample, and those of each round for the spread.
+/// The samples of one kind, by round, for percentiles over all rounds and for their spread.
 #[derive(Debug, Default)]
 pub(crate) struct Samples {
     rounds: Vec<Vec<f64>>,
@@ -58,7 +59,7 @@ impl Samples {
         self.rounds.push(sorted(values));
     }
 
-    /// Values in the order in which they were measured, as so many rounds one after the other.
+    /// Splits values, in the order of measurement, into `blocks` consecutive rounds.
     pub(crate) fn blocks(values: &[f64], blocks: usize) -> Self {
         let mut samples = Self::default();
         for block in values.chunks(values.len().div_ceil(blocks).max(1)) {
@@ -67,12 +68,12 @@ impl Samples {
         samples
     }
 
-    /// Over all rounds together.
+    /// The percentile over all rounds together.
     pub(crate) fn percentile(&self, percent: f64) -> Option<f64> {
         percentile(&sorted(self.rounds.concat()), percent)
     }
 
-    /// The percentile of each round, and how far they lie apart.
+    /// The spread over the rounds of each round's percentile.
     pub(crate) fn spread(&self, percent: f64) -> Option<Spread> {
         Spread::of(self.rounds.iter().filter_map(|round| percentile(round, percent)))
     }
@@ -81,14 +82,14 @@ impl Samples {
         self.rounds.iter().map(Vec::len).sum()
     }
 
-    /// To three decimals: finer is noise, and the files are kept.
+    /// The samples rounded to three decimals: finer digits are noise, and the files are kept.
     pub(crate) fn raw(&self) -> Value {
         let rounded = |round: &Vec<f64>| -> Value { round.iter().map(|v| (v * 1e3).round() / 1e3).collect() };
         self.rounds.iter().map(rounded).collect()
     }
 }
 
-/// `-` for what was not measured.
+/// A number; `-` if it was not measured.
 pub(crate) fn number(value: Option<f64>, digits: usize) -> String {
     value.map_or_else(|| "-".to_owned(), |v| format!("{v:.digits$}"))
 }
@@ -109,7 +110,7 @@ mod tests {
         assert_eq!(percentile(&hundred, 0.0), Some(1.0));
         assert_eq!(percentile(&[7.0], 1.0), Some(7.0));
         assert_eq!(percentile(&[], 50.0), None);
-        // Of ten, p99 is the worst one: nothing is made up between two.
+        // With ten samples p99 is the largest one: nothing is interpolated.
         let ten: Vec<f64> = (1..=10).map(f64::from).collect();
         assert_eq!(percentile(&ten, 99.0), Some(10.0));
         assert_eq!(percentile(&ten, 90.0), Some(9.0));

@@ -184,7 +184,7 @@ pub fn load(files: &[SourceFile], env: Env<'_>) -> Result<Compiled, Diagnostics>
 
 /// A compiled service with the scaling plans of its revisions.
 #[derive(Debug, Clone)]
-pub(crate) struct Piece {
+pub(crate) struct CompiledService {
     pub(crate) service: Arc<Service>,
     pub(crate) plans: Vec<(RevisionId, Arc<RevisionPlan>)>,
 }
@@ -192,19 +192,19 @@ pub(crate) struct Piece {
 /// Compiles a group of services, in the order of their files. No service outside the group may claim the same names and
 /// hosts. Mistakes go to `cx`; the result of a service that cannot be built is `None`.
 ///
-/// Pure: a service compiles to the same result in any group that has all services with a common claim. `ground` has the
+/// Pure: a service compiles to the same result in any group that has all services with a common claim. `top_level` has the
 /// top-level settings, `shared` makes equal settings one value.
 pub(crate) fn compile(
-    ground: &Draft,
+    top_level: &Draft,
     services: Vec<ServiceDraft>,
     shared: &mut Shared<RevisionSettings>,
     cx: &mut Context,
-) -> Vec<Option<Piece>> {
+) -> Vec<Option<CompiledService>> {
     let catalog = Catalog::new(&services, cx);
-    let hosts = hosts::claim(&services, &ground.settings.domain, &catalog, cx);
+    let hosts = hosts::claim(&services, &top_level.settings.domain, &catalog, cx);
     let targets = targets::resolve(&services, &catalog, cx);
-    let policies = policy::policies(&services, &ground.autoscaling, cx);
-    warn_unserved(ground, &services, cx);
+    let policies = policy::policies(&services, &top_level.autoscaling, cx);
+    warn_unserved(top_level, &services, cx);
     let parts = services.into_iter().zip(hosts).zip(policies).enumerate();
     parts
         .map(|(index, ((service, hosts), policies))| {
@@ -214,33 +214,33 @@ pub(crate) fn compile(
 }
 
 /// The claims of a service: names that it wants for itself alone, and names that it looks up. Services without a common claim
-/// do not affect each other. `want` gets each claim.
-pub(crate) fn wants(domain: &str, service: &ServiceDraft, want: &mut impl FnMut(Want<'_>)) {
+/// do not affect each other. `claim` receives each of the claims.
+pub(crate) fn name_claims(domain: &str, service: &ServiceDraft, claim: &mut impl FnMut(NameClaim<'_>)) {
     let namespace = service.namespace.as_deref();
     if let (Some(namespace), Some(name)) = (namespace, &service.name) {
-        want(Want::Service(namespace, &name.value));
+        claim(NameClaim::Service(namespace, &name.value));
     }
     if let Some(namespace) = namespace {
         for revision in &service.revisions {
             match (&revision.name, &service.name) {
-                (Some(name), _) => want(Want::Revision(namespace, &name.value)),
+                (Some(name), _) => claim(NameClaim::Revision(namespace, &name.value)),
                 (None, Some(name)) if service.shorthand => {
-                    want(Want::Revision(namespace, &format!("{}-00001", name.value)));
+                    claim(NameClaim::Revision(namespace, &format!("{}-00001", name.value)));
                 }
                 _ => {}
             }
         }
         // The error about a revision of another service names its owner.
         for name in targets::named(service) {
-            want(Want::Revision(namespace, name));
+            claim(NameClaim::Revision(namespace, name));
         }
     }
-    hosts::possible(domain, service, &mut |host| want(Want::Host(host)));
+    hosts::possible(domain, service, &mut |host| claim(NameClaim::Host(host)));
 }
 
 /// A name that only one service may have.
 #[derive(Debug, Hash)]
-pub(crate) enum Want<'n> {
+pub(crate) enum NameClaim<'n> {
     /// Namespace and name.
     Service(&'n str, &'n str),
     /// Namespace and name.
@@ -345,8 +345,8 @@ fn revision_id(
 }
 
 /// Warns about internal services without an internal listener.
-fn warn_unserved(ground: &Draft, services: &[ServiceDraft], cx: &mut Context) {
-    if serves_internal(ground) {
+fn warn_unserved(top_level: &Draft, services: &[ServiceDraft], cx: &mut Context) {
+    if serves_internal(top_level) {
         return;
     }
     for service in services {
@@ -359,9 +359,9 @@ fn warn_unserved(ground: &Draft, services: &[ServiceDraft], cx: &mut Context) {
 }
 
 /// Whether an internal service has, or may have, a listener.
-pub(crate) fn serves_internal(ground: &Draft) -> bool {
-    let mut listeners = ground.settings.listeners.iter();
-    !ground.listeners_sound || listeners.any(|l| l.visibility == Visibility::Internal)
+pub(crate) fn serves_internal(top_level: &Draft) -> bool {
+    let mut listeners = top_level.settings.listeners.iter();
+    !top_level.listeners_sound || listeners.any(|l| l.visibility == Visibility::Internal)
 }
 
 /// Builds a service from its checked parts; `None` after a mistake.
@@ -373,7 +373,7 @@ fn build(
     catalog: &Catalog,
     targets: &targets::ServiceTargets,
     shared: &mut Shared<RevisionSettings>,
-) -> Option<Piece> {
+) -> Option<CompiledService> {
     let id = catalog.services[index].as_ref()?;
     let ids = &catalog.revisions[index];
     let mut plans = Vec::new();
@@ -438,7 +438,7 @@ fn build(
         split: targets::split(&targets.own, ids)?,
     };
     let service = Arc::new(service);
-    Some(Piece { service, plans })
+    Some(CompiledService { service, plans })
 }
 
 #[cfg(test)]

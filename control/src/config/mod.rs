@@ -47,7 +47,7 @@ pub(crate) struct FileDraft {
     pub(crate) diagnostics: Diagnostics,
     /// The file has the key `services`, with any value.
     pub(crate) has_services: bool,
-    /// The file has other top-level keys, known or not, and takes part in [`ground`].
+    /// The file has other top-level keys, known or not, and takes part in [`top_level`].
     pub(crate) has_others: bool,
 }
 
@@ -72,7 +72,7 @@ pub(crate) fn decode_file(path: &Path, text: &str, env: Env<'_>) -> FileDraft {
 
 /// Decodes the settings for all services: the top-level keys of all files, merged, without `services`. `has_services`: a file
 /// has that key, so that no unknown key is taken for a misspelling of it.
-pub(crate) fn ground(files: &[SourceFile], has_services: bool, env: Env<'_>) -> (Draft, Diagnostics) {
+pub(crate) fn top_level(files: &[SourceFile], has_services: bool, env: Env<'_>) -> (Draft, Diagnostics) {
     let mut cx = Context::default();
     let mut roots = Vec::new();
     for file in files {

@@ -1,4 +1,4 @@
-//! What a source's events come to: which objects say something else than they are known to say.
+//! The change filter: which objects have other content than the index knows.
 
 use std::collections::HashSet;
 
@@ -6,11 +6,11 @@ use super::Index;
 use super::read::Content;
 use crate::source::{Event, ObjectKey};
 
-/// The objects of a list that is being read.
+/// The objects of a list that is being read again (a relist).
 #[derive(Debug, Default)]
 pub(super) struct Listed {
     keys: HashSet<ObjectKey>,
-    /// Nothing was there before: whatever is there was told since.
+    /// The index was empty when the list began: every object in the index is from the list.
     is_all: bool,
 }
 
@@ -34,7 +34,7 @@ impl Listed {
 }
 
 impl Index {
-    /// What is not as it is known, in the order of objects.
+    /// The changed objects, in the order of their keys; the content is `None` for a deleted object.
     pub(super) fn changes(&mut self, events: impl IntoIterator<Item = Event>) -> Vec<(ObjectKey, Content)> {
         let mut changes: Vec<(ObjectKey, Content)> = Vec::new();
         for event in events {
@@ -55,7 +55,7 @@ impl Index {
                 }
             }
         }
-        // The last one of each; a source tells them in order for the most part.
+        // Keeps the last event of each object; sources send objects in order for the most part.
         if !changes.is_sorted_by(|(a, _), (b, _)| a < b) {
             changes.reverse();
             changes.sort_by(|(a, _), (b, _)| a.cmp(b));

@@ -1,24 +1,24 @@
-//! What objects say, and who wants what: a change of one object costs one object.
+//! The incremental index of configuration objects: a change of one object costs the compilation of that object alone.
 //!
 //! ```text
-//! Event ── decode ──> drafts ── wants ──> group of those who want the same ── compile ──> Piece
+//! Event ── decode ──> drafts ── claims ──> group of objects with common claims ── compile ──> CompiledService
 //! ```
 //!
-//! An object (a file, later a Kubernetes object) is decoded alone. Whatever it wants for itself
-//! (names of services and revisions, hosts) has an owner here, so that only objects which want the
-//! same are compiled together: in a sound configuration every object is alone. Compiling such a group is the
-//! very code that compiles everything (`compile`), and mistakes are kept by object: all mistakes of all
-//! objects are their union, in the order of objects and lines.
+//! An object (a file, later a Kubernetes object) is decoded alone. The index records the claims of each object, which
+//! are the names and hosts that only one object may have, so that only objects with a common claim are compiled
+//! together: in a valid configuration every object is alone. Such a group is compiled by the same code that compiles
+//! everything (`compile`). Diagnostics are stored by object; the diagnostics of all objects are their union, in the
+//! order of objects and lines.
 //!
-//! **Invariant:** any sequence of events gives the services, plans and diagnostics that applying the
-//! last state of all objects to an empty index gives (a property test). Pure: no clock, no I/O.
+//! **Invariant:** any sequence of events gives the services, plans and diagnostics that applying the last state of
+//! all objects to an empty index gives (a property test). Pure: no clock, no I/O.
 
 mod changes;
-mod ground;
+mod name_claims;
 mod publish;
 mod read;
 mod sets;
-mod wants;
+mod top_level;
 
 use std::collections::hash_map::Entry;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -26,94 +26,95 @@ use std::sync::Arc;
 
 use sluice_model::RevisionSettings;
 
-use crate::compile::{FileReference, ListenerReference, Piece, Shared};
+use crate::compile::{CompiledService, FileReference, ListenerReference, Shared};
 use crate::config::{Diagnostics, Draft, Env, SourceFile};
 use crate::parallel::{map_in_order, workers};
 use crate::source::{Event, ObjectKey};
 
 use changes::Listed;
-use ground::Ground;
+use name_claims::Claimants;
 use publish::Base;
 pub use publish::Step;
-use read::{Compiled, Content, Form, Read, compile_together, decode, read};
+use read::{CompiledObject, Content, DecodedObject, Form, compile_together, decode, read};
 pub use sets::{SetId, Sets};
-use wants::Wants;
+use top_level::TopLevel;
 
-/// What is published while something is wrong.
+/// What is published while some object has an error.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Policy {
-    /// Nothing: the last state in which everything was right goes on. For files.
+    /// All or nothing: the last state without errors stays published. For files.
     AllOrNothing,
-    /// Every object that is right; one that is wrong keeps what it published last. For a cluster, in
-    /// which objects belong to different people.
+    /// Object by object: every object without errors is published, and an object with errors keeps its last published
+    /// version. For a cluster, whose objects belong to different people.
     PerObject,
 }
 
-/// One object's place in the index; reused after the object is deleted.
+/// The slot of an object in the index; a slot is reused after its object is deleted.
 pub(crate) type UnitId = u32;
 
 /// One object.
 #[derive(Debug)]
 struct Unit {
     key: ObjectKey,
-    /// To decode it again when something changes that it depends on: drafts with their positions take
-    /// twenty times as much. Shared with the source.
+    /// The text, for decoding the object again when something changes that the object depends on: decoded drafts with
+    /// their positions take twenty times as much memory. Shared with the source.
     content: Arc<str>,
     has_services: bool,
     has_others: bool,
-    /// Hashes of what it wants.
-    wants: Box<[u64]>,
-    /// What was published of it last.
-    published: Box<[Piece]>,
+    /// Hashes of the claims of the object.
+    claims: Box<[u64]>,
+    /// The services of the object that were published last.
+    published: Box<[CompiledService]>,
 }
 
-/// All objects.
+/// The index of all objects.
 #[derive(Debug)]
 pub struct Index {
     policy: Policy,
     units: Vec<Option<Unit>>,
     free: Vec<UnitId>,
     by_key: HashMap<ObjectKey, UnitId>,
-    wants: Wants,
-    ground: Ground,
-    /// How many objects have the key `services`.
+    claims: Claimants,
+    top_level: TopLevel,
+    /// The number of objects with the key `services`.
     with_services: usize,
-    /// Objects with top-level keys besides.
+    /// Objects with top-level keys other than `services`.
     with_others: BTreeSet<ObjectKey>,
-    /// Files that services name, by object; most name none.
+    /// Files that services name, by object; most objects name none.
     files: BTreeMap<ObjectKey, Box<[FileReference]>>,
-    /// What is wrong with which object; most have nothing.
-    told: BTreeMap<ObjectKey, Diagnostics>,
+    /// Diagnostics by object; most objects have none.
+    diagnostics: BTreeMap<ObjectKey, Diagnostics>,
     errors: usize,
-    /// Objects that are not published as they are, with what they are compiled to; `None` after a mistake.
-    pending: BTreeMap<UnitId, Option<Vec<Piece>>>,
-    /// What deleted objects had published.
-    orphans: Vec<Piece>,
-    /// The objects of a list that is being read again: whatever is not in it is deleted at its end.
+    /// Changed objects that are not published yet, with their compiled services; `None` after an error.
+    pending: BTreeMap<UnitId, Option<Vec<CompiledService>>>,
+    /// Published services of objects that were deleted since.
+    orphans: Vec<CompiledService>,
+    /// The objects of a list that is being read again (a relist): objects that are missing from the list are deleted
+    /// at its end.
     listed: Option<Listed>,
-    /// What was published last of what holds for all.
+    /// The global settings that were published last.
     base: Option<Base>,
-    /// What is published, counted.
+    /// Counts of published services and revisions.
     services: usize,
     revisions: usize,
-    /// Most revisions have the same settings.
+    /// The interned settings: most revisions have the same ones.
     settings: Shared<RevisionSettings>,
 }
 
 impl Index {
-    /// Without objects.
+    /// An index without objects.
     pub fn new(policy: Policy) -> Self {
         Self {
             policy,
             units: Vec::new(),
             free: Vec::new(),
             by_key: HashMap::new(),
-            wants: Wants::default(),
-            ground: Ground::default(),
+            claims: Claimants::default(),
+            top_level: TopLevel::default(),
             with_services: 0,
             with_others: BTreeSet::new(),
             files: BTreeMap::new(),
-            told: BTreeMap::new(),
+            diagnostics: BTreeMap::new(),
             errors: 0,
             pending: BTreeMap::new(),
             orphans: Vec::new(),
@@ -125,15 +126,15 @@ impl Index {
         }
     }
 
-    /// Takes in what a source says and compiles what that touches. `env` gives the value of a variable.
-    /// Returns whether any object says something else than before.
+    /// Applies events of a source and compiles the objects that the events affect. `env` returns the value of a
+    /// variable. Returns whether any object has changed.
     pub fn apply(&mut self, events: impl IntoIterator<Item = Event>, env: Env<'_>) -> bool {
-        // On one thread: the others have requests to serve.
+        // On one thread: the other threads serve requests.
         self.apply_on(1, events, env, &mut |_, _| {})
     }
 
-    /// [`apply`](Self::apply) on all cores, for whoever has nothing else to do; says now and then how many objects of how
-    /// many it has read.
+    /// [`apply`](Self::apply) on all cores, for the first load, before anything is served. `progress` is called with
+    /// the number of objects that are done and the number of all.
     pub fn apply_first(
         &mut self,
         events: impl IntoIterator<Item = Event>,
@@ -154,14 +155,15 @@ impl Index {
         if changes.is_empty() {
             return false;
         }
-        // Those that may say what holds for all first: what others are compiled by is known then.
+        // Objects that may have top-level keys go first, so that the settings are known that other objects are
+        // compiled by.
         let (first, rest): (Vec<_>, Vec<_>) = changes
             .into_iter()
-            .partition(|(_, content)| content.as_deref().is_some_and(ground::may_have_others));
+            .partition(|(_, content)| content.as_deref().is_some_and(top_level::may_have_others));
         let (mut done, all) = (0, first.len() + rest.len());
         for (changes, alone, at_once) in [(first, false, DRAFTS), (rest, true, COMPILED)] {
-            // By what held when the threads began. Should it change, what they read is read again.
-            let (ground, version) = (self.ground.draft().clone(), self.ground.version());
+            // Threads compile by the settings at their start. If these settings change, the objects are read again.
+            let (top_level, version) = (self.top_level.draft().clone(), self.top_level.version());
             let settings = self.settings.clone();
             let mut some = Vec::new();
             let mut left = changes.len();
@@ -171,7 +173,7 @@ impl Index {
                 || settings.clone(),
                 |settings, (key, content): (ObjectKey, Content)| {
                     let said = content.as_deref();
-                    let read = said.map(|said| read(&key, said, alone, &ground, settings, env));
+                    let read = said.map(|said| read(&key, said, alone, &top_level, settings, env));
                     (key, content, read)
                 },
                 |change| {
@@ -188,8 +190,13 @@ impl Index {
         true
     }
 
-    /// Takes in objects that were read by this version of what holds for all.
-    fn apply_some(&mut self, changes: Vec<(ObjectKey, Content, Option<Read>)>, version: u64, env: Env<'_>) {
+    /// Applies objects that were decoded and compiled by version `version` of the top-level settings.
+    fn apply_some(
+        &mut self,
+        changes: Vec<(ObjectKey, Content, Option<DecodedObject>)>,
+        version: u64,
+        env: Env<'_>,
+    ) {
         let mut forms: HashMap<UnitId, Form> = HashMap::new();
         let mut touched: BTreeSet<UnitId> = BTreeSet::new();
         for (key, content, said) in changes {
@@ -197,17 +204,19 @@ impl Index {
             let (Some(content), Some(mut said)) = (content, said) else {
                 continue;
             };
-            if version != self.ground.version() {
-                let ground = self.ground.draft();
+            if version != self.top_level.version() {
+                let top_level = self.top_level.draft();
                 match &said.form {
-                    Form::Draft(draft) => said.wants = wants::of(self.ground.domain(), draft),
-                    Form::Compiled(_) => said = read(&key, &content, true, ground, &mut self.settings, env),
+                    Form::Draft(draft) => said.claims = name_claims::of(self.top_level.domain(), draft),
+                    Form::Compiled(_) => {
+                        said = read(&key, &content, true, top_level, &mut self.settings, env)
+                    }
                 }
             }
             let id = self.remember(
                 key,
                 content,
-                said.wants,
+                said.claims,
                 said.has_services,
                 said.has_others,
                 &mut touched,
@@ -220,7 +229,7 @@ impl Index {
             forms.insert(id, said.form);
         }
         let (units, by_key) = (&self.units, &self.by_key);
-        let is_other = self.ground.refresh(
+        let is_other = self.top_level.refresh(
             self.with_services > 0,
             self.with_others.iter(),
             |key| source_file(units, by_key, key),
@@ -234,26 +243,26 @@ impl Index {
         }
     }
 
-    /// Takes back what an object wants; whoever wants the same is touched.
+    /// Removes the claims of an object, and adds the objects with a common claim to `touched`.
     fn forget(&mut self, key: &ObjectKey, touched: &mut BTreeSet<UnitId>, deleted: bool) {
         let Some(&id) = self.by_key.get(key) else { return };
         let Some(unit) = self.units[id as usize].as_mut() else {
             return;
         };
-        for want in std::mem::take(&mut unit.wants) {
-            self.wants.remove(want, id, touched);
+        for claim in std::mem::take(&mut unit.claims) {
+            self.claims.remove(claim, id, touched);
         }
         self.files.remove(key);
         self.with_services -= usize::from(unit.has_services);
         if unit.has_others {
-            self.ground.is_stale = true;
+            self.top_level.is_stale = true;
             self.with_others.remove(key);
         }
         if deleted {
             touched.remove(&id);
             self.by_key.remove(key);
             self.pending.remove(&id);
-            self.tell(key, Diagnostics::default());
+            self.set_diagnostics(key, Diagnostics::default());
             self.free.push(id);
             if let Some(unit) = self.units[id as usize].take() {
                 self.orphans.extend(unit.published);
@@ -261,12 +270,12 @@ impl Index {
         }
     }
 
-    /// Notes what an object wants; whoever wants the same is touched.
+    /// Records the claims of an object, and adds the objects with a common claim to `touched`.
     fn remember(
         &mut self,
         key: ObjectKey,
         content: Arc<str>,
-        wants: Vec<u64>,
+        claims: Vec<u64>,
         has_services: bool,
         has_others: bool,
         touched: &mut BTreeSet<UnitId>,
@@ -278,13 +287,13 @@ impl Index {
                 u32::try_from(self.units.len() - 1).unwrap_or(u32::MAX)
             })),
         };
-        for want in &wants {
-            self.wants.add(*want, id, touched);
+        for claim in &claims {
+            self.claims.add(*claim, id, touched);
         }
         touched.insert(id);
         self.with_services += usize::from(has_services);
         if has_others {
-            self.ground.is_stale = true;
+            self.top_level.is_stale = true;
             self.with_others.insert(key.clone());
         }
         let slot = &mut self.units[id as usize];
@@ -294,31 +303,31 @@ impl Index {
             content,
             has_services,
             has_others,
-            wants: wants.into(),
+            claims: claims.into(),
             published,
         });
         id
     }
 
-    /// Compiles these and all who want the same, transitively.
+    /// Compiles the touched objects with all objects that share a claim with one of them, transitively.
     fn compile_touched(&mut self, touched: BTreeSet<UnitId>, forms: HashMap<UnitId, Form>, env: Env<'_>) {
         let mut group = BTreeSet::new();
         let mut next: Vec<UnitId> = touched.into_iter().collect();
         while let Some(id) = next.pop() {
             let Some(unit) = self.unit(id) else { continue };
             if group.insert(id) {
-                let others = unit.wants.iter().flat_map(|want| self.wants.who(*want));
+                let others = unit.claims.iter().flat_map(|claim| self.claims.who(*claim));
                 next.extend(others.filter(|other| !group.contains(other)));
             }
         }
         self.compile_group(group, forms, env);
     }
 
-    /// Compiles everything again: what holds for all has changed.
+    /// Compiles all objects again, after a change of the settings that services are compiled by.
     fn compile_all(&mut self, forms: HashMap<UnitId, Form>, env: Env<'_>) {
         let ids: BTreeSet<UnitId> = self.by_key.values().copied().collect();
-        if self.ground.take_other_domain() {
-            self.wants = Wants::default();
+        if self.top_level.take_other_domain() {
+            self.claims = Claimants::default();
             let mut unheard = BTreeSet::new();
             for &id in &ids {
                 let Some(unit) = self.unit(id) else { continue };
@@ -330,31 +339,31 @@ impl Index {
                         &decoded
                     }
                 };
-                let wants = wants::of(self.ground.domain(), draft);
-                for want in &wants {
-                    self.wants.add(*want, id, &mut unheard);
+                let claims = name_claims::of(self.top_level.domain(), draft);
+                for claim in &claims {
+                    self.claims.add(*claim, id, &mut unheard);
                 }
                 if let Some(unit) = self.units[id as usize].as_mut() {
-                    unit.wants = wants.into();
+                    unit.claims = claims.into();
                 }
             }
         }
         self.compile_group(ids, forms, env);
     }
 
-    /// Compiles everything by what holds for another set of objects, from now on.
-    fn follow(&mut self, ground: &Draft, env: Env<'_>) {
-        if self.ground.follow(ground) {
+    /// Compiles all objects by the top-level settings of another index, from now on.
+    fn follow(&mut self, top_level: &Draft, env: Env<'_>) {
+        if self.top_level.follow(top_level) {
             self.compile_all(HashMap::new(), env);
         }
     }
 
-    /// Compiles a set of objects that nobody outside of it shares a want with.
+    /// Compiles a group of objects that share no claim with an object outside of the group.
     fn compile_group(&mut self, group: BTreeSet<UnitId>, mut forms: HashMap<UnitId, Form>, env: Env<'_>) {
-        // Whoever shares nothing with anybody is compiled alone, and its draft let go of.
+        // An object without a shared claim is compiled alone, so that its draft is freed at once.
         let (alone, together): (Vec<UnitId>, Vec<UnitId>) = group.into_iter().partition(|id| {
-            let wants = self.unit(*id).map(|unit| &*unit.wants).unwrap_or_default();
-            wants.iter().all(|want| !self.wants.is_shared(*want))
+            let claims = self.unit(*id).map(|unit| &*unit.claims).unwrap_or_default();
+            claims.iter().all(|claim| !self.claims.is_shared(*claim))
         });
         for id in alone {
             match forms.remove(&id) {
@@ -381,39 +390,39 @@ impl Index {
             Some((*id, (&unit.key, draft)))
         });
         let (ids, objects): (Vec<UnitId>, Vec<_>) = units.unzip();
-        let compiled = compile_together(objects, self.ground.draft(), &mut self.settings);
+        let compiled = compile_together(objects, self.top_level.draft(), &mut self.settings);
         for (id, compiled) in ids.into_iter().zip(compiled) {
             self.take(id, compiled);
         }
     }
 
-    fn take(&mut self, id: UnitId, compiled: Compiled) {
+    fn take(&mut self, id: UnitId, compiled: CompiledObject) {
         let known = self.key(id);
-        if !(compiled.told.is_empty() && self.told.is_empty())
+        if !(compiled.diagnostics.is_empty() && self.diagnostics.is_empty())
             && let Some(key) = known.cloned()
         {
-            self.tell(&key, compiled.told);
+            self.set_diagnostics(&key, compiled.diagnostics);
         }
-        self.pending.insert(id, compiled.pieces);
+        self.pending.insert(id, compiled.services);
     }
 
-    fn tell(&mut self, key: &ObjectKey, diagnostics: Diagnostics) {
+    fn set_diagnostics(&mut self, key: &ObjectKey, diagnostics: Diagnostics) {
         self.errors += diagnostics.errors();
         let before = if diagnostics.is_empty() {
-            self.told.remove(key)
+            self.diagnostics.remove(key)
         } else {
-            self.told.insert(key.clone(), diagnostics)
+            self.diagnostics.insert(key.clone(), diagnostics)
         };
         self.errors -= before.map_or(0, |before| before.errors());
     }
 
-    /// Everything that is wrong, and all warnings, in the order of objects and lines.
+    /// All errors and warnings, in the order of objects and lines.
     pub fn diagnostics(&self) -> Diagnostics {
-        let ground = self.ground.diagnostics();
-        if self.told.is_empty() && ground.is_empty() {
+        let top_level = self.top_level.diagnostics();
+        if self.diagnostics.is_empty() && top_level.is_empty() {
             return Diagnostics::default();
         }
-        let keys = self.told.keys().chain(&self.with_others);
+        let keys = self.diagnostics.keys().chain(&self.with_others);
         let mut keys: Vec<&ObjectKey> = keys.collect();
         keys.sort();
         let mut ranks = HashMap::new();
@@ -421,57 +430,62 @@ impl Index {
             ranks.entry(key.path().to_owned()).or_insert(rank);
         }
         let mut all = Diagnostics::default();
-        for diagnostics in self.told.values().chain([ground]) {
+        for diagnostics in self.diagnostics.values().chain([top_level]) {
             all.append(diagnostics.clone());
         }
         all.sort_and_dedup(|file| ranks.get(file).copied().unwrap_or(usize::MAX));
         all
     }
 
-    /// How many errors there are.
+    /// The number of errors.
     pub fn errors(&self) -> usize {
-        self.errors + self.ground.diagnostics().errors()
+        self.errors + self.top_level.diagnostics().errors()
     }
 
-    /// What is wrong with one object, for its status.
+    /// The diagnostics of one object, for its status.
     pub fn diagnostics_of(&self, key: &ObjectKey) -> Diagnostics {
-        self.told.get(key).cloned().unwrap_or_default()
+        self.diagnostics.get(key).cloned().unwrap_or_default()
     }
 
-    /// Files that the configuration names, for whoever can read files to check.
+    /// Files that the configuration names, for a check by a caller that can read files.
     pub fn files(&self) -> Vec<FileReference> {
         let mut files = self.settings_files();
         files.extend(self.files.values().flatten().cloned());
         files
     }
 
-    /// Of these, the ones that the settings name and no service.
+    /// The files that the settings name, without the files of services.
     pub fn settings_files(&self) -> Vec<FileReference> {
-        self.ground.draft().files.iter().map(FileReference::new).collect()
+        self.top_level
+            .draft()
+            .files
+            .iter()
+            .map(FileReference::new)
+            .collect()
     }
 
-    /// Its listeners, in the order of the settings, for whoever binds them.
+    /// The positions of the listeners, in the order of the settings, for errors when binding.
     pub fn listeners(&self) -> Vec<ListenerReference> {
-        let spots = self.ground.draft().listeners.iter();
+        let spots = self.top_level.draft().listeners.iter();
         spots.cloned().map(ListenerReference::new).collect()
     }
 
-    /// How many services are published.
+    /// The number of published services.
     pub fn services(&self) -> usize {
         self.services
     }
 
-    /// How many revisions are published.
+    /// The number of published revisions.
     pub fn revisions(&self) -> usize {
         self.revisions
     }
 
-    /// How many objects there are.
+    /// The number of objects.
     pub fn len(&self) -> usize {
         self.by_key.len()
     }
 
-    /// Whether there is no object.
+    /// Whether the index has no object.
     pub fn is_empty(&self) -> bool {
         self.by_key.is_empty()
     }
@@ -485,10 +499,10 @@ impl Index {
     }
 }
 
-/// Objects taken in at once whose drafts are kept until then, which take memory.
+/// The batch size of objects that are applied as drafts: drafts of a whole batch are in memory at once.
 const DRAFTS: usize = 1_024;
 
-/// Objects taken in at once that are compiled already.
+/// The batch size of objects that are compiled already.
 const COMPILED: usize = 128;
 
 fn source_file(

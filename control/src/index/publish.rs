@@ -1,4 +1,4 @@
-//! From what objects were compiled to to what is served: the difference, by policy.
+//! The publish step: the difference between compiled and published services, by policy.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
@@ -7,22 +7,22 @@ use std::time::Duration;
 use sluice_model::{Delta, HostPattern, RevisionId, Service, ServiceId, Settings};
 
 use super::{Index, Policy, UnitId};
-use crate::compile::Piece;
+use crate::compile::CompiledService;
 use crate::plan::{PlanDelta, ProcessLimits, RevisionPlan};
 
-/// What there is to publish. Nothing is published until [`Index::commit`] takes it back.
+/// A proposed change. Nothing counts as published until [`Index::commit`] gets the step back.
 #[derive(Debug)]
 pub struct Step {
-    /// For whoever serves.
+    /// The change for the data plane.
     pub delta: Delta,
-    /// For whoever scales.
+    /// The change for the scalers.
     pub plan: PlanDelta,
-    /// Nothing is other than what was published last.
+    /// Nothing differs from what was published last.
     pub is_empty: bool,
-    /// A service or a host is served no more.
+    /// The step removes a service or a host.
     pub takes_away: bool,
-    /// What each object is published as then.
-    pub(super) units: Vec<(UnitId, Vec<Piece>)>,
+    /// The compiled services of each object, which [`Index::commit`] records as published.
+    pub(super) units: Vec<(UnitId, Vec<CompiledService>)>,
 }
 
 impl Step {
@@ -30,7 +30,7 @@ impl Step {
         base: Base,
         before: Option<&Base>,
         change: Change,
-        units: Vec<(UnitId, Vec<Piece>)>,
+        units: Vec<(UnitId, Vec<CompiledService>)>,
     ) -> Self {
         let nothing = change.services.is_empty() && change.removed.is_empty() && change.revisions.is_empty();
         Self {
@@ -51,7 +51,7 @@ impl Step {
     }
 }
 
-/// What was published last of what holds for all.
+/// The global settings that were published last.
 #[derive(Debug, Clone)]
 pub(super) struct Base {
     settings: Arc<Settings>,
@@ -69,7 +69,7 @@ impl Base {
 
 type Plans<'p> = BTreeMap<&'p RevisionId, &'p Arc<RevisionPlan>>;
 
-/// The difference between what some objects were published as and what they are to be.
+/// The difference between the published services of some objects and their compiled services.
 #[derive(Debug, Default)]
 pub(super) struct Change {
     services: Vec<Arc<Service>>,
@@ -80,22 +80,24 @@ pub(super) struct Change {
 
 impl Change {
     pub(super) fn between<'p>(
-        before: impl IntoIterator<Item = &'p Piece>,
-        after: impl IntoIterator<Item = &'p Piece>,
+        before: impl IntoIterator<Item = &'p CompiledService>,
+        after: impl IntoIterator<Item = &'p CompiledService>,
     ) -> Self {
-        let before = before.into_iter().map(|piece| (&piece.service.id, piece));
-        let mut before: HashMap<&ServiceId, &Piece> = before.collect();
+        let before = before
+            .into_iter()
+            .map(|compiled| (&compiled.service.id, compiled));
+        let mut before: HashMap<&ServiceId, &CompiledService> = before.collect();
         let (mut was, mut is) = (Plans::new(), Plans::new());
-        for piece in before.values() {
-            was.extend(piece.plans.iter().map(|(id, plan)| (id, plan)));
+        for compiled in before.values() {
+            was.extend(compiled.plans.iter().map(|(id, plan)| (id, plan)));
         }
         let mut change = Self::default();
-        for piece in after {
-            is.extend(piece.plans.iter().map(|(id, plan)| (id, plan)));
-            let known = before.remove(&piece.service.id);
-            if known.is_none_or(|known| known.service != piece.service) {
-                change.takes_away |= known.is_some_and(|known| !keeps_hosts(known, piece));
-                change.services.push(Arc::clone(&piece.service));
+        for compiled in after {
+            is.extend(compiled.plans.iter().map(|(id, plan)| (id, plan)));
+            let known = before.remove(&compiled.service.id);
+            if known.is_none_or(|known| known.service != compiled.service) {
+                change.takes_away |= known.is_some_and(|known| !keeps_hosts(known, compiled));
+                change.services.push(Arc::clone(&compiled.service));
             }
         }
         change.takes_away |= !before.is_empty();
@@ -110,7 +112,7 @@ impl Change {
 }
 
 impl Index {
-    /// What there is to publish; `None`: by the policy nothing may be, something is wrong.
+    /// The proposed change; `None` if the policy forbids a change because of errors.
     pub fn propose(&self) -> Option<Step> {
         let units = match self.policy {
             Policy::AllOrNothing if self.errors() > 0 => return None,
@@ -123,45 +125,45 @@ impl Index {
             .collect();
         let known: HashMap<&ServiceId, &Arc<Service>> = self
             .published(&ids)
-            .map(|piece| (&piece.service.id, &piece.service))
+            .map(|compiled| (&compiled.service.id, &compiled.service))
             .collect();
-        let units: Vec<(UnitId, Vec<Piece>)> = ids
+        let units: Vec<(UnitId, Vec<CompiledService>)> = ids
             .iter()
             .map(|id| {
-                let pieces = self.compiled(*id).unwrap_or_default().iter().cloned();
-                let pieces = pieces.map(|mut piece| {
-                    // Unchanged services stay the same ones, pointer for pointer.
-                    if let Some(known) = known.get(&piece.service.id)
-                        && **known == piece.service
+                let services = self.compiled(*id).unwrap_or_default().iter().cloned();
+                let services = services.map(|mut compiled| {
+                    // Unchanged services keep their `Arc`, so that pointers stay equal.
+                    if let Some(known) = known.get(&compiled.service.id)
+                        && **known == compiled.service
                     {
-                        piece.service = Arc::clone(known);
+                        compiled.service = Arc::clone(known);
                     }
-                    piece
+                    compiled
                 });
-                (*id, pieces.collect())
+                (*id, services.collect())
             })
             .collect();
-        let after = units.iter().flat_map(|(_, pieces)| pieces);
+        let after = units.iter().flat_map(|(_, services)| services);
         let change = Change::between(self.published(&ids), after);
         Some(Step::new(self.next_base(), self.base.as_ref(), change, units))
     }
 
-    /// What these objects, and those that were deleted, are published as.
-    pub(super) fn published(&self, ids: &[UnitId]) -> impl Iterator<Item = &Piece> {
+    /// The published services of these objects and of deleted ones.
+    pub(super) fn published(&self, ids: &[UnitId]) -> impl Iterator<Item = &CompiledService> {
         let units = ids.iter().filter_map(|id| self.unit(*id));
         units.flat_map(|unit| &*unit.published).chain(&self.orphans)
     }
 
-    /// What was proposed is published.
+    /// Records a proposed step as published.
     pub fn commit(&mut self, step: Step) {
         let gone = std::mem::take(&mut self.orphans);
         self.count(&gone, usize::wrapping_sub);
-        for (id, pieces) in step.units {
-            self.count(&pieces, usize::wrapping_add);
+        for (id, services) in step.units {
+            self.count(&services, usize::wrapping_add);
             let before = self.unit(id).map(|unit| unit.published.to_vec());
             self.count(&before.unwrap_or_default(), usize::wrapping_sub);
             if let Some(unit) = self.units.get_mut(id as usize).and_then(Option::as_mut) {
-                unit.published = pieces.into();
+                unit.published = services.into();
             }
             self.pending.remove(&id);
         }
@@ -172,22 +174,22 @@ impl Index {
         });
     }
 
-    /// What an object will be, once it is published.
-    fn compiled(&self, id: UnitId) -> Option<&[Piece]> {
+    /// The compiled services of a changed object that is not published yet.
+    fn compiled(&self, id: UnitId) -> Option<&[CompiledService]> {
         self.pending.get(&id)?.as_deref()
     }
 
-    fn count(&mut self, pieces: &[Piece], add: fn(usize, usize) -> usize) {
-        let revisions = pieces.iter().map(|piece| piece.service.revisions.len());
-        self.services = add(self.services, pieces.len());
+    fn count(&mut self, services: &[CompiledService], add: fn(usize, usize) -> usize) {
+        let revisions = services.iter().map(|compiled| compiled.service.revisions.len());
+        self.services = add(self.services, services.len());
         self.revisions = add(self.revisions, revisions.sum());
     }
 
-    /// What holds for all from now on; where it is wrong and objects are published one by one, what held
-    /// before.
+    /// The global settings of the next step; those that were published last if the new ones have errors and objects
+    /// are published one by one.
     pub(super) fn next_base(&self) -> Base {
-        let draft = self.ground.draft();
-        if let (Some(base), true) = (&self.base, self.ground.diagnostics().errors() > 0) {
+        let draft = self.top_level.draft();
+        if let (Some(base), true) = (&self.base, self.top_level.diagnostics().errors() > 0) {
             return base.clone();
         }
         let known = self.base.as_ref().map(|base| &base.settings);
@@ -199,10 +201,10 @@ impl Index {
         }
     }
 
-    /// Objects that are right and want nothing that one which is wrong goes on serving.
+    /// Changed objects without errors that have no claim in common with an object that stays at its last version.
     fn publishable(&self) -> Vec<UnitId> {
         let is_wrong = |id: &UnitId| {
-            let errors = |key| self.told.get(key).is_some_and(|told| told.errors() > 0);
+            let errors = |key| self.diagnostics.get(key).is_some_and(|told| told.errors() > 0);
             self.compiled(*id).is_none() || self.key(*id).is_none_or(errors)
         };
         let pending = self.pending.keys().copied();
@@ -213,7 +215,7 @@ impl Index {
             for unit in keep.iter().filter_map(|id| self.unit(*id)) {
                 kept.add(&unit.published);
             }
-            // One that has to wait goes on with its last version too.
+            // An object that has to wait stays at its last version as well.
             let clashes = |id: &UnitId| kept.has_any(self.compiled(*id).unwrap_or_default());
             (keep, right) = right.into_iter().partition(clashes);
         }
@@ -221,13 +223,13 @@ impl Index {
     }
 }
 
-/// Whether a service has all the hosts that it had.
-fn keeps_hosts(before: &Piece, after: &Piece) -> bool {
+/// Whether a service keeps all hosts that it had.
+fn keeps_hosts(before: &CompiledService, after: &CompiledService) -> bool {
     let after: HashSet<&HostPattern> = after.service.hosts.iter().map(|(host, _)| host).collect();
     before.service.hosts.iter().all(|(host, _)| after.contains(host))
 }
 
-/// Names and hosts that are taken.
+/// A set of names and hosts that are taken.
 #[derive(Default)]
 struct Names<'p> {
     services: HashSet<&'p ServiceId>,
@@ -236,25 +238,25 @@ struct Names<'p> {
 }
 
 impl<'p> Names<'p> {
-    fn add(&mut self, pieces: &'p [Piece]) {
-        for piece in pieces {
-            self.services.insert(&piece.service.id);
+    fn add(&mut self, services: &'p [CompiledService]) {
+        for compiled in services {
+            self.services.insert(&compiled.service.id);
             self.revisions
-                .extend(piece.service.revisions.iter().map(|spec| &spec.id));
+                .extend(compiled.service.revisions.iter().map(|spec| &spec.id));
             self.hosts
-                .extend(piece.service.hosts.iter().map(|(host, _)| host));
+                .extend(compiled.service.hosts.iter().map(|(host, _)| host));
         }
     }
 
-    fn has_any(&self, pieces: &[Piece]) -> bool {
-        pieces.iter().any(|piece| {
-            self.services.contains(&piece.service.id)
-                || piece
+    fn has_any(&self, services: &[CompiledService]) -> bool {
+        services.iter().any(|compiled| {
+            self.services.contains(&compiled.service.id)
+                || compiled
                     .service
                     .revisions
                     .iter()
                     .any(|spec| self.revisions.contains(&spec.id))
-                || piece
+                || compiled
                     .service
                     .hosts
                     .iter()

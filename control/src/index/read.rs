@@ -1,5 +1,5 @@
-//! One object decoded, and compiled as if nobody wanted what it wants: all of a change that needs no index, and
-//! so may happen on many threads at once.
+//! Decoding and compiling one object alone, as if no other object shared a claim: the part of a change that needs no
+//! index, and so may run on many threads at once.
 
 use std::collections::HashMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -8,65 +8,65 @@ use std::sync::Arc;
 
 use sluice_model::RevisionSettings;
 
-use super::wants;
-use crate::compile::{FileReference, Piece, Shared, compile};
+use super::name_claims;
+use crate::compile::{CompiledService, FileReference, Shared, compile};
 use crate::config::{Context, Diagnostic, Diagnostics, Draft, Env, FileDraft, decode_file};
 use crate::source::ObjectKey;
 
-/// What an object says.
+/// The result of decoding one object.
 #[derive(Debug)]
-pub(super) struct Read {
-    /// Hashes of what it wants.
-    pub(super) wants: Vec<u64>,
+pub(super) struct DecodedObject {
+    /// Hashes of the claims of the object.
+    pub(super) claims: Vec<u64>,
     pub(super) has_services: bool,
     pub(super) has_others: bool,
-    /// Files that its services name.
+    /// Files that the services of the object name.
     pub(super) files: Box<[FileReference]>,
     pub(super) form: Form,
 }
 
-/// How far an object is.
+/// The object as a draft or compiled.
 #[derive(Debug)]
 pub(super) enum Form {
     Draft(FileDraft),
-    /// Right as long as nobody else wants what it wants. The draft, which takes twenty times as much, is let go of.
-    Compiled(Compiled),
+    /// Valid as long as no other object shares a claim. The draft, which takes twenty times as much memory, is freed.
+    Compiled(CompiledObject),
 }
 
-/// What became of an object.
+/// The result of compiling one object.
 #[derive(Debug, Default)]
-pub(super) struct Compiled {
-    /// What is wrong with it, and warnings.
-    pub(super) told: Diagnostics,
-    /// `None` after a mistake.
-    pub(super) pieces: Option<Vec<Piece>>,
+pub(super) struct CompiledObject {
+    /// Errors and warnings about the object.
+    pub(super) diagnostics: Diagnostics,
+    /// The compiled services; `None` after an error.
+    pub(super) services: Option<Vec<CompiledService>>,
 }
 
-/// Decodes an object; compiles it too, if it is `alone`.
+/// Decodes an object, and compiles it if `alone`.
 pub(super) fn read(
     key: &ObjectKey,
     content: &str,
     alone: bool,
-    ground: &Draft,
+    top_level: &Draft,
     settings: &mut Shared<RevisionSettings>,
     env: Env<'_>,
-) -> Read {
+) -> DecodedObject {
     let draft = decode(key, content, env);
     let revisions = draft.services.iter().flat_map(|service| &service.revisions);
     let files = revisions.flat_map(|revision| &revision.tls_files);
-    Read {
-        wants: wants::of(&ground.settings.domain, &draft),
+    DecodedObject {
+        claims: name_claims::of(&top_level.settings.domain, &draft),
         has_services: draft.has_services,
         has_others: draft.has_others,
         files: files.map(FileReference::new).collect(),
         form: match alone {
-            true => Form::Compiled(compile_alone(key, draft, ground, settings)),
+            true => Form::Compiled(compile_alone(key, draft, top_level, settings)),
             false => Form::Draft(draft),
         },
     }
 }
 
-/// Decodes one object. A bug in the decoder costs this object, not all that come after it.
+/// Decodes one object. Catches a panic: a bug in the decoder costs this object, not all objects after it.
 pub(super) fn decode(key: &ObjectKey, content: &str, env: Env<'_>) -> FileDraft {
     let decoded = catch_unwind(AssertUnwindSafe(|| decode_file(key.path(), content, env)));
     decoded.unwrap_or_else(|_| {
@@ -84,19 +84,19 @@ pub(super) fn decode(key: &ObjectKey, content: &str, env: Env<'_>) -> FileDraft 
 fn compile_alone(
     key: &ObjectKey,
     draft: FileDraft,
-    ground: &Draft,
+    top_level: &Draft,
     settings: &mut Shared<RevisionSettings>,
-) -> Compiled {
-    let compiled = compile_together(vec![(key, draft)], ground, settings);
+) -> CompiledObject {
+    let compiled = compile_together(vec![(key, draft)], top_level, settings);
     compiled.into_iter().next().unwrap_or_default()
 }
 
-/// Compiles objects that want the same, in the order of their keys.
+/// Compiles objects that share claims, in the order of their keys.
 pub(super) fn compile_together(
     objects: Vec<(&ObjectKey, FileDraft)>,
-    ground: &Draft,
+    top_level: &Draft,
     settings: &mut Shared<RevisionSettings>,
-) -> Vec<Compiled> {
+) -> Vec<CompiledObject> {
     let mut diagnostics = Diagnostics::default();
     let mut services = Vec::new();
     let mut parts = Vec::with_capacity(objects.len());
@@ -109,11 +109,13 @@ pub(super) fn compile_together(
         }
     }
     let mut cx = Context { diagnostics };
-    // A bug in the compiler costs these objects, not all that come after them.
-    let compiled = catch_unwind(AssertUnwindSafe(|| compile(ground, services, settings, &mut cx)));
+    // Catches a panic: a bug in the compiler costs these objects, not all objects after them.
+    let compiled = catch_unwind(AssertUnwindSafe(|| {
+        compile(top_level, services, settings, &mut cx)
+    }));
     let mut diagnostics = cx.diagnostics;
-    let mut pieces = match compiled {
-        Ok(pieces) => pieces,
+    let mut services = match compiled {
+        Ok(services) => services,
         Err(_) => {
             for (key, _) in &parts {
                 diagnostics.push(Diagnostic::about_file(key.path(), PANICKED));
@@ -125,12 +127,15 @@ pub(super) fn compile_together(
     let told = by_object(diagnostics, &parts);
     let all = parts.into_iter().zip(told);
     all.map(|((key, count), mut told)| {
-        let own: Vec<Option<Piece>> = pieces.by_ref().take(count).collect();
-        let pieces: Option<Vec<Piece>> = own.into_iter().collect();
-        if pieces.is_none() && told.errors() == 0 {
+        let own: Vec<Option<CompiledService>> = services.by_ref().take(count).collect();
+        let services: Option<Vec<CompiledService>> = own.into_iter().collect();
+        if services.is_none() && told.errors() == 0 {
             told.push(Diagnostic::about_file(key.path(), CONTRADICTS));
         }
-        Compiled { told, pieces }
+        CompiledObject {
+            diagnostics: told,
+            services,
+        }
     })
     .collect()
 }
@@ -145,7 +150,7 @@ fn by_object(mut diagnostics: Diagnostics, parts: &[(&ObjectKey, usize)]) -> Vec
     diagnostics.by_file(parts.len(), |file| ranks.get(file).copied().unwrap_or(0))
 }
 
-/// What an object that changed says from now on; `None` of one that is deleted.
+/// The new content of a changed object; `None` for a deleted object.
 pub(super) type Content = Option<Arc<str>>;
 
 const PANICKED: &str = "internal error: loading this file panicked";

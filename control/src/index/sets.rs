@@ -1,13 +1,14 @@
-//! Two sets of objects, each published by its own policy, whose union is served.
+//! The union of two sets of objects: files and cluster objects, each published by its own policy.
 //!
-//! Files are one operator's and all or nothing; objects of a cluster belong to different people and are
-//! published one by one. What both claim is the files': a service, a revision or a host that files publish is
-//! taken from the cluster's objects for as long as files have it, and whoever lost it is told.
+//! Files belong to one operator and are published all or nothing; objects of a cluster belong to different people and
+//! are published one by one. Files take precedence: a service, a revision or a host that files publish is removed
+//! from the cluster's objects for as long as files have it, and the object that lost it gets a warning.
 //!
-//! **Invariant:** what is served of files is what files alone would give, whatever the cluster says; and what is
-//! served of the cluster is what the cluster alone would give, less what files have (property tests). So neither
-//! can freeze or break the other: each is proposed, published and refused for itself. What holds for all
-//! (domain, defaults, listeners) is said by files; the cluster follows what they published last.
+//! **Invariant:** the published services of files are those that files alone would give, whatever the cluster has;
+//! and the published services of the cluster are those that the cluster alone would give, without the claims of files
+//! (property tests). So neither set can freeze or break the other: each set is proposed, published and refused on its
+//! own. Files have the top-level settings (domain, defaults, listeners); the cluster is compiled by the settings that
+//! files published last.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
@@ -15,21 +16,21 @@ use std::sync::Arc;
 use sluice_model::ServiceId;
 
 use super::publish::Change;
-use super::{Index, Policy, Step, UnitId, wants};
-use crate::compile::{Piece, Want};
+use super::{Index, Policy, Step, UnitId, name_claims};
+use crate::compile::{CompiledService, NameClaim};
 use crate::config::{Diagnostic, Diagnostics, Env};
 use crate::source::{Event, ObjectKey};
 
-/// Which set an object belongs to.
+/// The set of an object.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum SetId {
-    /// Files: all or nothing, and first in everything that both claim.
+    /// Files: published all or nothing, with precedence over the cluster.
     Files,
-    /// Objects of a cluster: one by one.
+    /// Objects of a cluster: published one by one.
     Cluster,
 }
 
-/// All objects of both sets.
+/// The indexes of both sets.
 #[derive(Debug)]
 pub struct Sets {
     files: Index,
@@ -46,13 +47,13 @@ impl Default for Sets {
 }
 
 impl Sets {
-    /// As [`Index::apply`], to one of the sets.
+    /// Applies events to one of the sets, as [`Index::apply`] does.
     pub fn apply(&mut self, set: SetId, events: impl IntoIterator<Item = Event>, env: Env<'_>) -> bool {
         self.index_mut(set).apply(events, env)
     }
 
-    /// What there is to publish of one set, as a change of the union; `None`: by its policy nothing may be, or
-    /// nothing of the files was published yet.
+    /// The proposed change of one set, as a change of the union; `None` if the policy of the set forbids a change, or
+    /// if no files were published yet.
     pub fn propose(&self, set: SetId) -> Option<Step> {
         match set {
             SetId::Files => self.propose_files(),
@@ -60,20 +61,20 @@ impl Sets {
         }
     }
 
-    /// What was proposed of this set is published. What holds for all may be something else now: propose the
-    /// cluster again.
+    /// Records a proposed step of this set as published. After a step of files the top-level settings may be other
+    /// ones: propose the cluster again.
     pub fn commit(&mut self, set: SetId, step: Step, env: Env<'_>) {
         self.index_mut(set).commit(step);
         if set == SetId::Files {
-            self.cluster.follow(self.files.ground.draft(), env);
+            self.cluster.follow(self.files.top_level.draft(), env);
         }
     }
 
-    /// Everything that is wrong with one set, and all warnings, in the order of its objects.
+    /// All errors and warnings of one set, in the order of its objects.
     pub fn diagnostics(&self, set: SetId) -> Diagnostics {
         let mut all = self.index(set).diagnostics();
         if set == SetId::Cluster {
-            let claims = Claims::of(&self.files);
+            let claims = PublishedClaims::of(&self.files);
             let mut keys: Vec<&ObjectKey> = self.cluster.by_key.keys().collect();
             keys.sort();
             for key in keys {
@@ -83,16 +84,16 @@ impl Sets {
         all
     }
 
-    /// What is wrong with one object, for its status: what it lost to the files, too.
+    /// The diagnostics of one object, for its status, with warnings about claims that the object lost to files.
     pub fn diagnostics_of(&self, set: SetId, key: &ObjectKey) -> Diagnostics {
         let mut all = self.index(set).diagnostics_of(key);
         if set == SetId::Cluster {
-            all.append(self.lost(key, &Claims::of(&self.files)));
+            all.append(self.lost(key, &PublishedClaims::of(&self.files)));
         }
         all
     }
 
-    /// How many errors there are in one set.
+    /// The number of errors in one set.
     pub fn errors(&self, set: SetId) -> usize {
         self.index(set).errors()
     }
@@ -117,26 +118,27 @@ impl Sets {
             return Some(own);
         }
         let ids: Vec<UnitId> = own.units.iter().map(|(id, _)| *id).collect();
-        let before: Vec<&Piece> = self.files.published(&ids).collect();
-        let after: Vec<&Piece> = own.units.iter().flat_map(|(_, pieces)| pieces).collect();
-        let now = Claims::of(&self.files);
+        let before: Vec<&CompiledService> = self.files.published(&ids).collect();
+        let after: Vec<&CompiledService> = own.units.iter().flat_map(|(_, services)| services).collect();
+        let now = PublishedClaims::of(&self.files);
         let next = now.with(&before, &after);
-        // Those of the cluster who get or lose something by it.
-        let guests = Claims::of(&self.cluster);
-        let mut touched: HashMap<&ServiceId, &Piece> = HashMap::new();
-        for piece in before.iter().chain(&after) {
-            wants::each_of(piece, |want| {
-                let guests = guests.who(&want).map(|guest| (&guest.service.id, guest));
+        // The cluster's services that lose a claim to this step, or get one back.
+        let guests = PublishedClaims::of(&self.cluster);
+        let mut touched: HashMap<&ServiceId, &CompiledService> = HashMap::new();
+        for compiled in before.iter().chain(&after) {
+            name_claims::each_of(compiled, |claim| {
+                let guests = guests.who(&claim).map(|guest| (&guest.service.id, guest));
                 touched.extend(guests);
             });
         }
-        let left = |claims: &Claims<'_>| -> Vec<Piece> {
+        let left = |claims: &PublishedClaims<'_>| -> Vec<CompiledService> {
             let guests = touched.values();
             guests.filter_map(|guest| rest_of(guest, claims)).collect()
         };
         let (was, is) = (left(&now), left(&next));
         let change = Change::between(before.into_iter().chain(&was), after.into_iter().chain(&is));
-        // What the cluster loses is not taken away by half of a change.
+        // Only what files themselves remove counts: claims that the cluster loses are not removals of a half-applied
+        // change.
         let takes_away = own.takes_away;
         let base = self.files.next_base();
         let mut step = Step::new(base, self.files.base.as_ref(), change, own.units);
@@ -147,27 +149,27 @@ impl Sets {
     fn propose_cluster(&self) -> Option<Step> {
         let base = self.files.base.as_ref()?;
         let own = self.cluster.propose()?;
-        let claims = Claims::of(&self.files);
+        let claims = PublishedClaims::of(&self.files);
         let ids: Vec<UnitId> = own.units.iter().map(|(id, _)| *id).collect();
         let before = self.cluster.published(&ids);
-        let was: Vec<Piece> = before.filter_map(|piece| rest_of(piece, &claims)).collect();
-        let after = own.units.iter().flat_map(|(_, pieces)| pieces);
-        let is: Vec<Piece> = after.filter_map(|piece| rest_of(piece, &claims)).collect();
+        let was: Vec<CompiledService> = before.filter_map(|compiled| rest_of(compiled, &claims)).collect();
+        let after = own.units.iter().flat_map(|(_, services)| services);
+        let is: Vec<CompiledService> = after.filter_map(|compiled| rest_of(compiled, &claims)).collect();
         let change = Change::between(&was, &is);
         Some(Step::new(base.clone(), Some(base), change, own.units))
     }
 
-    /// What an object of the cluster lost to the files.
-    fn lost(&self, key: &ObjectKey, claims: &Claims<'_>) -> Diagnostics {
+    /// Warnings about the claims that an object of the cluster lost to files.
+    fn lost(&self, key: &ObjectKey, claims: &PublishedClaims<'_>) -> Diagnostics {
         let mut lost = Diagnostics::default();
         let unit = self.cluster.by_key.get(key);
         let unit = unit.and_then(|id| self.cluster.unit(*id));
-        for piece in unit.iter().flat_map(|unit| &*unit.published) {
-            wants::each_of(piece, |want| {
-                let Some(owner) = claims.who(&want).next() else {
+        for compiled in unit.iter().flat_map(|unit| &*unit.published) {
+            name_claims::each_of(compiled, |claim| {
+                let Some(owner) = claims.who(&claim).next() else {
                     return;
                 };
-                let (what, whom) = (describe(&want), &owner.service.id);
+                let (what, whom) = (describe(&claim), &owner.service.id);
                 let message = format!("{what} is claimed by service {whom} of the configuration files");
                 let hint = "what files claim is theirs: take it from one of them";
                 lost.push(Diagnostic::about_file(key.path(), message).hint(hint).warning());
@@ -177,27 +179,27 @@ impl Sets {
     }
 }
 
-fn describe(want: &Want<'_>) -> String {
-    match want {
-        Want::Service(namespace, name) => format!("the service name '{namespace}/{name}'"),
-        Want::Revision(namespace, name) => format!("the revision name '{namespace}/{name}'"),
-        Want::Host(host) => format!("the host '{host}'"),
+fn describe(claim: &NameClaim<'_>) -> String {
+    match claim {
+        NameClaim::Service(namespace, name) => format!("the service name '{namespace}/{name}'"),
+        NameClaim::Revision(namespace, name) => format!("the revision name '{namespace}/{name}'"),
+        NameClaim::Host(host) => format!("the host '{host}'"),
     }
 }
 
-/// What is left of a service of the cluster: nothing when its name or one of its revisions' is taken, else it without
-/// the hosts that are.
-fn rest_of(piece: &Piece, claims: &Claims<'_>) -> Option<Piece> {
-    let service = &piece.service;
-    let taken = |want: Want<'_>| claims.who(&want).next().is_some();
+/// A service of the cluster without the hosts that files claim; `None` if files claim its name or the name of one of
+/// its revisions.
+fn rest_of(compiled: &CompiledService, claims: &PublishedClaims<'_>) -> Option<CompiledService> {
+    let service = &compiled.service;
+    let taken = |claim: NameClaim<'_>| claims.who(&claim).next().is_some();
     let mut ids = service.revisions.iter().map(|spec| &spec.id);
-    if taken(Want::Service(service.id.namespace(), service.id.name()))
-        || ids.any(|id| taken(Want::Revision(id.namespace(), id.name())))
+    if taken(NameClaim::Service(service.id.namespace(), service.id.name()))
+        || ids.any(|id| taken(NameClaim::Revision(id.namespace(), id.name())))
     {
         return None;
     }
-    let lost = |host: &str| taken(Want::Host(host));
-    let mut rest = piece.clone();
+    let lost = |host: &str| taken(NameClaim::Host(host));
+    let mut rest = compiled.clone();
     if service.hosts.iter().any(|(host, _)| lost(&host.to_string())) {
         let service = Arc::make_mut(&mut rest.service);
         service.hosts.retain(|(host, _)| !lost(&host.to_string()));
@@ -205,22 +207,22 @@ fn rest_of(piece: &Piece, claims: &Claims<'_>) -> Option<Piece> {
     Some(rest)
 }
 
-/// Who has published what, in one index; or will have, after a change.
+/// The published claims of one index, or those after a step.
 ///
-/// Names and hosts have their owners in the index already, by what objects say. Where that is not what was
-/// published, which is of few objects, they are gathered here; so nothing is kept twice.
+/// The index has the claims of each object's content already. Only for objects whose published version differs, which
+/// are few, this struct collects the published claims; so no claim is stored twice.
 #[derive(Debug)]
-struct Claims<'i> {
+struct PublishedClaims<'i> {
     index: &'i Index,
-    /// Of objects that are published otherwise than they are, by hash.
-    unsettled: HashMap<u64, Vec<&'i Piece>>,
-    /// Services that are not as they were published.
+    /// Published services of objects with unpublished changes, by hash.
+    unsettled: HashMap<u64, Vec<&'i CompiledService>>,
+    /// Services that the step replaces or removes.
     outdated: HashSet<&'i ServiceId>,
-    /// What they, and new ones, will be, by hash.
-    fresh: HashMap<u64, Vec<&'i Piece>>,
+    /// The services of the step, by hash.
+    fresh: HashMap<u64, Vec<&'i CompiledService>>,
 }
 
-impl<'i> Claims<'i> {
+impl<'i> PublishedClaims<'i> {
     fn of(index: &'i Index) -> Self {
         let pending: Vec<UnitId> = index.pending.keys().copied().collect();
         Self {
@@ -231,37 +233,45 @@ impl<'i> Claims<'i> {
         }
     }
 
-    /// As it will be once the ones before are the ones after.
-    fn with(&self, before: &[&'i Piece], after: &[&'i Piece]) -> Self {
+    /// The claims after a step that replaces the services in `before` by those in `after`.
+    fn with(&self, before: &[&'i CompiledService], after: &[&'i CompiledService]) -> Self {
         Self {
             index: self.index,
             unsettled: self.unsettled.clone(),
-            outdated: before.iter().map(|piece| &piece.service.id).collect(),
+            outdated: before.iter().map(|compiled| &compiled.service.id).collect(),
             fresh: by_hash(after.iter().copied()),
         }
     }
 
-    /// The services that have it: one at most, in a table.
-    fn who(&self, want: &Want<'_>) -> impl Iterator<Item = &'i Piece> {
-        let hash = wants::hash(want);
-        let settled = self.index.wants.who(hash);
+    /// The services that have this claim: one at most, in a table.
+    fn who(&self, claim: &NameClaim<'_>) -> impl Iterator<Item = &'i CompiledService> {
+        let hash = name_claims::hash(claim);
+        let settled = self.index.claims.who(hash);
         let settled = settled.filter(|id| !self.index.pending.contains_key(id));
         let settled = settled.filter_map(|id| self.index.unit(id));
         let settled = settled.flat_map(|unit| &*unit.published);
         let unsettled = self.unsettled.get(&hash).into_iter().flatten().copied();
         let old = settled.chain(unsettled);
-        let old = old.filter(|piece| !self.outdated.contains(&piece.service.id));
+        let old = old.filter(|compiled| !self.outdated.contains(&compiled.service.id));
         let fresh = self.fresh.get(&hash).into_iter().flatten().copied();
-        let all: Vec<&Piece> = fresh.chain(old).filter(|piece| wants::has(piece, want)).collect();
+        let all: Vec<&CompiledService> = fresh
+            .chain(old)
+            .filter(|compiled| name_claims::has(compiled, claim))
+            .collect();
         all.into_iter()
     }
 }
 
-fn by_hash<'p>(pieces: impl Iterator<Item = &'p Piece>) -> HashMap<u64, Vec<&'p Piece>> {
-    let mut by_hash: HashMap<u64, Vec<&Piece>> = HashMap::new();
-    for piece in pieces {
-        wants::each_of(piece, |want| {
-            by_hash.entry(wants::hash(&want)).or_default().push(piece)
+fn by_hash<'p>(
+    services: impl Iterator<Item = &'p CompiledService>,
+) -> HashMap<u64, Vec<&'p CompiledService>> {
+    let mut by_hash: HashMap<u64, Vec<&CompiledService>> = HashMap::new();
+    for compiled in services {
+        name_claims::each_of(compiled, |claim| {
+            by_hash
+                .entry(name_claims::hash(&claim))
+                .or_default()
+                .push(compiled)
         });
     }
     by_hash

@@ -1,4 +1,4 @@
-//! The union is what each set alone would give, less what both claim.
+//! Property tests: the union has what each set alone would give, without the cluster's claims that files have.
 
 use std::collections::BTreeMap;
 
@@ -9,7 +9,7 @@ use super::super::tests::{Served, content, key, no_env, service};
 use super::*;
 use crate::plan::Plan;
 
-/// Both sets with what was published of them.
+/// Both sets with the Snapshot and the plan that their steps lead to.
 struct Union {
     sets: Sets,
     snapshot: Snapshot,
@@ -70,7 +70,7 @@ fn at(name: &str, host: &str) -> String {
     format!("services: [{{name: {name}, hosts: [{host}], endpoints: ['127.0.0.1:1']}}]")
 }
 
-/// Objects of the cluster: services, and now and then nothing that can be read.
+/// Objects of the cluster: services, sometimes unreadable text.
 fn object() -> impl Strategy<Value = String> {
     let whole = prop::collection::vec(service(), 0..3).prop_map(|services| match services.is_empty() {
         true => "services: []\n".to_owned(),
@@ -88,7 +88,7 @@ fn edit() -> impl Strategy<Value = (SetId, usize, Option<String>)> {
     ]
 }
 
-/// What is left of the cluster's services, found by looking at everything.
+/// The cluster's services without the claims of files, found by a scan of all services.
 fn left(cluster: &Snapshot, files: &Snapshot) -> BTreeMap<ServiceId, Service> {
     let taken: Vec<HostPattern> = files.table().hosts().map(|(host, _, _)| host).collect();
     let services = cluster.services().into_iter();
@@ -107,8 +107,8 @@ fn left(cluster: &Snapshot, files: &Snapshot) -> BTreeMap<ServiceId, Service> {
 proptest! {
     #![proptest_config(ProptestConfig { cases: 400, ..ProptestConfig::default() })]
 
-    /// After any edits of both, the files' part is what files alone give, and the cluster's what the cluster alone
-    /// gives, less what the files have: whatever is wrong with either.
+    /// After any edits of both sets, the union has exactly what files alone give, and what the cluster alone gives
+    /// without the claims of files: whatever errors either set has.
     #[test]
     fn neither_set_can_freeze_or_break_the_other(edits in prop::collection::vec(edit(), 1..20)) {
         let mut union = Union::new();
@@ -121,7 +121,7 @@ proptest! {
                 SetId::Files => {
                     files.apply(n, text.as_deref());
                     if files.index.errors() == 0 {
-                        cluster.index.follow(files.index.ground.draft(), &no_env);
+                        cluster.index.follow(files.index.top_level.draft(), &no_env);
                         cluster.publish();
                     }
                 }
@@ -173,7 +173,7 @@ fn a_host_of_the_files_is_theirs_and_the_loser_is_told() {
     );
     assert_eq!(union.sets.diagnostics(SetId::Cluster).to_string(), union.told(0));
     assert_eq!(union.sets.diagnostics(SetId::Files).to_string(), "");
-    // What comes later fares no better, and what the files let go of goes back.
+    // A later claim of the cluster loses too, and a host that files release goes back to the cluster.
     union.apply(SetId::Cluster, 1, Some(&at("other", "y.example")));
     union.apply(SetId::Files, 0, Some(&at("own", "y.example")));
     assert!(union.hosts().contains(&"x.example -> guest".to_owned()));
@@ -212,7 +212,7 @@ fn what_is_wrong_with_one_set_holds_up_none_of_the_other() {
     assert!(union.sets.errors(SetId::Files) > 0);
     union.apply(SetId::Cluster, 0, Some(&at("guest", "z.example")));
     assert!(union.hosts().contains(&"z.example -> guest".to_owned()));
-    // What broken files would claim is not claimed: they go on as they were.
+    // Broken files claim nothing new: they stay at their last version.
     union.apply(
         SetId::Files,
         0,

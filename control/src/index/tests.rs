@@ -1,4 +1,4 @@
-//! Incremental equals from nothing; policies; what a change may cost.
+//! Property tests: incremental compilation equals compilation from nothing; policies; the cost of a change.
 
 use std::path::Path;
 
@@ -17,7 +17,7 @@ pub(super) fn no_env(_: &str) -> Option<String> {
     None
 }
 
-/// An index with what was published of it, as whoever serves and scales would have it.
+/// An index with the Snapshot and the plan that its steps lead to.
 pub(super) struct Served {
     pub(super) index: Index,
     pub(super) snapshot: Option<Snapshot>,
@@ -101,7 +101,7 @@ pub(super) fn service() -> impl Strategy<Value = String> {
     })
 }
 
-/// One file: some services, now and then top-level keys, now and then nothing that can be read.
+/// One file: some services, sometimes with top-level keys, sometimes unreadable.
 pub(super) fn content() -> impl Strategy<Value = String> {
     let top = prop::sample::select(vec![
         "",
@@ -130,10 +130,11 @@ pub(super) fn content() -> impl Strategy<Value = String> {
 }
 
 proptest! {
-    // A hundred objects each.
+    // A hundred objects in each case.
     #![proptest_config(ProptestConfig { cases: 16, ..ProptestConfig::default() })]
 
-    /// The first load, by several threads: they compile what turns out to clash, and by what turns out not to hold.
+    /// The first load on several threads, which compile objects that turn out to clash, and by settings that turn out
+    /// to change.
     #[test]
     fn many_at_once_are_the_same_as_one_by_one(
         contents in prop::collection::vec((content(), prop::bool::weighted(0.9)), 70..140),
@@ -143,7 +144,7 @@ proptest! {
         let mut events = vec![Event::Init];
         for (n, (content, is_unique)) in contents.into_iter().enumerate() {
             let content = match is_unique {
-                // Indented, so that what holds for all is not seen at once.
+                // Indented, so that the heuristic misses the top-level keys.
                 true => format!(" services: [{{name: s-{n}, endpoints: ['127.0.0.1:1']}}]\n{}", match n % 50 {
                     7 => format!(" domain: d-{n}\n"),
                     _ => String::new(),
@@ -159,7 +160,7 @@ proptest! {
         prop_assert_eq!(at_once.diagnostics().to_string(), one_by_one.diagnostics().to_string());
         prop_assert_eq!(at_once.errors(), one_by_one.errors());
         for index in [&mut at_once, &mut *one_by_one] {
-            // All that can be published of it, mistakes or not.
+            // Publishes all that can be published, with or without errors.
             index.policy = Policy::PerObject;
         }
         let served = [&at_once, &*one_by_one].map(|index| {
@@ -175,9 +176,9 @@ proptest! {
 proptest! {
     #![proptest_config(ProptestConfig { cases: 400, ..ProptestConfig::default() })]
 
-    /// Edits, deletions and reverts, one by one or several at once: after each the mistakes are those of
-    /// compiling everything from nothing, in the same order, and where there are none the table and
-    /// the plan are the same ones too.
+    /// Edits, deletions and reverts, one by one or several at once: after each step the diagnostics are those of
+    /// compiling everything from nothing, in the same order, and where there are no errors the table and the plan are
+    /// equal too.
     #[test]
     fn any_sequence_of_edits_is_compiling_from_nothing(
         edits in prop::collection::vec((0..5usize, prop::option::weighted(0.8, content()), any::<bool>()), 1..14),
@@ -227,8 +228,8 @@ proptest! {
         }
     }
 
-    /// Objects published one by one: whatever is wrong with some, all others are served as they are, and
-    /// the table never has two owners of one host.
+    /// Object by object: whatever errors some objects have, all others are served as they are, and the table never
+    /// has two owners of one host.
     #[test]
     fn what_is_right_is_served_whatever_is_wrong(
         edits in prop::collection::vec((0..5usize, prop::option::weighted(0.8, content())), 1..14),
@@ -242,7 +243,7 @@ proptest! {
                 None => _ = files.remove(&n),
             }
         }
-        // Once nothing is wrong any more, nothing of the way there is left.
+        // After the last error is corrected, no trace of earlier errors is left.
         for n in files.keys().copied().collect::<Vec<_>>() {
             if served.index.diagnostics_of(&key(n)).errors() > 0 || files[&n].starts_with(['d', '-', 's']) {
                 served.apply(n, None);
@@ -276,10 +277,10 @@ fn services_that_did_not_change_are_the_same_ones() {
     served.apply(1, Some(&one("b", 2)));
     assert!(Arc::ptr_eq(&a, &service(&served, "a")));
     assert!(!Arc::ptr_eq(&b, &service(&served, "b")));
-    // White space is another text and the same service.
+    // White space changes the text and not the service.
     served.apply(0, Some(&format!("{}\n", one("a", 1))));
     assert!(Arc::ptr_eq(&a, &service(&served, "a")));
-    // A name that comes before all others renumbers nobody.
+    // A new name that sorts before all others renumbers no service.
     served.apply(2, Some(&one("0", 1)));
     assert!(Arc::ptr_eq(&a, &service(&served, "a")));
 }
@@ -339,7 +340,7 @@ fn a_broken_object_keeps_its_last_version_and_says_why() {
     );
     assert!(served.index.diagnostics_of(&key(1)).errors() > 0);
     assert!(served.index.diagnostics_of(&key(2)).is_empty());
-    // What a broken one still serves is not taken from it.
+    // A host that a broken object still serves is not taken from the broken object.
     served.apply(0, Some(&at("a", "x.example")));
     assert!(served.hosts().contains(&"x.example -> b".to_owned()));
     served.apply(1, Some(&at("b", "w.example")));

@@ -1,8 +1,8 @@
-//! Backends that answer as cheaply as one thread can: two over HTTP/1.1, two over HTTP/2 by prior knowledge,
-//! so that there is a split to make.
+//! Minimal backends on one thread: two over HTTP/1.1 and two over HTTP/2 by prior knowledge, so that there are two
+//! targets of a split.
 //!
-//! Over HTTP/1.1 `/b/N` is answered with N bytes, and `/ws` with a WebSocket that sends every message back.
-//! Over HTTP/2 every request is a gRPC call that succeeds with a message of 100 bytes.
+//! Over HTTP/1.1 `/b/N` gets a response of N bytes, and `/ws` a WebSocket that echoes every message. Over HTTP/2
+//! every request is a gRPC call that succeeds with a message of 100 bytes.
 
 use std::collections::VecDeque;
 use std::net::{Ipv4Addr, SocketAddr};
@@ -18,7 +18,7 @@ use crate::measure::Failure;
 /// A gRPC message of 100 bytes with its prefix.
 const MESSAGE: usize = 105;
 
-/// Connections that wait to be accepted: thousands of requests come at once.
+/// The backlog of the listeners: thousands of connections come at once.
 const BACKLOG: i32 = 8192;
 
 #[derive(Debug)]
@@ -27,17 +27,17 @@ pub(super) struct Backends {
     pub(super) h2: [SocketAddr; 2],
 }
 
-/// The prefix of a gRPC message that fills `size` bytes with it.
+/// The prefix of a gRPC message that has `size` bytes with its prefix.
 pub(super) fn prefix(size: usize) -> [u8; 5] {
     let [a, b, c, d] = (size.saturating_sub(5) as u32).to_be_bytes();
     [0, a, b, c, d]
 }
 
-/// Starts them on free ports; they serve as long as the runtime runs.
+/// Starts the backends on free ports; they serve as long as the runtime runs.
 pub(super) fn start() -> Result<Backends, Failure> {
     let h1 = [listen()?, listen()?].map(|(listener, address)| {
         tokio::spawn(accept(listener, |stream| async move {
-            // The proxy closes its connections when it likes.
+            // The proxy may close its connections at any time.
             let _ = serve_h1(stream).await;
         }));
         address
@@ -74,7 +74,7 @@ where
                 let _ = stream.set_nodelay(true);
                 tokio::spawn(serve(stream));
             }
-            // Out of descriptors: the client says so, and they come back.
+            // Out of descriptors: the client reports the failure, and descriptors become free again.
             Err(_) => tokio::task::yield_now().await,
         }
     }
@@ -125,7 +125,7 @@ async fn serve_h1(mut stream: TcpStream) -> std::io::Result<()> {
     }
 }
 
-/// How many bytes `/b/N` asks for; 100 of any other path.
+/// The length in `/b/N`; 100 for any other path.
 fn wanted(head: &[u8]) -> usize {
     let path = head.split(|&b| b == b' ').nth(1).unwrap_or_default();
     let number = path
@@ -147,7 +147,7 @@ async fn echo(mut stream: TcpStream) -> std::io::Result<()> {
 async fn serve_h2(mut stream: TcpStream) -> std::io::Result<()> {
     let mut preface = [0; frames::PREFACE.len()];
     stream.read_exact(&mut preface).await?;
-    // No entry is put into the table: some proxies allow none.
+    // Literals without indexing: some proxies allow no entries in the dynamic table.
     let mut begin = vec![0x88, 0x0f, 16];
     string(&mut begin, "application/grpc");
     let mut end = vec![0];
@@ -157,7 +157,7 @@ async fn serve_h2(mut stream: TcpStream) -> std::io::Result<()> {
     message[..5].copy_from_slice(&prefix(MESSAGE));
 
     let mut out = Vec::with_capacity(64 << 10);
-    // A thousand streams at once.
+    // SETTINGS with a thousand concurrent streams.
     frames::frame(&mut out, frames::SETTINGS, 0, 0, &[0, 3, 0, 0, 3, 232]);
     let (mut window, mut read) = (frames::INITIAL_WINDOW, 0);
     let mut whole: VecDeque<u32> = VecDeque::new();

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use super::super::Failure;
 use super::super::gateway::{HOST, write};
 
-/// A certificate's files, as each of the proxies wants them.
+/// The files of a certificate, in the form that each proxy needs.
 #[derive(Debug, Clone)]
 pub(crate) struct Certificate {
     pub(crate) cert: PathBuf,
@@ -15,7 +15,8 @@ pub(crate) struct Certificate {
 }
 
 impl Certificate {
-    /// Writes one for [`HOST`] into `folder`: ECDSA P-256, self-signed, since the clients verify no signature.
+    /// Writes a certificate for [`HOST`] into `folder`: ECDSA P-256, self-signed, since the clients verify no
+    /// signature.
     pub(crate) fn generate(folder: &Path) -> Result<Self, Failure> {
         let failed = |e: rcgen::Error| Failure::Unexpected(format!("a certificate for {HOST}: {e}"));
         let made = rcgen::generate_simple_self_signed([HOST.to_owned()]).map_err(failed)?;

@@ -1,6 +1,6 @@
-//! Frames of HTTP/2, as far as both ends here need them: nothing is decoded but what ends a stream.
+//! HTTP/2 frames, as far as client and backend here need them: only the end of a stream is decoded.
 
-/// What a client says first.
+/// The connection preface of a client.
 pub(super) const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
 pub(super) const DATA: u8 = 0;
@@ -12,20 +12,20 @@ pub(super) const GOAWAY: u8 = 7;
 pub(super) const WINDOW_UPDATE: u8 = 8;
 
 pub(super) const END_STREAM: u8 = 1;
-/// Of SETTINGS and PING.
+/// The ACK flag of SETTINGS and PING.
 pub(super) const ACK: u8 = 1;
 const END_HEADERS: u8 = 4;
 const PADDED: u8 = 8;
 const PRIORITY: u8 = 32;
 
-/// What a side may send on a connection before it is told more.
+/// The initial flow-control window of a connection.
 pub(super) const INITIAL_WINDOW: i64 = 65_535;
-/// So much of a window is given back at once.
+/// The number of read bytes after which a WINDOW_UPDATE is sent.
 const CREDIT: usize = 16 << 10;
 
 const HEAD: usize = 9;
 
-/// One that arrived whole.
+/// A complete frame.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Frame<'a> {
     pub(super) kind: u8,
@@ -35,7 +35,7 @@ pub(super) struct Frame<'a> {
 }
 
 impl<'a> Frame<'a> {
-    /// The first in the buffer.
+    /// Parses the first frame of the buffer.
     pub(super) fn parse(buf: &'a [u8]) -> Option<Self> {
         let &[a, b, c, kind, flags, s0, s1, s2, s3, ..] = buf else {
             return None;
@@ -57,7 +57,7 @@ impl<'a> Frame<'a> {
         self.flags & END_STREAM != 0 && matches!(self.kind, DATA | HEADERS)
     }
 
-    /// Of a WINDOW_UPDATE for the connection.
+    /// The increment of a WINDOW_UPDATE for the connection.
     pub(super) fn window(&self) -> i64 {
         match (self.stream, self.payload) {
             (0, &[a, b, c, d]) => i64::from(u32::from_be_bytes([a, b, c, d])),
@@ -65,7 +65,7 @@ impl<'a> Frame<'a> {
         }
     }
 
-    /// Of a HEADERS frame, whether it begins with `:status: 200` in its only encoding that anybody uses.
+    /// Whether the block of a HEADERS frame begins with `:status: 200` in its only common encoding.
     pub(super) fn is_200(&self) -> bool {
         let mut block = self.payload;
         if self.flags & PADDED != 0 {
@@ -74,7 +74,7 @@ impl<'a> Frame<'a> {
         if self.flags & PRIORITY != 0 {
             block = block.get(5..).unwrap_or_default();
         }
-        // Changes of the table's size come first; the sizes that are usual take up to three bytes.
+        // Size updates of the dynamic table come first; common sizes take up to three bytes.
         while let [first, rest @ ..] = block
             && first >> 5 == 1
         {
@@ -87,7 +87,7 @@ impl<'a> Frame<'a> {
         block.first() == Some(&0x88)
     }
 
-    /// What the other side must be told at once, or may rely on.
+    /// Writes the acknowledgement of a SETTINGS or PING frame, if one is due.
     pub(super) fn acknowledge(&self, out: &mut Vec<u8>) {
         if self.flags & ACK == 0 {
             match self.kind {
@@ -111,7 +111,7 @@ pub(super) fn headers(out: &mut Vec<u8>, flags: u8, stream: u32, block: &[u8]) {
     frame(out, HEADERS, END_HEADERS | flags, stream, block);
 }
 
-/// Gives back what was read of the connection's window, now and then.
+/// Returns the read bytes to the connection's window once they are many.
 pub(super) fn credit(out: &mut Vec<u8>, read: &mut usize) {
     if *read >= CREDIT {
         frame(out, WINDOW_UPDATE, 0, 0, &(*read as u32).to_be_bytes());
@@ -119,7 +119,7 @@ pub(super) fn credit(out: &mut Vec<u8>, read: &mut usize) {
     }
 }
 
-/// A string of HPACK, not Huffman coded.
+/// Writes an HPACK string without Huffman coding.
 pub(super) fn string(block: &mut Vec<u8>, text: &str) {
     let length = u8::try_from(text.len()).ok().filter(|&n| n < 127);
     block.push(length.expect("names and values here are short"));

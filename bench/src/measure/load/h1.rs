@@ -1,11 +1,11 @@
-//! HTTP/1.1 clients that spend next to nothing on a request.
+//! Minimal HTTP/1.1 clients, with little CPU time for each request.
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use super::{Load, Stream, Tally};
 use crate::measure::{Failure, client};
 
-/// The head, and the body if there is one.
+/// A request: the head, and the body if there is one.
 pub(super) fn request(host: &str, path: &str, send: usize, fields: &str) -> Vec<u8> {
     let (method, length) = match send {
         0 => ("GET", String::new()),
@@ -19,12 +19,12 @@ pub(super) fn request(host: &str, path: &str, send: usize, fields: &str) -> Vec<
     request
 }
 
-/// A buffer for answers: what a client asks the kernel for at once.
+/// A read buffer for responses, of the size of one read.
 pub(super) fn buffer(receive: usize) -> Vec<u8> {
     vec![0; (receive + 4096).min(64 << 10)]
 }
 
-/// One request after the other on one connection.
+/// Sends sequential requests on one kept connection.
 pub(super) async fn kept(mut stream: impl Stream, load: &Load, tally: &Tally) -> Result<(), Failure> {
     let request = request(&load.host, &load.path, load.send, "");
     let mut buf = buffer(load.receive);
@@ -35,7 +35,7 @@ pub(super) async fn kept(mut stream: impl Stream, load: &Load, tally: &Tally) ->
     Ok(())
 }
 
-/// One request on each connection, one connection after the other. The proxy closes.
+/// Sends one request on each connection, one connection after the other. The proxy closes the connection.
 pub(super) async fn one_each(load: &Load, tally: &Tally) -> Result<(), Failure> {
     let request = request(&load.host, &load.path, load.send, "Connection: close\r\n");
     let mut buf = buffer(load.receive);
@@ -51,10 +51,10 @@ pub(super) async fn one_each(load: &Load, tally: &Tally) -> Result<(), Failure> 
     Ok(())
 }
 
-/// Sends a request and reads its answer.
+/// Sends a request and reads its response.
 ///
 /// # Errors
-/// The connection's, or an answer that is not 200 with a body of `receive` bytes.
+/// An error of the connection, or a response that is not 200 with a body of `receive` bytes.
 pub(super) async fn exchange(
     stream: &mut impl Stream,
     request: &[u8],
@@ -105,9 +105,9 @@ pub(super) async fn read(stream: &mut impl Stream, buf: &mut [u8]) -> Result<usi
     }
 }
 
-/// Behind the empty line.
+/// The index behind the empty line.
 pub(super) fn head_end(buf: &[u8]) -> Option<usize> {
-    // A head without a body ends the buffer: the usual case of a backend.
+    // The fast path: a head without a body ends the buffer, the usual case of a backend.
     if buf.ends_with(b"\r\n\r\n") {
         return buf.windows(4).position(|w| w == b"\r\n\r\n").map(|at| at + 4);
     }

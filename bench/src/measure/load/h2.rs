@@ -1,5 +1,5 @@
-//! An HTTP/2 client of some streams at once, whose requests are ready-made bytes. It decodes no more than it
-//! takes to know that each stream ended with a 200 and all of its body.
+//! A minimal HTTP/2 client with several concurrent streams and precomputed requests. Decodes only as much as is
+//! needed to check that each stream ended with a 200 and its whole body.
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
@@ -7,15 +7,15 @@ use super::frames::{self, Frame, string};
 use super::{Load, Stream, Tally, Wire};
 use crate::measure::Failure;
 
-/// A request that waits for its answer.
+/// A request without its response yet.
 struct Open {
     stream: u32,
     began: bool,
     received: usize,
 }
 
-/// Header blocks as clients with a table write them: the first request puts its fields into the table, the
-/// others refer to them.
+/// Header blocks as written by clients with a dynamic table: the first request adds its fields to the table, later
+/// requests refer to them.
 struct Blocks {
     first: Vec<u8>,
     others: Vec<u8>,
@@ -46,7 +46,7 @@ impl Blocks {
             string(&mut first, name);
             string(&mut first, value);
         }
-        // The table's newest entry has index 62.
+        // The newest entry of the dynamic table has index 62.
         let entries = (fields.len() + named.len()) as u8;
         others.extend((0..entries).rev().map(|age| 0x80 | (62 + age)));
         Self { first, others }
@@ -57,18 +57,18 @@ struct Client<'a> {
     load: &'a Load,
     blocks: Blocks,
     message: Vec<u8>,
-    /// What the proxy takes on this connection.
+    /// The proxy's flow-control window for this connection.
     window: i64,
     next: u32,
     open: Vec<Open>,
-    /// Requests to be begun.
+    /// The number of requests still to begin.
     wanted: usize,
     out: Vec<u8>,
-    /// Bytes of answers not yet given back to the window.
+    /// Read bytes that are not yet returned to the window.
     read: usize,
 }
 
-/// Keeps so many streams busy on one connection.
+/// Keeps a fixed number of streams busy on one connection.
 pub(super) async fn streams(mut stream: impl Stream, load: &Load, tally: &Tally) -> Result<(), Failure> {
     let mut client = Client::new(load);
     let (mut buf, mut filled) = (vec![0; 64 << 10], 0);
@@ -101,7 +101,7 @@ pub(super) async fn streams(mut stream: impl Stream, load: &Load, tally: &Tally)
 impl<'a> Client<'a> {
     fn new(load: &'a Load) -> Self {
         let mut out = frames::PREFACE.to_vec();
-        // No pushes, a megabyte a stream; a gigabyte for the connection.
+        // No pushes, a window of a megabyte for a stream; a gigabyte for the connection.
         let settings = [0, 2, 0, 0, 0, 0, 0, 4, 0, 16, 0, 0];
         frames::frame(&mut out, frames::SETTINGS, 0, 0, &settings);
         frames::frame(
@@ -128,7 +128,7 @@ impl<'a> Client<'a> {
         }
     }
 
-    /// As many of the wanted requests as fit into the window.
+    /// Begins as many of the wanted requests as fit into the window.
     fn begin(&mut self) {
         while self.wanted > 0 && self.window >= self.message.len() as i64 {
             let block = match self.next {
@@ -180,7 +180,7 @@ impl<'a> Client<'a> {
             open.began = true;
         }
         if frame.ends_stream() {
-            // A call ends with trailers, or it is none.
+            // A gRPC call that succeeds ends with trailers.
             let trailers = frame.kind == frames::HEADERS && open.received > 0;
             if open.received != self.load.receive || (self.load.wire == Wire::Grpc && !trailers) {
                 return Err(wrong(&format!("{} bytes", open.received), frame));

@@ -1,4 +1,4 @@
-//! Connections that make one request each, all at the same time, and are kept.
+//! The order `hold`: connections that send one request each, all at the same time, and stay open.
 
 use std::net::SocketAddr;
 
@@ -20,7 +20,7 @@ pub(super) struct Hold {
     tls: bool,
 }
 
-/// Handshakes at once: what many need in the proxy at the same time is not what is measured.
+/// The bound of concurrent handshakes: the peak memory of handshakes is not measured.
 const AT_ONCE: usize = 16;
 
 #[derive(Default)]

@@ -1,8 +1,8 @@
-//! The load generator and the backends of `bench/compare`, in one process on one thread: no switch between the
-//! two takes time that the proxy's client would have to wait for.
+//! The load generator and the backends of `bench/compare`, in one process on one thread: without context switches
+//! between client and backend, which would add to the latency of the proxy's client.
 //!
-//! It is told what to do by lines of JSON on its standard input ([`Order`]) and answers each with one line:
-//! `{"error": "..."}` when not every request was answered as it should have been. It ends with its input.
+//! The protocol is lines of JSON: each [`Order`] on standard input gets one line in return, `{"error": "..."}` if not
+//! every request had its expected response. The process ends at the end of its input.
 
 mod backend;
 mod certificate;
@@ -32,7 +32,7 @@ use certificate::Certificate;
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct Options {
-    /// Where the certificate of the proxies is put.
+    /// The directory for the certificate of the proxies.
     #[arg(long)]
     certificate: PathBuf,
 }
@@ -41,31 +41,31 @@ pub(crate) struct Options {
 #[derive(Debug, Deserialize)]
 #[serde(tag = "do", rename_all = "lowercase", deny_unknown_fields)]
 enum Order {
-    /// As many requests as the connections carry, for a time.
+    /// A closed-loop load: as many requests as the connections carry, for a time.
     Load(Load),
-    /// Requests at a fixed rate.
+    /// An open-loop load: requests at a fixed rate.
     Pace(pace::Pace),
-    /// Connections that make one request each, all at once, and are kept.
+    /// Connections that send one request each, all at once, and stay open.
     Hold(hold::Hold),
-    /// Closes what is held.
+    /// Closes the held connections.
     Release,
 }
 
-/// What is spoken.
+/// The protocol of the clients.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
 enum Wire {
-    /// HTTP/1.1, connections kept.
+    /// HTTP/1.1, connections kept alive.
     H1,
-    /// A connection for each request.
+    /// HTTP/1.1, a connection for each request.
     Close,
-    /// HTTP/1.1 over TLS 1.3, connections kept.
+    /// HTTP/1.1 over TLS 1.3, connections kept alive.
     Tls1,
     /// HTTP/2 over TLS 1.3.
     Tls2,
-    /// gRPC unary over HTTP/2 by prior knowledge.
+    /// gRPC unary calls over HTTP/2 by prior knowledge.
     Grpc,
-    /// Messages over a WebSocket, each answered before the next.
+    /// Messages over a WebSocket, each echoed before the next.
     WebSocket,
 }
 
@@ -76,24 +76,24 @@ struct Load {
     wire: Wire,
     host: String,
     path: String,
-    /// Bytes of each request's body; a GET without.
+    /// The length of each request's body; 0 for a GET without a body.
     #[serde(default)]
     send: usize,
-    /// Bytes that each answer's body must have.
+    /// The length that each response's body must have.
     receive: usize,
     connections: usize,
-    /// Streams at once on each connection, over HTTP/2.
+    /// Concurrent streams on each connection, for HTTP/2.
     #[serde(default)]
     streams: usize,
-    /// Seconds that count.
+    /// Seconds of the measurement.
     seconds: f64,
-    /// Seconds before them that do not.
+    /// Seconds of warm-up before the measurement.
     warm: f64,
-    /// The proxy's processes, whose CPU is read at both ends of what counts.
+    /// The proxy's processes, whose CPU time is read at both ends of the measurement.
     pids: Vec<u32>,
 }
 
-/// What the connections of one load have in common.
+/// The shared counters of all connections of one load.
 #[derive(Debug, Default)]
 struct Tally {
     answered: AtomicU64,
@@ -109,13 +109,13 @@ impl Tally {
         self.answered.load(Ordering::Relaxed)
     }
 
-    /// Whether no further request is to be begun.
+    /// Whether no further request is to begin.
     fn over(&self) -> bool {
         self.stop.load(Ordering::Relaxed)
     }
 }
 
-/// Is one until its input ends.
+/// Runs the load generator until its input ends.
 pub(crate) async fn run(options: Options) -> Result<(), Failure> {
     machine::raise_descriptors(1024)?;
     let backends = backend::start()?;
@@ -163,7 +163,7 @@ trait Stream: AsyncRead + AsyncWrite + Unpin + Send + 'static {}
 
 impl<S: AsyncRead + AsyncWrite + Unpin + Send + 'static> Stream for S {}
 
-/// One client for all, so that nobody is asked for another cipher than the others.
+/// One TLS client configuration for all proxies, so that all negotiate the same cipher.
 fn tls(alpn: &[u8]) -> TlsConnector {
     client::tls_one_cipher(alpn)
 }
@@ -184,7 +184,7 @@ async fn saturate(load: Load) -> Result<Value, Failure> {
         (answered, cpu, start.elapsed())
     };
     tokio::pin!(measured);
-    // A connection ends before it is told to only because something is wrong.
+    // A connection ends before its stop signal only after an error.
     let (answered, cpu, took) = loop {
         tokio::select! {
             measured = &mut measured => break measured,
@@ -215,7 +215,7 @@ fn ended_well(ended: Result<Result<(), Failure>, tokio::task::JoinError>) -> Res
     ended.map_err(|e| Failure::Unexpected(e.to_string()))?
 }
 
-/// No request here takes longer on any machine that is worth measuring on.
+/// The timeout of one request, longer than any request takes on a machine that is worth measuring on.
 async fn limited<T>(what: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
     let limit = Duration::from_secs(20);
     tokio::time::timeout(limit, what)
@@ -223,7 +223,7 @@ async fn limited<T>(what: impl Future<Output = Result<T, Failure>>) -> Result<T,
         .unwrap_or(Err(Failure::TooLong(limit)))
 }
 
-/// Opens one and sets it going.
+/// Opens one connection and runs its client.
 async fn connection(
     running: &mut JoinSet<Result<(), Failure>>,
     load: &Arc<Load>,

@@ -1,5 +1,5 @@
-//! Latency at a fixed rate, open loop: from when a request was to be sent, not from when the client got to it,
-//! so that a pause counts for every request that it held up.
+//! Latency at a fixed rate, open loop: from the scheduled time of a request, not from the time of sending, so that a
+//! pause counts for every request that the pause delayed (no coordinated omission).
 
 use std::time::{Duration, Instant};
 
@@ -21,9 +21,9 @@ pub(super) struct Pace {
     /// Requests per second, over all connections.
     rate: f64,
     connections: usize,
-    /// Seconds that count.
+    /// Seconds of the measurement.
     seconds: f64,
-    /// Seconds before them that do not.
+    /// Seconds of warm-up before the measurement.
     warm: f64,
 }
 
@@ -44,7 +44,8 @@ pub(super) async fn pace(order: &Pace) -> Result<Value, Failure> {
             let mut latencies = Vec::new();
             for nth in (first..all).step_by(step) {
                 let due = start + interval * nth;
-                // Not asleep: the runtime's clock ticks in milliseconds, and waking up takes its time.
+                // A busy wait instead of a sleep: the runtime's clock ticks in milliseconds, and waking up takes
+                // time.
                 while Instant::now() < due {
                     tokio::task::yield_now().await;
                 }

@@ -1,19 +1,19 @@
-//! Messages over a WebSocket: each is sent when the one before came back.
+//! WebSocket clients: each message is sent after the echo of the previous one.
 
 use super::h1;
 use super::{Load, Stream, Tally};
 use crate::measure::Failure;
 
-/// Of RFC 6455, section 1.3, with what it must be answered.
+/// The key of RFC 6455, section 1.3, with its accept value.
 const KEY: &str = "dGhlIHNhbXBsZSBub25jZQ==";
 pub(super) const SWITCHED: &[u8] =
     b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
     Sec-WebSocket-Accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\n\r\n";
 
-/// Bytes of every message; a length of seven bits.
+/// The length of every message in bytes; a length of seven bits.
 pub(super) const MESSAGE: u8 = 100;
 
-/// A whole binary message, from a client with a mask.
+/// A whole binary message; a client's message is masked.
 pub(super) fn message(masked: bool) -> Vec<u8> {
     let mut frame = vec![0x82, MESSAGE | if masked { 128 } else { 0 }];
     if masked {

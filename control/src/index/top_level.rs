@@ -1,27 +1,27 @@
-//! What holds for all objects: the top-level keys besides `services`.
+//! The top-level settings: the keys besides `services`, merged from all objects.
 
 use crate::compile::serves_internal;
-use crate::config::{Diagnostics, Draft, Env, SourceFile, ground};
+use crate::config::{Diagnostics, Draft, Env, SourceFile, top_level};
 use crate::source::ObjectKey;
 
-/// The top-level keys of all objects, read as one configuration.
+/// The merged top-level keys of all objects.
 #[derive(Debug)]
-pub(super) struct Ground {
+pub(super) struct TopLevel {
     draft: Draft,
     diagnostics: Diagnostics,
-    /// Some object that takes part in it is another than when it was read.
+    /// An object with top-level keys has changed since the keys were merged.
     pub(super) is_stale: bool,
     had_services: bool,
     other_domain: bool,
-    /// How often something became another that services are compiled by.
+    /// The number of changes of settings that services are compiled by.
     version: u64,
-    /// It is another set's, which says what it is.
+    /// The settings are those of another index, set by [`follow`](Self::follow).
     is_given: bool,
 }
 
-impl Default for Ground {
+impl Default for TopLevel {
     fn default() -> Self {
-        let (draft, diagnostics) = ground(&[], false, &|_| None);
+        let (draft, diagnostics) = top_level(&[], false, &|_| None);
         Self {
             draft,
             diagnostics,
@@ -34,7 +34,7 @@ impl Default for Ground {
     }
 }
 
-impl Ground {
+impl TopLevel {
     pub(super) fn draft(&self) -> &Draft {
         &self.draft
     }
@@ -43,7 +43,7 @@ impl Ground {
         &self.draft.settings.domain
     }
 
-    /// Services that were compiled by the same version were compiled by the same.
+    /// The version of the settings that services are compiled by: equal versions mean equal settings.
     pub(super) fn version(&self) -> u64 {
         self.version
     }
@@ -52,8 +52,8 @@ impl Ground {
         &self.diagnostics
     }
 
-    /// Reads it again where that is needed. Returns whether something became another that services are
-    /// compiled by.
+    /// Merges the keys again if an object with such keys has changed. Returns whether settings have changed that
+    /// services are compiled by.
     pub(super) fn refresh<'k>(
         &mut self,
         has_services: bool,
@@ -67,13 +67,13 @@ impl Ground {
         let files: Vec<SourceFile> = keys.filter_map(file).collect();
         self.is_stale = false;
         self.had_services = has_services;
-        let (draft, diagnostics) = ground(&files, has_services, env);
+        let (draft, diagnostics) = top_level(&files, has_services, env);
         self.diagnostics = diagnostics;
         self.replace(draft)
     }
 
-    /// Makes it what holds for another set of objects, from now on. Returns whether something became another
-    /// that services are compiled by.
+    /// Replaces the settings by those of another index, from now on. Returns whether settings have changed that
+    /// services are compiled by.
     pub(super) fn follow(&mut self, draft: &Draft) -> bool {
         self.is_given = true;
         self.diagnostics = Diagnostics::default();
@@ -91,14 +91,14 @@ impl Ground {
         is_other
     }
 
-    /// Whether the domain is another than when this was asked last: hosts are other ones then.
+    /// Returns and clears the flag that the domain has changed, which changes the derived hosts.
     pub(super) fn take_other_domain(&mut self) -> bool {
         std::mem::take(&mut self.other_domain)
     }
 }
 
-/// Whether a text seems to have top-level keys besides `services`. Only a guess that saves work: such
-/// objects are read first.
+/// Whether a text seems to have top-level keys besides `services`. A heuristic that only saves work: objects with
+/// such keys are read first.
 pub(super) fn may_have_others(content: &str) -> bool {
     content.lines().any(|line| {
         let key = line.starts_with(|c: char| c.is_ascii_alphabetic() || c == '"');
