@@ -26,7 +26,8 @@ fuzz_target!(|data: &[u8]| {
     let Ok(text) = std::str::from_utf8(data) else {
         return;
     };
-    assert_eq!(Host::parse(text).map(|h| h.to_string()), normal);
+    // The errors differ: `Host` names a character where `normalize_host` has a byte.
+    assert_eq!(Host::parse(text).map(|h| h.to_string()).ok(), normal.ok());
     let Ok(pattern) = HostPattern::parse(text) else {
         return;
     };
