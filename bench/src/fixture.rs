@@ -7,9 +7,9 @@ use std::time::Duration;
 use sluice_gateway::registry::{NoObserver, Registry};
 use sluice_model::{
     AccessLogFormat, Backend, Delta, Demand, DemandSink, DrainSettings, EndpointAddr, EndpointTarget,
-    HostPattern, HttpOption, Limits, ListenerSettings, Percent, Protocol, QueueLimits, QueueTotals,
-    RequestView, RevisionId, RevisionSpec, RevisionTimeouts, Service, ServiceId, Settings, Snapshot,
-    SnapshotBuilder, Tag, TrafficSplit, TrafficTarget, Visibility,
+    HostClaim, HostPattern, HttpOption, Limits, ListenerSettings, Percent, Protocol, QueueLimits,
+    QueueTotals, RequestView, RevisionId, RevisionSpec, RevisionTimeouts, Rule, Service, ServiceId, Settings,
+    Snapshot, SnapshotBuilder, TrafficSplit, TrafficTarget, Visibility,
 };
 
 /// A demand sink that does nothing: no revision here is ever at zero.
@@ -61,9 +61,9 @@ pub(crate) fn assemble(revisions: Vec<RevisionSpec>) -> Snapshot {
     for (nth, spec) in revisions.into_iter().enumerate() {
         let name = format!("greeter-{nth}");
         let target = target(spec.id.clone(), 0, Percent::WHOLE);
-        let mut hosts = vec![(pattern(&host(nth)), None)];
+        let mut hosts = vec![claim(&host(nth))];
         if nth % 10 == 0 {
-            hosts.push((pattern(&format!("*.{}", host(nth))), None));
+            hosts.push(claim(&format!("*.{}", host(nth))));
         }
         let service = service(&name, hosts, vec![spec], vec![target]);
         builder.service(service).expect("distinct hosts");
@@ -102,7 +102,7 @@ pub(crate) fn split_snapshot(revisions: u32) -> Snapshot {
     let mut builder = SnapshotBuilder::new(settings());
     let targets = names.iter().enumerate();
     let targets = targets.map(|(slot, name)| target(id(name), slot, Percent::WHOLE / revisions));
-    let hosts = vec![(pattern("split.example.com"), None)];
+    let hosts = vec![claim("split.example.com")];
     let service = service("split", hosts, specs, targets.collect());
     builder.service(service).expect("one host");
     builder.build()
@@ -139,8 +139,12 @@ pub(crate) fn id(name: &str) -> RevisionId {
     RevisionId::parse("default", name).expect("a name")
 }
 
-fn pattern(host: &str) -> HostPattern {
-    HostPattern::parse(host).expect("a host")
+fn claim(host: &str) -> HostClaim {
+    HostClaim {
+        pattern: HostPattern::parse(host).expect("a host"),
+        rule: 0,
+        tag: None,
+    }
 }
 
 fn target(revision: RevisionId, slot: usize, hundredths: u32) -> TrafficTarget {
@@ -149,24 +153,29 @@ fn target(revision: RevisionId, slot: usize, hundredths: u32) -> TrafficTarget {
         slot,
         percent: Percent::from_hundredths(hundredths).expect("a share"),
         tag: None,
+        append_headers: Box::default(),
     }
 }
 
 fn service(
     name: &str,
-    hosts: Vec<(HostPattern, Option<Tag>)>,
+    hosts: Vec<HostClaim>,
     revisions: Vec<RevisionSpec>,
     targets: Vec<TrafficTarget>,
 ) -> Service {
     Service {
         id: service_id(name),
-        visibility: Visibility::External,
-        http_option: HttpOption::Enabled,
         sticky: None,
         hosts,
         revisions: revisions.into_iter().map(Arc::new).collect(),
-        routes: Vec::new(),
-        split: TrafficSplit::new(targets).expect("adds up"),
+        main: Rule {
+            visibility: Visibility::External,
+            http_option: HttpOption::Enabled,
+            routes: Vec::new(),
+            split: TrafficSplit::new(targets).expect("adds up"),
+        },
+        further: Box::default(),
+        ingress: None,
     }
 }
 

@@ -94,10 +94,10 @@ fn drawn(revisions: u32) -> Run {
         // Both stay alive until the end of the last run.
         let _ = (&registry, &runtime);
         let entry = table.service(&fixture::service_id("split")).expect("is in it");
-        entry.service.split.pick(entry.live.next_draw(None)).slot
+        entry.service.main.split.pick(entry.live.next_draw(0, None)).slot
     })
 }
 
 fn own(snapshot: &Snapshot) -> &TrafficSplit {
-    &snapshot.services()[0].split
+    &snapshot.services()[0].main.split
 }

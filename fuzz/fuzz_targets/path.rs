@@ -126,6 +126,7 @@ fn everything() -> TrafficSplit {
         slot: 0,
         percent: Percent::from_hundredths(Percent::WHOLE).expect("a share"),
         tag: None,
+        append_headers: Box::default(),
     };
     TrafficSplit::new(vec![target]).expect("adds up")
 }

@@ -201,7 +201,7 @@ fn found<L>(
     match decision.found.route {
         Some((index, _)) => why.push(format!("route {index} is the first that matches")),
         None if decision.picked == PickReason::Tag => {}
-        None if service.routes.is_empty() => {}
+        None if decision.found.rule.routes.is_empty() => {}
         None => why.push("no route matches: the service's own traffic is the last resort".to_owned()),
     }
     let tag =

@@ -8,26 +8,34 @@ use crate::table::Entry;
 /// The longest host that a slot holds inline. With 39 bytes a slot is 64 bytes; derived hosts are rarely longer.
 const INLINE: usize = 39;
 
-/// The flags of a service that [`RouteTable::find`](crate::RouteTable::find) reads before the service: they are
+/// The largest index of a rule.
+pub(crate) const MAX_RULE: u32 = (Gist::ROUTES >> Gist::RULE_SHIFT) - 1;
+
+/// The flags of a rule that [`RouteTable::find`](crate::RouteTable::find) reads before the service: they are
 /// stored beside the host, so that a lookup reads that cache line and no other. The lower bits are the index of the
-/// tagged target.
+/// rule and that of the tagged target.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Gist(u32);
 
 impl Gist {
-    /// The service is for internal listeners.
+    /// The rule is for internal listeners.
     const INTERNAL: u32 = 1 << 31;
-    /// The service has routes.
+    /// The rule has routes.
     const ROUTES: u32 = 1 << 30;
+    /// Above this many bits, which are the index of the tagged target, is the index of the rule.
+    const RULE_SHIFT: u32 = 16;
     /// The index that stands for no tag.
-    const UNTAGGED: u32 = Self::ROUTES - 1;
+    const UNTAGGED: u32 = (1 << Self::RULE_SHIFT) - 1;
 
-    fn of(service: &Service, tagged: Option<usize>) -> Self {
+    fn of(service: &Service, rule: u16, tagged: Option<usize>) -> Self {
         let tagged = tagged.and_then(|index| u32::try_from(index).ok());
-        let internal = service.visibility == Visibility::Internal;
-        let routes = !service.routes.is_empty();
+        let index = u32::from(rule).min(MAX_RULE);
+        let rule = service.rule(index as usize);
+        let internal = rule.visibility == Visibility::Internal;
+        let routes = !rule.routes.is_empty();
         let flags = u32::from(internal) * Self::INTERNAL + u32::from(routes) * Self::ROUTES;
-        Self(flags | tagged.unwrap_or(Self::UNTAGGED).min(Self::UNTAGGED))
+        let tagged = tagged.unwrap_or(Self::UNTAGGED).min(Self::UNTAGGED);
+        Self(flags | index << Self::RULE_SHIFT | tagged)
     }
 }
 
@@ -108,7 +116,12 @@ impl<L> Claim<'_, L> {
         (index != Gist::UNTAGGED).then_some(index as usize)
     }
 
-    /// The visibility of the service.
+    /// The index of the rule.
+    pub(crate) fn rule(&self) -> usize {
+        (self.gist.0 >> Gist::RULE_SHIFT & MAX_RULE) as usize
+    }
+
+    /// The visibility of the rule.
     pub(crate) fn visibility(&self) -> Visibility {
         match self.gist.0 & Gist::INTERNAL {
             0 => Visibility::External,
@@ -116,7 +129,7 @@ impl<L> Claim<'_, L> {
         }
     }
 
-    /// Whether the service has routes.
+    /// Whether the rule has routes.
     pub(crate) fn has_routes(&self) -> bool {
         self.gist.0 & Gist::ROUTES != 0
     }
@@ -188,7 +201,14 @@ impl<L> HostLeaf<L> {
 
 impl<L: Clone> HostLeaf<L> {
     /// Adds a host. Returns `false`, and changes nothing, if the host is in the table already.
-    pub(crate) fn insert(&mut self, hash: u64, host: &str, entry: Entry<L>, tagged: Option<usize>) -> bool {
+    pub(crate) fn insert(
+        &mut self,
+        hash: u64,
+        host: &str,
+        entry: Entry<L>,
+        rule: u16,
+        tagged: Option<usize>,
+    ) -> bool {
         if self.find(hash, host.as_bytes()).is_ok() {
             return false;
         }
@@ -198,7 +218,7 @@ impl<L: Clone> HostLeaf<L> {
         let (Ok(at) | Err(at)) = self.find(hash, host.as_bytes());
         Arc::make_mut(&mut self.slots)[at] = Slot {
             hash: hash as u32,
-            gist: Gist::of(&entry.service, tagged),
+            gist: Gist::of(&entry.service, rule, tagged),
             text: Text::of(host),
             entry: Some(entry),
         };

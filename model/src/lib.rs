@@ -35,8 +35,9 @@ pub use revision::{
     Protocol, QueueLimits, RevisionSettings, RevisionSpec, RevisionTimeouts, Scheme, UrlBackend,
 };
 pub use route::{
-    HeaderMatch, HeaderMatcher, HttpOption, PathMatch, PathRewrite, RequestView, Route, RouteMatch, Service,
-    Sticky, StickyScope, StickySource, Visibility,
+    CertificatePem, HeaderMatch, HeaderMatcher, HostClaim, HttpOption, IngressExtras, PathMatch, PathRewrite,
+    RequestView, Route, RouteMatch, Rule, Service, ServiceCertificate, Sticky, StickyScope, StickySource,
+    Visibility,
 };
 pub use settings::{
     AccessLogFormat, CertificateFiles, CipherSuite, DrainSettings, Http2Settings, Limits, ListenerSettings,
@@ -46,4 +47,4 @@ pub use snapshot::{
     Delta, Generation, Snapshot, SnapshotBuilder, SnapshotError, SnapshotPublisher, SnapshotReader,
 };
 pub use split::{Percent, SplitError, TrafficSplit, TrafficTarget};
-pub use table::{Entry, Found, HostPattern, NotFound, RouteTable, TableError};
+pub use table::{Entry, Found, HostPattern, MAX_RULES, NotFound, RouteTable, TableError};

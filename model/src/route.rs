@@ -205,33 +205,113 @@ pub struct Sticky {
     pub scope: StickyScope,
 }
 
+/// The rule of some hosts of a service: who may reach these hosts, and which split a request goes to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Rule {
+    /// The listeners that serve the rule.
+    pub visibility: Visibility,
+    /// The treatment of plain HTTP.
+    pub http_option: HttpOption,
+    /// Tried in order; the first match wins.
+    pub routes: Vec<Route>,
+    /// The split of requests that match no route. Its tags have hosts of their own. [`TrafficSplit::none`]: such
+    /// requests are answered 404; then there are routes.
+    pub split: TrafficSplit,
+}
+
+impl Rule {
+    /// All splits: the rule's own, then those of its routes.
+    pub fn splits(&self) -> impl Iterator<Item = &TrafficSplit> {
+        std::iter::once(&self.split).chain(self.routes.iter().map(|route| &route.split))
+    }
+}
+
+/// A claim of a host by a service.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HostClaim {
+    /// The host, or a wildcard.
+    pub pattern: HostPattern,
+    /// The index of the rule that the host leads to, for [`Service::rule`].
+    pub rule: u16,
+    /// The tag in the split of the rule, for a host that leads to the target of a tag.
+    pub tag: Option<Tag>,
+}
+
+/// A certificate chain with its key, as PEM text, not as files.
+#[derive(Clone, PartialEq, Eq)]
+pub struct CertificatePem {
+    /// The chain, leaf first.
+    pub chain: Arc<[u8]>,
+    /// The private key: a secret.
+    pub key: Arc<[u8]>,
+}
+
+/// Without the key.
+impl std::fmt::Debug for CertificatePem {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("CertificatePem").finish_non_exhaustive()
+    }
+}
+
+/// A certificate that a service brings for its hosts.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ServiceCertificate {
+    /// The listeners that offer the certificate: only those of this very visibility.
+    pub visibility: Visibility,
+    /// The name of the certificate, for people: namespace and name of a Secret.
+    pub name: String,
+    /// The content.
+    pub pem: CertificatePem,
+}
+
+/// The parts of a service that only an Ingress of a cluster has.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct IngressExtras {
+    /// The version of the Ingress, by which Knative's probes tell whether it is served (`K-Network-Hash`): the
+    /// SHA-256 of its specification, namespace and name, in lower-case hexadecimal digits.
+    pub network_hash: String,
+    /// The certificates of its hosts.
+    pub certificates: Vec<ServiceCertificate>,
+}
+
 /// A service: the configuration behind its hosts.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Service {
     /// Its name.
     pub id: ServiceId,
-    /// The visibility of the service.
-    pub visibility: Visibility,
-    /// The treatment of plain HTTP.
-    pub http_option: HttpOption,
     /// Session affinity, if any.
     pub sticky: Option<Sticky>,
-    /// The hosts that the service claims, for its own traffic or for the target of a tag.
-    pub hosts: Vec<(HostPattern, Option<Tag>)>,
+    /// The hosts that the service claims.
+    pub hosts: Vec<HostClaim>,
     /// The service's own revisions, in the order of the configuration. Traffic goes to these revisions alone:
     /// [`TrafficTarget::slot`](crate::TrafficTarget::slot) is an index into this list, so that a change of another
     /// service renumbers nothing.
     pub revisions: Vec<Arc<RevisionSpec>>,
-    /// Tried in order; the first match wins.
-    pub routes: Vec<Route>,
-    /// The split of requests that match no route. Its tags have hosts of their own.
-    pub split: TrafficSplit,
+    /// The first rule: of a service in files the only one.
+    pub main: Rule,
+    /// Further rules; only an Ingress has any. Apart from the first rule, which costs no allocation so.
+    pub further: Box<[Rule]>,
+    /// What only an Ingress has.
+    pub ingress: Option<Box<IngressExtras>>,
 }
 
 impl Service {
-    /// All splits: the service's own, then those of its routes.
+    /// All rules, in the order of their indices.
+    pub fn rules(&self) -> impl Iterator<Item = &Rule> {
+        std::iter::once(&self.main).chain(&self.further)
+    }
+
+    /// The rule with this index. Panics if the service has no such rule: a Snapshot has no such claim.
+    pub fn rule(&self, index: usize) -> &Rule {
+        match index.checked_sub(1) {
+            None => &self.main,
+            Some(further) => &self.further[further],
+        }
+    }
+
+    /// All splits of all rules.
     pub fn splits(&self) -> impl Iterator<Item = &TrafficSplit> {
-        std::iter::once(&self.split).chain(self.routes.iter().map(|route| &route.split))
+        self.rules().flat_map(Rule::splits)
     }
 }
 

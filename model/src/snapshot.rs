@@ -110,8 +110,8 @@ impl<L: Clone> Snapshot<L> {
     }
 
     fn forget(&mut self, service: &Service) {
-        for (pattern, _) in &service.hosts {
-            self.table.remove(pattern);
+        for claim in &service.hosts {
+            self.table.remove(&claim.pattern);
         }
         for spec in &service.revisions {
             self.revisions.remove(&spec.id);
@@ -119,6 +119,12 @@ impl<L: Clone> Snapshot<L> {
     }
 
     fn add(&mut self, service: &Arc<Service>, live: L) -> Result<(), SnapshotError> {
+        if service
+            .rules()
+            .any(|rule| rule.routes.is_empty() && rule.split.is_none())
+        {
+            return Err(SnapshotError::NoTraffic(service.id.clone()));
+        }
         for target in service.splits().flat_map(|split| split.targets()) {
             let there = service.revisions.get(target.slot);
             if there.is_none_or(|spec| spec.id != target.revision) {
@@ -129,10 +135,8 @@ impl<L: Clone> Snapshot<L> {
             service: Arc::clone(service),
             live,
         };
-        for (pattern, tag) in &service.hosts {
-            self.table
-                .insert(pattern, &entry, tag.as_ref())
-                .map_err(SnapshotError::Table)?;
+        for claim in &service.hosts {
+            self.table.insert(claim, &entry).map_err(SnapshotError::Table)?;
         }
         for (slot, spec) in service.revisions.iter().enumerate() {
             let entry = entry.clone();
@@ -208,6 +212,8 @@ impl<L> Snapshot<L> {
 /// The reason why parts make no valid Snapshot. The compiler reports such errors as diagnostics before.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum SnapshotError {
+    /// A rule of the service has no traffic at all.
+    NoTraffic(ServiceId),
     /// A target's slot does not hold the revision it names.
     Slot(RevisionId),
     /// A host cannot be added.
@@ -221,6 +227,7 @@ pub enum SnapshotError {
 impl fmt::Display for SnapshotError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
+            Self::NoTraffic(id) => write!(f, "a rule of service {id} has no traffic"),
             Self::Slot(id) => write!(f, "no revision {id}"),
             Self::Table(e) => write!(f, "{e}"),
             Self::RepeatedRevision(id) => write!(f, "revision {id} is listed twice"),

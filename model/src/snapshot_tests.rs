@@ -5,7 +5,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::name::Tag;
 use crate::revision::Backend;
-use crate::route::{HttpOption, RequestView, Visibility};
+use crate::route::{HostClaim, HttpOption, RequestView, Rule, Visibility};
 use crate::split::{Percent, TrafficSplit, TrafficTarget};
 use crate::table::HostPattern;
 use crate::test_util;
@@ -44,20 +44,30 @@ fn service(n: usize, hosts: &[String]) -> Arc<Service> {
         slot: 0,
         percent: Percent::from_hundredths(Percent::WHOLE).expect("a share"),
         tag: Some(tag.clone()),
+        append_headers: Box::default(),
     }]);
     let hosts = hosts.iter().enumerate().map(|(nth, host)| {
         let pattern = HostPattern::parse(host).expect("a host");
-        (pattern, (nth % 2 == 1).then(|| tag.clone()))
+        let tag = (nth % 2 == 1).then(|| tag.clone());
+        HostClaim {
+            pattern,
+            rule: 0,
+            tag,
+        }
     });
     Arc::new(Service {
         id,
-        visibility: Visibility::External,
-        http_option: HttpOption::Enabled,
         sticky: None,
         hosts: hosts.collect(),
         revisions: vec![Arc::new(spec)],
-        routes: vec![],
-        split: split.expect("a split"),
+        main: Rule {
+            visibility: Visibility::External,
+            http_option: HttpOption::Enabled,
+            routes: vec![],
+            split: split.expect("a split"),
+        },
+        further: Box::default(),
+        ingress: None,
     })
 }
 
@@ -96,7 +106,7 @@ proptest! {
             let mut change = Delta { settings: settings(), services: vec![], removed: vec![] };
             for (n, hosts) in &named {
                 let taken = |host: &String| {
-                    wanted.values().any(|s| s.hosts.iter().any(|(p, _)| p.to_string() == *host))
+                    wanted.values().any(|s| s.hosts.iter().any(|c| c.pattern.to_string() == *host))
                 };
                 let mut hosts: Vec<String> = hosts.iter().map(|n| host(*n)).collect();
                 hosts.sort();

@@ -46,6 +46,8 @@ pub struct TrafficTarget {
     pub percent: Percent,
     /// The tag, by which requests reach the revision whatever its share.
     pub tag: Option<Tag>,
+    /// Headers that are set on requests that get this target, after those of the route.
+    pub append_headers: Box<[(String, String)]>,
 }
 
 /// The reason why a list of targets is not a valid split.
@@ -117,6 +119,20 @@ impl TrafficSplit {
         })
     }
 
+    /// The split without targets, of a rule that has traffic for its routes alone. Nothing may be picked from it.
+    pub fn none() -> Self {
+        Self {
+            targets: Box::default(),
+            ends: Box::default(),
+            only: None,
+        }
+    }
+
+    /// Whether this is the split without targets.
+    pub fn is_none(&self) -> bool {
+        self.targets.is_empty()
+    }
+
     /// All targets, in the order of the configuration.
     pub fn targets(&self) -> &[TrafficTarget] {
         &self.targets
@@ -170,6 +186,7 @@ mod tests {
                 slot: i,
                 percent: Percent::from_hundredths(share).expect("a share"),
                 tag: None,
+                append_headers: Box::default(),
             })
             .collect();
         TrafficSplit::new(targets).expect("a split")
@@ -238,6 +255,7 @@ mod tests {
             slot: 0,
             percent: Percent::from_hundredths(share).expect("a share"),
             tag: tag.map(|t| Tag::parse(t).expect("a tag")),
+            append_headers: Box::default(),
         };
         assert_eq!(
             TrafficSplit::new(vec![target(9_999, None)]),

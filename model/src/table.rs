@@ -5,9 +5,12 @@ use std::sync::Arc;
 
 use crate::hosts::{Claim, HostLeaf};
 use crate::name::{Host, Tag};
-use crate::route::{RequestView, Route, Service, Visibility};
+use crate::route::{HostClaim, RequestView, Route, Rule, Service, Visibility};
 use crate::shards::{Seed, Shards};
 use crate::split::{TrafficSplit, TrafficTarget};
+
+/// The largest number of rules of one service.
+pub const MAX_RULES: usize = crate::hosts::MAX_RULE as usize + 1;
 
 /// A host pattern that a service claims.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -56,8 +59,10 @@ impl fmt::Display for HostPattern {
 pub enum TableError {
     /// The pattern is claimed by this service already.
     Claimed(HostPattern, Arc<Service>),
-    /// The service's split has no such tag.
+    /// The rule's split has no such tag.
     UnknownTag(Tag),
+    /// The service has no rule of this index.
+    UnknownRule(u16),
 }
 
 impl fmt::Display for TableError {
@@ -67,6 +72,7 @@ impl fmt::Display for TableError {
                 write!(f, "host '{host}' is already claimed by service {}", by.id)
             }
             Self::UnknownTag(tag) => write!(f, "no traffic target has tag '{tag}'"),
+            Self::UnknownRule(rule) => write!(f, "no rule has index {rule}"),
         }
     }
 }
@@ -90,7 +96,11 @@ pub struct Found<'t, L = ()> {
     pub service: &'t Arc<Service>,
     /// The live state of the service.
     pub live: &'t L,
-    /// The matching route with its index; `None` for the service's own traffic and for tags.
+    /// The rule of the host.
+    pub rule: &'t Rule,
+    /// The index of the rule in its service.
+    pub rule_index: usize,
+    /// The matching route with its index in the rule; `None` for the rule's own traffic and for tags.
     pub route: Option<(usize, &'t Route)>,
     /// The split to pick from.
     pub split: &'t TrafficSplit,
@@ -107,7 +117,7 @@ impl<L> Clone for Found<'_, L> {
 
 impl<L> Copy for Found<'_, L> {}
 
-/// The reason why a lookup found nothing. Both are 404 with reason `no_route`: an external listener does not reveal
+/// The reason why a lookup found nothing. All are 404 with reason `no_route`: an external listener does not reveal
 /// internal hosts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum NotFound {
@@ -115,6 +125,8 @@ pub enum NotFound {
     UnknownHost,
     /// A service claims the host, and this listener must not serve it.
     NotVisible,
+    /// The request matches no route of the host's rule, which has no traffic besides its routes.
+    NoMatch,
 }
 
 /// The routing table, a persistent map from host to service: a clone shares everything, and a change copies only the
@@ -147,20 +159,20 @@ impl<L: Clone> Default for RouteTable<L> {
 }
 
 impl<L: Clone> RouteTable<L> {
-    /// Adds a pattern for a service, or for one of its tags.
+    /// Adds a host of a service.
     ///
     /// # Errors
     /// [`TableError`]; the table is unchanged then.
-    pub fn insert(
-        &mut self,
-        pattern: &HostPattern,
-        entry: &Entry<L>,
-        tag: Option<&Tag>,
-    ) -> Result<(), TableError> {
+    pub fn insert(&mut self, claim: &HostClaim, entry: &Entry<L>) -> Result<(), TableError> {
+        let HostClaim { pattern, rule, tag } = claim;
+        let at = usize::from(*rule);
+        if at > entry.service.further.len() || at >= MAX_RULES {
+            return Err(TableError::UnknownRule(*rule));
+        }
         let tagged = match tag {
             None => None,
             Some(tag) => {
-                let mut targets = entry.service.split.targets().iter();
+                let mut targets = entry.service.rule(at).split.targets().iter();
                 let index = targets.position(|t| t.tag.as_ref() == Some(tag));
                 Some(index.ok_or_else(|| TableError::UnknownTag(tag.clone()))?)
             }
@@ -174,7 +186,9 @@ impl<L: Clone> RouteTable<L> {
             let by = Arc::clone(&taken.entry.service);
             return Err(TableError::Claimed(pattern.clone(), by));
         }
-        shards.get_mut(hash).insert(hash, host, entry.clone(), tagged);
+        shards
+            .get_mut(hash)
+            .insert(hash, host, entry.clone(), *rule, tagged);
         self.hosts += 1;
         self.wildcards += usize::from(matches!(pattern, HostPattern::Wildcard(_)));
         Ok(())
@@ -211,7 +225,8 @@ impl<L: Clone> RouteTable<L> {
         if !listener.may_serve(claim.visibility()) {
             return Err(NotFound::NotVisible);
         }
-        let split = &service.split;
+        let rule = service.rule(claim.rule());
+        let split = &rule.split;
         let tagged = match claim.tagged() {
             Some(index) => Some(&split.targets()[index]),
             None => tag.and_then(|tag| split.tagged(tag)),
@@ -220,13 +235,19 @@ impl<L: Clone> RouteTable<L> {
             Some(_) => None,
             None if !claim.has_routes() => None,
             None => {
-                let mut routes = service.routes.iter().enumerate();
-                routes.find(|(_, route)| route.matches.matches(request))
+                let mut routes = rule.routes.iter().enumerate();
+                let found = routes.find(|(_, route)| route.matches.matches(request));
+                if found.is_none() && split.is_none() {
+                    return Err(NotFound::NoMatch);
+                }
+                found
             }
         };
         Ok(Found {
             service,
             live,
+            rule,
+            rule_index: claim.rule(),
             route,
             split: route.map_or(split, |(_, route)| &route.split),
             tagged,
@@ -251,9 +272,10 @@ impl<L: Clone> RouteTable<L> {
         let wildcard = wildcard.map(|(text, claim)| (HostPattern::Wildcard(Host::of_checked(text)), claim));
         exact.chain(wildcard).map(|(pattern, claim)| {
             let service = &claim.entry.service;
+            let split = &service.rule(claim.rule()).split;
             let tag = claim
                 .tagged()
-                .and_then(|index| service.split.targets()[index].tag.as_ref());
+                .and_then(|index| split.targets()[index].tag.as_ref());
             (pattern, service, tag)
         })
     }

@@ -1,6 +1,6 @@
 use super::*;
 use crate::name::{RevisionId, ServiceId};
-use crate::route::{HeaderMatch, HeaderMatcher, HttpOption, PathMatch, RouteMatch};
+use crate::route::{HeaderMatch, HeaderMatcher, HttpOption, PathMatch, RouteMatch, Rule};
 use crate::split::Percent;
 use proptest::prelude::*;
 use std::collections::BTreeMap;
@@ -29,6 +29,7 @@ fn split(name: &str, tag: Option<&str>) -> TrafficSplit {
         slot: 0,
         percent: Percent::from_hundredths(10_000).expect("a share"),
         tag: tag.map(|t| Tag::parse(t).expect("a tag")),
+        append_headers: Box::default(),
     }])
     .expect("a split")
 }
@@ -41,6 +42,18 @@ fn entry(service: &Arc<Service>) -> Entry {
 }
 
 fn service(n: usize, visibility: Visibility, routes: Vec<RouteMatch>) -> Arc<Service> {
+    ingress(n, visibility, routes, false, false)
+}
+
+/// A service whose rule is its first or its second one, with traffic of its own or, if `bare`, for its routes alone.
+fn ingress(
+    n: usize,
+    visibility: Visibility,
+    routes: Vec<RouteMatch>,
+    second: bool,
+    bare: bool,
+) -> Arc<Service> {
+    let bare = bare && !routes.is_empty();
     let routes = routes
         .into_iter()
         .enumerate()
@@ -52,16 +65,40 @@ fn service(n: usize, visibility: Visibility, routes: Vec<RouteMatch>) -> Arc<Ser
             split: split(&format!("s{n}-route{i}"), None),
         })
         .collect();
-    Arc::new(Service {
-        id: ServiceId::parse("default", &format!("s{n}")).expect("a name"),
+    let rule = Rule {
         visibility,
         http_option: HttpOption::Enabled,
+        routes,
+        split: if bare {
+            TrafficSplit::none()
+        } else {
+            split(&format!("s{n}"), Some("t"))
+        },
+    };
+    let decoy = Rule {
+        visibility: Visibility::External,
+        http_option: HttpOption::Enabled,
+        routes: vec![],
+        split: split("decoy", None),
+    };
+    Arc::new(Service {
+        id: ServiceId::parse("default", &format!("s{n}")).expect("a name"),
         sticky: None,
         hosts: vec![],
         revisions: vec![],
-        routes,
-        split: split(&format!("s{n}"), Some("t")),
+        main: if second { decoy } else { rule.clone() },
+        further: if second { Box::from([rule]) } else { Box::default() },
+        ingress: None,
     })
+}
+
+/// A claim of a host for the first rule.
+fn host(raw: &str) -> HostClaim {
+    HostClaim {
+        pattern: HostPattern::parse(raw).expect("a pattern"),
+        rule: 0,
+        tag: None,
+    }
 }
 
 /// The reference for `find`: a scan of all patterns that keeps the best one.
@@ -79,19 +116,19 @@ fn scan<'a>(
         .iter()
         .filter(|(p, ..)| p.matches(host))
         .max_by_key(|(p, ..)| rank(p))?;
-    if listener == Visibility::External && service.visibility == Visibility::Internal {
+    let rule = service.rules().last().expect("a rule");
+    if listener == Visibility::External && rule.visibility == Visibility::Internal {
         return None;
     }
     let split = if *tagged {
-        &service.split
+        &rule.split
     } else {
-        service
-            .routes
-            .iter()
+        let mut routes = rule.routes.iter();
+        routes
             .find(|r| r.matches.matches(request))
-            .map_or(&service.split, |r| &r.split)
+            .map_or(&rule.split, |r| &r.split)
     };
-    Some(split.targets()[0].revision.name())
+    Some(split.targets().first()?.revision.name())
 }
 
 fn label() -> impl Strategy<Value = String> {
@@ -119,7 +156,7 @@ fn route_match() -> impl Strategy<Value = RouteMatch> {
     })
 }
 
-type Claim = (String, bool, bool, bool, Vec<RouteMatch>);
+type Claim = (String, bool, bool, bool, (bool, bool), Vec<RouteMatch>);
 
 fn claim() -> impl Strategy<Value = Claim> {
     (
@@ -127,6 +164,7 @@ fn claim() -> impl Strategy<Value = Claim> {
         any::<bool>(),
         any::<bool>(),
         any::<bool>(),
+        any::<(bool, bool)>(),
         prop::collection::vec(route_match(), 0..3),
     )
 }
@@ -143,13 +181,15 @@ proptest! {
     ) {
         let mut table = RouteTable::default();
         let mut patterns: Vec<(HostPattern, Arc<Service>, bool)> = Vec::new();
-        for (n, (host, wildcard, hidden, tagged, routes)) in claims.into_iter().enumerate() {
+        for (n, (host, wildcard, hidden, tagged, (second, bare), routes)) in claims.into_iter().enumerate() {
             let raw = if wildcard { format!("*.{host}") } else { host };
             let pattern = HostPattern::parse(&raw).expect("a pattern");
             let visibility = if hidden { Visibility::Internal } else { Visibility::External };
-            let service = service(n, visibility, routes);
+            let service = ingress(n, visibility, routes, second, bare);
             let tag = Tag::parse("t").expect("a tag");
-            let added = table.insert(&pattern, &entry(&service), tagged.then_some(&tag));
+            let tagged = tagged && !service.rule(usize::from(second)).split.is_none();
+            let claim = HostClaim { pattern: pattern.clone(), rule: u16::from(second), tag: tagged.then_some(tag) };
+            let added = table.insert(&claim, &entry(&service));
             let taken = patterns.iter().any(|(p, ..)| *p == pattern);
             prop_assert_eq!(added.is_err(), taken);
             if !taken {
@@ -173,9 +213,8 @@ fn exact_beats_wildcard_and_the_longer_wildcard_the_shorter() {
         .into_iter()
         .enumerate()
     {
-        let pattern = HostPattern::parse(raw).expect("a pattern");
         table
-            .insert(&pattern, &entry(&service(n, Visibility::External, vec![])), None)
+            .insert(&host(raw), &entry(&service(n, Visibility::External, vec![])))
             .expect("is free");
     }
     let request = Request {
@@ -199,13 +238,7 @@ fn exact_beats_wildcard_and_the_longer_wildcard_the_shorter() {
 fn the_tag_header_selects_and_an_unknown_tag_is_ignored() {
     let mut table = RouteTable::default();
     let service = service(0, Visibility::External, vec![RouteMatch::default()]);
-    table
-        .insert(
-            &HostPattern::parse("h").expect("a pattern"),
-            &entry(&service),
-            None,
-        )
-        .expect("is free");
+    table.insert(&host("h"), &entry(&service)).expect("is free");
     let request = Request {
         method: "GET",
         path: "/".into(),

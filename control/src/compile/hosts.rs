@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use sluice_model::{Host, HostPattern, Tag};
+use sluice_model::{Host, HostClaim, HostPattern, Tag};
 
 use super::Catalog;
 use crate::config::{Context, Located, NodeRef, ServiceDraft};
@@ -15,7 +15,7 @@ struct Claim {
 }
 
 /// The hosts of each service, in the order of the draft.
-type Hosts = Vec<Vec<(HostPattern, Option<Tag>)>>;
+type Hosts = Vec<Vec<HostClaim>>;
 
 struct Claims<'a> {
     domain: &'a str,
@@ -138,7 +138,11 @@ impl Claims<'_> {
         cx: &mut Context,
     ) -> bool {
         let Some(first) = self.taken.get(&pattern) else {
-            self.hosts[index].push((pattern.clone(), tag.cloned()));
+            self.hosts[index].push(HostClaim {
+                pattern: pattern.clone(),
+                rule: 0,
+                tag: tag.cloned(),
+            });
             let claim = Claim {
                 service: index,
                 tag: tag.cloned(),

@@ -14,8 +14,8 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use sluice_model::{
-    Backend, HostPattern, RevisionId, RevisionSettings, RevisionSpec, Route, Service, ServiceId, Snapshot,
-    Tag, Visibility,
+    Backend, HostClaim, RevisionId, RevisionSettings, RevisionSpec, Route, Rule, Service, ServiceId,
+    Snapshot, Visibility,
 };
 
 use crate::config::{
@@ -367,7 +367,7 @@ pub(crate) fn serves_internal(top_level: &Draft) -> bool {
 /// Builds a service from its checked parts; `None` after a mistake.
 fn build(
     service: ServiceDraft,
-    mut hosts: Vec<(HostPattern, Option<Tag>)>,
+    mut hosts: Vec<HostClaim>,
     policies: Vec<Option<AutoscalePolicy>>,
     index: usize,
     catalog: &Catalog,
@@ -429,13 +429,17 @@ fn build(
     }
     let service = Service {
         id: id.clone(),
-        visibility: service.visibility,
-        http_option: service.http_option,
         sticky: service.sticky,
         hosts,
         revisions,
-        routes,
-        split: targets::split(&targets.own, ids)?,
+        main: Rule {
+            visibility: service.visibility,
+            http_option: service.http_option,
+            routes,
+            split: targets::split(&targets.own, ids)?,
+        },
+        further: Box::default(),
+        ingress: None,
     };
     let service = Arc::new(service);
     Some(CompiledService { service, plans })

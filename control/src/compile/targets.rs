@@ -178,6 +178,7 @@ pub(super) fn split(targets: &[Resolved], ids: &[Option<RevisionId>]) -> Option<
             slot: target.revision,
             percent,
             tag: target.tag.clone(),
+            append_headers: Box::default(),
         });
     }
     TrafficSplit::new(out).ok()

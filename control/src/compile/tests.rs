@@ -5,7 +5,7 @@ use std::path::Path;
 use super::*;
 use std::time::Duration;
 
-use sluice_model::{Backend, EndpointAddr, EndpointTarget, Percent, Protocol, Scheme};
+use sluice_model::{Backend, EndpointAddr, EndpointTarget, Percent, Protocol, Scheme, Tag};
 
 fn env(name: &str) -> Option<String> {
     match name {
@@ -323,7 +323,7 @@ fn a_pasted_knative_dump_loads_with_warnings() {
             .to_string()
             .contains(":12:7: warning: 'url' is ignored")
     );
-    let split = &compiled.snapshot.services()[0].split;
+    let split = &compiled.snapshot.services()[0].main.split;
     let shares: Vec<_> = split
         .targets()
         .iter()
@@ -448,7 +448,7 @@ fn a_revision_listed_twice_gets_the_sum_and_keeps_its_tags() {
     let compiled = good(
         "services:\n- name: s\n  revisions: [{name: a, endpoints: ['h:1']}, {name: b, endpoints: ['h:2']}]\n  traffic:\n  - {revisionName: a, percent: 30, tag: x}\n  - {revisionName: b, percent: 40}\n  - {revisionName: a, percent: 20, tag: y}\n  - {revisionName: a, percent: 10}\n",
     );
-    let split = &compiled.snapshot.services()[0].split;
+    let split = &compiled.snapshot.services()[0].main.split;
     let shares: Vec<_> = split
         .targets()
         .iter()
@@ -471,7 +471,7 @@ fn a_route_without_traffic_has_the_services_own_without_tags() {
     let compiled = good(
         "services:\n- name: s\n  revisions: [{name: a, endpoints: ['h:1']}]\n  traffic: [{latestRevision: true, percent: 100, tag: x}]\n  routes: [{match: {path: {exact: /x}}, rewritePath: {full: /y}}]\n",
     );
-    let route = &compiled.snapshot.services()[0].routes[0];
+    let route = &compiled.snapshot.services()[0].main.routes[0];
     let target = route.split.only().expect("one target");
     assert_eq!(
         (target.percent.hundredths(), &target.tag),

@@ -80,8 +80,8 @@ pub(super) fn each_of(compiled: &CompiledService, mut have: impl FnMut(NameClaim
     for spec in &service.revisions {
         have(NameClaim::Revision(spec.id.namespace(), spec.id.name()));
     }
-    for (pattern, _) in &service.hosts {
-        have(NameClaim::Host(&pattern.to_string()));
+    for claim in &service.hosts {
+        have(NameClaim::Host(&claim.pattern.to_string()));
     }
 }
 
@@ -96,7 +96,7 @@ pub(super) fn has(compiled: &CompiledService, claim: &NameClaim<'_>) -> bool {
             let mut ids = service.revisions.iter().map(|spec| &spec.id);
             ids.any(|id| (id.namespace(), id.name()) == (namespace, name))
         }
-        NameClaim::Host(host) => service.hosts.iter().any(|(pattern, _)| match pattern {
+        NameClaim::Host(host) => service.hosts.iter().any(|claim| match &claim.pattern {
             HostPattern::Exact(exact) => exact.as_str() == host,
             HostPattern::Wildcard(suffix) => host.strip_prefix("*.") == Some(suffix.as_str()),
         }),

@@ -225,8 +225,12 @@ impl Index {
 
 /// Whether a service keeps all hosts that it had.
 fn keeps_hosts(before: &CompiledService, after: &CompiledService) -> bool {
-    let after: HashSet<&HostPattern> = after.service.hosts.iter().map(|(host, _)| host).collect();
-    before.service.hosts.iter().all(|(host, _)| after.contains(host))
+    let after: HashSet<&HostPattern> = after.service.hosts.iter().map(|claim| &claim.pattern).collect();
+    before
+        .service
+        .hosts
+        .iter()
+        .all(|claim| after.contains(&claim.pattern))
 }
 
 /// A set of names and hosts that are taken.
@@ -244,7 +248,7 @@ impl<'p> Names<'p> {
             self.revisions
                 .extend(compiled.service.revisions.iter().map(|spec| &spec.id));
             self.hosts
-                .extend(compiled.service.hosts.iter().map(|(host, _)| host));
+                .extend(compiled.service.hosts.iter().map(|claim| &claim.pattern));
         }
     }
 
@@ -260,7 +264,7 @@ impl<'p> Names<'p> {
                     .service
                     .hosts
                     .iter()
-                    .any(|(host, _)| self.hosts.contains(host))
+                    .any(|claim| self.hosts.contains(&claim.pattern))
         })
     }
 }

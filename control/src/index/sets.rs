@@ -200,9 +200,9 @@ fn rest_of(compiled: &CompiledService, claims: &PublishedClaims<'_>) -> Option<C
     }
     let lost = |host: &str| taken(NameClaim::Host(host));
     let mut rest = compiled.clone();
-    if service.hosts.iter().any(|(host, _)| lost(&host.to_string())) {
+    if service.hosts.iter().any(|claim| lost(&claim.pattern.to_string())) {
         let service = Arc::make_mut(&mut rest.service);
-        service.hosts.retain(|(host, _)| !lost(&host.to_string()));
+        service.hosts.retain(|claim| !lost(&claim.pattern.to_string()));
     }
     Some(rest)
 }

@@ -98,7 +98,7 @@ fn left(cluster: &Snapshot, files: &Snapshot) -> BTreeMap<ServiceId, Service> {
     });
     let services = services.map(|service| {
         let mut service = Service::clone(service);
-        service.hosts.retain(|(host, _)| !taken.contains(host));
+        service.hosts.retain(|claim| !taken.contains(&claim.pattern));
         (service.id.clone(), service)
     });
     services.collect()

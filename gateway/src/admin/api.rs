@@ -7,8 +7,8 @@ use std::time::Duration;
 use serde_json::{Map, Value, json};
 use sluice_model::{
     AccessLogFormat, Backend, HeaderMatcher, HttpOption, PathMatch, PathRewrite, ProbeKind, Protocol,
-    ProxyProtocolMode, RevisionId, RevisionSpec, Route, RouteMatch, Scheme, Service, Settings, Snapshot,
-    StickyScope, StickySource, TlsVersion, TrafficSplit, Visibility,
+    ProxyProtocolMode, RevisionId, RevisionSpec, Route, RouteMatch, Rule, Scheme, Service, Settings,
+    Snapshot, StickyScope, StickySource, TlsVersion, TrafficSplit, Visibility,
 };
 
 use super::AdminState;
@@ -21,8 +21,9 @@ pub fn redacted(map: &BTreeMap<String, String>) -> Value {
 
 /// `/api/routes`: `{generation, hosts: [{host, service, tag}], services: [{namespace, name,
 /// visibility, httpOption, sticky, routes: [{match, rewriteHost, rewritePath, appendHeaders,
-/// traffic}], traffic: [{revisionName, percent, tag}]}]}`. Hosts are sorted; `tag` is set where
-/// the host routes to a tagged revision.
+/// traffic}], traffic: [{revisionName, percent, tag}], furtherRules: [{visibility, httpOption,
+/// routes, traffic}]}]}`. Hosts are sorted; `tag` is set where the host routes to a tagged revision. Only the Ingress
+/// of a cluster has further rules.
 pub fn routes<L: Clone>(snapshot: &Snapshot<L>) -> Value {
     let mut hosts: Vec<_> = snapshot.table().hosts().collect();
     hosts.sort_by(|a, b| a.0.cmp(&b.0));
@@ -56,15 +57,29 @@ fn service(service: &Service) -> Value {
     json!({
         "namespace": service.id.namespace(),
         "name": service.id.name(),
-        "visibility": visibility(service.visibility),
-        "httpOption": match service.http_option {
-            HttpOption::Enabled => "enabled",
-            HttpOption::Redirected => "redirected",
-        },
+        "visibility": visibility(service.main.visibility),
+        "httpOption": http_option(service.main.http_option),
         "sticky": sticky,
-        "routes": service.routes.iter().map(route).collect::<Vec<_>>(),
-        "traffic": traffic(&service.split),
+        "routes": service.main.routes.iter().map(route).collect::<Vec<_>>(),
+        "traffic": traffic(&service.main.split),
+        "furtherRules": service.further.iter().map(rule).collect::<Vec<_>>(),
     })
+}
+
+fn rule(rule: &Rule) -> Value {
+    json!({
+        "visibility": visibility(rule.visibility),
+        "httpOption": http_option(rule.http_option),
+        "routes": rule.routes.iter().map(route).collect::<Vec<_>>(),
+        "traffic": traffic(&rule.split),
+    })
+}
+
+fn http_option(option: HttpOption) -> &'static str {
+    match option {
+        HttpOption::Enabled => "enabled",
+        HttpOption::Redirected => "redirected",
+    }
 }
 
 fn route(route: &Route) -> Value {
@@ -138,11 +153,11 @@ pub fn revisions(state: &dyn AdminState) -> Value {
     let mut rows: Vec<((String, String, String), Value)> = Vec::new();
     for spec in snapshot.revisions() {
         let load = loads.remove(&spec.id);
-        let split = snapshot.service(&spec.service).map(|entry| &entry.service.split);
+        let service = snapshot.service(&spec.service).map(|entry| &entry.service);
         let targets = || {
-            split
+            service
                 .into_iter()
-                .flat_map(|s| s.targets())
+                .flat_map(|s| s.main.split.targets())
                 .filter(|t| t.revision == spec.id)
         };
         let share: u32 = targets().map(|t| t.percent.hundredths()).sum();

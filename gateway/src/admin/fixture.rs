@@ -8,10 +8,10 @@ use std::time::{Duration, SystemTime};
 use async_trait::async_trait;
 use serde_json::{Value, json};
 use sluice_model::{
-    Backend, Delta, EndpointAddr, Generation, HostPattern, HttpOption, PathMatch, Percent, QueueLimits,
-    RevisionId, RevisionSettings, RevisionSpec, RevisionStatus, RevisionTimeouts, Route, RouteMatch, Service,
-    ServiceId, Snapshot, SnapshotBuilder, StatusSource, Tag, TrafficSplit, TrafficTarget, Visibility,
-    test_util,
+    Backend, Delta, EndpointAddr, Generation, HostClaim, HostPattern, HttpOption, PathMatch, Percent,
+    QueueLimits, RevisionId, RevisionSettings, RevisionSpec, RevisionStatus, RevisionTimeouts, Route,
+    RouteMatch, Rule, Service, ServiceId, Snapshot, SnapshotBuilder, StatusSource, Tag, TrafficSplit,
+    TrafficTarget, Visibility, test_util,
 };
 
 use super::{AdminState, BoundAddresses, UpgradeError, Upgraded};
@@ -62,6 +62,7 @@ pub(crate) fn snapshot() -> Snapshot {
         slot,
         percent: Percent::from_hundredths(hundredths).unwrap(),
         tag: tag.map(|tag| Tag::parse(tag).unwrap()),
+        append_headers: Box::default(),
     };
     let split = TrafficSplit::new(vec![
         target("greeter-v1", 0, 6667, Some("current")),
@@ -77,23 +78,28 @@ pub(crate) fn snapshot() -> Snapshot {
         append_headers: BTreeMap::from([("X-From".into(), SECRET.into())]),
         split: TrafficSplit::new(vec![target("greeter-v2", 1, 10_000, None)]).unwrap(),
     };
-    let host = |host: &str| HostPattern::parse(host).unwrap();
+    let host = |host: &str, tag: Option<&str>| HostClaim {
+        pattern: HostPattern::parse(host).unwrap(),
+        rule: 0,
+        tag: tag.map(|tag| Tag::parse(tag).unwrap()),
+    };
     let hosts = [
-        (host("greeter.default.localhost"), None),
-        (
-            host("current-greeter.default.localhost"),
-            Some(Tag::parse("current").unwrap()),
-        ),
+        host("greeter.default.localhost", None),
+        host("current-greeter.default.localhost", Some("current")),
     ];
     let greeter = Service {
         id: service(),
-        visibility: Visibility::External,
-        http_option: HttpOption::Enabled,
         sticky: None,
         hosts: hosts.into(),
         revisions: vec![Arc::new(spec("greeter-v1")), Arc::new(spec("greeter-v2"))],
-        routes: vec![route],
-        split: split.unwrap(),
+        main: Rule {
+            visibility: Visibility::External,
+            http_option: HttpOption::Enabled,
+            routes: vec![route],
+            split: split.unwrap(),
+        },
+        further: Box::default(),
+        ingress: None,
     };
     builder.service(greeter).unwrap();
     let mut snapshot = builder.build();

@@ -351,6 +351,8 @@ where
             from: self.request.forwarding(self.client.info(), sent_host),
             revision: &routed.spec,
             route: routed.route(),
+            target_headers: routed.target_headers(),
+            network_hash: routed.network_hash(),
             nominated: if head.nominates_others() {
                 Nominated::of(head)
             } else {

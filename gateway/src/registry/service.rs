@@ -18,9 +18,11 @@ pub type Reader = SnapshotReader<Arc<LiveService>>;
 #[derive(Debug)]
 pub struct LiveService {
     revisions: Box<[Arc<LiveRevision>]>,
-    /// Draw sequences by split: the service's own, then those of its routes. `None` where one target has 100 %;
+    /// Draw sequences by split: the first rule's own, those of its routes, then the same of the other rules. `None` where one target has 100 %;
     /// empty where all splits are so.
     draws: Box<[Option<Arc<Draw>>]>,
+    /// The index in `draws` of the first split of each rule but the first.
+    rules: Box<[usize]>,
 }
 
 /// Sequence of draw points of a split. On a cache line of its own: every draw writes it, and nothing else there
@@ -49,7 +51,12 @@ impl LiveService {
         });
         let draws: Box<[_]> = draws.collect();
         let used = draws.iter().any(Option::is_some);
+        let starts = service.rules().scan(0, |start, rule| {
+            *start += 1 + rule.routes.len();
+            Some(*start)
+        });
         Self {
+            rules: starts.take(service.further.len()).collect(),
             draws: if used { draws } else { Box::default() },
             revisions,
         }
@@ -67,10 +74,11 @@ impl LiveService {
         &self.revisions
     }
 
-    /// The next draw point for the split of `route`, or for the service's own split. Every split has a sequence
+    /// The next draw point for the split of a rule's `route`, or for the rule's own split. Every split has a sequence
     /// of its own, with a random start, that requests of other splits do not disturb.
-    pub fn next_draw(&self, route: Option<usize>) -> u32 {
-        let split = route.map_or(0, |route| route + 1);
+    pub fn next_draw(&self, rule: usize, route: Option<usize>) -> u32 {
+        let first = rule.checked_sub(1).and_then(|further| self.rules.get(further));
+        let split = first.copied().unwrap_or_default() + route.map_or(0, |route| route + 1);
         match self.draws.get(split) {
             Some(Some(draw)) => draw_point(draw.seed, draw.next.fetch_add(1, Ordering::Relaxed)),
             // One target has 100 %: every point picks it.

@@ -7,7 +7,7 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use sluice_model::{
     Backend, Delta, Demand, DemandSink, EndpointAddr, EndpointTarget, HttpOption, Limits, Percent,
-    QueueLimits, QueueTotals, RevisionId, RevisionSettings, RevisionSpec, Service, ServiceId, Settings,
+    QueueLimits, QueueTotals, RevisionId, RevisionSettings, RevisionSpec, Rule, Service, ServiceId, Settings,
     Snapshot, SnapshotBuilder, TrafficSplit, TrafficTarget, Visibility, test_util,
 };
 use tokio::runtime::Handle;
@@ -139,15 +139,21 @@ fn service(id: ServiceId, revisions: Vec<Arc<RevisionSpec>>) -> Service {
         })
         .expect("a share"),
         tag: None,
+        append_headers: Box::default(),
     });
+    let split = TrafficSplit::new(targets.collect()).expect("adds up");
     Service {
         id,
-        visibility: Visibility::External,
-        http_option: HttpOption::Enabled,
         sticky: None,
         hosts: vec![],
-        split: TrafficSplit::new(targets.collect()).expect("adds up"),
         revisions,
-        routes: vec![],
+        main: Rule {
+            visibility: Visibility::External,
+            http_option: HttpOption::Enabled,
+            routes: vec![],
+            split,
+        },
+        further: Box::default(),
+        ingress: None,
     }
 }

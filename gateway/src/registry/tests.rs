@@ -208,11 +208,11 @@ async fn every_split_draws_for_itself_and_exactly() {
     let (registry, _) = registry(&snapshot(vec![spec("a", fixed(&[1])), spec("b", fixed(&[2]))]));
     let serving = registry.reader().load();
     let entry = serving.entries().next().expect("one service");
-    let split = &entry.service.split;
-    let picks = (0..800).map(|_| split.pick(entry.live.next_draw(None)).slot);
+    let split = &entry.service.main.split;
+    let picks = (0..800).map(|_| split.pick(entry.live.next_draw(0, None)).slot);
     let first = picks.filter(|slot| *slot == 0).count();
     assert_eq!(first, 400);
-    assert!(entry.live.next_draw(None) < Percent::WHOLE);
+    assert!(entry.live.next_draw(0, None) < Percent::WHOLE);
 }
 
 #[tokio::test]

@@ -73,8 +73,12 @@ pub struct RequestEnd<'a> {
 pub struct Routed {
     /// The service.
     pub service: Arc<Service>,
-    /// The index of the route that matched; `None` for the service's own traffic and tags.
+    /// The index of the rule of the host.
+    pub rule: usize,
+    /// The index in the rule of the route that matched; `None` for the rule's own traffic and tags.
     pub route: Option<usize>,
+    /// The index in the split of the chosen target, if the target has headers to append.
+    pub target: Option<usize>,
     /// The revision with its live state.
     pub live: Arc<LiveRevision>,
     /// The revision as configured when the request was routed.
@@ -86,7 +90,23 @@ pub struct Routed {
 impl Routed {
     /// The route that matched.
     pub fn route(&self) -> Option<&Route> {
-        self.route.map(|index| &self.service.routes[index])
+        self.route
+            .map(|index| &self.service.rule(self.rule).routes[index])
+    }
+
+    /// The headers of the chosen target.
+    pub fn target_headers(&self) -> &[(String, String)] {
+        let Some(index) = self.target else { return &[] };
+        let split = match self.route() {
+            Some(route) => &route.split,
+            None => &self.service.rule(self.rule).split,
+        };
+        &split.targets()[index].append_headers
+    }
+
+    /// The version of the Ingress that the service was made of.
+    pub fn network_hash(&self) -> Option<&str> {
+        Some(&self.service.ingress.as_ref()?.network_hash)
     }
 }
 
@@ -170,7 +190,9 @@ struct LiveDraw;
 
 impl Draw<Arc<LiveService>> for LiveDraw {
     fn draw(&mut self, found: &Found<'_, Arc<LiveService>>) -> u32 {
-        found.live.next_draw(found.route.map(|(index, _)| index))
+        found
+            .live
+            .next_draw(found.rule_index, found.route.map(|(index, _)| index))
     }
 }
 
@@ -318,9 +340,16 @@ impl RequestCtx {
             .and_then(grpc_timeout);
         self.clocks.arm(&spec.timeouts, own, self.started);
         let route = decision.found.route.map(|(index, _)| index);
+        let mut targets = decision.found.split.targets().iter();
+        let target = match decision.target.append_headers.is_empty() {
+            true => None,
+            false => targets.position(|target| std::ptr::eq(target, decision.target)),
+        };
         self.routed = Some(Routed {
+            rule: decision.found.rule_index,
             service,
             route,
+            target,
             live,
             spec,
             endpoint_key: decision.endpoint_key,

@@ -48,7 +48,7 @@ pub struct RouteDecision<'t, L> {
 
 /// Whether a request over plain HTTP is redirected to https.
 pub fn redirects<L>(found: &Found<'_, L>, tls: bool) -> bool {
-    !tls && found.service.http_option == HttpOption::Redirected
+    !tls && found.rule.http_option == HttpOption::Redirected
 }
 
 /// Matches the service and picks a revision. `host` has to be normalised.

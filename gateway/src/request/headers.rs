@@ -31,6 +31,20 @@ const DECISION_FIELDS: [&str; 4] = [
     "knative-serving-default-route",
 ];
 
+/// Fields by which Knative's components tell each other how a request travels; a client's own are dropped.
+const INTERNAL_FIELDS: [&str; 4] = [
+    "k-proxy-request",
+    "k-original-host",
+    "k-passthrough-lb",
+    "k-kubelet-probe",
+];
+
+/// The version of an Ingress, in probes of Knative's.
+const NETWORK_HASH: &[u8] = b"k-network-hash";
+
+/// The value that a probe sends to ask for the version.
+const HASH_OVERRIDE: &[u8] = b"override";
+
 /// Request field that asks for `Server-Timing`, the phases until the response head; not forwarded.
 pub(super) const TIMING_HEADER: &str = "x-sluice-timing";
 
@@ -86,6 +100,11 @@ pub struct RequestEdit<'a> {
     pub revision: &'a RevisionSpec,
     /// The route that matched.
     pub route: Option<&'a Route>,
+    /// The headers of the chosen target of the split; these come after those of the route.
+    pub target_headers: &'a [(String, String)],
+    /// The version of the Ingress that the route was made of, for a service that was made of one. Such a service has
+    /// the fields of the routing decision in the headers of its targets.
+    pub network_hash: Option<&'a str>,
     /// The names in the request's `Connection` fields.
     pub nominated: Nominated<'a>,
     /// Whether crumbs of `Cookie` are joined into one field, as HTTP/2 may split them and HTTP/1
@@ -158,6 +177,11 @@ pub fn request_fields(head: &impl Fields, edit: &RequestEdit<'_>, out: &mut impl
             }
             proto |= name.eq_ignore_ascii_case(b"x-forwarded-proto");
             forwarded_host |= name.eq_ignore_ascii_case(b"x-forwarded-host");
+        } else if let Some(hash) = edit.network_hash
+            && value == HASH_OVERRIDE
+            && name.eq_ignore_ascii_case(NETWORK_HASH)
+        {
+            return out.field(name, hash.as_bytes());
         } else if edit.join_cookies && name.eq_ignore_ascii_case(b"cookie") {
             return cookies.add(value);
         }
@@ -186,18 +210,24 @@ pub fn request_fields(head: &impl Fields, edit: &RequestEdit<'_>, out: &mut impl
     let mut hops = ShortText::new();
     let _ = write!(hops, "{}", edit.from.hops);
     out.field(HOPS_HEADER.as_bytes(), hops.as_bytes());
+    let of_target = edit.target_headers.iter().map(|(name, value)| (name, value));
     if let Some(route) = edit.route {
         for (name, value) in &route.append_headers {
-            let later = edit.revision.request_headers.iter();
-            if is_settable(name.as_bytes()) && !later.map(|(n, _)| n).any(|n| n.eq_ignore_ascii_case(name)) {
+            let later = edit.revision.request_headers.iter().chain(of_target.clone());
+            if is_settable(name.as_bytes(), edit)
+                && !later.map(|(n, _)| n).any(|n| n.eq_ignore_ascii_case(name))
+            {
                 out.field(name.as_bytes(), value.as_bytes());
             }
         }
     }
-    for (name, value) in &edit.revision.request_headers {
-        if is_settable(name.as_bytes()) {
+    for (name, value) in of_target.chain(&edit.revision.request_headers) {
+        if is_settable(name.as_bytes(), edit) {
             out.field(name.as_bytes(), value.as_bytes());
         }
+    }
+    if edit.network_hash.is_some() {
+        return;
     }
     let revision: &RevisionId = &edit.revision.id;
     out.field(b"knative-serving-revision", revision.name().as_bytes());
@@ -225,6 +255,7 @@ fn is_edited(name: &[u8], edit: &RequestEdit<'_>) -> bool {
     };
     known
         || starts_with(name, "knative-serving-") && is_any(name, &DECISION_FIELDS)
+        || starts_with(name, "k-") && is_any(name, &INTERNAL_FIELDS)
         || is_any(name, &[TIMING_HEADER, HOPS_HEADER, "x-request-id"])
         || !edit.from.trusted && is_any(name, &FORWARDING_FIELDS)
         || edit.nominated.len > 0 && edit.nominated.has(name) && !is_protected(name)
@@ -247,17 +278,22 @@ fn is_protected(name: &[u8]) -> bool {
 }
 
 /// Whether a configured field is appended: the writer of a message sets the fields that frame and address it,
-/// and no configuration sets the fields of the routing decision.
-fn is_settable(name: &[u8]) -> bool {
-    !is_any(name, &FRAMING) && !is_any(name, &HOP_BY_HOP) && !is_any(name, &DECISION_FIELDS[..2])
+/// and no file sets the fields of the routing decision.
+fn is_settable(name: &[u8], edit: &RequestEdit<'_>) -> bool {
+    let decides = edit.network_hash.is_none() && is_any(name, &DECISION_FIELDS[..2]);
+    !is_any(name, &FRAMING) && !is_any(name, &HOP_BY_HOP) && !decides
 }
 
-/// Whether the route or the revision configures this field.
+/// Whether the route, the target or the revision configures this field.
 fn is_configured(name: &[u8], edit: &RequestEdit<'_>) -> bool {
     let same = |(n, _): (&String, &String)| n.as_bytes().eq_ignore_ascii_case(name);
     edit.route
         .is_some_and(|route| route.append_headers.iter().any(same))
         || edit.revision.request_headers.iter().any(same)
+        || edit
+            .target_headers
+            .iter()
+            .any(|(n, _)| n.as_bytes().eq_ignore_ascii_case(name))
 }
 
 /// Forwards a response's fields to the client. The caller writes framing. Returns whether the response has a

@@ -75,6 +75,8 @@ fn sent(head: &Head, from: Forwarding<'_>, revision: &RevisionSpec) -> Head {
         from,
         revision,
         route: None,
+        target_headers: &[],
+        network_hash: None,
         nominated: Nominated::of(head),
         join_cookies: head.count("cookie") > 1,
     };
