@@ -13,6 +13,7 @@ pub mod autoscale;
 pub mod compile;
 pub mod config;
 pub mod index;
+pub mod ingress;
 mod parallel;
 pub mod plan;
 pub mod reconcile;

@@ -183,6 +183,21 @@ fn check_label(raw: &str) -> Result<(), NameError> {
     Ok(())
 }
 
+fn check_object_name(raw: &str) -> Result<(), NameError> {
+    let (name, qualifier) = raw.split_at(raw.find([':', '~']).unwrap_or(raw.len()));
+    if name.is_empty() {
+        return Err(NameError::Empty);
+    }
+    if name.len() > MAX_HOST || qualifier.len() > MAX_HOST + 1 {
+        return Err(NameError::TooLong);
+    }
+    let is_bad = |b: &u8| !matches!(b, b'a'..=b'z' | b'0'..=b'9' | b'-' | b'.' | b':' | b'~');
+    match raw.bytes().find(is_bad) {
+        Some(b) => Err(NameError::BadByte(b).of_text(raw)),
+        None => Ok(()),
+    }
+}
+
 /// The tag of a traffic target: a DNS label, because it becomes part of a host name.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Tag(Arc<str>);
@@ -228,6 +243,18 @@ macro_rules! namespaced_id {
             pub fn parse(namespace: &str, name: &str) -> Result<Self, NameError> {
                 check_label(namespace)?;
                 check_label(name)?;
+                Ok(Self { text: format!("{namespace}/{name}").into(), slash: namespace.len() })
+            }
+
+            /// Checks the parts of the name of a cluster object: a label, and a DNS subdomain of at most 253 bytes
+            /// (RFC 1123, as Kubernetes has it), which may be followed by `:` or `~` and a qualifier of such
+            /// characters.
+            ///
+            /// # Errors
+            /// [`NameError`] for the first part that is no such name.
+            pub fn of_object(namespace: &str, name: &str) -> Result<Self, NameError> {
+                check_label(namespace)?;
+                check_object_name(name)?;
                 Ok(Self { text: format!("{namespace}/{name}").into(), slash: namespace.len() })
             }
 
@@ -335,6 +362,19 @@ mod tests {
             Err(NameError::BadByte(b'G'))
         );
         assert_eq!(ServiceId::parse("", "a"), Err(NameError::Empty));
+        let of_object = |name| ServiceId::of_object("default", name).map(|id| id.to_string());
+        for name in [
+            "a",
+            "www.example.com",
+            "greeter:8080",
+            "greeter:http~www.example.com",
+        ] {
+            assert_eq!(of_object(name), Ok(format!("default/{name}")));
+        }
+        assert_eq!(of_object(""), Err(NameError::Empty));
+        assert_eq!(of_object(":80"), Err(NameError::Empty));
+        assert_eq!(of_object("a/b"), Err(NameError::BadByte(b'/')));
+        assert_eq!(of_object(&"a".repeat(254)), Err(NameError::TooLong));
         assert_eq!(Tag::parse("-a"), Err(NameError::BadLabel));
     }
 

@@ -138,6 +138,12 @@ impl TrafficSplit {
         &self.targets
     }
 
+    /// Gives the revision in this slot another name.
+    pub fn rename(&mut self, slot: usize, revision: &RevisionId) {
+        let targets = self.targets.iter_mut().filter(|target| target.slot == slot);
+        targets.for_each(|target| target.revision = revision.clone());
+    }
+
     /// The target with the whole share, if any.
     pub fn only(&self) -> Option<&TrafficTarget> {
         self.only.map(|i| &self.targets[i as usize])

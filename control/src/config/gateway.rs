@@ -1,6 +1,6 @@
 //! Top-level keys: the gateway as a whole.
 
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -10,7 +10,7 @@ use sluice_config_shape::{
 };
 use sluice_model::{
     AccessLogFormat, DrainSettings, Host, Http2Settings, ListenerSettings, ProxyProtocol, ProxyProtocolMode,
-    QueueTotals, Settings, Visibility,
+    QueueTotals, Settings, TlsSettings, Visibility,
 };
 
 use super::autoscaling::{GLOBALS, Globals};
@@ -30,12 +30,54 @@ pub(crate) struct Draft {
     pub(crate) files: Vec<Located<PathBuf>>,
     /// The position of each listener's address; `None` for the default listener.
     pub(crate) listeners: Vec<Option<NodeRef>>,
+    /// The listeners, and the health listener, are those of the configuration, not the defaults.
+    pub(crate) has_listeners: bool,
+    pub(crate) has_health: bool,
     /// No listener was left out for a mistake, so that the visibility of all is known.
     pub(crate) listeners_sound: bool,
 }
 
 const LOOPBACK: Ipv4Addr = Ipv4Addr::LOCALHOST;
 const KIB: u64 = 1 << 10;
+
+/// The listeners where the configuration names none.
+#[derive(Debug, Clone, Default)]
+pub struct Defaults(Option<(Vec<ListenerSettings>, SocketAddr)>);
+
+impl Defaults {
+    /// Those of a gateway in a cluster, on this address: public and private listeners with and without TLS, whose
+    /// certificates come from the cluster, and a health listener.
+    pub fn of_cluster(ip: IpAddr) -> Self {
+        let listener = |port, visibility, has_tls: bool| ListenerSettings {
+            address: SocketAddr::new(ip, port),
+            visibility,
+            tls: has_tls.then(|| TlsSettings::new(Vec::new())),
+            proxy_protocol: None,
+            http2: Http2Settings::default(),
+        };
+        let listeners = vec![
+            listener(8080, Visibility::External, false),
+            listener(8443, Visibility::External, true),
+            listener(8081, Visibility::Internal, false),
+            listener(8444, Visibility::Internal, true),
+        ];
+        Self(Some((listeners, SocketAddr::new(ip, 9901))))
+    }
+
+    /// Puts the defaults in the place of what the configuration does not name.
+    pub(crate) fn complete(&self, draft: &mut Draft) {
+        let Some((listeners, health)) = &self.0 else {
+            return;
+        };
+        if !draft.has_listeners {
+            draft.settings.listeners.clone_from(listeners);
+            draft.listeners = vec![None; listeners.len()];
+        }
+        if !draft.has_health {
+            draft.settings.health = Some(*health);
+        }
+    }
+}
 
 /// Decodes the top-level keys.
 pub(super) fn root(o: &mut Object<'_>) -> Option<Draft> {
@@ -124,6 +166,8 @@ pub(super) fn root(o: &mut Object<'_>) -> Option<Draft> {
         autoscaling: autoscaling.unwrap_or_default(),
         files,
         listeners: spots,
+        has_listeners: o.has("listeners"),
+        has_health: o.has("health"),
         listeners_sound,
     })
 }

@@ -29,8 +29,11 @@ pub use sluice_config_shape::{Diagnostic, Diagnostics, Location, Related, Severi
 use sluice_config_shape::{Object, parse};
 
 pub(crate) use autoscaling::{Globals, Scaling};
+pub use gateway::Defaults;
 pub(crate) use gateway::Draft;
 use process::variables;
+#[cfg(feature = "cluster")]
+pub(crate) use revision::DEFAULT_QUEUE;
 pub(crate) use revision::RevisionDraft;
 pub use schema::schema;
 use service::SERVICE;

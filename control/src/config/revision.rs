@@ -262,7 +262,7 @@ fn key_is_empty(o: &Object<'_>) -> bool {
     o.value("endpoints").is_some_and(|v| v.list_len() == Some(0))
 }
 
-const DEFAULT_QUEUE: QueueLimits = QueueLimits {
+pub(crate) const DEFAULT_QUEUE: QueueLimits = QueueLimits {
     depth: 10_000,
     bytes: 64 << 20,
     timeout: Duration::from_secs(60),

@@ -3,7 +3,7 @@
 use std::collections::HashSet;
 
 use super::Index;
-use super::read::Content;
+use super::read::NewContent;
 use crate::source::{Event, ObjectKey};
 
 /// The objects of a list that is being read again (a relist).
@@ -35,8 +35,11 @@ impl Listed {
 
 impl Index {
     /// The changed objects, in the order of their keys; the content is `None` for a deleted object.
-    pub(super) fn changes(&mut self, events: impl IntoIterator<Item = Event>) -> Vec<(ObjectKey, Content)> {
-        let mut changes: Vec<(ObjectKey, Content)> = Vec::new();
+    pub(super) fn changes(
+        &mut self,
+        events: impl IntoIterator<Item = Event>,
+    ) -> Vec<(ObjectKey, NewContent)> {
+        let mut changes: Vec<(ObjectKey, NewContent)> = Vec::new();
         for event in events {
             match event {
                 Event::Init => self.listed = Some(Listed::new(self.by_key.is_empty())),
@@ -63,7 +66,7 @@ impl Index {
         }
         changes.retain(|(key, content)| {
             let known = self.by_key.get(key).and_then(|id| self.unit(*id));
-            known.map(|unit| &*unit.content) != content.as_deref()
+            known.map(|unit| &unit.content) != content.as_ref()
         });
         changes
     }

@@ -14,6 +14,7 @@
 //! all objects to an empty index gives (a property test). Pure: no clock, no I/O.
 
 mod changes;
+mod ingresses;
 mod name_claims;
 mod publish;
 mod read;
@@ -27,15 +28,16 @@ use std::sync::Arc;
 use sluice_model::RevisionSettings;
 
 use crate::compile::{CompiledService, FileReference, ListenerReference, Shared};
-use crate::config::{Diagnostics, Draft, Env, SourceFile};
+use crate::config::{Defaults, Diagnostics, Draft, Env, SourceFile};
+use crate::ingress::{IngressOutcome, IngressProblem, ProblemKind};
 use crate::parallel::{map_in_order, workers};
-use crate::source::{Event, ObjectKey};
+use crate::source::{Content, Event, ObjectKey};
 
 use changes::Listed;
 use name_claims::Claimants;
 use publish::Base;
 pub use publish::Step;
-use read::{CompiledObject, Content, DecodedObject, Form, compile_together, decode, read};
+use read::{CompiledObject, DecodedObject, Form, NewContent, compile_together, decode, read};
 pub use sets::{SetId, Sets};
 use top_level::TopLevel;
 
@@ -58,7 +60,7 @@ struct Unit {
     key: ObjectKey,
     /// The text, for decoding the object again when something changes that the object depends on: decoded drafts with
     /// their positions take twenty times as much memory. Shared with the source.
-    content: Arc<str>,
+    content: Content,
     has_services: bool,
     has_others: bool,
     /// Hashes of the claims of the object.
@@ -85,6 +87,8 @@ pub struct Index {
     /// Diagnostics by object; most objects have none.
     diagnostics: BTreeMap<ObjectKey, Diagnostics>,
     errors: usize,
+    /// Ingresses that lost hosts to other objects, with the messages; few.
+    conflicts: BTreeMap<ObjectKey, String>,
     /// Changed objects that are not published yet, with their compiled services; `None` after an error.
     pending: BTreeMap<UnitId, Option<Vec<CompiledService>>>,
     /// Published services of objects that were deleted since.
@@ -104,18 +108,24 @@ pub struct Index {
 impl Index {
     /// An index without objects.
     pub fn new(policy: Policy) -> Self {
+        Self::with_defaults(policy, Defaults::default())
+    }
+
+    /// An index without objects, with these defaults of its settings.
+    pub fn with_defaults(policy: Policy, defaults: Defaults) -> Self {
         Self {
             policy,
             units: Vec::new(),
             free: Vec::new(),
             by_key: HashMap::new(),
             claims: Claimants::default(),
-            top_level: TopLevel::default(),
+            top_level: TopLevel::new(defaults),
             with_services: 0,
             with_others: BTreeSet::new(),
             files: BTreeMap::new(),
             diagnostics: BTreeMap::new(),
             errors: 0,
+            conflicts: BTreeMap::new(),
             pending: BTreeMap::new(),
             orphans: Vec::new(),
             listed: None,
@@ -157,9 +167,12 @@ impl Index {
         }
         // Objects that may have top-level keys go first, so that the settings are known that other objects are
         // compiled by.
-        let (first, rest): (Vec<_>, Vec<_>) = changes
-            .into_iter()
-            .partition(|(_, content)| content.as_deref().is_some_and(top_level::may_have_others));
+        let (first, rest): (Vec<_>, Vec<_>) = changes.into_iter().partition(|(_, content)| {
+            content
+                .as_ref()
+                .and_then(Content::text)
+                .is_some_and(top_level::may_have_others)
+        });
         let (mut done, all) = (0, first.len() + rest.len());
         for (changes, alone, at_once) in [(first, false, DRAFTS), (rest, true, COMPILED)] {
             // Threads compile by the settings at their start. If these settings change, the objects are read again.
@@ -171,8 +184,8 @@ impl Index {
                 changes,
                 workers,
                 || settings.clone(),
-                |settings, (key, content): (ObjectKey, Content)| {
-                    let said = content.as_deref();
+                |settings, (key, content): (ObjectKey, NewContent)| {
+                    let said = content.as_ref();
                     let read = said.map(|said| read(&key, said, alone, &top_level, settings, env));
                     (key, content, read)
                 },
@@ -193,7 +206,7 @@ impl Index {
     /// Applies objects that were decoded and compiled by version `version` of the top-level settings.
     fn apply_some(
         &mut self,
-        changes: Vec<(ObjectKey, Content, Option<DecodedObject>)>,
+        changes: Vec<(ObjectKey, NewContent, Option<DecodedObject>)>,
         version: u64,
         env: Env<'_>,
     ) {
@@ -263,6 +276,7 @@ impl Index {
             self.by_key.remove(key);
             self.pending.remove(&id);
             self.set_diagnostics(key, Diagnostics::default());
+            self.conflicts.remove(key);
             self.free.push(id);
             if let Some(unit) = self.units[id as usize].take() {
                 self.orphans.extend(unit.published);
@@ -274,7 +288,7 @@ impl Index {
     fn remember(
         &mut self,
         key: ObjectKey,
-        content: Arc<str>,
+        content: Content,
         claims: Vec<u64>,
         has_services: bool,
         has_others: bool,
@@ -403,7 +417,32 @@ impl Index {
         {
             self.set_diagnostics(&key, compiled.diagnostics);
         }
+        if !(compiled.conflict.is_none() && self.conflicts.is_empty())
+            && let Some(key) = self.key(id).cloned()
+        {
+            match compiled.conflict {
+                Some(conflict) => _ = self.conflicts.insert(key, conflict),
+                None => _ = self.conflicts.remove(&key),
+            }
+        }
         self.pending.insert(id, compiled.services);
+    }
+
+    /// What becomes of the changed Ingresses when this step is published.
+    fn outcomes(&self, step: &Step) -> Vec<IngressOutcome> {
+        let units = step.units.iter().filter_map(|(id, _)| self.unit(*id));
+        let outcomes = units.filter_map(|unit| {
+            let Content::Ingress(object) = &unit.content else {
+                return None;
+            };
+            let conflict = self.conflicts.get(&unit.key);
+            let conflict = conflict.map(|why| IngressProblem::new(ProblemKind::HostConflict, why));
+            Some(IngressOutcome {
+                object: Arc::clone(object),
+                problem: object.problem.clone().or(conflict),
+            })
+        });
+        outcomes.collect()
     }
 
     fn set_diagnostics(&mut self, key: &ObjectKey, diagnostics: Diagnostics) {
@@ -513,7 +552,7 @@ fn source_file(
     let unit = units.get(*by_key.get(key)? as usize)?.as_ref()?;
     Some(SourceFile {
         path: key.path().to_owned(),
-        text: unit.content.as_ref().to_owned(),
+        text: unit.content.text()?.to_owned(),
     })
 }
 

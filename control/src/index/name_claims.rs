@@ -4,11 +4,11 @@ use std::collections::hash_map::Entry;
 use std::collections::{BTreeSet, HashMap};
 use std::hash::{BuildHasher, BuildHasherDefault, DefaultHasher};
 
-use sluice_model::HostPattern;
+use sluice_model::{HostPattern, Service};
 
 use super::UnitId;
+use super::read::ObjectDraft;
 use crate::compile::{CompiledService, NameClaim, name_claims};
-use crate::config::FileDraft;
 
 /// Objects by the hashes of their claims. On a hash collision two objects are compiled together needlessly, with no
 /// other effect.
@@ -63,10 +63,19 @@ impl Claimants {
 }
 
 /// Hashes of the claims of an object, without duplicates.
-pub(super) fn of(domain: &str, draft: &FileDraft) -> Vec<u64> {
+pub(super) fn of(domain: &str, draft: &ObjectDraft) -> Vec<u64> {
     let mut hashes = Vec::new();
-    for service in &draft.services {
-        name_claims(domain, service, &mut |claim| hashes.push(hash(&claim)));
+    match draft {
+        ObjectDraft::File(draft) => {
+            for service in &draft.services {
+                name_claims(domain, service, &mut |claim| hashes.push(hash(&claim)));
+            }
+        }
+        ObjectDraft::Ingress(ingress) => {
+            if let Some(service) = &ingress.service {
+                each(service, |claim| hashes.push(hash(&claim)));
+            }
+        }
     }
     hashes.sort_unstable();
     hashes.dedup();
@@ -74,8 +83,11 @@ pub(super) fn of(domain: &str, draft: &FileDraft) -> Vec<u64> {
 }
 
 /// Calls `have` with each claim of a compiled service.
-pub(super) fn each_of(compiled: &CompiledService, mut have: impl FnMut(NameClaim<'_>)) {
-    let service = &compiled.service;
+pub(super) fn each_of(compiled: &CompiledService, have: impl FnMut(NameClaim<'_>)) {
+    each(&compiled.service, have);
+}
+
+fn each(service: &Service, mut have: impl FnMut(NameClaim<'_>)) {
     have(NameClaim::Service(service.id.namespace(), service.id.name()));
     for spec in &service.revisions {
         have(NameClaim::Revision(spec.id.namespace(), spec.id.name()));

@@ -8,10 +8,11 @@ use std::sync::Arc;
 
 use sluice_model::RevisionSettings;
 
-use super::name_claims;
+use super::{ingresses, name_claims};
 use crate::compile::{CompiledService, FileReference, Shared, compile};
 use crate::config::{Context, Diagnostic, Diagnostics, Draft, Env, FileDraft, decode_file};
-use crate::source::ObjectKey;
+use crate::ingress::IngressObject;
+use crate::source::{Content, ObjectKey};
 
 /// The result of decoding one object.
 #[derive(Debug)]
@@ -28,9 +29,16 @@ pub(super) struct DecodedObject {
 /// The object as a draft or compiled.
 #[derive(Debug)]
 pub(super) enum Form {
-    Draft(FileDraft),
+    Draft(ObjectDraft),
     /// Valid as long as no other object shares a claim. The draft, which takes twenty times as much memory, is freed.
     Compiled(CompiledObject),
+}
+
+/// A decoded object.
+#[derive(Debug)]
+pub(super) enum ObjectDraft {
+    File(FileDraft),
+    Ingress(Arc<IngressObject>),
 }
 
 /// The result of compiling one object.
@@ -40,25 +48,35 @@ pub(super) struct CompiledObject {
     pub(super) diagnostics: Diagnostics,
     /// The compiled services; `None` after an error.
     pub(super) services: Option<Vec<CompiledService>>,
+    /// The hosts that an Ingress lost to other objects, and to which.
+    pub(super) conflict: Option<String>,
 }
 
 /// Decodes an object, and compiles it if `alone`.
 pub(super) fn read(
     key: &ObjectKey,
-    content: &str,
+    content: &Content,
     alone: bool,
     top_level: &Draft,
     settings: &mut Shared<RevisionSettings>,
     env: Env<'_>,
 ) -> DecodedObject {
     let draft = decode(key, content, env);
-    let revisions = draft.services.iter().flat_map(|service| &service.revisions);
-    let files = revisions.flat_map(|revision| &revision.tls_files);
+    let claims = name_claims::of(&top_level.settings.domain, &draft);
+    let (has_services, has_others, files) = match &draft {
+        ObjectDraft::Ingress(_) => (true, false, Box::default()),
+        ObjectDraft::File(draft) => {
+            let revisions = draft.services.iter().flat_map(|service| &service.revisions);
+            let files = revisions.flat_map(|revision| &revision.tls_files);
+            let files = files.map(FileReference::new).collect();
+            (draft.has_services, draft.has_others, files)
+        }
+    };
     DecodedObject {
-        claims: name_claims::of(&top_level.settings.domain, &draft),
-        has_services: draft.has_services,
-        has_others: draft.has_others,
-        files: files.map(FileReference::new).collect(),
+        claims,
+        has_services,
+        has_others,
+        files,
         form: match alone {
             true => Form::Compiled(compile_alone(key, draft, top_level, settings)),
             false => Form::Draft(draft),
@@ -67,9 +85,13 @@ pub(super) fn read(
 }
 
 /// Decodes one object. Catches a panic: a bug in the decoder costs this object, not all objects after it.
-pub(super) fn decode(key: &ObjectKey, content: &str, env: Env<'_>) -> FileDraft {
-    let decoded = catch_unwind(AssertUnwindSafe(|| decode_file(key.path(), content, env)));
-    decoded.unwrap_or_else(|_| {
+pub(super) fn decode(key: &ObjectKey, content: &Content, env: Env<'_>) -> ObjectDraft {
+    let text = match content {
+        Content::Text(text) => text,
+        Content::Ingress(ingress) => return ObjectDraft::Ingress(Arc::clone(ingress)),
+    };
+    let decoded = catch_unwind(AssertUnwindSafe(|| decode_file(key.path(), text, env)));
+    ObjectDraft::File(decoded.unwrap_or_else(|_| {
         let mut diagnostics = Diagnostics::default();
         diagnostics.push(Diagnostic::about_file(key.path(), PANICKED));
         FileDraft {
@@ -78,12 +100,12 @@ pub(super) fn decode(key: &ObjectKey, content: &str, env: Env<'_>) -> FileDraft 
             has_services: true,
             has_others: false,
         }
-    })
+    }))
 }
 
 fn compile_alone(
     key: &ObjectKey,
-    draft: FileDraft,
+    draft: ObjectDraft,
     top_level: &Draft,
     settings: &mut Shared<RevisionSettings>,
 ) -> CompiledObject {
@@ -93,6 +115,25 @@ fn compile_alone(
 
 /// Compiles objects that share claims, in the order of their keys.
 pub(super) fn compile_together(
+    objects: Vec<(&ObjectKey, ObjectDraft)>,
+    top_level: &Draft,
+    settings: &mut Shared<RevisionSettings>,
+) -> Vec<CompiledObject> {
+    // An index has objects of one kind.
+    let (mut files, mut ingresses) = (Vec::new(), Vec::new());
+    for (key, draft) in objects {
+        match draft {
+            ObjectDraft::File(draft) => files.push((key, draft)),
+            ObjectDraft::Ingress(ingress) => ingresses.push((key, ingress)),
+        }
+    }
+    match ingresses.is_empty() {
+        true => compile_files(files, top_level, settings),
+        false => ingresses::compile(ingresses),
+    }
+}
+
+fn compile_files(
     objects: Vec<(&ObjectKey, FileDraft)>,
     top_level: &Draft,
     settings: &mut Shared<RevisionSettings>,
@@ -135,6 +176,7 @@ pub(super) fn compile_together(
         CompiledObject {
             diagnostics: told,
             services,
+            conflict: None,
         }
     })
     .collect()
@@ -151,7 +193,7 @@ fn by_object(mut diagnostics: Diagnostics, parts: &[(&ObjectKey, usize)]) -> Vec
 }
 
 /// The new content of a changed object; `None` for a deleted object.
-pub(super) type Content = Option<Arc<str>>;
+pub(super) type NewContent = Option<Content>;
 
 const PANICKED: &str = "internal error: loading this file panicked";
 

@@ -17,8 +17,9 @@ use sluice_model::ServiceId;
 
 use super::publish::Change;
 use super::{Index, Policy, Step, UnitId, name_claims};
-use crate::compile::{CompiledService, NameClaim};
-use crate::config::{Diagnostic, Diagnostics, Env};
+use crate::compile::{CompiledService, FileReference, ListenerReference, NameClaim};
+use crate::config::{Defaults, Diagnostic, Diagnostics, Env};
+use crate::ingress::{IngressOutcome, IngressProblem, ProblemKind};
 use crate::source::{Event, ObjectKey};
 
 /// The set of an object.
@@ -39,17 +40,83 @@ pub struct Sets {
 
 impl Default for Sets {
     fn default() -> Self {
-        Self {
-            files: Index::new(Policy::AllOrNothing),
-            cluster: Index::new(Policy::PerObject),
-        }
+        Self::new(Defaults::default())
     }
 }
 
 impl Sets {
+    /// Sets without objects, with these defaults of the settings.
+    pub fn new(defaults: Defaults) -> Self {
+        Self {
+            files: Index::with_defaults(Policy::AllOrNothing, defaults),
+            cluster: Index::new(Policy::PerObject),
+        }
+    }
+
     /// Applies events to one of the sets, as [`Index::apply`] does.
     pub fn apply(&mut self, set: SetId, events: impl IntoIterator<Item = Event>, env: Env<'_>) -> bool {
         self.index_mut(set).apply(events, env)
+    }
+
+    /// Applies the first events of files on all cores, as [`Index::apply_first`] does.
+    pub fn apply_first(
+        &mut self,
+        events: impl IntoIterator<Item = Event>,
+        env: Env<'_>,
+        progress: &mut dyn FnMut(usize, usize),
+    ) -> bool {
+        self.files.apply_first(events, env, progress)
+    }
+
+    /// What becomes of the changed Ingresses when this step of the cluster is published.
+    pub fn outcomes(&self, step: &Step) -> Vec<IngressOutcome> {
+        let mut outcomes = self.cluster.outcomes(step);
+        let claims = PublishedClaims::of(&self.files);
+        for outcome in outcomes.iter_mut().filter(|outcome| outcome.problem.is_none()) {
+            let Some(service) = &outcome.object.service else {
+                continue;
+            };
+            let compiled = CompiledService {
+                service: Arc::clone(service),
+                plans: Vec::new(),
+            };
+            let lost = lost_claims(&compiled, &claims);
+            if !lost.is_empty() {
+                let why = IngressProblem::new(ProblemKind::HostConflict, lost.join(", "));
+                outcome.problem = Some(why);
+            }
+        }
+        outcomes
+    }
+
+    /// Files that the configuration names, for a check by the data plane.
+    pub fn files(&self) -> Vec<FileReference> {
+        self.files.files()
+    }
+
+    /// The files that the settings name, without the files of services.
+    pub fn settings_files(&self) -> Vec<FileReference> {
+        self.files.settings_files()
+    }
+
+    /// The positions of the listeners, in the order of the settings.
+    pub fn listeners(&self) -> Vec<ListenerReference> {
+        self.files.listeners()
+    }
+
+    /// The number of published services.
+    pub fn services(&self) -> usize {
+        self.files.services() + self.cluster.services()
+    }
+
+    /// The number of published revisions.
+    pub fn revisions(&self) -> usize {
+        self.files.revisions() + self.cluster.revisions()
+    }
+
+    /// Whether a set has no object.
+    pub fn is_empty(&self, set: SetId) -> bool {
+        self.index(set).is_empty()
     }
 
     /// The proposed change of one set, as a change of the union; `None` if the policy of the set forbids a change, or
@@ -165,18 +232,27 @@ impl Sets {
         let unit = self.cluster.by_key.get(key);
         let unit = unit.and_then(|id| self.cluster.unit(*id));
         for compiled in unit.iter().flat_map(|unit| &*unit.published) {
-            name_claims::each_of(compiled, |claim| {
-                let Some(owner) = claims.who(&claim).next() else {
-                    return;
-                };
-                let (what, whom) = (describe(&claim), &owner.service.id);
-                let message = format!("{what} is claimed by service {whom} of the configuration files");
+            for message in lost_claims(compiled, claims) {
                 let hint = "what files claim is theirs: take it from one of them";
                 lost.push(Diagnostic::about_file(key.path(), message).hint(hint).warning());
-            });
+            }
         }
         lost
     }
+}
+
+/// The claims of a service of the cluster that files have.
+fn lost_claims(compiled: &CompiledService, claims: &PublishedClaims<'_>) -> Vec<String> {
+    let mut lost = Vec::new();
+    name_claims::each_of(compiled, |claim| {
+        if let Some(owner) = claims.who(&claim).next() {
+            let (what, whom) = (describe(&claim), &owner.service.id);
+            lost.push(format!(
+                "{what} is claimed by service {whom} of the configuration files"
+            ));
+        }
+    });
+    lost
 }
 
 fn describe(claim: &NameClaim<'_>) -> String {

@@ -1,12 +1,13 @@
 //! The top-level settings: the keys besides `services`, merged from all objects.
 
 use crate::compile::serves_internal;
-use crate::config::{Diagnostics, Draft, Env, SourceFile, top_level};
+use crate::config::{Defaults, Diagnostics, Draft, Env, SourceFile, top_level};
 use crate::source::ObjectKey;
 
 /// The merged top-level keys of all objects.
 #[derive(Debug)]
 pub(super) struct TopLevel {
+    defaults: Defaults,
     draft: Draft,
     diagnostics: Diagnostics,
     /// An object with top-level keys has changed since the keys were merged.
@@ -19,10 +20,13 @@ pub(super) struct TopLevel {
     is_given: bool,
 }
 
-impl Default for TopLevel {
-    fn default() -> Self {
-        let (draft, diagnostics) = top_level(&[], false, &|_| None);
+impl TopLevel {
+    /// The settings of no object.
+    pub(super) fn new(defaults: Defaults) -> Self {
+        let (mut draft, diagnostics) = top_level(&[], false, &|_| None);
+        defaults.complete(&mut draft);
         Self {
+            defaults,
             draft,
             diagnostics,
             is_stale: false,
@@ -67,7 +71,8 @@ impl TopLevel {
         let files: Vec<SourceFile> = keys.filter_map(file).collect();
         self.is_stale = false;
         self.had_services = has_services;
-        let (draft, diagnostics) = top_level(&files, has_services, env);
+        let (mut draft, diagnostics) = top_level(&files, has_services, env);
+        self.defaults.complete(&mut draft);
         self.diagnostics = diagnostics;
         self.replace(draft)
     }

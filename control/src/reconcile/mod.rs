@@ -1,7 +1,8 @@
 //! The reconciler: publishes changes of the source, or rejects them.
 //!
 //! refresh → index → propose; no change? stop → prepare → publish → scale → commit. A failure before publish leaves the last
-//! good state serving, and all mistakes are logged at once.
+//! good state serving, and all mistakes are logged at once. Files and the cluster are two sets of objects, each with its
+//! own policy: neither can freeze or break the other.
 
 mod fixed;
 
@@ -13,10 +14,10 @@ use sluice_model::{Delta, Generation, Settings};
 use tokio::time::Instant;
 
 use crate::compile::{FileReference, ListenerReference};
-use crate::config::Diagnostics;
-use crate::index::{Index, Policy, Step};
+use crate::config::{Defaults, Diagnostics};
+use crate::index::{SetId, Sets, Step};
 use crate::plan::PlanDelta;
-use crate::source::{Change, Event, Source, SourceError};
+use crate::source::{Change, Event, NoSource, Source, SourceError};
 
 pub use fixed::fixed_changes;
 
@@ -57,6 +58,9 @@ pub trait ChangeSink: Send + 'static {
     /// Reports an event of a file that objects name.
     fn touched(&mut self) {}
 
+    /// Reports that the objects of the cluster were listed and published: the gateway knows what to serve.
+    fn synced(&mut self) {}
+
     /// Reports the outcome of a reload, for metrics.
     fn outcome(&mut self, _outcome: ReloadOutcome) {}
 }
@@ -92,13 +96,13 @@ fn lines<T: fmt::Display>(all: &[T]) -> String {
 /// The result of the first load, not yet published.
 pub struct Loaded<S> {
     source: S,
-    index: Index,
+    sets: Sets,
     env: Environment,
     first: Step,
 }
 
 impl<S: Source> Loaded<S> {
-    /// Reads and compiles for the first time. Blocks; for the start, before anything serves. `progress` is called now and then
+    /// Reads and compiles for the first time, with these defaults of the settings. Blocks; for the start, before anything serves. `progress` is called now and then
     /// with the number of compiled objects and of all objects.
     ///
     /// # Errors
@@ -106,19 +110,21 @@ impl<S: Source> Loaded<S> {
     pub fn first(
         mut source: S,
         env: Environment,
+        defaults: Defaults,
         mut progress: impl FnMut(usize, usize),
     ) -> Result<Self, LoadError> {
         let events = source.refresh().map_err(LoadError::Source)?;
-        let mut index = Index::new(Policy::AllOrNothing);
-        index.apply_first(events, &*env, &mut progress);
-        let found = index.diagnostics();
-        let Some(first) = index.propose().filter(|_| found.errors() == 0) else {
+        let mut sets = Sets::new(defaults);
+        sets.apply_first(events, &*env, &mut progress);
+        let found = sets.diagnostics(SetId::Files);
+        let first = sets.propose(SetId::Files);
+        let Some(first) = first.filter(|_| found.errors() == 0) else {
             return Err(LoadError::Mistakes(found));
         };
         warn_all(found.items());
         Ok(Self {
             source,
-            index,
+            sets,
             env,
             first,
         })
@@ -131,19 +137,30 @@ impl<S: Source> Loaded<S> {
 
     /// Files that the configuration names, for a check by the data plane.
     pub fn files(&self) -> Vec<FileReference> {
-        self.index.files()
+        self.sets.files()
     }
 
     /// Makes the reconciler, after the loaded services were published as this Generation.
-    pub fn attach<P: ChangeSink>(mut self, mut applier: P, published: Generation) -> Reconciler<S, P> {
+    pub fn attach<P: ChangeSink>(self, applier: P, published: Generation) -> Reconciler<S, P> {
+        self.attach_with(applier, published, NoSource)
+    }
+
+    /// Makes the reconciler of files and of a cluster, as [`attach`](Self::attach) does.
+    pub fn attach_with<C: Source, P: ChangeSink>(
+        mut self,
+        mut applier: P,
+        published: Generation,
+        cluster: C,
+    ) -> Reconciler<S, P, C> {
         applier.scale(&self.first.plan);
         applier.outcome(ReloadOutcome::Applied(published));
         let settings = Arc::clone(&self.first.delta.settings);
-        self.index.commit(self.first);
-        self.source.also_watch(&named(&self.index));
+        self.sets.commit(SetId::Files, self.first, &*self.env);
+        self.source.also_watch(&named(&self.sets));
         Reconciler {
             source: self.source,
-            index: self.index,
+            cluster,
+            sets: self.sets,
             env: self.env,
             applier,
             half: false,
@@ -156,10 +173,11 @@ impl<S: Source> Loaded<S> {
     }
 }
 
-/// Keeps the published state equal to the objects of the source.
-pub struct Reconciler<S, P> {
+/// Keeps the published state equal to the objects of the sources.
+pub struct Reconciler<S, P, C = NoSource> {
     source: S,
-    index: Index,
+    cluster: C,
+    sets: Sets,
     env: Environment,
     applier: P,
     /// The last read may be the first half of a change; the second half is awaited.
@@ -186,18 +204,36 @@ enum LookOutcome {
     Done(ReloadOutcome),
 }
 
-impl<S: Source, P: ChangeSink> Reconciler<S, P> {
-    /// Follows the source until the future is dropped. Reading, compiling and publishing run on a blocking thread, never on a
+impl<S: Source, P: ChangeSink, C: Source> Reconciler<S, P, C> {
+    /// Follows the sources until the future is dropped. Reading, compiling and publishing run on a blocking thread, never on a
     /// worker that serves requests. A reload under way completes even when the future is dropped.
     pub async fn run(mut self) {
         let mut outcome = LookOutcome::Nothing;
         loop {
-            let change = match outcome {
-                LookOutcome::Half => self.source.settled().await,
-                LookOutcome::Nothing | LookOutcome::Done(_) => self.source.changed().await,
+            let is_half = outcome == LookOutcome::Half;
+            let files = async {
+                match is_half {
+                    true => self.source.settled().await,
+                    false => self.source.changed().await,
+                }
+            };
+            let change = tokio::select! {
+                change = files => Some(change),
+                _ = self.cluster.changed() => None,
             };
             let step = tokio::task::spawn_blocking(move || {
-                let outcome = self.step(change);
+                let outcome = match change {
+                    Some(change) => self.step(change),
+                    None => {
+                        self.cluster_step();
+                        // The second half of a change of files is awaited as before.
+                        if is_half {
+                            LookOutcome::Half
+                        } else {
+                            LookOutcome::Nothing
+                        }
+                    }
+                };
                 (self, outcome)
             });
             (self, outcome) = match step.await {
@@ -227,7 +263,8 @@ impl<S: Source, P: ChangeSink> Reconciler<S, P> {
                     self.applier.touched();
                 }
                 let is_news = !touched || events.len() > 1;
-                let differs = self.index.apply(events, &*self.env) || std::mem::take(&mut self.half);
+                let differs =
+                    self.sets.apply(SetId::Files, events, &*self.env) || std::mem::take(&mut self.half);
                 match (differs, change) {
                     (false, Change::Poll) if !recovered => return LookOutcome::Nothing,
                     // An event of a certificate alone is no reload.
@@ -261,8 +298,8 @@ impl<S: Source, P: ChangeSink> Reconciler<S, P> {
     /// Publishes or rejects the pending change. `None`: the change came without the usual quiet time, and removes something
     /// or has a mistake, so it may be half of one.
     fn reload(&mut self, change: Change, start: Instant) -> Option<ReloadOutcome> {
-        let found = self.index.diagnostics();
-        let step = self.index.propose();
+        let found = self.sets.diagnostics(SetId::Files);
+        let step = self.sets.propose(SetId::Files);
         let takes_away = step.as_ref().is_none_or(|step| step.takes_away);
         if change == Change::Complete && takes_away {
             self.half = true;
@@ -273,7 +310,7 @@ impl<S: Source, P: ChangeSink> Reconciler<S, P> {
         };
         warn_all(found.items());
         if step.is_empty {
-            self.index.commit(step);
+            self.sets.commit(SetId::Files, step, &*self.env);
             if change == Change::Reload {
                 self.applier.reread();
             }
@@ -282,7 +319,7 @@ impl<S: Source, P: ChangeSink> Reconciler<S, P> {
         }
         let settings = Arc::clone(&step.delta.settings);
         let other_settings = !Arc::ptr_eq(&settings, &self.settings);
-        if other_settings && let Err(refused) = self.applier.prepare(&settings, &self.index.listeners()) {
+        if other_settings && let Err(refused) = self.applier.prepare(&settings, &self.sets.listeners()) {
             return Some(self.reject(&refused));
         }
         self.generation = match self.applier.publish(&step.delta) {
@@ -291,22 +328,84 @@ impl<S: Source, P: ChangeSink> Reconciler<S, P> {
         };
         self.applier.scale(&step.plan);
         let (changed, removed) = (step.delta.services.len(), step.delta.removed.len());
-        self.index.commit(step);
+        self.sets.commit(SetId::Files, step, &*self.env);
         if other_settings {
             self.settings = Arc::clone(&settings);
-            self.source.also_watch(&named(&self.index));
+            self.source.also_watch(&named(&self.sets));
             self.log_restart_only(&settings);
         }
         tracing::info!(
             generation = %self.generation,
-            services = self.index.services(),
-            revisions = self.index.revisions(),
+            services = self.sets.services(),
+            revisions = self.sets.revisions(),
             changed,
             removed,
             took = ?start.elapsed(),
             "config applied"
         );
+        if !self.sets.is_empty(SetId::Cluster) {
+            // What files claim now or do not claim any more, and settings that services are compiled by.
+            self.publish_cluster(start);
+        }
         Some(ReloadOutcome::Applied(self.generation))
+    }
+
+    /// One look at the cluster.
+    fn cluster_step(&mut self) {
+        let start = Instant::now();
+        // A cluster's source has no errors: what it cannot read it has not listed.
+        let events = self.cluster.refresh().unwrap_or_default();
+        let is_list = events.contains(&Event::InitDone);
+        let differs = self.sets.apply(SetId::Cluster, events, &*self.env);
+        if differs {
+            self.publish_cluster(start);
+        }
+        if is_list {
+            tracing::info!(
+                services = self.sets.services(),
+                took = ?start.elapsed(),
+                "the cluster's objects are listed and served"
+            );
+            self.applier.synced();
+        }
+    }
+
+    /// Publishes the pending changes of the cluster, and reports what became of them.
+    fn publish_cluster(&mut self, start: Instant) {
+        let Some(step) = self.sets.propose(SetId::Cluster) else {
+            return;
+        };
+        let outcomes = self.sets.outcomes(&step);
+        if !step.is_empty {
+            self.generation = match self.applier.publish(&step.delta) {
+                Ok(generation) => generation,
+                Err(error) => {
+                    tracing::error!("internal error: the cluster's change contradicts the table: {error}");
+                    return;
+                }
+            };
+            self.applier.scale(&step.plan);
+        }
+        for outcome in &outcomes {
+            if let Some(problem) = &outcome.problem {
+                let object = &outcome.object;
+                tracing::warn!(
+                    ingress = format!("{}/{}", object.namespace, object.name),
+                    reason = problem.kind.reason(),
+                    "{problem}"
+                );
+            }
+        }
+        let (changed, removed) = (step.delta.services.len(), step.delta.removed.len());
+        self.sets.commit(SetId::Cluster, step, &*self.env);
+        self.cluster.published(outcomes);
+        tracing::debug!(
+            generation = %self.generation,
+            changed,
+            removed,
+            took = ?start.elapsed(),
+            "the cluster's change is served"
+        );
     }
 
     fn log_restart_only(&mut self, next: &Settings) {
@@ -331,8 +430,8 @@ impl<S: Source, P: ChangeSink> Reconciler<S, P> {
 }
 
 /// The files to be watched: those of the settings. The files of a backend's TLS are watched by the data plane.
-fn named(index: &Index) -> Vec<std::path::PathBuf> {
-    index.settings_files().into_iter().map(|file| file.file).collect()
+fn named(sets: &Sets) -> Vec<std::path::PathBuf> {
+    sets.settings_files().into_iter().map(|file| file.file).collect()
 }
 
 // By hand: the environment, a closure, has no text.
@@ -342,7 +441,7 @@ impl<S> fmt::Debug for Loaded<S> {
     }
 }
 
-impl<S, P> fmt::Debug for Reconciler<S, P> {
+impl<S, P, C> fmt::Debug for Reconciler<S, P, C> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Reconciler")
             .field("generation", &self.generation)

@@ -140,7 +140,7 @@ fn memory(text: &str) -> (Memory, mpsc::UnboundedSender<Change>) {
 }
 
 fn first(source: Memory) -> Result<Loaded<Memory>, LoadError> {
-    Loaded::first(source, environment(), |_, _| {})
+    Loaded::first(source, environment(), Defaults::default(), |_, _| {})
 }
 
 fn start(text: &str) -> Fixture {

@@ -232,7 +232,7 @@ impl FileSet {
         let count = removed.clone().count();
         if removed
             .into_iter()
-            .any(|(key, _)| self.has_at_most(key.root, count))
+            .any(|(key, _)| self.has_at_most(key.root(), count))
         {
             return None;
         }
@@ -268,7 +268,7 @@ impl FileSet {
             }
         }
         let events = looks.read.iter();
-        let events = events.map(|(key, kept)| Event::Apply(key.clone(), Arc::clone(&kept.text)));
+        let events = events.map(|(key, kept)| Event::Apply(key.clone(), Arc::clone(&kept.text).into()));
         self.events.extend(events);
         match self.files.is_empty() {
             // Bulk construction: the nodes of the tree are full then.
@@ -293,7 +293,8 @@ impl FileSet {
             return false;
         }
         let text: Arc<str> = text.into();
-        self.events.push(Event::Apply(key.clone(), Arc::clone(&text)));
+        self.events
+            .push(Event::Apply(key.clone(), Arc::clone(&text).into()));
         self.files.insert(key, CachedFile { text, stamp });
         true
     }
@@ -310,7 +311,10 @@ impl FileSet {
     /// Whether a root has at most `count` files.
     fn has_at_most(&self, root: usize, count: usize) -> bool {
         let start = ObjectKey::new(root, Path::new(""));
-        let files = self.files.range(start..).take_while(|(key, _)| key.root == root);
+        let files = self
+            .files
+            .range(start..)
+            .take_while(|(key, _)| key.root() == root);
         files.take(count + 1).count() <= count
     }
 }

@@ -1,5 +1,7 @@
 //! Configuration sources: the texts of config objects, and notification when they may have changed.
 
+#[cfg(feature = "cluster")]
+pub mod cluster;
 mod debounce;
 mod error;
 mod file;
@@ -13,6 +15,8 @@ mod watch_set;
 use std::future::Future;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+
+use crate::ingress::{IngressObject, IngressOutcome};
 
 pub use error::SourceError;
 pub use file::{FileSource, ReloadHandle};
@@ -29,11 +33,12 @@ pub struct SourceFile {
 
 /// The unique name of a config object: an [`Event::Apply`] replaces the object of the same key, and no other.
 ///
-/// The order of keys decides which of two conflicting objects was first: the order of the roots as they were given,
-/// then that of paths.
+/// The order of keys decides which of two conflicting objects was first. Files: the order of the roots as they were
+/// given, then that of paths. Ingresses: the older one, then the order of namespaces and names.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ObjectKey {
-    root: usize,
+    /// The index of the root, or the time of creation.
+    rank: i64,
     path: Arc<Path>,
 }
 
@@ -41,14 +46,79 @@ impl ObjectKey {
     /// The key of the file at `path`, found under the root with this index.
     pub fn new(root: usize, path: &Path) -> Self {
         Self {
-            root,
+            rank: i64::try_from(root).unwrap_or(i64::MAX),
             path: path.into(),
         }
+    }
+
+    /// The key of an Ingress that was created at this time, in seconds since 1970: another one after it was deleted and
+    /// created again.
+    pub fn of_ingress(created: i64, namespace: &str, name: &str) -> Self {
+        // As a path namespaces and names are compared one after the other.
+        let path = format!("Ingress {namespace}/{name}");
+        Self {
+            rank: created,
+            path: Path::new(&path).into(),
+        }
+    }
+
+    /// The index of the root of a file.
+    fn root(&self) -> usize {
+        usize::try_from(self.rank).unwrap_or(usize::MAX)
     }
 
     /// The path, as diagnostics show the object.
     pub fn path(&self) -> &Path {
         &self.path
+    }
+}
+
+/// The content of an object.
+#[derive(Debug, Clone)]
+pub enum Content {
+    /// YAML or JSON.
+    Text(Arc<str>),
+    /// An Ingress of a cluster, resolved by its source.
+    Ingress(Arc<IngressObject>),
+}
+
+impl Content {
+    /// The text of a file.
+    pub fn text(&self) -> Option<&str> {
+        match self {
+            Self::Text(text) => Some(text),
+            Self::Ingress(_) => None,
+        }
+    }
+}
+
+impl PartialEq for Content {
+    fn eq(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::Text(a), Self::Text(b)) => a == b,
+            (Self::Ingress(a), Self::Ingress(b)) => Arc::ptr_eq(a, b) || a == b,
+            _ => false,
+        }
+    }
+}
+
+impl Eq for Content {}
+
+impl From<&str> for Content {
+    fn from(text: &str) -> Self {
+        Self::Text(text.into())
+    }
+}
+
+impl From<String> for Content {
+    fn from(text: String) -> Self {
+        Self::Text(text.into())
+    }
+}
+
+impl From<Arc<str>> for Content {
+    fn from(text: Arc<str>) -> Self {
+        Self::Text(text)
     }
 }
 
@@ -58,8 +128,8 @@ pub enum Event {
     /// A full list of objects starts, and ends with [`InitDone`](Self::InitDone), which deletes the objects that the
     /// list left out.
     Init,
-    /// The object exists with this content, YAML or JSON: new, or replaced.
-    Apply(ObjectKey, Arc<str>),
+    /// The object exists with this content: new, or replaced.
+    Apply(ObjectKey, Content),
     /// The object was deleted.
     Delete(ObjectKey),
     /// The full list is complete.
@@ -103,6 +173,43 @@ pub trait Source: Send + 'static {
     /// # Errors
     /// Every path that cannot be used; the objects stay as they were.
     fn refresh(&mut self) -> Result<Vec<Event>, Vec<SourceError>>;
+
+    /// Reports what became of Ingresses that have changed, for their status.
+    fn published(&mut self, _outcomes: Vec<IngressOutcome>) {}
+}
+
+/// The source without objects: the cluster of a gateway that follows files alone.
+#[derive(Debug, Clone, Copy)]
+pub struct NoSource;
+
+impl Source for NoSource {
+    async fn changed(&mut self) -> Change {
+        std::future::pending().await
+    }
+
+    fn refresh(&mut self) -> Result<Vec<Event>, Vec<SourceError>> {
+        Ok(Vec::new())
+    }
+}
+
+/// A source that may be absent.
+impl<S: Source> Source for Option<S> {
+    async fn changed(&mut self) -> Change {
+        match self {
+            Some(source) => source.changed().await,
+            None => std::future::pending().await,
+        }
+    }
+
+    fn refresh(&mut self) -> Result<Vec<Event>, Vec<SourceError>> {
+        self.as_mut().map_or_else(|| Ok(Vec::new()), Source::refresh)
+    }
+
+    fn published(&mut self, outcomes: Vec<IngressOutcome>) {
+        if let Some(source) = self {
+            source.published(outcomes);
+        }
+    }
 }
 
 /// Reads files, and all `*.yaml`, `*.yml` and `*.json` directly in directories, once. Blocks on I/O.

@@ -87,7 +87,11 @@ pub struct ConfigArgs {
 impl ConfigArgs {
     /// Every path named, else [`DEFAULT_CONFIG`].
     pub fn paths(&self) -> Vec<PathBuf> {
-        or_default(self.config.iter().chain(&self.paths).cloned().collect())
+        or_default(self.named())
+    }
+
+    fn named(&self) -> Vec<PathBuf> {
+        self.config.iter().chain(&self.paths).cloned().collect()
     }
 }
 
@@ -118,9 +122,22 @@ pub struct RunArgs {
     /// How the log on stderr looks
     #[arg(long, value_enum, value_name = "FORMAT", default_value = "pretty")]
     pub log_format: LogFormat,
-    /// Take routes from the Kubernetes API, too
+    /// Follow a Kubernetes cluster: the Knative Ingresses of our class. Files are optional then
     #[arg(long)]
     pub kubernetes: bool,
+    /// How to reach the cluster [default: $KUBECONFIG, or the credentials of the Pod]
+    #[arg(long, value_name = "FILE", requires = "kubernetes")]
+    pub kubeconfig: Option<PathBuf>,
+}
+
+impl RunArgs {
+    /// Every path named, else [`DEFAULT_CONFIG`], or none where a cluster is followed.
+    pub fn paths(&self) -> Vec<PathBuf> {
+        match self.kubernetes {
+            true => self.config.named(),
+            false => self.config.paths(),
+        }
+    }
 }
 
 /// `sluice check`

@@ -36,6 +36,8 @@ pub(super) struct GatewayState {
     pub(super) upgrades: UpgradeRequester,
     /// Another process serves on these addresses.
     pub(super) handed_over: AtomicBool,
+    /// The objects of the cluster were listed and published, or no cluster is followed.
+    pub(super) synced: Arc<AtomicBool>,
 }
 
 /// The plan in force, for `/api/config`.
@@ -60,6 +62,9 @@ impl AdminState for GatewayState {
         // A balancer's health check on an old connection is about the address, which another process serves.
         if *self.drain.borrow() != Drain::Serving && !self.handed_over.load(Ordering::SeqCst) {
             return Err("draining");
+        }
+        if !self.synced.load(Ordering::Relaxed) {
+            return Err("the cluster's objects are not listed yet");
         }
         Ok(self.registry.reader().peek().generation)
     }

@@ -1,6 +1,7 @@
 //! Applies a change of the configuration to the running gateway: the order in which its parts learn of the change.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use sluice_control::autoscale::AutoscaleHandle;
 use sluice_control::compile::ListenerReference;
@@ -30,6 +31,8 @@ pub(super) struct Applier {
     /// Where listeners accept.
     pub(super) runtime: Handle,
     pub(super) notify: Arc<Notifier>,
+    /// See [`GatewayState::synced`](super::admin_state::GatewayState::synced).
+    pub(super) synced: Arc<AtomicBool>,
 }
 
 impl Applier {
@@ -79,6 +82,10 @@ impl ChangeSink for Applier {
 
     fn touched(&mut self) {
         self.edge.recheck_files();
+    }
+
+    fn synced(&mut self) {
+        self.synced.store(true, Ordering::Relaxed);
     }
 
     fn outcome(&mut self, outcome: ReloadOutcome) {

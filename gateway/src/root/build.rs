@@ -4,6 +4,7 @@
 use std::io::IsTerminal;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
@@ -23,12 +24,16 @@ use tokio::sync::watch;
 
 use super::admin_state::DemandRouter;
 use super::check::{bad_files, env};
+use super::cluster::{self, ClusterSource};
 use super::startup_error::StartupError;
 use super::upgrade::{SocketKind, SocketName, Takeover};
 
 /// All parts of a gateway, bound and not running yet.
 pub(super) struct Built {
     pub(super) loaded: Loaded<FileSource>,
+    pub(super) cluster: Option<ClusterSource>,
+    /// No cluster is followed.
+    pub(super) synced: Arc<AtomicBool>,
     /// The generation of the first Snapshot.
     pub(super) generation: Generation,
     pub(super) reload: ReloadHandle,
@@ -58,10 +63,15 @@ pub(super) fn build(
     data: &Runtime,
     control: &Runtime,
 ) -> Result<Built, StartupError> {
-    let source = FileSource::new(&args.config.paths());
+    let source = FileSource::new(&args.paths());
     let reload = source.reload_handle();
     let rejected = |why: &dyn std::fmt::Display| StartupError::rejected(format!("config rejected\n{why}"));
-    let loaded = Loaded::first(source, Box::new(env), progress()).map_err(|e| rejected(&e))?;
+    let cluster = match args.kubernetes {
+        true => Some(cluster::start(args, control).map_err(StartupError::start)?),
+        false => None,
+    };
+    let loaded = Loaded::first(source, Box::new(env), cluster::defaults(args), progress());
+    let loaded = loaded.map_err(|e| rejected(&e))?;
     // Only at start: on a reload a bad certificate leaves the old one in place, and the edge logs an error.
     let first = loaded.delta();
     let revisions = first.services.iter().flat_map(|service| &service.revisions);
@@ -167,6 +177,8 @@ pub(super) fn build(
     }
     Ok(Built {
         loaded,
+        synced: Arc::new(AtomicBool::new(cluster.is_none())),
+        cluster,
         generation,
         reload,
         executable,

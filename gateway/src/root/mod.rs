@@ -9,6 +9,7 @@ mod admin_state;
 mod applier;
 mod build;
 pub(crate) mod check;
+mod cluster;
 pub(crate) mod run;
 mod shutdown;
 mod signals;

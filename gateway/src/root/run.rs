@@ -34,7 +34,7 @@ const LOG_FLUSH: Duration = Duration::from_secs(1);
 
 /// Runs the gateway until a stop is requested.
 pub(crate) fn run(args: &RunArgs) -> ExitCode {
-    if args.kubernetes {
+    if args.kubernetes && !cfg!(feature = "cluster") {
         eprintln!("sluice: --kubernetes is not available in this build: name config files instead");
         return ExitCode::from(2);
     }
@@ -150,6 +150,8 @@ fn serve(
 ) -> Result<Running, StartupError> {
     let Built {
         loaded,
+        cluster,
+        synced,
         generation,
         reload,
         executable,
@@ -202,6 +204,7 @@ fn serve(
         started: origin.started,
         upgrades,
         handed_over: AtomicBool::new(false),
+        synced: Arc::clone(&synced),
     });
     let reader = registry.reader();
     let table = Table::new(Arc::clone(&registry));
@@ -216,8 +219,9 @@ fn serve(
         runtime: accepting,
         notify: Arc::clone(&origin.notify),
         edge_is_wrong: false,
+        synced,
     };
-    let reconciler = loaded.attach(applier, generation);
+    let reconciler = loaded.attach_with(applier, generation, cluster);
     announce(&edge, &state);
     let (server_shutdown, signal) = graceful_shutdown();
     let mut servers_running = JoinSet::new();

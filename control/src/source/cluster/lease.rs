@@ -1,0 +1,181 @@
+//! Leader election by a Lease (`coordination.k8s.io`): one replica writes statuses. Routing needs no leader.
+
+use std::future::Future;
+use std::time::Duration;
+
+use k8s_openapi::api::coordination::v1::{Lease, LeaseSpec};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{MicroTime, ObjectMeta};
+use k8s_openapi::jiff::Timestamp;
+use kube::api::PostParams;
+use kube::{Api, Client};
+use tokio::sync::watch;
+use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
+
+use super::ClusterOptions;
+
+/// The name of the Lease.
+const NAME: &str = "sluice-status";
+
+/// The time for which a Lease holds without being renewed.
+const DURATION: Duration = Duration::from_secs(10);
+
+/// The interval of renewals, and of looks at another replica's Lease.
+const RENEW: Duration = Duration::from_secs(2);
+
+/// What this replica knows of the Lease.
+#[derive(Debug, Default)]
+struct Observed {
+    /// The holder and the count of its renewals as seen last, and when that was seen first. Clocks of replicas differ:
+    /// a Lease is expired when it has not changed for its duration by the own clock.
+    seen: Option<(String, Option<MicroTime>, Instant)>,
+}
+
+/// What to do about the Lease.
+#[derive(Debug, PartialEq, Eq)]
+enum Step {
+    /// It is ours: renew it.
+    Renew,
+    /// Nobody has it any more: take it.
+    Take,
+    /// Another replica has it.
+    Wait,
+}
+
+impl Observed {
+    fn step(&mut self, me: &str, spec: &LeaseSpec, now: Instant) -> Step {
+        let holder = spec.holder_identity.clone().unwrap_or_default();
+        if holder == me {
+            return Step::Renew;
+        }
+        if holder.is_empty() {
+            return Step::Take;
+        }
+        let renewed = spec.renew_time.clone();
+        match &self.seen {
+            Some((known, at, since)) if *known == holder && *at == renewed => {
+                if now.duration_since(*since) >= DURATION {
+                    return Step::Take;
+                }
+            }
+            _ => self.seen = Some((holder, renewed, now)),
+        }
+        Step::Wait
+    }
+}
+
+/// The task that takes part in the election, and its result so far. A replica that cannot renew in time stops leading
+/// before its Lease ends for the others.
+pub(super) fn elect(
+    client: Client,
+    options: &ClusterOptions,
+) -> (impl Future<Output = ()> + Send + use<>, watch::Receiver<bool>) {
+    let (sender, leads) = watch::channel(false);
+    let api = Api::<Lease>::namespaced(client, &options.namespace);
+    let me = options.identity.clone();
+    let task = async move {
+        let mut observed = Observed::default();
+        let mut renewed: Option<Instant> = None;
+        let mut ticks = interval(RENEW);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut is_broken = false;
+        loop {
+            ticks.tick().await;
+            let began = Instant::now();
+            match timeout(RENEW, attempt(&api, &me, &mut observed)).await {
+                Ok(Ok(true)) => renewed = Some(began),
+                Ok(Ok(false)) => renewed = None,
+                Ok(Err(error)) => {
+                    if !std::mem::replace(&mut is_broken, true) {
+                        tracing::warn!(%error, "the Lease {NAME} cannot be read or renewed");
+                    }
+                }
+                Err(_) => {}
+            }
+            let is_leader = renewed.is_some_and(|at| at.elapsed() < DURATION - RENEW);
+            sender.send_if_modified(|leads| {
+                if *leads != is_leader {
+                    tracing::info!(is_leader, "leader election for statuses");
+                }
+                std::mem::replace(leads, is_leader) != is_leader
+            });
+        }
+    };
+    (task, leads)
+}
+
+/// One look at the Lease. Returns whether it is ours afterwards.
+async fn attempt(api: &Api<Lease>, me: &str, observed: &mut Observed) -> Result<bool, kube::Error> {
+    let Some(mut lease) = api.get_opt(NAME).await? else {
+        let lease = Lease {
+            metadata: ObjectMeta {
+                name: Some(NAME.to_owned()),
+                ..ObjectMeta::default()
+            },
+            spec: Some(held(me, LeaseSpec::default())),
+        };
+        return answer(api.create(&PostParams::default(), &lease).await);
+    };
+    let spec = lease.spec.take().unwrap_or_default();
+    match observed.step(me, &spec, Instant::now()) {
+        Step::Wait => return Ok(false),
+        Step::Renew | Step::Take => lease.spec = Some(held(me, spec)),
+    }
+    // With its resourceVersion: of two replicas that take it, one is refused.
+    answer(api.replace(NAME, &PostParams::default(), &lease).await)
+}
+
+fn answer(result: Result<Lease, kube::Error>) -> Result<bool, kube::Error> {
+    match result {
+        Ok(_) => Ok(true),
+        Err(kube::Error::Api(status)) if status.code == 409 => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
+fn held(me: &str, before: LeaseSpec) -> LeaseSpec {
+    let now = MicroTime(Timestamp::now());
+    let is_new = before.holder_identity.as_deref() != Some(me);
+    let transitions = before.lease_transitions.unwrap_or_default();
+    LeaseSpec {
+        holder_identity: Some(me.to_owned()),
+        lease_duration_seconds: i32::try_from(DURATION.as_secs()).ok(),
+        acquire_time: if is_new {
+            Some(now.clone())
+        } else {
+            before.acquire_time
+        },
+        renew_time: Some(now),
+        lease_transitions: Some(transitions + i32::from(is_new)),
+        ..before
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn spec(holder: &str, renewed: i64) -> LeaseSpec {
+        LeaseSpec {
+            holder_identity: Some(holder.to_owned()),
+            renew_time: Timestamp::from_second(renewed).ok().map(MicroTime),
+            ..LeaseSpec::default()
+        }
+    }
+
+    #[test]
+    fn a_lease_is_taken_when_it_did_not_change_for_its_duration() {
+        let start = Instant::now();
+        let mut observed = Observed::default();
+        let mut step = |holder, renewed, after: u64| {
+            observed.step("me", &spec(holder, renewed), start + Duration::from_secs(after))
+        };
+        assert_eq!(step("me", 0, 0), Step::Renew);
+        assert_eq!(step("", 0, 0), Step::Take);
+        // A clock that is far behind says nothing.
+        assert_eq!(step("other", 1, 0), Step::Wait);
+        assert_eq!(step("other", 2, 9), Step::Wait);
+        assert_eq!(step("other", 2, 18), Step::Wait);
+        assert_eq!(step("other", 2, 19), Step::Take);
+        assert_eq!(step("third", 2, 20), Step::Wait);
+    }
+}

@@ -1,0 +1,325 @@
+//! The cluster's objects, cut down to the fields that routing needs: what is not listed here is never kept.
+//!
+//! An Ingress is Knative's internal `Ingress` (KIngress), `networking.internal.knative.dev/v1alpha1`.
+
+use std::borrow::Cow;
+use std::collections::BTreeMap;
+use std::fmt;
+
+use k8s_openapi::NamespaceResourceScope;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use kube::Resource;
+use serde::{Deserialize, Deserializer, Serialize};
+
+/// Reads `null` as the default: Go writes empty lists and maps so.
+fn nullable<'de, D: Deserializer<'de>, T: Default + Deserialize<'de>>(from: D) -> Result<T, D::Error> {
+    Ok(Option::deserialize(from)?.unwrap_or_default())
+}
+
+fn is_zero(number: &i64) -> bool {
+    *number == 0
+}
+
+/// A Knative Ingress.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(default)]
+pub(super) struct Ingress {
+    pub(super) metadata: ObjectMeta,
+    #[serde(deserialize_with = "nullable")]
+    pub(super) spec: IngressSpec,
+    #[serde(deserialize_with = "nullable")]
+    pub(super) status: IngressStatus,
+}
+
+/// The specification. The fields are in the order of Go's struct, and empty ones are left out: serialised it is the
+/// text that Knative hashes (see [`super::hash`]).
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(default, rename_all = "camelCase")]
+pub(super) struct IngressSpec {
+    #[serde(deserialize_with = "nullable", skip_serializing_if = "Vec::is_empty")]
+    pub(super) tls: Vec<IngressTls>,
+    #[serde(deserialize_with = "nullable", skip_serializing_if = "Vec::is_empty")]
+    pub(super) rules: Vec<IngressRule>,
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub(super) http_option: String,
+}
+
+/// A certificate for some hosts.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(default, rename_all = "camelCase")]
+pub(super) struct IngressTls {
+    #[serde(deserialize_with = "nullable", skip_serializing_if = "Vec::is_empty")]
+    pub(super) hosts: Vec<String>,
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub(super) secret_name: String,
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub(super) secret_namespace: String,
+}
+
+/// A rule: hosts, and the paths below these hosts.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(default, rename_all = "camelCase")]
+pub(super) struct IngressRule {
+    #[serde(deserialize_with = "nullable", skip_serializing_if = "Vec::is_empty")]
+    pub(super) hosts: Vec<String>,
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub(super) visibility: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) http: Option<IngressHttp>,
+}
+
+/// The paths of a rule.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(default)]
+pub(super) struct IngressHttp {
+    pub(super) paths: Option<Vec<IngressPath>>,
+}
+
+/// A path: conditions, edits, and a split.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(default, rename_all = "camelCase")]
+pub(super) struct IngressPath {
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub(super) path: String,
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub(super) rewrite_host: String,
+    #[serde(deserialize_with = "nullable", skip_serializing_if = "BTreeMap::is_empty")]
+    pub(super) headers: BTreeMap<String, ExactHeader>,
+    pub(super) splits: Option<Vec<IngressSplit>>,
+    #[serde(deserialize_with = "nullable", skip_serializing_if = "BTreeMap::is_empty")]
+    pub(super) append_headers: BTreeMap<String, String>,
+}
+
+/// The value that a header has to have.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(default)]
+pub(super) struct ExactHeader {
+    pub(super) exact: String,
+}
+
+/// A share of a path's requests.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(default, rename_all = "camelCase")]
+pub(super) struct IngressSplit {
+    pub(super) service_namespace: String,
+    pub(super) service_name: String,
+    pub(super) service_port: PortName,
+    #[serde(skip_serializing_if = "is_zero")]
+    pub(super) percent: i64,
+    #[serde(deserialize_with = "nullable", skip_serializing_if = "BTreeMap::is_empty")]
+    pub(super) append_headers: BTreeMap<String, String>,
+}
+
+/// A port by number or by name (`IntOrString`).
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Deserialize, Serialize)]
+#[serde(untagged)]
+pub(super) enum PortName {
+    Number(i64),
+    Name(String),
+}
+
+impl Default for PortName {
+    fn default() -> Self {
+        Self::Number(0)
+    }
+}
+
+impl fmt::Display for PortName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Number(number) => write!(f, "{number}"),
+            Self::Name(name) => f.write_str(name),
+        }
+    }
+}
+
+/// The status, as far as a gateway writes it.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(default, rename_all = "camelCase")]
+pub(super) struct IngressStatus {
+    #[serde(deserialize_with = "nullable")]
+    pub(super) observed_generation: i64,
+    #[serde(deserialize_with = "nullable")]
+    pub(super) conditions: Vec<Condition>,
+    pub(super) public_load_balancer: Option<LoadBalancers>,
+    pub(super) private_load_balancer: Option<LoadBalancers>,
+}
+
+/// A condition of Knative's kind.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(default, rename_all = "camelCase")]
+pub(super) struct Condition {
+    #[serde(rename = "type")]
+    pub(super) kind: String,
+    pub(super) status: String,
+    pub(super) last_transition_time: Option<String>,
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub(super) reason: String,
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub(super) message: String,
+}
+
+/// The addresses of a load balancer.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(default)]
+pub(super) struct LoadBalancers {
+    #[serde(deserialize_with = "nullable")]
+    pub(super) ingress: Vec<LoadBalancer>,
+}
+
+/// The address of a load balancer, inside the cluster.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(default, rename_all = "camelCase")]
+pub(super) struct LoadBalancer {
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub(super) domain_internal: String,
+}
+
+/// A Service.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(default)]
+pub(super) struct Service {
+    pub(super) metadata: ObjectMeta,
+    #[serde(deserialize_with = "nullable")]
+    pub(super) spec: ServiceSpec,
+}
+
+/// The specification of a Service.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+pub(super) struct ServiceSpec {
+    #[serde(rename = "type")]
+    pub(super) kind: String,
+    pub(super) external_name: String,
+    #[serde(deserialize_with = "nullable")]
+    pub(super) ip_families: Vec<String>,
+    #[serde(deserialize_with = "nullable")]
+    pub(super) ports: Vec<ServicePort>,
+}
+
+/// A port of a Service.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+pub(super) struct ServicePort {
+    /// Empty where a Service has one port without a name.
+    pub(super) name: String,
+    pub(super) app_protocol: Option<String>,
+    pub(super) port: i64,
+}
+
+/// A part of the endpoints of a Service.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+pub(super) struct EndpointSlice {
+    pub(super) metadata: ObjectMeta,
+    pub(super) address_type: String,
+    #[serde(deserialize_with = "nullable")]
+    pub(super) endpoints: Vec<Endpoint>,
+    #[serde(deserialize_with = "nullable")]
+    pub(super) ports: Vec<EndpointPort>,
+}
+
+/// An endpoint: a Pod, as a rule.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(default)]
+pub(super) struct Endpoint {
+    #[serde(deserialize_with = "nullable")]
+    pub(super) addresses: Vec<String>,
+    #[serde(deserialize_with = "nullable")]
+    pub(super) conditions: EndpointConditions,
+}
+
+/// The conditions of an endpoint; an unset `ready` counts as true.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
+#[serde(default)]
+pub(super) struct EndpointConditions {
+    pub(super) ready: Option<bool>,
+    pub(super) serving: Option<bool>,
+}
+
+/// A port of all endpoints of a slice, by the name that the Service has for it.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(default)]
+pub(super) struct EndpointPort {
+    #[serde(deserialize_with = "nullable")]
+    pub(super) name: String,
+    pub(super) port: Option<i64>,
+}
+
+/// A Secret with a certificate.
+#[derive(Clone, Default, Deserialize)]
+#[serde(default)]
+pub(super) struct Secret {
+    pub(super) metadata: ObjectMeta,
+    #[serde(deserialize_with = "nullable")]
+    pub(super) data: SecretData,
+}
+
+/// Without the key.
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Secret")
+            .field("name", &self.metadata.name)
+            .finish_non_exhaustive()
+    }
+}
+
+/// The two entries of a Secret of type `kubernetes.io/tls`, in base64.
+#[derive(Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(default)]
+pub(super) struct SecretData {
+    #[serde(rename = "tls.crt")]
+    pub(super) chain: Option<k8s_openapi::ByteString>,
+    #[serde(rename = "tls.key")]
+    pub(super) key: Option<k8s_openapi::ByteString>,
+}
+
+macro_rules! resource {
+    ($name:ident, $group:literal, $version:literal, $kind:literal, $plural:literal) => {
+        impl Resource for $name {
+            type DynamicType = ();
+            type Scope = NamespaceResourceScope;
+
+            fn kind((): &()) -> Cow<'_, str> {
+                $kind.into()
+            }
+
+            fn group((): &()) -> Cow<'_, str> {
+                $group.into()
+            }
+
+            fn version((): &()) -> Cow<'_, str> {
+                $version.into()
+            }
+
+            fn plural((): &()) -> Cow<'_, str> {
+                $plural.into()
+            }
+
+            fn meta(&self) -> &ObjectMeta {
+                &self.metadata
+            }
+
+            fn meta_mut(&mut self) -> &mut ObjectMeta {
+                &mut self.metadata
+            }
+        }
+    };
+}
+
+resource!(
+    Ingress,
+    "networking.internal.knative.dev",
+    "v1alpha1",
+    "Ingress",
+    "ingresses"
+);
+resource!(Service, "", "v1", "Service", "services");
+resource!(
+    EndpointSlice,
+    "discovery.k8s.io",
+    "v1",
+    "EndpointSlice",
+    "endpointslices"
+);
+resource!(Secret, "", "v1", "Secret", "secrets");

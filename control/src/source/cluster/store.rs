@@ -1,0 +1,527 @@
+//! The store of cluster objects: joins Ingresses with the objects that they name. Pure: updates in, resolved Ingresses
+//! out, each only when something that it depends on has changed.
+//!
+//! **Invariant:** any order of updates that ends in the same objects gives the same resolved Ingresses, but for the last
+//! good versions that objects with a problem keep.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::fmt;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+
+use sluice_model::CertificatePem;
+
+use super::Statuses;
+use super::objects::{EndpointSlice, Ingress, IngressSpec, Secret, Service, ServiceSpec};
+use super::resolve::{self, BackendName, Policy, Resolved, resolve};
+use crate::ingress::{IngressObject, IngressProblem, ProblemKind};
+use crate::source::{Content, Event, ObjectKey};
+
+/// The annotation that names the class of an Ingress.
+const CLASS: &str = "networking.knative.dev/ingress.class";
+
+/// The label of a slice that names its Service.
+const SERVICE_NAME: &str = "kubernetes.io/service-name";
+
+/// Namespace and name of an object.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub(super) struct Name {
+    pub(super) namespace: String,
+    pub(super) name: String,
+}
+
+impl fmt::Display for Name {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.namespace, self.name)
+    }
+}
+
+impl Name {
+    fn of(object: &impl kube::Resource) -> Self {
+        let meta = object.meta();
+        Self {
+            namespace: meta.namespace.clone().unwrap_or_default(),
+            name: meta.name.clone().unwrap_or_default(),
+        }
+    }
+}
+
+/// A change of the objects of one kind.
+#[derive(Debug)]
+pub(super) enum Update<K> {
+    /// The object exists with this content.
+    Apply(K),
+    /// The object was deleted.
+    Delete(K),
+    /// A whole list: what is not in it was deleted.
+    List(Vec<K>),
+}
+
+/// A change of any objects.
+#[derive(Debug)]
+pub(super) enum AnyUpdate {
+    Ingress(Update<Ingress>),
+    Service(Update<Service>),
+    Slice(Update<EndpointSlice>),
+    Secret(Update<Secret>),
+}
+
+/// The objects that Ingresses name, cut down.
+#[derive(Debug, Default)]
+pub(super) struct Objects {
+    pub(super) services: HashMap<Name, ServiceSpec>,
+    pub(super) secrets: HashMap<Name, CertificatePem>,
+    slices: HashMap<Name, BTreeMap<String, Slice>>,
+}
+
+/// A part of the endpoints of a Service.
+#[derive(Debug, PartialEq, Eq)]
+struct Slice {
+    address_type: String,
+    /// Addresses that are ready, or that serve although they are being stopped.
+    endpoints: Vec<(IpAddr, bool)>,
+    ports: Vec<(String, u16)>,
+}
+
+impl Objects {
+    /// The ready addresses of a Service for the port of this name, sorted: of its first address family, since the
+    /// slices of another family have the same Pods again. Where no endpoint is ready, those that still serve while they
+    /// are being stopped.
+    pub(super) fn addresses(&self, name: &Name, service: &ServiceSpec, port: &str) -> Vec<SocketAddr> {
+        let Some(slices) = self.slices.get(name) else {
+            return Vec::new();
+        };
+        let family = service.ip_families.first().map_or("IPv4", String::as_str);
+        let of_family = |wanted: bool, ready: bool| -> Vec<SocketAddr> {
+            let mut found = BTreeSet::new();
+            for slice in slices
+                .values()
+                .filter(|slice| (slice.address_type == family) == wanted)
+            {
+                // Without a name, and with one port, the names need not agree: Endpoints that people write.
+                let number = slice.ports.iter().find(|(name, _)| name == port);
+                let Some((_, number)) = number else { continue };
+                let ips = slice.endpoints.iter().filter(|(_, is_ready)| *is_ready == ready);
+                found.extend(ips.map(|(ip, _)| SocketAddr::new(*ip, *number)));
+            }
+            found.into_iter().collect()
+        };
+        let ways = [(true, true), (false, true), (true, false), (false, false)];
+        let mut found = ways.into_iter().map(|(wanted, ready)| of_family(wanted, ready));
+        found.find(|addresses| !addresses.is_empty()).unwrap_or_default()
+    }
+}
+
+/// An Ingress of our class.
+#[derive(Debug)]
+struct Known {
+    key: ObjectKey,
+    uid: String,
+    generation: i64,
+    spec: Arc<IngressSpec>,
+    /// The last specification that was complete: all that it names was there and ready once.
+    good: Option<Arc<IngressSpec>>,
+    /// The object that was sent last.
+    sent: Option<Arc<IngressObject>>,
+    uses: Uses,
+}
+
+/// All objects, and which Ingresses name which of the others.
+#[derive(Debug)]
+pub(super) struct Store {
+    class: String,
+    policy: Policy,
+    objects: Objects,
+    ingresses: HashMap<Name, Known>,
+    statuses: Statuses,
+    users_of_service: HashMap<Name, HashSet<Name>>,
+    users_of_secret: HashMap<Name, HashSet<Name>>,
+    dirty: BTreeSet<Name>,
+    /// Keys of objects that are gone.
+    deleted: Vec<ObjectKey>,
+    /// The kinds whose first list has come.
+    listed: [bool; 4],
+    has_started: bool,
+}
+
+impl Store {
+    /// A store of the Ingresses of this class.
+    pub(super) fn new(class: String, policy: Policy, statuses: Statuses) -> Self {
+        Self {
+            class,
+            policy,
+            objects: Objects::default(),
+            ingresses: HashMap::new(),
+            statuses,
+            users_of_service: HashMap::new(),
+            users_of_secret: HashMap::new(),
+            dirty: BTreeSet::new(),
+            deleted: Vec::new(),
+            listed: [false; 4],
+            has_started: false,
+        }
+    }
+
+    /// Records a change.
+    pub(super) fn update(&mut self, update: AnyUpdate) {
+        match update {
+            AnyUpdate::Ingress(update) => self.ingress(update),
+            AnyUpdate::Service(update) => self.service(update),
+            AnyUpdate::Slice(update) => self.slice(update),
+            AnyUpdate::Secret(update) => self.secret(update),
+        }
+    }
+
+    /// Whether every kind was listed: before, half a cluster would be seen.
+    pub(super) fn is_listed(&self) -> bool {
+        self.listed.iter().all(|listed| *listed)
+    }
+
+    /// The changes since the last call; the first time, all Ingresses as a full list. Nothing before every kind was
+    /// listed.
+    pub(super) fn events(&mut self) -> Vec<Event> {
+        if !self.is_listed() {
+            return Vec::new();
+        }
+        let is_first = !std::mem::replace(&mut self.has_started, true);
+        let mut events = Vec::new();
+        events.extend(is_first.then_some(Event::Init));
+        events.extend(self.deleted.drain(..).map(Event::Delete));
+        for name in std::mem::take(&mut self.dirty) {
+            let Some(known) = self.ingresses.get_mut(&name) else {
+                continue;
+            };
+            let object = next(&name, known, &self.objects, &self.policy);
+            if known.sent.as_deref() != Some(&object) {
+                let object = Arc::new(object);
+                known.sent = Some(Arc::clone(&object));
+                events.push(Event::Apply(known.key.clone(), Content::Ingress(object)));
+            }
+            self.link(&name);
+        }
+        events.extend(is_first.then_some(Event::InitDone));
+        events
+    }
+
+    fn ingress(&mut self, update: Update<Ingress>) {
+        match update {
+            Update::Apply(ingress) => self.apply_ingress(ingress),
+            Update::Delete(ingress) => self.forget_ingress(&Name::of(&ingress)),
+            Update::List(all) => {
+                self.listed[0] = true;
+                let names: HashSet<Name> = all.iter().map(Name::of).collect();
+                let gone = self.ingresses.keys().filter(|name| !names.contains(*name));
+                for name in gone.cloned().collect::<Vec<_>>() {
+                    self.forget_ingress(&name);
+                }
+                all.into_iter().for_each(|ingress| self.apply_ingress(ingress));
+            }
+        }
+    }
+
+    fn apply_ingress(&mut self, ingress: Ingress) {
+        let name = Name::of(&ingress);
+        let meta = ingress.metadata;
+        let class = meta.annotations.as_ref().and_then(|all| all.get(CLASS));
+        if class != Some(&self.class) || meta.deletion_timestamp.is_some() {
+            return self.forget_ingress(&name);
+        }
+        let uid = meta.uid.unwrap_or_default();
+        if self.ingresses.get(&name).is_some_and(|known| known.uid != uid) {
+            // Deleted and created again between two looks: another object, which is younger.
+            self.forget_ingress(&name);
+        }
+        self.statuses.lock().insert(name.clone(), ingress.status);
+        let generation = meta.generation.unwrap_or_default();
+        let created = meta.creation_timestamp.map_or(0, |time| time.0.as_second());
+        let known = self.ingresses.entry(name.clone()).or_insert_with(|| Known {
+            key: ObjectKey::of_ingress(created, &name.namespace, &name.name),
+            uid,
+            generation,
+            spec: Arc::default(),
+            good: None,
+            sent: None,
+            uses: Uses::default(),
+        });
+        if known.generation == generation && *known.spec == ingress.spec {
+            return;
+        }
+        known.generation = generation;
+        known.spec = Arc::new(ingress.spec);
+        self.link(&name);
+        self.dirty.insert(name);
+    }
+
+    /// Records which objects an Ingress names now.
+    fn link(&mut self, name: &Name) {
+        let Some(known) = self.ingresses.get_mut(name) else {
+            return;
+        };
+        let specs = known.good.iter().chain([&known.spec]).cloned();
+        let now = Uses::of(&name.namespace, specs);
+        let before = std::mem::take(&mut known.uses);
+        relink(&mut self.users_of_service, name, &before.services, &now.services);
+        relink(&mut self.users_of_secret, name, &before.secrets, &now.secrets);
+        known.uses = now;
+    }
+
+    fn forget_ingress(&mut self, name: &Name) {
+        self.statuses.lock().remove(name);
+        if let Some(known) = self.ingresses.remove(name) {
+            let (users, none) = (&mut self.users_of_service, HashSet::new());
+            relink(users, name, &known.uses.services, &none);
+            relink(&mut self.users_of_secret, name, &known.uses.secrets, &none);
+            self.dirty.remove(name);
+            if known.sent.is_some() {
+                self.deleted.push(known.key);
+            }
+        }
+    }
+
+    fn service(&mut self, update: Update<Service>) {
+        match update {
+            Update::Apply(service) => self.apply_service(service),
+            Update::Delete(service) => {
+                let name = Name::of(&service);
+                if self.objects.services.remove(&name).is_some() {
+                    self.service_changed(&name);
+                }
+            }
+            Update::List(all) => {
+                self.listed[1] = true;
+                let names: HashSet<Name> = all.iter().map(Name::of).collect();
+                let gone = self.objects.services.keys().filter(|name| !names.contains(*name));
+                for name in gone.cloned().collect::<Vec<_>>() {
+                    self.objects.services.remove(&name);
+                    self.service_changed(&name);
+                }
+                all.into_iter().for_each(|service| self.apply_service(service));
+            }
+        }
+    }
+
+    fn apply_service(&mut self, service: Service) {
+        let name = Name::of(&service);
+        if self.objects.services.get(&name) != Some(&service.spec) {
+            self.objects.services.insert(name.clone(), service.spec);
+            self.service_changed(&name);
+        }
+    }
+
+    fn service_changed(&mut self, name: &Name) {
+        let users = self.users_of_service.get(name);
+        self.dirty.extend(users.into_iter().flatten().cloned());
+    }
+
+    fn slice(&mut self, update: Update<EndpointSlice>) {
+        match update {
+            Update::Apply(slice) => self.apply_slice(slice),
+            Update::Delete(slice) => {
+                let (service, name) = slice_name(&slice);
+                self.forget_slice(&service, &name);
+            }
+            Update::List(all) => {
+                self.listed[2] = true;
+                let names: HashSet<(Name, String)> = all.iter().map(slice_name).collect();
+                let known = self.objects.slices.iter();
+                let known = known.flat_map(|(service, slices)| {
+                    slices.keys().map(move |name| (service.clone(), name.clone()))
+                });
+                for (service, name) in known.filter(|slice| !names.contains(slice)).collect::<Vec<_>>() {
+                    self.forget_slice(&service, &name);
+                }
+                all.into_iter().for_each(|slice| self.apply_slice(slice));
+            }
+        }
+    }
+
+    fn apply_slice(&mut self, slice: EndpointSlice) {
+        let (service, name) = slice_name(&slice);
+        let slice = cut(slice);
+        let slices = self.objects.slices.entry(service.clone()).or_default();
+        if slices.get(&name) != Some(&slice) {
+            slices.insert(name, slice);
+            self.service_changed(&service);
+        }
+    }
+
+    fn forget_slice(&mut self, service: &Name, name: &str) {
+        if let Some(slices) = self.objects.slices.get_mut(service)
+            && slices.remove(name).is_some()
+        {
+            if slices.is_empty() {
+                self.objects.slices.remove(service);
+            }
+            self.service_changed(service);
+        }
+    }
+
+    fn secret(&mut self, update: Update<Secret>) {
+        match update {
+            Update::Apply(secret) => {
+                let name = Name::of(&secret);
+                self.set_secret(name, pem(secret));
+            }
+            Update::Delete(secret) => self.set_secret(Name::of(&secret), None),
+            Update::List(all) => {
+                self.listed[3] = true;
+                let names: HashSet<Name> = all.iter().map(Name::of).collect();
+                let gone = self.objects.secrets.keys().filter(|name| !names.contains(*name));
+                for name in gone.cloned().collect::<Vec<_>>() {
+                    self.set_secret(name, None);
+                }
+                for secret in all {
+                    self.set_secret(Name::of(&secret), pem(secret));
+                }
+            }
+        }
+    }
+
+    fn set_secret(&mut self, name: Name, pem: Option<CertificatePem>) {
+        if self.objects.secrets.get(&name) == pem.as_ref() {
+            return;
+        }
+        let users = self.users_of_secret.get(&name);
+        self.dirty.extend(users.into_iter().flatten().cloned());
+        match pem {
+            Some(pem) => _ = self.objects.secrets.insert(name, pem),
+            None => _ = self.objects.secrets.remove(&name),
+        }
+    }
+}
+
+/// The objects that an Ingress names, in its newest specification and in the last good one.
+#[derive(Debug, Default)]
+struct Uses {
+    services: HashSet<Name>,
+    secrets: HashSet<Name>,
+}
+
+impl Uses {
+    fn of(namespace: &str, specs: impl Iterator<Item = Arc<IngressSpec>>) -> Self {
+        let mut uses = Self::default();
+        for spec in specs {
+            let named = resolve::backends(&spec).into_iter();
+            uses.services.extend(named.map(|(name, _)| Name {
+                namespace: namespace.to_owned(),
+                name,
+            }));
+            uses.secrets.extend(resolve::secrets(&spec));
+        }
+        uses
+    }
+}
+
+/// Replaces the uses of one Ingress in an index of users.
+fn relink(
+    users: &mut HashMap<Name, HashSet<Name>>,
+    user: &Name,
+    before: &HashSet<Name>,
+    now: &HashSet<Name>,
+) {
+    for gone in before.difference(now) {
+        if let Some(of) = users.get_mut(gone) {
+            of.remove(user);
+            if of.is_empty() {
+                users.remove(gone);
+            }
+        }
+    }
+    for new in now.difference(before) {
+        users.entry(new.clone()).or_default().insert(user.clone());
+    }
+}
+
+/// The object to be served: the newest specification, or the last good one while the newest one has a problem or
+/// names a Service that is not ready yet. Watches of different kinds are not ordered among each other: an Ingress may
+/// come before the endpoints of its new Service.
+fn next(name: &Name, known: &mut Known, objects: &Objects, policy: &Policy) -> IngressObject {
+    let is_good = known.good.as_ref() == Some(&known.spec);
+    let (service, problem) = match resolve(name, &known.spec, objects, policy) {
+        Ok(Resolved { service, not_ready }) => {
+            let good = known.good.as_ref().filter(|_| !is_good);
+            let before = good.map(|good| resolve::backends(good)).unwrap_or_default();
+            let new = not_ready.difference(&before).next();
+            match (is_good, new, good) {
+                (true, _, _) => (Some(service), None),
+                (false, None, _) => {
+                    known.good = Some(Arc::clone(&known.spec));
+                    (Some(service), None)
+                }
+                (false, Some(missing), Some(good)) => {
+                    let last = resolve(name, good, objects, policy).ok().map(|last| last.service);
+                    (last.or(Some(service)), Some(not_ready_yet(name, missing)))
+                }
+                (false, Some(missing), None) => (Some(service), Some(not_ready_yet(name, missing))),
+            }
+        }
+        Err(problem) => {
+            let good = known.good.as_ref().filter(|_| !is_good);
+            let last = good.and_then(|good| resolve(name, good, objects, policy).ok());
+            (last.map(|last| last.service), Some(problem))
+        }
+    };
+    let sent = known.sent.as_ref().and_then(|sent| sent.service.as_ref());
+    let service = match (service, sent) {
+        // Not even the last good one can be resolved: what was served goes on.
+        (None, sent) => sent.cloned(),
+        (Some(service), Some(sent)) if **sent == service => Some(Arc::clone(sent)),
+        (Some(service), _) => Some(Arc::new(service)),
+    };
+    IngressObject {
+        namespace: name.namespace.clone(),
+        name: name.name.clone(),
+        uid: known.uid.clone(),
+        generation: known.generation,
+        service,
+        problem,
+    }
+}
+
+fn not_ready_yet(ingress: &Name, (service, port): &BackendName) -> IngressProblem {
+    let message = format!(
+        "Service {}/{service} has no ready endpoint for port {port}",
+        ingress.namespace
+    );
+    IngressProblem::new(ProblemKind::NotReady, message)
+}
+
+/// The Service and the name of a slice.
+fn slice_name(slice: &EndpointSlice) -> (Name, String) {
+    let labels = slice.metadata.labels.as_ref();
+    let service = labels.and_then(|labels| labels.get(SERVICE_NAME)).cloned();
+    let name = Name {
+        namespace: slice.metadata.namespace.clone().unwrap_or_default(),
+        name: service.unwrap_or_default(),
+    };
+    (name, slice.metadata.name.clone().unwrap_or_default())
+}
+
+fn cut(slice: EndpointSlice) -> Slice {
+    let mut endpoints = Vec::with_capacity(slice.endpoints.len());
+    for endpoint in &slice.endpoints {
+        let is_ready = endpoint.conditions.ready.unwrap_or(true);
+        if is_ready || endpoint.conditions.serving == Some(true) {
+            // All addresses of an endpoint are the same Pod: the first one is enough.
+            let address = endpoint.addresses.first().and_then(|text| text.parse().ok());
+            endpoints.extend(address.map(|address| (address, is_ready)));
+        }
+    }
+    let ports = slice.ports.into_iter().filter_map(|port| {
+        let number = u16::try_from(port.port?).ok()?;
+        Some((port.name, number))
+    });
+    Slice {
+        address_type: slice.address_type,
+        endpoints,
+        ports: ports.collect(),
+    }
+}
+
+/// The certificate of a Secret; `None` for a Secret that has none.
+fn pem(secret: Secret) -> Option<CertificatePem> {
+    Some(CertificatePem {
+        chain: secret.data.chain?.0.into(),
+        key: secret.data.key?.0.into(),
+    })
+}

@@ -1,0 +1,121 @@
+//! The cluster that a gateway follows: what it finds out about itself there.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, UdpSocket};
+
+use sluice_control::config::Defaults;
+#[cfg(feature = "cluster")]
+pub(super) use sluice_control::source::cluster::ClusterSource;
+use sluice_gateway::cli::RunArgs;
+use tokio::runtime::Runtime;
+
+/// Without the feature no cluster is ever followed.
+#[cfg(not(feature = "cluster"))]
+pub(super) use sluice_control::source::NoSource as ClusterSource;
+
+/// The namespace in the packaging, for a gateway outside of the cluster.
+#[cfg(feature = "cluster")]
+const NAMESPACE: &str = "sluice-system";
+
+/// The default settings: in a cluster all addresses, IPv6 as well where there is any.
+pub(super) fn defaults(args: &RunArgs) -> Defaults {
+    if !args.kubernetes {
+        return Defaults::default();
+    }
+    let dual = IpAddr::V6(Ipv6Addr::UNSPECIFIED);
+    // A socket of its own, since addresses of interfaces say nothing: IPv6 may be compiled out or turned off.
+    let has_ipv6 = UdpSocket::bind((dual, 0)).is_ok();
+    Defaults::of_cluster(if has_ipv6 {
+        dual
+    } else {
+        IpAddr::V4(Ipv4Addr::UNSPECIFIED)
+    })
+}
+
+/// Starts to follow the cluster.
+///
+/// # Errors
+/// What is wrong with its configuration, in one line.
+#[cfg(feature = "cluster")]
+pub(super) fn start(args: &RunArgs, runtime: &Runtime) -> Result<ClusterSource, String> {
+    use sluice_control::source::cluster::{ClusterOptions, connect};
+
+    let options = ClusterOptions {
+        namespace: namespace(),
+        identity: identity(),
+        cluster_domain: cluster_domain(),
+    };
+    tracing::info!(
+        namespace = options.namespace,
+        identity = options.identity,
+        cluster_domain = options.cluster_domain,
+        "following a cluster"
+    );
+    let client = runtime.block_on(connect(args.kubeconfig.as_deref()));
+    let client = client.map_err(|e| format!("cannot follow a cluster: {e}"))?;
+    let _entered = runtime.enter();
+    Ok(ClusterSource::start(client, options))
+}
+
+#[cfg(not(feature = "cluster"))]
+pub(super) fn start(_: &RunArgs, _: &Runtime) -> Result<ClusterSource, String> {
+    Err("this build knows no cluster".to_owned())
+}
+
+/// `$POD_NAMESPACE`, else that of the Pod's service account.
+#[cfg(feature = "cluster")]
+fn namespace() -> String {
+    const FILE: &str = "/var/run/secrets/kubernetes.io/serviceaccount/namespace";
+    let named = std::env::var("POD_NAMESPACE").ok();
+    let mounted = || std::fs::read_to_string(FILE).ok();
+    let found = named.or_else(mounted).map(|name| name.trim().to_owned());
+    found
+        .filter(|name| !name.is_empty())
+        .unwrap_or_else(|| NAMESPACE.to_owned())
+}
+
+/// `$POD_NAME`, else the host's name, which is that of a Pod; with a number where neither is known.
+#[cfg(feature = "cluster")]
+fn identity() -> String {
+    let named = std::env::var("POD_NAME").ok().filter(|name| !name.is_empty());
+    named.unwrap_or_else(|| {
+        let host = nix::unistd::gethostname()
+            .ok()
+            .and_then(|name| name.into_string().ok());
+        host.unwrap_or_else(|| format!("sluice-{:08x}", fastrand::u32(..)))
+    })
+}
+
+/// `$CLUSTER_DOMAIN`, else the domain that the resolver searches below `svc`; source: `network/domain.go` of
+/// knative.dev/pkg.
+#[cfg(feature = "cluster")]
+fn cluster_domain() -> String {
+    let named = std::env::var("CLUSTER_DOMAIN")
+        .ok()
+        .filter(|name| !name.is_empty());
+    named.unwrap_or_else(|| {
+        let resolver = std::fs::read_to_string("/etc/resolv.conf").unwrap_or_default();
+        searched(&resolver).unwrap_or("cluster.local").to_owned()
+    })
+}
+
+#[cfg(feature = "cluster")]
+fn searched(resolver: &str) -> Option<&str> {
+    let lines = resolver
+        .lines()
+        .filter_map(|line| line.trim().strip_prefix("search"));
+    let mut domains = lines.flat_map(str::split_whitespace);
+    let found = domains.find_map(|domain| domain.strip_prefix("svc."))?;
+    Some(found.trim_end_matches('.'))
+}
+
+#[cfg(all(test, feature = "cluster"))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_domain_is_the_one_that_is_searched_below_svc() {
+        let resolver = "nameserver 10.0.0.10\nsearch d.svc.example.org svc.example.org. example.org\n";
+        assert_eq!(searched(resolver), Some("example.org"));
+        assert_eq!(searched("search example.org\n"), None);
+    }
+}
