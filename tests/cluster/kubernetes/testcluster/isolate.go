@@ -127,7 +127,7 @@ func network(dualStack bool) error {
 		addresses, everywhere = append(addresses, nodeIP6), append(everywhere, "::/0")
 	}
 	for i, a := range addresses {
-		if err := netlink.AddrAdd(lo, &netlink.Addr{IPNet: single(a)}); err != nil {
+		if err := netlink.AddrAdd(lo, &netlink.Addr{IPNet: single(a), Flags: unix.IFA_F_NODAD}); err != nil {
 			return fmt.Errorf("address %s: %w", a, err)
 		}
 		_, all, _ := net.ParseCIDR(everywhere[i])

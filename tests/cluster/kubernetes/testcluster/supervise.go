@@ -45,7 +45,7 @@ func supervise(args []string) int {
 	case err = <-up:
 	}
 	if err != nil {
-		fmt.Fprintf(os.Stderr, "cluster: %v; logs are in %s\n", err, o.dir)
+		fmt.Fprintln(os.Stderr, "cluster:", err)
 		return exitUnavailable
 	}
 	return runCommand(o, signals)
