@@ -24,8 +24,8 @@ type container struct {
 	spec corev1.Container
 
 	mu       sync.Mutex
-	process  *os.Process // while it runs
-	ended    chan struct{}
+	process  *os.Process     // while it runs
+	ended    <-chan struct{} // closed when it has
 	ready    bool
 	began    metav1.Time
 	restarts int32
@@ -144,9 +144,10 @@ func (c *container) wait(why *corev1.ContainerStateWaiting) {
 	c.pod.writeStatus()
 }
 
-func (c *container) setReady(ready bool) {
+// setReady is for the process that `ended` is of: the outcome of a probe may come when the next one runs.
+func (c *container) setReady(ended <-chan struct{}, ready bool) {
 	c.mu.Lock()
-	changed := c.process != nil && c.ready != ready
+	changed := c.process != nil && c.ended == ended && c.ready != ready
 	if changed {
 		c.ready = ready
 	}

@@ -11,6 +11,7 @@ import (
 	"log"
 	"os"
 	"os/exec"
+	"syscall"
 )
 
 // The address plan. Every cluster has it: each has a network namespace of its own.
@@ -33,6 +34,8 @@ flags of run:
 
 func main() {
 	log.SetFlags(log.Ltime | log.Lmicroseconds)
+	os.Setenv("PATH", os.Getenv("PATH")+":/usr/sbin:/sbin") // nft, for those who are not root
+	syscall.Umask(0o022)                                    // containers of other users read what we write
 	what, args := "", []string(nil)
 	if len(os.Args) > 1 {
 		what, args = os.Args[1], os.Args[2:]

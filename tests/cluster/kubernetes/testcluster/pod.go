@@ -76,11 +76,7 @@ func (p *pod) prepare() bool {
 		err = p.volumes()
 	}
 	if err != nil {
-		p.log("%v", err)
-		p.statusMu.Lock()
-		p.message = err.Error()
-		p.statusMu.Unlock()
-		p.writeStatus()
+		p.say(err.Error())
 		return false
 	}
 	for _, c := range p.inits {
@@ -89,6 +85,20 @@ func (p *pod) prepare() bool {
 		}
 	}
 	return true
+}
+
+// say puts why nothing runs yet into the Pod's status.
+func (p *pod) say(why string) {
+	p.statusMu.Lock()
+	changed := p.message != why
+	p.message = why
+	p.statusMu.Unlock()
+	if changed {
+		if why != "" {
+			p.log("%s", why)
+		}
+		p.writeStatus()
+	}
 }
 
 // end stops the containers within the grace period and takes the Pod's object away.

@@ -20,71 +20,64 @@ import (
 // the second that is the shortest period of a probe. The kubelet has no such thing; a test of it is slower for nothing.
 const eagerProbe = 100 * time.Millisecond
 
-// watch probes the process that has just started until it has ended.
+// watch probes the process that has just started until it has ended. A startup probe is waited for without end.
 func (c *container) watch(ended <-chan struct{}) {
-	alive := func(ok bool) {
-		if !ok {
-			c.pod.log("%s: not alive: killed", c.spec.Name)
-			c.kill()
-		}
-	}
 	go func() {
 		if s := c.spec.StartupProbe; s != nil {
-			started := make(chan struct{})
-			go c.repeat(s, eagerProbe, ended, func(ok bool) {
-				if alive(ok); ok {
-					select {
-					case <-started:
-					default:
-						close(started)
-					}
+			for wait := seconds(s.InitialDelaySeconds); ; wait = min(seconds(max(s.PeriodSeconds, 1)), eagerProbe) {
+				if over(ended, wait) {
+					return
 				}
-			})
-			select {
-			case <-ended:
-				return
-			case <-started:
+				if c.probe(s) == nil {
+					break
+				}
 			}
 		}
 		if l := c.spec.LivenessProbe; l != nil {
-			go c.repeat(l, 0, ended, alive)
+			go c.repeat(l, seconds(max(l.PeriodSeconds, 1)), ended, func(alive bool) {
+				if !alive {
+					c.pod.log("%s: not alive: killed", c.spec.Name)
+					c.kill()
+				}
+			})
 		}
 		if r := c.spec.ReadinessProbe; r != nil {
-			c.repeat(r, eagerProbe, ended, c.setReady)
+			c.repeat(r, eagerProbe, ended, func(ready bool) { c.setReady(ended, ready) })
 		} else {
-			c.setReady(true)
+			c.setReady(ended, true)
 		}
 	}()
 }
 
-// repeat tells the outcome each time that it is one by the thresholds.
-func (c *container) repeat(p *corev1.Probe, eager time.Duration, ended <-chan struct{}, tell func(ok bool)) {
-	pause := time.Duration(p.InitialDelaySeconds) * time.Second
+// repeat tells each outcome that is one by the thresholds. `first` is the period until the first success.
+func (c *container) repeat(p *corev1.Probe, first time.Duration, ended <-chan struct{}, tell func(ok bool)) {
 	var successes, failures int32
-	succeeded := false
-	for {
-		select {
-		case <-ended:
-			return
-		case <-time.After(pause):
-		}
+	period := seconds(max(p.PeriodSeconds, 1))
+	for wait := seconds(p.InitialDelaySeconds); !over(ended, wait); {
 		if c.probe(p) == nil {
 			failures = 0
+			first = period
 			if successes++; successes >= max(p.SuccessThreshold, 1) {
-				succeeded = true
 				tell(true)
 			}
 		} else {
 			successes = 0
-			// While a probe is made more often than it asks for, its failures do not count.
-			if failures++; failures >= max(p.FailureThreshold, 1) && (succeeded || eager == 0) {
+			if failures++; failures >= max(p.FailureThreshold, 1) {
 				tell(false)
 			}
 		}
-		pause = time.Duration(max(p.PeriodSeconds, 1)) * time.Second
-		if eager > 0 && !succeeded {
-			pause = min(pause, eager)
-		}
+		wait = min(first, period)
+	}
+}
+
+func seconds(n int32) time.Duration { return time.Duration(n) * time.Second }
+
+func over(ended <-chan struct{}, wait time.Duration) bool {
+	select {
+	case <-ended:
+		return true
+	case <-time.After(wait):
+		return false
 	}
 }
 

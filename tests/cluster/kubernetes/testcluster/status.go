@@ -13,7 +13,11 @@ import (
 func (p *pod) writeStatus() {
 	p.statusMu.Lock()
 	defer p.statusMu.Unlock()
-	b, err := json.Marshal(map[string]any{"metadata": map[string]any{"uid": p.uid}, "status": p.status()})
+	s := statusPatch{PodStatus: p.status()}
+	if p.message != "" {
+		s.Message = &p.message
+	}
+	b, err := json.Marshal(map[string]any{"metadata": map[string]any{"uid": p.uid}, "status": s})
 	if err != nil {
 		p.log("status: %v", err)
 		return
@@ -27,9 +31,15 @@ func (p *pod) writeStatus() {
 // gone: the object is no more, or another one has its name.
 func gone(err error) bool { return apierrors.IsNotFound(err) || apierrors.IsConflict(err) }
 
+// statusPatch has a message also where there is none any more: null takes the old one away.
+type statusPatch struct {
+	corev1.PodStatus
+	Message *string `json:"message"`
+}
+
 func (p *pod) status() corev1.PodStatus {
 	o := p.object.Load()
-	s := corev1.PodStatus{Phase: corev1.PodPending, HostIP: nodeIP, HostIPs: []corev1.HostIP{{IP: nodeIP}}, StartTime: &p.began, Message: p.message}
+	s := corev1.PodStatus{Phase: corev1.PodPending, HostIP: nodeIP, HostIPs: []corev1.HostIP{{IP: nodeIP}}, StartTime: &p.began}
 	if p.networked {
 		s.PodIP, s.PodIPs = p.ip, p.ips()
 	}

@@ -55,6 +55,7 @@ func runCommand(o *options, signals <-chan os.Signal) int {
 	c := exec.Command(o.command[0], o.command[1:]...)
 	c.Stdin, c.Stdout, c.Stderr = os.Stdin, os.Stdout, os.Stderr
 	c.Env = append(os.Environ(), "KUBECONFIG="+filepath.Join(o.dir, "kubeconfig"), "SLUICE_CLUSTER_DIR="+o.dir,
+		"KUBECACHEDIR="+filepath.Join(o.dir, "kubectl"), // every cluster has the same address, by which kubectl remembers
 		"PATH="+filepath.Join(o.dir, "bin")+":"+os.Getenv("PATH"))
 	if err := c.Start(); err != nil {
 		fmt.Fprintln(os.Stderr, "cluster:", err)

@@ -11,13 +11,10 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 )
 
-// volumeLimit is how long a Pod waits for the Secrets and ConfigMaps that it mounts.
-const volumeLimit = 20 * time.Second
-
-// volumes writes what the Pod mounts, once: later changes of a Secret or ConfigMap are not followed.
+// volumes writes what the Pod mounts, once: later changes of a Secret or ConfigMap are not followed. It waits for those that
+// are not there yet, and returns an error only when the Pod is to end.
 func (p *pod) volumes() error {
 	o := p.object.Load()
-	deadline := time.Now().Add(volumeLimit)
 	for _, v := range o.Spec.Volumes {
 		dir := filepath.Join(p.dir, "volumes", v.Name)
 		if err := os.MkdirAll(dir, 0o777); err != nil {
@@ -29,11 +26,14 @@ func (p *pod) volumes() error {
 			if err == nil {
 				break
 			}
-			if time.Now().After(deadline) || p.sleep(100*time.Millisecond) {
-				return fmt.Errorf("volume %s: %w", v.Name, err)
+			err = fmt.Errorf("volume %s: %w", v.Name, err)
+			p.say(err.Error())
+			if p.sleep(100 * time.Millisecond) {
+				return err
 			}
 		}
 	}
+	p.say("")
 	return nil
 }
 
