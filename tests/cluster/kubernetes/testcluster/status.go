@@ -17,6 +17,9 @@ func (p *pod) writeStatus() {
 	if p.message != "" {
 		s.Message = &p.message
 	}
+	for _, c := range s.PodStatus.Conditions {
+		s.Conditions = append(s.Conditions, conditionPatch{c, c.Reason, c.Message})
+	}
 	b, err := json.Marshal(map[string]any{"metadata": map[string]any{"uid": p.uid}, "status": s})
 	if err != nil {
 		p.log("status: %v", err)
@@ -31,10 +34,17 @@ func (p *pod) writeStatus() {
 // gone: the object is no more, or another one has its name.
 func gone(err error) bool { return apierrors.IsNotFound(err) || apierrors.IsConflict(err) }
 
-// statusPatch has a message also where there is none any more: null takes the old one away.
+// statusPatch says also that there is no message or reason any more: what a patch leaves out stays.
 type statusPatch struct {
 	corev1.PodStatus
-	Message *string `json:"message"`
+	Message    *string          `json:"message"`
+	Conditions []conditionPatch `json:"conditions"`
+}
+
+type conditionPatch struct {
+	corev1.PodCondition
+	Reason  string `json:"reason"`
+	Message string `json:"message"`
 }
 
 func (p *pod) status() corev1.PodStatus {
