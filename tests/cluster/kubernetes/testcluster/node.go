@@ -43,13 +43,13 @@ type node struct {
 	pods          map[types.UID]*pod
 	addresses     map[string]bool // of Pods, in use
 	nextAddress   int
-	loadBalancers map[types.UID]string
+	loadBalancers map[string]types.UID // by address
 }
 
 const bySlice = "service" // index of EndpointSlices by "namespace/service"
 
 func nodeMain(args []string) {
-	n := &node{pods: map[types.UID]*pod{}, addresses: map[string]bool{}, nextAddress: 2, loadBalancers: map[types.UID]string{}}
+	n := &node{pods: map[types.UID]*pod{}, addresses: map[string]bool{}, nextAddress: 2, loadBalancers: map[string]types.UID{}}
 	f := flag.NewFlagSet("node", flag.ExitOnError)
 	kubeconfig := f.String("kubeconfig", "", "")
 	f.StringVar(&n.state, "state", "", "directory for the logs and volumes of Pods")
@@ -94,6 +94,9 @@ func nodeMain(args []string) {
 		AddFunc:    func(o any) { n.serviceChanged(o.(*corev1.Service)) },
 		UpdateFunc: func(_, o any) { n.serviceChanged(o.(*corev1.Service)) },
 	})
+	if err := n.remember(); err != nil {
+		log.Fatal(err)
+	}
 	if err := n.listenDNS(); err != nil {
 		log.Fatal(err)
 	}
@@ -104,6 +107,27 @@ func nodeMain(args []string) {
 	}
 	log.Print("ready")
 	<-ctx.Done()
+}
+
+// remember is for a node that was killed: what has an address keeps it, and nothing else gets it.
+func (n *node) remember() error {
+	pods, err := n.client.CoreV1().Pods("").List(n.ctx, metav1.ListOptions{})
+	if err != nil {
+		return err
+	}
+	for _, p := range pods.Items {
+		n.addresses[p.Status.PodIP] = true
+	}
+	services, err := n.client.CoreV1().Services("").List(n.ctx, metav1.ListOptions{})
+	if err != nil {
+		return err
+	}
+	for _, s := range services.Items {
+		for _, i := range s.Status.LoadBalancer.Ingress {
+			n.loadBalancers[i.IP] = s.UID
+		}
+	}
+	return nil
 }
 
 func (n *node) register() error {
@@ -148,7 +172,11 @@ func (n *node) podChanged(o *corev1.Pod) {
 		if o.Status.Phase == corev1.PodSucceeded || o.Status.Phase == corev1.PodFailed {
 			return
 		}
-		p = newPod(n, o, n.takeAddress())
+		ip := o.Status.PodIP // of before a restart of the node
+		if ip == "" {
+			ip = n.takeAddress()
+		}
+		p = newPod(n, o, ip)
 		n.pods[o.UID] = p
 		go p.run()
 	}
@@ -222,12 +250,14 @@ func (n *node) serviceChanged(s *corev1.Service) {
 		return
 	}
 	n.mu.Lock()
-	ip, ok := n.loadBalancers[s.UID]
-	if !ok {
-		i := len(n.loadBalancers)
+	var ip string
+	for i := 0; ; i++ {
 		ip = fmt.Sprintf("10.78.%d.%d", i/250, i%250+1)
-		n.loadBalancers[s.UID] = ip
+		if owner, used := n.loadBalancers[ip]; !used || owner == s.UID {
+			break
+		}
 	}
+	n.loadBalancers[ip] = s.UID
 	n.mu.Unlock()
 	go func() {
 		s, vip := s.DeepCopy(), corev1.LoadBalancerIPModeVIP
