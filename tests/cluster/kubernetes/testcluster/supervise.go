@@ -149,7 +149,7 @@ func until(ctx context.Context, died <-chan error, done func() bool) error {
 }
 
 // start runs a component by the script that a test runs after it has killed it: `kill -9 $(cat kube-apiserver.pid)`,
-// then `start-kube-apiserver &`.
+// then `start-kube-apiserver &`. The script waits for the end of its predecessor, which still has its port for a moment.
 func start(dir string, c component, died chan<- error) error {
 	quoted := make([]string, len(c.argv))
 	for i, a := range c.argv {
@@ -157,7 +157,11 @@ func start(dir string, c component, died chan<- error) error {
 	}
 	at := filepath.Join(dir, c.name)
 	script := filepath.Join(dir, "bin", "start-"+c.name)
-	text := fmt.Sprintf("#!/bin/sh\necho $$ >'%s.pid'\nexec %s >>'%s.log' 2>&1 </dev/null\n", at, strings.Join(quoted, " "), at)
+	text := fmt.Sprintf(`#!/bin/sh
+while kill -0 "$(cat '%[1]s.pid' 2>/dev/null)" 2>/dev/null; do sleep 0.05; done
+echo $$ >'%[1]s.pid'
+exec %[2]s >>'%[1]s.log' 2>&1 </dev/null
+`, at, strings.Join(quoted, " "))
 	if err := os.WriteFile(script, []byte(text), 0o755); err != nil {
 		return err
 	}
