@@ -21,8 +21,8 @@ program() {
     fi
 }
 
-# suite_log SUITE CLASS : where the output of a suite is.
-suite_log() { echo "$SLUICE_CLUSTER_DIR/$1-${2%%.*}.log"; }
+# suite_log SUITE CLASS : where the output of a suite is. SUITE_RUN tells several of the same kind apart.
+suite_log() { echo "$SLUICE_CLUSTER_DIR/$1-${2%%.*}${SUITE_RUN:+-$SUITE_RUN}.log"; }
 
 # suite LOG INDENT COMMAND... : runs a Go test, its output to LOG, and prints one line for each test at INDENT, failed ones first,
 # and those below that failed; then the sum. Its status is the command's.
