@@ -234,6 +234,7 @@ impl Store {
         self.statuses.lock().insert(name.clone(), ingress.status);
         let generation = meta.generation.unwrap_or_default();
         let created = meta.creation_timestamp.map_or(0, |time| time.0.as_second());
+        let is_new = !self.ingresses.contains_key(&name);
         let known = self.ingresses.entry(name.clone()).or_insert_with(|| Known {
             key: ObjectKey::of_ingress(created, &name.namespace, &name.name),
             uid,
@@ -243,7 +244,7 @@ impl Store {
             sent: None,
             uses: Uses::default(),
         });
-        if known.generation == generation && *known.spec == ingress.spec {
+        if !is_new && known.generation == generation && *known.spec == ingress.spec {
             return;
         }
         known.generation = generation;
