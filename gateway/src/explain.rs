@@ -277,6 +277,7 @@ fn backend(backend: &Backend) -> Value {
             json!({"url": format!("{scheme}://{}:{}{}", url.host, url.port, url.path_prefix)})
         }
         Backend::Managed => json!({"process": true}),
+        Backend::Pods(pods) => json!({"pods": pods.all().map(|pod| pod.to_string()).collect::<Vec<_>>()}),
     }
 }
 

@@ -31,8 +31,8 @@ pub use draw::draw_point;
 pub use hash::{StickyKey, rendezvous, stable_hash};
 pub use name::{Host, NameError, RevisionId, ServiceId, Tag, normalize_host};
 pub use revision::{
-    Backend, BackendTls, DEFAULT_STREAMS_PER_CONNECTION, EndpointAddr, EndpointTarget, Probe, ProbeKind,
-    Protocol, QueueLimits, RevisionSettings, RevisionSpec, RevisionTimeouts, Scheme, UrlBackend,
+    Backend, BackendTls, DEFAULT_STREAMS_PER_CONNECTION, EndpointAddr, EndpointTarget, Pods, Probe,
+    ProbeKind, Protocol, QueueLimits, RevisionSettings, RevisionSpec, RevisionTimeouts, Scheme, UrlBackend,
 };
 pub use route::{
     CertificatePem, HeaderMatch, HeaderMatcher, HostClaim, HttpOption, IngressExtras, PathMatch, PathRewrite,

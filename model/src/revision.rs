@@ -74,6 +74,22 @@ pub struct UrlBackend {
     pub path_prefix: String,
 }
 
+/// The Pods of a Knative revision.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Pods {
+    /// Pods that are ready by the cluster's view.
+    pub ready: Vec<SocketAddr>,
+    /// Pods that are not ready by the cluster's view, which is late by its own probes' interval: they are probed.
+    pub starting: Vec<SocketAddr>,
+}
+
+impl Pods {
+    /// The addresses of all Pods.
+    pub fn all(&self) -> impl Iterator<Item = SocketAddr> {
+        self.ready.iter().chain(&self.starting).copied()
+    }
+}
+
 /// The kind of a revision's endpoints.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Backend {
@@ -87,6 +103,9 @@ pub enum Backend {
     },
     /// One URL.
     Url(UrlBackend),
+    /// Pods of a Knative revision, which the cluster's autoscaler starts and stops: at zero a request waits and sends
+    /// [`Demand`](crate::Demand).
+    Pods(Pods),
     /// Instances that the control plane starts and reports through
     /// [`EndpointSink`](crate::EndpointSink).
     Managed,
@@ -145,6 +164,9 @@ pub enum ProbeKind {
         /// Path and query.
         path: String,
     },
+    /// A GET that Knative's queue-proxy answers, and only with 200 when the program behind it is ready. Source: contract
+    /// of the activator, `pkg/activator/net/revision_backends.go` of knative.dev/serving.
+    QueueProxy,
 }
 
 /// A readiness probe.

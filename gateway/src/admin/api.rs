@@ -341,6 +341,7 @@ fn revision(spec: &RevisionSpec) -> Value {
         "readinessProbe": spec.readiness.as_ref().map(|probe| json!({
             "probe": match &probe.kind {
                 ProbeKind::Tcp => json!({"tcpSocket": {}}),
+                ProbeKind::QueueProxy => json!({"queueProxy": {}}),
                 ProbeKind::Http { path } => json!({"httpGet": {"path": path}}),
             },
             "period": duration(probe.period),
@@ -377,6 +378,11 @@ fn backend(backend: &Backend) -> Value {
             json!({"kind": "url", "url": format!("{scheme}://{}:{}{}", url.host, url.port, url.path_prefix)})
         }
         Backend::Managed => json!({"kind": "managed"}),
+        Backend::Pods(pods) => json!({
+            "kind": "pods",
+            "ready": pods.ready.iter().map(ToString::to_string).collect::<Vec<_>>(),
+            "starting": pods.starting.iter().map(ToString::to_string).collect::<Vec<_>>(),
+        }),
     }
 }
 

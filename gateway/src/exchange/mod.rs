@@ -353,6 +353,7 @@ where
             route: routed.route(),
             target_headers: routed.target_headers(),
             network_hash: routed.network_hash(),
+            counted: self.request.is_counted(),
             nominated: if head.nominates_others() {
                 Nominated::of(head)
             } else {

@@ -8,7 +8,7 @@ use http::Request;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
 /// Sent as `User-Agent`, so that a backend's log can tell probes apart.
-const AGENT: &str = "sluice-probe";
+pub(super) const AGENT: &str = "sluice-probe";
 
 /// The longest response that is read to its end to keep the connection.
 const WHOLE: usize = 16 * 1024;
@@ -26,14 +26,18 @@ pub(super) async fn get_http1<S>(
     stream: &mut S,
     host: &str,
     path: &str,
+    fields: &[(&str, &str)],
     keep: bool,
 ) -> Result<(u16, bool), String>
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {
     let close = if keep { "" } else { "Connection: close\r\n" };
-    let request =
-        format!("GET {path} HTTP/1.1\r\nHost: {host}\r\nUser-Agent: {AGENT}\r\nAccept: */*\r\n{close}\r\n");
+    let mut request = format!("GET {path} HTTP/1.1\r\nHost: {host}\r\n");
+    for (name, value) in fields {
+        request.push_str(&format!("{name}: {value}\r\n"));
+    }
+    request.push_str(&format!("Accept: */*\r\n{close}\r\n"));
     let text = |e: std::io::Error| e.to_string();
     stream.write_all(request.as_bytes()).await.map_err(text)?;
     // "HTTP/1.1 200" is enough.
@@ -112,16 +116,22 @@ fn status(head: &[u8; STATUS]) -> Option<u16> {
 ///
 /// # Errors
 /// A text for the log.
-pub(super) async fn get_h2c<S>(stream: S, host: &str, path: &str) -> Result<u16, String>
+pub(super) async fn get_h2c<S>(
+    stream: S,
+    host: &str,
+    path: &str,
+    fields: &[(&str, &str)],
+) -> Result<u16, String>
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {
     let text = |e: h2::Error| e.to_string();
     let (mut client, mut connection) = h2::client::handshake(stream).await.map_err(text)?;
-    let request = Request::get(format!("http://{host}{path}"))
-        .header("user-agent", AGENT)
-        .body(())
-        .map_err(|e| e.to_string())?;
+    let mut request = Request::get(format!("http://{host}{path}"));
+    for (name, value) in fields {
+        request = request.header(*name, *value);
+    }
+    let request = request.body(()).map_err(|e| e.to_string())?;
     let answer = async {
         poll_fn(|cx| client.poll_ready(cx)).await.map_err(text)?;
         let (response, _) = client.send_request(request, true).map_err(text)?;

@@ -202,8 +202,12 @@ fn timing(view: &EndpointView, spec: &RevisionSpec, doubtful: bool) -> ProbeTimi
         phase: view.phase,
         waiting: view.waiting,
         local: is_local(&view.endpoint.address),
-        instance: view.endpoint.instance.is_some(),
-        period: spec.readiness.as_ref().map(|probe| probe.period),
+        instance: view.endpoint.instance.is_some() || matches!(spec.backend, Backend::Pods(_)),
+        // A ready Pod is probed by the cluster.
+        period: match spec.backend {
+            Backend::Pods(_) => None,
+            _ => spec.readiness.as_ref().map(|probe| probe.period),
+        },
         doubtful,
         min_delay: Duration::ZERO,
     }
@@ -213,7 +217,22 @@ fn timing(view: &EndpointView, spec: &RevisionSpec, doubtful: bool) -> ProbeTimi
 fn http_path(spec: &RevisionSpec) -> Option<&str> {
     match &spec.readiness.as_ref()?.kind {
         ProbeKind::Http { path } if !matches!(spec.backend, Backend::Url(_)) => Some(path),
+        ProbeKind::QueueProxy => Some(QUEUE_PROXY_PATH),
         _ => None,
+    }
+}
+
+/// The path of a probe of queue-proxy.
+const QUEUE_PROXY_PATH: &str = "/healthz";
+
+/// The fields of a probe: queue-proxy counts a request from any other agent.
+fn fields(spec: &RevisionSpec) -> &'static [(&'static str, &'static str)] {
+    match spec.readiness.as_ref().map(|probe| &probe.kind) {
+        Some(ProbeKind::QueueProxy) => &[
+            ("user-agent", "Knative-Activator-Probe"),
+            ("k-network-probe", "queue"),
+        ],
+        _ => &[("user-agent", http::AGENT)],
     }
 }
 
@@ -260,12 +279,12 @@ async fn attempt(
         match address {
             EndpointAddr::Tcp(to) => {
                 let mut stream = connect(*to).await?;
-                let reusable = ask(&mut stream, spec.protocol, &to.to_string(), path, keep).await?;
+                let reusable = ask(&mut stream, spec, &to.to_string(), path, keep).await?;
                 Ok((reusable, PlainStream::Tcp(stream)))
             }
             EndpointAddr::Unix(to) => {
                 let mut stream = UnixStream::connect(to).await.map_err(|e| e.to_string())?;
-                let reusable = ask(&mut stream, spec.protocol, "localhost", path, keep).await?;
+                let reusable = ask(&mut stream, spec, "localhost", path, keep).await?;
                 Ok((reusable, PlainStream::Unix(stream)))
             }
         }
@@ -307,7 +326,7 @@ async fn connect(to: SocketAddr) -> Result<TcpStream, String> {
 /// Sends the probe's request, if any. Returns whether the connection can be kept.
 async fn ask<S>(
     stream: &mut S,
-    protocol: Protocol,
+    spec: &RevisionSpec,
     host: &str,
     path: Option<&str>,
     keep: bool,
@@ -315,10 +334,11 @@ async fn ask<S>(
 where
     S: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin + Send,
 {
-    let (status, reusable) = match (path, protocol) {
+    let fields = fields(spec);
+    let (status, reusable) = match (path, spec.protocol) {
         (None, _) => return Ok(keep),
-        (Some(path), Protocol::Http1) => get_http1(stream, host, path, keep).await?,
-        (Some(path), Protocol::H2c | Protocol::H2) => (get_h2c(stream, host, path).await?, false),
+        (Some(path), Protocol::Http1) => get_http1(stream, host, path, fields, keep).await?,
+        (Some(path), Protocol::H2c | Protocol::H2) => (get_h2c(stream, host, path, fields).await?, false),
     };
     if (200..400).contains(&status) {
         Ok(reusable)

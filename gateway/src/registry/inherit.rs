@@ -26,6 +26,7 @@ pub(crate) fn backend_kind(spec: &RevisionSpec) -> String {
     match &spec.backend {
         Backend::Managed => format!("managed {protocol:?}"),
         Backend::Static { activated, .. } => format!("static {protocol:?} {activated}"),
+        Backend::Pods(_) => format!("pods {protocol:?}"),
         Backend::Url(url) => format!("url {protocol:?} {url:?}"),
     }
 }

@@ -3,6 +3,7 @@
 use std::collections::HashSet;
 use std::fmt;
 use std::mem::discriminant;
+use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Instant;
@@ -10,7 +11,7 @@ use std::time::Instant;
 use arc_swap::ArcSwap;
 use parking_lot::Mutex;
 use sluice_model::{
-    Backend, DemandSink, EndpointAddr, EndpointTarget, Load, ManagedEndpoint, RevisionId, RevisionSpec,
+    Backend, DemandSink, EndpointAddr, EndpointTarget, Load, ManagedEndpoint, Pods, RevisionId, RevisionSpec,
 };
 use tokio::runtime::Handle;
 use tokio::sync::Notify;
@@ -19,8 +20,8 @@ use super::MakeObserver;
 use crate::dns::{self, DnsEnv, NameCache};
 use crate::probe::{self, ProbeLimiter};
 use crate::throttle::{
-    Closing, EndpointState, QueueBudget, RevisionObserver, RevisionThrottler, Supply, ThrottleEnv,
-    ThrottleLimits, clock,
+    Closing, EndpointPhase, EndpointState, QueueBudget, RevisionObserver, RevisionThrottler, Supply,
+    ThrottleEnv, ThrottleLimits, clock,
 };
 use crate::upstream::RevisionTls;
 
@@ -97,6 +98,9 @@ impl Awake {
         let throttler = RevisionThrottler::new(spec.id.clone(), spec.service.clone(), limits, throttle);
         throttler.idle_since(asleep.since);
         throttler.set_addresses(&known.addresses, !takes_instances(spec), now);
+        if let Backend::Pods(pods) = &spec.backend {
+            believe(&throttler, pods, now);
+        }
         if let Some(closing) = asleep.closed {
             throttler.close(closing, now);
         }
@@ -270,6 +274,9 @@ impl LiveRevision {
             self.start_probes_and_lookups(now);
             return;
         };
+        if let (Backend::Pods(before), Backend::Pods(pods)) = (&before.backend, &spec.backend) {
+            doubt(&awake.throttler, before, pods, now);
+        }
         let names = awake.names.lock();
         awake.throttler.set_service(&spec.service);
         self.refresh(awake, &names, now);
@@ -288,6 +295,8 @@ impl LiveRevision {
         let needed = match &spec.backend {
             Backend::Managed => false,
             Backend::Url(_) => true,
+            // Asleep it has what it needs: it is probed once a request came.
+            Backend::Pods(_) => false,
             Backend::Static { targets, activated } => {
                 *activated || spec.readiness.is_some() || targets.iter().any(is_name)
             }
@@ -367,6 +376,9 @@ impl LiveRevision {
             throttler.set_addresses(&known.addresses, ready, now);
             throttler.set_limits(limits, now);
         }
+        if let Backend::Pods(pods) = &spec.backend {
+            believe(throttler, pods, now);
+        }
         self.start_probes();
         if targets.iter().any(is_name) && !awake.resolving.swap(true, Ordering::Relaxed) {
             let changed = Arc::clone(&awake.names_changed);
@@ -417,16 +429,45 @@ impl Drop for LiveRevision {
     }
 }
 
+/// Takes the Pods that are ready by the cluster's view as ready, without a probe.
+fn believe(throttler: &Arc<RevisionThrottler>, pods: &Pods, now: Instant) {
+    let ready: HashSet<SocketAddr> = pods.ready.iter().copied().collect();
+    for view in throttler.endpoints() {
+        if let EndpointAddr::Tcp(address) = &view.endpoint.address
+            && view.phase == EndpointPhase::Starting
+            && ready.contains(address)
+        {
+            throttler.endpoint_ready(view.endpoint.key, now);
+        }
+    }
+}
+
+/// Takes Pods that were ready by the cluster's view, and are not any more, as failing: they are probed.
+fn doubt(throttler: &Arc<RevisionThrottler>, before: &Pods, pods: &Pods, now: Instant) {
+    let failing: HashSet<&SocketAddr> = pods.starting.iter().collect();
+    let failing: HashSet<&SocketAddr> = before.ready.iter().filter(|pod| failing.contains(pod)).collect();
+    if failing.is_empty() {
+        return;
+    }
+    for view in throttler.endpoints() {
+        if let EndpointAddr::Tcp(address) = &view.endpoint.address
+            && failing.contains(address)
+        {
+            throttler.endpoint_failing(view.endpoint.key, now);
+        }
+    }
+}
+
 fn takes_instances(spec: &RevisionSpec) -> bool {
     matches!(
         spec.backend,
-        Backend::Managed | Backend::Static { activated: true, .. }
+        Backend::Managed | Backend::Pods(_) | Backend::Static { activated: true, .. }
     )
 }
 
 fn limits(spec: &RevisionSpec, names_pending: bool) -> ThrottleLimits {
     let supply = match &spec.backend {
-        Backend::Managed | Backend::Static { activated: true, .. } => Supply::Activated,
+        Backend::Managed | Backend::Pods(_) | Backend::Static { activated: true, .. } => Supply::Activated,
         _ if names_pending => Supply::Resolving,
         _ => Supply::Fixed,
     };
@@ -443,6 +484,10 @@ fn targets(spec: &RevisionSpec) -> Vec<EndpointTarget> {
     match &spec.backend {
         Backend::Managed => Vec::new(),
         Backend::Static { targets, .. } => targets.clone(),
+        Backend::Pods(pods) => {
+            let all = pods.all().map(EndpointAddr::Tcp);
+            all.map(EndpointTarget::Address).collect()
+        }
         Backend::Url(url) => vec![EndpointTarget::Dns {
             host: url.host.as_str().to_owned(),
             port: url.port,

@@ -2,11 +2,12 @@
 
 use std::net::IpAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant, SystemTime};
 
 use sluice_model::{
-    EndpointAddr, Found, Generation, Limits, RequestView, RevisionSpec, Route, Service, Settings, StickyKey,
-    normalize_host,
+    Backend, EndpointAddr, Found, Generation, Limits, RequestView, RevisionSpec, Route, Service, Settings,
+    StickyKey, normalize_host,
 };
 use tokio::sync::watch;
 
@@ -33,6 +34,8 @@ pub struct Engine {
     pub observer: Observer,
     /// The drain phase of the gateway.
     pub drain: watch::Receiver<Drain>,
+    /// The cluster's autoscaler gets this gateway's statistics: what is sent to Pods is counted here, not there.
+    pub counted: Arc<AtomicBool>,
 }
 
 /// A request as received.
@@ -263,6 +266,12 @@ impl RequestCtx {
     /// The limits of the request's Snapshot.
     pub fn limits(&self) -> &Limits {
         &self.settings.limits
+    }
+
+    /// Whether the request is counted by this gateway for the cluster's autoscaler.
+    pub fn is_counted(&self) -> bool {
+        let pods = self.routed.as_ref().map(|routed| &routed.spec.backend);
+        matches!(pods, Some(Backend::Pods(_))) && self.engine.counted.load(Ordering::Relaxed)
     }
 
     /// The drain phase, to be watched.

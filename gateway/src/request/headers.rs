@@ -105,6 +105,8 @@ pub struct RequestEdit<'a> {
     /// The version of the Ingress that the route was made of, for a service that was made of one. Such a service has
     /// the fields of the routing decision in the headers of its targets.
     pub network_hash: Option<&'a str>,
+    /// The request is counted by this gateway for the cluster's autoscaler, so that queue-proxy counts it as proxied.
+    pub counted: bool,
     /// The names in the request's `Connection` fields.
     pub nominated: Nominated<'a>,
     /// Whether crumbs of `Cookie` are joined into one field, as HTTP/2 may split them and HTTP/1
@@ -225,6 +227,9 @@ pub fn request_fields(head: &impl Fields, edit: &RequestEdit<'_>, out: &mut impl
         if is_settable(name.as_bytes(), edit) {
             out.field(name.as_bytes(), value.as_bytes());
         }
+    }
+    if edit.counted {
+        out.field(b"k-proxy-request", b"activator");
     }
     if edit.network_hash.is_some() {
         return;

@@ -77,6 +77,7 @@ fn sent(head: &Head, from: Forwarding<'_>, revision: &RevisionSpec) -> Head {
         route: None,
         target_headers: &[],
         network_hash: None,
+        counted: false,
         nominated: Nominated::of(head),
         join_cookies: head.count("cookie") > 1,
     };

@@ -20,6 +20,7 @@ use sluice_gateway::throttle::{EndpointPhase, EndpointView};
 use sluice_model::{Demand, DemandSink, Generation, RevisionId, StatusSource};
 use tokio::sync::watch;
 
+use super::cluster::StatsHandle;
 use super::upgrade::UpgradeRequester;
 
 /// Implements [`AdminState`] on both planes.
@@ -236,12 +237,17 @@ fn endpoint(view: EndpointView) -> Option<EndpointLoad> {
 pub(super) struct DemandRouter {
     pub(super) scale: ScaleHandle,
     pub(super) autoscale: OnceLock<AutoscaleHandle>,
+    /// The statistics for a cluster's autoscaler.
+    pub(super) stats: Option<StatsHandle>,
 }
 
 impl DemandSink for DemandRouter {
     fn demand(&self, demand: Demand) {
         if let (Demand::Activate(revision), Some(autoscale)) = (&demand, self.autoscale.get()) {
             autoscale.activate(revision);
+        }
+        if let (Demand::Activate(revision), Some(stats)) = (&demand, &self.stats) {
+            stats.activate(revision);
         }
         self.scale.demand(demand);
     }

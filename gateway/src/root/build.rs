@@ -24,7 +24,7 @@ use tokio::sync::watch;
 
 use super::admin_state::DemandRouter;
 use super::check::{bad_files, env};
-use super::cluster::{self, ClusterSource};
+use super::cluster::{self, ClusterSource, StatsHandle};
 use super::startup_error::StartupError;
 use super::upgrade::{SocketKind, SocketName, Takeover};
 
@@ -82,11 +82,13 @@ pub(super) fn build(
     let executable = std::env::current_exe()
         .map_err(|e| StartupError::start(format!("cannot find my own executable: {e}")))?;
 
+    let counted = Arc::new(AtomicBool::new(false));
     let (drain, phase) = watch::channel(Drain::Serving);
     let (scale, controller) = Controller::new();
     let demand = Arc::new(DemandRouter {
         scale: scale.clone(),
         autoscale: OnceLock::new(),
+        stats: args.kubernetes.then(|| StatsHandle::new(Arc::clone(&counted))),
     });
     let first = loaded.delta();
     let registry = {
@@ -115,6 +117,7 @@ pub(super) fn build(
         table: registry.reader(),
         observer,
         drain: phase.clone(),
+        counted,
     });
     let downstream = Arc::new(Downstream::new(engine));
     let edge = {

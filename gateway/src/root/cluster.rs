@@ -1,16 +1,79 @@
 //! The cluster that a gateway follows: what it finds out about itself there.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, UdpSocket};
+use std::sync::Arc;
+#[cfg(not(feature = "cluster"))]
+use std::sync::atomic::AtomicBool;
 
 use sluice_control::config::Defaults;
 #[cfg(feature = "cluster")]
-pub(super) use sluice_control::source::cluster::ClusterSource;
+pub(super) use sluice_control::source::cluster::{ClusterSource, stats::StatsHandle};
 use sluice_gateway::cli::RunArgs;
+use sluice_gateway::registry::Registry;
+use sluice_model::RevisionId;
+#[cfg(feature = "cluster")]
+use sluice_model::{EndpointSink, Load};
 use tokio::runtime::Runtime;
 
 /// Without the feature no cluster is ever followed.
 #[cfg(not(feature = "cluster"))]
 pub(super) use sluice_control::source::NoSource as ClusterSource;
+
+/// Without the feature nobody reports.
+#[cfg(not(feature = "cluster"))]
+#[derive(Debug, Clone)]
+pub(super) struct StatsHandle;
+
+#[cfg(not(feature = "cluster"))]
+impl StatsHandle {
+    pub(super) fn new(_: Arc<AtomicBool>) -> Self {
+        Self
+    }
+
+    pub(super) fn activate(&self, _: &RevisionId) {}
+}
+
+#[cfg(not(feature = "cluster"))]
+pub(super) fn report(_: StatsHandle, _: &Arc<Registry>, _: &Runtime) {}
+
+/// Starts to report statistics to the autoscaler of Knative Serving in the cluster.
+#[cfg(feature = "cluster")]
+pub(super) fn report(stats: StatsHandle, registry: &Arc<Registry>, runtime: &Runtime) {
+    use sluice_control::source::cluster::stats::StatsOptions;
+
+    let serving = std::env::var("KNATIVE_NAMESPACE").unwrap_or_else(|_| "knative-serving".to_owned());
+    let options = StatsOptions {
+        autoscaler: (format!("autoscaler.{serving}.svc.{}", cluster_domain()), 8080),
+        pod_name: identity(),
+    };
+    let loads = Arc::new(RegistryLoads(Arc::clone(registry)));
+    drop(runtime.spawn(stats.run(options, loads)));
+}
+
+/// The loads of revisions whose Pods the cluster's autoscaler starts and stops.
+#[cfg(feature = "cluster")]
+struct RegistryLoads(Arc<Registry>);
+
+#[cfg(feature = "cluster")]
+impl sluice_control::source::cluster::stats::PodLoads for RegistryLoads {
+    fn sample(&self) -> Vec<(RevisionId, Load)> {
+        let table = self.0.reader().load();
+        let all = table.entries().flat_map(|entry| entry.live.revisions());
+        // A revision that sleeps was never asked for.
+        let used = all.filter(|live| live.awake().is_some() && is_pods(&live.spec()));
+        let sampled = used.filter_map(|live| Some((live.id().clone(), self.0.sample(live.id())?)));
+        sampled.collect()
+    }
+
+    fn has(&self, revision: &RevisionId) -> bool {
+        self.0.live(revision).is_some_and(|live| is_pods(&live.spec()))
+    }
+}
+
+#[cfg(feature = "cluster")]
+fn is_pods(spec: &sluice_model::RevisionSpec) -> bool {
+    matches!(spec.backend, sluice_model::Backend::Pods(_))
+}
 
 /// The namespace in the packaging, for a gateway outside of the cluster.
 #[cfg(feature = "cluster")]

@@ -21,6 +21,7 @@ use tokio::task::JoinSet;
 use super::admin_state::{GatewayState, Plans};
 use super::applier::Applier;
 use super::build::{Built, build};
+use super::cluster;
 use super::shutdown::Running;
 use super::signals::Signals;
 use super::startup_error::StartupError;
@@ -206,6 +207,9 @@ fn serve(
         handed_over: AtomicBool::new(false),
         synced: Arc::clone(&synced),
     });
+    if let Some(stats) = &demand.stats {
+        cluster::report(stats.clone(), &registry, control);
+    }
     let reader = registry.reader();
     let table = Table::new(Arc::clone(&registry));
     let applier = Applier {

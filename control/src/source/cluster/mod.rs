@@ -13,6 +13,7 @@ mod hosts;
 mod lease;
 mod objects;
 mod resolve;
+pub mod stats;
 mod status;
 mod store;
 #[cfg(test)]

@@ -207,6 +207,48 @@ pub(super) struct ServicePort {
     pub(super) port: i64,
 }
 
+/// A Revision of Knative Serving.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(default)]
+pub(super) struct Revision {
+    pub(super) metadata: ObjectMeta,
+    #[serde(deserialize_with = "nullable")]
+    pub(super) spec: RevisionObject,
+}
+
+/// The specification of a Revision.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+pub(super) struct RevisionObject {
+    pub(super) container_concurrency: Option<i64>,
+    pub(super) timeout_seconds: Option<i64>,
+    pub(super) response_start_timeout_seconds: Option<i64>,
+    pub(super) idle_timeout_seconds: Option<i64>,
+    #[serde(deserialize_with = "nullable")]
+    pub(super) containers: Vec<Container>,
+}
+
+/// A container of a Revision: what says whether its Pods may be probed before the cluster takes them for ready.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+pub(super) struct Container {
+    pub(super) readiness_probe: Option<ContainerProbe>,
+    pub(super) startup_probe: Option<ContainerProbe>,
+}
+
+/// A command of a probe; the content is of no interest.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(default)]
+pub(super) struct Exec {}
+
+/// A probe of a container.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(default)]
+pub(super) struct ContainerProbe {
+    /// A command, which only the kubelet can run.
+    pub(super) exec: Option<Exec>,
+}
+
 /// A part of the endpoints of a Service.
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(default, rename_all = "camelCase")]
@@ -235,6 +277,7 @@ pub(super) struct Endpoint {
 pub(super) struct EndpointConditions {
     pub(super) ready: Option<bool>,
     pub(super) serving: Option<bool>,
+    pub(super) terminating: Option<bool>,
 }
 
 /// A port of all endpoints of a slice, by the name that the Service has for it.
@@ -314,6 +357,7 @@ resource!(
     "Ingress",
     "ingresses"
 );
+resource!(Revision, "serving.knative.dev", "v1", "Revision", "revisions");
 resource!(Service, "", "v1", "Service", "services");
 resource!(
     EndpointSlice,

@@ -4,20 +4,22 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+use std::time::Duration;
 
 use sluice_model::{
     Backend, EndpointAddr, EndpointTarget, Host, HostClaim, HostPattern, HttpOption, IngressExtras,
     MAX_RULES, PathMatch, Percent, Protocol, RevisionId, RevisionSettings, RevisionSpec, Route, RouteMatch,
     Rule, ServiceCertificate, ServiceId, TrafficSplit, TrafficTarget, Visibility,
 };
-use sluice_model::{HeaderMatch, HeaderMatcher, Service};
+use sluice_model::{HeaderMatch, HeaderMatcher, Pods, Probe, ProbeKind, RevisionTimeouts, Service};
 
 use super::hash::network_hash;
 use super::hosts::forms;
 use super::objects::{
-    IngressPath, IngressRule, IngressSpec, IngressSplit, IngressTls, PortName, ServicePort, ServiceSpec,
+    IngressPath, IngressRule, IngressSpec, IngressSplit, IngressTls, PortName, RevisionObject, ServicePort,
+    ServiceSpec,
 };
-use super::store::{Name, Objects};
+use super::store::{Condition, Name, Objects};
 use crate::ingress::{IngressProblem, ProblemKind};
 
 /// A resolved specification.
@@ -30,6 +32,9 @@ pub(super) struct Resolved {
 
 /// A Service and its port, as a split names them.
 pub(super) type BackendName = (String, PortName);
+
+/// The timeout of a probe of a Pod. The activator's 300 ms are too short for a Pod that shares a busy CPU while it starts.
+const PROBE_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Settings of the resolution that are the same for all Ingresses.
 #[derive(Debug, Clone)]
@@ -117,6 +122,22 @@ pub(super) fn resolve(
 pub(super) fn backends(spec: &IngressSpec) -> BTreeSet<BackendName> {
     let named = splits(spec).map(|split| (split.service_name.clone(), split.service_port.clone()));
     named.collect()
+}
+
+/// The revisions of Knative's that a specification names, in the headers of its splits.
+pub(super) fn revisions(spec: &IngressSpec) -> BTreeSet<Name> {
+    splits(spec).filter_map(revision_of).collect()
+}
+
+/// The revision of Knative's that a split leads to: its Service stands for whoever is on the path.
+fn revision_of(split: &IngressSplit) -> Option<Name> {
+    let namespace = split.append_headers.get("Knative-Serving-Namespace")?;
+    let name = split.append_headers.get("Knative-Serving-Revision")?;
+    // Of another namespace it would be an instruction of one tenant about another's Pods.
+    (*namespace == split.service_namespace).then(|| Name {
+        namespace: namespace.clone(),
+        name: name.clone(),
+    })
 }
 
 /// The Secrets that a specification names.
@@ -303,11 +324,20 @@ impl Build<'_> {
         let service = service.ok_or_else(|| missing(format!("Service {name} is not there ({at})")))?;
         let port = port(service, port_name);
         let port = port.ok_or_else(|| missing(format!("Service {name} has no port {port_name} ({at})")))?;
-        let targets = self.targets(&name, service, port);
-        if targets.is_empty() {
-            self.not_ready.insert(backend.clone());
-        }
-        let mut settings = Arc::clone(&self.policy.settings);
+        let (kind, mut settings) = match revision_of(split).and_then(|revision| self.pods(&revision)) {
+            Some((pods, settings)) => (Backend::Pods(pods), settings),
+            None => {
+                let targets = self.targets(&name, service, port);
+                if targets.is_empty() {
+                    self.not_ready.insert(backend.clone());
+                }
+                let activated = false;
+                (
+                    Backend::Static { targets, activated },
+                    Arc::clone(&self.policy.settings),
+                )
+            }
+        };
         let protocol = protocol(port);
         if settings.protocol != protocol {
             Arc::make_mut(&mut settings).protocol = protocol;
@@ -330,14 +360,32 @@ impl Build<'_> {
         self.revisions.push(Arc::new(RevisionSpec {
             id: revision_id,
             service: self.id.clone(),
-            backend: Backend::Static {
-                targets,
-                activated: false,
-            },
+            backend: kind,
             settings,
         }));
         self.slots.insert(backend, slot);
         Ok(slot)
+    }
+
+    /// The Pods of a revision, by its private Service, and its settings. `None` while either is not known: its
+    /// requests go to the public Service then, as for any other ingress.
+    fn pods(&self, revision: &Name) -> Option<(Pods, Arc<RevisionSettings>)> {
+        let object = self.objects.revisions.get(revision)?;
+        let private = self.objects.private.get(revision)?;
+        let service = self.objects.services.get(private)?;
+        let port = service
+            .ports
+            .iter()
+            .find(|port| matches!(port.name.as_str(), "http" | "http2"))?;
+        let addresses = |condition| self.objects.addresses_in(private, service, &port.name, condition);
+        let pods = Pods {
+            ready: addresses(Condition::Ready),
+            starting: match may_be_probed(object) {
+                true => addresses(Condition::Starting),
+                false => Vec::new(),
+            },
+        };
+        Some((pods, Arc::new(settings_of(object, &self.policy.settings))))
     }
 
     fn targets(&self, name: &Name, service: &ServiceSpec, port: &ServicePort) -> Vec<EndpointTarget> {
@@ -366,6 +414,42 @@ fn port<'s>(service: &'s ServiceSpec, wanted: &PortName) -> Option<&'s ServicePo
         PortName::Number(number) => port.port == *number,
         PortName::Name(name) => port.name == *name,
     })
+}
+
+/// Whether queue-proxy knows readiness as well as the kubelet does: not where the kubelet runs a command, or a startup
+/// probe. Source: `pkg/activator/net/revision_backends.go` of knative.dev/serving.
+fn may_be_probed(revision: &RevisionObject) -> bool {
+    revision.containers.iter().all(|container| {
+        let probe = container.readiness_probe.as_ref();
+        container.startup_probe.is_none() && probe.is_none_or(|probe| probe.exec.is_none())
+    })
+}
+
+/// The settings of a revision: its own limits, timeouts and probes, which activator and queue-proxy enforce as well.
+fn settings_of(revision: &RevisionObject, defaults: &RevisionSettings) -> RevisionSettings {
+    let seconds = |value: Option<i64>| {
+        let value = value.and_then(|seconds| u64::try_from(seconds).ok());
+        value.filter(|seconds| *seconds > 0).map(Duration::from_secs)
+    };
+    let concurrency = revision
+        .container_concurrency
+        .and_then(|limit| u32::try_from(limit).ok());
+    RevisionSettings {
+        container_concurrency: concurrency.filter(|limit| *limit > 0),
+        timeouts: RevisionTimeouts {
+            total: seconds(revision.timeout_seconds),
+            response_start: seconds(revision.response_start_timeout_seconds),
+            idle: seconds(revision.idle_timeout_seconds),
+            max_stream_age: None,
+        },
+        readiness: Some(Probe {
+            kind: ProbeKind::QueueProxy,
+            period: PROBE_TIMEOUT,
+            timeout: PROBE_TIMEOUT,
+            failure_threshold: 1,
+        }),
+        ..defaults.clone()
+    }
 }
 
 /// HTTP/2 without TLS by the application protocol, or by the names that Knative and Kourier go by.

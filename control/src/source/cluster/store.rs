@@ -12,7 +12,10 @@ use std::sync::Arc;
 use sluice_model::CertificatePem;
 
 use super::Statuses;
-use super::objects::{EndpointSlice, Ingress, IngressSpec, Secret, Service, ServiceSpec};
+use super::objects::{
+    EndpointConditions, EndpointSlice, Ingress, IngressSpec, Revision, RevisionObject, Secret, Service,
+    ServiceSpec,
+};
 use super::resolve::{self, BackendName, Policy, Resolved, resolve};
 use crate::ingress::{IngressObject, IngressProblem, ProblemKind};
 use crate::source::{Content, Event, ObjectKey};
@@ -64,6 +67,7 @@ pub(super) enum AnyUpdate {
     Service(Update<Service>),
     Slice(Update<EndpointSlice>),
     Secret(Update<Secret>),
+    Revision(Update<Revision>),
 }
 
 /// The objects that Ingresses name, cut down.
@@ -71,15 +75,27 @@ pub(super) enum AnyUpdate {
 pub(super) struct Objects {
     pub(super) services: HashMap<Name, ServiceSpec>,
     pub(super) secrets: HashMap<Name, CertificatePem>,
+    pub(super) revisions: HashMap<Name, RevisionObject>,
+    /// The private Services of revisions: their endpoints are the Pods, whoever is on the path of others.
+    pub(super) private: HashMap<Name, Name>,
     slices: HashMap<Name, BTreeMap<String, Slice>>,
+}
+
+/// The condition of an endpoint.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Condition {
+    Ready,
+    /// Not ready any more, and still serving while it is being stopped.
+    Leaving,
+    /// Not ready yet, or for a while.
+    Starting,
 }
 
 /// A part of the endpoints of a Service.
 #[derive(Debug, PartialEq, Eq)]
 struct Slice {
     address_type: String,
-    /// Addresses that are ready, or that serve although they are being stopped.
-    endpoints: Vec<(IpAddr, bool)>,
+    endpoints: Vec<(IpAddr, Condition)>,
     ports: Vec<(String, u16)>,
 }
 
@@ -88,27 +104,38 @@ impl Objects {
     /// slices of another family have the same Pods again. Where no endpoint is ready, those that still serve while they
     /// are being stopped.
     pub(super) fn addresses(&self, name: &Name, service: &ServiceSpec, port: &str) -> Vec<SocketAddr> {
+        let ready = self.addresses_in(name, service, port, Condition::Ready);
+        match ready.is_empty() {
+            true => self.addresses_in(name, service, port, Condition::Leaving),
+            false => ready,
+        }
+    }
+
+    /// The addresses of a Service in this condition, as [`addresses`](Self::addresses) chooses them.
+    pub(super) fn addresses_in(
+        &self,
+        name: &Name,
+        service: &ServiceSpec,
+        port: &str,
+        condition: Condition,
+    ) -> Vec<SocketAddr> {
         let Some(slices) = self.slices.get(name) else {
             return Vec::new();
         };
         let family = service.ip_families.first().map_or("IPv4", String::as_str);
-        let of_family = |wanted: bool, ready: bool| -> Vec<SocketAddr> {
+        let of_family = |wanted: bool| -> Vec<SocketAddr> {
             let mut found = BTreeSet::new();
-            for slice in slices
-                .values()
-                .filter(|slice| (slice.address_type == family) == wanted)
-            {
-                // Without a name, and with one port, the names need not agree: Endpoints that people write.
+            let slices = slices.values();
+            for slice in slices.filter(|slice| (slice.address_type == family) == wanted) {
                 let number = slice.ports.iter().find(|(name, _)| name == port);
                 let Some((_, number)) = number else { continue };
-                let ips = slice.endpoints.iter().filter(|(_, is_ready)| *is_ready == ready);
+                let ips = slice.endpoints.iter().filter(|(_, is)| *is == condition);
                 found.extend(ips.map(|(ip, _)| SocketAddr::new(*ip, *number)));
             }
             found.into_iter().collect()
         };
-        let ways = [(true, true), (false, true), (true, false), (false, false)];
-        let mut found = ways.into_iter().map(|(wanted, ready)| of_family(wanted, ready));
-        found.find(|addresses| !addresses.is_empty()).unwrap_or_default()
+        let own = of_family(true);
+        if own.is_empty() { of_family(false) } else { own }
     }
 }
 
@@ -136,11 +163,14 @@ pub(super) struct Store {
     statuses: Statuses,
     users_of_service: HashMap<Name, HashSet<Name>>,
     users_of_secret: HashMap<Name, HashSet<Name>>,
+    users_of_revision: HashMap<Name, HashSet<Name>>,
+    /// The revision of each private Service.
+    revision_of: HashMap<Name, Name>,
     dirty: BTreeSet<Name>,
     /// Keys of objects that are gone.
     deleted: Vec<ObjectKey>,
     /// The kinds whose first list has come.
-    listed: [bool; 4],
+    listed: [bool; 5],
     has_started: bool,
 }
 
@@ -155,9 +185,11 @@ impl Store {
             statuses,
             users_of_service: HashMap::new(),
             users_of_secret: HashMap::new(),
+            users_of_revision: HashMap::new(),
+            revision_of: HashMap::new(),
             dirty: BTreeSet::new(),
             deleted: Vec::new(),
-            listed: [false; 4],
+            listed: [false; 5],
             has_started: false,
         }
     }
@@ -169,6 +201,7 @@ impl Store {
             AnyUpdate::Service(update) => self.service(update),
             AnyUpdate::Slice(update) => self.slice(update),
             AnyUpdate::Secret(update) => self.secret(update),
+            AnyUpdate::Revision(update) => self.revision(update),
         }
     }
 
@@ -263,6 +296,12 @@ impl Store {
         let before = std::mem::take(&mut known.uses);
         relink(&mut self.users_of_service, name, &before.services, &now.services);
         relink(&mut self.users_of_secret, name, &before.secrets, &now.secrets);
+        relink(
+            &mut self.users_of_revision,
+            name,
+            &before.revisions,
+            &now.revisions,
+        );
         known.uses = now;
     }
 
@@ -272,6 +311,7 @@ impl Store {
             let (users, none) = (&mut self.users_of_service, HashSet::new());
             relink(users, name, &known.uses.services, &none);
             relink(&mut self.users_of_secret, name, &known.uses.secrets, &none);
+            relink(&mut self.users_of_revision, name, &known.uses.revisions, &none);
             self.dirty.remove(name);
             if known.sent.is_some() {
                 self.deleted.push(known.key);
@@ -284,17 +324,14 @@ impl Store {
             Update::Apply(service) => self.apply_service(service),
             Update::Delete(service) => {
                 let name = Name::of(&service);
-                if self.objects.services.remove(&name).is_some() {
-                    self.service_changed(&name);
-                }
+                self.forget_service(&name);
             }
             Update::List(all) => {
                 self.listed[1] = true;
                 let names: HashSet<Name> = all.iter().map(Name::of).collect();
                 let gone = self.objects.services.keys().filter(|name| !names.contains(*name));
                 for name in gone.cloned().collect::<Vec<_>>() {
-                    self.objects.services.remove(&name);
-                    self.service_changed(&name);
+                    self.forget_service(&name);
                 }
                 all.into_iter().for_each(|service| self.apply_service(service));
             }
@@ -303,15 +340,71 @@ impl Store {
 
     fn apply_service(&mut self, service: Service) {
         let name = Name::of(&service);
+        if let Some(revision) = private_service_of(&service)
+            && self.objects.private.get(&revision) != Some(&name)
+        {
+            self.objects.private.insert(revision.clone(), name.clone());
+            self.revision_of.insert(name.clone(), revision);
+            self.service_changed(&name);
+        }
         if self.objects.services.get(&name) != Some(&service.spec) {
             self.objects.services.insert(name.clone(), service.spec);
             self.service_changed(&name);
         }
     }
 
+    fn forget_service(&mut self, name: &Name) {
+        if self.objects.services.remove(name).is_some() {
+            self.service_changed(name);
+        }
+        if let Some(revision) = self.revision_of.remove(name)
+            && self.objects.private.get(&revision) == Some(name)
+        {
+            self.objects.private.remove(&revision);
+        }
+    }
+
     fn service_changed(&mut self, name: &Name) {
         let users = self.users_of_service.get(name);
         self.dirty.extend(users.into_iter().flatten().cloned());
+        if let Some(revision) = self.revision_of.get(name) {
+            let users = self.users_of_revision.get(revision);
+            self.dirty.extend(users.into_iter().flatten().cloned());
+        }
+    }
+
+    fn revision(&mut self, update: Update<Revision>) {
+        match update {
+            Update::Apply(revision) => self.set_revision(Name::of(&revision), Some(revision.spec)),
+            Update::Delete(revision) => self.set_revision(Name::of(&revision), None),
+            Update::List(all) => {
+                self.listed[4] = true;
+                let names: HashSet<Name> = all.iter().map(Name::of).collect();
+                let gone = self
+                    .objects
+                    .revisions
+                    .keys()
+                    .filter(|name| !names.contains(*name));
+                for name in gone.cloned().collect::<Vec<_>>() {
+                    self.set_revision(name, None);
+                }
+                for revision in all {
+                    self.set_revision(Name::of(&revision), Some(revision.spec));
+                }
+            }
+        }
+    }
+
+    fn set_revision(&mut self, name: Name, spec: Option<RevisionObject>) {
+        if self.objects.revisions.get(&name) == spec.as_ref() {
+            return;
+        }
+        let users = self.users_of_revision.get(&name);
+        self.dirty.extend(users.into_iter().flatten().cloned());
+        match spec {
+            Some(spec) => _ = self.objects.revisions.insert(name, spec),
+            None => _ = self.objects.revisions.remove(&name),
+        }
     }
 
     fn slice(&mut self, update: Update<EndpointSlice>) {
@@ -396,6 +489,7 @@ impl Store {
 struct Uses {
     services: HashSet<Name>,
     secrets: HashSet<Name>,
+    revisions: HashSet<Name>,
 }
 
 impl Uses {
@@ -408,6 +502,7 @@ impl Uses {
                 name,
             }));
             uses.secrets.extend(resolve::secrets(&spec));
+            uses.revisions.extend(resolve::revisions(&spec));
         }
         uses
     }
@@ -487,6 +582,18 @@ fn not_ready_yet(ingress: &Name, (service, port): &BackendName) -> IngressProble
     IngressProblem::new(ProblemKind::NotReady, message)
 }
 
+/// The revision whose Pods a Service selects, if it is the private one that Knative keeps for each revision.
+fn private_service_of(service: &Service) -> Option<Name> {
+    let labels = service.metadata.labels.as_ref()?;
+    if labels.get("networking.internal.knative.dev/serviceType")? != "Private" {
+        return None;
+    }
+    Some(Name {
+        namespace: service.metadata.namespace.clone()?,
+        name: labels.get("serving.knative.dev/revision")?.clone(),
+    })
+}
+
 /// The Service and the name of a slice.
 fn slice_name(slice: &EndpointSlice) -> (Name, String) {
     let labels = slice.metadata.labels.as_ref();
@@ -501,12 +608,20 @@ fn slice_name(slice: &EndpointSlice) -> (Name, String) {
 fn cut(slice: EndpointSlice) -> Slice {
     let mut endpoints = Vec::with_capacity(slice.endpoints.len());
     for endpoint in &slice.endpoints {
-        let is_ready = endpoint.conditions.ready.unwrap_or(true);
-        if is_ready || endpoint.conditions.serving == Some(true) {
-            // All addresses of an endpoint are the same Pod: the first one is enough.
-            let address = endpoint.addresses.first().and_then(|text| text.parse().ok());
-            endpoints.extend(address.map(|address| (address, is_ready)));
-        }
+        let EndpointConditions {
+            ready,
+            serving,
+            terminating,
+        } = endpoint.conditions;
+        let condition = match (ready.unwrap_or(true), terminating.unwrap_or(false)) {
+            (true, _) => Condition::Ready,
+            (false, true) if serving != Some(true) => continue,
+            (false, true) => Condition::Leaving,
+            (false, false) => Condition::Starting,
+        };
+        // All addresses of an endpoint are the same Pod: the first one is enough.
+        let address = endpoint.addresses.first().and_then(|text| text.parse().ok());
+        endpoints.extend(address.map(|address| (address, condition)));
     }
     let ports = slice.ports.into_iter().filter_map(|port| {
         let number = u16::try_from(port.port?).ok()?;

@@ -77,6 +77,7 @@ fn listed(store: &mut Store) {
     store.update(AnyUpdate::Service(Update::List(Vec::new())));
     store.update(AnyUpdate::Slice(Update::List(Vec::new())));
     store.update(AnyUpdate::Secret(Update::List(Vec::new())));
+    store.update(AnyUpdate::Revision(Update::List(Vec::new())));
 }
 
 /// Applies events to what was seen before.

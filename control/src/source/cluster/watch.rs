@@ -11,7 +11,7 @@ use kube::{Api, Client, Resource};
 use serde::de::DeserializeOwned;
 use tokio::sync::mpsc::Sender;
 
-use super::objects::{EndpointSlice, Ingress, Secret, Service};
+use super::objects::{EndpointSlice, Ingress, Revision, Secret, Service};
 use super::store::{AnyUpdate, Update};
 
 /// The label of the Secrets that Knative's certificates are in.
@@ -32,7 +32,8 @@ pub(super) async fn watch(client: Client, updates: Sender<AnyUpdate>) {
         follow::<Ingress>(client.clone(), all.clone(), updates.clone(), AnyUpdate::Ingress),
         follow::<Service>(client.clone(), all.clone(), updates.clone(), AnyUpdate::Service),
         follow::<EndpointSlice>(client.clone(), all, updates.clone(), AnyUpdate::Slice),
-        follow::<Secret>(client, labelled, updates, AnyUpdate::Secret),
+        follow::<Secret>(client.clone(), labelled, updates.clone(), AnyUpdate::Secret),
+        follow::<Revision>(client, watcher::Config::default(), updates, AnyUpdate::Revision),
     );
 }
 
@@ -47,7 +48,7 @@ async fn follow<K>(
     let kind = K::kind(&());
     let mut stream = Box::pin(watch_objects(Api::<K>::all(client), config).backoff(Pauses::default()));
     let mut listed = Vec::new();
-    let mut is_broken = false;
+    let (mut is_broken, mut is_absent) = (false, false);
     while let Some(event) = stream.next().await {
         if let Ok(event) = &event
             && std::mem::take(&mut is_broken)
@@ -66,6 +67,14 @@ async fn follow<K>(
             Ok(Event::InitDone) => Update::List(std::mem::take(&mut listed)),
             Ok(Event::Apply(object)) => Update::Apply(object),
             Ok(Event::Delete(object)) => Update::Delete(object),
+            // Knative's networking without Serving: there are no such objects, until somebody installs it.
+            Err(error) if K::kind(&()) == "Revision" && is_unknown_kind(&error) => {
+                if std::mem::replace(&mut is_absent, true) {
+                    continue;
+                }
+                tracing::info!(%kind, "the API server knows no such objects: there are none");
+                Update::List(Vec::new())
+            }
             Err(error) => {
                 if !std::mem::replace(&mut is_broken, true) {
                     tracing::warn!(%kind, %error, "the watch is broken and is tried again: what is known is served");
@@ -76,6 +85,13 @@ async fn follow<K>(
         if updates.send(wrap(update)).await.is_err() {
             return;
         }
+    }
+}
+
+fn is_unknown_kind(error: &watcher::Error) -> bool {
+    match error {
+        watcher::Error::InitialListFailed(kube::Error::Api(answer)) => answer.code == 404,
+        _ => false,
     }
 }
 

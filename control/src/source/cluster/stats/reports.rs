@@ -1,0 +1,194 @@
+//! Which statistics are sent. Pure.
+
+use std::collections::HashMap;
+
+use prost::Message;
+use sluice_model::{Load, RevisionId};
+
+/// Revisions in use, as the autoscaler has heard of them.
+#[derive(Debug, Default)]
+pub(super) struct Reports {
+    entries: HashMap<RevisionId, Entry>,
+}
+
+#[derive(Debug)]
+struct Entry {
+    /// The first request was reported at once, and is not to be reported again.
+    first: f64,
+}
+
+/// What is reported of a revision.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(super) struct Stat {
+    pub(super) concurrency: f64,
+    pub(super) requests: f64,
+}
+
+impl Reports {
+    /// The report of the first waiter of a revision; `None` if the autoscaler knows that it is in use.
+    pub(super) fn activate(&mut self, revision: &RevisionId) -> Option<Stat> {
+        if self.entries.contains_key(revision) {
+            return None;
+        }
+        self.entries.insert(revision.clone(), Entry { first: 1.0 });
+        Some(Stat {
+            concurrency: 1.0,
+            requests: 1.0,
+        })
+    }
+
+    /// Whether any revision is in use, as far as the autoscaler was told.
+    pub(super) fn is_in_use(&self) -> bool {
+        !self.entries.is_empty()
+    }
+
+    /// The reports of one period. A revision that was not used for a whole period is reported once more, as idle, and
+    /// forgotten.
+    pub(super) fn tick(&mut self, loads: Vec<(RevisionId, Load)>) -> Vec<(RevisionId, Stat)> {
+        let mut reports = Vec::new();
+        for (revision, load) in loads {
+            let is_used =
+                load.average_concurrency > 0.0 || load.requests > 0 || load.in_flight + load.queued > 0;
+            let known = self.entries.remove(&revision);
+            if !is_used && known.is_none() {
+                continue;
+            }
+            let first = known.map_or(0.0, |entry| entry.first);
+            let stat = Stat {
+                concurrency: (load.average_concurrency - first).max(0.0),
+                requests: (to_f64(load.requests) - first).max(0.0),
+            };
+            if is_used {
+                self.entries.insert(revision.clone(), Entry { first: 0.0 });
+            }
+            reports.push((revision, stat));
+        }
+        reports
+    }
+}
+
+#[expect(clippy::cast_precision_loss, reason = "counts of a second are far below 2^52")]
+fn to_f64(count: u64) -> f64 {
+    count as f64
+}
+
+/// The message of some reports: Protocol Buffers, as `pkg/autoscaler/metrics/stat.proto` of knative.dev/serving has them.
+pub(super) fn encode(pod_name: &str, reports: &[(RevisionId, Stat)]) -> Vec<u8> {
+    let messages = reports.iter().map(|(revision, stat)| WireStatMessage {
+        namespace: revision.namespace().to_owned(),
+        // A revision that two Ingresses name has the Ingress in its name as well.
+        name: revision.name().split('~').next().unwrap_or_default().to_owned(),
+        stat: Some(WireStat {
+            pod_name: pod_name.to_owned(),
+            average_concurrent_requests: stat.concurrency,
+            request_count: stat.requests,
+        }),
+    });
+    WireStatMessages {
+        messages: messages.collect(),
+    }
+    .encode_to_vec()
+}
+
+#[derive(Clone, PartialEq, Message)]
+struct WireStatMessages {
+    #[prost(message, repeated, tag = "1")]
+    messages: Vec<WireStatMessage>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+struct WireStatMessage {
+    #[prost(string, tag = "1")]
+    namespace: String,
+    #[prost(string, tag = "2")]
+    name: String,
+    #[prost(message, optional, tag = "3")]
+    stat: Option<WireStat>,
+}
+
+/// Without the fields that an activator leaves at zero.
+#[derive(Clone, PartialEq, Message)]
+struct WireStat {
+    #[prost(string, tag = "1")]
+    pod_name: String,
+    #[prost(double, tag = "2")]
+    average_concurrent_requests: f64,
+    #[prost(double, tag = "4")]
+    request_count: f64,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn id() -> RevisionId {
+        RevisionId::parse("d", "hello-00001").expect("a name")
+    }
+
+    fn load(average: f64, requests: u64, in_flight: u32) -> Vec<(RevisionId, Load)> {
+        let load = Load {
+            average_concurrency: average,
+            requests,
+            in_flight,
+            ..Load::default()
+        };
+        vec![(id(), load)]
+    }
+
+    fn tick(reports: &mut Reports, loads: Vec<(RevisionId, Load)>) -> Option<(f64, f64)> {
+        let sent = reports.tick(loads);
+        let (_, stat) = sent.first()?;
+        Some((stat.concurrency, stat.requests))
+    }
+
+    /// The vectors of Knative's `concurrency_reporter_test.go`.
+    #[test]
+    fn reports_are_those_of_knative() {
+        let one = Stat {
+            concurrency: 1.0,
+            requests: 1.0,
+        };
+        // Two requests start and stay.
+        let mut reports = Reports::default();
+        assert_eq!(reports.activate(&id()), Some(one));
+        assert_eq!(reports.activate(&id()), None);
+        assert_eq!(tick(&mut reports, load(2.0, 2, 2)), Some((1.0, 1.0)));
+        assert_eq!(tick(&mut reports, load(2.0, 0, 2)), Some((2.0, 0.0)));
+        // One request of a second; then two periods without any; then one again.
+        let mut reports = Reports::default();
+        assert_eq!(reports.activate(&id()), Some(one));
+        assert_eq!(tick(&mut reports, load(1.0, 1, 0)), Some((0.0, 0.0)));
+        assert_eq!(tick(&mut reports, load(0.0, 0, 0)), Some((0.0, 0.0)));
+        assert_eq!(tick(&mut reports, load(0.0, 0, 0)), None);
+        assert_eq!(reports.activate(&id()), Some(one));
+        // Three at once.
+        let mut reports = Reports::default();
+        reports.activate(&id());
+        assert_eq!(tick(&mut reports, load(3.0, 3, 3)), Some((2.0, 2.0)));
+    }
+
+    #[test]
+    fn a_revision_in_use_that_nobody_waited_for_is_reported_as_it_is() {
+        let mut reports = Reports::default();
+        assert_eq!(tick(&mut reports, load(0.0, 0, 0)), None);
+        assert_eq!(tick(&mut reports, load(0.5, 1, 0)), Some((0.5, 1.0)));
+        // It is known now: its next request is not reported at once.
+        assert_eq!(reports.activate(&id()), None);
+    }
+
+    #[test]
+    fn the_message_is_that_of_the_proto_file() {
+        let stat = Stat {
+            concurrency: 1.0,
+            requests: 2.0,
+        };
+        let sent = encode("p", &[(id(), stat)]);
+        let mut want = vec![0x0a, 38, 0x0a, 1, b'd', 0x12, 11];
+        want.extend(b"hello-00001");
+        want.extend([0x1a, 21, 0x0a, 1, b'p', 0x11]);
+        want.extend(1.0f64.to_le_bytes());
+        want.push(0x21);
+        want.extend(2.0f64.to_le_bytes());
+        assert_eq!(sent, want);
+    }
+}
