@@ -295,8 +295,8 @@ impl LiveRevision {
         let needed = match &spec.backend {
             Backend::Managed => false,
             Backend::Url(_) => true,
-            // Asleep it has what it needs: it is probed once a request came.
-            Backend::Pods(_) => false,
+            // Ready Pods need no probe. Where one starts, the revision is in use, or soon will be.
+            Backend::Pods(pods) => !pods.starting.is_empty(),
             Backend::Static { targets, activated } => {
                 *activated || spec.readiness.is_some() || targets.iter().any(is_name)
             }

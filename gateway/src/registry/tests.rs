@@ -4,7 +4,8 @@ use std::sync::Arc;
 
 use futures_util::poll;
 use sluice_model::{
-    Backend, Demand, EndpointSink, EndpointTarget, InstanceId, ManagedEndpoint, Percent, ServiceId, Snapshot,
+    Backend, Demand, EndpointSink, EndpointTarget, InstanceId, ManagedEndpoint, Percent, Pods, Probe,
+    ProbeKind, ServiceId, Snapshot,
 };
 
 use super::test_kit::{self, Demands, address, apply, fixed, id, snapshot, spec, until};
@@ -291,4 +292,95 @@ async fn zero_is_agreed_to_only_when_nobody_is_there() {
     drop(wait(&live));
     assert_eq!(demands.take(), [Demand::Activate(id("a"))]);
     assert_eq!(registry.to_zero(&id("nope")), Some(vec![]));
+}
+
+fn pods(ready: &[u16], starting: &[u16]) -> Backend {
+    let at = |ports: &[u16]| ports.iter().map(|port| ([127, 0, 0, 1], *port).into()).collect();
+    Backend::Pods(Pods {
+        ready: at(ready),
+        starting: at(starting),
+    })
+}
+
+/// A revision whose starting Pods prove their readiness to queue-proxy's probe.
+fn of_pods(name: &str, backend: Backend) -> RevisionSpec {
+    let mut spec = spec(name, backend);
+    spec.readiness = Some(Probe {
+        kind: ProbeKind::QueueProxy,
+        period: Duration::from_secs(1),
+        timeout: Duration::from_secs(1),
+        failure_threshold: 1,
+    });
+    spec
+}
+
+#[tokio::test]
+async fn a_request_waits_for_the_first_pod_of_a_revision_at_zero() {
+    let (registry, demands) = registry(&snapshot(vec![of_pods("a", pods(&[], &[]))]));
+    let live = registry.live(&id("a")).expect("is in it");
+    let waiter = wait(&live);
+    assert_eq!(demands.take(), [Demand::Activate(id("a"))]);
+    // The cluster says that a Pod is ready: it needs no probe.
+    apply(&registry, &snapshot(vec![of_pods("a", pods(&[1], &[]))]));
+    let permit = waiter.await.expect("admitted");
+    assert_eq!(permit.endpoint().address, address(1));
+    assert_eq!(demands.take(), [Demand::Activated(id("a"))]);
+    drop(permit);
+    // A revision at zero again, and one that is gone from the cluster's view under a request.
+    let permit = admit(&live);
+    apply(&registry, &snapshot(vec![of_pods("a", pods(&[], &[]))]));
+    let waiter = wait(&live);
+    drop(permit);
+    apply(&registry, &snapshot(vec![of_pods("a", pods(&[2], &[]))]));
+    assert_eq!(waiter.await.expect("admitted").endpoint().address, address(2));
+}
+
+/// A queue-proxy that is ready when it is told so. Returns its port, and the switch.
+async fn queue_proxy() -> (u16, Arc<std::sync::atomic::AtomicBool>) {
+    use std::sync::atomic::{AtomicBool, Ordering};
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("binds");
+    let port = listener.local_addr().expect("bound").port();
+    let is_ready = Arc::new(AtomicBool::new(false));
+    let switch = Arc::clone(&is_ready);
+    tokio::spawn(async move {
+        while let Ok((mut client, _)) = listener.accept().await {
+            let mut head = vec![0; 4096];
+            let read = client.read(&mut head).await.unwrap_or_default();
+            let head = String::from_utf8_lossy(&head[..read]).to_ascii_lowercase();
+            let is_probe = head.starts_with("get /healthz http/1.1\r\n")
+                && head.contains("\r\nk-network-probe: queue\r\n")
+                && head.contains("\r\nuser-agent: knative-activator-probe\r\n");
+            let status = match (is_probe, is_ready.load(Ordering::SeqCst)) {
+                (false, _) => "400 Bad Request",
+                (true, false) => "503 Service Unavailable",
+                (true, true) => "200 OK",
+            };
+            let answer = format!("HTTP/1.1 {status}\r\nContent-Length: 5\r\n\r\nqueue");
+            let _ = client.write_all(answer.as_bytes()).await;
+        }
+    });
+    (port, switch)
+}
+
+#[tokio::test]
+async fn a_starting_pod_is_used_when_its_queue_proxy_says_so_and_a_failing_one_is_not() {
+    use std::sync::atomic::Ordering;
+
+    let (port, is_ready) = queue_proxy().await;
+    let (registry, _) = registry(&snapshot(vec![of_pods("a", pods(&[], &[port]))]));
+    let live = registry.live(&id("a")).expect("is in it");
+    let mut waiter = wait(&live);
+    assert!(poll!(&mut waiter).is_pending());
+    is_ready.store(true, Ordering::SeqCst);
+    assert_eq!(waiter.await.expect("admitted").endpoint().address, address(port));
+    // Ready by the cluster's view as well; then not any more: it has to prove itself.
+    apply(&registry, &snapshot(vec![of_pods("a", pods(&[port], &[]))]));
+    drop(admit(&live));
+    is_ready.store(false, Ordering::SeqCst);
+    apply(&registry, &snapshot(vec![of_pods("a", pods(&[1], &[port]))]));
+    for _ in 0..4 {
+        assert_eq!(admit(&live).endpoint().address, address(1));
+    }
 }

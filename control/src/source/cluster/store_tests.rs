@@ -1,16 +1,18 @@
 //! The store and the resolution: what an Ingress becomes, whatever the order in which objects are seen.
 
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
 use proptest::prelude::*;
 use serde_json::{Value, json};
-use sluice_model::{Backend, HttpOption, PathMatch, Protocol, Visibility};
+use sluice_model::{Backend, HttpOption, PathMatch, Pods, Protocol, Visibility};
 
 use super::objects::{EndpointSlice, Ingress, Secret, Service};
 use super::store::{AnyUpdate, Store, Update};
 use super::{Policy, Statuses, settings};
 use crate::ingress::{IngressObject, ProblemKind};
 use crate::source::{Content, Event};
-use std::collections::BTreeMap;
-use std::sync::Arc;
 
 const CLASS: &str = "ours";
 
@@ -266,6 +268,98 @@ fn a_new_service_is_waited_for_and_the_last_good_version_stays_up_to_date() {
     // Nobody names the old Service any more.
     store.update(slice("a", "a-1", "http", &[("10.0.0.3", true)]));
     assert!(store.events().is_empty());
+}
+
+fn private_service(revision: &str, name: &str, port_name: &str) -> AnyUpdate {
+    let mut meta = meta(name);
+    meta["labels"] = json!({"networking.internal.knative.dev/serviceType": "Private",
+        "serving.knative.dev/revision": revision});
+    let spec = json!({"type": "ClusterIP", "ports": [{"name": port_name, "port": 80}, {"name": "https", "port": 443}]});
+    AnyUpdate::Service(Update::Apply(of::<Service>(
+        json!({"metadata": meta, "spec": spec}),
+    )))
+}
+
+fn revision(name: &str, spec: Value) -> AnyUpdate {
+    AnyUpdate::Revision(Update::Apply(of(json!({"metadata": meta(name), "spec": spec}))))
+}
+
+#[test]
+fn a_revision_of_knative_leads_to_its_pods_whoever_its_public_service_names() {
+    let mut store = store();
+    listed(&mut store);
+    // The public Service has the activator's endpoints.
+    store.update(service("r", "http"));
+    store.update(slice("r", "r-1", "http", &[("10.9.9.9", true)]));
+    let mut spec = to("hello.example.com", "r", 80.into());
+    spec["rules"][0]["http"]["paths"][0]["splits"][0]["appendHeaders"] =
+        json!({"Knative-Serving-Namespace": "d", "Knative-Serving-Revision": "r"});
+    store.update(ingress("hello", 1, spec.clone()));
+    // As for any other Service, until the revision is known.
+    assert_eq!(addresses(&one(&mut store)), ["10.9.9.9:8080"]);
+    store.update(revision(
+        "r",
+        json!({"containerConcurrency": 5, "timeoutSeconds": 30, "idleTimeoutSeconds": 0, "containers": [{"readinessProbe": {"successThreshold": 1}}]}),
+    ));
+    store.update(private_service("r", "r-private", "http2"));
+    let object = one(&mut store);
+    let service = object.service.as_ref().expect("a service");
+    let spec_of = &service.revisions[0];
+    assert_eq!(spec_of.backend, Backend::Pods(Pods::default()));
+    assert!(
+        object.problem.is_none(),
+        "a revision at zero is started by its first request"
+    );
+    assert_eq!(spec_of.id.name(), "r");
+    assert_eq!(spec_of.container_concurrency, Some(5));
+    assert_eq!(spec_of.timeouts.total, Some(Duration::from_secs(30)));
+    assert_eq!(
+        (spec_of.timeouts.idle, spec_of.timeouts.response_start),
+        (None, None)
+    );
+    store.update(slice(
+        "r-private",
+        "r-private-1",
+        "http2",
+        &[("10.0.0.1", true), ("10.0.0.2", false)],
+    ));
+    let pods = |store: &mut Store| match &one(store).service.as_ref().expect("a service").revisions[0].backend
+    {
+        Backend::Pods(pods) => pods.clone(),
+        other => panic!("{other:?}"),
+    };
+    let at = |ip: &str| vec![format!("{ip}:8080").parse().expect("an address")];
+    assert_eq!(
+        pods(&mut store),
+        Pods {
+            ready: at("10.0.0.1"),
+            starting: at("10.0.0.2")
+        }
+    );
+    // The public Service flips between activator and Pods: nothing changes.
+    store.update(slice("r", "r-1", "http", &[("10.0.0.1", true)]));
+    assert!(store.events().is_empty());
+    // What only the kubelet can probe is ready when the kubelet says so.
+    store.update(revision(
+        "r",
+        json!({"containers": [{"readinessProbe": {"exec": {"command": ["true"]}}}]}),
+    ));
+    assert!(pods(&mut store).starting.is_empty());
+}
+
+#[test]
+fn headers_of_another_namespace_name_no_revision() {
+    let mut store = store();
+    listed(&mut store);
+    store.update(service("r", "http"));
+    store.update(slice("r", "r-1", "http", &[("10.9.9.9", true)]));
+    store.update(revision("r", json!({})));
+    store.update(private_service("r", "r-private", "http"));
+    let mut spec = to("hello.example.com", "r", 80.into());
+    spec["rules"][0]["http"]["paths"][0]["splits"][0]["appendHeaders"] =
+        json!({"Knative-Serving-Namespace": "other", "Knative-Serving-Revision": "r"});
+    store.update(ingress("hello", 1, spec));
+    assert_eq!(addresses(&one(&mut store)), ["10.9.9.9:8080"]);
 }
 
 #[test]

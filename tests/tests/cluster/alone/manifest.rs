@@ -17,7 +17,7 @@ type Access = (
 
 const ALLOWED: [Access; 16] = [
     ("watch", KNATIVE, "ingresses", ALL, ALL),
-    ("update", KNATIVE, "ingresses/status", ALL, ALL),
+    ("patch", KNATIVE, "ingresses/status", ALL, ALL),
     ("watch", KNATIVE, "serverlessservices", ALL, ALL),
     ("watch", "serving.knative.dev", "revisions", ALL, ALL),
     ("watch", "discovery.k8s.io", "endpointslices", ALL, ALL),

@@ -159,3 +159,7 @@ async fn serve(
 fn binary(options: &StatsOptions, reports: &[(RevisionId, Stat)]) -> Message {
     Message::Binary(encode(&options.pod_name, reports).into())
 }
+
+#[cfg(test)]
+#[path = "link_tests.rs"]
+mod tests;

@@ -91,30 +91,30 @@ pub(super) fn encode(pod_name: &str, reports: &[(RevisionId, Stat)]) -> Vec<u8> 
 }
 
 #[derive(Clone, PartialEq, Message)]
-struct WireStatMessages {
+pub(super) struct WireStatMessages {
     #[prost(message, repeated, tag = "1")]
-    messages: Vec<WireStatMessage>,
+    pub(super) messages: Vec<WireStatMessage>,
 }
 
 #[derive(Clone, PartialEq, Message)]
-struct WireStatMessage {
+pub(super) struct WireStatMessage {
     #[prost(string, tag = "1")]
-    namespace: String,
+    pub(super) namespace: String,
     #[prost(string, tag = "2")]
-    name: String,
+    pub(super) name: String,
     #[prost(message, optional, tag = "3")]
-    stat: Option<WireStat>,
+    pub(super) stat: Option<WireStat>,
 }
 
 /// Without the fields that an activator leaves at zero.
 #[derive(Clone, PartialEq, Message)]
-struct WireStat {
+pub(super) struct WireStat {
     #[prost(string, tag = "1")]
-    pod_name: String,
+    pub(super) pod_name: String,
     #[prost(double, tag = "2")]
-    average_concurrent_requests: f64,
+    pub(super) average_concurrent_requests: f64,
     #[prost(double, tag = "4")]
-    request_count: f64,
+    pub(super) request_count: f64,
 }
 
 #[cfg(test)]
@@ -183,7 +183,7 @@ mod tests {
             requests: 2.0,
         };
         let sent = encode("p", &[(id(), stat)]);
-        let mut want = vec![0x0a, 38, 0x0a, 1, b'd', 0x12, 11];
+        let mut want = vec![0x0a, 39, 0x0a, 1, b'd', 0x12, 11];
         want.extend(b"hello-00001");
         want.extend([0x1a, 21, 0x0a, 1, b'p', 0x11]);
         want.extend(1.0f64.to_le_bytes());

@@ -1,0 +1,136 @@
+//! The WebSocket to an autoscaler, which is a real server here.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use parking_lot::Mutex;
+use prost::Message as _;
+use sluice_model::Load;
+use tokio::net::TcpListener;
+use tokio::sync::mpsc;
+use tokio_tungstenite::accept_async;
+use tokio_tungstenite::tungstenite::protocol::CloseFrame;
+use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
+
+use super::super::reports::WireStatMessages;
+use super::*;
+
+fn id() -> RevisionId {
+    RevisionId::parse("d", "r").expect("a name")
+}
+
+/// Loads as a test sets them.
+#[derive(Default)]
+struct Loads(Mutex<Load>);
+
+impl PodLoads for Loads {
+    fn sample(&self) -> Vec<(RevisionId, Load)> {
+        vec![(id(), *self.0.lock())]
+    }
+
+    fn has(&self, revision: &RevisionId) -> bool {
+        *revision == id()
+    }
+}
+
+/// The next statistics on a connection.
+async fn stats(socket: &mut WebSocketStream<TcpStream>) -> WireStatMessages {
+    loop {
+        match socket.next().await.expect("is open").expect("is readable") {
+            Message::Binary(bytes) => return WireStatMessages::decode(&*bytes).expect("the message"),
+            _ => continue,
+        }
+    }
+}
+
+async fn until(what: &str, holds: impl Fn() -> bool) {
+    let polled = async {
+        while !holds() {
+            sleep(Duration::from_millis(2)).await;
+        }
+    };
+    assert!(
+        timeout(Duration::from_secs(10), polled).await.is_ok(),
+        "not in time: {what}"
+    );
+}
+
+#[tokio::test]
+async fn waiters_are_reported_at_once_and_again_to_an_autoscaler_that_restarted() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("binds");
+    let port = listener.local_addr().expect("bound").port();
+    let (sender, mut accepted) = mpsc::unbounded_channel();
+    tokio::spawn(async move {
+        while let Ok((stream, _)) = listener.accept().await {
+            let socket = accept_async(stream).await.expect("a handshake");
+            let _ = sender.send(socket);
+        }
+    });
+    let delivered = Arc::new(AtomicBool::new(false));
+    let is_delivered = || delivered.load(Ordering::Relaxed);
+    let handle = StatsHandle::new(Arc::clone(&delivered));
+    let loads = Arc::new(Loads::default());
+    let options = StatsOptions {
+        autoscaler: ("127.0.0.1".into(), port),
+        pod_name: "me".into(),
+    };
+    let task = tokio::spawn(handle.clone().run(options, Arc::clone(&loads) as _));
+    // Nobody uses anything: there is no connection to wait for. Then somebody waits.
+    handle.activate(&RevisionId::parse("d", "unknown").expect("a name"));
+    handle.activate(&id());
+    let mut socket = accepted.recv().await.expect("connects");
+    let first = stats(&mut socket).await;
+    assert_eq!(first.messages.len(), 1);
+    assert_eq!(
+        (
+            first.messages[0].namespace.as_str(),
+            first.messages[0].name.as_str()
+        ),
+        ("d", "r")
+    );
+    let stat = first.messages[0].stat.as_ref().expect("a stat");
+    assert_eq!(
+        (
+            stat.pod_name.as_str(),
+            stat.average_concurrent_requests,
+            stat.request_count
+        ),
+        ("me", 1.0, 1.0)
+    );
+    *loads.0.lock() = Load {
+        average_concurrency: 3.0,
+        requests: 3,
+        queued: 3,
+        ..Load::default()
+    };
+    let second = stats(&mut socket).await;
+    assert_eq!(
+        second.messages[0]
+            .stat
+            .as_ref()
+            .map(|s| s.average_concurrent_requests),
+        Some(2.0)
+    );
+    // The server answers pings as it reads.
+    let (mut writer, mut reader) = socket.split();
+    let reading = tokio::spawn(async move { while reader.next().await.is_some_and(|read| read.is_ok()) {} });
+    until("a pong has come", is_delivered).await;
+    let away = CloseFrame {
+        code: CloseCode::Restart,
+        reason: "".into(),
+    };
+    writer.send(Message::Close(Some(away))).await.expect("is sent");
+    until("requests are counted by queue-proxies", || !is_delivered()).await;
+    // The successor hears at once of all that is in use.
+    let mut socket = accepted.recv().await.expect("connects again");
+    let again = stats(&mut socket).await;
+    assert_eq!(
+        again.messages[0]
+            .stat
+            .as_ref()
+            .map(|s| s.average_concurrent_requests),
+        Some(3.0)
+    );
+    reading.abort();
+    task.abort();
+}

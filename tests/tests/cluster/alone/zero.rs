@@ -1,0 +1,155 @@
+//! Knative Serving with the gateway as its ingress: revisions at zero, in waves, and an autoscaler that restarts.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+
+use sluice_tests::cluster::{Cluster, inside};
+use sluice_tests::h1;
+use sluice_tests::wait::{SOON, wait_for};
+use tokio::task::JoinSet;
+
+const CLASS: &str = "sluice.ingress.networking.knative.dev";
+
+const HOST: &str = "hello.default.example.com";
+
+/// Requests that are sent at once to a revision at zero.
+const BURST: usize = 100;
+
+/// A service that goes to zero seconds after its last request.
+fn service(concurrency: u32) -> String {
+    format!(
+        r#"
+apiVersion: serving.knative.dev/v1
+kind: Service
+metadata: {{name: hello, namespace: default}}
+spec:
+  template:
+    metadata: {{annotations: {{autoscaling.knative.dev/window: "6s"}}}}
+    spec:
+      containerConcurrency: {concurrency}
+      containers: [{{image: dev.local/serving/helloworld}}]
+"#
+    )
+}
+
+/// The gateway, Serving, and the service; returns the gateway's address.
+async fn start(cluster: &Cluster, replicas: &str, concurrency: u32) -> SocketAddr {
+    cluster.script("sluice", &[replicas]).await;
+    cluster.script("serving", &[CLASS]).await;
+    let scale = r#"{"data":{"scale-to-zero-grace-period":"6s"}}"#;
+    cluster
+        .kubectl(&[
+            "--namespace=knative-serving",
+            "patch",
+            "configmap",
+            "config-autoscaler",
+            "--type=merge",
+            "--patch",
+            scale,
+        ])
+        .await;
+    cluster.apply("default", &service(concurrency)).await;
+    let ready = ["wait", "--for=condition=Ready", "ksvc/hello", "--timeout=60s"];
+    if let Err(e) = cluster.try_kubectl(&ready, "").await {
+        panic!("{e}{}", cluster.logs("sluice-system"));
+    }
+    cluster.service("sluice-system", "sluice", 80).await
+}
+
+/// Waits until the service has no Pods.
+async fn at_zero(cluster: &Cluster) {
+    // Of the six seconds' window, the grace period and the Pod's own end.
+    for _ in 0..4 {
+        let gone = ["wait", "--for=delete", "pods", "--all", "--timeout=25s"];
+        if cluster.try_kubectl(&gone, "").await.is_ok()
+            && cluster.kubectl(&["get", "pods", "--output=name"]).await.is_empty()
+        {
+            return;
+        }
+    }
+    panic!("not at zero: {}", cluster.logs("sluice-system"));
+}
+
+/// Sends this many requests at once; returns the number of answers by status.
+async fn burst(gateway: SocketAddr, count: usize) -> BTreeMap<u16, usize> {
+    let mut requests = JoinSet::new();
+    for _ in 0..count {
+        requests.spawn(async move { h1::fetch(gateway, &h1::get(HOST, "/")).await.map(|answer| answer.status) });
+    }
+    let mut statuses = BTreeMap::new();
+    while let Some(answer) = requests.join_next().await {
+        let status = answer.expect("no panic").unwrap_or(0);
+        *statuses.entry(status).or_default() += 1;
+    }
+    statuses
+}
+
+#[tokio::test]
+async fn a_burst_at_zero_is_held_and_answered_and_so_is_the_next_one() {
+    let Some(cluster) = inside() else { return };
+    let gateway = start(&cluster, "1", 0).await;
+    for wave in 0..2 {
+        at_zero(&cluster).await;
+        let statuses = burst(gateway, BURST).await;
+        let logs = || cluster.logs("sluice-system");
+        assert_eq!(statuses, BTreeMap::from([(200, BURST)]), "wave {wave}: {}", logs());
+        // Straight to the Pods: the log names them, and no activator.
+        let log = logs();
+        let sent = log.lines().filter(|line| line.contains("default/hello-00001"));
+        assert!(sent.count() >= BURST * (wave + 1), "{log}");
+    }
+}
+
+#[tokio::test]
+async fn with_a_limit_a_burst_at_zero_is_answered_by_as_many_pods_as_it_needs() {
+    let Some(cluster) = inside() else { return };
+    let gateway = start(&cluster, "2", 20).await;
+    at_zero(&cluster).await;
+    let statuses = burst(gateway, BURST).await;
+    assert_eq!(
+        statuses,
+        BTreeMap::from([(200, BURST)]),
+        "{}",
+        cluster.logs("sluice-system")
+    );
+}
+
+#[tokio::test]
+async fn an_autoscaler_that_restarts_under_load_takes_no_pod_in_use_away() {
+    let Some(cluster) = inside() else { return };
+    let gateway = start(&cluster, "1", 0).await;
+    let answer = wait_for("an answer", SOON, || async {
+        h1::fetch(gateway, &h1::get(HOST, "/")).await.ok()
+    })
+    .await;
+    assert_eq!(answer.status, 200);
+    let pods = ["get", "pods", "--output=jsonpath={.items[*].metadata.uid}"];
+    let before = cluster.kubectl(&pods).await;
+    // One request after the other, all the time: the revision is never idle for a window.
+    let load = tokio::spawn(async move {
+        let mut failed = Vec::new();
+        for _ in 0..600 {
+            match h1::fetch(gateway, &h1::get(HOST, "/")).await {
+                Ok(answer) if answer.status == 200 => {}
+                other => failed.push(format!("{other:?}")),
+            }
+            tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+        }
+        failed
+    });
+    cluster
+        .kubectl(&[
+            "--namespace=knative-serving",
+            "delete",
+            "pod",
+            "--selector=app=autoscaler",
+            "--grace-period=0",
+            "--force",
+        ])
+        .await;
+    let failed = load.await.expect("no panic");
+    assert!(failed.is_empty(), "{failed:?}");
+    let after = cluster.kubectl(&pods).await;
+    let first = before.split(' ').next().unwrap_or_default();
+    assert!(!first.is_empty() && after.contains(first), "{before} became {after}");
+}
