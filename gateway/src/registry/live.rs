@@ -274,13 +274,14 @@ impl LiveRevision {
             self.start_probes_and_lookups(now);
             return;
         };
-        if let (Backend::Pods(before), Backend::Pods(pods)) = (&before.backend, &spec.backend) {
-            doubt(&awake.throttler, before, pods, now);
-        }
         let names = awake.names.lock();
         awake.throttler.set_service(&spec.service);
         self.refresh(awake, &names, now);
         drop(names);
+        if let (Backend::Pods(before), Backend::Pods(pods)) = (&before.backend, &spec.backend) {
+            // After the Pods that are ready now: a waiter is not sent back to zero in between.
+            doubt(&awake.throttler, before, pods, now);
+        }
         awake.names_changed.notify_one();
         awake.throttler.wake_probes();
     }
@@ -442,7 +443,7 @@ fn believe(throttler: &Arc<RevisionThrottler>, pods: &Pods, now: Instant) {
     }
 }
 
-/// Takes Pods that were ready by the cluster's view, and are not any more, as failing: they are probed.
+/// Takes Pods that were ready by the cluster's view, and are not any more, as starting: they are probed.
 fn doubt(throttler: &Arc<RevisionThrottler>, before: &Pods, pods: &Pods, now: Instant) {
     let failing: HashSet<&SocketAddr> = pods.starting.iter().collect();
     let failing: HashSet<&SocketAddr> = before.ready.iter().filter(|pod| failing.contains(pod)).collect();
@@ -453,7 +454,7 @@ fn doubt(throttler: &Arc<RevisionThrottler>, before: &Pods, pods: &Pods, now: In
         if let EndpointAddr::Tcp(address) = &view.endpoint.address
             && failing.contains(address)
         {
-            throttler.endpoint_failing(view.endpoint.key, now);
+            throttler.endpoint_unproven(view.endpoint.key, now);
         }
     }
 }

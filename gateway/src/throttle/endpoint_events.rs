@@ -134,6 +134,24 @@ impl<W> Core<W> {
         actions
     }
 
+    /// Takes an endpoint as starting again, even the last ready one: a probe has to prove it. Requests in flight on the
+    /// endpoint go on.
+    pub(crate) fn endpoint_unproven(&mut self, key: u64, now: Instant) -> Actions<W> {
+        let mut actions = self.begin(now);
+        if let Some(i) = self.endpoints.find(key)
+            && matches!(
+                self.endpoints.record(i).phase,
+                EndpointPhase::Ready | EndpointPhase::Ejected { .. }
+            )
+        {
+            self.endpoints.set_phase(i, EndpointPhase::Starting);
+            actions.wake_probes = true;
+            self.endpoint_lost();
+        }
+        self.settle(now, &mut actions);
+        actions
+    }
+
     /// Removes an endpoint. Requests in flight on the endpoint keep their slots until they end.
     pub(crate) fn endpoint_removed(&mut self, key: u64, now: Instant) -> Actions<W> {
         let mut actions = self.begin(now);

@@ -244,6 +244,11 @@ impl RevisionThrottler {
         self.apply(|core| core.endpoint_ready(key, now));
     }
 
+    /// Reports that this endpoint is not known to be ready any more: it is probed again.
+    pub fn endpoint_unproven(self: &Arc<Self>, key: u64, now: Instant) {
+        self.apply(|core| core.endpoint_unproven(key, now));
+    }
+
     /// Reports that probes of this ready endpoint failed as often as its failure threshold.
     pub fn endpoint_failing(self: &Arc<Self>, key: u64, now: Instant) {
         self.apply(|core| core.endpoint_failing(key, now));

@@ -62,7 +62,10 @@ async fn at_zero(cluster: &Cluster) {
     for _ in 0..4 {
         let gone = ["wait", "--for=delete", "pods", "--all", "--timeout=25s"];
         if cluster.try_kubectl(&gone, "").await.is_ok()
-            && cluster.kubectl(&["get", "pods", "--output=name"]).await.is_empty()
+            && cluster
+                .kubectl(&["get", "pods", "--output=name"])
+                .await
+                .is_empty()
         {
             return;
         }
@@ -74,7 +77,11 @@ async fn at_zero(cluster: &Cluster) {
 async fn burst(gateway: SocketAddr, count: usize) -> BTreeMap<u16, usize> {
     let mut requests = JoinSet::new();
     for _ in 0..count {
-        requests.spawn(async move { h1::fetch(gateway, &h1::get(HOST, "/")).await.map(|answer| answer.status) });
+        requests.spawn(async move {
+            h1::fetch(gateway, &h1::get(HOST, "/"))
+                .await
+                .map(|answer| answer.status)
+        });
     }
     let mut statuses = BTreeMap::new();
     while let Some(answer) = requests.join_next().await {
@@ -92,7 +99,12 @@ async fn a_burst_at_zero_is_held_and_answered_and_so_is_the_next_one() {
         at_zero(&cluster).await;
         let statuses = burst(gateway, BURST).await;
         let logs = || cluster.logs("sluice-system");
-        assert_eq!(statuses, BTreeMap::from([(200, BURST)]), "wave {wave}: {}", logs());
+        assert_eq!(
+            statuses,
+            BTreeMap::from([(200, BURST)]),
+            "wave {wave}: {}",
+            logs()
+        );
         // Straight to the Pods: the log names them, and no activator.
         let log = logs();
         let sent = log.lines().filter(|line| line.contains("default/hello-00001"));
@@ -151,5 +163,8 @@ async fn an_autoscaler_that_restarts_under_load_takes_no_pod_in_use_away() {
     assert!(failed.is_empty(), "{failed:?}");
     let after = cluster.kubectl(&pods).await;
     let first = before.split(' ').next().unwrap_or_default();
-    assert!(!first.is_empty() && after.contains(first), "{before} became {after}");
+    assert!(
+        !first.is_empty() && after.contains(first),
+        "{before} became {after}"
+    );
 }
