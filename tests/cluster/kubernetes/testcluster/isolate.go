@@ -6,6 +6,7 @@ import (
 	"log"
 	"net"
 	"os"
+	"os/exec"
 	"os/signal"
 	"path/filepath"
 	"strings"
@@ -73,14 +74,8 @@ func initMain(args []string) int {
 }
 
 func isolate(o *options) error {
-	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
-		return fmt.Errorf("private mounts: %w", err)
-	}
-	if err := unix.Mount("proc", "/proc", "proc", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, ""); err != nil {
-		return fmt.Errorf("mount /proc: %w", err)
-	}
-	if err := network(o.dualStack); err != nil {
-		return fmt.Errorf("network: %w", err)
+	if err := mountsAndNetwork(o.dualStack); err != nil {
+		return err
 	}
 	// COMMAND resolves the cluster's names, and no others.
 	resolv := filepath.Join(o.dir, "resolv.conf")
@@ -93,6 +88,45 @@ func isolate(o *options) error {
 		return err
 	}
 	return unix.Mount(resolv, target, "", unix.MS_BIND, "")
+}
+
+func mountsAndNetwork(dualStack bool) error {
+	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
+		return fmt.Errorf("private mounts: %w", err)
+	}
+	if err := unix.Mount("proc", "/proc", "proc", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, ""); err != nil {
+		return fmt.Errorf("mount /proc: %w", err)
+	}
+	if err := network(dualStack); err != nil {
+		return fmt.Errorf("network: %w", err)
+	}
+	return nil
+}
+
+// rules have what kube-proxy asks of the kernel's nftables.
+const rules = `table ip try {
+	set ours { type ipv4_addr; elements = { 192.0.2.1 }; }
+	map services { type ipv4_addr . inet_proto . inet_service : verdict; }
+	chain endpoint { meta l4proto tcp dnat to 192.0.2.2:80; }
+	chain service { numgen random mod 2 vmap { 0 : goto endpoint, 1 : goto endpoint }; }
+	chain filtered { type filter hook forward priority 0; ct state new ip daddr @ours reject; }
+	chain translated { type nat hook prerouting priority -100; ip daddr . meta l4proto . th dport vmap @services; }
+	chain masqueraded { type nat hook postrouting priority 100; meta mark set meta mark ^ 0x4000; masquerade fully-random; }
+}
+`
+
+// try does in new namespaces what a cluster does there, so that a machine where it fails is told from a broken cluster.
+func try() error {
+	if err := mountsAndNetwork(false); err != nil {
+		return err
+	}
+	nft := exec.Command("nft", "-f", "-")
+	nft.Stdin = strings.NewReader(rules)
+	if out, err := nft.CombinedOutput(); err != nil {
+		first, _, _ := strings.Cut(string(out), "\n")
+		return fmt.Errorf("nftables: %w: %s", err, first)
+	}
+	return nil
 }
 
 func resolvConf(search string) string {

@@ -11,6 +11,7 @@ import (
 	"log"
 	"os"
 	"os/exec"
+	"strings"
 	"syscall"
 )
 
@@ -56,7 +57,11 @@ func main() {
 		nodeMain(args)
 	case "container": // process 1 of a container, started by node
 		containerMain(args)
-	case "noop":
+	case "try": // process 1 of the namespaces of check
+		if err := try(); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(exitUnavailable)
+		}
 	default:
 		fmt.Fprint(os.Stderr, usage)
 		parseOptions([]string{"-help"})
@@ -64,7 +69,7 @@ func main() {
 	}
 }
 
-// check tries what a cluster needs of the machine: nft for kube-proxy, and namespaces.
+// check tries what a cluster needs of the machine: namespaces, a network in them, and nft with what kube-proxy asks of it.
 func check() error {
 	if _, err := exec.LookPath("nft"); err != nil {
 		return fmt.Errorf("kube-proxy needs nft, which is not in PATH (Debian: apt-get install nftables)")
@@ -73,9 +78,12 @@ func check() error {
 	if err != nil {
 		return err
 	}
-	c := exec.Command(self, "noop")
+	c := exec.Command(self, "try")
 	c.SysProcAttr = isolated()
-	if err := c.Run(); err != nil {
+	switch out, err := c.CombinedOutput(); {
+	case len(out) > 0:
+		return fmt.Errorf("no cluster on this machine: %s", strings.TrimSpace(string(out)))
+	case err != nil:
 		return fmt.Errorf("no namespaces of our own here: %w", err)
 	}
 	return nil
