@@ -5,7 +5,7 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 use serde_json::{Value, json};
 use sluice_model::{
-    Backend, EndpointTarget, Found, ListenerSettings, PathRewrite, RequestView, Scheme, Snapshot,
+    Backend, EndpointTarget, Found, ListenerSettings, NotFound, PathRewrite, RequestView, Scheme, Snapshot,
     TrafficSplit, Visibility, normalize_host,
 };
 
@@ -99,7 +99,7 @@ impl<L> Draw<L> for NoDraw {
 /// without a running gateway the configured ones serve.
 ///
 /// The returned object has `found` (bool): whether something would serve the request. The text output is made of
-/// the keys `listener`, `host`, `path`, `service`, `route`, `tag`, `split`, `revision`, `backend`, `rewrite`,
+/// the keys `listener`, `host`, `path`, `service`, `rule` (of an Ingress with several), `route`, `tag`, `split`, `revision`, `backend`, `rewrite`,
 /// `reason` and `why` (a list of sentences), all optional; further keys are shown as they are.
 pub fn explain<L: Clone>(snapshot: &Snapshot<L>, bound: &[SocketAddr], query: &ExplainQuery) -> Value {
     let refused = |reason: &str, why: String| json!({"found": false, "reason": reason, "why": [why]});
@@ -147,13 +147,14 @@ pub fn explain<L: Clone>(snapshot: &Snapshot<L>, bound: &[SocketAddr], query: &E
     let client = IpAddr::V4(Ipv4Addr::LOCALHOST);
     match decide(snapshot, listener.visibility, host, &view, client, &mut NoDraw) {
         Ok(decision) => found(shown, host, &view, &decision, listener.tls.is_some()),
-        Err(_) => {
+        Err(reason) => {
             // The operator may learn what clients must not: whether an internal service has the host.
-            let inside = decide(snapshot, Visibility::Internal, host, &view, client, &mut NoDraw).is_ok();
-            let why = if inside {
-                format!("'{host}' belongs to an internal service, which an external listener never serves")
-            } else {
-                format!("no service claims the host '{host}'")
+            let why = match reason {
+                NotFound::UnknownHost => format!("no service claims the host '{host}'"),
+                NotFound::NotVisible => format!(
+                    "'{host}' belongs to an internal service, which an external listener never serves"
+                ),
+                NotFound::NoMatch => format!("'{host}' is known, and no route of it matches the request"),
             };
             let mut value = refused("no_route", why);
             value["listener"] = shown;
@@ -190,7 +191,11 @@ fn found<L>(
     tls: bool,
 ) -> Value {
     let service = decision.found.service;
-    let mut why = vec![format!("'{host}' belongs to service {}", service.id)];
+    let rule = (!service.further.is_empty()).then_some(decision.found.rule_index);
+    let mut why = vec![match rule {
+        None => format!("'{host}' belongs to service {}", service.id),
+        Some(rule) => format!("'{host}' belongs to rule {rule} of service {}", service.id),
+    }];
     if redirects(&decision.found, tls) {
         why.push("httpOption is 'redirected': plain HTTP is answered with a redirect to https".to_owned());
         return json!({
@@ -242,6 +247,7 @@ fn found<L>(
         "host": host,
         "path": view.path,
         "service": service.id.to_string(),
+        "rule": rule,
         "route": decision.found.route.map(|(index, _)| index),
         "tag": tag.flatten(),
         "split": split(decision.found.split),
@@ -284,6 +290,55 @@ fn backend(backend: &Backend) -> Value {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::admin::fixture::{ingress, snapshot};
+
+    fn explained<L: Clone>(snapshot: &Snapshot<L>, url: &str) -> Value {
+        // The external listener, then the internal one.
+        let bound = [8080, 8081].map(|port| SocketAddr::from(([127, 0, 0, 1], port)));
+        let query = ExplainQuery::new(url, "GET", &[]).unwrap();
+        explain(snapshot, &bound, &query)
+    }
+
+    #[test]
+    fn the_rule_of_the_host_decides() {
+        let ingress = ingress();
+        let inside = "greeter.default.svc.cluster.local";
+        let value = explained(&ingress, "http://greeter.default.localhost:8080/v2");
+        assert_eq!(
+            (&value["found"], &value["rule"], &value["route"]),
+            (&json!(true), &json!(0), &json!(0))
+        );
+        let refused = |value: Value, why: &str| {
+            assert_eq!(
+                (&value["found"], &value["reason"]),
+                (&json!(false), &json!("no_route"))
+            );
+            assert!(value["why"][0].as_str().unwrap().contains(why), "{value:#}");
+        };
+        refused(
+            explained(&ingress, &format!("http://{inside}:8080/v2")),
+            "an internal service",
+        );
+        refused(
+            explained(&ingress, &format!("http://{inside}:8081/")),
+            "no route of it matches",
+        );
+        refused(
+            explained(&ingress, "http://other:8081/"),
+            "no service claims the host",
+        );
+        let value = explained(&ingress, &format!("http://{inside}:8081/v2"));
+        assert_eq!(value["redirect"], json!(format!("https://{inside}/v2")));
+        assert!(
+            value["why"][0].as_str().unwrap().contains("rule 1 of service"),
+            "{value:#}"
+        );
+        // The first rule redirects nobody, and a service of a file has no rules to tell apart.
+        let value = explained(&ingress, "http://greeter.default.localhost:8081/");
+        assert_eq!((&value["redirect"], &value["rule"]), (&Value::Null, &json!(0)));
+        let value = explained(&snapshot(), "http://greeter.default.localhost:8080/");
+        assert_eq!((&value["found"], &value["rule"]), (&json!(true), &Value::Null));
+    }
 
     #[test]
     fn urls_are_taken_apart() {

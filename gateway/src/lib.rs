@@ -26,6 +26,8 @@ mod framing;
 pub mod h2;
 pub mod handover;
 pub mod http1;
+#[cfg(test)]
+mod ingress_tests;
 pub mod local_response;
 pub mod observe;
 mod probe;

@@ -29,6 +29,8 @@ pub enum LocalResponse {
     Error(ErrorResponse),
     /// A redirect.
     Redirect(RenderedResponse),
+    /// An answer that the gateway can give for the backend, to a probe.
+    Answer(RenderedResponse),
 }
 
 impl From<ErrorResponse> for LocalResponse {

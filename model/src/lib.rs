@@ -5,7 +5,7 @@
 //! zero, an instance passed its probe); endpoints that the control plane starts come down through [`EndpointSink`].
 //!
 //! **Invariant:** no I/O, no clock, no randomness, no async, no serde. Time and randomness are arguments. Every item
-//! is used by both planes.
+//! is used by both planes, except [`Shards`]: the data plane keeps more than the Snapshot in such arrays.
 
 mod demand;
 mod draw;
@@ -43,6 +43,7 @@ pub use settings::{
     AccessLogFormat, CertificateFiles, CipherSuite, DrainSettings, Http2Settings, Limits, ListenerSettings,
     ProxyProtocol, ProxyProtocolMode, QueueTotals, Settings, TlsSettings, TlsVersion,
 };
+pub use shards::{Seed, Shards};
 pub use snapshot::{
     Delta, Generation, Snapshot, SnapshotBuilder, SnapshotError, SnapshotPublisher, SnapshotReader,
 };

@@ -101,7 +101,8 @@ impl CipherSuite {
 /// The TLS settings of a listener.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TlsSettings {
-    /// The certificates, chosen by SNI; the first one is the default. Never empty.
+    /// The certificates, chosen by SNI; the first one is the default. Empty where services alone bring certificates:
+    /// a client that names none of their hosts is refused. A listener of a config file has one at least.
     pub certificates: Vec<CertificateFiles>,
     /// The minimum TLS version.
     pub min_version: TlsVersion,

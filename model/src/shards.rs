@@ -10,7 +10,7 @@ const FAN: usize = 32;
 
 /// 1,024 leaves, addressed by the top bits of a hash. A clone shares all leaves.
 #[derive(Debug, Clone)]
-pub(crate) struct Shards<T> {
+pub struct Shards<T> {
     branches: [Arc<[T; FAN]>; FAN],
 }
 
@@ -24,18 +24,20 @@ impl<T: Clone + Default> Default for Shards<T> {
 }
 
 impl<T: Clone> Shards<T> {
-    pub(crate) fn get(&self, hash: u64) -> &T {
+    /// The leaf of a hash.
+    pub fn get(&self, hash: u64) -> &T {
         let (branch, leaf) = place(hash);
         &self.branches[branch][leaf]
     }
 
     /// The leaf of a hash, copied first where it is shared (copy-on-write).
-    pub(crate) fn get_mut(&mut self, hash: u64) -> &mut T {
+    pub fn get_mut(&mut self, hash: u64) -> &mut T {
         let (branch, leaf) = place(hash);
         &mut Arc::make_mut(&mut self.branches[branch])[leaf]
     }
 
-    pub(crate) fn iter(&self) -> impl Iterator<Item = &T> {
+    /// All leaves, in no particular order.
+    pub fn iter(&self) -> impl Iterator<Item = &T> {
         self.branches.iter().flat_map(|branch| branch.iter())
     }
 }
@@ -48,11 +50,11 @@ fn place(hash: u64) -> (usize, usize) {
 /// The seeds of a keyed hash, unknown to a client that chooses names: two seeds, so that no block of the input can be
 /// chosen to cancel the state.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Seed(u64, u64);
+pub struct Seed(u64, u64);
 
 impl Seed {
     /// The seeds of the process: all tables hash alike, so that a hash stays valid across an edit.
-    pub(crate) fn of_process() -> Self {
+    pub fn of_process() -> Self {
         use std::hash::BuildHasher;
         use std::sync::LazyLock;
         static SEED: LazyLock<Seed> = LazyLock::new(|| {
@@ -63,7 +65,7 @@ impl Seed {
     }
 
     /// A folded multiply for every 16 bytes: a fifth of the time of SipHash for a host.
-    pub(crate) fn hash(self, text: &[u8]) -> u64 {
+    pub fn hash(self, text: &[u8]) -> u64 {
         let mut state = self.0 ^ (text.len() as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15);
         let (blocks, rest) = text.as_chunks::<16>();
         for block in blocks {

@@ -19,6 +19,9 @@ pub enum HostPattern {
     Exact(Host),
     /// A wildcard: one or more labels before this suffix.
     Wildcard(Host),
+    /// Every host, of a rule of an Ingress that names none; shown as `*`. No configuration file has one, and
+    /// [`parse`](Self::parse) makes none.
+    Any,
 }
 
 impl HostPattern {
@@ -41,6 +44,7 @@ impl HostPattern {
                 .strip_suffix(suffix.as_str())
                 .and_then(|rest| rest.strip_suffix('.'))
                 .is_some_and(|labels| !labels.is_empty()),
+            Self::Any => true,
         }
     }
 }
@@ -50,6 +54,7 @@ impl fmt::Display for HostPattern {
         match self {
             Self::Exact(host) => write!(f, "{host}"),
             Self::Wildcard(suffix) => write!(f, "*.{suffix}"),
+            Self::Any => f.write_str("*"),
         }
     }
 }
@@ -136,11 +141,12 @@ pub enum NotFound {
 /// routes or the request has a tag. The caller that picks a target reads the service in any case.
 ///
 /// **Invariant:** [`find`](Self::find) equals a linear scan over all patterns with exact before
-/// wildcard and the longer wildcard before the shorter (a property test).
+/// wildcard, the longer wildcard before the shorter, and [`HostPattern::Any`] last (a property test).
 #[derive(Debug, Clone)]
 pub struct RouteTable<L = ()> {
     seed: Seed,
     exact: Shards<HostLeaf<L>>,
+    /// By suffix; every host has the empty one.
     wildcard: Shards<HostLeaf<L>>,
     hosts: usize,
     wildcards: usize,
@@ -180,6 +186,7 @@ impl<L: Clone> RouteTable<L> {
         let (shards, host) = match pattern {
             HostPattern::Exact(host) => (&mut self.exact, host.as_str()),
             HostPattern::Wildcard(host) => (&mut self.wildcard, host.as_str()),
+            HostPattern::Any => (&mut self.wildcard, ""),
         };
         let hash = self.seed.hash(host.as_bytes());
         if let Some(taken) = shards.get(hash).get(hash, host) {
@@ -190,7 +197,7 @@ impl<L: Clone> RouteTable<L> {
             .get_mut(hash)
             .insert(hash, host, entry.clone(), *rule, tagged);
         self.hosts += 1;
-        self.wildcards += usize::from(matches!(pattern, HostPattern::Wildcard(_)));
+        self.wildcards += usize::from(!matches!(pattern, HostPattern::Exact(_)));
         Ok(())
     }
 
@@ -199,12 +206,13 @@ impl<L: Clone> RouteTable<L> {
         let (shards, host) = match pattern {
             HostPattern::Exact(host) => (&mut self.exact, host.as_str()),
             HostPattern::Wildcard(host) => (&mut self.wildcard, host.as_str()),
+            HostPattern::Any => (&mut self.wildcard, ""),
         };
         let hash = self.seed.hash(host.as_bytes());
         if shards.get(hash).get(hash, host).is_some() {
             shards.get_mut(hash).remove(hash, host);
             self.hosts -= 1;
-            self.wildcards -= usize::from(matches!(pattern, HostPattern::Wildcard(_)));
+            self.wildcards -= usize::from(!matches!(pattern, HostPattern::Exact(_)));
         }
     }
 
@@ -266,18 +274,29 @@ impl<L: Clone> RouteTable<L> {
 
     /// Every pattern with its service and tag, in no particular order.
     pub fn hosts(&self) -> impl Iterator<Item = (HostPattern, &Arc<Service>, Option<&Tag>)> {
+        self.host_rules()
+            .map(|(pattern, service, _, tag)| (pattern, service, tag))
+    }
+
+    /// Every pattern with its service, the index of its rule, and its tag, in no particular order.
+    pub fn host_rules(&self) -> impl Iterator<Item = (HostPattern, &Arc<Service>, usize, Option<&Tag>)> {
+        self.claims().map(|(pattern, claim)| {
+            let service = &claim.entry.service;
+            let targets = service.rule(claim.rule()).split.targets();
+            let tag = claim.tagged().and_then(|index| targets[index].tag.as_ref());
+            (pattern, service, claim.rule(), tag)
+        })
+    }
+
+    fn claims(&self) -> impl Iterator<Item = (HostPattern, Claim<'_, L>)> {
         let exact = self.exact.iter().flat_map(HostLeaf::iter);
         let exact = exact.map(|(text, claim)| (HostPattern::Exact(Host::of_checked(text)), claim));
         let wildcard = self.wildcard.iter().flat_map(HostLeaf::iter);
-        let wildcard = wildcard.map(|(text, claim)| (HostPattern::Wildcard(Host::of_checked(text)), claim));
-        exact.chain(wildcard).map(|(pattern, claim)| {
-            let service = &claim.entry.service;
-            let split = &service.rule(claim.rule()).split;
-            let tag = claim
-                .tagged()
-                .and_then(|index| split.targets()[index].tag.as_ref());
-            (pattern, service, tag)
-        })
+        let wildcard = wildcard.map(|(text, claim)| match text {
+            [] => (HostPattern::Any, claim),
+            suffix => (HostPattern::Wildcard(Host::of_checked(suffix)), claim),
+        });
+        exact.chain(wildcard)
     }
 
     fn claim(&self, host: &str) -> Option<Claim<'_, L>> {
@@ -297,7 +316,8 @@ impl<L: Clone> RouteTable<L> {
             }
             rest = suffix;
         }
-        None
+        let hash = self.seed.hash(b"");
+        self.wildcard.get(hash).get(hash, "")
     }
 }
 

@@ -111,6 +111,7 @@ fn scan<'a>(
     let rank = |p: &HostPattern| match p {
         HostPattern::Exact(_) => usize::MAX,
         HostPattern::Wildcard(suffix) => suffix.as_str().len(),
+        HostPattern::Any => 0,
     };
     let (_, service, tagged) = patterns
         .iter()
@@ -156,11 +157,12 @@ fn route_match() -> impl Strategy<Value = RouteMatch> {
     })
 }
 
-type Claim = (String, bool, bool, bool, (bool, bool), Vec<RouteMatch>);
+/// The first is `None` for every host.
+type Claim = (Option<String>, bool, bool, bool, (bool, bool), Vec<RouteMatch>);
 
 fn claim() -> impl Strategy<Value = Claim> {
     (
-        host_text(),
+        prop::option::weighted(0.9, host_text()),
         any::<bool>(),
         any::<bool>(),
         any::<bool>(),
@@ -173,6 +175,7 @@ proptest! {
     #[test]
     fn find_equals_a_linear_scan(
         claims in prop::collection::vec(claim(), 0..24),
+        removed in prop::collection::vec(prop_oneof![Just("*".to_owned()), host_text()], 0..3),
         hosts in prop::collection::vec(host_text(), 1..24),
         path in prop::sample::select(vec!["/", "/v2", "/v2/x", "/v2x"]),
         beta in any::<bool>(),
@@ -182,8 +185,8 @@ proptest! {
         let mut table = RouteTable::default();
         let mut patterns: Vec<(HostPattern, Arc<Service>, bool)> = Vec::new();
         for (n, (host, wildcard, hidden, tagged, (second, bare), routes)) in claims.into_iter().enumerate() {
-            let raw = if wildcard { format!("*.{host}") } else { host };
-            let pattern = HostPattern::parse(&raw).expect("a pattern");
+            let raw = host.map(|host| if wildcard { format!("*.{host}") } else { host });
+            let pattern = raw.map_or(HostPattern::Any, |raw| HostPattern::parse(&raw).expect("a pattern"));
             let visibility = if hidden { Visibility::Internal } else { Visibility::External };
             let service = ingress(n, visibility, routes, second, bare);
             let tag = Tag::parse("t").expect("a tag");
@@ -196,6 +199,16 @@ proptest! {
                 patterns.push((pattern, service, tagged));
             }
         }
+        // What is removed is as if it had never been there.
+        for (pattern, ..) in patterns.extract_if(.., |(pattern, ..)| removed.contains(&pattern.to_string())) {
+            table.remove(&pattern);
+        }
+        let mut listed: Vec<_> = table.hosts().map(|(pattern, ..)| pattern).collect();
+        listed.sort();
+        let mut wanted: Vec<_> = patterns.iter().map(|(pattern, ..)| pattern.clone()).collect();
+        wanted.sort();
+        prop_assert_eq!(&listed, &wanted);
+        prop_assert_eq!(table.len(), wanted.len());
         let listener = if internal { Visibility::Internal } else { Visibility::External };
         let request = Request { method, path: path.into(), beta };
         for host in hosts {
@@ -204,6 +217,36 @@ proptest! {
             prop_assert_eq!(name.as_deref(), scan(&patterns, listener, &host, &request), "{}", host);
         }
     }
+}
+
+#[test]
+fn every_host_is_no_pattern_that_can_be_written() {
+    assert_eq!(HostPattern::Any.to_string(), "*");
+    for raw in ["*", "*.", "", "."] {
+        assert!(HostPattern::parse(raw).is_err(), "{raw}");
+    }
+    let mut table = RouteTable::default();
+    let all = HostClaim {
+        pattern: HostPattern::Any,
+        ..host("h")
+    };
+    let service = service(0, Visibility::External, vec![]);
+    table.insert(&all, &entry(&service)).expect("is free");
+    assert!(table.insert(&all, &entry(&service)).is_err(), "claimed once");
+    let request = Request {
+        method: "GET",
+        path: "/".into(),
+        beta: false,
+    };
+    for host in ["h", "a.b.c", "[::1]", "10.0.0.1"] {
+        assert!(
+            table.find(Visibility::External, host, &request, None).is_ok(),
+            "{host}"
+        );
+    }
+    table.remove(&HostPattern::Any);
+    assert!(table.find(Visibility::External, "h", &request, None).is_err());
+    assert!(table.is_empty());
 }
 
 #[test]

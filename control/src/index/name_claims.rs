@@ -111,6 +111,7 @@ pub(super) fn has(compiled: &CompiledService, claim: &NameClaim<'_>) -> bool {
         NameClaim::Host(host) => service.hosts.iter().any(|claim| match &claim.pattern {
             HostPattern::Exact(exact) => exact.as_str() == host,
             HostPattern::Wildcard(suffix) => host.strip_prefix("*.") == Some(suffix.as_str()),
+            HostPattern::Any => host == "*",
         }),
     }
 }

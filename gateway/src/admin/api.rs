@@ -2,7 +2,7 @@
 //! access log; an absent value is `null`.
 
 use std::collections::BTreeMap;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use serde_json::{Map, Value, json};
 use sluice_model::{
@@ -12,27 +12,29 @@ use sluice_model::{
 };
 
 use super::AdminState;
-use crate::observe::RevisionLoad;
+use crate::observe::{ListenerCertificates, RevisionLoad};
 
 /// Redacts a map: names stay, values become `***`.
 pub fn redacted(map: &BTreeMap<String, String>) -> Value {
     map.keys().map(|key| (key.clone(), json!("***"))).collect()
 }
 
-/// `/api/routes`: `{generation, hosts: [{host, service, tag}], services: [{namespace, name,
+/// `/api/routes`: `{generation, hosts: [{host, service, rule, tag}], services: [{namespace, name,
 /// visibility, httpOption, sticky, routes: [{match, rewriteHost, rewritePath, appendHeaders,
 /// traffic}], traffic: [{revisionName, percent, tag}], furtherRules: [{visibility, httpOption,
 /// routes, traffic}]}]}`. Hosts are sorted; `tag` is set where the host routes to a tagged revision. Only the Ingress
-/// of a cluster has further rules.
+/// of a cluster has further rules; `rule` is the index of the host's rule then, 0 for the one that the service shows as
+/// its own.
 pub fn routes<L: Clone>(snapshot: &Snapshot<L>) -> Value {
-    let mut hosts: Vec<_> = snapshot.table().hosts().collect();
+    let mut hosts: Vec<_> = snapshot.table().host_rules().collect();
     hosts.sort_by(|a, b| a.0.cmp(&b.0));
     let hosts: Vec<Value> = hosts
         .into_iter()
-        .map(|(pattern, service, tag)| {
+        .map(|(pattern, service, rule, tag)| {
             json!({
                 "host": pattern.to_string(),
                 "service": service.id.to_string(),
+                "rule": (!service.further.is_empty()).then_some(rule),
                 "tag": tag.map(ToString::to_string),
             })
         })
@@ -232,9 +234,10 @@ fn row(
     (key, value)
 }
 
-/// `/api/config`: `{generation, version, pid, startedAt, bound: {listeners, admin, health}, settings, revisions,
-/// scaling}`. `bound` has the addresses actually bound, `settings` the file's values with defaults
-/// filled in, `scaling` what [`AdminState::scaling`] gives. Durations are text as in a file; no
+/// `/api/config`: `{generation, version, pid, startedAt, bound: {listeners, admin, health}, certificates: [{listener,
+/// name, notAfter}], settings, revisions, scaling}`. `bound` has the addresses actually bound, `certificates` what each
+/// listener serves, from files and Secrets, `settings` the file's values with defaults filled in, `scaling` what
+/// [`AdminState::scaling`] gives. Durations are text as in a file; no
 /// limit is `null`.
 pub fn config(state: &dyn AdminState) -> Value {
     let snapshot = state.table();
@@ -250,10 +253,23 @@ pub fn config(state: &dyn AdminState) -> Value {
             "admin": bound.admin.to_string(),
             "health": bound.health.map(|a| a.to_string()),
         },
+        "certificates": certificates(&state.certificates()),
         "settings": settings(snapshot.settings()),
         "revisions": snapshot.revisions().into_iter().map(|r| revision(r)).collect::<Vec<_>>(),
         "scaling": state.scaling(),
     })
+}
+
+fn certificates(listeners: &[ListenerCertificates]) -> Vec<Value> {
+    let of_listener = |listener: &ListenerCertificates| {
+        let address = listener.listener.to_string();
+        let row = move |(name, end): &(String, SystemTime)| {
+            let end = humantime::format_rfc3339_seconds(*end).to_string();
+            json!({"listener": address, "name": name, "notAfter": end})
+        };
+        listener.ends.iter().map(row).collect::<Vec<_>>()
+    };
+    listeners.iter().flat_map(of_listener).collect()
 }
 
 fn settings(settings: &Settings) -> Value {

@@ -3,7 +3,7 @@ use std::time::Duration;
 use serde_json::json;
 use sluice_model::{CertificateFiles, TlsSettings};
 
-use super::super::fixture::{FakeGateway, SECRET, snapshot};
+use super::super::fixture::{FakeGateway, SECRET, ingress, snapshot};
 use super::*;
 
 #[test]
@@ -12,8 +12,8 @@ fn routes_show_hosts_and_splits() {
     assert_eq!(
         value["hosts"],
         json!([
-            {"host": "current-greeter.default.localhost", "service": "default/greeter", "tag": "current"},
-            {"host": "greeter.default.localhost", "service": "default/greeter", "tag": null},
+            {"host": "current-greeter.default.localhost", "service": "default/greeter", "rule": null, "tag": "current"},
+            {"host": "greeter.default.localhost", "service": "default/greeter", "rule": null, "tag": null},
         ])
     );
     let service = &value["services"][0];
@@ -30,6 +30,32 @@ fn routes_show_hosts_and_splits() {
         json!(100),
         "whole percents are whole"
     );
+}
+
+#[test]
+fn an_ingress_shows_the_rule_of_each_host_and_no_secret() {
+    let value = routes(&ingress());
+    let rules: Vec<_> = value["hosts"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|host| &host["rule"])
+        .collect();
+    assert_eq!(rules, [&json!(0), &json!(0), &json!(1)]);
+    let service = &value["services"][0];
+    assert_eq!(
+        (&service["visibility"], &service["httpOption"]),
+        (&json!("external"), &json!("enabled"))
+    );
+    let further = service["furtherRules"].as_array().unwrap();
+    assert_eq!(further.len(), 1);
+    assert_eq!(
+        (&further[0]["visibility"], &further[0]["httpOption"]),
+        (&json!("internal"), &json!("redirected"))
+    );
+    assert_eq!(further[0]["traffic"], json!([]), "only by its routes");
+    assert_eq!(further[0]["routes"][0]["match"]["path"], json!({"prefix": "/v2"}));
+    assert!(!value.to_string().contains(SECRET), "{value:#}");
 }
 
 #[test]
@@ -65,6 +91,10 @@ fn config_shows_what_is_bound() {
     assert_eq!(
         value["bound"],
         json!({"listeners": ["127.0.0.1:8080"], "admin": "127.0.0.1:9900", "health": null})
+    );
+    assert_eq!(
+        value["certificates"],
+        json!([{"listener": "127.0.0.1:8443", "name": "default/tls", "notAfter": "1970-01-01T00:00:00Z"}])
     );
     assert_eq!(value["revisions"][0]["containerConcurrency"], 5);
     assert_eq!(value["revisions"][0]["responseStartTimeout"], "5m");

@@ -8,10 +8,11 @@ use std::time::{Duration, SystemTime};
 use async_trait::async_trait;
 use serde_json::{Value, json};
 use sluice_model::{
-    Backend, Delta, EndpointAddr, Generation, HostClaim, HostPattern, HttpOption, PathMatch, Percent,
-    QueueLimits, RevisionId, RevisionSettings, RevisionSpec, RevisionStatus, RevisionTimeouts, Route,
-    RouteMatch, Rule, Service, ServiceId, Snapshot, SnapshotBuilder, StatusSource, Tag, TrafficSplit,
-    TrafficTarget, Visibility, test_util,
+    Backend, CertificatePem, Delta, EndpointAddr, Generation, HostClaim, HostPattern, HttpOption,
+    IngressExtras, ListenerSettings, PathMatch, Percent, QueueLimits, RevisionId, RevisionSettings,
+    RevisionSpec, RevisionStatus, RevisionTimeouts, Route, RouteMatch, Rule, Service, ServiceCertificate,
+    ServiceId, Snapshot, SnapshotBuilder, StatusSource, Tag, TrafficSplit, TrafficTarget, Visibility,
+    test_util,
 };
 
 use super::{AdminState, BoundAddresses, UpgradeError, Upgraded};
@@ -107,6 +108,41 @@ pub(crate) fn snapshot() -> Snapshot {
     snapshot
 }
 
+/// The service `greeter` as an Ingress: a second rule is internal, redirects plain HTTP and serves `/v2` only.
+pub(crate) fn ingress() -> Snapshot {
+    let mut greeter = Service::clone(snapshot().services()[0]);
+    greeter.hosts.push(HostClaim {
+        pattern: HostPattern::parse("greeter.default.svc.cluster.local").unwrap(),
+        rule: 1,
+        tag: None,
+    });
+    greeter.further = Box::new([Rule {
+        visibility: Visibility::Internal,
+        http_option: HttpOption::Redirected,
+        routes: greeter.main.routes.clone(),
+        split: TrafficSplit::none(),
+    }]);
+    greeter.ingress = Some(Box::new(IngressExtras {
+        network_hash: "a25000".into(),
+        certificates: vec![ServiceCertificate {
+            visibility: Visibility::External,
+            name: "default/tls".into(),
+            pem: CertificatePem {
+                chain: SECRET.as_bytes().into(),
+                key: SECRET.as_bytes().into(),
+            },
+        }],
+    }));
+    let mut settings = test_util::settings();
+    settings.listeners.push(ListenerSettings {
+        visibility: Visibility::Internal,
+        ..test_util::listener()
+    });
+    let mut builder = SnapshotBuilder::new(settings);
+    builder.service(greeter).unwrap();
+    builder.build()
+}
+
 fn table() -> registry::Snapshot {
     let empty = registry::Snapshot::empty(Arc::clone(snapshot().settings()));
     let change = Delta::between(&empty, &snapshot());
@@ -200,7 +236,10 @@ impl AdminState for FakeGateway {
         1
     }
     fn certificates(&self) -> Vec<ListenerCertificates> {
-        Vec::new()
+        vec![ListenerCertificates {
+            listener: ([127, 0, 0, 1], 8443).into(),
+            ends: vec![("default/tls".to_owned(), SystemTime::UNIX_EPOCH)],
+        }]
     }
 
     fn endpoints(&self, id: &RevisionId) -> Vec<EndpointLoad> {

@@ -68,8 +68,8 @@ fn found(value: &Value) -> bool {
 }
 
 /// Keys shown first and in this order: the order of a request's routing.
-const ORDER: [&str; 12] = [
-    "listener", "host", "path", "service", "route", "tag", "split", "revision", "backend", "rewrite",
+const ORDER: [&str; 13] = [
+    "listener", "host", "path", "service", "rule", "route", "tag", "split", "revision", "backend", "rewrite",
     "reason", "why",
 ];
 

@@ -53,12 +53,12 @@ pub(super) fn warn(listener: impl Display, certificates: &[Arc<Certificate>], no
         c.warned.advance(stage)
     });
     for certificate in news.by_ref().take(LINES) {
-        let file = certificate.files.cert_file.display();
+        let name = &certificate.name;
         let end = humantime::format_rfc3339_seconds(certificate.not_after);
         if certificate.not_after < now {
-            warn!(%listener, %file, %end, "a certificate is no longer valid; it is served on");
+            warn!(%listener, certificate = %name, %end, "a certificate is no longer valid; it is served on");
         } else {
-            warn!(%listener, %file, %end, "a certificate ends soon");
+            warn!(%listener, certificate = %name, %end, "a certificate ends soon");
         }
     }
     let more = news.count();

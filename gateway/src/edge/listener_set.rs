@@ -6,19 +6,20 @@ use std::sync::{Arc, Weak};
 
 use arc_swap::ArcSwap;
 use parking_lot::Mutex;
-use sluice_model::{ListenerSettings, Settings, Visibility};
+use sluice_model::{Delta, ListenerSettings, Settings, Visibility};
 use tokio::net::TcpListener;
 use tokio::sync::{Notify, oneshot, watch};
 use tokio::task::{JoinHandle, spawn_blocking};
 use tokio::time::sleep;
 use tracing::{info, warn};
 
-use super::certificates::{Certificate, CertificateError};
+use super::certificates::CertificateError;
 use super::connection::{ConnectionHandler, Drain};
 use super::expiry;
 use super::listener::{CurrentSettings, EdgeContext, Listener, ListenerBindError, ListenerConfig};
 use super::metrics::EdgeMetrics;
 use super::prebind::PreboundSocket;
+use super::service_certificates::{CertificateChange, ServiceCertificates};
 use super::tls::{FILES_CHECKED_EVERY, Reload, TlsTerminator};
 
 /// Why a listener differs from the settings.
@@ -57,8 +58,8 @@ pub struct ListenerStatus {
     pub bound: SocketAddr,
     /// Which routes the listener may serve.
     pub visibility: Visibility,
-    /// The certificates served over TLS; `None` for a plain listener.
-    pub certificates: Option<Vec<Arc<Certificate>>>,
+    /// The TLS terminator, which has the certificates; `None` for a plain listener.
+    pub tls: Option<Arc<TlsTerminator>>,
 }
 
 /// All listeners of the process, with their connections.
@@ -81,6 +82,8 @@ pub(super) struct ListenerSet {
     pub(super) prebound: Mutex<Vec<PreboundSocket>>,
     /// Wakes the check of certificate files before its interval is over.
     files_changed: Notify,
+    /// The certificates that services bring.
+    certificates: Arc<ServiceCertificates>,
 }
 
 /// A bound listener with its accept loop. Dropping it makes the accept loop end in its own time.
@@ -128,6 +131,7 @@ impl Edge {
             inherited: Mutex::default(),
             prebound: Mutex::default(),
             files_changed: Notify::new(),
+            certificates: Arc::default(),
         });
         let watcher = tokio::spawn(watch_files(Arc::clone(&inner)));
         Self { inner, watcher }
@@ -154,7 +158,8 @@ impl Edge {
         let mut errors = Vec::new();
         for (index, wanted) in settings.listeners.iter().enumerate() {
             let old = kept[index].as_ref().map(|listener| listener.config.load_full());
-            let tls = match terminator(wanted, old.as_ref().and_then(|config| config.tls.clone())).await {
+            let running = old.as_ref().and_then(|config| config.tls.clone());
+            let tls = match terminator(wanted, running, &self.inner.certificates).await {
                 Ok((tls, refused)) => {
                     if !refused.is_empty() {
                         errors.push(ListenerError::Tls {
@@ -201,6 +206,13 @@ impl Edge {
         errors
     }
 
+    /// Offers the certificates that new and changed services bring to the next handshakes, beside all that is offered
+    /// now. To be called before the table that routes to the services is published; then the change is to be
+    /// completed. Blocks, up to a millisecond for each new certificate.
+    pub fn offer_certificates(&self, delta: &Delta) -> CertificateChange {
+        self.inner.certificates.offer(delta)
+    }
+
     /// Checks the certificate files now instead of at the next interval. For a watcher that saw one of the
     /// files change. Never blocks.
     pub fn recheck_files(&self) {
@@ -221,7 +233,7 @@ impl Edge {
                 address,
                 bound,
                 visibility: config.visibility,
-                certificates: config.tls.as_ref().map(|tls| tls.certificates()),
+                tls: config.tls.clone(),
             })
             .collect()
     }
@@ -376,16 +388,19 @@ type LoadedTerminator = (Option<Arc<TlsTerminator>>, Vec<CertificateError>);
 async fn terminator(
     wanted: &ListenerSettings,
     old: Option<Arc<TlsTerminator>>,
+    services: &Arc<ServiceCertificates>,
 ) -> Result<LoadedTerminator, Vec<CertificateError>> {
     let Some(settings) = wanted.tls.clone() else {
         return Ok((None, Vec::new()));
     };
+    let (visibility, services) = (wanted.visibility, Arc::clone(services));
     let load = spawn_blocking(move || match old {
         Some(tls) => {
-            let Reload { errors, .. } = tls.reload(&settings);
+            let Reload { errors, .. } = tls.reload(&settings, visibility);
             Ok((Some(tls), errors))
         }
-        None => TlsTerminator::new(&settings).map(|tls| (Some(Arc::new(tls)), Vec::new())),
+        None => TlsTerminator::beside(services, &settings, visibility)
+            .map(|tls| (Some(Arc::new(tls)), Vec::new())),
     });
     match load.await {
         Ok(loaded) => loaded,

@@ -12,7 +12,8 @@ use rustls::crypto::ring;
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::{ClientConfig, DigitallySignedStruct, SignatureScheme, SupportedProtocolVersion};
 use sluice_model::{
-    CertificateFiles, DrainSettings, Limits, ListenerSettings, Settings, TlsSettings, test_util,
+    CertificateFiles, CertificatePem, DrainSettings, Limits, ListenerSettings, Settings, TlsSettings,
+    test_util,
 };
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -219,17 +220,27 @@ pub(super) async fn expect_close(stream: &mut TcpStream) {
     assert!(matches!(read, Ok(0) | Err(_)), "{read:?}");
 }
 
-/// Writes a new self-signed certificate for these names and returns it.
-pub(super) fn certificate(dir: &Path, stem: &str, names: &[&str]) -> (CertificateFiles, Vec<u8>) {
+/// A new self-signed certificate for these names, as PEM and as shown to clients.
+pub(crate) fn pem(names: &[&str]) -> (CertificatePem, Vec<u8>) {
     let names = names.iter().map(|n| (*n).to_owned()).collect::<Vec<_>>();
     let made = rcgen::generate_simple_self_signed(names).unwrap();
+    let pem = CertificatePem {
+        chain: made.cert.pem().into_bytes().into(),
+        key: made.signing_key.serialize_pem().into_bytes().into(),
+    };
+    (pem, made.cert.der().to_vec())
+}
+
+/// Writes a new self-signed certificate for these names and returns it.
+pub(super) fn certificate(dir: &Path, stem: &str, names: &[&str]) -> (CertificateFiles, Vec<u8>) {
+    let (pem, der) = pem(names);
     let files = CertificateFiles {
         cert_file: dir.join(format!("{stem}.crt")),
         key_file: dir.join(format!("{stem}.key")),
     };
-    fs::write(&files.key_file, made.signing_key.serialize_pem()).unwrap();
-    fs::write(&files.cert_file, made.cert.pem()).unwrap();
-    (files, made.cert.der().to_vec())
+    fs::write(&files.key_file, &pem.key).unwrap();
+    fs::write(&files.cert_file, &pem.chain).unwrap();
+    (files, der)
 }
 
 pub(super) fn tls_listener(certificates: Vec<CertificateFiles>) -> ListenerSettings {
@@ -279,7 +290,7 @@ impl rustls::client::danger::ServerCertVerifier for AnyCertificate {
     }
 }
 
-pub(super) fn client_config_of(versions: &[&'static SupportedProtocolVersion]) -> ClientConfig {
+pub(crate) fn client_config_of(versions: &[&'static SupportedProtocolVersion]) -> ClientConfig {
     ClientConfig::builder_with_provider(Arc::new(ring::default_provider()))
         .with_protocol_versions(versions)
         .unwrap()
@@ -288,22 +299,28 @@ pub(super) fn client_config_of(versions: &[&'static SupportedProtocolVersion]) -
         .with_no_client_auth()
 }
 
-pub(super) fn client_config(alpn: &[&str]) -> Arc<ClientConfig> {
+pub(crate) fn client_config(alpn: &[&str]) -> Arc<ClientConfig> {
     let mut config = client_config_of(&[&rustls::version::TLS12, &rustls::version::TLS13]);
     config.alpn_protocols = alpn.iter().map(|p| p.as_bytes().to_vec()).collect();
     Arc::new(config)
 }
 
-pub(super) type TlsClient = tokio_rustls::client::TlsStream<TcpStream>;
+pub(crate) type TlsClient = tokio_rustls::client::TlsStream<TcpStream>;
 
 /// Performs a TLS handshake with this server name; an address sends none.
-pub(super) async fn handshake(config: &Arc<ClientConfig>, tcp: TcpStream, name: &str) -> TlsClient {
+pub(crate) async fn handshake(config: &Arc<ClientConfig>, tcp: TcpStream, name: &str) -> TlsClient {
+    try_handshake(config, tcp, name).await.unwrap()
+}
+
+/// As [`handshake`], which may fail.
+pub(crate) async fn try_handshake(
+    config: &Arc<ClientConfig>,
+    tcp: TcpStream,
+    name: &str,
+) -> std::io::Result<TlsClient> {
     let name = ServerName::try_from(name.to_owned()).unwrap();
     let connector = tokio_rustls::TlsConnector::from(Arc::clone(config));
-    timeout(PATIENCE, connector.connect(name, tcp))
-        .await
-        .unwrap()
-        .unwrap()
+    timeout(PATIENCE, connector.connect(name, tcp)).await.unwrap()
 }
 
 /// The certificate the server showed.

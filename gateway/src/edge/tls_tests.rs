@@ -190,8 +190,8 @@ async fn a_bad_reload_keeps_what_is_served_and_is_told_once() {
     let (b, old_b) = certificate(dir.path(), "b", &["b.test"]);
     let terminator = TlsTerminator::new(&tls(vec![a.clone(), b.clone()])).unwrap();
     let serves = |name: &str| {
-        let table = Arc::clone(&terminator.current.load_full().table);
-        table.find(Some(name)).unwrap().names.to_vec()
+        let current = terminator.current.load_full();
+        current.resolver.find(Some(name)).unwrap().names.to_vec()
     };
     let same = terminator.refresh();
     assert!(!same.changed && same.errors.is_empty());
@@ -214,14 +214,14 @@ async fn a_bad_reload_keeps_what_is_served_and_is_told_once() {
         cert_file: dir.path().join("missing.crt"),
         key_file: dir.path().join("missing.key"),
     };
-    let bad = terminator.reload(&tls(vec![b.clone(), missing]));
+    let bad = terminator.reload(&tls(vec![b.clone(), missing]), Visibility::External);
     assert!(!bad.changed && bad.errors.len() == 1);
     assert_eq!(serves("unknown.test"), ["a.test"], "the first is still the first");
 
     // Good again, and another order is another default.
     let (_, new_a) = certificate(dir.path(), "a", &["a.test"]);
     assert_ne!(old_a, new_a);
-    let good = terminator.reload(&tls(vec![b, a]));
+    let good = terminator.reload(&tls(vec![b, a]), Visibility::External);
     assert!(good.changed && good.errors.is_empty());
     assert_eq!(serves("unknown.test"), ["b.test", "more.test"]);
 }

@@ -41,6 +41,8 @@ pub fn wall_clock() -> std::time::SystemTime {
 /// The counters that a finished request moves, by how far its routing got.
 #[derive(Debug, Clone, Copy)]
 pub enum MetricsScope<'a> {
+    /// A probe that the gateway answered: no counter moves.
+    Uncounted,
     /// No service was found.
     Unrouted,
     /// A service, but no revision of it.
@@ -62,6 +64,7 @@ impl Observer {
     /// Logs and counts one finished request. Never blocks; allocates nothing in the steady state.
     pub fn finish(&self, format: AccessLogFormat, record: &RequestRecord<'_>, counted: MetricsScope<'_>) {
         match counted {
+            MetricsScope::Uncounted => {}
             MetricsScope::Unrouted => self.metrics.unrouted().finish(record),
             MetricsScope::Service(service) => service.finish(record),
             MetricsScope::Revision(revision) => revision.finish(record),

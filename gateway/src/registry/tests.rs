@@ -1,11 +1,12 @@
 //! Swaps of the table keep live state; endpoints and names come and go.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use futures_util::poll;
 use sluice_model::{
     Backend, Demand, EndpointSink, EndpointTarget, InstanceId, ManagedEndpoint, Percent, Pods, Probe,
-    ProbeKind, ServiceId, Snapshot,
+    ProbeKind, Route, RouteMatch, Rule, Service, ServiceId, Snapshot, SnapshotBuilder,
 };
 
 use super::test_kit::{self, Demands, address, apply, fixed, id, snapshot, spec, until};
@@ -202,6 +203,69 @@ async fn a_drain_of_the_gateway_resolves_everybody_for_good() {
     apply(&registry, &first);
     let admission = live.throttler().admit(Arrival::default(), clock());
     assert!(matches!(admission, Admission::Rejected(Rejection::Draining)));
+}
+
+/// A service with two rules of a route each, all of whose splits share two revisions half and half.
+fn two_rules() -> Service {
+    let base = snapshot(vec![spec("a", fixed(&[1])), spec("b", fixed(&[2]))]);
+    let base = base.services()[0];
+    let half = base.main.split.clone();
+    let route = Route {
+        matches: RouteMatch::default(),
+        rewrite_host: None,
+        rewrite_path: None,
+        append_headers: Default::default(),
+        split: half.clone(),
+    };
+    let rule = Rule {
+        routes: vec![route],
+        split: half,
+        ..base.main.clone()
+    };
+    Service {
+        main: rule.clone(),
+        further: Box::new([rule]),
+        ..Service::clone(base)
+    }
+}
+
+#[tokio::test]
+async fn every_split_of_every_rule_draws_for_itself_and_keeps_its_place_in_an_edit() {
+    let publish = |service: Service| {
+        let mut builder = SnapshotBuilder::new(test_kit::settings());
+        builder.service(service).expect("one service");
+        builder.build()
+    };
+    let (registry, _) = registry(&publish(two_rules()));
+    let splits = [(0, None), (0, Some(0)), (1, None), (1, Some(0))];
+    let mut taken: BTreeMap<(usize, Option<usize>), Vec<usize>> = BTreeMap::new();
+    let mut take = |registry: &Registry, each: usize| {
+        let serving = registry.reader().load();
+        let entry = serving.entries().next().expect("one service");
+        // In turns, so that a sequence that two splits share would be shifted for both.
+        for _ in 0..each {
+            for (rule, route) in splits {
+                let rules = entry.service.rule(rule);
+                let split = route.map_or(&rules.split, |route: usize| &rules.routes[route].split);
+                let slot = split.pick(entry.live.next_draw(rule, route)).slot;
+                taken.entry((rule, route)).or_default().push(slot);
+            }
+        }
+    };
+    // An edit in the middle of a block of eight draws.
+    take(&registry, 3);
+    let mut edited = two_rules();
+    edited.further[0].routes[0].rewrite_host = Some("other.example".to_owned());
+    apply(&registry, &publish(edited));
+    take(&registry, 5);
+    for (split, slots) in &taken {
+        assert_eq!(slots.len(), 8, "{split:?}");
+        assert_eq!(
+            slots.iter().filter(|slot| **slot == 0).count(),
+            4,
+            "{split:?}: {slots:?}"
+        );
+    }
 }
 
 #[tokio::test]

@@ -6,8 +6,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant, SystemTime};
 
 use sluice_model::{
-    Backend, EndpointAddr, Found, Generation, Limits, RequestView, RevisionSpec, Route, Service, Settings,
-    StickyKey, normalize_host,
+    Backend, EndpointAddr, Found, Generation, Limits, Percent, RequestView, RevisionSpec, Route, Service,
+    Settings, StickyKey, normalize_host,
 };
 use tokio::sync::watch;
 
@@ -15,6 +15,7 @@ use super::clocks::Clocks;
 use super::decide::{Draw, decide, redirects};
 use super::headers::{Forwarding, HOPS_HEADER, RequestId, TIMING_HEADER, grpc_timeout, hops};
 use super::measure::MeasuredRevision;
+use super::network_probe::{self, is_network_probe};
 use super::origin_form::OriginForm;
 use crate::edge::{ConnectionInfo, Drain};
 use crate::local_response::{
@@ -184,15 +185,21 @@ pub struct RequestCtx {
     /// The client's address.
     pub client: Option<IpAddr>,
     service: Option<Arc<Service>>,
+    /// Whether the request is logged but not counted: a probe that the gateway answered.
+    uncounted: bool,
     format: ResponseFormat,
     time: SystemTime,
 }
 
-/// Draws the points of splits from the service's own counters.
-struct LiveDraw;
+/// Draws the points of splits from the service's own counters. A probe takes none of these, which would shift the
+/// shares of requests.
+struct LiveDraw<'a, V>(&'a V);
 
-impl Draw<Arc<LiveService>> for LiveDraw {
+impl<V: RequestView> Draw<Arc<LiveService>> for LiveDraw<'_, V> {
     fn draw(&mut self, found: &Found<'_, Arc<LiveService>>) -> u32 {
+        if found.service.ingress.is_some() && is_network_probe(self.0) {
+            return fastrand::u32(..Percent::WHOLE);
+        }
         found
             .live
             .next_draw(found.rule_index, found.route.map(|(index, _)| index))
@@ -234,6 +241,7 @@ impl RequestCtx {
             endpoint: None,
             client: None,
             service: None,
+            uncounted: false,
             format: ResponseFormat::Text,
             time: wall_clock(),
         }
@@ -327,7 +335,7 @@ impl RequestCtx {
             host,
             incoming.view,
             client,
-            &mut LiveDraw,
+            &mut LiveDraw(incoming.view),
         )
         .map_err(|_| ErrorResponse::new(Reason::NoRoute, "no service is known for this host and path"))?;
         let service = Arc::clone(decision.found.service);
@@ -341,6 +349,13 @@ impl RequestCtx {
             return Err(LocalResponse::Redirect(redirect));
         }
         let spec = Arc::clone(&service.revisions[decision.target.slot]);
+        if let Some(ingress) = &service.ingress
+            && matches!(spec.backend, Backend::Pods(_))
+            && is_network_probe(incoming.view)
+        {
+            self.uncounted = true;
+            return Err(network_probe::answer(incoming.view, ingress));
+        }
         let live = Arc::clone(&decision.found.live.revisions()[decision.target.slot]);
         let own = incoming
             .view
@@ -395,7 +410,7 @@ impl RequestCtx {
                 self.reason = Some(error.reason);
                 error.render(self.format, self.request_id.as_str())
             }
-            LocalResponse::Redirect(rendered) => rendered.clone(),
+            LocalResponse::Redirect(rendered) | LocalResponse::Answer(rendered) => rendered.clone(),
         };
         if self.reason != Some(Reason::ClientGone) {
             self.response_started(clock());
@@ -467,6 +482,7 @@ impl RequestCtx {
         };
         let service;
         let counted = match (&self.routed, &self.service) {
+            _ if self.uncounted => MetricsScope::Uncounted,
             (Some(routed), _) => MeasuredRevision::of(&**routed.live.observer())
                 .map_or(MetricsScope::Unrouted, MetricsScope::Revision),
             (None, Some(known)) => {

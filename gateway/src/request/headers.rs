@@ -8,6 +8,8 @@ use std::net::IpAddr;
 
 use sluice_model::{RevisionId, RevisionSpec, Route};
 
+use super::network_probe::{HASH_OVERRIDE, NETWORK_HASH};
+
 /// The fields of a message head, in order.
 pub trait Fields {
     /// Calls `each` with the name and the value of every field, names as the head has them.
@@ -38,12 +40,6 @@ const INTERNAL_FIELDS: [&str; 4] = [
     "k-passthrough-lb",
     "k-kubelet-probe",
 ];
-
-/// The version of an Ingress, in probes of Knative's.
-const NETWORK_HASH: &[u8] = b"k-network-hash";
-
-/// The value that a probe sends to ask for the version.
-const HASH_OVERRIDE: &[u8] = b"override";
 
 /// Request field that asks for `Server-Timing`, the phases until the response head; not forwarded.
 pub(super) const TIMING_HEADER: &str = "x-sluice-timing";
@@ -181,7 +177,7 @@ pub fn request_fields(head: &impl Fields, edit: &RequestEdit<'_>, out: &mut impl
             forwarded_host |= name.eq_ignore_ascii_case(b"x-forwarded-host");
         } else if let Some(hash) = edit.network_hash
             && value == HASH_OVERRIDE
-            && name.eq_ignore_ascii_case(NETWORK_HASH)
+            && name.eq_ignore_ascii_case(NETWORK_HASH.as_bytes())
         {
             return out.field(name, hash.as_bytes());
         } else if edit.join_cookies && name.eq_ignore_ascii_case(b"cookie") {

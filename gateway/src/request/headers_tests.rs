@@ -1,6 +1,7 @@
+use std::collections::BTreeMap;
 use std::time::Duration;
 
-use sluice_model::{Backend, Protocol, RevisionId, RevisionSpec};
+use sluice_model::{Backend, Protocol, RevisionId, RevisionSpec, RouteMatch, TrafficSplit};
 
 use super::*;
 
@@ -83,6 +84,132 @@ fn sent(head: &Head, from: Forwarding<'_>, revision: &RevisionSpec) -> Head {
     };
     request_fields(head, &edit, &mut out);
     out
+}
+
+const HASH: &str = "a25000a350642c8abef53078b329bd043e18758f6063c1172d53b04e14fcf5c1";
+
+/// What a service of an Ingress forwards, with headers of the route and of the target.
+fn sent_by_ingress(head: &Head, route: &[(&str, &str)], target: &[(&str, &str)]) -> Head {
+    let pairs = |pairs: &[(&str, &str)]| {
+        let pairs = pairs.iter().map(|(n, v)| ((*n).to_owned(), (*v).to_owned()));
+        pairs.collect::<Vec<_>>()
+    };
+    let route = Route {
+        matches: RouteMatch::default(),
+        rewrite_host: None,
+        rewrite_path: None,
+        append_headers: BTreeMap::from_iter(pairs(route)),
+        split: TrafficSplit::none(),
+    };
+    let mut out = Head::default();
+    let edit = RequestEdit {
+        from: FROM,
+        revision: &revision(&[]),
+        route: Some(&route),
+        target_headers: &pairs(target),
+        network_hash: Some(HASH),
+        counted: false,
+        nominated: Nominated::of(head),
+        join_cookies: false,
+    };
+    request_fields(head, &edit, &mut out);
+    out
+}
+
+#[test]
+fn the_version_is_told_to_whoever_asks_an_ingress_for_it() {
+    let asked = |value: &str| Head::of(&[("K-Network-Hash", value)]);
+    for (value, forwarded) in [
+        ("override", HASH),
+        ("Override", "Override"),
+        ("0ceecf5c", "0ceecf5c"),
+    ] {
+        let out = sent_by_ingress(&asked(value), &[], &[]);
+        assert_eq!(out.text("k-network-hash"), Some(forwarded));
+        assert_eq!(out.count("k-network-hash"), 1);
+        let plain = sent(&asked(value), FROM, &revision(&[]));
+        assert_eq!(plain.text("k-network-hash"), Some(value), "not of an Ingress");
+    }
+    assert_eq!(
+        sent_by_ingress(&Head::of(&[]), &[], &[]).text("k-network-hash"),
+        None
+    );
+}
+
+#[test]
+fn fields_between_knatives_components_are_an_ingress_to_set_and_never_a_clients() {
+    let fields = [
+        "K-Proxy-Request",
+        "K-Original-Host",
+        "K-Passthrough-Lb",
+        "K-Kubelet-Probe",
+    ];
+    let evil = fields.map(|name| (name, "evil"));
+    for name in fields {
+        assert_eq!(
+            sent_by_ingress(&Head::of(&evil), &[], &[]).text(name),
+            None,
+            "{name}"
+        );
+        assert_eq!(
+            sent(&Head::of(&evil), FROM, &revision(&[])).text(name),
+            None,
+            "{name}"
+        );
+        let out = sent_by_ingress(&Head::of(&evil), &[(name, "route")], &[]);
+        assert_eq!((out.text(name), out.count(name)), (Some("route"), 1), "{name}");
+        let out = sent_by_ingress(&Head::of(&evil), &[], &[(name, "target")]);
+        assert_eq!((out.text(name), out.count(name)), (Some("target"), 1), "{name}");
+    }
+    // The other ones of this prefix are not between components.
+    let probe = Head::of(&[("K-Network-Probe", "probe")]);
+    assert_eq!(
+        sent_by_ingress(&probe, &[], &[]).text("k-network-probe"),
+        Some("probe")
+    );
+}
+
+#[test]
+fn headers_of_the_target_come_last_and_overwrite() {
+    let head = Head::of(&[("X-Who", "client"), ("x-route", "client"), ("x-kept", "client")]);
+    let route = [("X-Who", "route"), ("X-Route", "route")];
+    let out = sent_by_ingress(&head, &route, &[("x-who", "target"), ("x-target", "target")]);
+    for (name, value) in [
+        ("x-who", "target"),
+        ("x-route", "route"),
+        ("x-target", "target"),
+        ("x-kept", "client"),
+    ] {
+        assert_eq!((out.text(name), out.count(name)), (Some(value), 1), "{name}");
+    }
+}
+
+#[test]
+fn an_ingress_names_the_revision_in_its_own_headers_and_nowhere_else() {
+    let evil = Head::of(&[
+        ("Knative-Serving-Revision", "evil"),
+        ("Knative-Serving-Namespace", "evil"),
+    ]);
+    let out = sent_by_ingress(&evil, &[], &[]);
+    assert_eq!(out.text("knative-serving-revision"), None);
+    assert_eq!(out.text("knative-serving-namespace"), None);
+    let target = [
+        ("Knative-Serving-Revision", "rev-1"),
+        ("Knative-Serving-Namespace", "team"),
+    ];
+    let out = sent_by_ingress(&evil, &[], &target);
+    assert_eq!(out.text("knative-serving-revision"), Some("rev-1"));
+    assert_eq!(out.text("knative-serving-namespace"), Some("team"));
+    assert_eq!(out.count("knative-serving-revision"), 1);
+    // What frames and addresses the message stays the writer's.
+    let out = sent_by_ingress(
+        &Head::of(&[]),
+        &[("Host", "x"), ("Content-Length", "1")],
+        &[("TE", "x")],
+    );
+    for name in ["host", "content-length", "te"] {
+        assert_eq!(out.text(name), None, "{name}");
+    }
 }
 
 #[test]

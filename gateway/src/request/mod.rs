@@ -11,6 +11,7 @@ mod ctx;
 mod decide;
 mod headers;
 mod measure;
+mod network_probe;
 mod origin_form;
 mod rewrite;
 mod upgrade_offer;

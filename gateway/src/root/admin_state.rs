@@ -155,10 +155,8 @@ impl AdminState for GatewayState {
 
     fn certificates(&self) -> Vec<ListenerCertificates> {
         let listeners = self.edge.listeners().into_iter().filter_map(|listener| {
-            let certificates = listener.certificates?;
-            let ends = certificates
-                .iter()
-                .map(|c| (c.files.cert_file.clone(), c.not_after));
+            let certificates = listener.tls?.certificates();
+            let ends = certificates.iter().map(|c| (c.name.clone(), c.not_after));
             Some(ListenerCertificates {
                 listener: listener.bound,
                 ends: ends.collect(),

@@ -60,8 +60,11 @@ impl ChangeSink for Applier {
     }
 
     fn publish(&mut self, delta: &Delta) -> Result<Generation, String> {
+        // Certificates of a new host are served before its routes are, and those of a removed one as long as these.
+        let offered = self.edge.offer_certificates(delta);
         let generation = self.table.apply(delta).map_err(|e| e.to_string())?;
-        // Listeners and certificates do not depend on services.
+        offered.complete();
+        // Listeners and their own certificates do not depend on services.
         if self.edge_is_wrong || !Arc::ptr_eq(&self.settings, &delta.settings) {
             self.settings = Arc::clone(&delta.settings);
             self.apply_edge();

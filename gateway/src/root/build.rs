@@ -172,6 +172,7 @@ pub(super) fn build(
         edge.inherit(new.take_listeners())
             .map_err(|e| StartupError::start(format!("cannot use an inherited socket: {e}")))?;
     }
+    edge.offer_certificates(first).complete();
     let errors = data.block_on(edge.apply(&settings));
     edge.close_inherited();
     if !errors.is_empty() {

@@ -294,11 +294,7 @@ fn announce(edge: &Edge, state: &GatewayState) {
     let mut out = std::io::stdout().lock();
     let mut lines = String::new();
     for (index, listener) in edge.listeners().iter().enumerate() {
-        let scheme = if listener.certificates.is_some() {
-            "https"
-        } else {
-            "http"
-        };
+        let scheme = if listener.tls.is_some() { "https" } else { "http" };
         lines.push_str(&format!(
             "sluice: listener {index} on {} ({scheme})\n",
             listener.bound

@@ -175,9 +175,7 @@ fn visibility(rule: &IngressRule, at: &str) -> Result<Visibility, IngressProblem
 
 fn patterns(rule: &IngressRule, at: &str, cluster_domain: &str) -> Result<Vec<HostPattern>, IngressProblem> {
     if rule.hosts.is_empty() {
-        return Err(invalid(format!(
-            "{at}.hosts is empty: a rule for every host is not supported"
-        )));
+        return Ok(vec![HostPattern::Any]);
     }
     let mut patterns = Vec::new();
     for (nth, host) in rule.hosts.iter().enumerate() {

@@ -392,11 +392,6 @@ fn mistakes_are_told_with_their_place() {
             "spec.rules[0].http.paths is empty",
         ),
         (
-            json!({"rules": [{"http": {"paths": [{}]}}]}),
-            ProblemKind::Invalid,
-            "spec.rules[0].hosts is empty",
-        ),
-        (
             json!({"rules": [{"hosts": ["a.b"], "http": {"paths": [{}]}}]}),
             ProblemKind::Invalid,
             "traffic split percentage must total to 100, but was 0",

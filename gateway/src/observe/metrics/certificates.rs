@@ -2,7 +2,6 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::path::Path;
 use std::time::UNIX_EPOCH;
 
 use super::ListenerCertificates;
@@ -21,24 +20,28 @@ pub(super) fn expose(out: &mut Exposition, listeners: &[ListenerCertificates]) {
     }
     let mut first_ends = out.family(&CERTIFICATE_ENDS);
     for ListenerCertificates { listener, ends } in listeners {
-        // A file that is listed twice is one series.
-        let files: BTreeMap<_, _> = ends.iter().map(|(file, end)| (file, *end)).collect();
-        let mut first: Vec<_> = files.into_iter().map(|(file, end)| (end, file)).collect();
+        // A certificate that is listed twice is one series: that of the version that ends first.
+        let mut names = BTreeMap::new();
+        for (name, end) in ends {
+            let first = names.entry(name).or_insert(*end);
+            *first = *end.min(first);
+        }
+        let mut first: Vec<_> = names.into_iter().map(|(name, end)| (end, name)).collect();
         first.sort_unstable();
-        for (end, file) in first.into_iter().take(SHOWN) {
+        for (end, name) in first.into_iter().take(SHOWN) {
             let seconds = end.duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs());
-            let labels = format_args!("listener=\"{listener}\",certificate=\"{}\"", Escaped(file));
+            let labels = format_args!("listener=\"{listener}\",certificate=\"{}\"", Escaped(name));
             first_ends.sample(labels, seconds);
         }
     }
 }
 
-/// A path as a label's value.
-struct Escaped<'p>(&'p Path);
+/// A name as a label's value.
+struct Escaped<'p>(&'p str);
 
 impl fmt::Display for Escaped<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for char in self.0.to_string_lossy().chars() {
+        for char in self.0.chars() {
             match char {
                 '\\' => f.write_str("\\\\")?,
                 '"' => f.write_str("\\\"")?,

@@ -20,7 +20,6 @@ mod stripes;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::net::SocketAddr;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::SystemTime;
 
@@ -127,8 +126,8 @@ pub struct LiveGauges {
 pub struct ListenerCertificates {
     /// The listener, as bound.
     pub listener: SocketAddr,
-    /// Each certificate's file and the end of its validity.
-    pub ends: Vec<(PathBuf, SystemTime)>,
+    /// Each certificate's name (its file, or namespace and name of a Secret) and the end of its validity.
+    pub ends: Vec<(String, SystemTime)>,
 }
 
 /// All metrics of one gateway; cheap to clone.
