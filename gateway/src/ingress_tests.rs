@@ -62,6 +62,7 @@ fn revision(slot: usize, addresses: &[SocketAddr], activated: bool) -> Arc<Revis
         true => Backend::Pods(Pods {
             ready: addresses.to_vec(),
             starting: vec![],
+            failure: None,
         }),
         false => {
             let targets = addresses.iter().map(|address| EndpointAddr::Tcp(*address));

@@ -81,6 +81,8 @@ pub struct Pods {
     pub ready: Vec<SocketAddr>,
     /// Pods that are not ready by the cluster's view, which is late by its own probes' interval: they are probed.
     pub starting: Vec<SocketAddr>,
+    /// Why waiting does not help, where every Pod has a fault that time does not heal.
+    pub failure: Option<Arc<str>>,
 }
 
 impl Pods {

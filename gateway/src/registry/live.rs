@@ -6,12 +6,13 @@ use std::mem::discriminant;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 use parking_lot::Mutex;
 use sluice_model::{
-    Backend, DemandSink, EndpointAddr, EndpointTarget, Load, ManagedEndpoint, Pods, RevisionId, RevisionSpec,
+    ActivationFailure, Backend, DemandSink, EndpointAddr, EndpointTarget, Failure, Load, ManagedEndpoint,
+    Pods, RevisionId, RevisionSpec,
 };
 use tokio::runtime::Handle;
 use tokio::sync::Notify;
@@ -100,6 +101,9 @@ impl Awake {
         throttler.set_addresses(&known.addresses, !takes_instances(spec), now);
         if let Backend::Pods(pods) = &spec.backend {
             believe(&throttler, pods, now);
+            if let Some(why) = &pods.failure {
+                fail(&spec.id, &throttler, why, now);
+            }
         }
         if let Some(closing) = asleep.closed {
             throttler.close(closing, now);
@@ -281,6 +285,11 @@ impl LiveRevision {
         if let (Backend::Pods(before), Backend::Pods(pods)) = (&before.backend, &spec.backend) {
             // After the Pods that are ready now: a waiter is not sent back to zero in between.
             doubt(&awake.throttler, before, pods, now);
+            match &pods.failure {
+                Some(why) if before.failure != pods.failure => fail(&self.id, &awake.throttler, why, now),
+                None if before.failure.is_some() => awake.throttler.forgive(),
+                _ => {}
+            }
         }
         awake.names_changed.notify_one();
         awake.throttler.wake_probes();
@@ -428,6 +437,20 @@ impl Drop for LiveRevision {
             awake.names_changed.notify_one();
         }
     }
+}
+
+/// The back-off for arrivals after [`fail`]. The cluster's next try of a Pod, which changes its state, is seen before.
+const RETRY_PODS: Duration = Duration::from_secs(60);
+
+/// Fails all waiters: the cluster says that no Pod can become ready.
+fn fail(revision: &RevisionId, throttler: &Arc<RevisionThrottler>, why: &str, now: Instant) {
+    tracing::warn!(%revision, "no Pod can become ready: {why}");
+    let failure = ActivationFailure {
+        failure: Failure::Failed,
+        detail: why.to_owned(),
+        retry_after: RETRY_PODS,
+    };
+    throttler.fail(&Arc::new(failure), now);
 }
 
 /// Takes the Pods that are ready by the cluster's view as ready, without a probe.

@@ -363,6 +363,7 @@ fn pods(ready: &[u16], starting: &[u16]) -> Backend {
     Backend::Pods(Pods {
         ready: at(ready),
         starting: at(starting),
+        failure: None,
     })
 }
 
@@ -397,6 +398,32 @@ async fn a_request_waits_for_the_first_pod_of_a_revision_at_zero() {
     drop(permit);
     apply(&registry, &snapshot(vec![of_pods("a", pods(&[2], &[]))]));
     assert_eq!(waiter.await.expect("admitted").endpoint().address, address(2));
+}
+
+#[tokio::test]
+async fn waiters_fail_when_waiting_does_not_help_and_wait_again_when_it_may() {
+    let failing = |why: Option<&str>| {
+        let backend = Backend::Pods(Pods {
+            failure: why.map(Into::into),
+            ..Pods::default()
+        });
+        snapshot(vec![of_pods("a", backend)])
+    };
+    let (registry, _) = registry(&failing(None));
+    let live = registry.live(&id("a")).expect("is in it");
+    let waiter = wait(&live);
+    apply(&registry, &failing(Some("InvalidImageName")));
+    let Err(Rejection::ActivationFailed { failure, .. }) = waiter.await else {
+        panic!("it was admitted, or rejected for another reason");
+    };
+    assert_eq!(failure.detail, "InvalidImageName");
+    let again = live.throttler().admit(Arrival::default(), clock());
+    assert!(matches!(
+        again,
+        Admission::Rejected(Rejection::ActivationFailed { .. })
+    ));
+    apply(&registry, &failing(None));
+    drop(wait(&live));
 }
 
 /// A queue-proxy that is ready when it is told so. Returns its port, and the switch.

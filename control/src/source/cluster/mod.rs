@@ -12,6 +12,7 @@ mod hash;
 mod hosts;
 mod lease;
 mod objects;
+mod pods;
 mod resolve;
 pub mod stats;
 mod status;

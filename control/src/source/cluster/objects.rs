@@ -249,6 +249,49 @@ pub(super) struct ContainerProbe {
     pub(super) exec: Option<Exec>,
 }
 
+/// A Pod of a revision: only what its containers wait for.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(default)]
+pub(super) struct Pod {
+    pub(super) metadata: ObjectMeta,
+    #[serde(deserialize_with = "nullable")]
+    pub(super) status: PodStatus,
+}
+
+/// The status of a Pod.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+pub(super) struct PodStatus {
+    #[serde(deserialize_with = "nullable")]
+    pub(super) container_statuses: Vec<ContainerStatus>,
+}
+
+/// The status of a container.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+pub(super) struct ContainerStatus {
+    pub(super) restart_count: i64,
+    #[serde(deserialize_with = "nullable")]
+    pub(super) state: ContainerState,
+}
+
+/// The state of a container, if it waits.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(default)]
+pub(super) struct ContainerState {
+    pub(super) waiting: Option<Waiting>,
+}
+
+/// Why a container waits.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(default)]
+pub(super) struct Waiting {
+    #[serde(deserialize_with = "nullable")]
+    pub(super) reason: String,
+    #[serde(deserialize_with = "nullable")]
+    pub(super) message: String,
+}
+
 /// A part of the endpoints of a Service.
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(default, rename_all = "camelCase")]
@@ -358,6 +401,7 @@ resource!(
     "ingresses"
 );
 resource!(Revision, "serving.knative.dev", "v1", "Revision", "revisions");
+resource!(Pod, "", "v1", "Pod", "pods");
 resource!(Service, "", "v1", "Service", "services");
 resource!(
     EndpointSlice,

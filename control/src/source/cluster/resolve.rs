@@ -382,6 +382,7 @@ impl Build<'_> {
                 true => addresses(Condition::Starting),
                 false => Vec::new(),
             },
+            failure: self.objects.faulty.failure(revision),
         };
         Some((pods, Arc::new(settings_of(object, &self.policy.settings))))
     }

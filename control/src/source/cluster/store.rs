@@ -13,9 +13,10 @@ use sluice_model::CertificatePem;
 
 use super::Statuses;
 use super::objects::{
-    EndpointConditions, EndpointSlice, Ingress, IngressSpec, Revision, RevisionObject, Secret, Service,
+    EndpointConditions, EndpointSlice, Ingress, IngressSpec, Pod, Revision, RevisionObject, Secret, Service,
     ServiceSpec,
 };
+use super::pods::FaultyPods;
 use super::resolve::{self, BackendName, Policy, Resolved, resolve};
 use crate::ingress::{IngressObject, IngressProblem, ProblemKind};
 use crate::source::{Content, Event, ObjectKey};
@@ -40,7 +41,7 @@ impl fmt::Display for Name {
 }
 
 impl Name {
-    fn of(object: &impl kube::Resource) -> Self {
+    pub(super) fn of(object: &impl kube::Resource) -> Self {
         let meta = object.meta();
         Self {
             namespace: meta.namespace.clone().unwrap_or_default(),
@@ -68,6 +69,7 @@ pub(super) enum AnyUpdate {
     Slice(Update<EndpointSlice>),
     Secret(Update<Secret>),
     Revision(Update<Revision>),
+    Pod(Update<Pod>),
 }
 
 /// The objects that Ingresses name, cut down.
@@ -76,6 +78,8 @@ pub(super) struct Objects {
     pub(super) services: HashMap<Name, ServiceSpec>,
     pub(super) secrets: HashMap<Name, CertificatePem>,
     pub(super) revisions: HashMap<Name, RevisionObject>,
+    /// Pods that cannot become ready.
+    pub(super) faulty: FaultyPods,
     /// The private Services of revisions: their endpoints are the Pods, whoever is on the path of others.
     pub(super) private: HashMap<Name, Name>,
     slices: HashMap<Name, BTreeMap<String, Slice>>,
@@ -170,7 +174,7 @@ pub(super) struct Store {
     /// Keys of objects that are gone.
     deleted: Vec<ObjectKey>,
     /// The kinds whose first list has come.
-    listed: [bool; 5],
+    listed: [bool; 6],
     has_started: bool,
 }
 
@@ -189,7 +193,7 @@ impl Store {
             revision_of: HashMap::new(),
             dirty: BTreeSet::new(),
             deleted: Vec::new(),
-            listed: [false; 5],
+            listed: [false; 6],
             has_started: false,
         }
     }
@@ -202,6 +206,13 @@ impl Store {
             AnyUpdate::Slice(update) => self.slice(update),
             AnyUpdate::Secret(update) => self.secret(update),
             AnyUpdate::Revision(update) => self.revision(update),
+            AnyUpdate::Pod(update) => {
+                self.listed[5] |= matches!(update, Update::List(_));
+                for revision in self.objects.faulty.update(update) {
+                    let users = self.users_of_revision.get(&revision);
+                    self.dirty.extend(users.into_iter().flatten().cloned());
+                }
+            }
         }
     }
 

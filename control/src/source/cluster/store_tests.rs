@@ -80,6 +80,7 @@ fn listed(store: &mut Store) {
     store.update(AnyUpdate::Slice(Update::List(Vec::new())));
     store.update(AnyUpdate::Secret(Update::List(Vec::new())));
     store.update(AnyUpdate::Revision(Update::List(Vec::new())));
+    store.update(AnyUpdate::Pod(Update::List(Vec::new())));
 }
 
 /// Applies events to what was seen before.
@@ -333,7 +334,8 @@ fn a_revision_of_knative_leads_to_its_pods_whoever_its_public_service_names() {
         pods(&mut store),
         Pods {
             ready: at("10.0.0.1"),
-            starting: at("10.0.0.2")
+            starting: at("10.0.0.2"),
+            failure: None,
         }
     );
     // The public Service flips between activator and Pods: nothing changes.

@@ -11,11 +11,14 @@ use kube::{Api, Client, Resource};
 use serde::de::DeserializeOwned;
 use tokio::sync::mpsc::Sender;
 
-use super::objects::{EndpointSlice, Ingress, Revision, Secret, Service};
+use super::objects::{EndpointSlice, Ingress, Pod, Revision, Secret, Service};
 use super::store::{AnyUpdate, Update};
 
 /// The label of the Secrets that Knative's certificates are in.
 const CERTIFICATE: &str = "networking.internal.knative.dev/certificate-uid";
+
+/// The label of the Pods of revisions.
+const OF_REVISION: &str = "serving.knative.dev/revisionUID";
 
 /// The longest pause before the next attempt. kube's own back-off goes up to 30 s: after an outage of minutes a gateway
 /// would be blind for half a minute more.
@@ -27,13 +30,20 @@ const MIN_PAUSE: Duration = Duration::from_millis(100);
 /// Follows all kinds until the receiver is dropped.
 pub(super) async fn watch(client: Client, updates: Sender<AnyUpdate>) {
     let all = watcher::Config::default();
+    let of_revisions = all.clone().labels(OF_REVISION);
     let labelled = all.clone().labels(CERTIFICATE);
     tokio::join!(
         follow::<Ingress>(client.clone(), all.clone(), updates.clone(), AnyUpdate::Ingress),
         follow::<Service>(client.clone(), all.clone(), updates.clone(), AnyUpdate::Service),
         follow::<EndpointSlice>(client.clone(), all, updates.clone(), AnyUpdate::Slice),
         follow::<Secret>(client.clone(), labelled, updates.clone(), AnyUpdate::Secret),
-        follow::<Revision>(client, watcher::Config::default(), updates, AnyUpdate::Revision),
+        follow::<Revision>(
+            client.clone(),
+            watcher::Config::default(),
+            updates.clone(),
+            AnyUpdate::Revision
+        ),
+        follow::<Pod>(client, of_revisions, updates, AnyUpdate::Pod),
     );
 }
 

@@ -46,6 +46,16 @@ func (c *container) loop() {
 			return
 		}
 		c.mu.Lock()
+		pulled := c.waiting == nil || c.waiting.Reason != "ErrImagePull"
+		c.mu.Unlock()
+		if !ran && !pulled {
+			// A kubelet says ErrImagePull at each try, and ImagePullBackOff in between.
+			if c.pod.sleep(firstRestart) {
+				return
+			}
+			c.wait(&corev1.ContainerStateWaiting{Reason: "ImagePullBackOff", Message: "back-off " + back.String() + " pulling image"})
+		}
+		c.mu.Lock()
 		if ran {
 			c.waiting = &corev1.ContainerStateWaiting{Reason: "CrashLoopBackOff", Message: "back-off " + back.String() + " restarting failed container"}
 		}

@@ -12,11 +12,13 @@ const CLASS: &str = "sluice.ingress.networking.knative.dev";
 
 const HOST: &str = "hello.default.example.com";
 
+const IMAGE: &str = "serving/helloworld";
+
 /// Requests that are sent at once to a revision at zero.
 const BURST: usize = 100;
 
 /// A service that goes to zero seconds after its last request.
-fn service(concurrency: u32) -> String {
+fn service(image: &str, concurrency: u32) -> String {
     format!(
         r#"
 apiVersion: serving.knative.dev/v1
@@ -27,13 +29,13 @@ spec:
     metadata: {{annotations: {{autoscaling.knative.dev/window: "6s"}}}}
     spec:
       containerConcurrency: {concurrency}
-      containers: [{{image: dev.local/serving/helloworld}}]
+      containers: [{{image: dev.local/{image}}}]
 "#
     )
 }
 
 /// The gateway, Serving, and the service; returns the gateway's address.
-async fn start(cluster: &Cluster, replicas: &str, concurrency: u32) -> SocketAddr {
+async fn start(cluster: &Cluster, replicas: &str, image: &str, concurrency: u32) -> SocketAddr {
     cluster.script("sluice", &[replicas]).await;
     cluster.script("serving", &[CLASS]).await;
     let scale = r#"{"data":{"scale-to-zero-grace-period":"6s"}}"#;
@@ -48,7 +50,7 @@ async fn start(cluster: &Cluster, replicas: &str, concurrency: u32) -> SocketAdd
             scale,
         ])
         .await;
-    cluster.apply("default", &service(concurrency)).await;
+    cluster.apply("default", &service(image, concurrency)).await;
     let ready = ["wait", "--for=condition=Ready", "ksvc/hello", "--timeout=60s"];
     if let Err(e) = cluster.try_kubectl(&ready, "").await {
         panic!("{e}{}", cluster.logs("sluice-system"));
@@ -94,7 +96,7 @@ async fn burst(gateway: SocketAddr, count: usize) -> BTreeMap<u16, usize> {
 #[tokio::test]
 async fn a_burst_at_zero_is_held_and_answered_and_so_is_the_next_one() {
     let Some(cluster) = inside() else { return };
-    let gateway = start(&cluster, "1", 0).await;
+    let gateway = start(&cluster, "1", IMAGE, 0).await;
     for wave in 0..2 {
         at_zero(&cluster).await;
         let statuses = burst(gateway, BURST).await;
@@ -115,7 +117,7 @@ async fn a_burst_at_zero_is_held_and_answered_and_so_is_the_next_one() {
 #[tokio::test]
 async fn with_a_limit_a_burst_at_zero_is_answered_by_as_many_pods_as_it_needs() {
     let Some(cluster) = inside() else { return };
-    let gateway = start(&cluster, "2", 20).await;
+    let gateway = start(&cluster, "2", IMAGE, 20).await;
     at_zero(&cluster).await;
     let statuses = burst(gateway, BURST).await;
     assert_eq!(
@@ -129,7 +131,7 @@ async fn with_a_limit_a_burst_at_zero_is_answered_by_as_many_pods_as_it_needs() 
 #[tokio::test]
 async fn an_autoscaler_that_restarts_under_load_takes_no_pod_in_use_away() {
     let Some(cluster) = inside() else { return };
-    let gateway = start(&cluster, "1", 0).await;
+    let gateway = start(&cluster, "1", IMAGE, 0).await;
     let answer = wait_for("an answer", SOON, || async {
         h1::fetch(gateway, &h1::get(HOST, "/")).await.ok()
     })
@@ -167,4 +169,24 @@ async fn an_autoscaler_that_restarts_under_load_takes_no_pod_in_use_away() {
         !first.is_empty() && after.contains(first),
         "{before} became {after}"
     );
+}
+
+#[tokio::test]
+async fn a_waiter_fails_when_its_image_cannot_be_pulled_any_more() {
+    let Some(cluster) = inside() else { return };
+    let images = cluster.dir().join("images");
+    let (image, gone) = (images.join(IMAGE), images.join("gone"));
+    std::os::unix::fs::symlink(&image, &gone).expect("a link");
+    let gateway = start(&cluster, "1", "gone", 0).await;
+    at_zero(&cluster).await;
+    std::fs::remove_file(&gone).expect("is there");
+    let answer = h1::fetch(gateway, &h1::get(HOST, "/")).await.expect("an answer");
+    let logs = cluster.logs("sluice-system");
+    assert_eq!(answer.status, 503, "{}: {logs}", answer.text());
+    assert_eq!(
+        answer.header("x-sluice-reason"),
+        Some("activation_failed"),
+        "{logs}"
+    );
+    assert!(logs.contains("ErrImagePull"), "the log names the cause: {logs}");
 }

@@ -1,0 +1,199 @@
+//! Pods that cannot become ready: which faults waiting does not heal. Pure.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::sync::Arc;
+
+use super::objects::{ContainerStatus, Pod};
+use super::store::{Name, Update};
+
+/// Tries after which a fault that a retry may heal counts: of pulling an image, and of starting a program.
+const TRIES: u32 = 2;
+
+/// The Pods of revisions, as far as they have a fault.
+#[derive(Debug, Default)]
+pub(super) struct FaultyPods {
+    pods: HashMap<Name, BTreeMap<Name, Fault>>,
+    revision_of: HashMap<Name, Name>,
+}
+
+/// The fault of one Pod.
+#[derive(Debug, Default)]
+struct Fault {
+    /// Tries of pulling an image that failed.
+    pulls: u32,
+    is_pulling: bool,
+    /// The fault, if waiting does not heal it.
+    is_final: Option<String>,
+}
+
+impl FaultyPods {
+    /// Records a change. Returns the revisions whose failure may be another one.
+    pub(super) fn update(&mut self, update: Update<Pod>) -> HashSet<Name> {
+        let mut touched = HashSet::new();
+        match update {
+            Update::Apply(pod) => self.apply(&pod, &mut touched),
+            Update::Delete(pod) => self.forget(&Name::of(&pod), &mut touched),
+            Update::List(all) => {
+                let names: HashSet<Name> = all.iter().map(Name::of).collect();
+                let gone = self.revision_of.keys().filter(|name| !names.contains(*name));
+                for name in gone.cloned().collect::<Vec<_>>() {
+                    self.forget(&name, &mut touched);
+                }
+                all.iter().for_each(|pod| self.apply(pod, &mut touched));
+            }
+        }
+        touched
+    }
+
+    /// Why waiting for a revision does not help: every Pod of it has a fault that waiting does not heal.
+    pub(super) fn failure(&self, revision: &Name) -> Option<Arc<str>> {
+        let pods = self.pods.get(revision)?;
+        let faults: Option<Vec<&str>> = pods.values().map(|pod| pod.is_final.as_deref()).collect();
+        // Of several Pods the first one's is enough.
+        faults?.first().map(|fault| Arc::from(*fault))
+    }
+
+    fn apply(&mut self, pod: &Pod, touched: &mut HashSet<Name>) {
+        let name = Name::of(pod);
+        let labels = pod.metadata.labels.as_ref();
+        let revision = labels.and_then(|labels| labels.get("serving.knative.dev/revision"));
+        // A Pod that is being deleted says nothing about its successors.
+        let (Some(revision), None) = (revision, &pod.metadata.deletion_timestamp) else {
+            return self.forget(&name, touched);
+        };
+        let revision = Name {
+            namespace: name.namespace.clone(),
+            name: revision.clone(),
+        };
+        self.revision_of.insert(name.clone(), revision.clone());
+        let fault = self
+            .pods
+            .entry(revision.clone())
+            .or_default()
+            .entry(name)
+            .or_default();
+        fault.look(&pod.status.container_statuses);
+        touched.insert(revision);
+    }
+
+    fn forget(&mut self, name: &Name, touched: &mut HashSet<Name>) {
+        let Some(revision) = self.revision_of.remove(name) else {
+            return;
+        };
+        if let Some(pods) = self.pods.get_mut(&revision) {
+            pods.remove(name);
+            if pods.is_empty() {
+                self.pods.remove(&revision);
+            }
+        }
+        touched.insert(revision);
+    }
+}
+
+impl Fault {
+    fn look(&mut self, containers: &[ContainerStatus]) {
+        let waiting = containers
+            .iter()
+            .filter_map(|container| Some((container, container.state.waiting.as_ref()?)));
+        let was_pulling = std::mem::take(&mut self.is_pulling);
+        self.is_final = None;
+        for (container, waiting) in waiting {
+            let is_final = match waiting.reason.as_str() {
+                "InvalidImageName" | "CreateContainerConfigError" => true,
+                "ErrImagePull" => {
+                    self.pulls += u32::from(!was_pulling);
+                    self.is_pulling = true;
+                    self.pulls >= TRIES
+                }
+                "ImagePullBackOff" => self.pulls >= TRIES,
+                "CrashLoopBackOff" => container.restart_count >= i64::from(TRIES),
+                _ => false,
+            };
+            if is_final && self.is_final.is_none() {
+                let tries = match waiting.reason.as_str() {
+                    "CrashLoopBackOff" => format!(" after {} restarts", container.restart_count),
+                    _ => String::new(),
+                };
+                let message = waiting.message.lines().next().unwrap_or_default();
+                let colon = if message.is_empty() { "" } else { ": " };
+                self.is_final = Some(format!("{}{tries}{colon}{message}", waiting.reason));
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn revision() -> Name {
+        Name {
+            namespace: "d".into(),
+            name: "r".into(),
+        }
+    }
+
+    fn pod(name: &str, reason: &str, restarts: i64) -> Update<Pod> {
+        let waiting = if reason.is_empty() {
+            json!(null)
+        } else {
+            json!({"reason": reason, "message": "why\nmore"})
+        };
+        let pod = json!({
+            "metadata": {"namespace": "d", "name": name, "labels": {"serving.knative.dev/revision": "r"}},
+            "status": {"containerStatuses": [
+                {"restartCount": 0, "state": {}}, {"restartCount": restarts, "state": {"waiting": waiting}}]}
+        });
+        Update::Apply(serde_json::from_value(pod).expect("a Pod"))
+    }
+
+    fn failure(pods: &FaultyPods) -> Option<String> {
+        pods.failure(&revision()).map(|why| why.to_string())
+    }
+
+    #[test]
+    fn some_faults_are_final_at_once_and_others_after_two_tries() {
+        let mut pods = FaultyPods::default();
+        assert_eq!(failure(&pods), None);
+        assert_eq!(
+            pods.update(pod("a", "ContainerCreating", 0)),
+            HashSet::from([revision()])
+        );
+        assert_eq!(failure(&pods), None);
+        pods.update(pod("a", "InvalidImageName", 0));
+        assert_eq!(failure(&pods).as_deref(), Some("InvalidImageName: why"));
+        pods.update(pod("a", "ErrImagePull", 0));
+        assert_eq!(failure(&pods), None);
+        // The same try, told twice.
+        pods.update(pod("a", "ErrImagePull", 0));
+        pods.update(pod("a", "ImagePullBackOff", 0));
+        assert_eq!(failure(&pods), None);
+        pods.update(pod("a", "ErrImagePull", 0));
+        assert_eq!(failure(&pods).as_deref(), Some("ErrImagePull: why"));
+        pods.update(pod("a", "", 0));
+        assert_eq!(failure(&pods), None);
+        pods.update(pod("a", "CrashLoopBackOff", 1));
+        assert_eq!(failure(&pods), None);
+        pods.update(pod("a", "CrashLoopBackOff", 2));
+        assert_eq!(
+            failure(&pods).as_deref(),
+            Some("CrashLoopBackOff after 2 restarts: why")
+        );
+    }
+
+    #[test]
+    fn one_pod_that_may_start_is_worth_waiting_for() {
+        let mut pods = FaultyPods::default();
+        pods.update(pod("a", "InvalidImageName", 0));
+        pods.update(pod("b", "", 0));
+        assert_eq!(failure(&pods), None);
+        let Update::Apply(b) = pod("b", "", 0) else {
+            unreachable!()
+        };
+        pods.update(Update::Delete(b));
+        assert!(failure(&pods).is_some());
+        pods.update(Update::List(Vec::new()));
+        assert_eq!(failure(&pods), None);
+    }
+}
