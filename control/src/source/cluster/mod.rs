@@ -120,6 +120,10 @@ impl ClusterSource {
         let statuses = Statuses::default();
         let policy = Policy {
             cluster_domain: options.cluster_domain.clone(),
+            own_service: format!(
+                "sluice-internal.{}.svc.{}",
+                options.namespace, options.cluster_domain
+            ),
             settings: Arc::new(settings()),
         };
         let store = Store::new(INGRESS_CLASS.to_owned(), policy, Arc::clone(&statuses));

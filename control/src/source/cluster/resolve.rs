@@ -36,11 +36,32 @@ pub(super) type BackendName = (String, PortName);
 /// The timeout of a probe of a Pod. The activator's 300 ms are too short for a Pod that shares a busy CPU while it starts.
 const PROBE_TIMEOUT: Duration = Duration::from_secs(1);
 
+/// The hosts of the rules inside the cluster, in all their forms.
+pub(super) fn internal_hosts(spec: &IngressSpec, cluster_domain: &str) -> Vec<String> {
+    let rules = spec
+        .rules
+        .iter()
+        .filter(|rule| visibility(rule, "") == Ok(Visibility::Internal));
+    let hosts = rules.flat_map(|rule| &rule.hosts);
+    let hosts = hosts.flat_map(|host| forms(host, cluster_domain));
+    hosts.map(str::to_owned).collect()
+}
+
+/// The hosts that requests are rewritten to.
+pub(super) fn rewritten_hosts(spec: &IngressSpec) -> impl Iterator<Item = String> {
+    let http = spec.rules.iter().filter_map(|rule| rule.http.as_ref());
+    let paths = http.flat_map(|http| http.paths.iter().flatten());
+    let hosts = paths.map(|path| path.rewrite_host.clone());
+    hosts.filter(|host| !host.is_empty())
+}
+
 /// Settings of the resolution that are the same for all Ingresses.
 #[derive(Debug, Clone)]
 pub(super) struct Policy {
     /// `cluster.local` as a rule.
     pub(super) cluster_domain: String,
+    /// The name of our own Service inside the cluster: what leads to it would come back to us.
+    pub(super) own_service: String,
     /// The settings of a revision that the Ingress sets no other ones for.
     pub(super) settings: Arc<RevisionSettings>,
 }
@@ -207,7 +228,11 @@ impl Build<'_> {
         let paths = paths.ok_or_else(|| invalid(format!("{at}.http.paths is empty")))?;
         let mut routes = Vec::with_capacity(paths.len());
         for (nth, path) in paths.iter().enumerate() {
-            routes.push(self.route(path, &format!("{at}.http.paths[{nth}]"))?);
+            let at = format!("{at}.http.paths[{nth}]");
+            match self.shortcut(path) {
+                Some(rule) => routes.extend(self.through(path, &rule, &at)?),
+                None => routes.push(self.route(path, &at)?),
+            }
         }
         // A last path without conditions and edits is the rule's own traffic: its lookup reads no route then.
         let is_plain = |route: &mut Route| {
@@ -230,6 +255,72 @@ impl Build<'_> {
             routes,
             split,
         })
+    }
+
+    /// The rule that a path leads to by way of our own Service: that of a host inside the cluster which the path
+    /// rewrites to. So a DomainMapping, whose requests would come back to us, costs no second hop.
+    fn shortcut(&self, path: &IngressPath) -> Option<IngressRule> {
+        let [split] = path.splits.as_deref()? else {
+            return None;
+        };
+        let name = Name {
+            namespace: split.service_namespace.clone(),
+            name: split.service_name.clone(),
+        };
+        let service = self.objects.services.get(&name)?;
+        if service.kind != "ExternalName" || service.external_name != self.policy.own_service {
+            return None;
+        }
+        let (owner, spec) = self.objects.internal(&path.rewrite_host)?;
+        // Its Services are resolved as our own.
+        if owner.namespace != self.name.namespace {
+            return None;
+        }
+        let leads_here = |host: &String| {
+            let mut forms = forms(host, &self.policy.cluster_domain);
+            forms.any(|form| form == path.rewrite_host)
+        };
+        let mut rules = spec.rules.iter();
+        let found = rules.find(|rule| {
+            visibility(rule, "") == Ok(Visibility::Internal) && rule.hosts.iter().any(leads_here)
+        });
+        found.cloned()
+    }
+
+    /// The routes of a path that leads to the paths of another rule: what both match, and the headers of both, in the
+    /// order in which two hops would set them.
+    fn through(
+        &mut self,
+        path: &IngressPath,
+        rule: &IngressRule,
+        at: &str,
+    ) -> Result<Vec<Route>, IngressProblem> {
+        let mut before = path.append_headers.clone();
+        let splits = path.splits.iter().flatten();
+        before.extend(splits.flat_map(|split| split.append_headers.clone()));
+        check_headers(&before, at)?;
+        let mut routes = Vec::new();
+        let paths = rule.http.iter().flat_map(|http| http.paths.iter().flatten());
+        for inner in paths {
+            let longer = match (
+                inner.path.starts_with(&path.path),
+                path.path.starts_with(&inner.path),
+            ) {
+                (true, _) => &inner.path,
+                (false, true) => &path.path,
+                (false, false) => continue,
+            };
+            let mut both = inner.clone();
+            both.path = longer.clone();
+            both.headers.extend(path.headers.clone());
+            both.append_headers = before.clone();
+            both.append_headers.extend(inner.append_headers.clone());
+            if both.rewrite_host.is_empty() {
+                both.rewrite_host = path.rewrite_host.clone();
+            }
+            routes.push(self.route(&both, at)?);
+        }
+        Ok(routes)
     }
 
     fn route(&mut self, path: &IngressPath, at: &str) -> Result<Route, IngressProblem> {

@@ -6,6 +6,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::fmt;
+use std::hash::Hash;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
@@ -78,6 +79,8 @@ pub(super) struct Objects {
     pub(super) services: HashMap<Name, ServiceSpec>,
     pub(super) secrets: HashMap<Name, CertificatePem>,
     pub(super) revisions: HashMap<Name, RevisionObject>,
+    /// The specifications with rules inside the cluster, by host; of several Ingresses with one host the oldest first.
+    internal: HashMap<String, BTreeMap<ObjectKey, (Name, Arc<IngressSpec>)>>,
     /// Pods that cannot become ready.
     pub(super) faulty: FaultyPods,
     /// The private Services of revisions: their endpoints are the Pods, whoever is on the path of others.
@@ -104,6 +107,11 @@ struct Slice {
 }
 
 impl Objects {
+    /// The Ingress that has this host inside the cluster.
+    pub(super) fn internal(&self, host: &str) -> Option<&(Name, Arc<IngressSpec>)> {
+        self.internal.get(host)?.values().next()
+    }
+
     /// The ready addresses of a Service for the port of this name, sorted: of its first address family, since the
     /// slices of another family have the same Pods again. Where no endpoint is ready, those that still serve while they
     /// are being stopped.
@@ -168,6 +176,8 @@ pub(super) struct Store {
     users_of_service: HashMap<Name, HashSet<Name>>,
     users_of_secret: HashMap<Name, HashSet<Name>>,
     users_of_revision: HashMap<Name, HashSet<Name>>,
+    /// By the host that they rewrite to.
+    users_of_host: HashMap<String, HashSet<Name>>,
     /// The revision of each private Service.
     revision_of: HashMap<Name, Name>,
     dirty: BTreeSet<Name>,
@@ -190,6 +200,7 @@ impl Store {
             users_of_service: HashMap::new(),
             users_of_secret: HashMap::new(),
             users_of_revision: HashMap::new(),
+            users_of_host: HashMap::new(),
             revision_of: HashMap::new(),
             dirty: BTreeSet::new(),
             deleted: Vec::new(),
@@ -292,9 +303,34 @@ impl Store {
             return;
         }
         known.generation = generation;
-        known.spec = Arc::new(ingress.spec);
+        let spec = Arc::new(ingress.spec);
+        let before = std::mem::replace(&mut known.spec, Arc::clone(&spec));
+        let key = known.key.clone();
+        if before != spec {
+            self.unlist(&key, &before);
+            for host in resolve::internal_hosts(&spec, &self.policy.cluster_domain) {
+                let listed = self.objects.internal.entry(host.clone()).or_default();
+                listed.insert(key.clone(), (name.clone(), Arc::clone(&spec)));
+                let users = self.users_of_host.get(&host);
+                self.dirty.extend(users.into_iter().flatten().cloned());
+            }
+        }
         self.link(&name);
         self.dirty.insert(name);
+    }
+
+    /// Removes the hosts that an Ingress has inside the cluster.
+    fn unlist(&mut self, key: &ObjectKey, spec: &IngressSpec) {
+        for host in resolve::internal_hosts(spec, &self.policy.cluster_domain) {
+            if let Some(listed) = self.objects.internal.get_mut(&host) {
+                listed.remove(key);
+                if listed.is_empty() {
+                    self.objects.internal.remove(&host);
+                }
+            }
+            let users = self.users_of_host.get(&host);
+            self.dirty.extend(users.into_iter().flatten().cloned());
+        }
     }
 
     /// Records which objects an Ingress names now.
@@ -302,8 +338,13 @@ impl Store {
         let Some(known) = self.ingresses.get_mut(name) else {
             return;
         };
-        let specs = known.good.iter().chain([&known.spec]).cloned();
-        let now = Uses::of(&name.namespace, specs);
+        let mut specs: Vec<Arc<IngressSpec>> = known.good.iter().chain([&known.spec]).cloned().collect();
+        // What a path leads to by way of our own Service is resolved with it.
+        let hosts = resolve::rewritten_hosts(&known.spec);
+        let inner = hosts.filter_map(|host| self.objects.internal(&host));
+        let inner: Vec<_> = inner.map(|(_, spec)| Arc::clone(spec)).collect();
+        specs.extend(inner);
+        let now = Uses::of(&name.namespace, specs.into_iter());
         let before = std::mem::take(&mut known.uses);
         relink(&mut self.users_of_service, name, &before.services, &now.services);
         relink(&mut self.users_of_secret, name, &before.secrets, &now.secrets);
@@ -313,6 +354,7 @@ impl Store {
             &before.revisions,
             &now.revisions,
         );
+        relink(&mut self.users_of_host, name, &before.hosts, &now.hosts);
         known.uses = now;
     }
 
@@ -323,6 +365,8 @@ impl Store {
             relink(users, name, &known.uses.services, &none);
             relink(&mut self.users_of_secret, name, &known.uses.secrets, &none);
             relink(&mut self.users_of_revision, name, &known.uses.revisions, &none);
+            relink(&mut self.users_of_host, name, &known.uses.hosts, &HashSet::new());
+            self.unlist(&known.key, &known.spec);
             self.dirty.remove(name);
             if known.sent.is_some() {
                 self.deleted.push(known.key);
@@ -501,6 +545,8 @@ struct Uses {
     services: HashSet<Name>,
     secrets: HashSet<Name>,
     revisions: HashSet<Name>,
+    /// Hosts that requests are rewritten to.
+    hosts: HashSet<String>,
 }
 
 impl Uses {
@@ -514,17 +560,18 @@ impl Uses {
             }));
             uses.secrets.extend(resolve::secrets(&spec));
             uses.revisions.extend(resolve::revisions(&spec));
+            uses.hosts.extend(resolve::rewritten_hosts(&spec));
         }
         uses
     }
 }
 
 /// Replaces the uses of one Ingress in an index of users.
-fn relink(
-    users: &mut HashMap<Name, HashSet<Name>>,
+fn relink<K: Clone + Eq + Hash>(
+    users: &mut HashMap<K, HashSet<Name>>,
     user: &Name,
-    before: &HashSet<Name>,
-    now: &HashSet<Name>,
+    before: &HashSet<K>,
+    now: &HashSet<K>,
 ) {
     for gone in before.difference(now) {
         if let Some(of) = users.get_mut(gone) {

@@ -19,6 +19,7 @@ const CLASS: &str = "ours";
 fn store() -> Store {
     let policy = Policy {
         cluster_domain: "cluster.local".into(),
+        own_service: "sluice-internal.sluice-system.svc.cluster.local".into(),
         settings: Arc::new(settings()),
     };
     Store::new(CLASS.into(), policy, Statuses::default())
@@ -347,6 +348,66 @@ fn a_revision_of_knative_leads_to_its_pods_whoever_its_public_service_names() {
         json!({"containers": [{"readinessProbe": {"exec": {"command": ["true"]}}}]}),
     ));
     assert!(pods(&mut store).starting.is_empty());
+}
+
+/// As Serving makes them of a DomainMapping: the mapped Ingress has the Pods of the one behind our own Service.
+#[test]
+fn a_path_that_leads_back_to_us_is_resolved_without_a_second_hop() {
+    let mut store = store();
+    listed(&mut store);
+    store.update(service("r", "http"));
+    store.update(slice("r", "r-1", "http", &[("10.0.0.1", true)]));
+    let external = json!({"type": "ExternalName", "ports": [{"name": "http2", "port": 80}],
+        "externalName": "sluice-internal.sluice-system.svc.cluster.local"});
+    let external: Service = of(json!({"metadata": meta("hello"), "spec": external}));
+    store.update(AnyUpdate::Service(Update::Apply(external)));
+    let mut mapped = to("www.example.com", "hello", 80.into());
+    let path = &mut mapped["rules"][0]["http"]["paths"][0];
+    path["rewriteHost"] = "hello.d.svc.cluster.local".into();
+    path["appendHeaders"] = json!({"K-Original-Host": "www.example.com", "A": "outer"});
+    store.update(ingress("www.example.com", 1, mapped));
+    // Nobody has the host yet: the request would go to our own Service.
+    let mut seen = BTreeMap::new();
+    see(&mut store, &mut seen);
+    assert_eq!(
+        addresses(&seen["Ingress d/www.example.com"]),
+        ["sluice-internal.sluice-system.svc.cluster.local:80"]
+    );
+    let inner = |header: &str| {
+        json!({"rules": [{"hosts": ["hello.d.svc.cluster.local"], "visibility": "ClusterLocal", "http": {"paths": [
+            {"path": "/x", "appendHeaders": {"A": header}, "splits": [
+                {"serviceNamespace": "d", "serviceName": "r", "servicePort": 80, "percent": 100}]}]}}]})
+    };
+    store.update(ingress("hello", 1, inner("inner")));
+    see(&mut store, &mut seen);
+    let route = |seen: &BTreeMap<String, Arc<IngressObject>>| {
+        let service = seen["Ingress d/www.example.com"]
+            .service
+            .clone()
+            .expect("a service");
+        service.main.routes[0].clone()
+    };
+    assert_eq!(addresses(&seen["Ingress d/www.example.com"]), ["10.0.0.1:8080"]);
+    let first = route(&seen);
+    assert_eq!(first.matches.path, Some(PathMatch::RawPrefix("/x".into())));
+    assert_eq!(first.rewrite_host.as_deref(), Some("hello.d.svc.cluster.local"));
+    assert_eq!(first.append_headers["K-Original-Host"], "www.example.com");
+    assert_eq!(first.append_headers["A"], "inner");
+    store.update(slice("r", "r-1", "http", &[("10.0.0.2", true)]));
+    see(&mut store, &mut seen);
+    assert_eq!(addresses(&seen["Ingress d/www.example.com"]), ["10.0.0.2:8080"]);
+    // It follows the other Ingress, and goes back to the Service when that one is gone.
+    store.update(ingress("hello", 2, inner("again")));
+    see(&mut store, &mut seen);
+    assert_eq!(route(&seen).append_headers["A"], "again");
+    store.update(AnyUpdate::Ingress(Update::Delete(of(
+        json!({"metadata": meta("hello")}),
+    ))));
+    see(&mut store, &mut seen);
+    assert_eq!(
+        addresses(&seen["Ingress d/www.example.com"]),
+        ["sluice-internal.sluice-system.svc.cluster.local:80"]
+    );
 }
 
 #[test]
