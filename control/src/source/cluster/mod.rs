@@ -8,12 +8,14 @@
 //! Nothing is reported before every kind was listed, and a list that is read again replaces a kind at once: half a
 //! cluster is never seen. While the API server is away, what is known is served.
 
+mod endpoints;
 mod hash;
 mod hosts;
 mod lease;
 mod objects;
 mod pods;
 mod resolve;
+mod shortcut;
 pub mod stats;
 mod status;
 mod store;

@@ -13,13 +13,14 @@ use sluice_model::{
 };
 use sluice_model::{HeaderMatch, HeaderMatcher, Pods, Probe, ProbeKind, RevisionTimeouts, Service};
 
+use super::endpoints::Condition;
 use super::hash::network_hash;
 use super::hosts::forms;
 use super::objects::{
     IngressPath, IngressRule, IngressSpec, IngressSplit, IngressTls, PortName, RevisionObject, ServicePort,
     ServiceSpec,
 };
-use super::store::{Condition, Name, Objects};
+use super::store::{Name, Objects};
 use crate::ingress::{IngressProblem, ProblemKind};
 
 /// A resolved specification.
@@ -35,25 +36,6 @@ pub(super) type BackendName = (String, PortName);
 
 /// The timeout of a probe of a Pod. The activator's 300 ms are too short for a Pod that shares a busy CPU while it starts.
 const PROBE_TIMEOUT: Duration = Duration::from_secs(1);
-
-/// The hosts of the rules inside the cluster, in all their forms.
-pub(super) fn internal_hosts(spec: &IngressSpec, cluster_domain: &str) -> Vec<String> {
-    let rules = spec
-        .rules
-        .iter()
-        .filter(|rule| visibility(rule, "") == Ok(Visibility::Internal));
-    let hosts = rules.flat_map(|rule| &rule.hosts);
-    let hosts = hosts.flat_map(|host| forms(host, cluster_domain));
-    hosts.map(str::to_owned).collect()
-}
-
-/// The hosts that requests are rewritten to.
-pub(super) fn rewritten_hosts(spec: &IngressSpec) -> impl Iterator<Item = String> {
-    let http = spec.rules.iter().filter_map(|rule| rule.http.as_ref());
-    let paths = http.flat_map(|http| http.paths.iter().flatten());
-    let hosts = paths.map(|path| path.rewrite_host.clone());
-    hosts.filter(|host| !host.is_empty())
-}
 
 /// Settings of the resolution that are the same for all Ingresses.
 #[derive(Debug, Clone)]
@@ -184,7 +166,7 @@ fn missing(message: impl Into<String>) -> IngressProblem {
     IngressProblem::new(ProblemKind::Missing, message)
 }
 
-fn visibility(rule: &IngressRule, at: &str) -> Result<Visibility, IngressProblem> {
+pub(super) fn visibility(rule: &IngressRule, at: &str) -> Result<Visibility, IngressProblem> {
     match rule.visibility.as_str() {
         "" | "ExternalIP" => Ok(Visibility::External),
         "ClusterLocal" => Ok(Visibility::Internal),
@@ -210,11 +192,11 @@ fn patterns(rule: &IngressRule, at: &str, cluster_domain: &str) -> Result<Vec<Ho
 }
 
 /// The service under construction.
-struct Build<'o> {
-    name: &'o Name,
+pub(super) struct Build<'o> {
+    pub(super) name: &'o Name,
     id: &'o ServiceId,
-    objects: &'o Objects,
-    policy: &'o Policy,
+    pub(super) objects: &'o Objects,
+    pub(super) policy: &'o Policy,
     revisions: Vec<Arc<RevisionSpec>>,
     slots: BTreeMap<BackendName, usize>,
     not_ready: BTreeSet<BackendName>,
@@ -257,73 +239,7 @@ impl Build<'_> {
         })
     }
 
-    /// The rule that a path leads to by way of our own Service: that of a host inside the cluster which the path
-    /// rewrites to. So a DomainMapping, whose requests would come back to us, costs no second hop.
-    fn shortcut(&self, path: &IngressPath) -> Option<IngressRule> {
-        let [split] = path.splits.as_deref()? else {
-            return None;
-        };
-        let name = Name {
-            namespace: split.service_namespace.clone(),
-            name: split.service_name.clone(),
-        };
-        let service = self.objects.services.get(&name)?;
-        if service.kind != "ExternalName" || service.external_name != self.policy.own_service {
-            return None;
-        }
-        let (owner, spec) = self.objects.internal(&path.rewrite_host)?;
-        // Its Services are resolved as our own.
-        if owner.namespace != self.name.namespace {
-            return None;
-        }
-        let leads_here = |host: &String| {
-            let mut forms = forms(host, &self.policy.cluster_domain);
-            forms.any(|form| form == path.rewrite_host)
-        };
-        let mut rules = spec.rules.iter();
-        let found = rules.find(|rule| {
-            visibility(rule, "") == Ok(Visibility::Internal) && rule.hosts.iter().any(leads_here)
-        });
-        found.cloned()
-    }
-
-    /// The routes of a path that leads to the paths of another rule: what both match, and the headers of both, in the
-    /// order in which two hops would set them.
-    fn through(
-        &mut self,
-        path: &IngressPath,
-        rule: &IngressRule,
-        at: &str,
-    ) -> Result<Vec<Route>, IngressProblem> {
-        let mut before = path.append_headers.clone();
-        let splits = path.splits.iter().flatten();
-        before.extend(splits.flat_map(|split| split.append_headers.clone()));
-        check_headers(&before, at)?;
-        let mut routes = Vec::new();
-        let paths = rule.http.iter().flat_map(|http| http.paths.iter().flatten());
-        for inner in paths {
-            let longer = match (
-                inner.path.starts_with(&path.path),
-                path.path.starts_with(&inner.path),
-            ) {
-                (true, _) => &inner.path,
-                (false, true) => &path.path,
-                (false, false) => continue,
-            };
-            let mut both = inner.clone();
-            both.path = longer.clone();
-            both.headers.extend(path.headers.clone());
-            both.append_headers = before.clone();
-            both.append_headers.extend(inner.append_headers.clone());
-            if both.rewrite_host.is_empty() {
-                both.rewrite_host = path.rewrite_host.clone();
-            }
-            routes.push(self.route(&both, at)?);
-        }
-        Ok(routes)
-    }
-
-    fn route(&mut self, path: &IngressPath, at: &str) -> Result<Route, IngressProblem> {
+    pub(super) fn route(&mut self, path: &IngressPath, at: &str) -> Result<Route, IngressProblem> {
         let matched = match path.path.as_str() {
             // Every path begins with a slash.
             "" | "/" => None,
@@ -466,7 +382,11 @@ impl Build<'_> {
             .ports
             .iter()
             .find(|port| matches!(port.name.as_str(), "http" | "http2"))?;
-        let addresses = |condition| self.objects.addresses_in(private, service, &port.name, condition);
+        let addresses = |condition| {
+            self.objects
+                .endpoints
+                .addresses_in(private, service, &port.name, condition)
+        };
         let pods = Pods {
             ready: addresses(Condition::Ready),
             starting: match may_be_probed(object) {
@@ -490,6 +410,7 @@ impl Build<'_> {
         }
         let mut targets: Vec<EndpointTarget> = self
             .objects
+            .endpoints
             .addresses(name, service, &port.name)
             .into_iter()
             .map(|address| EndpointTarget::Address(EndpointAddr::Tcp(address)))
@@ -552,7 +473,7 @@ fn protocol(port: &ServicePort) -> Protocol {
 }
 
 /// Rejects headers that cannot be written: nothing validates them before.
-fn check_headers(headers: &BTreeMap<String, String>, at: &str) -> Result<(), IngressProblem> {
+pub(super) fn check_headers(headers: &BTreeMap<String, String>, at: &str) -> Result<(), IngressProblem> {
     for (name, value) in headers {
         if http::HeaderName::from_bytes(name.as_bytes()).is_err() {
             return Err(invalid(format!("{at}.appendHeaders: '{name}' is no header name")));

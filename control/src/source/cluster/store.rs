@@ -7,26 +7,22 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::fmt;
 use std::hash::Hash;
-use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use sluice_model::CertificatePem;
 
-use super::Statuses;
+use super::endpoints::Endpoints;
 use super::objects::{
-    EndpointConditions, EndpointSlice, Ingress, IngressSpec, Pod, Revision, RevisionObject, Secret, Service,
-    ServiceSpec,
+    EndpointSlice, Ingress, IngressSpec, Pod, Revision, RevisionObject, Secret, Service, ServiceSpec,
 };
 use super::pods::FaultyPods;
 use super::resolve::{self, BackendName, Policy, Resolved, resolve};
+use super::{Statuses, shortcut};
 use crate::ingress::{IngressObject, IngressProblem, ProblemKind};
 use crate::source::{Content, Event, ObjectKey};
 
 /// The annotation that names the class of an Ingress.
 const CLASS: &str = "networking.knative.dev/ingress.class";
-
-/// The label of a slice that names its Service.
-const SERVICE_NAME: &str = "kubernetes.io/service-name";
 
 /// Namespace and name of an object.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -85,69 +81,13 @@ pub(super) struct Objects {
     pub(super) faulty: FaultyPods,
     /// The private Services of revisions: their endpoints are the Pods, whoever is on the path of others.
     pub(super) private: HashMap<Name, Name>,
-    slices: HashMap<Name, BTreeMap<String, Slice>>,
-}
-
-/// The condition of an endpoint.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Condition {
-    Ready,
-    /// Not ready any more, and still serving while it is being stopped.
-    Leaving,
-    /// Not ready yet, or for a while.
-    Starting,
-}
-
-/// A part of the endpoints of a Service.
-#[derive(Debug, PartialEq, Eq)]
-struct Slice {
-    address_type: String,
-    endpoints: Vec<(IpAddr, Condition)>,
-    ports: Vec<(String, u16)>,
+    pub(super) endpoints: Endpoints,
 }
 
 impl Objects {
     /// The Ingress that has this host inside the cluster.
     pub(super) fn internal(&self, host: &str) -> Option<&(Name, Arc<IngressSpec>)> {
         self.internal.get(host)?.values().next()
-    }
-
-    /// The ready addresses of a Service for the port of this name, sorted: of its first address family, since the
-    /// slices of another family have the same Pods again. Where no endpoint is ready, those that still serve while they
-    /// are being stopped.
-    pub(super) fn addresses(&self, name: &Name, service: &ServiceSpec, port: &str) -> Vec<SocketAddr> {
-        let ready = self.addresses_in(name, service, port, Condition::Ready);
-        match ready.is_empty() {
-            true => self.addresses_in(name, service, port, Condition::Leaving),
-            false => ready,
-        }
-    }
-
-    /// The addresses of a Service in this condition, as [`addresses`](Self::addresses) chooses them.
-    pub(super) fn addresses_in(
-        &self,
-        name: &Name,
-        service: &ServiceSpec,
-        port: &str,
-        condition: Condition,
-    ) -> Vec<SocketAddr> {
-        let Some(slices) = self.slices.get(name) else {
-            return Vec::new();
-        };
-        let family = service.ip_families.first().map_or("IPv4", String::as_str);
-        let of_family = |wanted: bool| -> Vec<SocketAddr> {
-            let mut found = BTreeSet::new();
-            let slices = slices.values();
-            for slice in slices.filter(|slice| (slice.address_type == family) == wanted) {
-                let number = slice.ports.iter().find(|(name, _)| name == port);
-                let Some((_, number)) = number else { continue };
-                let ips = slice.endpoints.iter().filter(|(_, is)| *is == condition);
-                found.extend(ips.map(|(ip, _)| SocketAddr::new(*ip, *number)));
-            }
-            found.into_iter().collect()
-        };
-        let own = of_family(true);
-        if own.is_empty() { of_family(false) } else { own }
     }
 }
 
@@ -214,7 +154,12 @@ impl Store {
         match update {
             AnyUpdate::Ingress(update) => self.ingress(update),
             AnyUpdate::Service(update) => self.service(update),
-            AnyUpdate::Slice(update) => self.slice(update),
+            AnyUpdate::Slice(update) => {
+                self.listed[2] |= matches!(update, Update::List(_));
+                for service in self.objects.endpoints.update(update) {
+                    self.service_changed(&service);
+                }
+            }
             AnyUpdate::Secret(update) => self.secret(update),
             AnyUpdate::Revision(update) => self.revision(update),
             AnyUpdate::Pod(update) => {
@@ -308,7 +253,7 @@ impl Store {
         let key = known.key.clone();
         if before != spec {
             self.unlist(&key, &before);
-            for host in resolve::internal_hosts(&spec, &self.policy.cluster_domain) {
+            for host in shortcut::internal_hosts(&spec, &self.policy.cluster_domain) {
                 let listed = self.objects.internal.entry(host.clone()).or_default();
                 listed.insert(key.clone(), (name.clone(), Arc::clone(&spec)));
                 let users = self.users_of_host.get(&host);
@@ -321,7 +266,7 @@ impl Store {
 
     /// Removes the hosts that an Ingress has inside the cluster.
     fn unlist(&mut self, key: &ObjectKey, spec: &IngressSpec) {
-        for host in resolve::internal_hosts(spec, &self.policy.cluster_domain) {
+        for host in shortcut::internal_hosts(spec, &self.policy.cluster_domain) {
             if let Some(listed) = self.objects.internal.get_mut(&host) {
                 listed.remove(key);
                 if listed.is_empty() {
@@ -340,7 +285,7 @@ impl Store {
         };
         let mut specs: Vec<Arc<IngressSpec>> = known.good.iter().chain([&known.spec]).cloned().collect();
         // What a path leads to by way of our own Service is resolved with it.
-        let hosts = resolve::rewritten_hosts(&known.spec);
+        let hosts = shortcut::rewritten_hosts(&known.spec);
         let inner = hosts.filter_map(|host| self.objects.internal(&host));
         let inner: Vec<_> = inner.map(|(_, spec)| Arc::clone(spec)).collect();
         specs.extend(inner);
@@ -462,49 +407,6 @@ impl Store {
         }
     }
 
-    fn slice(&mut self, update: Update<EndpointSlice>) {
-        match update {
-            Update::Apply(slice) => self.apply_slice(slice),
-            Update::Delete(slice) => {
-                let (service, name) = slice_name(&slice);
-                self.forget_slice(&service, &name);
-            }
-            Update::List(all) => {
-                self.listed[2] = true;
-                let names: HashSet<(Name, String)> = all.iter().map(slice_name).collect();
-                let known = self.objects.slices.iter();
-                let known = known.flat_map(|(service, slices)| {
-                    slices.keys().map(move |name| (service.clone(), name.clone()))
-                });
-                for (service, name) in known.filter(|slice| !names.contains(slice)).collect::<Vec<_>>() {
-                    self.forget_slice(&service, &name);
-                }
-                all.into_iter().for_each(|slice| self.apply_slice(slice));
-            }
-        }
-    }
-
-    fn apply_slice(&mut self, slice: EndpointSlice) {
-        let (service, name) = slice_name(&slice);
-        let slice = cut(slice);
-        let slices = self.objects.slices.entry(service.clone()).or_default();
-        if slices.get(&name) != Some(&slice) {
-            slices.insert(name, slice);
-            self.service_changed(&service);
-        }
-    }
-
-    fn forget_slice(&mut self, service: &Name, name: &str) {
-        if let Some(slices) = self.objects.slices.get_mut(service)
-            && slices.remove(name).is_some()
-        {
-            if slices.is_empty() {
-                self.objects.slices.remove(service);
-            }
-            self.service_changed(service);
-        }
-    }
-
     fn secret(&mut self, update: Update<Secret>) {
         match update {
             Update::Apply(secret) => {
@@ -560,7 +462,7 @@ impl Uses {
             }));
             uses.secrets.extend(resolve::secrets(&spec));
             uses.revisions.extend(resolve::revisions(&spec));
-            uses.hosts.extend(resolve::rewritten_hosts(&spec));
+            uses.hosts.extend(shortcut::rewritten_hosts(&spec));
         }
         uses
     }
@@ -650,46 +552,6 @@ fn private_service_of(service: &Service) -> Option<Name> {
         namespace: service.metadata.namespace.clone()?,
         name: labels.get("serving.knative.dev/revision")?.clone(),
     })
-}
-
-/// The Service and the name of a slice.
-fn slice_name(slice: &EndpointSlice) -> (Name, String) {
-    let labels = slice.metadata.labels.as_ref();
-    let service = labels.and_then(|labels| labels.get(SERVICE_NAME)).cloned();
-    let name = Name {
-        namespace: slice.metadata.namespace.clone().unwrap_or_default(),
-        name: service.unwrap_or_default(),
-    };
-    (name, slice.metadata.name.clone().unwrap_or_default())
-}
-
-fn cut(slice: EndpointSlice) -> Slice {
-    let mut endpoints = Vec::with_capacity(slice.endpoints.len());
-    for endpoint in &slice.endpoints {
-        let EndpointConditions {
-            ready,
-            serving,
-            terminating,
-        } = endpoint.conditions;
-        let condition = match (ready.unwrap_or(true), terminating.unwrap_or(false)) {
-            (true, _) => Condition::Ready,
-            (false, true) if serving != Some(true) => continue,
-            (false, true) => Condition::Leaving,
-            (false, false) => Condition::Starting,
-        };
-        // All addresses of an endpoint are the same Pod: the first one is enough.
-        let address = endpoint.addresses.first().and_then(|text| text.parse().ok());
-        endpoints.extend(address.map(|address| (address, condition)));
-    }
-    let ports = slice.ports.into_iter().filter_map(|port| {
-        let number = u16::try_from(port.port?).ok()?;
-        Some((port.name, number))
-    });
-    Slice {
-        address_type: slice.address_type,
-        endpoints,
-        ports: ports.collect(),
-    }
 }
 
 /// The certificate of a Secret; `None` for a Secret that has none.

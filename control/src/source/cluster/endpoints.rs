@@ -1,0 +1,157 @@
+//! The endpoints of Services, from their EndpointSlices. Pure.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::net::{IpAddr, SocketAddr};
+
+use super::objects::{EndpointConditions, EndpointSlice, ServiceSpec};
+use super::store::{Name, Update};
+
+/// The label of a slice that names its Service.
+const SERVICE_NAME: &str = "kubernetes.io/service-name";
+
+/// The condition of an endpoint.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Condition {
+    Ready,
+    /// Not ready any more, and still serving while it is being stopped.
+    Leaving,
+    /// Not ready yet, or for a while.
+    Starting,
+}
+
+/// A part of the endpoints of a Service.
+#[derive(Debug, PartialEq, Eq)]
+struct Slice {
+    address_type: String,
+    endpoints: Vec<(IpAddr, Condition)>,
+    ports: Vec<(String, u16)>,
+}
+
+/// The slices of all Services.
+#[derive(Debug, Default)]
+pub(super) struct Endpoints(HashMap<Name, BTreeMap<String, Slice>>);
+
+impl Endpoints {
+    /// Records a change. Returns the Services whose endpoints are other ones.
+    pub(super) fn update(&mut self, update: Update<EndpointSlice>) -> HashSet<Name> {
+        let mut touched = HashSet::new();
+        match update {
+            Update::Apply(slice) => self.apply(slice, &mut touched),
+            Update::Delete(slice) => {
+                let (service, name) = slice_name(&slice);
+                self.forget(service, &name, &mut touched);
+            }
+            Update::List(all) => {
+                let names: HashSet<(Name, String)> = all.iter().map(slice_name).collect();
+                let known = self.0.iter().flat_map(|(service, slices)| {
+                    slices.keys().map(move |name| (service.clone(), name.clone()))
+                });
+                let gone: Vec<_> = known.filter(|slice| !names.contains(slice)).collect();
+                for (service, name) in gone {
+                    self.forget(service, &name, &mut touched);
+                }
+                all.into_iter().for_each(|slice| self.apply(slice, &mut touched));
+            }
+        }
+        touched
+    }
+
+    fn apply(&mut self, slice: EndpointSlice, touched: &mut HashSet<Name>) {
+        let (service, name) = slice_name(&slice);
+        let slice = cut(slice);
+        let slices = self.0.entry(service.clone()).or_default();
+        if slices.get(&name) != Some(&slice) {
+            slices.insert(name, slice);
+            touched.insert(service);
+        }
+    }
+
+    fn forget(&mut self, service: Name, name: &str, touched: &mut HashSet<Name>) {
+        if let Some(slices) = self.0.get_mut(&service)
+            && slices.remove(name).is_some()
+        {
+            if slices.is_empty() {
+                self.0.remove(&service);
+            }
+            touched.insert(service);
+        }
+    }
+
+    /// The ready addresses of a Service for the port of this name, sorted: of its first address family, since the
+    /// slices of another family have the same Pods again. Where no endpoint is ready, those that still serve while they
+    /// are being stopped.
+    pub(super) fn addresses(&self, name: &Name, service: &ServiceSpec, port: &str) -> Vec<SocketAddr> {
+        let ready = self.addresses_in(name, service, port, Condition::Ready);
+        match ready.is_empty() {
+            true => self.addresses_in(name, service, port, Condition::Leaving),
+            false => ready,
+        }
+    }
+
+    /// The addresses of a Service in this condition, as [`addresses`](Self::addresses) chooses them.
+    pub(super) fn addresses_in(
+        &self,
+        name: &Name,
+        service: &ServiceSpec,
+        port: &str,
+        condition: Condition,
+    ) -> Vec<SocketAddr> {
+        let Some(slices) = self.0.get(name) else {
+            return Vec::new();
+        };
+        let family = service.ip_families.first().map_or("IPv4", String::as_str);
+        let of_family = |wanted: bool| -> Vec<SocketAddr> {
+            let mut found = BTreeSet::new();
+            let slices = slices.values();
+            for slice in slices.filter(|slice| (slice.address_type == family) == wanted) {
+                let number = slice.ports.iter().find(|(name, _)| name == port);
+                let Some((_, number)) = number else { continue };
+                let ips = slice.endpoints.iter().filter(|(_, is)| *is == condition);
+                found.extend(ips.map(|(ip, _)| SocketAddr::new(*ip, *number)));
+            }
+            found.into_iter().collect()
+        };
+        let own = of_family(true);
+        if own.is_empty() { of_family(false) } else { own }
+    }
+}
+
+/// The Service and the name of a slice.
+fn slice_name(slice: &EndpointSlice) -> (Name, String) {
+    let labels = slice.metadata.labels.as_ref();
+    let service = labels.and_then(|labels| labels.get(SERVICE_NAME)).cloned();
+    let name = Name {
+        namespace: slice.metadata.namespace.clone().unwrap_or_default(),
+        name: service.unwrap_or_default(),
+    };
+    (name, slice.metadata.name.clone().unwrap_or_default())
+}
+
+fn cut(slice: EndpointSlice) -> Slice {
+    let mut endpoints = Vec::with_capacity(slice.endpoints.len());
+    for endpoint in &slice.endpoints {
+        let EndpointConditions {
+            ready,
+            serving,
+            terminating,
+        } = endpoint.conditions;
+        let condition = match (ready.unwrap_or(true), terminating.unwrap_or(false)) {
+            (true, _) => Condition::Ready,
+            (false, true) if serving != Some(true) => continue,
+            (false, true) => Condition::Leaving,
+            (false, false) => Condition::Starting,
+        };
+        // All addresses of an endpoint are the same Pod: the first one is enough.
+        let address = endpoint.addresses.first().and_then(|text| text.parse().ok());
+        endpoints.extend(address.map(|address| (address, condition)));
+    }
+    let ports = slice.ports.into_iter().filter_map(|port| {
+        let number = u16::try_from(port.port?).ok()?;
+        Some((port.name, number))
+    });
+    Slice {
+        address_type: slice.address_type,
+        endpoints,
+        ports: ports.collect(),
+    }
+}
