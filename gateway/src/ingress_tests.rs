@@ -178,6 +178,7 @@ impl Gateway {
             },
             drain: phase,
             counted: Arc::default(),
+            tracer: None,
         };
         let reader = registry.reader();
         let edge = Edge::new(
