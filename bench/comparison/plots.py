@@ -3,7 +3,8 @@
 import statistics
 
 COLOURS = {"sluice": "#c2410c", "nginx": "#15803d", "haproxy": "#1d4ed8", "envoy": "#7e22ce", "pingora": "#6b7280",
-           "direct": "#a3a3a3", "sluice-two": "#fb923c"}
+           "direct": "#a3a3a3", "sluice-two": "#fb923c", "sluice-base": "#fdba74", "sluice-traced-1": "#f59e0b",
+           "sluice-traced-100": "#b45309"}
 BAR, GAP, LEFT, WIDTH = 13, 16, 330, 900
 
 

@@ -72,6 +72,23 @@ def sluice_two(place):
     return ["env", "TOKIO_WORKER_THREADS=2", *command], ports
 
 
+def sluice_base(place):
+    """Another build of Sluice, to see what a change costs: `--base`."""
+    command, ports = sluice(place)
+    return [place.programs[BASE], *command[1:]], ports
+
+
+def traced(ratio):
+    """Sluice with traces of this share of the requests, posted to a backend, which takes them as it takes any POST."""
+
+    def proxy(place):
+        command, ports = sluice(place)
+        return ["env", f"OTEL_EXPORTER_OTLP_ENDPOINT=http://{place.h1[0]}", "OTEL_TRACES_SAMPLER=traceidratio",
+                f"OTEL_TRACES_SAMPLER_ARG={ratio}", *command], ports
+
+    return proxy
+
+
 def nginx(place):
     ports = {"plain": free_port(), "tls": free_port(), "h2c": free_port()}
     locations = """
@@ -228,10 +245,12 @@ def pingora(place):
     return command, ports
 
 
-TWO = "sluice-two"
-PROXIES = {"sluice": sluice, "nginx": nginx, "haproxy": haproxy, "envoy": envoy, "pingora": pingora, TWO: sluice_two}
+TWO, BASE, TRACED_1, TRACED_100 = "sluice-two", "sluice-base", "sluice-traced-1", "sluice-traced-100"
+# Variants of Sluice, compared with itself only.
+VARIANTS = {TWO: sluice_two, BASE: sluice_base, TRACED_1: traced(0.01), TRACED_100: traced(1)}
+PROXIES = {"sluice": sluice, "nginx": nginx, "haproxy": haproxy, "envoy": envoy, "pingora": pingora, **VARIANTS}
 # The default selection.
-USUAL = [name for name in PROXIES if name != TWO]
+USUAL = [name for name in PROXIES if name not in VARIANTS]
 # Proxies from Debian's packages; the others are built here or given by path.
 PACKAGES = ("nginx", "haproxy")
 
@@ -257,6 +276,9 @@ def versions(names, programs):
         "envoy": lambda: said([programs["envoy"], "--version"], r"/(\d+\.\d+\.\d+)"),
         "sluice": lambda: said([programs["sluice"], "--version"], r"(\d\S*)"),
         TWO: lambda: "with two data threads",
+        BASE: lambda: "another build",
+        TRACED_1: lambda: "with traces of 1 % of the requests",
+        TRACED_100: lambda: "with traces of all requests",
         "pingora": lambda: said(["cargo", "tree", "--locked", "-p", "pingora-proxy", "--depth", "0"], r"v(\d\S*)"),
     }
     return {name: of[name]() for name in names}

@@ -14,6 +14,7 @@ pub mod measure;
 mod responder;
 mod routing;
 mod snapshot;
+mod traces;
 
 use std::hint::black_box;
 use std::time::{Duration, Instant};
@@ -49,6 +50,7 @@ pub fn operations() -> Vec<Operation> {
         admission::operations(),
         head::operations(),
         snapshot::operations(),
+        traces::operations(),
     ];
     groups.into_iter().flatten().collect()
 }

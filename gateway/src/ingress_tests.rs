@@ -179,6 +179,7 @@ impl Gateway {
             },
             drain: phase,
             counted: Arc::default(),
+            tracer: None,
         };
         let reader = registry.reader();
         let edge = Edge::new(

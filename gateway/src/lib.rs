@@ -4,7 +4,8 @@
 //! forwards each request, driving the decisions in `request`; `upstream` connects to backends; `http1` is the
 //! codec of both sides, `framing` its reader and writer, `h2` counts HTTP/2 frames; `throttle` owns capacity
 //! and queue of a revision; `registry` keeps live state by revision across Snapshots; `handover` shares
-//! endpoints with the next process of an upgrade; `observe` and `admin` are logs, metrics and the admin API.
+//! endpoints with the next process of an upgrade; `observe`, `traces` and `admin` are logs, metrics, traces and the
+//! admin API.
 //!
 //! **Invariant:** the decision part (`request`, `throttle`) and the codec do no I/O of their own; only
 //! `main.rs` names `sluice-control`.
@@ -37,4 +38,5 @@ pub mod request;
 mod sim;
 pub mod throttle;
 mod token_bucket;
+pub mod traces;
 pub mod upstream;

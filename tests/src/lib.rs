@@ -1,7 +1,7 @@
 //! The test harness of the end-to-end tests: the real binary, real sockets and processes on both sides.
 //!
 //! `gateway` starts `sluice` and reads the bound addresses; `backend`, `raw_backend`, `recorder` and `wire` are
-//! backends, from convenient to strict; `bodies` lists every way to end a request; `h1`, `h2_client`, `h2_frames`,
+//! backends, from convenient to strict; `collector` takes traces; `bodies` lists every way to end a request; `h1`, `h2_client`, `h2_frames`,
 //! `blocking`, `grpc`, `websocket` and `load` are clients; `balancer` is a load balancer between clients and
 //! gateways; `cluster` is the Kubernetes cluster around a test. `wait` has the only timers.
 //!
@@ -16,6 +16,7 @@ pub mod blocking;
 pub mod bodies;
 pub mod cli;
 pub mod cluster;
+pub mod collector;
 pub mod dial;
 pub mod gateway;
 pub mod grpc;

@@ -285,6 +285,8 @@ impl Http1 {
             status,
             bytes_in: 0,
             bytes_out,
+            // No trace: a caller cannot be told from a head that is not to be trusted.
+            trace_state: None,
         };
         request.finish(&ending, clock());
     }

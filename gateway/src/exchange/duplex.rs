@@ -386,6 +386,7 @@ impl<'x, C: ClientSide, B: BackendSide> Duplex<'x, C, B> {
             }
             return None;
         }
+        self.request.attempt_answered(status);
         let now = clock();
         let fields = self.backend.fields();
         if status == 429 && self.replay.is_possible() {

@@ -102,6 +102,7 @@ impl<C: ClientSide> Drop for Exchange<'_, C> {
             status: self.progress.status,
             bytes_in: self.progress.bytes_in,
             bytes_out: self.progress.bytes_out,
+            trace_state: self.request.trace_state(head),
         };
         let ended = self.response_ended.unwrap_or_else(clock);
         self.request.finish(&ending, ended);
@@ -118,6 +119,18 @@ enum NextStep {
     Respond(ErrorResponse),
 }
 
+impl NextStep {
+    /// Why the attempt before this step gave no whole response.
+    fn failure(&self, request: &RequestCtx) -> Option<Reason> {
+        match self {
+            Self::Done => request.reason,
+            // After a 429 there is none: the status says it.
+            Self::Retry => request.failure.as_ref().map(|failure| failure.reason),
+            Self::Respond(error) => Some(error.reason),
+        }
+    }
+}
+
 impl<C: ClientSide> Exchange<'_, C>
 where
     C::Stream: ByteStream + 'static,
@@ -127,7 +140,9 @@ where
             return self.respond_local(&response).await;
         }
         loop {
-            match self.attempt().await {
+            let next = self.attempt().await;
+            self.request.attempt_ended(|request| next.failure(request));
+            match next {
                 NextStep::Done => return,
                 NextStep::Respond(error) => return self.respond_local(&error.into()).await,
                 NextStep::Retry => {}
@@ -174,6 +189,8 @@ where
 
     fn route(&mut self) -> Result<(), LocalResponse> {
         let head = self.client.head();
+        let tls = self.client.info().tls.is_some();
+        self.request.begin_trace(head, tls, self.client.protocol());
         let incoming = IncomingRequest {
             info: self.client.info(),
             view: head,
@@ -209,6 +226,7 @@ where
         let warm = self.request.attempts == 1 && self.request.queued.is_zero();
         let now = if warm { self.request.started } else { clock() };
         self.request.attempt_started = Some(now);
+        self.request.attempt_began(now);
         let acquired = {
             let Some((routed, permit)) = self.request.routed.as_ref().zip(self.request.permit.as_ref())
             else {
@@ -360,6 +378,7 @@ where
                 Nominated::default()
             },
             join_cookies: head.has_crumbs(),
+            trace: self.request.outgoing_trace(),
         };
         let empty = self.client.body_length().is_empty();
         let upgrade = head.upgrade().filter(|_| empty && B::UPGRADES);

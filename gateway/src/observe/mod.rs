@@ -27,6 +27,8 @@ pub use metrics::{
 };
 pub use phases::{Milestones, Phases};
 pub use reason::{GrpcStatus, Reason};
+#[cfg(test)]
+pub(crate) use record::tests::plain as plain_record;
 pub use record::{RequestProtocol, RequestRecord, Timer};
 
 /// Wall-clock time, for log lines, `Date` fields and the end of certificates; never for durations.

@@ -66,6 +66,12 @@ impl Phases {
             .map(|(_, phase)| phase)
     }
 
+    /// Name and length of each phase until the request was admitted: without a start only `queued`.
+    pub fn waiting(&self) -> impl Iterator<Item = (&'static str, Duration)> + '_ {
+        let shown = if self.cold { NAMES.len() - 1 } else { 1 };
+        NAMES.into_iter().zip(self.durations).take(shown)
+    }
+
     /// The length of each phase, by index in [`NAMES`].
     pub(super) fn durations(&self) -> &[Duration; NAMES.len()] {
         &self.durations

@@ -127,7 +127,7 @@ impl RequestRecord<'_> {
     }
 
     /// The path without its query.
-    pub(super) fn path_only(&self) -> &[u8] {
+    pub(crate) fn path_only(&self) -> &[u8] {
         let end = self
             .path
             .iter()
@@ -138,11 +138,11 @@ impl RequestRecord<'_> {
 }
 
 #[cfg(test)]
-pub(super) mod tests {
+pub(crate) mod tests {
     use super::*;
 
     /// A record of an unremarkable request, to vary in tests.
-    pub(in crate::observe) fn plain() -> RequestRecord<'static> {
+    pub(crate) fn plain() -> RequestRecord<'static> {
         RequestRecord {
             time: SystemTime::UNIX_EPOCH + Duration::from_millis(1_700_000_000_123),
             request_id: b"0190",

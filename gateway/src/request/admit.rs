@@ -48,6 +48,7 @@ impl RequestCtx {
             }
             NextAttempt::After(wait) => {
                 self.permit = None;
+                self.wait_began(now);
                 tokio::pin!(gone);
                 let deadline = self.clocks.deadline();
                 let until = deadline.map_or(now + wait, |d| d.min(now + wait));
@@ -57,7 +58,9 @@ impl RequestCtx {
                 }
                 self.queued += wait;
                 self.held = None;
-                self.admitted = Some(clock());
+                let until = clock();
+                self.admitted = Some(until);
+                self.wait_ended(until, None);
                 self.admit(gone).await
             }
         }
@@ -81,12 +84,15 @@ impl RequestCtx {
             Admission::Admitted(permit) => Ok(permit),
             Admission::Rejected(rejection) => Err(rejection),
             Admission::Waiting(waiter) => {
+                self.wait_began(now);
                 let outcome = self.wait(waiter, gone).await;
                 let until = clock();
                 self.queued += until.saturating_duration_since(now);
                 let outcome = outcome?;
                 self.admitted = Some(until);
-                self.start = self.awaited_start(&outcome, now).or(self.start);
+                let start = self.awaited_start(&outcome, now);
+                self.start = start.or(self.start);
+                self.wait_ended(until, start);
                 outcome
             }
         };

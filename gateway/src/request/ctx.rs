@@ -26,6 +26,7 @@ use crate::observe::{
 };
 use crate::registry::{LiveRevision, LiveService, Reader, RetryHold, Snapshot};
 use crate::throttle::{Permit, StartTimeline, clock};
+use crate::traces::{RequestTrace, Tracer};
 
 /// State that all requests share.
 pub struct Engine {
@@ -37,6 +38,8 @@ pub struct Engine {
     pub drain: watch::Receiver<Drain>,
     /// The cluster's autoscaler gets this gateway's statistics: what is sent to Pods is counted here, not there.
     pub counted: Arc<AtomicBool>,
+    /// Makes the traces of requests; `None` where none are made.
+    pub tracer: Option<Tracer>,
 }
 
 /// A request as received.
@@ -71,6 +74,8 @@ pub struct RequestEnd<'a> {
     pub bytes_in: u64,
     /// Bytes of the response body sent.
     pub bytes_out: u64,
+    /// `tracestate` as sent, where the request is recorded in a trace.
+    pub trace_state: Option<&'a [u8]>,
 }
 
 /// The destination of a request.
@@ -185,8 +190,10 @@ pub struct RequestCtx {
     /// The client's address.
     pub client: Option<IpAddr>,
     service: Option<Arc<Service>>,
-    /// Whether the request is logged but not counted: a probe that the gateway answered.
+    /// Whether the request is logged but neither counted nor traced: a probe that the gateway answered.
     uncounted: bool,
+    /// The trace of the request, where traces are made; boxed, since mostly there is none.
+    pub(super) trace: Option<Box<RequestTrace>>,
     format: ResponseFormat,
     time: SystemTime,
 }
@@ -242,6 +249,7 @@ impl RequestCtx {
             client: None,
             service: None,
             uncounted: false,
+            trace: None,
             format: ResponseFormat::Text,
             time: wall_clock(),
         }
@@ -450,9 +458,10 @@ impl RequestCtx {
         self.failure = Some(ErrorResponse::new(reason, text));
     }
 
-    /// Writes the log line and metrics of the request and returns its Permit. Called once, at the request's
+    /// Writes the log line, metrics and trace of the request and returns its Permit. Called once, at the request's
     /// end.
     pub fn finish(&mut self, ending: &RequestEnd<'_>, now: Instant) {
+        self.end_trace_wait(now);
         let revision = self.routed.as_ref().map(|routed| &routed.spec.id);
         let record = RequestRecord {
             time: self.time,
@@ -494,6 +503,9 @@ impl RequestCtx {
         self.engine
             .observer
             .finish(self.settings().access_log, &record, counted);
+        if !self.uncounted {
+            self.finish_trace(&record, ending.trace_state, now);
+        }
         self.permit = None;
     }
 }

@@ -9,6 +9,8 @@ use std::net::IpAddr;
 use sluice_model::{RevisionId, RevisionSpec, Route};
 
 use super::network_probe::{HASH_OVERRIDE, NETWORK_HASH};
+use super::trace::OutgoingTrace;
+use crate::traces::{TRACEPARENT, TRACESTATE};
 
 /// The fields of a message head, in order.
 pub trait Fields {
@@ -108,6 +110,8 @@ pub struct RequestEdit<'a> {
     /// Whether crumbs of `Cookie` are joined into one field, as HTTP/2 may split them and HTTP/1
     /// must not (RFC 9113 8.2.3).
     pub join_cookies: bool,
+    /// The trace fields; `None` leaves the client's as they are.
+    pub trace: Option<OutgoingTrace>,
 }
 
 /// The names that the `Connection` fields of a head nominate (RFC 9110 7.6.1).
@@ -208,6 +212,9 @@ pub fn request_fields(head: &impl Fields, edit: &RequestEdit<'_>, out: &mut impl
     let mut hops = ShortText::new();
     let _ = write!(hops, "{}", edit.from.hops);
     out.field(HOPS_HEADER.as_bytes(), hops.as_bytes());
+    if let Some(trace) = &edit.trace {
+        set(out, TRACEPARENT, &trace.traceparent);
+    }
     let of_target = edit.target_headers.iter().map(|(name, value)| (name, value));
     if let Some(route) = edit.route {
         for (name, value) in &route.append_headers {
@@ -259,8 +266,14 @@ fn is_edited(name: &[u8], edit: &RequestEdit<'_>) -> bool {
         || starts_with(name, "k-") && is_any(name, &INTERNAL_FIELDS)
         || is_any(name, &[TIMING_HEADER, HOPS_HEADER, "x-request-id"])
         || !edit.from.trusted && is_any(name, &FORWARDING_FIELDS)
+        || edit.trace.as_ref().is_some_and(|trace| is_replaced(name, trace))
         || edit.nominated.len > 0 && edit.nominated.has(name) && !is_protected(name)
         || is_configured(name, edit)
+}
+
+/// Whether a client's trace field is dropped, because the gateway's replaces it or because it belongs to no valid trace.
+fn is_replaced(name: &[u8], trace: &OutgoingTrace) -> bool {
+    is_any(name, &[TRACEPARENT]) || !trace.keeps_state && is_any(name, &[TRACESTATE])
 }
 
 /// Fields that a client's `Connection` cannot remove: the gateway adds them or relies on them.

@@ -71,6 +71,10 @@ const FROM: Forwarding<'static> = Forwarding {
 };
 
 fn sent(head: &Head, from: Forwarding<'_>, revision: &RevisionSpec) -> Head {
+    traced(head, from, revision, None)
+}
+
+fn traced(head: &Head, from: Forwarding<'_>, revision: &RevisionSpec, trace: Option<OutgoingTrace>) -> Head {
     let mut out = Head::default();
     let edit = RequestEdit {
         from,
@@ -81,6 +85,7 @@ fn sent(head: &Head, from: Forwarding<'_>, revision: &RevisionSpec) -> Head {
         counted: false,
         nominated: Nominated::of(head),
         join_cookies: head.count("cookie") > 1,
+        trace,
     };
     request_fields(head, &edit, &mut out);
     out
@@ -111,6 +116,7 @@ fn sent_by_ingress(head: &Head, route: &[(&str, &str)], target: &[(&str, &str)])
         counted: false,
         nominated: Nominated::of(head),
         join_cookies: false,
+        trace: None,
     };
     request_fields(head, &edit, &mut out);
     out
@@ -367,4 +373,38 @@ fn cookies_and_grpc_timeouts_are_read() {
     for bad in [&b""[..], b"S", b"123456789S", b"-1S", b"+1S", b"1x"] {
         assert_eq!(grpc_timeout(bad), None);
     }
+}
+
+#[test]
+fn trace_fields_are_the_clients_while_no_traces_are_made_and_ours_while_they_are() {
+    const OWN: &[u8; 55] = b"00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
+    let head = Head::of(&[
+        ("TraceParent", "00-1"),
+        ("tracestate", "a=1"),
+        ("tracestate", "b=2"),
+        ("b3", "0"),
+        ("sw8", "1-x"),
+    ]);
+    let trace = |keeps_state| {
+        Some(OutgoingTrace {
+            traceparent: *OWN,
+            keeps_state,
+        })
+    };
+    let own = std::str::from_utf8(OWN).unwrap();
+    for (trace, parent, states) in [(None, "00-1", 2), (trace(true), own, 2), (trace(false), own, 0)] {
+        let out = traced(&head, FROM, &revision(&[]), trace);
+        assert_eq!(
+            (out.text("traceparent"), out.count("traceparent")),
+            (Some(parent), 1)
+        );
+        assert_eq!(out.count("tracestate"), states);
+        assert_eq!((out.text("b3"), out.text("sw8")), (Some("0"), Some("1-x")));
+    }
+    // What is configured wins, as it does over other fields of the gateway.
+    let out = traced(&head, FROM, &revision(&[("traceparent", "fixed")]), trace(true));
+    assert_eq!(
+        (out.text("traceparent"), out.count("traceparent")),
+        (Some("fixed"), 1)
+    );
 }

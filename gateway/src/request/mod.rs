@@ -14,6 +14,7 @@ mod measure;
 mod network_probe;
 mod origin_form;
 mod rewrite;
+mod trace;
 mod upgrade_offer;
 
 pub use admit::rejection_response;
@@ -28,4 +29,5 @@ pub use headers::{
 pub use measure::MeasuredRevision;
 pub use origin_form::OriginForm;
 pub use rewrite::{host_for, target_for};
+pub use trace::OutgoingTrace;
 pub use upgrade_offer::upgrade_to_forward;

@@ -18,6 +18,7 @@ use sluice_gateway::edge::{Drain, Edge};
 use sluice_gateway::observe::{AccessLog, Metrics, Observer};
 use sluice_gateway::registry::Registry;
 use sluice_gateway::request::{Engine, MeasuredRevision};
+use sluice_gateway::traces::{Exporter, TraceEnvironment, Tracer};
 use sluice_model::Generation;
 use tokio::runtime::{Handle, Runtime};
 use tokio::sync::watch;
@@ -51,6 +52,8 @@ pub(super) struct Built {
     /// Where listeners accept.
     pub(super) accepting: Handle,
     pub(super) metrics: Metrics,
+    /// Sends traces, where there are any.
+    pub(super) exporter: Option<Exporter>,
 }
 
 /// Loads the configuration, builds and binds. Sockets come from the old process of an upgrade where it has them;
@@ -113,11 +116,13 @@ pub(super) fn build(
         access_log,
         metrics: metrics.clone(),
     };
+    let (tracer, exporter) = traces(&metrics);
     let engine = Arc::new(Engine {
         table: registry.reader(),
         observer,
         drain: phase.clone(),
         counted,
+        tracer,
     });
     let downstream = Arc::new(Downstream::new(engine));
     let edge = {
@@ -197,7 +202,27 @@ pub(super) fn build(
         servers,
         accepting: data.handle().clone(),
         metrics,
+        exporter,
     })
+}
+
+/// What makes and sends traces, as the environment says.
+fn traces(metrics: &Metrics) -> (Option<Tracer>, Option<Exporter>) {
+    let TraceEnvironment { settings, warnings } = TraceEnvironment::read(env);
+    for warning in warnings {
+        tracing::warn!("traces: {warning}");
+    }
+    let Some(settings) = settings else {
+        return (None, None);
+    };
+    let to = settings.endpoint.authority();
+    tracing::info!(
+        "traces: sent to {}, sampled: {}",
+        to.map_or_else(Default::default, ToString::to_string),
+        settings.sampler
+    );
+    let (tracer, exporter) = Tracer::new(&settings, metrics.traces_dropped());
+    (Some(tracer), Some(exporter))
 }
 
 /// Shows the progress of a long load on a terminal, from its first second on.

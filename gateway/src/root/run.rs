@@ -167,6 +167,7 @@ fn serve(
         servers,
         accepting,
         metrics,
+        exporter,
     } = built;
     // First: until the handlers are installed, a signal kills the process.
     let signals = {
@@ -247,6 +248,7 @@ fn serve(
         notify: origin.notify,
         server_shutdown,
         servers: servers_running,
+        exporter: exporter.map(|exporter| exporter.spawn(control.handle())),
         handoff: Handoff {
             program: origin.program,
             edge,

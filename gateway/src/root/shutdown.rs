@@ -9,6 +9,7 @@ use sluice_control::source::ReloadHandle;
 use sluice_gateway::admin::{GracefulShutdown, UpgradeError, Upgraded};
 use sluice_gateway::edge::Edge;
 use sluice_gateway::registry::{Reader, Registry};
+use sluice_gateway::traces::ExporterHandle;
 use sluice_model::DrainSettings;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::{AbortHandle, JoinSet};
@@ -19,6 +20,9 @@ use super::upgrade::{Frame, Handoff, Notifier, Predecessor, SHUTTING_DOWN, Succe
 
 /// Time for connections to close after the drain's deadline.
 const CLOSING: Duration = Duration::from_secs(6);
+
+/// Time for the last traces to reach their collector.
+const LAST_TRACES: Duration = Duration::from_secs(5);
 
 /// Time for the last frames to a new process, and for the last responses of the admin API.
 const LAST_ANSWERS: Duration = Duration::from_secs(1);
@@ -39,6 +43,8 @@ pub(super) struct Running {
     pub(super) server_shutdown: GracefulShutdown,
     /// The tasks of the admin and the health server: they end after the graceful shutdown.
     pub(super) servers: JoinSet<()>,
+    /// Sends traces, where there are any.
+    pub(super) exporter: Option<ExporterHandle>,
     pub(super) handoff: Handoff,
     pub(super) upgrade_requests: mpsc::Receiver<UpgradeRequest>,
     /// The old process, where this process is the new one of an upgrade; it may still drain.
@@ -60,20 +66,28 @@ impl Running {
         while let Ok(request) = self.upgrade_requests.try_recv() {
             request.answer(Err(UpgradeError::NotNow(SHUTTING_DOWN)));
         }
-        match end {
+        let at_once = match end {
             End::Stopped => {
                 self.notify.stopping();
                 let settings = self.reader.load().settings().drain;
                 let signals = &mut self.signals;
                 let data_plane = (&*self.edge, &*self.registry);
                 tokio::select! {
-                    () = drain(data_plane, settings, self.predecessor.as_ref()) => {}
-                    () = stop_requested(signals) => tracing::warn!("stopping at once"),
+                    () = drain(data_plane, settings, self.predecessor.as_ref()) => false,
+                    () = stop_requested(signals) => {
+                        tracing::warn!("stopping at once");
+                        true
+                    }
                 }
             }
             End::HandedOver(handed, request) => self.drain_after_handover(*handed, request).await,
-        }
+        };
         self.scale.shutdown().await;
+        // After the last request, and before the servers end: their metrics tell what was lost.
+        if let Some(exporter) = self.exporter.take() {
+            let within = if at_once { LAST_ANSWERS } else { LAST_TRACES };
+            exporter.shutdown(within).await;
+        }
         // The response to the request for the upgrade that ended this process may still be unsent.
         self.server_shutdown.stop_accepting().await;
         let last_words = async { while self.servers.join_next().await.is_some() {} };
@@ -144,8 +158,8 @@ impl Running {
         }
     }
 
-    /// After a hand-over: closes all listening sockets and drains.
-    async fn drain_after_handover(&mut self, handed: Successor, request: UpgradeRequest) {
+    /// After a hand-over: closes all listening sockets and drains. Returns whether a stop at once was requested.
+    async fn drain_after_handover(&mut self, handed: Successor, request: UpgradeRequest) -> bool {
         let Successor {
             pid,
             build,
@@ -178,16 +192,18 @@ impl Running {
         let follow = tokio::spawn(self.handoff.scaling.follow(sender, receiver));
         let signals = &mut self.signals;
         let data_plane = (&*self.edge, &*self.registry);
-        tokio::select! {
-            () = drain(data_plane, settings, self.predecessor.as_ref()) => {}
+        let at_once = tokio::select! {
+            () = drain(data_plane, settings, self.predecessor.as_ref()) => false,
             // The first stop requests the drain that is under way already.
             () = async { stop_requested(signals).await; stop_requested(signals).await } => {
                 tracing::warn!("stopping at once");
+                true
             }
-        }
+        };
         // Responses of platforms to calls under way are waited for, and passed on to the new process.
         self.scale.shutdown().await;
         let _ = tokio::time::timeout(LAST_ANSWERS, follow).await;
+        at_once
     }
 }
 

@@ -20,4 +20,5 @@ pub(crate) use http2::{MapSink, StreamConnections};
 pub(crate) use idle::IdleConnections;
 pub(crate) use prewarmed::{PlainStream, PrewarmedSlot};
 pub(crate) use tls::RevisionTls;
+pub(crate) use tls::client_config;
 pub use tls::{BackendTlsError, check_tls};

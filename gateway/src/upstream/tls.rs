@@ -89,6 +89,19 @@ pub fn check_tls(spec: &RevisionSpec) -> Result<(), BackendTlsError> {
     TlsFiles::read(&wanted.tls, &provider()).map(drop)
 }
 
+/// A client config for HTTP/1.1 outside of any revision. Blocks on file I/O.
+///
+/// # Errors
+/// The first file that cannot be used, or that the system has no root certificates.
+pub(crate) fn client_config(tls: &BackendTls) -> Result<ClientConfig, BackendTlsError> {
+    let files = TlsFiles::read(tls, &provider())?;
+    let roots = match (&files.authorities, &tls.ca_file) {
+        (Some(found), Some(file)) => Arc::new(roots_of(found, file)?),
+        _ => system_roots()?,
+    };
+    Ok(files.config(false, Some(roots)))
+}
+
 /// The TLS settings of a revision's spec.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct TlsSpec {
@@ -158,7 +171,7 @@ impl TlsFiles {
         self.authorities == other.authorities && chain(self) == chain(other)
     }
 
-    fn config(&self, wanted: &TlsSpec, roots: Option<Arc<RootCertStore>>) -> ClientConfig {
+    fn config(&self, http2: bool, roots: Option<Arc<RootCertStore>>) -> ClientConfig {
         let provider = provider();
         let builder = ClientConfig::builder_with_provider(Arc::clone(&provider))
             .with_safe_default_protocol_versions()
@@ -176,7 +189,7 @@ impl TlsFiles {
             }
             None => builder.with_no_client_auth(),
         };
-        config.alpn_protocols = vec![if wanted.http2 {
+        config.alpn_protocols = vec![if http2 {
             b"h2".to_vec()
         } else {
             b"http/1.1".to_vec()
@@ -381,7 +394,7 @@ impl SharedTls {
             (Some(authorities), Some(file)) => Some(Arc::new(roots_of(authorities, file)?)),
             _ => Some((self.roots)()?),
         };
-        let config = Arc::new(files.config(&self.wanted, roots));
+        let config = Arc::new(files.config(self.wanted.http2, roots));
         Ok(UpstreamTls { config, name })
     }
 

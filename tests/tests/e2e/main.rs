@@ -59,6 +59,8 @@ mod scale_down;
 mod slow_clients;
 mod splitting;
 mod timeouts;
+mod traces;
+mod traces_delivery;
 mod tunnels;
 mod upgrade;
 mod upgrade_failures;

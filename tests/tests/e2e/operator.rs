@@ -60,6 +60,7 @@ async fn the_metrics_of_the_contract_are_there_and_count() {
         "sluice_connections",
         "sluice_connections_closed_total",
         "sluice_log_lines_dropped_total",
+        "sluice_traces_dropped_total",
         "sluice_tables_alive",
     ] {
         assert!(metrics.has_family(family), "no {family}");

@@ -72,4 +72,6 @@ families! {
         "HTTP/2 streams refused before they were a request, by why."
     Counter DROPPED "sluice_log_lines_dropped_total"
         "Lines of access log and log that were lost because nobody took them."
+    Counter TRACES_DROPPED "sluice_traces_dropped_total"
+        "Traces of requests that the collector did not take, or that found no room in the queue."
 }

@@ -96,6 +96,7 @@ fn everything_of_the_contract_is_rendered_well_formed() {
     metrics.reloaded(ReloadResult::Rejected);
     metrics.reloaded(ReloadResult::Rejected);
     metrics.log_lines_dropped().increment(5);
+    metrics.traces_dropped().increment(3);
     let connections = metrics.listener(([127, 0, 0, 1], 8080).into());
     connections.entered(ConnectionProtocol::Http1);
     connections.entered(ConnectionProtocol::Http2);
@@ -175,6 +176,7 @@ fn everything_of_the_contract_is_rendered_well_formed() {
             1.0,
         ),
         ("sluice_log_lines_dropped_total".into(), 5.0),
+        ("sluice_traces_dropped_total".into(), 3.0),
         ("sluice_tables_alive".into(), 2.0),
     ];
     for (name, value) in want {

@@ -147,6 +147,7 @@ struct Inner {
     generation: Gauge,
     reloads: [Counter; 3],
     dropped: Counter,
+    traces_dropped: Counter,
     refused: [Counter; 2],
 }
 
@@ -170,6 +171,7 @@ impl Metrics {
                 reloads,
                 refused,
                 dropped: registry.counter(&families::DROPPED, String::new()),
+                traces_dropped: registry.counter(&families::TRACES_DROPPED, String::new()),
                 registry,
             }),
         }
@@ -216,6 +218,11 @@ impl Metrics {
     /// The counter of dropped log lines, for [`LogWriter`](super::LogWriter).
     pub fn log_lines_dropped(&self) -> Counter {
         self.inner.dropped.clone()
+    }
+
+    /// The counter of traces that were not delivered, for [`Tracer`](crate::traces::Tracer).
+    pub fn traces_dropped(&self) -> Counter {
+        self.inner.traces_dropped.clone()
     }
 
     /// Everything in Prometheus's text format. Takes time in proportion to the number of revisions: not for
