@@ -106,6 +106,8 @@ pub(super) fn resolve(
     let service = Service {
         id,
         sticky: None,
+        cold: None,
+        no_wake: None,
         hosts,
         revisions,
         main,
@@ -259,6 +261,7 @@ impl Build<'_> {
             rewrite_host,
             rewrite_path: None,
             append_headers: path.append_headers.clone(),
+            cold: None,
             split: self.split(path, at)?,
         })
     }
