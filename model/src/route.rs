@@ -305,7 +305,10 @@ pub struct Service {
 impl Service {
     /// All waiting pages: the service's own, then those of its routes.
     pub fn pages(&self) -> impl Iterator<Item = &WaitingPage> {
-        let routes = self.rules().flat_map(|rule| &rule.routes).map(|route| &route.cold);
+        let routes = self
+            .rules()
+            .flat_map(|rule| &rule.routes)
+            .map(|route| &route.cold);
         std::iter::once(&self.cold)
             .chain(routes)
             .filter_map(|cold| match cold.as_deref() {

@@ -108,7 +108,19 @@ pub struct RequestEdit<'a> {
     /// Whether crumbs of `Cookie` are joined into one field, as HTTP/2 may split them and HTTP/1
     /// must not (RFC 9113 8.2.3).
     pub join_cookies: bool,
+    /// Whether the response has to be whole and without a coding, because its head was sent before it came: fields
+    /// that ask for another response are dropped.
+    pub plain: bool,
 }
+
+/// Fields that ask for a response with a coding, for a part, or for none at all.
+const NOT_PLAIN: [&str; 5] = [
+    "accept-encoding",
+    "range",
+    "if-range",
+    "if-none-match",
+    "if-modified-since",
+];
 
 /// The names that the `Connection` fields of a head nominate (RFC 9110 7.6.1).
 #[derive(Debug, Clone, Copy, Default)]
@@ -260,6 +272,7 @@ fn is_edited(name: &[u8], edit: &RequestEdit<'_>) -> bool {
         || is_any(name, &[TIMING_HEADER, HOPS_HEADER, "x-request-id"])
         || !edit.from.trusted && is_any(name, &FORWARDING_FIELDS)
         || edit.nominated.len > 0 && edit.nominated.has(name) && !is_protected(name)
+        || edit.plain && is_any(name, &NOT_PLAIN)
         || is_configured(name, edit)
 }
 

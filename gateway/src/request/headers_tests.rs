@@ -80,6 +80,7 @@ fn sent(head: &Head, from: Forwarding<'_>, revision: &RevisionSpec) -> Head {
         network_hash: None,
         counted: false,
         nominated: Nominated::of(head),
+        plain: false,
         join_cookies: head.count("cookie") > 1,
     };
     request_fields(head, &edit, &mut out);
@@ -99,6 +100,7 @@ fn sent_by_ingress(head: &Head, route: &[(&str, &str)], target: &[(&str, &str)])
         rewrite_host: None,
         rewrite_path: None,
         append_headers: BTreeMap::from_iter(pairs(route)),
+        cold: None,
         split: TrafficSplit::none(),
     };
     let mut out = Head::default();
@@ -111,6 +113,7 @@ fn sent_by_ingress(head: &Head, route: &[(&str, &str)], target: &[(&str, &str)])
         counted: false,
         nominated: Nominated::of(head),
         join_cookies: false,
+        plain: false,
     };
     request_fields(head, &edit, &mut out);
     out
