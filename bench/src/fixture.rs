@@ -166,6 +166,8 @@ fn service(
     Service {
         id: service_id(name),
         sticky: None,
+        cold: None,
+        no_wake: None,
         hosts,
         revisions: revisions.into_iter().map(Arc::new).collect(),
         main: Rule {

@@ -85,6 +85,7 @@ impl Request {
             path: b"/api/orders?page=2",
             protocol: RequestProtocol::Http11,
             status: Some(200),
+            final_status: None,
             reason: None,
             timer: None,
             detail: None,

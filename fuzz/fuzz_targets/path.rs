@@ -103,6 +103,7 @@ fn one(path: &str, from: &str, to: &str, matched: u8, rewritten: u8) {
             _ => Some(PathRewrite::Prefix(to.to_owned())),
         },
         append_headers: BTreeMap::new(),
+        cold: None,
         split: everything(),
     };
     let matches = route.matches.path.as_ref().is_none_or(|p| p.matches(path));

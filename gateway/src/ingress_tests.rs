@@ -114,6 +114,8 @@ async fn ingress(rules: Vec<(&str, Rule)>) -> Service {
     Service {
         id: spec("any", Backend::Managed).service,
         sticky: None,
+        cold: None,
+        no_wake: None,
         hosts,
         revisions: vec![
             revision(PLAIN, &plain, false),
@@ -297,6 +299,7 @@ async fn a_public_listener_serves_no_internal_rule_and_no_request_that_a_rule_do
         rewrite_host: None,
         rewrite_path: None,
         append_headers: BTreeMap::new(),
+        cold: None,
         split: all_to(PLAIN),
     };
     let bare = Rule {
@@ -366,6 +369,7 @@ async fn routes_of_a_further_rule_rewrite_and_append() {
         rewrite_host: Some("other.ns.svc.cluster.local".into()),
         rewrite_path: None,
         append_headers: BTreeMap::from([("X-Who".into(), "route".into()), ("X-Route".into(), "1".into())]),
+        cold: None,
         split: split.unwrap(),
     };
     let further = Rule {

@@ -31,6 +31,8 @@ pub enum LocalResponse {
     Redirect(RenderedResponse),
     /// An answer that the gateway can give for the backend, to a probe.
     Answer(RenderedResponse),
+    /// A waiting page, and why it is shown.
+    Page(Reason, RenderedResponse),
 }
 
 impl From<ErrorResponse> for LocalResponse {

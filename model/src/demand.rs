@@ -11,8 +11,8 @@ use crate::name::RevisionId;
 /// An event that the data plane reports to the control plane.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Demand {
-    /// A request waits for a revision without a usable endpoint. Sent once when the first waiter arrives, and again
-    /// when waiters remain after the control plane reported a failure.
+    /// A request waits for a revision without a usable endpoint, or a browser was shown a waiting page for it. Sent once
+    /// when the first of them arrives, and again when waiters remain after the control plane reported a failure.
     Activate(RevisionId),
     /// A managed endpoint answered its readiness probe for the first time.
     Ready {
@@ -102,6 +102,13 @@ pub struct Load {
     pub in_flight: u32,
     /// Requests in the queue now.
     pub queued: u32,
+    /// Requests in flight and queued now that count as no activity (`noWake`): they are in `in_flight` and `queued`, and
+    /// in no other field.
+    pub passive: u32,
+    /// Whether a waiting page was shown for the start that is under way: the browser is expected back.
+    pub expected: bool,
+    /// The remaining time for which an instance is kept because a waiting page started it; zero for none.
+    pub keep: Duration,
     /// Endpoints that are usable now.
     pub ready: u32,
     /// Endpoints that are known and not ready.
@@ -127,7 +134,7 @@ pub trait EndpointSink: Send + Sync {
 
     /// Chooses up to `count` instances to drain, those with the least in flight, and gives them no new requests; each
     /// is reported by [`Demand::Drained`] once nothing is in flight on the instance. With `to_zero` all instances may
-    /// be chosen if the revision is idle (no waiter, nothing in flight); if the revision is not idle, at least one
+    /// be chosen if the revision is idle (no waiter and nothing in flight but passive requests, which are finished); if the revision is not idle, at least one
     /// instance stays, and so does every instance with something in flight. Atomic with admission.
     fn retire(&self, revision: &RevisionId, count: u32, to_zero: bool) -> Vec<InstanceId>;
 

@@ -7,6 +7,7 @@
 //! **Invariant:** no I/O, no clock, no randomness, no async, no serde. Time and randomness are arguments. Every item
 //! is used by both planes, except [`Shards`]: the data plane keeps more than the Snapshot in such arrays.
 
+mod cold;
 mod demand;
 mod draw;
 mod hash;
@@ -22,7 +23,9 @@ mod split;
 mod table;
 #[cfg(any(test, feature = "test-util"))]
 pub mod test_util;
+mod wildcard;
 
+pub use cold::{ColdAnswer, ColdStream, NoWake, NoWakeRule, StreamFormat, WaitingPage};
 pub use demand::{
     ActivationFailure, Demand, DemandSink, EndpointSink, Failure, InstanceId, LaunchStep, Load,
     ManagedEndpoint, RevisionStatus, StatusSource,
@@ -49,3 +52,4 @@ pub use snapshot::{
 };
 pub use split::{Percent, SplitError, TrafficSplit, TrafficTarget};
 pub use table::{Entry, Found, HostPattern, MAX_RULES, NotFound, RouteTable, TableError};
+pub use wildcard::Wildcard;

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use crate::cold::{ColdAnswer, NoWake, WaitingPage};
 use crate::name::{ServiceId, Tag};
 use crate::revision::RevisionSpec;
 use crate::split::TrafficSplit;
@@ -134,6 +135,8 @@ pub struct Route {
     pub rewrite_path: Option<PathRewrite>,
     /// Headers that are set on the request; a client's values under these names are overwritten.
     pub append_headers: BTreeMap<String, String>,
+    /// The cold answer; `None`: the service's.
+    pub cold: Option<Arc<ColdAnswer>>,
     /// The split of matching requests.
     pub split: TrafficSplit,
 }
@@ -281,6 +284,10 @@ pub struct Service {
     pub id: ServiceId,
     /// Session affinity, if any.
     pub sticky: Option<Sticky>,
+    /// The cold answer; `None`: requests are held.
+    pub cold: Option<Arc<ColdAnswer>>,
+    /// Which requests start nothing and count as no activity; `None`: no request does.
+    pub no_wake: Option<Arc<NoWake>>,
     /// The hosts that the service claims.
     pub hosts: Vec<HostClaim>,
     /// The service's own revisions, in the order of the configuration. Traffic goes to these revisions alone:
@@ -296,6 +303,20 @@ pub struct Service {
 }
 
 impl Service {
+    /// All waiting pages: the service's own, then those of its routes.
+    pub fn pages(&self) -> impl Iterator<Item = &WaitingPage> {
+        let routes = self
+            .rules()
+            .flat_map(|rule| &rule.routes)
+            .map(|route| &route.cold);
+        std::iter::once(&self.cold)
+            .chain(routes)
+            .filter_map(|cold| match cold.as_deref() {
+                Some(ColdAnswer::Page(page)) => Some(page),
+                _ => None,
+            })
+    }
+
     /// All rules, in the order of their indices.
     pub fn rules(&self) -> impl Iterator<Item = &Rule> {
         std::iter::once(&self.main).chain(&self.further)

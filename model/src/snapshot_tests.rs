@@ -58,6 +58,8 @@ fn service(n: usize, hosts: &[String]) -> Arc<Service> {
     Arc::new(Service {
         id,
         sticky: None,
+        cold: None,
+        no_wake: None,
         hosts: hosts.collect(),
         revisions: vec![Arc::new(spec)],
         main: Rule {

@@ -62,6 +62,7 @@ fn ingress(
             rewrite_host: None,
             rewrite_path: None,
             append_headers: BTreeMap::new(),
+            cold: None,
             split: split(&format!("s{n}-route{i}"), None),
         })
         .collect();
@@ -84,6 +85,8 @@ fn ingress(
     Arc::new(Service {
         id: ServiceId::parse("default", &format!("s{n}")).expect("a name"),
         sticky: None,
+        cold: None,
+        no_wake: None,
         hosts: vec![],
         revisions: vec![],
         main: if second { decoy } else { rule.clone() },

@@ -17,7 +17,7 @@ pub struct ClampInput {
     pub ready: u32,
     /// Whether traffic can lead here; an unreachable revision has no minimum and no retention.
     pub reachable: bool,
-    /// Whether a request was there within the stable window.
+    /// Whether a request was there within the stable window, or a waiting page keeps the instance.
     pub in_use: bool,
     /// The longest an instance may take to become ready.
     pub start_timeout: Duration,

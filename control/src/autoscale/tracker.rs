@@ -23,6 +23,8 @@ pub(crate) struct Tracker {
     created_at: Duration,
     /// The last time with a request; `None`: never.
     used_at: Option<Duration>,
+    /// Until when an instance is kept because a waiting page started it.
+    keep_until: Duration,
     asked: u32,
     panicking: bool,
     /// The last decision that changed the number, or began or ended a panic.
@@ -65,6 +67,7 @@ impl Tracker {
             latest: *load,
             sampled_at: now,
             created_at: now,
+            keep_until: now + load.keep,
             used_at: (found > 0 || load.ready > 0 || used(load)).then_some(now),
             asked: found,
             panicking: found > 1,
@@ -72,7 +75,7 @@ impl Tracker {
         }
     }
 
-    /// Whether the latest sample had any request.
+    /// Whether the latest sample had any request that counts, or a browser that is expected back.
     pub(crate) fn is_used(&self) -> bool {
         used(&self.latest)
     }
@@ -87,6 +90,7 @@ impl Tracker {
         if used(&load) {
             self.used_at = Some(now);
         }
+        self.keep_until = self.keep_until.max(now + load.keep);
         self.latest = load;
     }
 
@@ -101,7 +105,7 @@ impl Tracker {
     /// ever.
     pub(crate) fn unmet(&self) -> Option<&ScaleDecision> {
         let there = self.latest.ready.saturating_add(self.latest.starting);
-        let wanted = self.latest.in_flight > 0 || self.latest.queued > 0;
+        let wanted = active(&self.latest) > 0;
         self.last_decision
             .as_ref()
             .filter(|_| wanted && there < self.asked)
@@ -110,7 +114,8 @@ impl Tracker {
     /// Decides on the recorded seconds: at each tick, and after a change of plan without waiting for one.
     pub(crate) fn decide_now(&mut self, plan: &RevisionPlan, now: Duration) -> Option<ScaleDecision> {
         let idle_for = now.saturating_sub(self.used_at.unwrap_or(self.created_at));
-        let in_use = self.used_at.is_some() && idle_for < plan.policy.stable_window;
+        let recent = idle_for < plan.policy.stable_window || now < self.keep_until;
+        let in_use = self.used_at.is_some() && recent;
         let mut decision = if in_use {
             let observation = self.observe(plan, now);
             decide(&observation, &plan.policy, &mut self.decider, now)
@@ -143,7 +148,7 @@ impl Tracker {
     /// An exact signal allows it: there is no scrape interval of two seconds before the first step. The load is the lesser of
     /// the present concurrency and its average since the last sample, so that a burst shorter than a start causes no start.
     pub(crate) fn scale_up_now(&mut self, plan: &RevisionPlan, now: Duration) -> Option<ScaleDecision> {
-        let present = f64::from(self.latest.in_flight) + f64::from(self.latest.queued);
+        let present = f64::from(active(&self.latest));
         if self.asked == 0 {
             return (present > 0.0).then(|| self.activate(plan, now)).flatten();
         }
@@ -261,8 +266,14 @@ impl Tracker {
     }
 }
 
+/// Requests in flight and queued that count as activity.
+fn active(load: &Load) -> u32 {
+    let all = load.in_flight.saturating_add(load.queued);
+    all.saturating_sub(load.passive)
+}
+
 fn used(load: &Load) -> bool {
-    load.in_flight > 0 || load.queued > 0 || load.requests > 0 || load.average_concurrency > 0.0
+    active(load) > 0 || load.requests > 0 || load.average_concurrency > 0.0 || load.expected
 }
 
 #[cfg(test)]

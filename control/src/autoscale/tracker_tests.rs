@@ -457,3 +457,63 @@ fn any_plan(random: &mut fastrand::Rng) -> RevisionPlan {
     policy.scale_to_zero_retention = seconds(random);
     plan
 }
+
+/// Requests that `noWake` names keep nothing up, and scale nothing.
+#[test]
+fn passive_requests_are_no_activity() {
+    let mut world = World::new(plan(6));
+    world.load(1, 1_000);
+    for second in 2..20 {
+        let now = Duration::from_secs(second);
+        let load = Load {
+            in_flight: 900,
+            queued: 100,
+            passive: 1_000,
+            ready: world.ready,
+            ..Load::default()
+        };
+        world.tracker.sample(load, now);
+        world.now = second * 1_000;
+        let decision = world.tracker.tick(&world.plan, now);
+        world.apply(decision);
+        assert_eq!(world.tracker.scale_up_now(&world.plan, now), None);
+        assert_eq!(world.tracker.unmet(), None);
+    }
+    let zero = world.zero_at();
+    assert!((7_000..=12_000).contains(&zero), "at {zero} ms");
+}
+
+/// A start that takes longer than the window, for a browser that is expected back; then the longer of the window and
+/// of what the page asks for.
+#[test]
+fn a_waiting_page_holds_the_start_and_keeps_the_instance() {
+    for (window, keep) in [(6, 60), (60, 6)] {
+        let mut world = World::new(plan(window));
+        let decision = world.tracker.activate(&world.plan, Duration::ZERO);
+        world.apply(decision);
+        let ready_at = 30;
+        for second in 1..200_u64 {
+            let now = Duration::from_secs(second);
+            let is_ready = second >= ready_at;
+            let left = (ready_at + keep).saturating_sub(second);
+            let load = Load {
+                expected: !is_ready,
+                keep: Duration::from_secs(if is_ready { left } else { 0 }),
+                starting: u32::from(!is_ready),
+                ready: u32::from(is_ready),
+                ..Load::default()
+            };
+            world.now = second * 1_000;
+            world.tracker.sample(load, now);
+            let decision = world.tracker.tick(&world.plan, now);
+            world.apply(decision);
+        }
+        let zero = world.zero_at();
+        let want = (ready_at + window.max(keep)) * 1_000;
+        assert!(
+            (want - 1_000..=want + 5_000).contains(&zero),
+            "{window} {keep}: at {zero} ms, not {want}"
+        );
+        assert_eq!(world.decisions.len(), 2, "{:?}", world.decisions);
+    }
+}

@@ -424,12 +424,15 @@ fn build(
             rewrite_host: route.rewrite_host,
             rewrite_path: route.rewrite_path,
             append_headers: route.append_headers,
+            cold: route.cold.map(|cold| Arc::new(cold.answer(id.name()))),
             split: targets::split(own, ids)?,
         });
     }
     let service = Service {
         id: id.clone(),
         sticky: service.sticky,
+        cold: service.cold.map(|cold| Arc::new(cold.answer(id.name()))),
+        no_wake: service.no_wake.map(Arc::new),
         hosts,
         revisions,
         main: Rule {

@@ -11,10 +11,12 @@
 
 mod autoscaling;
 mod backend_tls;
+mod cold;
 mod gateway;
 mod idna;
 mod limits;
 mod names;
+mod no_wake;
 mod process;
 mod revision;
 mod schema;

@@ -1,16 +1,19 @@
 //! Services: hosts, routes, stickiness.
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 
 use sluice_config_shape::{
     Choice, Flag, List, Located, NodeRef, Object, Record, Table, Verbatim, WithLocation,
 };
 use sluice_model::{
-    HeaderMatch, HeaderMatcher, HostPattern, HttpOption, PathMatch, PathRewrite, RouteMatch, Sticky,
+    HeaderMatch, HeaderMatcher, HostPattern, HttpOption, NoWake, PathMatch, PathRewrite, RouteMatch, Sticky,
     StickyScope, StickySource, Visibility,
 };
 
+use super::cold::{COLD, ColdDraft};
 use super::names::{AUTHORITY, COOKIE_NAME, HEADER_NAME, HOST_PATTERN, LABEL, METHOD, URL_PATH, header_name};
+use super::no_wake::NO_WAKE;
 use super::revision::{BACKENDS, REVISION, RevisionDraft, SET, revision_keys};
 use super::traffic::{Traffic, TrafficShape};
 
@@ -33,12 +36,23 @@ pub(crate) struct ServiceDraft {
     pub(crate) http_option: HttpOption,
     pub(crate) traffic: Option<Traffic>,
     pub(crate) sticky: Option<Sticky>,
+    pub(crate) cold: Option<ColdDraft>,
+    pub(crate) no_wake: Option<NoWake>,
     pub(crate) routes: Vec<RouteDraft>,
     pub(crate) revisions: Vec<RevisionDraft>,
     /// Every revision has its name, so that a target with an unknown name is an error of its own.
     pub(crate) all_named: bool,
     /// A shorthand: the service itself is its one revision.
     pub(crate) shorthand: bool,
+}
+
+impl ServiceDraft {
+    /// The files of waiting pages.
+    pub(crate) fn page_files(&self) -> impl Iterator<Item = &Located<PathBuf>> {
+        let routes = self.routes.iter().map(|route| &route.cold);
+        let all = std::iter::once(&self.cold).chain(routes);
+        all.filter_map(|cold| cold.as_ref()?.file.as_ref())
+    }
 }
 
 /// A route, as far as it could be decoded.
@@ -48,6 +62,8 @@ pub(crate) struct RouteDraft {
     pub(crate) rewrite_host: Option<String>,
     pub(crate) rewrite_path: Option<PathRewrite>,
     pub(crate) append_headers: BTreeMap<String, String>,
+    /// The route's cold answer; `None`: the service's.
+    pub(crate) cold: Option<ColdDraft>,
     /// The route's traffic; `None`: the service's.
     pub(crate) traffic: Option<Traffic>,
 }
@@ -87,6 +103,16 @@ fn service(o: &mut Object<'_>) -> Option<ServiceDraft> {
         TrafficShape { tags: true },
     );
     let sticky = o.optional("sticky", "Makes choices a function of the client.", STICKY);
+    let cold = o.optional(
+        "cold",
+        "What a client gets while nothing is ready and something starts. Default: requests are held.",
+        COLD,
+    );
+    let no_wake = o.optional(
+        "noWake",
+        "Requests that start nothing and count as no activity; any entry has to match. At zero they get 503, reason dormant.",
+        NO_WAKE,
+    );
     let routes = o.optional(
         "routes",
         "The first match wins; the service's own traffic is the last resort.",
@@ -139,6 +165,8 @@ fn service(o: &mut Object<'_>) -> Option<ServiceDraft> {
         http_option,
         traffic,
         sticky: sticky.flatten(),
+        cold,
+        no_wake,
         routes: routes.unwrap_or_default(),
         revisions,
     })
@@ -239,6 +267,11 @@ const ROUTE: Record<RouteDraft> = Record {
                     SET,
                 )
                 .unwrap_or_default(),
+            cold: o.optional(
+                "cold",
+                "The cold answer to matching requests; without it the service's.",
+                COLD,
+            ),
             traffic: o.optional(
                 "traffic",
                 "Where matching requests go; without it the service's own traffic.",

@@ -67,7 +67,8 @@ pub(super) fn read(
         ObjectDraft::Ingress(_) => (true, false, Box::default()),
         ObjectDraft::File(draft) => {
             let revisions = draft.services.iter().flat_map(|service| &service.revisions);
-            let files = revisions.flat_map(|revision| &revision.tls_files);
+            let pages = draft.services.iter().flat_map(|service| service.page_files());
+            let files = revisions.flat_map(|revision| &revision.tls_files).chain(pages);
             let files = files.map(FileReference::new).collect();
             (draft.has_services, draft.has_others, files)
         }

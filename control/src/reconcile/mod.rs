@@ -43,6 +43,12 @@ pub trait ChangeSink: Send + 'static {
     /// changes.
     fn prepare(&mut self, next: &Settings, places: &[ListenerReference]) -> Result<(), Vec<String>>;
 
+    /// Checks files that changed services name and that publishing reads, such as waiting pages. `files` has the positions
+    /// of all names. Returns the mistakes, each in one line; nothing is published if there is one.
+    fn check_files(&mut self, _delta: &Delta, _files: &dyn Fn() -> Vec<FileReference>) -> Vec<String> {
+        Vec::new()
+    }
+
     /// Publishes a change of the routing table, atomically for requests. Returns the new Generation.
     ///
     /// # Errors
@@ -52,7 +58,7 @@ pub trait ChangeSink: Send + 'static {
     /// Applies a change of the scaling plan; called after the publication that it belongs to.
     fn scale(&mut self, plan: &PlanDelta);
 
-    /// Reads named files (certificates) again: an operator asked for a reload, and the objects have not changed.
+    /// Reads named files (certificates, waiting pages) again: an operator asked for a reload.
     fn reread(&mut self) {}
 
     /// Reports an event of a file that objects name.
@@ -317,6 +323,10 @@ impl<S: Source, P: ChangeSink, C: Source> Reconciler<S, P, C> {
             tracing::info!(generation = %self.generation, "config unchanged");
             return Some(ReloadOutcome::Unchanged);
         }
+        let wrong = self.applier.check_files(&step.delta, &|| self.sets.files());
+        if !wrong.is_empty() {
+            return Some(self.reject(&wrong));
+        }
         let settings = Arc::clone(&step.delta.settings);
         let other_settings = !Arc::ptr_eq(&settings, &self.settings);
         if other_settings && let Err(refused) = self.applier.prepare(&settings, &self.sets.listeners()) {
@@ -326,6 +336,9 @@ impl<S: Source, P: ChangeSink, C: Source> Reconciler<S, P, C> {
             Ok(generation) => generation,
             Err(error) => return Some(self.reject(&[format!("internal error: {error}")])),
         };
+        if change == Change::Reload {
+            self.applier.reread();
+        }
         self.applier.scale(&step.plan);
         let (changed, removed) = (step.delta.services.len(), step.delta.removed.len());
         self.sets.commit(SetId::Files, step, &*self.env);

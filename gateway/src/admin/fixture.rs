@@ -77,6 +77,7 @@ pub(crate) fn snapshot() -> Snapshot {
         rewrite_host: None,
         rewrite_path: None,
         append_headers: BTreeMap::from([("X-From".into(), SECRET.into())]),
+        cold: None,
         split: TrafficSplit::new(vec![target("greeter-v2", 1, 10_000, None)]).unwrap(),
     };
     let host = |host: &str, tag: Option<&str>| HostClaim {
@@ -91,6 +92,8 @@ pub(crate) fn snapshot() -> Snapshot {
     let greeter = Service {
         id: service(),
         sticky: None,
+        cold: None,
+        no_wake: None,
         hosts: hosts.into(),
         revisions: vec![Arc::new(spec("greeter-v1")), Arc::new(spec("greeter-v2"))],
         main: Rule {

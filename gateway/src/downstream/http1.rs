@@ -283,6 +283,7 @@ impl Http1 {
             user_agent: seen.user_agent.as_deref(),
             protocol: RequestProtocol::Http11,
             status,
+            final_status: None,
             bytes_in: 0,
             bytes_out,
             // No trace: a caller cannot be told from a head that is not to be trusted.

@@ -473,6 +473,9 @@ impl ClientSide for Http1Client {
         if !dated && head.status != 101 {
             encode::field(out, b"date", &date_now());
         }
+        if let Some(reason) = head.reason {
+            encode::field(out, b"x-sluice-reason", reason.as_bytes());
+        }
         if let Some(timing) = head.timing {
             encode::field(out, b"server-timing", timing.as_bytes());
         }

@@ -239,6 +239,9 @@ impl ClientSide for Http2Client {
         if !dated {
             sink.field(b"date", &date_now());
         }
+        if let Some(reason) = head.reason {
+            sink.field(b"x-sluice-reason", reason.as_bytes());
+        }
         if let Some(timing) = head.timing {
             sink.field(b"server-timing", timing.as_bytes());
         }

@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 use http::HeaderMap;
 use tokio::sync::watch;
 
+use super::held_stream::{HeldStream, can_splice};
 use super::replay::ReplayBuffer;
 use super::sides::{BackendFault, BackendResponse, BackendSide, ClientFault, ClientSide, OutgoingResponse};
 use super::timer::DeadlineTimer;
@@ -39,6 +40,8 @@ pub(super) enum TransferEnd {
     Switched,
     /// The backend asked for a later retry (429).
     RetryLater,
+    /// The response cannot follow the head of a stream that was sent while the request was held.
+    NotSpliced,
     /// The client's side failed.
     ClientFailed(ClientFault),
     /// More request body came than allowed.
@@ -115,6 +118,10 @@ impl BodyClock {
 pub(super) struct Progress {
     /// The status of the response head that was sent.
     pub(super) status: Option<u16>,
+    /// The stream to a held request's client, until it is spliced and all of it is sent.
+    pub(super) stream: Option<Box<HeldStream>>,
+    /// The status that the response would have had without the stream.
+    pub(super) final_status: Option<u16>,
     /// Whether the response may end anywhere (server-sent events).
     pub(super) event_stream: bool,
     /// Bytes of the request body consumed from the client.
@@ -123,6 +130,17 @@ pub(super) struct Progress {
     pub(super) bytes_out: u64,
     /// Interim responses so far.
     pub(super) interim: u32,
+}
+
+impl Progress {
+    /// Whether a stream's head was sent while the request was held, and nothing of a backend's response.
+    pub(super) fn is_held(&self) -> bool {
+        self.stream.as_ref().is_some_and(|stream| stream.is_open())
+    }
+
+    fn held(&mut self) -> Option<&mut HeldStream> {
+        self.stream.as_deref_mut().filter(|stream| stream.is_open())
+    }
 }
 
 /// One transfer; see the module.
@@ -310,12 +328,29 @@ impl<'x, C: ClientSide, B: BackendSide> Duplex<'x, C, B> {
                 }
                 Poll::Ready(Err(fault)) => return Poll::Ready(TransferEnd::BackendFailed(fault)),
                 Poll::Pending => {
+                    let Progress {
+                        stream, bytes_out, ..
+                    } = &mut *self.progress;
+                    if let Some(stream) = stream.as_deref_mut().filter(|stream| stream.is_open())
+                        && let Poll::Ready(Err(fault)) = stream.poll_write(cx, self.client, bytes_out)
+                    {
+                        return Poll::Ready(TransferEnd::ClientFailed(fault));
+                    }
                     // Interim responses are flushed at once.
                     return match self.client.poll_flush(cx) {
                         Poll::Ready(Err(fault)) => Poll::Ready(TransferEnd::ClientFailed(fault)),
                         _ => Poll::Pending,
                     };
                 }
+            }
+        }
+        if self.download == Download::Streaming
+            && let Some(stream) = &mut self.progress.stream
+        {
+            match stream.poll_write(cx, self.client, &mut self.progress.bytes_out) {
+                Poll::Ready(Ok(())) => self.progress.stream = None,
+                Poll::Ready(Err(fault)) => return Poll::Ready(TransferEnd::ClientFailed(fault)),
+                Poll::Pending => return Poll::Pending,
             }
         }
         while self.download == Download::Streaming {
@@ -381,7 +416,7 @@ impl<'x, C: ClientSide, B: BackendSide> Duplex<'x, C, B> {
                 return malformed("too many interim responses");
             }
             let repeated = status == 100 && self.client.was_continued();
-            if !repeated {
+            if !repeated && !self.progress.is_held() {
                 self.client.interim(status, self.backend.fields());
             }
             return None;
@@ -405,6 +440,17 @@ impl<'x, C: ClientSide, B: BackendSide> Duplex<'x, C, B> {
         if let Some(permit) = &self.request.permit {
             permit.report(Outcome::Responded { status }, now);
         }
+        if let Some(stream) = self.progress.held() {
+            let fits = can_splice(stream.format(), status, self.backend.fields());
+            if fits {
+                stream.splice();
+                self.download = Download::Streaming;
+            }
+            self.progress.final_status = Some(status);
+            return (!fits).then_some(TransferEnd::NotSpliced);
+        }
+        // No head was sent, and from here on the backend's is.
+        self.progress.stream = None;
         let timing = self.request.server_timing();
         let head = OutgoingResponse {
             status,
@@ -413,6 +459,7 @@ impl<'x, C: ClientSide, B: BackendSide> Duplex<'x, C, B> {
             length: response.length,
             trailers: B::LENGTH_AND_TRAILERS,
             declared_length: response.declared_length,
+            reason: None,
             timing: timing.as_deref(),
             upgrade: if status == 101 {
                 self.backend.upgraded_to()
@@ -442,7 +489,15 @@ impl<'x, C: ClientSide, B: BackendSide> Duplex<'x, C, B> {
             let next = self.request.clocks.next();
             let watch = (!self.watched).then(|| self.request.started + WATCH_AFTER);
             let grace = self.grace.as_ref().map(|(until, _)| *until);
-            let all = [blocked, next.map(|(at, _)| at), self.body.due(), watch, grace];
+            let beat = self.progress.held().and_then(|stream| stream.due());
+            let all = [
+                blocked,
+                next.map(|(at, _)| at),
+                self.body.due(),
+                watch,
+                grace,
+                beat,
+            ];
             if let Some(watch) = &mut self.watch
                 && let Poll::Ready(cause) = watch.as_mut().poll(cx)
             {
@@ -473,6 +528,16 @@ impl<'x, C: ClientSide, B: BackendSide> Duplex<'x, C, B> {
                 self.request.clocks.age_noted();
                 if let Some(ended) = self.ask_to_end(TransferEnd::DeadlinePassed(timer)) {
                     return Poll::Ready(ended);
+                }
+            } else if over(beat) {
+                let Progress {
+                    stream, bytes_out, ..
+                } = &mut *self.progress;
+                if let Some(stream) = stream {
+                    stream.beat(now, |text| text.push_str("ready, waiting for the answer"));
+                    if let Poll::Ready(Err(fault)) = stream.poll_write(cx, self.client, bytes_out) {
+                        return Poll::Ready(TransferEnd::ClientFailed(fault));
+                    }
                 }
             } else if over(blocked) {
                 return Poll::Ready(TransferEnd::WriteTimeout);

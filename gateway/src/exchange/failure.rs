@@ -57,7 +57,7 @@ impl<C: ClientSide> Exchange<'_, C> {
     /// Handles a failed transfer. `idled` is a connection that had been used before; `sent` whether any byte
     /// of the request can have reached the backend.
     pub(super) fn transfer_failed(&mut self, end: TransferEnd, idled: bool, sent: bool) -> NextStep {
-        if self.progress.status.is_some() {
+        if self.progress.status.is_some() && !self.progress.is_held() {
             self.abort_response(&end);
             return NextStep::Done;
         }
@@ -100,6 +100,7 @@ impl<C: ClientSide> Exchange<'_, C> {
             TransferEnd::Complete
             | TransferEnd::ResponseOnly
             | TransferEnd::Switched
+            | TransferEnd::NotSpliced
             | TransferEnd::RetryLater => return NextStep::Done,
         };
         NextStep::Respond(error)
@@ -181,6 +182,7 @@ impl<C: ClientSide> Exchange<'_, C> {
             TransferEnd::Complete
             | TransferEnd::ResponseOnly
             | TransferEnd::Switched
+            | TransferEnd::NotSpliced
             | TransferEnd::RetryLater => return,
         };
         self.request.reason = Some(reason);
@@ -251,8 +253,19 @@ impl<C: ClientSide> Exchange<'_, C> {
             self.client.abort();
             return;
         }
+        if let (true, LocalResponse::Error(error)) = (self.progress.is_held(), response) {
+            self.request.reason = Some(error.reason);
+            self.request.response_started(clock());
+            let status = error.status.unwrap_or_else(|| error.reason.status().as_u16());
+            return self
+                .fail_held_stream(status, Some(error.reason), &error.text)
+                .await;
+        }
         let rendered = self.request.render_local(response);
         self.request.permit = None;
+        if let LocalResponse::Page(..) = response {
+            return self.send_page(&rendered).await;
+        }
         // Bytes behind an invalid request may be a smuggled one: the connection ends.
         let last = self.request.draining() || self.request.reason == Some(Reason::BadRequest);
         if self.client.respond_local(&rendered, last).is_err() {

@@ -5,8 +5,10 @@
 //! client's side and the backend's side are type parameters ([`sides`]). Dropping the future at any moment
 //! returns the Permit, and the request still gets its one log line.
 
+mod cold;
 mod duplex;
 mod failure;
+mod held_stream;
 mod replay;
 mod retry;
 mod sides;
@@ -20,6 +22,7 @@ use std::time::{Duration, Instant};
 
 use sluice_model::RequestView;
 
+use self::cold::hold;
 use self::duplex::{Duplex, DuplexParts, Progress, TransferEnd};
 use self::replay::ReplayBuffer;
 use self::retry::may_use_probes;
@@ -84,7 +87,8 @@ struct Exchange<'a, C: ClientSide> {
 
 impl<C: ClientSide> Drop for Exchange<'_, C> {
     fn drop(&mut self) {
-        if self.progress.status.is_none() && self.request.reason.is_none() {
+        let unanswered = self.progress.status.is_none() || self.progress.is_held();
+        if unanswered && self.progress.final_status.is_none() && self.request.reason.is_none() {
             let closing = *self.request.drain().borrow() == Drain::Closing;
             self.request.reason = Some(if closing {
                 Reason::Draining
@@ -100,6 +104,7 @@ impl<C: ClientSide> Drop for Exchange<'_, C> {
             user_agent: head.header("user-agent"),
             protocol: self.protocol.unwrap_or_else(|| self.client.protocol()),
             status: self.progress.status,
+            final_status: self.progress.final_status,
             bytes_in: self.progress.bytes_in,
             bytes_out: self.progress.bytes_out,
             trace_state: self.request.trace_state(head),
@@ -157,15 +162,8 @@ where
     async fn route_and_admit(&mut self) -> Result<(), LocalResponse> {
         loop {
             self.route()?;
-            let client = &mut *self.client;
-            let mut rests = false;
-            // Polled only when the request has to wait.
-            let gone = poll_fn(|cx| {
-                if !std::mem::replace(&mut rests, true) {
-                    client.release_memory();
-                }
-                client.poll_gone(cx)
-            });
+            self.prepare_cold_answer()?;
+            let gone = hold(&mut *self.client, self.timer, &mut self.progress, &self.request);
             let Err(error) = self.request.admit(gone).await else {
                 return Ok(());
             };
@@ -178,8 +176,8 @@ where
 
     /// Waits for a Permit for another attempt.
     async fn readmit(&mut self) -> Result<(), LocalResponse> {
-        let client = &mut *self.client;
-        let admitted = self.request.fail_over(poll_fn(|cx| client.poll_gone(cx))).await;
+        let gone = hold(&mut *self.client, self.timer, &mut self.progress, &self.request);
+        let admitted = self.request.fail_over(gone).await;
         let Err(error) = admitted else { return Ok(()) };
         if !self.request.reread() {
             return Err(error.into());
@@ -199,6 +197,9 @@ where
             head_bytes: head.size() + usize::try_from(self.client.held_bytes()).unwrap_or(usize::MAX),
         };
         self.request.route(&incoming)?;
+        if self.request.no_wake().is_some() {
+            self.request.note_passive(head, self.client.info().client_ip());
+        }
         head.check(self.request.limits())?;
         if head.must_switch() && !self.offers_switch() {
             let text = "what serves this host takes no WebSocket over HTTP/2";
@@ -351,6 +352,11 @@ where
                 NextStep::Done
             }
             TransferEnd::RetryLater => NextStep::Retry,
+            TransferEnd::NotSpliced => {
+                drop(backend);
+                Box::pin(self.refuse_splice()).await;
+                NextStep::Done
+            }
             end => {
                 let sent = backend.was_sent();
                 self.transfer_failed(end, idled, sent)
@@ -379,6 +385,7 @@ where
             },
             join_cookies: head.has_crumbs(),
             trace: self.request.outgoing_trace(),
+            plain: self.progress.is_held(),
         };
         let empty = self.client.body_length().is_empty();
         let upgrade = head.upgrade().filter(|_| empty && B::UPGRADES);

@@ -107,6 +107,8 @@ pub(crate) struct OutgoingResponse<'a, F> {
     pub(crate) trailers: bool,
     /// The announced length of a response without body: of HEAD, or of a 304.
     pub(crate) declared_length: Option<u64>,
+    /// The value of `x-sluice-reason`, where the response is the gateway's own.
+    pub(crate) reason: Option<&'static str>,
     /// The value of `Server-Timing`, where the client asked for the field.
     pub(crate) timing: Option<&'a str>,
     /// The protocol that follows a 101.

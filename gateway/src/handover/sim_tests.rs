@@ -222,6 +222,7 @@ impl Storm {
             deadline: (self.sim.rng.u8(..4) == 0)
                 .then(|| clock() + Duration::from_millis(self.sim.rng.u64(..5_000))),
             sticky: sticky.then(|| StickyKey::of(&[self.sim.rng.u8(..)])),
+            passive: false,
         };
         let number = self.next;
         self.next += 1;

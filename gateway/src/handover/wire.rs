@@ -82,6 +82,9 @@ pub(super) struct Asked {
     left: Option<Duration>,
     waited: Duration,
     sticky: Option<u64>,
+    /// Absent from a gateway that knows no passive requests.
+    #[serde(default)]
+    passive: bool,
     tried: Vec<(Id, bool)>,
 }
 
@@ -125,6 +128,8 @@ pub(super) enum Refusal {
     },
     NoEndpoints,
     Overloaded(Duration),
+    /// Only for a passive request, which an older gateway never asks for.
+    Dormant(Duration),
     Draining,
     Removed,
     DeadlineExceeded,
@@ -222,6 +227,7 @@ impl ToHost {
                     left: wanted.deadline.map(|d| d.saturating_duration_since(now)),
                     waited: wanted.waited,
                     sticky: wanted.sticky.map(StickyKey::to_bits),
+                    passive: wanted.passive,
                     tried: wanted
                         .tried
                         .iter()
@@ -243,6 +249,7 @@ impl Asked {
             bytes: self.bytes,
             deadline: self.left.map(|left| now + left),
             sticky: self.sticky.map(StickyKey::from_bits),
+            passive: self.passive,
             waited: self.waited,
             tried: self
                 .tried
@@ -294,6 +301,7 @@ impl From<&Rejection> for Refusal {
             },
             Rejection::NoEndpoints => Self::NoEndpoints,
             Rejection::Overloaded { retry_after } => Self::Overloaded(*retry_after),
+            Rejection::Dormant { retry_after } => Self::Dormant(*retry_after),
             Rejection::Draining => Self::Draining,
             Rejection::Removed => Self::Removed,
             Rejection::DeadlineExceeded => Self::DeadlineExceeded,
@@ -325,6 +333,7 @@ impl From<Refusal> for Rejection {
             },
             Refusal::NoEndpoints => Self::NoEndpoints,
             Refusal::Overloaded(retry_after) => Self::Overloaded { retry_after },
+            Refusal::Dormant(retry_after) => Self::Dormant { retry_after },
             Refusal::Draining => Self::Draining,
             Refusal::Removed => Self::Removed,
             Refusal::DeadlineExceeded => Self::DeadlineExceeded,

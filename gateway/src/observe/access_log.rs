@@ -58,6 +58,10 @@ fn json_line(out: &mut Vec<u8>, r: &RequestRecord<'_>) {
     text(out, "path", r.path_only());
     text(out, "protocol", r.protocol.as_str().as_bytes());
     push(out, format_args!(",\"status\":{}", r.code()));
+    match r.final_status {
+        Some(status) => push(out, format_args!(",\"final_status\":{status}")),
+        None => null(out, "final_status"),
+    }
     optional(out, "reason", r.reason.map(|reason| reason.as_str().as_bytes()));
     optional(out, "timer", r.timer.map(|timer| timer.as_str().as_bytes()));
     optional(out, "detail", r.detail.map(str::as_bytes));
@@ -159,6 +163,9 @@ fn pretty_line(out: &mut Vec<u8>, r: &RequestRecord<'_>) {
     if r.attempts > 1 {
         push(out, format_args!(" attempts={}", r.attempts));
     }
+    if let Some(status) = r.final_status {
+        push(out, format_args!(" final={status}"));
+    }
     if let Some(reason) = r.reason {
         push(out, format_args!(" reason={reason}"));
     }
@@ -241,6 +248,7 @@ mod tests {
             upstream: Some(Duration::from_micros(350)),
             user_agent: Some(b"curl/8"),
             status: Some(504),
+            final_status: Some(502),
             reason: Some(Reason::Timeout),
             timer: Some(Timer::Start),
             protocol: RequestProtocol::Http2,
@@ -249,7 +257,7 @@ mod tests {
         };
         let want = json!({
             "time": "2023-11-14T22:13:20.123Z", "request_id": "0190", "client": "127.0.0.1", "method": "GET",
-            "host": "greeter.default.localhost", "path": "/hello", "protocol": "HTTP/2", "status": 504,
+            "host": "greeter.default.localhost", "path": "/hello", "protocol": "HTTP/2", "status": 504, "final_status": 502,
             "reason": "timeout", "timer": "start", "detail": "no head", "generation": 1, "namespace": "default",
             "service": "greeter", "revision": "greeter-v2", "endpoint": "127.0.0.1:20001", "bytes_in": 0,
             "bytes_out": 12, "duration_ms": 1.234, "first_byte_ms": 1.1, "queue_ms": 812.0,

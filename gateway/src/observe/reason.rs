@@ -37,6 +37,10 @@ pub enum Reason {
     ActivationTimeout,
     /// The revision has no endpoint, and nothing may be started.
     NoEndpoints,
+    /// A waiting page was shown while an instance starts.
+    Starting,
+    /// Nothing is ready, and this request starts nothing (`noWake`).
+    Dormant,
     /// The gateway's own bounds are reached.
     Overloaded,
     /// Still waiting when the drain's deadline passed.
@@ -88,7 +92,7 @@ impl GrpcStatus {
 
 impl Reason {
     /// Every reason, in the order of the contract; `reason as usize` is its index here.
-    pub const ALL: [Self; 20] = [
+    pub const ALL: [Self; 22] = [
         Self::BadRequest,
         Self::NoRoute,
         Self::RequestTimeout,
@@ -103,6 +107,8 @@ impl Reason {
         Self::ActivationFailed,
         Self::ActivationTimeout,
         Self::NoEndpoints,
+        Self::Starting,
+        Self::Dormant,
         Self::Overloaded,
         Self::Draining,
         Self::Loop,
@@ -128,6 +134,8 @@ impl Reason {
             Self::ActivationFailed => "activation_failed",
             Self::ActivationTimeout => "activation_timeout",
             Self::NoEndpoints => "no_endpoints",
+            Self::Starting => "starting",
+            Self::Dormant => "dormant",
             Self::Overloaded => "overloaded",
             Self::Draining => "draining",
             Self::Loop => "loop",
@@ -154,6 +162,8 @@ impl Reason {
             | Self::ActivationFailed
             | Self::ActivationTimeout
             | Self::NoEndpoints
+            | Self::Starting
+            | Self::Dormant
             | Self::Overloaded
             | Self::Draining => StatusCode::SERVICE_UNAVAILABLE,
             Self::Loop => StatusCode::LOOP_DETECTED,
@@ -179,6 +189,8 @@ impl Reason {
             | Self::ActivationFailed
             | Self::ActivationTimeout
             | Self::NoEndpoints
+            | Self::Starting
+            | Self::Dormant
             | Self::Overloaded
             | Self::Draining
             | Self::UpstreamReset => GrpcStatus::Unavailable,
@@ -196,6 +208,8 @@ impl Reason {
             | Self::ActivationFailed
             | Self::ActivationTimeout
             | Self::NoEndpoints
+            | Self::Starting
+            | Self::Dormant
             | Self::Overloaded
             | Self::Draining => true,
             Self::BadRequest
@@ -242,6 +256,8 @@ mod tests {
             ("activation_failed", 503),
             ("activation_timeout", 503),
             ("no_endpoints", 503),
+            ("starting", 503),
+            ("dormant", 503),
             ("overloaded", 503),
             ("draining", 503),
             ("loop", 508),

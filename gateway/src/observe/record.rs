@@ -80,6 +80,8 @@ pub struct RequestRecord<'a> {
     pub protocol: RequestProtocol,
     /// The status of the response; `None` when no response head was sent.
     pub status: Option<u16>,
+    /// The status that the response would have had, had a stream not begun with 200 while the request was held.
+    pub final_status: Option<u16>,
     /// Why the response is not simply the backend's.
     pub reason: Option<Reason>,
     /// The timer behind [`Reason::Timeout`].
@@ -152,6 +154,7 @@ pub(crate) mod tests {
             path: b"/hello?token=secret",
             protocol: RequestProtocol::Http11,
             status: Some(200),
+            final_status: None,
             reason: None,
             timer: None,
             detail: None,

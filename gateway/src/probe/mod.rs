@@ -69,7 +69,7 @@ impl ProbeLimiter {
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct ProbeTiming {
     pub(crate) phase: EndpointPhase,
-    /// A request waits for a slot.
+    /// A request waits for a slot, or a browser that was shown a waiting page is expected back.
     pub(crate) waiting: bool,
     /// The endpoint is on this machine.
     pub(crate) local: bool,
@@ -200,7 +200,7 @@ pub(crate) async fn run(
 fn timing(view: &EndpointView, spec: &RevisionSpec, doubtful: bool) -> ProbeTiming {
     ProbeTiming {
         phase: view.phase,
-        waiting: view.waiting,
+        waiting: view.waiting || view.expected,
         local: is_local(&view.endpoint.address),
         instance: view.endpoint.instance.is_some() || matches!(spec.backend, Backend::Pods(_)),
         // A ready Pod is probed by the cluster.

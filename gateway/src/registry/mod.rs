@@ -6,6 +6,7 @@
 
 mod inherit;
 mod live;
+mod page_templates;
 mod service;
 
 #[cfg(test)]
@@ -30,6 +31,7 @@ pub use crate::throttle::{ActivationOutcome, NoObserver, RevisionObserver};
 pub(crate) use inherit::{Inherited, backend_kind};
 use live::LiveEnv;
 pub use live::{LiveRevision, RetryHold};
+pub use page_templates::{MAX_PAGE_BYTES, PageTemplates, check_page};
 pub use service::{LiveService, Reader, Snapshot};
 
 use crate::dns::DnsEnv;
@@ -163,6 +165,14 @@ impl Registry {
             self.env.runtime.spawn(drop_when_unused(old));
         }
         Ok(next)
+    }
+
+    /// Reads the files of all waiting pages again. A file that cannot be read leaves its last content in place; the
+    /// errors are returned.
+    pub fn reread_pages(&self) -> Vec<String> {
+        let table = self.reader.load();
+        let pages = table.entries().filter_map(|entry| entry.live.pages());
+        pages.flat_map(|pages| pages.reread()).collect()
     }
 
     /// The live state that can serve a revision from now on: from the table, or from the removed ones.

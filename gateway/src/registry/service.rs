@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use sluice_model::{Service, SnapshotReader, draw_point};
 
 use super::live::LiveRevision;
+use super::page_templates::PageTemplates;
 
 /// The routing table that requests read, with the live state of each service on its entry.
 pub type Snapshot = sluice_model::Snapshot<Arc<LiveService>>;
@@ -23,6 +24,8 @@ pub struct LiveService {
     draws: Box<[Option<Arc<Draw>>]>,
     /// The index in `draws` of the first split of each rule but the first.
     rules: Box<[usize]>,
+    /// Templates of waiting pages; `None` where the service names no file, as nearly all services.
+    pages: Option<Arc<PageTemplates>>,
 }
 
 /// Sequence of draw points of a split. On a cache line of its own: every draw writes it, and nothing else there
@@ -51,11 +54,13 @@ impl LiveService {
         });
         let draws: Box<[_]> = draws.collect();
         let used = draws.iter().any(Option::is_some);
+        let pages = PageTemplates::load(service, before.and_then(|before| before.pages.as_deref()));
         let starts = service.rules().scan(0, |start, rule| {
             *start += 1 + rule.routes.len();
             Some(*start)
         });
         Self {
+            pages: pages.map(Arc::new),
             rules: starts.take(service.further.len()).collect(),
             draws: if used { draws } else { Box::default() },
             revisions,
@@ -72,6 +77,11 @@ impl LiveService {
     /// [`TrafficTarget::slot`](sluice_model::TrafficTarget::slot).
     pub fn revisions(&self) -> &[Arc<LiveRevision>] {
         &self.revisions
+    }
+
+    /// Templates of its waiting pages, if it names files.
+    pub fn pages(&self) -> Option<&Arc<PageTemplates>> {
+        self.pages.as_ref()
     }
 
     /// The next draw point for the split of a rule's `route`, or for the rule's own split. Every split has a sequence

@@ -145,6 +145,8 @@ fn service(id: ServiceId, revisions: Vec<Arc<RevisionSpec>>) -> Service {
     Service {
         id,
         sticky: None,
+        cold: None,
+        no_wake: None,
         hosts: vec![],
         revisions,
         main: Rule {

@@ -215,6 +215,7 @@ fn two_rules() -> Service {
         rewrite_host: None,
         rewrite_path: None,
         append_headers: Default::default(),
+        cold: None,
         split: half.clone(),
     };
     let rule = Rule {

@@ -1,6 +1,8 @@
 //! Admission: holds a request until a slot of an endpoint is free.
 
-use std::future::Future;
+use std::future::{Future, poll_fn};
+use std::pin::Pin;
+use std::task::{Context, Poll};
 use std::time::Instant;
 
 use super::ctx::{NextAttempt, RequestCtx};
@@ -9,13 +11,19 @@ use crate::observe::{Reason, Timer};
 use crate::throttle::{Admission, Arrival, Permit, Rejection, StartTimeline, Waiter, clock};
 use sluice_model::Failure;
 
+/// Polls for the client's end while a request waits; [`Waiter`] is its place in the queue, where it has one.
+pub trait PollGone: FnMut(&mut Context<'_>, Option<&Waiter>) -> Poll<()> {}
+
+impl<F: FnMut(&mut Context<'_>, Option<&Waiter>) -> Poll<()>> PollGone for F {}
+
 impl RequestCtx {
-    /// Acquires a Permit: at once where an endpoint is free, otherwise after waiting in the queue. `gone`
-    /// resolves when the client left; the request leaves the queue then, and nothing reaches the backend.
+    /// Acquires a Permit: at once where an endpoint is free, otherwise after waiting in the queue. `gone` is polled
+    /// while the request waits, with its place in the queue where it has one, and resolves when the client left; the
+    /// request leaves the queue then, and nothing reaches the backend.
     ///
     /// # Errors
     /// The error response. Cancel-safe: dropping the future leaves the queue.
-    pub async fn admit(&mut self, gone: impl Future<Output = ()>) -> Result<(), ErrorResponse> {
+    pub async fn admit(&mut self, gone: impl PollGone) -> Result<(), ErrorResponse> {
         let now = clock();
         let Some(routed) = &self.routed else {
             return Err(ErrorResponse::new(Reason::NoRoute, "the request was not routed"));
@@ -24,6 +32,7 @@ impl RequestCtx {
             bytes: self.head_bytes,
             deadline: self.clocks.deadline(),
             sticky: routed.endpoint_key,
+            passive: self.passive,
         };
         let admission = routed.live.throttler().admit(arrival, now);
         self.settle(admission, now, gone).await
@@ -33,7 +42,7 @@ impl RequestCtx {
     ///
     /// # Errors
     /// The error response: the failure of the attempts, if no other endpoint can serve.
-    pub async fn fail_over(&mut self, gone: impl Future<Output = ()>) -> Result<(), ErrorResponse> {
+    pub async fn fail_over(&mut self, mut gone: impl PollGone) -> Result<(), ErrorResponse> {
         let now = clock();
         let next = std::mem::replace(&mut self.next, NextAttempt::FreshConnection);
         match next {
@@ -49,12 +58,11 @@ impl RequestCtx {
             NextAttempt::After(wait) => {
                 self.permit = None;
                 self.wait_began(now);
-                tokio::pin!(gone);
                 let deadline = self.clocks.deadline();
                 let until = deadline.map_or(now + wait, |d| d.min(now + wait));
                 tokio::select! {
                     () = tokio::time::sleep_until(until.into()) => {}
-                    () = &mut gone => return Err(client_gone()),
+                    () = poll_fn(|cx| gone(cx, None)) => return Err(client_gone()),
                 }
                 self.queued += wait;
                 self.held = None;
@@ -78,7 +86,7 @@ impl RequestCtx {
         &mut self,
         admission: Admission,
         now: Instant,
-        gone: impl Future<Output = ()>,
+        gone: impl PollGone,
     ) -> Result<(), ErrorResponse> {
         let outcome = match admission {
             Admission::Admitted(permit) => Ok(permit),
@@ -121,14 +129,14 @@ impl RequestCtx {
 
     async fn wait(
         &mut self,
-        waiter: Waiter,
-        gone: impl Future<Output = ()>,
+        mut waiter: Waiter,
+        mut gone: impl PollGone,
     ) -> Result<Result<Permit, Rejection>, ErrorResponse> {
-        tokio::select! {
-            biased;
-            outcome = waiter => Ok(outcome),
-            () = gone => Err(client_gone()),
-        }
+        poll_fn(|cx| match Pin::new(&mut waiter).poll(cx) {
+            Poll::Ready(outcome) => Poll::Ready(Ok(outcome)),
+            Poll::Pending => gone(cx, Some(&waiter)).map(|()| Err(client_gone())),
+        })
+        .await
     }
 
     fn reject(&mut self, rejection: &Rejection) -> ErrorResponse {
@@ -147,6 +155,15 @@ fn client_gone() -> ErrorResponse {
     ErrorResponse::new(Reason::ClientGone, "the client left")
 }
 
+/// The reason of a response that a failed start is the cause of.
+pub(super) fn failure_reason(failure: Failure) -> Reason {
+    match failure {
+        Failure::Failed => Reason::ActivationFailed,
+        Failure::TimedOut => Reason::ActivationTimeout,
+        Failure::NotAllowed => Reason::NoEndpoints,
+    }
+}
+
 /// The error response to a request that was not admitted. The cause of a failed activation is sent to the
 /// client only with `errorDetail`.
 pub fn rejection_response(rejection: &Rejection, error_detail: bool, timer: Option<Timer>) -> ErrorResponse {
@@ -155,6 +172,10 @@ pub fn rejection_response(rejection: &Rejection, error_detail: bool, timer: Opti
         Rejection::QueueTimeout { .. } => (Reason::QueueTimeout, "no place came free in time"),
         Rejection::NoEndpoints => (Reason::NoEndpoints, "there is nothing to send this to"),
         Rejection::Overloaded { .. } => (Reason::Overloaded, "the gateway holds as much as it may"),
+        Rejection::Dormant { .. } => (
+            Reason::Dormant,
+            "nothing is running, and a request like this starts nothing",
+        ),
         Rejection::Draining => (Reason::Draining, "the gateway is shutting down"),
         Rejection::Removed => (
             Reason::NoRoute,
@@ -169,10 +190,11 @@ pub fn rejection_response(rejection: &Rejection, error_detail: bool, timer: Opti
             (Reason::Timeout, text)
         }
         Rejection::ActivationFailed { failure, .. } => {
-            let (reason, text) = match failure.failure {
-                Failure::Failed => (Reason::ActivationFailed, "the backend could not be started"),
-                Failure::TimedOut => (Reason::ActivationTimeout, "the backend did not start in time"),
-                Failure::NotAllowed => (Reason::NoEndpoints, "nothing may be started to serve this"),
+            let reason = failure_reason(failure.failure);
+            let text = match failure.failure {
+                Failure::Failed => "the backend could not be started",
+                Failure::TimedOut => "the backend did not start in time",
+                Failure::NotAllowed => "nothing may be started to serve this",
             };
             let error = if error_detail && !failure.detail.is_empty() {
                 ErrorResponse::new(reason, format!("{text}: {}", failure.detail))

@@ -24,7 +24,7 @@ use crate::local_response::{
 use crate::observe::{
     MetricsScope, Milestones, Observer, Phases, Reason, RequestProtocol, RequestRecord, wall_clock,
 };
-use crate::registry::{LiveRevision, LiveService, Reader, RetryHold, Snapshot};
+use crate::registry::{LiveRevision, LiveService, PageTemplates, Reader, RetryHold, Snapshot};
 use crate::throttle::{Permit, StartTimeline, clock};
 use crate::traces::{RequestTrace, Tracer};
 
@@ -70,6 +70,8 @@ pub struct RequestEnd<'a> {
     pub protocol: RequestProtocol,
     /// The status of the response head, if one was sent.
     pub status: Option<u16>,
+    /// The status that a stream of a held request ended with, where one was sent before.
+    pub final_status: Option<u16>,
     /// Bytes of the request body consumed.
     pub bytes_in: u64,
     /// Bytes of the response body sent.
@@ -94,6 +96,8 @@ pub struct Routed {
     pub spec: Arc<RevisionSpec>,
     /// The sticky key, where the scope is one endpoint.
     pub endpoint_key: Option<StickyKey>,
+    /// Templates of the service's waiting pages, if it names files.
+    pub pages: Option<Arc<PageTemplates>>,
 }
 
 impl Routed {
@@ -183,6 +187,8 @@ pub struct RequestCtx {
     pub attempt_started: Option<Instant>,
     /// Time from the start of the last attempt to its response head.
     pub upstream: Option<Duration>,
+    /// Whether the request is passive: it starts nothing, and counts as no activity.
+    pub(super) passive: bool,
     /// Whether the revision was removed while the request waited.
     pub(super) removed: bool,
     pub(super) head_bytes: u64,
@@ -243,6 +249,7 @@ impl RequestCtx {
             held: None,
             attempt_started: None,
             upstream: None,
+            passive: false,
             removed: false,
             head_bytes: 0,
             endpoint: None,
@@ -365,6 +372,7 @@ impl RequestCtx {
             return Err(network_probe::answer(incoming.view, ingress));
         }
         let live = Arc::clone(&decision.found.live.revisions()[decision.target.slot]);
+        let pages = decision.found.live.pages().cloned();
         let own = incoming
             .view
             .header("grpc-timeout")
@@ -385,6 +393,7 @@ impl RequestCtx {
             live,
             spec,
             endpoint_key: decision.endpoint_key,
+            pages,
         });
         Ok(())
     }
@@ -419,6 +428,13 @@ impl RequestCtx {
                 error.render(self.format, self.request_id.as_str())
             }
             LocalResponse::Redirect(rendered) | LocalResponse::Answer(rendered) => rendered.clone(),
+            LocalResponse::Page(reason, page) => {
+                self.reason = Some(*reason);
+                let mut page = page.clone();
+                page.headers
+                    .push(("x-request-id", self.request_id.as_str().to_owned()));
+                page
+            }
         };
         if self.reason != Some(Reason::ClientGone) {
             self.response_started(clock());
@@ -472,6 +488,7 @@ impl RequestCtx {
             path: ending.target,
             protocol: ending.protocol,
             status: ending.status,
+            final_status: ending.final_status,
             reason: self.reason,
             timer: self.clocks.fired(),
             detail: self.detail.as_deref().map(brief),

@@ -112,7 +112,19 @@ pub struct RequestEdit<'a> {
     pub join_cookies: bool,
     /// The trace fields; `None` leaves the client's as they are.
     pub trace: Option<OutgoingTrace>,
+    /// Whether the response has to be whole and without a coding, because its head was sent before it came: fields
+    /// that ask for another response are dropped.
+    pub plain: bool,
 }
+
+/// Fields that ask for a response with a coding, for a part, or for none at all.
+const NOT_PLAIN: [&str; 5] = [
+    "accept-encoding",
+    "range",
+    "if-range",
+    "if-none-match",
+    "if-modified-since",
+];
 
 /// The names that the `Connection` fields of a head nominate (RFC 9110 7.6.1).
 #[derive(Debug, Clone, Copy, Default)]
@@ -268,6 +280,7 @@ fn is_edited(name: &[u8], edit: &RequestEdit<'_>) -> bool {
         || !edit.from.trusted && is_any(name, &FORWARDING_FIELDS)
         || edit.trace.as_ref().is_some_and(|trace| is_replaced(name, trace))
         || edit.nominated.len > 0 && edit.nominated.has(name) && !is_protected(name)
+        || edit.plain && is_any(name, &NOT_PLAIN)
         || is_configured(name, edit)
 }
 

@@ -84,6 +84,7 @@ fn traced(head: &Head, from: Forwarding<'_>, revision: &RevisionSpec, trace: Opt
         network_hash: None,
         counted: false,
         nominated: Nominated::of(head),
+        plain: false,
         join_cookies: head.count("cookie") > 1,
         trace,
     };
@@ -104,6 +105,7 @@ fn sent_by_ingress(head: &Head, route: &[(&str, &str)], target: &[(&str, &str)])
         rewrite_host: None,
         rewrite_path: None,
         append_headers: BTreeMap::from_iter(pairs(route)),
+        cold: None,
         split: TrafficSplit::none(),
     };
     let mut out = Head::default();
@@ -117,6 +119,7 @@ fn sent_by_ingress(head: &Head, route: &[(&str, &str)], target: &[(&str, &str)])
         nominated: Nominated::of(head),
         join_cookies: false,
         trace: None,
+        plain: false,
     };
     request_fields(head, &edit, &mut out);
     out

@@ -4,9 +4,12 @@
 //! steps: `route`, `admit`, then for each attempt the endpoint of its Permit, `fail_over` after a failed
 //! attempt, and `finish`.
 
+mod accept;
 mod admit;
 mod body_rate;
+mod client_address;
 mod clocks;
+mod cold;
 mod ctx;
 mod decide;
 mod headers;
@@ -16,10 +19,14 @@ mod origin_form;
 mod rewrite;
 mod trace;
 mod upgrade_offer;
+mod waiting_page;
 
-pub use admit::rejection_response;
+pub use accept::names_media_type;
+pub use admit::{PollGone, rejection_response};
 pub use body_rate::BodyRate;
+pub use client_address::client_behind_proxies;
 pub use clocks::Clocks;
+pub use cold::{takes_page, takes_stream};
 pub use ctx::{Engine, IncomingRequest, NextAttempt, RequestCtx, RequestEnd, Routed};
 pub use decide::{Draw, PickReason, RouteDecision, TAG_HEADER, decide, redirects};
 pub use headers::{
@@ -31,3 +38,4 @@ pub use origin_form::OriginForm;
 pub use rewrite::{host_for, target_for};
 pub use trace::OutgoingTrace;
 pub use upgrade_offer::upgrade_to_forward;
+pub use waiting_page::{phase_name, seconds, waiting_page};

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use sluice_control::autoscale::AutoscaleHandle;
-use sluice_control::compile::ListenerReference;
+use sluice_control::compile::{FileReference, ListenerReference};
 use sluice_control::plan::PlanDelta;
 use sluice_control::reconcile::{ChangeSink, ReloadOutcome};
 use sluice_control::scale::ScaleHandle;
@@ -14,6 +14,7 @@ use sluice_model::{Delta, Generation, Settings};
 use tokio::runtime::Handle;
 
 use super::admin_state::Plans;
+use super::check::bad_pages;
 use super::upgrade::{Notifier, Table};
 
 /// The data plane, the scaler and the metrics, as the reconciler knows them.
@@ -59,6 +60,11 @@ impl ChangeSink for Applier {
         Err(mistakes.collect())
     }
 
+    fn check_files(&mut self, delta: &Delta, files: &dyn Fn() -> Vec<FileReference>) -> Vec<String> {
+        let bad = bad_pages(delta.services.iter().map(AsRef::as_ref), files);
+        bad.items().iter().map(ToString::to_string).collect()
+    }
+
     fn publish(&mut self, delta: &Delta) -> Result<Generation, String> {
         // Certificates of a new host are served before its routes are, and those of a removed one as long as these.
         let offered = self.edge.offer_certificates(delta);
@@ -81,6 +87,9 @@ impl ChangeSink for Applier {
 
     fn reread(&mut self) {
         self.apply_edge();
+        for error in self.table.reread_pages() {
+            tracing::error!("{error}");
+        }
     }
 
     fn touched(&mut self) {

@@ -24,7 +24,7 @@ use tokio::runtime::{Handle, Runtime};
 use tokio::sync::watch;
 
 use super::admin_state::DemandRouter;
-use super::check::{bad_files, env};
+use super::check::{bad_files, bad_pages, env};
 use super::cluster::{self, ClusterSource, StatsHandle};
 use super::startup_error::StartupError;
 use super::upgrade::{SocketKind, SocketName, Takeover};
@@ -78,7 +78,10 @@ pub(super) fn build(
     // Only at start: on a reload a bad certificate leaves the old one in place, and the edge logs an error.
     let first = loaded.delta();
     let revisions = first.services.iter().flat_map(|service| &service.revisions);
-    let bad = bad_files(&first.settings, revisions.map(AsRef::as_ref), &loaded.files());
+    let mut bad = bad_files(&first.settings, revisions.map(AsRef::as_ref), &loaded.files());
+    bad.append(bad_pages(first.services.iter().map(AsRef::as_ref), || {
+        loaded.files()
+    }));
     if !bad.is_empty() {
         return Err(rejected(&bad));
     }

@@ -12,8 +12,9 @@ use sluice_control::source;
 use sluice_gateway::cli::{CheckArgs, ExplainArgs, OutputFormat, explain as cli_explain};
 use sluice_gateway::edge::TlsTerminator;
 use sluice_gateway::explain::explain as explain_request;
+use sluice_gateway::registry::check_page;
 use sluice_gateway::upstream::check_tls;
-use sluice_model::{RevisionSpec, Settings};
+use sluice_model::{RevisionSpec, Service, Settings};
 
 /// The environment as a configuration sees it.
 pub(crate) fn env(name: &str) -> Option<String> {
@@ -36,7 +37,11 @@ fn compiled(paths: &[PathBuf]) -> Result<Compiled, Diagnostics> {
     let compiled = load(&files, &env)?;
     let revisions = compiled.snapshot.revisions();
     let revisions = revisions.iter().map(AsRef::as_ref);
-    let bad = bad_files(compiled.snapshot.settings(), revisions, &compiled.files);
+    let mut bad = bad_files(compiled.snapshot.settings(), revisions, &compiled.files);
+    let services = compiled.snapshot.services();
+    bad.append(bad_pages(services.iter().map(|service| &***service), || {
+        compiled.files.clone()
+    }));
     if bad.is_empty() { Ok(compiled) } else { Err(bad) }
 }
 
@@ -75,6 +80,33 @@ pub(crate) fn bad_files<'s>(
             (None, file) => Diagnostic::about_file(file.unwrap_or_else(|| Path::new("")), text),
         };
         bad.push(diagnostic);
+    }
+    bad
+}
+
+/// Checks the files of waiting pages. `files` has the positions of their names; called only where a service names a
+/// file.
+pub(crate) fn bad_pages<'s>(
+    services: impl IntoIterator<Item = &'s Service>,
+    files: impl FnOnce() -> Vec<FileReference>,
+) -> Diagnostics {
+    let pages = services.into_iter().flat_map(Service::pages);
+    let named: BTreeSet<&Path> = pages.filter_map(|page| page.file.as_deref()).collect();
+    let wrong = named
+        .into_iter()
+        .filter_map(|file| Some((file, check_page(file).err()?)));
+    let wrong: Vec<_> = wrong.collect();
+    let mut bad = Diagnostics::default();
+    if wrong.is_empty() {
+        return bad;
+    }
+    let files = files();
+    for (file, error) in wrong {
+        let text = format!("{}: {error}", file.display());
+        bad.push(match files.iter().find(|named| named.file == file) {
+            Some(reference) => reference.error(text),
+            None => Diagnostic::about_file(file, error.to_string()),
+        });
     }
     bad
 }

@@ -17,6 +17,8 @@ pub struct Arrival {
     pub deadline: Option<Instant>,
     /// Sticky key: asks for the endpoint that this key leads to.
     pub sticky: Option<StickyKey>,
+    /// The request is passive (`noWake`): it starts nothing and counts as no activity.
+    pub passive: bool,
 }
 
 /// Decision on an [`Arrival`].

@@ -19,6 +19,7 @@ use super::queue::{Queue, QueuedRequest};
 use super::rejection::{Closing, Rejection};
 use super::remote::{News, Remote};
 use super::start_timeline::CurrentStart;
+use super::visits::Visits;
 
 /// The least `Retry-After`.
 const MIN_RETRY: Duration = Duration::from_secs(1);
@@ -84,6 +85,10 @@ pub(crate) struct Core<W> {
     /// Set while a newer process of an upgrade gives the slots out.
     pub(super) remote: Option<Remote>,
     pub(super) load: LoadMeter,
+    /// Passive requests in flight.
+    passive_in_flight: u32,
+    /// What waiting pages expect.
+    pub(super) visits: Visits,
     next_seq: u64,
 }
 
@@ -99,6 +104,8 @@ impl<W> Core<W> {
             closed: None,
             remote: None,
             load: LoadMeter::new(now),
+            passive_in_flight: 0,
+            visits: Visits::default(),
             next_seq: 0,
         }
     }
@@ -114,7 +121,7 @@ impl<W> Core<W> {
             return (CoreAdmission::Granted(grant), Actions::default());
         }
         let mut actions = self.begin(now);
-        self.load.arrived();
+        self.arrived(&arrival);
         let ticket = self.next_ticket(arrival);
         let verdict = self.admit(ticket, None, now, waiter, &mut actions);
         self.settle(now, &mut actions);
@@ -132,7 +139,7 @@ impl<W> Core<W> {
             return None;
         }
         self.load.advance(self.held(), now);
-        self.load.arrived();
+        self.arrived(&arrival);
         let ticket = self.next_ticket(arrival);
         let slot = self.endpoints.pick(&ticket).expect("one is open");
         let grant = self.grant(slot, ticket);
@@ -143,11 +150,12 @@ impl<W> Core<W> {
 
     /// The warm path of [`release`](Self::release): no request waits for the slot and the endpoint stays.
     /// `false` changes nothing: the whole `release` is needed.
-    pub(crate) fn release_warm(&mut self, slot: u32, now: Instant) -> bool {
+    pub(crate) fn release_warm(&mut self, slot: u32, passive: bool, now: Instant) -> bool {
         if !self.is_calm(now) || self.endpoints.record(slot).phase != EndpointPhase::Ready {
             return false;
         }
         self.load.advance(self.held(), now);
+        self.passive_in_flight -= u32::from(passive);
         self.endpoints.release(slot);
         #[cfg(test)]
         self.check();
@@ -194,13 +202,13 @@ impl<W> Core<W> {
         actions
     }
 
-    /// Gives back the slot of a request that has ended.
-    pub(crate) fn release(&mut self, slot: u32, now: Instant) -> Actions<W> {
-        if self.release_warm(slot, now) {
+    /// Gives back the slot of a request that has ended; `passive` is its arrival's.
+    pub(crate) fn release(&mut self, slot: u32, passive: bool, now: Instant) -> Actions<W> {
+        if self.release_warm(slot, passive, now) {
             return Actions::default();
         }
         let mut actions = self.begin(now);
-        self.give_back(slot, &mut actions);
+        self.give_back(slot, passive, &mut actions);
         self.settle(now, &mut actions);
         actions
     }
@@ -215,7 +223,7 @@ impl<W> Core<W> {
         waiter: impl FnOnce() -> W,
     ) -> (CoreAdmission, Actions<W>) {
         let mut actions = self.begin(now);
-        self.give_back(slot, &mut actions);
+        self.give_back(slot, ticket.arrival.passive, &mut actions);
         ticket.tried.push(FailedAttempt {
             readiness_epoch,
             refused,
@@ -306,6 +314,9 @@ impl<W> Core<W> {
             requests,
             in_flight: self.endpoints.in_flight(),
             queued: u32::try_from(self.queue.len()).unwrap_or(u32::MAX),
+            passive: self.passive_in_flight + u32::try_from(self.queue.passive()).unwrap_or(u32::MAX),
+            expected: counts.ready == 0 && self.visits.is_expected(now),
+            keep: self.visits.keep_left(now),
             ready: counts.ready,
             starting: counts.starting + counts.ejected,
             draining: counts.draining,
@@ -344,6 +355,9 @@ impl<W> Core<W> {
                 Ok(core.grant(slot, ticket))
             });
         }
+        if self.queue.passive() > 0 && self.is_cold() {
+            self.reject_passive(now, actions);
+        }
         if !self.queue.is_empty() && self.endpoints.counts().ready == 0 && self.remote.is_none() {
             match self.limits.supply {
                 Supply::Activated => self.activate(now, actions),
@@ -357,6 +371,30 @@ impl<W> Core<W> {
         debug_assert!(self.closed.is_none() || self.queue.is_empty());
         #[cfg(test)]
         self.check();
+    }
+
+    /// Whether nothing is ready, and a start is what helps. Never during an upgrade in the older process, which does
+    /// not know.
+    pub(super) fn is_cold(&self) -> bool {
+        self.limits.supply == Supply::Activated && self.endpoints.counts().ready == 0 && self.remote.is_none()
+    }
+
+    /// Rejects passive waiters, which must not start anything.
+    fn reject_passive(&mut self, now: Instant, actions: &mut Actions<W>) {
+        let retry_after = self.retry_after(now);
+        for seq in self.queue.passive_seqs() {
+            if let Some(entry) = self.queue.remove(seq) {
+                self.resolve(entry, now, actions, |_, _| {
+                    Err(Rejection::Dormant { retry_after })
+                });
+            }
+        }
+    }
+
+    pub(super) fn arrived(&mut self, arrival: &Arrival) {
+        if !arrival.passive {
+            self.load.arrived();
+        }
     }
 
     /// The longest wait in the present state.
@@ -437,8 +475,10 @@ impl<W> Core<W> {
         }
     }
 
+    /// Requests in flight and queued that count as activity.
     pub(super) fn held(&self) -> u64 {
-        u64::from(self.endpoints.in_flight()) + self.queue.len() as u64
+        let in_flight = self.endpoints.in_flight() - self.passive_in_flight;
+        u64::from(in_flight) + (self.queue.len() - self.queue.passive()) as u64
     }
 
     pub(super) fn admit(
@@ -458,6 +498,10 @@ impl<W> Core<W> {
         // While an endpoint is open no request waits, so this overtakes nobody.
         if let Some(slot) = self.endpoints.pick(&ticket) {
             return CoreAdmission::Granted(self.grant(slot, ticket));
+        }
+        if ticket.arrival.passive && self.closed.is_none() && self.is_cold() {
+            let retry_after = self.retry_after(now);
+            return CoreAdmission::Rejected(Rejection::Dormant { retry_after });
         }
         match self.may_wait(ticket.arrival.bytes, reservation, now) {
             Err(rejection) => return CoreAdmission::Rejected(rejection),
@@ -521,7 +565,8 @@ impl<W> Core<W> {
     }
 
     /// The grant of a slot that is taken already.
-    pub(super) fn grant_of(&self, slot: u32, ticket: QueueTicket) -> Grant {
+    pub(super) fn grant_of(&mut self, slot: u32, ticket: QueueTicket) -> Grant {
+        self.passive_in_flight += u32::from(ticket.arrival.passive);
         let endpoint = self.endpoints.record(slot);
         Grant {
             endpoint: Arc::clone(&endpoint.state),
@@ -531,7 +576,8 @@ impl<W> Core<W> {
         }
     }
 
-    fn give_back(&mut self, slot: u32, actions: &mut Actions<W>) {
+    fn give_back(&mut self, slot: u32, passive: bool, actions: &mut Actions<W>) {
+        self.passive_in_flight -= u32::from(passive);
         let endpoint = self.endpoints.record(slot);
         if endpoint.phase == EndpointPhase::Draining
             && endpoint.in_flight == 1
@@ -583,5 +629,10 @@ impl<W> Core<W> {
         }
         let counts = self.endpoints.counts();
         assert!(counts.ejected == 0 || counts.ready > 0, "ejected, and none ready");
+        assert!(self.passive_in_flight <= self.endpoints.in_flight());
+        assert!(
+            self.queue.passive() == 0 || !self.is_cold(),
+            "a passive request waits for a start"
+        );
     }
 }

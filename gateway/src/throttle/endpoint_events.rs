@@ -111,6 +111,7 @@ impl<W> Core<W> {
                         .set_start_timeline(StartTimeline { ready, ..timeline });
                     self.current_start.end();
                     self.mark_ready(i);
+                    self.visits.ready(now);
                     self.activation_succeeded(now, &mut actions);
                 }
                 EndpointPhase::Ejected { by_probe: true, .. } => {
@@ -174,7 +175,9 @@ impl<W> Core<W> {
         now: Instant,
     ) -> (Vec<InstanceId>, Actions<W>) {
         let mut actions = self.begin(now);
-        let idle = self.queue.is_empty() && self.endpoints.in_flight() == 0;
+        // Passive requests are finished by the victims, and hold none of them back: a monitor that always has a request
+        // in flight would.
+        let idle = self.held() == 0;
         let mut candidates: Vec<_> = self
             .endpoints
             .iter()
@@ -200,7 +203,7 @@ impl<W> Core<W> {
             instance
         });
         let victims: Vec<InstanceId> = victims.collect();
-        if to_zero && idle && self.limits.supply == Supply::Activated {
+        if to_zero && idle && self.endpoints.in_flight() == 0 && self.limits.supply == Supply::Activated {
             self.unprove_configured();
         }
         self.endpoint_lost();
@@ -250,6 +253,7 @@ impl<W> Core<W> {
             };
             self.reject_all(now, &mut actions, &rejection);
             self.current_start.end();
+            self.visits.failed();
             self.activation = Activation::Failed {
                 failure: Arc::clone(failure),
                 until: now + failure.retry_after.min(Duration::from_secs(24 * 3600)),

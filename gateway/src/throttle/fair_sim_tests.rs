@@ -230,6 +230,7 @@ impl Storm {
             deadline: (self.sim.rng.u8(..8) == 0)
                 .then(|| self.sim.now + Duration::from_millis(self.sim.rng.u64(..2_000))),
             sticky: None,
+            passive: false,
         };
         let came = self.comes(n, arrival.bytes);
         let (verdict, actions) = self.sides[n].core.arrive(arrival, self.sim.now, || came.id);
@@ -374,7 +375,9 @@ impl Storm {
 
     fn release(&mut self, n: usize) {
         if let Some(grant) = self.any_grant(n) {
-            let actions = self.sides[n].core.release(grant.slot, self.sim.now);
+            let actions = self.sides[n]
+                .core
+                .release(grant.slot, grant.ticket.arrival.passive, self.sim.now);
             self.apply(n, actions);
         }
     }

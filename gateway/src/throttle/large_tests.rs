@@ -64,14 +64,14 @@ fn one_ejected_of_a_thousand_costs_a_request_nothing() {
     let grant = arrive(&mut core, t0);
     let bad = Arc::clone(&grant.endpoint);
     _ = core.report(grant.slot, grant.readiness_epoch, Outcome::ConnectFailed, t0);
-    _ = core.release(grant.slot, t0);
+    _ = core.release(grant.slot, grant.ticket.arrival.passive, t0);
     assert_eq!(core.endpoints.counts().ejected, 1);
 
     let soon = t0 + Duration::from_millis(999);
     let warm = core
         .arrive_warm(Arrival::default(), soon)
         .expect("not due yet is calm");
-    assert!(core.release_warm(warm.slot, soon));
+    assert!(core.release_warm(warm.slot, warm.ticket.arrival.passive, soon));
     for _ in 0..100 {
         let (grant, arrival) = looks(&mut core, |core| arrive(core, soon));
         assert_ne!(grant.endpoint.key, bad.key);
@@ -89,7 +89,9 @@ fn one_ejected_of_a_thousand_costs_a_request_nothing() {
             Outcome::Responded { status: 200 },
             soon,
         );
-        let (_, release) = looks(&mut core, |core| core.release(grant.slot, soon));
+        let (_, release) = looks(&mut core, |core| {
+            core.release(grant.slot, grant.ticket.arrival.passive, soon)
+        });
         assert!(
             arrival <= 8 && failed <= 8 && release <= 8,
             "{arrival} {failed} {release}"
@@ -142,7 +144,9 @@ fn five_thousand_addresses_are_replaced_in_linear_time() {
         (5_000, 1),
         "what is in flight ends by itself"
     );
-    let (_, one) = looks(&mut core, |core| core.release(held.slot, t0));
+    let (_, one) = looks(&mut core, |core| {
+        core.release(held.slot, held.ticket.arrival.passive, t0)
+    });
     assert!(one <= 8, "{one}");
     assert_eq!(core.endpoints.counts().gone, 0);
 

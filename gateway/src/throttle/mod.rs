@@ -27,6 +27,7 @@ mod rejection;
 mod remote;
 mod shell;
 mod start_timeline;
+mod visits;
 mod waiter;
 
 #[cfg(test)]
@@ -54,6 +55,7 @@ pub use rejection::{Closing, Rejection};
 pub use remote::{EndpointId, EndpointInUse, News, Wanted};
 pub use shell::{EndpointView, RevisionThrottler, ThrottleEnv};
 pub use start_timeline::StartTimeline;
+pub use visits::{ColdPhase, ColdState};
 pub use waiter::Waiter;
 
 pub(crate) use shell::clock;

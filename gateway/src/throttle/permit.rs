@@ -85,7 +85,8 @@ impl Permit {
 impl Drop for Permit {
     fn drop(&mut self) {
         if let Some(grant) = self.grant.take() {
-            self.throttler.release(grant.slot, clock());
+            let passive = grant.ticket.arrival.passive;
+            self.throttler.release(grant.slot, passive, clock());
         }
     }
 }

@@ -40,6 +40,8 @@ pub(crate) struct Queue<W> {
     entries: BTreeMap<u64, QueuedRequest<W>>,
     expiry: BTreeSet<(Instant, u64)>,
     bytes: u64,
+    /// Number of passive waiters.
+    passive: usize,
     account: Account,
 }
 
@@ -49,6 +51,7 @@ impl<W> Queue<W> {
             entries: BTreeMap::new(),
             expiry: BTreeSet::new(),
             bytes: 0,
+            passive: 0,
             account,
         }
     }
@@ -63,6 +66,25 @@ impl<W> Queue<W> {
 
     pub(crate) fn bytes(&self) -> u64 {
         self.bytes
+    }
+
+    /// Number of passive waiters.
+    pub(crate) fn passive(&self) -> usize {
+        self.passive
+    }
+
+    /// The passive waiters, the oldest first; visits the queue only if it has one.
+    pub(crate) fn passive_seqs(&self) -> Vec<u64> {
+        if self.passive == 0 {
+            return Vec::new();
+        }
+        let passive = self.entries.iter().filter(|(_, e)| e.ticket.arrival.passive);
+        passive.map(|(seq, _)| *seq).collect()
+    }
+
+    /// How many waiters are before this one; no more than `most` are counted.
+    pub(crate) fn ahead(&self, seq: u64, most: usize) -> usize {
+        self.entries.range(..seq).take(most).count()
     }
 
     pub(crate) fn oldest(&self) -> Option<&QueueTicket> {
@@ -113,6 +135,7 @@ impl<W> Queue<W> {
     pub(crate) fn push(&mut self, waiter: W, ticket: QueueTicket, expires: Instant, now: Instant) {
         let seq = ticket.seq;
         self.bytes += ticket.arrival.bytes;
+        self.passive += usize::from(ticket.arrival.passive);
         self.expiry.insert((expires, seq));
         let entry = QueuedRequest {
             waiter,
@@ -163,6 +186,7 @@ impl<W> Queue<W> {
         let entry = self.entries.remove(&seq)?;
         self.expiry.remove(&(entry.expires, seq));
         self.bytes -= entry.ticket.arrival.bytes;
+        self.passive -= usize::from(entry.ticket.arrival.passive);
         Some(entry)
     }
 
@@ -176,6 +200,8 @@ impl<W> Queue<W> {
         assert_eq!(self.entries.len(), self.expiry.len());
         let bytes: u64 = self.entries.values().map(|e| e.ticket.arrival.bytes).sum();
         assert_eq!(bytes, self.bytes);
+        let passive = self.entries.values().filter(|e| e.ticket.arrival.passive);
+        assert_eq!(passive.count(), self.passive);
         assert!(
             self.entries
                 .iter()

@@ -40,6 +40,12 @@ pub enum Rejection {
         /// `Retry-After`.
         retry_after: Duration,
     },
+    /// A passive request found no ready endpoint, and starts none (`dormant`).
+    #[error("nothing is ready, and this request starts nothing")]
+    Dormant {
+        /// `Retry-After`.
+        retry_after: Duration,
+    },
     /// The gateway is draining (`draining`).
     #[error("the gateway is draining")]
     Draining,
@@ -58,6 +64,7 @@ impl Rejection {
             Self::QueueFull { retry_after }
             | Self::QueueTimeout { retry_after }
             | Self::Overloaded { retry_after }
+            | Self::Dormant { retry_after }
             | Self::ActivationFailed { retry_after, .. } => Some(*retry_after),
             Self::NoEndpoints | Self::Draining | Self::Removed | Self::DeadlineExceeded => None,
         }

@@ -48,6 +48,8 @@ pub struct Wanted {
     pub deadline: Option<Instant>,
     /// As in [`Arrival`].
     pub sticky: Option<StickyKey>,
+    /// As in [`Arrival`].
+    pub passive: bool,
     /// How long the request has waited already.
     pub waited: Duration,
     /// Endpoints that failed the request, and whether they refused the connection.
@@ -239,6 +241,7 @@ impl<W> Core<W> {
             bytes: ticket.arrival.bytes,
             deadline: ticket.arrival.deadline,
             sticky: ticket.arrival.sticky,
+            passive: ticket.arrival.passive,
             waited: ticket.queued,
             tried: tried.collect(),
         };
@@ -342,12 +345,14 @@ impl<W> Core<W> {
         waiter: impl FnOnce() -> W,
     ) -> (CoreAdmission, Actions<W>) {
         let mut actions = self.begin(now);
-        self.load.arrived();
-        let mut ticket = self.next_ticket(Arrival {
+        let arrival = Arrival {
             bytes: wanted.bytes,
             deadline: wanted.deadline,
             sticky: wanted.sticky,
-        });
+            passive: wanted.passive,
+        };
+        self.arrived(&arrival);
+        let mut ticket = self.next_ticket(arrival);
         ticket.queued = wanted.waited;
         let tried = wanted.tried.iter().filter_map(|(id, refused)| {
             let readiness_epoch = self.endpoints.record(self.find_id(id)?).readiness_epoch;

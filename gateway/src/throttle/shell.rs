@@ -25,6 +25,7 @@ use super::permit::Permit;
 use super::rejection::{Closing, Rejection};
 use super::remote::{EndpointId, EndpointInUse, News, Wanted};
 use super::start_timeline::StartTimeline;
+use super::visits::ColdState;
 use super::waiter::{Sender, Waiter};
 
 /// The injected clock: tokio's, which tests pause, and which is the monotonic clock otherwise.
@@ -66,6 +67,8 @@ pub struct EndpointView {
     pub in_flight: u32,
     /// Whether a request waits for a slot of this revision.
     pub waiting: bool,
+    /// Whether a browser that was shown a waiting page is expected back.
+    pub expected: bool,
 }
 
 /// Admission control for one revision: capacity, in-flight counts and queue behind one lock.
@@ -150,11 +153,11 @@ impl RevisionThrottler {
         self.decide(now, |core, waiter| core.failover(failed, ticket, now, waiter))
     }
 
-    pub(crate) fn release(self: &Arc<Self>, slot: u32, now: Instant) {
-        if self.shared.lock().core.release_warm(slot, now) {
+    pub(crate) fn release(self: &Arc<Self>, slot: u32, passive: bool, now: Instant) {
+        if self.shared.lock().core.release_warm(slot, passive, now) {
             return;
         }
-        self.apply(|core| core.release(slot, now));
+        self.apply(|core| core.release(slot, passive, now));
     }
 
     pub(crate) fn report(self: &Arc<Self>, slot: u32, readiness_epoch: u64, outcome: Outcome, now: Instant) {
@@ -177,6 +180,24 @@ impl RevisionThrottler {
     /// Accounts waiters to this service from now on.
     pub fn set_service(&self, service: &ServiceId) {
         self.shared.lock().core.set_service(service);
+    }
+
+    /// A browser asks for a page. `Some`: nothing is ready, so the browser gets a waiting page, and a start has been
+    /// demanded unless one is under way or its back-off lasts; the instance is to be kept for `keep` once it is
+    /// ready. `None` changes nothing: the request is admitted as any other.
+    pub fn visit(self: &Arc<Self>, keep: Duration, now: Instant) -> Option<ColdState> {
+        self.run(|core| core.visit(keep, now))
+    }
+
+    /// The progress of the start that requests wait for; `None` where none is: an endpoint is ready, or nothing
+    /// can be started.
+    pub fn cold_state(&self, now: Instant) -> Option<ColdState> {
+        self.shared.lock().core.cold_state(now)
+    }
+
+    /// How many waiters are before the one with this number; no more than `most` are counted.
+    pub(crate) fn ahead(&self, seq: u64, most: usize) -> usize {
+        self.shared.lock().core.queue.ahead(seq, most)
     }
 
     /// Records a step of a start.
@@ -323,6 +344,7 @@ impl RevisionThrottler {
     pub fn endpoints(&self) -> Vec<EndpointView> {
         let shared = self.shared.lock();
         let waiting = shared.core.has_waiters();
+        let expected = shared.core.visits.is_expected(clock());
         let known = shared.core.known();
         known
             .map(|slot| EndpointView {
@@ -330,6 +352,7 @@ impl RevisionThrottler {
                 phase: slot.phase,
                 in_flight: slot.in_flight,
                 waiting,
+                expected,
             })
             .collect()
     }
@@ -343,6 +366,7 @@ impl RevisionThrottler {
             phase: slot.phase,
             in_flight: slot.in_flight,
             waiting: shared.core.has_waiters(),
+            expected: shared.core.visits.is_expected(clock()),
         })
     }
 

@@ -16,6 +16,7 @@ use super::endpoint::{EndpointPhase, EndpointState};
 use super::endpoint_set::EndpointRecord;
 use super::rejection::{Closing, Rejection};
 use super::test_kit::account;
+use super::visits::ColdPhase;
 use crate::sim::{self, Sim, World};
 
 #[test]
@@ -26,6 +27,7 @@ fn a_storm_keeps_the_invariants() {
 struct Waiting {
     id: u64,
     bytes: u64,
+    passive: bool,
     deadline: Option<Instant>,
     /// When its wait would have begun had it not waited before.
     since: Instant,
@@ -61,7 +63,7 @@ impl World for Storm {
     const SEEDS: u64 = 256;
     const STEPS: usize = 2_000;
     const REACHES: &'static str = "admitted ejected activated queue_full queue_timeout activation_failed \
-                                   no_endpoints overloaded draining removed deadline";
+                                   no_endpoints overloaded draining removed deadline dormant visited";
 
     fn new(mut sim: Sim) -> Self {
         let (rng, now) = (&mut sim.rng, sim.now);
@@ -108,7 +110,7 @@ impl World for Storm {
         let actions = self.core.expire(self.sim.now);
         self.apply(actions);
         self.check_ages();
-        let event = if self.closed.is_some() { 0..105 } else { 0..100 };
+        let event = if self.closed.is_some() { 0..107 } else { 0..102 };
         match self.sim.rng.u32(event) {
             0..34 => self.arrive(),
             34..60 => self.release(),
@@ -124,6 +126,7 @@ impl World for Storm {
             95..97 => self.change_limits(),
             97..98 => self.fail(),
             98..99 => self.sample(),
+            99..101 => self.visit(),
             _ => self.close_or_reopen(),
         }
     }
@@ -172,7 +175,9 @@ impl World for Storm {
     fn end(&mut self) {
         while let Some(grant) = self.any_grant() {
             *self.in_flight.get_mut(&grant.endpoint.key).expect("counted") -= 1;
-            let actions = self.core.release(grant.slot, self.sim.now);
+            let actions = self
+                .core
+                .release(grant.slot, grant.ticket.arrival.passive, self.sim.now);
             self.apply(actions);
         }
         let actions = self.core.close(Closing::Draining, self.sim.now);
@@ -205,7 +210,9 @@ impl Storm {
             30..200 => 1,
             _ => 0,
         };
-        let held = self.grants.len() + self.waiting.len();
+        let granted = self.grants.iter().filter(|grant| !grant.ticket.arrival.passive);
+        let waiting = self.waiting.values().filter(|waiting| !waiting.passive);
+        let held = granted.count() + waiting.count();
         self.area += held as f64 * ms as f64;
         self.sim.pass(Duration::from_millis(ms));
         // The core is called at every change; nothing changes in between.
@@ -217,6 +224,7 @@ impl Storm {
             bytes: self.sim.rng.u64(..200),
             deadline: deadline.then(|| self.sim.now + Duration::from_millis(self.sim.rng.u64(..5_000))),
             sticky: (self.sim.rng.u32(..5) == 0).then(|| StickyKey::of(&[self.sim.rng.u8(..)])),
+            passive: self.sim.rng.u32(..6) == 0,
         };
         let id = self.next_id;
         self.next_id += 1;
@@ -267,6 +275,7 @@ impl Storm {
                 let waiting = Waiting {
                     id,
                     bytes: arrival.bytes,
+                    passive: arrival.passive,
                     deadline: arrival.deadline,
                     since,
                     latest: since + self.limits.queue.timeout,
@@ -283,7 +292,9 @@ impl Storm {
     fn release(&mut self) {
         if let Some(grant) = self.any_grant() {
             *self.in_flight.get_mut(&grant.endpoint.key).expect("counted") -= 1;
-            let actions = self.core.release(grant.slot, self.sim.now);
+            let actions = self
+                .core
+                .release(grant.slot, grant.ticket.arrival.passive, self.sim.now);
             self.apply(actions);
         }
     }
@@ -365,7 +376,8 @@ impl Storm {
                 .collect::<Vec<_>>()
         };
         let before = live(&self.core);
-        let idle = self.waiting.is_empty() && self.grants.is_empty();
+        let passive = |grant: &Grant| grant.ticket.arrival.passive;
+        let idle = self.waiting.values().all(|w| w.passive) && self.grants.iter().all(passive);
         let (victims, actions) = self.core.retire(count, to_zero, self.sim.now);
         self.apply(actions);
         let after = live(&self.core);
@@ -441,6 +453,31 @@ impl Storm {
             assert!(near, "{} is not {want}", load.average_concurrency);
         }
         (self.area, self.sampled) = (0.0, self.sim.now);
+    }
+
+    /// A visit leaves nobody waiting, and demands a start only where none is under way.
+    fn visit(&mut self) {
+        let before = self.waiting.len();
+        let asked = self.asked;
+        let coming = self.core.endpoints.is_one_coming();
+        let keep = Duration::from_millis(self.sim.rng.u64(..5_000));
+        let (shown, actions) = self.core.visit(keep, self.sim.now);
+        let demands = actions.signals.iter().any(|s| matches!(s, Signal::Activate));
+        assert!(!(demands && coming), "a second start");
+        self.apply(actions);
+        assert_eq!(self.waiting.len(), before);
+        assert!(shown.is_none() || self.core.endpoints.counts().ready == 0);
+        let load = self.core.peek(self.sim.now);
+        match shown.map(|shown| shown.phase) {
+            Some(ColdPhase::Failed { .. }) => {
+                assert!(!demands && !load.expected, "a start within the back-off");
+            }
+            Some(_) => {
+                assert!(load.expected && (demands || asked || coming || self.asked));
+                self.sim.saw("visited");
+            }
+            None => assert!(!demands && !load.expected),
+        }
     }
 
     fn close_or_reopen(&mut self) {
@@ -544,6 +581,13 @@ impl Storm {
             Rejection::ActivationFailed { .. } => "activation_failed",
             Rejection::NoEndpoints => "no_endpoints",
             Rejection::Overloaded { .. } => "overloaded",
+            Rejection::Dormant { .. } => {
+                assert!(
+                    self.core.endpoints.counts().ready == 0,
+                    "dormant, and one is ready"
+                );
+                "dormant"
+            }
             Rejection::Draining => "draining",
             Rejection::Removed => "removed",
             Rejection::DeadlineExceeded => "deadline",

@@ -50,6 +50,15 @@ impl CurrentStart {
     pub(crate) fn timeline(&self) -> StartTimeline {
         self.timeline
     }
+
+    /// The timeline of the start that is under way; empty while none is.
+    pub(crate) fn present(&self) -> StartTimeline {
+        if self.over {
+            StartTimeline::default()
+        } else {
+            self.timeline
+        }
+    }
 }
 
 #[cfg(test)]

@@ -41,6 +41,13 @@ impl Waiter {
     }
 }
 
+impl Waiter {
+    /// How many requests are before this one in the queue; no more than `most` are counted.
+    pub fn ahead(&self, most: usize) -> usize {
+        self.throttler.ahead(self.seq, most)
+    }
+}
+
 impl Future for Waiter {
     type Output = Result<Permit, Rejection>;
 

@@ -38,6 +38,7 @@ async fn every_example_passes_check() {
         "internet-edge",
         "reverse-proxy",
         "tls",
+        "waiting-page",
         "webhook",
     ] {
         assert!(

@@ -109,6 +109,8 @@ pub(super) fn resolve(
     let service = Service {
         id,
         sticky: None,
+        cold: None,
+        no_wake: None,
         hosts,
         revisions,
         main,
@@ -266,6 +268,7 @@ impl Build<'_> {
             rewrite_host,
             rewrite_path: None,
             append_headers: path.append_headers.clone(),
+            cold: None,
             split: self.split(path, at)?,
         })
     }

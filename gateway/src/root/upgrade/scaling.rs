@@ -88,6 +88,11 @@ impl Table {
         Ok(self.registry.apply(delta)?.generation)
     }
 
+    /// As [`Registry::reread_pages`].
+    pub(crate) fn reread_pages(&self) -> Vec<String> {
+        self.registry.reread_pages()
+    }
+
     fn flip(&self) -> (Guest, Vec<Desk>) {
         let mut held = self.held.lock();
         held.get_or_insert_default();
