@@ -7,6 +7,7 @@
 //! **Invariant:** no I/O, no clock, no randomness, no async, no serde. Time and randomness are arguments. Every item
 //! is used by both planes, except [`Shards`]: the data plane keeps more than the Snapshot in such arrays.
 
+mod admin;
 mod demand;
 mod draw;
 mod hash;
@@ -23,6 +24,7 @@ mod table;
 #[cfg(any(test, feature = "test-util"))]
 pub mod test_util;
 
+pub use admin::{AdminAddress, AdminSettings, MAX_SOCKET_PATH, Secret};
 pub use demand::{
     ActivationFailure, Demand, DemandSink, EndpointSink, Failure, InstanceId, LaunchStep, Load,
     ManagedEndpoint, RevisionStatus, StatusSource,

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use sluice_control::scale::ScaleHandle;
 use sluice_control::source::ReloadHandle;
-use sluice_gateway::admin::{GracefulShutdown, UpgradeError, Upgraded};
+use sluice_gateway::admin::{GracefulShutdown, SocketFile, UpgradeError, Upgraded};
 use sluice_gateway::edge::Edge;
 use sluice_gateway::registry::{Reader, Registry};
 use sluice_model::DrainSettings;
@@ -39,6 +39,8 @@ pub(super) struct Running {
     pub(super) server_shutdown: GracefulShutdown,
     /// The tasks of the admin and the health server: they end after the graceful shutdown.
     pub(super) servers: JoinSet<()>,
+    /// The file of the admin server's Unix socket: this process's to remove, unless another one serves on it.
+    pub(super) socket_file: Option<SocketFile>,
     pub(super) handoff: Handoff,
     pub(super) upgrade_requests: mpsc::Receiver<UpgradeRequest>,
     /// The old process, where this process is the new one of an upgrade; it may still drain.
@@ -71,13 +73,19 @@ impl Running {
                     () = stop_requested(signals) => tracing::warn!("stopping at once"),
                 }
             }
-            End::HandedOver(handed, request) => self.drain_after_handover(*handed, request).await,
+            End::HandedOver(handed, request) => {
+                self.socket_file = None;
+                self.drain_after_handover(*handed, request).await;
+            }
         }
         self.scale.shutdown().await;
         // The response to the request for the upgrade that ended this process may still be unsent.
         self.server_shutdown.stop_accepting().await;
         let last_words = async { while self.servers.join_next().await.is_some() {} };
         let _ = tokio::time::timeout(LAST_ANSWERS, last_words).await;
+        if let Some(file) = &self.socket_file {
+            file.remove();
+        }
         tracing::info!("gone");
     }
 
