@@ -6,10 +6,10 @@ use std::time::Duration;
 
 use sluice_gateway::registry::{NoObserver, Registry};
 use sluice_model::{
-    AccessLogFormat, Backend, Delta, Demand, DemandSink, DrainSettings, EndpointAddr, EndpointTarget,
-    HostClaim, HostPattern, HttpOption, Limits, ListenerSettings, Percent, Protocol, QueueLimits,
-    QueueTotals, RequestView, RevisionId, RevisionSpec, RevisionTimeouts, Rule, Service, ServiceId, Settings,
-    Snapshot, SnapshotBuilder, TrafficSplit, TrafficTarget, Visibility,
+    AccessLogFormat, AdminSettings, Backend, Delta, Demand, DemandSink, DrainSettings, EndpointAddr,
+    EndpointTarget, HostClaim, HostPattern, HttpOption, Limits, ListenerSettings, Percent, Protocol,
+    QueueLimits, QueueTotals, RequestView, RevisionId, RevisionSpec, RevisionTimeouts, Rule, Service,
+    ServiceId, Settings, Snapshot, SnapshotBuilder, TrafficSplit, TrafficTarget, Visibility,
 };
 
 /// A demand sink that does nothing: no revision here is ever at zero.
@@ -250,7 +250,7 @@ pub(crate) fn settings() -> Settings {
             timeout: Duration::from_secs(300),
         },
         health: None,
-        admin: ([127, 0, 0, 1], 0).into(),
+        admin: AdminSettings::at(std::net::SocketAddr::from(([127, 0, 0, 1], 0))),
         dns_refresh: Duration::from_secs(30),
     }
 }

@@ -10,6 +10,7 @@
 mod admission;
 mod fixture;
 mod head;
+mod history;
 pub mod measure;
 mod responder;
 mod routing;
@@ -49,6 +50,7 @@ pub fn operations() -> Vec<Operation> {
         routing::operations(),
         admission::operations(),
         head::operations(),
+        history::operations(),
         snapshot::operations(),
         traces::operations(),
     ];

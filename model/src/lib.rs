@@ -7,6 +7,7 @@
 //! **Invariant:** no I/O, no clock, no randomness, no async, no serde. Time and randomness are arguments. Every item
 //! is used by both planes, except [`Shards`]: the data plane keeps more than the Snapshot in such arrays.
 
+mod admin;
 mod cold;
 mod demand;
 mod draw;
@@ -25,6 +26,7 @@ mod table;
 pub mod test_util;
 mod wildcard;
 
+pub use admin::{AdminAddress, AdminSettings, MAX_SOCKET_PATH, Secret};
 pub use cold::{ColdAnswer, ColdStream, NoWake, NoWakeRule, StreamFormat, WaitingPage};
 pub use demand::{
     ActivationFailure, Demand, DemandSink, EndpointSink, Failure, InstanceId, LaunchStep, Load,

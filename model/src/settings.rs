@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 
+use crate::admin::AdminSettings;
 use crate::route::Visibility;
 
 /// The mode of a listener's PROXY protocol.
@@ -239,7 +240,7 @@ pub struct Settings {
     /// The listener for balancers' health checks, if any.
     pub health: Option<SocketAddr>,
     /// The admin listener.
-    pub admin: SocketAddr,
+    pub admin: AdminSettings,
     /// The interval at which DNS names are resolved again.
     pub dns_refresh: Duration,
 }

@@ -3,8 +3,10 @@
 //! Behind the feature `test-util`, which only tests turn on.
 
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
 use std::time::Duration;
 
+use crate::admin::AdminSettings;
 use crate::revision::{
     BackendTls, DEFAULT_STREAMS_PER_CONNECTION, Protocol, QueueLimits, RevisionSettings, RevisionTimeouts,
 };
@@ -67,7 +69,7 @@ pub fn settings() -> Settings {
             timeout: Duration::from_secs(300),
         },
         health: None,
-        admin: ([127, 0, 0, 1], 0).into(),
+        admin: AdminSettings::at(SocketAddr::from(([127, 0, 0, 1], 0))),
         dns_refresh: Duration::from_secs(5),
     }
 }

@@ -79,6 +79,14 @@ impl Gateway {
         self.bound().admin.expect("an admin listener was announced")
     }
 
+    /// The file of the admin listener, where it is a Unix socket.
+    ///
+    /// # Panics
+    /// When it announced none.
+    pub fn admin_socket(&self) -> PathBuf {
+        self.bound().admin_socket.expect("an admin socket was announced")
+    }
+
     /// The health listener.
     ///
     /// # Panics
@@ -317,7 +325,8 @@ impl Gateway {
         wait_for("the gateway announces `ready`", SOON, || {
             let exited = child.try_wait().expect("a child can be asked");
             let output = lock(&output);
-            if output.bound.ready && output.bound.admin.is_some() && !output.bound.listeners.is_empty() {
+            let has_admin = output.bound.admin.is_some() || output.bound.admin_socket.is_some();
+            if output.bound.ready && has_admin && !output.bound.listeners.is_empty() {
                 return std::future::ready(Some(()));
             }
             if let Some(status) = exited {

@@ -2,7 +2,7 @@
 //!
 //! `gateway` starts `sluice` and reads the bound addresses; `backend`, `raw_backend`, `recorder` and `wire` are
 //! backends, from convenient to strict; `collector` takes traces; `bodies` lists every way to end a request; `h1`, `h2_client`, `h2_frames`,
-//! `blocking`, `grpc`, `websocket` and `load` are clients; `balancer` is a load balancer between clients and
+//! `blocking`, `grpc`, `websocket`, `browser` and `load` are clients; `balancer` is a load balancer between clients and
 //! gateways; `cluster` is the Kubernetes cluster around a test. `wait` has the only timers.
 //!
 //! **Invariant:** no client retries and no port is fixed: the test that causes a refusal, an end of file or a reset
@@ -14,6 +14,7 @@ pub mod backend;
 pub mod balancer;
 pub mod blocking;
 pub mod bodies;
+pub mod browser;
 pub mod cli;
 pub mod cluster;
 pub mod collector;

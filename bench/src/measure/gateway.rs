@@ -58,7 +58,7 @@ impl Gateway {
 
     /// The number of requests that wait for `revision`, from the gateway's own `/api/revisions`.
     pub(crate) async fn queued(&self, revision: &str) -> Result<u64, Failure> {
-        let body = client::get(self.admin, "admin", "/api/revisions").await?;
+        let body = client::get(self.admin, "localhost", "/api/revisions").await?;
         let read: Value = serde_json::from_str(&body)
             .map_err(|e| Failure::Unexpected(format!("/api/revisions is no JSON: {e}")))?;
         let mut revisions = read["revisions"].as_array().into_iter().flatten();

@@ -227,7 +227,7 @@ async fn held_profile(run: &Run, wire: Wire, held: usize) -> Result<Value, Failu
     }
     let end = Instant::now() + client::LONG;
     loop {
-        let body = client::get(gateway.admin, "admin", "/api/revisions").await?;
+        let body = client::get(gateway.admin, "localhost", "/api/revisions").await?;
         let read: Value = serde_json::from_str(&body).map_err(|e| Failure::Unexpected(e.to_string()))?;
         if read["revisions"][0]["queued"] == json!(held - 1) {
             break;

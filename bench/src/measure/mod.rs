@@ -12,6 +12,7 @@ mod flood;
 mod gateway;
 mod heap;
 mod held_memory;
+mod history;
 mod hold;
 mod instance;
 mod load;
@@ -72,6 +73,8 @@ enum Command {
     Admissions(admissions::Options),
     /// Latency of a quiet service beside a flooded one.
     Flood(flood::Options),
+    /// The dashboard's hour at 1,000 revisions: time of a step, memory.
+    History(history::Options),
     /// One changed file among thousands of services: time, CPU, memory, added latency.
     Changes(changes::Options),
     /// The backend of cold starts; the gateway starts it.
@@ -214,6 +217,7 @@ pub fn main() -> ExitCode {
         Command::Admissions(o) => run("admissions", &o.common.clone(), || admissions::run(o)),
         Command::Flood(o) => run("flood", &o.common.clone(), || flood::run(o)),
         Command::Changes(o) => run("changes", &o.common.clone(), || changes::run(o)),
+        Command::History(o) => run("history", &o.common.clone(), || history::run(o)),
         Command::Instance => blocking(instance::run()),
         Command::Offer(offer) => blocking(flood::offer(offer)),
         Command::Warm(options) => blocking(heap::warm(options)),

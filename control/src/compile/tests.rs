@@ -248,8 +248,8 @@ fn defaults() {
     assert_eq!(settings.queue, spelled.queue);
     assert_eq!(settings.drain, spelled.drain);
     assert_eq!(
-        (settings.admin, settings.tag_header),
-        (spelled.admin, spelled.tag_header)
+        (&settings.admin, settings.tag_header),
+        (&spelled.admin, spelled.tag_header)
     );
     assert_eq!(
         (settings.access_log, settings.error_detail),

@@ -9,10 +9,11 @@ use sluice_config_shape::{
     WithLocation,
 };
 use sluice_model::{
-    AccessLogFormat, DrainSettings, Host, Http2Settings, ListenerSettings, ProxyProtocol, ProxyProtocolMode,
-    QueueTotals, Settings, TlsSettings, Visibility,
+    AccessLogFormat, AdminAddress, DrainSettings, Host, Http2Settings, ListenerSettings, ProxyProtocol,
+    ProxyProtocolMode, QueueTotals, Settings, TlsSettings, Visibility,
 };
 
+use super::admin::ADMIN;
 use super::autoscaling::{GLOBALS, Globals};
 use super::limits::{LIMITS, default_limits};
 use super::names::{DOMAIN, LISTEN, NETWORK};
@@ -38,6 +39,7 @@ pub(crate) struct Draft {
 }
 
 const LOOPBACK: Ipv4Addr = Ipv4Addr::LOCALHOST;
+const DEFAULT_ADMIN: SocketAddr = SocketAddr::new(IpAddr::V4(LOOPBACK), 9900);
 const KIB: u64 = 1 << 10;
 
 /// The listeners where the configuration names none.
@@ -133,9 +135,10 @@ pub(super) fn root(o: &mut Object<'_>) -> Option<Draft> {
     // Services are decoded file by file; the key is asked for here, so that the schema has it.
     o.list("services", "What is served.", SERVICE);
 
-    let (health, admin) = (health.flatten(), admin.flatten());
+    let health = health.flatten();
+    let admin_key = o.has("admin").then(|| admin.clone().unwrap_or_default().address);
     let listeners = listeners.unwrap_or_else(|| vec![ListenerDraft::default()]);
-    check_addresses(o, &listeners, health.as_ref(), admin.as_ref());
+    check_addresses(o, &listeners, health.as_ref(), admin_key);
     let mut files = Vec::new();
     let mut spots = Vec::new();
     let listeners = listeners.into_iter().map(|l| {
@@ -156,7 +159,7 @@ pub(super) fn root(o: &mut Object<'_>) -> Option<Draft> {
             queue: queue.unwrap_or(DEFAULT_QUEUE),
             drain: drain.unwrap_or(DEFAULT_DRAIN),
             health: health.map(|h| h.value),
-            admin: admin.map_or_else(|| SocketAddr::from((LOOPBACK, 9900)), |a| a.value),
+            admin: admin.unwrap_or_default().settings(DEFAULT_ADMIN.into()),
             dns_refresh: dns.unwrap_or(DEFAULT_DNS_REFRESH),
         },
         processes: processes.unwrap_or(ProcessLimits {
@@ -172,19 +175,24 @@ pub(super) fn root(o: &mut Object<'_>) -> Option<Draft> {
     })
 }
 
-/// Reports two listeners on one address. Port 0 is another port each time.
+/// Reports two listeners on one address. Port 0 is another port each time. `admin` is `None` without the key, and
+/// `Some(None)` where the key has no sound address.
 fn check_addresses(
     o: &mut Object<'_>,
     listeners: &[ListenerDraft],
     health: Option<&Located<SocketAddr>>,
-    admin: Option<&Located<SocketAddr>>,
+    admin: Option<Option<Located<AdminAddress>>>,
 ) {
     let here = |a: &Located<SocketAddr>, what| (a.value, what, Some(a.node.clone()));
     let mut all: Vec<(SocketAddr, &str, Option<NodeRef>)> = Vec::new();
     match admin {
-        Some(admin) => all.push(here(admin, "admin")),
-        None if !o.has("admin") => all.push((SocketAddr::from((LOOPBACK, 9900)), "admin", None)),
-        None => {}
+        Some(Some(admin)) => {
+            if let AdminAddress::Tcp(address) = admin.value {
+                all.push((address, "admin", Some(admin.node)));
+            }
+        }
+        None => all.push((DEFAULT_ADMIN, "admin", None)),
+        Some(None) => {}
     }
     all.extend(health.map(|h| here(h, "health")));
     all.extend(
@@ -434,18 +442,6 @@ const HEALTH: Record<Option<Located<SocketAddr>>> = Record {
     name: "Health",
     doc: "A listener for balancers' health checks.",
     decode: |o| Some(o.required("address", "Address and port.", WithLocation(LISTEN))),
-};
-
-const ADMIN: Record<Option<Located<SocketAddr>>> = Record {
-    name: "Admin",
-    doc: "The admin listener.",
-    decode: |o| {
-        Some(o.optional(
-            "address",
-            "Address and port. Default: 127.0.0.1:9900.",
-            WithLocation(LISTEN),
-        ))
-    },
 };
 
 const DEFAULT_DNS_REFRESH: Duration = Duration::from_secs(5);

@@ -9,6 +9,7 @@
 //!
 //! **Invariant:** no input panics, and none takes memory or time out of proportion to its size.
 
+mod admin;
 mod autoscaling;
 mod backend_tls;
 mod cold;

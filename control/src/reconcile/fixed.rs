@@ -1,18 +1,18 @@
 //! Settings that need a restart: the addresses of admin and health.
 
-use std::net::SocketAddr;
+use std::fmt::Display;
 
 use sluice_model::Settings;
 
 /// Returns a sentence for each address that differs from the bound one. Listeners are not among them: the data plane can
 /// move them.
 pub fn fixed_changes(bound: &Settings, next: &Settings) -> Vec<String> {
-    let admin = moved("admin", Some(bound.admin), Some(next.admin));
+    let admin = moved("admin", Some(&bound.admin.address), Some(&next.admin.address));
     let health = moved("health", bound.health, next.health);
     admin.into_iter().chain(health).collect()
 }
 
-fn moved(what: &str, bound: Option<SocketAddr>, next: Option<SocketAddr>) -> Option<String> {
+fn moved<A: Display + PartialEq>(what: &str, bound: Option<A>, next: Option<A>) -> Option<String> {
     if bound == next {
         return None;
     }
@@ -40,7 +40,10 @@ mod tests {
         let bound = settings("localhost");
         assert_eq!(fixed_changes(&bound, &settings("example.com")), [""; 0]);
         let mut next = bound.clone();
-        next.admin = "127.0.0.1:9999".parse().unwrap();
+        next.admin.address = "127.0.0.1:9999".parse().unwrap();
+        // Neither needs a restart.
+        next.admin.token = Some(sluice_model::Secret::new("t"));
+        next.admin.hosts = vec!["a".into()];
         next.health = Some("127.0.0.1:9901".parse().unwrap());
         assert_eq!(
             fixed_changes(&bound, &next),

@@ -14,7 +14,7 @@ use sluice_model::{Delta, Generation, Settings};
 use tokio::time::Instant;
 
 use crate::compile::{FileReference, ListenerReference};
-use crate::config::{Defaults, Diagnostics};
+use crate::config::{Defaults, Diagnostic, Diagnostics};
 use crate::index::{SetId, Sets, Step};
 use crate::plan::PlanDelta;
 use crate::source::{Change, Event, NoSource, Source, SourceError};
@@ -67,8 +67,9 @@ pub trait ChangeSink: Send + 'static {
     /// Reports that the objects of the cluster were listed and published: the gateway knows what to serve.
     fn synced(&mut self) {}
 
-    /// Reports the outcome of a reload, for metrics.
-    fn outcome(&mut self, _outcome: ReloadOutcome) {}
+    /// Reports the outcome of a reload, for metrics, and what is wrong with the configuration: the errors of one that was
+    /// rejected, else the warnings. `Unchanged` may have found nothing new: `found` repeats what is known then.
+    fn outcome(&mut self, _outcome: ReloadOutcome, _found: &[Diagnostic]) {}
 }
 
 /// Returns the value of a variable that objects use; `None` when it is not set.
@@ -159,7 +160,12 @@ impl<S: Source> Loaded<S> {
         cluster: C,
     ) -> Reconciler<S, P, C> {
         applier.scale(&self.first.plan);
-        applier.outcome(ReloadOutcome::Applied(published));
+        let found = self
+            .sets
+            .diagnostics(SetId::Files)
+            .into_iter()
+            .collect::<Vec<_>>();
+        applier.outcome(ReloadOutcome::Applied(published), &found);
         let settings = Arc::clone(&self.first.delta.settings);
         self.sets.commit(SetId::Files, self.first, &*self.env);
         self.source.also_watch(&named(&self.sets));
@@ -175,6 +181,7 @@ impl<S: Source> Loaded<S> {
             settings,
             unreadable: None,
             not_applied: Vec::new(),
+            found,
         }
     }
 }
@@ -198,6 +205,8 @@ pub struct Reconciler<S, P, C = NoSource> {
     unreadable: Option<String>,
     /// Changes that need a restart, as logged last.
     not_applied: Vec<String>,
+    /// What is wrong with the configuration, as reported last.
+    found: Vec<Diagnostic>,
 }
 
 /// The outcome of one look at the source.
@@ -263,6 +272,7 @@ impl<S: Source, P: ChangeSink, C: Source> Reconciler<S, P, C> {
                 let recovered = self.unreadable.take().is_some();
                 if recovered {
                     tracing::info!("config files can be read again");
+                    self.found = self.sets.diagnostics(SetId::Files).into_iter().collect();
                 }
                 let touched = events.contains(&Event::Touched);
                 if touched {
@@ -284,7 +294,7 @@ impl<S: Source, P: ChangeSink, C: Source> Reconciler<S, P, C> {
                 }
             }
         };
-        self.applier.outcome(outcome);
+        self.applier.outcome(outcome, &self.found);
         LookOutcome::Done(outcome)
     }
 
@@ -295,6 +305,8 @@ impl<S: Source, P: ChangeSink, C: Source> Reconciler<S, P, C> {
             return None;
         }
         if !known || change == Change::Reload {
+            let unreadable = |error: &SourceError| Diagnostic::about_file(error.path(), error.to_string());
+            self.found = errors.iter().map(unreadable).collect();
             self.reject(errors);
         }
         self.unreadable = Some(text);
@@ -311,6 +323,7 @@ impl<S: Source, P: ChangeSink, C: Source> Reconciler<S, P, C> {
             self.half = true;
             return None;
         }
+        self.found = found.items().to_vec();
         let Some(step) = step else {
             return Some(self.reject(found.items()));
         };
@@ -330,11 +343,16 @@ impl<S: Source, P: ChangeSink, C: Source> Reconciler<S, P, C> {
         let settings = Arc::clone(&step.delta.settings);
         let other_settings = !Arc::ptr_eq(&settings, &self.settings);
         if other_settings && let Err(refused) = self.applier.prepare(&settings, &self.sets.listeners()) {
+            self.found = without_place(&refused);
             return Some(self.reject(&refused));
         }
         self.generation = match self.applier.publish(&step.delta) {
             Ok(generation) => generation,
-            Err(error) => return Some(self.reject(&[format!("internal error: {error}")])),
+            Err(error) => {
+                let error = [format!("internal error: {error}")];
+                self.found = without_place(&error);
+                return Some(self.reject(&error));
+            }
         };
         if change == Change::Reload {
             self.applier.reread();
@@ -460,6 +478,14 @@ impl<S, P, C> fmt::Debug for Reconciler<S, P, C> {
             .field("generation", &self.generation)
             .finish_non_exhaustive()
     }
+}
+
+/// Mistakes that are text already.
+fn without_place(mistakes: &[String]) -> Vec<Diagnostic> {
+    mistakes
+        .iter()
+        .map(|mistake| Diagnostic::about_file("", mistake))
+        .collect()
 }
 
 fn warn_all<W: fmt::Display>(warnings: &[W]) {

@@ -72,6 +72,8 @@ struct Seen {
     reader: SnapshotReader,
     log: Arc<Mutex<Vec<String>>>,
     refuse: Arc<Mutex<Option<String>>>,
+    /// What was wrong with the last one.
+    found: Arc<Mutex<Vec<String>>>,
 }
 
 impl ChangeSink for Seen {
@@ -99,7 +101,8 @@ impl ChangeSink for Seen {
         self.say("reread".to_owned());
     }
 
-    fn outcome(&mut self, outcome: ReloadOutcome) {
+    fn outcome(&mut self, outcome: ReloadOutcome, found: &[Diagnostic]) {
+        *self.found.lock() = found.iter().map(|one| one.message.clone()).collect();
         self.say(format!("{outcome:?}"));
     }
 }
@@ -112,6 +115,7 @@ impl Seen {
             reader,
             log: Arc::default(),
             refuse: Arc::default(),
+            found: Arc::default(),
         }
     }
 
@@ -187,6 +191,31 @@ fn first_comes_first() {
         ["published 1", "scale 64", "Applied(Generation(1))"]
     );
     assert_eq!(fixture.domain(), "one");
+}
+
+#[test]
+fn what_is_wrong_is_told_until_it_is_right() {
+    let mut fixture = start("one");
+    let seen = fixture.seen.clone();
+    let found = || seen.found.lock().clone();
+    assert_eq!(found(), [""; 0]);
+    fixture.write("bad apple pear");
+    assert_eq!(found(), ["unknown key 'apple'", "unknown key 'pear'"]);
+    // An event without news.
+    fixture.step(Change::Complete);
+    assert_eq!(found().len(), 2);
+    let unreadable = SourceError::NotAFile("sluice.yaml".into());
+    *fixture.disk.lock() = Err(unreadable.clone());
+    fixture.step(Change::Event);
+    assert_eq!(found(), [unreadable.to_string()]);
+    fixture.write("bad apple pear");
+    assert_eq!(found().len(), 2, "as before it could not be read");
+    *seen.refuse.lock() = Some("taken".to_owned());
+    fixture.write("two");
+    assert_eq!(found(), ["taken"]);
+    *seen.refuse.lock() = None;
+    fixture.write("three");
+    assert_eq!(found(), [""; 0]);
 }
 
 #[test]

@@ -6,13 +6,18 @@ use std::time::{Duration, SystemTime};
 
 use serde_json::{Map, Value, json};
 use sluice_model::{
-    AccessLogFormat, Backend, HeaderMatcher, HttpOption, PathMatch, PathRewrite, ProbeKind, Protocol,
-    ProxyProtocolMode, RevisionId, RevisionSpec, Route, RouteMatch, Rule, Scheme, Service, Settings,
-    Snapshot, StickyScope, StickySource, TlsVersion, TrafficSplit, Visibility,
+    AccessLogFormat, AdminSettings, Backend, HeaderMatcher, HttpOption, PathMatch, PathRewrite, ProbeKind,
+    Protocol, ProxyProtocolMode, RevisionId, RevisionSpec, Route, RouteMatch, Rule, Scheme, Service,
+    Settings, Snapshot, StickyScope, StickySource, TlsVersion, TrafficSplit, Visibility,
 };
 
 use super::AdminState;
 use crate::observe::{ListenerCertificates, RevisionLoad};
+
+/// A token: `***`, or `null` where there is none.
+pub(super) fn redacted_token(settings: &AdminSettings) -> Value {
+    json!(settings.token.as_ref().map(ToString::to_string))
+}
 
 /// Redacts a map: names stay, values become `***`.
 pub fn redacted(map: &BTreeMap<String, String>) -> Value {
@@ -43,7 +48,8 @@ pub fn routes<L: Clone>(snapshot: &Snapshot<L>) -> Value {
     json!({"generation": snapshot.generation.0, "hosts": hosts, "services": services})
 }
 
-fn service(service: &Service) -> Value {
+/// A service with its routes and traffic, as in `/api/routes`.
+pub(super) fn service(service: &Service) -> Value {
     let sticky = service.sticky.as_ref().map(|sticky| {
         let (key, value) = match &sticky.source {
             StickySource::Cookie(name) => ("cookie", json!(name)),
@@ -155,83 +161,96 @@ pub fn revisions(state: &dyn AdminState) -> Value {
     let mut rows: Vec<((String, String, String), Value)> = Vec::new();
     for spec in snapshot.revisions() {
         let load = loads.remove(&spec.id);
-        let service = snapshot.service(&spec.service).map(|entry| &entry.service);
-        let targets = || {
-            service
-                .into_iter()
-                .flat_map(|s| s.main.split.targets())
-                .filter(|t| t.revision == spec.id)
+        let Some(entry) = snapshot.service(&spec.service) else {
+            continue;
         };
-        let share: u32 = targets().map(|t| t.percent.hundredths()).sum();
-        let tags: Vec<String> = targets()
-            .filter_map(|t| t.tag.as_ref().map(ToString::to_string))
-            .collect();
-        rows.push(row(
-            state,
-            &spec.id,
-            spec.service.name(),
-            percent(share),
-            tags,
-            load.as_ref(),
-        ));
+        let row = Row::configured(&spec.id, &entry.service, load.as_ref());
+        rows.push((row.key(), row.value(state)));
     }
-    for (id, load) in &loads {
-        rows.push(row(
-            state,
-            id,
-            load.service.name(),
-            Value::Null,
-            Vec::new(),
-            Some(load),
-        ));
+    for load in loads.values() {
+        let row = Row::leaving(load);
+        rows.push((row.key(), row.value(state)));
     }
     rows.sort_by(|a, b| a.0.cmp(&b.0));
     let rows: Vec<Value> = rows.into_iter().map(|(_, row)| row).collect();
     json!({"generation": snapshot.generation.0, "revisions": rows})
 }
 
-fn row(
-    state: &dyn AdminState,
-    id: &RevisionId,
-    service: &str,
+/// One revision of `/api/revisions`.
+pub(super) struct Row<'r> {
+    pub(super) id: &'r RevisionId,
+    service: &'r str,
     percent: Value,
     tags: Vec<String>,
-    load: Option<&RevisionLoad>,
-) -> ((String, String, String), Value) {
-    let status = state.status().revision_status(id);
-    let endpoints: Vec<Value> = state
-        .endpoints(id)
-        .into_iter()
-        .map(|endpoint| {
-            json!({
-                "address": endpoint.address.to_string(),
-                "state": endpoint.condition.as_str(),
-                "in_flight": endpoint.in_flight,
+    load: Option<&'r RevisionLoad>,
+}
+
+impl<'r> Row<'r> {
+    /// A revision that a service has.
+    pub(super) fn configured(
+        id: &'r RevisionId,
+        service: &'r Service,
+        load: Option<&'r RevisionLoad>,
+    ) -> Self {
+        let targets = || service.main.split.targets().iter().filter(|t| t.revision == *id);
+        let share: u32 = targets().map(|t| t.percent.hundredths()).sum();
+        Self {
+            id,
+            service: service.id.name(),
+            percent: percent(share),
+            tags: targets()
+                .filter_map(|t| t.tag.as_ref().map(ToString::to_string))
+                .collect(),
+            load,
+        }
+    }
+
+    /// A revision that is no longer configured, and drains.
+    pub(super) fn leaving(load: &'r RevisionLoad) -> Self {
+        Self {
+            id: &load.revision,
+            service: load.service.name(),
+            percent: Value::Null,
+            tags: Vec::new(),
+            load: Some(load),
+        }
+    }
+
+    fn key(&self) -> (String, String, String) {
+        let names = [self.id.namespace(), self.service, self.id.name()];
+        names.map(str::to_owned).into()
+    }
+
+    pub(super) fn value(&self, state: &dyn AdminState) -> Value {
+        let status = state.status().revision_status(self.id);
+        let endpoints: Vec<Value> = state
+            .endpoints(self.id)
+            .into_iter()
+            .map(|endpoint| {
+                json!({
+                    "address": endpoint.address.to_string(),
+                    "state": endpoint.condition.as_str(),
+                    "in_flight": endpoint.in_flight,
+                })
             })
+            .collect();
+        json!({
+            "namespace": self.id.namespace(),
+            "service": self.service,
+            "revision": self.id.name(),
+            "percent": self.percent,
+            "tags": self.tags,
+            "state": if self.load.is_some_and(|l| l.leaving) { "leaving" } else { "serving" },
+            "ready": self.load.map_or(0, |l| l.ready),
+            "desired": status.as_ref().map(|s| s.desired),
+            "in_flight": self.load.map_or(0, |l| l.in_flight),
+            "queued": self.load.map_or(0, |l| l.queued),
+            "last_decision": status.as_ref().and_then(|s| s.last_decision.clone()),
+            "last_failure": status.as_ref().and_then(|s| s.last_failure.clone()),
+            "starts": status.as_ref().map(|s| s.starts),
+            "endpoints": endpoints,
         })
-        .collect();
-    let value = json!({
-        "namespace": id.namespace(),
-        "service": service,
-        "revision": id.name(),
-        "percent": percent,
-        "tags": tags,
-        "state": if load.is_some_and(|l| l.leaving) { "leaving" } else { "serving" },
-        "ready": load.map_or(0, |l| l.ready),
-        "desired": status.as_ref().map(|s| s.desired),
-        "in_flight": load.map_or(0, |l| l.in_flight),
-        "queued": load.map_or(0, |l| l.queued),
-        "last_decision": status.as_ref().and_then(|s| s.last_decision.clone()),
-        "last_failure": status.as_ref().and_then(|s| s.last_failure.clone()),
-        "starts": status.as_ref().map(|s| s.starts),
-        "endpoints": endpoints,
-    });
-    let key = (
-        id.namespace().to_owned(),
-        service.to_owned(),
-        id.name().to_owned(),
-    );
-    (key, value)
+    }
 }
 
 /// `/api/config`: `{generation, version, pid, startedAt, bound: {listeners, admin, health}, certificates: [{listener,
@@ -336,7 +355,11 @@ fn settings(settings: &Settings) -> Value {
         "queue": {"depth": settings.queue.depth, "bytes": settings.queue.bytes},
         "drain": {"delay": duration(settings.drain.delay), "timeout": duration(settings.drain.timeout)},
         "health": settings.health.map(|a| json!({"address": a.to_string()})),
-        "admin": {"address": settings.admin.to_string()},
+        "admin": {
+            "address": settings.admin.address.to_string(),
+            "token": redacted_token(&settings.admin),
+            "hosts": settings.admin.hosts,
+        },
         "dnsRefresh": duration(settings.dns_refresh),
     })
 }

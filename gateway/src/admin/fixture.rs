@@ -17,7 +17,8 @@ use sluice_model::{
 
 use super::{AdminState, BoundAddresses, UpgradeError, Upgraded};
 use crate::observe::{
-    EndpointCondition, EndpointLoad, ListenerCertificates, Metrics, RevisionLoad, RevisionMetrics,
+    Decision, EndpointCondition, EndpointLoad, ListenerCertificates, Metrics, RecentDecisions, RevisionLoad,
+    RevisionMetrics,
 };
 use crate::registry::{self, LiveService};
 
@@ -161,6 +162,7 @@ pub(crate) struct FakeGateway {
     metrics: Metrics,
     _v1: Arc<RevisionMetrics>,
     draining: AtomicBool,
+    pub(crate) decisions: RecentDecisions,
 }
 
 impl FakeGateway {
@@ -172,6 +174,7 @@ impl FakeGateway {
             _v1: metrics.revision(&service(), &revision("greeter-v1")),
             metrics,
             draining: AtomicBool::new(false),
+            decisions: RecentDecisions::default(),
         }
     }
 
@@ -210,7 +213,7 @@ impl AdminState for FakeGateway {
     fn bound(&self) -> BoundAddresses {
         BoundAddresses {
             listeners: vec![([127, 0, 0, 1], 8080).into()],
-            admin: ([127, 0, 0, 1], 9900).into(),
+            admin: std::net::SocketAddr::from(([127, 0, 0, 1], 9900)).into(),
             health: None,
         }
     }
@@ -219,6 +222,12 @@ impl AdminState for FakeGateway {
     }
     fn metrics(&self) -> &Metrics {
         &self.metrics
+    }
+    fn decisions(&self, after: u64) -> Vec<Decision> {
+        self.decisions.after(after)
+    }
+    fn diagnostics(&self) -> Value {
+        json!({"at": 0.0, "rejected": false, "errors": 0, "warnings": 0, "items": []})
     }
     fn scaling(&self) -> Value {
         let env = BTreeMap::from([("TOKEN".to_owned(), SECRET.to_owned())]);

@@ -3,26 +3,37 @@
 //! | path | response |
 //! |---|---|
 //! | `/` | this list, as an HTML page |
+//! | `/dashboard` | a page for people that shows all of it, live: `dashboard` |
 //! | `/healthz` | 200 `ok` while the process serves this very socket |
 //! | `/readyz` | 200 while a Snapshot is served and the process is not draining, else 503 with the reason |
 //! | `/metrics` | Prometheus's text format |
 //! | `/api/routes` | hosts, routes and splits: [`api::routes`] |
 //! | `/api/revisions` | revisions with load and endpoints, as `sluice status` shows them: [`api::revisions`] |
 //! | `/api/config` | settings in force, bound addresses, how revisions are scaled: [`api::config`] |
+//! | `/api/history?revision=…` | the last hour of a revision, or of all: [`History`](crate::observe::History) |
+//! | `/api/events` | server-sent events: a `snapshot`, then each `change` |
 //! | `POST /api/upgrade?timeout=30s` | the binary now on disk takes over; the response comes when it has, or says why not |
 //! | `/api/explain?url=…&method=…&header=K:%20V` | which revision would serve this, and why |
 //!
-//! No response contains a secret: values of request headers, webhook headers and environment variables are
+//! Requests are answered by the rules of `access`: no foreign `Host`, no foreign `Origin`, and changes with the token
+//! alone where there is one.
+//!
+//! No response contains a secret: the token, values of request headers, webhook headers and environment variables are
 //! shown as `***`. [`Purpose::Health`] are `/healthz` and `/readyz` alone, for an address that balancers
 //! may see.
 
+mod access;
 pub mod api;
+mod dashboard;
+mod feed;
 #[cfg(test)]
 pub(crate) mod fixture;
 mod graceful_shutdown;
 mod query;
 mod server;
+mod unix_socket;
 mod upgrade;
+mod view;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -30,15 +41,16 @@ use std::time::{Duration, SystemTime};
 
 use async_trait::async_trait;
 use serde_json::Value;
-use sluice_model::{Generation, RevisionId, StatusSource};
+use sluice_model::{AdminAddress, Generation, RevisionId, StatusSource};
 
-use crate::observe::{EndpointLoad, ListenerCertificates, Metrics, RevisionLoad};
+use crate::observe::{Decision, EndpointLoad, ListenerCertificates, Metrics, RevisionLoad};
 use crate::registry::Snapshot;
 
 pub use api::redacted;
 pub use graceful_shutdown::{GracefulShutdown, ShutdownSignal, graceful_shutdown};
 pub use query::{ExplainQuery, QueryError};
 pub use server::{AdminServer, BindError, Purpose};
+pub use unix_socket::SocketFile;
 pub use upgrade::{
     DEFAULT_LIMIT as DEFAULT_UPGRADE_LIMIT, PATH as UPGRADE_PATH, UpgradeError, Upgraded,
     parse_limit as parse_upgrade_limit,
@@ -50,7 +62,7 @@ pub struct BoundAddresses {
     /// In the order of the settings.
     pub listeners: Vec<SocketAddr>,
     /// The admin listener.
-    pub admin: SocketAddr,
+    pub admin: AdminAddress,
     /// The health listener, if there is one.
     pub health: Option<SocketAddr>,
 }
@@ -99,6 +111,13 @@ pub trait AdminState: Send + Sync + 'static {
 
     /// The process's metrics.
     fn metrics(&self) -> &Metrics;
+
+    /// The last scale decisions after this number, the oldest first; 0 for all that are kept.
+    fn decisions(&self, after: u64) -> Vec<Decision>;
+
+    /// What is wrong with the configuration on disk: `{at, rejected, errors, warnings, items: [{severity, file, line,
+    /// column, path, message, hint}]}`. `rejected`: the last good one serves on.
+    fn diagnostics(&self) -> Value;
 
     /// How revisions are scaled, as JSON for `/api/config`. Implementors pass maps with secrets through
     /// [`redacted`].

@@ -1,5 +1,6 @@
-//! The query of `/api/explain`: parsing it from a URL and encoding it into one.
+//! The queries of `/api/explain` and `/api/history`: parsing them from a URL and encoding them into one.
 
+use sluice_model::RevisionId;
 use thiserror::Error;
 
 /// The request that `/api/explain` explains.
@@ -88,6 +89,27 @@ impl ExplainQuery {
     }
 }
 
+/// The revision that `/api/history` is asked for; `None` for the whole gateway.
+///
+/// # Errors
+/// What to write, in one line.
+pub(super) fn history_query(query: &str) -> Result<Option<RevisionId>, String> {
+    let Some(given) = query.strip_prefix("revision=") else {
+        return match query {
+            "" => Ok(None),
+            _ => Err(format!("unknown: {query}; there is only revision=NAMESPACE/NAME")),
+        };
+    };
+    let name = decode(given).map_err(|error| error.to_string())?;
+    let id = name
+        .split_once('/')
+        .and_then(|(namespace, name)| RevisionId::parse(namespace, name).ok());
+    match id {
+        Some(id) => Ok(Some(id)),
+        None => Err(format!("`{name}` is no revision: write revision=NAMESPACE/NAME")),
+    }
+}
+
 fn split_header(header: &str) -> Result<(String, String), QueryError> {
     let (name, value) = header
         .split_once(':')
@@ -149,6 +171,24 @@ mod tests {
         #[test]
         fn nothing_panics(query in "\\PC*") {
             let _ = ExplainQuery::parse(&query);
+        }
+    }
+
+    #[test]
+    fn a_history_is_of_a_revision_or_of_all() {
+        let id = RevisionId::parse("default", "a-v1").unwrap();
+        assert_eq!(history_query(""), Ok(None));
+        assert_eq!(history_query("revision=default/a-v1"), Ok(Some(id.clone())));
+        assert_eq!(history_query("revision=default%2Fa-v1"), Ok(Some(id)));
+        for wrong in [
+            "revision=",
+            "revision=a",
+            "revision=a/b/c",
+            "revision=A/b",
+            "revision=%2",
+            "service=a/b",
+        ] {
+            assert!(history_query(wrong).is_err(), "{wrong}");
         }
     }
 

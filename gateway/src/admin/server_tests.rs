@@ -1,4 +1,5 @@
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
 use tokio::sync::Notify;
 
 use super::super::fixture::FakeGateway;
@@ -15,7 +16,7 @@ fn staying() -> ShutdownSignal {
 
 async fn admin_server() -> (SocketAddr, Arc<FakeGateway>, JoinSet<()>) {
     let server = AdminServer::bind(loopback(), Purpose::Admin).await.unwrap();
-    let address = server.address();
+    let address = server.tcp_address().unwrap();
     let state = Arc::new(FakeGateway::new());
     let mut tasks = JoinSet::new();
     tasks.spawn(server.serve(Arc::clone(&state) as Arc<dyn AdminState>, staying()));
@@ -25,7 +26,7 @@ async fn admin_server() -> (SocketAddr, Arc<FakeGateway>, JoinSet<()>) {
 /// Sends one request as bytes and reads to the end: head and body.
 async fn exchange(address: SocketAddr, method: &str, target: &str) -> (String, String) {
     let mut stream = TcpStream::connect(address).await.unwrap();
-    let request = format!("{method} {target} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n");
+    let request = format!("{method} {target} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n");
     stream.write_all(request.as_bytes()).await.unwrap();
     let mut answer = String::new();
     stream.read_to_string(&mut answer).await.unwrap();
@@ -103,7 +104,7 @@ async fn it_is_read_only() {
 #[tokio::test]
 async fn the_health_server_knows_health_only() {
     let server = AdminServer::bind(loopback(), Purpose::Health).await.unwrap();
-    let address = server.address();
+    let address = server.tcp_address().unwrap();
     let state = Arc::new(FakeGateway::new());
     let mut tasks = JoinSet::new();
     tasks.spawn(server.serve(Arc::clone(&state) as Arc<dyn AdminState>, staying()));
@@ -119,9 +120,9 @@ async fn the_health_server_knows_health_only() {
 #[tokio::test]
 async fn a_taken_port_is_named() {
     let server = AdminServer::bind(loopback(), Purpose::Admin).await.unwrap();
-    let taken = server.address();
+    let taken = server.tcp_address().unwrap();
     let error = AdminServer::bind(taken, Purpose::Admin).await.unwrap_err();
-    assert_eq!(error.address, taken);
+    assert_eq!(error.address, taken.into());
     let text = error.to_string();
     assert!(
         text.contains(&taken.to_string()) && text.contains("admin"),
@@ -138,8 +139,8 @@ async fn a_taken_port_is_named() {
 async fn a_socket_of_another_process_is_taken_over() {
     let socket = std::net::TcpListener::bind(loopback()).unwrap();
     let address = socket.local_addr().unwrap();
-    let server = AdminServer::from_std(socket, Purpose::Admin).unwrap();
-    assert_eq!(server.address(), address);
+    let server = AdminServer::inherit(socket.into(), &loopback().into(), Purpose::Admin).unwrap();
+    assert_eq!(server.tcp_address(), Some(address));
     let mut tasks = JoinSet::new();
     tasks.spawn(server.serve(Arc::new(FakeGateway::new()), staying()));
     assert_eq!(get(address, "/healthz").await.0, 200);
@@ -148,7 +149,7 @@ async fn a_socket_of_another_process_is_taken_over() {
 #[tokio::test]
 async fn silent_connections_make_room_and_answers_under_way_do_not() {
     let server = AdminServer::bind(loopback(), Purpose::Admin).await.unwrap();
-    let address = server.address();
+    let address = server.tcp_address().unwrap();
     let (started, goes_on) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
     let (starts, wait) = (Arc::clone(&started), Arc::clone(&goes_on));
     let answer = move |request: Request<Incoming>| {
@@ -162,7 +163,8 @@ async fn silent_connections_make_room_and_answers_under_way_do_not() {
         }
     };
     let mut tasks = JoinSet::new();
-    tasks.spawn(server.serve_with(answer, staying()));
+    let (request, accepting) = staying().split();
+    tasks.spawn(server.serve_with(answer, request, accepting));
     let slow = tokio::spawn(async move { get(address, "/slow").await });
     started.notified().await;
     let mut silent = Vec::new();
@@ -181,7 +183,7 @@ async fn dropping_the_server_closes_its_connections() {
     let (address, _state, mut tasks) = admin_server().await;
     let mut stream = TcpStream::connect(address).await.unwrap();
     stream
-        .write_all(b"GET /healthz HTTP/1.1\r\nhost: x\r\n\r\n")
+        .write_all(b"GET /healthz HTTP/1.1\r\nhost: localhost\r\n\r\n")
         .await
         .unwrap();
     let mut some = [0; 8];
@@ -229,27 +231,65 @@ async fn an_upgrade_is_asked_for_by_post_alone_and_says_what_came_of_it() {
 }
 
 #[tokio::test]
-async fn a_web_page_cannot_ask_for_an_upgrade() {
+async fn who_asks_is_checked_before_anything_is_answered() {
+    let (address, _state, _tasks) = admin_server().await;
+    let asked = async |head: &str| {
+        let mut stream = TcpStream::connect(address).await.unwrap();
+        let request = format!("{head}\r\nconnection: close\r\n\r\n");
+        stream.write_all(request.as_bytes()).await.unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await.unwrap();
+        answer
+    };
+    let page = asked("POST /api/upgrade HTTP/1.1\r\nhost: localhost\r\norigin: http://localhost").await;
+    assert!(
+        page.starts_with("HTTP/1.1 403") && page.contains("\"upgraded\": false"),
+        "{page}"
+    );
+    for path in ["/healthz", "/", "/api/events", "/api/upgrade", "/nothing"] {
+        let rebound = asked(&format!("GET {path} HTTP/1.1\r\nhost: x")).await;
+        assert!(rebound.starts_with("HTTP/1.1 421"), "{rebound}");
+    }
+}
+
+#[tokio::test]
+async fn the_stream_keeps_its_connection_beyond_the_age_of_others() {
     let (address, _state, _tasks) = admin_server().await;
     let mut stream = TcpStream::connect(address).await.unwrap();
-    let request = b"POST /api/upgrade HTTP/1.1\r\nhost: x\r\norigin: http://x\r\nconnection: close\r\n\r\n";
-    stream.write_all(request).await.unwrap();
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer).await.unwrap();
-    assert!(answer.starts_with("HTTP/1.1 403"), "{answer}");
+    stream
+        .write_all(b"GET /api/events HTTP/1.1\r\nhost: localhost\r\n\r\n")
+        .await
+        .unwrap();
+    let mut head = vec![0; 1 << 10];
+    let read = stream.read(&mut head).await.unwrap();
+    let head = String::from_utf8_lossy(&head[..read]).into_owned();
+    assert!(
+        head.starts_with("HTTP/1.1 200") && head.contains("text/event-stream"),
+        "{head}"
+    );
+    assert!(head.contains("connection: close"), "{head}");
+    // Silent connections do not push it out.
+    let mut silent = Vec::new();
+    for _ in 0..2 * MAX_CONNECTIONS {
+        silent.push(TcpStream::connect(address).await.unwrap());
+    }
+    assert_eq!(get(address, "/healthz").await.0, 200);
+    let more = timeout(Duration::from_secs(20), stream.read(&mut [0; 64])).await;
+    assert!(more.unwrap().unwrap() > 0, "an event");
 }
 
 #[tokio::test]
 async fn leaving_closes_the_socket_here_and_ends_what_is_open() {
     let server = AdminServer::bind(loopback(), Purpose::Health).await.unwrap();
-    let address = server.address();
-    let theirs = AdminServer::from_std(server.socket().unwrap().into(), Purpose::Health).unwrap();
+    let address = server.tcp_address().unwrap();
+    let socket = server.socket().unwrap();
+    let theirs = AdminServer::inherit(socket, server.address(), Purpose::Health).unwrap();
     let (mut shutdown, signal) = crate::admin::graceful_shutdown();
     let mut tasks = JoinSet::new();
     tasks.spawn(server.serve(Arc::new(FakeGateway::new()), signal));
     // A kept-alive, idle connection.
     let mut idle = TcpStream::connect(address).await.unwrap();
-    idle.write_all(b"GET /healthz HTTP/1.1\r\nhost: x\r\n\r\n")
+    idle.write_all(b"GET /healthz HTTP/1.1\r\nhost: localhost\r\n\r\n")
         .await
         .unwrap();
     assert!(idle.read(&mut [0; 512]).await.unwrap() > 0);

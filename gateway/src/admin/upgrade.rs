@@ -1,16 +1,14 @@
-//! `POST /api/upgrade`: the admin API's only action.
+//! `POST /api/upgrade`: the admin API's only action. Who may ask for it is decided by [`access`](super::access).
 
 use std::time::Duration;
 
-use bytes::Bytes;
-use http::header::{ALLOW, HeaderValue, ORIGIN};
+use http::header::{ALLOW, HeaderValue};
 use http::{Method, Request, Response, StatusCode};
-use http_body_util::Full;
 use serde_json::json;
 use thiserror::Error;
 
 use super::AdminState;
-use super::server::as_json;
+use super::server::{AdminBody, as_json};
 
 /// The path of the upgrade.
 pub const PATH: &str = "/api/upgrade";
@@ -42,8 +40,8 @@ pub enum UpgradeError {
 }
 
 /// The response: `{upgraded: true, pid, version, previousPid}` with 200; `{upgraded: false, error}` with 409 when it
-/// was not tried, 500 when it failed; 400 and 403 for an invalid request.
-pub(super) async fn answer<B>(state: &dyn AdminState, request: &Request<B>) -> Response<Full<Bytes>> {
+/// was not tried, 500 when it failed; 400 for an invalid request.
+pub(super) async fn answer<B>(state: &dyn AdminState, request: &Request<B>) -> Response<AdminBody> {
     let refused = |status, error: &str| as_json(status, &json!({"upgraded": false, "error": error}));
     if request.method() != Method::POST {
         let mut answer = refused(StatusCode::METHOD_NOT_ALLOWED, "use POST");
@@ -51,10 +49,6 @@ pub(super) async fn answer<B>(state: &dyn AdminState, request: &Request<B>) -> R
             .headers_mut()
             .insert(ALLOW, HeaderValue::from_static("POST"));
         return answer;
-    }
-    // CSRF: a web page can POST to a loopback address, but the browser then sends an Origin.
-    if request.headers().contains_key(ORIGIN) {
-        return refused(StatusCode::FORBIDDEN, "not from a web page");
     }
     let limit = match limit(request.uri().query()) {
         Ok(limit) => limit,

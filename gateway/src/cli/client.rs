@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::io;
+use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
 
@@ -10,8 +11,10 @@ use http::{Method, Request, StatusCode};
 use http_body_util::{BodyExt, Empty, Limited};
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
+use sluice_model::{AdminAddress, Secret};
 use thiserror::Error;
-use tokio::net::TcpStream;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{TcpStream, UnixStream};
 use tokio::time::timeout;
 
 /// The default address of the admin server.
@@ -25,11 +28,18 @@ const TIMEOUT: Duration = Duration::from_secs(10);
 /// The longest response accepted: some 100,000 revisions.
 const MAX_ANSWER: usize = 64 << 20;
 
-/// The address of an admin server: `http://host:port`, `host:port` or `host`.
+/// The address of an admin server: `http://host:port`, `host:port`, `host` or `unix:/path`.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct AdminUrl {
-    host: String,
-    port: u16,
+pub enum AdminUrl {
+    /// TCP.
+    Tcp {
+        /// A name, or an address; IPv6 in brackets.
+        host: String,
+        /// The port.
+        port: u16,
+    },
+    /// A Unix socket.
+    Unix(PathBuf),
 }
 
 impl FromStr for AdminUrl {
@@ -38,6 +48,12 @@ impl FromStr for AdminUrl {
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         if text.starts_with("https://") {
             return Err("the admin address speaks plain HTTP: http://HOST:PORT".to_owned());
+        }
+        if text.starts_with("unix:") {
+            return match text.parse()? {
+                AdminAddress::Unix(path) => Ok(Self::Unix(path)),
+                AdminAddress::Tcp(_) => Err("write it as unix:/path".to_owned()),
+            };
         }
         let bad = || format!("write it as {DEFAULT_ADMIN}");
         let rest = text.strip_prefix("http://").unwrap_or(text);
@@ -51,7 +67,7 @@ impl FromStr for AdminUrl {
             None if authority.as_str() == authority.host() => DEFAULT_PORT,
             None => return Err(bad()),
         };
-        Ok(Self {
+        Ok(Self::Tcp {
             host: authority.host().to_owned(),
             port,
         })
@@ -60,7 +76,20 @@ impl FromStr for AdminUrl {
 
 impl fmt::Display for AdminUrl {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "http://{}:{}", self.host, self.port)
+        match self {
+            Self::Tcp { host, port } => write!(f, "http://{host}:{port}"),
+            Self::Unix(path) => write!(f, "unix:{}", path.display()),
+        }
+    }
+}
+
+impl AdminUrl {
+    /// The `Host` of a request. The host of a Unix socket is this machine.
+    fn authority(&self) -> String {
+        match self {
+            Self::Tcp { host, port } => format!("{host}:{port}"),
+            Self::Unix(_) => "localhost".to_owned(),
+        }
     }
 }
 
@@ -84,6 +113,14 @@ pub enum AdminError {
         url: AdminUrl,
         /// What is wrong with the response.
         what: String,
+    },
+    /// The gateway does not know the name that it was reached by.
+    #[error(
+        "{url}: the gateway does not go by this name: use its IP address, or list the name in its admin.hosts"
+    )]
+    Misdirected {
+        /// The admin address.
+        url: AdminUrl,
     },
     /// No response in time.
     #[error("{url} did not answer within {} s", limit.as_secs())]
@@ -114,16 +151,27 @@ fn hint(source: &io::Error) -> &'static str {
 
 /// Sends a GET request. Cancel-safe; takes at most [`TIMEOUT`].
 pub(super) async fn get(url: &AdminUrl, target: &str) -> Result<(StatusCode, Bytes), AdminError> {
-    within(url, TIMEOUT, exchange(url, Method::GET, target)).await
+    let request = AdminRequest {
+        method: Method::GET,
+        target,
+        token: None,
+    };
+    within(url, TIMEOUT, send(url, request)).await
 }
 
-/// Sends a POST request without a body. Cancel-safe; takes at most `limit`.
+/// Sends a POST request without a body, with the admin token if there is one. Cancel-safe; takes at most `limit`.
 pub(super) async fn post(
     url: &AdminUrl,
     target: &str,
+    token: Option<&Secret>,
     limit: Duration,
 ) -> Result<(StatusCode, Bytes), AdminError> {
-    within(url, limit, exchange(url, Method::POST, target)).await
+    let request = AdminRequest {
+        method: Method::POST,
+        target,
+        token,
+    };
+    within(url, limit, send(url, request)).await
 }
 
 async fn within<T>(
@@ -140,28 +188,56 @@ async fn within<T>(
     }
 }
 
-async fn exchange(url: &AdminUrl, method: Method, target: &str) -> Result<(StatusCode, Bytes), AdminError> {
+struct AdminRequest<'r> {
+    method: Method,
+    target: &'r str,
+    token: Option<&'r Secret>,
+}
+
+async fn send(url: &AdminUrl, request: AdminRequest<'_>) -> Result<(StatusCode, Bytes), AdminError> {
+    let unreachable = |source| AdminError::Unreachable {
+        url: url.clone(),
+        source,
+    };
+    match url {
+        AdminUrl::Tcp { host, port } => {
+            let host = host.trim_start_matches('[').trim_end_matches(']');
+            let stream = TcpStream::connect((host, *port)).await.map_err(unreachable)?;
+            exchange(url, stream, request).await
+        }
+        AdminUrl::Unix(path) => {
+            let stream = UnixStream::connect(path).await.map_err(unreachable)?;
+            exchange(url, stream, request).await
+        }
+    }
+}
+
+async fn exchange(
+    url: &AdminUrl,
+    stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    request: AdminRequest<'_>,
+) -> Result<(StatusCode, Bytes), AdminError> {
     let strange = |what: &dyn fmt::Display| AdminError::Strange {
         url: url.clone(),
         what: what.to_string(),
     };
-    let host = url.host.trim_start_matches('[').trim_end_matches(']');
-    let stream = TcpStream::connect((host, url.port))
-        .await
-        .map_err(|source| AdminError::Unreachable {
-            url: url.clone(),
-            source,
-        })?;
     let (mut sender, connection) = http1::handshake(TokioIo::new(stream))
         .await
         .map_err(|e| strange(&e))?;
-    let request = Request::builder()
+    let AdminRequest {
+        method,
+        target,
+        token,
+    } = request;
+    let mut request = Request::builder()
         .method(&method)
         .uri(target)
-        .header("host", format!("{}:{}", url.host, url.port))
-        .header("connection", "close")
-        .body(Empty::<Bytes>::new())
-        .map_err(|e| strange(&e))?;
+        .header("host", url.authority())
+        .header("connection", "close");
+    if let Some(token) = token {
+        request = request.header("authorization", format!("Bearer {}", token.reveal()));
+    }
+    let request = request.body(Empty::<Bytes>::new()).map_err(|e| strange(&e))?;
     let exchange = async {
         let answer = sender.send_request(request).await;
         let answer = answer.map_err(|e| match method {
@@ -173,6 +249,9 @@ async fn exchange(url: &AdminUrl, method: Method, target: &str) -> Result<(Statu
             _ => strange(&e),
         })?;
         let status = answer.status();
+        if status == StatusCode::MISDIRECTED_REQUEST {
+            return Err(AdminError::Misdirected { url: url.clone() });
+        }
         let body = Limited::new(answer.into_body(), MAX_ANSWER).collect().await;
         Ok((status, body.map_err(|e| strange(&e))?.to_bytes()))
     };
@@ -202,6 +281,7 @@ mod tests {
             ("localhost:1", "http://localhost:1"),
             ("gateway", "http://gateway:9900"),
             ("http://[::1]:1", "http://[::1]:1"),
+            ("unix:/run/a.sock", "unix:/run/a.sock"),
         ] {
             assert_eq!(text.parse::<AdminUrl>().unwrap().to_string(), want);
         }
@@ -212,6 +292,7 @@ mod tests {
             "http://a/b",
             "http://a:99999",
             "http://u:p@a",
+            "unix:",
         ] {
             assert!(text.parse::<AdminUrl>().is_err(), "{text}");
         }
@@ -256,6 +337,10 @@ mod tests {
         let ok = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok";
         let (answer, ()) = tokio::join!(get(&url, "/"), serve(ok));
         assert_eq!(answer.unwrap(), (StatusCode::OK, Bytes::from_static(b"ok")));
+        let misdirected = b"HTTP/1.1 421 Misdirected Request\r\ncontent-length: 0\r\n\r\n";
+        let (answer, ()) = tokio::join!(get(&url, "/"), serve(misdirected));
+        let text = answer.unwrap_err().to_string();
+        assert!(text.contains("admin.hosts"), "{text}");
         for bytes in [
             &b"SSH-2.0-OpenSSH\r\n"[..],
             b"",

@@ -7,14 +7,17 @@ mod client;
 pub mod explain;
 pub mod status;
 mod table;
+mod token;
 pub mod upgrade;
 
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+
+use sluice_model::AdminAddress;
 
 use crate::admin::parse_upgrade_limit;
 use crate::observe::LogFormat;
@@ -116,9 +119,9 @@ pub struct RunArgs {
     /// Where the configuration is.
     #[command(flatten)]
     pub config: ConfigArgs,
-    /// Where the admin server listens, instead of what the configuration says
+    /// Where the admin server listens, instead of what the configuration says: 127.0.0.1:9901 or unix:/path
     #[arg(long, value_name = "ADDR")]
-    pub admin: Option<SocketAddr>,
+    pub admin: Option<AdminAddress>,
     /// How the log on stderr looks
     #[arg(long, value_enum, value_name = "FORMAT", default_value = "pretty")]
     pub log_format: LogFormat,
@@ -211,6 +214,7 @@ pub struct StatusArgs {
 #[command(after_help = "Examples:
   sluice upgrade
   sluice upgrade --admin http://127.0.0.1:9901 --timeout 45s
+  sluice upgrade --admin unix:/run/sluice/admin.sock --token-file /etc/sluice/token
 
 Exits 0 when the new process serves; 1 when the old one goes on, and says why; 2 when no gateway
 answers. SIGQUIT to the running gateway does the same.")]
@@ -218,6 +222,9 @@ pub struct UpgradeArgs {
     /// The admin address of the running gateway
     #[arg(long, value_name = "URL", default_value = client::DEFAULT_ADMIN)]
     pub admin: AdminUrl,
+    /// A file with the admin token; by default it is taken from $SLUICE_TOKEN
+    #[arg(long, value_name = "FILE")]
+    pub token_file: Option<PathBuf>,
     /// How long the new process may take to get ready
     #[arg(long, value_name = "DURATION", default_value = "30s", value_parser = parse_upgrade_limit)]
     pub timeout: Duration,
@@ -342,7 +349,9 @@ mod tests {
         };
         assert_eq!((echo.start_delay.as_secs(), echo.delay.as_millis()), (2, 250));
         assert!(parse("sluice schema").is_ok());
-        assert!(parse("sluice upgrade --admin http://[::1]:9900").is_ok());
+        assert!(parse("sluice upgrade --admin http://[::1]:9900 --token-file a").is_ok());
+        assert!(parse("sluice status --admin unix:/run/a.sock").is_ok());
+        assert!(parse("sluice run --admin unix:a.sock").is_ok());
     }
 
     #[test]

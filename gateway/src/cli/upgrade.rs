@@ -8,6 +8,7 @@ use bytes::Bytes;
 use http::StatusCode;
 use serde_json::Value;
 
+use super::token::token;
 use super::{AdminError, UpgradeArgs, block_on, client, fail, print};
 use crate::admin::UPGRADE_PATH;
 
@@ -18,7 +19,12 @@ const AFTERWARDS: Duration = Duration::from_secs(20);
 /// there is no gateway.
 pub fn run(args: &UpgradeArgs) -> ExitCode {
     let target = format!("{UPGRADE_PATH}?timeout={}ms", args.timeout.as_millis());
-    let answer = match block_on(client::post(&args.admin, &target, args.timeout + AFTERWARDS)) {
+    let token = match token(args.token_file.as_deref()) {
+        Ok(token) => token,
+        Err(error) => return fail(error),
+    };
+    let limit = args.timeout + AFTERWARDS;
+    let answer = match block_on(client::post(&args.admin, &target, token.as_ref(), limit)) {
         Ok(answer) => answer,
         Err(error) => return fail(error),
     };

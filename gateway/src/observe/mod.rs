@@ -8,7 +8,9 @@
 //! **Invariant:** labels never hold a path, a raw host or anything else a client chose.
 
 mod access_log;
+mod decisions;
 mod escape;
+mod history;
 mod log_writer;
 mod logging;
 mod metrics;
@@ -19,6 +21,8 @@ mod record;
 use sluice_model::AccessLogFormat;
 
 pub use access_log::AccessLog;
+pub use decisions::{Decision, RecentDecisions};
+pub use history::{DurationCounts, History, MAX_SERIES, PHASES, Point, RequestCounts, STEP, STEPS};
 pub use log_writer::{LogSink, LogWriter};
 pub use logging::{LogFormat, LoggingError, init_logging};
 pub use metrics::{

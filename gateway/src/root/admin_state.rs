@@ -8,16 +8,21 @@ use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant, SystemTime};
 
 use async_trait::async_trait;
+use parking_lot::Mutex;
 use serde_json::{Value, json};
-use sluice_control::autoscale::AutoscaleHandle;
+use sluice_control::autoscale::{AutoscaleHandle, DesiredSink};
+use sluice_control::config::{Diagnostic, Severity};
 use sluice_control::plan::{Plan, PlanDelta, RevisionPlan, ScalerSpec};
 use sluice_control::scale::ScaleHandle;
 use sluice_gateway::admin::{AdminState, BoundAddresses, UpgradeError, Upgraded, redacted};
 use sluice_gateway::edge::{Drain, Edge};
-use sluice_gateway::observe::{EndpointCondition, EndpointLoad, ListenerCertificates, Metrics, RevisionLoad};
+use sluice_gateway::observe::{
+    Decision, EndpointCondition, EndpointLoad, ListenerCertificates, Metrics, RecentDecisions, RevisionLoad,
+    wall_clock,
+};
 use sluice_gateway::registry::{LiveRevision, Registry, Snapshot};
 use sluice_gateway::throttle::{EndpointPhase, EndpointView};
-use sluice_model::{Demand, DemandSink, Generation, RevisionId, StatusSource};
+use sluice_model::{AdminAddress, Demand, DemandSink, Generation, RevisionId, StatusSource};
 use tokio::sync::watch;
 
 use super::cluster::StatsHandle;
@@ -31,9 +36,12 @@ pub(super) struct GatewayState {
     pub(super) metrics: Metrics,
     pub(super) drain: watch::Receiver<Drain>,
     pub(super) plans: Arc<Plans>,
-    pub(super) admin: SocketAddr,
+    pub(super) admin: AdminAddress,
     pub(super) health: Option<SocketAddr>,
     pub(super) started: SystemTime,
+    pub(super) decisions: Arc<RecentDecisions>,
+    /// As [`AdminState::diagnostics`] gives it.
+    pub(super) diagnostics: Arc<Mutex<Value>>,
     pub(super) upgrades: UpgradeRequester,
     /// Another process serves on these addresses.
     pub(super) handed_over: AtomicBool,
@@ -43,7 +51,7 @@ pub(super) struct GatewayState {
 
 /// The plan in force, for `/api/config`.
 #[derive(Default)]
-pub(super) struct Plans(parking_lot::Mutex<Option<Plan>>);
+pub(super) struct Plans(Mutex<Option<Plan>>);
 
 impl Plans {
     pub(super) fn edit(&self, delta: &PlanDelta) {
@@ -86,7 +94,7 @@ impl AdminState for GatewayState {
         let listeners = self.edge.listeners().iter().map(|l| l.bound).collect();
         BoundAddresses {
             listeners,
-            admin: self.admin,
+            admin: self.admin.clone(),
             health: self.health,
         }
     }
@@ -97,6 +105,14 @@ impl AdminState for GatewayState {
 
     fn metrics(&self) -> &Metrics {
         &self.metrics
+    }
+
+    fn decisions(&self, after: u64) -> Vec<Decision> {
+        self.decisions.after(after)
+    }
+
+    fn diagnostics(&self) -> Value {
+        self.diagnostics.lock().clone()
     }
 
     fn scaling(&self) -> Value {
@@ -228,6 +244,33 @@ fn endpoint(view: EndpointView) -> Option<EndpointLoad> {
         condition,
         in_flight: view.in_flight,
     })
+}
+
+/// What is wrong with a configuration, as [`AdminState::diagnostics`] gives it.
+pub(super) fn diagnostics(at: SystemTime, found: &[Diagnostic]) -> Value {
+    let errors = found.iter().filter(|one| one.severity == Severity::Error).count();
+    let since = at.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    json!({
+        // Exact up to 2^53 milliseconds.
+        "at": since.as_millis() as f64 / 1_000.0,
+        "rejected": errors > 0,
+        "errors": errors,
+        "warnings": found.len() - errors,
+        "items": found,
+    })
+}
+
+/// Passes the autoscaler's decisions on to the scaler, and keeps the last ones for the dashboard.
+pub(super) struct RecordedDecisions {
+    pub(super) scale: ScaleHandle,
+    pub(super) recent: Arc<RecentDecisions>,
+}
+
+impl DesiredSink for RecordedDecisions {
+    fn set_desired(&self, revision: &RevisionId, desired: u32, reason: String) {
+        self.recent.add(wall_clock(), revision, &reason);
+        self.scale.set_desired(revision, desired, reason);
+    }
 }
 
 /// Routes demand to autoscaler and scaler. The autoscaler is built after the data plane, which sends demand; until

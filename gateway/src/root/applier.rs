@@ -3,17 +3,20 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use parking_lot::Mutex;
+use serde_json::Value;
 use sluice_control::autoscale::AutoscaleHandle;
 use sluice_control::compile::{FileReference, ListenerReference};
+use sluice_control::config::Diagnostic;
 use sluice_control::plan::PlanDelta;
 use sluice_control::reconcile::{ChangeSink, ReloadOutcome};
 use sluice_control::scale::ScaleHandle;
 use sluice_gateway::edge::Edge;
-use sluice_gateway::observe::{Metrics, ReloadResult};
+use sluice_gateway::observe::{Metrics, ReloadResult, wall_clock};
 use sluice_model::{Delta, Generation, Settings};
 use tokio::runtime::Handle;
 
-use super::admin_state::Plans;
+use super::admin_state::{Plans, diagnostics};
 use super::check::bad_pages;
 use super::upgrade::{Notifier, Table};
 
@@ -29,6 +32,8 @@ pub(super) struct Applier {
     /// Not every listener or certificate of the settings could be applied: the next change tries again.
     pub(super) edge_is_wrong: bool,
     pub(super) plans: Arc<Plans>,
+    /// What is wrong with the configuration on disk, for the admin API.
+    pub(super) diagnostics: Arc<Mutex<Value>>,
     /// Where listeners accept.
     pub(super) runtime: Handle,
     pub(super) notify: Arc<Notifier>,
@@ -100,7 +105,8 @@ impl ChangeSink for Applier {
         self.synced.store(true, Ordering::Relaxed);
     }
 
-    fn outcome(&mut self, outcome: ReloadOutcome) {
+    fn outcome(&mut self, outcome: ReloadOutcome, found: &[Diagnostic]) {
+        *self.diagnostics.lock() = diagnostics(wall_clock(), found);
         self.metrics.reloaded(match outcome {
             ReloadOutcome::Applied(_) => ReloadResult::Applied,
             ReloadOutcome::Unchanged => ReloadResult::Unchanged,

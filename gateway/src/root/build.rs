@@ -144,19 +144,24 @@ pub(super) fn build(
     let settings = Arc::clone(&first.settings);
     let generation = published.generation;
     drop(published);
-    let admin_address = args.admin.unwrap_or(settings.admin);
+    let admin_address = args
+        .admin
+        .clone()
+        .unwrap_or_else(|| settings.admin.address.clone());
     let mut inherited = |kind, address| new.as_mut().and_then(|new| new.take(kind, address));
     let (admin, health) = control.block_on(async {
         let cannot = |e: std::io::Error| StartupError::start(format!("cannot use an inherited socket: {e}"));
-        let admin = match inherited(SocketKind::Admin, admin_address) {
-            Some(socket) => AdminServer::from_std(socket, Purpose::Admin).map_err(cannot)?,
-            None => AdminServer::bind(admin_address, Purpose::Admin)
+        let admin = match inherited(SocketKind::Admin, admin_address.clone()) {
+            Some(socket) => AdminServer::inherit(socket, &admin_address, Purpose::Admin).map_err(cannot)?,
+            None => AdminServer::bind(admin_address.clone(), Purpose::Admin)
                 .await
                 .map_err(StartupError::start)?,
         };
         let health = match settings.health {
-            Some(address) => Some(match inherited(SocketKind::Health, address) {
-                Some(socket) => AdminServer::from_std(socket, Purpose::Health).map_err(cannot)?,
+            Some(address) => Some(match inherited(SocketKind::Health, address.into()) {
+                Some(socket) => {
+                    AdminServer::inherit(socket, &address.into(), Purpose::Health).map_err(cannot)?
+                }
                 None => AdminServer::bind(address, Purpose::Health)
                     .await
                     .map_err(StartupError::start)?,
@@ -173,7 +178,7 @@ pub(super) fn build(
     };
     keep(SocketKind::Admin, admin_address, admin.socket())?;
     if let (Some(address), Some(health)) = (settings.health, &health) {
-        keep(SocketKind::Health, address, health.socket())?;
+        keep(SocketKind::Health, address.into(), health.socket())?;
     }
     if let Some(new) = new {
         edge.pause_accepting();

@@ -9,16 +9,18 @@ use std::sync::atomic::AtomicBool;
 use std::time::{Duration, SystemTime};
 
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use parking_lot::Mutex;
+use serde_json::Value;
 use sluice_control::autoscale::autoscaler;
 use sluice_control::scale::ScaleOptions;
 use sluice_gateway::admin::{AdminServer, graceful_shutdown};
 use sluice_gateway::cli::RunArgs;
 use sluice_gateway::edge::Edge;
-use sluice_gateway::observe::{AccessLog, LogWriter, Metrics, init_logging};
+use sluice_gateway::observe::{AccessLog, LogWriter, Metrics, RecentDecisions, init_logging};
 use tokio::runtime::{Builder, Runtime};
 use tokio::task::JoinSet;
 
-use super::admin_state::{GatewayState, Plans};
+use super::admin_state::{GatewayState, Plans, RecordedDecisions};
 use super::applier::Applier;
 use super::build::{Built, build};
 use super::cluster;
@@ -188,11 +190,17 @@ fn serve(
         };
         controller.spawn(Arc::clone(&registry) as _, options, left);
     }
-    let (autoscale, decisions) = autoscaler(Arc::clone(&registry) as _, Arc::new(scale.clone()), wanted);
+    let recent = Arc::new(RecentDecisions::default());
+    let desired = Arc::new(RecordedDecisions {
+        scale: scale.clone(),
+        recent: Arc::clone(&recent),
+    });
+    let (autoscale, decisions) = autoscaler(Arc::clone(&registry) as _, desired, wanted);
     let _ = demand.autoscale.set(autoscale.clone());
     let decisions = control.spawn(decisions.run()).abort_handle();
 
     let plans = Arc::new(Plans::default());
+    let diagnostics = Arc::new(Mutex::new(Value::Null));
     let (upgrades, upgrade_requests) = upgrade::upgrade_requests();
     let state = Arc::new(GatewayState {
         registry: Arc::clone(&registry),
@@ -201,8 +209,10 @@ fn serve(
         metrics: metrics.clone(),
         drain: phase,
         plans: Arc::clone(&plans),
-        admin: admin.address(),
-        health: health.as_ref().map(AdminServer::address),
+        admin: admin.address().clone(),
+        health: health.as_ref().and_then(AdminServer::tcp_address),
+        decisions: recent,
+        diagnostics: Arc::clone(&diagnostics),
         started: origin.started,
         upgrades,
         handed_over: AtomicBool::new(false),
@@ -221,6 +231,7 @@ fn serve(
         metrics,
         settings: Arc::clone(reader.peek().settings()),
         plans,
+        diagnostics,
         runtime: accepting,
         notify: Arc::clone(&origin.notify),
         edge_is_wrong: false,
@@ -228,6 +239,7 @@ fn serve(
     };
     let reconciler = loaded.attach_with(applier, generation, cluster);
     announce(&edge, &state);
+    let socket_file = admin.socket_file();
     let (server_shutdown, signal) = graceful_shutdown();
     let mut servers_running = JoinSet::new();
     if let Some(health) = health {
@@ -249,6 +261,7 @@ fn serve(
         server_shutdown,
         servers: servers_running,
         exporter: exporter.map(|exporter| exporter.spawn(control.handle())),
+        socket_file,
         handoff: Handoff {
             program: origin.program,
             edge,

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use sluice_control::scale::ScaleHandle;
 use sluice_control::source::ReloadHandle;
-use sluice_gateway::admin::{GracefulShutdown, UpgradeError, Upgraded};
+use sluice_gateway::admin::{GracefulShutdown, SocketFile, UpgradeError, Upgraded};
 use sluice_gateway::edge::Edge;
 use sluice_gateway::registry::{Reader, Registry};
 use sluice_gateway::traces::ExporterHandle;
@@ -45,6 +45,8 @@ pub(super) struct Running {
     pub(super) servers: JoinSet<()>,
     /// Sends traces, where there are any.
     pub(super) exporter: Option<ExporterHandle>,
+    /// The file of the admin server's Unix socket: this process's to remove, unless another one serves on it.
+    pub(super) socket_file: Option<SocketFile>,
     pub(super) handoff: Handoff,
     pub(super) upgrade_requests: mpsc::Receiver<UpgradeRequest>,
     /// The old process, where this process is the new one of an upgrade; it may still drain.
@@ -80,7 +82,10 @@ impl Running {
                     }
                 }
             }
-            End::HandedOver(handed, request) => self.drain_after_handover(*handed, request).await,
+            End::HandedOver(handed, request) => {
+                self.socket_file = None;
+                self.drain_after_handover(*handed, request).await
+            }
         };
         self.scale.shutdown().await;
         // After the last request, and before the servers end: their metrics tell what was lost.
@@ -92,6 +97,9 @@ impl Running {
         self.server_shutdown.stop_accepting().await;
         let last_words = async { while self.servers.join_next().await.is_some() {} };
         let _ = tokio::time::timeout(LAST_ANSWERS, last_words).await;
+        if let Some(file) = &self.socket_file {
+            file.remove();
+        }
         tracing::info!("gone");
     }
 

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::io::{AsyncBufReadExt, AsyncRead, BufReader};
@@ -20,6 +21,8 @@ pub(super) struct Output {
 pub(super) struct Bound {
     pub(super) listeners: BTreeMap<usize, SocketAddr>,
     pub(super) admin: Option<SocketAddr>,
+    /// The admin listener, where it is a Unix socket.
+    pub(super) admin_socket: Option<PathBuf>,
     pub(super) health: Option<SocketAddr>,
     pub(super) ready: bool,
 }
@@ -37,7 +40,10 @@ impl Bound {
                     self.listeners.insert(index, addr);
                 }
             }
-            ["admin", "on", addr, ..] => self.admin = addr.parse().ok(),
+            ["admin", "on", addr, ..] => {
+                self.admin = addr.parse().ok();
+                self.admin_socket = addr.strip_prefix("unix:").map(PathBuf::from);
+            }
             ["health", "on", addr, ..] => self.health = addr.parse().ok(),
             ["ready", ..] => self.ready = true,
             _ => {}

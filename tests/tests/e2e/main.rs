@@ -4,6 +4,7 @@
 
 #![allow(clippy::disallowed_methods, reason = "real clients, real time")]
 
+mod admin_access;
 mod autoscaling;
 mod backends;
 mod balancer;
@@ -16,6 +17,8 @@ mod cold_stream;
 mod cold_timing;
 mod configs;
 mod corpus;
+mod dashboard;
+mod dashboard_browser;
 mod drain;
 mod early_responses;
 mod ejection;

@@ -10,9 +10,9 @@ use nix::errno::Errno;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
 /// Variables that are for the gateway's process alone. With them an instance would notify the service manager that the
-/// gateway is ready, feed the gateway's watchdog, or use descriptors that it does not have (sd_notify(3),
-/// sd_listen_fds(3), sd_watchdog_enabled(3)).
-const PERSONAL: [&str; 9] = [
+/// gateway is ready, feed the gateway's watchdog, use descriptors that it does not have (sd_notify(3),
+/// sd_listen_fds(3), sd_watchdog_enabled(3)), or change the gateway by its admin API.
+const PERSONAL: [&str; 10] = [
     "NOTIFY_SOCKET",
     "WATCHDOG_PID",
     "WATCHDOG_USEC",
@@ -22,6 +22,7 @@ const PERSONAL: [&str; 9] = [
     "LISTEN_FDNAMES",
     "SLUICE_UPGRADE_FROM",
     "SLUICE_STARTED_DESCRIPTORS",
+    "SLUICE_TOKEN",
 ];
 
 /// Attributes of instances that differ from those of the supervisor.

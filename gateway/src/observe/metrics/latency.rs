@@ -27,6 +27,17 @@ pub(super) const BOUNDS: [(u64, &str); 16] = [
     (60_000_000, "60"),
 ];
 
+/// The bounds in microseconds alone.
+pub(in crate::observe) const LATENCY_BOUNDS: [u64; BOUNDS.len()] = {
+    let mut micros = [0; BOUNDS.len()];
+    let mut i = 0;
+    while i < micros.len() {
+        micros[i] = BOUNDS[i].0;
+        i += 1;
+    }
+    micros
+};
+
 /// The longest duration recorded, in microseconds; longer ones count as this (the sum stays exact). Bounds a
 /// histogram at 26 KB.
 const LONGEST: u64 = 3_600_000_000;
@@ -77,6 +88,17 @@ impl Latency {
         let taken = recorded.micros.record(micros);
         debug_assert!(taken.is_ok(), "{micros} did not fit: {taken:?}");
         recorded.sum = recorded.sum.saturating_add(duration);
+    }
+
+    /// The number of durations so far, and their sum. Costs less than [`buckets`](Self::buckets).
+    pub(super) fn total(&self) -> (u64, Duration) {
+        let totals = self.stripes.iter().map(|stripe| {
+            let recorded = stripe.lock();
+            (recorded.micros.len(), recorded.sum)
+        });
+        totals.fold((0, Duration::ZERO), |(count, sum), (n, more)| {
+            (count + n, sum.saturating_add(more))
+        })
     }
 
     /// All durations so far; `None` before the first.
@@ -150,5 +172,6 @@ mod tests {
         assert_eq!(buckets.count, 8002);
         assert_eq!(buckets.cumulative[2], 0);
         assert_eq!(buckets.cumulative[3..], [8000; 13]);
+        assert_eq!(latency.total(), (buckets.count, buckets.sum));
     }
 }

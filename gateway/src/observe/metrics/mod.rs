@@ -17,7 +17,7 @@ mod revision;
 mod status_codes;
 mod stripes;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -26,8 +26,10 @@ use std::time::SystemTime;
 use metrics::{Counter, Gauge};
 use sluice_model::{EndpointAddr, Generation, RevisionId, ServiceId};
 
+use super::history::{History, RequestCounts};
 use crate::h2::StreamRefusal;
 
+pub(super) use latency::LATENCY_BOUNDS;
 pub use revision::{ActivationResult, RevisionMetrics, ServiceMetrics};
 
 use registry::Registry;
@@ -223,6 +225,44 @@ impl Metrics {
     /// The counter of traces that were not delivered, for [`Tracer`](crate::traces::Tracer).
     pub fn traces_dropped(&self) -> Counter {
         self.inner.traces_dropped.clone()
+    }
+
+    /// Records one step of the history: what all revisions have counted since the last call, with the load of those that are in `loads`.
+    /// Takes time in proportion to the number of revisions in use: not for a thread that serves requests.
+    pub fn record(&self, history: &mut History, step: u64, loads: &[RevisionLoad]) {
+        let (services, revisions) = self.inner.registry.alive();
+        let mut unrouted = RequestCounts::default();
+        for service in std::iter::once(self.unrouted()).chain(services.iter().map(AsRef::as_ref)) {
+            let since = service.sample();
+            unrouted.requests += since.requests;
+            unrouted.errors += since.errors;
+        }
+        let loads: HashMap<&RevisionId, &RevisionLoad> =
+            loads.iter().map(|load| (&load.revision, load)).collect();
+        let revisions = revisions.into_iter().map(|(id, metrics)| {
+            let load = loads.get(&id);
+            let counts = RequestCounts {
+                in_flight: load.map_or(0, |load| load.in_flight),
+                queued: load.map_or(0, |load| load.queued),
+                ..metrics.sample()
+            };
+            (id, counts, move || metrics.durations())
+        });
+        history.record(step, unrouted, revisions);
+    }
+
+    /// Finished requests so far by revision, and how many of them ended with a 5xx or without an answer; `None` are
+    /// those that found no revision. Takes time as [`record`](Self::record) does.
+    pub fn finished(&self) -> Vec<(Option<RevisionId>, u64, u64)> {
+        let (services, revisions) = self.inner.registry.alive();
+        let unrouted = std::iter::once(self.unrouted()).chain(services.iter().map(AsRef::as_ref));
+        let unrouted = unrouted.map(|service| (None, service.requests()));
+        let revisions = revisions
+            .iter()
+            .map(|(id, metrics)| (Some(id.clone()), metrics.requests()));
+        let all = unrouted.chain(revisions);
+        all.map(|(id, (requests, errors))| (id, requests, errors))
+            .collect()
     }
 
     /// Everything in Prometheus's text format. Takes time in proportion to the number of revisions: not for

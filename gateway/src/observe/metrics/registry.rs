@@ -74,6 +74,15 @@ impl Registry {
         self.weak.lock().revision(service, revision)
     }
 
+    /// Everything that services and revisions have counted.
+    pub(super) fn alive(&self) -> (Vec<Arc<ServiceMetrics>>, Vec<(RevisionId, Arc<RevisionMetrics>)>) {
+        let mut weak = self.weak.lock();
+        let (services, _) = weak.alive();
+        let revisions = weak.revisions.iter();
+        let revisions = revisions.filter_map(|((_, id), metrics)| Some((id.clone(), metrics.upgrade()?)));
+        (services, revisions.collect())
+    }
+
     /// All series in Prometheus's text format, with the gauges of this moment.
     pub(super) fn expose(&self, gauges: &LiveGauges) -> String {
         let (services, revisions) = self.weak.lock().alive();

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use sluice_model::{Failure, RevisionId};
 
+use super::super::history::{DurationCounts, RequestCounts};
 use super::super::phases::NAMES;
 use super::super::reason::Reason;
 use super::super::record::RequestRecord;
@@ -56,6 +57,7 @@ pub struct ServiceMetrics {
     pub(super) labels: String,
     /// Requests without a revision.
     pub(super) codes: StatusCodes,
+    sampled: Sampled,
     pub(super) rejections: [AtomicU64; Reason::ALL.len()],
 }
 
@@ -65,6 +67,7 @@ impl ServiceMetrics {
         Self {
             labels: format!("namespace=\"{namespace}\",service=\"{service}\""),
             codes: StatusCodes::default(),
+            sampled: Sampled::default(),
             rejections: std::array::from_fn(|_| AtomicU64::new(0)),
         }
     }
@@ -75,11 +78,52 @@ impl ServiceMetrics {
         self.reject(record);
     }
 
+    /// Finished requests without a revision so far, and how many of them ended with a 5xx or without an answer.
+    pub(super) fn requests(&self) -> (u64, u64) {
+        requests(&self.codes)
+    }
+
+    /// The requests since the last call, for the history.
+    pub(super) fn sample(&self) -> RequestCounts {
+        self.sampled.since(self.requests())
+    }
+
     fn reject(&self, record: &RequestRecord<'_>) {
         if let Some(reason) = record.reason {
             self.rejections[reason as usize].fetch_add(1, Ordering::Relaxed);
         }
     }
+}
+
+/// The counts at the last step of the history. In the metrics, so that they live as long as these.
+#[derive(Debug, Default)]
+struct Sampled {
+    requests: AtomicU64,
+    errors: AtomicU64,
+}
+
+impl Sampled {
+    fn since(&self, (requests, errors): (u64, u64)) -> RequestCounts {
+        let before = self.requests.swap(requests, Ordering::Relaxed);
+        let errors_before = self.errors.swap(errors, Ordering::Relaxed);
+        RequestCounts {
+            requests: requests.saturating_sub(before),
+            errors: errors.saturating_sub(errors_before),
+            has_earlier: before > 0,
+            ..RequestCounts::default()
+        }
+    }
+}
+
+fn requests(codes: &StatusCodes) -> (u64, u64) {
+    let (mut all, mut errors) = (0, 0);
+    codes.for_each(|code, count| {
+        all += count;
+        if code == 0 || code >= 500 {
+            errors += count;
+        }
+    });
+    (all, errors)
 }
 
 /// Metric handles of one revision.
@@ -89,6 +133,7 @@ pub struct RevisionMetrics {
     /// `namespace="…",service="…",revision="…"`
     pub(super) labels: String,
     pub(super) codes: StatusCodes,
+    sampled: Sampled,
     pub(super) duration: Latency,
     pub(super) queue_wait: Latency,
     pub(super) activations: [AtomicU64; ActivationResult::ALL.len()],
@@ -103,6 +148,7 @@ impl RevisionMetrics {
             labels: format!("{},revision=\"{}\"", service.labels, revision.name()),
             service,
             codes: StatusCodes::default(),
+            sampled: Sampled::default(),
             duration: Latency::default(),
             queue_wait: Latency::default(),
             activations: std::array::from_fn(|_| AtomicU64::new(0)),
@@ -131,6 +177,38 @@ impl RevisionMetrics {
     pub(super) fn cold_start(&self) -> impl Iterator<Item = (&'static str, &Latency)> {
         let latencies = self.cold_start.get().into_iter().flat_map(|all| all.iter());
         NAMES.into_iter().zip(latencies)
+    }
+
+    /// Finished requests so far, and how many of them ended with a 5xx or without an answer.
+    pub(super) fn requests(&self) -> (u64, u64) {
+        requests(&self.codes)
+    }
+
+    /// The requests since the last call, for the history.
+    pub(super) fn sample(&self) -> RequestCounts {
+        self.sampled.since(self.requests())
+    }
+
+    /// Durations and phases so far.
+    pub(super) fn durations(&self) -> DurationCounts {
+        let mut counts = DurationCounts::default();
+        if let Some(known) = self.duration.buckets() {
+            let mut below = 0;
+            for (bucket, up_to) in counts
+                .buckets
+                .iter_mut()
+                .zip(known.cumulative.into_iter().chain([known.count]))
+            {
+                *bucket = up_to.saturating_sub(below);
+                below = up_to;
+            }
+        }
+        for ((_, latency), sum) in self.cold_start().zip(&mut counts.phases) {
+            let (count, total) = latency.total();
+            counts.cold = counts.cold.max(count);
+            *sum = u64::try_from(total.as_micros()).unwrap_or(u64::MAX);
+        }
+        counts
     }
 
     /// Counts an activation, from its Demand to a ready endpoint or its failure.

@@ -3,7 +3,7 @@
 use std::fs::File;
 use std::io;
 use std::net::{SocketAddr, TcpListener};
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 
 use nix::sys::socket::{getsockopt, sockopt::PeerCredentials};
@@ -11,6 +11,7 @@ use nix::unistd::dup2_stdin;
 use sluice_control::autoscale::Inherited;
 use sluice_control::scale::{HandedOver, ScaleHandle};
 use sluice_gateway::registry::Registry;
+use sluice_model::AdminAddress;
 use tokio::sync::watch;
 
 use super::notify::Notifier;
@@ -44,7 +45,7 @@ pub(crate) fn inherited_socket() -> io::Result<Option<UnixStream>> {
 pub(crate) struct Takeover {
     channel: Channel,
     old: Hello,
-    sockets: Vec<(SocketName, TcpListener)>,
+    sockets: Vec<(SocketName, OwnedFd)>,
     scaling: HandoffReceiver,
 }
 
@@ -75,7 +76,7 @@ impl Takeover {
     }
 
     /// Takes the inherited socket of this configured address, if there is one.
-    pub(crate) fn take(&mut self, kind: SocketKind, address: SocketAddr) -> Option<TcpListener> {
+    pub(crate) fn take(&mut self, kind: SocketKind, address: AdminAddress) -> Option<OwnedFd> {
         let wanted = SocketName { kind, address };
         let at = self.sockets.iter().position(|(name, _)| *name == wanted)?;
         Some(self.sockets.remove(at).1)
@@ -87,11 +88,14 @@ impl Takeover {
             .into_iter()
             .partition(|(name, _)| name.kind == SocketKind::Listener);
         self.sockets = rest;
-        let listeners: Vec<(SocketName, TcpListener)> = listeners;
-        listeners
+        let listeners: Vec<(SocketName, OwnedFd)> = listeners;
+        let listeners = listeners
             .into_iter()
-            .map(|(name, socket)| (name.address, socket))
-            .collect()
+            .filter_map(|(name, socket)| match name.address {
+                AdminAddress::Tcp(address) => Some((address, TcpListener::from(socket))),
+                AdminAddress::Unix(_) => None,
+            });
+        listeners.collect()
     }
 
     /// Sends `Failed` with the reason; this process should exit then.
@@ -143,7 +147,7 @@ impl Takeover {
     }
 }
 
-async fn receive_hello(channel: &mut Channel) -> Result<(Hello, Vec<(SocketName, TcpListener)>), String> {
+async fn receive_hello(channel: &mut Channel) -> Result<(Hello, Vec<(SocketName, OwnedFd)>), String> {
     let say = |e: super::wire::WireError| e.to_string();
     let old = match channel.recv().await.map_err(say)?.frame {
         Frame::Hello(old) => old,
@@ -160,8 +164,7 @@ async fn receive_hello(channel: &mut Channel) -> Result<(Hello, Vec<(SocketName,
         let message = channel.recv().await.map_err(say)?;
         match message.frame {
             Frame::Sockets(names) if !names.is_empty() && names.len() == message.descriptors.len() => {
-                let listeners = message.descriptors.into_iter().map(TcpListener::from);
-                sockets.extend(names.into_iter().zip(listeners));
+                sockets.extend(names.into_iter().zip(message.descriptors));
             }
             frame => return Err(format!("{} is out of turn", frame.name())),
         }

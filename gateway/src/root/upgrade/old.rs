@@ -123,10 +123,11 @@ impl Handoff {
         let mut sockets = Vec::new();
         for (address, socket) in edge.sockets().map_err(HandOverError::Sockets)? {
             let kind = SocketKind::Listener;
+            let address = address.into();
             sockets.push((SocketName { kind, address }, socket));
         }
         for (name, socket) in &self.servers {
-            sockets.push((*name, socket.try_clone().map_err(HandOverError::Sockets)?));
+            sockets.push((name.clone(), socket.try_clone().map_err(HandOverError::Sockets)?));
         }
         let mut new = Candidate::start(&self.program)?;
         let mut frozen = false;

@@ -9,7 +9,6 @@
 use std::collections::VecDeque;
 use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
-use std::net::SocketAddr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
@@ -19,6 +18,7 @@ use rustix::net::{
 };
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
+use sluice_model::AdminAddress;
 use tokio::io::Interest;
 use tokio::net::UnixStream;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
@@ -58,11 +58,26 @@ pub(crate) enum SocketKind {
 
 /// The key of a listening socket in both processes: its purpose and configured address. Several sockets
 /// of one name (port 0) are distinguished by their order.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct SocketName {
     pub(crate) kind: SocketKind,
-    /// As configured, not as bound.
-    pub(crate) address: SocketAddr,
+    /// As configured, not as bound. Only the admin socket may be a Unix socket.
+    #[serde(with = "as_text")]
+    pub(crate) address: AdminAddress,
+}
+
+/// An address as text, which is also how serde writes a `SocketAddr`.
+mod as_text {
+    use serde::{Deserialize, Deserializer, Serializer, de};
+    use sluice_model::AdminAddress;
+
+    pub(super) fn serialize<S: Serializer>(address: &AdminAddress, to: S) -> Result<S::Ok, S::Error> {
+        to.collect_str(address)
+    }
+
+    pub(super) fn deserialize<'d, D: Deserializer<'d>>(from: D) -> Result<AdminAddress, D::Error> {
+        String::deserialize(from)?.parse().map_err(de::Error::custom)
+    }
 }
 
 /// The first frame; from the old process.

@@ -26,7 +26,13 @@ async fn every_frame_arrives_as_it_was_sent_and_then_the_end() {
             pid: 7,
             sockets: 2,
         }),
-        Frame::Sockets(vec![name(SocketKind::Listener), name(SocketKind::Admin)]),
+        Frame::Sockets(vec![
+            name(SocketKind::Listener),
+            SocketName {
+                kind: SocketKind::Admin,
+                address: AdminAddress::Unix("/run/a.sock".into()),
+            },
+        ]),
         Frame::Welcome(Welcome {
             version: 9,
             build: String::new(),
