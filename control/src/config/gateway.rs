@@ -127,7 +127,7 @@ pub(super) fn root(o: &mut Object<'_>) -> Option<Draft> {
     let drain = o.optional("drain", "How the gateway goes away.", DRAIN);
     let health = o.optional(
         "health",
-        "A listener for balancers: /healthz and /readyz only, never PROXY. Default: none.",
+        "A listener for balancers, never PROXY: /healthz and /readyz, in a cluster /metrics too. Default: none, in a cluster 9901.",
         HEALTH,
     );
     let admin = o.optional("admin", "The admin listener. Default: 127.0.0.1:9900.", ADMIN);

@@ -20,7 +20,7 @@
 //!
 //! No response contains a secret: the token, values of request headers, webhook headers and environment variables are
 //! shown as `***`. [`Purpose::Health`] are `/healthz` and `/readyz` alone, for an address that balancers
-//! may see.
+//! may see; with `/metrics` in a cluster ([`Purpose::HealthAndMetrics`]).
 
 mod access;
 pub mod api;

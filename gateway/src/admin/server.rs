@@ -72,13 +72,15 @@ pub enum Purpose {
     Admin,
     /// `/healthz` and `/readyz`: the health address.
     Health,
+    /// These and `/metrics`: the health address in a cluster, where Prometheus asks each Pod and loopback is out of its reach.
+    HealthAndMetrics,
 }
 
 impl Purpose {
     fn as_str(self) -> &'static str {
         match self {
             Self::Admin => "admin",
-            Self::Health => "health",
+            Self::Health | Self::HealthAndMetrics => "health",
         }
     }
 }
@@ -412,7 +414,12 @@ async fn answer(context: Arc<Context>, request: Request<Incoming>) -> Response<A
     if let Some(answer) = health(&**state, &request) {
         return answer;
     }
-    if purpose == Purpose::Health {
+    let is_served = match purpose {
+        Purpose::Admin => true,
+        Purpose::Health => false,
+        Purpose::HealthAndMetrics => request.uri().path() == "/metrics",
+    };
+    if !is_served {
         return not_found();
     }
     let asked = Arc::clone(&context);

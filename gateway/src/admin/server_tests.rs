@@ -118,6 +118,25 @@ async fn the_health_server_knows_health_only() {
 }
 
 #[tokio::test]
+async fn in_a_cluster_the_health_server_has_the_metrics_too() {
+    let server = AdminServer::bind(loopback(), Purpose::HealthAndMetrics)
+        .await
+        .unwrap();
+    let address = server.address();
+    let mut tasks = JoinSet::new();
+    tasks.spawn(server.serve(Arc::new(FakeGateway::new()), staying()));
+    let (status, body) = get(address, "/metrics").await;
+    assert!(
+        status == 200 && body.contains("sluice_config_generation"),
+        "{status} {body}"
+    );
+    assert_eq!(get(address, "/readyz").await.0, 200);
+    for path in ["/", "/api/config", "/api/upgrade", "/api/revisions"] {
+        assert_eq!(get(address, path).await.0, 404, "{path}");
+    }
+}
+
+#[tokio::test]
 async fn a_taken_port_is_named() {
     let server = AdminServer::bind(loopback(), Purpose::Admin).await.unwrap();
     let taken = server.tcp_address().unwrap();

@@ -149,6 +149,10 @@ pub(super) fn build(
         .clone()
         .unwrap_or_else(|| settings.admin.address.clone());
     let mut inherited = |kind, address| new.as_mut().and_then(|new| new.take(kind, address));
+    let health_purpose = match args.kubernetes {
+        true => Purpose::HealthAndMetrics,
+        false => Purpose::Health,
+    };
     let (admin, health) = control.block_on(async {
         let cannot = |e: std::io::Error| StartupError::start(format!("cannot use an inherited socket: {e}"));
         let admin = match inherited(SocketKind::Admin, admin_address.clone()) {
@@ -160,9 +164,9 @@ pub(super) fn build(
         let health = match settings.health {
             Some(address) => Some(match inherited(SocketKind::Health, address.into()) {
                 Some(socket) => {
-                    AdminServer::inherit(socket, &address.into(), Purpose::Health).map_err(cannot)?
+                    AdminServer::inherit(socket, &address.into(), health_purpose).map_err(cannot)?
                 }
-                None => AdminServer::bind(address, Purpose::Health)
+                None => AdminServer::bind(address, health_purpose)
                     .await
                     .map_err(StartupError::start)?,
             }),

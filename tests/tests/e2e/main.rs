@@ -52,6 +52,7 @@ mod loop_detection;
 mod misbehaviour;
 mod no_wake;
 mod operator;
+mod packaging;
 mod prewarmed_connection;
 mod protocols_h1;
 mod protocols_h2;

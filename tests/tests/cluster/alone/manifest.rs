@@ -27,15 +27,17 @@ const ALLOWED: [Access; 16] = [
     ("watch", "", "configmaps", "knative-serving", "config-network"),
     ("watch", "", "configmaps", "knative-serving", "config-sluice"),
     ("create", LEASES, "leases", "sluice-system", ALL),
+    ("get", LEASES, "leases", "sluice-system", "sluice-status"),
     ("update", LEASES, "leases", "sluice-system", "sluice-status"),
-    ("watch", LEASES, "leases", "sluice-system", "sluice-status"),
     ("create", "", "secrets", "sluice-system", ALL),
-    ("update", "", "secrets", "sluice-system", "sluice-peer"),
+    ("patch", "", "secrets", "sluice-system", "sluice-peer"),
     ("get", "", "secrets", "sluice-system", "sluice-peer"),
 ];
 
-const REFUSED: [Access; 15] = [
+const REFUSED: [Access; 20] = [
     ("update", KNATIVE, "ingresses", ALL, ALL),
+    ("patch", KNATIVE, "ingresses", ALL, ALL),
+    ("update", KNATIVE, "ingresses/status", ALL, ALL),
     ("delete", KNATIVE, "ingresses", ALL, ALL),
     ("update", KNATIVE, "serverlessservices/status", ALL, ALL),
     ("update", "serving.knative.dev", "revisions", ALL, ALL),
@@ -45,11 +47,14 @@ const REFUSED: [Access; 15] = [
     ("update", "", "services", ALL, ALL),
     ("update", "discovery.k8s.io", "endpointslices", ALL, ALL),
     ("create", "", "secrets", "knative-serving", ALL),
-    ("update", "", "secrets", "sluice-system", "other"),
+    ("patch", "", "secrets", "sluice-system", "other"),
+    ("update", "", "secrets", "sluice-system", "sluice-peer"),
     ("delete", "", "secrets", "sluice-system", "sluice-peer"),
     ("watch", "", "configmaps", "knative-serving", ALL),
     ("update", "", "configmaps", "knative-serving", "config-sluice"),
     ("update", LEASES, "leases", "sluice-system", "other"),
+    ("delete", LEASES, "leases", "sluice-system", "sluice-status"),
+    ("update", LEASES, "leases", "knative-serving", "sluice-status"),
 ];
 
 #[tokio::test]
