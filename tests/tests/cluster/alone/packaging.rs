@@ -1,6 +1,7 @@
 //! The manifest for users, as it is: the API server takes it whole, and the gateway runs by it under the restricted profile.
 
 use std::collections::BTreeSet;
+use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
 
 use sluice_tests::cluster::{Cluster, inside};
@@ -71,8 +72,22 @@ async fn the_api_server_takes_it_and_it_runs_as_any_user() {
     answers(&cluster).await;
 }
 
-/// Both Services lead to the gateway, which has no route yet.
+/// Both Services lead to the gateway, which has no route yet; its Pods can be scraped.
 async fn answers(cluster: &Cluster) {
+    let pods = [
+        "--namespace=sluice-system",
+        "get",
+        "pods",
+        "--output=jsonpath={.items[0].status.podIP}",
+    ];
+    let pod: IpAddr = cluster
+        .kubectl(&pods)
+        .await
+        .parse()
+        .expect("a Pod with an address");
+    let metrics = h1::fetch(SocketAddr::new(pod, 9901), &h1::get("pod", "/metrics")).await;
+    let metrics = metrics.expect("an answer").text();
+    assert!(metrics.contains("sluice_config_generation"), "{metrics}");
     for name in ["sluice", "sluice-internal"] {
         let service = cluster.service("sluice-system", name, 80).await;
         // kube-proxy writes its rules after the Pods are ready, and refuses connections until then.
