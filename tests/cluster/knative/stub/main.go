@@ -68,7 +68,8 @@ func main() {
 		t, whole := world.build(*class)
 		current.Store(t)
 		for _, ing := range whole {
-			if ing.IsReady() && ing.Status.ObservedGeneration == ing.Generation {
+			// A class is no part of the generation: the status may be the one of another ingress.
+			if ing.IsReady() && ing.Status.ObservedGeneration == ing.Generation && isAt(ing.Status.PrivateLoadBalancer, *private) {
 				continue
 			}
 			ing = ing.DeepCopy()
@@ -92,4 +93,9 @@ func (w *world) ours(class string) (ours []*v1alpha1.Ingress) {
 		}
 	}
 	return ours
+}
+
+// isAt says whether a status has this one address.
+func isAt(lb *v1alpha1.LoadBalancerStatus, name string) bool {
+	return lb != nil && len(lb.Ingress) == 1 && lb.Ingress[0].DomainInternal == name
 }
