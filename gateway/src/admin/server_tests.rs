@@ -122,7 +122,7 @@ async fn in_a_cluster_the_health_server_has_the_metrics_too() {
     let server = AdminServer::bind(loopback(), Purpose::HealthAndMetrics)
         .await
         .unwrap();
-    let address = server.address();
+    let address = server.tcp_address().unwrap();
     let mut tasks = JoinSet::new();
     tasks.spawn(server.serve(Arc::new(FakeGateway::new()), staying()));
     let (status, body) = get(address, "/metrics").await;
