@@ -63,6 +63,9 @@ pub(super) struct FeedTask {
     watched: Watched,
 }
 
+/// Finished requests of a revision so far, and how many of them failed; see [`Metrics::finished`].
+type Finished = (Option<RevisionId>, u64, u64);
+
 /// What followers know. Empty while there are none.
 #[derive(Default)]
 struct Watched {
@@ -72,7 +75,7 @@ struct Watched {
     /// The last step of the history told.
     step: Option<u64>,
     /// Counts of requests and errors at the last tick, for rates.
-    finished: Option<(Instant, Vec<(Option<RevisionId>, u64, u64)>)>,
+    finished: Option<(Instant, Vec<Finished>)>,
     rates: Option<Rates>,
 }
 

@@ -165,7 +165,7 @@ impl ServiceCertificates {
                 before.as_deref().unwrap_or(&none),
                 record.as_deref().unwrap_or(&none),
             );
-            for side in 0..2 {
+            for (side, map) in maps.iter_mut().enumerate() {
                 let (old, new) = (&before.offers[side], &after.offers[side]);
                 let gone = old.keys().filter(|name| !new.contains_key(*name));
                 let added = new.iter().filter(|(name, offer)| {
@@ -173,7 +173,6 @@ impl ServiceCertificates {
                     !old.is_some_and(|old| old.is(offer))
                 });
                 let mut edit = |edit: &dyn Fn(&mut SniMap)| {
-                    let map = &mut maps[side];
                     edit(map.get_or_insert_with(|| SniMap::clone(&self.served[side].load_full())));
                 };
                 for name in gone {
@@ -192,6 +191,9 @@ impl ServiceCertificates {
     }
 }
 
+/// The records of a changed service, before and after.
+type RecordChange = (ServiceId, Option<Arc<Record>>, Option<Arc<Record>>);
+
 /// A change of which both sides are offered: what was served before, and what comes. Dropping it takes back what
 /// came.
 #[must_use = "dropping it takes the change back"]
@@ -199,7 +201,7 @@ impl ServiceCertificates {
 pub struct CertificateChange {
     certificates: Arc<ServiceCertificates>,
     /// The records of each changed service, before and after.
-    changes: Vec<(ServiceId, Option<Arc<Record>>, Option<Arc<Record>>)>,
+    changes: Vec<RecordChange>,
     complete: bool,
 }
 
@@ -445,7 +447,7 @@ impl<'s> ServiceHosts<'s> {
     fn longest_wildcard(&self, suffix: &str) -> Option<usize> {
         let mut dots = suffix.match_indices('.').map(|(dot, _)| &suffix[dot + 1..]);
         let longest = dots.find(|suffix| self.wildcards.contains(suffix));
-        longest.map(str::len).or(self.any.then_some(0))
+        longest.map(str::len).or_else(|| self.any.then_some(0))
     }
 }
 

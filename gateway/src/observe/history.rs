@@ -203,7 +203,7 @@ impl History {
 
     /// Clears the points from the last step, excluded, to this one: those of an hour ago.
     fn clear_until(&mut self, step: u64) {
-        let before = self.last.unwrap_or(step.saturating_sub(1));
+        let before = self.last.unwrap_or_else(|| step.saturating_sub(1));
         let first = (before + 1).max(step.saturating_sub(STEPS as u64 - 1));
         let (total, series) = (&mut self.total, self.series.values_mut());
         for ring in series.map(|series| &mut series.points).chain([total]) {

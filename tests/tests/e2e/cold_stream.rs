@@ -49,8 +49,10 @@ impl Cold {
     }
 
     async fn open(&self, request: &[u8]) -> H1 {
-        let mut connection = H1::connect(self.gateway.addr()).await.unwrap();
-        connection.send(request).await.unwrap();
+        let mut connection = H1::connect(self.gateway.addr())
+            .await
+            .expect("an open connection");
+        connection.send(request).await.expect("an open connection");
         connection
     }
 }
@@ -60,7 +62,7 @@ fn typed(status: u16, kind: &str, body: Body) -> Response<Body> {
         .status(status)
         .header("content-type", kind)
         .body(body)
-        .unwrap()
+        .expect("a response")
 }
 
 fn asks(accept: &str) -> Vec<u8> {
@@ -76,16 +78,20 @@ fn asks(accept: &str) -> Vec<u8> {
 async fn signs(connection: &mut H1, count: usize) -> String {
     let mut text = String::new();
     while text.matches("\n\n").count() < count {
-        let chunk = connection.chunk().await.unwrap().expect("the stream goes on");
-        text.push_str(std::str::from_utf8(&chunk).unwrap());
+        let chunk = connection
+            .chunk()
+            .await
+            .expect("an open connection")
+            .expect("the stream goes on");
+        text.push_str(std::str::from_utf8(&chunk).expect("UTF-8"));
     }
     text
 }
 
 async fn rest(connection: &mut H1) -> String {
     let mut text = String::new();
-    while let Some(chunk) = connection.chunk().await.unwrap() {
-        text.push_str(std::str::from_utf8(&chunk).unwrap());
+    while let Some(chunk) = connection.chunk().await.expect("an open connection") {
+        text.push_str(std::str::from_utf8(&chunk).expect("UTF-8"));
     }
     text
 }
@@ -94,7 +100,7 @@ async fn rest(connection: &mut H1) -> String {
 async fn comments_tell_of_the_start_until_the_backends_events_follow() {
     let cold = Cold::start(SSE, "").await;
     let mut first = cold.open(&asks("text/event-stream")).await;
-    let head = first.head(false).await.unwrap();
+    let head = first.head(false).await.expect("an open connection");
     assert_eq!(
         (head.status, head.header("content-type")),
         (200, Some("text/event-stream"))
@@ -116,7 +122,7 @@ async fn comments_tell_of_the_start_until_the_backends_events_follow() {
         );
     }
     let mut second = cold.open(&asks("text/event-stream")).await;
-    assert_eq!(second.head(false).await.unwrap().status, 200);
+    assert_eq!(second.head(false).await.expect("an open connection").status, 200);
     assert!(signs(&mut second, 1).await.contains("place 2 in the queue"));
     assert_eq!(
         cold.gateway.metric("sluice_queue_depth", &[]).await,
@@ -136,11 +142,23 @@ async fn comments_tell_of_the_start_until_the_backends_events_follow() {
     let waits = async |connection: &mut H1, text: &str| {
         let mut seen = String::new();
         while !seen.ends_with(text) {
-            seen.push_str(&String::from_utf8(connection.chunk().await.unwrap().expect("goes on")).unwrap());
+            seen.push_str(
+                &String::from_utf8(
+                    connection
+                        .chunk()
+                        .await
+                        .expect("an open connection")
+                        .expect("goes on"),
+                )
+                .unwrap(),
+            );
         }
         seen
     };
-    events.send(Bytes::from("data: one\n\n")).await.unwrap();
+    events
+        .send(Bytes::from("data: one\n\n"))
+        .await
+        .expect("an open connection");
     let seen = waits(&mut first, "data: one\n\n").await;
     let before = seen.strip_suffix("data: one\n\n").unwrap();
     assert!(
@@ -149,7 +167,10 @@ async fn comments_tell_of_the_start_until_the_backends_events_follow() {
             .all(|sign| sign.is_empty() || sign.starts_with(": ")),
         "{before:?}"
     );
-    events.send(Bytes::from("data: two\n\n")).await.unwrap();
+    events
+        .send(Bytes::from("data: two\n\n"))
+        .await
+        .expect("an open connection");
     drop(events);
     assert_eq!(
         rest(&mut first).await,
@@ -176,7 +197,7 @@ async fn comments_tell_of_the_start_until_the_backends_events_follow() {
     assert!(logged["queue_ms"].as_f64().unwrap() >= 400.0, "{logged}");
     // Warm: what the backend says, and what the client accepts.
     let mut warm = cold.open(&asks("text/event-stream")).await;
-    let head = warm.head(false).await.unwrap();
+    let head = warm.head(false).await.expect("an open connection");
     assert_eq!((head.status, head.reason()), (200, None));
     wait_until("the third request", SOON, || backend.count() == 3).await;
     assert_eq!(backend.last().header("accept-encoding"), Some("gzip"));
@@ -186,7 +207,7 @@ async fn comments_tell_of_the_start_until_the_backends_events_follow() {
 async fn another_answer_is_an_event_with_its_status() {
     let cold = Cold::start(SSE, "").await;
     let mut stream = cold.open(&asks("text/event-stream")).await;
-    assert_eq!(stream.head(false).await.unwrap().status, 200);
+    assert_eq!(stream.head(false).await.expect("an open connection").status, 200);
     signs(&mut stream, 1).await;
     let _backend = cold
         .ready(|_| typed(404, "text/plain", full("no such model\n\nevent: x")))
@@ -213,7 +234,7 @@ async fn another_answer_is_an_event_with_its_status() {
 async fn a_start_that_fails_is_an_event_with_its_reason() {
     let cold = Cold::start(SSE, "queue: {timeout: 1s}").await;
     let mut stream = cold.open(&asks("text/event-stream")).await;
-    assert_eq!(stream.head(false).await.unwrap().status, 200);
+    assert_eq!(stream.head(false).await.expect("an open connection").status, 200);
     let told = rest(&mut stream).await;
     assert!(told.starts_with(": "), "{told}");
     let data = told
@@ -256,13 +277,16 @@ async fn whitespace_goes_before_a_json_answer_and_a_reset_is_the_other_one() {
         ))
         .await;
     for stream in [&mut good, &mut bad] {
-        let head = stream.head(false).await.unwrap();
+        let head = stream.head(false).await.expect("an open connection");
         assert_eq!(
             (head.status, head.header("content-type")),
             (200, Some("application/json"))
         );
         for _ in 0..2 {
-            assert_eq!(stream.chunk().await.unwrap().as_deref(), Some(&b"\n"[..]));
+            assert_eq!(
+                stream.chunk().await.expect("an open connection").as_deref(),
+                Some(&b"\n"[..])
+            );
         }
     }
     let _backend = cold
@@ -298,19 +322,25 @@ async fn http2_streams_are_the_same() {
     let h2 = H2::connect(cold.gateway.addr()).await;
     let open = async |accept: &str| {
         let mut request = h2_client::get("http", WEB, "/");
-        request.headers_mut().insert("accept", accept.parse().unwrap());
-        let mut send = h2.send.clone().ready().await.unwrap();
-        send.send_request(request, true).unwrap().0
+        request
+            .headers_mut()
+            .insert("accept", accept.parse().expect("a value"));
+        let mut send = h2.send.clone().ready().await.expect("an open connection");
+        let (response, _) = send.send_request(request, true).expect("a stream");
+        response.await
     };
-    let response = open("text/event-stream").await.await.unwrap();
+    let response = open("text/event-stream").await.expect("an open connection");
     assert_eq!(
         (response.status().as_u16(), &response.headers()["x-sluice-reason"]),
-        (200, &"starting".parse().unwrap())
+        (200, &"starting".parse().expect("a value"))
     );
     let _backend = cold
         .ready(|_| typed(200, "text/event-stream", full("data: x\n\n")))
         .await;
-    let whole = h2_client::collect(response).await.unwrap().text();
+    let whole = h2_client::collect(response)
+        .await
+        .expect("an open connection")
+        .text();
     assert!(
         whole.starts_with(": ") && whole.ends_with("\n\ndata: x\n\n"),
         "{whole}"
@@ -340,7 +370,7 @@ async fn who_does_not_name_the_type_is_held() {
     ];
     let held = requests.map(|request| tokio::spawn(async move { h1::fetch(addr, &request).await }));
     for (nth, held) in held.into_iter().enumerate() {
-        let response = held.await.unwrap().unwrap();
+        let response = held.await.expect("an open connection").unwrap();
         assert_eq!(
             response.reason(),
             Some("activation_timeout"),
@@ -359,7 +389,7 @@ async fn who_does_not_name_the_type_is_held() {
 async fn a_client_that_leaves_frees_its_place() {
     let cold = Cold::start(SSE, "").await;
     let mut stream = cold.open(&asks("text/event-stream")).await;
-    assert_eq!(stream.head(false).await.unwrap().status, 200);
+    assert_eq!(stream.head(false).await.expect("an open connection").status, 200);
     signs(&mut stream, 1).await;
     cold.gateway
         .wait_metric("sluice_queue_depth", &[], SOON, |n| n == 1.0)
@@ -386,19 +416,26 @@ async fn a_client_that_reads_nothing_is_gone_after_the_write_timeout() {
     cold.gateway
         .rewrite_config(|text| format!("limits: {{writeTimeout: 1s}}\n{text}"))
         .await;
-    let io = tokio::net::TcpStream::connect(cold.gateway.addr()).await.unwrap();
+    let io = tokio::net::TcpStream::connect(cold.gateway.addr())
+        .await
+        .expect("an open connection");
     let (send, connection) = h2::client::Builder::new()
         .initial_window_size(0)
         .handshake::<_, Bytes>(io)
         .await
-        .unwrap();
+        .expect("an open connection");
     let connection = tokio::spawn(connection);
     let mut request = h2_client::get("http", WEB, "/");
     request
         .headers_mut()
-        .insert("accept", "text/event-stream".parse().unwrap());
-    let (response, _) = send.ready().await.unwrap().send_request(request, true).unwrap();
-    let response = response.await.unwrap();
+        .insert("accept", "text/event-stream".parse().expect("a value"));
+    let (response, _) = send
+        .ready()
+        .await
+        .expect("an open connection")
+        .send_request(request, true)
+        .unwrap();
+    let response = response.await.expect("an open connection");
     assert_eq!(response.status().as_u16(), 200);
     cold.gateway
         .wait_metric("sluice_queue_depth", &[], SOON, |n| n == 0.0)

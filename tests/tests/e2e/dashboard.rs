@@ -15,8 +15,11 @@ struct Events(H1);
 impl Events {
     async fn open(gateway: &Gateway) -> Self {
         let mut client = H1::connect(gateway.admin()).await.expect("the gateway accepts");
-        client.send(&h1::get("localhost", "/api/events")).await.unwrap();
-        let head = client.head(false).await.unwrap();
+        client
+            .send(&h1::get("localhost", "/api/events"))
+            .await
+            .expect("an open connection");
+        let head = client.head(false).await.expect("an open connection");
         assert_eq!(head.status, 200);
         assert_eq!(head.header("content-type"), Some("text/event-stream"));
         assert_eq!(head.header("cache-control"), Some("no-store"));
@@ -28,12 +31,15 @@ impl Events {
         loop {
             // An event is written as one chunk.
             let chunk = within("an event", SOON, self.0.chunk()).await.expect("a chunk")?;
-            let text = String::from_utf8(chunk).unwrap();
+            let text = String::from_utf8(chunk).expect("UTF-8");
             if text.starts_with(':') {
                 continue;
             }
             let (name, data) = text.trim_end().split_once("\ndata: ").expect("an event");
-            let name = name.strip_prefix("event: ").unwrap().to_owned();
+            let name = name
+                .strip_prefix("event: ")
+                .expect("the name of an event")
+                .to_owned();
             return Some((name, serde_json::from_str(data).expect("JSON")));
         }
     }
@@ -57,7 +63,7 @@ impl Events {
 async fn events_begin_with_a_snapshot_and_follow_traffic_scaling_and_mistakes() {
     let gateway = Gateway::start(&shell_service(&exec_echo("hi"), "autoscaling: {window: 60s}")).await;
     let mut events = Events::open(&gateway).await;
-    let (name, snapshot) = events.next().await.unwrap();
+    let (name, snapshot) = events.next().await.expect("an open connection");
     assert_eq!(name, "snapshot");
     assert_eq!(snapshot["gateway"]["pid"], gateway.pid());
     assert_eq!(snapshot["gateway"]["token"], Value::Null);
@@ -80,11 +86,11 @@ async fn events_begin_with_a_snapshot_and_follow_traffic_scaling_and_mistakes() 
     let wrong = events
         .until("the mistake", |c| c["config"]["rejected"] == true)
         .await;
-    let item = &wrong["config"]["items"][0];
-    assert!(
-        item["message"].as_str().is_some_and(|m| m.contains("nmae")),
-        "{item}"
-    );
+    let mut items = wrong["config"]["items"].as_array().into_iter().flatten();
+    let about_key = |item: &&Value| item["message"].as_str().is_some_and(|m| m.contains("nmae"));
+    let item = items
+        .find(about_key)
+        .expect("the unknown key is among the mistakes");
     assert!(
         item["file"].as_str().is_some_and(|f| f.ends_with("sluice.yaml")),
         "{item}"
@@ -94,7 +100,11 @@ async fn events_begin_with_a_snapshot_and_follow_traffic_scaling_and_mistakes() 
         (&true, &"error".into())
     );
 
-    let (_, later) = Events::open(&gateway).await.next().await.unwrap();
+    let (_, later) = Events::open(&gateway)
+        .await
+        .next()
+        .await
+        .expect("an open connection");
     assert_eq!(later["config"]["rejected"], true);
     let decisions = later["decisions"].as_array().unwrap();
     let decision = decisions.iter().find(|d| d["revision"] == "default/web-a");
@@ -146,7 +156,11 @@ async fn the_hour_of_a_revision_is_sampled_from_its_requests() {
         "{medians:?}"
     );
     assert_eq!(gateway.admin_get("/api/history?revision=a").await.status, 400);
-    let (_, snapshot) = Events::open(&gateway).await.next().await.unwrap();
+    let (_, snapshot) = Events::open(&gateway)
+        .await
+        .next()
+        .await
+        .expect("an open connection");
     assert_eq!(
         snapshot["history"]["requests"]["default/web-a"]
             .as_array()
@@ -161,10 +175,13 @@ async fn followers_are_bounded_and_those_that_do_not_read_hold_nobody_up() {
     let gateway = Gateway::start(&web(backend.addr())).await;
     let mut silent = Vec::new();
     for _ in 0..16 {
-        let mut client = H1::connect(gateway.admin()).await.unwrap();
-        client.send(&h1::get("localhost", "/api/events")).await.unwrap();
+        let mut client = H1::connect(gateway.admin()).await.expect("an open connection");
+        client
+            .send(&h1::get("localhost", "/api/events"))
+            .await
+            .expect("an open connection");
         // The head: the follower has its place.
-        assert_eq!(client.head(false).await.unwrap().status, 200);
+        assert_eq!(client.head(false).await.expect("an open connection").status, 200);
         silent.push(client);
     }
     let refused = gateway.admin_get("/api/events").await;
@@ -184,13 +201,17 @@ async fn a_stream_ends_with_the_process_that_it_is_of() {
     let backend = HttpBackend::start("a").await;
     let gateway = Gateway::start(&web(backend.addr())).await;
     let mut events = Events::open(&gateway).await;
-    let (_, before) = events.next().await.unwrap();
+    let (_, before) = events.next().await.expect("an open connection");
     let new = gateway.upgraded().await;
     within("the old stream ends", SOON, async {
         while events.next().await.is_some() {}
     })
     .await;
-    let (_, after) = Events::open(&gateway).await.next().await.unwrap();
+    let (_, after) = Events::open(&gateway)
+        .await
+        .next()
+        .await
+        .expect("an open connection");
     assert_eq!(
         (
             before["gateway"]["pid"].as_u64(),
@@ -231,11 +252,11 @@ async fn the_page_comes_with_a_policy_that_lets_nothing_else_in() {
     for path in ["/dashboard", "/api/events", "/api/history"] {
         let answer = h1::fetch(health.health(), &h1::get("anything.example", path))
             .await
-            .unwrap();
+            .expect("an open connection");
         assert_eq!(answer.status, 404, "{path}");
     }
     let alive = h1::fetch(health.health(), &h1::get("anything.example", "/healthz"))
         .await
-        .unwrap();
+        .expect("an open connection");
     assert_eq!(alive.status, 200, "a balancer's Host does not matter");
 }

@@ -64,7 +64,7 @@ async fn is_unharmed(browser: &mut Browser, admin: &str) {
         .collect();
     assert_eq!(violations, [&Value::Null; 0]);
     for request in browser.told("Network.requestWillBeSent") {
-        let url = request["request"]["url"].as_str().unwrap();
+        let url = request["request"]["url"].as_str().expect("a URL");
         assert!(url.starts_with(admin) || url == "about:blank", "{url}");
     }
 }

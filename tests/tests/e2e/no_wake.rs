@@ -60,10 +60,10 @@ async fn what_must_not_wake_starts_nothing() {
         assert!(after >= 1);
     }
     let labels = [("service", "web"), ("reason", "dormant")];
-    assert_eq!(
-        gateway.metric("sluice_rejections_total", &labels).await,
-        count as f64
-    );
+    // Counted after the response was sent.
+    gateway
+        .wait_metric("sluice_rejections_total", &labels, SOON, |n| n == count as f64)
+        .await;
     let logged = gateway
         .wait_access_log("a monitor", |e| e["reason"] == "dormant")
         .await;

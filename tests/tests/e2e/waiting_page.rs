@@ -25,7 +25,7 @@ struct Gated {
 impl Gated {
     fn new() -> Self {
         Self {
-            dir: tempfile::tempdir().unwrap(),
+            dir: tempfile::tempdir().expect("a directory"),
         }
     }
 
@@ -34,7 +34,7 @@ impl Gated {
     }
 
     fn open(&self) {
-        std::fs::write(self.gate(), "").unwrap();
+        std::fs::write(self.gate(), "").expect("is written");
     }
 
     fn starts(&self) -> usize {
@@ -136,7 +136,10 @@ async fn a_browser_without_scripts_follows_the_page_to_the_answer() {
     );
     assert_eq!(gateway.metric("sluice_activations_total", &[]).await, 0.0);
     let pages = [("service", "web"), ("reason", "starting")];
-    assert_eq!(gateway.metric("sluice_rejections_total", &pages).await, 4.0);
+    // Counted after the response was sent.
+    gateway
+        .wait_metric("sluice_rejections_total", &pages, SOON, |n| n == 4.0)
+        .await;
     let logged = gateway
         .wait_access_log("a page", |e| e["reason"] == "starting")
         .await;

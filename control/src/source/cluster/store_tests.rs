@@ -572,16 +572,16 @@ proptest! {
             }
             see(&mut stepwise, &mut seen);
         }
-        for n in 0..3 {
-            stepwise.update(ingress_update(n, ingresses[n]));
+        for (n, target) in ingresses.iter().enumerate() {
+            stepwise.update(ingress_update(n, *target));
         }
         see(&mut stepwise, &mut seen);
         // The same objects, at once and in another order.
         let mut updates: Vec<AnyUpdate> = Vec::new();
-        for n in 0..3 {
+        for (n, target) in ingresses.iter().enumerate() {
             updates.push(service_update(n, services[n]));
             updates.push(slice_update(n, slices[n]));
-            updates.push(ingress_update(n, ingresses[n]));
+            updates.push(ingress_update(n, *target));
         }
         let mut shuffled = store();
         listed(&mut shuffled);

@@ -34,6 +34,9 @@ struct Registered {
     series: BTreeMap<String, Arc<AtomicU64>>,
 }
 
+/// Handles of revisions, with their names.
+type NamedRevisions = Vec<(RevisionId, Arc<RevisionMetrics>)>;
+
 impl Registry {
     pub(super) fn new() -> Self {
         Self {
@@ -75,7 +78,7 @@ impl Registry {
     }
 
     /// Everything that services and revisions have counted.
-    pub(super) fn alive(&self) -> (Vec<Arc<ServiceMetrics>>, Vec<(RevisionId, Arc<RevisionMetrics>)>) {
+    pub(super) fn alive(&self) -> (Vec<Arc<ServiceMetrics>>, NamedRevisions) {
         let mut weak = self.weak.lock();
         let (services, _) = weak.alive();
         let revisions = weak.revisions.iter();
