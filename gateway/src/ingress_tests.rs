@@ -416,7 +416,9 @@ async fn routes_of_a_further_rule_rewrite_and_append() {
 async fn a_probe_of_a_knative_revision_is_answered_and_wakes_nothing() {
     let first = rule(Visibility::External, all_to(AT_ZERO));
     let gateway = Gateway::start(ingress(vec![("zero.test", first)]).await).await;
-    let asked: [(&[(&str, &str)], u16, Option<&str>); 6] = [
+    /// Headers of a request, and status and hash of the response.
+    type Asked<'a> = (&'a [(&'a str, &'a str)], u16, Option<&'a str>);
+    let asked: [Asked<'_>; 6] = [
         (&[("K-Network-Hash", "override")], 200, Some(HASH)),
         (&[("K-Network-Hash", "echo-me")], 200, Some("echo-me")),
         (&[("K-Network-Hash", "OVERRIDE")], 200, Some("OVERRIDE")),

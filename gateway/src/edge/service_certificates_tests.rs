@@ -446,7 +446,9 @@ fn scan(all: &BTreeMap<usize, Drawn>, name: &str) -> Option<usize> {
     };
     // A wildcard of a certificate is a name of its own where a wildcard of the service contains all of it; the name
     // itself is offered where the service has the host, or the certificate names it.
-    let mut best: Option<((bool, std::cmp::Reverse<usize>, usize), usize)> = None;
+    /// How well an offer fits, and its index.
+    type Ranked = ((bool, std::cmp::Reverse<usize>, usize), usize);
+    let mut best: Option<Ranked> = None;
     for (service, (hosts, certificates)) in all {
         let Some(precision) = host_of(hosts) else { continue };
         for names_it in [true, false] {

@@ -68,7 +68,7 @@ mod tests {
     #[test]
     fn those_that_end_first_and_how_many_there_are() {
         let end = |n: u64| UNIX_EPOCH + Duration::from_secs(1_000_000 - n);
-        let ends = (0..5_000).map(|n| (format!("/tls/{n}.crt").into(), end(n)));
+        let ends = (0..5_000).map(|n| (format!("/tls/{n}.crt"), end(n)));
         let listener = ([127, 0, 0, 1], 8443).into();
         let ends = ends.collect();
         let out = exposed(&[ListenerCertificates { listener, ends }]);
