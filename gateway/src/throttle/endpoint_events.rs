@@ -253,7 +253,7 @@ impl<W> Core<W> {
             };
             self.reject_all(now, &mut actions, &rejection);
             self.current_start.end();
-            self.visits.failed();
+            self.visits.forget();
             self.activation = Activation::Failed {
                 failure: Arc::clone(failure),
                 until: now + failure.retry_after.min(Duration::from_secs(24 * 3600)),
@@ -274,6 +274,7 @@ impl<W> Core<W> {
     pub(crate) fn close(&mut self, closing: Closing, now: Instant) -> Actions<W> {
         let mut actions = self.begin(now);
         self.closed = Some(closing);
+        self.visits.forget();
         self.reject_all(now, &mut actions, &closing.rejection());
         self.settle(now, &mut actions);
         actions

@@ -80,8 +80,9 @@ impl Visits {
         }
     }
 
-    /// The start failed: whoever comes back after the back-off demands another one.
-    pub(crate) fn failed(&mut self) {
+    /// The start failed, or the revision admits nobody any more: whoever comes back demands another start, if that is
+    /// possible then.
+    pub(crate) fn forget(&mut self) {
         self.expected = None;
     }
 }
