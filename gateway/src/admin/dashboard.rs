@@ -10,7 +10,7 @@ use http::header::{CONTENT_SECURITY_POLICY, HeaderName, HeaderValue, REFERRER_PO
 use http::{Response, StatusCode};
 use ring::digest::{SHA256, digest};
 
-use super::server::{AdminBody, typed};
+use super::answers::{AdminBody, typed};
 
 /// The path of the page.
 pub(super) const PATH: &str = "/dashboard";

@@ -23,6 +23,7 @@
 //! may see; with `/metrics` in a cluster ([`Purpose::HealthAndMetrics`]).
 
 mod access;
+mod answers;
 pub mod api;
 mod dashboard;
 mod feed;

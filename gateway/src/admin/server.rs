@@ -3,7 +3,7 @@
 //! The server shares the process with the data plane, so its resources are bounded: connections in number and
 //! age, heads in size and time; bodies are not read.
 //!
-//! What the admin address answers to whom is decided by [`access`](super::access).
+//! What is answered is in [`answers`](super::answers).
 
 use std::collections::VecDeque;
 use std::convert::Infallible;
@@ -17,18 +17,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use bytes::Bytes;
-use http::header::{
-    ALLOW, CACHE_CONTROL, CONNECTION, CONTENT_TYPE, HeaderValue, WWW_AUTHENTICATE, X_CONTENT_TYPE_OPTIONS,
-};
-use http::{Method, Request, Response, StatusCode, Uri};
-use http_body_util::{Either, Full};
+use http::{Request, Response};
+use http_body_util::Either;
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
-use serde_json::{Value, json};
-use sluice_model::{AdminAddress, RevisionId};
+use sluice_model::AdminAddress;
 use thiserror::Error;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, UnixListener};
@@ -36,15 +31,11 @@ use tokio::sync::mpsc;
 use tokio::task::{AbortHandle, JoinSet};
 use tokio::time::{sleep, timeout};
 
-use super::access::{self, Refusal};
-use super::feed::{EventStream, Feed, feed};
+use super::AdminState;
+use super::answers::{AdminBody, Context, answer};
+use super::feed::feed;
 use super::graceful_shutdown::{ShutdownRequest, ShutdownSignal};
-use super::query::{ExplainQuery, history_query};
 use super::unix_socket::{self, SocketFile};
-use super::upgrade;
-use super::{AdminState, api, dashboard};
-use crate::explain::explain;
-use crate::observe::{LiveGauges, RevisionLoad};
 
 /// Open connections at most. For one more the oldest connection without a request is closed: silent clients must
 /// not keep a balancer's health check out.
@@ -103,9 +94,6 @@ fn cause(address: &AdminAddress, source: &io::Error) -> String {
         AdminAddress::Unix(_) => source.to_string(),
     }
 }
-
-/// A response: a whole one, or the stream of `/api/events`.
-pub(super) type AdminBody = Either<Full<Bytes>, EventStream>;
 
 /// The server of the admin or the health address: bound, not yet serving.
 #[derive(Debug)]
@@ -378,209 +366,6 @@ async fn connection<A, F>(
     connection.as_mut().graceful_shutdown();
     let _ = timeout(LAST_ANSWER, connection).await;
 }
-
-/// What every request of a server is answered by.
-struct Context {
-    /// As bound.
-    address: AdminAddress,
-    purpose: Purpose,
-    state: Arc<dyn AdminState>,
-    feed: Feed,
-    shutdown: ShutdownRequest,
-}
-
-async fn answer(context: Arc<Context>, request: Request<Incoming>) -> Response<AdminBody> {
-    let Context {
-        address,
-        purpose,
-        state,
-        feed,
-        shutdown,
-    } = &*context;
-    let purpose = *purpose;
-    if purpose == Purpose::Admin {
-        let allowed = access::check(&request, address, &state.table().settings().admin);
-        if let Err(refusal) = allowed {
-            return refused(refusal, request.uri().path());
-        }
-        match (request.method(), request.uri().path()) {
-            (_, upgrade::PATH) => return upgrade::answer(&**state, &request).await,
-            (&Method::GET, EVENTS) => return events(feed, shutdown.clone()),
-            _ => {}
-        }
-    }
-    // Health checks run on the async threads, so that they fail when these threads hang. All other paths take
-    // time in proportion to the number of revisions, and run on a blocking thread.
-    if let Some(answer) = health(&**state, &request) {
-        return answer;
-    }
-    let is_served = match purpose {
-        Purpose::Admin => true,
-        Purpose::Health => false,
-        Purpose::HealthAndMetrics => request.uri().path() == "/metrics",
-    };
-    if !is_served {
-        return not_found();
-    }
-    let asked = Arc::clone(&context);
-    let task = tokio::task::spawn_blocking(move || admin(&asked, request.uri()));
-    task.await.unwrap_or_else(|e| {
-        tracing::error!(error = %e, "an admin request panicked");
-        text(
-            StatusCode::INTERNAL_SERVER_ERROR,
-            "this request hit a bug; the log says more\n",
-        )
-    })
-}
-
-/// The response to a health path, or to a method that no path takes; `None` for any other path.
-fn health<B>(state: &dyn AdminState, request: &Request<B>) -> Option<Response<AdminBody>> {
-    if !matches!(*request.method(), Method::GET | Method::HEAD) {
-        let mut answer = text(StatusCode::METHOD_NOT_ALLOWED, "use GET\n");
-        answer
-            .headers_mut()
-            .insert(ALLOW, HeaderValue::from_static("GET, HEAD"));
-        return Some(answer);
-    }
-    match request.uri().path() {
-        "/healthz" => Some(text(StatusCode::OK, "ok\n")),
-        "/readyz" => Some(match state.ready() {
-            Ok(generation) => text(StatusCode::OK, format!("ready, generation {generation}\n")),
-            Err(why) => text(StatusCode::SERVICE_UNAVAILABLE, format!("not ready: {why}\n")),
-        }),
-        _ => None,
-    }
-}
-
-const EVENTS: &str = "/api/events";
-
-/// The stream of `/api/events`, or 503 when as many follow as may.
-fn events(feed: &Feed, shutdown: ShutdownRequest) -> Response<AdminBody> {
-    let Some(stream) = feed.follow(shutdown) else {
-        let error = "too many follow already: close a dashboard, or ask /api/revisions";
-        return as_json(StatusCode::SERVICE_UNAVAILABLE, &json!({"error": error}));
-    };
-    let mut answer = typed(StatusCode::OK, "text/event-stream", "").map(|_| Either::Right(stream));
-    // After the stream nothing is expected: a browser follows again on a new connection.
-    answer
-        .headers_mut()
-        .insert(CONNECTION, HeaderValue::from_static("close"));
-    answer
-}
-
-/// The response to a request that [`access::check`] refuses.
-fn refused(refusal: Refusal, path: &str) -> Response<AdminBody> {
-    tracing::debug!(?refusal, path, "admin request refused");
-    let advice = refusal.advice();
-    let mut answer = match path {
-        upgrade::PATH => as_json(refusal.status(), &json!({"upgraded": false, "error": advice})),
-        path if path.starts_with("/api/") => as_json(refusal.status(), &json!({"error": advice})),
-        _ => text(refusal.status(), format!("{advice}\n")),
-    };
-    if refusal == Refusal::Token {
-        let challenge = HeaderValue::from_static("Bearer realm=\"sluice\"");
-        answer.headers_mut().insert(WWW_AUTHENTICATE, challenge);
-    }
-    answer
-}
-
-fn admin(context: &Context, uri: &Uri) -> Response<AdminBody> {
-    let state = &*context.state;
-    match uri.path() {
-        dashboard::PATH => dashboard::page(),
-        "/api/history" => match history_query(uri.query().unwrap_or_default()) {
-            Ok(revision) => hour(&context.feed, revision.as_ref()),
-            Err(error) => as_json(StatusCode::BAD_REQUEST, &json!({"error": error})),
-        },
-        "/" => typed(StatusCode::OK, "text/html; charset=utf-8", INDEX),
-        "/metrics" => typed(
-            StatusCode::OK,
-            "text/plain; version=0.0.4; charset=utf-8",
-            metrics(state),
-        ),
-        "/api/routes" => as_json(StatusCode::OK, &api::routes(&state.table())),
-        "/api/revisions" => as_json(StatusCode::OK, &api::revisions(state)),
-        "/api/config" => as_json(StatusCode::OK, &api::config(state)),
-        "/api/explain" => match ExplainQuery::parse(uri.query().unwrap_or_default()) {
-            Ok(query) => as_json(
-                StatusCode::OK,
-                &explain(&state.table(), &state.bound().listeners, &query),
-            ),
-            Err(error) => as_json(StatusCode::BAD_REQUEST, &json!({"error": error.to_string()})),
-        },
-        _ => not_found(),
-    }
-}
-
-fn metrics(state: &dyn AdminState) -> String {
-    let loads = state.loads();
-    let desired = |load: &RevisionLoad| {
-        let status = state.status().revision_status(&load.revision)?;
-        Some((load.revision.clone(), status.desired))
-    };
-    state.metrics().expose(&LiveGauges {
-        desired: loads.iter().filter_map(desired).collect(),
-        loads,
-        tables: state.tables(),
-        certificates: state.certificates(),
-    })
-}
-
-/// The hour of a revision, or of the whole gateway.
-fn hour(feed: &Feed, revision: Option<&RevisionId>) -> Response<AdminBody> {
-    match feed.hour(revision) {
-        Some(hour) => as_json(StatusCode::OK, &hour),
-        None => {
-            let error = "this revision had no request in the last hour";
-            as_json(StatusCode::NOT_FOUND, &json!({"error": error}))
-        }
-    }
-}
-
-fn not_found() -> Response<AdminBody> {
-    text(StatusCode::NOT_FOUND, "nothing here; / lists what there is\n")
-}
-
-pub(super) fn text(status: StatusCode, body: impl Into<Bytes>) -> Response<AdminBody> {
-    typed(status, "text/plain; charset=utf-8", body)
-}
-
-pub(super) fn as_json(status: StatusCode, value: &Value) -> Response<AdminBody> {
-    typed(status, "application/json", format!("{value:#}\n"))
-}
-
-pub(super) fn typed(
-    status: StatusCode,
-    content_type: &'static str,
-    body: impl Into<Bytes>,
-) -> Response<AdminBody> {
-    let mut response = Response::new(Either::Left(Full::new(body.into())));
-    *response.status_mut() = status;
-    let headers = response.headers_mut();
-    headers.insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
-    headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
-    headers.insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
-    response
-}
-
-const INDEX: &str = r#"<!doctype html>
-<html lang="en"><meta charset="utf-8"><title>Sluice</title>
-<style>body{font:16px/1.5 system-ui,sans-serif;margin:3em auto;max-width:42em;padding:0 1em}td{padding-right:1.5em}</style>
-<h1>Sluice</h1>
-<table>
-<tr><td><a href="/dashboard">/dashboard</a><td>all of it at a glance, live
-<tr><td><a href="/healthz">/healthz</a><td>the process is alive
-<tr><td><a href="/readyz">/readyz</a><td>a Snapshot is served and nothing drains
-<tr><td><a href="/metrics">/metrics</a><td>Prometheus metrics
-<tr><td><a href="/api/revisions">/api/revisions</a><td>what runs, as <code>sluice status</code> shows it
-<tr><td><a href="/api/routes">/api/routes</a><td>hosts and where they lead
-<tr><td><a href="/api/config">/api/config</a><td>settings in force, secrets left out
-<tr><td><a href="/api/history">/api/history</a><td>the last hour in steps of 10 s; <code>?revision=default/greeter-v1</code>
-<tr><td><a href="/api/events">/api/events</a><td>server-sent events: <code>snapshot</code>, then each <code>change</code>
-<tr><td><code>POST /api/upgrade</code><td>what <code>sluice upgrade</code> asks for: the binary now on disk takes over
-<tr><td><a href="/api/explain?url=http://greeter.default.localhost/">/api/explain?url=…</a><td>which revision would serve this, and why
-</table>
-"#;
 
 #[cfg(test)]
 #[path = "server_tests.rs"]

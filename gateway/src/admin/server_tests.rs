@@ -1,7 +1,10 @@
+use http::StatusCode;
+use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::sync::Notify;
 
+use super::super::answers::text;
 use super::super::fixture::FakeGateway;
 use super::*;
 

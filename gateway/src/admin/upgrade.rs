@@ -8,7 +8,7 @@ use serde_json::json;
 use thiserror::Error;
 
 use super::AdminState;
-use super::server::{AdminBody, as_json};
+use super::answers::{AdminBody, as_json};
 
 /// The path of the upgrade.
 pub const PATH: &str = "/api/upgrade";

@@ -145,18 +145,20 @@ function hourCharts() {
   };
   const largest = (list) => list.reduce((a, b) => (b === null ? a : a === null ? b : Math.max(a, b)), null);
 
-  function draw(hour) {
+  // `start` is when the process began, in seconds since 1970: before it there is nothing, not zero.
+  function draw(hour, start) {
     const { until, step } = hour;
     const total = sum(hour.requests);
     const failed = sum(hour.errors);
     const starts = sum(hour.cold);
     const at = until === null ? Date.now() / 1000 : until;
-    const perSecond = (list) => list.map((n) => n / step);
+    const known = Math.max(0, Math.ceil((start - at) / step) + STEPS - 1);
+    const perSecond = (list) => list.map((n, x) => (x < known ? null : n / step));
     const last = hour.requests.findLastIndex((n) => n > 0);
     requests.draw({
       until: at, step, what: `${count(total)} in all, ${count(failed)} failed`,
       values: [perSecond(hour.requests), perSecond(hour.errors).map((n) => n || null)],
-      summary: [total / (STEPS * step), failed / (STEPS * step)],
+      summary: [total, failed].map((n) => n / (Math.max(1, STEPS - known) * step)),
     });
     latency.draw({
       until: at, step, what: last < 0 ? "" : "mean and highest",

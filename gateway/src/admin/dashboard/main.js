@@ -32,7 +32,7 @@ async function loadHour() {
   try {
     const answer = await fetch(`/api/history${query}`);
     const hour = answer.ok ? await answer.json() : NOTHING;
-    if (of === hourOf) charts.draw(hour);
+    if (of === hourOf) charts.draw(hour, gateway ? gateway.startedAt : 0);
   } catch {
     // The stream says that the gateway is gone.
   }
@@ -175,5 +175,5 @@ byId("actions").addEventListener("submit", async (event) => {
 });
 
 drawHourOf();
-charts.draw(NOTHING);
+charts.draw(NOTHING, 0);
 follow();
