@@ -224,7 +224,8 @@ fn the_example_of_the_user_contract_loads() {
             Path::new("/etc/sluice/tls/a.key"),
             Path::new("/etc/sluice/ca.crt"),
             Path::new("/etc/sluice/me.crt"),
-            Path::new("/etc/sluice/me.key")
+            Path::new("/etc/sluice/me.key"),
+            Path::new("/etc/sluice/wait.html")
         ]
     );
     assert!(

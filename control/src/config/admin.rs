@@ -142,7 +142,9 @@ mod tests {
             decoded("{address: 'unix:./run/a.sock', token: s3cret, hosts: [Sluice.Internal, localhost.]}");
         let settings = settings.unwrap();
         assert_eq!(said, "");
-        assert_eq!(settings.address, AdminAddress::Unix("conf/run/a.sock".into()));
+        // Relative to the file, whose own path is relative to where the test runs.
+        let beside = std::path::absolute("conf/run/a.sock").unwrap();
+        assert_eq!(settings.address, AdminAddress::Unix(beside));
         assert_eq!(settings.hosts, ["sluice.internal", "localhost"]);
         assert_eq!(settings.token, Some(Secret::new("s3cret")));
         let (settings, _) = decoded("{address: '[::1]:9900'}");

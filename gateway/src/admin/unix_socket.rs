@@ -48,8 +48,8 @@ fn remove_stale(path: &Path) -> io::Result<()> {
 #[derive(Debug)]
 pub struct SocketFile {
     path: PathBuf,
-    /// Device and inode: a file that took its place is somebody else's.
-    identity: Option<(u64, u64)>,
+    /// A file that took its place is somebody else's.
+    identity: Option<Identity>,
 }
 
 impl SocketFile {
@@ -71,9 +71,12 @@ impl SocketFile {
     }
 }
 
-fn identity(path: &Path) -> Option<(u64, u64)> {
+/// Device, inode and time of change: an inode is used again at once after its file was removed.
+type Identity = (u64, u64, i64, i64);
+
+fn identity(path: &Path) -> Option<Identity> {
     let found = fs::symlink_metadata(path).ok()?;
-    Some((found.dev(), found.ino()))
+    Some((found.dev(), found.ino(), found.ctime(), found.ctime_nsec()))
 }
 
 #[cfg(test)]
