@@ -66,12 +66,16 @@ fn typed(status: u16, kind: &str, body: Body) -> Response<Body> {
 }
 
 fn asks(accept: &str) -> Vec<u8> {
+    asks_for("/v1/chat", accept)
+}
+
+fn asks_for(path: &str, accept: &str) -> Vec<u8> {
     let fields = [
         ("Accept", accept),
         ("Accept-Encoding", "gzip"),
         ("Content-Type", "application/json"),
     ];
-    h1::request("POST", WEB, "/v1/chat", &fields, b"{\"stream\": true}")
+    h1::request("POST", WEB, path, &fields, b"{\"stream\": true}")
 }
 
 /// Reads chunks until there are this many signs of life; returns everything.
@@ -121,7 +125,7 @@ async fn comments_tell_of_the_start_until_the_backends_events_follow() {
             "{sign:?}"
         );
     }
-    let mut second = cold.open(&asks("text/event-stream")).await;
+    let mut second = cold.open(&asks_for("/second", "text/event-stream")).await;
     assert_eq!(second.head(false).await.expect("an open connection").status, 200);
     assert!(signs(&mut second, 1).await.contains("place 2 in the queue"));
     assert_eq!(
@@ -134,9 +138,13 @@ async fn comments_tell_of_the_start_until_the_backends_events_follow() {
     let (events, chunks) = mpsc::channel(1);
     let chunks = std::sync::Mutex::new(Some(chunks));
     let backend = cold
-        .ready(move |_| match chunks.lock().unwrap().take() {
-            Some(chunks) => typed(201, "text/event-stream; charset=utf-8", streamed(chunks)),
-            None => typed(200, "text/event-stream", full("data: second\n\n")),
+        // Both are sent at the same moment, and may come in either order.
+        .ready(move |seen| match seen.target.as_str() {
+            "/second" => typed(200, "text/event-stream", full("data: second\n\n")),
+            _ => match chunks.lock().unwrap().take() {
+                Some(chunks) => typed(201, "text/event-stream; charset=utf-8", streamed(chunks)),
+                None => typed(200, "text/event-stream", full("data: warm\n\n")),
+            },
         })
         .await;
     let waits = async |connection: &mut H1, text: &str| {
