@@ -76,6 +76,7 @@ pub(super) async fn write(
                 };
                 newest.insert(name.clone(), outcome);
                 waiting.insert(name);
+                forget_gone(&mut newest, &statuses.lock());
             }
             Some(done) = writing.join_next(), if !writing.is_empty() => {
                 if let Ok((name, is_done)) = done {
@@ -94,6 +95,13 @@ pub(super) async fn write(
                 }
             }
         }
+    }
+}
+
+/// Drops the outcomes of Ingresses that are gone, when these may be half of all: without a lead nothing else does.
+fn forget_gone(newest: &mut HashMap<Name, IngressOutcome>, known: &HashMap<Name, IngressStatus>) {
+    if newest.len() > 2 * known.len() + 64 {
+        newest.retain(|name, _| known.contains_key(name));
     }
 }
 
@@ -289,6 +297,21 @@ mod tests {
             ("Unknown", "BackendMissing")
         );
         assert_eq!(ready.last_transition_time.as_deref(), Some("t3"));
+    }
+
+    #[test]
+    fn outcomes_of_ingresses_that_are_gone_are_not_kept() {
+        let name = |n: usize| Name {
+            namespace: "d".into(),
+            name: n.to_string(),
+        };
+        let known = HashMap::from([(name(0), IngressStatus::default())]);
+        let mut newest = HashMap::new();
+        for n in 0..1_000 {
+            newest.insert(name(n), outcome(1, None));
+            forget_gone(&mut newest, &known);
+            assert!(newest.len() <= 66 && newest.contains_key(&name(0)));
+        }
     }
 
     #[test]
