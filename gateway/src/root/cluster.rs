@@ -1,5 +1,7 @@
 //! The cluster that a gateway follows: what it finds out about itself there.
 
+#[cfg(feature = "cluster")]
+use std::net::SocketAddr;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, UdpSocket};
 use std::sync::Arc;
 #[cfg(not(feature = "cluster"))]
@@ -79,19 +81,28 @@ fn is_pods(spec: &sluice_model::RevisionSpec) -> bool {
 #[cfg(feature = "cluster")]
 const NAMESPACE: &str = "sluice-system";
 
+/// The port for other replicas.
+#[cfg(feature = "cluster")]
+const PEERS: u16 = 9902;
+
 /// The default settings: in a cluster all addresses, IPv6 as well where there is any.
 pub(super) fn defaults(args: &RunArgs) -> Defaults {
     if !args.kubernetes {
         return Defaults::default();
     }
+    Defaults::of_cluster(all_addresses())
+}
+
+/// The address that stands for all, of IPv6 and IPv4 where there is any IPv6.
+fn all_addresses() -> IpAddr {
     let dual = IpAddr::V6(Ipv6Addr::UNSPECIFIED);
     // A socket of its own, since addresses of interfaces say nothing: IPv6 may be compiled out or turned off.
     let has_ipv6 = UdpSocket::bind((dual, 0)).is_ok();
-    Defaults::of_cluster(if has_ipv6 {
+    if has_ipv6 {
         dual
     } else {
         IpAddr::V4(Ipv4Addr::UNSPECIFIED)
-    })
+    }
 }
 
 /// Starts to follow the cluster.
@@ -106,6 +117,7 @@ pub(super) fn start(args: &RunArgs, runtime: &Runtime) -> Result<ClusterSource, 
         namespace: namespace(),
         identity: identity(),
         cluster_domain: cluster_domain(),
+        peers: peers(),
     };
     tracing::info!(
         namespace = options.namespace,
@@ -139,8 +151,7 @@ fn namespace() -> String {
 /// `$POD_NAME`, else the host's name, which is that of a Pod; with a number where neither is known.
 #[cfg(feature = "cluster")]
 fn identity() -> String {
-    let named = std::env::var("POD_NAME").ok().filter(|name| !name.is_empty());
-    named.unwrap_or_else(|| {
+    named("POD_NAME").unwrap_or_else(|| {
         let host = nix::unistd::gethostname()
             .ok()
             .and_then(|name| name.into_string().ok());
@@ -148,14 +159,23 @@ fn identity() -> String {
     })
 }
 
+/// The address for other replicas: in a Pod alone, which is known by its name. Elsewhere nobody could reach it.
+#[cfg(feature = "cluster")]
+fn peers() -> Option<SocketAddr> {
+    named("POD_NAME").map(|_| SocketAddr::new(all_addresses(), PEERS))
+}
+
+/// A variable that is set, and not empty.
+#[cfg(feature = "cluster")]
+fn named(variable: &str) -> Option<String> {
+    std::env::var(variable).ok().filter(|value| !value.is_empty())
+}
+
 /// `$CLUSTER_DOMAIN`, else the domain that the resolver searches below `svc`; source: `network/domain.go` of
 /// knative.dev/pkg.
 #[cfg(feature = "cluster")]
 fn cluster_domain() -> String {
-    let named = std::env::var("CLUSTER_DOMAIN")
-        .ok()
-        .filter(|name| !name.is_empty());
-    named.unwrap_or_else(|| {
+    named("CLUSTER_DOMAIN").unwrap_or_else(|| {
         let resolver = std::fs::read_to_string("/etc/resolv.conf").unwrap_or_default();
         searched(&resolver).unwrap_or("cluster.local").to_owned()
     })

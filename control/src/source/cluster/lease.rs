@@ -22,6 +22,17 @@ const DURATION: Duration = Duration::from_secs(10);
 /// The interval of renewals, and of looks at another replica's Lease.
 const RENEW: Duration = Duration::from_secs(2);
 
+/// Who leads, as far as this replica knows.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Leader {
+    /// Nobody, or it is not known.
+    Nobody,
+    /// This replica.
+    Me,
+    /// The replica of this name.
+    Other(String),
+}
+
 /// What this replica knows of the Lease.
 #[derive(Debug, Default)]
 struct Observed {
@@ -68,13 +79,14 @@ impl Observed {
 pub(super) fn elect(
     client: Client,
     options: &ClusterOptions,
-) -> (impl Future<Output = ()> + Send + use<>, watch::Receiver<bool>) {
-    let (sender, leads) = watch::channel(false);
+) -> (impl Future<Output = ()> + Send + use<>, watch::Receiver<Leader>) {
+    let (sender, leader) = watch::channel(Leader::Nobody);
     let api = Api::<Lease>::namespaced(client, &options.namespace);
     let me = options.identity.clone();
     let task = async move {
         let mut observed = Observed::default();
         let mut renewed: Option<Instant> = None;
+        let mut other = Leader::Nobody;
         let mut ticks = interval(RENEW);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut is_broken = false;
@@ -82,8 +94,11 @@ pub(super) fn elect(
             ticks.tick().await;
             let began = Instant::now();
             match timeout(RENEW, attempt(&api, &me, &mut observed)).await {
-                Ok(Ok(true)) => renewed = Some(began),
-                Ok(Ok(false)) => renewed = None,
+                Ok(Ok(Leader::Me)) => renewed = Some(began),
+                Ok(Ok(holder)) => {
+                    renewed = None;
+                    other = holder;
+                }
                 Ok(Err(error)) => {
                     if !std::mem::replace(&mut is_broken, true) {
                         tracing::warn!(%error, "the Lease {NAME} cannot be read or renewed");
@@ -91,20 +106,23 @@ pub(super) fn elect(
                 }
                 Err(_) => {}
             }
-            let is_leader = renewed.is_some_and(|at| at.elapsed() < DURATION - RENEW);
-            sender.send_if_modified(|leads| {
-                if *leads != is_leader {
-                    tracing::info!(is_leader, "leader election for statuses");
+            let is_mine = renewed.is_some_and(|at| at.elapsed() < DURATION - RENEW);
+            let now = if is_mine { Leader::Me } else { other.clone() };
+            sender.send_if_modified(|leader| {
+                let has_changed = *leader != now;
+                if has_changed {
+                    tracing::info!(leader = ?now, "leader election for statuses");
+                    *leader = now;
                 }
-                std::mem::replace(leads, is_leader) != is_leader
+                has_changed
             });
         }
     };
-    (task, leads)
+    (task, leader)
 }
 
-/// One look at the Lease. Returns whether it is ours afterwards.
-async fn attempt(api: &Api<Lease>, me: &str, observed: &mut Observed) -> Result<bool, kube::Error> {
+/// One look at the Lease. Returns whose it is afterwards.
+async fn attempt(api: &Api<Lease>, me: &str, observed: &mut Observed) -> Result<Leader, kube::Error> {
     let Some(mut lease) = api.get_opt(NAME).await? else {
         let lease = Lease {
             metadata: ObjectMeta {
@@ -117,17 +135,18 @@ async fn attempt(api: &Api<Lease>, me: &str, observed: &mut Observed) -> Result<
     };
     let spec = lease.spec.take().unwrap_or_default();
     match observed.step(me, &spec, Instant::now()) {
-        Step::Wait => return Ok(false),
+        Step::Wait => return Ok(spec.holder_identity.map_or(Leader::Nobody, Leader::Other)),
         Step::Renew | Step::Take => lease.spec = Some(held(me, spec)),
     }
     // With its resourceVersion: of two replicas that take it, one is refused.
     answer(api.replace(NAME, &PostParams::default(), &lease).await)
 }
 
-fn answer(result: Result<Lease, kube::Error>) -> Result<bool, kube::Error> {
+fn answer(result: Result<Lease, kube::Error>) -> Result<Leader, kube::Error> {
     match result {
-        Ok(_) => Ok(true),
-        Err(kube::Error::Api(status)) if status.code == 409 => Ok(false),
+        Ok(_) => Ok(Leader::Me),
+        // Another replica was faster.
+        Err(kube::Error::Api(status)) if status.code == 409 => Ok(Leader::Nobody),
         Err(error) => Err(error),
     }
 }

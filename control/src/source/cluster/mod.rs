@@ -2,18 +2,22 @@
 //! they name.
 //!
 //! ```text
-//! watch ── Update ──> store ── resolve ──> IngressObject ── index ──> published ── outcome ──> status
+//! watch ── Update ──> store ── resolve ──> IngressObject ── index ──> published ── outcome ──> queue ──> status
+//!                                                            acknowledgements ── peers ──> ┘
 //! ```
 //!
 //! Nothing is reported before every kind was listed, and a list that is read again replaces a kind at once: half a
 //! cluster is never seen. While the API server is away, what is known is served.
 
+mod acks;
 mod endpoints;
 mod hash;
 mod hosts;
 mod lease;
 mod objects;
+mod peers;
 mod pods;
+mod queue;
 mod resolve;
 mod shortcut;
 pub mod stats;
@@ -24,6 +28,7 @@ mod store_tests;
 mod watch;
 
 use std::collections::{BTreeMap, HashMap};
+use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -40,7 +45,9 @@ use tokio::task::JoinSet;
 use super::{Change, Event, Source, SourceError};
 use crate::config::DEFAULT_QUEUE;
 use crate::ingress::IngressOutcome;
+use acks::Served;
 use objects::IngressStatus;
+use peers::{Peers, ServedTable};
 use resolve::Policy;
 use store::{AnyUpdate, Name, Store};
 
@@ -62,6 +69,8 @@ pub struct ClusterOptions {
     pub identity: String,
     /// The cluster's domain, `cluster.local` as a rule.
     pub cluster_domain: String,
+    /// The address that other replicas reach this one by; `None` outside of a Pod, where there are none.
+    pub peers: Option<SocketAddr>,
 }
 
 /// The settings of the revisions of Ingresses: no limit but that of the queue, since the timeouts of a Service are its
@@ -109,7 +118,9 @@ pub async fn connect(kubeconfig: Option<&Path>) -> Result<Client, String> {
 pub struct ClusterSource {
     updates: Receiver<AnyUpdate>,
     store: Store,
-    outcomes: UnboundedSender<IngressOutcome>,
+    outcomes: UnboundedSender<(IngressOutcome, Served)>,
+    /// What this replica serves, for the others.
+    table: Arc<ServedTable>,
     /// The tasks that watch and write; dropped with the source.
     _tasks: JoinSet<()>,
 }
@@ -131,13 +142,16 @@ impl ClusterSource {
         let store = Store::new(INGRESS_CLASS.to_owned(), policy, Arc::clone(&statuses));
         let mut tasks = JoinSet::new();
         tasks.spawn(watch::watch(client.clone(), sender));
-        let (leader, leads) = lease::elect(client.clone(), &options);
-        tasks.spawn(leader);
-        tasks.spawn(status::write(client, options, statuses, leads, written));
+        let (election, leader) = lease::elect(client.clone(), &options);
+        tasks.spawn(election);
+        let table = Arc::<ServedTable>::default();
+        let peers = Peers::start(&client, &options, &leader, &table, &mut tasks);
+        tasks.spawn(status::write(client, options, statuses, leader, written, peers));
         Self {
             updates,
             store,
             outcomes,
+            table,
             _tasks: tasks,
         }
     }
@@ -171,8 +185,10 @@ impl Source for ClusterSource {
 
     fn published(&mut self, outcomes: Vec<IngressOutcome>) {
         for outcome in outcomes {
+            let served = Served::of(&outcome);
+            self.table.serve(&outcome, served.clone());
             // The writer goes away with the runtime only.
-            let _ = self.outcomes.send(outcome);
+            let _ = self.outcomes.send((outcome, served));
         }
     }
 }

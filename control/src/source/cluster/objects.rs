@@ -393,6 +393,8 @@ macro_rules! resource {
     };
 }
 
+pub(super) use resource;
+
 resource!(
     Ingress,
     "networking.internal.knative.dev",

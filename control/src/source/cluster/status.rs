@@ -3,7 +3,6 @@
 //! Source of the conditions: `ingress_lifecycle.go` of knative.dev/networking. `Ready` is the conjunction of
 //! `NetworkConfigured` and `LoadBalancerReady`; Serving waits for `Ready` at the present generation.
 
-use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -14,8 +13,13 @@ use serde_json::json;
 use tokio::sync::mpsc::UnboundedReceiver;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
 
+use super::acks::{LATE, Served};
+use super::lease::Leader;
 use super::objects::{Condition, Ingress, IngressStatus, LoadBalancer, LoadBalancers};
+use super::peers::{PeerEvent, Peers};
+use super::queue::{StatusQueue, Write};
 use super::store::Name;
 use super::{ClusterOptions, Statuses};
 use crate::ingress::{IngressOutcome, ProblemKind};
@@ -26,82 +30,89 @@ const WRITES: usize = 16;
 /// The pause before a write that failed is tried again.
 const RETRY: Duration = Duration::from_secs(1);
 
-/// Writes the status of each outcome, as long as this replica leads.
+/// The pause between looks for Ingresses that are gone.
+const PRUNE: Duration = Duration::from_secs(10);
+
+/// Outcomes that were published, with what is served since.
+pub(super) type Outcomes = UnboundedReceiver<(IngressOutcome, Served)>;
+
+/// Writes statuses as long as this replica leads: problems at once, Ready when all ready replicas serve the same.
 pub(super) async fn write(
     client: Client,
     options: ClusterOptions,
     statuses: Statuses,
-    mut leads: watch::Receiver<bool>,
-    mut outcomes: UnboundedReceiver<IngressOutcome>,
+    mut leader: watch::Receiver<Leader>,
+    mut outcomes: Outcomes,
+    mut peers: Peers,
 ) {
     let addresses = Addresses::of(&options);
-    // The newest outcome of each Ingress, kept by replicas that do not lead as well: the next leader knows them all.
-    let mut newest: HashMap<Name, IngressOutcome> = HashMap::new();
-    let mut waiting: BTreeSet<Name> = BTreeSet::new();
+    let mut queue = StatusQueue::default();
     let mut writing: JoinSet<(Name, bool)> = JoinSet::new();
-    let mut busy: HashSet<Name> = HashSet::new();
+    let mut prunes = interval(PRUNE);
+    prunes.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let (mut is_leader, mut knows_replicas, mut leads) = (false, false, false);
     loop {
-        if *leads.borrow() {
-            while writing.len() < WRITES {
-                let Some(name) = waiting.iter().find(|name| !busy.contains(*name)).cloned() else {
-                    break;
-                };
-                waiting.remove(&name);
-                let Some(outcome) = newest.get(&name) else {
-                    continue;
-                };
-                // An Ingress that is gone has no status to be written.
-                let Some(seen) = statuses.lock().get(&name).cloned() else {
-                    newest.remove(&name);
-                    continue;
-                };
-                let Some(next) = next(outcome, &seen, &addresses, &Timestamp::now().to_string()) else {
-                    continue;
-                };
-                busy.insert(name.clone());
-                let api = Api::<Ingress>::namespaced(client.clone(), &name.namespace);
-                let (statuses, uid) = (Arc::clone(&statuses), outcome.object.uid.clone());
-                writing.spawn(async move {
-                    let is_done = put(&api, &name, &uid, next, &statuses).await;
-                    (name, is_done)
-                });
-            }
+        let now = Instant::now();
+        if !leads && is_leader && knows_replicas {
+            leads = true;
+            queue.begin(now);
         }
+        while leads && writing.len() < WRITES {
+            let clock = Timestamp::now().to_string();
+            let write = queue.take(&statuses.lock(), &addresses, now, &clock);
+            let Some(Write { name, uid, status }) = write else {
+                break;
+            };
+            let api = Api::<Ingress>::namespaced(client.clone(), &name.namespace);
+            let statuses = Arc::clone(&statuses);
+            writing.spawn(async move {
+                let is_done = put(&api, &name, &uid, status, &statuses).await;
+                (name, is_done)
+            });
+        }
+        let timer = queue.timer().filter(|_| leads && writing.len() < WRITES);
         tokio::select! {
             outcome = outcomes.recv() => {
-                let Some(outcome) = outcome else { return };
-                let name = Name {
-                    namespace: outcome.object.namespace.clone(),
-                    name: outcome.object.name.clone(),
-                };
-                newest.insert(name.clone(), outcome);
-                waiting.insert(name);
-                forget_gone(&mut newest, &statuses.lock());
+                let Some((outcome, served)) = outcome else { return };
+                queue.publish(outcome, served, Instant::now());
             }
+            Some(event) = peers.events.recv() => match event {
+                PeerEvent::Joined { connection, replica, recipe } => queue.joined(connection, &replica, recipe),
+                PeerEvent::Acknowledged { connection, replica, acks, gone } => {
+                    queue.acknowledged(connection, &replica, acks, &gone);
+                }
+                PeerEvent::Left { connection, replica } => queue.left(connection, &replica),
+            },
             Some(done) = writing.join_next(), if !writing.is_empty() => {
                 if let Ok((name, is_done)) = done {
-                    busy.remove(&name);
-                    if !is_done {
-                        waiting.insert(name);
-                    }
+                    queue.written(name, is_done);
                 }
             }
-            changed = leads.changed() => {
+            () = sleep_until(timer.unwrap_or(now)), if timer.is_some() => {}
+            changed = peers.members.changed() => {
                 if changed.is_err() {
                     return;
                 }
-                if *leads.borrow_and_update() {
-                    waiting.extend(newest.keys().cloned());
+                if let Some(members) = &*peers.members.borrow_and_update() {
+                    knows_replicas = true;
+                    queue.ready(&members.others_ready(&options.identity), Instant::now());
                 }
             }
+            changed = leader.changed() => {
+                if changed.is_err() {
+                    return;
+                }
+                is_leader = *leader.borrow_and_update() == Leader::Me;
+                // Also where it leads again: it did not meanwhile.
+                leads = false;
+                queue.end();
+            }
+            _ = prunes.tick() => {
+                let statuses = statuses.lock();
+                queue.retain(|name| statuses.contains_key(name));
+                peers.table.retain(|name| statuses.contains_key(name));
+            }
         }
-    }
-}
-
-/// Drops the outcomes of Ingresses that are gone, when these may be half of all: without a lead nothing else does.
-fn forget_gone(newest: &mut HashMap<Name, IngressOutcome>, known: &HashMap<Name, IngressStatus>) {
-    if newest.len() > 2 * known.len() + 64 {
-        newest.retain(|name, _| known.contains_key(name));
     }
 }
 
@@ -131,13 +142,13 @@ async fn put(api: &Api<Ingress>, name: &Name, uid: &str, status: IngressStatus, 
 
 /// The addresses of the gateway's Services.
 #[derive(Debug)]
-struct Addresses {
+pub(super) struct Addresses {
     public: LoadBalancers,
     private: LoadBalancers,
 }
 
 impl Addresses {
-    fn of(options: &ClusterOptions) -> Self {
+    pub(super) fn of(options: &ClusterOptions) -> Self {
         // Serving takes one address at most, and makes Services of the name that is inside the cluster.
         let of = |service: &str| LoadBalancers {
             ingress: vec![LoadBalancer {
@@ -151,18 +162,42 @@ impl Addresses {
     }
 }
 
-/// The status to be written; `None` if it is written already.
-fn next(
+/// The reason of a condition that waits for replicas.
+const NOT_ACKNOWLEDGED: &str = "ReplicasNotAcknowledged";
+
+/// Replicas that a message names; the others are counted.
+const NAMED: usize = 3;
+
+/// Whether a status says Ready for this generation.
+pub(super) fn is_ready(status: &IngressStatus, generation: i64) -> bool {
+    let mut conditions = status.conditions.iter();
+    status.observed_generation == generation
+        && conditions.any(|condition| condition.kind == "Ready" && condition.status == "True")
+}
+
+/// The status to be written; `None` if it is written already. `late` are the replicas that are waited for in vain.
+pub(super) fn next(
     outcome: &IngressOutcome,
+    late: &[String],
     seen: &IngressStatus,
     addresses: &Addresses,
     now: &str,
 ) -> Option<IngressStatus> {
     let (configured, balancer) = match &outcome.problem {
-        None => (
+        None if late.is_empty() => (
             true_condition("NetworkConfigured"),
             true_condition("LoadBalancerReady"),
         ),
+        None => {
+            let balancer = Condition {
+                kind: "LoadBalancerReady".to_owned(),
+                status: "Unknown".to_owned(),
+                last_transition_time: None,
+                reason: NOT_ACKNOWLEDGED.to_owned(),
+                message: not_acknowledged(late, outcome.object.generation),
+            };
+            (true_condition("NetworkConfigured"), balancer)
+        }
         Some(problem) => {
             let reason = problem.kind.reason();
             let condition = |kind: &str, status: &str| Condition {
@@ -210,6 +245,20 @@ fn next(
         private_load_balancer: Some(addresses.private.clone()),
     };
     (next != *seen).then_some(next)
+}
+
+fn not_acknowledged(late: &[String], generation: i64) -> String {
+    let (one, named) = (late.len() == 1, late.get(..NAMED).unwrap_or(late));
+    let mut who = named.join(", ");
+    if let Some(more) = late.len().checked_sub(NAMED + 1) {
+        who = format!("{who} and {} more", more + 1);
+    }
+    format!(
+        "{} {who} {} not acknowledged generation {generation} for {} s",
+        if one { "replica" } else { "replicas" },
+        if one { "has" } else { "have" },
+        LATE.as_secs()
+    )
 }
 
 fn true_condition(kind: &str) -> Condition {
@@ -261,6 +310,7 @@ mod tests {
             namespace: "sluice-system".into(),
             identity: "me".into(),
             cluster_domain: "cluster.local".into(),
+            peers: None,
         })
     }
 
@@ -271,21 +321,29 @@ mod tests {
 
     #[test]
     fn a_status_is_written_once_and_times_change_with_the_status_alone() {
-        let first = next(&outcome(1, None), &IngressStatus::default(), &addresses(), "t1").expect("differs");
+        let first = next(
+            &outcome(1, None),
+            &[],
+            &IngressStatus::default(),
+            &addresses(),
+            "t1",
+        )
+        .expect("differs");
         assert_eq!(of(&first, "Ready").status, "True");
         let public = first.public_load_balancer.as_ref().expect("an address");
         assert_eq!(
             public.ingress[0].domain_internal,
             "sluice.sluice-system.svc.cluster.local"
         );
-        assert_eq!(next(&outcome(1, None), &first, &addresses(), "t2"), None);
+        assert_eq!(next(&outcome(1, None), &[], &first, &addresses(), "t2"), None);
 
-        let second = next(&outcome(2, None), &first, &addresses(), "t2").expect("another generation");
+        let second = next(&outcome(2, None), &[], &first, &addresses(), "t2").expect("another generation");
         assert_eq!(second.observed_generation, 2);
         assert_eq!(of(&second, "Ready").last_transition_time.as_deref(), Some("t1"));
 
         let broken = next(
             &outcome(3, Some(ProblemKind::Missing)),
+            &[],
             &second,
             &addresses(),
             "t3",
@@ -300,21 +358,6 @@ mod tests {
     }
 
     #[test]
-    fn outcomes_of_ingresses_that_are_gone_are_not_kept() {
-        let name = |n: usize| Name {
-            namespace: "d".into(),
-            name: n.to_string(),
-        };
-        let known = HashMap::from([(name(0), IngressStatus::default())]);
-        let mut newest = HashMap::new();
-        for n in 0..1_000 {
-            newest.insert(name(n), outcome(1, None));
-            forget_gone(&mut newest, &known);
-            assert!(newest.len() <= 66 && newest.contains_key(&name(0)));
-        }
-    }
-
-    #[test]
     fn ready_is_the_worst_of_both() {
         for (kind, status) in [
             (ProblemKind::Invalid, "False"),
@@ -324,6 +367,7 @@ mod tests {
         ] {
             let status_of = next(
                 &outcome(1, Some(kind)),
+                &[],
                 &IngressStatus::default(),
                 &addresses(),
                 "t",

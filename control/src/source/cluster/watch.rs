@@ -55,8 +55,20 @@ async fn follow<K>(
 ) where
     K: Resource<DynamicType = ()> + Clone + DeserializeOwned + Debug + Send + 'static,
 {
+    follow_in(Api::all(client), config, updates, wrap).await;
+}
+
+/// Follows one kind, in one namespace or in all, until the receiver is dropped.
+pub(super) async fn follow_in<K, U>(
+    api: Api<K>,
+    config: watcher::Config,
+    updates: Sender<U>,
+    wrap: fn(Update<K>) -> U,
+) where
+    K: Resource<DynamicType = ()> + Clone + DeserializeOwned + Debug + Send + 'static,
+{
     let kind = K::kind(&());
-    let mut stream = Box::pin(watch_objects(Api::<K>::all(client), config).backoff(Pauses::default()));
+    let mut stream = Box::pin(watch_objects(api, config).backoff(Pauses::default()));
     let mut listed = Vec::new();
     let (mut is_broken, mut is_absent) = (false, false);
     while let Some(event) = stream.next().await {
