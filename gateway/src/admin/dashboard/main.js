@@ -118,10 +118,12 @@ function drawDecisions(decisions) {
 
 const ORDER = ["listener", "host", "path", "service", "route", "tag", "split", "revision", "backend", "rewrite", "reason", "why"];
 
+// A value in words: what does not apply is left out.
 function explained(value) {
-  if (typeof value === "string") return value;
+  if (typeof value !== "object" || value === null) return String(value);
   if (Array.isArray(value)) return value.map(explained).join("\n");
-  return JSON.stringify(value);
+  const applies = ([, part]) => part !== null && part !== false && !(Array.isArray(part) && part.length === 0);
+  return Object.entries(value).filter(applies).map(([key, part]) => (part === true ? key : `${key} ${explained(part)}`)).join(", ");
 }
 
 byId("explain").addEventListener("submit", async (event) => {
@@ -142,7 +144,9 @@ byId("explain").addEventListener("submit", async (event) => {
   }
   const verdict = answer.found ? el("p", "verdict", "This would be served.") : el("p", "verdict no", "Nothing would serve this.");
   const terms = ORDER.filter((key) => answer[key] !== undefined && answer[key] !== null)
-    .flatMap((key) => [el("dt", "", key), el("dd", "", explained(answer[key]))]);
+    .map((key) => [key, explained(answer[key])])
+    .filter(([, text]) => text !== "")
+    .flatMap(([key, text]) => [el("dt", "", key), el("dd", "", text)]);
   out.replaceChildren(verdict, el("dl", "", ...terms));
 });
 
