@@ -66,6 +66,7 @@ mod slow_clients;
 mod splitting;
 mod timeouts;
 mod traces;
+mod traces_collector;
 mod traces_delivery;
 mod tunnels;
 mod upgrade;
