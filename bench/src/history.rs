@@ -4,7 +4,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use sluice_gateway::observe::{
-    History, MAX_SERIES, Metrics, Milestones, Phases, RequestProtocol, RequestRecord, RevisionMetrics, STEPS,
+    History, MAX_SERIES, Metrics, Milestones, Phases, PresentRequests, RequestProtocol, RequestRecord,
+    RevisionMetrics, STEPS,
 };
 use sluice_model::{Generation, RevisionId, ServiceId};
 
@@ -66,7 +67,8 @@ impl Sampled {
     pub(crate) fn sample(&mut self) -> Duration {
         self.step += 1;
         let start = Instant::now();
-        self.metrics.record(&mut self.history, self.step, &[]);
+        let present = |revisions: &[RevisionId]| vec![PresentRequests::default(); revisions.len()];
+        self.metrics.record(&mut self.history, self.step, present);
         start.elapsed()
     }
 }

@@ -80,8 +80,9 @@ fn find(name: &str, hosts: usize, fill: fn(&mut Vec<String>)) -> Operation {
             let host = &text[at..ends[nth]];
             at = ends[nth];
             nth += 1;
+            // References into the service, which is not read: its caller reads it in any case.
             let found = snapshot.table().find(Visibility::External, host, &Get, None);
-            found.map(|found| found.split.targets().len())
+            std::hint::black_box(&found).is_ok()
         })
     })
 }

@@ -60,11 +60,11 @@ async fn backend(name: &'static str) -> SocketAddr {
 
 fn revision(slot: usize, addresses: &[SocketAddr], activated: bool) -> Arc<RevisionSpec> {
     let backend = match activated {
-        true => Backend::Pods(Pods {
+        true => Backend::Pods(Box::new(Pods {
             ready: addresses.to_vec(),
             starting: vec![],
             failure: None,
-        }),
+        })),
         false => {
             let targets = addresses.iter().map(|address| EndpointAddr::Tcp(*address));
             Backend::Static {

@@ -107,7 +107,7 @@ pub enum Backend {
     Url(UrlBackend),
     /// Pods of a Knative revision, which the cluster's autoscaler starts and stops: at zero a request waits and sends
     /// [`Demand`](crate::Demand).
-    Pods(Pods),
+    Pods(Box<Pods>),
     /// Instances that the control plane starts and reports through
     /// [`EndpointSink`](crate::EndpointSink).
     Managed,

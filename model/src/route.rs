@@ -283,7 +283,7 @@ pub struct Service {
     /// Its name.
     pub id: ServiceId,
     /// Session affinity, if any.
-    pub sticky: Option<Sticky>,
+    pub sticky: Option<Box<Sticky>>,
     /// The cold answer; `None`: requests are held.
     pub cold: Option<Arc<ColdAnswer>>,
     /// Which requests start nothing and count as no activity; `None`: no request does.

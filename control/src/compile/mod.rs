@@ -430,7 +430,7 @@ fn build(
     }
     let service = Service {
         id: id.clone(),
-        sticky: service.sticky,
+        sticky: service.sticky.map(Box::new),
         cold: service.cold.map(|cold| Arc::new(cold.answer(id.name()))),
         no_wake: service.no_wake.map(Arc::new),
         hosts,

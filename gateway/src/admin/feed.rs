@@ -132,7 +132,8 @@ impl FeedTask {
         }
     }
 
-    /// Samples and tells what is due, on a blocking thread: both take time in proportion to the number of revisions.
+    /// Samples and tells what is due, on a blocking thread: sampling takes time in proportion to the number of revisions in
+    /// use, telling to that of all revisions.
     async fn turn(mut self, is_tick: bool) -> Self {
         let step = wall_clock()
             .duration_since(UNIX_EPOCH)
@@ -153,7 +154,8 @@ impl FeedTask {
         let mut watched = mem::take(&mut self.watched);
         let done = tokio::task::spawn_blocking(move || {
             if is_due {
-                state.metrics().record(&mut history.lock(), ended, &state.loads());
+                let present = |revisions: &[RevisionId]| state.present(revisions);
+                state.metrics().record(&mut history.lock(), ended, present);
             }
             let change = is_watched.then(|| watched.turn(&*state, &history.lock(), is_tick));
             (watched, change.flatten())

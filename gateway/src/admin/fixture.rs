@@ -17,8 +17,8 @@ use sluice_model::{
 
 use super::{AdminState, BoundAddresses, UpgradeError, Upgraded};
 use crate::observe::{
-    Decision, EndpointCondition, EndpointLoad, ListenerCertificates, Metrics, RecentDecisions, RevisionLoad,
-    RevisionMetrics,
+    Decision, EndpointCondition, EndpointLoad, ListenerCertificates, Metrics, PresentRequests,
+    RecentDecisions, RevisionLoad, RevisionMetrics,
 };
 use crate::registry::{self, LiveService};
 
@@ -243,6 +243,19 @@ impl AdminState for FakeGateway {
             leaving: name == "greeter-v0",
         };
         vec![load("greeter-v1", 7, 0, 2), load("greeter-v0", 1, 0, 0)]
+    }
+    fn present(&self, revisions: &[RevisionId]) -> Vec<PresentRequests> {
+        let loads = self.loads();
+        let present = revisions.iter().map(|id| {
+            let mut named = loads.iter().filter(|load| load.revision == *id);
+            named
+                .next()
+                .map_or_else(PresentRequests::default, |load| PresentRequests {
+                    in_flight: load.in_flight,
+                    queued: load.queued,
+                })
+        });
+        present.collect()
     }
     fn tables(&self) -> usize {
         1

@@ -44,7 +44,7 @@ use async_trait::async_trait;
 use serde_json::Value;
 use sluice_model::{AdminAddress, Generation, RevisionId, StatusSource};
 
-use crate::observe::{Decision, EndpointLoad, ListenerCertificates, Metrics, RevisionLoad};
+use crate::observe::{Decision, EndpointLoad, ListenerCertificates, Metrics, PresentRequests, RevisionLoad};
 use crate::registry::Snapshot;
 
 pub use api::redacted;
@@ -100,6 +100,9 @@ pub trait AdminState: Send + Sync + 'static {
 
     /// One entry per revision that serves or still drains.
     fn loads(&self) -> Vec<RevisionLoad>;
+
+    /// The requests of these revisions now, in their order; none of one that is not known.
+    fn present(&self, revisions: &[RevisionId]) -> Vec<PresentRequests>;
 
     /// The endpoints of one revision; empty when the revision is not known.
     fn endpoints(&self, revision: &RevisionId) -> Vec<EndpointLoad>;

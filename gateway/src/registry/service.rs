@@ -19,13 +19,20 @@ pub type Reader = SnapshotReader<Arc<LiveService>>;
 #[derive(Debug)]
 pub struct LiveService {
     revisions: Box<[Arc<LiveRevision>]>,
-    /// Draw sequences by split: the first rule's own, those of its routes, then the same of the other rules. `None` where one target has 100 %;
-    /// empty where all splits are so.
-    draws: Box<[Option<Arc<Draw>>]>,
-    /// The index in `draws` of the first split of each rule but the first.
-    rules: Box<[usize]>,
+    /// `None` where every split has one target with 100 %, as in nearly all services of a large table.
+    draws: Option<Box<Draws>>,
     /// Templates of waiting pages; `None` where the service names no file, as nearly all services.
     pages: Option<Arc<PageTemplates>>,
+}
+
+/// The draw sequences of all splits of a service.
+#[derive(Debug)]
+struct Draws {
+    /// By split: the first rule's own, those of its routes, then the same of the other rules. `None` where one target has
+    /// 100 %.
+    of_splits: Box<[Option<Arc<Draw>>]>,
+    /// The index in `of_splits` of the first split of each rule but the first.
+    rules: Box<[usize]>,
 }
 
 /// Sequence of draw points of a split. On a cache line of its own: every draw writes it, and nothing else there
@@ -43,7 +50,7 @@ impl LiveService {
     pub(super) fn new(service: &Service, revisions: Box<[Arc<LiveRevision>]>, before: Option<&Self>) -> Self {
         let draws = service.splits().enumerate().map(|(nth, split)| {
             split.only().is_none().then(|| {
-                let before = before.and_then(|before| before.draws.get(nth)?.clone());
+                let before = before.and_then(|before| before.draws.as_ref()?.of_splits.get(nth)?.clone());
                 before.unwrap_or_else(|| {
                     Arc::new(Draw {
                         seed: fastrand::u64(..),
@@ -52,8 +59,8 @@ impl LiveService {
                 })
             })
         });
-        let draws: Box<[_]> = draws.collect();
-        let used = draws.iter().any(Option::is_some);
+        let of_splits: Box<[_]> = draws.collect();
+        let used = of_splits.iter().any(Option::is_some);
         let pages = PageTemplates::load(service, before.and_then(|before| before.pages.as_deref()));
         let starts = service.rules().scan(0, |start, rule| {
             *start += 1 + rule.routes.len();
@@ -61,8 +68,10 @@ impl LiveService {
         });
         Self {
             pages: pages.map(Arc::new),
-            rules: starts.take(service.further.len()).collect(),
-            draws: if used { draws } else { Box::default() },
+            draws: used.then(|| {
+                let rules = starts.take(service.further.len()).collect();
+                Box::new(Draws { of_splits, rules })
+            }),
             revisions,
         }
     }
@@ -87,12 +96,14 @@ impl LiveService {
     /// The next draw point for the split of a rule's `route`, or for the rule's own split. Every split has a sequence
     /// of its own, with a random start, that requests of other splits do not disturb.
     pub fn next_draw(&self, rule: usize, route: Option<usize>) -> u32 {
-        let first = rule.checked_sub(1).and_then(|further| self.rules.get(further));
-        let split = first.copied().unwrap_or_default() + route.map_or(0, |route| route + 1);
-        match self.draws.get(split) {
-            Some(Some(draw)) => draw_point(draw.seed, draw.next.fetch_add(1, Ordering::Relaxed)),
-            // One target has 100 %: every point picks it.
-            _ => 0,
-        }
+        let draw = self.draws.as_ref().and_then(|draws| {
+            let first = rule.checked_sub(1).and_then(|further| draws.rules.get(further));
+            let split = first.copied().unwrap_or_default() + route.map_or(0, |route| route + 1);
+            draws.of_splits.get(split)?.as_deref()
+        });
+        // Without a sequence one target has 100 %: every point picks it.
+        draw.map_or(0, |draw| {
+            draw_point(draw.seed, draw.next.fetch_add(1, Ordering::Relaxed))
+        })
     }
 }

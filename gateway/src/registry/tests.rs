@@ -361,11 +361,11 @@ async fn zero_is_agreed_to_only_when_nobody_is_there() {
 
 fn pods(ready: &[u16], starting: &[u16]) -> Backend {
     let at = |ports: &[u16]| ports.iter().map(|port| ([127, 0, 0, 1], *port).into()).collect();
-    Backend::Pods(Pods {
+    Backend::Pods(Box::new(Pods {
         ready: at(ready),
         starting: at(starting),
         failure: None,
-    })
+    }))
 }
 
 /// A revision whose starting Pods prove their readiness to queue-proxy's probe.
@@ -404,10 +404,10 @@ async fn a_request_waits_for_the_first_pod_of_a_revision_at_zero() {
 #[tokio::test]
 async fn waiters_fail_when_waiting_does_not_help_and_wait_again_when_it_may() {
     let failing = |why: Option<&str>| {
-        let backend = Backend::Pods(Pods {
+        let backend = Backend::Pods(Box::new(Pods {
             failure: why.map(Into::into),
             ..Pods::default()
-        });
+        }));
         snapshot(vec![of_pods("a", backend)])
     };
     let (registry, _) = registry(&failing(None));

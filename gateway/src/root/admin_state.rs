@@ -1,7 +1,7 @@
 //! The state of the running gateway that the admin API shows.
 
-use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
+use std::collections::{BTreeMap, HashMap};
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
@@ -17,8 +17,8 @@ use sluice_control::scale::ScaleHandle;
 use sluice_gateway::admin::{AdminState, BoundAddresses, UpgradeError, Upgraded, redacted};
 use sluice_gateway::edge::{Drain, Edge};
 use sluice_gateway::observe::{
-    Decision, EndpointCondition, EndpointLoad, ListenerCertificates, Metrics, RecentDecisions, RevisionLoad,
-    wall_clock,
+    Decision, EndpointCondition, EndpointLoad, ListenerCertificates, Metrics, PresentRequests,
+    RecentDecisions, RevisionLoad, wall_clock,
 };
 use sluice_gateway::registry::{LiveRevision, Registry, Snapshot};
 use sluice_gateway::throttle::{EndpointPhase, EndpointView};
@@ -163,6 +163,26 @@ impl AdminState for GatewayState {
             }
         }
         loads.into_values().collect()
+    }
+
+    fn present(&self, revisions: &[RevisionId]) -> Vec<PresentRequests> {
+        let mut leaving: HashMap<RevisionId, Vec<Arc<LiveRevision>>> = HashMap::new();
+        for live in self.registry.leaving() {
+            leaving.entry(live.id().clone()).or_default().push(live);
+        }
+        let now = Instant::now();
+        let present = revisions.iter().map(|id| {
+            let mut present = PresentRequests::default();
+            let past = leaving.get(id).into_iter().flatten().cloned();
+            for live in self.registry.live(id).into_iter().chain(past) {
+                let load = live.peek(now);
+                let held = u32::try_from(live.held()).unwrap_or(u32::MAX);
+                present.in_flight += load.in_flight;
+                present.queued += load.queued.saturating_add(held);
+            }
+            present
+        });
+        present.collect()
     }
 
     fn tables(&self) -> usize {

@@ -333,7 +333,7 @@ impl Build<'_> {
         let port = port(service, port_name);
         let port = port.ok_or_else(|| missing(format!("Service {name} has no port {port_name} ({at})")))?;
         let (kind, mut settings) = match revision_of(split).and_then(|revision| self.pods(&revision)) {
-            Some((pods, settings)) => (Backend::Pods(pods), settings),
+            Some((pods, settings)) => (Backend::Pods(Box::new(pods)), settings),
             None => {
                 let targets = self.targets(&name, service, port);
                 if targets.is_empty() {

@@ -307,7 +307,7 @@ fn a_revision_of_knative_leads_to_its_pods_whoever_its_public_service_names() {
     let object = one(&mut store);
     let service = object.service.as_ref().expect("a service");
     let spec_of = &service.revisions[0];
-    assert_eq!(spec_of.backend, Backend::Pods(Pods::default()));
+    assert_eq!(spec_of.backend, Backend::Pods(Box::default()));
     assert!(
         object.problem.is_none(),
         "a revision at zero is started by its first request"
@@ -327,7 +327,7 @@ fn a_revision_of_knative_leads_to_its_pods_whoever_its_public_service_names() {
     ));
     let pods = |store: &mut Store| match &one(store).service.as_ref().expect("a service").revisions[0].backend
     {
-        Backend::Pods(pods) => pods.clone(),
+        Backend::Pods(pods) => Pods::clone(pods),
         other => panic!("{other:?}"),
     };
     let at = |ip: &str| vec![format!("{ip}:8080").parse().expect("an address")];

@@ -248,3 +248,22 @@ fn a_finished_request_moves_what_its_routing_reached() {
         assert_eq!(series.get(&key), Some(&1.0), "{key}");
     }
 }
+
+#[test]
+fn a_step_of_the_history_asks_for_the_requests_of_revisions_in_use_alone() {
+    let metrics = Metrics::new();
+    let handle = metrics.revision(&service(), &revision("greeter-v1"));
+    drop(metrics.revision(&service(), &revision("greeter-v0")));
+    handle.finish(&plain());
+    let mut history = History::default();
+    let present = |revisions: &[RevisionId]| {
+        assert_eq!(revisions, [revision("greeter-v1")]);
+        vec![PresentRequests {
+            in_flight: 3,
+            queued: 2,
+        }]
+    };
+    metrics.record(&mut history, 1, present);
+    let last = *history.total().last().expect("a step");
+    assert_eq!((last.requests, last.in_flight, last.queued), (1, 3, 2));
+}

@@ -17,7 +17,7 @@ mod revision;
 mod status_codes;
 mod stripes;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::fmt;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -72,6 +72,15 @@ pub struct RevisionLoad {
     pub ready: u32,
     /// The revision is no longer configured, and drains.
     pub leaving: bool,
+}
+
+/// The requests of a revision at one moment, also of one that drains.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct PresentRequests {
+    /// Requests and streams that hold a Permit.
+    pub in_flight: u32,
+    /// Waiters.
+    pub queued: u32,
 }
 
 /// The state of an endpoint, as operators see it.
@@ -227,9 +236,15 @@ impl Metrics {
         self.inner.traces_dropped.clone()
     }
 
-    /// Records one step of the history: what all revisions have counted since the last call, with the load of those that are in `loads`.
-    /// Takes time in proportion to the number of revisions in use: not for a thread that serves requests.
-    pub fn record(&self, history: &mut History, step: u64, loads: &[RevisionLoad]) {
+    /// Records one step of the history: what the revisions in use have counted since the last call, with their requests now.
+    /// Takes time in proportion to the number of revisions in use, whatever the size of the routing table: not for a
+    /// thread that serves requests.
+    pub fn record(
+        &self,
+        history: &mut History,
+        step: u64,
+        present: impl FnOnce(&[RevisionId]) -> Vec<PresentRequests>,
+    ) {
         let (services, revisions) = self.inner.registry.alive();
         let mut unrouted = RequestCounts::default();
         for service in std::iter::once(self.unrouted()).chain(services.iter().map(AsRef::as_ref)) {
@@ -237,13 +252,14 @@ impl Metrics {
             unrouted.requests += since.requests;
             unrouted.errors += since.errors;
         }
-        let loads: HashMap<&RevisionId, &RevisionLoad> =
-            loads.iter().map(|load| (&load.revision, load)).collect();
-        let revisions = revisions.into_iter().map(|(id, metrics)| {
-            let load = loads.get(&id);
+        let (ids, metrics): (Vec<_>, Vec<_>) = revisions.into_iter().unzip();
+        let present = present(&ids);
+        let revisions = ids.into_iter().zip(metrics).enumerate();
+        let revisions = revisions.map(|(nth, (id, metrics))| {
+            let PresentRequests { in_flight, queued } = present.get(nth).copied().unwrap_or_default();
             let counts = RequestCounts {
-                in_flight: load.map_or(0, |load| load.in_flight),
-                queued: load.map_or(0, |load| load.queued),
+                in_flight,
+                queued,
                 ..metrics.sample()
             };
             (id, counts, move || metrics.durations())
