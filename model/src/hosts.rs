@@ -138,8 +138,11 @@ impl<L> Claim<'_, L> {
 /// A hash table of the hosts whose hashes begin alike. Copy-on-write: a clone shares the slots until one of both is
 /// changed.
 ///
-/// **Invariant:** the number of slots is a power of two, and at most three quarters of the slots are taken; a host
-/// stands at or after the slot of its hash, with no free slot in between (linear probing).
+/// The number of slots is not a power of two, which would leave a third of the memory of a large table free: the hash selects a
+/// slot by a multiplication (fast range).
+///
+/// **Invariant:** at most three quarters of the slots are taken; a host stands at or after the slot of its hash, with no
+/// free slot in between (linear probing).
 #[derive(Debug, Clone)]
 pub(crate) struct HostLeaf<L> {
     slots: Arc<[Slot<L>]>,
@@ -174,8 +177,7 @@ impl<L> HostLeaf<L> {
             return Err(0);
         }
         let short = hash as u32;
-        let mask = self.slots.len() - 1;
-        let mut at = short as usize & mask;
+        let mut at = home(short, self.slots.len());
         loop {
             let slot = &self.slots[at];
             if slot.entry.is_none() {
@@ -184,7 +186,7 @@ impl<L> HostLeaf<L> {
             if slot.hash == short && slot.text.is(host) {
                 return Ok(at);
             }
-            at = (at + 1) & mask;
+            at = after(at, self.slots.len());
         }
     }
 
@@ -213,7 +215,8 @@ impl<L: Clone> HostLeaf<L> {
             return false;
         }
         if self.slots.len() * 3 / 4 <= self.len() {
-            self.grow();
+            // Five eighths are taken then: a leaf grows by a fifth.
+            self.resize(self.len() * 8 / 5 + 1);
         }
         let (Ok(at) | Err(at)) = self.find(hash, host.as_bytes());
         Arc::make_mut(&mut self.slots)[at] = Slot {
@@ -232,18 +235,17 @@ impl<L: Clone> HostLeaf<L> {
             return;
         };
         let slots = Arc::make_mut(&mut self.slots);
-        let mask = slots.len() - 1;
+        let size = slots.len();
         // Backward-shift deletion: hosts that stand further on because this slot was taken move up, so that there are
         // no tombstones.
         let mut at = free;
         loop {
-            at = (at + 1) & mask;
+            at = after(at, size);
             if slots[at].entry.is_none() {
                 break;
             }
-            let home = slots[at].hash as usize & mask;
-            let moved_by = at.wrapping_sub(home) & mask;
-            if moved_by >= at.wrapping_sub(free) & mask {
+            let home = home(slots[at].hash, size);
+            if distance(home, at, size) >= distance(free, at, size) {
                 slots.swap(free, at);
                 free = at;
             }
@@ -252,14 +254,22 @@ impl<L: Clone> HostLeaf<L> {
         self.taken -= 1;
     }
 
-    fn grow(&mut self) {
-        let size = (self.slots.len() * 2).max(4);
+    /// Makes room for more hosts at once, where they would grow the leaf several times.
+    pub(crate) fn reserve(&mut self, more: usize) {
+        let all = self.len() + more;
+        if self.slots.len() * 3 / 4 < all {
+            self.resize(all * 3 / 2 + 1);
+        }
+    }
+
+    fn resize(&mut self, size: usize) {
+        let size = size.max(4);
         let mut slots: Vec<Slot<L>> = Vec::new();
         slots.resize_with(size, Slot::default);
         let mut place = |slot: Slot<L>| {
-            let mut at = slot.hash as usize & (size - 1);
+            let mut at = home(slot.hash, size);
             while slots[at].entry.is_some() {
-                at = (at + 1) & (size - 1);
+                at = after(at, size);
             }
             slots[at] = slot;
         };
@@ -277,6 +287,21 @@ impl<L: Clone> HostLeaf<L> {
         }
         self.slots = slots.into();
     }
+}
+
+/// The slot of a hash among `size` slots.
+fn home(hash: u32, size: usize) -> usize {
+    ((u64::from(hash) * size as u64) >> 32) as usize
+}
+
+/// The slot after `at`; after the last one comes the first.
+fn after(at: usize, size: usize) -> usize {
+    if at + 1 == size { 0 } else { at + 1 }
+}
+
+/// The number of steps from one slot to another.
+fn distance(from: usize, to: usize, size: usize) -> usize {
+    if to >= from { to - from } else { to + size - from }
 }
 
 #[cfg(test)]

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use crate::name::{RevisionId, ServiceId};
-use crate::shards::{Seed, Shards};
+use crate::shards::{Seed, Shards, by_leaf};
 use crate::table::Entry;
 
 /// A value with a name of two parts.
@@ -93,6 +93,17 @@ where
         let hash = self.hash(id);
         let leaf = self.leaves.get(hash);
         Some(&leaf[find(leaf, hash, id).ok()?].value)
+    }
+
+    /// Makes room for many values that are inserted next: a leaf that grows step by step leaves free memory behind.
+    pub(crate) fn reserve<'i>(&mut self, ids: impl Iterator<Item = &'i V::Id>)
+    where
+        V::Id: 'i,
+    {
+        let leaves: Vec<_> = by_leaf(ids.map(|id| self.hash(id))).collect();
+        for (hash, more) in leaves.into_iter().filter(|(_, more)| *more > 0) {
+            Arc::make_mut(self.leaves.get_mut(hash)).reserve_exact(more);
+        }
     }
 
     /// Adds a value, and returns the value that had the same id before.

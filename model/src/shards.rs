@@ -42,6 +42,16 @@ impl<T: Clone> Shards<T> {
     }
 }
 
+/// How many of these hashes each leaf has, with a hash of the leaf.
+pub(crate) fn by_leaf(hashes: impl Iterator<Item = u64>) -> impl Iterator<Item = (u64, usize)> {
+    let mut counts = vec![0; FAN * FAN];
+    for hash in hashes {
+        let (branch, leaf) = place(hash);
+        counts[branch * FAN + leaf] += 1;
+    }
+    (0..).map(|nth: u64| nth << 54).zip(counts)
+}
+
 fn place(hash: u64) -> (usize, usize) {
     let top = usize::try_from(hash >> 54).unwrap_or(0);
     (top / FAN, top % FAN)

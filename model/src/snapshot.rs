@@ -73,6 +73,9 @@ pub struct Snapshot<L = ()> {
     settings: Arc<Settings>,
 }
 
+/// The services of a change that memory is reserved for at once: fewer touch few leaves twice.
+const MANY: usize = 1_024;
+
 impl<L: Clone> Snapshot<L> {
     /// A Snapshot without services.
     pub fn empty(settings: Arc<Settings>) -> Self {
@@ -103,10 +106,21 @@ impl<L: Clone> Snapshot<L> {
                 next.forget(&old.service);
             }
         }
+        if delta.services.len() >= MANY {
+            next.reserve(&delta.services);
+        }
         for service in &delta.services {
             next.add(service, live(service))?;
         }
         Ok(next)
+    }
+
+    fn reserve(&mut self, services: &[Arc<Service>]) {
+        let hosts = services.iter().flat_map(|service| &service.hosts);
+        self.table.reserve(hosts.map(|claim| &claim.pattern));
+        self.services.reserve(services.iter().map(|service| &service.id));
+        let revisions = services.iter().flat_map(|service| &service.revisions);
+        self.revisions.reserve(revisions.map(|spec| &spec.id));
     }
 
     fn forget(&mut self, service: &Service) {

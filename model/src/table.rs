@@ -6,7 +6,7 @@ use std::sync::Arc;
 use crate::hosts::{Claim, HostLeaf};
 use crate::name::{Host, Tag};
 use crate::route::{HostClaim, RequestView, Route, Rule, Service, Visibility};
-use crate::shards::{Seed, Shards};
+use crate::shards::{Seed, Shards, by_leaf};
 use crate::split::{TrafficSplit, TrafficTarget};
 
 /// The largest number of rules of one service.
@@ -199,6 +199,27 @@ impl<L: Clone> RouteTable<L> {
         self.hosts += 1;
         self.wildcards += usize::from(!matches!(pattern, HostPattern::Exact(_)));
         Ok(())
+    }
+
+    /// Makes room for many patterns that are inserted next: a leaf that grows step by step leaves free memory behind.
+    pub(crate) fn reserve<'p>(&mut self, patterns: impl Iterator<Item = &'p HostPattern> + Clone) {
+        let seed = self.seed;
+        let exact = patterns.clone().filter_map(|pattern| match pattern {
+            HostPattern::Exact(host) => Some(seed.hash(host.as_str().as_bytes())),
+            HostPattern::Wildcard(_) | HostPattern::Any => None,
+        });
+        let wildcard = patterns.filter_map(|pattern| match pattern {
+            HostPattern::Wildcard(host) => Some(seed.hash(host.as_str().as_bytes())),
+            HostPattern::Exact(_) | HostPattern::Any => None,
+        });
+        for (shards, leaves) in [
+            (&mut self.exact, by_leaf(exact).collect::<Vec<_>>()),
+            (&mut self.wildcard, by_leaf(wildcard).collect()),
+        ] {
+            for (hash, more) in leaves.into_iter().filter(|(_, more)| *more > 0) {
+                shards.get_mut(hash).reserve(more);
+            }
+        }
     }
 
     /// Removes a pattern, if the table has the pattern.

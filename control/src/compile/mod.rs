@@ -186,7 +186,7 @@ pub fn load(files: &[SourceFile], env: Env<'_>) -> Result<Compiled, Diagnostics>
 #[derive(Debug, Clone)]
 pub(crate) struct CompiledService {
     pub(crate) service: Arc<Service>,
-    pub(crate) plans: Vec<(RevisionId, Arc<RevisionPlan>)>,
+    pub(crate) plans: Box<[(RevisionId, Arc<RevisionPlan>)]>,
 }
 
 /// Compiles a group of services, in the order of their files. No service outside the group may claim the same names and
@@ -445,6 +445,7 @@ fn build(
         ingress: None,
     };
     let service = Arc::new(service);
+    let plans = plans.into();
     Some(CompiledService { service, plans })
 }
 

@@ -60,7 +60,7 @@ pub(super) fn compile(objects: Vec<(&ObjectKey, Arc<IngressObject>)>) -> Vec<Com
             diagnostics,
             services: Some(vec![CompiledService {
                 service,
-                plans: Vec::new(),
+                plans: Box::default(),
             }]),
             conflict,
         });

@@ -78,7 +78,7 @@ impl Sets {
             };
             let compiled = CompiledService {
                 service: Arc::clone(service),
-                plans: Vec::new(),
+                plans: Box::default(),
             };
             let lost = lost_claims(&compiled, &claims);
             if !lost.is_empty() {
