@@ -2,6 +2,7 @@
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use sluice_config_shape::{
@@ -47,21 +48,31 @@ const KIB: u64 = 1 << 10;
 pub struct Defaults(Option<(Vec<ListenerSettings>, SocketAddr)>);
 
 impl Defaults {
-    /// Those of a gateway in a cluster, on this address: public and private listeners with and without TLS, whose
-    /// certificates come from the cluster, and a health listener.
-    pub fn of_cluster(ip: IpAddr) -> Self {
+    /// Those of a gateway in a cluster of this domain, on this address: public and private listeners with and without
+    /// TLS, whose certificates come from the cluster, those of an activator, and a health listener.
+    pub fn of_cluster(ip: IpAddr, domain: &str) -> Self {
+        let domain: Arc<str> = domain.into();
         let listener = |port, visibility, has_tls: bool| ListenerSettings {
             address: SocketAddr::new(ip, port),
             visibility,
             tls: has_tls.then(|| TlsSettings::new(Vec::new())),
             proxy_protocol: None,
             http2: Http2Settings::default(),
+            activator: None,
+        };
+        let activator = |port, has_tls| ListenerSettings {
+            activator: Some(Arc::clone(&domain)),
+            ..listener(port, Visibility::Internal, has_tls)
         };
         let listeners = vec![
             listener(8080, Visibility::External, false),
             listener(8443, Visibility::External, true),
             listener(8081, Visibility::Internal, false),
             listener(8444, Visibility::Internal, true),
+            // Both take either protocol, as the activator's do.
+            activator(8012, false),
+            activator(8013, false),
+            activator(8112, true),
         ];
         Self(Some((listeners, SocketAddr::new(ip, 9901))))
     }
@@ -233,6 +244,7 @@ impl Default for ListenerDraft {
                 tls: None,
                 proxy_protocol: None,
                 http2: Http2Settings::default(),
+                activator: None,
             },
             node: None,
             files: Vec::new(),
@@ -277,6 +289,7 @@ const LISTENER: Record<ListenerDraft> = Record {
                 tls,
                 proxy_protocol,
                 http2,
+                activator: None,
             },
             node: Some(address.node),
             files,

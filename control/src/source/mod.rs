@@ -62,6 +62,15 @@ impl ObjectKey {
         }
     }
 
+    /// The key of a revision of a cluster that no Ingress names: after all Ingresses.
+    pub fn of_revision(namespace: &str, name: &str) -> Self {
+        let path = format!("Revision {namespace}/{name}");
+        Self {
+            rank: i64::MAX,
+            path: Path::new(&path).into(),
+        }
+    }
+
     /// The index of the root of a file.
     fn root(&self) -> usize {
         usize::try_from(self.rank).unwrap_or(usize::MAX)

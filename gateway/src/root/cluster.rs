@@ -43,7 +43,7 @@ pub(super) fn report(_: StatsHandle, _: &Arc<Registry>, _: &Runtime) {}
 pub(super) fn report(stats: StatsHandle, registry: &Arc<Registry>, runtime: &Runtime) {
     use sluice_control::source::cluster::stats::StatsOptions;
 
-    let serving = std::env::var("KNATIVE_NAMESPACE").unwrap_or_else(|_| "knative-serving".to_owned());
+    let serving = knative_namespace();
     let options = StatsOptions {
         autoscaler: (format!("autoscaler.{serving}.svc.{}", cluster_domain()), 8080),
         pod_name: identity(),
@@ -90,7 +90,7 @@ pub(super) fn defaults(args: &RunArgs) -> Defaults {
     if !args.kubernetes {
         return Defaults::default();
     }
-    Defaults::of_cluster(all_addresses())
+    Defaults::of_cluster(all_addresses(), &cluster_domain())
 }
 
 /// The address that stands for all, of IPv6 and IPv4 where there is any IPv6.
@@ -118,11 +118,13 @@ pub(super) fn start(args: &RunArgs, runtime: &Runtime) -> Result<ClusterSource, 
         identity: identity(),
         cluster_domain: cluster_domain(),
         peers: peers(),
+        is_activator: is_activator(),
     };
     tracing::info!(
         namespace = options.namespace,
         identity = options.identity,
         cluster_domain = options.cluster_domain,
+        activator = options.is_activator,
         "following a cluster"
     );
     let client = runtime.block_on(connect(args.kubeconfig.as_deref()));
@@ -166,14 +168,32 @@ fn peers() -> Option<SocketAddr> {
 }
 
 /// A variable that is set, and not empty.
-#[cfg(feature = "cluster")]
 fn named(variable: &str) -> Option<String> {
     std::env::var(variable).ok().filter(|value| !value.is_empty())
 }
 
+/// `$KNATIVE_NAMESPACE`: where Knative Serving is.
+#[cfg(feature = "cluster")]
+fn knative_namespace() -> String {
+    named("KNATIVE_NAMESPACE").unwrap_or_else(|| "knative-serving".to_owned())
+}
+
+/// Whether this Pod stands behind `activator-service`, as the chart's value `activator: fused` says in
+/// `$SLUICE_ACTIVATOR`.
+#[cfg(feature = "cluster")]
+fn is_activator() -> bool {
+    match std::env::var("SLUICE_ACTIVATOR").as_deref() {
+        Ok("fused") => true,
+        Ok("keep" | "") | Err(_) => false,
+        Ok(other) => {
+            tracing::warn!("SLUICE_ACTIVATOR is '{other}', neither 'keep' nor 'fused': taken as 'keep'");
+            false
+        }
+    }
+}
+
 /// `$CLUSTER_DOMAIN`, else the domain that the resolver searches below `svc`; source: `network/domain.go` of
 /// knative.dev/pkg.
-#[cfg(feature = "cluster")]
 fn cluster_domain() -> String {
     named("CLUSTER_DOMAIN").unwrap_or_else(|| {
         let resolver = std::fs::read_to_string("/etc/resolv.conf").unwrap_or_default();
@@ -181,7 +201,6 @@ fn cluster_domain() -> String {
     })
 }
 
-#[cfg(feature = "cluster")]
 fn searched(resolver: &str) -> Option<&str> {
     let lines = resolver
         .lines()

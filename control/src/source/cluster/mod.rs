@@ -10,6 +10,7 @@
 //! cluster is never seen. While the API server is away, what is known is served.
 
 mod acks;
+mod activator;
 mod endpoints;
 mod hash;
 mod hosts;
@@ -71,6 +72,9 @@ pub struct ClusterOptions {
     pub cluster_domain: String,
     /// The address that other replicas reach this one by; `None` outside of a Pod, where there are none.
     pub peers: Option<SocketAddr>,
+    /// Whether this replica stands behind `activator-service`: revisions that no Ingress names are served as well, to
+    /// requests that name them.
+    pub is_activator: bool,
 }
 
 /// The settings of the revisions of Ingresses: no limit but that of the queue, since the timeouts of a Service are its
@@ -139,7 +143,12 @@ impl ClusterSource {
             ),
             settings: Arc::new(settings()),
         };
-        let store = Store::new(INGRESS_CLASS.to_owned(), policy, Arc::clone(&statuses));
+        let store = Store::new(
+            INGRESS_CLASS.to_owned(),
+            policy,
+            Arc::clone(&statuses),
+            options.is_activator,
+        );
         let mut tasks = JoinSet::new();
         tasks.spawn(watch::watch(client.clone(), sender));
         let (election, leader) = lease::elect(client.clone(), &options);
@@ -184,7 +193,10 @@ impl Source for ClusterSource {
     }
 
     fn published(&mut self, outcomes: Vec<IngressOutcome>) {
-        for outcome in outcomes {
+        let of_ingresses = outcomes
+            .into_iter()
+            .filter(|outcome| !activator::is_revision(&outcome.object));
+        for outcome in of_ingresses {
             let served = Served::of(&outcome);
             self.table.serve(&outcome, served.clone());
             // The writer goes away with the runtime only.

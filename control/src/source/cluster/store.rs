@@ -11,6 +11,7 @@ use std::sync::Arc;
 
 use sluice_model::CertificatePem;
 
+use super::activator::{self, Revisions};
 use super::endpoints::Endpoints;
 use super::objects::{
     EndpointSlice, Ingress, IngressSpec, Pod, Revision, RevisionObject, Secret, Service, ServiceSpec,
@@ -123,14 +124,16 @@ pub(super) struct Store {
     dirty: BTreeSet<Name>,
     /// Keys of objects that are gone.
     deleted: Vec<ObjectKey>,
+    /// Revisions that an activator's requests name; `None` where no activator is stood for.
+    activator: Option<Revisions>,
     /// The kinds whose first list has come.
     listed: [bool; 6],
     has_started: bool,
 }
 
 impl Store {
-    /// A store of the Ingresses of this class.
-    pub(super) fn new(class: String, policy: Policy, statuses: Statuses) -> Self {
+    /// A store of the Ingresses of this class; with `activator` of all revisions, too.
+    pub(super) fn new(class: String, policy: Policy, statuses: Statuses, activator: bool) -> Self {
         Self {
             class,
             policy,
@@ -144,6 +147,7 @@ impl Store {
             revision_of: HashMap::new(),
             dirty: BTreeSet::new(),
             deleted: Vec::new(),
+            activator: activator.then(Revisions::default),
             listed: [false; 6],
             has_started: false,
         }
@@ -165,10 +169,17 @@ impl Store {
             AnyUpdate::Pod(update) => {
                 self.listed[5] |= matches!(update, Update::List(_));
                 for revision in self.objects.faulty.update(update) {
-                    let users = self.users_of_revision.get(&revision);
-                    self.dirty.extend(users.into_iter().flatten().cloned());
+                    self.revision_changed(&revision);
                 }
             }
+        }
+    }
+
+    fn revision_changed(&mut self, revision: &Name) {
+        let users = self.users_of_revision.get(revision);
+        self.dirty.extend(users.into_iter().flatten().cloned());
+        if let Some(activator) = &mut self.activator {
+            activator.touch(revision);
         }
     }
 
@@ -194,10 +205,16 @@ impl Store {
             let object = next(&name, known, &self.objects, &self.policy);
             if known.sent.as_deref() != Some(&object) {
                 let object = Arc::new(object);
+                if let Some(activator) = &mut self.activator {
+                    activator.served(&served(known.sent.as_deref()), &served(Some(&object)));
+                }
                 known.sent = Some(Arc::clone(&object));
                 events.push(Event::Apply(known.key.clone(), Content::Ingress(object)));
             }
             self.link(&name);
+        }
+        if let Some(activator) = &mut self.activator {
+            events.extend(activator.events(&self.objects, &self.policy));
         }
         events.extend(is_first.then_some(Event::InitDone));
         events
@@ -313,6 +330,9 @@ impl Store {
             relink(&mut self.users_of_host, name, &known.uses.hosts, &HashSet::new());
             self.unlist(&known.key, &known.spec);
             self.dirty.remove(name);
+            if let Some(activator) = &mut self.activator {
+                activator.served(&served(known.sent.as_deref()), &HashSet::new());
+            }
             if known.sent.is_some() {
                 self.deleted.push(known.key);
             }
@@ -361,15 +381,15 @@ impl Store {
             && self.objects.private.get(&revision) == Some(name)
         {
             self.objects.private.remove(&revision);
+            self.revision_changed(&revision);
         }
     }
 
     fn service_changed(&mut self, name: &Name) {
         let users = self.users_of_service.get(name);
         self.dirty.extend(users.into_iter().flatten().cloned());
-        if let Some(revision) = self.revision_of.get(name) {
-            let users = self.users_of_revision.get(revision);
-            self.dirty.extend(users.into_iter().flatten().cloned());
+        if let Some(revision) = self.revision_of.get(name).cloned() {
+            self.revision_changed(&revision);
         }
     }
 
@@ -399,8 +419,7 @@ impl Store {
         if self.objects.revisions.get(&name) == spec.as_ref() {
             return;
         }
-        let users = self.users_of_revision.get(&name);
-        self.dirty.extend(users.into_iter().flatten().cloned());
+        self.revision_changed(&name);
         match spec {
             Some(spec) => _ = self.objects.revisions.insert(name, spec),
             None => _ = self.objects.revisions.remove(&name),
@@ -439,6 +458,12 @@ impl Store {
             None => _ = self.objects.secrets.remove(&name),
         }
     }
+}
+
+/// The revisions that a sent object is served with.
+fn served(sent: Option<&IngressObject>) -> HashSet<Name> {
+    let service = sent.and_then(|sent| sent.service.as_deref());
+    service.map(activator::revisions_of).unwrap_or_default()
 }
 
 /// The objects that an Ingress names, in its newest specification and in the last good one.
