@@ -19,6 +19,7 @@ use super::autoscaling::{GLOBALS, Globals};
 use super::limits::{LIMITS, default_limits};
 use super::names::{DOMAIN, LISTEN, NETWORK};
 use super::service::{SERVICE, VISIBILITY};
+use super::shared;
 use super::tls::TLS;
 use crate::plan::ProcessLimits;
 
@@ -35,6 +36,8 @@ pub(crate) struct Draft {
     /// The listeners, and the health listener, are those of the configuration, not the defaults.
     pub(crate) has_listeners: bool,
     pub(crate) has_health: bool,
+    /// The keys that the configuration has, of those that a cluster may set besides.
+    pub(crate) named: Vec<&'static str>,
     /// No listener was left out for a mistake, so that the visibility of all is known.
     pub(crate) listeners_sound: bool,
 }
@@ -182,6 +185,7 @@ pub(super) fn root(o: &mut Object<'_>) -> Option<Draft> {
         listeners: spots,
         has_listeners: o.has("listeners"),
         has_health: o.has("health"),
+        named: shared::KEYS.into_iter().filter(|key| o.has(key)).collect(),
         listeners_sound,
     })
 }
@@ -341,7 +345,7 @@ const PROXY: Record<Option<ProxyProtocol>> = Record {
     },
 };
 
-const ACCESS_LOG: Record<AccessLogFormat> = Record {
+pub(super) const ACCESS_LOG: Record<AccessLogFormat> = Record {
     name: "AccessLog",
     doc: "How requests are logged.",
     decode: |o| {
@@ -363,7 +367,7 @@ const DEFAULT_QUEUE: QueueTotals = QueueTotals {
     bytes: 1 << 30,
 };
 
-const QUEUE: Record<QueueTotals> = Record {
+pub(super) const QUEUE: Record<QueueTotals> = Record {
     name: "Queue",
     doc: "Bounds of all queues together.",
     decode: |o| {
@@ -430,7 +434,7 @@ const DEFAULT_DRAIN: DrainSettings = DrainSettings {
     timeout: Duration::from_secs(300),
 };
 
-const DRAIN: Record<DrainSettings> = Record {
+pub(super) const DRAIN: Record<DrainSettings> = Record {
     name: "Drain",
     doc: "How the gateway goes away.",
     decode: |o| {

@@ -143,6 +143,8 @@ pub enum Event {
     Delete(ObjectKey),
     /// The full list is complete.
     InitDone,
+    /// The settings that a cluster gives all its gateways are these now; `None`: there are none.
+    Settings(Option<SourceFile>),
     /// A referenced file, one that objects name (a certificate, a key), may have changed; see [`Source::also_watch`].
     Touched,
 }

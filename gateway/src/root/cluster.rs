@@ -118,6 +118,7 @@ pub(super) fn start(args: &RunArgs, runtime: &Runtime) -> Result<ClusterSource, 
         identity: identity(),
         cluster_domain: cluster_domain(),
         peers: peers(),
+        knative_namespace: knative_namespace(),
         is_activator: is_activator(),
     };
     tracing::info!(

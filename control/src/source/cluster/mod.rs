@@ -20,6 +20,8 @@ mod peers;
 mod pods;
 mod queue;
 mod resolve;
+mod secrets;
+mod settings;
 mod shortcut;
 pub mod stats;
 mod status;
@@ -28,7 +30,7 @@ mod store;
 mod store_tests;
 mod watch;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
@@ -72,6 +74,8 @@ pub struct ClusterOptions {
     pub cluster_domain: String,
     /// The address that other replicas reach this one by; `None` outside of a Pod, where there are none.
     pub peers: Option<SocketAddr>,
+    /// The namespace of Knative Serving, in which the ConfigMaps are.
+    pub knative_namespace: String,
     /// Whether this replica stands behind `activator-service`: revisions that no Ingress names are served as well, to
     /// requests that name them.
     pub is_activator: bool,
@@ -125,6 +129,7 @@ pub struct ClusterSource {
     outcomes: UnboundedSender<(IngressOutcome, Served)>,
     /// What this replica serves, for the others.
     table: Arc<ServedTable>,
+    wanted_secrets: tokio::sync::watch::Sender<BTreeSet<Name>>,
     /// The tasks that watch and write; dropped with the source.
     _tasks: JoinSet<()>,
 }
@@ -150,7 +155,13 @@ impl ClusterSource {
             options.is_activator,
         );
         let mut tasks = JoinSet::new();
-        tasks.spawn(watch::watch(client.clone(), sender));
+        let (wanted_secrets, wanted) = tokio::sync::watch::channel(BTreeSet::new());
+        tasks.spawn(watch::follow_secrets(client.clone(), wanted, sender.clone()));
+        tasks.spawn(watch::watch_all(
+            client.clone(),
+            options.knative_namespace.clone(),
+            sender,
+        ));
         let (election, leader) = lease::elect(client.clone(), &options);
         tasks.spawn(election);
         let table = Arc::<ServedTable>::default();
@@ -161,6 +172,7 @@ impl ClusterSource {
             store,
             outcomes,
             table,
+            wanted_secrets,
             _tasks: tasks,
         }
     }
@@ -168,6 +180,12 @@ impl ClusterSource {
     fn take(&mut self) {
         while let Ok(update) = self.updates.try_recv() {
             self.store.update(update);
+        }
+        for warning in self.store.take_warnings() {
+            tracing::warn!("{warning}");
+        }
+        if let Some(wanted) = self.store.take_wanted_secrets() {
+            self.wanted_secrets.send_replace(wanted);
         }
     }
 }
@@ -189,7 +207,10 @@ impl Source for ClusterSource {
 
     fn refresh(&mut self) -> Result<Vec<Event>, Vec<SourceError>> {
         self.take();
-        Ok(self.store.events())
+        let events = self.store.events();
+        // What an Ingress names by way of another one is known once it is resolved.
+        self.take();
+        Ok(events)
     }
 
     fn published(&mut self, outcomes: Vec<IngressOutcome>) {

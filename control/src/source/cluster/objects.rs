@@ -360,6 +360,15 @@ pub(super) struct SecretData {
     pub(super) key: Option<k8s_openapi::ByteString>,
 }
 
+/// A ConfigMap.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(default)]
+pub(super) struct ConfigMap {
+    pub(super) metadata: ObjectMeta,
+    #[serde(deserialize_with = "nullable")]
+    pub(super) data: BTreeMap<String, String>,
+}
+
 macro_rules! resource {
     ($name:ident, $group:literal, $version:literal, $kind:literal, $plural:literal) => {
         impl Resource for $name {
@@ -413,3 +422,4 @@ resource!(
     "endpointslices"
 );
 resource!(Secret, "", "v1", "Secret", "secrets");
+resource!(ConfigMap, "", "v1", "ConfigMap", "configmaps");

@@ -169,6 +169,7 @@ impl Sim {
                 identity: "r".into(),
                 cluster_domain: "cluster.local".into(),
                 peers: None,
+                knative_namespace: "knative-serving".into(),
                 is_activator: false,
             }),
             reached: Reached::default(),

@@ -510,7 +510,7 @@ fn certificates(
         }
         let pem = objects.secrets.get(&secret);
         let pem =
-            pem.ok_or_else(|| missing(format!("Secret {secret} is not there, has no certificate, or not the label networking.internal.knative.dev/certificate-uid")))?;
+            pem.ok_or_else(|| missing(format!("Secret {secret} is not there, or has no certificate")))?;
         for visibility in [Visibility::External, Visibility::Internal] {
             if covers_rule(tls, spec, visibility) {
                 certificates.push(ServiceCertificate {

@@ -311,6 +311,7 @@ mod tests {
             identity: "me".into(),
             cluster_domain: "cluster.local".into(),
             peers: None,
+            knative_namespace: "knative-serving".into(),
             is_activator: false,
         })
     }

@@ -86,6 +86,8 @@ fn listed(store: &mut Store) {
     store.update(AnyUpdate::Secret(Update::List(Vec::new())));
     store.update(AnyUpdate::Revision(Update::List(Vec::new())));
     store.update(AnyUpdate::Pod(Update::List(Vec::new())));
+    store.update(AnyUpdate::Shared(Update::List(Vec::new())));
+    store.update(AnyUpdate::Network(Update::List(Vec::new())));
 }
 
 /// Applies events to what was seen before.

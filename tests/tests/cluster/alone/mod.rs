@@ -5,4 +5,5 @@ mod fused;
 mod manifest;
 mod packaging;
 mod restart;
+mod settings;
 mod zero;
