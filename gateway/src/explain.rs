@@ -392,6 +392,7 @@ mod tests {
             ready: vec![([10, 0, 0, 1], 8012).into()],
             starting: vec![],
             failure: None,
+            owner: Arc::default(),
         };
         Arc::make_mut(&mut service.revisions[0]).backend = Backend::Pods(Box::new(pods));
         builder.service(service).unwrap();

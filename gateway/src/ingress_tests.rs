@@ -64,6 +64,7 @@ fn revision(slot: usize, addresses: &[SocketAddr], activated: bool) -> Arc<Revis
             ready: addresses.to_vec(),
             starting: vec![],
             failure: None,
+            owner: Arc::default(),
         })),
         false => {
             let targets = addresses.iter().map(|address| EndpointAddr::Tcp(*address));

@@ -33,6 +33,10 @@ impl StatsHandle {
     }
 
     pub(super) fn activate(&self, _: &RevisionId) {}
+
+    pub(super) fn connection(&self) -> Option<(bool, u64)> {
+        None
+    }
 }
 
 #[cfg(not(feature = "cluster"))]

@@ -5,11 +5,13 @@
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::fmt;
+use std::sync::Arc;
 
 use k8s_openapi::NamespaceResourceScope;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::Resource;
 use serde::{Deserialize, Deserializer, Serialize};
+use sluice_model::RevisionOwner;
 
 /// Reads `null` as the default: Go writes empty lists and maps so.
 fn nullable<'de, D: Deserializer<'de>, T: Default + Deserialize<'de>>(from: D) -> Result<T, D::Error> {
@@ -226,6 +228,9 @@ pub(super) struct RevisionObject {
     pub(super) idle_timeout_seconds: Option<i64>,
     #[serde(deserialize_with = "nullable")]
     pub(super) containers: Vec<Container>,
+    /// Whose it is, as its labels say.
+    #[serde(skip)]
+    pub(super) owner: Arc<RevisionOwner>,
 }
 
 /// A container of a Revision: what says whether its Pods may be probed before the cluster takes them for ready.

@@ -421,6 +421,7 @@ pub(super) fn pods(
             false => Vec::new(),
         },
         failure: objects.faulty.failure(revision),
+        owner: Arc::clone(&object.owner),
     };
     let settings = Arc::new(settings_of(object, &policy.settings));
     Some((pods, settings, protocol(port)))

@@ -9,6 +9,8 @@ use std::fmt;
 use std::hash::Hash;
 use std::sync::Arc;
 
+use sluice_model::RevisionOwner;
+
 use super::activator::{self, Revisions};
 use super::endpoints::Endpoints;
 use super::objects::{
@@ -467,7 +469,7 @@ impl Store {
 
     fn revision(&mut self, update: Update<Revision>) {
         match update {
-            Update::Apply(revision) => self.set_revision(Name::of(&revision), Some(revision.spec)),
+            Update::Apply(revision) => self.set_revision(Name::of(&revision), Some(cut(revision))),
             Update::Delete(revision) => self.set_revision(Name::of(&revision), None),
             Update::List(all) => {
                 self.listed[4] = true;
@@ -481,7 +483,7 @@ impl Store {
                     self.set_revision(name, None);
                 }
                 for revision in all {
-                    self.set_revision(Name::of(&revision), Some(revision.spec));
+                    self.set_revision(Name::of(&revision), Some(cut(revision)));
                 }
             }
         }
@@ -496,6 +498,20 @@ impl Store {
             Some(spec) => _ = self.objects.revisions.insert(name, spec),
             None => _ = self.objects.revisions.remove(&name),
         }
+    }
+}
+
+/// What routing needs of a Revision.
+fn cut(revision: Revision) -> RevisionObject {
+    let labels = revision.metadata.labels.unwrap_or_default();
+    let label = |name: &str| labels.get(name).cloned().unwrap_or_default();
+    let owner = RevisionOwner {
+        service: label("serving.knative.dev/service"),
+        configuration: label("serving.knative.dev/configuration"),
+    };
+    RevisionObject {
+        owner: Arc::new(owner),
+        ..revision.spec
     }
 }
 

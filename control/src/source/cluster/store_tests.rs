@@ -343,6 +343,7 @@ fn a_revision_of_knative_leads_to_its_pods_whoever_its_public_service_names() {
             ready: at("10.0.0.1"),
             starting: at("10.0.0.2"),
             failure: None,
+            owner: Arc::default(),
         }
     );
     // The public Service flips between activator and Pods: nothing changes.

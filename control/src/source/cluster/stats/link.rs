@@ -46,19 +46,22 @@ pub(super) async fn run(handle: StatsHandle, options: StatsOptions, loads: Arc<d
                     tracing::info!("statistics reach the autoscaler again");
                 }
                 failures = 0;
+                handle.connected();
                 let why = serve(socket, &handle, &options, &*loads, &mut reports).await;
                 handle.set_delivered(false);
+                handle.failed();
                 tracing::info!("the connection for statistics ended: {why}");
             }
-            Ok(Err(error)) => warn_once(&mut is_broken, &error),
-            Err(_) => warn_once(&mut is_broken, "no answer in time"),
+            Ok(Err(error)) => warn_once(&mut is_broken, &handle, &error),
+            Err(_) => warn_once(&mut is_broken, &handle, "no answer in time"),
         }
         sleep(PAUSES[failures.min(PAUSES.len() - 1)]).await;
         failures += 1;
     }
 }
 
-fn warn_once(is_broken: &mut bool, error: &str) {
+fn warn_once(is_broken: &mut bool, handle: &StatsHandle, error: &str) {
+    handle.failed();
     if !std::mem::replace(is_broken, true) {
         tracing::warn!(
             "statistics do not reach the autoscaler: {error}; queue-proxies count requests meanwhile"

@@ -74,6 +74,7 @@ async fn waiters_are_reported_at_once_and_again_to_an_autoscaler_that_restarted(
         autoscaler: ("127.0.0.1".into(), port),
         pod_name: "me".into(),
     };
+    assert_eq!(handle.connection(), None);
     let task = tokio::spawn(handle.clone().run(options, Arc::clone(&loads) as _));
     // Nobody uses anything: there is no connection to wait for. Then somebody waits.
     handle.activate(&RevisionId::parse("d", "unknown").expect("a name"));
@@ -121,6 +122,10 @@ async fn waiters_are_reported_at_once_and_again_to_an_autoscaler_that_restarted(
     };
     writer.send(Message::Close(Some(away))).await.expect("is sent");
     until("requests are counted by queue-proxies", || !is_delivered()).await;
+    until("the end is counted", || {
+        handle.connection().is_some_and(|(_, errors)| errors >= 1)
+    })
+    .await;
     // The successor hears at once of all that is in use.
     let mut socket = accepted.recv().await.expect("connects again");
     let again = stats(&mut socket).await;
