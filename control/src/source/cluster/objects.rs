@@ -216,6 +216,16 @@ pub(super) struct Revision {
     pub(super) metadata: ObjectMeta,
     #[serde(deserialize_with = "nullable")]
     pub(super) spec: RevisionObject,
+    #[serde(deserialize_with = "nullable")]
+    pub(super) status: RevisionStatus,
+}
+
+/// The status of a Revision.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(default)]
+pub(super) struct RevisionStatus {
+    #[serde(deserialize_with = "nullable")]
+    pub(super) conditions: Vec<Condition>,
 }
 
 /// The specification of a Revision.
@@ -228,6 +238,9 @@ pub(super) struct RevisionObject {
     pub(super) idle_timeout_seconds: Option<i64>,
     #[serde(deserialize_with = "nullable")]
     pub(super) containers: Vec<Container>,
+    /// Why no Pod of it can be created, as its status says.
+    #[serde(skip)]
+    pub(super) refusal: Option<Arc<str>>,
     /// Whose it is, as its labels say.
     #[serde(skip)]
     pub(super) owner: Arc<RevisionOwner>,

@@ -420,7 +420,7 @@ pub(super) fn pods(
             true => addresses(Condition::Starting),
             false => Vec::new(),
         },
-        failure: objects.faulty.failure(revision),
+        failure: objects.faulty.failure(revision, object.refusal.as_ref()),
         owner: Arc::clone(&object.owner),
     };
     let settings = Arc::new(settings_of(object, &policy.settings));

@@ -17,7 +17,7 @@ use super::objects::{
     ConfigMap, EndpointSlice, Ingress, IngressSpec, Pod, Revision, RevisionObject, Secret, Service,
     ServiceSpec,
 };
-use super::pods::FaultyPods;
+use super::pods::{FaultyPods, refusal};
 use super::resolve::{self, BackendName, Policy, Resolved, resolve};
 use super::secrets::Secrets;
 use super::settings::Settings;
@@ -511,6 +511,7 @@ fn cut(revision: Revision) -> RevisionObject {
     };
     RevisionObject {
         owner: Arc::new(owner),
+        refusal: refusal(&revision.status.conditions),
         ..revision.spec
     }
 }

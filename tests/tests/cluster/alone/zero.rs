@@ -208,3 +208,33 @@ async fn a_waiter_fails_when_its_image_cannot_be_pulled_any_more() {
     let named = || cluster.logs("sluice-system").contains("ErrImagePull");
     wait_until("the log names the cause", SOON, named).await;
 }
+
+#[tokio::test]
+async fn a_waiter_fails_when_a_quota_refuses_its_pod_and_others_wait_again_once_it_does_not() {
+    let Some(cluster) = inside() else { return };
+    let gateway = start(&cluster, "1", IMAGE, 0).await;
+    at_zero(&cluster).await;
+    let quota = ["create", "quota", "none", "--hard=pods=0"];
+    cluster.kubectl(&quota).await;
+    let hard = ["get", "quota", "none", "--output=jsonpath={.status.hard.pods}"];
+    wait_for("the quota counts", SOON, || async {
+        (cluster.kubectl(&hard).await == "0").then_some(())
+    })
+    .await;
+    let answer = h1::fetch(gateway, &h1::get(HOST, "/")).await.expect("an answer");
+    let logs = cluster.logs("sluice-system");
+    assert_eq!(
+        (answer.status, answer.header("x-sluice-reason")),
+        (503, Some("activation_failed")),
+        "{}: {logs}",
+        answer.text()
+    );
+    let named = || cluster.logs("sluice-system").contains("exceeded quota");
+    wait_until("the log names the cause", SOON, named).await;
+    cluster.kubectl(&["delete", "quota", "none"]).await;
+    let healed = wait_for("an answer", SOON * 6, || async {
+        let answer = h1::fetch(gateway, &h1::get(HOST, "/")).await.ok()?;
+        (answer.status == 200).then_some(())
+    });
+    healed.await;
+}
