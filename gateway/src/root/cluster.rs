@@ -11,11 +11,13 @@ use sluice_control::config::Defaults;
 #[cfg(feature = "cluster")]
 pub(super) use sluice_control::source::cluster::{ClusterSource, stats::StatsHandle};
 use sluice_gateway::cli::RunArgs;
+use sluice_gateway::edge::Drain;
 use sluice_gateway::registry::Registry;
 use sluice_model::RevisionId;
 #[cfg(feature = "cluster")]
 use sluice_model::{EndpointSink, Load};
 use tokio::runtime::Runtime;
+use tokio::sync::watch;
 
 /// Without the feature no cluster is ever followed.
 #[cfg(not(feature = "cluster"))]
@@ -109,12 +111,16 @@ fn all_addresses() -> IpAddr {
     }
 }
 
-/// Starts to follow the cluster.
+/// Starts to follow the cluster. When the drain begins, another replica leads.
 ///
 /// # Errors
 /// What is wrong with its configuration, in one line.
 #[cfg(feature = "cluster")]
-pub(super) fn start(args: &RunArgs, runtime: &Runtime) -> Result<ClusterSource, String> {
+pub(super) fn start(
+    args: &RunArgs,
+    runtime: &Runtime,
+    mut phase: watch::Receiver<Drain>,
+) -> Result<ClusterSource, String> {
     use sluice_control::source::cluster::{ClusterOptions, connect};
 
     let options = ClusterOptions {
@@ -135,11 +141,15 @@ pub(super) fn start(args: &RunArgs, runtime: &Runtime) -> Result<ClusterSource, 
     let client = runtime.block_on(connect(args.kubeconfig.as_deref()));
     let client = client.map_err(|e| format!("cannot follow a cluster: {e}"))?;
     let _entered = runtime.enter();
-    Ok(ClusterSource::start(client, options))
+    let leaving = async move {
+        // The sender goes away with the process only.
+        let _ = phase.wait_for(|phase| *phase != Drain::Serving).await;
+    };
+    Ok(ClusterSource::start(client, options, leaving))
 }
 
 #[cfg(not(feature = "cluster"))]
-pub(super) fn start(_: &RunArgs, _: &Runtime) -> Result<ClusterSource, String> {
+pub(super) fn start(_: &RunArgs, _: &Runtime, _: watch::Receiver<Drain>) -> Result<ClusterSource, String> {
     Err("this build knows no cluster".to_owned())
 }
 

@@ -16,6 +16,7 @@ mod hash;
 mod hosts;
 mod lease;
 mod objects;
+mod outage;
 mod peers;
 mod pods;
 mod queue;
@@ -135,8 +136,13 @@ pub struct ClusterSource {
 }
 
 impl ClusterSource {
-    /// Starts to watch, on the current runtime.
-    pub fn start(client: Client, options: ClusterOptions) -> Self {
+    /// Starts to watch, on the current runtime. When `leaving` resolves, this replica hands the writing of statuses over; it
+    /// goes on watching.
+    pub fn start(
+        client: Client,
+        options: ClusterOptions,
+        leaving: impl Future<Output = ()> + Send + 'static,
+    ) -> Self {
         let (sender, updates) = channel(UPDATES);
         let (outcomes, written) = unbounded_channel();
         let statuses = Statuses::default();
@@ -162,7 +168,7 @@ impl ClusterSource {
             options.knative_namespace.clone(),
             sender,
         ));
-        let (election, leader) = lease::elect(client.clone(), &options);
+        let (election, leader) = lease::elect(client.clone(), &options, leaving);
         tasks.spawn(election);
         let table = Arc::<ServedTable>::default();
         let peers = Peers::start(&client, &options, &leader, &table, &mut tasks);

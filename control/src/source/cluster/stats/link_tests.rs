@@ -43,6 +43,24 @@ async fn stats(socket: &mut WebSocketStream<TcpStream>) -> WireStatMessages {
     }
 }
 
+#[test]
+fn pauses_grow_to_two_seconds_and_stay_short_while_an_autoscaler_may_restart() {
+    let all = |had_connection| -> Vec<u128> {
+        (0..60)
+            .map(|failures| pause(failures, had_connection).as_millis())
+            .collect()
+    };
+    assert_eq!(all(false)[..8], [20, 50, 100, 250, 500, 1_000, 2_000, 2_000]);
+    assert_eq!(pause(usize::MAX, false), MAX_PAUSE);
+    let restarted = all(true);
+    assert!(
+        restarted[3..=43].iter().all(|pause| *pause == 250),
+        "{restarted:?}"
+    );
+    assert_eq!(restarted[44..48], [500, 1_000, 2_000, 2_000]);
+    assert!(restarted[..44].iter().sum::<u128>() >= 10_000);
+}
+
 async fn until(what: &str, holds: impl Fn() -> bool) {
     let polled = async {
         while !holds() {
