@@ -219,6 +219,7 @@ pub(crate) fn settings() -> Settings {
             tls: None,
             proxy_protocol: None,
             http2: sluice_model::Http2Settings::default(),
+            activator: None,
         }],
         trusted_proxies: Vec::new(),
         tag_header: false,

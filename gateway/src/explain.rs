@@ -10,7 +10,7 @@ use sluice_model::{
 };
 
 use crate::admin::ExplainQuery;
-use crate::request::{Draw, PickReason, RouteDecision, decide, redirects};
+use crate::request::{Draw, PickReason, RouteDecision, decide, named_revision, redirects};
 
 /// A parsed URL, as far as routing needs it.
 struct ParsedUrl<'u> {
@@ -144,6 +144,9 @@ pub fn explain<L: Clone>(snapshot: &Snapshot<L>, bound: &[SocketAddr], query: &E
         query,
         path: target.path,
     };
+    if let Some(domain) = &listener.activator {
+        return to_revision(snapshot, shown, host, &view, domain);
+    }
     let client = IpAddr::V4(Ipv4Addr::LOCALHOST);
     match decide(snapshot, listener.visibility, host, &view, client, &mut NoDraw) {
         Ok(decision) => found(shown, host, &view, &decision, listener.tls.is_some()),
@@ -162,6 +165,38 @@ pub fn explain<L: Clone>(snapshot: &Snapshot<L>, bound: &[SocketAddr], query: &E
             value
         }
     }
+}
+
+/// Explains a request to an activator, which names its revision.
+fn to_revision<L: Clone>(
+    snapshot: &Snapshot<L>,
+    listener: Value,
+    host: &str,
+    view: &QueryView<'_>,
+    domain: &str,
+) -> Value {
+    let named = named_revision(view, Some(host.as_bytes()), domain);
+    let found = named.as_ref().and_then(|id| snapshot.revision(id));
+    let found = found.map(|(entry, slot)| (&entry.service.id, &entry.service.revisions[slot]));
+    let Some((service, spec)) = found.filter(|(_, spec)| matches!(spec.backend, Backend::Pods(_))) else {
+        let why = match named {
+            Some(id) => format!("no revision {id} with Pods is known"),
+            None => format!(
+                "neither the fields Knative-Serving-Namespace and -Revision nor the host '{host}' name a revision"
+            ),
+        };
+        return json!({"found": false, "reason": "no_route", "why": [why], "listener": listener, "host": host});
+    };
+    json!({
+        "found": true,
+        "listener": listener,
+        "host": host,
+        "path": view.path,
+        "service": service.to_string(),
+        "revision": spec.id.to_string(),
+        "backend": backend(&spec.backend),
+        "why": [format!("the listener is an activator's, and the request names revision {}", spec.id)],
+    })
 }
 
 /// The listener by the URL's port, else the first external listener of its scheme.
@@ -289,6 +324,10 @@ fn backend(backend: &Backend) -> Value {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
+    use sluice_model::{Pods, Service, SnapshotBuilder, test_util};
+
     use super::*;
     use crate::admin::fixture::{ingress, snapshot};
 
@@ -338,6 +377,37 @@ mod tests {
         assert_eq!((&value["redirect"], &value["rule"]), (&Value::Null, &json!(0)));
         let value = explained(&snapshot(), "http://greeter.default.localhost:8080/");
         assert_eq!((&value["found"], &value["rule"]), (&json!(true), &Value::Null));
+    }
+
+    #[test]
+    fn to_an_activator_the_named_revision_decides() {
+        let mut settings = test_util::settings();
+        settings.listeners.push(ListenerSettings {
+            activator: Some("cluster.local".into()),
+            ..test_util::listener()
+        });
+        let mut builder = SnapshotBuilder::new(settings);
+        let mut service = Service::clone(snapshot().services()[0]);
+        let pods = Pods {
+            ready: vec![([10, 0, 0, 1], 8012).into()],
+            starting: vec![],
+            failure: None,
+            owner: Arc::default(),
+        };
+        Arc::make_mut(&mut service.revisions[0]).backend = Backend::Pods(Box::new(pods));
+        builder.service(service).unwrap();
+        let snapshot = builder.build();
+        let value = explained(&snapshot, "http://greeter-v1.default:8081/x");
+        assert_eq!(value["revision"], json!("default/greeter-v1"), "{value:#}");
+        assert_eq!(value["backend"], json!({"pods": ["10.0.0.1:8012"]}));
+        for (host, why) in [
+            ("greeter-v2.default", "no revision default/greeter-v2 with Pods"),
+            ("greeter", "name a revision"),
+        ] {
+            let value = explained(&snapshot, &format!("http://{host}:8081/"));
+            assert_eq!(value["reason"], json!("no_route"), "{value:#}");
+            assert!(value["why"][0].as_str().unwrap().contains(why), "{value:#}");
+        }
     }
 
     #[test]

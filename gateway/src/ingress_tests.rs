@@ -5,10 +5,10 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use sluice_model::{
-    Backend, CertificatePem, Delta, EndpointAddr, EndpointTarget, HostClaim, HostPattern, HttpOption,
-    IngressExtras, ListenerSettings, PathMatch, Percent, Pods, RevisionSpec, Route, RouteMatch, Rule,
-    Service, ServiceCertificate, Settings, Snapshot, SnapshotBuilder, TlsSettings, TrafficSplit,
-    TrafficTarget, Visibility, test_util,
+    Backend, CertificatePem, Delta, Demand, EndpointAddr, EndpointSink, EndpointTarget, HostClaim,
+    HostPattern, HttpOption, IngressExtras, ListenerSettings, PathMatch, Percent, Pods, RevisionSpec, Route,
+    RouteMatch, Rule, Service, ServiceCertificate, Settings, Snapshot, SnapshotBuilder, TlsSettings,
+    TrafficSplit, TrafficTarget, Visibility, test_util,
 };
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
@@ -64,6 +64,7 @@ fn revision(slot: usize, addresses: &[SocketAddr], activated: bool) -> Arc<Revis
             ready: addresses.to_vec(),
             starting: vec![],
             failure: None,
+            owner: Arc::default(),
         })),
         false => {
             let targets = addresses.iter().map(|address| EndpointAddr::Tcp(*address));
@@ -131,7 +132,7 @@ async fn ingress(rules: Vec<(&str, Rule)>) -> Service {
     }
 }
 
-/// A gateway under test, with a public, an internal and a public TLS listener.
+/// A gateway under test, with a public, an internal and a public TLS listener, and an activator's.
 struct Gateway {
     edge: Edge,
     registry: Arc<Registry>,
@@ -142,6 +143,7 @@ struct Gateway {
 const PUBLIC: usize = 0;
 const PRIVATE: usize = 1;
 const TLS: usize = 2;
+const ACTIVATOR: usize = 3;
 
 fn settings() -> Settings {
     let listener = |visibility, tls| ListenerSettings {
@@ -154,6 +156,10 @@ fn settings() -> Settings {
             listener(Visibility::External, None),
             listener(Visibility::Internal, None),
             listener(Visibility::External, Some(TlsSettings::new(vec![]))),
+            ListenerSettings {
+                activator: Some("cluster.local".into()),
+                ..listener(Visibility::Internal, None)
+            },
         ],
         ..test_kit::settings()
     }
@@ -410,6 +416,97 @@ async fn routes_of_a_further_rule_rewrite_and_append() {
             "only by its headers"
         );
     }
+}
+
+#[tokio::test]
+async fn an_activator_serves_the_revision_that_a_request_names_and_shares_it_with_the_ingress() {
+    let first = rule(Visibility::External, all_to(KNATIVE));
+    let gateway = Gateway::start(ingress(vec![("a.test", first)]).await).await;
+    let named = [
+        ("Knative-Serving-Namespace", "default"),
+        ("Knative-Serving-Revision", "knative"),
+    ];
+    let host = "knative.default.svc.cluster.local:80";
+    for answer in [
+        gateway.get(ACTIVATOR, "any.host", "//x", &named).await,
+        gateway.get2(ACTIVATOR, "any.host", "//x", &named).await,
+        gateway.get(ACTIVATOR, host, "/", &[]).await,
+        gateway.get2(ACTIVATOR, host, "/", &[]).await,
+    ] {
+        assert_eq!((answer.status, answer.by()), (200, "knative"));
+        assert_eq!(answer.got("knative-serving-revision"), None);
+        assert!(["any.host", host].contains(&answer.got("host").unwrap()));
+    }
+    // Neither routes nor what stands for a plain Service.
+    for (host, fields) in [
+        ("a.test", &[][..]),
+        ("plain.default.svc.cluster.local", &[]),
+        ("unknown.default.svc.cluster.local", &[]),
+        ("knative.default.svc.other.domain", &[]),
+        ("any.host", &named[1..]),
+    ] {
+        let answer = gateway.get(ACTIVATOR, host, "/", fields).await;
+        assert_eq!(
+            (answer.status, answer.field("x-sluice-reason")),
+            (404, Some("no_route")),
+            "{host}"
+        );
+    }
+    let other = gateway.get(PUBLIC, "any.host", "/", &named).await;
+    assert_eq!(other.status, 404, "only to an activator");
+    // One revision, one set of counters, whichever way its requests came.
+    assert_eq!(gateway.get(PUBLIC, "a.test", "/", &[]).await.by(), "knative");
+    let load = gateway.registry.sample(&id("knative")).expect("it was used");
+    assert_eq!(load.requests, 5);
+}
+
+#[tokio::test]
+async fn probes_of_an_activator_wake_nothing_and_a_request_does() {
+    let first = rule(Visibility::External, all_to(AT_ZERO));
+    let gateway = Gateway::start(ingress(vec![("zero.test", first)]).await).await;
+    let host = "at-zero.default.svc.cluster.local";
+    for (field, value, status, body) in [
+        ("K-Network-Probe", "activator", 200, "activator"),
+        (
+            "K-Network-Probe",
+            "queue",
+            400,
+            "unexpected probe header value: \"queue\"\n",
+        ),
+        (
+            "K-Network-Probe",
+            "probe",
+            400,
+            "bad_request: a probe has to name a K-Network-Hash\n",
+        ),
+        ("User-Agent", "kube-probe/1.34", 200, ""),
+        ("K-Kubelet-Probe", "1", 200, ""),
+    ] {
+        let answer = gateway.get(ACTIVATOR, host, "//healthz", &[(field, value)]).await;
+        assert_eq!(
+            (answer.status, answer.body.as_str()),
+            (status, body),
+            "{field}: {value}"
+        );
+    }
+    let hash = [("K-Network-Probe", "probe"), ("K-Network-Hash", "abc")];
+    let answer = gateway.get2(ACTIVATOR, host, "/healthz", &hash).await;
+    assert_eq!(
+        (answer.status, answer.field("k-network-hash")),
+        (200, Some("abc"))
+    );
+    assert!(gateway.demands.take().is_empty(), "a probe starts nothing");
+    let held = {
+        let stream = gateway.connect(ACTIVATOR).await;
+        tokio::spawn(async move { get(stream, host, "/", &[]).await })
+    };
+    test_kit::until("a request at zero is told", || {
+        let told = gateway.demands.take();
+        told.iter()
+            .any(|demand| *demand == Demand::Activate(id("at-zero")))
+    })
+    .await;
+    held.abort();
 }
 
 #[tokio::test]

@@ -37,7 +37,8 @@ pub use hash::{StickyKey, rendezvous, stable_hash};
 pub use name::{Host, NameError, RevisionId, ServiceId, Tag, normalize_host};
 pub use revision::{
     Backend, BackendTls, DEFAULT_STREAMS_PER_CONNECTION, EndpointAddr, EndpointTarget, Pods, Probe,
-    ProbeKind, Protocol, QueueLimits, RevisionSettings, RevisionSpec, RevisionTimeouts, Scheme, UrlBackend,
+    ProbeKind, Protocol, QueueLimits, RevisionOwner, RevisionSettings, RevisionSpec, RevisionTimeouts,
+    Scheme, UrlBackend,
 };
 pub use route::{
     CertificatePem, HeaderMatch, HeaderMatcher, HostClaim, HttpOption, IngressExtras, PathMatch, PathRewrite,

@@ -83,6 +83,17 @@ pub struct Pods {
     pub starting: Vec<SocketAddr>,
     /// Why waiting does not help, where every Pod has a fault that time does not heal.
     pub failure: Option<Arc<str>>,
+    /// Whose they are, for metrics.
+    pub owner: Arc<RevisionOwner>,
+}
+
+/// The Service and the Configuration of Knative's that a revision belongs to; empty where it has none.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct RevisionOwner {
+    /// The Service.
+    pub service: String,
+    /// The Configuration.
+    pub configuration: String,
 }
 
 impl Pods {

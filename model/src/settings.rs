@@ -2,6 +2,7 @@
 
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use ipnet::IpNet;
@@ -143,6 +144,9 @@ pub struct ListenerSettings {
     pub proxy_protocol: Option<ProxyProtocol>,
     /// HTTP/2 settings.
     pub http2: Http2Settings,
+    /// The cluster's domain, if the listener does as Knative's activator: its requests name a revision, by fields or by
+    /// a host below `svc.<domain>`, and no route is looked up.
+    pub activator: Option<Arc<str>>,
 }
 
 /// The format of the access log.

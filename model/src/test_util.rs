@@ -47,6 +47,7 @@ pub fn listener() -> ListenerSettings {
         tls: None,
         proxy_protocol: None,
         http2: Http2Settings::default(),
+        activator: None,
     }
 }
 

@@ -2,6 +2,7 @@
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use sluice_config_shape::{
@@ -18,6 +19,7 @@ use super::autoscaling::{GLOBALS, Globals};
 use super::limits::{LIMITS, default_limits};
 use super::names::{DOMAIN, LISTEN, NETWORK};
 use super::service::{SERVICE, VISIBILITY};
+use super::shared;
 use super::tls::TLS;
 use crate::plan::ProcessLimits;
 
@@ -34,6 +36,8 @@ pub(crate) struct Draft {
     /// The listeners, and the health listener, are those of the configuration, not the defaults.
     pub(crate) has_listeners: bool,
     pub(crate) has_health: bool,
+    /// The keys that the configuration has, of those that a cluster may set besides.
+    pub(crate) named: Vec<&'static str>,
     /// No listener was left out for a mistake, so that the visibility of all is known.
     pub(crate) listeners_sound: bool,
 }
@@ -47,21 +51,31 @@ const KIB: u64 = 1 << 10;
 pub struct Defaults(Option<(Vec<ListenerSettings>, SocketAddr)>);
 
 impl Defaults {
-    /// Those of a gateway in a cluster, on this address: public and private listeners with and without TLS, whose
-    /// certificates come from the cluster, and a health listener.
-    pub fn of_cluster(ip: IpAddr) -> Self {
+    /// Those of a gateway in a cluster of this domain, on this address: public and private listeners with and without
+    /// TLS, whose certificates come from the cluster, those of an activator, and a health listener.
+    pub fn of_cluster(ip: IpAddr, domain: &str) -> Self {
+        let domain: Arc<str> = domain.into();
         let listener = |port, visibility, has_tls: bool| ListenerSettings {
             address: SocketAddr::new(ip, port),
             visibility,
             tls: has_tls.then(|| TlsSettings::new(Vec::new())),
             proxy_protocol: None,
             http2: Http2Settings::default(),
+            activator: None,
+        };
+        let activator = |port, has_tls| ListenerSettings {
+            activator: Some(Arc::clone(&domain)),
+            ..listener(port, Visibility::Internal, has_tls)
         };
         let listeners = vec![
             listener(8080, Visibility::External, false),
             listener(8443, Visibility::External, true),
             listener(8081, Visibility::Internal, false),
             listener(8444, Visibility::Internal, true),
+            // Both take either protocol, as the activator's do.
+            activator(8012, false),
+            activator(8013, false),
+            activator(8112, true),
         ];
         Self(Some((listeners, SocketAddr::new(ip, 9901))))
     }
@@ -171,6 +185,7 @@ pub(super) fn root(o: &mut Object<'_>) -> Option<Draft> {
         listeners: spots,
         has_listeners: o.has("listeners"),
         has_health: o.has("health"),
+        named: shared::KEYS.into_iter().filter(|key| o.has(key)).collect(),
         listeners_sound,
     })
 }
@@ -233,6 +248,7 @@ impl Default for ListenerDraft {
                 tls: None,
                 proxy_protocol: None,
                 http2: Http2Settings::default(),
+                activator: None,
             },
             node: None,
             files: Vec::new(),
@@ -277,6 +293,7 @@ const LISTENER: Record<ListenerDraft> = Record {
                 tls,
                 proxy_protocol,
                 http2,
+                activator: None,
             },
             node: Some(address.node),
             files,
@@ -328,7 +345,7 @@ const PROXY: Record<Option<ProxyProtocol>> = Record {
     },
 };
 
-const ACCESS_LOG: Record<AccessLogFormat> = Record {
+pub(super) const ACCESS_LOG: Record<AccessLogFormat> = Record {
     name: "AccessLog",
     doc: "How requests are logged.",
     decode: |o| {
@@ -350,7 +367,7 @@ const DEFAULT_QUEUE: QueueTotals = QueueTotals {
     bytes: 1 << 30,
 };
 
-const QUEUE: Record<QueueTotals> = Record {
+pub(super) const QUEUE: Record<QueueTotals> = Record {
     name: "Queue",
     doc: "Bounds of all queues together.",
     decode: |o| {
@@ -417,7 +434,7 @@ const DEFAULT_DRAIN: DrainSettings = DrainSettings {
     timeout: Duration::from_secs(300),
 };
 
-const DRAIN: Record<DrainSettings> = Record {
+pub(super) const DRAIN: Record<DrainSettings> = Record {
     name: "Drain",
     doc: "How the gateway goes away.",
     decode: |o| {

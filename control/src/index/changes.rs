@@ -50,7 +50,7 @@ impl Index {
                     changes.push((key, Some(content)));
                 }
                 Event::Delete(key) => changes.push((key, None)),
-                Event::Touched => {}
+                Event::Touched | Event::Settings(_) => {}
                 Event::InitDone => {
                     let listed = self.listed.take().unwrap_or_default();
                     let gone = self.by_key.keys().filter(|key| !listed.has(key));

@@ -28,7 +28,7 @@ use std::sync::Arc;
 use sluice_model::RevisionSettings;
 
 use crate::compile::{CompiledService, FileReference, ListenerReference, Shared};
-use crate::config::{Defaults, Diagnostics, Draft, Env, SourceFile};
+use crate::config::{Defaults, Diagnostics, Draft, Env, SharedSettings, SourceFile};
 use crate::ingress::{IngressOutcome, IngressProblem, ProblemKind};
 use crate::parallel::{map_in_order, workers};
 use crate::source::{Content, Event, ObjectKey};
@@ -141,6 +141,15 @@ impl Index {
     pub fn apply(&mut self, events: impl IntoIterator<Item = Event>, env: Env<'_>) -> bool {
         // On one thread: the other threads serve requests.
         self.apply_on(1, events, env, &mut |_, _| {})
+    }
+
+    /// Replaces the settings of the cluster, which hold where no object has the key. Returns whether they are other ones.
+    pub(super) fn set_shared(&mut self, shared: Option<SharedSettings>, env: Env<'_>) -> bool {
+        let is_other = self.top_level.set_shared(shared);
+        if is_other {
+            self.apply_some(Vec::new(), self.top_level.version(), env);
+        }
+        is_other
     }
 
     /// [`apply`](Self::apply) on all cores, for the first load, before anything is served. `progress` is called with

@@ -18,7 +18,7 @@ use sluice_model::ServiceId;
 use super::publish::Change;
 use super::{Index, Policy, Step, UnitId, name_claims};
 use crate::compile::{CompiledService, FileReference, ListenerReference, NameClaim};
-use crate::config::{Defaults, Diagnostic, Diagnostics, Env};
+use crate::config::{Defaults, Diagnostic, Diagnostics, Env, SharedSettings, SourceFile};
 use crate::ingress::{IngressOutcome, IngressProblem, ProblemKind};
 use crate::source::{Event, ObjectKey};
 
@@ -36,6 +36,8 @@ pub enum SetId {
 pub struct Sets {
     files: Index,
     cluster: Index,
+    /// What is wrong with the settings of the cluster, whose last good ones hold.
+    shared_mistakes: Diagnostics,
 }
 
 impl Default for Sets {
@@ -50,6 +52,7 @@ impl Sets {
         Self {
             files: Index::with_defaults(Policy::AllOrNothing, defaults),
             cluster: Index::new(Policy::PerObject),
+            shared_mistakes: Diagnostics::default(),
         }
     }
 
@@ -66,6 +69,22 @@ impl Sets {
         progress: &mut dyn FnMut(usize, usize),
     ) -> bool {
         self.files.apply_first(events, env, progress)
+    }
+
+    /// Replaces the settings that the cluster gives all gateways; `None`: there are none. They hold where no file has the
+    /// key. Returns whether files are to be proposed again.
+    ///
+    /// # Errors
+    /// What is wrong with them: the last good ones go on, and [`diagnostics`](Self::diagnostics) of files say so.
+    pub fn set_shared(&mut self, text: Option<&SourceFile>, env: Env<'_>) -> Result<bool, Diagnostics> {
+        self.shared_mistakes = Diagnostics::default();
+        match text.map(SharedSettings::decode).transpose() {
+            Ok(settings) => Ok(self.files.set_shared(settings, env)),
+            Err(mistakes) => {
+                self.shared_mistakes = mistakes.clone();
+                Err(mistakes)
+            }
+        }
     }
 
     /// What becomes of the changed Ingresses when this step of the cluster is published.
@@ -140,7 +159,9 @@ impl Sets {
     /// All errors and warnings of one set, in the order of its objects.
     pub fn diagnostics(&self, set: SetId) -> Diagnostics {
         let mut all = self.index(set).diagnostics();
-        if set == SetId::Cluster {
+        if set == SetId::Files {
+            all.append(self.shared_mistakes.clone());
+        } else {
             let claims = PublishedClaims::of(&self.files);
             let mut keys: Vec<&ObjectKey> = self.cluster.by_key.keys().collect();
             keys.sort();

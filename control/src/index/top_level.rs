@@ -1,13 +1,15 @@
 //! The top-level settings: the keys besides `services`, merged from all objects.
 
 use crate::compile::serves_internal;
-use crate::config::{Defaults, Diagnostics, Draft, Env, SourceFile, top_level};
+use crate::config::{Defaults, Diagnostics, Draft, Env, SharedSettings, SourceFile, top_level};
 use crate::source::ObjectKey;
 
 /// The merged top-level keys of all objects.
 #[derive(Debug)]
 pub(super) struct TopLevel {
     defaults: Defaults,
+    /// Those of the cluster, which hold where no object has the key.
+    shared: Option<SharedSettings>,
     draft: Draft,
     diagnostics: Diagnostics,
     /// An object with top-level keys has changed since the keys were merged.
@@ -27,6 +29,7 @@ impl TopLevel {
         defaults.complete(&mut draft);
         Self {
             defaults,
+            shared: None,
             draft,
             diagnostics,
             is_stale: false,
@@ -56,6 +59,14 @@ impl TopLevel {
         &self.diagnostics
     }
 
+    /// Replaces the settings of the cluster. Returns whether they are other ones: the keys are to be merged again.
+    pub(super) fn set_shared(&mut self, shared: Option<SharedSettings>) -> bool {
+        let is_other = self.shared != shared;
+        self.shared = shared;
+        self.is_stale |= is_other;
+        is_other
+    }
+
     /// Merges the keys again if an object with such keys has changed. Returns whether settings have changed that
     /// services are compiled by.
     pub(super) fn refresh<'k>(
@@ -71,8 +82,11 @@ impl TopLevel {
         let files: Vec<SourceFile> = keys.filter_map(file).collect();
         self.is_stale = false;
         self.had_services = has_services;
-        let (mut draft, diagnostics) = top_level(&files, has_services, env);
+        let (mut draft, mut diagnostics) = top_level(&files, has_services, env);
         self.defaults.complete(&mut draft);
+        if let Some(shared) = &self.shared {
+            diagnostics.append(shared.complete(&mut draft));
+        }
         self.diagnostics = diagnostics;
         self.replace(draft)
     }

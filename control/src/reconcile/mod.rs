@@ -17,7 +17,7 @@ use crate::compile::{FileReference, ListenerReference};
 use crate::config::{Defaults, Diagnostic, Diagnostics};
 use crate::index::{SetId, Sets, Step};
 use crate::plan::PlanDelta;
-use crate::source::{Change, Event, NoSource, Source, SourceError};
+use crate::source::{Change, Event, NoSource, Source, SourceError, SourceFile};
 
 pub use fixed::fixed_changes;
 
@@ -385,7 +385,16 @@ impl<S: Source, P: ChangeSink, C: Source> Reconciler<S, P, C> {
     fn cluster_step(&mut self) {
         let start = Instant::now();
         // A cluster's source has no errors: what it cannot read it has not listed.
-        let events = self.cluster.refresh().unwrap_or_default();
+        let mut events = self.cluster.refresh().unwrap_or_default();
+        // Before the objects, so that these are never served by other settings.
+        for settings in events
+            .extract_if(.., |event| matches!(event, Event::Settings(_)))
+            .collect::<Vec<_>>()
+        {
+            if let Event::Settings(text) = settings {
+                self.take_shared(text.as_ref(), start);
+            }
+        }
         let is_list = events.contains(&Event::InitDone);
         let differs = self.sets.apply(SetId::Cluster, events, &*self.env);
         if differs {
@@ -398,6 +407,32 @@ impl<S: Source, P: ChangeSink, C: Source> Reconciler<S, P, C> {
                 "the cluster's objects are listed and served"
             );
             self.applier.synced();
+        }
+    }
+
+    /// Takes the settings that the cluster gives all gateways, and publishes them where no file has the same keys.
+    fn take_shared(&mut self, text: Option<&SourceFile>, start: Instant) {
+        match self.sets.set_shared(text, &*self.env) {
+            // Half a change of files is pending: these settings are published with it.
+            Ok(true) if self.half => {}
+            Ok(true) => {
+                if let Some(outcome) = self.reload(Change::Event, start) {
+                    self.applier.outcome(outcome, &self.found);
+                }
+            }
+            // Nothing else, but perhaps mistakes less.
+            Ok(false) => {
+                let found: Vec<Diagnostic> = self.sets.diagnostics(SetId::Files).into_iter().collect();
+                if found != self.found {
+                    self.found = found;
+                    self.applier.outcome(ReloadOutcome::Unchanged, &self.found);
+                }
+            }
+            Err(mistakes) => {
+                let outcome = self.reject(mistakes.items());
+                self.found = self.sets.diagnostics(SetId::Files).into_iter().collect();
+                self.applier.outcome(outcome, &self.found);
+            }
         }
     }
 

@@ -62,6 +62,15 @@ impl ObjectKey {
         }
     }
 
+    /// The key of a revision of a cluster that no Ingress names: after all Ingresses.
+    pub fn of_revision(namespace: &str, name: &str) -> Self {
+        let path = format!("Revision {namespace}/{name}");
+        Self {
+            rank: i64::MAX,
+            path: Path::new(&path).into(),
+        }
+    }
+
     /// The index of the root of a file.
     fn root(&self) -> usize {
         usize::try_from(self.rank).unwrap_or(usize::MAX)
@@ -134,6 +143,8 @@ pub enum Event {
     Delete(ObjectKey),
     /// The full list is complete.
     InitDone,
+    /// The settings that a cluster gives all its gateways are these now; `None`: there are none.
+    Settings(Option<SourceFile>),
     /// A referenced file, one that objects name (a certificate, a key), may have changed; see [`Source::also_watch`].
     Touched,
 }

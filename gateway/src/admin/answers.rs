@@ -169,6 +169,7 @@ fn metrics(state: &dyn AdminState) -> String {
         loads,
         tables: state.tables(),
         certificates: state.certificates(),
+        stats: state.stats_connection(),
     })
 }
 

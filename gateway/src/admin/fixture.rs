@@ -241,6 +241,7 @@ impl AdminState for FakeGateway {
             queued,
             ready,
             leaving: name == "greeter-v0",
+            owner: None,
         };
         vec![load("greeter-v1", 7, 0, 2), load("greeter-v0", 1, 0, 0)]
     }

@@ -44,7 +44,9 @@ use async_trait::async_trait;
 use serde_json::Value;
 use sluice_model::{AdminAddress, Generation, RevisionId, StatusSource};
 
-use crate::observe::{Decision, EndpointLoad, ListenerCertificates, Metrics, PresentRequests, RevisionLoad};
+use crate::observe::{
+    Decision, EndpointLoad, ListenerCertificates, Metrics, PresentRequests, RevisionLoad, StatsConnection,
+};
 use crate::registry::Snapshot;
 
 pub use api::redacted;
@@ -109,6 +111,11 @@ pub trait AdminState: Send + Sync + 'static {
 
     /// One entry per listener that terminates TLS.
     fn certificates(&self) -> Vec<ListenerCertificates>;
+
+    /// The connection for statistics to a cluster's autoscaler; `None` where none was tried.
+    fn stats_connection(&self) -> Option<StatsConnection> {
+        None
+    }
 
     /// The control plane's status by revision.
     fn status(&self) -> &dyn StatusSource;

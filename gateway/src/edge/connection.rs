@@ -118,6 +118,9 @@ pub struct ConnectionInfo {
     pub tls: Option<TlsInfo>,
     /// Settings of HTTP/2 on this listener.
     pub http2: Http2Settings,
+    /// The cluster's domain, where requests name a revision; see
+    /// [`ListenerSettings::activator`](sluice_model::ListenerSettings::activator).
+    pub activator: Option<Arc<str>>,
     /// Resolves when the client is gone.
     pub close_watch: CloseWatch,
 }

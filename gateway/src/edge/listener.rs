@@ -106,6 +106,7 @@ pub(super) struct ListenerConfig {
     pub(super) proxy_protocol: Option<ProxyProtocol>,
     pub(super) tls: Option<Arc<TlsTerminator>>,
     pub(super) http2: Http2Settings,
+    pub(super) activator: Option<Arc<str>>,
 }
 
 /// State that the connections of one listener share.

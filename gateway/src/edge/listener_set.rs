@@ -190,6 +190,7 @@ impl Edge {
                 proxy_protocol: wanted.proxy_protocol.clone(),
                 tls,
                 http2: wanted.http2,
+                activator: wanted.activator.clone(),
             });
             match &kept[index] {
                 Some(listener) => listener.config.store(config),

@@ -100,6 +100,7 @@ pub(super) async fn prepare(
         client,
         tls,
         http2: config.http2,
+        activator: config.activator.clone(),
         close_watch,
     };
     Ok(Prepared {

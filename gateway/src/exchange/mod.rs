@@ -377,6 +377,7 @@ where
             route: routed.route(),
             target_headers: routed.target_headers(),
             network_hash: routed.network_hash(),
+            activator: self.client.info().activator.is_some(),
             counted: self.request.is_counted(),
             nominated: if head.nominates_others() {
                 Nominated::of(head)

@@ -365,6 +365,7 @@ fn pods(ready: &[u16], starting: &[u16]) -> Backend {
         ready: at(ready),
         starting: at(starting),
         failure: None,
+        owner: Arc::default(),
     }))
 }
 

@@ -11,6 +11,7 @@ use sluice_model::{
 };
 use tokio::sync::watch;
 
+use super::activator;
 use super::clocks::Clocks;
 use super::decide::{Draw, decide, redirects};
 use super::headers::{Forwarding, HOPS_HEADER, RequestId, TIMING_HEADER, grpc_timeout, hops};
@@ -314,6 +315,9 @@ impl RequestCtx {
     pub fn route<V: RequestView>(&mut self, incoming: &IncomingRequest<'_, V>) -> Result<(), LocalResponse> {
         self.note(incoming);
         let info = incoming.info;
+        if let Some(domain) = &info.activator {
+            return self.route_to_revision(incoming, domain);
+        }
         let mut buf = [0; 256];
         let host = incoming
             .host
@@ -334,14 +338,7 @@ impl RequestCtx {
             )
             .into());
         }
-        let max_hops = self.limits().max_hops;
-        if max_hops > 0 && self.hops >= max_hops {
-            return Err(ErrorResponse::new(
-                Reason::Loop,
-                "the request passed this gateway too often: it leads back here",
-            )
-            .into());
-        }
+        self.check_hops()?;
         let client = info.client_ip();
         let table = self.table.take().unwrap_or_else(|| self.engine.table.load());
         let decision = decide(
@@ -373,12 +370,7 @@ impl RequestCtx {
         }
         let live = Arc::clone(&decision.found.live.revisions()[decision.target.slot]);
         let pages = decision.found.live.pages().cloned();
-        let own = incoming
-            .view
-            .header("grpc-timeout")
-            .filter(|_| self.format == ResponseFormat::Grpc)
-            .and_then(grpc_timeout);
-        self.clocks.arm(&spec.timeouts, own, self.started);
+        self.arm(incoming.view, &spec);
         let route = decision.found.route.map(|(index, _)| index);
         let mut targets = decision.found.split.targets().iter();
         let target = match decision.target.append_headers.is_empty() {
@@ -398,6 +390,60 @@ impl RequestCtx {
         Ok(())
     }
 
+    /// Routes a request that names a revision, as those to an activator do.
+    fn route_to_revision<V: RequestView>(
+        &mut self,
+        incoming: &IncomingRequest<'_, V>,
+        domain: &str,
+    ) -> Result<(), LocalResponse> {
+        if let Some(answer) = activator::probe(incoming.view, self.draining()) {
+            self.uncounted = true;
+            return Err(answer);
+        }
+        self.check_hops()?;
+        let table = self.table.take().unwrap_or_else(|| self.engine.table.load());
+        let named = activator::revision(incoming.view, incoming.host, domain);
+        let found = named.as_ref().and_then(|id| table.revision(id));
+        let found = found.map(|(entry, slot)| (entry, slot, &entry.service.revisions[slot]));
+        // What is no revision of Knative's stands for a Service, which may lead back here.
+        let Some((entry, slot, spec)) = found.filter(|(.., spec)| matches!(spec.backend, Backend::Pods(_)))
+        else {
+            let text = "no such revision is known: requests name one by fields or by the host of its Service";
+            return Err(ErrorResponse::new(Reason::NoRoute, text).into());
+        };
+        self.service = Some(Arc::clone(&entry.service));
+        self.arm(incoming.view, spec);
+        self.routed = Some(Routed {
+            service: Arc::clone(&entry.service),
+            rule: 0,
+            route: None,
+            target: None,
+            live: Arc::clone(&entry.live.revisions()[slot]),
+            spec: Arc::clone(spec),
+            endpoint_key: None,
+            pages: None,
+        });
+        Ok(())
+    }
+
+    fn check_hops(&self) -> Result<(), ErrorResponse> {
+        let max_hops = self.limits().max_hops;
+        if max_hops > 0 && self.hops >= max_hops {
+            let text = "the request passed this gateway too often: it leads back here";
+            return Err(ErrorResponse::new(Reason::Loop, text));
+        }
+        Ok(())
+    }
+
+    /// Arms the deadlines: those of the revision, and the client's own of a gRPC call.
+    fn arm(&mut self, request: &impl RequestView, spec: &RevisionSpec) {
+        let own = request
+            .header("grpc-timeout")
+            .filter(|_| self.format == ResponseFormat::Grpc)
+            .and_then(grpc_timeout);
+        self.clocks.arm(&spec.timeouts, own, self.started);
+    }
+
     fn note<V: RequestView>(&mut self, incoming: &IncomingRequest<'_, V>) {
         let view = incoming.view;
         self.format = ResponseFormat::of(view.header("accept"), view.header("content-type"));
@@ -412,7 +458,8 @@ impl RequestCtx {
     pub fn forwarding<'a>(&'a self, info: &ConnectionInfo, host: &'a [u8]) -> Forwarding<'a> {
         Forwarding {
             client: info.client_ip(),
-            trusted: self.settings().trusts(info.client_ip()),
+            // Before an activator there is an ingress, or a Pod of the cluster.
+            trusted: info.activator.is_some() || self.settings().trusts(info.client_ip()),
             tls: info.tls.is_some(),
             host,
             request_id: self.request_id.as_str(),

@@ -103,6 +103,8 @@ pub struct RequestEdit<'a> {
     /// The version of the Ingress that the route was made of, for a service that was made of one. Such a service has
     /// the fields of the routing decision in the headers of its targets.
     pub network_hash: Option<&'a str>,
+    /// The request came to an activator: what an ingress before it says of its own decision goes on to queue-proxy.
+    pub activator: bool,
     /// The request is counted by this gateway for the cluster's autoscaler, so that queue-proxy counts it as proxied.
     pub counted: bool,
     /// The names in the request's `Connection` fields.
@@ -246,7 +248,7 @@ pub fn request_fields(head: &impl Fields, edit: &RequestEdit<'_>, out: &mut impl
     if edit.counted {
         out.field(b"k-proxy-request", b"activator");
     }
-    if edit.network_hash.is_some() {
+    if edit.network_hash.is_some() || edit.activator {
         return;
     }
     let revision: &RevisionId = &edit.revision.id;
@@ -274,14 +276,34 @@ fn is_edited(name: &[u8], edit: &RequestEdit<'_>) -> bool {
         _ => false,
     };
     known
-        || starts_with(name, "knative-serving-") && is_any(name, &DECISION_FIELDS)
-        || starts_with(name, "k-") && is_any(name, &INTERNAL_FIELDS)
+        || starts_with(name, "knative-serving-") && is_any(name, decision_fields(edit))
+        || starts_with(name, "k-") && is_internal(name, edit)
         || is_any(name, &[TIMING_HEADER, HOPS_HEADER, "x-request-id"])
         || !edit.from.trusted && is_any(name, &FORWARDING_FIELDS)
         || edit.trace.as_ref().is_some_and(|trace| is_replaced(name, trace))
         || edit.nominated.len > 0 && edit.nominated.has(name) && !is_protected(name)
         || edit.plain && is_any(name, &NOT_PLAIN)
         || is_configured(name, edit)
+}
+
+/// The fields of a routing decision that are dropped: of an ingress before an activator those of the revision alone.
+fn decision_fields(edit: &RequestEdit<'_>) -> &'static [&'static str] {
+    match edit.activator {
+        false => &DECISION_FIELDS,
+        true => &DECISION_FIELDS[..2],
+    }
+}
+
+/// Whether a field by which Knative's components tell each other something is dropped. An activator passes the original
+/// host on, which queue-proxy restores, and drops the version of a route, which only a probe has.
+fn is_internal(name: &[u8], edit: &RequestEdit<'_>) -> bool {
+    match edit.activator {
+        false => is_any(name, &INTERNAL_FIELDS),
+        true => {
+            let passed = is_any(name, &["k-original-host"]);
+            !passed && (is_any(name, &INTERNAL_FIELDS) || is_any(name, &[NETWORK_HASH]))
+        }
+    }
 }
 
 /// Whether a client's trace field is dropped, because the gateway's replaces it or because it belongs to no valid trace.

@@ -78,18 +78,27 @@ fn traced(head: &Head, from: Forwarding<'_>, revision: &RevisionSpec, trace: Opt
     let mut out = Head::default();
     let edit = RequestEdit {
         from,
+        trace,
+        ..edit(head, revision)
+    };
+    request_fields(head, &edit, &mut out);
+    out
+}
+
+fn edit<'a>(head: &'a Head, revision: &'a RevisionSpec) -> RequestEdit<'a> {
+    RequestEdit {
+        from: FROM,
         revision,
         route: None,
         target_headers: &[],
         network_hash: None,
+        activator: false,
         counted: false,
         nominated: Nominated::of(head),
         plain: false,
         join_cookies: head.count("cookie") > 1,
-        trace,
-    };
-    request_fields(head, &edit, &mut out);
-    out
+        trace: None,
+    }
 }
 
 const HASH: &str = "a25000a350642c8abef53078b329bd043e18758f6063c1172d53b04e14fcf5c1";
@@ -115,6 +124,7 @@ fn sent_by_ingress(head: &Head, route: &[(&str, &str)], target: &[(&str, &str)])
         route: Some(&route),
         target_headers: &pairs(target),
         network_hash: Some(HASH),
+        activator: false,
         counted: false,
         nominated: Nominated::of(head),
         join_cookies: false,
@@ -176,6 +186,47 @@ fn fields_between_knatives_components_are_an_ingress_to_set_and_never_a_clients(
         sent_by_ingress(&probe, &[], &[]).text("k-network-probe"),
         Some("probe")
     );
+}
+
+#[test]
+fn an_activator_passes_on_what_an_ingress_says_and_not_which_revision_it_named() {
+    let head = Head::of(&[
+        ("Knative-Serving-Revision", "rev-1"),
+        ("Knative-Serving-Namespace", "team"),
+        ("Knative-Serving-Tag", "canary"),
+        ("Knative-Serving-Default-Route", "true"),
+        ("K-Original-Host", "www.example.com"),
+        ("K-Network-Hash", "abc"),
+        ("K-Passthrough-Lb", "true"),
+        ("K-Proxy-Request", "evil"),
+        ("X-Forwarded-For", "192.0.2.7"),
+    ]);
+    let mut out = Head::default();
+    let revision = revision(&[]);
+    let edit = RequestEdit {
+        from: Forwarding {
+            trusted: true,
+            ..FROM
+        },
+        activator: true,
+        counted: true,
+        network_hash: Some(HASH),
+        ..edit(&head, &revision)
+    };
+    request_fields(&head, &edit, &mut out);
+    for (name, value) in [
+        ("knative-serving-revision", None),
+        ("knative-serving-namespace", None),
+        ("knative-serving-tag", Some("canary")),
+        ("knative-serving-default-route", Some("true")),
+        ("k-original-host", Some("www.example.com")),
+        ("k-network-hash", None),
+        ("k-passthrough-lb", None),
+        ("k-proxy-request", Some("activator")),
+        ("x-forwarded-for", Some("192.0.2.7, 10.0.0.9")),
+    ] {
+        assert_eq!(out.text(name), value, "{name}");
+    }
 }
 
 #[test]

@@ -5,6 +5,7 @@
 //! attempt, and `finish`.
 
 mod accept;
+mod activator;
 mod admit;
 mod body_rate;
 mod client_address;
@@ -22,6 +23,7 @@ mod upgrade_offer;
 mod waiting_page;
 
 pub use accept::names_media_type;
+pub use activator::revision as named_revision;
 pub use admit::{PollGone, rejection_response};
 pub use body_rate::BodyRate;
 pub use client_address::client_behind_proxies;

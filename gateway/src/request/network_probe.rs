@@ -10,7 +10,7 @@ use crate::local_response::{ErrorResponse, LocalResponse, RenderedResponse};
 use crate::observe::Reason;
 
 /// The field that makes a request a probe.
-const NETWORK_PROBE: &str = "k-network-probe";
+pub(super) const NETWORK_PROBE: &str = "k-network-probe";
 
 /// The field of the version, in request and response.
 pub(super) const NETWORK_HASH: &str = "k-network-hash";
@@ -25,14 +25,25 @@ pub(super) fn is_network_probe(request: &impl RequestView) -> bool {
 
 /// The answer to a probe: 200 with the version of the Ingress, or with the probe's own value; 400 without a value.
 pub(super) fn answer(request: &impl RequestView, ingress: &IngressExtras) -> LocalResponse {
-    let hash = match request.header(NETWORK_HASH) {
-        Some(HASH_OVERRIDE) => Some(ingress.network_hash.clone()),
+    match request.header(NETWORK_HASH) {
+        Some(HASH_OVERRIDE) => versioned(Some(ingress.network_hash.clone())),
+        _ => echo(request),
+    }
+}
+
+/// The answer to a probe that another gateway has put the version into, or asks for none of ours: 200 with its own
+/// value; 400 without a value.
+pub(super) fn echo(request: &impl RequestView) -> LocalResponse {
+    versioned(match request.header(NETWORK_HASH) {
         // What goes into a response is text that either protocol can carry.
         Some(sent) if sent.iter().all(|byte| matches!(byte, b' '..=b'~')) => String::from_utf8(sent.to_vec())
             .ok()
             .filter(|sent| !sent.is_empty()),
         _ => None,
-    };
+    })
+}
+
+fn versioned(hash: Option<String>) -> LocalResponse {
     match hash {
         Some(hash) => LocalResponse::Answer(RenderedResponse {
             status: 200,

@@ -18,11 +18,11 @@ use sluice_gateway::admin::{AdminState, BoundAddresses, UpgradeError, Upgraded, 
 use sluice_gateway::edge::{Drain, Edge};
 use sluice_gateway::observe::{
     Decision, EndpointCondition, EndpointLoad, ListenerCertificates, Metrics, PresentRequests,
-    RecentDecisions, RevisionLoad, wall_clock,
+    RecentDecisions, RevisionLoad, StatsConnection, wall_clock,
 };
 use sluice_gateway::registry::{LiveRevision, Registry, Snapshot};
 use sluice_gateway::throttle::{EndpointPhase, EndpointView};
-use sluice_model::{AdminAddress, Demand, DemandSink, Generation, RevisionId, StatusSource};
+use sluice_model::{AdminAddress, Backend, Demand, DemandSink, Generation, RevisionId, StatusSource};
 use tokio::sync::watch;
 
 use super::cluster::StatsHandle;
@@ -47,6 +47,8 @@ pub(super) struct GatewayState {
     pub(super) handed_over: AtomicBool,
     /// The objects of the cluster were listed and published, or no cluster is followed.
     pub(super) synced: Arc<AtomicBool>,
+    /// The statistics for a cluster's autoscaler.
+    pub(super) stats: Option<StatsHandle>,
 }
 
 /// The plan in force, for `/api/config`.
@@ -145,6 +147,10 @@ impl AdminState for GatewayState {
                 queued: load.queued.saturating_add(held),
                 ready: load.ready,
                 leaving,
+                owner: match &live.spec().backend {
+                    Backend::Pods(pods) => Some(Arc::clone(&pods.owner)),
+                    _ => None,
+                },
             }
         };
         let current = table.entries().flat_map(|entry| entry.live.revisions());
@@ -199,6 +205,11 @@ impl AdminState for GatewayState {
             })
         });
         listeners.collect()
+    }
+
+    fn stats_connection(&self) -> Option<StatsConnection> {
+        let (reachable, errors) = self.stats.as_ref()?.connection()?;
+        Some(StatsConnection { reachable, errors })
     }
 
     fn endpoints(&self, revision: &RevisionId) -> Vec<EndpointLoad> {

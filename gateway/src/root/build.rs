@@ -69,8 +69,9 @@ pub(super) fn build(
     let source = FileSource::new(&args.paths());
     let reload = source.reload_handle();
     let rejected = |why: &dyn std::fmt::Display| StartupError::rejected(format!("config rejected\n{why}"));
+    let (drain, phase) = watch::channel(Drain::Serving);
     let cluster = match args.kubernetes {
-        true => Some(cluster::start(args, control).map_err(StartupError::start)?),
+        true => Some(cluster::start(args, control, phase.clone()).map_err(StartupError::start)?),
         false => None,
     };
     let loaded = Loaded::first(source, Box::new(env), cluster::defaults(args), progress());
@@ -89,7 +90,6 @@ pub(super) fn build(
         .map_err(|e| StartupError::start(format!("cannot find my own executable: {e}")))?;
 
     let counted = Arc::new(AtomicBool::new(false));
-    let (drain, phase) = watch::channel(Drain::Serving);
     let (scale, controller) = Controller::new();
     let demand = Arc::new(DemandRouter {
         scale: scale.clone(),

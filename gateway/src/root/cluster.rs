@@ -11,11 +11,13 @@ use sluice_control::config::Defaults;
 #[cfg(feature = "cluster")]
 pub(super) use sluice_control::source::cluster::{ClusterSource, stats::StatsHandle};
 use sluice_gateway::cli::RunArgs;
+use sluice_gateway::edge::Drain;
 use sluice_gateway::registry::Registry;
 use sluice_model::RevisionId;
 #[cfg(feature = "cluster")]
 use sluice_model::{EndpointSink, Load};
 use tokio::runtime::Runtime;
+use tokio::sync::watch;
 
 /// Without the feature no cluster is ever followed.
 #[cfg(not(feature = "cluster"))]
@@ -33,6 +35,10 @@ impl StatsHandle {
     }
 
     pub(super) fn activate(&self, _: &RevisionId) {}
+
+    pub(super) fn connection(&self) -> Option<(bool, u64)> {
+        None
+    }
 }
 
 #[cfg(not(feature = "cluster"))]
@@ -43,7 +49,7 @@ pub(super) fn report(_: StatsHandle, _: &Arc<Registry>, _: &Runtime) {}
 pub(super) fn report(stats: StatsHandle, registry: &Arc<Registry>, runtime: &Runtime) {
     use sluice_control::source::cluster::stats::StatsOptions;
 
-    let serving = std::env::var("KNATIVE_NAMESPACE").unwrap_or_else(|_| "knative-serving".to_owned());
+    let serving = knative_namespace();
     let options = StatsOptions {
         autoscaler: (format!("autoscaler.{serving}.svc.{}", cluster_domain()), 8080),
         pod_name: identity(),
@@ -90,7 +96,7 @@ pub(super) fn defaults(args: &RunArgs) -> Defaults {
     if !args.kubernetes {
         return Defaults::default();
     }
-    Defaults::of_cluster(all_addresses())
+    Defaults::of_cluster(all_addresses(), &cluster_domain())
 }
 
 /// The address that stands for all, of IPv6 and IPv4 where there is any IPv6.
@@ -105,12 +111,16 @@ fn all_addresses() -> IpAddr {
     }
 }
 
-/// Starts to follow the cluster.
+/// Starts to follow the cluster. When the drain begins, another replica leads.
 ///
 /// # Errors
 /// What is wrong with its configuration, in one line.
 #[cfg(feature = "cluster")]
-pub(super) fn start(args: &RunArgs, runtime: &Runtime) -> Result<ClusterSource, String> {
+pub(super) fn start(
+    args: &RunArgs,
+    runtime: &Runtime,
+    mut phase: watch::Receiver<Drain>,
+) -> Result<ClusterSource, String> {
     use sluice_control::source::cluster::{ClusterOptions, connect};
 
     let options = ClusterOptions {
@@ -118,21 +128,28 @@ pub(super) fn start(args: &RunArgs, runtime: &Runtime) -> Result<ClusterSource, 
         identity: identity(),
         cluster_domain: cluster_domain(),
         peers: peers(),
+        knative_namespace: knative_namespace(),
+        is_activator: is_activator(),
     };
     tracing::info!(
         namespace = options.namespace,
         identity = options.identity,
         cluster_domain = options.cluster_domain,
+        activator = options.is_activator,
         "following a cluster"
     );
     let client = runtime.block_on(connect(args.kubeconfig.as_deref()));
     let client = client.map_err(|e| format!("cannot follow a cluster: {e}"))?;
     let _entered = runtime.enter();
-    Ok(ClusterSource::start(client, options))
+    let leaving = async move {
+        // The sender goes away with the process only.
+        let _ = phase.wait_for(|phase| *phase != Drain::Serving).await;
+    };
+    Ok(ClusterSource::start(client, options, leaving))
 }
 
 #[cfg(not(feature = "cluster"))]
-pub(super) fn start(_: &RunArgs, _: &Runtime) -> Result<ClusterSource, String> {
+pub(super) fn start(_: &RunArgs, _: &Runtime, _: watch::Receiver<Drain>) -> Result<ClusterSource, String> {
     Err("this build knows no cluster".to_owned())
 }
 
@@ -166,14 +183,32 @@ fn peers() -> Option<SocketAddr> {
 }
 
 /// A variable that is set, and not empty.
-#[cfg(feature = "cluster")]
 fn named(variable: &str) -> Option<String> {
     std::env::var(variable).ok().filter(|value| !value.is_empty())
 }
 
+/// `$KNATIVE_NAMESPACE`: where Knative Serving is.
+#[cfg(feature = "cluster")]
+fn knative_namespace() -> String {
+    named("KNATIVE_NAMESPACE").unwrap_or_else(|| "knative-serving".to_owned())
+}
+
+/// Whether this Pod stands behind `activator-service`, as the chart's value `activator: fused` says in
+/// `$SLUICE_ACTIVATOR`.
+#[cfg(feature = "cluster")]
+fn is_activator() -> bool {
+    match std::env::var("SLUICE_ACTIVATOR").as_deref() {
+        Ok("fused") => true,
+        Ok("keep" | "") | Err(_) => false,
+        Ok(other) => {
+            tracing::warn!("SLUICE_ACTIVATOR is '{other}', neither 'keep' nor 'fused': taken as 'keep'");
+            false
+        }
+    }
+}
+
 /// `$CLUSTER_DOMAIN`, else the domain that the resolver searches below `svc`; source: `network/domain.go` of
 /// knative.dev/pkg.
-#[cfg(feature = "cluster")]
 fn cluster_domain() -> String {
     named("CLUSTER_DOMAIN").unwrap_or_else(|| {
         let resolver = std::fs::read_to_string("/etc/resolv.conf").unwrap_or_default();
@@ -181,7 +216,6 @@ fn cluster_domain() -> String {
     })
 }
 
-#[cfg(feature = "cluster")]
 fn searched(resolver: &str) -> Option<&str> {
     let lines = resolver
         .lines()

@@ -217,6 +217,7 @@ fn serve(
         upgrades,
         handed_over: AtomicBool::new(false),
         synced: Arc::clone(&synced),
+        stats: demand.stats.clone(),
     });
     if let Some(stats) = &demand.stats {
         cluster::report(stats.clone(), &registry, control);

@@ -22,7 +22,11 @@ fn read(path: &str) -> String {
 
 /// The objects by kind and name, those of another namespace than the gateway's with it.
 fn manifest() -> BTreeMap<String, Value> {
-    let text = read("configs/kubernetes/sluice.yaml");
+    objects("configs/kubernetes/sluice.yaml", "sluice-system")
+}
+
+fn objects(file: &str, namespace: &str) -> BTreeMap<String, Value> {
+    let text = read(file);
     let documents: Vec<Value> = serde_saphyr::from_multiple(&text).expect("YAML");
     let mut objects = BTreeMap::new();
     for object in documents {
@@ -30,7 +34,8 @@ fn manifest() -> BTreeMap<String, Value> {
         let kind = of("/kind").expect("a kind");
         let name = of("/metadata/name").expect("a name");
         let key = match of("/metadata/namespace") {
-            None | Some("sluice-system") => format!("{kind} {name}"),
+            None => format!("{kind} {name}"),
+            Some(own) if own == namespace => format!("{kind} {name}"),
             Some(other) => format!("{kind} {other}/{name}"),
         };
         let twice = objects.insert(key, object.clone());
@@ -74,6 +79,52 @@ fn its_objects_are_those_of_the_design() {
             "ServiceAccount sluice",
         ]
     );
+}
+
+#[test]
+fn fused_its_pods_are_the_activators_and_nothing_else_differs() {
+    let mut fused = objects("configs/kubernetes/sluice-fused.yaml", "knative-serving");
+    let kept = manifest();
+    // Knative's own budget selects these Pods; a Pod of two cannot be evicted. Both Roles are in one namespace, and are one.
+    let left_out = |name: &String| !fused.contains_key(name);
+    assert_eq!(
+        kept.keys().filter(|name| left_out(name)).collect::<Vec<_>>(),
+        [
+            "Namespace sluice-system",
+            "PodDisruptionBudget sluice",
+            "Role knative-serving/sluice",
+            "RoleBinding knative-serving/sluice",
+        ]
+    );
+    let both: BTreeSet<Permission> = [&kept["Role sluice"], &kept["Role knative-serving/sluice"]]
+        .into_iter()
+        .flat_map(permissions)
+        .collect();
+    assert_eq!(permissions(&fused["Role sluice"]), both);
+    assert_eq!(
+        permissions(&fused["ClusterRole sluice"]),
+        permissions(&kept["ClusterRole sluice"])
+    );
+    let deployment = fused.get_mut("Deployment sluice").expect("a Deployment");
+    let labels = at(deployment, "/spec/template/metadata/labels");
+    assert_eq!(labels["app"], "activator", "what activator-service selects");
+    assert!(
+        labels.get("role").is_none(),
+        "what the stock Deployment selects besides"
+    );
+    let container = at(deployment, "/spec/template/spec/containers/0");
+    let ports: Vec<_> = list(at(container, "/ports"))
+        .iter()
+        .filter_map(|port| port["containerPort"].as_u64())
+        .collect();
+    assert!(
+        [8012, 8013, 8112].iter().all(|port| ports.contains(port)),
+        "{ports:?}"
+    );
+    let told = list(at(container, "/env"))
+        .into_iter()
+        .any(|variable| *variable == json!({"name": "SLUICE_ACTIVATOR", "value": "fused"}));
+    assert!(told);
 }
 
 #[test]

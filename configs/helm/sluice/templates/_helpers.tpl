@@ -11,6 +11,19 @@ networking.knative.dev/ingress-provider: sluice
 app.kubernetes.io/name: sluice
 {{- end -}}
 
+{{/* keep or fused, where fused can be. */}}
+{{- define "sluice.activator" -}}
+{{- if eq .Values.activator "fused" -}}
+{{- if ne .Release.Namespace .Values.knativeNamespace -}}
+{{- fail (printf "activator: fused: the release has to be in the namespace of activator-service: --namespace %s" .Values.knativeNamespace) -}}
+{{- end -}}
+{{- if hasKey .Values.config "listeners" -}}
+{{- fail "activator: fused: config.listeners leaves out the ports 8012, 8013 and 8112, which activator-service leads to" -}}
+{{- end -}}
+{{- end -}}
+{{- .Values.activator -}}
+{{- end -}}
+
 {{- define "sluice.image" -}}
 {{- with .Values.image -}}
 {{- if .digest -}}

@@ -1,6 +1,7 @@
 //! Leader election by a Lease (`coordination.k8s.io`): one replica writes statuses. Routing needs no leader.
 
 use std::future::Future;
+use std::pin::pin;
 use std::time::Duration;
 
 use k8s_openapi::api::coordination::v1::{Lease, LeaseSpec};
@@ -75,11 +76,13 @@ impl Observed {
 }
 
 /// The task that takes part in the election, and its result so far. A replica that cannot renew in time stops leading
-/// before its Lease ends for the others.
-pub(super) fn elect(
+/// before its Lease ends for the others. When `leaving` resolves, a Lease that is held is released, so that the next look of
+/// any other replica takes it, and none is taken any more.
+pub(super) fn elect<F: Future<Output = ()> + Send + 'static>(
     client: Client,
     options: &ClusterOptions,
-) -> (impl Future<Output = ()> + Send + use<>, watch::Receiver<Leader>) {
+    leaving: F,
+) -> (impl Future<Output = ()> + Send + use<F>, watch::Receiver<Leader>) {
     let (sender, leader) = watch::channel(Leader::Nobody);
     let api = Api::<Lease>::namespaced(client, &options.namespace);
     let me = options.identity.clone();
@@ -90,10 +93,26 @@ pub(super) fn elect(
         let mut ticks = interval(RENEW);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut is_broken = false;
+        let mut leaving = pin!(leaving);
+        let mut is_candidate = true;
         loop {
-            ticks.tick().await;
+            tokio::select! {
+                _ = ticks.tick() => {}
+                () = &mut leaving, if is_candidate => {
+                    is_candidate = false;
+                    if renewed.take().is_some() {
+                        // Before the Lease is free, so that nothing is written beside the next leader.
+                        sender.send_replace(Leader::Nobody);
+                        match timeout(RENEW, release(&api, &me)).await {
+                            Ok(Ok(())) => tracing::info!("the Lease {NAME} is released"),
+                            Ok(Err(error)) => tracing::warn!(%error, "the Lease {NAME} cannot be released"),
+                            Err(_) => tracing::warn!("the Lease {NAME} cannot be released in time"),
+                        }
+                    }
+                }
+            }
             let began = Instant::now();
-            match timeout(RENEW, attempt(&api, &me, &mut observed)).await {
+            match timeout(RENEW, attempt(&api, &me, &mut observed, is_candidate)).await {
                 Ok(Ok(Leader::Me)) => renewed = Some(began),
                 Ok(Ok(holder)) => {
                     renewed = None;
@@ -122,8 +141,16 @@ pub(super) fn elect(
 }
 
 /// One look at the Lease. Returns whose it is afterwards.
-async fn attempt(api: &Api<Lease>, me: &str, observed: &mut Observed) -> Result<Leader, kube::Error> {
+async fn attempt(
+    api: &Api<Lease>,
+    me: &str,
+    observed: &mut Observed,
+    is_candidate: bool,
+) -> Result<Leader, kube::Error> {
     let Some(mut lease) = api.get_opt(NAME).await? else {
+        if !is_candidate {
+            return Ok(Leader::Nobody);
+        }
         let lease = Lease {
             metadata: ObjectMeta {
                 name: Some(NAME.to_owned()),
@@ -136,10 +163,27 @@ async fn attempt(api: &Api<Lease>, me: &str, observed: &mut Observed) -> Result<
     let spec = lease.spec.take().unwrap_or_default();
     match observed.step(me, &spec, Instant::now()) {
         Step::Wait => return Ok(spec.holder_identity.map_or(Leader::Nobody, Leader::Other)),
+        // One that could not be released ends by itself.
+        Step::Renew | Step::Take if !is_candidate => return Ok(Leader::Nobody),
         Step::Renew | Step::Take => lease.spec = Some(held(me, spec)),
     }
     // With its resourceVersion: of two replicas that take it, one is refused.
     answer(api.replace(NAME, &PostParams::default(), &lease).await)
+}
+
+/// Gives the Lease back, if it is ours.
+async fn release(api: &Api<Lease>, me: &str) -> Result<(), kube::Error> {
+    let Some(mut lease) = api.get_opt(NAME).await? else {
+        return Ok(());
+    };
+    if let Some(spec) = &mut lease.spec
+        && spec.holder_identity.as_deref() == Some(me)
+    {
+        spec.holder_identity = None;
+        // With its resourceVersion: what somebody else has taken meanwhile is not given back.
+        answer(api.replace(NAME, &PostParams::default(), &lease).await)?;
+    }
+    Ok(())
 }
 
 fn answer(result: Result<Lease, kube::Error>) -> Result<Leader, kube::Error> {

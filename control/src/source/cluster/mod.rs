@@ -10,15 +10,19 @@
 //! cluster is never seen. While the API server is away, what is known is served.
 
 mod acks;
+mod activator;
 mod endpoints;
 mod hash;
 mod hosts;
 mod lease;
 mod objects;
+mod outage;
 mod peers;
 mod pods;
 mod queue;
 mod resolve;
+mod secrets;
+mod settings;
 mod shortcut;
 pub mod stats;
 mod status;
@@ -27,7 +31,7 @@ mod store;
 mod store_tests;
 mod watch;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
@@ -71,6 +75,11 @@ pub struct ClusterOptions {
     pub cluster_domain: String,
     /// The address that other replicas reach this one by; `None` outside of a Pod, where there are none.
     pub peers: Option<SocketAddr>,
+    /// The namespace of Knative Serving, in which the ConfigMaps are.
+    pub knative_namespace: String,
+    /// Whether this replica stands behind `activator-service`: revisions that no Ingress names are served as well, to
+    /// requests that name them.
+    pub is_activator: bool,
 }
 
 /// The settings of the revisions of Ingresses: no limit but that of the queue, since the timeouts of a Service are its
@@ -121,13 +130,19 @@ pub struct ClusterSource {
     outcomes: UnboundedSender<(IngressOutcome, Served)>,
     /// What this replica serves, for the others.
     table: Arc<ServedTable>,
+    wanted_secrets: tokio::sync::watch::Sender<BTreeSet<Name>>,
     /// The tasks that watch and write; dropped with the source.
     _tasks: JoinSet<()>,
 }
 
 impl ClusterSource {
-    /// Starts to watch, on the current runtime.
-    pub fn start(client: Client, options: ClusterOptions) -> Self {
+    /// Starts to watch, on the current runtime. When `leaving` resolves, this replica hands the writing of statuses over; it
+    /// goes on watching.
+    pub fn start(
+        client: Client,
+        options: ClusterOptions,
+        leaving: impl Future<Output = ()> + Send + 'static,
+    ) -> Self {
         let (sender, updates) = channel(UPDATES);
         let (outcomes, written) = unbounded_channel();
         let statuses = Statuses::default();
@@ -139,10 +154,21 @@ impl ClusterSource {
             ),
             settings: Arc::new(settings()),
         };
-        let store = Store::new(INGRESS_CLASS.to_owned(), policy, Arc::clone(&statuses));
+        let store = Store::new(
+            INGRESS_CLASS.to_owned(),
+            policy,
+            Arc::clone(&statuses),
+            options.is_activator,
+        );
         let mut tasks = JoinSet::new();
-        tasks.spawn(watch::watch(client.clone(), sender));
-        let (election, leader) = lease::elect(client.clone(), &options);
+        let (wanted_secrets, wanted) = tokio::sync::watch::channel(BTreeSet::new());
+        tasks.spawn(watch::follow_secrets(client.clone(), wanted, sender.clone()));
+        tasks.spawn(watch::watch_all(
+            client.clone(),
+            options.knative_namespace.clone(),
+            sender,
+        ));
+        let (election, leader) = lease::elect(client.clone(), &options, leaving);
         tasks.spawn(election);
         let table = Arc::<ServedTable>::default();
         let peers = Peers::start(&client, &options, &leader, &table, &mut tasks);
@@ -152,6 +178,7 @@ impl ClusterSource {
             store,
             outcomes,
             table,
+            wanted_secrets,
             _tasks: tasks,
         }
     }
@@ -159,6 +186,12 @@ impl ClusterSource {
     fn take(&mut self) {
         while let Ok(update) = self.updates.try_recv() {
             self.store.update(update);
+        }
+        for warning in self.store.take_warnings() {
+            tracing::warn!("{warning}");
+        }
+        if let Some(wanted) = self.store.take_wanted_secrets() {
+            self.wanted_secrets.send_replace(wanted);
         }
     }
 }
@@ -180,11 +213,17 @@ impl Source for ClusterSource {
 
     fn refresh(&mut self) -> Result<Vec<Event>, Vec<SourceError>> {
         self.take();
-        Ok(self.store.events())
+        let events = self.store.events();
+        // What an Ingress names by way of another one is known once it is resolved.
+        self.take();
+        Ok(events)
     }
 
     fn published(&mut self, outcomes: Vec<IngressOutcome>) {
-        for outcome in outcomes {
+        let of_ingresses = outcomes
+            .into_iter()
+            .filter(|outcome| !activator::is_revision(&outcome.object));
+        for outcome in of_ingresses {
             let served = Served::of(&outcome);
             self.table.serve(&outcome, served.clone());
             // The writer goes away with the runtime only.

@@ -5,11 +5,13 @@
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::fmt;
+use std::sync::Arc;
 
 use k8s_openapi::NamespaceResourceScope;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::Resource;
 use serde::{Deserialize, Deserializer, Serialize};
+use sluice_model::RevisionOwner;
 
 /// Reads `null` as the default: Go writes empty lists and maps so.
 fn nullable<'de, D: Deserializer<'de>, T: Default + Deserialize<'de>>(from: D) -> Result<T, D::Error> {
@@ -214,6 +216,16 @@ pub(super) struct Revision {
     pub(super) metadata: ObjectMeta,
     #[serde(deserialize_with = "nullable")]
     pub(super) spec: RevisionObject,
+    #[serde(deserialize_with = "nullable")]
+    pub(super) status: RevisionStatus,
+}
+
+/// The status of a Revision.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(default)]
+pub(super) struct RevisionStatus {
+    #[serde(deserialize_with = "nullable")]
+    pub(super) conditions: Vec<Condition>,
 }
 
 /// The specification of a Revision.
@@ -226,6 +238,12 @@ pub(super) struct RevisionObject {
     pub(super) idle_timeout_seconds: Option<i64>,
     #[serde(deserialize_with = "nullable")]
     pub(super) containers: Vec<Container>,
+    /// Why no Pod of it can be created, as its status says.
+    #[serde(skip)]
+    pub(super) refusal: Option<Arc<str>>,
+    /// Whose it is, as its labels say.
+    #[serde(skip)]
+    pub(super) owner: Arc<RevisionOwner>,
 }
 
 /// A container of a Revision: what says whether its Pods may be probed before the cluster takes them for ready.
@@ -360,6 +378,15 @@ pub(super) struct SecretData {
     pub(super) key: Option<k8s_openapi::ByteString>,
 }
 
+/// A ConfigMap.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(default)]
+pub(super) struct ConfigMap {
+    pub(super) metadata: ObjectMeta,
+    #[serde(deserialize_with = "nullable")]
+    pub(super) data: BTreeMap<String, String>,
+}
+
 macro_rules! resource {
     ($name:ident, $group:literal, $version:literal, $kind:literal, $plural:literal) => {
         impl Resource for $name {
@@ -413,3 +440,4 @@ resource!(
     "endpointslices"
 );
 resource!(Secret, "", "v1", "Secret", "secrets");
+resource!(ConfigMap, "", "v1", "ConfigMap", "configmaps");

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 
-use super::objects::{ContainerStatus, Pod};
+use super::objects::{Condition, ContainerStatus, Pod};
 use super::store::{Name, Update};
 
 /// Tries after which a fault that a retry may heal counts: of pulling an image, and of starting a program.
@@ -45,9 +45,12 @@ impl FaultyPods {
         touched
     }
 
-    /// Why waiting for a revision does not help: every Pod of it has a fault that waiting does not heal.
-    pub(super) fn failure(&self, revision: &Name) -> Option<Arc<str>> {
-        let pods = self.pods.get(revision)?;
+    /// Why waiting for a revision does not help: every Pod of it has a fault that waiting does not heal, or there is none,
+    /// and `refusal` says why none can be created.
+    pub(super) fn failure(&self, revision: &Name, refusal: Option<&Arc<str>>) -> Option<Arc<str>> {
+        let Some(pods) = self.pods.get(revision) else {
+            return refusal.cloned();
+        };
         let faults: Option<Vec<&str>> = pods.values().map(|pod| pod.is_final.as_deref()).collect();
         // Of several Pods the first one's is enough.
         faults?.first().map(|fault| Arc::from(*fault))
@@ -122,6 +125,19 @@ impl Fault {
     }
 }
 
+/// Why no Pod of a revision can be created: a quota, or whoever admits objects, refuses each. The ReplicaSet's controller
+/// says so to the Deployment, and Serving's to the Revision (`PropagateDeploymentStatus`).
+pub(super) fn refusal(conditions: &[Condition]) -> Option<Arc<str>> {
+    let mut conditions = conditions.iter();
+    let refused = conditions.find(|condition| {
+        condition.kind == "ResourcesAvailable"
+            && condition.status == "False"
+            && condition.reason == "FailedCreate"
+    })?;
+    let message = refused.message.lines().next().unwrap_or_default();
+    Some(Arc::from(format!("{}: {message}", refused.reason)))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -149,7 +165,7 @@ mod tests {
     }
 
     fn failure(pods: &FaultyPods) -> Option<String> {
-        pods.failure(&revision()).map(|why| why.to_string())
+        pods.failure(&revision(), None).map(|why| why.to_string())
     }
 
     #[test]
@@ -180,6 +196,28 @@ mod tests {
             failure(&pods).as_deref(),
             Some("CrashLoopBackOff after 2 restarts: why")
         );
+    }
+
+    #[test]
+    fn a_refusal_counts_while_there_is_no_pod() {
+        let conditions = |status: &str, reason: &str| -> Vec<Condition> {
+            let message = "pods \"r-1\" is forbidden: exceeded quota: q\nmore";
+            let refused = json!([{"type": "Ready", "status": "False", "reason": "FailedCreate"},
+                {"type": "ResourcesAvailable", "status": status, "reason": reason, "message": message}]);
+            serde_json::from_value(refused).expect("conditions")
+        };
+        assert_eq!(refusal(&conditions("Unknown", "FailedCreate")), None);
+        assert_eq!(refusal(&conditions("False", "Unschedulable")), None);
+        let refused = refusal(&conditions("False", "FailedCreate"));
+        assert_eq!(
+            refused.as_deref(),
+            Some("FailedCreate: pods \"r-1\" is forbidden: exceeded quota: q")
+        );
+        let mut pods = FaultyPods::default();
+        assert_eq!(pods.failure(&revision(), refused.as_ref()), refused);
+        // One more was refused, and one is there.
+        pods.update(pod("a", "", 0));
+        assert_eq!(pods.failure(&revision(), refused.as_ref()), None);
     }
 
     #[test]

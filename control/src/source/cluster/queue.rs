@@ -1,6 +1,7 @@
 //! The queue of statuses to be written: which Ingress, and what, now. Pure.
 
 use std::collections::{BTreeSet, HashMap, HashSet};
+use std::time::Duration;
 
 use tokio::time::Instant;
 
@@ -9,6 +10,12 @@ use super::objects::IngressStatus;
 use super::status::{Addresses, is_ready, next};
 use super::store::Name;
 use crate::ingress::IngressOutcome;
+
+/// The pause after the first refusal of a status.
+const MIN_PAUSE: Duration = Duration::from_secs(1);
+
+/// The longest pause between attempts to write a status that is refused.
+const MAX_PAUSE: Duration = Duration::from_secs(60);
 
 /// A status to be written.
 #[derive(Debug)]
@@ -26,6 +33,8 @@ struct Newest {
     /// The version that was written as ready, by this replica or by the leader before it. This Ready stands: it is not
     /// taken back because a replica joins, reconnects or falls behind.
     standing: Option<Served>,
+    /// Refusals of its status in a row.
+    refusals: u32,
     /// Whether this leader has not looked at the Ingress yet: a Ready that it finds is the former leader's.
     is_new: bool,
 }
@@ -76,6 +85,7 @@ impl StatusQueue {
         let newest = Newest {
             outcome,
             served,
+            refusals: before.as_ref().map_or(0, |before| before.refusals),
             is_new: before.as_ref().is_none_or(|before| before.is_new),
             standing: before.and_then(|before| before.standing),
         };
@@ -115,9 +125,26 @@ impl StatusQueue {
     /// A write has ended; one that failed is tried again.
     pub(super) fn written(&mut self, name: Name, is_done: bool) {
         self.busy.remove(&name);
+        if let Some(newest) = self.newest.get_mut(&name).filter(|_| is_done) {
+            newest.refusals = 0;
+        }
         if !is_done {
             self.waiting.insert(name);
         }
+    }
+
+    /// The API server refuses the status of an Ingress: it is tried again after a while, by itself, so that others are
+    /// written meanwhile. Returns whether it is the first time in a row.
+    pub(super) fn refused(&mut self, name: Name, now: Instant) -> bool {
+        self.busy.remove(&name);
+        let Some(newest) = self.newest.get_mut(&name) else {
+            return false;
+        };
+        let pause = MIN_PAUSE.saturating_mul(2u32.saturating_pow(newest.refusals));
+        newest.refusals = newest.refusals.saturating_add(1);
+        let is_first = newest.refusals == 1;
+        self.timers.insert((now + pause.min(MAX_PAUSE), name));
+        is_first
     }
 
     /// When [`take`](Self::take) has to be called though nothing happens.

@@ -45,6 +45,54 @@ fn ready_is_written_when_all_ready_replicas_serve_the_same_and_never_before() {
     }
 }
 
+#[test]
+fn a_refused_status_is_tried_again_by_itself_after_growing_pauses() {
+    let Sim {
+        now,
+        addresses,
+        statuses,
+        ..
+    } = Sim::new(1);
+    let mut queue = StatusQueue::default();
+    queue.begin(now);
+    for nth in 0..2 {
+        let version = Version {
+            uid: nth as u64,
+            generation: 1,
+            index: 0,
+            is_broken: true,
+        };
+        queue.publish(outcome(nth, version), served(version), now);
+    }
+    let take = |queue: &mut StatusQueue, after: u64| {
+        let now = now + Duration::from_secs(after);
+        let taken = queue.take(&statuses, &addresses, now, "t");
+        taken.map(|write| write.name)
+    };
+    let at = |after: u64| now + Duration::from_secs(after);
+    assert_eq!(take(&mut queue, 0), Some(object(0)));
+    assert!(queue.refused(object(0), at(0)), "told once");
+    assert_eq!(
+        take(&mut queue, 0),
+        Some(object(1)),
+        "others are written meanwhile"
+    );
+    queue.written(object(1), true);
+    assert_eq!((take(&mut queue, 0), queue.timer()), (None, Some(at(1))));
+    assert_eq!(take(&mut queue, 1), Some(object(0)));
+    assert!(!queue.refused(object(0), at(1)));
+    assert_eq!((take(&mut queue, 2), queue.timer()), (None, Some(at(3))));
+    for _ in 0..40 {
+        assert_eq!(take(&mut queue, 10_000), Some(object(0)));
+        queue.refused(object(0), at(0));
+    }
+    assert_eq!(queue.timer(), Some(at(60)));
+    assert_eq!(take(&mut queue, 60), Some(object(0)));
+    queue.written(object(0), true);
+    assert_eq!(queue.timer(), None);
+    assert!(queue.refused(object(0), at(60)), "anew");
+}
+
 /// What storms have come to.
 #[derive(Debug, Default, Clone, Copy)]
 struct Reached {
@@ -169,6 +217,8 @@ impl Sim {
                 identity: "r".into(),
                 cluster_domain: "cluster.local".into(),
                 peers: None,
+                knative_namespace: "knative-serving".into(),
+                is_activator: false,
             }),
             reached: Reached::default(),
         };

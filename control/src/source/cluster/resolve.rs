@@ -332,8 +332,9 @@ impl Build<'_> {
         let service = service.ok_or_else(|| missing(format!("Service {name} is not there ({at})")))?;
         let port = port(service, port_name);
         let port = port.ok_or_else(|| missing(format!("Service {name} has no port {port_name} ({at})")))?;
-        let (kind, mut settings) = match revision_of(split).and_then(|revision| self.pods(&revision)) {
-            Some((pods, settings)) => (Backend::Pods(Box::new(pods)), settings),
+        let revision = revision_of(split);
+        let (kind, mut settings) = match revision.and_then(|name| pods(&name, self.objects, self.policy)) {
+            Some((pods, settings, _)) => (Backend::Pods(Box::new(pods)), settings),
             None => {
                 let targets = self.targets(&name, service, port);
                 if targets.is_empty() {
@@ -375,32 +376,6 @@ impl Build<'_> {
         Ok(slot)
     }
 
-    /// The Pods of a revision, by its private Service, and its settings. `None` while either is not known: its
-    /// requests go to the public Service then, as for any other ingress.
-    fn pods(&self, revision: &Name) -> Option<(Pods, Arc<RevisionSettings>)> {
-        let object = self.objects.revisions.get(revision)?;
-        let private = self.objects.private.get(revision)?;
-        let service = self.objects.services.get(private)?;
-        let port = service
-            .ports
-            .iter()
-            .find(|port| matches!(port.name.as_str(), "http" | "http2"))?;
-        let addresses = |condition| {
-            self.objects
-                .endpoints
-                .addresses_in(private, service, &port.name, condition)
-        };
-        let pods = Pods {
-            ready: addresses(Condition::Ready),
-            starting: match may_be_probed(object) {
-                true => addresses(Condition::Starting),
-                false => Vec::new(),
-            },
-            failure: self.objects.faulty.failure(revision),
-        };
-        Some((pods, Arc::new(settings_of(object, &self.policy.settings))))
-    }
-
     fn targets(&self, name: &Name, service: &ServiceSpec, port: &ServicePort) -> Vec<EndpointTarget> {
         if service.kind == "ExternalName" {
             let host = Host::parse(&service.external_name).ok();
@@ -421,6 +396,35 @@ impl Build<'_> {
         targets.shrink_to_fit();
         targets
     }
+}
+
+/// The Pods of a revision, by its private Service, its settings, and the protocol of its Pods. `None` while either object
+/// is not known: its requests go to the public Service then, as for any other ingress.
+pub(super) fn pods(
+    revision: &Name,
+    objects: &Objects,
+    policy: &Policy,
+) -> Option<(Pods, Arc<RevisionSettings>, Protocol)> {
+    let object = objects.revisions.get(revision)?;
+    let private = objects.private.get(revision)?;
+    let service = objects.services.get(private)?;
+    let mut ports = service.ports.iter();
+    let port = ports.find(|port| matches!(port.name.as_str(), "http" | "http2"))?;
+    let addresses = |condition| {
+        let endpoints = &objects.endpoints;
+        endpoints.addresses_in(private, service, &port.name, condition)
+    };
+    let pods = Pods {
+        ready: addresses(Condition::Ready),
+        starting: match may_be_probed(object) {
+            true => addresses(Condition::Starting),
+            false => Vec::new(),
+        },
+        failure: objects.faulty.failure(revision, object.refusal.as_ref()),
+        owner: Arc::clone(&object.owner),
+    };
+    let settings = Arc::new(settings_of(object, &policy.settings));
+    Some((pods, settings, protocol(port)))
 }
 
 fn port<'s>(service: &'s ServiceSpec, wanted: &PortName) -> Option<&'s ServicePort> {
@@ -507,7 +511,7 @@ fn certificates(
         }
         let pem = objects.secrets.get(&secret);
         let pem =
-            pem.ok_or_else(|| missing(format!("Secret {secret} is not there, has no certificate, or not the label networking.internal.knative.dev/certificate-uid")))?;
+            pem.ok_or_else(|| missing(format!("Secret {secret} is not there, or has no certificate")))?;
         for visibility in [Visibility::External, Visibility::Internal] {
             if covers_rule(tls, spec, visibility) {
                 certificates.push(ServiceCertificate {

@@ -18,6 +18,7 @@ use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
 use super::acks::{LATE, Served};
 use super::lease::Leader;
 use super::objects::{Condition, Ingress, IngressStatus, LoadBalancer, LoadBalancers};
+use super::outage::Outage;
 use super::peers::{PeerEvent, Peers};
 use super::queue::{StatusQueue, Write};
 use super::store::Name;
@@ -26,9 +27,6 @@ use crate::ingress::{IngressOutcome, ProblemKind};
 
 /// Writes under way at once.
 const WRITES: usize = 16;
-
-/// The pause before a write that failed is tried again.
-const RETRY: Duration = Duration::from_secs(1);
 
 /// The pause between looks for Ingresses that are gone.
 const PRUNE: Duration = Duration::from_secs(10);
@@ -47,7 +45,8 @@ pub(super) async fn write(
 ) {
     let addresses = Addresses::of(&options);
     let mut queue = StatusQueue::default();
-    let mut writing: JoinSet<(Name, bool)> = JoinSet::new();
+    let mut writing: JoinSet<(Name, Written)> = JoinSet::new();
+    let mut outage = Outage::default();
     let mut prunes = interval(PRUNE);
     prunes.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let (mut is_leader, mut knows_replicas, mut leads) = (false, false, false);
@@ -57,7 +56,8 @@ pub(super) async fn write(
             leads = true;
             queue.begin(now);
         }
-        while leads && writing.len() < WRITES {
+        let hold = outage.hold(now);
+        while leads && hold.is_none() && writing.len() < outage.limit(WRITES) {
             let clock = Timestamp::now().to_string();
             let write = queue.take(&statuses.lock(), &addresses, now, &clock);
             let Some(Write { name, uid, status }) = write else {
@@ -66,11 +66,12 @@ pub(super) async fn write(
             let api = Api::<Ingress>::namespaced(client.clone(), &name.namespace);
             let statuses = Arc::clone(&statuses);
             writing.spawn(async move {
-                let is_done = put(&api, &name, &uid, status, &statuses).await;
-                (name, is_done)
+                let written = put(&api, &name, &uid, status, &statuses).await;
+                (name, written)
             });
         }
-        let timer = queue.timer().filter(|_| leads && writing.len() < WRITES);
+        let timer = hold.or_else(|| queue.timer());
+        let timer = timer.filter(|_| leads && writing.len() < outage.limit(WRITES));
         tokio::select! {
             outcome = outcomes.recv() => {
                 let Some((outcome, served)) = outcome else { return };
@@ -84,8 +85,8 @@ pub(super) async fn write(
                 PeerEvent::Left { connection, replica } => queue.left(connection, &replica),
             },
             Some(done) = writing.join_next(), if !writing.is_empty() => {
-                if let Ok((name, is_done)) = done {
-                    queue.written(name, is_done);
+                if let Ok((name, written)) = done {
+                    note(&mut queue, &mut outage, name, written);
                 }
             }
             () = sleep_until(timer.unwrap_or(now)), if timer.is_some() => {}
@@ -116,8 +117,48 @@ pub(super) async fn write(
     }
 }
 
-/// Writes one status. Returns `false` after a failure, when it is to be tried again.
-async fn put(api: &Api<Ingress>, name: &Name, uid: &str, status: IngressStatus, statuses: &Statuses) -> bool {
+/// What became of a write.
+#[derive(Debug)]
+enum Written {
+    /// It is there, or there is nothing to write it to any more.
+    Done,
+    /// The API server takes others, and not this one.
+    Refused(kube::Error),
+    /// The API server takes none.
+    Failed(kube::Error),
+}
+
+/// Records what became of a write: an outage of the API server is logged once, and so is the refusal of one status.
+fn note(queue: &mut StatusQueue, outage: &mut Outage, name: Name, written: Written) {
+    let now = Instant::now();
+    if !matches!(written, Written::Failed(_)) && outage.answered() {
+        tracing::info!("statuses of Ingresses are written again");
+    }
+    match written {
+        Written::Done => queue.written(name, true),
+        Written::Refused(error) => {
+            let text = name.to_string();
+            if queue.refused(name, now) {
+                tracing::warn!(ingress = text, %error, "its status is refused, and is tried again now and then");
+            }
+        }
+        Written::Failed(error) => {
+            if outage.failed(now) {
+                tracing::warn!(ingress = %name, %error, "no status can be written; it is tried again until one can be");
+            }
+            queue.written(name, false);
+        }
+    }
+}
+
+/// Writes one status.
+async fn put(
+    api: &Api<Ingress>,
+    name: &Name,
+    uid: &str,
+    status: IngressStatus,
+    statuses: &Statuses,
+) -> Written {
     // With the uid: the status of an Ingress that was deleted and created again is not for the new one.
     let patch = json!({"metadata": {"uid": uid}, "status": status});
     let written = api
@@ -128,15 +169,14 @@ async fn put(api: &Api<Ingress>, name: &Name, uid: &str, status: IngressStatus, 
             if let Some(seen) = statuses.lock().get_mut(name) {
                 *seen = status;
             }
-            true
+            Written::Done
         }
         // Deleted, or another object of this name.
-        Err(kube::Error::Api(answer)) if matches!(answer.code, 404 | 409 | 422) => true,
-        Err(error) => {
-            tracing::warn!(ingress = %name, %error, "its status cannot be written");
-            tokio::time::sleep(RETRY).await;
-            false
-        }
+        Err(kube::Error::Api(answer)) if matches!(answer.code, 404 | 409 | 422) => Written::Done,
+        Err(error) => match &error {
+            kube::Error::Api(answer) if answer.code < 500 && answer.code != 429 => Written::Refused(error),
+            _ => Written::Failed(error),
+        },
     }
 }
 
@@ -311,6 +351,8 @@ mod tests {
             identity: "me".into(),
             cluster_domain: "cluster.local".into(),
             peers: None,
+            knative_namespace: "knative-serving".into(),
+            is_activator: false,
         })
     }
 

@@ -9,14 +9,18 @@ use std::fmt;
 use std::hash::Hash;
 use std::sync::Arc;
 
-use sluice_model::CertificatePem;
+use sluice_model::RevisionOwner;
 
+use super::activator::{self, Revisions};
 use super::endpoints::Endpoints;
 use super::objects::{
-    EndpointSlice, Ingress, IngressSpec, Pod, Revision, RevisionObject, Secret, Service, ServiceSpec,
+    ConfigMap, EndpointSlice, Ingress, IngressSpec, Pod, Revision, RevisionObject, Secret, Service,
+    ServiceSpec,
 };
-use super::pods::FaultyPods;
+use super::pods::{FaultyPods, refusal};
 use super::resolve::{self, BackendName, Policy, Resolved, resolve};
+use super::secrets::Secrets;
+use super::settings::Settings;
 use super::{Statuses, shortcut};
 use crate::ingress::{IngressObject, IngressProblem, ProblemKind};
 use crate::source::{Content, Event, ObjectKey};
@@ -65,15 +69,21 @@ pub(super) enum AnyUpdate {
     Service(Update<Service>),
     Slice(Update<EndpointSlice>),
     Secret(Update<Secret>),
+    /// A Secret that was asked for by name; `None`: there is none.
+    NamedSecret(Name, Option<Secret>),
     Revision(Update<Revision>),
     Pod(Update<Pod>),
+    /// The ConfigMap `config-sluice`.
+    Shared(Update<ConfigMap>),
+    /// The ConfigMap `config-network`.
+    Network(Update<ConfigMap>),
 }
 
 /// The objects that Ingresses name, cut down.
 #[derive(Debug, Default)]
 pub(super) struct Objects {
     pub(super) services: HashMap<Name, ServiceSpec>,
-    pub(super) secrets: HashMap<Name, CertificatePem>,
+    pub(super) secrets: Secrets,
     pub(super) revisions: HashMap<Name, RevisionObject>,
     /// The specifications with rules inside the cluster, by host; of several Ingresses with one host the oldest first.
     internal: HashMap<String, BTreeMap<ObjectKey, (Name, Arc<IngressSpec>)>>,
@@ -121,16 +131,19 @@ pub(super) struct Store {
     /// The revision of each private Service.
     revision_of: HashMap<Name, Name>,
     dirty: BTreeSet<Name>,
+    settings: Settings,
     /// Keys of objects that are gone.
     deleted: Vec<ObjectKey>,
+    /// Revisions that an activator's requests name; `None` where no activator is stood for.
+    activator: Option<Revisions>,
     /// The kinds whose first list has come.
-    listed: [bool; 6],
+    listed: [bool; 8],
     has_started: bool,
 }
 
 impl Store {
-    /// A store of the Ingresses of this class.
-    pub(super) fn new(class: String, policy: Policy, statuses: Statuses) -> Self {
+    /// A store of the Ingresses of this class; with `activator` of all revisions, too.
+    pub(super) fn new(class: String, policy: Policy, statuses: Statuses, activator: bool) -> Self {
         Self {
             class,
             policy,
@@ -143,8 +156,10 @@ impl Store {
             users_of_host: HashMap::new(),
             revision_of: HashMap::new(),
             dirty: BTreeSet::new(),
+            settings: Settings::default(),
             deleted: Vec::new(),
-            listed: [false; 6],
+            activator: activator.then(Revisions::default),
+            listed: [false; 8],
             has_started: false,
         }
     }
@@ -160,21 +175,66 @@ impl Store {
                     self.service_changed(&service);
                 }
             }
-            AnyUpdate::Secret(update) => self.secret(update),
+            AnyUpdate::Secret(update) => {
+                let is_list = matches!(update, Update::List(_));
+                for name in self.objects.secrets.update(update) {
+                    self.secret_changed(&name);
+                }
+                if is_list {
+                    self.listed[3] = true;
+                    self.objects.secrets.listed();
+                }
+            }
+            AnyUpdate::NamedSecret(name, secret) => {
+                if self.objects.secrets.found(&name, secret) {
+                    self.secret_changed(&name);
+                }
+            }
             AnyUpdate::Revision(update) => self.revision(update),
+            AnyUpdate::Shared(update) => {
+                self.listed[6] |= matches!(update, Update::List(_));
+                self.settings.shared(update);
+            }
+            AnyUpdate::Network(update) => {
+                self.listed[7] |= matches!(update, Update::List(_));
+                self.settings.network(update);
+            }
             AnyUpdate::Pod(update) => {
                 self.listed[5] |= matches!(update, Update::List(_));
                 for revision in self.objects.faulty.update(update) {
-                    let users = self.users_of_revision.get(&revision);
-                    self.dirty.extend(users.into_iter().flatten().cloned());
+                    self.revision_changed(&revision);
                 }
             }
         }
     }
 
-    /// Whether every kind was listed: before, half a cluster would be seen.
+    fn revision_changed(&mut self, revision: &Name) {
+        let users = self.users_of_revision.get(revision);
+        self.dirty.extend(users.into_iter().flatten().cloned());
+        if let Some(activator) = &mut self.activator {
+            activator.touch(revision);
+        }
+    }
+
+    /// Whether every kind was listed, and at first each Secret that was asked for by name is known: before, half a
+    /// cluster would be seen.
     pub(super) fn is_listed(&self) -> bool {
-        self.listed.iter().all(|listed| *listed)
+        self.listed.iter().all(|listed| *listed) && (self.has_started || !self.objects.secrets.awaits_any())
+    }
+
+    /// The Secrets to be followed by name, if they are other ones than at the last call.
+    pub(super) fn take_wanted_secrets(&mut self) -> Option<BTreeSet<Name>> {
+        self.objects.secrets.take_wanted()
+    }
+
+    /// What Knative's network settings ask for in vain, since the last call.
+    pub(super) fn take_warnings(&mut self) -> Vec<String> {
+        self.settings.take_warnings()
+    }
+
+    fn secret_changed(&mut self, name: &Name) {
+        let users = self.users_of_secret.get(name);
+        self.dirty.extend(users.into_iter().flatten().cloned());
     }
 
     /// The changes since the last call; the first time, all Ingresses as a full list. Nothing before every kind was
@@ -185,19 +245,36 @@ impl Store {
         }
         let is_first = !std::mem::replace(&mut self.has_started, true);
         let mut events = Vec::new();
+        events.extend(self.settings.take().map(Event::Settings));
         events.extend(is_first.then_some(Event::Init));
         events.extend(self.deleted.drain(..).map(Event::Delete));
         for name in std::mem::take(&mut self.dirty) {
             let Some(known) = self.ingresses.get_mut(&name) else {
                 continue;
             };
+            if known
+                .uses
+                .secrets
+                .iter()
+                .any(|secret| self.objects.secrets.is_awaited(secret))
+            {
+                // What is served goes on until the answer is there: an Ingress is not without a certificate for a moment.
+                self.dirty.insert(name);
+                continue;
+            }
             let object = next(&name, known, &self.objects, &self.policy);
             if known.sent.as_deref() != Some(&object) {
                 let object = Arc::new(object);
+                if let Some(activator) = &mut self.activator {
+                    activator.served(&served(known.sent.as_deref()), &served(Some(&object)));
+                }
                 known.sent = Some(Arc::clone(&object));
                 events.push(Event::Apply(known.key.clone(), Content::Ingress(object)));
             }
             self.link(&name);
+        }
+        if let Some(activator) = &mut self.activator {
+            events.extend(activator.events(&self.objects, &self.policy));
         }
         events.extend(is_first.then_some(Event::InitDone));
         events
@@ -292,7 +369,14 @@ impl Store {
         let now = Uses::of(&name.namespace, specs.into_iter());
         let before = std::mem::take(&mut known.uses);
         relink(&mut self.users_of_service, name, &before.services, &now.services);
-        relink(&mut self.users_of_secret, name, &before.secrets, &now.secrets);
+        let secrets = &mut self.objects.secrets;
+        relink_secrets(
+            &mut self.users_of_secret,
+            secrets,
+            name,
+            &before.secrets,
+            &now.secrets,
+        );
         relink(
             &mut self.users_of_revision,
             name,
@@ -308,11 +392,21 @@ impl Store {
         if let Some(known) = self.ingresses.remove(name) {
             let (users, none) = (&mut self.users_of_service, HashSet::new());
             relink(users, name, &known.uses.services, &none);
-            relink(&mut self.users_of_secret, name, &known.uses.secrets, &none);
+            let secrets = &mut self.objects.secrets;
+            relink_secrets(
+                &mut self.users_of_secret,
+                secrets,
+                name,
+                &known.uses.secrets,
+                &none,
+            );
             relink(&mut self.users_of_revision, name, &known.uses.revisions, &none);
             relink(&mut self.users_of_host, name, &known.uses.hosts, &HashSet::new());
             self.unlist(&known.key, &known.spec);
             self.dirty.remove(name);
+            if let Some(activator) = &mut self.activator {
+                activator.served(&served(known.sent.as_deref()), &HashSet::new());
+            }
             if known.sent.is_some() {
                 self.deleted.push(known.key);
             }
@@ -361,21 +455,21 @@ impl Store {
             && self.objects.private.get(&revision) == Some(name)
         {
             self.objects.private.remove(&revision);
+            self.revision_changed(&revision);
         }
     }
 
     fn service_changed(&mut self, name: &Name) {
         let users = self.users_of_service.get(name);
         self.dirty.extend(users.into_iter().flatten().cloned());
-        if let Some(revision) = self.revision_of.get(name) {
-            let users = self.users_of_revision.get(revision);
-            self.dirty.extend(users.into_iter().flatten().cloned());
+        if let Some(revision) = self.revision_of.get(name).cloned() {
+            self.revision_changed(&revision);
         }
     }
 
     fn revision(&mut self, update: Update<Revision>) {
         match update {
-            Update::Apply(revision) => self.set_revision(Name::of(&revision), Some(revision.spec)),
+            Update::Apply(revision) => self.set_revision(Name::of(&revision), Some(cut(revision))),
             Update::Delete(revision) => self.set_revision(Name::of(&revision), None),
             Update::List(all) => {
                 self.listed[4] = true;
@@ -389,7 +483,7 @@ impl Store {
                     self.set_revision(name, None);
                 }
                 for revision in all {
-                    self.set_revision(Name::of(&revision), Some(revision.spec));
+                    self.set_revision(Name::of(&revision), Some(cut(revision)));
                 }
             }
         }
@@ -399,46 +493,33 @@ impl Store {
         if self.objects.revisions.get(&name) == spec.as_ref() {
             return;
         }
-        let users = self.users_of_revision.get(&name);
-        self.dirty.extend(users.into_iter().flatten().cloned());
+        self.revision_changed(&name);
         match spec {
             Some(spec) => _ = self.objects.revisions.insert(name, spec),
             None => _ = self.objects.revisions.remove(&name),
         }
     }
+}
 
-    fn secret(&mut self, update: Update<Secret>) {
-        match update {
-            Update::Apply(secret) => {
-                let name = Name::of(&secret);
-                self.set_secret(name, pem(secret));
-            }
-            Update::Delete(secret) => self.set_secret(Name::of(&secret), None),
-            Update::List(all) => {
-                self.listed[3] = true;
-                let names: HashSet<Name> = all.iter().map(Name::of).collect();
-                let gone = self.objects.secrets.keys().filter(|name| !names.contains(*name));
-                for name in gone.cloned().collect::<Vec<_>>() {
-                    self.set_secret(name, None);
-                }
-                for secret in all {
-                    self.set_secret(Name::of(&secret), pem(secret));
-                }
-            }
-        }
+/// What routing needs of a Revision.
+fn cut(revision: Revision) -> RevisionObject {
+    let labels = revision.metadata.labels.unwrap_or_default();
+    let label = |name: &str| labels.get(name).cloned().unwrap_or_default();
+    let owner = RevisionOwner {
+        service: label("serving.knative.dev/service"),
+        configuration: label("serving.knative.dev/configuration"),
+    };
+    RevisionObject {
+        owner: Arc::new(owner),
+        refusal: refusal(&revision.status.conditions),
+        ..revision.spec
     }
+}
 
-    fn set_secret(&mut self, name: Name, pem: Option<CertificatePem>) {
-        if self.objects.secrets.get(&name) == pem.as_ref() {
-            return;
-        }
-        let users = self.users_of_secret.get(&name);
-        self.dirty.extend(users.into_iter().flatten().cloned());
-        match pem {
-            Some(pem) => _ = self.objects.secrets.insert(name, pem),
-            None => _ = self.objects.secrets.remove(&name),
-        }
-    }
+/// The revisions that a sent object is served with.
+fn served(sent: Option<&IngressObject>) -> HashSet<Name> {
+    let service = sent.and_then(|sent| sent.service.as_deref());
+    service.map(activator::revisions_of).unwrap_or_default()
 }
 
 /// The objects that an Ingress names, in its newest specification and in the last good one.
@@ -460,11 +541,28 @@ impl Uses {
                 namespace: namespace.to_owned(),
                 name,
             }));
-            uses.secrets.extend(resolve::secrets(&spec));
+            // Of another namespace it would be an instruction of one tenant to read another's.
+            let own = resolve::secrets(&spec).into_iter();
+            uses.secrets
+                .extend(own.filter(|secret| secret.namespace == namespace));
             uses.revisions.extend(resolve::revisions(&spec));
             uses.hosts.extend(shortcut::rewritten_hosts(&spec));
         }
         uses
+    }
+}
+
+/// [`relink`] for Secrets, whose use decides which are asked for by name.
+fn relink_secrets(
+    users: &mut HashMap<Name, HashSet<Name>>,
+    secrets: &mut Secrets,
+    user: &Name,
+    before: &HashSet<Name>,
+    now: &HashSet<Name>,
+) {
+    relink(users, user, before, now);
+    for name in before.symmetric_difference(now) {
+        secrets.set_used(name, users.contains_key(name));
     }
 }
 
@@ -551,13 +649,5 @@ fn private_service_of(service: &Service) -> Option<Name> {
     Some(Name {
         namespace: service.metadata.namespace.clone()?,
         name: labels.get("serving.knative.dev/revision")?.clone(),
-    })
-}
-
-/// The certificate of a Secret; `None` for a Secret that has none.
-fn pem(secret: Secret) -> Option<CertificatePem> {
-    Some(CertificatePem {
-        chain: secret.data.chain?.0.into(),
-        key: secret.data.key?.0.into(),
     })
 }

@@ -17,12 +17,16 @@ use crate::source::{Content, Event};
 const CLASS: &str = "ours";
 
 fn store() -> Store {
+    store_of(false)
+}
+
+fn store_of(activator: bool) -> Store {
     let policy = Policy {
         cluster_domain: "cluster.local".into(),
         own_service: "sluice-internal.sluice-system.svc.cluster.local".into(),
         settings: Arc::new(settings()),
     };
-    Store::new(CLASS.into(), policy, Statuses::default())
+    Store::new(CLASS.into(), policy, Statuses::default(), activator)
 }
 
 fn of<T: serde::de::DeserializeOwned>(value: Value) -> T {
@@ -82,6 +86,8 @@ fn listed(store: &mut Store) {
     store.update(AnyUpdate::Secret(Update::List(Vec::new())));
     store.update(AnyUpdate::Revision(Update::List(Vec::new())));
     store.update(AnyUpdate::Pod(Update::List(Vec::new())));
+    store.update(AnyUpdate::Shared(Update::List(Vec::new())));
+    store.update(AnyUpdate::Network(Update::List(Vec::new())));
 }
 
 /// Applies events to what was seen before.
@@ -337,6 +343,7 @@ fn a_revision_of_knative_leads_to_its_pods_whoever_its_public_service_names() {
             ready: at("10.0.0.1"),
             starting: at("10.0.0.2"),
             failure: None,
+            owner: Arc::default(),
         }
     );
     // The public Service flips between activator and Pods: nothing changes.
@@ -408,6 +415,73 @@ fn a_path_that_leads_back_to_us_is_resolved_without_a_second_hop() {
         addresses(&seen["Ingress d/www.example.com"]),
         ["sluice-internal.sluice-system.svc.cluster.local:80"]
     );
+}
+
+#[test]
+fn an_activator_serves_the_revisions_that_no_ingress_names() {
+    let mut store = store_of(true);
+    let mut seen = BTreeMap::new();
+    listed(&mut store);
+    store.update(revision("r", json!({"containerConcurrency": 5})));
+    see(&mut store, &mut seen);
+    assert!(seen.is_empty(), "its Pods are not known");
+    store.update(service("r", "http"));
+    store.update(private_service("r", "r-private", "http2"));
+    store.update(slice("r-private", "r-private-1", "http2", &[("10.0.0.1", true)]));
+    see(&mut store, &mut seen);
+    let alone = |seen: &BTreeMap<String, Arc<IngressObject>>| {
+        let object = seen.get("Revision d/r")?;
+        assert!(super::activator::is_revision(object));
+        Some(Arc::clone(object.service.as_ref().expect("a service")))
+    };
+    let shown = alone(&seen).expect("is served");
+    assert!(shown.hosts.is_empty(), "no route leads to it");
+    let spec_of = &shown.revisions[0];
+    assert_eq!(
+        (spec_of.id.to_string().as_str(), spec_of.protocol),
+        ("d/r", Protocol::H2c)
+    );
+    assert_eq!(spec_of.container_concurrency, Some(5));
+    let ready = vec!["10.0.0.1:8080".parse().expect("an address")];
+    assert!(matches!(&spec_of.backend, Backend::Pods(pods) if pods.ready == ready));
+
+    // An Ingress that names it takes it over in the same step, and gives it back.
+    let mut spec = to("hello.example.com", "r", 80.into());
+    spec["rules"][0]["http"]["paths"][0]["splits"][0]["appendHeaders"] =
+        json!({"Knative-Serving-Namespace": "d", "Knative-Serving-Revision": "r"});
+    store.update(ingress("hello", 1, spec.clone()));
+    let steps = store.events();
+    assert_eq!(steps.len(), 2, "{steps:?}");
+    assert!(
+        steps
+            .iter()
+            .any(|event| matches!(event, Event::Delete(key) if key.path().ends_with("r")))
+    );
+    seen.clear();
+    store.update(slice("r-private", "r-private-1", "http2", &[]));
+    see(&mut store, &mut seen);
+    assert_eq!(alone(&seen), None, "with its Ingress alone");
+    store.update(ingress("hello", 2, to("hello.example.com", "other", 80.into())));
+    store.update(service("other", "http"));
+    store.update(slice("other", "other-1", "http", &[("10.9.9.9", true)]));
+    see(&mut store, &mut seen);
+    let back = alone(&seen).expect("is served again");
+    assert_eq!(back.revisions[0].backend, Backend::Pods(Box::default()));
+    store.update(ingress("hello", 3, spec));
+    see(&mut store, &mut seen);
+    assert_eq!(alone(&seen), None);
+    store.update(AnyUpdate::Ingress(Update::List(Vec::new())));
+    see(&mut store, &mut seen);
+    assert!(alone(&seen).is_some());
+
+    // Its Pods, and its end.
+    store.update(slice("r-private", "r-private-1", "http2", &[("10.0.0.1", true)]));
+    see(&mut store, &mut seen);
+    let pods = alone(&seen).expect("is served");
+    assert!(matches!(&pods.revisions[0].backend, Backend::Pods(pods) if pods.ready == ready));
+    store.update(AnyUpdate::Revision(Update::List(Vec::new())));
+    see(&mut store, &mut seen);
+    assert!(seen.is_empty(), "{seen:?}");
 }
 
 #[test]

@@ -1,6 +1,7 @@
 //! Watches: each kind of object is listed and then followed; a broken watch is resumed, and what was missed is listed
 //! again.
 
+use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
 use std::fmt::Debug;
 use std::time::Duration;
 
@@ -10,15 +11,25 @@ use kube::runtime::{WatchStreamExt, utils::Backoff, watcher as watch_objects};
 use kube::{Api, Client, Resource};
 use serde::de::DeserializeOwned;
 use tokio::sync::mpsc::Sender;
+use tokio::sync::watch;
+use tokio::task::{AbortHandle, JoinSet};
+use tokio::time::sleep;
 
-use super::objects::{EndpointSlice, Ingress, Pod, Revision, Secret, Service};
-use super::store::{AnyUpdate, Update};
+use super::objects::{ConfigMap, Secret};
+use super::settings::{NETWORK, SHARED};
+use super::store::{AnyUpdate, Name, Update};
 
 /// The label of the Secrets that Knative's certificates are in.
 const CERTIFICATE: &str = "networking.internal.knative.dev/certificate-uid";
 
 /// The label of the Pods of revisions.
 const OF_REVISION: &str = "serving.knative.dev/revisionUID";
+
+/// Secrets that are watched by name at once.
+const WATCHED: usize = 64;
+
+/// The pause between two reads of Secrets that are not watched.
+const READ_EVERY: Duration = Duration::from_secs(1);
 
 /// The longest pause before the next attempt. kube's own back-off goes up to 30 s: after an outage of minutes a gateway
 /// would be blind for half a minute more.
@@ -27,35 +38,147 @@ const MAX_PAUSE: Duration = Duration::from_secs(2);
 /// The pause after the first failure.
 const MIN_PAUSE: Duration = Duration::from_millis(100);
 
-/// Follows all kinds until the receiver is dropped.
-pub(super) async fn watch(client: Client, updates: Sender<AnyUpdate>) {
+/// Follows all kinds until the receiver is dropped. The ConfigMaps are those in `knative`, Serving's namespace.
+pub(super) async fn watch_all(client: Client, knative: String, updates: Sender<AnyUpdate>) {
     let all = watcher::Config::default();
     let of_revisions = all.clone().labels(OF_REVISION);
     let labelled = all.clone().labels(CERTIFICATE);
+    let named = |name: &str| all.clone().fields(&format!("metadata.name={name}"));
+    let config_maps = || Api::<ConfigMap>::namespaced(client.clone(), &knative);
+    let send = || updates.clone();
+    let of = client.clone();
     tokio::join!(
-        follow::<Ingress>(client.clone(), all.clone(), updates.clone(), AnyUpdate::Ingress),
-        follow::<Service>(client.clone(), all.clone(), updates.clone(), AnyUpdate::Service),
-        follow::<EndpointSlice>(client.clone(), all, updates.clone(), AnyUpdate::Slice),
-        follow::<Secret>(client.clone(), labelled, updates.clone(), AnyUpdate::Secret),
-        follow::<Revision>(
-            client.clone(),
-            watcher::Config::default(),
-            updates.clone(),
-            AnyUpdate::Revision
-        ),
-        follow::<Pod>(client, of_revisions, updates, AnyUpdate::Pod),
+        follow_in(Api::all(of.clone()), all.clone(), send(), AnyUpdate::Ingress),
+        follow_in(Api::all(of.clone()), all.clone(), send(), AnyUpdate::Service),
+        follow_in(Api::all(of.clone()), all.clone(), send(), AnyUpdate::Slice),
+        follow_in(Api::all(of.clone()), labelled, send(), AnyUpdate::Secret),
+        follow_in(Api::all(of.clone()), all.clone(), send(), AnyUpdate::Revision),
+        follow_in(Api::all(of.clone()), of_revisions, send(), AnyUpdate::Pod),
+        follow_in(config_maps(), named(SHARED), send(), AnyUpdate::Shared),
+        follow_in(config_maps(), named(NETWORK), send(), AnyUpdate::Network),
     );
 }
 
-async fn follow<K>(
+/// Follows Secrets by their names, those in `wanted`, until the receiver is dropped.
+///
+/// Each is a watch with a request of its own. Beyond [`WATCHED`] a Secret is read once as soon as it is wanted, and again
+/// in rotation, one request a second in all: what a thousand of them cost the API server is bounded.
+pub(super) async fn follow_secrets(
     client: Client,
-    config: watcher::Config,
+    mut wanted: watch::Receiver<BTreeSet<Name>>,
     updates: Sender<AnyUpdate>,
-    wrap: fn(Update<K>) -> AnyUpdate,
-) where
-    K: Resource<DynamicType = ()> + Clone + DeserializeOwned + Debug + Send + 'static,
-{
-    follow_in(Api::all(client), config, updates, wrap).await;
+) {
+    let mut watched: HashMap<Name, AbortHandle> = HashMap::new();
+    let mut tasks = JoinSet::new();
+    // Those that are read, the next one first.
+    let mut read: VecDeque<Name> = VecDeque::new();
+    let mut unread: VecDeque<Name> = VecDeque::new();
+    let mut is_told = false;
+    loop {
+        {
+            let names = wanted.borrow_and_update();
+            watched.retain(|name, task| {
+                let is_wanted = names.contains(name);
+                if !is_wanted {
+                    task.abort();
+                }
+                is_wanted
+            });
+            read.retain(|name| names.contains(name));
+            unread.retain(|name| names.contains(name));
+            let known: HashSet<&Name> = read.iter().chain(&unread).collect();
+            let new = names
+                .iter()
+                .filter(|name| !watched.contains_key(*name) && !known.contains(*name));
+            let new: Vec<Name> = new.cloned().collect();
+            for name in new {
+                if watched.len() < WATCHED {
+                    let task = follow_secret(client.clone(), name.clone(), updates.clone());
+                    watched.insert(name, tasks.spawn(task));
+                } else {
+                    unread.push_back(name);
+                }
+            }
+        }
+        if !unread.is_empty() && !std::mem::replace(&mut is_told, true) {
+            tracing::warn!(
+                "Ingresses name more than {WATCHED} Secrets without the label {CERTIFICATE}: a change of the others is \
+                 seen late; label them"
+            );
+        }
+        let next = unread.pop_front();
+        let pause = if next.is_some() {
+            Duration::ZERO
+        } else {
+            READ_EVERY
+        };
+        let next = next.or_else(|| read.pop_front());
+        tokio::select! {
+            changed = wanted.changed() => {
+                // Back to where it was: nothing was read.
+                next.into_iter().for_each(|name| read.push_front(name));
+                if changed.is_err() {
+                    return;
+                }
+            }
+            () = sleep(pause), if next.is_some() => {
+                let Some(name) = next else { continue };
+                let api = Api::<Secret>::namespaced(client.clone(), &name.namespace);
+                match api.get_opt(&name.name).await {
+                    Ok(found) => {
+                        if updates.send(AnyUpdate::NamedSecret(name.clone(), found)).await.is_err() {
+                            return;
+                        }
+                        read.push_back(name);
+                    }
+                    Err(error) => {
+                        tracing::debug!(secret = %name, %error, "cannot be read, and is tried again");
+                        unread.push_back(name);
+                        sleep(READ_EVERY).await;
+                    }
+                }
+            }
+            Some(_) = tasks.join_next(), if !tasks.is_empty() => {
+                next.into_iter().for_each(|name| read.push_front(name));
+            }
+        }
+    }
+}
+
+async fn follow_secret(client: Client, name: Name, updates: Sender<AnyUpdate>) {
+    let config = watcher::Config::default().fields(&format!("metadata.name={}", name.name));
+    let api = Api::<Secret>::namespaced(client, &name.namespace);
+    let mut stream = Box::pin(watch_objects(api, config).backoff(Pauses::default()));
+    let (mut listed, mut is_broken) = (None, false);
+    while let Some(event) = stream.next().await {
+        let found = match event {
+            Ok(Event::Init) => {
+                listed = None;
+                continue;
+            }
+            Ok(Event::InitApply(secret)) => {
+                listed = Some(secret);
+                continue;
+            }
+            Ok(Event::InitDone) => listed.take(),
+            Ok(Event::Apply(secret)) => Some(secret),
+            Ok(Event::Delete(_)) => None,
+            Err(error) => {
+                if !std::mem::replace(&mut is_broken, true) {
+                    tracing::warn!(secret = %name, %error, "the watch is broken and is tried again: what is known is served");
+                }
+                continue;
+            }
+        };
+        is_broken = false;
+        if updates
+            .send(AnyUpdate::NamedSecret(name.clone(), found))
+            .await
+            .is_err()
+        {
+            return;
+        }
+    }
 }
 
 /// Follows one kind, in one namespace or in all, until the receiver is dropped.
@@ -89,12 +212,13 @@ pub(super) async fn follow_in<K, U>(
             Ok(Event::InitDone) => Update::List(std::mem::take(&mut listed)),
             Ok(Event::Apply(object)) => Update::Apply(object),
             Ok(Event::Delete(object)) => Update::Delete(object),
-            // Knative's networking without Serving: there are no such objects, until somebody installs it.
-            Err(error) if K::kind(&()) == "Revision" && is_unknown_kind(&error) => {
+            // Knative's networking without Serving, or without the right to see Serving's settings: there are none, until
+            // somebody installs it or grants the right.
+            Err(error) if is_absent_kind(&K::kind(&()), &error) => {
                 if std::mem::replace(&mut is_absent, true) {
                     continue;
                 }
-                tracing::info!(%kind, "the API server knows no such objects: there are none");
+                tracing::info!(%kind, %error, "no such objects are to be seen: there are none");
                 Update::List(Vec::new())
             }
             Err(error) => {
@@ -110,9 +234,14 @@ pub(super) async fn follow_in<K, U>(
     }
 }
 
-fn is_unknown_kind(error: &watcher::Error) -> bool {
-    match error {
-        watcher::Error::InitialListFailed(kube::Error::Api(answer)) => answer.code == 404,
+/// Whether an error says that there are no objects of a kind that a gateway can do without.
+fn is_absent_kind(kind: &str, error: &watcher::Error) -> bool {
+    let watcher::Error::InitialListFailed(kube::Error::Api(answer)) = error else {
+        return false;
+    };
+    match kind {
+        "Revision" => answer.code == 404,
+        "ConfigMap" => matches!(answer.code, 403 | 404),
         _ => false,
     }
 }

@@ -152,6 +152,7 @@ pub(super) fn gauges(out: &mut Exposition, gauges: &LiveGauges) {
         desired,
         tables,
         certificates: _,
+        stats: _,
     } = gauges;
     let mut in_flight = out.family(&IN_FLIGHT);
     for load in loads {

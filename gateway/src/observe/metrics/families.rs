@@ -75,3 +75,16 @@ families! {
     Counter TRACES_DROPPED "sluice_traces_dropped_total"
         "Traces of requests that the collector did not take, or that found no room in the queue."
 }
+
+// Under the names that Knative's own components have for the same, in Prometheus's form.
+families! {
+    Gauge KN_CONCURRENCY "kn_revision_request_concurrency" "Requests of a revision that wait or are served."
+    Gauge KN_QUEUED "kn_revision_request_queued" "Requests of a revision that wait."
+    Gauge KN_ACTIVE "kn_revision_request_active" "Requests of a revision that are served."
+    Gauge KN_DESIRED "kn_revision_pods_desired" "Instances wanted of a revision that the gateway scales."
+    Gauge KN_COUNT "kn_revision_pods_count" "Ready instances of a revision that the gateway scales."
+    Gauge KN_STATS_REACHABLE "kn_activator_stats_conn_reachable"
+        "Whether the autoscaler can be told statistics: 1, or 0."
+    Counter KN_STATS_ERRORS "kn_activator_stats_conn_errors_total"
+        "Connections to the autoscaler that failed or broke."
+}

@@ -110,12 +110,14 @@ fn everything_of_the_contract_is_rendered_well_formed() {
         queued: 1,
         ready: 1,
         leaving: false,
+        owner: None,
     };
     let text = metrics.expose(&LiveGauges {
         loads: vec![load("greeter-v1"), load("greeter-v2")],
         desired: BTreeMap::from([(revision("greeter-v1"), 3)]),
         tables: 2,
         certificates: Vec::new(),
+        stats: None,
     });
     let series = parse(&text);
     let want = [

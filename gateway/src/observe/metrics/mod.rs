@@ -11,6 +11,7 @@ mod certificates;
 mod connections;
 mod exposition;
 mod families;
+mod knative;
 mod latency;
 mod registry;
 mod revision;
@@ -24,7 +25,7 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use metrics::{Counter, Gauge};
-use sluice_model::{EndpointAddr, Generation, RevisionId, ServiceId};
+use sluice_model::{EndpointAddr, Generation, RevisionId, RevisionOwner, ServiceId};
 
 use super::history::{History, RequestCounts};
 use crate::h2::StreamRefusal;
@@ -72,6 +73,8 @@ pub struct RevisionLoad {
     pub ready: u32,
     /// The revision is no longer configured, and drains.
     pub leaving: bool,
+    /// Whose it is, of a revision of Knative's.
+    pub owner: Option<Arc<RevisionOwner>>,
 }
 
 /// The requests of a revision at one moment, also of one that drains.
@@ -130,6 +133,17 @@ pub struct LiveGauges {
     pub tables: usize,
     /// One entry per listener that terminates TLS.
     pub certificates: Vec<ListenerCertificates>,
+    /// The connection for statistics to a cluster's autoscaler; `None` where none was tried.
+    pub stats: Option<StatsConnection>,
+}
+
+/// The connection by which a cluster's autoscaler gets this gateway's statistics.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct StatsConnection {
+    /// Whether the last attempt to connect succeeded and has not ended since.
+    pub reachable: bool,
+    /// Attempts that failed, and connections that broke.
+    pub errors: u64,
 }
 
 /// When a listener's certificates expire.

@@ -333,3 +333,43 @@ async fn ready_follows_a_change_within_a_second() {
     );
     assert!(p50 < Duration::from_secs(1), "{took:?}");
 }
+
+/// The replica that writes statuses.
+async fn leader(cluster: &Cluster) -> String {
+    let holder = "--output=jsonpath={.spec.holderIdentity}";
+    let lease = [
+        "--namespace=sluice-system",
+        "get",
+        "lease",
+        "sluice-status",
+        holder,
+    ];
+    wait_for("a leader", SOON, || async {
+        let holder = cluster.try_kubectl(&lease, "").await.ok()?;
+        (!holder.is_empty()).then_some(holder)
+    })
+    .await
+}
+
+#[tokio::test]
+async fn a_replica_that_goes_hands_the_lead_over_before_its_drain_ends() {
+    let Some(cluster) = inside() else { return };
+    cluster.script("sluice", &["2"]).await;
+    let first = leader(&cluster).await;
+    let pod = [
+        "--namespace=sluice-system",
+        "delete",
+        "pod",
+        &first,
+        "--wait=false",
+    ];
+    cluster.kubectl(&pod).await;
+    wait_for("another leader", SOON, || async {
+        (leader(&cluster).await != first).then_some(())
+    })
+    .await;
+    // It still drains: one that held the Lease to its end would renew it now.
+    let get = ["--namespace=sluice-system", "get", "pod", &first, "--output=name"];
+    let there = cluster.try_kubectl(&get, "").await;
+    assert!(there.is_ok(), "{there:?}");
+}

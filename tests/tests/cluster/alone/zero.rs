@@ -8,11 +8,11 @@ use sluice_tests::h1;
 use sluice_tests::wait::{SOON, wait_for, wait_until};
 use tokio::task::JoinSet;
 
-const CLASS: &str = "sluice.ingress.networking.knative.dev";
+pub(super) const CLASS: &str = "sluice.ingress.networking.knative.dev";
 
-const HOST: &str = "hello.default.example.com";
+pub(super) const HOST: &str = "hello.default.example.com";
 
-const IMAGE: &str = "serving/helloworld";
+pub(super) const IMAGE: &str = "serving/helloworld";
 
 /// Requests that are sent at once to a revision at zero.
 const BURST: usize = 100;
@@ -38,6 +38,12 @@ spec:
 async fn start(cluster: &Cluster, replicas: &str, image: &str, concurrency: u32) -> SocketAddr {
     cluster.script("sluice", &[replicas]).await;
     cluster.script("serving", &[CLASS]).await;
+    deploy(cluster, image, concurrency).await;
+    cluster.service("sluice-system", "sluice", 80).await
+}
+
+/// The service, when it is ready; it goes to zero soon.
+pub(super) async fn deploy(cluster: &Cluster, image: &str, concurrency: u32) {
     let scale = r#"{"data":{"scale-to-zero-grace-period":"6s"}}"#;
     cluster
         .kubectl(&[
@@ -53,13 +59,16 @@ async fn start(cluster: &Cluster, replicas: &str, image: &str, concurrency: u32)
     cluster.apply("default", &service(image, concurrency)).await;
     let ready = ["wait", "--for=condition=Ready", "ksvc/hello", "--timeout=60s"];
     if let Err(e) = cluster.try_kubectl(&ready, "").await {
-        panic!("{e}{}", cluster.logs("sluice-system"));
+        panic!(
+            "{e}{}{}",
+            cluster.logs("sluice-system"),
+            cluster.logs("knative-serving")
+        );
     }
-    cluster.service("sluice-system", "sluice", 80).await
 }
 
 /// Waits until the service has no Pods.
-async fn at_zero(cluster: &Cluster) {
+pub(super) async fn at_zero(cluster: &Cluster) {
     // Of the six seconds' window, the grace period and the Pod's own end.
     for _ in 0..4 {
         let gone = ["wait", "--for=delete", "pods", "--all", "--timeout=25s"];
@@ -72,15 +81,24 @@ async fn at_zero(cluster: &Cluster) {
             return;
         }
     }
-    panic!("not at zero: {}", cluster.logs("sluice-system"));
+    panic!(
+        "not at zero: {}{}",
+        cluster.logs("sluice-system"),
+        cluster.logs("knative-serving")
+    );
 }
 
 /// Sends this many requests at once; returns the number of answers by status.
 async fn burst(gateway: SocketAddr, count: usize) -> BTreeMap<u16, usize> {
+    burst_to(gateway, HOST, count).await
+}
+
+/// [`burst`] to another host.
+pub(super) async fn burst_to(address: SocketAddr, host: &'static str, count: usize) -> BTreeMap<u16, usize> {
     let mut requests = JoinSet::new();
     for _ in 0..count {
         requests.spawn(async move {
-            h1::fetch(gateway, &h1::get(HOST, "/"))
+            h1::fetch(address, &h1::get(host, "/"))
                 .await
                 .map(|answer| answer.status)
         });
@@ -189,4 +207,34 @@ async fn a_waiter_fails_when_its_image_cannot_be_pulled_any_more() {
     );
     let named = || cluster.logs("sluice-system").contains("ErrImagePull");
     wait_until("the log names the cause", SOON, named).await;
+}
+
+#[tokio::test]
+async fn a_waiter_fails_when_a_quota_refuses_its_pod_and_others_wait_again_once_it_does_not() {
+    let Some(cluster) = inside() else { return };
+    let gateway = start(&cluster, "1", IMAGE, 0).await;
+    at_zero(&cluster).await;
+    let quota = ["create", "quota", "none", "--hard=pods=0"];
+    cluster.kubectl(&quota).await;
+    let hard = ["get", "quota", "none", "--output=jsonpath={.status.hard.pods}"];
+    wait_for("the quota counts", SOON, || async {
+        (cluster.kubectl(&hard).await == "0").then_some(())
+    })
+    .await;
+    let answer = h1::fetch(gateway, &h1::get(HOST, "/")).await.expect("an answer");
+    let logs = cluster.logs("sluice-system");
+    assert_eq!(
+        (answer.status, answer.header("x-sluice-reason")),
+        (503, Some("activation_failed")),
+        "{}: {logs}",
+        answer.text()
+    );
+    let named = || cluster.logs("sluice-system").contains("exceeded quota");
+    wait_until("the log names the cause", SOON, named).await;
+    cluster.kubectl(&["delete", "quota", "none"]).await;
+    let healed = wait_for("an answer", SOON * 6, || async {
+        let answer = h1::fetch(gateway, &h1::get(HOST, "/")).await.ok()?;
+        (answer.status == 200).then_some(())
+    });
+    healed.await;
 }

@@ -29,6 +29,26 @@ const PAUSES: [Duration; 4] = [
     Duration::from_millis(250),
 ];
 
+/// Attempts at the last of [`PAUSES`] after a connection that had worked: about 10 s, in which an autoscaler restarts and
+/// has to hear of what is in use before it decides.
+const RESTART: usize = 40;
+
+/// The longest pause, where there is no autoscaler.
+const MAX_PAUSE: Duration = Duration::from_secs(2);
+
+/// The pause after this many failures in a row.
+fn pause(failures: usize, had_connection: bool) -> Duration {
+    let last = PAUSES[PAUSES.len() - 1];
+    let steady = PAUSES.len() - 1 + if had_connection { RESTART } else { 0 };
+    match PAUSES.get(failures) {
+        Some(pause) => *pause,
+        None => {
+            let doublings = u32::try_from(failures.saturating_sub(steady)).unwrap_or(u32::MAX);
+            last.saturating_mul(2u32.saturating_pow(doublings)).min(MAX_PAUSE)
+        }
+    }
+}
+
 /// The interval of pings, and the longest time without a pong.
 const PING: Duration = Duration::from_millis(3_300);
 const PONG: Duration = Duration::from_secs(10);
@@ -36,7 +56,7 @@ const PONG: Duration = Duration::from_secs(10);
 pub(super) async fn run(handle: StatsHandle, options: StatsOptions, loads: Arc<dyn PodLoads>) {
     let mut reports = Reports::default();
     let mut failures = 0;
-    let mut is_broken = false;
+    let (mut is_broken, mut had_connection) = (false, false);
     loop {
         // Nobody connects for a cluster whose revisions are all unused.
         wait_for_use(&handle, &*loads, &mut reports).await;
@@ -46,19 +66,23 @@ pub(super) async fn run(handle: StatsHandle, options: StatsOptions, loads: Arc<d
                     tracing::info!("statistics reach the autoscaler again");
                 }
                 failures = 0;
+                had_connection = true;
+                handle.connected();
                 let why = serve(socket, &handle, &options, &*loads, &mut reports).await;
                 handle.set_delivered(false);
+                handle.failed();
                 tracing::info!("the connection for statistics ended: {why}");
             }
-            Ok(Err(error)) => warn_once(&mut is_broken, &error),
-            Err(_) => warn_once(&mut is_broken, "no answer in time"),
+            Ok(Err(error)) => warn_once(&mut is_broken, &handle, &error),
+            Err(_) => warn_once(&mut is_broken, &handle, "no answer in time"),
         }
-        sleep(PAUSES[failures.min(PAUSES.len() - 1)]).await;
+        sleep(pause(failures, had_connection)).await;
         failures += 1;
     }
 }
 
-fn warn_once(is_broken: &mut bool, error: &str) {
+fn warn_once(is_broken: &mut bool, handle: &StatsHandle, error: &str) {
+    handle.failed();
     if !std::mem::replace(is_broken, true) {
         tracing::warn!(
             "statistics do not reach the autoscaler: {error}; queue-proxies count requests meanwhile"

@@ -43,6 +43,24 @@ async fn stats(socket: &mut WebSocketStream<TcpStream>) -> WireStatMessages {
     }
 }
 
+#[test]
+fn pauses_grow_to_two_seconds_and_stay_short_while_an_autoscaler_may_restart() {
+    let all = |had_connection| -> Vec<u128> {
+        (0..60)
+            .map(|failures| pause(failures, had_connection).as_millis())
+            .collect()
+    };
+    assert_eq!(all(false)[..8], [20, 50, 100, 250, 500, 1_000, 2_000, 2_000]);
+    assert_eq!(pause(usize::MAX, false), MAX_PAUSE);
+    let restarted = all(true);
+    assert!(
+        restarted[3..=43].iter().all(|pause| *pause == 250),
+        "{restarted:?}"
+    );
+    assert_eq!(restarted[44..48], [500, 1_000, 2_000, 2_000]);
+    assert!(restarted[..44].iter().sum::<u128>() >= 10_000);
+}
+
 async fn until(what: &str, holds: impl Fn() -> bool) {
     let polled = async {
         while !holds() {
@@ -74,6 +92,7 @@ async fn waiters_are_reported_at_once_and_again_to_an_autoscaler_that_restarted(
         autoscaler: ("127.0.0.1".into(), port),
         pod_name: "me".into(),
     };
+    assert_eq!(handle.connection(), None);
     let task = tokio::spawn(handle.clone().run(options, Arc::clone(&loads) as _));
     // Nobody uses anything: there is no connection to wait for. Then somebody waits.
     handle.activate(&RevisionId::parse("d", "unknown").expect("a name"));
@@ -121,6 +140,10 @@ async fn waiters_are_reported_at_once_and_again_to_an_autoscaler_that_restarted(
     };
     writer.send(Message::Close(Some(away))).await.expect("is sent");
     until("requests are counted by queue-proxies", || !is_delivered()).await;
+    until("the end is counted", || {
+        handle.connection().is_some_and(|(_, errors)| errors >= 1)
+    })
+    .await;
     // The successor hears at once of all that is in use.
     let mut socket = accepted.recv().await.expect("connects again");
     let again = stats(&mut socket).await;

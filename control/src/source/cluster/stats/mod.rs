@@ -11,7 +11,7 @@ mod reports;
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use parking_lot::Mutex;
 use sluice_model::{Load, RevisionId};
@@ -41,6 +41,15 @@ pub struct StatsHandle {
     waiting: Arc<Mutex<BTreeSet<RevisionId>>>,
     changed: Arc<Notify>,
     delivered: Arc<AtomicBool>,
+    connection: Arc<Connection>,
+}
+
+/// The state of the connection, for metrics.
+#[derive(Debug, Default)]
+struct Connection {
+    was_tried: AtomicBool,
+    is_open: AtomicBool,
+    errors: AtomicU64,
 }
 
 impl StatsHandle {
@@ -56,6 +65,29 @@ impl StatsHandle {
     pub fn activate(&self, revision: &RevisionId) {
         self.waiting.lock().insert(revision.clone());
         self.changed.notify_one();
+    }
+
+    /// Whether the connection is open, or ended without an error, and the number of errors so far; `None` before the first
+    /// attempt.
+    pub fn connection(&self) -> Option<(bool, u64)> {
+        let Connection {
+            was_tried,
+            is_open,
+            errors,
+        } = &*self.connection;
+        let known = (is_open.load(Ordering::Relaxed), errors.load(Ordering::Relaxed));
+        was_tried.load(Ordering::Relaxed).then_some(known)
+    }
+
+    fn connected(&self) {
+        self.connection.is_open.store(true, Ordering::Relaxed);
+        self.connection.was_tried.store(true, Ordering::Relaxed);
+    }
+
+    fn failed(&self) {
+        self.connection.is_open.store(false, Ordering::Relaxed);
+        self.connection.errors.fetch_add(1, Ordering::Relaxed);
+        self.connection.was_tried.store(true, Ordering::Relaxed);
     }
 
     /// Reports until the future is dropped.
