@@ -45,7 +45,7 @@ pub use route::{
     RequestView, Route, RouteMatch, Rule, Service, ServiceCertificate, Sticky, StickyScope, StickySource,
     Visibility,
 };
-pub use scaling::{ScaleSource, ScaleWants};
+pub use scaling::{ForecastStatus, ObservedScaling, ScaleSource, ScaleWants, ScalingSource, ScalingStatus};
 pub use settings::{
     AccessLogFormat, CertificateFiles, CipherSuite, DrainSettings, Http2Settings, Limits, ListenerSettings,
     ProxyProtocol, ProxyProtocolMode, QueueTotals, Settings, TlsSettings, TlsVersion,

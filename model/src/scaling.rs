@@ -1,5 +1,7 @@
 //! What a scale decision was made of, for status, log and metrics.
 
+use crate::name::RevisionId;
+
 /// The signal that set the number of a scale decision.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum ScaleSource {
@@ -49,4 +51,55 @@ pub struct ScaleWants {
     pub min_scale: u32,
     /// The ceiling in force: `maxScale`, or the least one of the active schedules. `None` is no limit.
     pub max_scale: Option<u32>,
+}
+
+/// The autoscaler's view of a revision, for status and metrics.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct ScalingStatus {
+    /// The signal that set the present number.
+    pub source: ScaleSource,
+    /// What each signal wanted.
+    pub wants: ScaleWants,
+    /// Instances × seconds so far: those that were ready or finishing requests.
+    pub instance_seconds: f64,
+    /// What would have been, in observe mode.
+    pub observed: Option<ObservedScaling>,
+    /// The forecast, where there is one.
+    pub forecast: Option<ForecastStatus>,
+}
+
+/// What decisions that are not carried out would have made of a revision.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct ObservedScaling {
+    /// Instances wanted now.
+    pub desired: u32,
+    /// The last decision with its reason.
+    pub last_decision: Option<String>,
+    /// Starts that requests would have waited for, so far.
+    pub cold_starts: u64,
+    /// Instances × seconds so far.
+    pub instance_seconds: f64,
+}
+
+/// The state of a forecast.
+#[derive(Debug, Clone, Copy, PartialEq, Default)]
+pub struct ForecastStatus {
+    /// Whole seasons that it knows.
+    pub seasons: u32,
+    /// Whether it would have saved cold starts in the last seasons, so that its floor is applied.
+    pub trusted: bool,
+    /// The floor that it has now, applied or not; `None` before a whole season was seen.
+    pub floor: Option<u32>,
+    /// Cold starts of the last season that was judged, by the load alone.
+    pub cold_starts: Option<u64>,
+    /// The same with the forecast's floor.
+    pub cold_starts_with_forecast: Option<u64>,
+    /// Instances × seconds of that season that the floor would have cost in addition.
+    pub extra_instance_seconds: Option<f64>,
+}
+
+/// The source of [`ScalingStatus`]; implemented by the control plane.
+pub trait ScalingSource: Send + Sync {
+    /// The autoscaler's view of a revision; `None` for a revision that nothing scales.
+    fn scaling_status(&self, revision: &RevisionId) -> Option<ScalingStatus>;
 }

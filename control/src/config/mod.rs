@@ -20,8 +20,10 @@ mod names;
 mod no_wake;
 mod process;
 mod revision;
+mod schedules;
 mod schema;
 mod service;
+mod state;
 mod tls;
 mod traffic;
 

@@ -145,13 +145,14 @@ fn histograms(
     }
 }
 
-/// Writes the gauges of live state, except those of certificates.
+/// Writes the gauges of live state, except those of certificates and of scale decisions.
 pub(super) fn gauges(out: &mut Exposition, gauges: &LiveGauges) {
     let LiveGauges {
         loads,
         desired,
         tables,
         certificates: _,
+        scaling: _,
     } = gauges;
     let mut in_flight = out.family(&IN_FLIGHT);
     for load in loads {

@@ -14,6 +14,7 @@ mod families;
 mod latency;
 mod registry;
 mod revision;
+mod scaling;
 mod status_codes;
 mod stripes;
 
@@ -24,7 +25,7 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use metrics::{Counter, Gauge};
-use sluice_model::{EndpointAddr, Generation, RevisionId, ServiceId};
+use sluice_model::{EndpointAddr, Generation, RevisionId, ScalingStatus, ServiceId};
 
 use super::history::{History, RequestCounts};
 use crate::h2::StreamRefusal;
@@ -126,6 +127,8 @@ pub struct LiveGauges {
     pub loads: Vec<RevisionLoad>,
     /// Replicas wanted, by revision; nothing for a revision that nothing scales.
     pub desired: BTreeMap<RevisionId, u32>,
+    /// The autoscaler's view, by revision; nothing for a revision that nothing scales.
+    pub scaling: BTreeMap<RevisionId, ScalingStatus>,
     /// Routing tables not yet dropped: the one that is served, and those that requests still hold.
     pub tables: usize,
     /// One entry per listener that terminates TLS.

@@ -17,7 +17,7 @@ use sluice_model::{RevisionId, ServiceId};
 use super::exposition::{self, Exposition};
 use super::families::{Family, Kind};
 use super::revision::{RevisionMetrics, ServiceMetrics};
-use super::{LiveGauges, certificates};
+use super::{LiveGauges, certificates, scaling};
 
 /// Every series, and the handles to them.
 pub(super) struct Registry {
@@ -93,6 +93,7 @@ impl Registry {
         let services = std::iter::once(&self.unrouted).chain(services.iter().map(AsRef::as_ref));
         exposition::counted(&mut out, services, &revisions);
         exposition::gauges(&mut out, gauges);
+        scaling::expose(&mut out, gauges);
         certificates::expose(&mut out, &gauges.certificates);
         for registered in self.registered.lock().values() {
             let mut samples = out.family(registered.family);
