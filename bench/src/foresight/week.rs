@@ -42,7 +42,7 @@ pub fn week(seed: u64) -> Vec<u32> {
                     mean += burst.height;
                 }
             }
-            // Noise: an autoregressive swing of 12 %, and chance arrivals.
+            // Noise: an autoregressive swing of some 5 %, and chance arrivals.
             swing = 0.98 * swing + 0.02 * 4.0 * gaussian(&mut rng);
             mean *= (1.0 + 0.12 * swing).max(0.0);
             let mut now = poisson(&mut rng, mean);
@@ -82,7 +82,7 @@ impl Burst {
 
 /// Those that come every day, and three that nobody can know.
 fn bursts(rng: &mut fastrand::Rng, day: usize) -> Vec<Burst> {
-    let mut burst = |hour: f64, height: f64, seconds: f64| Burst {
+    let burst = |hour: f64, height: f64, seconds: f64| Burst {
         from: to_second(hour * 3600.0),
         seconds: to_second(seconds),
         height,

@@ -1,7 +1,8 @@
 //! Seasonal-naive forecast of a revision's load: what came at this time of earlier seasons comes again.
 //!
 //! A season (a day) is cut into [`BINS`] bins. Of each bin the highest load is kept, smoothed over some seconds, for the last
-//! [`KEPT`] seasons; the forecast of a bin is the median of those, so that one odd day changes nothing. A season counts only
+//! [`KEPT`] seasons; the forecast of a bin is the median of those, so that one odd day changes nothing. A
+//! day that is far quieter is not served like the others: the forecast shrinks by what the last bins fell short. A season counts only
 //! when each of its bins was seen: a day on which the gateway did not run, or only in part, teaches nothing.
 //!
 //! Pure: time is an argument, in seconds since 1970. Bins are aligned to UTC. Memory is bounded: some 5 KiB.
@@ -27,6 +28,15 @@ const NEWEST: f64 = 0.3;
 
 /// The longest gap between two observations that counts as seen.
 const LONGEST_GAP: u64 = 10;
+
+/// Bins that tell how today compares with other days: an hour of a day.
+const COMPARED: usize = 12;
+
+/// The share of the usual load below which a day counts as quieter: less is noise, or a burst that is late.
+const QUIETER: f64 = 0.6;
+
+/// The least share: however quiet it is, what comes at this time may come.
+const LEAST_SHARE: f64 = 0.1;
 
 /// The version of [`Saved`].
 const VERSION: u32 = 1;
@@ -146,7 +156,24 @@ impl Forecast {
         let first = self.bin(from.saturating_sub(width));
         let bins = usize::try_from((until.saturating_sub(from) + 2 * width) / width + 1).unwrap_or(BINS);
         let bins = (0..bins.min(BINS)).map(|n| self.typical((first + n) % BINS));
-        Some(bins.fold(0.0, f64::max))
+        Some(bins.fold(0.0, f64::max) * self.share(from))
+    }
+
+    /// The share of the usual load that the last bins of this season had; 1 unless it is far less.
+    fn share(&self, at: u64) -> f64 {
+        if at / self.season != self.current.index {
+            return 1.0;
+        }
+        let now = self.bin(at);
+        let bins = now.saturating_sub(COMPARED)..now;
+        let usual: f64 = bins.clone().map(|bin| self.typical(bin)).sum();
+        let came: f64 = self.current.peaks[bins].iter().map(|&load| f64::from(load)).sum();
+        // Where usually not even one request is in flight, chance decides what comes in an hour.
+        let says_something = usual >= COMPARED as f64;
+        match came / usual {
+            share if says_something && share < QUIETER => share.max(LEAST_SHARE),
+            _ => 1.0,
+        }
     }
 
     fn roll(&mut self, index: u64) -> Option<SeasonEnd> {

@@ -95,6 +95,23 @@ fn one_odd_day_changes_nothing() {
 }
 
 #[test]
+fn a_quiet_day_is_not_served_like_others() {
+    let mut forecast = new();
+    watch(&mut forecast, START..START + 2 * DAY, office);
+    let noon = START + 2 * DAY + 12 * 3600;
+    let expected = |forecast: &Forecast| forecast.expected(noon, noon + 5).unwrap();
+    let mut holiday = forecast.clone();
+    watch(&mut holiday, START + 2 * DAY..noon, |at| office(at) / 8.0);
+    assert!((4.0..7.0).contains(&expected(&holiday)), "{}", expected(&holiday));
+    let mut dead = forecast.clone();
+    watch(&mut dead, START + 2 * DAY..noon, |_| 0.0);
+    assert_eq!(expected(&dead).round(), 4.0, "a tenth is always expected");
+    // Three quarters of the usual are noise.
+    watch(&mut forecast, START + 2 * DAY..noon, |at| office(at) * 0.75);
+    assert_eq!(expected(&forecast).round(), 40.0);
+}
+
+#[test]
 fn a_spike_of_a_second_does_not_decide_for_five_minutes() {
     let mut forecast = new();
     watch(&mut forecast, START..START + DAY + 1, |at| {

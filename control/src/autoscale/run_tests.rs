@@ -283,6 +283,7 @@ async fn observe_decides_and_counts_and_carries_nothing_out() {
     let mut observed = plan(20);
     observed.policy.mode = crate::plan::ScalingMode::Observe;
     handle.apply(&plans([(greeter.clone(), observed)]));
+    pass(Duration::from_millis(1)).await;
     fake.loads.lock().get_mut(&greeter).unwrap().ready = 1;
     pass(Duration::from_secs(30)).await;
     // Two requests: a cold start, an instance for them, and zero again.

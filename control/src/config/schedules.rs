@@ -185,7 +185,7 @@ mod tests {
                 "{cron: '0 8 * * *', duration: 1h, minScael: 1}",
                 "did you mean 'minScale'",
             ),
-            ("{cron: '0 8 * * *', duration: 1s, minScale: 1}", "1m"),
+            ("{cron: '0 8 * * *', duration: 1s, minScale: 1}", "between 60s"),
             (
                 "{cron: '0 8 * * *', duration: 1h, minScale: 3, maxScale: 2}",
                 "minScale 3 is above maxScale 2",

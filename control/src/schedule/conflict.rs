@@ -8,7 +8,7 @@ const WINDOWS: usize = 400;
 /// A time at which the floor is above the ceiling.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Conflict {
-    /// The schedule whose window begins or ends then.
+    /// The schedule whose floor it is, or else whose ceiling.
     pub(crate) schedule: usize,
     /// Seconds since 1970.
     pub(crate) at: i64,
@@ -31,8 +31,12 @@ pub(crate) fn conflict(schedules: &[Schedule], min_scale: u32, max_scale: Option
                 let floor = bounds.floor.unwrap_or(0).max(min_scale);
                 let ceiling = bounds.ceiling.or(max_scale).unwrap_or(NO_LIMIT);
                 if floor > ceiling {
+                    let open = |one: &Schedule| one.open_at(edge).is_some();
+                    let raises = |one: &Schedule| one.min_scale == Some(floor) && open(one);
+                    let limits = |one: &Schedule| one.max_scale == Some(ceiling) && open(one);
+                    let named = schedules.iter().position(raises);
                     return Some(Conflict {
-                        schedule: nth,
+                        schedule: named.or_else(|| schedules.iter().position(limits)).unwrap_or(nth),
                         at: edge,
                         floor,
                         ceiling,
@@ -58,5 +62,12 @@ fn suspects(schedules: &[Schedule], min_scale: u32, max_scale: Option<u32>) -> V
         let base = one.max_scale.is_none() && floor > max_scale.unwrap_or(NO_LIMIT);
         others || base || min_scale > ceiling
     };
-    schedules.iter().map(crossed).collect()
+    let mut suspects: Vec<bool> = schedules.iter().map(crossed).collect();
+    if suspects.contains(&true) {
+        // Where a window with a ceiling ends, the base's maximum holds again.
+        for (suspect, schedule) in suspects.iter_mut().zip(schedules) {
+            *suspect |= schedule.max_scale.is_some();
+        }
+    }
+    suspects
 }

@@ -15,6 +15,7 @@ use std::fmt;
 use std::time::Duration;
 
 use croner::Cron;
+use croner::errors::CronError;
 use croner::parser::{CronParser, Seconds, Year};
 use jiff::tz::TimeZone;
 use jiff::{SignedDuration, Timestamp, Zoned};
@@ -85,16 +86,30 @@ pub(crate) fn parse_cron(text: &str) -> Result<Cron, String> {
         .year(Year::Disallowed)
         .build();
     let cron = parser.parse(text).map_err(|error| {
-        let text = error.to_string();
-        let plain = ["Component error: ", "Invalid pattern: "]
-            .iter()
-            .fold(text, |text, prefix| text.replace(prefix, ""));
-        plain.trim_end_matches('.').to_owned()
+        // croner does not say which field it means: the one that is wrong alone.
+        let names = ["minute", "hour", "day", "month", "weekday"];
+        let fields = text.split_whitespace().zip(names).enumerate();
+        let mut alone = fields.filter_map(|(nth, (field, name))| {
+            let mut pattern = ["*"; 5];
+            pattern[nth] = field;
+            let why = parser.parse(&pattern.join(" ")).err()?;
+            Some(format!("the {name} '{field}': {}", plain(&why)))
+        });
+        alone.next().unwrap_or_else(|| plain(&error))
     })?;
     match next(&cron, &TimeZone::UTC, REFERENCE) {
         Some(_) => Ok(cron),
         None => Err("no such day ever comes".to_owned()),
     }
+}
+
+/// croner's sentence without its kind.
+fn plain(error: &CronError) -> String {
+    let text = match error {
+        CronError::ComponentError(why) | CronError::InvalidPattern(why) => why.clone(),
+        other => other.to_string(),
+    };
+    text.trim_end_matches('.').to_lowercase()
 }
 
 fn zoned(at: i64, zone: &TimeZone) -> Option<Zoned> {

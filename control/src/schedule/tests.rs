@@ -276,10 +276,10 @@ fn what_is_no_pattern_is_told() {
         ("0 8 L * *", "'l'"),
         ("0 8 * * 5#2", "'#'"),
         ("0 8 ? * *", "'?'"),
-        ("60 8 * * *", "60"),
+        ("60 8 * * *", "the minute '60': number out of bounds"),
         ("0 8 30 2 *", "no such day"),
-        ("0 8 * * tues", "'t'"),
-        ("0 8 * * 8", "8"),
+        ("0 8 * * tues", "'s'"),
+        ("0 8 * * 8", "the weekday '8': "),
     ] {
         let why = parse_cron(text).expect_err(text);
         assert!(why.contains(want), "{text}: {why}");

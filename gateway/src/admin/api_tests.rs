@@ -89,7 +89,7 @@ fn revisions_join_configuration_load_and_status() {
 fn a_revision_names_the_signal_that_won_and_what_the_others_wanted() {
     let value = revisions(&FakeGateway::new());
     let scaling = |n: usize| value["revisions"][n]["scaling"].clone();
-    assert_eq!(scaling(0), serde_json::Value::Null, "nothing scales it");
+    assert_eq!(scaling(0), Value::Null, "nothing scales it");
     assert_eq!(
         scaling(1),
         json!({

@@ -54,7 +54,8 @@ async fn a_schedule_that_is_active_now_starts_instances_without_a_request() {
         explained.all()
     );
     let config = gateway.config_path().display().to_string();
-    let offline = sluice_in(gateway.dir(), &["explain", &url, "--config", &config]).await;
+    let offline = format!("http://{WEB}/");
+    let offline = sluice_in(gateway.dir(), &["explain", &offline, "--config", &config]).await;
     assert!(
         offline.all().contains("* * * * * Europe/Berlin for 1h"),
         "{}",
