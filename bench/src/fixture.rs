@@ -253,6 +253,7 @@ pub(crate) fn settings() -> Settings {
         health: None,
         admin: AdminSettings::at(std::net::SocketAddr::from(([127, 0, 0, 1], 0))),
         dns_refresh: Duration::from_secs(30),
+        state_directory: None,
     }
 }
 

@@ -9,6 +9,7 @@
 
 mod admission;
 mod fixture;
+pub mod foresight;
 mod head;
 mod history;
 pub mod measure;

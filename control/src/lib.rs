@@ -18,4 +18,6 @@ mod parallel;
 pub mod plan;
 pub mod reconcile;
 pub mod scale;
+pub mod schedule;
 pub mod source;
+pub mod state;

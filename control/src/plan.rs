@@ -10,6 +10,8 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use sluice_model::RevisionId;
 
+use crate::schedule::Schedule;
+
 /// A local process that is started on demand. `$(PORT)`, `$(K_SERVICE)` and `$(K_REVISION)` in command and env are expanded
 /// for each instance; `${NAME}` is expanded already.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -63,6 +65,34 @@ pub enum Metric {
     Rps,
 }
 
+/// Whether the autoscaler's decisions are carried out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum ScalingMode {
+    /// They are.
+    #[default]
+    Active,
+    /// Nothing is started or stopped: what would have been is logged and counted.
+    Observe,
+}
+
+/// What raises or limits the number of instances before the load does.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct ForesightPolicy {
+    /// Floors and ceilings by the clock.
+    pub schedules: Vec<Schedule>,
+    /// A floor by what came before.
+    pub forecast: Option<ForecastPolicy>,
+}
+
+/// A forecast of the load.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ForecastPolicy {
+    /// The time after which the load is expected to repeat; whole seconds, at least an hour.
+    pub season: Duration,
+    /// Whether its floor is applied.
+    pub mode: ScalingMode,
+}
+
 /// One revision's autoscaling, under Knative's names; gateway-wide values already merged in.
 #[derive(Debug, Clone, PartialEq)]
 pub struct AutoscalePolicy {
@@ -101,6 +131,26 @@ pub struct AutoscalePolicy {
     /// The burst capacity wanted in reserve, in requests; -1 is unlimited. For the status only: the gateway never leaves the
     /// path.
     pub target_burst_capacity: f64,
+    /// Whether decisions are carried out.
+    pub mode: ScalingMode,
+    /// Schedules and forecast; `None` for most revisions.
+    pub foresight: Option<Arc<ForesightPolicy>>,
+}
+
+impl AutoscalePolicy {
+    /// The number of instances between the minimum and the highest maximum that this policy ever has. Schedules are followed
+    /// by the autoscaler alone; this is for who carries its decisions out, or acts before it.
+    pub(crate) fn within(&self, desired: u32, reachable: bool) -> u32 {
+        let least = if reachable { self.min_scale } else { 0 };
+        desired.max(least).min(self.highest())
+    }
+
+    /// The highest maximum that this policy ever has.
+    pub(crate) fn highest(&self) -> u32 {
+        let schedules = self.foresight.iter().flat_map(|policy| &policy.schedules);
+        let ceilings = schedules.filter_map(|schedule| schedule.max_scale);
+        ceilings.fold(self.max_scale.unwrap_or(u32::MAX), u32::max)
+    }
 }
 
 /// The scaling plan of one revision.

@@ -199,6 +199,23 @@ fn to_revision<L: Clone>(
     })
 }
 
+/// Adds how the revision that was found is scaled: `autoscaling`, `schedules` and `forecast`, of `revisions`, which has them by
+/// id. A revision that nothing scales has none.
+pub fn scaled(found: &mut Value, revisions: &Value) {
+    let Some(scaling) = found["revision"].as_str().and_then(|id| revisions.get(id)) else {
+        return;
+    };
+    let keys = ["mode", "minScale", "maxScale", "target"];
+    let plain = keys.iter().map(|key| ((*key).to_owned(), scaling[key].clone()));
+    found["autoscaling"] = plain.collect::<serde_json::Map<_, _>>().into();
+    for key in ["schedules", "forecast"] {
+        let value = &scaling[key];
+        if !value.is_null() && value.as_array().is_none_or(|list| !list.is_empty()) {
+            found[key] = value.clone();
+        }
+    }
+}
+
 /// The listener by the URL's port, else the first external listener of its scheme.
 fn listener_for<'s, L>(
     snapshot: &'s Snapshot<L>,
@@ -330,6 +347,26 @@ mod tests {
 
     use super::*;
     use crate::admin::fixture::{ingress, snapshot};
+
+    #[test]
+    fn a_revision_that_is_scaled_shows_how() {
+        let schedules = json!([{"window": "0 8 * * 1-5 UTC for 10h", "minScale": 2, "maxScale": null}]);
+        let revisions = json!({"default/a": {"mode": "observe", "minScale": 0, "maxScale": 5, "target": 70.0,
+            "schedules": schedules, "forecast": null, "scaler": "kept to itself"}});
+        let mut found = json!({"found": true, "revision": "default/a"});
+        scaled(&mut found, &revisions);
+        assert_eq!(
+            found["autoscaling"],
+            json!({"mode": "observe", "minScale": 0, "maxScale": 5, "target": 70.0})
+        );
+        assert_eq!(
+            (&found["schedules"], &found["forecast"]),
+            (&schedules, &Value::Null)
+        );
+        let mut other = json!({"found": true, "revision": "default/b"});
+        scaled(&mut other, &revisions);
+        assert_eq!(other, json!({"found": true, "revision": "default/b"}));
+    }
 
     fn explained<L: Clone>(snapshot: &Snapshot<L>, url: &str) -> Value {
         // The external listener, then the internal one.

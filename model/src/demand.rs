@@ -109,6 +109,8 @@ pub struct Load {
     pub expected: bool,
     /// The remaining time for which an instance is kept because a waiting page started it; zero for none.
     pub keep: Duration,
+    /// What starts took lately, a moving average; `None` before the first one.
+    pub typical_start: Option<Duration>,
     /// Endpoints that are usable now.
     pub ready: u32,
     /// Endpoints that are known and not ready.

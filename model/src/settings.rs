@@ -219,8 +219,8 @@ pub struct DrainSettings {
     pub timeout: Duration,
 }
 
-/// Settings of the whole gateway. The addresses of `health` and `admin` are fixed at the start of the process; a
-/// reload changes all other settings, listeners included.
+/// Settings of the whole gateway. The addresses of `health` and `admin` and the state directory are fixed at the start of
+/// the process; a reload changes all other settings, listeners included.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Settings {
     /// The domain of the derived hosts of services.
@@ -247,6 +247,8 @@ pub struct Settings {
     pub admin: AdminSettings,
     /// The interval at which DNS names are resolved again.
     pub dns_refresh: Duration,
+    /// The directory of what outlives the process; `None`: nothing does. Fixed at the start of the process.
+    pub state_directory: Option<PathBuf>,
 }
 
 impl Settings {

@@ -72,6 +72,7 @@ pub fn settings() -> Settings {
         health: None,
         admin: AdminSettings::at(SocketAddr::from(([127, 0, 0, 1], 0))),
         dns_refresh: Duration::from_secs(5),
+        state_directory: None,
     }
 }
 

@@ -27,6 +27,8 @@ fn policy() -> AutoscalePolicy {
         scale_to_zero_grace: GRACE,
         scale_to_zero_retention: Duration::ZERO,
         target_burst_capacity: 211.0,
+        mode: crate::plan::ScalingMode::Active,
+        foresight: None,
     }
 }
 
@@ -80,6 +82,7 @@ impl Case {
             desired,
             reason: Reason::Stable(Measured::new(0.0, &self.policy)),
             limit: None,
+            wants: Default::default(),
             panic: false,
             excess_burst_capacity: 0,
         };

@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use sluice_model::ScaleWants;
+
 use super::reason::{Limit, Measured, Reason, ScaleDecision};
 use super::sliding_max::SlidingMax;
 use crate::plan::AutoscalePolicy;
@@ -129,6 +131,11 @@ pub fn decide(
         desired: choice.count,
         reason,
         limit: choice.limit,
+        wants: ScaleWants {
+            reactive: stable.count,
+            panic: state.panicking().then_some(panic.count.max(state.panic_peak)),
+            ..ScaleWants::default()
+        },
         panic: state.panicking(),
         excess_burst_capacity: excess_burst_capacity(observation, policy),
     }

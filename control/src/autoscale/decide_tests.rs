@@ -23,6 +23,8 @@ fn policy(target: f64, burst: f64) -> AutoscalePolicy {
         scale_to_zero_grace: Duration::ZERO,
         scale_to_zero_retention: Duration::ZERO,
         target_burst_capacity: burst,
+        mode: crate::plan::ScalingMode::Active,
+        foresight: None,
     }
 }
 

@@ -3,6 +3,8 @@
 use std::fmt;
 use std::time::Duration;
 
+use sluice_model::{ScaleSource, ScaleWants};
+
 use crate::plan::{AutoscalePolicy, Metric};
 
 /// The desired number of instances of a revision, with the reason.
@@ -16,6 +18,8 @@ pub struct ScaleDecision {
     pub reason: Reason,
     /// The limit that changed the number; the last one applied if there were several.
     pub limit: Option<Limit>,
+    /// What each signal wanted.
+    pub wants: ScaleWants,
     /// Whether the revision is in panic.
     pub panic: bool,
     /// The spare capacity in requests, less the burst capacity wanted in reserve; -1 where the reserve is unlimited. For the
@@ -91,13 +95,76 @@ pub enum Limit {
     Retention,
     /// `scale-to-zero-grace-period`.
     Grace,
+    /// The floor of a schedule.
+    Schedule,
+    /// The ceiling of a schedule.
+    ScheduleCeiling,
+    /// The floor of the forecast.
+    Forecast,
+    /// Another revision needs this one.
+    Need,
+}
+
+impl ScaleDecision {
+    /// The signal that set the number.
+    pub fn source(&self) -> ScaleSource {
+        match (self.limit, self.reason) {
+            (Some(Limit::Schedule | Limit::ScheduleCeiling), _) => ScaleSource::Schedule,
+            (Some(Limit::Forecast), _) => ScaleSource::Forecast,
+            (Some(Limit::Need), _) => ScaleSource::Need,
+            (
+                Some(
+                    Limit::MinScale
+                    | Limit::MaxScale
+                    | Limit::InitialScale
+                    | Limit::NeverZero
+                    | Limit::Retention
+                    | Limit::Grace,
+                ),
+                _,
+            ) => ScaleSource::Bound,
+            (_, Reason::Panic(_)) => ScaleSource::Panic,
+            _ => ScaleSource::Reactive,
+        }
+    }
 }
 
 impl fmt::Display for ScaleDecision {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} → {}: {}", self.from, self.desired, self.reason)?;
-        self.limit.map_or(Ok(()), |limit| write!(f, ", {limit}"))
+        if let Some(limit) = self.limit {
+            write!(f, ", {limit}")?;
+        }
+        // What the load alone calls for needs no second look.
+        let ScaleWants {
+            schedule,
+            forecast,
+            need,
+            ..
+        } = self.wants;
+        if schedule.or(forecast).or(need).is_some() {
+            write!(f, "; wanted:")?;
+            for (n, (name, wanted)) in wanted(&self.wants).enumerate() {
+                write!(f, "{} {name} {wanted}", if n == 0 { "" } else { "," })?;
+            }
+        }
+        Ok(())
     }
+}
+
+/// The signals that said something, by name.
+fn wanted(wants: &ScaleWants) -> impl Iterator<Item = (&'static str, u32)> {
+    let floor = |source: ScaleSource, wanted: Option<u32>| Some((source.as_str(), wanted?));
+    [
+        Some((ScaleSource::Reactive.as_str(), wants.reactive)),
+        floor(ScaleSource::Panic, wants.panic),
+        floor(ScaleSource::Schedule, wants.schedule),
+        floor(ScaleSource::Forecast, wants.forecast),
+        floor(ScaleSource::Need, wants.need),
+        (wants.min_scale > 0).then_some(("minScale", wants.min_scale)),
+    ]
+    .into_iter()
+    .flatten()
 }
 
 impl fmt::Display for Reason {
@@ -153,6 +220,10 @@ impl fmt::Display for Limit {
             Self::JustStarted => "up for less than the window",
             Self::Retention => "held by scaleToZeroPodRetentionPeriod",
             Self::Grace => "held by scaleToZeroGracePeriod",
+            Self::Schedule => "raised by a schedule",
+            Self::ScheduleCeiling => "limited by a schedule",
+            Self::Forecast => "raised by the forecast",
+            Self::Need => "another revision needs it",
         })
     }
 }
@@ -167,6 +238,7 @@ mod tests {
             desired: 7,
             reason,
             limit,
+            wants: ScaleWants::default(),
             panic: false,
             excess_burst_capacity: 0,
         }
@@ -196,5 +268,41 @@ mod tests {
             decision(Reason::Idle(Duration::from_secs(20)), None).to_string(),
             "3 → 7: idle for 20s"
         );
+    }
+
+    #[test]
+    fn a_decision_names_who_won_and_what_the_others_wanted() {
+        let load = Reason::Stable(measured(Metric::Concurrency, 1.0, 70.0));
+        let wants = ScaleWants {
+            reactive: 1,
+            schedule: Some(7),
+            forecast: Some(4),
+            min_scale: 1,
+            ..ScaleWants::default()
+        };
+        let raised = ScaleDecision {
+            wants,
+            ..decision(load, Some(Limit::Schedule))
+        };
+        assert_eq!(
+            raised.to_string(),
+            "3 → 7: stable, 1 in flight / target 70, raised by a schedule; \
+             wanted: reactive 1, schedule 7, forecast 4, minScale 1"
+        );
+        let panic = Reason::Panic(measured(Metric::Concurrency, 412.3, 70.0));
+        for (reason, limit, want) in [
+            (load, None, ScaleSource::Reactive),
+            (load, Some(Limit::ScaleDownDelay), ScaleSource::Reactive),
+            (load, Some(Limit::MinScale), ScaleSource::Bound),
+            (load, Some(Limit::Grace), ScaleSource::Bound),
+            (load, Some(Limit::Schedule), ScaleSource::Schedule),
+            (panic, None, ScaleSource::Panic),
+            (panic, Some(Limit::ScheduleCeiling), ScaleSource::Schedule),
+            (panic, Some(Limit::MaxScale), ScaleSource::Bound),
+            (load, Some(Limit::Forecast), ScaleSource::Forecast),
+            (Reason::New, Some(Limit::Need), ScaleSource::Need),
+        ] {
+            assert_eq!(decision(reason, limit).source(), want, "{reason:?} {limit:?}");
+        }
     }
 }

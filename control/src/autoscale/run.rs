@@ -5,13 +5,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use parking_lot::Mutex;
-use sluice_model::{EndpointSink, RevisionId};
-use tokio::sync::{Notify, watch};
+use sluice_model::{EndpointSink, RevisionId, ScalingSource, ScalingStatus};
+use tokio::sync::{Notify, oneshot, watch};
 use tokio::time::{Instant, MissedTickBehavior, interval_at};
 
 use super::reason::ScaleDecision;
-use super::tracker::Tracker;
+use super::revision::RevisionAutoscaler;
 use crate::plan::{PlanDelta, RevisionPlan};
+use crate::state::StateHandle;
 
 /// The sampling interval of revisions in use.
 const PEEK: Duration = Duration::from_millis(100);
@@ -22,6 +23,26 @@ const IDLE_PEEKS: usize = 1_000;
 
 /// The number of revisions between two yields to other tasks of the worker thread.
 const SLICE: usize = 256;
+
+/// The interval at which what forecasts learned is written, where there is a state directory: a bin of a day. A crash costs
+/// no more than that.
+const SAVE: Duration = Duration::from_secs(300);
+
+/// What the loop needs from outside besides the data plane.
+pub struct Outside {
+    /// The wall clock, in seconds since 1970: schedules and forecasts go by it.
+    pub wall: Box<dyn Fn() -> u64 + Send + Sync>,
+    /// Where forecasts outlive the process; without it they begin anew.
+    pub state: Option<StateHandle>,
+}
+
+impl std::fmt::Debug for Outside {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Outside")
+            .field("state", &self.state)
+            .finish_non_exhaustive()
+    }
+}
 
 /// Takes the autoscaler's decisions; implemented by the controller's handle.
 pub trait DesiredSink: Send + Sync {
@@ -37,13 +58,19 @@ pub trait DesiredSink: Send + Sync {
 pub struct AutoscaleHandle {
     planned: watch::Sender<()>,
     pending: Arc<Pending>,
+    statuses: Statuses,
 }
+
+/// The status of each revision, written by the loop.
+type Statuses = Arc<Mutex<BTreeMap<RevisionId, Arc<Mutex<ScalingStatus>>>>>;
 
 /// Changed plans and activations not yet handled. Bounded by the number of revisions.
 #[derive(Debug, Default)]
 struct Pending {
     plans: Mutex<BTreeMap<RevisionId, Option<Arc<RevisionPlan>>>>,
     revisions: Mutex<BTreeSet<RevisionId>>,
+    /// Who waits for everything learned to be queued for the disk.
+    saves: Mutex<Vec<oneshot::Sender<()>>>,
     changed: Notify,
 }
 
@@ -62,6 +89,31 @@ impl AutoscaleHandle {
         self.pending.revisions.lock().insert(revision.clone());
         self.pending.changed.notify_one();
     }
+
+    /// Queues everything that forecasts learned for the state directory. Resolves when it is queued, or at once when the loop
+    /// has ended. A dropped future changes nothing.
+    pub async fn save(&self) {
+        if self.planned.is_closed() {
+            return;
+        }
+        let (sender, saved) = oneshot::channel();
+        self.pending.saves.lock().push(sender);
+        self.pending.changed.notify_one();
+        // An error means that the loop has ended.
+        let _ = saved.await;
+    }
+}
+
+impl ScalingSource for AutoscaleHandle {
+    fn scaling_status(&self, revision: &RevisionId) -> Option<ScalingStatus> {
+        let status = self.statuses.lock().get(revision).cloned();
+        status.map(|status| status.lock().clone())
+    }
+}
+
+/// The name of a revision's document in the state directory.
+fn document_name(revision: &RevisionId) -> String {
+    format!("forecast.{}.{}", revision.namespace(), revision.name())
 }
 
 /// The desired number of instances of each revision, as of an older gateway.
@@ -73,12 +125,14 @@ pub fn autoscaler(
     endpoints: Arc<dyn EndpointSink>,
     desired: Arc<dyn DesiredSink>,
     inherited: Inherited,
+    outside: Outside,
 ) -> (AutoscaleHandle, AutoscaleLoop) {
     let (sender, planned) = watch::channel(());
     let pending = Arc::new(Pending::default());
     let handle = AutoscaleHandle {
         planned: sender,
         pending: Arc::clone(&pending),
+        statuses: Statuses::default(),
     };
     let autoscale = AutoscaleLoop {
         endpoints,
@@ -86,6 +140,9 @@ pub fn autoscaler(
         planned,
         pending,
         watched: Vec::new(),
+        statuses: Arc::clone(&handle.statuses),
+        outside,
+        saved_at: Duration::ZERO,
         inherited,
         turn: 0,
         origin: Instant::now(),
@@ -105,6 +162,9 @@ pub struct AutoscaleLoop {
         reason = "an insertion moves what follows: pointers, of which there may be 100,000"
     )]
     watched: Vec<Box<TrackedRevision>>,
+    statuses: Statuses,
+    outside: Outside,
+    saved_at: Duration,
     /// An older gateway's numbers, until the first plan.
     inherited: Inherited,
     /// The index where the next round of idle revisions begins.
@@ -114,8 +174,7 @@ pub struct AutoscaleLoop {
 
 struct TrackedRevision {
     id: RevisionId,
-    plan: Arc<RevisionPlan>,
-    tracker: Tracker,
+    autoscaler: RevisionAutoscaler,
 }
 
 impl AutoscaleLoop {
@@ -151,44 +210,50 @@ impl AutoscaleLoop {
         self.origin.elapsed()
     }
 
+    /// Seconds since 1970.
+    fn wall(&self) -> u64 {
+        (self.outside.wall)()
+    }
+
     async fn replan(&mut self) {
         self.planned.mark_unchanged();
         let plans = std::mem::take(&mut *self.pending.plans.lock());
-        let now = self.now();
+        let (now, wall) = (self.now(), self.wall());
         let inherited = std::mem::take(&mut self.inherited);
         for (done, (id, new)) in plans.into_iter().enumerate() {
             let known = self.watched.binary_search_by(|watched| watched.id.cmp(&id));
             let at = match (known, new) {
                 (Ok(at), Some(new)) => {
-                    let watched = &mut self.watched[at];
-                    if watched.plan == new {
+                    let autoscaler = &mut self.watched[at].autoscaler;
+                    if *autoscaler.plan() == new {
                         continue;
                     }
-                    watched.tracker.replan(&watched.plan, &new, now);
-                    watched.plan = new;
+                    autoscaler.replan(new, now, wall);
+                    // A forecast may be new.
+                    autoscaler.is_restored = false;
                     at
                 }
                 (Err(at), Some(new)) => {
                     let load = self.endpoints.sample(&id).unwrap_or_default();
-                    let tracker = match inherited.get(&id) {
-                        Some(wanted) => Tracker::after(&new, &load, *wanted, now),
-                        None => Tracker::new(&new, &load, now),
-                    };
-                    let plan = new;
+                    let found = inherited.get(&id).copied();
+                    let autoscaler = RevisionAutoscaler::new(new, &load, found, now, wall);
+                    self.statuses.lock().insert(id.clone(), autoscaler.status());
                     self.watched
-                        .insert(at, Box::new(TrackedRevision { id, plan, tracker }));
+                        .insert(at, Box::new(TrackedRevision { id, autoscaler }));
                     at
                 }
                 (Ok(at), None) => {
                     self.watched.remove(at);
+                    self.statuses.lock().remove(&id);
                     continue;
                 }
                 (Err(_), None) => continue,
             };
-            let watched = &mut self.watched[at];
-            let decision = watched.tracker.decide_now(&watched.plan, now);
-            let watched = &self.watched[at];
-            self.apply(&watched.id, decision);
+            self.restore(at);
+            let autoscaler = &mut self.watched[at].autoscaler;
+            let decision = autoscaler.decide_now(now);
+            autoscaler.show();
+            self.apply(at, decision);
             yield_every(done).await;
         }
     }
@@ -199,31 +264,84 @@ impl AutoscaleLoop {
         for id in pending {
             // A revision without a plan yet is found waiting by a later sample.
             if let Ok(at) = self.watched.binary_search_by(|w| w.id.cmp(&id)) {
-                let watched = &mut self.watched[at];
-                let decision = watched.tracker.activate(&watched.plan, now);
-                self.apply(&id, decision);
+                let decision = self.watched[at].autoscaler.activate(now);
+                self.apply(at, decision);
             }
+        }
+        let saves = std::mem::take(&mut *self.pending.saves.lock());
+        if !saves.is_empty() {
+            self.save();
+        }
+        for saved in saves {
+            // Who no longer waits has no use for it.
+            let _ = saved.send(());
         }
     }
 
     async fn tick(&mut self, now: Duration) {
+        let wall = self.wall();
         for at in 0..self.watched.len() {
-            let watched = &mut self.watched[at];
+            self.restore(at);
+            let TrackedRevision { id, autoscaler } = &mut *self.watched[at];
             // A revision that the data plane does not have yet has no load, and gets no decision.
-            if let Some(load) = self.endpoints.sample(&watched.id) {
-                watched.tracker.sample(load, now);
-                let decision = watched.tracker.tick(&watched.plan, now);
-                let watched = &self.watched[at];
-                if decision.is_none()
-                    && let Some(unmet) = watched.tracker.unmet()
-                {
-                    self.desired
-                        .set_desired(&watched.id, unmet.desired, unmet.to_string());
+            if let Some(load) = self.endpoints.sample(id) {
+                autoscaler.sample(load, now);
+                let tick = autoscaler.tick(now, wall);
+                if let Some(judgement) = tick.judgement {
+                    let trust = if autoscaler.is_forecast_trusted() {
+                        "trusted"
+                    } else {
+                        "not trusted"
+                    };
+                    tracing::info!(revision = %id, "forecast: over the last season {judgement}; it is {trust}");
                 }
-                self.apply(&watched.id, decision);
+                if tick.decision.is_none()
+                    && let Some(unmet) = autoscaler.unmet()
+                {
+                    self.desired.set_desired(id, unmet.desired, unmet.to_string());
+                }
+                self.apply(at, tick.decision);
                 self.scale_up_now(at, now);
+                self.watched[at].autoscaler.show();
             }
             yield_every(at).await;
+        }
+        if now.saturating_sub(self.saved_at) >= SAVE {
+            self.saved_at = now;
+            self.save();
+        }
+    }
+
+    /// Restores what an earlier process learned, once, as soon as the state directory is this process's.
+    fn restore(&mut self, at: usize) {
+        let TrackedRevision { id, autoscaler } = &mut *self.watched[at];
+        if autoscaler.is_restored || !autoscaler.has_forecast() {
+            return;
+        }
+        let Some(state) = self.outside.state.as_ref().filter(|state| state.is_open()) else {
+            return;
+        };
+        autoscaler.is_restored = true;
+        let Some(document) = state.read(&document_name(id)) else {
+            return;
+        };
+        match autoscaler.restore(&document) {
+            Ok(()) => tracing::info!(revision = %id, "forecast: restored what was learned before"),
+            Err(why) => {
+                tracing::warn!(revision = %id, "forecast: begins anew, what was kept is unusable: {why}")
+            }
+        }
+    }
+
+    /// Queues what forecasts learned. One that is not restored yet would overwrite what was learned before.
+    fn save(&self) {
+        let Some(state) = &self.outside.state else { return };
+        for TrackedRevision { id, autoscaler } in self.watched.iter().map(AsRef::as_ref) {
+            if autoscaler.is_restored
+                && let Some(document) = autoscaler.document()
+            {
+                state.write(&document_name(id), document);
+            }
         }
     }
 
@@ -233,16 +351,16 @@ impl AutoscaleLoop {
         let turn = self.turn;
         for step in 0..len {
             let at = (turn + step) % len;
-            let watched = &mut self.watched[at];
-            if !watched.tracker.is_used() {
+            if !self.watched[at].autoscaler.is_used() {
                 if idle_peeks == 0 {
                     continue;
                 }
                 idle_peeks -= 1;
                 self.turn = (at + 1) % len;
             }
-            if let Some(load) = self.endpoints.sample(&watched.id) {
-                watched.tracker.sample(load, now);
+            let TrackedRevision { id, autoscaler } = &mut *self.watched[at];
+            if let Some(load) = self.endpoints.sample(id) {
+                autoscaler.sample(load, now);
                 self.scale_up_now(at, now);
             }
             yield_every(step).await;
@@ -250,17 +368,21 @@ impl AutoscaleLoop {
     }
 
     fn scale_up_now(&mut self, at: usize, now: Duration) {
-        let watched = &mut self.watched[at];
-        let decision = watched.tracker.scale_up_now(&watched.plan, now);
-        let watched = &self.watched[at];
-        self.apply(&watched.id, decision);
+        let decision = self.watched[at].autoscaler.scale_up_now(now);
+        self.apply(at, decision);
     }
 
-    fn apply(&self, revision: &RevisionId, decision: Option<ScaleDecision>) {
+    fn apply(&self, at: usize, decision: Option<ScaleDecision>) {
         let Some(decision) = decision else { return };
+        let TrackedRevision { id, autoscaler } = &*self.watched[at];
         let reason = decision.to_string();
-        tracing::info!(%revision, "scale {reason}");
-        self.desired.set_desired(revision, decision.desired, reason);
+        let source = decision.source().as_str();
+        if autoscaler.observes() {
+            tracing::info!(revision = %id, source, "observe: would scale {reason}");
+            return;
+        }
+        tracing::info!(revision = %id, source, "scale {reason}");
+        self.desired.set_desired(id, decision.desired, reason);
     }
 }
 

@@ -78,9 +78,18 @@ fn plans(revisions: impl IntoIterator<Item = (RevisionId, RevisionPlan)>) -> Pla
     }
 }
 
+/// The wall clock of paused time: a Monday at 07:59:00 UTC at first.
+pub(super) fn outside() -> Outside {
+    let origin = Instant::now();
+    Outside {
+        wall: Box::new(move || 1_767_599_940 + origin.elapsed().as_secs()),
+        state: None,
+    }
+}
+
 fn start() -> (Arc<Fake>, AutoscaleHandle) {
     let fake = Arc::new(Fake::default());
-    let (handle, autoscale) = autoscaler(fake.clone(), fake.clone(), Inherited::new());
+    let (handle, autoscale) = autoscaler(fake.clone(), fake.clone(), Inherited::new(), outside());
     tokio::spawn(autoscale.run());
     (fake, handle)
 }
@@ -218,8 +227,130 @@ async fn thousands_of_idle_revisions_are_cheap() {
 #[tokio::test(start_paused = true)]
 async fn the_loop_ends_with_its_handles() {
     let fake = Arc::new(Fake::default());
-    let (handle, autoscale) = autoscaler(fake.clone(), fake, Inherited::new());
+    let (handle, autoscale) = autoscaler(fake.clone(), fake, Inherited::new(), outside());
     let running = tokio::spawn(autoscale.run());
     drop(handle);
     running.await.expect("it ends");
+}
+
+fn with_foresight(mut plan: RevisionPlan, schedules: Vec<crate::schedule::Schedule>) -> RevisionPlan {
+    plan.policy.foresight = Some(Arc::new(crate::plan::ForesightPolicy {
+        schedules,
+        forecast: Some(crate::plan::ForecastPolicy {
+            season: Duration::from_secs(24 * 3600),
+            mode: crate::plan::ScalingMode::Active,
+        }),
+    }));
+    plan
+}
+
+/// The clock of these tests is at 07:59:00 when they begin.
+#[tokio::test(start_paused = true)]
+async fn a_schedule_starts_ahead_by_what_starts_take_and_ends_with_its_window() {
+    let (fake, handle) = start();
+    let greeter = id("greeter-v1");
+    fake.carry(&greeter, 0);
+    fake.loads.lock().get_mut(&greeter).unwrap().typical_start = Some(Duration::from_secs(20));
+    let morning = crate::schedule::tests::schedule("0 8 * * *", "UTC", 0.5, Some(3), None);
+    handle.apply(&plans([(
+        greeter.clone(),
+        with_foresight(plan(20), vec![morning]),
+    )]));
+    pass(Duration::from_millis(38_500)).await;
+    assert_eq!(fake.desired(&greeter), None, "07:59:38");
+    pass(Duration::from_secs(3)).await;
+    assert_eq!(fake.desired(&greeter), Some(3), "07:59:41");
+    let status = handle.scaling_status(&greeter).expect("it is scaled");
+    assert_eq!(status.source, sluice_model::ScaleSource::Schedule);
+    assert_eq!((status.wants.schedule, status.wants.reactive), (Some(3), 0));
+    pass(Duration::from_secs(1_800)).await;
+    assert_eq!(fake.desired(&greeter), Some(3), "08:29:41");
+    pass(Duration::from_secs(50)).await;
+    assert_eq!(fake.desired(&greeter), Some(0), "08:30:31");
+    let decisions = fake.decisions.lock();
+    let (.., reason) = decisions.iter().find(|d| d.2 == 3).expect("it was raised");
+    assert!(
+        reason.contains("raised by a schedule; wanted: reactive 0, schedule 3"),
+        "{reason}"
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn observe_decides_and_counts_and_carries_nothing_out() {
+    let (fake, handle) = start();
+    let greeter = id("greeter-v1");
+    fake.carry(&greeter, 0);
+    let mut observed = plan(20);
+    observed.policy.mode = crate::plan::ScalingMode::Observe;
+    handle.apply(&plans([(greeter.clone(), observed)]));
+    pass(Duration::from_millis(1)).await;
+    fake.loads.lock().get_mut(&greeter).unwrap().ready = 1;
+    pass(Duration::from_secs(30)).await;
+    // Two requests: a cold start, an instance for them, and zero again.
+    fake.carry(&greeter, 2);
+    pass(Duration::from_secs(10)).await;
+    let status = handle.scaling_status(&greeter).expect("it is scaled");
+    let observed = status.observed.expect("it observes");
+    assert_eq!((observed.desired, observed.cold_starts), (1, 1));
+    assert!(observed.last_decision.unwrap().starts_with("0 → 1"));
+    assert!(
+        (39.0..41.0).contains(&status.instance_seconds),
+        "{}",
+        status.instance_seconds
+    );
+    fake.carry(&greeter, 0);
+    pass(Duration::from_secs(60)).await;
+    let observed = handle.scaling_status(&greeter).unwrap().observed.unwrap();
+    assert_eq!((observed.desired, observed.cold_starts), (0, 1));
+    assert!((25.0..35.0).contains(&observed.instance_seconds), "{observed:?}");
+    assert!(fake.decisions.lock().is_empty(), "nothing was carried out");
+    // Back to active: what the load calls for is carried out again.
+    handle.apply(&plans([(greeter.clone(), plan(20))]));
+    fake.carry(&greeter, 2);
+    pass(Duration::from_secs(30)).await;
+    assert_eq!(handle.scaling_status(&greeter).unwrap().observed, None);
+    fake.carry(&greeter, 150);
+    pass(Duration::from_secs(3)).await;
+    assert!(fake.desired(&greeter).unwrap() >= 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_forecasts_learn_is_kept_and_restored() {
+    let home = tempfile::tempdir().unwrap();
+    let greeter = id("greeter-v1");
+    let name = document_name(&greeter);
+    let learned = |handle: &StateHandle| {
+        let document = handle.read(&name)?;
+        let value: serde_json::Value = serde_json::from_slice(&document).unwrap();
+        Some(
+            value["current"]["seen"]
+                .as_array()?
+                .iter()
+                .filter_map(serde_json::Value::as_u64)
+                .sum::<u64>(),
+        )
+    };
+    for want in [30, 60] {
+        let fake = Arc::new(Fake::default());
+        fake.carry(&greeter, 1);
+        let (state, writer) = StateHandle::new(crate::state::Store::open(home.path()).unwrap());
+        tokio::spawn(writer.run());
+        // Whichever process it is, the clock goes on.
+        let before = learned(&state).unwrap_or(0);
+        let origin = Instant::now();
+        let outside = Outside {
+            wall: Box::new(move || 1_767_600_000 + before + origin.elapsed().as_secs()),
+            state: Some(state.clone()),
+        };
+        let (handle, autoscale) = autoscaler(fake.clone(), fake.clone(), Inherited::new(), outside);
+        tokio::spawn(autoscale.run());
+        handle.apply(&plans([(greeter.clone(), with_foresight(plan(20), Vec::new()))]));
+        pass(Duration::from_millis(30_500)).await;
+        handle.save().await;
+        state.close().await;
+        let store = crate::state::Store::open(home.path()).unwrap();
+        let (state, _) = StateHandle::new(store);
+        let seen = learned(&state).expect("a document");
+        assert!((want - 2..=want + 1).contains(&seen), "{seen} of {want}");
+    }
 }

@@ -2,8 +2,9 @@
 
 use std::time::Duration;
 
-use sluice_model::Load;
+use sluice_model::{Load, ScaleSource, ScaleWants};
 
+use super::bounds::Bounds;
 use super::clamp::{ActivityState, ClampInput, clamp};
 use super::decide::{DeciderState, Observation, decide};
 use super::reason::{Reason, ScaleDecision};
@@ -27,6 +28,10 @@ pub(crate) struct Tracker {
     keep_until: Duration,
     asked: u32,
     panicking: bool,
+    /// Floors and ceilings besides the policy's.
+    bounds: Bounds,
+    /// The signal that set the number that is asked for, and what the others wanted.
+    latest_wants: (ScaleSource, ScaleWants),
     /// The last decision that changed the number, or began or ended a panic.
     last_decision: Option<ScaleDecision>,
 }
@@ -71,6 +76,8 @@ impl Tracker {
             used_at: (found > 0 || load.ready > 0 || used(load)).then_some(now),
             asked: found,
             panicking: found > 1,
+            bounds: Bounds::default(),
+            latest_wants: Default::default(),
             last_decision: None,
         }
     }
@@ -78,6 +85,21 @@ impl Tracker {
     /// Whether the latest sample had any request that counts, or a browser that is expected back.
     pub(crate) fn is_used(&self) -> bool {
         used(&self.latest)
+    }
+
+    /// Sets floors and ceilings besides the policy's, for the decisions from now on.
+    pub(crate) fn set_bounds(&mut self, bounds: Bounds) {
+        self.bounds = bounds;
+    }
+
+    /// The number that is asked for.
+    pub(crate) fn asked(&self) -> u32 {
+        self.asked
+    }
+
+    /// The signal that set the number that is asked for, and what each of them wanted.
+    pub(crate) fn wants(&self) -> (ScaleSource, ScaleWants) {
+        self.latest_wants
     }
 
     /// Adds a sample, which covers the time since the previous one.
@@ -178,6 +200,10 @@ impl Tracker {
             desired: plan.policy.activation_scale.max(1),
             reason: Reason::FirstWaiter,
             limit: None,
+            wants: ScaleWants {
+                reactive: plan.policy.activation_scale.max(1),
+                ..ScaleWants::default()
+            },
             panic: false,
             excess_burst_capacity: 0,
         };
@@ -251,7 +277,17 @@ impl Tracker {
             in_use,
             start_timeout: plan.start_timeout,
         };
-        clamp(decision, &input, &plan.policy, &mut self.activity_state, now)
+        let mut decision = match self.bounds.apply(&plan.policy, plan.reachable) {
+            None => clamp(decision, &input, &plan.policy, &mut self.activity_state, now),
+            Some(policy) => {
+                let mut decision = clamp(decision, &input, &policy, &mut self.activity_state, now);
+                decision.limit = decision.limit.map(|limit| self.bounds.named(limit, &plan.policy));
+                decision
+            }
+        };
+        self.bounds
+            .tell(&mut decision.wants, &plan.policy, plan.reachable);
+        decision
     }
 
     /// Keeps the decision, and returns it if it changes the number, or begins or ends a panic.
@@ -259,6 +295,7 @@ impl Tracker {
         let changes = decision.desired != self.asked || decision.panic != self.panicking;
         self.asked = decision.desired;
         self.panicking = decision.panic;
+        self.latest_wants = (decision.source(), decision.wants);
         if changes {
             self.last_decision = Some(decision.clone());
         }

@@ -31,6 +31,8 @@ pub(crate) fn plan(window: u64) -> RevisionPlan {
             scale_to_zero_grace: Duration::ZERO,
             scale_to_zero_retention: Duration::ZERO,
             target_burst_capacity: 211.0,
+            mode: crate::plan::ScalingMode::Active,
+            foresight: None,
         },
         start_timeout: Duration::from_secs(60),
         service: "greeter".to_owned(),

@@ -203,7 +203,7 @@ pub(crate) fn compile(
     let catalog = Catalog::new(&services, cx);
     let hosts = hosts::claim(&services, &top_level.settings.domain, &catalog, cx);
     let targets = targets::resolve(&services, &catalog, cx);
-    let policies = policy::policies(&services, &top_level.autoscaling, cx);
+    let policies = policy::policies(&services, top_level, cx);
     warn_unserved(top_level, &services, cx);
     let parts = services.into_iter().zip(hosts).zip(policies).enumerate();
     parts
@@ -449,6 +449,8 @@ fn build(
     Some(CompiledService { service, plans })
 }
 
+#[cfg(test)]
+mod foresight_tests;
 #[cfg(test)]
 mod golden_tests;
 #[cfg(test)]

@@ -1,9 +1,13 @@
 //! Autoscaling policies: a revision's settings over the defaults, combined by Knative's rules.
 
+use std::sync::Arc;
 use std::time::Duration;
 
-use crate::config::{Context, Globals, Located, RevisionDraft, Scaling, ServiceDraft};
-use crate::plan::{AutoscalePolicy, Metric};
+use sluice_model::Backend;
+
+use crate::config::{Context, Draft, Globals, Located, RevisionDraft, Scaling, ServiceDraft};
+use crate::plan::{AutoscalePolicy, ForesightPolicy, Metric, ScalingMode};
+use crate::schedule::{NO_LIMIT, Schedule, conflict};
 
 /// Knative's `requests-per-second` utilisation, which no key changes.
 const RPS_FRACTION: f64 = 0.7;
@@ -13,19 +17,20 @@ const LEAST_TARGET: f64 = 0.01;
 /// The policies by service and revision; `None` for a revision that is not scaled.
 pub(super) fn policies(
     services: &[ServiceDraft],
-    globals: &Globals,
+    top_level: &Draft,
     cx: &mut Context,
 ) -> Vec<Vec<Option<AutoscalePolicy>>> {
     services
         .iter()
         .map(|service| {
             let revisions = service.revisions.iter();
-            revisions.map(|r| policy(r, globals, cx)).collect()
+            revisions.map(|r| policy(r, top_level, cx)).collect()
         })
         .collect()
 }
 
-fn policy(revision: &RevisionDraft, globals: &Globals, cx: &mut Context) -> Option<AutoscalePolicy> {
+fn policy(revision: &RevisionDraft, top_level: &Draft, cx: &mut Context) -> Option<AutoscalePolicy> {
+    let globals = &top_level.autoscaling;
     if revision.scaler.is_none() {
         // A revision without a backend was reported already.
         if let (Some(scaling), Some(_)) = (&revision.scaling, &revision.backend) {
@@ -42,6 +47,8 @@ fn policy(revision: &RevisionDraft, globals: &Globals, cx: &mut Context) -> Opti
         Some(scaling) if !scaling.value.sound => return None,
         Some(scaling) => {
             check(scaling, globals, cx);
+            check_schedules(&scaling.value, globals, cx);
+            warn(scaling, revision, top_level, cx);
             scaling.value.clone()
         }
         None => Scaling::default(),
@@ -93,6 +100,66 @@ fn check(scaling: &Located<Scaling>, globals: &Globals, cx: &mut Context) {
     }
 }
 
+/// Reports a schedule with a floor above a ceiling: its own, another one's or the revision's.
+fn check_schedules(s: &Scaling, globals: &Globals, cx: &mut Context) {
+    if s.schedules.is_empty() {
+        return;
+    }
+    let limit = globals.max_scale_limit;
+    for schedule in &s.schedules {
+        let beyond = |max: u32| max == NO_LIMIT || u64::from(max) > limit;
+        if let Some(max) = schedule.value.max_scale.filter(|max| limit > 0 && beyond(*max)) {
+            let max = if max == NO_LIMIT { 0 } else { max };
+            let message = format!("maxScale {max} is not between 1 and maxScaleLimit {limit}");
+            let hint = "maxScaleLimit is set in the top-level autoscaling";
+            cx.report(schedule.node.whole().error(message).hint(hint));
+        }
+    }
+    let min = scale(s.min_scale.unwrap_or(globals.min_scale));
+    let max = s.max_scale.unwrap_or(globals.max_scale);
+    let max = (max > 0).then(|| scale(max));
+    if max.is_some_and(|max| min > max) {
+        // Reported already, and in conflict with everything.
+        return;
+    }
+    let schedules: Vec<Schedule> = s
+        .schedules
+        .iter()
+        .map(|schedule| schedule.value.clone())
+        .collect();
+    let Some(found) = conflict(&schedules, min, max) else {
+        return;
+    };
+    let time =
+        jiff::Timestamp::from_second(found.at).map_or_else(|_| found.at.to_string(), |at| at.to_string());
+    let message = format!(
+        "minScale {} is above maxScale {} while this schedule is active, as at {time}",
+        found.floor, found.ceiling
+    );
+    let hint = "the greatest minScale and the least maxScale of active schedules win, minScale of the revision included";
+    cx.report(s.schedules[found.schedule].node.whole().error(message).hint(hint));
+}
+
+/// Warns about keys that do less than they seem to.
+fn warn(scaling: &Located<Scaling>, revision: &RevisionDraft, top_level: &Draft, cx: &mut Context) {
+    let s = &scaling.value;
+    if s.mode == ScalingMode::Observe && matches!(revision.backend, Some(Backend::Managed)) {
+        let diagnostic = scaling
+            .node
+            .whole()
+            .error("mode is observe: nothing starts this revision");
+        let hint = "observe is for endpoints that are there anyway: list them, with activation for later";
+        cx.report(diagnostic.hint(hint).warning());
+    }
+    if let (Some(forecast), None) = (&s.forecast, &top_level.settings.state_directory) {
+        let diagnostic = forecast
+            .node
+            .whole()
+            .error("a restart forgets what the forecast learned");
+        cx.report(diagnostic.hint("set state.directory at the top level").warning());
+    }
+}
+
 fn scale(n: u64) -> u32 {
     u32::try_from(n).unwrap_or(u32::MAX)
 }
@@ -125,6 +192,17 @@ pub(super) fn derive(s: &Scaling, g: &Globals, container_concurrency: Option<u32
         scale_to_zero_grace: g.scale_to_zero_grace,
         scale_to_zero_retention: s.scale_to_zero_retention.unwrap_or(g.scale_to_zero_retention),
         target_burst_capacity: s.target_burst_capacity.unwrap_or(g.burst_capacity),
+        mode: s.mode,
+        foresight: (!s.schedules.is_empty() || s.forecast.is_some()).then(|| {
+            Arc::new(ForesightPolicy {
+                schedules: s
+                    .schedules
+                    .iter()
+                    .map(|schedule| schedule.value.clone())
+                    .collect(),
+                forecast: s.forecast.as_ref().map(|forecast| forecast.value),
+            })
+        }),
     }
 }
 

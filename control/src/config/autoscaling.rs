@@ -3,8 +3,12 @@
 
 use std::time::Duration;
 
-use crate::plan::Metric;
-use sluice_config_shape::{Choice, DurationRange, Flag, Integer, Number, Object, Record};
+use super::schedules::{FORECAST, MODE, SCHEDULE};
+use crate::plan::{ForecastPolicy, Metric, ScalingMode};
+use crate::schedule::Schedule;
+use sluice_config_shape::{
+    Choice, DurationRange, Flag, Integer, List, Located, Number, Object, Record, WithLocation,
+};
 
 const HOUR: Duration = Duration::from_secs(3600);
 const NOTHING: Duration = Duration::ZERO;
@@ -12,7 +16,7 @@ const NOTHING: Duration = Duration::ZERO;
 const SHORTEST_WINDOW: Duration = Duration::from_secs(6);
 /// The bound of scales: above what one gateway is used for.
 const MAX_SCALE: u64 = 1_000_000;
-const SCALE: Integer = Integer {
+pub(super) const SCALE: Integer = Integer {
     min: 0,
     max: MAX_SCALE,
 };
@@ -265,7 +269,7 @@ fn report_at(o: &mut Object<'_>, keys: &[&str], message: &str, hint: &str) {
 }
 
 /// The autoscaling keys of one revision; absent ones come from [`Globals`].
-#[derive(Debug, Clone, Default, PartialEq)]
+#[derive(Debug, Clone, Default)]
 pub(crate) struct Scaling {
     pub(crate) min_scale: Option<u64>,
     pub(crate) max_scale: Option<u64>,
@@ -280,6 +284,9 @@ pub(crate) struct Scaling {
     pub(crate) panic_window_percentage: Option<f64>,
     pub(crate) panic_threshold_percentage: Option<f64>,
     pub(crate) scale_to_zero_retention: Option<Duration>,
+    pub(crate) mode: ScalingMode,
+    pub(crate) schedules: Vec<Located<Schedule>>,
+    pub(crate) forecast: Option<Located<ForecastPolicy>>,
     /// No key has a mistake by itself.
     pub(crate) sound: bool,
 }
@@ -289,6 +296,33 @@ pub(super) const SCALING: Record<Scaling> = Record {
     doc: "How a revision is scaled, under the names of Knative's annotations.",
     decode: scaling,
 };
+
+/// The schedules of one revision at most.
+const MAX_SCHEDULES: usize = 32;
+
+fn schedules(o: &mut Object<'_>) -> Vec<Located<Schedule>> {
+    let schedules = o.optional(
+        "schedules",
+        "Floors and ceilings by the clock. The greatest floor and the least ceiling of those that are active win.",
+        List(WithLocation(SCHEDULE)),
+    );
+    let schedules = schedules.unwrap_or_default();
+    if let (true, Some(key)) = (schedules.len() > MAX_SCHEDULES, o.key("schedules")) {
+        let message = format!(
+            "there are {} schedules, and {MAX_SCHEDULES} are allowed",
+            schedules.len()
+        );
+        o.cx.report(
+            key.error(message)
+                .hint("one pattern may name several hours and days: 0 8,20 * * 1-5"),
+        );
+    }
+    let sound = schedules.into_iter().filter_map(|Located { value, node }| {
+        let value = value?;
+        Some(Located { value, node })
+    });
+    sound.collect()
+}
 
 fn scaling(o: &mut Object<'_>) -> Option<Scaling> {
     let before = o.cx.errors();
@@ -349,6 +383,24 @@ fn scaling(o: &mut Object<'_>) -> Option<Scaling> {
             "How long the last instance stays at least.",
             RETENTION,
         ),
+        mode: o.or(
+            "mode",
+            "observe: starts and stops nothing; what would have been started and stopped is logged and counted.",
+            MODE,
+            ScalingMode::Active,
+        ),
+        schedules: schedules(o),
+        forecast: o
+            .optional(
+                "forecast",
+                "Raises the floor ahead of load that came at the same time before.",
+                WithLocation(FORECAST),
+            )
+            .and_then(|forecast| {
+                let value = forecast.value?;
+                let node = forecast.node;
+                Some(Located { value, node })
+            }),
         sound: false,
     };
     o.close();

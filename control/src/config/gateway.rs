@@ -20,6 +20,7 @@ use super::limits::{LIMITS, default_limits};
 use super::names::{DOMAIN, LISTEN, NETWORK};
 use super::service::{SERVICE, VISIBILITY};
 use super::shared;
+use super::state::STATE;
 use super::tls::TLS;
 use crate::plan::ProcessLimits;
 
@@ -145,6 +146,11 @@ pub(super) fn root(o: &mut Object<'_>) -> Option<Draft> {
         HEALTH,
     );
     let admin = o.optional("admin", "The admin listener. Default: 127.0.0.1:9900.", ADMIN);
+    let state = o.optional(
+        "state",
+        "What outlives the process. Absent: nothing is kept.",
+        STATE,
+    );
     let dns = o.optional("dns", "How names of endpoints are resolved.", DNS);
     // Services are decoded file by file; the key is asked for here, so that the schema has it.
     o.list("services", "What is served.", SERVICE);
@@ -175,6 +181,7 @@ pub(super) fn root(o: &mut Object<'_>) -> Option<Draft> {
             health: health.map(|h| h.value),
             admin: admin.unwrap_or_default().settings(DEFAULT_ADMIN.into()),
             dns_refresh: dns.unwrap_or(DEFAULT_DNS_REFRESH),
+            state_directory: state.flatten(),
         },
         processes: processes.unwrap_or(ProcessLimits {
             max: 64,

@@ -20,9 +20,11 @@ mod names;
 mod no_wake;
 mod process;
 mod revision;
+mod schedules;
 mod schema;
 mod service;
 mod shared;
+mod state;
 mod tls;
 mod traffic;
 

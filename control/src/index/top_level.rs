@@ -105,6 +105,7 @@ impl TopLevel {
         self.other_domain |= other_domain;
         let is_other = other_domain
             || before.autoscaling != self.draft.autoscaling
+            || before.settings.state_directory.is_some() != self.draft.settings.state_directory.is_some()
             || serves_internal(&before) != serves_internal(&self.draft);
         self.version += u64::from(is_other);
         is_other

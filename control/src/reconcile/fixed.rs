@@ -1,15 +1,25 @@
-//! Settings that need a restart: the addresses of admin and health.
+//! Settings that need a restart: the addresses of admin and health, and the state directory.
 
 use std::fmt::Display;
 
 use sluice_model::Settings;
 
-/// Returns a sentence for each address that differs from the bound one. Listeners are not among them: the data plane can
+/// Returns a sentence for each address or directory that differs from the bound one. Listeners are not among them: the data plane can
 /// move them.
 pub fn fixed_changes(bound: &Settings, next: &Settings) -> Vec<String> {
     let admin = moved("admin", Some(&bound.admin.address), Some(&next.admin.address));
     let health = moved("health", bound.health, next.health);
-    admin.into_iter().chain(health).collect()
+    let state = match (&bound.state_directory, &next.state_directory) {
+        (bound, next) if bound == next => None,
+        (Some(bound), _) => Some(format!(
+            "state.directory {} was changed: restart to use the new one; the old one is used until then",
+            bound.display()
+        )),
+        (None, _) => {
+            Some("state.directory was added: restart to use it; nothing is kept until then".to_owned())
+        }
+    };
+    admin.into_iter().chain(health).chain(state).collect()
 }
 
 fn moved<A: Display + PartialEq>(what: &str, bound: Option<A>, next: Option<A>) -> Option<String> {
@@ -62,6 +72,19 @@ mod tests {
                 }
             ),
             ["health address 127.0.0.1:9901 was removed: restart to close it; it still serves"]
+        );
+        let with_state = Settings {
+            state_directory: Some("/var/lib/sluice".into()),
+            ..bound.clone()
+        };
+        assert_eq!(
+            fixed_changes(&bound, &with_state),
+            ["state.directory was added: restart to use it; nothing is kept until then"]
+        );
+        let removed = fixed_changes(&with_state, &bound);
+        assert!(
+            removed[0].starts_with("state.directory /var/lib/sluice was changed"),
+            "{removed:?}"
         );
     }
 }

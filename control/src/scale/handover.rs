@@ -217,6 +217,8 @@ const IDLE_POLICY: AutoscalePolicy = AutoscalePolicy {
     scale_to_zero_grace: Duration::ZERO,
     scale_to_zero_retention: Duration::ZERO,
     target_burst_capacity: 0.0,
+    mode: crate::plan::ScalingMode::Active,
+    foresight: None,
 };
 
 /// [`Failure`], serialised.

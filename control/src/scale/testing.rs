@@ -32,6 +32,8 @@ pub(crate) fn policy() -> AutoscalePolicy {
         scale_to_zero_grace: Duration::ZERO,
         scale_to_zero_retention: Duration::ZERO,
         target_burst_capacity: 0.0,
+        mode: crate::plan::ScalingMode::Active,
+        foresight: None,
     }
 }
 

@@ -18,7 +18,7 @@ use super::graceful_shutdown::ShutdownRequest;
 use super::query::{ExplainQuery, history_query};
 use super::server::Purpose;
 use super::{AdminState, api, dashboard, upgrade};
-use crate::explain::explain;
+use crate::explain::{explain, scaled};
 use crate::observe::{LiveGauges, RevisionLoad};
 
 /// A response: a whole one, or the stream of `/api/events`.
@@ -148,10 +148,12 @@ fn admin(context: &Context, uri: &Uri) -> Response<AdminBody> {
         "/api/revisions" => as_json(StatusCode::OK, &api::revisions(state)),
         "/api/config" => as_json(StatusCode::OK, &api::config(state)),
         "/api/explain" => match ExplainQuery::parse(uri.query().unwrap_or_default()) {
-            Ok(query) => as_json(
-                StatusCode::OK,
-                &explain(&state.table(), &state.bound().listeners, &query),
-            ),
+            Ok(query) => {
+                let mut found = explain(&state.table(), &state.bound().listeners, &query);
+                let scaling = state.scaling();
+                scaled(&mut found, &scaling["revisions"]);
+                as_json(StatusCode::OK, &found)
+            }
             Err(error) => as_json(StatusCode::BAD_REQUEST, &json!({"error": error.to_string()})),
         },
         _ => not_found(),
@@ -164,7 +166,12 @@ fn metrics(state: &dyn AdminState) -> String {
         let status = state.status().revision_status(&load.revision)?;
         Some((load.revision.clone(), status.desired))
     };
+    let scaling = |load: &RevisionLoad| {
+        let status = state.scaling_status(&load.revision)?;
+        Some((load.revision.clone(), status))
+    };
     state.metrics().expose(&LiveGauges {
+        scaling: loads.iter().filter_map(scaling).collect(),
         desired: loads.iter().filter_map(desired).collect(),
         loads,
         tables: state.tables(),

@@ -7,8 +7,8 @@ use std::time::{Duration, SystemTime};
 use serde_json::{Map, Value, json};
 use sluice_model::{
     AccessLogFormat, AdminSettings, Backend, HeaderMatcher, HttpOption, PathMatch, PathRewrite, ProbeKind,
-    Protocol, ProxyProtocolMode, RevisionId, RevisionSpec, Route, RouteMatch, Rule, Scheme, Service,
-    Settings, Snapshot, StickyScope, StickySource, TlsVersion, TrafficSplit, Visibility,
+    Protocol, ProxyProtocolMode, RevisionId, RevisionSpec, Route, RouteMatch, Rule, ScalingStatus, Scheme,
+    Service, Settings, Snapshot, StickyScope, StickySource, TlsVersion, TrafficSplit, Visibility,
 };
 
 use super::AdminState;
@@ -145,7 +145,7 @@ fn percent(hundredths: u32) -> Value {
 }
 
 /// `/api/revisions`: `{generation, revisions: [{namespace, service, revision, percent, tags,
-/// state, ready, desired, in_flight, queued, last_decision, last_failure, starts, endpoints:
+/// state, ready, desired, in_flight, queued, last_decision, last_failure, starts, scaling, endpoints:
 /// [{address, state, in_flight}]}]}`, sorted by namespace, service, revision.
 ///
 /// `percent` is the sum over the service's own traffic; 0 does not mean unreachable, routes and
@@ -248,9 +248,56 @@ impl<'r> Row<'r> {
             "last_decision": status.as_ref().and_then(|s| s.last_decision.clone()),
             "last_failure": status.as_ref().and_then(|s| s.last_failure.clone()),
             "starts": status.as_ref().map(|s| s.starts),
+            "scaling": state.scaling_status(self.id).map(|scaling| self::scaling(&scaling)),
             "endpoints": endpoints,
         })
     }
+}
+
+/// The autoscaler's view of a revision: `{source, wanted: {reactive, panic, schedule, forecast, need, minScale, maxScale},
+/// observed: {desired, last_decision, cold_starts, instance_hours}, forecast: {seasons, trusted, floor, cold_starts,
+/// cold_starts_with_forecast, extra_instance_hours}}`. `source` is the signal that set the number of instances, `wanted` what each
+/// signal called for. `observed` is `null` unless the mode is observe. The last three of `forecast` are of the season that was
+/// judged last.
+fn scaling(scaling: &ScalingStatus) -> Value {
+    let ScalingStatus {
+        source,
+        wants,
+        instance_seconds: _,
+        observed,
+        forecast,
+    } = scaling;
+    json!({
+        "source": source.as_str(),
+        "wanted": {
+            "reactive": wants.reactive,
+            "panic": wants.panic,
+            "schedule": wants.schedule,
+            "forecast": wants.forecast,
+            "need": wants.need,
+            "minScale": wants.min_scale,
+            "maxScale": wants.max_scale,
+        },
+        "observed": observed.as_ref().map(|observed| json!({
+            "desired": observed.desired,
+            "last_decision": observed.last_decision,
+            "cold_starts": observed.cold_starts,
+            "instance_hours": hours(observed.instance_seconds),
+        })),
+        "forecast": forecast.map(|forecast| json!({
+            "seasons": forecast.seasons,
+            "trusted": forecast.trusted,
+            "floor": forecast.floor,
+            "cold_starts": forecast.cold_starts,
+            "cold_starts_with_forecast": forecast.cold_starts_with_forecast,
+            "extra_instance_hours": forecast.extra_instance_seconds.map(hours),
+        })),
+    })
+}
+
+/// Hours, to the hundredth: rounded, so that who follows the changes does not hear of every second.
+fn hours(seconds: f64) -> f64 {
+    (seconds / 36.0).round() / 100.0
 }
 
 /// `/api/config`: `{generation, version, pid, startedAt, bound: {listeners, admin, health}, certificates: [{listener,
@@ -361,6 +408,9 @@ fn settings(settings: &Settings) -> Value {
             "hosts": settings.admin.hosts,
         },
         "dnsRefresh": duration(settings.dns_refresh),
+        "state": settings.state_directory.as_ref().map(|directory| json!({
+            "directory": directory.display().to_string(),
+        })),
     })
 }
 

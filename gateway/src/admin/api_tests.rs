@@ -86,6 +86,48 @@ fn revisions_join_configuration_load_and_status() {
 }
 
 #[test]
+fn a_revision_names_the_signal_that_won_and_what_the_others_wanted() {
+    let value = revisions(&FakeGateway::new());
+    let scaling = |n: usize| value["revisions"][n]["scaling"].clone();
+    assert_eq!(scaling(0), Value::Null, "nothing scales it");
+    assert_eq!(
+        scaling(1),
+        json!({
+            "source": "schedule",
+            "wanted": {"reactive": 1, "panic": null, "schedule": 2, "forecast": null, "need": null, "minScale": 0, "maxScale": 10},
+            "observed": null,
+            "forecast": null,
+        })
+    );
+    let all = ScalingStatus {
+        observed: Some(sluice_model::ObservedScaling {
+            desired: 3,
+            last_decision: Some("0 → 3: panic".into()),
+            cold_starts: 7,
+            instance_seconds: 5_000.0,
+        }),
+        forecast: Some(sluice_model::ForecastStatus {
+            seasons: 2,
+            trusted: true,
+            floor: Some(4),
+            cold_starts: Some(20),
+            cold_starts_with_forecast: Some(8),
+            extra_instance_seconds: Some(-1_000.0),
+        }),
+        ..ScalingStatus::default()
+    };
+    let shown = super::scaling(&all);
+    assert_eq!(
+        (
+            &shown["observed"]["instance_hours"],
+            &shown["forecast"]["extra_instance_hours"]
+        ),
+        (&json!(1.39), &json!(-0.28))
+    );
+    assert_eq!(shown["forecast"]["cold_starts_with_forecast"], 8);
+}
+
+#[test]
 fn config_shows_what_is_bound() {
     let value = config(&FakeGateway::new());
     assert_eq!(
@@ -99,7 +141,7 @@ fn config_shows_what_is_bound() {
     assert_eq!(value["revisions"][0]["containerConcurrency"], 5);
     assert_eq!(value["revisions"][0]["responseStartTimeout"], "5m");
     assert_eq!(
-        value["scaling"]["default/greeter-v1"]["env"],
+        value["scaling"]["revisions"]["default/greeter-v1"]["env"],
         json!({"TOKEN": "***"})
     );
 }

@@ -10,9 +10,9 @@ use serde_json::{Value, json};
 use sluice_model::{
     Backend, CertificatePem, Delta, EndpointAddr, Generation, HostClaim, HostPattern, HttpOption,
     IngressExtras, ListenerSettings, PathMatch, Percent, QueueLimits, RevisionId, RevisionSettings,
-    RevisionSpec, RevisionStatus, RevisionTimeouts, Route, RouteMatch, Rule, Service, ServiceCertificate,
-    ServiceId, Snapshot, SnapshotBuilder, StatusSource, Tag, TrafficSplit, TrafficTarget, Visibility,
-    test_util,
+    RevisionSpec, RevisionStatus, RevisionTimeouts, Route, RouteMatch, Rule, ScaleSource, ScaleWants,
+    ScalingStatus, Service, ServiceCertificate, ServiceId, Snapshot, SnapshotBuilder, StatusSource, Tag,
+    TrafficSplit, TrafficTarget, Visibility, test_util,
 };
 
 use super::{AdminState, BoundAddresses, UpgradeError, Upgraded};
@@ -220,6 +220,20 @@ impl AdminState for FakeGateway {
     fn status(&self) -> &dyn StatusSource {
         self
     }
+    fn scaling_status(&self, id: &RevisionId) -> Option<ScalingStatus> {
+        let wants = ScaleWants {
+            reactive: 1,
+            schedule: Some(2),
+            max_scale: Some(10),
+            ..ScaleWants::default()
+        };
+        (id.name() == "greeter-v1").then(|| ScalingStatus {
+            source: ScaleSource::Schedule,
+            wants,
+            instance_seconds: 7_200.5,
+            ..ScalingStatus::default()
+        })
+    }
     fn metrics(&self) -> &Metrics {
         &self.metrics
     }
@@ -231,7 +245,7 @@ impl AdminState for FakeGateway {
     }
     fn scaling(&self) -> Value {
         let env = BTreeMap::from([("TOKEN".to_owned(), SECRET.to_owned())]);
-        json!({"default/greeter-v1": {"env": super::redacted(&env)}})
+        json!({"revisions": {"default/greeter-v1": {"env": super::redacted(&env)}}})
     }
     fn loads(&self) -> Vec<RevisionLoad> {
         let load = |name: &str, in_flight, queued, ready| RevisionLoad {

@@ -42,7 +42,7 @@ use std::time::{Duration, SystemTime};
 
 use async_trait::async_trait;
 use serde_json::Value;
-use sluice_model::{AdminAddress, Generation, RevisionId, StatusSource};
+use sluice_model::{AdminAddress, Generation, RevisionId, ScalingStatus, StatusSource};
 
 use crate::observe::{
     Decision, EndpointLoad, ListenerCertificates, Metrics, PresentRequests, RevisionLoad, StatsConnection,
@@ -119,6 +119,9 @@ pub trait AdminState: Send + Sync + 'static {
 
     /// The control plane's status by revision.
     fn status(&self) -> &dyn StatusSource;
+
+    /// The autoscaler's view of a revision; `None` for a revision that nothing scales.
+    fn scaling_status(&self, revision: &RevisionId) -> Option<ScalingStatus>;
 
     /// The process's metrics.
     fn metrics(&self) -> &Metrics;

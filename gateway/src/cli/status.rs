@@ -38,7 +38,7 @@ async fn fetch(args: &StatusArgs) -> Result<Value, AdminError> {
     Ok(value)
 }
 
-const HEADINGS: [(&str, Align); 8] = [
+const HEADINGS: [(&str, Align); 9] = [
     ("SERVICE", Align::Left),
     ("REVISION", Align::Left),
     ("SHARE", Align::Right),
@@ -46,11 +46,12 @@ const HEADINGS: [(&str, Align); 8] = [
     ("READY", Align::Right),
     ("IN-FLIGHT", Align::Right),
     ("QUEUED", Align::Right),
+    ("BY", Align::Left),
     ("LAST DECISION", Align::Left),
 ];
 
 /// Renders the response of `/api/revisions` as a table. READY is `ready/desired`; where nothing scales there
-/// is no desired. While a failure lasts, it is shown in place of the last decision.
+/// is no desired. BY is the signal that set the number, with what the others wanted. While a failure lasts, it is shown in place of the last decision.
 pub fn render(value: &Value) -> String {
     let rows: Vec<Vec<String>> = value["revisions"]
         .as_array()
@@ -84,10 +85,12 @@ fn row(revision: &Value) -> Vec<String> {
         Value::Number(desired) => format!("{}/{desired}", number("ready")),
         _ => number("ready"),
     };
-    let decision = match (text("last_failure"), text("last_decision")) {
-        (Some(failure), _) => format!("failed: {failure}"),
-        (None, Some(decision)) => decision.to_owned(),
-        (None, None) => "-".to_owned(),
+    let observed = revision["scaling"]["observed"]["last_decision"].as_str();
+    let decision = match (text("last_failure"), observed, text("last_decision")) {
+        (Some(failure), ..) => format!("failed: {failure}"),
+        (None, Some(observed), _) => format!("observed: {observed}"),
+        (None, None, Some(decision)) => decision.to_owned(),
+        (None, None, None) => "-".to_owned(),
     };
     vec![
         format!(
@@ -105,8 +108,33 @@ fn row(revision: &Value) -> Vec<String> {
         ready,
         number("in_flight"),
         number("queued"),
+        by(&revision["scaling"]),
         decision,
     ]
+}
+
+/// `schedule 2 (reactive 1, forecast 1)`: the signal that won, its number, and the others'.
+fn by(scaling: &Value) -> String {
+    let Some(source) = scaling["source"].as_str() else {
+        return "-".to_owned();
+    };
+    let wanted = ["reactive", "panic", "schedule", "forecast", "need"]
+        .iter()
+        .filter_map(|name| Some((*name, scaling["wanted"][name].as_u64()?)));
+    let (won, others): (Vec<_>, Vec<_>) = wanted.partition(|(name, _)| *name == source);
+    let mut text = match won.first() {
+        Some((name, number)) => format!("{name} {number}"),
+        None => source.to_owned(),
+    };
+    // The load alone, as everywhere without schedules and forecast, needs no list.
+    if others.len() > 1 || !matches!(source, "reactive" | "bound") && !others.is_empty() {
+        let others: Vec<String> = others
+            .iter()
+            .map(|(name, number)| format!("{name} {number}"))
+            .collect();
+        text.push_str(&format!(" ({})", others.join(", ")));
+    }
+    text
 }
 
 #[cfg(test)]
@@ -123,12 +151,30 @@ mod tests {
         assert_eq!(
             text,
             "\
-SERVICE          REVISION      SHARE  TAGS     READY  IN-FLIGHT  QUEUED  LAST DECISION
-default/greeter  greeter-v0  removed  -            0          1       0  -
-default/greeter  greeter-v1   66.67%  current    2/2          7       0  1 → 2: 12 in flight / target 10
-default/greeter  greeter-v2   33.33%  -          0/0          0       0  failed: exit status 127: sh: no-such-program: not found
+SERVICE          REVISION      SHARE  TAGS     READY  IN-FLIGHT  QUEUED  BY                       LAST DECISION
+default/greeter  greeter-v0  removed  -            0          1       0  -                        -
+default/greeter  greeter-v1   66.67%  current    2/2          7       0  schedule 2 (reactive 1)  1 → 2: 12 in flight / target 10
+default/greeter  greeter-v2   33.33%  -          0/0          0       0  -                        failed: exit status 127: sh: no-such-program: not found
 "
         );
+    }
+
+    #[test]
+    fn who_won_is_named_with_what_the_others_wanted() {
+        let wanted = json!({"reactive": 1, "panic": null, "schedule": null, "forecast": null, "minScale": 0});
+        assert_eq!(by(&json!({"source": "reactive", "wanted": wanted})), "reactive 1");
+        let both = json!({"reactive": 1, "panic": 5, "schedule": 4, "forecast": 3});
+        assert_eq!(
+            by(&json!({"source": "panic", "wanted": both})),
+            "panic 5 (reactive 1, schedule 4, forecast 3)"
+        );
+        assert_eq!(
+            by(&json!({"source": "bound", "wanted": {"reactive": 0}})),
+            "bound"
+        );
+        let observed =
+            json!({"scaling": {"source": "reactive", "observed": {"last_decision": "0 → 1: idle"}}});
+        assert_eq!(row(&observed).last().unwrap(), "observed: 0 → 1: idle");
     }
 
     #[test]

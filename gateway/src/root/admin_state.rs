@@ -12,7 +12,7 @@ use parking_lot::Mutex;
 use serde_json::{Value, json};
 use sluice_control::autoscale::{AutoscaleHandle, DesiredSink};
 use sluice_control::config::{Diagnostic, Severity};
-use sluice_control::plan::{Plan, PlanDelta, RevisionPlan, ScalerSpec};
+use sluice_control::plan::{AutoscalePolicy, Plan, PlanDelta, RevisionPlan, ScalerSpec, ScalingMode};
 use sluice_control::scale::ScaleHandle;
 use sluice_gateway::admin::{AdminState, BoundAddresses, UpgradeError, Upgraded, redacted};
 use sluice_gateway::edge::{Drain, Edge};
@@ -22,7 +22,10 @@ use sluice_gateway::observe::{
 };
 use sluice_gateway::registry::{LiveRevision, Registry, Snapshot};
 use sluice_gateway::throttle::{EndpointPhase, EndpointView};
-use sluice_model::{AdminAddress, Backend, Demand, DemandSink, Generation, RevisionId, StatusSource};
+use sluice_model::{
+    AdminAddress, Backend, Demand, DemandSink, Generation, RevisionId, ScalingSource, ScalingStatus,
+    StatusSource,
+};
 use tokio::sync::watch;
 
 use super::cluster::StatsHandle;
@@ -33,6 +36,7 @@ pub(super) struct GatewayState {
     pub(super) registry: Arc<Registry>,
     pub(super) edge: Arc<Edge>,
     pub(super) scale: ScaleHandle,
+    pub(super) autoscale: AutoscaleHandle,
     pub(super) metrics: Metrics,
     pub(super) drain: watch::Receiver<Drain>,
     pub(super) plans: Arc<Plans>,
@@ -103,6 +107,10 @@ impl AdminState for GatewayState {
 
     fn status(&self) -> &dyn StatusSource {
         &self.scale
+    }
+
+    fn scaling_status(&self, revision: &RevisionId) -> Option<ScalingStatus> {
+        self.autoscale.scaling_status(revision)
     }
 
     fn metrics(&self) -> &Metrics {
@@ -249,15 +257,43 @@ fn revision(plan: &RevisionPlan) -> Value {
             },
         }),
     };
-    let policy = &plan.policy;
+    let mut value = autoscaling(&plan.policy);
+    value["scaler"] = scaler;
+    value["reachable"] = json!(plan.reachable);
+    value
+}
+
+/// How a revision is scaled, for `/api/config` and `explain`.
+pub(super) fn autoscaling(policy: &AutoscalePolicy) -> Value {
+    let mode = |mode: ScalingMode| match mode {
+        ScalingMode::Active => "active",
+        ScalingMode::Observe => "observe",
+    };
+    let foresight = policy.foresight.as_deref();
+    let schedules = foresight.map(|policy| &policy.schedules[..]).unwrap_or_default();
+    let schedules = schedules.iter().map(|schedule| {
+        json!({
+            "window": schedule.to_string(),
+            "minScale": schedule.min_scale,
+            // 0 is no limit, as in a file.
+            "maxScale": schedule.max_scale.map(|max| if max == u32::MAX { 0 } else { max }),
+        })
+    });
+    let forecast = foresight.and_then(|policy| policy.forecast).map(|forecast| {
+        json!({
+            "season": humantime::format_duration(forecast.season).to_string(),
+            "mode": mode(forecast.mode),
+        })
+    });
     json!({
-        "scaler": scaler,
+        "mode": mode(policy.mode),
         "minScale": policy.min_scale,
         "maxScale": policy.max_scale,
         "activationScale": policy.activation_scale,
         "target": policy.target_value,
         "window": format!("{:?}", policy.stable_window),
-        "reachable": plan.reachable,
+        "schedules": schedules.collect::<Vec<_>>(),
+        "forecast": forecast,
     })
 }
 

@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use sluice_control::reconcile::Loaded;
 use sluice_control::scale::{Controller, ScaleHandle};
 use sluice_control::source::{FileSource, ReloadHandle};
+use sluice_control::state::{StateHandle, StateWriter, Store};
 use sluice_gateway::admin::{AdminServer, Purpose};
 use sluice_gateway::cli::RunArgs;
 use sluice_gateway::downstream::Downstream;
@@ -54,6 +55,8 @@ pub(super) struct Built {
     pub(super) metrics: Metrics,
     /// Sends traces, where there are any.
     pub(super) exporter: Option<Exporter>,
+    /// The state directory, where there is one.
+    pub(super) state: Option<(StateHandle, StateWriter)>,
 }
 
 /// Loads the configuration, builds and binds. Sockets come from the old process of an upgrade where it has them;
@@ -88,6 +91,17 @@ pub(super) fn build(
     }
     let executable = std::env::current_exe()
         .map_err(|e| StartupError::start(format!("cannot find my own executable: {e}")))?;
+
+    let state = match &loaded.delta().settings.state_directory {
+        // The old process of an upgrade has it, until it hands over.
+        Some(directory) if new.is_some() => Some(StateHandle::awaiting(directory)),
+        Some(directory) => {
+            let store = Store::open(directory);
+            let store = store.map_err(|e| StartupError::start(format!("state.directory: {e}")))?;
+            Some(StateHandle::new(store))
+        }
+        None => None,
+    };
 
     let counted = Arc::new(AtomicBool::new(false));
     let (scale, controller) = Controller::new();
@@ -215,6 +229,7 @@ pub(super) fn build(
         accepting: data.handle().clone(),
         metrics,
         exporter,
+        state,
     })
 }
 

@@ -11,10 +11,12 @@ use sluice_control::config::{Diagnostic, Diagnostics, schema as config_schema};
 use sluice_control::source;
 use sluice_gateway::cli::{CheckArgs, ExplainArgs, OutputFormat, explain as cli_explain};
 use sluice_gateway::edge::TlsTerminator;
-use sluice_gateway::explain::explain as explain_request;
+use sluice_gateway::explain::{explain as explain_request, scaled};
 use sluice_gateway::registry::check_page;
 use sluice_gateway::upstream::check_tls;
 use sluice_model::{RevisionSpec, Service, Settings};
+
+use super::admin_state::autoscaling;
 
 /// The environment as a configuration sees it.
 pub(crate) fn env(name: &str) -> Option<String> {
@@ -159,7 +161,13 @@ pub(crate) fn explain(args: &ExplainArgs) -> ExitCode {
         }
     };
     match compiled(&args.paths()) {
-        Ok(compiled) => cli_explain::answer(&explain_request(&compiled.snapshot, &[], &query), args.format),
+        Ok(compiled) => {
+            let mut found = explain_request(&compiled.snapshot, &[], &query);
+            let plans = compiled.plan.revisions.iter();
+            let plans = plans.map(|(id, plan)| (id.to_string(), autoscaling(&plan.policy)));
+            scaled(&mut found, &plans.collect::<serde_json::Map<_, _>>().into());
+            cli_explain::answer(&found, args.format)
+        }
         Err(diagnostics) => {
             eprintln!("{diagnostics}");
             ExitCode::from(1)

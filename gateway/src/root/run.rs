@@ -11,12 +11,12 @@ use std::time::{Duration, SystemTime};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use parking_lot::Mutex;
 use serde_json::Value;
-use sluice_control::autoscale::autoscaler;
+use sluice_control::autoscale::{Outside, autoscaler};
 use sluice_control::scale::ScaleOptions;
 use sluice_gateway::admin::{AdminServer, graceful_shutdown};
 use sluice_gateway::cli::RunArgs;
 use sluice_gateway::edge::Edge;
-use sluice_gateway::observe::{AccessLog, LogWriter, Metrics, RecentDecisions, init_logging};
+use sluice_gateway::observe::{AccessLog, LogWriter, Metrics, RecentDecisions, init_logging, wall_clock};
 use tokio::runtime::{Builder, Runtime};
 use tokio::task::JoinSet;
 
@@ -170,6 +170,7 @@ fn serve(
         accepting,
         metrics,
         exporter,
+        state: kept,
     } = built;
     // First: until the handlers are installed, a signal kills the process.
     let signals = {
@@ -195,7 +196,18 @@ fn serve(
         scale: scale.clone(),
         recent: Arc::clone(&recent),
     });
-    let (autoscale, decisions) = autoscaler(Arc::clone(&registry) as _, desired, wanted);
+    let kept = kept.map(|(handle, writer)| {
+        control.spawn(writer.run());
+        handle
+    });
+    let outside = Outside {
+        wall: Box::new(|| {
+            let since = wall_clock().duration_since(SystemTime::UNIX_EPOCH);
+            since.unwrap_or_default().as_secs()
+        }),
+        state: kept.clone(),
+    };
+    let (autoscale, decisions) = autoscaler(Arc::clone(&registry) as _, desired, wanted, outside);
     let _ = demand.autoscale.set(autoscale.clone());
     let decisions = control.spawn(decisions.run()).abort_handle();
 
@@ -206,6 +218,7 @@ fn serve(
         registry: Arc::clone(&registry),
         edge: Arc::clone(&edge),
         scale: scale.clone(),
+        autoscale: autoscale.clone(),
         metrics: metrics.clone(),
         drain: phase,
         plans: Arc::clone(&plans),
@@ -228,7 +241,7 @@ fn serve(
         table: Arc::clone(&table),
         edge: Arc::clone(&edge),
         scale: scale.clone(),
-        autoscale,
+        autoscale: autoscale.clone(),
         metrics,
         settings: Arc::clone(reader.peek().settings()),
         plans,
@@ -256,6 +269,8 @@ fn serve(
         edge: Arc::clone(&edge),
         registry,
         scale: scale.clone(),
+        autoscale,
+        kept,
         reader,
         state,
         notify: origin.notify,

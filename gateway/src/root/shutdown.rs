@@ -4,8 +4,10 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use sluice_control::autoscale::AutoscaleHandle;
 use sluice_control::scale::ScaleHandle;
 use sluice_control::source::ReloadHandle;
+use sluice_control::state::StateHandle;
 use sluice_gateway::admin::{GracefulShutdown, SocketFile, UpgradeError, Upgraded};
 use sluice_gateway::edge::Edge;
 use sluice_gateway::registry::{Reader, Registry};
@@ -24,6 +26,9 @@ const CLOSING: Duration = Duration::from_secs(6);
 /// Time for the last traces to reach their collector.
 const LAST_TRACES: Duration = Duration::from_secs(5);
 
+/// Time for the last documents to reach the disk.
+const LAST_WRITES: Duration = Duration::from_secs(5);
+
 /// Time for the last frames to a new process, and for the last responses of the admin API.
 const LAST_ANSWERS: Duration = Duration::from_secs(1);
 
@@ -36,6 +41,9 @@ pub(super) struct Running {
     pub(super) edge: Arc<Edge>,
     pub(super) registry: Arc<Registry>,
     pub(super) scale: ScaleHandle,
+    pub(super) autoscale: AutoscaleHandle,
+    /// The state directory, where there is one.
+    pub(super) kept: Option<StateHandle>,
     pub(super) reader: Reader,
     pub(super) state: Arc<GatewayState>,
     pub(super) notify: Arc<Notifier>,
@@ -87,6 +95,10 @@ impl Running {
                 self.drain_after_handover(*handed, request).await
             }
         };
+        if self.kept.is_some() {
+            self.autoscale.save().await;
+        }
+        self.close_state().await;
         self.scale.shutdown().await;
         // After the last request, and before the servers end: their metrics tell what was lost.
         if let Some(exporter) = self.exporter.take() {
@@ -101,6 +113,14 @@ impl Running {
             file.remove();
         }
         tracing::info!("gone");
+    }
+
+    /// Gives the state directory back when everything queued is written: the new process of an upgrade waits for it.
+    async fn close_state(&mut self) {
+        let Some(kept) = self.kept.take() else { return };
+        if tokio::time::timeout(LAST_WRITES, kept.close()).await.is_err() {
+            tracing::warn!("state: the disk is too slow, something learned last may be lost");
+        }
     }
 
     async fn until_ended(&mut self) -> End {
@@ -197,7 +217,12 @@ impl Running {
             delay: Duration::ZERO,
             ..self.reader.load().settings().drain
         };
+        // Before the autoscaler is ended, which knows what was learned; written while the drain begins.
+        if self.kept.is_some() {
+            self.autoscale.save().await;
+        }
         let follow = tokio::spawn(self.handoff.scaling.follow(sender, receiver));
+        self.close_state().await;
         let signals = &mut self.signals;
         let data_plane = (&*self.edge, &*self.registry);
         let at_once = tokio::select! {

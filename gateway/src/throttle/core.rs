@@ -78,7 +78,7 @@ pub(crate) struct Core<W> {
     pub(super) endpoints: EndpointSet,
     pub(super) queue: Queue<W>,
     pub(super) activation: Activation,
-    /// Duration of recent activations: a moving average, for `Retry-After`.
+    /// Duration of recent starts: a moving average, for `Retry-After`, waiting pages and schedules.
     pub(super) start_estimate: Option<Duration>,
     pub(super) current_start: CurrentStart,
     pub(super) closed: Option<Closing>,
@@ -317,6 +317,7 @@ impl<W> Core<W> {
             passive: self.passive_in_flight + u32::try_from(self.queue.passive()).unwrap_or(u32::MAX),
             expected: counts.ready == 0 && self.visits.is_expected(now),
             keep: self.visits.keep_left(now),
+            typical_start: self.start_estimate,
             ready: counts.ready,
             starting: counts.starting + counts.ejected,
             draining: counts.draining,

@@ -98,7 +98,8 @@ impl<W> Core<W> {
             let endpoint = self.endpoints.record(i);
             match endpoint.phase {
                 EndpointPhase::Starting => {
-                    if let Some(instance) = endpoint.state.instance.filter(|_| !endpoint.was_ready) {
+                    let started = endpoint.state.instance.filter(|_| !endpoint.was_ready);
+                    if let Some(instance) = started {
                         actions.signals.push(Signal::Ready(instance));
                     }
                     let timeline = match endpoint.state.instance {
@@ -112,6 +113,12 @@ impl<W> Core<W> {
                     self.current_start.end();
                     self.mark_ready(i);
                     self.visits.ready(now);
+                    // A start that nobody waits for is measured too: schedules start ahead by what starts take.
+                    if matches!(self.activation, Activation::Idle)
+                        && let (Some(_), Some(ordered)) = (started, timeline.ordered)
+                    {
+                        self.start_took(now.saturating_duration_since(ordered));
+                    }
                     self.activation_succeeded(now, &mut actions);
                 }
                 EndpointPhase::Ejected { by_probe: true, .. } => {
@@ -498,10 +505,14 @@ impl<W> Core<W> {
     fn activation_succeeded(&mut self, now: Instant, actions: &mut Actions<W>) {
         if let Activation::Outstanding { since, .. } = self.activation {
             let took = now.saturating_duration_since(since);
-            let before = self.start_estimate.unwrap_or(took);
-            self.start_estimate = Some((before * 7 + took * 3) / 10);
+            self.start_took(took);
             actions.signals.push(Signal::Activated { took });
         }
         self.activation = Activation::Idle;
+    }
+
+    fn start_took(&mut self, took: Duration) {
+        let before = self.start_estimate.unwrap_or(took);
+        self.start_estimate = Some((before * 7 + took * 3) / 10);
     }
 }

@@ -37,6 +37,7 @@ async fn every_example_passes_check() {
         "greeter",
         "internet-edge",
         "reverse-proxy",
+        "schedules",
         "tls",
         "waiting-page",
         "webhook",

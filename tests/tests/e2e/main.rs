@@ -62,6 +62,7 @@ mod reload;
 mod reload_without_inotify;
 mod routing;
 mod scale_down;
+mod schedules;
 mod slow_clients;
 mod splitting;
 mod timeouts;

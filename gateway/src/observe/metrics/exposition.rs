@@ -145,7 +145,7 @@ fn histograms(
     }
 }
 
-/// Writes the gauges of live state, except those of certificates.
+/// Writes the gauges of live state, except those of certificates and of scale decisions.
 pub(super) fn gauges(out: &mut Exposition, gauges: &LiveGauges) {
     let LiveGauges {
         loads,
@@ -153,6 +153,7 @@ pub(super) fn gauges(out: &mut Exposition, gauges: &LiveGauges) {
         tables,
         certificates: _,
         stats: _,
+        scaling: _,
     } = gauges;
     let mut in_flight = out.family(&IN_FLIGHT);
     for load in loads {

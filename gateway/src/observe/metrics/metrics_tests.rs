@@ -72,6 +72,23 @@ fn parse(text: &str) -> BTreeMap<String, f64> {
 
 const V1: &str = "namespace=\"default\",service=\"greeter\",revision=\"greeter-v1\"";
 
+fn scaling() -> ScalingStatus {
+    ScalingStatus {
+        wants: sluice_model::ScaleWants {
+            schedule: Some(4),
+            min_scale: 1,
+            ..Default::default()
+        },
+        instance_seconds: 12.5,
+        observed: Some(sluice_model::ObservedScaling {
+            cold_starts: 2,
+            instance_seconds: 7.25,
+            ..Default::default()
+        }),
+        ..ScalingStatus::default()
+    }
+}
+
 #[test]
 fn everything_of_the_contract_is_rendered_well_formed() {
     let metrics = Metrics::new();
@@ -115,12 +132,18 @@ fn everything_of_the_contract_is_rendered_well_formed() {
     let text = metrics.expose(&LiveGauges {
         loads: vec![load("greeter-v1"), load("greeter-v2")],
         desired: BTreeMap::from([(revision("greeter-v1"), 3)]),
+        scaling: BTreeMap::from([(revision("greeter-v1"), scaling())]),
         tables: 2,
         certificates: Vec::new(),
         stats: None,
     });
     let series = parse(&text);
     let want = [
+        (format!("sluice_scale_floor{{{V1},source=\"schedule\"}}"), 4.0),
+        (format!("sluice_scale_floor{{{V1},source=\"minScale\"}}"), 1.0),
+        (format!("sluice_instance_seconds_total{{{V1}}}"), 12.5),
+        (format!("sluice_observed_instance_seconds_total{{{V1}}}"), 7.25),
+        (format!("sluice_observed_cold_starts_total{{{V1}}}"), 2.0),
         (format!("sluice_requests_total{{{V1},code=\"200\"}}"), 1.0),
         (format!("sluice_requests_total{{{V1},code=\"503\"}}"), 1.0),
         (

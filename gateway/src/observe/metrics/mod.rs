@@ -15,6 +15,7 @@ mod knative;
 mod latency;
 mod registry;
 mod revision;
+mod scaling;
 mod status_codes;
 mod stripes;
 
@@ -25,7 +26,7 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use metrics::{Counter, Gauge};
-use sluice_model::{EndpointAddr, Generation, RevisionId, RevisionOwner, ServiceId};
+use sluice_model::{EndpointAddr, Generation, RevisionId, RevisionOwner, ScalingStatus, ServiceId};
 
 use super::history::{History, RequestCounts};
 use crate::h2::StreamRefusal;
@@ -129,6 +130,8 @@ pub struct LiveGauges {
     pub loads: Vec<RevisionLoad>,
     /// Replicas wanted, by revision; nothing for a revision that nothing scales.
     pub desired: BTreeMap<RevisionId, u32>,
+    /// The autoscaler's view, by revision; nothing for a revision that nothing scales.
+    pub scaling: BTreeMap<RevisionId, ScalingStatus>,
     /// Routing tables not yet dropped: the one that is served, and those that requests still hold.
     pub tables: usize,
     /// One entry per listener that terminates TLS.

@@ -17,7 +17,7 @@ use sluice_model::{RevisionId, ServiceId};
 use super::exposition::{self, Exposition};
 use super::families::{Family, Kind};
 use super::revision::{RevisionMetrics, ServiceMetrics};
-use super::{LiveGauges, certificates, knative};
+use super::{LiveGauges, certificates, knative, scaling};
 
 /// Every series, and the handles to them.
 pub(super) struct Registry {
@@ -94,6 +94,7 @@ impl Registry {
         exposition::counted(&mut out, services, &revisions);
         exposition::gauges(&mut out, gauges);
         knative::expose(&mut out, gauges);
+        scaling::expose(&mut out, gauges);
         certificates::expose(&mut out, &gauges.certificates);
         for registered in self.registered.lock().values() {
             let mut samples = out.family(registered.family);

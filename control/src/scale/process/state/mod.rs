@@ -21,7 +21,7 @@ use sluice_model::{ActivationFailure, Failure, InstanceId, RevisionStatus};
 pub(crate) use self::events::{ProcessAction, ProcessEvent};
 use self::instance::{Instance, Phase, same_launch};
 pub(crate) use self::saved::SavedProcessState;
-use crate::plan::RevisionPlan;
+use crate::plan::{RevisionPlan, ScalingMode};
 use crate::scale::backoff::Backoff;
 use crate::scale::events::{END_GRACE, EndpointAction, IdSource, RevisionEvent};
 use crate::scale::fleet::RevisionMachine;
@@ -209,6 +209,9 @@ impl ProcessState {
         }
         if self.plan.policy.max_scale == Some(0) {
             return self.refuse("maxScale is 0".to_owned(), now, todo);
+        }
+        if self.plan.policy.mode == ScalingMode::Observe && !self.any(Instance::is_live) {
+            return self.refuse("mode is observe: nothing is started".to_owned(), now, todo);
         }
         self.awaited = true;
         if !self.any(Instance::is_live) {

@@ -8,6 +8,7 @@ use sluice_model::InstanceId;
 
 use super::instance::{Instance, Phase, same_launch};
 use super::{ProcessAction, ProcessState};
+use crate::plan::ScalingMode;
 use crate::scale::InstanceOrder;
 use crate::scale::events::{EndpointAction, IdSource};
 
@@ -130,12 +131,15 @@ impl ProcessState {
             return 0;
         }
         let policy = &self.plan.policy;
-        let least = if self.plan.reachable { policy.min_scale } else { 0 };
-        self.desired.max(least).min(self.most())
+        match policy.mode {
+            ScalingMode::Active => policy.within(self.desired, self.plan.reachable),
+            // What runs already is kept at its number.
+            ScalingMode::Observe => self.desired,
+        }
     }
 
     pub(super) fn most(&self) -> u32 {
-        self.plan.policy.max_scale.unwrap_or(u32::MAX)
+        self.plan.policy.highest()
     }
 
     /// The number of instances that the present plan should have: the desired number, and during a replacement at least the

@@ -522,3 +522,37 @@ fn shutdown_stops_whatever_state_an_instance_is_in() {
     }
     assert!(bench.state.is_over());
 }
+
+#[test]
+fn in_observe_mode_nothing_is_started_and_waiters_are_told() {
+    let mut bench = Bench::new(|plan| {
+        plan.policy.mode = ScalingMode::Observe;
+        plan.policy.min_scale = 2;
+    });
+    let actions = bench.step(RevisionEvent::Activate);
+    assert_eq!(starts(&actions), [0_u64; 0]);
+    assert_eq!(
+        failures(&actions),
+        [(Failure::NotAllowed, "mode is observe: nothing is started")]
+    );
+    assert_eq!(bench.after(Duration::from_secs(60), RevisionEvent::Tick), []);
+    // What runs when a reload brings the mode is kept.
+    let mut running = Bench::new(|_| {}).with_ready(2);
+    assert_eq!(running.plan(|plan| plan.policy.mode = ScalingMode::Observe), []);
+    assert_eq!(running.step(RevisionEvent::Activate), []);
+    assert_eq!(running.after(Duration::from_secs(600), RevisionEvent::Tick), []);
+    assert_eq!(running.state.status().desired, 2);
+}
+
+#[test]
+fn a_schedules_ceiling_above_the_revisions_is_not_cut() {
+    let schedule = crate::schedule::tests::schedule("0 8 * * *", "UTC", 1.0, Some(4), Some(20));
+    let mut bench = Bench::new(|plan| {
+        plan.policy.max_scale = Some(2);
+        plan.policy.foresight = Some(Arc::new(crate::plan::ForesightPolicy {
+            schedules: vec![schedule],
+            forecast: None,
+        }));
+    });
+    assert_eq!(starts(&bench.desired(4)).len(), 4);
+}

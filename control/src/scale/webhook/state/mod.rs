@@ -24,7 +24,7 @@ pub(crate) use self::events::{WebhookAction, WebhookEvent};
 use self::post::Decision;
 pub(crate) use self::saved::SavedWebhookState;
 use super::Answer;
-use crate::plan::RevisionPlan;
+use crate::plan::{RevisionPlan, ScalingMode};
 use crate::scale::backoff::Backoff;
 use crate::scale::events::{EndpointAction, IdSource, RevisionEvent};
 use crate::scale::fleet::RevisionMachine;
@@ -189,7 +189,8 @@ impl WebhookState {
     }
 
     fn activate(&mut self, now: Instant, todo: &mut Vec<WebhookAction>) {
-        if self.is_removed() {
+        // In observe mode nobody is asked: an endpoint may come by itself.
+        if self.is_removed() || self.plan.policy.mode == ScalingMode::Observe {
             return;
         }
         if self.plan.policy.max_scale == Some(0) {
@@ -365,7 +366,8 @@ impl WebhookState {
     }
 
     fn reconcile(&mut self, now: Instant, ids: &mut IdSource, todo: &mut Vec<WebhookAction>) {
-        if self.giving_up {
+        let observes = self.plan.policy.mode == ScalingMode::Observe && !self.is_removed();
+        if self.giving_up || observes {
             return;
         }
         self.let_go(todo);
@@ -376,10 +378,7 @@ impl WebhookState {
         if self.is_removed() {
             return 0;
         }
-        let policy = &self.plan.policy;
-        let least = if self.plan.reachable { policy.min_scale } else { 0 };
-        let most = policy.max_scale.unwrap_or(u32::MAX);
-        self.desired.max(least).min(most)
+        self.plan.policy.within(self.desired, self.plan.reachable)
     }
 }
 

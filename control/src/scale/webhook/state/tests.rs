@@ -472,3 +472,18 @@ fn the_gateways_end_changes_nothing_elsewhere() {
     assert_eq!(bench.step(RevisionEvent::Shutdown), []);
     assert!(bench.state.is_over());
 }
+
+#[test]
+fn in_observe_mode_nobody_is_asked() {
+    let mut bench = Bench::new(|plan| {
+        plan.policy.mode = ScalingMode::Observe;
+        plan.policy.min_scale = 2;
+    });
+    assert_eq!(bench.step(RevisionEvent::Activate), []);
+    assert_eq!(bench.after(START * 2, RevisionEvent::Tick), []);
+    assert_eq!(bench.state.next_deadline(), None);
+    // Once it is active, the platform gets the number that is due.
+    let mut plan = RevisionPlan::clone(&bench.state.plan);
+    plan.policy.mode = ScalingMode::Active;
+    assert_eq!(asked(&bench.step(RevisionEvent::Plan(Arc::new(plan)))), [2]);
+}

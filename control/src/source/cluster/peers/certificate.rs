@@ -12,7 +12,7 @@ use std::time::Duration;
 use k8s_openapi::ByteString;
 use k8s_openapi::api::core::v1::Secret as FullSecret;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
-use k8s_openapi::jiff::{SignedDuration, Timestamp, tz::TimeZone};
+use k8s_openapi::jiff::{SignedDuration, Timestamp, civil::Date, tz::TimeZone};
 use kube::api::{Patch, PatchParams, PostParams};
 use kube::runtime::watcher;
 use kube::{Api, Client};
@@ -111,7 +111,7 @@ pub(super) fn make(now: Timestamp) -> Result<Made, rcgen::Error> {
         let at = at.unwrap_or(now);
         (at, at.to_zoned(TimeZone::UTC).date())
     };
-    let midnight = |date: k8s_openapi::jiff::civil::Date| {
+    let midnight = |date: Date| {
         let (month, day) = (date.month().unsigned_abs(), date.day().unsigned_abs());
         rcgen::date_time_ymd(i32::from(date.year()), month, day)
     };

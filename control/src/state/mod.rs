@@ -1,0 +1,18 @@
+//! What outlives the process: named documents in a directory.
+//!
+//! ```text
+//! directory/
+//!   version                          "1": the format of the directory
+//!   lock                             locked while a gateway uses it, with its process id
+//!   forecast.default.greeter.json    a document
+//! ```
+//!
+//! [`Store`] reads and writes documents at once; [`StateHandle`] queues writes for one [`StateWriter`], so that nobody waits for
+//! the disk. A document is written beside its place, synced and renamed into it: after a crash it is the old one or the new
+//! one, whole.
+
+mod store;
+mod writer;
+
+pub use store::{StateError, Store};
+pub use writer::{StateHandle, StateWriter};
