@@ -17,6 +17,7 @@ mod ids;
 mod name;
 mod revision;
 mod route;
+mod scaling;
 mod settings;
 mod shards;
 mod snapshot;
@@ -44,6 +45,7 @@ pub use route::{
     RequestView, Route, RouteMatch, Rule, Service, ServiceCertificate, Sticky, StickyScope, StickySource,
     Visibility,
 };
+pub use scaling::{ScaleSource, ScaleWants};
 pub use settings::{
     AccessLogFormat, CertificateFiles, CipherSuite, DrainSettings, Http2Settings, Limits, ListenerSettings,
     ProxyProtocol, ProxyProtocolMode, QueueTotals, Settings, TlsSettings, TlsVersion,
