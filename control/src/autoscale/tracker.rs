@@ -249,6 +249,7 @@ impl Tracker {
             ready: self.latest.ready,
             reachable: plan.reachable,
             in_use,
+            needed: self.latest.needed,
             start_timeout: plan.start_timeout,
         };
         clamp(decision, &input, &plan.policy, &mut self.activity_state, now)

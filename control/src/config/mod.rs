@@ -22,6 +22,7 @@ mod process;
 mod revision;
 mod schema;
 mod service;
+mod tiers;
 mod tls;
 mod traffic;
 
@@ -41,6 +42,7 @@ pub(crate) use revision::RevisionDraft;
 pub use schema::schema;
 use service::SERVICE;
 pub(crate) use service::ServiceDraft;
+pub(crate) use tiers::NeedName;
 pub(crate) use traffic::{Target, TargetRevision, Traffic};
 
 pub use crate::source::SourceFile;

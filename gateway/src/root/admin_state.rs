@@ -191,6 +191,7 @@ impl AdminState for GatewayState {
                 Some(throttler) => loads.extend(throttler.endpoints().into_iter().filter_map(endpoint)),
                 None => loads.extend(live.addresses().into_iter().map(|address| EndpointLoad {
                     address,
+                    tier: 0,
                     condition: EndpointCondition::Ready,
                     in_flight: 0,
                 })),
@@ -227,6 +228,7 @@ fn revision(plan: &RevisionPlan) -> Value {
         "target": policy.target_value,
         "window": format!("{:?}", policy.stable_window),
         "reachable": plan.reachable,
+        "needs": plan.needs.iter().map(ToString::to_string).collect::<Vec<_>>(),
     })
 }
 
@@ -241,6 +243,7 @@ fn endpoint(view: EndpointView) -> Option<EndpointLoad> {
     };
     Some(EndpointLoad {
         address: view.endpoint.address.clone(),
+        tier: view.endpoint.tier,
         condition,
         in_flight: view.in_flight,
     })
