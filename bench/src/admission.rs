@@ -107,6 +107,6 @@ fn throttler(endpoints: u16, limit: Option<u32>) -> (Arc<RevisionThrottler>, Arc
         limits,
         env,
     );
-    throttler.set_addresses(&fixture::addresses(endpoints), true, Instant::now());
+    throttler.set_addresses(0, &fixture::addresses(endpoints), true, Instant::now());
     (throttler, runtime)
 }

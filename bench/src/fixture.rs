@@ -205,6 +205,7 @@ fn revision(name: &str) -> RevisionSpec {
             },
             queue: queue(),
             request_headers: BTreeMap::new(),
+            needs: Vec::new(),
         }),
     }
 }

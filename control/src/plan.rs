@@ -166,6 +166,8 @@ pub struct RevisionPlan {
     pub service: String,
     /// Whether a traffic target or tag leads to the revision; an unreachable one has no minimum.
     pub reachable: bool,
+    /// Revisions that are ready before the first instance of this one is started, and held above zero while it runs.
+    pub needs: Vec<RevisionId>,
 }
 
 /// The bounds of local processes, all revisions together.

@@ -5,8 +5,8 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 use serde_json::{Value, json};
 use sluice_model::{
-    Backend, EndpointTarget, Found, ListenerSettings, NotFound, PathRewrite, RequestView, Scheme, Snapshot,
-    TrafficSplit, Visibility, normalize_host,
+    Backend, EndpointTarget, Found, ListenerSettings, NotFound, PathRewrite, RequestView, RevisionId, Scheme,
+    Snapshot, TrafficSplit, Visibility, normalize_host,
 };
 
 use crate::admin::ExplainQuery;
@@ -305,9 +305,18 @@ fn found<L>(
         "split": split(decision.found.split),
         "revision": revision.map(ToString::to_string),
         "backend": revision.map(|_| backend(&service.revisions[decision.target.slot].backend)),
+        "needs": revision.map(|_| needs(&service.revisions[decision.target.slot].needs)),
         "rewrite": rewrite,
         "why": why,
     })
+}
+
+/// The names of what a revision needs; `null` for nothing.
+fn needs(needs: &[RevisionId]) -> Value {
+    match needs {
+        [] => Value::Null,
+        needs => needs.iter().map(ToString::to_string).collect(),
+    }
 }
 
 fn split(split: &TrafficSplit) -> Value {
@@ -321,8 +330,8 @@ fn split(split: &TrafficSplit) -> Value {
     targets.collect()
 }
 
-fn backend(backend: &Backend) -> Value {
-    match backend {
+fn backend(kind: &Backend) -> Value {
+    match kind {
         Backend::Static { targets, activated } => json!({
             "endpoints": targets.iter().map(EndpointTarget::to_string).collect::<Vec<_>>(),
             "activated": activated,
@@ -336,6 +345,15 @@ fn backend(backend: &Backend) -> Value {
         }
         Backend::Managed => json!({"process": true}),
         Backend::Pods(pods) => json!({"pods": pods.all().map(|pod| pod.to_string()).collect::<Vec<_>>()}),
+        Backend::Tiers(tiers) => {
+            let tiers = tiers.iter().map(|tier| {
+                let mut value = backend(&tier.backend);
+                value["name"] = json!(tier.name.as_str());
+                value["containerConcurrency"] = json!(tier.container_concurrency);
+                value
+            });
+            json!({"tiers": tiers.collect::<Vec<_>>()})
+        }
     }
 }
 

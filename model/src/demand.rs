@@ -111,6 +111,8 @@ pub struct Load {
     pub keep: Duration,
     /// What starts took lately, a moving average; `None` before the first one.
     pub typical_start: Option<Duration>,
+    /// Whether a revision that needs this one runs, or is about to be started.
+    pub needed: bool,
     /// Endpoints that are usable now.
     pub ready: u32,
     /// Endpoints that are known and not ready.
@@ -164,6 +166,25 @@ pub trait EndpointSink: Send + Sync {
 
     /// The load since the previous call; only the autoscaler calls this.
     fn sample(&self, revision: &RevisionId) -> Option<Load>;
+
+    /// Asks for a revision that another one needs: as a request would that waits, but for place in the queue. Where
+    /// nothing of it is ready a start is demanded, and [`Demand::Activated`] or a failed start follows.
+    fn expect(&self, revision: &RevisionId) -> Expectation;
+
+    /// Keeps a revision that others need above zero, or no more: a retirement to zero leaves one instance, and its load
+    /// says why. Atomic with [`retire`](Self::retire). A replaced revision forgets it.
+    fn hold(&self, revision: &RevisionId, needed: bool);
+}
+
+/// How far a revision is that another one needs.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Expectation {
+    /// It serves, or nothing starts it.
+    Ready,
+    /// It is being started.
+    Starting,
+    /// Its last start failed, and the back-off lasts.
+    Failed(Arc<ActivationFailure>),
 }
 
 /// The control plane's state of a revision, for status and admin.
@@ -177,6 +198,10 @@ pub struct RevisionStatus {
     pub last_failure: Option<String>,
     /// Instances started so far.
     pub starts: u64,
+    /// Revisions that it needs, while their start is waited for.
+    pub waits_for: Vec<RevisionId>,
+    /// Revisions that need it, and run: it is held above zero.
+    pub held_by: Vec<RevisionId>,
 }
 
 /// The source of [`RevisionStatus`]; implemented by the control plane.

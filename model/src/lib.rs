@@ -30,16 +30,16 @@ mod wildcard;
 pub use admin::{AdminAddress, AdminSettings, MAX_SOCKET_PATH, Secret};
 pub use cold::{ColdAnswer, ColdStream, NoWake, NoWakeRule, StreamFormat, WaitingPage};
 pub use demand::{
-    ActivationFailure, Demand, DemandSink, EndpointSink, Failure, InstanceId, LaunchStep, Load,
+    ActivationFailure, Demand, DemandSink, EndpointSink, Expectation, Failure, InstanceId, LaunchStep, Load,
     ManagedEndpoint, RevisionStatus, StatusSource,
 };
 pub use draw::draw_point;
 pub use hash::{StickyKey, rendezvous, stable_hash};
 pub use name::{Host, NameError, RevisionId, ServiceId, Tag, normalize_host};
 pub use revision::{
-    Backend, BackendTls, DEFAULT_STREAMS_PER_CONNECTION, EndpointAddr, EndpointTarget, Pods, Probe,
-    ProbeKind, Protocol, QueueLimits, RevisionOwner, RevisionSettings, RevisionSpec, RevisionTimeouts,
-    Scheme, UrlBackend,
+    Backend, BackendTls, DEFAULT_STREAMS_PER_CONNECTION, EndpointAddr, EndpointTarget, MAX_TIERS, Pods,
+    Probe, ProbeKind, Protocol, QueueLimits, RevisionOwner, RevisionSettings, RevisionSpec, RevisionTimeouts,
+    Scheme, Tier, UrlBackend,
 };
 pub use route::{
     CertificatePem, HeaderMatch, HeaderMatcher, HostClaim, HttpOption, IngressExtras, PathMatch, PathRewrite,

@@ -299,6 +299,53 @@ namespaced_id! {
     ServiceId
 }
 
+/// Between a revision's name and its tier's: a byte that is in no name.
+const TIER: char = '@';
+
+/// The ids by which tiers are scaled.
+impl RevisionId {
+    /// The id by which a tier of this revision is scaled: `namespace/name@tier`.
+    #[must_use]
+    pub fn of_tier(&self, tier: &Tag) -> Self {
+        let text = format!("{self}{TIER}{tier}").into();
+        let slash = self.slash;
+        Self { text, slash }
+    }
+
+    /// As [`parse`](Self::parse), of a revision or of a tier as [`of_tier`](Self::of_tier) names it.
+    ///
+    /// # Errors
+    /// [`NameError`] for the first part that is not a label.
+    pub fn parse_scaled(namespace: &str, name: &str) -> Result<Self, NameError> {
+        match name.split_once(TIER) {
+            Some((name, tier)) => Ok(Self::parse(namespace, name)?.of_tier(&Tag::parse(tier)?)),
+            None => Self::parse(namespace, name),
+        }
+    }
+
+    /// The name of the tier, in the id of one.
+    pub fn tier(&self) -> Option<&str> {
+        self.name().split_once(TIER).map(|(_, tier)| tier)
+    }
+
+    /// The revision, in the id of a tier; else this id.
+    #[must_use]
+    pub fn revision(&self) -> Self {
+        match self.tier() {
+            Some(tier) => Self {
+                text: self.text[..self.text.len() - tier.len() - TIER.len_utf8()].into(),
+                slash: self.slash,
+            },
+            None => self.clone(),
+        }
+    }
+
+    /// The name of the revision, without that of a tier.
+    pub fn revision_name(&self) -> &str {
+        self.name().split_once(TIER).map_or_else(|| self.name(), |(name, _)| name)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -385,5 +432,23 @@ mod tests {
         assert!(first < second && id("a", "a") < first);
         assert_eq!((first.namespace(), first.name()), ("a", "z"));
         assert_eq!(second.to_string(), "a-b/a");
+    }
+
+    #[test]
+    fn a_tier_is_scaled_by_an_id_of_its_own() {
+        let revision = RevisionId::parse("default", "greeter-v1").expect("a name");
+        let tier = revision.of_tier(&Tag::parse("standard").expect("a label"));
+        assert_eq!(tier.to_string(), "default/greeter-v1@standard");
+        assert_eq!((tier.tier(), revision.tier()), (Some("standard"), None));
+        assert_eq!(
+            (tier.revision(), revision.revision()),
+            (revision.clone(), revision)
+        );
+        assert_eq!(tier.revision_name(), "greeter-v1");
+        assert_eq!(RevisionId::parse_scaled("default", tier.name()), Ok(tier.clone()));
+        assert!(
+            RevisionId::parse("default", tier.name()).is_err()
+                && RevisionId::parse_scaled("a", "b@").is_err()
+        );
     }
 }

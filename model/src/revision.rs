@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::name::{Host, RevisionId, ServiceId};
+use crate::name::{Host, RevisionId, ServiceId, Tag};
 use crate::settings::CertificateFiles;
 
 /// The address of one endpoint.
@@ -122,6 +122,35 @@ pub enum Backend {
     /// Instances that the control plane starts and reports through
     /// [`EndpointSink`](crate::EndpointSink).
     Managed,
+    /// Several kinds in an order, from 2 to [`MAX_TIERS`]: the last tier with a ready endpoint serves.
+    Tiers(Arc<[Tier]>),
+}
+
+/// The bound of tiers of one revision.
+pub const MAX_TIERS: usize = 8;
+
+/// A tier of a revision: endpoints of one kind, with a concurrency limit of their own. All other settings are the
+/// revision's.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Tier {
+    /// Its name, unique in the revision.
+    pub name: Tag,
+    /// The kind of its endpoints; neither [`Backend::Tiers`] nor [`Backend::Pods`].
+    pub backend: Backend,
+    /// The concurrency limit of one endpoint; `None` is no limit.
+    pub container_concurrency: Option<u32>,
+}
+
+impl Backend {
+    /// Whether endpoints come on demand: at zero a request waits and sends [`Demand`](crate::Demand). Of a revision
+    /// with tiers: whether any of them does.
+    pub fn is_started(&self) -> bool {
+        match self {
+            Self::Managed | Self::Pods(_) | Self::Static { activated: true, .. } => true,
+            Self::Static { .. } | Self::Url(_) => false,
+            Self::Tiers(tiers) => tiers.iter().any(|tier| tier.backend.is_started()),
+        }
+    }
 }
 
 /// The protocol spoken to endpoints.
@@ -245,6 +274,8 @@ pub struct RevisionSettings {
     pub queue: QueueLimits,
     /// Headers that are set on every request to the revision; values may be secrets.
     pub request_headers: BTreeMap<String, String>,
+    /// Revisions that are started, and ready, before this one, and held above zero while it runs.
+    pub needs: Vec<RevisionId>,
 }
 
 /// The configuration of one revision that serving needs. Dereferences to its [`RevisionSettings`], which are shared
@@ -277,6 +308,34 @@ impl DerefMut for RevisionSpec {
 }
 
 impl RevisionSpec {
+    /// The tiers, the first one first; empty for a revision without tiers.
+    pub fn tiers(&self) -> &[Tier] {
+        match &self.backend {
+            Backend::Tiers(tiers) => tiers,
+            _ => &[],
+        }
+    }
+
+    /// The kind of the endpoints of a tier; of all endpoints, for a revision without tiers.
+    pub fn backend_of(&self, tier: u8) -> &Backend {
+        let tier = self.tiers().get(usize::from(tier));
+        tier.map_or(&self.backend, |tier| &tier.backend)
+    }
+
+    /// The concurrency limit of an endpoint of a tier.
+    pub fn concurrency_of(&self, tier: u8) -> Option<u32> {
+        let tier = self.tiers().get(usize::from(tier));
+        tier.map_or(self.container_concurrency, |tier| tier.container_concurrency)
+    }
+
+    /// The ids by which the revision is scaled, by tier: its own, or one for each tier.
+    pub fn scaled_ids(&self) -> Vec<RevisionId> {
+        match self.tiers() {
+            [] => vec![self.id.clone()],
+            tiers => tiers.iter().map(|tier| self.id.of_tier(&tier.name)).collect(),
+        }
+    }
+
     /// A revision that was removed from the configuration: only its remaining instances matter.
     pub fn leaving(id: RevisionId, service: ServiceId, container_concurrency: Option<u32>) -> Self {
         let settings = RevisionSettings {
@@ -299,6 +358,7 @@ impl RevisionSpec {
                 timeout: Duration::ZERO,
             },
             request_headers: BTreeMap::new(),
+            needs: Vec::new(),
         };
         Self {
             id,

@@ -93,6 +93,7 @@ pub fn revision_settings() -> RevisionSettings {
             timeout: Duration::from_secs(60),
         },
         request_headers: BTreeMap::new(),
+        needs: Vec::new(),
     }
 }
 

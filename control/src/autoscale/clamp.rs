@@ -19,6 +19,8 @@ pub struct ClampInput {
     pub reachable: bool,
     /// Whether a request was there within the stable window, or a waiting page keeps the instance.
     pub in_use: bool,
+    /// Whether a revision that needs this one runs, or is about to be started.
+    pub needed: bool,
     /// The longest an instance may take to become ready.
     pub start_timeout: Duration,
 }
@@ -103,7 +105,10 @@ pub fn clamp(
     activity_state: &mut ActivityState,
     now: Duration,
 ) -> ScaleDecision {
-    let (least, raised_by) = activity_state.least(policy, input.reachable);
+    let (least, raised_by) = match activity_state.least(policy, input.reachable) {
+        (0, _) if input.needed => (1, Limit::Needed),
+        least => least,
+    };
     if decision.desired < least {
         decision.desired = least;
         decision.limit = Some(raised_by);

@@ -46,6 +46,7 @@ fn case(activity: fn(Duration) -> Activity, time: Duration) -> Case {
             ready: 1,
             reachable: true,
             in_use: false,
+            needed: false,
             start_timeout: Duration::from_secs(600),
         },
         activity_state: ActivityState {

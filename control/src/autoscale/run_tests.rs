@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use sluice_model::{ActivationFailure, InstanceId, LaunchStep, Load, ManagedEndpoint};
+use sluice_model::{ActivationFailure, Expectation, InstanceId, LaunchStep, Load, ManagedEndpoint};
 
 use super::*;
 use crate::autoscale::tracker::tests::plan;
@@ -29,6 +29,10 @@ impl EndpointSink for Fake {
     fn end(&self, _: &RevisionId, _: &[InstanceId]) {}
     fn fail(&self, _: &RevisionId, _: Arc<ActivationFailure>) {}
     fn forgive(&self, _: &RevisionId) {}
+    fn expect(&self, _: &RevisionId) -> Expectation {
+        Expectation::Ready
+    }
+    fn hold(&self, _: &RevisionId, _: bool) {}
     fn sample(&self, revision: &RevisionId) -> Option<Load> {
         *self.samples.lock() += 1;
         self.loads.lock().get(revision).copied()

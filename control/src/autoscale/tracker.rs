@@ -275,6 +275,7 @@ impl Tracker {
             ready: self.latest.ready,
             reachable: plan.reachable,
             in_use,
+            needed: self.latest.needed,
             start_timeout: plan.start_timeout,
         };
         let mut decision = match self.bounds.apply(&plan.policy, plan.reachable) {

@@ -37,6 +37,7 @@ pub(crate) fn plan(window: u64) -> RevisionPlan {
         start_timeout: Duration::from_secs(60),
         service: "greeter".to_owned(),
         reachable: true,
+        needs: Vec::new(),
     }
 }
 

@@ -4,6 +4,7 @@
 //! too, so that all mistakes of all files are reported at once.
 
 mod hosts;
+mod needs;
 mod policy;
 mod sharing;
 mod targets;
@@ -204,11 +205,17 @@ pub(crate) fn compile(
     let hosts = hosts::claim(&services, &top_level.settings.domain, &catalog, cx);
     let targets = targets::resolve(&services, &catalog, cx);
     let policies = policy::policies(&services, top_level, cx);
+    let needs = needs::resolve(&services, &catalog, &targets, cx);
     warn_unserved(top_level, &services, cx);
-    let parts = services.into_iter().zip(hosts).zip(policies).enumerate();
+    let parts = services
+        .into_iter()
+        .zip(hosts)
+        .zip(policies.into_iter().zip(needs))
+        .enumerate();
     parts
-        .map(|(index, ((service, hosts), policies))| {
-            build(service, hosts, policies, index, &catalog, &targets[index], shared)
+        .map(|(index, ((service, hosts), (policies, needs)))| {
+            let scaling = policies.into_iter().zip(needs).collect();
+            build(service, hosts, scaling, index, &catalog, &targets[index], shared)
         })
         .collect()
 }
@@ -229,6 +236,10 @@ pub(crate) fn name_claims(domain: &str, service: &ServiceDraft, claim: &mut impl
                 }
                 _ => {}
             }
+        }
+        for (namespace, name) in needs::named(service) {
+            claim(NameClaim::Revision(namespace, name));
+            claim(NameClaim::Service(namespace, name));
         }
         // The error about a revision of another service names its owner.
         for name in targets::named(service) {
@@ -368,7 +379,7 @@ pub(crate) fn serves_internal(top_level: &Draft) -> bool {
 fn build(
     service: ServiceDraft,
     mut hosts: Vec<HostClaim>,
-    policies: Vec<Option<AutoscalePolicy>>,
+    scaling: Vec<(Vec<Option<AutoscalePolicy>>, Vec<RevisionId>)>,
     index: usize,
     catalog: &Catalog,
     targets: &targets::ServiceTargets,
@@ -378,18 +389,24 @@ fn build(
     let ids = &catalog.revisions[index];
     let mut plans = Vec::new();
     let mut revisions = Vec::with_capacity(ids.len());
-    let drafts = service.revisions.into_iter().zip(policies).enumerate();
-    for (nth, (revision, policy)) in drafts {
+    let drafts = service.revisions.into_iter().zip(scaling).enumerate();
+    for (nth, (revision, (policies, needs))) in drafts {
         let revision_id = ids[nth].as_ref()?;
-        if let (Some(scaler), Some(policy)) = (revision.scaler, policy) {
+        for (tier, ((scaler, _), policy)) in revision.scalers().into_iter().zip(policies).enumerate() {
+            let (Some(scaler), Some(policy)) = (scaler, policy) else {
+                continue;
+            };
             let plan = RevisionPlan {
-                scaler,
+                scaler: scaler.clone(),
                 policy,
                 start_timeout: revision.start_timeout,
                 service: id.name().to_owned(),
                 reachable: targets.reaches(nth),
+                needs: needs.clone(),
             };
-            plans.push((revision_id.clone(), Arc::new(plan)));
+            let scaled = revision.tiers.get(tier);
+            let scaled = scaled.map_or_else(|| revision_id.clone(), |tier| revision_id.of_tier(&tier.name));
+            plans.push((scaled, Arc::new(plan)));
         }
         let settings = RevisionSettings {
             protocol: revision.protocol,
@@ -402,6 +419,7 @@ fn build(
             timeouts: revision.timeouts,
             queue: revision.queue,
             request_headers: revision.request_headers,
+            needs,
         };
         let mut backend = revision.backend?;
         if let Backend::Static { targets, .. } = &mut backend {
@@ -455,3 +473,5 @@ mod foresight_tests;
 mod golden_tests;
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod tiers_tests;

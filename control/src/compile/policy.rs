@@ -14,24 +14,55 @@ const RPS_FRACTION: f64 = 0.7;
 /// Knative's smallest target.
 const LEAST_TARGET: f64 = 0.01;
 
-/// The policies by service and revision; `None` for a revision that is not scaled.
+/// The policies by service, revision and tier, of which a revision without tiers has one; `None` for a tier that is not
+/// scaled.
 pub(super) fn policies(
     services: &[ServiceDraft],
     top_level: &Draft,
     cx: &mut Context,
-) -> Vec<Vec<Option<AutoscalePolicy>>> {
+) -> Vec<Vec<Vec<Option<AutoscalePolicy>>>> {
     services
         .iter()
         .map(|service| {
             let revisions = service.revisions.iter();
-            revisions.map(|r| policy(r, top_level, cx)).collect()
+            revisions.map(|r| tier_policies(r, top_level, cx)).collect()
         })
         .collect()
 }
 
-fn policy(revision: &RevisionDraft, top_level: &Draft, cx: &mut Context) -> Option<AutoscalePolicy> {
+/// The revision's policy for each tier that is scaled. Minimum, initial scale, schedules and forecast are those of the
+/// last one: the others are there for the time until it is.
+fn tier_policies(
+    revision: &RevisionDraft,
+    top_level: &Draft,
+    cx: &mut Context,
+) -> Vec<Option<AutoscalePolicy>> {
+    let scaling = scaling(revision, top_level, cx);
     let globals = &top_level.autoscaling;
-    if revision.scaler.is_none() {
+    let scalers = revision.scalers();
+    let last = scalers.iter().rposition(|(scaler, _)| scaler.is_some());
+    let policy = |(tier, (scaler, limit)): (usize, (Option<_>, Option<u32>))| {
+        let (Some(scaling), Some(_)) = (&scaling, scaler) else {
+            return None;
+        };
+        let policy = derive(scaling, globals, limit);
+        Some(match last == Some(tier) {
+            true => policy,
+            false => AutoscalePolicy {
+                min_scale: 0,
+                initial_scale: 0,
+                foresight: None,
+                ..policy
+            },
+        })
+    };
+    scalers.into_iter().enumerate().map(policy).collect()
+}
+
+/// The checked scaling of a revision that something scales.
+fn scaling(revision: &RevisionDraft, top_level: &Draft, cx: &mut Context) -> Option<Scaling> {
+    let globals = &top_level.autoscaling;
+    if revision.scalers().iter().all(|(scaler, _)| scaler.is_none()) {
         // A revision without a backend was reported already.
         if let (Some(scaling), Some(_)) = (&revision.scaling, &revision.backend) {
             let diagnostic = scaling
@@ -43,17 +74,16 @@ fn policy(revision: &RevisionDraft, top_level: &Draft, cx: &mut Context) -> Opti
         }
         return None;
     }
-    let scaling = match &revision.scaling {
-        Some(scaling) if !scaling.value.sound => return None,
+    match &revision.scaling {
+        Some(scaling) if !scaling.value.sound => None,
         Some(scaling) => {
             check(scaling, globals, cx);
             check_schedules(&scaling.value, globals, cx);
             warn(scaling, revision, top_level, cx);
-            scaling.value.clone()
+            Some(scaling.value.clone())
         }
-        None => Scaling::default(),
-    };
-    Some(derive(&scaling, globals, revision.container_concurrency))
+        None => Some(Scaling::default()),
+    }
 }
 
 /// Checks values that are valid alone and invalid with the defaults.

@@ -21,6 +21,12 @@ pub(super) struct ServiceTargets {
 }
 
 impl ServiceTargets {
+    /// Whether the service's own traffic gives a revision a share.
+    pub(super) fn has_share(&self, revision: usize) -> bool {
+        let mut own = self.own.iter();
+        own.any(|t| t.revision == revision && t.percent.hundredths() > 0)
+    }
+
     /// Whether any share or tag leads to a revision.
     pub(super) fn reaches(&self, revision: usize) -> bool {
         let all = self.routes.iter().flatten().chain(&self.own);

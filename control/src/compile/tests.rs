@@ -18,18 +18,18 @@ fn env(name: &str) -> Option<String> {
     }
 }
 
-fn file(path: &str, text: &str) -> SourceFile {
+pub(super) fn file(path: &str, text: &str) -> SourceFile {
     SourceFile {
         path: path.into(),
         text: text.to_owned(),
     }
 }
 
-fn load_one(text: &str) -> Result<Compiled, Diagnostics> {
+pub(super) fn load_one(text: &str) -> Result<Compiled, Diagnostics> {
     load(&[file("/etc/sluice/sluice.yaml", text)], &env)
 }
 
-fn good(text: &str) -> Compiled {
+pub(super) fn good(text: &str) -> Compiled {
     load_one(text).unwrap_or_else(|e| panic!("{e}"))
 }
 

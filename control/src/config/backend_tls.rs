@@ -98,17 +98,21 @@ pub(super) const BACKEND_TLS: Record<BackendTlsDraft> = Record {
 /// Checks that protocol and TLS fit the backend. Reports nothing where the backend could not be decoded.
 pub(super) fn check_wire(o: &mut Object<'_>, backend: Option<&Backend>, protocol: Protocol) {
     let Some(backend) = backend else { return };
-    let scheme = match backend {
-        Backend::Url(url) => Some(url.scheme),
-        _ => None,
+    let is_https = |backend: &Backend| matches!(backend, Backend::Url(url) if url.scheme == Scheme::Https);
+    // `tls` is for the tiers with an https url; a protocol is for all of them.
+    let (https, all_https) = match backend {
+        Backend::Tiers(tiers) => {
+            let https = tiers.iter().filter(|tier| is_https(&tier.backend)).count();
+            (https > 0, https == tiers.len())
+        }
+        backend => (is_https(backend), is_https(backend)),
     };
-    let https = scheme == Some(Scheme::Https);
     if let (false, Some(node)) = (https, o.key("tls")) {
         let diagnostic = node.error("'tls' goes with an https url only");
         o.cx.report(diagnostic.hint("leave it out, or give the revision a url: https://host"));
     }
     match (protocol, o.key("protocol")) {
-        (Protocol::H2, Some(node)) if !https => {
+        (Protocol::H2, Some(node)) if !all_https => {
             let diagnostic = node.error("h2 is HTTP/2 over TLS, but the backend is no https url");
             o.cx.report(diagnostic.hint("use h2c for HTTP/2 without TLS, or url: https://host"));
         }

@@ -25,6 +25,7 @@ mod schema;
 mod service;
 mod shared;
 mod state;
+mod tiers;
 mod tls;
 mod traffic;
 
@@ -45,6 +46,7 @@ pub use schema::schema;
 use service::SERVICE;
 pub(crate) use service::ServiceDraft;
 pub(crate) use shared::SharedSettings;
+pub(crate) use tiers::NeedName;
 pub(crate) use traffic::{Target, TargetRevision, Traffic};
 
 pub use crate::source::SourceFile;

@@ -19,6 +19,7 @@ use super::names::{
     BACKEND_URL, ENDPOINT, HeaderText, LABEL, PROBE_PATH, UPGRADE, WEBHOOK_URL, settable_header,
 };
 use super::process::PROCESS;
+use super::tiers::{NEED, NeedName, TIER, TierDraft, as_backend, check_tiers};
 use crate::plan::{ProcessSpec, ScalerSpec, WebhookSpec};
 
 /// A revision, as far as it could be decoded.
@@ -42,10 +43,26 @@ pub(crate) struct RevisionDraft {
     pub(crate) queue: QueueLimits,
     pub(crate) request_headers: BTreeMap<String, String>,
     pub(crate) scaling: Option<Located<Scaling>>,
+    /// In their order; empty for a revision of one kind.
+    pub(crate) tiers: Vec<TierDraft>,
+    pub(crate) needs: Vec<Located<NeedName>>,
+}
+
+impl RevisionDraft {
+    /// What starts instances, with the limit of one, by tier: one entry for a revision without tiers.
+    pub(crate) fn scalers(&self) -> Vec<(Option<&ScalerSpec>, Option<u32>)> {
+        if self.tiers.is_empty() {
+            return vec![(self.scaler.as_ref(), self.container_concurrency)];
+        }
+        let tiers = self.tiers.iter();
+        tiers
+            .map(|tier| (tier.scaler.as_ref(), tier.container_concurrency))
+            .collect()
+    }
 }
 
 /// The keys of backends. One of them in a service makes the service a shorthand.
-pub(super) const BACKENDS: [&str; 4] = ["endpoints", "url", "process", "activation"];
+pub(super) const BACKENDS: [&str; 5] = ["endpoints", "url", "process", "activation", "tiers"];
 
 pub(super) const REVISION: Record<RevisionDraft> = Record {
     name: "Revision",
@@ -84,6 +101,16 @@ pub(super) fn revision_keys(o: &mut Object<'_>) -> RevisionDraft {
         "activation",
         "What starts instances elsewhere on demand.",
         ACTIVATION,
+    );
+    let tiers = o.optional(
+        "tiers",
+        "Endpoints of several kinds; the last tier with a ready one serves.",
+        List(WithLocation(TIER)),
+    );
+    let needs = o.optional(
+        "needs",
+        "Revisions, or services: started and ready before this one, held above zero while it runs.",
+        List(WithLocation(NEED)),
     );
     let readiness = o.optional(
         "readinessProbe",
@@ -134,7 +161,28 @@ pub(super) fn revision_keys(o: &mut Object<'_>) -> RevisionDraft {
             "How it is scaled, under the names of Knative's annotations.",
             WithLocation(SCALING),
         ),
+        tiers: Vec::new(),
+        needs: needs.unwrap_or_default(),
     };
+    if o.has("tiers") {
+        let before = o.cx.errors();
+        o.only_one_of(&["endpoints", "url", "process", "tiers"]);
+        if let Some(key) = o.key("activation") {
+            let diagnostic = key.error("'activation' goes into the tier that it is for");
+            o.cx.report(diagnostic.hint("move it into one of the tiers"));
+        }
+        let drafts = check_tiers(o, tiers.unwrap_or_default(), &draft);
+        let sound = o.cx.errors() == before && drafts.iter().all(|tier| tier.backend.is_some());
+        let backend = sound.then(|| as_backend(&drafts));
+        if let Some(backend) = &backend {
+            check_wire(o, Some(backend), draft.protocol);
+        }
+        return RevisionDraft {
+            backend,
+            tiers: drafts,
+            ..draft
+        };
+    }
     let (backend, scaler) = backend(o, endpoints, url, process, activation);
     check_wire(o, backend.as_ref(), draft.protocol);
     RevisionDraft {
@@ -144,7 +192,7 @@ pub(super) fn revision_keys(o: &mut Object<'_>) -> RevisionDraft {
     }
 }
 
-fn concurrency(o: &mut Object<'_>) -> Option<u32> {
+pub(super) fn concurrency(o: &mut Object<'_>) -> Option<u32> {
     let limit = o.or(
         "containerConcurrency",
         "Requests one endpoint may hold at once; 0 is no limit.",
@@ -192,10 +240,10 @@ fn timeouts(o: &mut Object<'_>) -> RevisionTimeouts {
     }
 }
 
-type BackendAndScaler = (Option<Backend>, Option<ScalerSpec>);
+pub(super) type BackendAndScaler = (Option<Backend>, Option<ScalerSpec>);
 
 /// Combines the backend keys into backend and scaler; `None` after a mistake.
-fn backend(
+pub(super) fn backend(
     o: &mut Object<'_>,
     endpoints: Option<Vec<Located<EndpointTarget>>>,
     url: Option<Located<sluice_model::UrlBackend>>,
@@ -315,7 +363,7 @@ pub(super) const SET: Table<HeaderText> = Table {
     values: HeaderText,
 };
 
-const ACTIVATION: Record<Option<WebhookSpec>> = Record {
+pub(super) const ACTIVATION: Record<Option<WebhookSpec>> = Record {
     name: "Activation",
     doc: "What starts instances elsewhere.",
     decode: |o| Some(o.required("webhook", "Asked for instances by POST.", WEBHOOK)),

@@ -7,7 +7,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use sluice_model::{ActivationFailure, InstanceId};
+use sluice_model::{ActivationFailure, InstanceId, RevisionId};
 
 use crate::plan::RevisionPlan;
 
@@ -38,6 +38,15 @@ pub(crate) enum RevisionEvent {
     Victims { asked: u32, chosen: Vec<InstanceId> },
     /// A deadline may have passed.
     Tick,
+    /// Something that the revision needs became ready, or failed to start.
+    NeedsChanged,
+    /// The data plane's answer to [`EndpointAction::Expect`]: all of them are ready. Without an answer some are starting.
+    NeedsReady,
+    /// The data plane's answer to [`EndpointAction::Expect`]: the start of this one failed.
+    NeedFailed {
+        need: RevisionId,
+        failure: Arc<ActivationFailure>,
+    },
 }
 
 /// An order to the data plane about a revision's endpoints and waiters, or a line for the log.
@@ -59,6 +68,8 @@ pub(crate) enum EndpointAction {
     Forgive,
     /// Logs a warning.
     Warn(String),
+    /// Has these revisions started, which this one needs, and asks whether they are ready.
+    Expect(Vec<RevisionId>),
 }
 
 /// A source of instance numbers, decision keys and randomness, so that state machines have none of their own.

@@ -34,6 +34,9 @@ pub(super) trait RevisionMachine {
     /// Whether the revision was removed: it only has to end.
     fn is_removed(&self) -> bool;
 
+    /// Whether an instance runs, or is about to be started: what the revision needs is held above zero.
+    fn runs(&self) -> bool;
+
     /// Whether the revision follows this very plan already.
     fn follows(&self, plan: &RevisionPlan) -> bool;
 

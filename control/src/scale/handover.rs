@@ -157,7 +157,7 @@ impl<T> Saved<T> {
 
     /// The revision; `None` for an invalid name, because a newer gateway may be stricter.
     pub(super) fn id(&self) -> Option<RevisionId> {
-        RevisionId::parse(&self.namespace, &self.revision).ok()
+        RevisionId::parse_scaled(&self.namespace, &self.revision).ok()
     }
 }
 
@@ -195,6 +195,7 @@ impl SavedLaunch {
             start_timeout: self.start_timeout,
             service: self.service.clone(),
             reachable: false,
+            needs: Vec::new(),
         })
     }
 }
@@ -295,7 +296,7 @@ impl PlatformAnswer {
     }
 
     pub(super) fn into_parts(self) -> Option<(RevisionId, Answer)> {
-        let revision = RevisionId::parse(&self.namespace, &self.revision).ok()?;
+        let revision = RevisionId::parse_scaled(&self.namespace, &self.revision).ok()?;
         let answer = match self.answer {
             SavedAnswer::Agreed(endpoints) => Answer::Agreed { endpoints },
             SavedAnswer::Refused(detail) => Answer::Refused(detail),

@@ -14,6 +14,7 @@ mod events;
 mod fleet;
 mod handover;
 mod mailbox;
+mod needs;
 mod process;
 mod scalers;
 pub mod supervisor;

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use sluice_model::{EndpointSink, LaunchStep, ManagedEndpoint, RevisionId};
+use sluice_model::{EndpointSink, Expectation, LaunchStep, ManagedEndpoint, RevisionId};
 
 use super::events::{EndpointAction, RevisionEvent};
 use super::process::{ProcessAction, ProcessEvent};
@@ -14,6 +14,8 @@ use super::{Ask, InstanceOrder, Scaler};
 pub(super) struct Scalers<P, W> {
     pub(super) processes: P,
     pub(super) platforms: W,
+    /// Revisions whose waiters were failed since this was last read, for those that need them.
+    pub(super) failed: Vec<RevisionId>,
 }
 
 impl<P: Scaler<Order = InstanceOrder>, W: Scaler<Order = Ask>> Scalers<P, W> {
@@ -27,6 +29,7 @@ impl<P: Scaler<Order = InstanceOrder>, W: Scaler<Order = Ask>> Scalers<P, W> {
     ) -> Option<ProcessEvent> {
         match action {
             ProcessAction::Endpoint(action) => {
+                self.note(revision, &action);
                 return endpoint_action(revision, action, sink).map(Into::into);
             }
             ProcessAction::Order(order) => {
@@ -45,6 +48,12 @@ impl<P: Scaler<Order = InstanceOrder>, W: Scaler<Order = Ask>> Scalers<P, W> {
         None
     }
 
+    fn note(&mut self, revision: &RevisionId, action: &EndpointAction) {
+        if matches!(action, EndpointAction::Fail(_)) {
+            self.failed.push(revision.clone());
+        }
+    }
+
     /// Carries out an action of a revision that a platform scales; the data plane's answer, where there is one, is the
     /// next event.
     pub(super) fn webhook_action(
@@ -54,7 +63,10 @@ impl<P: Scaler<Order = InstanceOrder>, W: Scaler<Order = Ask>> Scalers<P, W> {
         sink: &dyn EndpointSink,
     ) -> Option<WebhookEvent> {
         match action {
-            WebhookAction::Endpoint(action) => endpoint_action(revision, action, sink).map(Into::into),
+            WebhookAction::Endpoint(action) => {
+                self.note(revision, &action);
+                endpoint_action(revision, action, sink).map(Into::into)
+            }
             WebhookAction::ToZero => Some(WebhookEvent::AtZero(sink.to_zero(revision))),
             WebhookAction::Ask(ask) => {
                 tracing::info!(%revision, replicas = ask.replicas, reason = ask.reason, "asking the platform");
@@ -66,6 +78,22 @@ impl<P: Scaler<Order = InstanceOrder>, W: Scaler<Order = Ask>> Scalers<P, W> {
             }
         }
     }
+}
+
+/// Starts what a revision needs. `None`: something is starting, and nothing failed.
+fn expect(revision: &RevisionId, needs: Vec<RevisionId>, sink: &dyn EndpointSink) -> Option<RevisionEvent> {
+    let mut ready = true;
+    for need in needs {
+        match sink.expect(&need) {
+            Expectation::Ready => {}
+            Expectation::Starting => {
+                tracing::info!(%revision, %need, "waiting for what it needs");
+                ready = false;
+            }
+            Expectation::Failed(failure) => return Some(RevisionEvent::NeedFailed { need, failure }),
+        }
+    }
+    ready.then_some(RevisionEvent::NeedsReady)
 }
 
 fn endpoint_action(
@@ -95,6 +123,7 @@ fn endpoint_action(
         EndpointAction::Fail(failure) => sink.fail(revision, Arc::new(failure)),
         EndpointAction::Forgive => sink.forgive(revision),
         EndpointAction::Warn(what) => tracing::warn!(%revision, "{what}"),
+        EndpointAction::Expect(needs) => return expect(revision, needs, sink),
     }
     None
 }

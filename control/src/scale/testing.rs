@@ -54,6 +54,7 @@ pub(crate) fn plan(command: &[&str]) -> RevisionPlan {
         start_timeout: Duration::from_secs(60),
         service: "greeter".to_owned(),
         reachable: true,
+        needs: Vec::new(),
     }
 }
 
@@ -117,6 +118,7 @@ impl FakeEndpoints {
                 let known = ids.iter().all(|id| self.known.contains(id));
                 assert!(known, "ended after it was forgotten");
             }
+            EndpointAction::Expect(_) => return Some(RevisionEvent::NeedsReady),
             EndpointAction::RetireThese(_)
             | EndpointAction::Fail(_)
             | EndpointAction::Forgive

@@ -162,8 +162,9 @@ fn admin(context: &Context, uri: &Uri) -> Response<AdminBody> {
 
 fn metrics(state: &dyn AdminState) -> String {
     let loads = state.loads();
+    let table = state.table();
     let desired = |load: &RevisionLoad| {
-        let status = state.status().revision_status(&load.revision)?;
+        let status = super::tiers::status(state, &table, &load.revision)?;
         Some((load.revision.clone(), status.desired))
     };
     let scaling = |load: &RevisionLoad| {

@@ -11,7 +11,7 @@ use sluice_model::{
     Service, Settings, Snapshot, StickyScope, StickySource, TlsVersion, TrafficSplit, Visibility,
 };
 
-use super::AdminState;
+use super::{AdminState, tiers};
 use crate::observe::{ListenerCertificates, RevisionLoad};
 
 /// A token: `***`, or `null` where there is none.
@@ -146,7 +146,9 @@ fn percent(hundredths: u32) -> Value {
 
 /// `/api/revisions`: `{generation, revisions: [{namespace, service, revision, percent, tags,
 /// state, ready, desired, in_flight, queued, last_decision, last_failure, starts, scaling, endpoints:
-/// [{address, state, in_flight}]}]}`, sorted by namespace, service, revision.
+/// [{address, state, in_flight}], tiers, needs, waits_for, held_by}]}`, sorted by namespace, service, revision. The last
+/// four are absent where there are none; `waits_for` has what it needs while that is being started, `held_by` the
+/// revisions that run and need it, so that it is held above zero.
 ///
 /// `percent` is the sum over the service's own traffic; 0 does not mean unreachable, routes and
 /// tags may lead to the revision. `desired` is `null` where nothing scales. A revision that is no longer
@@ -222,9 +224,11 @@ impl<'r> Row<'r> {
     }
 
     pub(super) fn value(&self, state: &dyn AdminState) -> Value {
-        let status = state.status().revision_status(self.id);
-        let endpoints: Vec<Value> = state
-            .endpoints(self.id)
+        let table = state.table();
+        let status = tiers::status(state, &table, self.id);
+        let loads = state.endpoints(self.id);
+        let tiers = tiers::tiers(state, &table, self.id, &loads);
+        let endpoints: Vec<Value> = loads
             .into_iter()
             .map(|endpoint| {
                 json!({
@@ -234,7 +238,7 @@ impl<'r> Row<'r> {
                 })
             })
             .collect();
-        json!({
+        let mut value = json!({
             "namespace": self.id.namespace(),
             "service": self.service,
             "revision": self.id.name(),
@@ -250,7 +254,17 @@ impl<'r> Row<'r> {
             "starts": status.as_ref().map(|s| s.starts),
             "scaling": state.scaling_status(self.id).map(|scaling| self::scaling(&scaling)),
             "endpoints": endpoints,
-        })
+        });
+        // Absent where there are none: most revisions have neither.
+        if !tiers.is_null() {
+            value["tiers"] = tiers;
+        }
+        for (key, names) in tiers::needs(&table, self.id, status.as_ref()) {
+            if names.as_array().is_some_and(|names| !names.is_empty()) {
+                value[key] = names;
+            }
+        }
+        value
     }
 }
 
@@ -449,11 +463,12 @@ fn revision(spec: &RevisionSpec) -> Value {
             "timeout": duration(spec.queue.timeout),
         },
         "requestHeaders": redacted(&spec.request_headers),
+        "needs": spec.needs.iter().map(ToString::to_string).collect::<Vec<_>>(),
     })
 }
 
-fn backend(backend: &Backend) -> Value {
-    match backend {
+fn backend(kind: &Backend) -> Value {
+    match kind {
         Backend::Static { targets, activated } => json!({
             "kind": "static",
             "endpoints": targets.iter().map(ToString::to_string).collect::<Vec<_>>(),
@@ -467,6 +482,16 @@ fn backend(backend: &Backend) -> Value {
             json!({"kind": "url", "url": format!("{scheme}://{}:{}{}", url.host, url.port, url.path_prefix)})
         }
         Backend::Managed => json!({"kind": "managed"}),
+        Backend::Tiers(tiers) => {
+            let tiers = tiers.iter().map(|tier| {
+                json!({
+                    "name": tier.name.as_str(),
+                    "backend": backend(&tier.backend),
+                    "containerConcurrency": tier.container_concurrency,
+                })
+            });
+            json!({"kind": "tiers", "tiers": tiers.collect::<Vec<_>>()})
+        }
         Backend::Pods(pods) => json!({
             "kind": "pods",
             "ready": pods.ready.iter().map(ToString::to_string).collect::<Vec<_>>(),

@@ -288,6 +288,7 @@ impl AdminState for FakeGateway {
         }
         let endpoint = |port, condition, in_flight| EndpointLoad {
             address: EndpointAddr::Tcp(([127, 0, 0, 1], port).into()),
+            tier: 0,
             condition,
             in_flight,
         };

@@ -32,6 +32,7 @@ pub(crate) mod fixture;
 mod graceful_shutdown;
 mod query;
 mod server;
+mod tiers;
 mod unix_socket;
 mod upgrade;
 mod view;

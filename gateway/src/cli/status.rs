@@ -92,6 +92,12 @@ fn row(revision: &Value) -> Vec<String> {
         (None, None, Some(decision)) => decision.to_owned(),
         (None, None, None) => "-".to_owned(),
     };
+    let remarks = remarks(revision);
+    let decision = if remarks.is_empty() {
+        decision
+    } else {
+        format!("{decision} ({})", remarks.join("; "))
+    };
     vec![
         format!(
             "{}/{}",
@@ -137,6 +143,22 @@ fn by(scaling: &Value) -> String {
     text
 }
 
+/// Which tier serves, what is waited for, and for whom the revision is held above zero.
+fn remarks(revision: &Value) -> Vec<String> {
+    let tiers = revision["tiers"].as_array().into_iter().flatten();
+    let mut serving = tiers.filter(|tier| tier["state"] == "serving");
+    let serving = serving.find_map(|tier| tier["name"].as_str());
+    let names = |key: &str| {
+        let names = revision[key].as_array().into_iter().flatten();
+        let names: Vec<&str> = names.filter_map(Value::as_str).collect();
+        (!names.is_empty()).then(|| names.join(", "))
+    };
+    let serving = serving.map(|name| format!("tier {name} serves"));
+    let waits = names("waits_for").map(|names| format!("waits for {names}"));
+    let held = names("held_by").map(|names| format!("held for {names}"));
+    [serving, waits, held].into_iter().flatten().collect()
+}
+
 #[cfg(test)]
 mod tests {
     use serde_json::json;
@@ -175,6 +197,24 @@ default/greeter  greeter-v2   33.33%  -          0/0          0       0  -      
         let observed =
             json!({"scaling": {"source": "reactive", "observed": {"last_decision": "0 → 1: idle"}}});
         assert_eq!(row(&observed).last().unwrap(), "observed: 0 → 1: idle");
+    }
+
+    #[test]
+    fn tiers_and_needs_are_named() {
+        let revision = |more: Value| {
+            let mut value = json!({"namespace": "default", "service": "s", "revision": "v", "percent": 100,
+                "last_decision": "0 → 1: somebody waits"});
+            let fields = value.as_object_mut().unwrap();
+            fields.extend(more.as_object().unwrap().clone());
+            row(&value).pop().unwrap()
+        };
+        let tiers = json!({"tiers": [{"name": "reserve", "state": "serving"}, {"name": "standard", "state": "starting"}]});
+        assert_eq!(revision(tiers), "0 → 1: somebody waits (tier reserve serves)");
+        let needs = json!({"waits_for": ["default/db"], "held_by": ["default/a", "default/b"]});
+        assert_eq!(
+            revision(needs),
+            "0 → 1: somebody waits (waits for default/db; held for default/a, default/b)"
+        );
     }
 
     #[test]

@@ -426,7 +426,7 @@ impl<'x, C: ClientSide, B: BackendSide> Duplex<'x, C, B> {
         let fields = self.backend.fields();
         if status == 429 && self.replay.is_possible() {
             let retry_after = fields.first("retry-after");
-            if super::retry::put_off(self.request, retry_after) {
+            if super::retry::spill(self.request) || super::retry::put_off(self.request, retry_after) {
                 return Some(TransferEnd::RetryLater);
             }
         }

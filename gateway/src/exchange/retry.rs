@@ -6,6 +6,7 @@ use sluice_model::Backend;
 
 use super::sides::BackendFault;
 use crate::request::{NextAttempt, RequestCtx};
+use crate::throttle::clock;
 
 /// Most attempts: enough to get past every stale pooled connection and a few dead endpoints. Retries after a
 /// 429 are not counted; the queue's timeout bounds those.
@@ -31,7 +32,7 @@ pub(super) fn put_off(request: &mut RequestCtx, retry_after: Option<&[u8]>) -> b
     let Some(routed) = &request.routed else {
         return false;
     };
-    if !matches!(routed.spec.backend, Backend::Url(_)) {
+    if !matches!(routed.backend(), Backend::Url(_)) {
         return false;
     }
     let wait = retry_delay(retry_after);
@@ -43,6 +44,20 @@ pub(super) fn put_off(request: &mut RequestCtx, retry_after: Option<&[u8]>) -> b
     };
     request.held = Some(held);
     request.next = NextAttempt::After(wait);
+    request.put_off += 1;
+    true
+}
+
+/// Sends a request that a tier answered with 429 to another tier of the revision, if one may serve it. A 429 says that
+/// the request was not processed.
+pub(super) fn spill(request: &mut RequestCtx) -> bool {
+    let Some(permit) = &request.permit else {
+        return false;
+    };
+    if !permit.may_spill(clock()) {
+        return false;
+    }
+    request.next = NextAttempt::OtherTier;
     request.put_off += 1;
     true
 }

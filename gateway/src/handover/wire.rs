@@ -50,6 +50,14 @@ pub(super) struct Id {
     address: Address,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     instance: Option<u64>,
+    /// Absent from a gateway that knows no tiers, and where there are none.
+    #[serde(default, skip_serializing_if = "is_first")]
+    tier: u8,
+}
+
+#[allow(clippy::trivially_copy_pass_by_ref)] // As serde calls it.
+fn is_first(tier: &u8) -> bool {
+    *tier == 0
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -201,6 +209,7 @@ impl From<&EndpointId> for Id {
                 EndpointAddr::Unix(path) => Address::Unix(path.clone()),
             },
             instance: id.instance.map(|instance| instance.0),
+            tier: id.tier,
         }
     }
 }
@@ -213,6 +222,7 @@ impl From<&Id> for EndpointId {
                 Address::Unix(path) => EndpointAddr::Unix(path.clone()),
             },
             instance: id.instance.map(InstanceId),
+            tier: id.tier,
         }
     }
 }

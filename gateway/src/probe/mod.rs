@@ -143,7 +143,7 @@ pub(crate) async fn run(
         };
         let hold = hold(hang_ups);
         let mut timing = timing(&view, &spec, failures > 0);
-        if hang_ups > 0 && http_path(&spec).is_some() {
+        if hang_ups > 0 && http_path(&spec, endpoint.tier).is_some() {
             timing.min_delay = hold;
         }
         let delay = next_delay(timing).filter(|_| !throttler.is_flipped());
@@ -169,11 +169,11 @@ pub(crate) async fn run(
         // The connection is kept only for a waiting request. Behind a URL there may be TLS, for which it is
         // useless.
         let wanted = |view: &EndpointView| view.phase == EndpointPhase::Starting && view.waiting;
-        let keep = wanted(&view) && !matches!(spec.backend, Backend::Url(_));
+        let keep = wanted(&view) && !matches!(spec.backend_of(endpoint.tier), Backend::Url(_));
         let starting = view.phase == EndpointPhase::Starting;
         let at_once = hang_ups == 0 && !(timing.instance && timing.local);
         let must_stay = (starting && !at_once).then_some(hold);
-        match attempt(&endpoint.address, &spec, keep, must_stay).await {
+        match attempt(&endpoint.address, endpoint.tier, &spec, keep, must_stay).await {
             Ok(connection) => {
                 failures = 0;
                 if let Some(connection) = connection
@@ -204,7 +204,7 @@ fn timing(view: &EndpointView, spec: &RevisionSpec, doubtful: bool) -> ProbeTimi
         local: is_local(&view.endpoint.address),
         instance: view.endpoint.instance.is_some() || matches!(spec.backend, Backend::Pods(_)),
         // A ready Pod is probed by the cluster.
-        period: match spec.backend {
+        period: match spec.backend_of(view.endpoint.tier) {
             Backend::Pods(_) => None,
             _ => spec.readiness.as_ref().map(|probe| probe.period),
         },
@@ -214,9 +214,9 @@ fn timing(view: &EndpointView, spec: &RevisionSpec, doubtful: bool) -> ProbeTimi
 }
 
 /// The path of an HTTP probe, if one is configured. A URL may be behind TLS: there only a connect is tried.
-fn http_path(spec: &RevisionSpec) -> Option<&str> {
+fn http_path(spec: &RevisionSpec, tier: u8) -> Option<&str> {
     match &spec.readiness.as_ref()?.kind {
-        ProbeKind::Http { path } if !matches!(spec.backend, Backend::Url(_)) => Some(path),
+        ProbeKind::Http { path } if !matches!(spec.backend_of(tier), Backend::Url(_)) => Some(path),
         ProbeKind::QueueProxy => Some(QUEUE_PROXY_PATH),
         _ => None,
     }
@@ -262,6 +262,7 @@ impl From<String> for Failed {
 /// without an HTTP path, only a connection that is still open after that time proves readiness.
 async fn attempt(
     address: &EndpointAddr,
+    tier: u8,
     spec: &RevisionSpec,
     keep: bool,
     must_stay: Option<Duration>,
@@ -273,7 +274,7 @@ async fn attempt(
         failure_threshold: 1,
     };
     let probe = spec.readiness.as_ref().unwrap_or(&connect_only);
-    let path = http_path(spec);
+    let path = http_path(spec, tier);
     let limit = probe.timeout;
     let tried = tokio::time::timeout(limit, async {
         match address {

@@ -41,7 +41,7 @@ fn managed(instance: InstanceId, address: SocketAddr) -> ManagedEndpoint {
 
 /// One probe whose connection is not kept.
 async fn attempt(address: &EndpointAddr, spec: &RevisionSpec) -> Result<(), String> {
-    super::attempt(address, spec, false, None)
+    super::attempt(address, 0, spec, false, None)
         .await
         .map_err(|failed| failed.reason)
         .map(|kept| assert!(kept.is_none()))

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use sluice_model::{Backend, RevisionId, RevisionSpec, ServiceId};
+use sluice_model::{Backend, Protocol, RevisionId, RevisionSpec, ServiceId};
 
 use super::{LiveRevision, Registry, holds};
 use crate::throttle::{Closing, EndpointInUse, Permit, clock};
@@ -22,12 +22,21 @@ pub(crate) struct Inherited {
 /// How requests of a revision are sent, as text to compare: a process may use another process's grants only
 /// where both would send the requests in the same way.
 pub(crate) fn backend_kind(spec: &RevisionSpec) -> String {
-    let protocol = spec.protocol;
-    match &spec.backend {
+    kind(&spec.backend, spec.protocol)
+}
+
+fn kind(backend: &Backend, protocol: Protocol) -> String {
+    match backend {
         Backend::Managed => format!("managed {protocol:?}"),
         Backend::Static { activated, .. } => format!("static {protocol:?} {activated}"),
         Backend::Pods(_) => format!("pods {protocol:?}"),
         Backend::Url(url) => format!("url {protocol:?} {url:?}"),
+        Backend::Tiers(tiers) => {
+            let kinds = tiers
+                .iter()
+                .map(|tier| format!("{}: {}", tier.name, kind(&tier.backend, protocol)));
+            format!("tiers [{}]", kinds.collect::<Vec<_>>().join(", "))
+        }
     }
 }
 

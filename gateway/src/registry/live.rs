@@ -12,7 +12,7 @@ use arc_swap::ArcSwap;
 use parking_lot::Mutex;
 use sluice_model::{
     ActivationFailure, Backend, DemandSink, EndpointAddr, EndpointTarget, Failure, Load, ManagedEndpoint,
-    Pods, RevisionId, RevisionSpec,
+    Pods, RevisionId, RevisionSpec, Tier,
 };
 use tokio::runtime::Handle;
 use tokio::sync::Notify;
@@ -22,7 +22,7 @@ use crate::dns::{self, DnsEnv, NameCache};
 use crate::probe::{self, ProbeLimiter};
 use crate::throttle::{
     Closing, EndpointPhase, EndpointState, QueueBudget, RevisionObserver, RevisionThrottler, Supply,
-    ThrottleEnv, ThrottleLimits, clock,
+    ThrottleEnv, ThrottleLimits, TierLimits, clock,
 };
 use crate::upstream::RevisionTls;
 
@@ -69,7 +69,8 @@ struct Asleep {
 /// State of a revision that is in use.
 #[derive(Debug)]
 struct Awake {
-    tls: RevisionTls,
+    /// By tier; one without tiers.
+    tls: Box<[RevisionTls]>,
     throttler: Arc<RevisionThrottler>,
     observer: Arc<dyn RevisionObserver>,
     names: Mutex<NameCache>,
@@ -94,11 +95,21 @@ impl Awake {
             runtime: env.runtime.clone(),
         };
         let names = NameCache::default();
-        let known = names.addresses(&targets(spec));
-        let limits = limits(spec, known.pending);
-        let throttler = RevisionThrottler::new(spec.id.clone(), spec.service.clone(), limits, throttle);
+        let known: Vec<_> = tiers(spec)
+            .map(|tier| names.addresses(&targets(spec.backend_of(tier))))
+            .collect();
+        let limits = limits(spec, known[0].pending);
+        let tier_limits = tiers(spec)
+            .zip(&known)
+            .map(|(tier, known)| tier_limits(spec, tier, known.pending));
+        let scaled = spec.scaled_ids().into_iter().zip(tier_limits).collect();
+        let (id, service) = (spec.id.clone(), spec.service.clone());
+        let throttler = RevisionThrottler::with_tiers(id, service, limits, scaled, throttle);
         throttler.idle_since(asleep.since);
-        throttler.set_addresses(&known.addresses, !takes_instances(spec), now);
+        for (tier, known) in tiers(spec).zip(&known) {
+            let ready = !spec.backend_of(tier).is_started();
+            throttler.set_addresses(tier, &known.addresses, ready, now);
+        }
         if let Backend::Pods(pods) = &spec.backend {
             believe(&throttler, pods, now);
             if let Some(why) = &pods.failure {
@@ -109,7 +120,9 @@ impl Awake {
             throttler.close(closing, now);
         }
         Self {
-            tls: RevisionTls::new(spec, &env.runtime),
+            tls: tiers(spec)
+                .map(|tier| RevisionTls::of_tier(spec, tier, &env.runtime))
+                .collect(),
             throttler,
             observer,
             names: Mutex::new(names),
@@ -143,9 +156,19 @@ impl LiveRevision {
         &self.id
     }
 
-    /// TLS towards its backend.
-    pub(crate) fn tls(&self) -> &RevisionTls {
-        &self.wake().tls
+    /// TLS towards the backend of a tier.
+    pub(crate) fn tls(&self, tier: u8) -> &RevisionTls {
+        let tls = &self.wake().tls;
+        tls.get(usize::from(tier)).unwrap_or(&tls[0])
+    }
+
+    /// The tier that the control plane scales by this id; `None` where the revision has no such tier.
+    pub(super) fn tier_of(&self, id: &RevisionId) -> Option<u8> {
+        let spec = self.spec();
+        tiers(&spec).find(|&tier| match spec.tiers().get(usize::from(tier)) {
+            Some(tier) => id.tier() == Some(tier.name.as_str()),
+            None => id.tier().is_none(),
+        })
     }
 
     /// The present configuration. A request uses the spec of its own Snapshot.
@@ -181,25 +204,26 @@ impl LiveRevision {
     }
 
     /// The load since the last call; for the autoscaler alone.
-    pub(super) fn sample(&self, now: Instant) -> Load {
+    pub(super) fn sample(&self, tier: u8, now: Instant) -> Load {
         let mut asleep = self.asleep.lock();
         if let Some(throttler) = self.awake() {
-            return throttler.sample(now);
+            return throttler.sample(tier, now);
         }
         asleep.since = now;
-        self.resting()
+        let spec = self.spec();
+        let addresses = NameCache::default().addresses(&targets(spec.backend_of(tier)));
+        resting(addresses.addresses.len())
     }
 
     fn resting(&self) -> Load {
-        Load {
-            ready: u32::try_from(self.addresses().len()).unwrap_or(u32::MAX),
-            ..Load::default()
-        }
+        resting(self.addresses().len())
     }
 
     /// The addresses it is configured with; a dormant revision uses all of them once it wakes.
     pub fn addresses(&self) -> Vec<EndpointAddr> {
-        NameCache::default().addresses(&targets(&self.spec())).addresses
+        let spec = self.spec();
+        let all = tiers(&spec).flat_map(|tier| targets(spec.backend_of(tier)));
+        NameCache::default().addresses(&all.collect::<Vec<_>>()).addresses
     }
 
     /// As [`RevisionThrottler::close`].
@@ -254,11 +278,7 @@ impl LiveRevision {
     /// pooled connections would be of the wrong kind.
     pub(super) fn fits(&self, spec: &RevisionSpec) -> bool {
         let mine = self.spec();
-        let same_backend = match (&mine.backend, &spec.backend) {
-            (Backend::Static { activated: a, .. }, Backend::Static { activated: b, .. }) => a == b,
-            (Backend::Url(a), Backend::Url(b)) => a == b,
-            (a, b) => discriminant(a) == discriminant(b),
-        };
+        let same_backend = is_same_kind(&mine.backend, &spec.backend);
         // Instances are replaced one by one when their protocol changes.
         let same_wire = mine.protocol == spec.protocol || matches!(spec.backend, Backend::Managed);
         // A connection that was verified by other TLS settings is not used again.
@@ -287,16 +307,12 @@ impl LiveRevision {
             doubt(&awake.throttler, before, pods, now);
             match &pods.failure {
                 Some(why) if before.failure != pods.failure => fail(&self.id, &awake.throttler, why, now),
-                None if before.failure.is_some() => awake.throttler.forgive(),
+                None if before.failure.is_some() => awake.throttler.forgive(0),
                 _ => {}
             }
         }
         awake.names_changed.notify_one();
         awake.throttler.wake_probes();
-    }
-
-    pub(super) fn takes_instances(&self) -> bool {
-        takes_instances(&self.spec())
     }
 
     /// Wakes a revision with addresses to probe or names to look up.
@@ -310,6 +326,7 @@ impl LiveRevision {
             Backend::Static { targets, activated } => {
                 *activated || spec.readiness.is_some() || targets.iter().any(is_name)
             }
+            Backend::Tiers(_) => true,
         };
         if needed {
             let awake = self.wake();
@@ -317,22 +334,27 @@ impl LiveRevision {
         }
     }
 
-    pub(super) fn add_instance(self: &Arc<Self>, endpoint: &ManagedEndpoint, now: Instant) {
-        if self.throttler().add_instance(endpoint, now).is_some() {
+    pub(super) fn add_instance(self: &Arc<Self>, tier: u8, endpoint: &ManagedEndpoint, now: Instant) {
+        if self.throttler().add_instance(tier, endpoint, now).is_some() {
             self.start_probes();
         }
     }
 
     /// Whether a name is being looked up for the first time.
     pub(super) fn is_resolving(&self) -> bool {
+        let spec = self.spec();
+        let all: Vec<_> = tiers(&spec)
+            .flat_map(|tier| targets(spec.backend_of(tier)))
+            .collect();
         let awake = self.awake.get();
-        awake.is_some_and(|awake| awake.names.lock().addresses(&targets(&self.spec())).pending)
+        awake.is_some_and(|awake| awake.names.lock().addresses(&all).pending)
     }
 
     /// The names that the resolver has to look up.
     pub(crate) fn names_wanted(&self) -> Vec<(String, u16)> {
-        let targets = targets(&self.spec());
-        let names = targets.into_iter().filter_map(|target| match target {
+        let spec = self.spec();
+        let targets = tiers(&spec).flat_map(|tier| targets(spec.backend_of(tier)));
+        let names = targets.filter_map(|target| match target {
             EndpointTarget::Dns { host, port } => Some((host, port)),
             EndpointTarget::Address(_) => None,
         });
@@ -360,7 +382,8 @@ impl LiveRevision {
     /// Whether an endpoint is probed: an endpoint without a probe is taken as ready.
     pub(crate) fn wants_probe(&self, endpoint: &EndpointState) -> bool {
         let spec = self.spec();
-        endpoint.instance.is_some() || spec.readiness.is_some() || self.takes_instances()
+        let started = spec.backend_of(endpoint.tier).is_started();
+        endpoint.instance.is_some() || spec.readiness.is_some() || started
     }
 
     /// Applies spec and DNS cache to the throttler's limits and addresses. `names` is the locked cache: a
@@ -373,24 +396,32 @@ impl LiveRevision {
             throttler.set_limits(limits(&spec, false), now);
             return;
         }
-        let targets = targets(&spec);
-        let known = names.addresses(&targets);
-        let limits = limits(&spec, known.pending);
-        let ready = !takes_instances(&spec);
+        let targets: Vec<_> = tiers(&spec).map(|tier| targets(spec.backend_of(tier))).collect();
+        let known: Vec<_> = targets.iter().map(|targets| names.addresses(targets)).collect();
+        let limits = limits(&spec, known[0].pending);
+        let of_tiers = tiers(&spec).zip(&known);
+        let of_tiers = of_tiers.map(|(tier, known)| tier_limits(&spec, tier, known.pending));
+        let of_tiers: Vec<_> = of_tiers.collect();
+        let set_addresses = || {
+            for (tier, known) in tiers(&spec).zip(&known) {
+                let ready = !spec.backend_of(tier).is_started();
+                throttler.set_addresses(tier, &known.addresses, ready, now);
+            }
+        };
         // With a name pending, requests may wait before addresses go; without one, addresses come before
         // waiting ends. Either way no request is rejected in between.
-        if known.pending {
-            throttler.set_limits(limits, now);
-            throttler.set_addresses(&known.addresses, ready, now);
+        if known.iter().any(|known| known.pending) {
+            throttler.set_tier_limits(limits, &of_tiers, now);
+            set_addresses();
         } else {
-            throttler.set_addresses(&known.addresses, ready, now);
-            throttler.set_limits(limits, now);
+            set_addresses();
+            throttler.set_tier_limits(limits, &of_tiers, now);
         }
         if let Backend::Pods(pods) = &spec.backend {
             believe(throttler, pods, now);
         }
         self.start_probes();
-        if targets.iter().any(is_name) && !awake.resolving.swap(true, Ordering::Relaxed) {
+        if targets.iter().flatten().any(is_name) && !awake.resolving.swap(true, Ordering::Relaxed) {
             let changed = Arc::clone(&awake.names_changed);
             let task = dns::run(Arc::downgrade(self), changed, self.env.dns.clone());
             drop(self.env.runtime.spawn(task));
@@ -450,7 +481,7 @@ fn fail(revision: &RevisionId, throttler: &Arc<RevisionThrottler>, why: &str, no
         detail: why.to_owned(),
         retry_after: RETRY_PODS,
     };
-    throttler.fail(&Arc::new(failure), now);
+    throttler.fail(0, &Arc::new(failure), now);
 }
 
 /// Takes the Pods that are ready by the cluster's view as ready, without a probe.
@@ -482,31 +513,58 @@ fn doubt(throttler: &Arc<RevisionThrottler>, before: &Pods, pods: &Pods, now: In
     }
 }
 
-fn takes_instances(spec: &RevisionSpec) -> bool {
-    matches!(
-        spec.backend,
-        Backend::Managed | Backend::Pods(_) | Backend::Static { activated: true, .. }
-    )
+/// Whether endpoints of both are discovered in the same way.
+fn is_same_kind(a: &Backend, b: &Backend) -> bool {
+    match (a, b) {
+        (Backend::Static { activated: a, .. }, Backend::Static { activated: b, .. }) => a == b,
+        (Backend::Url(a), Backend::Url(b)) => a == b,
+        // Tiers are counted by their order.
+        (Backend::Tiers(a), Backend::Tiers(b)) => {
+            let names = |tiers: &[Tier]| tiers.iter().map(|tier| tier.name.clone()).collect::<Vec<_>>();
+            let mut pairs = a.iter().zip(b.iter());
+            names(a) == names(b) && pairs.all(|(a, b)| is_same_kind(&a.backend, &b.backend))
+        }
+        (a, b) => discriminant(a) == discriminant(b),
+    }
+}
+
+fn resting(ready: usize) -> Load {
+    Load {
+        ready: u32::try_from(ready).unwrap_or(u32::MAX),
+        ..Load::default()
+    }
+}
+
+/// The indices of the tiers; one for a revision without tiers.
+fn tiers(spec: &RevisionSpec) -> impl Iterator<Item = u8> + use<> {
+    0..u8::try_from(spec.tiers().len().max(1)).expect("at most MAX_TIERS")
+}
+
+fn tier_limits(spec: &RevisionSpec, tier: u8, names_pending: bool) -> TierLimits {
+    TierLimits {
+        // Zero is no limit wherever a limit is configured.
+        concurrency: spec.concurrency_of(tier).filter(|&limit| limit > 0),
+        supply: match spec.backend_of(tier) {
+            backend if backend.is_started() => Supply::Activated,
+            _ if names_pending => Supply::Resolving,
+            _ => Supply::Fixed,
+        },
+    }
 }
 
 fn limits(spec: &RevisionSpec, names_pending: bool) -> ThrottleLimits {
-    let supply = match &spec.backend {
-        Backend::Managed | Backend::Pods(_) | Backend::Static { activated: true, .. } => Supply::Activated,
-        _ if names_pending => Supply::Resolving,
-        _ => Supply::Fixed,
-    };
+    let TierLimits { concurrency, supply } = tier_limits(spec, 0, names_pending);
     ThrottleLimits {
-        // Zero is no limit wherever a limit is configured.
-        concurrency: spec.container_concurrency.filter(|&limit| limit > 0),
+        concurrency,
         queue: spec.queue,
         start_timeout: spec.start_timeout,
         supply,
     }
 }
 
-fn targets(spec: &RevisionSpec) -> Vec<EndpointTarget> {
-    match &spec.backend {
-        Backend::Managed => Vec::new(),
+fn targets(backend: &Backend) -> Vec<EndpointTarget> {
+    match backend {
+        Backend::Managed | Backend::Tiers(_) => Vec::new(),
         Backend::Static { targets, .. } => targets.clone(),
         Backend::Pods(pods) => {
             let all = pods.all().map(EndpointAddr::Tcp);

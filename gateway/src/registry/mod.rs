@@ -22,7 +22,7 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 use sluice_model::{
-    ActivationFailure, Delta, Demand, DemandSink, EndpointSink, InstanceId, LaunchStep, Load,
+    ActivationFailure, Delta, Demand, DemandSink, EndpointSink, Expectation, InstanceId, LaunchStep, Load,
     ManagedEndpoint, RevisionId, RevisionSpec, Settings, SnapshotError, SnapshotPublisher,
 };
 use tokio::runtime::Handle;
@@ -36,7 +36,7 @@ pub use service::{LiveService, Reader, Snapshot};
 
 use crate::dns::DnsEnv;
 use crate::probe::ProbeLimiter;
-use crate::throttle::{Closing, QueueBudget, clock};
+use crate::throttle::{Closing, ColdPhase, QueueBudget, clock};
 
 /// Factory of the observer of a new revision.
 pub type MakeObserver = Box<dyn Fn(&RevisionSpec) -> Arc<dyn RevisionObserver> + Send + Sync>;
@@ -257,6 +257,20 @@ impl Registry {
         }
     }
 
+    /// The live states with the tier that is scaled by this id, as [`named`](Self::named) has them.
+    fn tiers(&self, scaled: &RevisionId) -> Vec<(Arc<LiveRevision>, u8)> {
+        let named = self.named(&scaled.revision()).into_iter();
+        let tiers = named.filter_map(|live| live.tier_of(scaled).map(|tier| (live, tier)));
+        tiers.collect()
+    }
+
+    /// The live state of the current table, with the tier that is scaled by this id.
+    fn serving(&self, scaled: &RevisionId) -> Option<(Arc<LiveRevision>, u8)> {
+        let live = self.live(&scaled.revision())?;
+        let tier = live.tier_of(scaled)?;
+        Some((live, tier))
+    }
+
     /// All live states of a name: that of the current table, then removed ones. A replaced revision and its
     /// successor have the same name.
     fn named(&self, revision: &RevisionId) -> Vec<Arc<LiveRevision>> {
@@ -299,19 +313,21 @@ fn gone(delta: &Delta, current: &Snapshot, next: &Snapshot) -> Vec<Arc<LiveRevis
 
 impl EndpointSink for Registry {
     fn launch(&self, revision: &RevisionId, step: LaunchStep) {
-        if let Some(live) = self.live(revision) {
-            live.throttler().launch_step(step, clock());
+        if let Some((live, tier)) = self.serving(revision) {
+            live.throttler().launch_step(tier, step, clock());
         }
     }
 
     fn add(&self, revision: &RevisionId, endpoint: ManagedEndpoint) {
-        if let Some(live) = self.named(revision).into_iter().find(|l| l.takes_instances()) {
-            live.add_instance(&endpoint, clock());
+        let mut tiers = self.tiers(revision).into_iter();
+        let takes = |(live, tier): &(Arc<LiveRevision>, u8)| live.spec().backend_of(*tier).is_started();
+        if let Some((live, tier)) = tiers.find(takes) {
+            live.add_instance(tier, &endpoint, clock());
         }
     }
 
     fn remove(&self, revision: &RevisionId, instance: InstanceId) {
-        for live in self.named(revision) {
+        for live in self.named(&revision.revision()) {
             if let Some(throttler) = live.awake() {
                 throttler.remove_instance(instance, clock());
             }
@@ -321,10 +337,10 @@ impl EndpointSink for Registry {
 
     fn retire(&self, revision: &RevisionId, count: u32, to_zero: bool) -> Vec<InstanceId> {
         let mut victims = Vec::new();
-        for live in self.named(revision) {
+        for (live, tier) in self.tiers(revision) {
             let left = count.saturating_sub(u32::try_from(victims.len()).unwrap_or(u32::MAX));
             if let (1.., Some(throttler)) = (left, live.awake()) {
-                victims.extend(throttler.retire(left, to_zero, clock()));
+                victims.extend(throttler.retire(tier, left, to_zero, clock()));
             }
         }
         victims
@@ -334,10 +350,10 @@ impl EndpointSink for Registry {
         // Removed revisions get no new request: checking them first misses none.
         let (current, leaving): (Vec<_>, Vec<_>) = {
             let current = self.reader.load();
-            let named = self.named(revision).into_iter();
-            named.partition(|live| holds(&current, live))
+            let tiers = self.tiers(revision).into_iter();
+            tiers.partition(|(live, _)| holds(&current, live))
         };
-        let idle = |live: &Arc<LiveRevision>| {
+        let idle = |(live, _): &(Arc<LiveRevision>, u8)| {
             let load = live.peek(clock());
             load.in_flight == 0 && load.queued == 0
         };
@@ -345,14 +361,14 @@ impl EndpointSink for Registry {
             return None;
         }
         let mut victims = Vec::new();
-        for live in current.iter().chain(&leaving) {
-            victims.extend(live.throttler().to_zero(clock())?);
+        for (live, tier) in current.iter().chain(&leaving) {
+            victims.extend(live.throttler().to_zero(*tier, clock())?);
         }
         Some(victims)
     }
 
     fn retire_these(&self, revision: &RevisionId, instances: &[InstanceId]) {
-        let named = self.named(revision);
+        let named = self.named(&revision.revision());
         let mut unknown = instances.to_vec();
         for live in named {
             if let Some(throttler) = live.awake() {
@@ -367,7 +383,7 @@ impl EndpointSink for Registry {
     }
 
     fn end(&self, revision: &RevisionId, instances: &[InstanceId]) {
-        for live in self.named(revision) {
+        for live in self.named(&revision.revision()) {
             if let Some(throttler) = live.awake() {
                 throttler.end(instances);
             }
@@ -375,20 +391,49 @@ impl EndpointSink for Registry {
     }
 
     fn fail(&self, revision: &RevisionId, failure: Arc<ActivationFailure>) {
-        if let Some(live) = self.live(revision) {
-            live.throttler().fail(&failure, clock());
+        if let Some((live, tier)) = self.serving(revision) {
+            live.throttler().fail(tier, &failure, clock());
         }
     }
 
     fn forgive(&self, revision: &RevisionId) {
-        if let Some(throttler) = self.live(revision).as_ref().and_then(|live| live.awake()) {
-            throttler.forgive();
+        if let Some((live, tier)) = self.serving(revision)
+            && let Some(throttler) = live.awake()
+        {
+            throttler.forgive(tier);
         }
     }
 
     fn sample(&self, revision: &RevisionId) -> Option<Load> {
-        let named = self.named(revision);
-        named.first().map(|live| live.sample(clock()))
+        let tiers = self.tiers(revision);
+        tiers.first().map(|(live, tier)| live.sample(*tier, clock()))
+    }
+
+    fn expect(&self, revision: &RevisionId) -> Expectation {
+        let Some(live) = self.live(revision) else {
+            return Expectation::Ready;
+        };
+        match live.throttler().visit(Duration::ZERO, clock()) {
+            None => Expectation::Ready,
+            Some(cold) => match cold.phase {
+                ColdPhase::Failed { failure, retry_after } => {
+                    Expectation::Failed(Arc::new(ActivationFailure {
+                        retry_after,
+                        ..ActivationFailure::clone(&failure)
+                    }))
+                }
+                ColdPhase::Queued | ColdPhase::Starting | ColdPhase::Booting => Expectation::Starting,
+            },
+        }
+    }
+
+    fn hold(&self, revision: &RevisionId, needed: bool) {
+        if let Some(live) = self.live(revision) {
+            // A dormant revision is held by nobody.
+            if needed || live.awake().is_some() {
+                live.throttler().hold(needed, clock());
+            }
+        }
     }
 }
 

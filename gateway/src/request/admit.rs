@@ -55,6 +55,13 @@ impl RequestCtx {
                 let taken = self.settle(admission, now, gone).await;
                 taken.map_err(|error| self.prefer_failure(error))
             }
+            NextAttempt::OtherTier => {
+                let Some(permit) = self.permit.take() else {
+                    return self.admit(gone).await;
+                };
+                let admission = permit.spill(now);
+                self.settle(admission, now, gone).await
+            }
             NextAttempt::After(wait) => {
                 self.permit = None;
                 self.wait_began(now);
@@ -107,6 +114,9 @@ impl RequestCtx {
         match outcome {
             Ok(permit) => {
                 self.endpoint = Some(permit.endpoint().address.clone());
+                if let Some(routed) = &mut self.routed {
+                    routed.tier = permit.endpoint().tier;
+                }
                 self.permit = Some(permit);
                 Ok(())
             }

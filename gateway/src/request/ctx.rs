@@ -95,6 +95,8 @@ pub struct Routed {
     pub live: Arc<LiveRevision>,
     /// The revision as configured when the request was routed.
     pub spec: Arc<RevisionSpec>,
+    /// The tier of the endpoint of the present attempt; 0 for a revision without tiers.
+    pub tier: u8,
     /// The sticky key, where the scope is one endpoint.
     pub endpoint_key: Option<StickyKey>,
     /// Templates of the service's waiting pages, if it names files.
@@ -102,6 +104,11 @@ pub struct Routed {
 }
 
 impl Routed {
+    /// How the endpoint of the present attempt came to be.
+    pub fn backend(&self) -> &Backend {
+        self.spec.backend_of(self.tier)
+    }
+
     /// The route that matched.
     pub fn route(&self) -> Option<&Route> {
         self.route
@@ -133,6 +140,8 @@ pub enum NextAttempt {
     FreshConnection,
     /// To another endpoint.
     OtherEndpoint,
+    /// To another tier of the revision: this one answered 429.
+    OtherTier,
     /// To any endpoint after a delay that the backend asked for.
     After(Duration),
 }
@@ -384,6 +393,7 @@ impl RequestCtx {
             target,
             live,
             spec,
+            tier: 0,
             endpoint_key: decision.endpoint_key,
             pages,
         });
@@ -420,6 +430,7 @@ impl RequestCtx {
             target: None,
             live: Arc::clone(&entry.live.revisions()[slot]),
             spec: Arc::clone(spec),
+            tier: 0,
             endpoint_key: None,
             pages: None,
         });

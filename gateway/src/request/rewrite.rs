@@ -22,7 +22,7 @@ fn url_host(url: &UrlBackend) -> String {
 /// The path and query for the backend: `target` as the client sent it, unless route or backend change the
 /// path.
 pub fn target_for<'t>(target: &'t str, routed: &Routed) -> Cow<'t, str> {
-    let prefix = match &routed.spec.backend {
+    let prefix = match routed.backend() {
         Backend::Url(url) => url.path_prefix.as_str(),
         _ => "",
     };
@@ -44,7 +44,7 @@ pub fn target_for<'t>(target: &'t str, routed: &Routed) -> Cow<'t, str> {
 /// The Host for the backend: `host` as the client sent it, unless route or backend name another.
 pub fn host_for<'h>(host: &'h [u8], routed: &Routed) -> Cow<'h, [u8]> {
     let by_route = routed.route().and_then(|route| route.rewrite_host.as_deref());
-    match (by_route, &routed.spec.backend) {
+    match (by_route, routed.backend()) {
         (Some(host), _) => Cow::Owned(host.as_bytes().to_vec()),
         (None, Backend::Url(url)) => Cow::Owned(url_host(url).into_bytes()),
         (None, _) => Cow::Borrowed(host),

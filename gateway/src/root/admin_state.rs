@@ -230,6 +230,7 @@ impl AdminState for GatewayState {
                 Some(throttler) => loads.extend(throttler.endpoints().into_iter().filter_map(endpoint)),
                 None => loads.extend(live.addresses().into_iter().map(|address| EndpointLoad {
                     address,
+                    tier: 0,
                     condition: EndpointCondition::Ready,
                     in_flight: 0,
                 })),
@@ -260,6 +261,7 @@ fn revision(plan: &RevisionPlan) -> Value {
     let mut value = autoscaling(&plan.policy);
     value["scaler"] = scaler;
     value["reachable"] = json!(plan.reachable);
+    value["needs"] = plan.needs.iter().map(ToString::to_string).collect();
     value
 }
 
@@ -308,6 +310,7 @@ fn endpoint(view: EndpointView) -> Option<EndpointLoad> {
     };
     Some(EndpointLoad {
         address: view.endpoint.address.clone(),
+        tier: view.endpoint.tier,
         condition,
         in_flight: view.in_flight,
     })

@@ -72,11 +72,21 @@ impl EjectCause {
 /// A notification for the control plane, metrics or the log.
 #[derive(Debug, Clone)]
 pub(crate) enum Signal {
-    Activate,
-    Ready(InstanceId),
-    Drained(InstanceId),
-    /// The activation succeeded.
+    /// A tier is to be started.
+    Activate {
+        tier: u8,
+    },
+    Ready {
+        tier: u8,
+        instance: InstanceId,
+    },
+    Drained {
+        tier: u8,
+        instance: InstanceId,
+    },
+    /// The activation of a tier succeeded.
     Activated {
+        tier: u8,
         took: Duration,
     },
     /// An endpoint was ejected.

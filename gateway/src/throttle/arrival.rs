@@ -4,6 +4,7 @@ use std::time::{Duration, Instant};
 
 use sluice_model::StickyKey;
 
+use super::endpoint_set::bit;
 use super::permit::Permit;
 use super::rejection::Rejection;
 use super::waiter::Waiter;
@@ -87,11 +88,19 @@ pub(crate) struct FailedAttempt {
     pub(crate) readiness_epoch: u64,
     /// No connection could be made: an immediate retry is useless.
     pub(crate) refused: bool,
+    /// The tier answered 429: the request is for another one.
+    pub(crate) tier: Option<u8>,
 }
 
 impl QueueTicket {
     pub(crate) fn has_tried(&self, readiness_epoch: u64) -> bool {
         self.tried.iter().any(|t| t.readiness_epoch == readiness_epoch)
+    }
+
+    /// The tiers that answered 429, as a set of bits.
+    pub(crate) fn refused_tiers(&self) -> u8 {
+        let tiers = self.tried.iter().filter_map(|attempt| attempt.tier);
+        tiers.fold(0, |set, tier| set | bit(usize::from(tier)))
     }
 
     pub(crate) fn was_refused_by(&self, readiness_epoch: u64) -> bool {

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use sluice_model::{ActivationFailure, Load, QueueLimits};
 
-use super::actions::{Actions, CoreAdmission, Grant, NeedsEviction, Resolved, Signal};
+use super::actions::{Actions, CoreAdmission, Grant, NeedsEviction, Resolved};
 use super::arrival::{Arrival, FailedAttempt, Outcome, QueueTicket};
 use super::budget::{Account, EnterResult, Reservation};
 use super::endpoint::EndpointPhase;
@@ -18,11 +18,11 @@ use super::load::LoadMeter;
 use super::queue::{Queue, QueuedRequest};
 use super::rejection::{Closing, Rejection};
 use super::remote::{News, Remote};
-use super::start_timeline::CurrentStart;
+use super::tiers::{TierLimits, TierState};
 use super::visits::Visits;
 
 /// The least `Retry-After`.
-const MIN_RETRY: Duration = Duration::from_secs(1);
+pub(super) const MIN_RETRY: Duration = Duration::from_secs(1);
 
 /// How much longer than `start_timeout` a waiter waits, so that the control plane's report of the
 /// same timeout, which knows the cause, comes first.
@@ -42,7 +42,8 @@ pub enum Supply {
     Fixed,
 }
 
-/// Limits of a throttler; all of them may change while it runs.
+/// Limits of a throttler; all of them may change while it runs. Concurrency and supply are those of a revision without
+/// tiers: each tier has its own ([`TierLimits`]).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ThrottleLimits {
     /// Requests one endpoint may hold at once; `None` is no limit.
@@ -77,30 +78,46 @@ pub(crate) struct Core<W> {
     pub(super) limits: ThrottleLimits,
     pub(super) endpoints: EndpointSet,
     pub(super) queue: Queue<W>,
-    pub(super) activation: Activation,
-    /// Duration of recent starts: a moving average, for `Retry-After`, waiting pages and schedules.
-    pub(super) start_estimate: Option<Duration>,
-    pub(super) current_start: CurrentStart,
+    /// At least one: that of a revision without tiers.
+    pub(super) tiers: Vec<TierState>,
+    /// A revision that needs this one runs: it is not scaled to zero.
+    pub(super) needed: bool,
     pub(super) closed: Option<Closing>,
     /// Set while a newer process of an upgrade gives the slots out.
     pub(super) remote: Option<Remote>,
     pub(super) load: LoadMeter,
     /// Passive requests in flight.
-    passive_in_flight: u32,
+    pub(super) passive_in_flight: u32,
     /// What waiting pages expect.
     pub(super) visits: Visits,
     next_seq: u64,
 }
 
 impl<W> Core<W> {
+    /// A core without endpoints, of a revision without tiers.
+    #[cfg(test)]
     pub(crate) fn new(limits: ThrottleLimits, account: Account, seed: u64, now: Instant) -> Self {
+        Self::with_tiers(limits, &[TierLimits::of(&limits)], account, seed, now)
+    }
+
+    /// A core without endpoints, with limits for each tier, of which there is at least one.
+    pub(crate) fn with_tiers(
+        limits: ThrottleLimits,
+        tiers: &[TierLimits],
+        account: Account,
+        seed: u64,
+        now: Instant,
+    ) -> Self {
+        let concurrency: Vec<_> = tiers.iter().map(|tier| tier.concurrency).collect();
         Self {
-            endpoints: EndpointSet::new(limits.concurrency, seed),
+            endpoints: EndpointSet::new(&concurrency, seed),
             limits,
             queue: Queue::new(account),
-            activation: Activation::Idle,
-            start_estimate: None,
-            current_start: CurrentStart::default(),
+            tiers: tiers
+                .iter()
+                .map(|tier| TierState::new(tier.supply, now))
+                .collect(),
+            needed: false,
             closed: None,
             remote: None,
             load: LoadMeter::new(now),
@@ -124,6 +141,9 @@ impl<W> Core<W> {
         self.arrived(&arrival);
         let ticket = self.next_ticket(arrival);
         let verdict = self.admit(ticket, None, now, waiter, &mut actions);
+        if !arrival.passive && !matches!(verdict, CoreAdmission::Rejected(_)) {
+            self.start_later_tiers(now, &mut actions);
+        }
         self.settle(now, &mut actions);
         (verdict, actions)
     }
@@ -156,6 +176,7 @@ impl<W> Core<W> {
         }
         self.load.advance(self.held(), now);
         self.passive_in_flight -= u32::from(passive);
+        self.tiers[0].passive_in_flight -= u32::from(passive);
         self.endpoints.release(slot);
         #[cfg(test)]
         self.check();
@@ -163,10 +184,10 @@ impl<W> Core<W> {
     }
 
     /// Whether no request waits, no ejection is over and no other process of an upgrade has to be informed: no
-    /// other work is due at this time.
+    /// other work is due at this time. Never with tiers, of which one may have to be started.
     fn is_calm(&self, now: Instant) -> bool {
         let due = self.endpoints.eject_due().is_some_and(|due| due <= now);
-        self.queue.is_empty() && !due && self.remote.is_none()
+        self.queue.is_empty() && !due && self.remote.is_none() && self.tiers.len() == 1
     }
 
     /// Continues an admission that needed an eviction, with the space that was reserved meanwhile.
@@ -227,6 +248,7 @@ impl<W> Core<W> {
         ticket.tried.push(FailedAttempt {
             readiness_epoch,
             refused,
+            tier: None,
         });
         // Older waiters go first even here; younger ones wait until this request has picked.
         if self.queue.oldest().is_some_and(|oldest| oldest.seq < ticket.seq) {
@@ -248,7 +270,7 @@ impl<W> Core<W> {
     /// Removes a waiter whose client is gone. Returns the shell's handle, to be dropped outside the lock;
     /// `None` when the waiter was resolved before.
     pub(crate) fn cancel(&mut self, seq: u64, now: Instant) -> Option<W> {
-        self.load.advance(self.held(), now);
+        self.advance_load(now);
         let entry = self.queue.remove(seq)?;
         self.unask(seq);
         Some(entry.waiter)
@@ -317,7 +339,8 @@ impl<W> Core<W> {
             passive: self.passive_in_flight + u32::try_from(self.queue.passive()).unwrap_or(u32::MAX),
             expected: counts.ready == 0 && self.visits.is_expected(now),
             keep: self.visits.keep_left(now),
-            typical_start: self.start_estimate,
+            typical_start: self.typical_start(),
+            needed: self.needed,
             ready: counts.ready,
             starting: counts.starting + counts.ejected,
             draining: counts.draining,
@@ -333,7 +356,7 @@ impl<W> Core<W> {
 
     /// Starts an event: integrates the load up to now and handles deadlines that are over.
     pub(super) fn begin(&mut self, now: Instant) -> Actions<W> {
-        self.load.advance(self.held(), now);
+        self.advance_load(now);
         let mut actions = Actions::default();
         let ejection_over = self.endpoints.eject_due().is_some_and(|due| due <= now);
         let waiter_over = self.queue.next_expiry().is_some_and(|due| due <= now);
@@ -347,9 +370,7 @@ impl<W> Core<W> {
     /// Restores the invariants after any change.
     pub(super) fn settle(&mut self, now: Instant, actions: &mut Actions<W>) {
         self.reinstate(now, actions);
-        while self.endpoints.has_open()
-            && let Some(entry) = self.queue.pop()
-        {
+        while let Some(entry) = self.next_admissible() {
             // No waiter's deadline is over: `begin` handled those.
             self.resolve(entry, now, actions, |core, ticket| {
                 let slot = core.endpoints.pick(&ticket).expect("one is open");
@@ -359,16 +380,14 @@ impl<W> Core<W> {
         if self.queue.passive() > 0 && self.is_cold() {
             self.reject_passive(now, actions);
         }
-        if !self.queue.is_empty() && self.endpoints.counts().ready == 0 && self.remote.is_none() {
-            match self.limits.supply {
-                Supply::Activated => self.activate(now, actions),
-                Supply::Fixed if self.endpoints.counts().live() == 0 => {
-                    self.reject_all(now, actions, &Rejection::NoEndpoints);
-                }
-                Supply::Fixed | Supply::Resolving => {}
+        if !self.queue.is_empty() && self.remote.is_none() {
+            self.start_for_waiters(now, actions);
+            if self.endpoints.counts().live() == 0 && self.has_supply(&[Supply::Fixed]) {
+                self.reject_all(now, actions, &Rejection::NoEndpoints);
             }
+            self.reject_hopeless(now, actions);
         }
-        debug_assert!(self.queue.is_empty() || !self.endpoints.has_open());
+        debug_assert!(self.queue.len() == self.queue.spilled().len() || !self.endpoints.has_open());
         debug_assert!(self.closed.is_none() || self.queue.is_empty());
         #[cfg(test)]
         self.check();
@@ -377,7 +396,7 @@ impl<W> Core<W> {
     /// Whether nothing is ready, and a start is what helps. Never during an upgrade in the older process, which does
     /// not know.
     pub(super) fn is_cold(&self) -> bool {
-        self.limits.supply == Supply::Activated && self.endpoints.counts().ready == 0 && self.remote.is_none()
+        self.is_startable() && self.endpoints.counts().ready == 0 && self.remote.is_none()
     }
 
     /// Rejects passive waiters, which must not start anything.
@@ -395,6 +414,9 @@ impl<W> Core<W> {
     pub(super) fn arrived(&mut self, arrival: &Arrival) {
         if !arrival.passive {
             self.load.arrived();
+            if self.tiers.len() > 1 {
+                self.arrived_at_tiers();
+            }
         }
     }
 
@@ -405,7 +427,7 @@ impl<W> Core<W> {
             // The newer process has the better rejection, and as much time to send it.
             return limits.queue.timeout.saturating_add(REPORT_GRACE);
         }
-        if self.endpoints.counts().ready == 0 && limits.supply == Supply::Activated {
+        if self.endpoints.counts().ready == 0 && self.is_startable() {
             limits
                 .queue
                 .timeout
@@ -433,7 +455,7 @@ impl<W> Core<W> {
             } else if self.remote.is_some() {
                 let retry_after = self.retry_after(now);
                 Rejection::QueueTimeout { retry_after }
-            } else if self.endpoints.counts().ready == 0 && self.limits.supply == Supply::Activated {
+            } else if self.endpoints.counts().ready == 0 && self.is_startable() {
                 Rejection::not_started_in_time(due.waited, self.retry_after(now))
             } else if self.endpoints.counts().ready == 0 {
                 Rejection::NoEndpoints
@@ -456,12 +478,11 @@ impl<W> Core<W> {
 
     /// `Retry-After`: the average duration of an activation, less the time the present one has taken.
     pub(super) fn retry_after(&self, now: Instant) -> Duration {
-        let estimate = match (&self.activation, self.start_estimate) {
-            _ if self.endpoints.counts().ready > 0 => Duration::ZERO,
-            (Activation::Outstanding { since, .. }, Some(e)) => e.saturating_sub(now.duration_since(*since)),
-            (_, estimate) => estimate.unwrap_or_default(),
-        };
-        estimate.max(MIN_RETRY)
+        if self.endpoints.counts().ready > 0 {
+            return MIN_RETRY;
+        }
+        let tiers = self.tiers.iter().filter_map(|tier| tier.start_left(now));
+        tiers.min().unwrap_or_default().max(MIN_RETRY)
     }
 
     /// The queue ticket of an arrival: its place in the order of arrival.
@@ -539,15 +560,13 @@ impl<W> Core<W> {
         }
         let counts = self.endpoints.counts();
         if counts.ready == 0 && self.remote.is_none() {
-            if let Activation::Failed { failure, until } = &self.activation
-                && now < *until
-            {
+            if let Some((failure, until)) = self.failed_start(now) {
                 return Err(Rejection::ActivationFailed {
                     failure: Arc::clone(failure),
                     retry_after: until.duration_since(now).max(MIN_RETRY),
                 });
             }
-            if counts.live() == 0 && self.limits.supply == Supply::Fixed {
+            if counts.live() == 0 && self.has_supply(&[Supply::Fixed]) {
                 return Err(Rejection::NoEndpoints);
             }
         }
@@ -569,6 +588,9 @@ impl<W> Core<W> {
     pub(super) fn grant_of(&mut self, slot: u32, ticket: QueueTicket) -> Grant {
         self.passive_in_flight += u32::from(ticket.arrival.passive);
         let endpoint = self.endpoints.record(slot);
+        if ticket.arrival.passive {
+            self.tiers[usize::from(endpoint.tier)].passive_in_flight += 1;
+        }
         Grant {
             endpoint: Arc::clone(&endpoint.state),
             slot,
@@ -577,14 +599,12 @@ impl<W> Core<W> {
         }
     }
 
-    fn give_back(&mut self, slot: u32, passive: bool, actions: &mut Actions<W>) {
+    pub(super) fn give_back(&mut self, slot: u32, passive: bool, actions: &mut Actions<W>) {
         self.passive_in_flight -= u32::from(passive);
         let endpoint = self.endpoints.record(slot);
-        if endpoint.phase == EndpointPhase::Draining
-            && endpoint.in_flight == 1
-            && let Some(instance) = endpoint.state.instance
-        {
-            actions.signals.push(Signal::Drained(instance));
+        self.tiers[usize::from(endpoint.tier)].passive_in_flight -= u32::from(passive);
+        if endpoint.phase == EndpointPhase::Draining && endpoint.in_flight == 1 {
+            actions.signals.extend(endpoint.drained());
         }
         if let Some(remote) = &mut self.remote {
             let endpoint = endpoint.id();
@@ -596,7 +616,7 @@ impl<W> Core<W> {
     /// Whether every endpoint has refused this request's connection and no other endpoint will come.
     pub(super) fn is_hopeless(&self, ticket: &QueueTicket) -> bool {
         self.remote.is_none()
-            && self.limits.supply != Supply::Activated
+            && !self.is_startable()
             && self
                 .endpoints
                 .iter()
@@ -631,6 +651,8 @@ impl<W> Core<W> {
         let counts = self.endpoints.counts();
         assert!(counts.ejected == 0 || counts.ready > 0, "ejected, and none ready");
         assert!(self.passive_in_flight <= self.endpoints.in_flight());
+        let passive = self.tiers.iter().map(|tier| tier.passive_in_flight);
+        assert_eq!(passive.sum::<u32>(), self.passive_in_flight);
         assert!(
             self.queue.passive() == 0 || !self.is_cold(),
             "a passive request waits for a start"

@@ -22,6 +22,8 @@ pub struct EndpointState {
     pub address: EndpointAddr,
     /// Its instance, if the control plane started it.
     pub instance: Option<InstanceId>,
+    /// The index of its tier; 0 in a revision without tiers.
+    pub tier: u8,
     /// Unique in this process and never reused: two instances that have the same port one after the other
     /// cannot be mixed up.
     pub key: u64,
@@ -48,11 +50,17 @@ pub struct EndpointState {
 impl EndpointState {
     /// A new endpoint with a key of its own.
     pub fn new(address: EndpointAddr, instance: Option<InstanceId>) -> Self {
+        Self::in_tier(0, address, instance)
+    }
+
+    /// As [`new`](Self::new), of one tier of a revision.
+    pub fn in_tier(tier: u8, address: EndpointAddr, instance: Option<InstanceId>) -> Self {
         static NEXT: AtomicU64 = AtomicU64::new(1);
         Self {
             hash: stable_hash(address.to_string().as_bytes()),
             address,
             instance,
+            tier,
             key: NEXT.fetch_add(1, Ordering::Relaxed),
             troubled: AtomicBool::new(false),
             answered: AtomicBool::new(false),

@@ -13,6 +13,7 @@ use super::endpoint::{EndpointPhase, EndpointState};
 use super::endpoint_set::EndpointRecord;
 use super::rejection::{Closing, Rejection};
 use super::start_timeline::StartTimeline;
+use super::tiers::TierLimits;
 
 /// Difference between the configured addresses of a throttler and a new set of addresses.
 #[derive(Debug)]
@@ -20,23 +21,26 @@ pub(crate) struct AddressChange {
     pub(crate) added: Vec<Arc<EndpointState>>,
     /// Keys of endpoints whose addresses are not in the new set.
     pub(crate) gone: Vec<u64>,
+    tier: u8,
     version: u64,
 }
 
 impl AddressChange {
     /// The change from the present addresses to `addresses`, each taken at most once; in time linear in both.
     pub(crate) fn between(
+        tier: u8,
         (before, version): &(Vec<Arc<EndpointState>>, u64),
         addresses: &[EndpointAddr],
     ) -> Self {
         let mut known: HashSet<&EndpointAddr> = before.iter().map(|state| &state.address).collect();
         let wanted: HashSet<&EndpointAddr> = addresses.iter().collect();
         let fresh = addresses.iter().filter(|address| known.insert(*address));
-        let added = fresh.map(|address| Arc::new(EndpointState::new(address.clone(), None)));
+        let added = fresh.map(|address| Arc::new(EndpointState::in_tier(tier, address.clone(), None)));
         let gone = before.iter().filter(|state| !wanted.contains(&state.address));
         Self {
             added: added.collect(),
             gone: gone.map(|state| state.key).collect(),
+            tier,
             version: *version,
         }
     }
@@ -46,9 +50,22 @@ impl<W> Core<W> {
     /// Applies other limits. A lowered concurrency stops no request in flight and admits none until an endpoint
     /// is below it; queue bounds apply to arrivals, and to waiters when their time is over.
     pub(crate) fn set_limits(&mut self, limits: ThrottleLimits, now: Instant) -> Actions<W> {
+        self.set_tier_limits(limits, &[TierLimits::of(&limits)], now)
+    }
+
+    /// As [`set_limits`](Self::set_limits), with limits for each tier.
+    pub(crate) fn set_tier_limits(
+        &mut self,
+        limits: ThrottleLimits,
+        tiers: &[TierLimits],
+        now: Instant,
+    ) -> Actions<W> {
         let mut actions = self.begin(now);
-        if limits.concurrency != self.endpoints.limit() {
-            self.endpoints.set_limit(limits.concurrency);
+        for (tier, (state, limits)) in self.tiers.iter_mut().zip(tiers).enumerate() {
+            if limits.concurrency != self.endpoints.limit(tier) {
+                self.endpoints.set_limit(tier, limits.concurrency);
+            }
+            state.supply = limits.supply;
         }
         self.limits = limits;
         self.settle(now, &mut actions);
@@ -74,21 +91,23 @@ impl<W> Core<W> {
             EndpointPhase::Starting
         };
         if state.instance.is_some() {
-            self.current_start.step(LaunchStep::Started, now);
+            self.launch_step(state.tier, LaunchStep::Started, now);
         }
         self.endpoints.insert(state, phase);
         self.settle(now, &mut actions);
         actions
     }
 
-    /// Records a step of a start.
-    pub(crate) fn launch_step(&mut self, step: LaunchStep, now: Instant) {
-        self.current_start.step(step, now);
+    /// Records a step of a tier's start.
+    pub(crate) fn launch_step(&mut self, tier: u8, step: LaunchStep, now: Instant) {
+        self.tiers[usize::from(tier)].current_start.step(step, now);
     }
 
     /// The timeline of the start that requests wait for at zero; `None` while nothing is being activated.
     pub(crate) fn awaited_start(&self) -> Option<StartTimeline> {
-        (!matches!(self.activation, Activation::Idle)).then(|| self.current_start.timeline())
+        let mut tiers = self.tiers.iter().rev();
+        let awaited = tiers.find(|tier| !matches!(tier.activation, Activation::Idle))?;
+        Some(awaited.current_start.timeline())
     }
 
     /// Readiness probe succeeded: the endpoint takes requests.
@@ -98,28 +117,31 @@ impl<W> Core<W> {
             let endpoint = self.endpoints.record(i);
             match endpoint.phase {
                 EndpointPhase::Starting => {
+                    let tier = endpoint.tier;
                     let started = endpoint.state.instance.filter(|_| !endpoint.was_ready);
                     if let Some(instance) = started {
-                        actions.signals.push(Signal::Ready(instance));
+                        actions.signals.push(Signal::Ready { tier, instance });
                     }
+                    let start = &mut self.tiers[usize::from(tier)].current_start;
                     let timeline = match endpoint.state.instance {
                         Some(_) => endpoint.state.start_timeline(),
-                        None => self.current_start.timeline(),
+                        None => start.timeline(),
                     };
                     let ready = Some(now);
                     endpoint
                         .state
                         .set_start_timeline(StartTimeline { ready, ..timeline });
-                    self.current_start.end();
+                    start.end();
                     self.mark_ready(i);
                     self.visits.ready(now);
                     // A start that nobody waits for is measured too: schedules start ahead by what starts take.
-                    if matches!(self.activation, Activation::Idle)
+                    let state = &mut self.tiers[usize::from(tier)];
+                    if matches!(state.activation, Activation::Idle)
                         && let (Some(_), Some(ordered)) = (started, timeline.ordered)
                     {
-                        self.start_took(now.saturating_duration_since(ordered));
+                        state.start_took(now.saturating_duration_since(ordered));
                     }
-                    self.activation_succeeded(now, &mut actions);
+                    self.activation_succeeded(tier, now, &mut actions);
                 }
                 EndpointPhase::Ejected { by_probe: true, .. } => {
                     self.reinstated(i, true, &mut actions);
@@ -172,11 +194,14 @@ impl<W> Core<W> {
         actions
     }
 
-    /// As [`EndpointSink::retire`](sluice_model::EndpointSink::retire). Victims are the instances with the
+    /// As [`EndpointSink::retire`](sluice_model::EndpointSink::retire), of one tier. Victims are the instances with the
     /// least in flight, unproven ones first among equals, then the oldest. Without `to_zero` one live instance
     /// always stays: zero has to be requested explicitly. A refused scale to zero still retires idle instances.
+    ///
+    /// A tier that rests has no part in what waits; nor is it what serves a revision that others need.
     pub(crate) fn retire(
         &mut self,
+        tier: u8,
         count: u32,
         to_zero: bool,
         now: Instant,
@@ -184,11 +209,12 @@ impl<W> Core<W> {
         let mut actions = self.begin(now);
         // Passive requests are finished by the victims, and hold none of them back: a monitor that always has a request
         // in flight would.
-        let idle = self.held() == 0;
+        let nothing_waits = self.endpoints.rests(tier.into()) || self.queue.is_empty();
+        let idle = self.is_tier_idle(tier.into());
         let mut candidates: Vec<_> = self
             .endpoints
             .iter()
-            .filter(|(_, e)| e.is_live())
+            .filter(|(_, e)| e.is_live() && e.tier == tier)
             .filter_map(|(i, e)| {
                 let proven = e.phase == EndpointPhase::Ready;
                 Some((e.in_flight, proven, e.state.instance?, i))
@@ -197,7 +223,7 @@ impl<W> Core<W> {
         candidates.sort_unstable();
         let most = match (to_zero, idle) {
             (true, true) => candidates.len(),
-            (true, false) if self.queue.is_empty() => {
+            (true, false) if nothing_waits => {
                 let free = candidates.iter().take_while(|(in_flight, ..)| *in_flight == 0);
                 free.count().min(candidates.len().saturating_sub(1))
             }
@@ -210,20 +236,23 @@ impl<W> Core<W> {
             instance
         });
         let victims: Vec<InstanceId> = victims.collect();
-        if to_zero && idle && self.endpoints.in_flight() == 0 && self.limits.supply == Supply::Activated {
-            self.unprove_configured();
+        let supply = self.tiers[usize::from(tier)].supply;
+        if to_zero && idle && self.endpoints.in_flight_of(tier.into()) == 0 && supply == Supply::Activated {
+            self.unprove_configured(tier);
         }
         self.endpoint_lost();
         self.settle(now, &mut actions);
         (victims, actions)
     }
 
-    /// As [`EndpointSink::to_zero`](sluice_model::EndpointSink::to_zero).
-    pub(crate) fn retire_all(&mut self, now: Instant) -> (Option<Vec<InstanceId>>, Actions<W>) {
-        if !self.queue.is_empty() || self.endpoints.in_flight() > 0 {
+    /// As [`EndpointSink::to_zero`](sluice_model::EndpointSink::to_zero), of one tier.
+    pub(crate) fn retire_all(&mut self, tier: u8, now: Instant) -> (Option<Vec<InstanceId>>, Actions<W>) {
+        let rests = self.endpoints.rests(tier.into());
+        let awaited = !rests && (!self.queue.is_empty() || self.needed);
+        if awaited || self.endpoints.in_flight_of(tier.into()) > 0 {
             return (None, self.begin(now));
         }
-        let (victims, actions) = self.retire(u32::MAX, true, now);
+        let (victims, actions) = self.retire(tier, u32::MAX, true, now);
         (Some(victims), actions)
     }
 
@@ -242,12 +271,13 @@ impl<W> Core<W> {
         actions
     }
 
-    /// Records a failed activation. While an endpoint is ready, the failed activation was for additional
-    /// capacity: waiters go on waiting for a slot.
-    pub(crate) fn fail(&mut self, failure: &Arc<ActivationFailure>, now: Instant) -> Actions<W> {
+    /// Records a failed activation of a tier. While an endpoint of it is ready, the failed activation was for
+    /// additional capacity: waiters go on waiting for a slot. They do while another tier may serve them, too.
+    pub(crate) fn fail(&mut self, tier: u8, failure: &Arc<ActivationFailure>, now: Instant) -> Actions<W> {
         let mut actions = self.begin(now);
-        if self.endpoints.counts().ready == 0 {
-            if let Activation::Outstanding { since, .. } = self.activation {
+        if self.endpoints.counts_of(tier.into()).ready == 0 {
+            let state = &mut self.tiers[usize::from(tier)];
+            if let Activation::Outstanding { since, .. } = state.activation {
                 actions.signals.push(Signal::ActivationFailed {
                     took: now.saturating_duration_since(since),
                     failure: Arc::clone(failure),
@@ -258,22 +288,27 @@ impl<W> Core<W> {
                 failure: Arc::clone(failure),
                 retry_after,
             };
-            self.reject_all(now, &mut actions, &rejection);
-            self.current_start.end();
-            self.visits.forget();
-            self.activation = Activation::Failed {
+            state.current_start.end();
+            state.activation = Activation::Failed {
                 failure: Arc::clone(failure),
                 until: now + failure.retry_after.min(Duration::from_secs(24 * 3600)),
             };
+            if self.is_hope_elsewhere(tier, now) {
+                self.reject_spilled(now, &mut actions, &rejection);
+            } else {
+                self.reject_all(now, &mut actions, &rejection);
+                self.visits.forget();
+            }
         }
         self.settle(now, &mut actions);
         actions
     }
 
-    /// Ends the back-off after a failed activation: its cause has changed.
-    pub(crate) fn forgive(&mut self) {
-        if matches!(self.activation, Activation::Failed { .. }) {
-            self.activation = Activation::Idle;
+    /// Ends the back-off after a failed activation of a tier: its cause has changed.
+    pub(crate) fn forgive(&mut self, tier: u8) {
+        let activation = &mut self.tiers[usize::from(tier)].activation;
+        if matches!(activation, Activation::Failed { .. }) {
+            *activation = Activation::Idle;
         }
     }
 
@@ -307,10 +342,12 @@ impl<W> Core<W> {
         Some(slot.state.key)
     }
 
-    /// Endpoints of configured and resolved addresses that are not gone, and a version number that changes with
-    /// them.
-    pub(crate) fn configured(&self) -> (Vec<Arc<EndpointState>>, u64) {
-        let fixed = self.known().filter(|slot| slot.state.instance.is_none());
+    /// Endpoints of a tier's configured and resolved addresses that are not gone, and a version number that changes
+    /// with them.
+    pub(crate) fn configured(&self, tier: u8) -> (Vec<Arc<EndpointState>>, u64) {
+        let fixed = self
+            .known()
+            .filter(|slot| slot.state.instance.is_none() && slot.tier == tier);
         let fixed = fixed.map(|slot| Arc::clone(&slot.state)).collect();
         (fixed, self.endpoints.configured_version())
     }
@@ -324,6 +361,7 @@ impl<W> Core<W> {
         now: Instant,
     ) -> (bool, Actions<W>) {
         let mut actions = self.begin(now);
+        debug_assert!(change.added.iter().all(|state| state.tier == change.tier));
         if self.endpoints.configured_version() != change.version {
             return (false, actions);
         }
@@ -396,7 +434,7 @@ impl<W> Core<W> {
             if last {
                 self.reinstate_least_recent(Some(i), actions);
             }
-        } else if refused && self.limits.supply == Supply::Activated {
+        } else if refused && self.tiers[usize::from(endpoint.tier)].supply == Supply::Activated {
             endpoint.with_outlier(super::outlier::OutlierDetector::forgive);
             self.endpoints.set_phase(i, EndpointPhase::Starting);
             actions.wake_probes = true;
@@ -424,24 +462,25 @@ impl<W> Core<W> {
         }
     }
 
-    /// Sends demand, once: not while an activation is outstanding or an instance is starting. Demand is sent
-    /// again after `start_timeout`, so that a lost message cannot hold a revision at zero.
-    pub(super) fn activate(&mut self, now: Instant, actions: &mut Actions<W>) {
-        let wait = match &self.activation {
+    /// Sends demand for a tier, once: not while an activation is outstanding or an instance is starting. Demand is
+    /// sent again after `start_timeout`, so that a lost message cannot hold a revision at zero.
+    pub(super) fn activate(&mut self, tier: u8, now: Instant, actions: &mut Actions<W>) {
+        let state = &mut self.tiers[usize::from(tier)];
+        let wait = match &state.activation {
             Activation::Idle => false,
             Activation::Outstanding { since, lost } => {
                 !lost && now.saturating_duration_since(*since) <= self.limits.start_timeout
             }
             Activation::Failed { until, .. } => now < *until,
         };
-        if !wait && !self.endpoints.is_one_coming() {
-            let since = match self.activation {
+        if !wait && !self.endpoints.is_one_coming(tier.into()) {
+            let since = match state.activation {
                 Activation::Outstanding { since, lost: true } => since,
                 _ => now,
             };
-            self.activation = Activation::Outstanding { since, lost: false };
-            self.current_start.forget_if_over();
-            actions.signals.push(Signal::Activate);
+            state.activation = Activation::Outstanding { since, lost: false };
+            state.current_start.forget_if_over();
+            actions.signals.push(Signal::Activate { tier });
         }
     }
 
@@ -469,16 +508,16 @@ impl<W> Core<W> {
         self.endpoints.set_phase(i, EndpointPhase::Draining);
         actions.wake_probes = true;
         let endpoint = self.endpoints.record(i);
-        if let Some(instance) = endpoint.state.instance.filter(|_| endpoint.in_flight == 0) {
-            actions.signals.push(Signal::Drained(instance));
+        if endpoint.in_flight == 0 {
+            actions.signals.extend(endpoint.drained());
         }
     }
 
-    /// Moves configured addresses back to starting. At zero the gateway does not learn when a platform stops
+    /// Moves a tier's configured addresses back to starting. At zero the gateway does not learn when a platform stops
     /// the process behind a configured address: it has to be proven ready before the next request.
-    fn unprove_configured(&mut self) {
+    fn unprove_configured(&mut self, tier: u8) {
         let fixed = self.endpoints.iter();
-        let fixed = fixed.filter(|(_, e)| e.state.instance.is_none() && e.is_live());
+        let fixed = fixed.filter(|(_, e)| e.state.instance.is_none() && e.is_live() && e.tier == tier);
         let fixed: Vec<u32> = fixed.map(|(i, _)| i).collect();
         for i in fixed {
             self.endpoints.record(i).state.doubt();
@@ -489,30 +528,28 @@ impl<W> Core<W> {
     /// Handles the loss of an endpoint during an activation: the one that was demanded may have come and gone
     /// before it was ready, so demand is sent again while requests wait.
     fn endpoint_lost(&mut self) {
-        let counts = self.endpoints.counts();
-        if counts.ready + counts.ejected == 0
-            && !self.endpoints.is_one_coming()
-            && let Activation::Outstanding { lost, .. } = &mut self.activation
-        {
-            if self.queue.is_empty() {
-                self.activation = Activation::Idle;
-            } else {
-                *lost = true;
+        for (tier, state) in self.tiers.iter_mut().enumerate() {
+            let counts = self.endpoints.counts_of(tier);
+            if counts.ready + counts.ejected == 0
+                && !self.endpoints.is_one_coming(tier)
+                && let Activation::Outstanding { lost, .. } = &mut state.activation
+            {
+                if self.queue.is_empty() {
+                    state.activation = Activation::Idle;
+                } else {
+                    *lost = true;
+                }
             }
         }
     }
 
-    fn activation_succeeded(&mut self, now: Instant, actions: &mut Actions<W>) {
-        if let Activation::Outstanding { since, .. } = self.activation {
+    fn activation_succeeded(&mut self, tier: u8, now: Instant, actions: &mut Actions<W>) {
+        let state = &mut self.tiers[usize::from(tier)];
+        if let Activation::Outstanding { since, .. } = state.activation {
             let took = now.saturating_duration_since(since);
-            self.start_took(took);
-            actions.signals.push(Signal::Activated { took });
+            state.start_took(took);
+            actions.signals.push(Signal::Activated { tier, took });
         }
-        self.activation = Activation::Idle;
-    }
-
-    fn start_took(&mut self, took: Duration) {
-        let before = self.start_estimate.unwrap_or(took);
-        self.start_estimate = Some((before * 7 + took * 3) / 10);
+        state.activation = Activation::Idle;
     }
 }

@@ -1,5 +1,7 @@
 //! Load balancer over the endpoints of one revision: which ones are open, and which one takes a request.
 //!
+//! Of a revision with tiers only the endpoints of the serving tier are open: the last tier with a ready one.
+//!
 //! Every lookup of a request, a probe or a change of addresses is indexed: none of them visits all endpoints.
 //! Only the choice of victims and of an endpoint for a retry does.
 
@@ -10,6 +12,7 @@ use std::time::Instant;
 
 use sluice_model::{StickyKey, rendezvous};
 
+use super::actions::Signal;
 use super::arrival::QueueTicket;
 use super::endpoint::{EndpointPhase, EndpointState};
 use super::outlier::OutlierDetector;
@@ -41,6 +44,18 @@ impl Counts {
     }
 }
 
+/// The endpoints of one tier.
+#[derive(Debug, Clone, Copy, Default)]
+struct TierRecord {
+    counts: Counts,
+    /// Number of instances that are being started.
+    coming: u32,
+    /// Kept only where there is more than one tier.
+    in_flight: u32,
+    /// Requests that one endpoint may hold.
+    limit: Option<u32>,
+}
+
 #[derive(Debug)]
 pub(crate) struct EndpointRecord {
     pub(crate) state: Arc<EndpointState>,
@@ -52,6 +67,10 @@ pub(crate) struct EndpointRecord {
     /// Sequence number of its last ejection, to find the least recent one.
     ejected_at: u64,
     outlier: OutlierDetector,
+    /// The index of its tier.
+    pub(crate) tier: u8,
+    /// The limit of its tier.
+    limit: Option<u32>,
     /// Index in `EndpointSet::open` plus one; 0 when not in it.
     open: u32,
 }
@@ -64,6 +83,18 @@ impl EndpointRecord {
             .troubled
             .store(!self.outlier.is_spotless(), Ordering::Relaxed);
         result
+    }
+
+    /// The signal that a retired instance has nothing in flight any more.
+    pub(crate) fn drained(&self) -> Option<Signal> {
+        let tier = self.tier;
+        self.state
+            .instance
+            .map(|instance| Signal::Drained { tier, instance })
+    }
+
+    fn has_room(&self) -> bool {
+        self.phase == EndpointPhase::Ready && self.limit.is_none_or(|limit| self.in_flight < limit)
     }
 
     pub(crate) fn is_live(&self) -> bool {
@@ -90,11 +121,12 @@ pub(crate) struct EndpointSet {
     /// Ejected endpoints by the end, and by the beginning, of the ejection.
     by_end: BTreeSet<(Instant, u32)>,
     by_age: BTreeSet<(u64, u32)>,
-    /// Number of instances that are being started.
-    coming: u32,
     /// Changes whenever a configured address comes or goes.
     configured_version: u64,
-    limit: Option<u32>,
+    /// At least one.
+    tiers: Vec<TierRecord>,
+    /// The tier whose endpoints are open.
+    serving: u8,
     /// A newer process of an upgrade gives the slots out: no endpoint is open.
     held: bool,
     counts: Counts,
@@ -107,7 +139,12 @@ pub(crate) struct EndpointSet {
 }
 
 impl EndpointSet {
-    pub(crate) fn new(limit: Option<u32>, seed: u64) -> Self {
+    /// An empty set with a tier for each of these limits, of which there is at least one.
+    pub(crate) fn new(limits: &[Option<u32>], seed: u64) -> Self {
+        let tiers = limits.iter().map(|&limit| TierRecord {
+            limit,
+            ..TierRecord::default()
+        });
         Self {
             records: Vec::new(),
             vacant: Vec::new(),
@@ -115,9 +152,9 @@ impl EndpointSet {
             open: Vec::new(),
             by_end: BTreeSet::new(),
             by_age: BTreeSet::new(),
-            coming: 0,
             configured_version: 0,
-            limit,
+            tiers: tiers.collect(),
+            serving: 0,
             held: false,
             counts: Counts::default(),
             in_flight: 0,
@@ -130,6 +167,25 @@ impl EndpointSet {
 
     pub(crate) fn counts(&self) -> Counts {
         self.counts
+    }
+
+    /// The endpoints of one tier by phase.
+    pub(crate) fn counts_of(&self, tier: usize) -> Counts {
+        self.tiers[tier].counts
+    }
+
+    /// In-flight requests of one tier, draining and removed endpoints too.
+    pub(crate) fn in_flight_of(&self, tier: usize) -> u32 {
+        if self.tiers.len() == 1 {
+            self.in_flight
+        } else {
+            self.tiers[tier].in_flight
+        }
+    }
+
+    /// Whether a tier rests: a later one has a ready endpoint.
+    pub(crate) fn rests(&self, tier: usize) -> bool {
+        self.tiers[tier + 1..].iter().any(|later| later.counts.ready > 0)
     }
 
     /// In-flight requests over all endpoints, draining and removed ones too.
@@ -160,9 +216,14 @@ impl EndpointSet {
         ejected.find(|i| Some(*i) != except)
     }
 
-    /// Whether an instance is being started.
-    pub(crate) fn is_one_coming(&self) -> bool {
-        self.coming > 0
+    /// Whether an instance of a tier is being started.
+    pub(crate) fn is_one_coming(&self, tier: usize) -> bool {
+        self.tiers[tier].coming > 0
+    }
+
+    /// Whether any instance is being started.
+    pub(crate) fn is_any_coming(&self) -> bool {
+        self.tiers.iter().any(|tier| tier.coming > 0)
     }
 
     /// Changes whenever a configured address comes or goes.
@@ -170,12 +231,17 @@ impl EndpointSet {
         self.configured_version
     }
 
-    pub(crate) fn limit(&self) -> Option<u32> {
-        self.limit
+    pub(crate) fn limit(&self, tier: usize) -> Option<u32> {
+        self.tiers[tier].limit
     }
 
-    pub(crate) fn set_limit(&mut self, limit: Option<u32>) {
-        self.limit = limit;
+    pub(crate) fn set_limit(&mut self, tier: usize, limit: Option<u32>) {
+        self.tiers[tier].limit = limit;
+        for record in self.records.iter_mut().flatten() {
+            if usize::from(record.tier) == tier {
+                record.limit = limit;
+            }
+        }
         self.refresh_all();
     }
 
@@ -217,7 +283,10 @@ impl EndpointSet {
     }
 
     pub(crate) fn insert(&mut self, state: Arc<EndpointState>, phase: EndpointPhase) -> u32 {
+        let tier = usize::from(state.tier);
         let record = EndpointRecord {
+            tier: state.tier,
+            limit: self.tiers[tier].limit,
             state,
             phase,
             in_flight: 0,
@@ -248,16 +317,19 @@ impl EndpointSet {
         };
         self.by_key.insert(key, i);
         self.configured_version += u64::from(fixed);
-        self.coming += u32::from(coming);
+        self.tiers[tier].coming += u32::from(coming);
+        *self.tiers[tier].counts.of(phase) += 1;
         *self.counts.of(phase) += 1;
         self.new_readiness_epoch(i);
         self.refresh(i);
+        self.choose_serving();
         i
     }
 
     /// Moves an endpoint to another phase; one that is gone and idle is dropped from the set.
     pub(crate) fn set_phase(&mut self, i: u32, phase: EndpointPhase) {
         let record = self.record_mut(i);
+        let tier = usize::from(record.tier);
         let was_coming = record.is_coming();
         let before = std::mem::replace(&mut record.phase, phase);
         record.was_ready |= phase == EndpointPhase::Ready;
@@ -276,13 +348,30 @@ impl EndpointSet {
             self.by_end.insert((until, i));
             self.by_age.insert((ejected_at, i));
         }
-        self.coming -= u32::from(was_coming);
-        self.coming += u32::from(coming);
         self.configured_version += u64::from(fixed_goes);
-        *self.counts.of(before) -= 1;
-        *self.counts.of(phase) += 1;
+        let tier = &mut self.tiers[tier];
+        tier.coming -= u32::from(was_coming);
+        tier.coming += u32::from(coming);
+        for counts in [&mut self.counts, &mut tier.counts] {
+            *counts.of(before) -= 1;
+            *counts.of(phase) += 1;
+        }
         self.refresh(i);
         self.vacate(i);
+        self.choose_serving();
+    }
+
+    /// Opens the endpoints of the last tier with a ready one, and closes those of the tier that served before.
+    fn choose_serving(&mut self) {
+        if self.tiers.len() == 1 {
+            return;
+        }
+        let ready = self.tiers.iter().rposition(|tier| tier.counts.ready > 0);
+        let serving = ready.and_then(|tier| u8::try_from(tier).ok());
+        if let Some(serving) = serving.filter(|serving| *serving != self.serving) {
+            self.serving = serving;
+            self.refresh_all();
+        }
     }
 
     /// Begins a readiness epoch: requests that failed on the endpoint may try it again.
@@ -300,26 +389,35 @@ impl EndpointSet {
 
     /// Takes a slot of an endpoint that [`pick`](Self::pick) chose.
     pub(crate) fn acquire(&mut self, i: u32) {
-        let (limit, in_flight) = (self.limit, self.record(i).in_flight);
-        debug_assert!(limit.is_none_or(|l| in_flight < l), "above the limit");
+        debug_assert!(self.record(i).has_room(), "above the limit");
         self.occupy(i);
     }
 
     /// Takes a slot that the newer process granted: the limit is enforced there.
     pub(crate) fn occupy(&mut self, i: u32) {
-        self.record_mut(i).in_flight += 1;
-        if self.limit.is_some() {
+        let tiered = self.tiers.len() > 1;
+        let record = self.record_mut(i);
+        record.in_flight += 1;
+        let (limited, tier) = (record.limit.is_some(), usize::from(record.tier));
+        if limited {
             self.refresh(i);
         }
         self.in_flight += 1;
+        if tiered {
+            self.tiers[tier].in_flight += 1;
+        }
     }
 
     /// Gives a slot back.
     pub(crate) fn release(&mut self, i: u32) {
-        let limited = self.limit.is_some();
+        let tiered = self.tiers.len() > 1;
         let record = self.record_mut(i);
         record.in_flight -= 1;
+        let (limited, tier) = (record.limit.is_some(), usize::from(record.tier));
         self.in_flight -= 1;
+        if tiered {
+            self.tiers[tier].in_flight -= 1;
+        }
         if limited {
             self.refresh(i);
         }
@@ -328,7 +426,13 @@ impl EndpointSet {
 
     /// Picks an open endpoint: by the sticky key if there is one, else the less loaded of two random choices.
     /// An endpoint that already failed this request is picked only when there is no other.
+    /// A request that a tier answered with 429 is sent to another tier, whether that one serves or rests.
     pub(crate) fn pick(&mut self, ticket: &QueueTicket) -> Option<u32> {
+        if !ticket.tried.is_empty()
+            && let refused @ 1.. = ticket.refused_tiers()
+        {
+            return self.pick_outside(refused);
+        }
         if self.open.is_empty() {
             return None;
         }
@@ -359,6 +463,20 @@ impl EndpointSet {
         Some(if fewer { b } else { a })
     }
 
+    /// The least loaded endpoint with a free slot of the last tier that has a ready one and is not in this set.
+    pub(crate) fn pick_outside(&self, refused: u8) -> Option<u32> {
+        if self.held {
+            return None;
+        }
+        let tiers = self.tiers.iter().enumerate();
+        let mut tiers = tiers.filter(|(tier, record)| refused & bit(*tier) == 0 && record.counts.ready > 0);
+        let (tier, _) = tiers.next_back()?;
+        let free = self
+            .iter()
+            .filter(|(_, e)| usize::from(e.tier) == tier && e.has_room());
+        free.min_by_key(|(_, e)| e.in_flight).map(|(i, _)| i)
+    }
+
     /// The first open endpoint in the key's rendezvous order.
     fn pick_sticky(&self, key: StickyKey, ticket: &QueueTicket) -> Option<u32> {
         let choose = |fresh: bool| {
@@ -378,10 +496,9 @@ impl EndpointSet {
 
     /// Inserts an endpoint into `open` or removes it, by phase and limit.
     fn refresh(&mut self, i: u32) {
-        let (limit, held) = (self.limit, self.held);
+        let (serving, held) = (self.serving, self.held);
         let record = self.record_mut(i);
-        let free = record.phase == EndpointPhase::Ready && limit.is_none_or(|l| record.in_flight < l);
-        let want = free && !held;
+        let want = record.has_room() && record.tier == serving && !held;
         match (record.open, want) {
             (0, true) => {
                 self.open.push(i);
@@ -402,11 +519,13 @@ impl EndpointSet {
     fn vacate(&mut self, i: u32) {
         let record = self.record(i);
         if record.phase == EndpointPhase::Gone && record.in_flight == 0 {
+            let tier = usize::from(record.tier);
             let key = record.state.key;
             self.by_key.remove(&key);
             self.records[i as usize] = None;
             self.vacant.push(i);
             self.counts.gone -= 1;
+            self.tiers[tier].counts.gone -= 1;
         }
     }
 
@@ -435,12 +554,22 @@ impl EndpointSet {
         let mut counts = Counts::default();
         let mut open = 0;
         let mut in_flight = 0;
-        let (mut coming, mut known) = (0, 0);
+        let mut tiers = vec![TierRecord::default(); self.tiers.len()];
+        let mut known = 0;
+        let last = self.tiers.iter().rposition(|tier| tier.counts.ready > 0);
+        assert!(
+            last.is_none_or(|last| last == usize::from(self.serving)),
+            "another tier serves"
+        );
         for (i, record) in self.iter() {
             *counts.of(record.phase) += 1;
             in_flight += record.in_flight;
-            let free = self.limit.is_none_or(|l| record.in_flight < l);
-            let may = !self.held && record.phase == EndpointPhase::Ready && free;
+            let tier = usize::from(record.tier);
+            assert_eq!(record.limit, self.tiers[tier].limit);
+            let may = !self.held && record.has_room() && record.tier == self.serving;
+            *tiers[tier].counts.of(record.phase) += 1;
+            tiers[tier].coming += u32::from(record.is_coming());
+            tiers[tier].in_flight += record.in_flight;
             assert_eq!(record.open > 0, may, "open list of {record:?}");
             if may {
                 assert_eq!(self.open[record.open as usize - 1], i);
@@ -451,10 +580,14 @@ impl EndpointSet {
             if let EndpointPhase::Ejected { until, .. } = record.phase {
                 assert!(self.by_end.contains(&(until, i)) && self.by_age.contains(&(record.ejected_at, i)));
             }
-            coming += u32::from(record.is_coming());
             known += 1;
         }
-        assert_eq!((coming, known), (self.coming, self.by_key.len()));
+        assert_eq!(known, self.by_key.len());
+        for (tier, counted) in tiers.iter().enumerate() {
+            let kept = &self.tiers[tier];
+            assert_eq!((counted.counts, counted.coming), (kept.counts, kept.coming));
+            assert_eq!(counted.in_flight, self.in_flight_of(tier));
+        }
         let ejected = (self.by_end.len(), self.by_age.len());
         assert_eq!(ejected, (counts.ejected as usize, counts.ejected as usize));
         assert_eq!(open, self.open.len());
@@ -462,6 +595,11 @@ impl EndpointSet {
         assert_eq!(in_flight, self.in_flight);
         self.looks.set(looks);
     }
+}
+
+/// A tier as a bit of a set.
+pub(crate) fn bit(tier: usize) -> u8 {
+    1 << tier
 }
 
 /// A slab index; a revision has fewer than four billion endpoints.

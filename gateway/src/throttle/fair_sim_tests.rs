@@ -411,7 +411,7 @@ impl Storm {
             detail: "exit status 1".into(),
             retry_after: Duration::from_millis(300),
         });
-        let actions = self.sides[n].core.fail(&failure, self.sim.now);
+        let actions = self.sides[n].core.fail(0, &failure, self.sim.now);
         self.apply(n, actions);
     }
 

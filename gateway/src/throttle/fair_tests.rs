@@ -152,7 +152,7 @@ async fn lowered_totals_evict_nobody_but_one_for_one() {
 async fn a_failed_attempt_of_a_quiet_service_gets_its_place_too() {
     let budget = budget(2, 1 << 20);
     let (flood, quiet) = (cold(&budget, "flood", "f"), cold(&budget, "quiet", "q"));
-    let [state] = &quiet.set_addresses(&[address(1)], true, clock())[..] else {
+    let [state] = &quiet.set_addresses(0, &[address(1)], true, clock())[..] else {
         panic!("one");
     };
     let Admission::Admitted(permit) = ask(&quiet, 1) else {
@@ -178,7 +178,7 @@ async fn the_totals_hold_under_threads_that_evict_each_other() {
     let throttlers: Vec<_> = (0..8)
         .map(|n| {
             let throttler = cold(&budget, &format!("s{}", n % 4), &format!("r{n}"));
-            throttler.set_addresses(&[address(1)], true, clock());
+            throttler.set_addresses(0, &[address(1)], true, clock());
             throttler
         })
         .collect();

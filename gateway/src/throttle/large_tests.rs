@@ -37,7 +37,7 @@ fn core(addresses: &[EndpointAddr], now: Instant) -> Core<u64> {
 }
 
 fn change(core: &mut Core<u64>, addresses: &[EndpointAddr], now: Instant) -> (usize, usize) {
-    let change = AddressChange::between(&core.configured(), addresses);
+    let change = AddressChange::between(0, &core.configured(0), addresses);
     let (done, actions) = core.change_configured(&change, true, now);
     assert!(done && actions.resolved.is_empty());
     (change.added.len(), change.gone.len())
@@ -163,19 +163,19 @@ fn a_change_of_addresses_that_others_overtook_changes_nothing() {
     let t0 = Instant::now();
     let all = addresses(4, 0);
     let mut core = core(&all[..2], t0);
-    let stale = AddressChange::between(&core.configured(), &all);
+    let stale = AddressChange::between(0, &core.configured(0), &all);
     let state = Arc::new(EndpointState::new(all[2].clone(), None));
     _ = core.endpoint_added(state, true, t0);
     assert!(!core.change_configured(&stale, true, t0).0);
     let instance = EndpointState::new(all[3].clone(), Some(InstanceId(1)));
-    let fresh = AddressChange::between(&core.configured(), &all);
+    let fresh = AddressChange::between(0, &core.configured(0), &all);
     _ = core.endpoint_added(Arc::new(instance), true, t0);
     assert!(
         core.change_configured(&fresh, true, t0).0,
         "instances are none of its business"
     );
     assert_eq!(fresh.added.len(), 1);
-    assert_eq!(core.configured().0.len(), 4);
+    assert_eq!(core.configured(0).0.len(), 4);
 }
 
 #[tokio::test]
@@ -188,7 +188,7 @@ async fn addresses_that_stay_keep_what_they_have() {
         addresses(1, 9).remove(0),
         stays.address.clone(),
     ];
-    let added = throttler.set_addresses(&addresses, true, clock());
+    let added = throttler.set_addresses(0, &addresses, true, clock());
     assert_eq!(added.len(), 1);
     let view = throttler.endpoint(stays.key).expect("it is there still");
     assert!(view.in_flight > 0);

@@ -27,6 +27,7 @@ mod rejection;
 mod remote;
 mod shell;
 mod start_timeline;
+mod tiers;
 mod visits;
 mod waiter;
 
@@ -44,6 +45,10 @@ mod shell_tests;
 mod sim_tests;
 #[cfg(test)]
 mod test_kit;
+#[cfg(test)]
+mod tiers_sim_tests;
+#[cfg(test)]
+mod tiers_tests;
 
 pub use self::core::{Supply, ThrottleLimits};
 pub use arrival::{Admission, Arrival, Outcome};
@@ -55,6 +60,7 @@ pub use rejection::{Closing, Rejection};
 pub use remote::{EndpointId, EndpointInUse, News, Wanted};
 pub use shell::{EndpointView, RevisionThrottler, ThrottleEnv};
 pub use start_timeline::StartTimeline;
+pub use tiers::TierLimits;
 pub use visits::{ColdPhase, ColdState};
 pub use waiter::Waiter;
 

@@ -77,6 +77,20 @@ impl Permit {
             .failover((grant.slot, grant.readiness_epoch, refused), grant.ticket, now)
     }
 
+    /// Whether another tier of the revision may serve the request, which this one answered with 429.
+    pub fn may_spill(&self, now: Instant) -> bool {
+        let grant = self.grant();
+        self.throttler.may_spill(grant.slot, &grant.ticket, now)
+    }
+
+    /// Gives this slot back and asks for one of another tier, as [`failover`](Self::failover) does for another
+    /// endpoint. The backend answered: nothing is reported.
+    pub fn spill(mut self, now: Instant) -> Admission {
+        let grant = self.grant.take().expect("held until dropped");
+        self.throttler
+            .spill((grant.slot, grant.readiness_epoch), grant.ticket, now)
+    }
+
     fn grant(&self) -> &Grant {
         self.grant.as_ref().expect("held until dropped")
     }

@@ -210,9 +210,12 @@ async fn zero_that_cannot_be_had_takes_whoever_is_idle() {
     let stream = admit(&throttler);
     throttler.endpoint_ready(keys[1], clock());
     throttler.endpoint_ready(keys[2], clock());
-    assert_eq!(throttler.retire(3, true, clock()), [InstanceId(2), InstanceId(3)]);
+    assert_eq!(
+        throttler.retire(0, 3, true, clock()),
+        [InstanceId(2), InstanceId(3)]
+    );
     assert!(
-        throttler.retire(1, true, clock()).is_empty(),
+        throttler.retire(0, 1, true, clock()).is_empty(),
         "the stream's stays"
     );
 
@@ -220,16 +223,16 @@ async fn zero_that_cannot_be_had_takes_whoever_is_idle() {
     let key = add(&throttler, 4);
     throttler.endpoint_ready(key, clock());
     throttler.retire_these(&[InstanceId(1)], clock());
-    assert!(throttler.retire(1, true, clock()).is_empty());
+    assert!(throttler.retire(0, 1, true, clock()).is_empty());
     drop(stream);
-    assert_eq!(throttler.retire(1, true, clock()), [InstanceId(4)]);
+    assert_eq!(throttler.retire(0, 1, true, clock()), [InstanceId(4)]);
 
     let key = add(&throttler, 5);
     add(&throttler, 6);
     throttler.endpoint_ready(key, clock());
     let running = admit(&throttler);
     let waiter = wait(&throttler);
-    assert!(throttler.retire(2, true, clock()).is_empty(), "somebody waits");
+    assert!(throttler.retire(0, 2, true, clock()).is_empty(), "somebody waits");
     drop((running, waiter));
 }
 
@@ -241,8 +244,8 @@ async fn a_retired_instance_finishes_what_it_has() {
     let permit = admit(&throttler);
     throttler.endpoint_ready(keys[1], clock());
     demands.take();
-    assert_eq!(throttler.retire(2, false, clock()), [InstanceId(2)]);
-    assert!(throttler.retire(1, true, clock()).is_empty(), "not idle");
+    assert_eq!(throttler.retire(0, 2, false, clock()), [InstanceId(2)]);
+    assert!(throttler.retire(0, 1, true, clock()).is_empty(), "not idle");
     let drained = |instance| Demand::Drained {
         revision: id("r"),
         instance: InstanceId(instance),

@@ -42,6 +42,8 @@ pub(crate) struct Queue<W> {
     bytes: u64,
     /// Number of passive waiters.
     passive: usize,
+    /// Waiters that a tier answered with 429: they wait for another tier.
+    spilled: BTreeSet<u64>,
     account: Account,
 }
 
@@ -52,6 +54,7 @@ impl<W> Queue<W> {
             expiry: BTreeSet::new(),
             bytes: 0,
             passive: 0,
+            spilled: BTreeSet::new(),
             account,
         }
     }
@@ -80,6 +83,17 @@ impl<W> Queue<W> {
         }
         let passive = self.entries.iter().filter(|(_, e)| e.ticket.arrival.passive);
         passive.map(|(seq, _)| *seq).collect()
+    }
+
+    /// Waiters for another tier than one that answered 429, the oldest first.
+    pub(crate) fn spilled(&self) -> &BTreeSet<u64> {
+        &self.spilled
+    }
+
+    /// The oldest waiter for whichever tier serves. Visits waiters for another tier, of which there are few.
+    pub(crate) fn oldest_unspilled(&self) -> Option<u64> {
+        let mut seqs = self.entries.keys();
+        seqs.find(|seq| !self.spilled.contains(seq)).copied()
     }
 
     /// How many waiters are before this one; no more than `most` are counted.
@@ -137,6 +151,9 @@ impl<W> Queue<W> {
         self.bytes += ticket.arrival.bytes;
         self.passive += usize::from(ticket.arrival.passive);
         self.expiry.insert((expires, seq));
+        if ticket.refused_tiers() != 0 {
+            self.spilled.insert(seq);
+        }
         let entry = QueuedRequest {
             waiter,
             ticket,
@@ -187,6 +204,7 @@ impl<W> Queue<W> {
         self.expiry.remove(&(entry.expires, seq));
         self.bytes -= entry.ticket.arrival.bytes;
         self.passive -= usize::from(entry.ticket.arrival.passive);
+        self.spilled.remove(&seq);
         Some(entry)
     }
 
@@ -202,6 +220,8 @@ impl<W> Queue<W> {
         assert_eq!(bytes, self.bytes);
         let passive = self.entries.values().filter(|e| e.ticket.arrival.passive);
         assert_eq!(passive.count(), self.passive);
+        let spilled = self.entries.iter().filter(|(_, e)| e.ticket.refused_tiers() != 0);
+        assert!(spilled.map(|(seq, _)| seq).eq(&self.spilled));
         assert!(
             self.entries
                 .iter()

@@ -26,6 +26,8 @@ pub struct EndpointId {
     pub address: EndpointAddr,
     /// Its instance, if the control plane started it.
     pub instance: Option<InstanceId>,
+    /// The index of its tier.
+    pub tier: u8,
 }
 
 /// State of an endpoint at the hand-over.
@@ -205,7 +207,7 @@ impl<W> Core<W> {
         };
         remote.satisfy(want, entry.ticket.seq);
         let slot = slot.unwrap_or_else(|| {
-            let state = EndpointState::new(id.address.clone(), id.instance);
+            let state = EndpointState::in_tier(self.tier_of(id), id.address.clone(), id.instance);
             self.endpoints.insert(Arc::new(state), EndpointPhase::Ready)
         });
         self.endpoints.occupy(slot);
@@ -272,6 +274,15 @@ impl<W> Core<W> {
         self.queue.waiting().find(takes).map(|ticket| ticket.seq)
     }
 
+    /// The tier of another process's endpoint, which a process of another version may number differently.
+    fn tier_of(&self, id: &EndpointId) -> u8 {
+        if usize::from(id.tier) < self.tiers.len() {
+            id.tier
+        } else {
+            0
+        }
+    }
+
     fn find_id(&self, id: &EndpointId) -> Option<u32> {
         let mut known = self.endpoints.iter();
         let found = known.find(|(_, slot)| slot.phase != EndpointPhase::Gone && slot.is(id));
@@ -310,7 +321,11 @@ impl<W> Core<W> {
                     slot
                 }
                 None if adds || left.in_flight > 0 => {
-                    let state = EndpointState::new(left.id.address.clone(), left.id.instance);
+                    let state = EndpointState::in_tier(
+                        self.tier_of(&left.id),
+                        left.id.address.clone(),
+                        left.id.instance,
+                    );
                     let phase = if adds { phase } else { EndpointPhase::Draining };
                     self.endpoints.insert(Arc::new(state), phase)
                 }
@@ -326,9 +341,13 @@ impl<W> Core<W> {
             }
             // `Demand::Ready` may have been on its way when the older process stopped.
             match (phase, left.id.instance) {
-                (EndpointPhase::Ready, Some(instance)) => actions.signals.push(Signal::Ready(instance)),
+                (EndpointPhase::Ready, Some(instance)) => {
+                    let tier = self.tier_of(&left.id);
+                    actions.signals.push(Signal::Ready { tier, instance });
+                }
                 (EndpointPhase::Draining, Some(instance)) if left.in_flight == 0 => {
-                    actions.signals.push(Signal::Drained(instance));
+                    let tier = self.tier_of(&left.id);
+                    actions.signals.push(Signal::Drained { tier, instance });
                 }
                 _ => {}
             }
@@ -360,6 +379,7 @@ impl<W> Core<W> {
             Some(FailedAttempt {
                 readiness_epoch,
                 refused,
+                tier: None,
             })
         });
         ticket.tried = tried.collect();
@@ -379,7 +399,7 @@ impl EndpointRecord {
     }
 
     fn is(&self, id: &EndpointId) -> bool {
-        self.state.instance == id.instance && self.state.address == id.address
+        self.state.instance == id.instance && self.state.address == id.address && self.tier == id.tier
     }
 }
 
@@ -389,6 +409,7 @@ impl EndpointState {
         EndpointId {
             address: self.address.clone(),
             instance: self.instance,
+            tier: self.tier,
         }
     }
 }

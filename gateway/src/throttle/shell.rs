@@ -25,6 +25,7 @@ use super::permit::Permit;
 use super::rejection::{Closing, Rejection};
 use super::remote::{EndpointId, EndpointInUse, News, Wanted};
 use super::start_timeline::StartTimeline;
+use super::tiers::TierLimits;
 use super::visits::ColdState;
 use super::waiter::{Sender, Waiter};
 
@@ -65,7 +66,7 @@ pub struct EndpointView {
     pub phase: EndpointPhase,
     /// Requests it holds.
     pub in_flight: u32,
-    /// Whether a request waits for a slot of this revision.
+    /// Whether a request waits for a slot of this revision, or for the endpoint's tier.
     pub waiting: bool,
     /// Whether a browser that was shown a waiting page is expected back.
     pub expected: bool,
@@ -74,6 +75,8 @@ pub struct EndpointView {
 /// Admission control for one revision: capacity, in-flight counts and queue behind one lock.
 pub struct RevisionThrottler {
     id: RevisionId,
+    /// The ids by which its tiers are scaled; without tiers, its own.
+    scaled: Box<[RevisionId]>,
     shared: Mutex<Shared>,
     env: ThrottleEnv,
     timer: Arc<Notify>,
@@ -105,12 +108,26 @@ impl Shared {
 impl RevisionThrottler {
     /// A throttler without endpoints. Its waiters count for `service` in the gateway-wide bound.
     pub fn new(id: RevisionId, service: ServiceId, limits: ThrottleLimits, env: ThrottleEnv) -> Arc<Self> {
+        let tier = (id.clone(), TierLimits::of(&limits));
+        Self::with_tiers(id, service, limits, vec![tier], env)
+    }
+
+    /// As [`new`](Self::new), with the ids that tiers are scaled by and their limits; at least one of them.
+    pub fn with_tiers(
+        id: RevisionId,
+        service: ServiceId,
+        limits: ThrottleLimits,
+        tiers: Vec<(RevisionId, TierLimits)>,
+        env: ThrottleEnv,
+    ) -> Arc<Self> {
+        let (scaled, tiers): (Vec<_>, Vec<_>) = tiers.into_iter().unzip();
         Arc::new_cyclic(|this: &Weak<Self>| {
             let account = Account::open(Arc::clone(&env.budget), service, Weak::clone(this));
             let now = clock();
-            let core = Core::new(limits, account, fastrand::u64(..), now);
+            let core = Core::with_tiers(limits, &tiers, account, fastrand::u64(..), now);
             Self {
                 id,
+                scaled: scaled.into(),
                 shared: Mutex::new(Shared {
                     core,
                     armed: None,
@@ -127,7 +144,13 @@ impl RevisionThrottler {
     /// Backdates the load meter to the time since which the revision was idle: the first sample covers that
     /// time, too.
     pub(crate) fn idle_since(&self, since: Instant) {
-        self.shared.lock().core.load.idle_since(since);
+        self.shared.lock().core.idle_since(since);
+    }
+
+    /// The tier that is scaled by this id, if it is of this revision.
+    pub fn tier_of(&self, id: &RevisionId) -> Option<u8> {
+        let tier = self.scaled.iter().position(|scaled| scaled == id)?;
+        u8::try_from(tier).ok()
     }
 
     /// The revision.
@@ -151,6 +174,20 @@ impl RevisionThrottler {
         now: Instant,
     ) -> Admission {
         self.decide(now, |core, waiter| core.failover(failed, ticket, now, waiter))
+    }
+
+    /// Whether a request that was answered with 429 at this slot may go to another tier, or wait for one.
+    pub(crate) fn may_spill(&self, slot: u32, ticket: &QueueTicket, now: Instant) -> bool {
+        self.scaled.len() > 1 && self.shared.lock().core.may_spill(slot, ticket, now)
+    }
+
+    pub(crate) fn spill(
+        self: &Arc<Self>,
+        refused: (u32, u64),
+        ticket: QueueTicket,
+        now: Instant,
+    ) -> Admission {
+        self.decide(now, |core, waiter| core.spill(refused, ticket, now, waiter))
     }
 
     pub(crate) fn release(self: &Arc<Self>, slot: u32, passive: bool, now: Instant) {
@@ -177,6 +214,16 @@ impl RevisionThrottler {
         self.apply(|core| core.set_limits(limits, now));
     }
 
+    /// As [`set_limits`](Self::set_limits), with limits for each tier.
+    pub fn set_tier_limits(self: &Arc<Self>, limits: ThrottleLimits, tiers: &[TierLimits], now: Instant) {
+        self.apply(|core| core.set_tier_limits(limits, tiers, now));
+    }
+
+    /// As [`EndpointSink::hold`](sluice_model::EndpointSink::hold).
+    pub fn hold(self: &Arc<Self>, needed: bool, now: Instant) {
+        self.apply(|core| core.hold(needed, now));
+    }
+
     /// Accounts waiters to this service from now on.
     pub fn set_service(&self, service: &ServiceId) {
         self.shared.lock().core.set_service(service);
@@ -200,9 +247,9 @@ impl RevisionThrottler {
         self.shared.lock().core.queue.ahead(seq, most)
     }
 
-    /// Records a step of a start.
-    pub fn launch_step(&self, step: LaunchStep, now: Instant) {
-        self.shared.lock().core.launch_step(step, now);
+    /// Records a step of a tier's start.
+    pub fn launch_step(&self, tier: u8, step: LaunchStep, now: Instant) {
+        self.shared.lock().core.launch_step(tier, step, now);
     }
 
     /// The timeline of the start that requests wait for at zero; `None` while nothing is being activated.
@@ -210,10 +257,11 @@ impl RevisionThrottler {
         self.shared.lock().core.awaited_start()
     }
 
-    /// Adds a started instance as an endpoint that a probe has to prove ready. `None` when the instance is
-    /// known already.
+    /// Adds a started instance of a tier as an endpoint that a probe has to prove ready. `None` when the instance
+    /// is known already.
     pub fn add_instance(
         self: &Arc<Self>,
+        tier: u8,
         endpoint: &ManagedEndpoint,
         now: Instant,
     ) -> Option<Arc<EndpointState>> {
@@ -222,7 +270,7 @@ impl RevisionThrottler {
                 return (None, Actions::default());
             }
             let address = EndpointAddr::Tcp(endpoint.address);
-            let state = Arc::new(EndpointState::new(address, Some(endpoint.instance)));
+            let state = Arc::new(EndpointState::in_tier(tier, address, Some(endpoint.instance)));
             state.set_start_timeline(StartTimeline {
                 ordered: now.checked_sub(endpoint.took),
                 started: Some(now),
@@ -241,19 +289,20 @@ impl RevisionThrottler {
         })
     }
 
-    /// Replaces the configured (or resolved) addresses. Endpoints that stay keep health and in-flight counts;
+    /// Replaces the configured (or resolved) addresses of a tier. Endpoints that stay keep health and in-flight counts;
     /// endpoints that go finish their requests. New ones are `ready` at once or have to be proven ready.
     /// Returns the new ones.
     pub fn set_addresses(
         self: &Arc<Self>,
+        tier: u8,
         addresses: &[EndpointAddr],
         ready: bool,
         now: Instant,
     ) -> Vec<Arc<EndpointState>> {
         // The difference is computed without the lock, which every request of a large revision wants meanwhile.
         loop {
-            let before = self.shared.lock().core.configured();
-            let change = AddressChange::between(&before, addresses);
+            let before = self.shared.lock().core.configured(tier);
+            let change = AddressChange::between(tier, &before, addresses);
             if self.run(|core| core.change_configured(&change, ready, now)) {
                 return change.added;
             }
@@ -277,13 +326,13 @@ impl RevisionThrottler {
 
     /// As [`EndpointSink::retire`](sluice_model::EndpointSink::retire). `Demand::Drained` of an idle victim may
     /// be sent before this returns.
-    pub fn retire(self: &Arc<Self>, count: u32, to_zero: bool, now: Instant) -> Vec<InstanceId> {
-        self.run(|core| core.retire(count, to_zero, now))
+    pub fn retire(self: &Arc<Self>, tier: u8, count: u32, to_zero: bool, now: Instant) -> Vec<InstanceId> {
+        self.run(|core| core.retire(tier, count, to_zero, now))
     }
 
     /// As [`EndpointSink::to_zero`](sluice_model::EndpointSink::to_zero), of this throttler alone.
-    pub fn to_zero(self: &Arc<Self>, now: Instant) -> Option<Vec<InstanceId>> {
-        self.run(|core| core.retire_all(now))
+    pub fn to_zero(self: &Arc<Self>, tier: u8, now: Instant) -> Option<Vec<InstanceId>> {
+        self.run(|core| core.retire_all(tier, now))
     }
 
     /// As [`EndpointSink::retire_these`](sluice_model::EndpointSink::retire_these). Returns the instances that
@@ -305,14 +354,15 @@ impl RevisionThrottler {
         }
     }
 
-    /// Rejects waiters and arrivals with this failed activation, unless an endpoint is ready.
-    pub fn fail(self: &Arc<Self>, failure: &Arc<ActivationFailure>, now: Instant) {
-        self.apply(|core| core.fail(failure, now));
+    /// Rejects waiters and arrivals with this failed activation of a tier, unless an endpoint of it is ready, or
+    /// another tier serves or may yet.
+    pub fn fail(self: &Arc<Self>, tier: u8, failure: &Arc<ActivationFailure>, now: Instant) {
+        self.apply(|core| core.fail(tier, failure, now));
     }
 
-    /// Ends the back-off after a failed activation: the next arrival sends demand at once.
-    pub fn forgive(&self) {
-        self.shared.lock().core.forgive();
+    /// Ends the back-off after a failed activation of a tier: the next arrival sends demand at once.
+    pub fn forgive(&self, tier: u8) {
+        self.shared.lock().core.forgive(tier);
     }
 
     /// Rejects every waiter; requests in flight run to their end.
@@ -330,9 +380,9 @@ impl RevisionThrottler {
         self.shared.lock().core.is_spent()
     }
 
-    /// The load since the previous call; for the autoscaler alone.
-    pub fn sample(&self, now: Instant) -> Load {
-        self.shared.lock().core.sample(now)
+    /// The load that a tier is scaled by since the previous call; for the autoscaler alone.
+    pub fn sample(&self, tier: u8, now: Instant) -> Load {
+        self.shared.lock().core.sample_tier(tier, now)
     }
 
     /// The load since the previous [`sample`](Self::sample), for all other readers.
@@ -343,7 +393,6 @@ impl RevisionThrottler {
     /// Every endpoint that is not gone, for admin.
     pub fn endpoints(&self) -> Vec<EndpointView> {
         let shared = self.shared.lock();
-        let waiting = shared.core.has_waiters();
         let expected = shared.core.visits.is_expected(clock());
         let known = shared.core.known();
         known
@@ -351,7 +400,7 @@ impl RevisionThrottler {
                 endpoint: Arc::clone(&slot.state),
                 phase: slot.phase,
                 in_flight: slot.in_flight,
-                waiting,
+                waiting: shared.core.is_awaited(slot.tier),
                 expected,
             })
             .collect()
@@ -365,7 +414,7 @@ impl RevisionThrottler {
             endpoint: Arc::clone(&slot.state),
             phase: slot.phase,
             in_flight: slot.in_flight,
-            waiting: shared.core.has_waiters(),
+            waiting: shared.core.is_awaited(slot.tier),
             expected: shared.core.visits.is_expected(clock()),
         })
     }
@@ -462,13 +511,19 @@ impl RevisionThrottler {
     /// Sends demand. Under the lock: another thread's success of an activation must not overtake its demand.
     /// The sink never blocks.
     fn demand(&self, signals: &[Signal]) {
+        let revision = |tier: u8| self.scaled[usize::from(tier)].clone();
         for signal in signals {
-            let revision = self.id.clone();
             self.env.demand.demand(match *signal {
-                Signal::Activate => Demand::Activate(revision),
-                Signal::Activated { .. } => Demand::Activated(revision),
-                Signal::Ready(instance) => Demand::Ready { revision, instance },
-                Signal::Drained(instance) => Demand::Drained { revision, instance },
+                Signal::Activate { tier } => Demand::Activate(revision(tier)),
+                Signal::Activated { tier, .. } => Demand::Activated(revision(tier)),
+                Signal::Ready { tier, instance } => Demand::Ready {
+                    revision: revision(tier),
+                    instance,
+                },
+                Signal::Drained { tier, instance } => Demand::Drained {
+                    revision: revision(tier),
+                    instance,
+                },
                 Signal::Ejected { .. } | Signal::Reinstated { .. } | Signal::ActivationFailed { .. } => {
                     continue;
                 }
@@ -480,9 +535,9 @@ impl RevisionThrottler {
         let revision = &self.id;
         let observer = &self.env.observer;
         match signal {
-            Signal::Activate => observer.activation_started(),
-            Signal::Ready(_) | Signal::Drained(_) => {}
-            Signal::Activated { took } => observer.activation_finished(ActivationOutcome::Ready, took),
+            Signal::Activate { .. } => observer.activation_started(),
+            Signal::Ready { .. } | Signal::Drained { .. } => {}
+            Signal::Activated { took, .. } => observer.activation_finished(ActivationOutcome::Ready, took),
             Signal::Ejected {
                 endpoint,
                 cause,

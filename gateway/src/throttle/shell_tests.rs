@@ -100,7 +100,7 @@ async fn one_demand_for_all_and_a_failure_for_all() {
     let (throttler, demands) = throttler(Supply::Activated, None);
     let waiters: Vec<_> = (0..50).map(|_| wait(&throttler)).collect();
     assert_eq!(demands.take(), [activate()]);
-    throttler.fail(&failed(3), clock());
+    throttler.fail(0, &failed(3), clock());
     for waiter in waiters {
         let rejection = waiter.await.expect_err("failed");
         assert!(matches!(rejection, Rejection::ActivationFailed { .. }));
@@ -129,7 +129,7 @@ async fn a_failure_to_start_more_fails_nobody() {
     throttler.endpoint_ready(key, clock());
     let permit = admit(&throttler);
     let mut waiter = wait(&throttler);
-    throttler.fail(&failed(1), clock());
+    throttler.fail(0, &failed(1), clock());
     assert!(poll!(&mut waiter).is_pending());
     drop(permit);
     drop(waiter.await.expect("admitted"));
@@ -258,7 +258,7 @@ impl sluice_model::DemandSink for SlowToHear {
 async fn an_activation_is_asked_for_before_it_has_succeeded() {
     let sink = Arc::new(SlowToHear::default());
     let throttler = throttler_for(Arc::clone(&sink) as _, Supply::Activated, None);
-    let [endpoint] = &throttler.set_addresses(&[address(1)], false, clock())[..] else {
+    let [endpoint] = &throttler.set_addresses(0, &[address(1)], false, clock())[..] else {
         panic!("one is new");
     };
     let (late, key) = (Arc::clone(&throttler), endpoint.key);
@@ -288,7 +288,7 @@ fn a_failed_activation_took_as_long_as_it_was_waited_for() {
     // The instance is gone a moment before the control plane reports the failure.
     let end = start + Duration::from_secs(2);
     let _ = core.endpoint_removed(state.key, end);
-    let signals = core.fail(&failed(1), end).signals;
+    let signals = core.fail(0, &failed(1), end).signals;
     let took = signals.iter().find_map(|signal| match signal {
         Signal::ActivationFailed { took, .. } => Some(*took),
         _ => None,

@@ -378,7 +378,7 @@ impl Storm {
         let before = live(&self.core);
         let passive = |grant: &Grant| grant.ticket.arrival.passive;
         let idle = self.waiting.values().all(|w| w.passive) && self.grants.iter().all(passive);
-        let (victims, actions) = self.core.retire(count, to_zero, self.sim.now);
+        let (victims, actions) = self.core.retire(0, count, to_zero, self.sim.now);
         self.apply(actions);
         let after = live(&self.core);
         if to_zero && !idle {
@@ -436,7 +436,7 @@ impl Storm {
             retry_after: Duration::from_millis(self.sim.rng.u64(..5_000)),
         });
         let ready = self.core.endpoints.counts().ready;
-        let actions = self.core.fail(&failure, self.sim.now);
+        let actions = self.core.fail(0, &failure, self.sim.now);
         self.apply(actions);
         if ready == 0 {
             assert!(self.waiting.is_empty(), "a failure leaves nobody waiting");
@@ -459,14 +459,17 @@ impl Storm {
     fn visit(&mut self) {
         let before = self.waiting.len();
         let asked = self.asked;
-        let coming = self.core.endpoints.is_one_coming();
+        let coming = self.core.endpoints.is_one_coming(0);
         // As in `check`: an instance that was ready before counts there, too.
         let is_starting =
             |s: &EndpointRecord| s.phase == EndpointPhase::Starting && s.state.instance.is_some();
         let starting = self.core.known().any(is_starting);
         let keep = Duration::from_millis(self.sim.rng.u64(..5_000));
         let (shown, actions) = self.core.visit(keep, self.sim.now);
-        let demands = actions.signals.iter().any(|s| matches!(s, Signal::Activate));
+        let demands = actions
+            .signals
+            .iter()
+            .any(|s| matches!(s, Signal::Activate { .. }));
         assert!(!(demands && coming), "a second start");
         self.apply(actions);
         assert_eq!(self.waiting.len(), before);
@@ -542,12 +545,14 @@ impl Storm {
         }
         for signal in actions.signals {
             match signal {
-                Signal::Activate => {
+                Signal::Activate { .. } => {
                     assert_eq!(self.limits.supply, Supply::Activated);
                     self.asked = true;
                 }
-                Signal::Ready(i) => assert!(self.told_ready.insert(i), "ready for the first time twice"),
-                Signal::Drained(i) => {
+                Signal::Ready { instance: i, .. } => {
+                    assert!(self.told_ready.insert(i), "ready for the first time twice")
+                }
+                Signal::Drained { instance: i, .. } => {
                     assert!(self.told_drained.insert(i), "drained twice");
                     let slot = self.core.known().find(|s| s.state.instance == Some(i));
                     assert!(slot.is_some_and(|s| s.in_flight == 0 && s.phase == EndpointPhase::Draining));

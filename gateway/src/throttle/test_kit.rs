@@ -53,7 +53,7 @@ pub(super) fn account(budget: &Arc<QueueBudget>, name: &str) -> Account {
 pub(super) fn fixed(ports: &[u16], concurrency: Option<u32>) -> Arc<RevisionThrottler> {
     let (throttler, _) = throttler(Supply::Fixed, concurrency);
     let addresses: Vec<_> = ports.iter().map(|p| address(*p)).collect();
-    throttler.set_addresses(&addresses, true, clock());
+    throttler.set_addresses(0, &addresses, true, clock());
     throttler
 }
 
@@ -64,7 +64,7 @@ pub(super) fn add(throttler: &Arc<RevisionThrottler>, instance: u64) -> u64 {
         address: ([127, 0, 0, 1], 9_000).into(),
         took: Duration::ZERO,
     };
-    let state = throttler.add_instance(&endpoint, clock());
+    let state = throttler.add_instance(0, &endpoint, clock());
     state.expect("is new").key
 }
 

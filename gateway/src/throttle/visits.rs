@@ -98,13 +98,13 @@ impl<W> Core<W> {
             actions.wake_probes |= !self.visits.is_expected(now) && self.endpoints.counts().starting > 0;
             let until = now + self.limits.start_timeout.saturating_add(GRACE);
             self.visits.expect(keep, until);
-            self.activate(now, &mut actions);
+            self.start_wanted_tiers(now, &mut actions);
         }
         (self.cold_state(now), actions)
     }
 
     fn is_backing_off(&self, now: Instant) -> bool {
-        matches!(&self.activation, Activation::Failed { until, .. } if now < *until)
+        self.failed_start(now).is_some()
     }
 
     /// The progress of the start that requests wait for; `None` unless nothing is ready and a start helps.
@@ -112,10 +112,9 @@ impl<W> Core<W> {
         if !self.is_cold() {
             return None;
         }
-        let expected = self.start_estimate;
-        if let Activation::Failed { failure, until } = &self.activation
-            && now < *until
-        {
+        let tier = self.starting_tier(now);
+        let expected = tier.start_estimate;
+        if let Some((failure, until)) = self.failed_start(now) {
             return Some(ColdState {
                 phase: ColdPhase::Failed {
                     failure: Arc::clone(failure),
@@ -125,14 +124,14 @@ impl<W> Core<W> {
                 expected,
             });
         }
-        let timeline = self.current_start.present();
+        let timeline = tier.current_start.present();
         let phase = match (timeline.ordered, timeline.started) {
-            _ if self.endpoints.is_one_coming() => ColdPhase::Booting,
+            _ if self.endpoints.is_any_coming() => ColdPhase::Booting,
             (_, Some(_)) => ColdPhase::Booting,
             (Some(_), None) => ColdPhase::Starting,
             (None, None) => ColdPhase::Queued,
         };
-        let since = match &self.activation {
+        let since = match &tier.activation {
             Activation::Outstanding { since, .. } => Some(*since),
             Activation::Idle | Activation::Failed { .. } => timeline.ordered.or(timeline.started),
         };

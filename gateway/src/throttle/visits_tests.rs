@@ -21,7 +21,7 @@ async fn a_visit_waits_for_nothing_and_demands_one_start() {
     let load = throttler.peek(clock());
     assert_eq!((load.queued, load.in_flight, load.requests), (0, 0, 0));
     assert!(load.expected && load.keep.is_zero());
-    throttler.launch_step(sluice_model::LaunchStep::Ordered, clock());
+    throttler.launch_step(0, sluice_model::LaunchStep::Ordered, clock());
     assert!(matches!(visit(&throttler), ColdPhase::Starting));
     let key = add(&throttler, 1);
     tokio::time::advance(Duration::from_secs(3)).await;
@@ -43,7 +43,7 @@ async fn a_visit_waits_for_nothing_and_demands_one_start() {
 async fn a_visit_starts_nothing_within_the_back_off() {
     let (throttler, demands) = throttler(Supply::Activated, None);
     visit(&throttler);
-    throttler.fail(&failed(30), clock());
+    throttler.fail(0, &failed(30), clock());
     demands.take();
     tokio::time::advance(Duration::from_secs(29)).await;
     assert!(matches!(visit(&throttler), ColdPhase::Failed { .. }));
@@ -78,7 +78,7 @@ async fn a_passive_request_starts_nothing_and_is_no_activity() {
         "still starting"
     );
     throttler.endpoint_ready(key, clock());
-    throttler.sample(clock());
+    throttler.sample(0, clock());
     let Admission::Admitted(permit) = ask() else {
         panic!("it is ready");
     };
@@ -86,16 +86,16 @@ async fn a_passive_request_starts_nothing_and_is_no_activity() {
         panic!("the slot is taken");
     };
     tokio::time::advance(Duration::from_secs(1)).await;
-    let load = throttler.sample(clock());
+    let load = throttler.sample(0, clock());
     assert_eq!((load.in_flight, load.queued, load.passive), (1, 1, 2));
     assert_eq!((load.requests, load.average_concurrency), (0, 0.0));
     assert!(
-        throttler.to_zero(clock()).is_none(),
+        throttler.to_zero(0, clock()).is_none(),
         "a request in flight keeps its instance all the same"
     );
     // Retired, the instance finishes the request in flight; the waiter must not start another.
     demands.take();
-    let victims = throttler.retire(1, true, clock());
+    let victims = throttler.retire(0, 1, true, clock());
     assert_eq!(victims, [sluice_model::InstanceId(1)]);
     assert_eq!(demands.take(), [], "not drained yet");
     assert!(matches!(waiter.await, Err(Rejection::Dormant { .. })));

@@ -100,7 +100,7 @@ pub(crate) async fn connect(
             idled: false,
         });
     }
-    let tls = routed.live.tls().get().await?;
+    let tls = routed.live.tls(endpoint.tier).get().await?;
     let connected = dial(&endpoint.address, tls.as_deref(), limits.connect_timeout).await?;
     Ok(Acquired {
         connection: BackendConnection::Http1(Http1Backend::new(connected.io, Arc::clone(endpoint), limits)),

@@ -132,10 +132,14 @@ impl StreamConnections {
         }
         let timeout = limits.connect_timeout;
         let io = match endpoint.prewarmed().take(true) {
-            Some(PlainStream::Tcp(socket)) if routed.live.tls().is_plain() => BackendIo::Tcp(socket),
-            Some(PlainStream::Unix(socket)) if routed.live.tls().is_plain() => BackendIo::Unix(socket),
+            Some(PlainStream::Tcp(socket)) if routed.live.tls(endpoint.tier).is_plain() => {
+                BackendIo::Tcp(socket)
+            }
+            Some(PlainStream::Unix(socket)) if routed.live.tls(endpoint.tier).is_plain() => {
+                BackendIo::Unix(socket)
+            }
             _ => {
-                let tls = routed.live.tls().get().await?;
+                let tls = routed.live.tls(endpoint.tier).get().await?;
                 let connected = dial(&endpoint.address, tls.as_deref(), timeout).await?;
                 if tls.is_some() && !connected.alpn_h2 {
                     return Err(ConnectError::Http2(

@@ -82,11 +82,12 @@ pub(crate) struct UpstreamTls {
 /// # Errors
 /// The first file that cannot be used.
 pub fn check_tls(spec: &RevisionSpec) -> Result<(), BackendTlsError> {
-    let Some(wanted) = TlsSpec::of(spec) else {
-        return Ok(());
-    };
-    wanted.name()?;
-    TlsFiles::read(&wanted.tls, &provider()).map(drop)
+    let tiers = 0..u8::try_from(spec.tiers().len().max(1)).unwrap_or(u8::MAX);
+    for wanted in tiers.filter_map(|tier| TlsSpec::of(spec, tier)) {
+        wanted.name()?;
+        TlsFiles::read(&wanted.tls, &provider())?;
+    }
+    Ok(())
 }
 
 /// A client config for HTTP/1.1 outside of any revision. Blocks on file I/O.
@@ -112,9 +113,9 @@ struct TlsSpec {
 }
 
 impl TlsSpec {
-    /// `None` unless the backend is an https URL.
-    fn of(spec: &RevisionSpec) -> Option<Self> {
-        let Backend::Url(url) = &spec.backend else {
+    /// `None` unless the backend of the tier is an https URL.
+    fn of(spec: &RevisionSpec, tier: u8) -> Option<Self> {
+        let Backend::Url(url) = spec.backend_of(tier) else {
             return None;
         };
         (url.scheme == Scheme::Https).then(|| Self {
@@ -278,13 +279,18 @@ struct LoadAttempts {
 }
 
 impl RevisionTls {
-    /// Starts loading on `runtime`, where the backend is an https URL.
+    #[cfg(test)]
     pub(crate) fn new(spec: &RevisionSpec, runtime: &Handle) -> Self {
-        Self::with_roots(spec, runtime, system_roots)
+        Self::of_tier(spec, 0, runtime)
     }
 
-    fn with_roots(spec: &RevisionSpec, runtime: &Handle, roots: RootSource) -> Self {
-        let Some(wanted) = TlsSpec::of(spec) else {
+    /// Starts loading on `runtime`, where the backend of the tier is an https URL.
+    pub(crate) fn of_tier(spec: &RevisionSpec, tier: u8, runtime: &Handle) -> Self {
+        Self::with_roots(spec, tier, runtime, system_roots)
+    }
+
+    fn with_roots(spec: &RevisionSpec, tier: u8, runtime: &Handle, roots: RootSource) -> Self {
+        let Some(wanted) = TlsSpec::of(spec, tier) else {
             return Self(None);
         };
         if wanted.tls.insecure_skip_verify {

@@ -74,7 +74,7 @@ async fn missing_system_roots_are_told_and_looked_for_again() {
         }
     }
     let spec = https("b.test", Protocol::Http1, BackendTls::default());
-    let slot = RevisionTls::with_roots(&spec, &Handle::current(), later);
+    let slot = RevisionTls::with_roots(&spec, 0, &Handle::current(), later);
     let told = slot.get().await.expect_err("none yet").to_string();
     assert_eq!(
         told,
@@ -96,7 +96,7 @@ async fn an_own_authority_and_no_verification_need_no_system_roots() {
     };
     for tls in [trusting(&dir, &Authority::new()), unverified] {
         let spec = https("b.test", Protocol::Http1, tls);
-        config(&RevisionTls::with_roots(&spec, &Handle::current(), none)).await;
+        config(&RevisionTls::with_roots(&spec, 0, &Handle::current(), none)).await;
     }
 }
 

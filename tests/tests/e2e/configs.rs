@@ -36,6 +36,7 @@ async fn every_example_passes_check() {
         "canary-sticky",
         "greeter",
         "internet-edge",
+        "reserve",
         "reverse-proxy",
         "schedules",
         "tls",

@@ -15,6 +15,7 @@ use super::events::{IdSource, RevisionEvent};
 use super::fleet::{Fleet, RevisionMachine};
 use super::handover::{HandedOver, PlatformAnswer};
 use super::mailbox::{Mail, Mailbox};
+use super::needs::Needs;
 use super::process::{ProcessEvent, ProcessScaler, ProcessState};
 use super::scalers::Scalers;
 use super::webhook::{WebhookEvent, WebhookScaler, WebhookState};
@@ -148,6 +149,7 @@ impl Controller {
         let scalers = Scalers {
             processes,
             platforms: WebhookScaler::spawn(events),
+            failed: Vec::new(),
         };
         tokio::spawn(self.run(sink, scalers, inbox, ids, inherited));
     }
@@ -176,6 +178,7 @@ impl Controller {
             ownership: Ownership::Ours,
             held: None,
             owed: BTreeSet::new(),
+            needs: Needs::default(),
             is_first: true,
         };
         worker.inherit(inherited);
@@ -233,6 +236,8 @@ struct Worker<P, W> {
     held: Option<Vec<ScalerEvent>>,
     /// Revisions with a call of an older gateway whose answer has not been passed on yet.
     owed: BTreeSet<RevisionId>,
+    /// Which revisions need which.
+    needs: Needs,
     /// No plan has come yet.
     is_first: bool,
 }
@@ -241,6 +246,7 @@ impl<P: Scaler<Order = InstanceOrder>, W: Scaler<Order = Ask>> Worker<P, W> {
     fn read(&mut self, mail: Mail) {
         for (revision, instance) in mail.ready {
             self.drive(&revision, RevisionEvent::Ready(instance));
+            self.needs_changed(&revision);
         }
         for (revision, instance) in mail.drained {
             self.drive(&revision, RevisionEvent::Drained(instance));
@@ -253,6 +259,7 @@ impl<P: Scaler<Order = InstanceOrder>, W: Scaler<Order = Ask>> Worker<P, W> {
         }
         for revision in mail.activated {
             self.drive(&revision, RevisionEvent::Activated);
+            self.needs_changed(&revision);
         }
         for revision in mail.activate {
             let is_known = self.processes.contains(&revision) || self.webhooks.contains(&revision);
@@ -264,6 +271,7 @@ impl<P: Scaler<Order = InstanceOrder>, W: Scaler<Order = Ask>> Worker<P, W> {
         }
         for revision in mail.activated_since {
             self.drive(&revision, RevisionEvent::Activated);
+            self.needs_changed(&revision);
         }
         if mail.shutdown && self.closing.is_none() {
             self.shut_down();
@@ -293,9 +301,16 @@ impl<P: Scaler<Order = InstanceOrder>, W: Scaler<Order = Ask>> Worker<P, W> {
                 self.drive(revision, RevisionEvent::Removed);
             }
         }
+        for (revision, wanted) in &plan.revisions {
+            let needs = wanted.as_ref().map_or(&[][..], |plan| &plan.needs);
+            let changed = self.needs.plan(revision, needs);
+            self.hold(changed);
+        }
         for (revision, wanted) in plan.revisions {
             self.plan(revision, wanted);
         }
+        // A replaced revision has forgotten it.
+        self.hold(self.needs.held().map(|need| (need.clone(), true)).collect());
         for revision in std::mem::take(&mut self.early) {
             self.drive(&revision, RevisionEvent::Activate);
         }
@@ -441,6 +456,7 @@ impl<P: Scaler<Order = InstanceOrder>, W: Scaler<Order = Ask>> Worker<P, W> {
             |processes| show(status, revision, processes, webhooks),
             |action| scalers.process_action(revision, action, sink),
         );
+        self.follow_needs(revision);
     }
 
     fn drive_webhook(&mut self, revision: &RevisionId, event: WebhookEvent) {
@@ -454,6 +470,39 @@ impl<P: Scaler<Order = InstanceOrder>, W: Scaler<Order = Ask>> Worker<P, W> {
             |webhooks| show(status, revision, processes, webhooks),
             |action| scalers.webhook_action(revision, action, sink),
         );
+        self.follow_needs(revision);
+    }
+
+    /// Holds what a revision needs while it runs, and tells of failed starts to those that wait for them.
+    fn follow_needs(&mut self, revision: &RevisionId) {
+        let process = self.processes.get(revision).is_some_and(RevisionMachine::runs);
+        let webhook = self.webhooks.get(revision).is_some_and(RevisionMachine::runs);
+        let changed = self.needs.runs(revision, process || webhook);
+        self.hold(changed);
+        while let Some(failed) = self.scalers.failed.pop() {
+            self.needs_changed(&failed);
+        }
+    }
+
+    fn hold(&mut self, changed: Vec<(RevisionId, bool)>) {
+        for (need, held) in changed {
+            self.sink.hold(&need, held);
+            let by = self.needs.running(&need);
+            self.status.send_if_modified(|all| match all.get_mut(&need) {
+                Some(status) if status.held_by != by => {
+                    status.held_by = by;
+                    true
+                }
+                _ => false,
+            });
+        }
+    }
+
+    /// Something of a revision became ready, or its start failed: those that wait for it look again.
+    fn needs_changed(&mut self, scaled: &RevisionId) {
+        for dependent in self.needs.dependents(&scaled.revision()) {
+            self.drive(&dependent, RevisionEvent::NeedsChanged);
+        }
     }
 }
 
@@ -475,6 +524,13 @@ fn show(
         .min_by_key(|(is_removed, _)| *is_removed)
         .map(|(_, status)| status);
     status.send_if_modified(|all| {
+        let shown = shown.map(|status| RevisionStatus {
+            held_by: all
+                .get(revision)
+                .map(|before| before.held_by.clone())
+                .unwrap_or_default(),
+            ..status
+        });
         let same = all.get(revision) == shown.as_ref();
         match shown {
             _ if same => {}

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use parking_lot::Mutex;
-use sluice_model::{ActivationFailure, Failure, InstanceId, Load, ManagedEndpoint};
+use sluice_model::{ActivationFailure, Expectation, Failure, InstanceId, Load, ManagedEndpoint};
 
 use super::*;
 use crate::plan::{ProcessLimits, RevisionPlan, ScalerSpec};
@@ -22,12 +22,16 @@ enum Call {
     ToZero(Option<Vec<InstanceId>>),
     Fail(Failure, String),
     Forgive,
+    Expect(RevisionId),
+    Hold(RevisionId, bool),
 }
 
 /// Chooses whatever it knows, unless somebody waits.
 struct FakePlane {
     calls: mpsc::UnboundedSender<Call>,
     known: Mutex<BTreeSet<InstanceId>>,
+    /// What is expected, and not ready.
+    expected: Mutex<BTreeMap<RevisionId, Expectation>>,
     somebody_waits: Mutex<bool>,
     status: ScaleHandle,
 }
@@ -91,6 +95,19 @@ impl EndpointSink for FakePlane {
     fn sample(&self, _: &RevisionId) -> Option<Load> {
         None
     }
+
+    fn expect(&self, need: &RevisionId) -> Expectation {
+        self.call(Call::Expect(need.clone()));
+        self.expected
+            .lock()
+            .get(need)
+            .cloned()
+            .unwrap_or(Expectation::Ready)
+    }
+
+    fn hold(&self, need: &RevisionId, held: bool) {
+        self.call(Call::Hold(need.clone(), held));
+    }
 }
 
 struct Bench {
@@ -118,12 +135,17 @@ impl Bench {
             inherited_processes,
         );
         let platforms = WebhookScaler::spawn(events);
-        let scalers = Scalers { processes, platforms };
+        let scalers = Scalers {
+            processes,
+            platforms,
+            failed: Vec::new(),
+        };
         let (sender, calls) = mpsc::unbounded_channel();
         let (handle, controller) = Controller::new();
         let plane = Arc::new(FakePlane {
             calls: sender,
             known: Mutex::default(),
+            expected: Mutex::default(),
             somebody_waits: Mutex::default(),
             status: handle.clone(),
         });
@@ -224,6 +246,8 @@ fn marks(directory: &Path, name: &str) -> usize {
 
 #[path = "handover_tests.rs"]
 mod handover_tests;
+#[path = "needs_tests.rs"]
+mod needs_tests;
 
 #[tokio::test]
 async fn from_zero_to_one_and_back() {

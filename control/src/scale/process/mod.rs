@@ -226,7 +226,7 @@ impl<C: Fn() -> io::Result<UnixStream>> Actor<C> {
         let value = |name: &str| match name {
             "PORT" => Some(number.as_str()),
             "K_SERVICE" | "K_CONFIGURATION" => Some(plan.service.as_str()),
-            "K_REVISION" => Some(revision.name()),
+            "K_REVISION" => Some(revision.revision_name()),
             _ => None,
         };
         let mut command: Vec<String> = spec.command.iter().map(|word| expand(word, value)).collect();

@@ -20,6 +20,9 @@ struct RequestBody<'a> {
     namespace: &'a str,
     service: &'a str,
     revision: &'a str,
+    /// Absent in a revision without tiers.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    tier: Option<&'a str>,
     replicas: u32,
     reason: &'a str,
     #[serde(skip_serializing_if = "Vec::is_empty")]
@@ -38,7 +41,8 @@ pub(super) fn request_body(revision: &RevisionId, ask: &Ask) -> Vec<u8> {
         api_version: "sluice.dev/v1",
         namespace: revision.namespace(),
         service: &ask.plan.service,
-        revision: revision.name(),
+        revision: revision.revision_name(),
+        tier: revision.tier(),
         replicas: ask.replicas,
         reason: &ask.reason,
         endpoints: ask.endpoints.iter().map(ToString::to_string).collect(),

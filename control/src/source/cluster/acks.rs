@@ -101,7 +101,7 @@ impl Fields {
                 }
             }
             // Of files alone.
-            Backend::Url(_) | Backend::Managed => {}
+            Backend::Url(_) | Backend::Managed | Backend::Tiers(_) => {}
         }
     }
 

@@ -101,6 +101,7 @@ fn settings() -> RevisionSettings {
         },
         queue: DEFAULT_QUEUE,
         request_headers: BTreeMap::new(),
+        needs: Vec::new(),
     }
 }
 

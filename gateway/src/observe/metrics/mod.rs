@@ -117,6 +117,8 @@ impl EndpointCondition {
 pub struct EndpointLoad {
     /// The endpoint's address.
     pub address: EndpointAddr,
+    /// The index of its tier; 0 in a revision without tiers.
+    pub tier: u8,
     /// The endpoint's state.
     pub condition: EndpointCondition,
     /// Requests and streams on the endpoint.

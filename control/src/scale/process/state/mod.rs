@@ -16,7 +16,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use sluice_model::{ActivationFailure, Failure, InstanceId, RevisionStatus};
+use sluice_model::{ActivationFailure, Failure, InstanceId, RevisionId, RevisionStatus};
 
 pub(crate) use self::events::{ProcessAction, ProcessEvent};
 use self::instance::{Instance, Phase, same_launch};
@@ -25,6 +25,7 @@ use crate::plan::{RevisionPlan, ScalingMode};
 use crate::scale::backoff::Backoff;
 use crate::scale::events::{END_GRACE, EndpointAction, IdSource, RevisionEvent};
 use crate::scale::fleet::RevisionMachine;
+use crate::scale::needs::{NeedsGate, of_need};
 
 /// The delay before a retirement that the data plane refused is tried again.
 const RETIRE_AGAIN: Duration = Duration::from_secs(1);
@@ -61,6 +62,7 @@ pub(crate) struct ProcessState {
     last_failure: Option<(Failure, String)>,
     last_decision: Option<String>,
     starts: u64,
+    needs: NeedsGate,
 }
 
 impl RevisionMachine for ProcessState {
@@ -81,6 +83,7 @@ impl RevisionMachine for ProcessState {
             last_failure: None,
             last_decision: None,
             starts: 0,
+            needs: NeedsGate::default(),
         }
     }
 
@@ -148,7 +151,14 @@ impl RevisionMachine for ProcessState {
             }
             // An instance that was ready before is not reported as ready again.
             ProcessEvent::Revision(RevisionEvent::Activated) => self.awaited = false,
-            ProcessEvent::Revision(RevisionEvent::Tick) => {}
+            ProcessEvent::Revision(RevisionEvent::NeedsReady) => self.needs = NeedsGate::Open,
+            ProcessEvent::Revision(RevisionEvent::NeedFailed { need, failure }) => {
+                self.need_failed(&need, &failure, now, &mut todo);
+            }
+            ProcessEvent::Revision(RevisionEvent::NeedsChanged) if self.needs.is_asked() => {
+                self.needs = NeedsGate::Closed;
+            }
+            ProcessEvent::Revision(RevisionEvent::NeedsChanged | RevisionEvent::Tick) => {}
         }
         self.pass_deadlines(now, ids, &mut todo);
         if self.awaited && !self.any(Instance::is_live) && self.backoff.remaining(now).is_none() {
@@ -179,6 +189,10 @@ impl RevisionMachine for ProcessState {
         self.removed
     }
 
+    fn runs(&self) -> bool {
+        !self.instances.is_empty() || self.needs.is_asked()
+    }
+
     fn follows(&self, plan: &RevisionPlan) -> bool {
         !self.removed && *self.plan == *plan
     }
@@ -189,6 +203,12 @@ impl RevisionMachine for ProcessState {
             last_decision: self.last_decision.clone(),
             last_failure: self.last_failure.as_ref().map(|(_, detail)| detail.clone()),
             starts: self.starts,
+            waits_for: if self.needs.is_asked() {
+                self.plan.needs.clone()
+            } else {
+                Vec::new()
+            },
+            ..RevisionStatus::default()
         }
     }
 }
@@ -361,6 +381,26 @@ impl ProcessState {
             self.desired = 0;
             self.awaited = true;
         }
+    }
+
+    /// Handles the failed start of a revision that this one needs: it is the failure of this one's start.
+    fn need_failed(
+        &mut self,
+        need: &RevisionId,
+        failure: &ActivationFailure,
+        now: Instant,
+        todo: &mut Vec<ProcessAction>,
+    ) {
+        if !self.needs.is_asked() {
+            return;
+        }
+        self.needs = NeedsGate::Closed;
+        self.backoff.hold(now, failure.retry_after.max(NOT_ALLOWED));
+        let detail = of_need(need, &failure.detail);
+        todo.push(EndpointAction::Warn(format!("cannot start: {detail}")).into());
+        self.last_failure = Some((failure.failure, detail));
+        self.desired = 0;
+        self.awaited = true;
     }
 
     /// Fails the waiters with the last failure, once no start is under way and the back-off forbids another.

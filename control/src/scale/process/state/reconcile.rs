@@ -11,6 +11,7 @@ use super::{ProcessAction, ProcessState};
 use crate::plan::ScalingMode;
 use crate::scale::InstanceOrder;
 use crate::scale::events::{EndpointAction, IdSource};
+use crate::scale::needs::NeedsGate;
 
 impl ProcessState {
     /// Starts and retires instances toward the goal.
@@ -22,10 +23,19 @@ impl ProcessState {
         }
         let wanted = self.wanted();
         let goal = self.goal();
-        if self.backoff.remaining(now).is_none() {
-            for _ in self.current()..goal {
-                self.start(now, ids, todo);
+        if self.backoff.remaining(now).is_none() && self.current() < goal {
+            match self.needs.pass(&self.plan.needs, self.any(Instance::is_live)) {
+                Ok(true) => {
+                    for _ in self.current()..goal {
+                        self.start(now, ids, todo);
+                    }
+                    self.needs = NeedsGate::Closed;
+                }
+                Ok(false) => {}
+                Err(needs) => todo.push(EndpointAction::Expect(needs).into()),
             }
+        } else if goal == 0 {
+            self.needs = NeedsGate::Closed;
         }
         let replaced = self.replaced();
         if wanted > 0 && !replaced.is_empty() {

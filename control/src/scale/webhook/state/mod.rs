@@ -17,7 +17,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use sluice_model::{ActivationFailure, Failure, InstanceId, RevisionStatus};
+use sluice_model::{ActivationFailure, Failure, InstanceId, RevisionId, RevisionStatus};
 
 use self::endpoints::Endpoint;
 pub(crate) use self::events::{WebhookAction, WebhookEvent};
@@ -28,6 +28,7 @@ use crate::plan::{RevisionPlan, ScalingMode};
 use crate::scale::backoff::Backoff;
 use crate::scale::events::{EndpointAction, IdSource, RevisionEvent};
 use crate::scale::fleet::RevisionMachine;
+use crate::scale::needs::{NeedsGate, of_need};
 
 /// The delay before a retirement that the data plane refused is tried again.
 const RETIRE_AGAIN: Duration = Duration::from_secs(1);
@@ -69,6 +70,7 @@ pub(crate) struct WebhookState {
     call_failure: Option<String>,
     last_decision: Option<String>,
     starts: u64,
+    needs: NeedsGate,
 }
 
 impl RevisionMachine for WebhookState {
@@ -97,6 +99,7 @@ impl RevisionMachine for WebhookState {
             call_failure: None,
             last_decision: None,
             starts: 0,
+            needs: NeedsGate::default(),
         }
     }
 
@@ -132,7 +135,14 @@ impl RevisionMachine for WebhookState {
             }
             WebhookEvent::AtZero(answer) => self.zero_answered(answer, now, ids, &mut todo),
             WebhookEvent::Answered(answer) => self.answered(answer, now, ids, &mut todo),
-            WebhookEvent::Revision(RevisionEvent::Tick) => {}
+            WebhookEvent::Revision(RevisionEvent::NeedsReady) => self.needs = NeedsGate::Open,
+            WebhookEvent::Revision(RevisionEvent::NeedFailed { need, failure }) => {
+                self.need_failed(&need, &failure, now, &mut todo);
+            }
+            WebhookEvent::Revision(RevisionEvent::NeedsChanged) if self.needs.is_asked() => {
+                self.needs = NeedsGate::Closed;
+            }
+            WebhookEvent::Revision(RevisionEvent::NeedsChanged | RevisionEvent::Tick) => {}
         }
         if self.closed {
             return todo;
@@ -167,6 +177,10 @@ impl RevisionMachine for WebhookState {
         self.closed || self.removed.is_some()
     }
 
+    fn runs(&self) -> bool {
+        self.is_running() || self.needs.is_asked()
+    }
+
     fn follows(&self, plan: &RevisionPlan) -> bool {
         !self.is_removed() && *self.plan == *plan
     }
@@ -178,11 +192,44 @@ impl RevisionMachine for WebhookState {
             last_decision: self.last_decision.clone(),
             last_failure: start.or(self.call_failure.as_ref()).cloned(),
             starts: self.starts,
+            waits_for: if self.needs.is_asked() {
+                self.plan.needs.clone()
+            } else {
+                Vec::new()
+            },
+            ..RevisionStatus::default()
         }
     }
 }
 
 impl WebhookState {
+    /// Whether the platform may run an instance.
+    fn is_running(&self) -> bool {
+        self.is_calling() || self.unsure || self.agreed.is_some_and(|replicas| replicas > 0)
+    }
+
+    /// Handles the failed start of a revision that this one needs: it is the failure of this one's start.
+    fn need_failed(
+        &mut self,
+        need: &RevisionId,
+        failure: &ActivationFailure,
+        now: Instant,
+        todo: &mut Vec<WebhookAction>,
+    ) {
+        if !self.needs.is_asked() {
+            return;
+        }
+        self.needs = NeedsGate::Closed;
+        let delay = failure.retry_after.max(NOT_ALLOWED);
+        self.backoff.hold(now, delay);
+        let detail = of_need(need, &failure.detail);
+        todo.push(EndpointAction::Warn(format!("cannot start: {detail}")).into());
+        self.last_failure = Some((failure.failure, detail));
+        self.awaited = None;
+        self.give_up("what it needs did not start");
+        self.fail_waiters(delay, todo);
+    }
+
     /// Whether a call is under way, whose answer will come as [`WebhookEvent::Answered`].
     pub(crate) fn awaits_answer(&self) -> bool {
         self.is_calling()
@@ -293,6 +340,9 @@ impl WebhookState {
     fn why_late(&self) -> String {
         let limit = self.plan.start_timeout;
         match (&self.call_failure, self.endpoints.is_empty()) {
+            _ if self.needs.is_asked() => {
+                format!("not started within {limit:?}: what it needs is not ready yet")
+            }
             (Some(why), _) => format!("not started within {limit:?}: {why}"),
             (None, _) if self.is_calling() => {
                 format!("not started within {limit:?}: the platform has not answered yet")

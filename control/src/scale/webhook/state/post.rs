@@ -7,6 +7,7 @@ use sluice_model::Failure;
 
 use super::{Answer, RevisionMachine, WebhookAction, WebhookState};
 use crate::scale::events::{EndpointAction, IdSource};
+use crate::scale::needs::NeedsGate;
 use crate::scale::webhook::Ask;
 
 /// The first back-off after a failed call; doubles from there.
@@ -108,6 +109,15 @@ impl WebhookState {
             });
         }
         let held = self.is_more(replicas) && self.backoff.remaining(now).is_some();
+        if !held && self.is_more(replicas) {
+            match self.needs.pass(&self.plan.needs, self.is_running()) {
+                Ok(true) => self.needs = NeedsGate::Closed,
+                Ok(false) => return,
+                Err(needs) => return todo.push(EndpointAction::Expect(needs).into()),
+            }
+        } else if replicas == 0 {
+            self.needs = NeedsGate::Closed;
+        }
         if held || self.not_before.is_some() {
             return;
         }
