@@ -22,9 +22,9 @@ const KEPT: usize = 3;
 /// The share of a bin's seconds that must have been seen, in percent: a restart of some seconds costs no day.
 const SEEN_PERCENT: u64 = 90;
 
-/// The weight of a new second in the smoothed load: about three seconds of memory, so that a burst shorter than a start
-/// does not decide for a whole bin.
-const NEWEST: f64 = 0.3;
+/// The weight of a new second in the smoothed load. The noise of single seconds is what starts instances, so most of it
+/// counts; a request that is there for a part of a second counts less.
+const NEWEST: f64 = 0.6;
 
 /// The longest gap between two observations that counts as seen.
 const LONGEST_GAP: u64 = 10;
@@ -146,17 +146,18 @@ impl Forecast {
         end
     }
 
-    /// The highest load that is expected from `from` to `until`; `None` before a whole season was seen. One bin on either side
+    /// The highest load that is expected from `from` to `until`; `None` before a whole season was seen. Half a bin on either side
     /// counts too: what comes at a time does not come at the second.
     pub(crate) fn expected(&self, from: u64, until: u64) -> Option<f64> {
         if self.past.is_empty() {
             return None;
         }
-        let width = self.width();
-        let first = self.bin(from.saturating_sub(width));
-        let bins = usize::try_from((until.saturating_sub(from) + 2 * width) / width + 1).unwrap_or(BINS);
+        let (width, share) = (self.width(), self.share(from));
+        let (from, until) = (from.saturating_sub(width / 2), until.saturating_add(width / 2));
+        let first = self.bin(from);
+        let bins = usize::try_from((from % self.season % width + (until - from)) / width + 1).unwrap_or(BINS);
         let bins = (0..bins.min(BINS)).map(|n| self.typical((first + n) % BINS));
-        Some(bins.fold(0.0, f64::max) * self.share(from))
+        Some(bins.fold(0.0, f64::max) * share)
     }
 
     /// The share of the usual load that the last bins of this season had; 1 unless it is far less.
@@ -165,11 +166,18 @@ impl Forecast {
             return 1.0;
         }
         let now = self.bin(at);
-        let bins = now.saturating_sub(COMPARED)..now;
-        let usual: f64 = bins.clone().map(|bin| self.typical(bin)).sum();
-        let came: f64 = self.current.peaks[bins].iter().map(|&load| f64::from(load)).sum();
+        // What was not seen says nothing, and a few bins do not either.
+        let enough = self.width() * SEEN_PERCENT / 100;
+        let seen =
+            (now.saturating_sub(COMPARED)..now).filter(|&bin| u64::from(self.current.seen[bin]) >= enough);
+        let (mut usual, mut came, mut bins) = (0.0, 0.0, 0);
+        for bin in seen {
+            usual += self.typical(bin);
+            came += f64::from(self.current.peaks[bin]);
+            bins += 1;
+        }
         // Where usually not even one request is in flight, chance decides what comes in an hour.
-        let says_something = usual >= COMPARED as f64;
+        let says_something = bins >= COMPARED / 2 && usual >= COMPARED as f64;
         match came / usual {
             share if says_something && share < QUIETER => share.max(LEAST_SHARE),
             _ => 1.0,

@@ -41,7 +41,7 @@ fn what_came_at_this_time_comes_again() {
     for (hours, want) in [
         (3.0, 0.0),
         (7.8, 0.0),
-        (7.95, 40.0),
+        (7.97, 40.0),
         (12.0, 40.0),
         (17.9, 40.0),
         (18.2, 0.0),
@@ -106,19 +106,21 @@ fn a_quiet_day_is_not_served_like_others() {
     let mut dead = forecast.clone();
     watch(&mut dead, START + 2 * DAY..noon, |_| 0.0);
     assert_eq!(expected(&dead).round(), 4.0, "a tenth is always expected");
+    // What was not seen says nothing.
+    assert_eq!(expected(&forecast).round(), 40.0);
     // Three quarters of the usual are noise.
     watch(&mut forecast, START + 2 * DAY..noon, |at| office(at) * 0.75);
     assert_eq!(expected(&forecast).round(), 40.0);
 }
 
 #[test]
-fn a_spike_of_a_second_does_not_decide_for_five_minutes() {
+fn a_spike_of_a_second_counts_in_part() {
     let mut forecast = new();
     watch(&mut forecast, START..START + DAY + 1, |at| {
         if at % 300 == 7 { 100.0 } else { 0.0 }
     });
     let expected = expected(&forecast, 12.0).unwrap();
-    assert!((20.0..40.0).contains(&expected), "{expected}");
+    assert!((50.0..70.0).contains(&expected), "{expected}");
 }
 
 #[test]

@@ -67,7 +67,7 @@ fn a_floor_above_a_ceiling_is_told_where_it_stands() {
             "",
             "      maxScale: 5\n      schedules:\n      - {cron: '0 8 * * *', duration: 1h, minScale: 6}\n",
             9,
-            "minScale 6 is above maxScale 5 while this schedule is active, as at 2023-01-01T08:00:00Z",
+            "minScale 6 is above maxScale 5 while this schedule is active, as at 2024-01-01T08:00:00Z",
         ),
         (
             "below the base",
@@ -81,7 +81,7 @@ fn a_floor_above_a_ceiling_is_told_where_it_stands() {
             "",
             "      schedules:\n      - {cron: '0 8 * * *', duration: 2h, minScale: 6, maxScale: 9}\n      - {cron: '0 9 * * *', duration: 1h, maxScale: 3}\n",
             8,
-            "minScale 6 is above maxScale 3 while this schedule is active, as at 2023-01-01T09:00:00Z",
+            "minScale 6 is above maxScale 3 while this schedule is active, as at 2024-01-01T09:00:00Z",
         ),
         (
             "above the default of all",

@@ -2,7 +2,7 @@
 
 use super::{NO_LIMIT, REFERENCE, Schedule, ScheduleBounds};
 
-/// Windows of one schedule that are looked at: more than a year of a daily one.
+/// Windows of one schedule that are looked at: more than a leap year of a daily one.
 const WINDOWS: usize = 400;
 
 /// A time at which the floor is above the ceiling.

@@ -26,8 +26,8 @@ pub(crate) use conflict::conflict;
 /// The ceiling of a schedule without a limit (`maxScale: 0`).
 pub(crate) const NO_LIMIT: u32 = u32::MAX;
 
-/// The time from which windows are enumerated where no present is known: a year before a leap day.
-const REFERENCE: i64 = 1_672_531_200;
+/// The time from which windows are enumerated where no present is known: the begin of a leap year.
+const REFERENCE: i64 = 1_704_067_200;
 
 /// Windows that a cron pattern begins, with what holds inside.
 #[derive(Clone)]
