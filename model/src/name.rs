@@ -342,7 +342,9 @@ impl RevisionId {
 
     /// The name of the revision, without that of a tier.
     pub fn revision_name(&self) -> &str {
-        self.name().split_once(TIER).map_or_else(|| self.name(), |(name, _)| name)
+        self.name()
+            .split_once(TIER)
+            .map_or_else(|| self.name(), |(name, _)| name)
     }
 }
 

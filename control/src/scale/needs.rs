@@ -161,7 +161,10 @@ mod tests {
         let mut needs = Needs::default();
         needs.plan(&a, std::slice::from_ref(&db));
         needs.runs(&a, true);
-        assert_eq!(needs.plan(&a, std::slice::from_ref(&cache)), [(db.clone(), false)]);
+        assert_eq!(
+            needs.plan(&a, std::slice::from_ref(&cache)),
+            [(db.clone(), false)]
+        );
         assert_eq!(needs.runs(&a, true), [(cache.clone(), true)]);
         assert_eq!(needs.plan(&a, &[]), [(cache.clone(), false)]);
         assert!(needs.dependents(&db).is_empty() && needs.dependents(&cache).is_empty());
