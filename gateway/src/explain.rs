@@ -5,8 +5,8 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 use serde_json::{Value, json};
 use sluice_model::{
-    Backend, EndpointTarget, Found, ListenerSettings, NotFound, PathRewrite, RequestView, RevisionId, Scheme,
-    Snapshot, TrafficSplit, Visibility, normalize_host,
+    Backend, ColdAnswer, EndpointTarget, Found, ListenerSettings, NotFound, PathRewrite, RequestView,
+    RevisionId, Scheme, Snapshot, TrafficSplit, Visibility, normalize_host,
 };
 
 use crate::admin::ExplainQuery;
@@ -282,6 +282,27 @@ fn found<L>(
         }
     };
     let route = decision.found.route.map(|(_, route)| route);
+    let client = IpAddr::V4(Ipv4Addr::LOCALHOST);
+    let no_wake = service.no_wake.as_ref().map(|rules| rules.matches(view, client));
+    if no_wake == Some(true) {
+        why.push("noWake matches: at zero the request is rejected as dormant and starts nothing".to_owned());
+    }
+    let cold = route
+        .and_then(|route| route.cold.as_ref())
+        .or(service.cold.as_ref());
+    let cold = match cold.map(AsRef::as_ref) {
+        None | Some(ColdAnswer::Hold) => None,
+        Some(ColdAnswer::Page(_)) => {
+            why.push("at zero a browser gets the waiting page; other requests are held".to_owned());
+            Some("page")
+        }
+        Some(ColdAnswer::Stream(_)) => {
+            why.push(
+                "at zero a client that accepts the format gets a stream; other requests are held".to_owned(),
+            );
+            Some("stream")
+        }
+    };
     let rewrite = route.map(|route| {
         json!({
             "host": route.rewrite_host,
@@ -307,6 +328,8 @@ fn found<L>(
         "backend": revision.map(|_| backend(&service.revisions[decision.target.slot].backend)),
         "needs": revision.map(|_| needs(&service.revisions[decision.target.slot].needs)),
         "rewrite": rewrite,
+        "cold": cold,
+        "noWake": no_wake,
         "why": why,
     })
 }

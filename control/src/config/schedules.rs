@@ -49,6 +49,7 @@ pub(super) const SCHEDULE: Record<Option<Schedule>> = Record {
     name: "Schedule",
     doc: "A floor and a ceiling for the number of instances, in windows that a cron pattern begins.",
     decode: |o| {
+        let before = o.cx.errors();
         let cron = o.required(
             "cron",
             "When a window begins: minute, hour, day, month, weekday, as in cron(8).",
@@ -78,7 +79,6 @@ pub(super) const SCHEDULE: Record<Option<Schedule>> = Record {
             "Never more, inside of a window, in place of the revision's maxScale; 0 is no limit.",
             SCALE,
         );
-        let before = o.cx.errors();
         o.close();
         let (has_min, has_max) = (o.has_or_meant("minScale"), o.has_or_meant("maxScale"));
         if !has_min && !has_max {

@@ -33,6 +33,28 @@ async fn explain_names_route_split_and_revision() {
     assert_eq!(usage.code, Some(2));
 }
 
+#[tokio::test]
+async fn explain_says_what_is_answered_at_zero_and_what_wakes_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let config = "services:\n- name: web\n  cold: {answer: page}\n  noWake: [{userAgents: ['*bot*']}]\n  \
+                  process: {command: [sluice, echo]}\n";
+    std::fs::write(dir.path().join("sluice.yaml"), config).unwrap();
+    let url = "http://web.default.localhost/";
+    let explain = async |more: &[&str]| {
+        let arguments = [&["explain", "--format", "json", url], more].concat();
+        sluice_in(dir.path(), &arguments).await.json()
+    };
+    let person = explain(&[]).await;
+    assert_eq!(
+        (&person["cold"], &person["noWake"]),
+        (&"page".into(), &false.into())
+    );
+    assert!(person["why"].to_string().contains("waiting page"), "{person}");
+    let robot = explain(&["-H", "User-Agent: a bot"]).await;
+    assert_eq!(robot["noWake"], true);
+    assert!(robot["why"].to_string().contains("dormant"), "{robot}");
+}
+
 /// Services with random hosts and routes; every split sends all to one revision, so that there
 /// is one right answer.
 fn random_services(rng: &mut fastrand::Rng, endpoint: std::net::SocketAddr) -> String {
