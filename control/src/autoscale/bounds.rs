@@ -16,8 +16,6 @@ pub(crate) struct Bounds {
     pub(crate) schedule: ScheduleBounds,
     /// The floor of a forecast that is trusted.
     pub(crate) forecast: Option<u32>,
-    /// The floor of those that need this revision.
-    pub(crate) need: Option<u32>,
 }
 
 impl Bounds {
@@ -60,7 +58,6 @@ impl Bounds {
         if reachable {
             wants.schedule = self.schedule.floor;
             wants.forecast = self.forecast;
-            wants.need = self.need;
             wants.min_scale = policy.min_scale;
             wants.max_scale = self.ceiling(policy);
         }
@@ -71,7 +68,6 @@ impl Bounds {
         let others = [
             (self.schedule.floor, Limit::Schedule),
             (self.forecast, Limit::Forecast),
-            (self.need, Limit::Need),
         ];
         let mut greatest = (policy.min_scale, Limit::MinScale);
         for (floor, by) in others {
@@ -115,7 +111,6 @@ mod tests {
         Bounds {
             schedule: ScheduleBounds { floor, ceiling },
             forecast,
-            need: None,
         }
     }
 

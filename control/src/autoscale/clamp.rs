@@ -106,7 +106,7 @@ pub fn clamp(
     now: Duration,
 ) -> ScaleDecision {
     let (least, raised_by) = match activity_state.least(policy, input.reachable) {
-        (0, _) if input.needed => (1, Limit::Needed),
+        (0, _) if input.needed => (1, Limit::Need),
         least => least,
     };
     if decision.desired < least {

@@ -248,3 +248,13 @@ fn what_is_in_use_is_never_zero() {
     streaming.input.in_use = true;
     assert_eq!(streaming.scale(1, 0), (1, Some(Limit::InUse)));
 }
+
+#[test]
+fn what_is_needed_is_never_zero_whether_traffic_leads_to_it_or_not() {
+    let mut needed = case(Activity::Inactive, 2 * GRACE);
+    needed.input.needed = true;
+    assert_eq!(needed.scale(1, 0), (1, Some(Limit::Need)));
+    needed.input.reachable = false;
+    assert_eq!(needed.scale(1, 0), (1, Some(Limit::Need)));
+    assert_eq!(needed.scale(1, 3).0, 3);
+}

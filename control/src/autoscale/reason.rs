@@ -83,8 +83,6 @@ pub enum Limit {
     MaxScale,
     /// `initial-scale`.
     InitialScale,
-    /// A revision that needs this one runs.
-    Needed,
     /// `enable-scale-to-zero` is off.
     NeverZero,
     /// There was a request within the window.
@@ -216,7 +214,6 @@ impl fmt::Display for Limit {
             Self::MinScale => "raised to minScale",
             Self::MaxScale => "limited by maxScale",
             Self::InitialScale => "raised to initialScale",
-            Self::Needed => "needed by a revision that runs",
             Self::NeverZero => "scale to zero is off",
             Self::InUse => "in use within the window",
             Self::Starting => "an instance is starting",

@@ -288,6 +288,8 @@ impl Tracker {
         };
         self.bounds
             .tell(&mut decision.wants, &plan.policy, plan.reachable);
+        // Whether traffic leads to it or not: its dependents do.
+        decision.wants.need = self.latest.needed.then_some(1);
         decision
     }
 
