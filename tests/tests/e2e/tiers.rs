@@ -113,7 +113,7 @@ async fn a_reserve_serves_the_first_requests_while_the_standard_tier_starts() {
     // The first one waited for nothing; the phases of the second one's wait for the start add up to its first byte.
     let entry = gateway.wait_access_log("first", |e| e["path"] == "/first").await;
     assert!(
-        entry["phases_ms"].is_null() && entry["queue_ms"].as_f64() == Some(0.0),
+        entry["phases_ms"].is_null() && entry["queue_ms"].is_null(),
         "{entry}"
     );
     let entry = gateway
@@ -254,7 +254,8 @@ async fn revisions_with_tiers_and_without_share_one_split() {
     for _ in 0..20 {
         text(&gateway).await;
     }
-    assert_eq!(fixed.count(), 10);
+    // The draws of a split begin anywhere: any twenty in a row give each half eight to twelve.
+    assert!((8..=12).contains(&fixed.count()), "{}", fixed.count());
 }
 
 #[tokio::test]
