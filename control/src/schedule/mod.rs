@@ -40,7 +40,7 @@ pub struct Schedule {
     duration: Duration,
     /// The floor inside of a window.
     pub min_scale: Option<u32>,
-    /// The ceiling inside of a window, in place of the base's; [`NO_LIMIT`] lifts the base's.
+    /// The ceiling inside of a window, in place of the base's; `u32::MAX` lifts the base's.
     pub max_scale: Option<u32>,
 }
 
