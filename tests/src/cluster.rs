@@ -12,6 +12,7 @@ use std::time::Duration;
 use tokio::io::AsyncWriteExt as _;
 use tokio::process::Command;
 
+use crate::api_server::ApiServer;
 use crate::wait::{SOON, wait_for, wait_until, within};
 
 /// The node's address, which Pods reach: a backend in the test's own process listens there.
@@ -113,6 +114,11 @@ impl Cluster {
         run(Command::new("kubectl").args(args), input, SOON * 3).await
     }
 
+    /// The API server, without kubectl.
+    pub fn api(&self) -> ApiServer {
+        ApiServer::of(&self.dir)
+    }
+
     /// Runs a script of `tests/cluster`, such as `stub`, `serving` and `sluice`.
     ///
     /// # Panics
@@ -180,7 +186,11 @@ impl Cluster {
         drop(command.spawn().expect("the cluster has put it into PATH"));
     }
 
-    fn pid(&self, component: Component) -> u32 {
+    /// The process of a component.
+    ///
+    /// # Panics
+    /// When it was never started.
+    pub fn pid(&self, component: Component) -> u32 {
         let file = self.dir.join(format!("{}.pid", component.name()));
         let pid = std::fs::read_to_string(file).expect("the component has been started");
         pid.trim().parse().expect("a pid")

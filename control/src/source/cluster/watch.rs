@@ -3,11 +3,12 @@
 
 use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
 use std::fmt::Debug;
+use std::pin::Pin;
 use std::time::Duration;
 
-use futures_util::StreamExt;
+use futures_util::{Stream, StreamExt};
+use kube::runtime::watcher as watch_objects;
 use kube::runtime::watcher::{self, Event};
-use kube::runtime::{WatchStreamExt, utils::Backoff, watcher as watch_objects};
 use kube::{Api, Client, Resource};
 use serde::de::DeserializeOwned;
 use tokio::sync::mpsc::Sender;
@@ -148,9 +149,9 @@ pub(super) async fn follow_secrets(
 async fn follow_secret(client: Client, name: Name, updates: Sender<AnyUpdate>) {
     let config = watcher::Config::default().fields(&format!("metadata.name={}", name.name));
     let api = Api::<Secret>::namespaced(client, &name.namespace);
-    let mut stream = Box::pin(watch_objects(api, config).backoff(Pauses::default()));
+    let mut events = Paced::new(watch_objects(api, config));
     let (mut listed, mut is_broken) = (None, false);
-    while let Some(event) = stream.next().await {
+    while let Some(event) = events.next().await {
         let found = match event {
             Ok(Event::Init) => {
                 listed = None;
@@ -191,14 +192,12 @@ pub(super) async fn follow_in<K, U>(
     K: Resource<DynamicType = ()> + Clone + DeserializeOwned + Debug + Send + 'static,
 {
     let kind = K::kind(&());
-    let mut stream = Box::pin(watch_objects(api, config).backoff(Pauses::default()));
+    let mut events = Paced::new(watch_objects(api, config));
     let mut listed = Vec::new();
     let (mut is_broken, mut is_absent) = (false, false);
-    while let Some(event) = stream.next().await {
-        if let Ok(event) = &event
-            && std::mem::take(&mut is_broken)
-        {
-            tracing::info!(%kind, event = ?std::mem::discriminant(event), "the watch goes on");
+    while let Some(event) = events.next().await {
+        if is_success(&event) && std::mem::take(&mut is_broken) {
+            tracing::info!(%kind, "the watch goes on");
         }
         let update = match event {
             Ok(Event::Init) => {
@@ -209,7 +208,10 @@ pub(super) async fn follow_in<K, U>(
                 listed.push(object);
                 continue;
             }
-            Ok(Event::InitDone) => Update::List(std::mem::take(&mut listed)),
+            Ok(Event::InitDone) => {
+                is_absent = false;
+                Update::List(std::mem::take(&mut listed))
+            }
             Ok(Event::Apply(object)) => Update::Apply(object),
             Ok(Event::Delete(object)) => Update::Delete(object),
             // Knative's networking without Serving, or without the right to see Serving's settings: there are none, until
@@ -246,6 +248,44 @@ fn is_absent_kind(kind: &str, error: &watcher::Error) -> bool {
     }
 }
 
+/// Whether an event shows that the API server answers. [`Event::Init`] does not: it comes before the list is asked for.
+fn is_success<K>(event: &Result<Event<K>, watcher::Error>) -> bool {
+    event.as_ref().is_ok_and(|event| !matches!(event, Event::Init))
+}
+
+/// The events of a watch, with a back-off after each failure that grows until something has succeeded. That of kube
+/// begins anew with every `Ok`, so with [`Event::Init`] too: lists that fail, of an absent kind or by an API server that
+/// is away, would be tried ten times a second for as long as they fail.
+struct Paced<S> {
+    events: Pin<Box<S>>,
+    pauses: Pauses,
+    pause: Option<Duration>,
+}
+
+impl<K, S: Stream<Item = Result<Event<K>, watcher::Error>>> Paced<S> {
+    fn new(events: S) -> Self {
+        Self {
+            events: Box::pin(events),
+            pauses: Pauses::default(),
+            pause: None,
+        }
+    }
+
+    /// The next event. Dropped before it comes, it loses the rest of a pause and no event.
+    async fn next(&mut self) -> Option<S::Item> {
+        if let Some(pause) = self.pause.take() {
+            sleep(pause).await;
+        }
+        let event = self.events.next().await?;
+        if event.is_err() {
+            self.pause = Some(self.pauses.after());
+        } else if is_success(&event) {
+            self.pauses = Pauses::default();
+        }
+        Some(event)
+    }
+}
+
 /// The back-off of a watch: doubling pauses, with a spread of half, so that replicas do not come back at once.
 #[derive(Debug)]
 struct Pauses {
@@ -258,34 +298,55 @@ impl Default for Pauses {
     }
 }
 
-impl Iterator for Pauses {
-    type Item = Duration;
-
-    fn next(&mut self) -> Option<Duration> {
+impl Pauses {
+    /// The pause after one more failure.
+    fn after(&mut self) -> Duration {
         let pause = self.next;
         self.next = (pause * 2).min(MAX_PAUSE);
-        Some(pause / 2 + pause.mul_f64(fastrand::f64() / 2.0))
-    }
-}
-
-impl Backoff for Pauses {
-    fn reset(&mut self) {
-        *self = Self::default();
+        pause / 2 + pause.mul_f64(fastrand::f64() / 2.0)
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use futures_util::stream;
+    use tokio::time::Instant;
+
     use super::*;
 
+    type Item = Result<Event<Secret>, watcher::Error>;
+
+    /// How long the whole stream takes.
+    async fn drained(events: Vec<Item>) -> Duration {
+        let began = Instant::now();
+        let mut events = Paced::new(stream::iter(events));
+        while events.next().await.is_some() {}
+        began.elapsed()
+    }
+
+    fn failed_list() -> [Item; 2] {
+        [Ok(Event::Init), Err(watcher::Error::NoResourceVersion)]
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn lists_that_fail_again_and_again_are_asked_for_every_two_seconds_at_last() {
+        let failing = || (0..40).flat_map(|_| failed_list());
+        // Pauses of 0.1, 0.2, 0.4, 0.8 and 1.6 s, then of 2 s each; of any, up to half is left out by chance.
+        let took = drained(failing().collect()).await;
+        let most = Duration::from_millis(3_100) + MAX_PAUSE * 35;
+        assert!((most / 2..=most).contains(&took), "{took:?}");
+
+        let succeeding = (0..40).flat_map(|_| failed_list().into_iter().chain([Ok(Event::InitDone)]));
+        let took = drained(succeeding.collect()).await;
+        assert!(took <= MIN_PAUSE * 41, "{took:?}");
+    }
+
     #[test]
-    fn pauses_grow_to_two_seconds_and_begin_anew() {
+    fn pauses_grow_to_two_seconds() {
         let mut pauses = Pauses::default();
-        let all: Vec<Duration> = pauses.by_ref().take(50).collect();
+        let all: Vec<Duration> = (0..50).map(|_| pauses.after()).collect();
         assert!(all[0] <= MIN_PAUSE && all[0] >= MIN_PAUSE / 2);
         assert!(all.iter().all(|pause| *pause <= MAX_PAUSE));
         assert!(all[49] >= MAX_PAUSE / 2);
-        pauses.reset();
-        assert!(pauses.next().expect("never ends") <= MIN_PAUSE);
     }
 }

@@ -35,7 +35,7 @@ spec:
 }
 
 /// The gateway, Serving, and the service; returns the gateway's address.
-async fn start(cluster: &Cluster, replicas: &str, image: &str, concurrency: u32) -> SocketAddr {
+pub(super) async fn start(cluster: &Cluster, replicas: &str, image: &str, concurrency: u32) -> SocketAddr {
     cluster.script("sluice", &[replicas]).await;
     cluster.script("serving", &[CLASS]).await;
     deploy(cluster, image, concurrency).await;
