@@ -23,6 +23,9 @@ const DURATION: Duration = Duration::from_secs(10);
 /// The interval of renewals, and of looks at another replica's Lease.
 const RENEW: Duration = Duration::from_secs(2);
 
+/// The longest time for one look and one renewal together.
+const ATTEMPT: Duration = Duration::from_secs(5);
+
 /// Who leads, as far as this replica knows.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Leader {
@@ -112,7 +115,8 @@ pub(super) fn elect<F: Future<Output = ()> + Send + 'static>(
                 }
             }
             let began = Instant::now();
-            match timeout(RENEW, attempt(&api, &me, &mut observed, is_candidate)).await {
+            let patience = patience(renewed.map(|at| began - at));
+            match timeout(patience, attempt(&api, &me, &mut observed, is_candidate)).await {
                 Ok(Ok(Leader::Me)) => renewed = Some(began),
                 Ok(Ok(holder)) => {
                     renewed = None;
@@ -126,6 +130,10 @@ pub(super) fn elect<F: Future<Output = ()> + Send + 'static>(
                 Err(_) => {}
             }
             let is_mine = renewed.is_some_and(|at| at.elapsed() < DURATION - RENEW);
+            if !is_mine && renewed.take().is_some() {
+                // Who leads next was not seen yet; who led before this replica does not any more.
+                other = Leader::Nobody;
+            }
             let now = if is_mine { Leader::Me } else { other.clone() };
             sender.send_if_modified(|leader| {
                 let has_changed = *leader != now;
@@ -138,6 +146,13 @@ pub(super) fn elect<F: Future<Output = ()> + Send + 'static>(
         }
     };
     (task, leader)
+}
+
+/// The time limit of one attempt, by the age of the own Lease. An API server that is slow for seconds takes the lead from nobody: a
+/// leader waits for as long as its Lease is its own, less a margin.
+fn patience(age: Option<Duration>) -> Duration {
+    let left = age.map_or(ATTEMPT, |age| (DURATION - RENEW).saturating_sub(age));
+    left.clamp(RENEW / 2, ATTEMPT)
 }
 
 /// One look at the Lease. Returns whose it is afterwards.
@@ -223,6 +238,19 @@ mod tests {
             renew_time: Timestamp::from_second(renewed).ok().map(MicroTime),
             ..LeaseSpec::default()
         }
+    }
+
+    #[test]
+    fn an_attempt_ends_before_the_own_lease_does() {
+        assert_eq!(patience(None), ATTEMPT);
+        for age in (0..12_000).step_by(100).map(Duration::from_millis) {
+            let patience = patience(Some(age));
+            assert!((RENEW / 2..=ATTEMPT).contains(&patience), "{patience:?}");
+            if age <= DURATION - RENEW {
+                assert!(age + patience < DURATION, "{age:?}");
+            }
+        }
+        assert_eq!(patience(Some(RENEW)), ATTEMPT);
     }
 
     #[test]

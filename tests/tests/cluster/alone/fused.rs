@@ -117,6 +117,7 @@ async fn fused_the_gateway_holds_what_comes_by_cluster_ip() {
 }
 
 #[tokio::test]
+#[ignore = "minutes: .ci/long runs it"]
 async fn keep_the_stock_activator_holds_what_comes_by_cluster_ip() {
     let Some(cluster) = inside() else { return };
     cluster.script("sluice", &["2"]).await;

@@ -7,6 +7,7 @@ use sluice_tests::wait::{SOON, wait_for};
 use super::scene::{HOST, PODS, Scene};
 
 #[tokio::test]
+#[ignore = "minutes: .ci/long runs it"]
 async fn a_rolling_update_fails_no_request() {
     let Some(cluster) = inside() else { return };
     let scene = Scene::new(cluster, 2).await;

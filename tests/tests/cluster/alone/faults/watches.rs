@@ -15,6 +15,7 @@ const CUTS: usize = 150;
 const PAUSE: Duration = Duration::from_millis(50);
 
 #[tokio::test]
+#[ignore = "minutes: .ci/long runs it"]
 async fn watches_that_are_cut_at_random_are_resumed_and_miss_nothing() {
     let Some(cluster) = inside() else { return };
     let relay = Relay::start((NODE, 0).into(), api_server::ADDRESS).await;

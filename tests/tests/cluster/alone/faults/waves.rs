@@ -109,6 +109,7 @@ async fn depth(replica: &Replica) -> f64 {
 }
 
 #[tokio::test]
+#[ignore = "minutes: .ci/long runs it"]
 async fn a_replica_that_is_killed_while_it_holds_takes_its_own_waiters_with_it_and_no_other() {
     let Some(cluster) = inside() else { return };
     start(&cluster, "2", IMAGE, 0).await;
