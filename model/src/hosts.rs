@@ -141,7 +141,7 @@ impl<L> Claim<'_, L> {
 /// The number of slots is not a power of two, which would leave a third of the memory of a large table free: the hash selects a
 /// slot by a multiplication (fast range).
 ///
-/// **Invariant:** at most three quarters of the slots are taken; a host stands at or after the slot of its hash, with no
+/// **Invariant:** a slot is free, and of eight and more slots about a quarter; a host stands at or after the slot of its hash, with no
 /// free slot in between (linear probing).
 #[derive(Debug, Clone)]
 pub(crate) struct HostLeaf<L> {

@@ -98,7 +98,8 @@ impl Foresight {
     }
 
     /// Applies a changed plan: what was learned is kept, unless season or metric changed.
-    pub(crate) fn replan(&mut self, plan: &RevisionPlan, now: Duration) {
+    /// Follows a changed plan. Returns whether the forecast, if there is one, is new and knows nothing.
+    pub(crate) fn replan(&mut self, plan: &RevisionPlan, now: Duration) -> bool {
         self.clock.forget();
         let forecast = plan.policy.foresight.as_ref().and_then(|policy| policy.forecast);
         let keeps = |known: &Forecaster, forecast: ForecastPolicy| {
@@ -106,11 +107,13 @@ impl Foresight {
                 .forecast
                 .is_for(forecast.season.as_secs(), plan.policy.metric)
         };
-        self.forecaster = match (self.forecaster.take(), forecast) {
-            (_, None) => None,
-            (Some(known), Some(forecast)) if keeps(&known, forecast) => Some(known),
-            (_, Some(forecast)) => Some(Box::new(Forecaster::new(plan, forecast, now))),
+        let (forecaster, is_new) = match (self.forecaster.take(), forecast) {
+            (_, None) => (None, true),
+            (Some(known), Some(forecast)) if keeps(&known, forecast) => (Some(known), false),
+            (_, Some(forecast)) => (Some(Box::new(Forecaster::new(plan, forecast, now))), true),
         };
+        self.forecaster = forecaster;
+        is_new
     }
 
     /// The bounds at a moment, without a new second of load: for decisions before the first one.

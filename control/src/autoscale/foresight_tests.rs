@@ -184,7 +184,8 @@ fn a_reload_keeps_what_was_learned() {
     world.until(HOUR + 1, half_past);
     let office = schedule("0 8 * * *", "UTC", 1.0, Some(3), None);
     let with_schedule = foreseeing(Some(ScalingMode::Observe), vec![office]);
-    world.foresight.replan(&with_schedule, Duration::from_secs(HOUR));
+    let is_new = world.foresight.replan(&with_schedule, Duration::from_secs(HOUR));
+    assert!(!is_new, "what it learned goes on");
     assert_eq!(world.foresight.status().unwrap().seasons, 1);
     world
         .foresight

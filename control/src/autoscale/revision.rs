@@ -131,9 +131,16 @@ impl RevisionAutoscaler {
     /// Applies a changed plan.
     pub(crate) fn replan(&mut self, plan: Arc<RevisionPlan>, now: Duration, wall: u64) {
         self.tracker.replan(&self.plan, &plan, now);
-        match &mut self.foresight {
+        let is_new = match &mut self.foresight {
             Some(foresight) if plan.policy.foresight.is_some() => foresight.replan(&plan, now),
-            foresight => *foresight = Foresight::new(&plan, now).map(Box::new),
+            foresight => {
+                *foresight = Foresight::new(&plan, now).map(Box::new);
+                true
+            }
+        };
+        if is_new {
+            // A forecast that goes on knows more than its document, which would take minutes of the day away.
+            self.is_restored = false;
         }
         let ready = self.second.latest.ready;
         match plan.policy.mode {

@@ -111,9 +111,11 @@ impl ScalingSource for AutoscaleHandle {
     }
 }
 
-/// The name of a revision's document in the state directory.
+/// The name of the document of a revision, or of a tier, in the state directory.
 fn document_name(revision: &RevisionId) -> String {
-    format!("forecast.{}.{}", revision.namespace(), revision.name())
+    // No name has two dots in a row, and a document's name no `@`.
+    let name = revision.name().replace('@', "..");
+    format!("forecast.{}.{name}", revision.namespace())
 }
 
 /// The desired number of instances of each revision, as of an older gateway.
@@ -229,8 +231,6 @@ impl AutoscaleLoop {
                         continue;
                     }
                     autoscaler.replan(new, now, wall);
-                    // A forecast may be new.
-                    autoscaler.is_restored = false;
                     at
                 }
                 (Err(at), Some(new)) => {

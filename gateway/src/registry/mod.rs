@@ -428,11 +428,16 @@ impl EndpointSink for Registry {
     }
 
     fn hold(&self, revision: &RevisionId, needed: bool) {
-        if let Some(live) = self.live(revision) {
-            // A dormant revision is held by nobody.
-            if needed || live.awake().is_some() {
-                live.throttler().hold(needed, clock());
+        if needed {
+            if let Some(live) = self.live(revision) {
+                live.throttler().hold(true, clock());
             }
+            return;
+        }
+        // Also those that left: a change may remove a revision together with the need for it. A dormant one is held by
+        // nobody.
+        for throttler in self.named(revision).iter().filter_map(|live| live.awake()) {
+            throttler.hold(false, clock());
         }
     }
 }

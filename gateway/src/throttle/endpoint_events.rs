@@ -316,6 +316,10 @@ impl<W> Core<W> {
     pub(crate) fn close(&mut self, closing: Closing, now: Instant) -> Actions<W> {
         let mut actions = self.begin(now);
         self.closed = Some(closing);
+        if closing == Closing::Removed {
+            // Nothing that is configured can need it; who needs it when it comes back says so anew.
+            self.needed = false;
+        }
         self.visits.forget();
         self.reject_all(now, &mut actions, &closing.rejection());
         self.settle(now, &mut actions);

@@ -150,6 +150,11 @@ impl<W> Core<W> {
         })
     }
 
+    /// Whether a tier outside of this set is ready.
+    fn is_ready_outside(&self, refused: u8) -> bool {
+        (0..self.tiers.len()).any(|tier| refused & bit(tier) == 0 && self.endpoints.counts_of(tier).ready > 0)
+    }
+
     /// Starts every tier that no later one stands for.
     pub(super) fn start_wanted_tiers(&mut self, now: Instant, actions: &mut Actions<W>) {
         self.start_outside(0, now, actions);
@@ -179,8 +184,10 @@ impl<W> Core<W> {
         }
         let spilled: Vec<u64> = self.queue.spilled().iter().copied().collect();
         for seq in spilled {
-            let refused = self.queue.ticket(seq).map_or(0, QueueTicket::refused_tiers);
-            self.start_outside(refused, now, actions);
+            let Some(ticket) = self.queue.ticket(seq).filter(|ticket| !ticket.arrival.passive) else {
+                continue;
+            };
+            self.start_outside(ticket.refused_tiers(), now, actions);
         }
     }
 
@@ -256,7 +263,12 @@ impl<W> Core<W> {
             && self.remote.is_none()
             && self.closed.is_none()
             && self.queue.spilled().len() < MAX_SPILLED
-            && self.is_hope_outside(refused, now)
+            && if ticket.arrival.passive {
+                // A passive request starts nothing, and waits for no start.
+                self.is_ready_outside(refused)
+            } else {
+                self.is_hope_outside(refused, now)
+            }
     }
 
     /// Gives the slot back of a request that its tier answered with 429, and asks for one of another tier, at the

@@ -206,6 +206,26 @@ async fn a_429_without_hope_elsewhere_is_the_clients() {
     assert!(!admit(&fixed).may_spill(clock()), "no tiers");
 }
 
+#[tokio::test]
+async fn a_passive_request_that_got_a_429_starts_no_tier() {
+    let (throttler, _) = reserve(1);
+    let arrival = Arrival {
+        passive: true,
+        ..Arrival::default()
+    };
+    let Admission::Admitted(passive) = throttler.admit(arrival, clock()) else {
+        panic!("the reserve is ready")
+    };
+    assert!(
+        !passive.may_spill(clock()),
+        "nothing is ready elsewhere, and nothing may be started"
+    );
+    let key = start(&throttler, STANDARD, 1);
+    throttler.endpoint_ready(key, clock());
+    assert!(passive.may_spill(clock()));
+    drop(passive);
+}
+
 /// A waiter that is polled by hand.
 struct Polled {
     waiter: Option<Waiter>,
