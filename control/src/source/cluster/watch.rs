@@ -134,7 +134,8 @@ pub(super) async fn follow_secrets(
                     }
                     Err(error) => {
                         tracing::debug!(secret = %name, %error, "cannot be read, and is tried again");
-                        unread.push_back(name);
+                        // In turn with the others, which it must not hold up.
+                        read.push_back(name);
                         sleep(READ_EVERY).await;
                     }
                 }
@@ -150,8 +151,11 @@ async fn follow_secret(client: Client, name: Name, updates: Sender<AnyUpdate>) {
     let config = watcher::Config::default().fields(&format!("metadata.name={}", name.name));
     let api = Api::<Secret>::namespaced(client, &name.namespace);
     let mut events = Paced::new(watch_objects(api, config));
-    let (mut listed, mut is_broken) = (None, false);
+    let (mut listed, mut is_broken, mut is_told) = (None, false, false);
     while let Some(event) = events.next().await {
+        if is_success(&event) {
+            is_broken = false;
+        }
         let found = match event {
             Ok(Event::Init) => {
                 listed = None;
@@ -168,10 +172,15 @@ async fn follow_secret(client: Client, name: Name, updates: Sender<AnyUpdate>) {
                 if !std::mem::replace(&mut is_broken, true) {
                     tracing::warn!(secret = %name, %error, "the watch is broken and is tried again: what is known is served");
                 }
-                continue;
+                // Nothing is served before every named Secret is known: one that is refused counts as missing, or one Ingress
+                // would hold up all others at the start.
+                if is_told || !is_refusal(&error) {
+                    continue;
+                }
+                None
             }
         };
-        is_broken = false;
+        is_told = true;
         if updates
             .send(AnyUpdate::NamedSecret(name.clone(), found))
             .await
@@ -244,6 +253,16 @@ fn is_absent_kind(kind: &str, error: &watcher::Error) -> bool {
     match kind {
         "Revision" => answer.code == 404,
         "ConfigMap" => matches!(answer.code, 403 | 404),
+        _ => false,
+    }
+}
+
+/// Whether the API server refuses a list for what it is: by its rules of access, or because it names nothing that can be.
+fn is_refusal(error: &watcher::Error) -> bool {
+    match error {
+        watcher::Error::InitialListFailed(kube::Error::Api(status)) => {
+            (400..500).contains(&status.code) && !matches!(status.code, 408 | 410 | 429)
+        }
         _ => false,
     }
 }
@@ -326,6 +345,19 @@ mod tests {
 
     fn failed_list() -> [Item; 2] {
         [Ok(Event::Init), Err(watcher::Error::NoResourceVersion)]
+    }
+
+    #[test]
+    fn what_the_api_server_refuses_is_told_apart_from_one_that_is_away() {
+        let failed = |code| {
+            let status = kube::core::Status::failure("", "").with_code(code);
+            is_refusal(&watcher::Error::InitialListFailed(kube::Error::Api(Box::new(
+                status,
+            ))))
+        };
+        assert!([400, 403, 404].into_iter().all(failed));
+        assert!(![408, 410, 429, 500, 503].into_iter().any(failed));
+        assert!(!is_refusal(&watcher::Error::NoResourceVersion));
     }
 
     #[tokio::test(start_paused = true)]
