@@ -79,7 +79,8 @@ impl Observed {
 }
 
 /// The task that takes part in the election, and its result so far. A replica that cannot renew in time stops leading
-/// before its Lease ends for the others. When `leaving` resolves, a Lease that is held is released, so that the next look of
+/// before its Lease ends for the others; where each attempt is as slow as it may be, that is looked at up to a second
+/// too late, and two replicas may write statuses for that long. When `leaving` resolves, a Lease that is held is released, so that the next look of
 /// any other replica takes it, and none is taken any more.
 pub(super) fn elect<F: Future<Output = ()> + Send + 'static>(
     client: Client,
