@@ -17,6 +17,8 @@ pub mod ingress;
 mod parallel;
 pub mod plan;
 pub mod reconcile;
+pub mod release;
+pub mod rollout;
 pub mod scale;
 pub mod schedule;
 pub mod source;

@@ -124,6 +124,40 @@ impl NodeRef {
         }
     }
 
+    /// A digest of the node's content, with the values of variables, the same in every process: FNV-1a. Comments, positions
+    /// and quotes do not count; the order of keys does.
+    pub fn digest(&self) -> u64 {
+        let mut digest = 0xcbf2_9ce4_8422_2325;
+        self.digest_into(&mut digest);
+        digest
+    }
+
+    fn digest_into(&self, digest: &mut u64) {
+        let mut add = |bytes: &[u8]| {
+            // A byte that UTF-8 has not ends a text.
+            for byte in bytes.iter().chain(&[0xff]) {
+                *digest = (*digest ^ u64::from(*byte)).wrapping_mul(0x0000_0100_0000_01b3);
+            }
+        };
+        match self.content() {
+            Content::Scalar(scalar) => add(scalar.text.as_bytes()),
+            Content::Broken => add(b"?"),
+            Content::List(items) => {
+                add(b"[");
+                items
+                    .iter()
+                    .for_each(|item| self.child(*item).digest_into(digest));
+            }
+            Content::Mapping(entries) => {
+                add(b"{");
+                for (key, value) in entries {
+                    self.child(*key).digest_into(digest);
+                    self.child(*value).digest_into(digest);
+                }
+            }
+        }
+    }
+
     pub(crate) fn child(&self, node: NodeId) -> Self {
         Self::new(&self.tree, node)
     }

@@ -24,6 +24,7 @@ use crate::config::{
 };
 use crate::index::{Index, Policy};
 use crate::plan::{AutoscalePolicy, Plan, RevisionPlan};
+use crate::release::{Declared, split_at_once};
 use crate::source::{Event, ObjectKey};
 
 pub(crate) use sharing::Shared;
@@ -188,6 +189,10 @@ pub fn load(files: &[SourceFile], env: Env<'_>) -> Result<Compiled, Diagnostics>
 pub(crate) struct CompiledService {
     pub(crate) service: Arc<Service>,
     pub(crate) plans: Box<[(RevisionId, Arc<RevisionPlan>)]>,
+    /// A digest of the service as the files have it.
+    pub(crate) digest: u64,
+    /// What files declare, where it takes a history to say what is published.
+    pub(crate) declared: Option<Arc<Declared>>,
 }
 
 /// Compiles a group of services, in the order of their files. No service outside the group may claim the same names and
@@ -387,6 +392,10 @@ fn build(
 ) -> Option<CompiledService> {
     let id = catalog.services[index].as_ref()?;
     let ids = &catalog.revisions[index];
+    let declared = declared(&service, targets);
+    let digest = service.node.digest();
+    let last = ids.len().saturating_sub(1);
+    let id_of = |revision: usize| ids.get(revision)?.as_ref();
     let mut plans = Vec::new();
     let mut revisions = Vec::with_capacity(ids.len());
     let drafts = service.revisions.into_iter().zip(scaling).enumerate();
@@ -443,7 +452,7 @@ fn build(
             rewrite_path: route.rewrite_path,
             append_headers: route.append_headers,
             cold: route.cold.map(|cold| Arc::new(cold.answer(id.name()))),
-            split: targets::split(own, ids)?,
+            split: split_at_once(own, last, id_of)?,
         });
     }
     let service = Service {
@@ -457,14 +466,34 @@ fn build(
             visibility: service.visibility,
             http_option: service.http_option,
             routes,
-            split: targets::split(&targets.own, ids)?,
+            split: split_at_once(&targets.own, last, id_of)?,
         },
         further: Box::default(),
         ingress: None,
     };
     let service = Arc::new(service);
     let plans = plans.into();
-    Some(CompiledService { service, plans })
+    Some(CompiledService {
+        service,
+        plans,
+        digest,
+        declared,
+    })
+}
+
+/// What a service declares, where its history matters: `None` for most services, whose one revision has all there is.
+fn declared(service: &ServiceDraft, targets: &targets::ServiceTargets) -> Option<Arc<Declared>> {
+    let mut all = targets.routes.iter().flatten().chain(&targets.own);
+    let has_choice = service.revisions.len() > 1 && all.any(|target| target.is_latest);
+    if !has_choice {
+        return None;
+    }
+    Some(Arc::new(Declared {
+        made: None,
+        rollout: None,
+        own: targets.own.clone(),
+        routes: targets.routes.clone(),
+    }))
 }
 
 #[cfg(test)]

@@ -1,23 +1,16 @@
-//! Resolves traffic targets to revisions, and makes the splits.
+//! Resolves traffic targets to revisions.
 
-use sluice_model::{Percent, RevisionId, Tag, TrafficSplit, TrafficTarget};
+use sluice_model::{Percent, RevisionId};
 
 use super::Catalog;
 use crate::config::{Context, Located, ServiceDraft, Target, TargetRevision, Traffic, did_you_mean};
-
-/// A target that names a revision of its service.
-pub(super) struct Resolved {
-    /// Which of the service's revisions.
-    pub(super) revision: usize,
-    pub(super) percent: Percent,
-    pub(super) tag: Option<Tag>,
-}
+use crate::release::DeclaredTarget;
 
 /// The resolved targets of a service.
 pub(super) struct ServiceTargets {
-    pub(super) own: Vec<Resolved>,
+    pub(super) own: Vec<DeclaredTarget>,
     /// By route.
-    pub(super) routes: Vec<Vec<Resolved>>,
+    pub(super) routes: Vec<Vec<DeclaredTarget>>,
 }
 
 impl ServiceTargets {
@@ -46,7 +39,7 @@ pub(super) fn resolve(services: &[ServiceDraft], catalog: &Catalog, cx: &mut Con
         let routes = service.routes.iter().map(|route| match &route.traffic {
             Some(traffic) => resolve_traffic(services, catalog, index, traffic, cx),
             // The service's own, without its tags: those have hosts, and routes have none.
-            None => own.iter().map(|t| Resolved { tag: None, ..*t }).collect(),
+            None => own.iter().map(DeclaredTarget::without_tag).collect(),
         });
         let routes = routes.collect();
         ServiceTargets { own, routes }
@@ -65,11 +58,12 @@ pub(super) fn named(service: &ServiceDraft) -> impl Iterator<Item = &str> {
     })
 }
 
-fn latest_gets_all(service: &ServiceDraft) -> Vec<Resolved> {
+fn latest_gets_all(service: &ServiceDraft) -> Vec<DeclaredTarget> {
     let whole = Percent::from_hundredths(Percent::WHOLE);
     let latest = service.revisions.len().checked_sub(1);
-    let target = latest.zip(whole).map(|(revision, percent)| Resolved {
+    let target = latest.zip(whole).map(|(revision, percent)| DeclaredTarget {
         revision,
+        is_latest: true,
         percent,
         tag: None,
     });
@@ -82,11 +76,12 @@ fn resolve_traffic(
     index: usize,
     traffic: &Traffic,
     cx: &mut Context,
-) -> Vec<Resolved> {
+) -> Vec<DeclaredTarget> {
     let service = &services[index];
     let targets = traffic.targets.iter();
     let resolved = targets.filter_map(|target: &Target| {
         let latest = service.revisions.len().checked_sub(1);
+        let mut is_latest = true;
         let revision = match &target.revision {
             TargetRevision::Latest => latest?,
             TargetRevision::Configuration(name) => {
@@ -95,10 +90,11 @@ fn resolve_traffic(
             }
             TargetRevision::Named {
                 name,
-                latest: is_latest,
+                latest: claims_latest,
             } => {
+                is_latest = false;
                 let found = find(services, catalog, index, name, cx)?;
-                if *is_latest && Some(found) != latest && service.all_named {
+                if *claims_latest && Some(found) != latest && service.all_named {
                     let message = format!("'{}' is not the latest revision, the last one listed", name.value);
                     let hint = "keep either revisionName or latestRevision: true";
                     cx.report(name.node.error(message).hint(hint));
@@ -106,8 +102,9 @@ fn resolve_traffic(
                 found
             }
         };
-        Some(Resolved {
+        Some(DeclaredTarget {
             revision,
+            is_latest,
             percent: target.percent,
             tag: target.tag.as_ref().map(|t| t.value.clone()),
         })
@@ -162,30 +159,4 @@ fn find(
     let message = format!("no revision of this service is named '{}'", name.value);
     cx.report(name.node.error(message).hint(hint));
     None
-}
-
-/// The split. A revision that is listed several times gets the sum at its first place, so that a
-/// sticky choice sees it once; its other places keep their tags.
-pub(super) fn split(targets: &[Resolved], ids: &[Option<RevisionId>]) -> Option<TrafficSplit> {
-    let mut out: Vec<TrafficTarget> = Vec::with_capacity(targets.len());
-    for target in targets {
-        let id = ids.get(target.revision)?.as_ref()?;
-        let mut percent = target.percent;
-        if let Some(first) = out.iter_mut().find(|t| t.revision == *id) {
-            let sum = first.percent.hundredths() + percent.hundredths();
-            first.percent = Percent::from_hundredths(sum)?;
-            percent = Percent::from_hundredths(0)?;
-            if target.tag.is_none() {
-                continue;
-            }
-        }
-        out.push(TrafficTarget {
-            revision: id.clone(),
-            slot: target.revision,
-            percent,
-            tag: target.tag.clone(),
-            append_headers: Box::default(),
-        });
-    }
-    TrafficSplit::new(out).ok()
 }

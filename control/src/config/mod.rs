@@ -49,6 +49,7 @@ pub(crate) use shared::SharedSettings;
 pub(crate) use tiers::NeedName;
 pub(crate) use traffic::{Target, TargetRevision, Traffic};
 
+use crate::release::Histories;
 pub use crate::source::SourceFile;
 
 /// The decoded services of one file, independent of other files.
@@ -65,7 +66,9 @@ pub(crate) struct FileDraft {
 
 /// Decodes the services of one file. Mistakes are in the result; the compiler finds the rest. `env` returns the value of a
 /// variable.
-pub(crate) fn decode_file(path: &Path, text: &str, env: Env<'_>) -> FileDraft {
+///
+/// `histories` has the revisions that manifests made before.
+pub(crate) fn decode_file(path: &Path, text: &str, env: Env<'_>, _histories: &Histories) -> FileDraft {
     let mut cx = Context::default();
     let roots = parse(path, text, &variables(env), &mut cx.diagnostics);
     let roots = mappings(roots, &mut cx);

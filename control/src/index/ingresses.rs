@@ -61,6 +61,8 @@ pub(super) fn compile(objects: Vec<(&ObjectKey, Arc<IngressObject>)>) -> Vec<Com
             services: Some(vec![CompiledService {
                 service,
                 plans: Box::default(),
+                digest: 0,
+                declared: None,
             }]),
             conflict,
         });

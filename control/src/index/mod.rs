@@ -14,6 +14,7 @@
 //! all objects to an empty index gives (a property test). Pure: no clock, no I/O.
 
 mod changes;
+mod history;
 mod ingresses;
 mod name_claims;
 mod publish;
@@ -25,19 +26,21 @@ use std::collections::hash_map::Entry;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
-use sluice_model::RevisionSettings;
+use sluice_model::{RevisionSettings, ServiceId};
 
-use crate::compile::{CompiledService, FileReference, ListenerReference, Shared};
+use crate::compile::{CompiledService, FileReference, ListenerReference, NameClaim, Shared};
 use crate::config::{Defaults, Diagnostics, Draft, Env, SharedSettings, SourceFile};
 use crate::ingress::{IngressOutcome, IngressProblem, ProblemKind};
 use crate::parallel::{map_in_order, workers};
+use crate::release::Histories;
 use crate::source::{Content, Event, ObjectKey};
 
 use changes::Listed;
+pub use history::ReleaseChange;
 use name_claims::Claimants;
 use publish::Base;
 pub use publish::Step;
-use read::{CompiledObject, DecodedObject, Form, NewContent, compile_together, decode, read};
+use read::{CompiledObject, DecodedObject, Form, Known, NewContent, compile_together, decode, read};
 pub use sets::{SetId, Sets};
 use top_level::TopLevel;
 
@@ -103,6 +106,8 @@ pub struct Index {
     revisions: usize,
     /// The interned settings: most revisions have the same ones.
     settings: Shared<RevisionSettings>,
+    /// The histories of services that have one, as published.
+    histories: Arc<Histories>,
 }
 
 impl Index {
@@ -133,6 +138,7 @@ impl Index {
             services: 0,
             revisions: 0,
             settings: Shared::default(),
+            histories: Arc::default(),
         }
     }
 
@@ -150,6 +156,30 @@ impl Index {
             self.apply_some(Vec::new(), self.top_level.version(), env);
         }
         is_other
+    }
+
+    /// Replaces all histories, as read from the state directory, and compiles the services that they concern again.
+    pub(super) fn set_histories(&mut self, histories: Histories, env: Env<'_>) {
+        let before = std::mem::replace(&mut self.histories, Arc::new(histories));
+        let services: BTreeSet<&ServiceId> = before.keys().chain(self.histories.keys()).collect();
+        let units: BTreeSet<UnitId> = services.into_iter().flat_map(|id| self.claimants(id)).collect();
+        let changes = units.iter().filter_map(|id| self.unit(*id));
+        let changes = changes.map(|unit| (unit.key.clone(), Some(unit.content.clone())));
+        let changes: Vec<(ObjectKey, NewContent)> = changes.collect();
+        let changes = changes.into_iter().map(|(key, content)| {
+            let known = Known::of(self.top_level.draft(), &self.histories, env);
+            let said = content.as_ref();
+            let read = said.map(|said| read(&key, said, false, &known, &mut self.settings));
+            (key, content, read)
+        });
+        let changes = changes.collect();
+        self.apply_some(changes, self.top_level.version(), env);
+    }
+
+    /// The objects that claim a service's name.
+    fn claimants(&self, service: &ServiceId) -> impl Iterator<Item = UnitId> {
+        let claim = NameClaim::Service(service.namespace(), service.name());
+        self.claims.who(name_claims::hash(&claim))
     }
 
     /// [`apply`](Self::apply) on all cores, for the first load, before anything is served. `progress` is called with
@@ -187,6 +217,8 @@ impl Index {
             // Threads compile by the settings at their start. If these settings change, the objects are read again.
             let (top_level, version) = (self.top_level.draft().clone(), self.top_level.version());
             let settings = self.settings.clone();
+            let histories = Arc::clone(&self.histories);
+            let known = Known::of(&top_level, &histories, env);
             let mut some = Vec::new();
             let mut left = changes.len();
             map_in_order(
@@ -195,7 +227,7 @@ impl Index {
                 || settings.clone(),
                 |settings, (key, content): (ObjectKey, NewContent)| {
                     let said = content.as_ref();
-                    let read = said.map(|said| read(&key, said, alone, &top_level, settings, env));
+                    let read = said.map(|said| read(&key, said, alone, &known, settings));
                     (key, content, read)
                 },
                 |change| {
@@ -227,12 +259,10 @@ impl Index {
                 continue;
             };
             if version != self.top_level.version() {
-                let top_level = self.top_level.draft();
+                let known = Known::of(self.top_level.draft(), &self.histories, env);
                 match &said.form {
                     Form::Draft(draft) => said.claims = name_claims::of(self.top_level.domain(), draft),
-                    Form::Compiled(_) => {
-                        said = read(&key, &content, true, top_level, &mut self.settings, env)
-                    }
+                    Form::Compiled(_) => said = read(&key, &content, true, &known, &mut self.settings),
                 }
             }
             let id = self.remember(
@@ -358,7 +388,7 @@ impl Index {
                 let draft = match forms.get(&id) {
                     Some(Form::Draft(draft)) => draft,
                     _ => {
-                        decoded = decode(&unit.key, &unit.content, env);
+                        decoded = decode(&unit.key, &unit.content, env, &self.histories);
                         &decoded
                     }
                 };
@@ -408,7 +438,7 @@ impl Index {
             let unit = units.get(*id as usize)?.as_ref()?;
             let draft = match forms.remove(id) {
                 Some(Form::Draft(draft)) => draft,
-                _ => decode(&unit.key, &unit.content, env),
+                _ => decode(&unit.key, &unit.content, env, &self.histories),
             };
             Some((*id, (&unit.key, draft)))
         });

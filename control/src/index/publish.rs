@@ -6,9 +6,11 @@ use std::time::Duration;
 
 use sluice_model::{Delta, HostPattern, RevisionId, Service, ServiceId, Settings};
 
+use super::history::ReleaseChange;
 use super::{Index, Policy, UnitId};
 use crate::compile::CompiledService;
 use crate::plan::{PlanDelta, ProcessLimits, RevisionPlan};
+use crate::release::ServiceHistory;
 
 /// A proposed change. Nothing counts as published until [`Index::commit`] gets the step back.
 #[derive(Debug)]
@@ -23,6 +25,10 @@ pub struct Step {
     pub takes_away: bool,
     /// The compiled services of each object, which [`Index::commit`] records as published.
     pub(super) units: Vec<(UnitId, Vec<CompiledService>)>,
+    /// Histories that this step changes.
+    pub(super) histories: Vec<(ServiceId, ServiceHistory)>,
+    /// The step changes a history alone: what objects have that is not published yet stays so.
+    pub(super) is_edit: bool,
 }
 
 impl Step {
@@ -47,6 +53,8 @@ impl Step {
                 drain: base.drain,
             },
             units,
+            histories: Vec::new(),
+            is_edit: false,
         }
     }
 }
@@ -54,7 +62,7 @@ impl Step {
 /// The global settings that were published last.
 #[derive(Debug, Clone)]
 pub(super) struct Base {
-    settings: Arc<Settings>,
+    pub(super) settings: Arc<Settings>,
     processes: ProcessLimits,
     drain: Duration,
 }
@@ -127,11 +135,13 @@ impl Index {
             .published(&ids)
             .map(|compiled| (&compiled.service.id, &compiled.service))
             .collect();
+        let mut histories = Vec::new();
         let units: Vec<(UnitId, Vec<CompiledService>)> = ids
             .iter()
             .map(|id| {
-                let services = self.compiled(*id).unwrap_or_default().iter().cloned();
-                let services = services.map(|mut compiled| {
+                let services = self.compiled(*id).unwrap_or_default().iter();
+                let services = services.map(|compiled| {
+                    let mut compiled = self.with_history(compiled, &mut histories);
                     // Unchanged services keep their `Arc`, so that pointers stay equal.
                     if let Some(known) = known.get(&compiled.service.id)
                         && **known == compiled.service
@@ -145,7 +155,9 @@ impl Index {
             .collect();
         let after = units.iter().flat_map(|(_, services)| services);
         let change = Change::between(self.published(&ids), after);
-        Some(Step::new(self.next_base(), self.base.as_ref(), change, units))
+        let mut step = Step::new(self.next_base(), self.base.as_ref(), change, units);
+        step.histories = histories;
+        Some(step)
     }
 
     /// The published services of these objects and of deleted ones.
@@ -154,8 +166,17 @@ impl Index {
         units.flat_map(|unit| &*unit.published).chain(&self.orphans)
     }
 
-    /// Records a proposed step as published.
-    pub fn commit(&mut self, step: Step) {
+    /// Records a proposed step as published at this time, in seconds since 1970. Returns the releases that changed with it.
+    pub fn commit(&mut self, mut step: Step, now: u64) -> Vec<ReleaseChange> {
+        let released = self.commit_histories(&mut step, now);
+        if step.is_edit {
+            for (id, services) in step.units {
+                if let Some(unit) = self.units.get_mut(id as usize).and_then(Option::as_mut) {
+                    unit.published = services.into();
+                }
+            }
+            return released;
+        }
         let gone = std::mem::take(&mut self.orphans);
         self.count(&gone, usize::wrapping_sub);
         for (id, services) in step.units {
@@ -172,6 +193,7 @@ impl Index {
             processes: step.plan.processes,
             drain: step.plan.drain,
         });
+        released
     }
 
     /// The compiled services of a changed object that is not published yet.

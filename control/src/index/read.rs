@@ -12,6 +12,7 @@ use super::{ingresses, name_claims};
 use crate::compile::{CompiledService, FileReference, Shared, compile};
 use crate::config::{Context, Diagnostic, Diagnostics, Draft, Env, FileDraft, decode_file};
 use crate::ingress::IngressObject;
+use crate::release::Histories;
 use crate::source::{Content, ObjectKey};
 
 /// The result of decoding one object.
@@ -52,16 +53,34 @@ pub(super) struct CompiledObject {
     pub(super) conflict: Option<String>,
 }
 
+/// What an object is decoded and compiled by.
+#[derive(Clone, Copy)]
+pub(super) struct Known<'k> {
+    top_level: &'k Draft,
+    histories: &'k Histories,
+    env: Env<'k>,
+}
+
+impl<'k> Known<'k> {
+    pub(super) fn of(top_level: &'k Draft, histories: &'k Histories, env: Env<'k>) -> Self {
+        Self {
+            top_level,
+            histories,
+            env,
+        }
+    }
+}
+
 /// Decodes an object, and compiles it if `alone`.
 pub(super) fn read(
     key: &ObjectKey,
     content: &Content,
     alone: bool,
-    top_level: &Draft,
+    known: &Known<'_>,
     settings: &mut Shared<RevisionSettings>,
-    env: Env<'_>,
 ) -> DecodedObject {
-    let draft = decode(key, content, env);
+    let top_level = known.top_level;
+    let draft = decode(key, content, known.env, known.histories);
     let claims = name_claims::of(&top_level.settings.domain, &draft);
     let (has_services, has_others, files) = match &draft {
         ObjectDraft::Ingress(_) => (true, false, Box::default()),
@@ -86,12 +105,12 @@ pub(super) fn read(
 }
 
 /// Decodes one object. Catches a panic: a bug in the decoder costs this object, not all objects after it.
-pub(super) fn decode(key: &ObjectKey, content: &Content, env: Env<'_>) -> ObjectDraft {
+pub(super) fn decode(key: &ObjectKey, content: &Content, env: Env<'_>, histories: &Histories) -> ObjectDraft {
     let text = match content {
         Content::Text(text) => text,
         Content::Ingress(ingress) => return ObjectDraft::Ingress(Arc::clone(ingress)),
     };
-    let decoded = catch_unwind(AssertUnwindSafe(|| decode_file(key.path(), text, env)));
+    let decoded = catch_unwind(AssertUnwindSafe(|| decode_file(key.path(), text, env, histories)));
     ObjectDraft::File(decoded.unwrap_or_else(|_| {
         let mut diagnostics = Diagnostics::default();
         diagnostics.push(Diagnostic::about_file(key.path(), PANICKED));

@@ -16,10 +16,11 @@ use std::sync::Arc;
 use sluice_model::ServiceId;
 
 use super::publish::Change;
-use super::{Index, Policy, Step, UnitId, name_claims};
+use super::{Index, Policy, ReleaseChange, Step, UnitId, name_claims};
 use crate::compile::{CompiledService, FileReference, ListenerReference, NameClaim};
 use crate::config::{Defaults, Diagnostic, Diagnostics, Env, SharedSettings, SourceFile};
 use crate::ingress::{IngressOutcome, IngressProblem, ProblemKind};
+use crate::release::{Histories, Release, ServiceHistory};
 use crate::source::{Event, ObjectKey};
 
 /// The set of an object.
@@ -98,6 +99,8 @@ impl Sets {
             let compiled = CompiledService {
                 service: Arc::clone(service),
                 plans: Box::default(),
+                digest: 0,
+                declared: None,
             };
             let lost = lost_claims(&compiled, &claims);
             if !lost.is_empty() {
@@ -149,11 +152,30 @@ impl Sets {
 
     /// Records a proposed step of this set as published. After a step of files the top-level settings may be other
     /// ones: propose the cluster again.
-    pub fn commit(&mut self, set: SetId, step: Step, env: Env<'_>) {
-        self.index_mut(set).commit(step);
-        if set == SetId::Files {
+    ///
+    /// The step is recorded as published at this time, in seconds since 1970. Returns the releases that changed with it.
+    pub fn commit(&mut self, set: SetId, step: Step, now: u64, env: Env<'_>) -> Vec<ReleaseChange> {
+        let is_edit = step.is_edit;
+        let released = self.index_mut(set).commit(step, now);
+        if set == SetId::Files && !is_edit {
             self.cluster.follow(self.files.top_level.draft(), env);
         }
+        released
+    }
+
+    /// Replaces the histories of the services of files, as [`Index::set_histories`] does.
+    pub fn set_histories(&mut self, histories: Histories, env: Env<'_>) {
+        self.files.set_histories(histories, env);
+    }
+
+    /// The release of a published service of files.
+    pub fn release(&self, service: &ServiceId) -> Option<Release> {
+        self.files.release(service)
+    }
+
+    /// The change that publishes a service of files by another history, as [`Index::edit`] makes it.
+    pub fn edit(&self, service: &ServiceId, history: ServiceHistory) -> Option<Step> {
+        self.files.edit(service, history)
     }
 
     /// All errors and warnings of one set, in the order of its objects.
@@ -231,6 +253,7 @@ impl Sets {
         let base = self.files.next_base();
         let mut step = Step::new(base, self.files.base.as_ref(), change, own.units);
         step.takes_away = takes_away;
+        step.histories = own.histories;
         Some(step)
     }
 

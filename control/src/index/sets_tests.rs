@@ -29,7 +29,7 @@ impl Union {
             },
             sets: Sets::default(),
         };
-        sets.commit(SetId::Files, step, &no_env);
+        sets.commit(SetId::Files, step, 0, &no_env);
         Self { sets, ..union }
     }
 
@@ -43,7 +43,7 @@ impl Union {
             if let Some(step) = self.sets.propose(set) {
                 self.snapshot = self.snapshot.edit(&step.delta, |_| ()).expect("fits");
                 self.plan.edit(&step.plan);
-                self.sets.commit(set, step, &no_env);
+                self.sets.commit(set, step, 0, &no_env);
             }
         }
     }

@@ -53,7 +53,7 @@ impl Served {
             drain: step.plan.drain,
         });
         plan.edit(&step.plan);
-        self.index.commit(step);
+        self.index.commit(step, 0);
     }
 
     fn hosts(&self) -> Vec<String> {
@@ -298,7 +298,7 @@ fn a_service_that_moves_between_files_is_one_change_of_nothing() {
     served.index.apply(events, &no_env);
     let step = served.index.propose().expect("nothing is wrong");
     assert!(step.is_empty && !step.takes_away);
-    served.index.commit(step);
+    served.index.commit(step, 0);
     served.index.apply([Event::Delete(key(1))], &no_env);
     let step = served.index.propose().expect("nothing is wrong");
     assert!(step.takes_away);

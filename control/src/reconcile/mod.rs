@@ -10,13 +10,14 @@ use std::fmt;
 use std::panic::resume_unwind;
 use std::sync::Arc;
 
-use sluice_model::{Delta, Generation, Settings};
+use sluice_model::{Delta, Generation, ServiceId, Settings};
 use tokio::time::Instant;
 
 use crate::compile::{FileReference, ListenerReference};
 use crate::config::{Defaults, Diagnostic, Diagnostics};
 use crate::index::{SetId, Sets, Step};
 use crate::plan::PlanDelta;
+use crate::release::{Edit, EditError, Histories, HistoryChange, HistoryEdit, Recorder};
 use crate::source::{Change, Event, NoSource, Source, SourceError, SourceFile};
 
 pub use fixed::fixed_changes;
@@ -137,6 +138,24 @@ impl<S: Source> Loaded<S> {
         })
     }
 
+    /// Restores the histories of services, as the state directory has them. Blocks.
+    ///
+    /// # Errors
+    /// [`LoadError::Mistakes`]: with them the configuration contradicts itself.
+    pub fn restore(&mut self, histories: Histories) -> Result<(), LoadError> {
+        if histories.is_empty() {
+            return Ok(());
+        }
+        self.sets.set_histories(histories, &*self.env);
+        let found = self.sets.diagnostics(SetId::Files);
+        let first = self.sets.propose(SetId::Files);
+        let Some(first) = first.filter(|_| found.errors() == 0) else {
+            return Err(LoadError::Mistakes(found));
+        };
+        self.first = first;
+        Ok(())
+    }
+
     /// The loaded services, as a change of an empty table, to be published by the caller.
     pub fn delta(&self) -> &Delta {
         &self.first.delta
@@ -148,8 +167,13 @@ impl<S: Source> Loaded<S> {
     }
 
     /// Makes the reconciler, after the loaded services were published as this Generation.
-    pub fn attach<P: ChangeSink>(self, applier: P, published: Generation) -> Reconciler<S, P> {
-        self.attach_with(applier, published, NoSource)
+    pub fn attach<P: ChangeSink>(
+        self,
+        applier: P,
+        published: Generation,
+        recorder: Recorder,
+    ) -> Reconciler<S, P> {
+        self.attach_with(applier, published, recorder, NoSource)
     }
 
     /// Makes the reconciler of files and of a cluster, as [`attach`](Self::attach) does.
@@ -157,6 +181,7 @@ impl<S: Source> Loaded<S> {
         mut self,
         mut applier: P,
         published: Generation,
+        recorder: Recorder,
         cluster: C,
     ) -> Reconciler<S, P, C> {
         applier.scale(&self.first.plan);
@@ -167,7 +192,10 @@ impl<S: Source> Loaded<S> {
             .collect::<Vec<_>>();
         applier.outcome(ReloadOutcome::Applied(published), &found);
         let settings = Arc::clone(&self.first.delta.settings);
-        self.sets.commit(SetId::Files, self.first, &*self.env);
+        let changes = self
+            .sets
+            .commit(SetId::Files, self.first, recorder.now(), &*self.env);
+        recorder.record(changes);
         self.source.also_watch(&named(&self.sets));
         Reconciler {
             source: self.source,
@@ -175,6 +203,7 @@ impl<S: Source> Loaded<S> {
             sets: self.sets,
             env: self.env,
             applier,
+            recorder,
             half: false,
             generation: published,
             bound: Arc::clone(&settings),
@@ -193,6 +222,7 @@ pub struct Reconciler<S, P, C = NoSource> {
     sets: Sets,
     env: Environment,
     applier: P,
+    recorder: Recorder,
     /// The last read may be the first half of a change; the second half is awaited.
     half: bool,
     /// The Generation published last.
@@ -219,6 +249,13 @@ enum LookOutcome {
     Done(ReloadOutcome),
 }
 
+/// Why the reconciler wakes up.
+enum Wake {
+    Files(Change),
+    Cluster,
+    Histories(HistoryChange),
+}
+
 impl<S: Source, P: ChangeSink, C: Source> Reconciler<S, P, C> {
     /// Follows the sources until the future is dropped. Reading, compiling and publishing run on a blocking thread, never on a
     /// worker that serves requests. A reload under way completes even when the future is dropped.
@@ -232,23 +269,23 @@ impl<S: Source, P: ChangeSink, C: Source> Reconciler<S, P, C> {
                     false => self.source.changed().await,
                 }
             };
-            let change = tokio::select! {
-                change = files => Some(change),
-                _ = self.cluster.changed() => None,
+            let wake = tokio::select! {
+                change = files => Wake::Files(change),
+                _ = self.cluster.changed() => Wake::Cluster,
+                change = self.recorder.changed() => Wake::Histories(change),
             };
             let step = tokio::task::spawn_blocking(move || {
-                let outcome = match change {
-                    Some(change) => self.step(change),
-                    None => {
-                        self.cluster_step();
-                        // The second half of a change of files is awaited as before.
-                        if is_half {
-                            LookOutcome::Half
-                        } else {
-                            LookOutcome::Nothing
-                        }
-                    }
+                // The second half of a change of files is awaited as before.
+                let mut outcome = if is_half {
+                    LookOutcome::Half
+                } else {
+                    LookOutcome::Nothing
                 };
+                match wake {
+                    Wake::Files(change) => outcome = self.step(change),
+                    Wake::Cluster => self.cluster_step(),
+                    Wake::Histories(change) => self.history_step(change),
+                }
                 (self, outcome)
             });
             (self, outcome) = match step.await {
@@ -329,7 +366,7 @@ impl<S: Source, P: ChangeSink, C: Source> Reconciler<S, P, C> {
         };
         warn_all(found.items());
         if step.is_empty {
-            self.sets.commit(SetId::Files, step, &*self.env);
+            self.commit(SetId::Files, step);
             if change == Change::Reload {
                 self.applier.reread();
             }
@@ -359,7 +396,7 @@ impl<S: Source, P: ChangeSink, C: Source> Reconciler<S, P, C> {
         }
         self.applier.scale(&step.plan);
         let (changed, removed) = (step.delta.services.len(), step.delta.removed.len());
-        self.sets.commit(SetId::Files, step, &*self.env);
+        self.commit(SetId::Files, step);
         if other_settings {
             self.settings = Arc::clone(&settings);
             self.source.also_watch(&named(&self.sets));
@@ -379,6 +416,59 @@ impl<S: Source, P: ChangeSink, C: Source> Reconciler<S, P, C> {
             self.publish_cluster(start);
         }
         Some(ReloadOutcome::Applied(self.generation))
+    }
+
+    /// Records a step as published, and what it says about histories.
+    fn commit(&mut self, set: SetId, step: Step) {
+        let changes = self.sets.commit(set, step, self.recorder.now(), &*self.env);
+        self.recorder.record(changes);
+    }
+
+    /// Publishes a change of a history, or the histories that an older process left.
+    fn history_step(&mut self, change: HistoryChange) {
+        match change {
+            HistoryChange::Edit(edit) => {
+                let Edit {
+                    service,
+                    change,
+                    done,
+                } = *edit;
+                // Nobody may wait for the outcome any more.
+                let _ = done.send(self.edit(&service, change));
+            }
+            HistoryChange::Restored(histories) => {
+                self.sets.set_histories(histories, &*self.env);
+                // Half a change of files is pending: what the histories change is published with it.
+                if !self.half
+                    && let Some(outcome) = self.reload(Change::Event, Instant::now())
+                {
+                    self.applier.outcome(outcome, &self.found);
+                }
+            }
+        }
+    }
+
+    fn edit(&mut self, service: &ServiceId, change: HistoryEdit) -> Result<(), EditError> {
+        let Some(release) = self.sets.release(service) else {
+            return Err(EditError(format!("no service '{service}' is served from files")));
+        };
+        let history = change(&release)?;
+        if history == *release.history {
+            return Ok(());
+        }
+        let Some(step) = self.sets.edit(service, history) else {
+            return Err(EditError(format!("'{service}' cannot be published that way")));
+        };
+        if !step.is_empty {
+            let published = self.applier.publish(&step.delta);
+            self.generation = published.map_err(|error| {
+                tracing::error!(%service, "internal error: {error}");
+                EditError(format!("internal error: {error}"))
+            })?;
+            self.applier.scale(&step.plan);
+        }
+        self.commit(SetId::Files, step);
+        Ok(())
     }
 
     /// One look at the cluster.
@@ -463,7 +553,7 @@ impl<S: Source, P: ChangeSink, C: Source> Reconciler<S, P, C> {
             }
         }
         let (changed, removed) = (step.delta.services.len(), step.delta.removed.len());
-        self.sets.commit(SetId::Cluster, step, &*self.env);
+        self.commit(SetId::Cluster, step);
         self.cluster.published(outcomes);
         tracing::debug!(
             generation = %self.generation,

@@ -9,6 +9,7 @@ use sluice_model::{Snapshot, SnapshotPublisher, SnapshotReader, test_util};
 use tokio::sync::mpsc;
 
 use super::*;
+use crate::release::{HistoryHandle, Override};
 use crate::source::ObjectKey;
 
 pub(super) fn settings(domain: &str) -> Settings {
@@ -128,6 +129,12 @@ impl Seen {
     }
 }
 
+/// Nobody edits, and nothing is kept.
+fn recorder() -> Recorder {
+    let (_, edits) = HistoryHandle::new();
+    Recorder::new(edits, None, || 0)
+}
+
 struct Fixture {
     reconciler: Reconciler<Memory, Seen>,
     disk: Arc<Mutex<Result<String, SourceError>>>,
@@ -154,7 +161,7 @@ fn start(text: &str) -> Fixture {
     let mut seen = Seen::new(&loaded.delta().settings);
     let generation = seen.publish(loaded.delta()).unwrap();
     let reader = seen.reader.clone();
-    let reconciler = loaded.attach(seen.clone(), generation);
+    let reconciler = loaded.attach(seen.clone(), generation, recorder());
     Fixture {
         reconciler,
         disk,
@@ -370,4 +377,83 @@ fn what_may_be_half_of_a_change_waits_for_the_other_half() {
     assert_eq!(fixture.reconciler.step(Change::Complete), LookOutcome::Half);
     assert_eq!(fixture.seen.take(), [""; 0]);
     assert_eq!(fixture.step(Change::Event), Some(ReloadOutcome::Rejected(1)));
+}
+
+const TWO: &str = "localhost
+services:
+  - name: greeter
+    revisions:
+      - {name: greeter-v1, endpoints: [127.0.0.1:9001]}
+      - {name: greeter-v2, endpoints: [127.0.0.1:9002]}
+";
+
+fn shares(fixture: &Fixture) -> Vec<(String, u32)> {
+    let table = fixture.reader.load();
+    let service = Arc::clone(table.services()[0]);
+    let targets = service.main.split.targets().iter();
+    let targets = targets.map(|target| (target.revision.name().to_owned(), target.percent.hundredths()));
+    targets.filter(|(_, percent)| *percent > 0).collect()
+}
+
+/// `rollback` to this revision.
+fn pin(revision: &str) -> HistoryEdit {
+    let pinned = Some(revision.to_owned());
+    Box::new(move |release| {
+        let mut history = (*release.history).clone();
+        history.over = Some(Override {
+            declared: release.digest,
+            since: 7,
+            pinned,
+            paused: false,
+        });
+        Ok(history)
+    })
+}
+
+/// An edit of a history needs no sound files: who rolls back has other worries.
+#[test]
+fn a_history_is_published_while_files_have_a_mistake() {
+    let mut fixture = start(TWO);
+    let greeter = ServiceId::parse("default", "greeter").unwrap();
+    assert_eq!(shares(&fixture), [("greeter-v2".to_owned(), 10_000)]);
+    let broken = TWO.replace("greeter-v2,", "greeter-v2, prot: x,");
+    assert_eq!(fixture.write(&broken), Some(ReloadOutcome::Rejected(1)));
+    fixture.reconciler.edit(&greeter, pin("greeter-v1")).unwrap();
+    assert_eq!(shares(&fixture), [("greeter-v1".to_owned(), 10_000)]);
+    // The same again is nothing new.
+    fixture.seen.take();
+    fixture.reconciler.edit(&greeter, pin("greeter-v1")).unwrap();
+    assert!(fixture.seen.take().is_empty());
+    // Files that say the same leave the override, and others end it.
+    assert_eq!(
+        fixture.write(&format!("{TWO}# again\n")),
+        Some(ReloadOutcome::Unchanged)
+    );
+    assert_eq!(shares(&fixture), [("greeter-v1".to_owned(), 10_000)]);
+    let other = TWO.replace("9002", "9003");
+    assert!(matches!(fixture.write(&other), Some(ReloadOutcome::Applied(_))));
+    assert_eq!(shares(&fixture), [("greeter-v2".to_owned(), 10_000)]);
+    assert!(
+        fixture
+            .reconciler
+            .sets
+            .release(&greeter)
+            .unwrap()
+            .history
+            .is_trivial()
+    );
+}
+
+#[test]
+fn an_edit_that_cannot_be_says_why() {
+    let mut fixture = start(TWO);
+    let other = ServiceId::parse("default", "other").unwrap();
+    let error = fixture.reconciler.edit(&other, pin("x")).unwrap_err().to_string();
+    assert_eq!(error, "no service 'default/other' is served from files");
+    let greeter = ServiceId::parse("default", "greeter").unwrap();
+    let refuse: HistoryEdit = Box::new(|_| Err(EditError("no".to_owned())));
+    assert_eq!(
+        fixture.reconciler.edit(&greeter, refuse),
+        Err(EditError("no".to_owned()))
+    );
 }

@@ -7,12 +7,12 @@
 //!   forecast.default.greeter.json    a document
 //! ```
 //!
-//! [`Store`] reads and writes documents at once; [`StateHandle`] queues writes for one [`StateWriter`], so that nobody waits for
+//! [`Store`] reads and writes documents at once, [`Documents`] reads them; [`StateHandle`] queues writes for one [`StateWriter`], so that nobody waits for
 //! the disk. A document is written beside its place, synced and renamed into it: after a crash it is the old one or the new
 //! one, whole.
 
 mod store;
 mod writer;
 
-pub use store::{StateError, Store};
+pub use store::{Documents, StateError, Store};
 pub use writer::{StateHandle, StateWriter};

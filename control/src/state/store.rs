@@ -57,10 +57,16 @@ pub enum StateError {
     },
 }
 
+/// The documents of a directory, for reading: also while another process writes them, since each is replaced whole.
+#[derive(Debug, Clone)]
+pub struct Documents {
+    directory: PathBuf,
+}
+
 /// Named documents in a directory that this process alone uses, until the value is dropped.
 #[derive(Debug)]
 pub struct Store {
-    directory: PathBuf,
+    documents: Documents,
     /// Locked; the lock ends with the file.
     _lock: File,
 }
@@ -91,11 +97,67 @@ impl Store {
             Err(error) => return Err(failed(&version)(error)),
         }
         let store = Self {
-            directory: directory.to_owned(),
+            documents: Documents::of(directory),
             _lock: lock,
         };
         store.remove_unfinished();
         Ok(store)
+    }
+
+    /// The documents, for reading.
+    pub fn documents(&self) -> &Documents {
+        &self.documents
+    }
+
+    /// Writes a document, on disk when this returns. After a crash in between the document is the one before.
+    ///
+    /// # Errors
+    /// For a name that no document can have, a document above the bound, one document too many, and whatever the system
+    /// refuses.
+    pub fn write(&self, name: &str, bytes: &[u8]) -> Result<(), StateError> {
+        let path = self.documents.path(name)?;
+        bounded(name, bytes)?;
+        if !path.exists() && self.documents.names()?.len() >= MAX_DOCUMENTS {
+            let why = format!("there are {MAX_DOCUMENTS} documents already");
+            return Err(bound(name, why));
+        }
+        replace(&self.documents.directory, &format!("{name}{SUFFIX}"), bytes)
+    }
+
+    /// Removes a document; one that is not there is no error.
+    ///
+    /// # Errors
+    /// For a name that no document can have, and whatever the system refuses.
+    pub fn remove(&self, name: &str) -> Result<(), StateError> {
+        let path = self.documents.path(name)?;
+        match fs::remove_file(&path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(failed(&path)(error)),
+            _ => Ok(()),
+        }
+    }
+
+    /// What a crash left beside its place.
+    fn remove_unfinished(&self) {
+        let entries = fs::read_dir(&self.documents.directory)
+            .into_iter()
+            .flatten()
+            .flatten();
+        for entry in entries {
+            let name = entry.file_name();
+            if name.as_encoded_bytes().starts_with(b".") && name.as_encoded_bytes().ends_with(b".tmp") {
+                // It is in nobody's way, should that fail.
+                let _ = fs::remove_file(entry.path());
+            }
+        }
+    }
+}
+
+impl Documents {
+    /// The documents of a directory, which need not exist.
+    pub fn of(directory: &Path) -> Self {
+        Self {
+            directory: directory.to_owned(),
+        }
     }
 
     /// A document; `None` where there is none.
@@ -116,39 +178,15 @@ impl Store {
         Ok(Some(bytes))
     }
 
-    /// Writes a document, on disk when this returns. After a crash in between the document is the one before.
-    ///
-    /// # Errors
-    /// For a name that no document can have, a document above the bound, one document too many, and whatever the system
-    /// refuses.
-    pub fn write(&self, name: &str, bytes: &[u8]) -> Result<(), StateError> {
-        let path = self.path(name)?;
-        bounded(name, bytes)?;
-        if !path.exists() && self.names()?.len() >= MAX_DOCUMENTS {
-            let why = format!("there are {MAX_DOCUMENTS} documents already");
-            return Err(bound(name, why));
-        }
-        replace(&self.directory, &format!("{name}{SUFFIX}"), bytes)
-    }
-
-    /// Removes a document; one that is not there is no error.
-    ///
-    /// # Errors
-    /// For a name that no document can have, and whatever the system refuses.
-    pub fn remove(&self, name: &str) -> Result<(), StateError> {
-        let path = self.path(name)?;
-        match fs::remove_file(&path) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(failed(&path)(error)),
-            _ => Ok(()),
-        }
-    }
-
     /// The names of all documents, in no order.
     ///
     /// # Errors
     /// Whatever the system refuses.
     pub fn names(&self) -> Result<Vec<String>, StateError> {
-        let entries = fs::read_dir(&self.directory).map_err(failed(&self.directory))?;
+        let entries = match fs::read_dir(&self.directory) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+            entries => entries.map_err(failed(&self.directory))?,
+        };
         let names = entries.flatten().filter_map(|entry| {
             let file = entry.file_name().into_string().ok()?;
             Some(file.strip_suffix(SUFFIX)?.to_owned())
@@ -164,18 +202,6 @@ impl Store {
             return Err(bound(name, why));
         }
         Ok(self.directory.join(format!("{name}{SUFFIX}")))
-    }
-
-    /// What a crash left beside its place.
-    fn remove_unfinished(&self) {
-        let entries = fs::read_dir(&self.directory).into_iter().flatten().flatten();
-        for entry in entries {
-            let name = entry.file_name();
-            if name.as_encoded_bytes().starts_with(b".") && name.as_encoded_bytes().ends_with(b".tmp") {
-                // It is in nobody's way, should that fail.
-                let _ = fs::remove_file(entry.path());
-            }
-        }
     }
 }
 
@@ -264,19 +290,22 @@ mod tests {
         let home = tempfile::tempdir().unwrap();
         let directory = home.path().join("var/state");
         let store = Store::open(&directory).unwrap();
-        assert_eq!(store.read("a.b-1").unwrap(), None);
+        assert_eq!(store.documents().read("a.b-1").unwrap(), None);
         store.write("a.b-1", b"one").unwrap();
         store.write("a.b-1", b"two").unwrap();
         store.write("c", b"").unwrap();
         drop(store);
         let store = Store::open(&directory).unwrap();
-        assert_eq!(store.read("a.b-1").unwrap().as_deref(), Some(&b"two"[..]));
-        let mut names = store.names().unwrap();
+        assert_eq!(
+            store.documents().read("a.b-1").unwrap().as_deref(),
+            Some(&b"two"[..])
+        );
+        let mut names = store.documents().names().unwrap();
         names.sort();
         assert_eq!(names, ["a.b-1", "c"]);
         store.remove("c").unwrap();
         store.remove("c").unwrap();
-        assert_eq!(store.read("c").unwrap(), None);
+        assert_eq!(store.documents().read("c").unwrap(), None);
         let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
         assert_eq!(mode(&directory), 0o700);
         assert_eq!(mode(&directory.join("a.b-1.json")), 0o600);
@@ -320,9 +349,12 @@ mod tests {
         let unfinished = home.path().join(".a.json.tmp");
         fs::write(&unfinished, b"ha").unwrap();
         let store = Store::open(home.path()).unwrap();
-        assert_eq!(store.read("a").unwrap().as_deref(), Some(&b"whole"[..]));
+        assert_eq!(
+            store.documents().read("a").unwrap().as_deref(),
+            Some(&b"whole"[..])
+        );
         assert!(!unfinished.exists());
-        assert_eq!(store.names().unwrap(), ["a"]);
+        assert_eq!(store.documents().names().unwrap(), ["a"]);
     }
 
     #[test]
@@ -340,6 +372,9 @@ mod tests {
         let huge = vec![0; usize::try_from(MAX_BYTES).unwrap() + 1];
         assert!(matches!(store.write("a", &huge), Err(StateError::Bound { .. })));
         fs::write(home.path().join("b.json"), &huge).unwrap();
-        assert!(matches!(store.read("b"), Err(StateError::Bound { .. })));
+        assert!(matches!(
+            store.documents().read("b"),
+            Err(StateError::Bound { .. })
+        ));
     }
 }

@@ -8,7 +8,7 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use tokio::sync::{Notify, watch};
 
-use super::store::{StateError, Store};
+use super::store::{Documents, StateError, Store};
 
 /// Between two tries to lock a directory that the older process of an upgrade still has.
 const RETRY: Duration = Duration::from_millis(200);
@@ -23,14 +23,16 @@ struct Shared {
     store: Mutex<Option<Arc<Store>>>,
     queue: Mutex<Queue>,
     queued: Notify,
+    /// The lock is had.
+    opened: watch::Sender<bool>,
     /// The number of writes that were carried out.
     written: watch::Sender<u64>,
 }
 
-/// Writes not carried out yet, the newest of each document: bounded by the number of documents.
+/// Writes not carried out yet, the newest of each document, `None` for a removal: bounded by the number of documents.
 #[derive(Debug, Default)]
 struct Queue {
-    documents: BTreeMap<String, Vec<u8>>,
+    documents: BTreeMap<String, Option<Vec<u8>>>,
     /// The number of writes so far.
     count: u64,
 }
@@ -57,6 +59,7 @@ impl StateHandle {
 
     fn with(store: Option<Store>, awaited: Option<PathBuf>) -> (Self, StateWriter) {
         let shared = Arc::new(Shared {
+            opened: watch::Sender::new(store.is_some()),
             store: Mutex::new(store.map(Arc::new)),
             queue: Mutex::default(),
             queued: Notify::new(),
@@ -78,7 +81,7 @@ impl StateHandle {
     /// a file: for small documents, off the request path.
     pub fn read(&self, name: &str) -> Option<Vec<u8>> {
         let store = self.0.store.lock().clone()?;
-        store.read(name).unwrap_or_else(|error| {
+        store.documents().read(name).unwrap_or_else(|error| {
             tracing::warn!("state: {error}");
             None
         })
@@ -86,6 +89,33 @@ impl StateHandle {
 
     /// Queues a document; it replaces one of the same name that was not written yet.
     pub fn write(&self, name: &str, bytes: Vec<u8>) {
+        self.queue(name, Some(bytes));
+    }
+
+    /// Queues the removal of a document.
+    pub fn remove(&self, name: &str) {
+        self.queue(name, None);
+    }
+
+    /// Waits until the directory is this process's. Never resolves where it cannot be had, nor after
+    /// [`close`](Self::close).
+    pub async fn opened(&self) {
+        let mut opened = self.0.opened.subscribe();
+        if opened.wait_for(|opened| *opened).await.is_err() {
+            std::future::pending().await
+        }
+    }
+
+    /// The documents, for reading; `None` before the lock is had.
+    pub fn documents(&self) -> Option<Documents> {
+        self.0
+            .store
+            .lock()
+            .as_ref()
+            .map(|store| store.documents().clone())
+    }
+
+    fn queue(&self, name: &str, bytes: Option<Vec<u8>>) {
         let mut queue = self.0.queue.lock();
         queue.documents.insert(name.to_owned(), bytes);
         queue.count += 1;
@@ -116,6 +146,7 @@ impl StateWriter {
             let store = self.locked(directory).await;
             let Some(store) = store else { return };
             *self.shared.store.lock() = Some(Arc::new(store));
+            self.shared.opened.send_replace(true);
         }
         loop {
             let Some(store) = self.shared.store.lock().clone() else {
@@ -127,7 +158,11 @@ impl StateWriter {
             };
             let write = move || {
                 for (name, bytes) in documents {
-                    if let Err(error) = store.write(&name, &bytes) {
+                    let done = match bytes {
+                        Some(bytes) => store.write(&name, &bytes),
+                        None => store.remove(&name),
+                    };
+                    if let Err(error) = done {
                         tracing::warn!("state: {error}");
                     }
                 }
@@ -171,8 +206,8 @@ mod tests {
         task.await.unwrap();
         assert!(handle.read("a").is_none(), "given back");
         let store = Store::open(home.path()).unwrap();
-        assert_eq!(store.read("a").unwrap().unwrap(), b"99");
-        assert_eq!(store.read("b").unwrap().unwrap(), b"B");
+        assert_eq!(store.documents().read("a").unwrap().unwrap(), b"99");
+        assert_eq!(store.documents().read("b").unwrap().unwrap(), b"B");
     }
 
     #[tokio::test]
@@ -195,7 +230,12 @@ mod tests {
         newer.close().await;
         task.await.unwrap();
         assert_eq!(
-            Store::open(home.path()).unwrap().read("b").unwrap().unwrap(),
+            Store::open(home.path())
+                .unwrap()
+                .documents()
+                .read("b")
+                .unwrap()
+                .unwrap(),
             b"newer"
         );
     }

@@ -13,6 +13,7 @@ use serde_json::{Value, json};
 use sluice_control::autoscale::{AutoscaleHandle, DesiredSink};
 use sluice_control::config::{Diagnostic, Severity};
 use sluice_control::plan::{AutoscalePolicy, Plan, PlanDelta, RevisionPlan, ScalerSpec, ScalingMode};
+use sluice_control::release::HistoryHandle;
 use sluice_control::scale::ScaleHandle;
 use sluice_gateway::admin::{AdminState, BoundAddresses, UpgradeError, Upgraded, redacted};
 use sluice_gateway::edge::{Drain, Edge};
@@ -53,6 +54,9 @@ pub(super) struct GatewayState {
     pub(super) synced: Arc<AtomicBool>,
     /// The statistics for a cluster's autoscaler.
     pub(super) stats: Option<StatsHandle>,
+    /// The releases of services, and changes of them by command.
+    #[expect(dead_code, reason = "commands are about to use it")]
+    pub(super) histories: HistoryHandle,
 }
 
 /// The plan in force, for `/api/config`.

@@ -9,9 +9,10 @@ use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use sluice_control::reconcile::Loaded;
+use sluice_control::release::restore;
 use sluice_control::scale::{Controller, ScaleHandle};
 use sluice_control::source::{FileSource, ReloadHandle};
-use sluice_control::state::{StateHandle, StateWriter, Store};
+use sluice_control::state::{Documents, StateHandle, StateWriter, Store};
 use sluice_gateway::admin::{AdminServer, Purpose};
 use sluice_gateway::cli::RunArgs;
 use sluice_gateway::downstream::Downstream;
@@ -78,7 +79,21 @@ pub(super) fn build(
         false => None,
     };
     let loaded = Loaded::first(source, Box::new(env), cluster::defaults(args), progress());
-    let loaded = loaded.map_err(|e| rejected(&e))?;
+    let mut loaded = loaded.map_err(|e| rejected(&e))?;
+    let state = match &loaded.delta().settings.state_directory {
+        Some(directory) => {
+            let failed = |e| StartupError::start(format!("state.directory: {e}"));
+            let state = match new.is_some() {
+                // The old process of an upgrade has it, until it hands over.
+                true => StateHandle::awaiting(directory),
+                false => StateHandle::new(Store::open(directory).map_err(failed)?),
+            };
+            let histories = restore(&Documents::of(directory)).map_err(failed)?;
+            loaded.restore(histories).map_err(|e| rejected(&e))?;
+            Some(state)
+        }
+        None => None,
+    };
     // Only at start: on a reload a bad certificate leaves the old one in place, and the edge logs an error.
     let first = loaded.delta();
     let revisions = first.services.iter().flat_map(|service| &service.revisions);
@@ -91,17 +106,6 @@ pub(super) fn build(
     }
     let executable = std::env::current_exe()
         .map_err(|e| StartupError::start(format!("cannot find my own executable: {e}")))?;
-
-    let state = match &loaded.delta().settings.state_directory {
-        // The old process of an upgrade has it, until it hands over.
-        Some(directory) if new.is_some() => Some(StateHandle::awaiting(directory)),
-        Some(directory) => {
-            let store = Store::open(directory);
-            let store = store.map_err(|e| StartupError::start(format!("state.directory: {e}")))?;
-            Some(StateHandle::new(store))
-        }
-        None => None,
-    };
 
     let counted = Arc::new(AtomicBool::new(false));
     let (scale, controller) = Controller::new();

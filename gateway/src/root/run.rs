@@ -12,6 +12,7 @@ use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use parking_lot::Mutex;
 use serde_json::Value;
 use sluice_control::autoscale::{Outside, autoscaler};
+use sluice_control::release::{HistoryHandle, Recorder};
 use sluice_control::scale::ScaleOptions;
 use sluice_gateway::admin::{AdminServer, graceful_shutdown};
 use sluice_gateway::cli::RunArgs;
@@ -200,11 +201,14 @@ fn serve(
         control.spawn(writer.run());
         handle
     });
+    let wall = || {
+        let since = wall_clock().duration_since(SystemTime::UNIX_EPOCH);
+        since.unwrap_or_default().as_secs()
+    };
+    let (histories, edits) = HistoryHandle::new();
+    let recorder = Recorder::new(edits, kept.clone(), wall);
     let outside = Outside {
-        wall: Box::new(|| {
-            let since = wall_clock().duration_since(SystemTime::UNIX_EPOCH);
-            since.unwrap_or_default().as_secs()
-        }),
+        wall: Box::new(wall),
         state: kept.clone(),
     };
     let (autoscale, decisions) = autoscaler(Arc::clone(&registry) as _, desired, wanted, outside);
@@ -231,6 +235,7 @@ fn serve(
         handed_over: AtomicBool::new(false),
         synced: Arc::clone(&synced),
         stats: demand.stats.clone(),
+        histories,
     });
     if let Some(stats) = &demand.stats {
         cluster::report(stats.clone(), &registry, control);
@@ -251,7 +256,7 @@ fn serve(
         edge_is_wrong: false,
         synced,
     };
-    let reconciler = loaded.attach_with(applier, generation, cluster);
+    let reconciler = loaded.attach_with(applier, generation, recorder, cluster);
     announce(&edge, &state);
     let socket_file = admin.socket_file();
     let (server_shutdown, signal) = graceful_shutdown();
