@@ -22,6 +22,7 @@ mod pods;
 mod queue;
 mod resolve;
 mod secrets;
+mod seen;
 mod settings;
 mod shortcut;
 pub mod stats;
@@ -31,7 +32,7 @@ mod store;
 mod store_tests;
 mod watch;
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
@@ -39,7 +40,6 @@ use std::time::Duration;
 
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::{Client, Config};
-use parking_lot::Mutex;
 use sluice_model::{
     BackendTls, DEFAULT_STREAMS_PER_CONNECTION, Protocol, RevisionSettings, RevisionTimeouts,
 };
@@ -50,9 +50,9 @@ use super::{Change, Event, Source, SourceError};
 use crate::config::DEFAULT_QUEUE;
 use crate::ingress::IngressOutcome;
 use acks::Served;
-use objects::IngressStatus;
 use peers::{Peers, ServedTable};
 use resolve::Policy;
+use seen::SeenStatuses;
 use store::{AnyUpdate, Name, Store};
 
 /// The class of the Ingresses that are ours.
@@ -62,7 +62,7 @@ pub const INGRESS_CLASS: &str = "sluice.ingress.networking.knative.dev";
 const UPDATES: usize = 4_096;
 
 /// The statuses of Ingresses as the API server has them, shared with the writer.
-type Statuses = Arc<Mutex<HashMap<Name, IngressStatus>>>;
+type Statuses = Arc<SeenStatuses>;
 
 /// Settings of the cluster source.
 #[derive(Debug, Clone)]

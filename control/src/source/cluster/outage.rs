@@ -19,7 +19,12 @@ pub(super) struct Outage {
 
 impl Outage {
     /// Records a failure that has nothing to do with the object. Returns whether it is the first one of an outage.
+    ///
+    /// One that comes during a pause is of a write that was under way when the pause began: sixteen of those are one failure.
     pub(super) fn failed(&mut self, now: Instant) -> bool {
+        if self.hold(now).is_some() {
+            return false;
+        }
         let pause = MIN_PAUSE.saturating_mul(2u32.saturating_pow(self.failures));
         self.until = Some(now + pause.min(MAX_PAUSE));
         self.failures = self.failures.saturating_add(1);
@@ -67,5 +72,13 @@ mod tests {
         assert!(outage.answered());
         assert_eq!((outage.hold(now), outage.limit(16)), (None, 16));
         assert!(outage.failed(now), "another outage");
+    }
+
+    #[test]
+    fn writes_that_fail_together_are_one_failure() {
+        let mut outage = Outage::default();
+        let now = Instant::now();
+        assert_eq!((0..16).filter(|_| outage.failed(now)).count(), 1);
+        assert_eq!(outage.hold(now), Some(now + MIN_PAUSE));
     }
 }

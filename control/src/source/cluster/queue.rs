@@ -147,6 +147,13 @@ impl StatusQueue {
         is_first
     }
 
+    /// Statuses are other ones than they were, perhaps by somebody else: they are looked at again after a while, since
+    /// whoever writes them may do so again.
+    pub(super) fn changed(&mut self, names: BTreeSet<Name>, now: Instant) {
+        let known = names.into_iter().filter(|name| self.newest.contains_key(name));
+        self.timers.extend(known.map(|name| (now + MIN_PAUSE, name)));
+    }
+
     /// When [`take`](Self::take) has to be called though nothing happens.
     pub(super) fn timer(&self) -> Option<Instant> {
         self.timers.first().map(|(at, _)| *at)

@@ -45,6 +45,41 @@ fn ready_is_written_when_all_ready_replicas_serve_the_same_and_never_before() {
     }
 }
 
+/// A status that somebody else writes over is written again, once a second at most.
+#[test]
+fn a_status_that_was_overwritten_is_looked_at_again_after_a_second() {
+    let Sim {
+        now,
+        addresses,
+        mut statuses,
+        ..
+    } = Sim::new(1);
+    let mut queue = StatusQueue::default();
+    queue.begin(now);
+    let version = Version {
+        uid: 0,
+        generation: 1,
+        index: 0,
+        is_broken: true,
+    };
+    queue.publish(outcome(0, version), served(version), now);
+    let first = queue.take(&statuses, &addresses, now, "t").expect("a status");
+    statuses.insert(object(0), first.status.clone());
+    queue.written(object(0), true);
+    // By this replica itself: nothing differs.
+    queue.changed([object(0), object(9)].into(), now);
+    let later = now + Duration::from_secs(1);
+    assert_eq!(queue.timer(), Some(later));
+    assert!(queue.take(&statuses, &addresses, later, "t").is_none());
+    assert_eq!(queue.timer(), None);
+    // By somebody else.
+    statuses.insert(object(0), IngressStatus::default());
+    queue.changed([object(0)].into(), later);
+    assert!(queue.take(&statuses, &addresses, later, "t").is_none());
+    let again = queue.take(&statuses, &addresses, later + Duration::from_secs(1), "t");
+    assert_eq!(again.expect("the same again").status, first.status);
+}
+
 #[test]
 fn a_refused_status_is_tried_again_by_itself_after_growing_pauses() {
     let Sim {

@@ -90,6 +90,7 @@ pub(super) async fn write(
                 }
             }
             () = sleep_until(timer.unwrap_or(now)), if timer.is_some() => {}
+            changed = statuses.changed(), if leads => queue.changed(changed, Instant::now()),
             changed = peers.members.changed() => {
                 if changed.is_err() {
                     return;

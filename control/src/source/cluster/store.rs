@@ -308,7 +308,7 @@ impl Store {
             // Deleted and created again between two looks: another object, which is younger.
             self.forget_ingress(&name);
         }
-        self.statuses.lock().insert(name.clone(), ingress.status);
+        self.statuses.observe(&name, ingress.status);
         let generation = meta.generation.unwrap_or_default();
         let created = meta.creation_timestamp.map_or(0, |time| time.0.as_second());
         let is_new = !self.ingresses.contains_key(&name);

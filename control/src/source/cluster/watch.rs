@@ -14,7 +14,7 @@ use serde::de::DeserializeOwned;
 use tokio::sync::mpsc::Sender;
 use tokio::sync::watch;
 use tokio::task::{AbortHandle, JoinSet};
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep, timeout};
 
 use super::objects::{ConfigMap, Secret};
 use super::settings::{NETWORK, SHARED};
@@ -31,6 +31,13 @@ const WATCHED: usize = 64;
 
 /// The pause between two reads of Secrets that are not watched.
 const READ_EVERY: Duration = Duration::from_secs(1);
+
+/// The time limit of one of those reads: the others wait for it.
+const READ_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// A failure so long after the one before is another one: a watch of objects that do not change shows by nothing else that it
+/// went on.
+const ANOTHER_BREAK: Duration = Duration::from_secs(30);
 
 /// The longest pause before the next attempt. kube's own back-off goes up to 30 s: after an outage of minutes a gateway
 /// would be blind for half a minute more.
@@ -74,6 +81,8 @@ pub(super) async fn follow_secrets(
     // Those that are read, the next one first.
     let mut read: VecDeque<Name> = VecDeque::new();
     let mut unread: VecDeque<Name> = VecDeque::new();
+    // Those of the read ones that the store knows.
+    let mut told: HashSet<Name> = HashSet::new();
     let mut is_told = false;
     loop {
         {
@@ -87,6 +96,7 @@ pub(super) async fn follow_secrets(
             });
             read.retain(|name| names.contains(name));
             unread.retain(|name| names.contains(name));
+            told.retain(|name| names.contains(name));
             let known: HashSet<&Name> = read.iter().chain(&unread).collect();
             let new = names
                 .iter()
@@ -125,20 +135,29 @@ pub(super) async fn follow_secrets(
             () = sleep(pause), if next.is_some() => {
                 let Some(name) = next else { continue };
                 let api = Api::<Secret>::namespaced(client.clone(), &name.namespace);
-                match api.get_opt(&name.name).await {
-                    Ok(found) => {
+                let found = match timeout(READ_TIMEOUT, api.get_opt(&name.name)).await {
+                    Ok(Ok(found)) => Some(found),
+                    Ok(Err(error)) => {
+                        tracing::debug!(secret = %name, %error, "cannot be read, and is tried again");
+                        // One that is refused counts as missing, as with those that are watched.
+                        (refuses(&error) && !told.contains(&name)).then_some(None)
+                    }
+                    Err(_) => {
+                        tracing::debug!(secret = %name, "is not answered, and is asked for again");
+                        None
+                    }
+                };
+                match found {
+                    Some(found) => {
+                        told.insert(name.clone());
                         if updates.send(AnyUpdate::NamedSecret(name.clone(), found)).await.is_err() {
                             return;
                         }
-                        read.push_back(name);
                     }
-                    Err(error) => {
-                        tracing::debug!(secret = %name, %error, "cannot be read, and is tried again");
-                        // In turn with the others, which it must not hold up.
-                        read.push_back(name);
-                        sleep(READ_EVERY).await;
-                    }
+                    None => sleep(READ_EVERY).await,
                 }
+                // In turn with the others, which it must not hold up.
+                read.push_back(name);
             }
             Some(_) = tasks.join_next(), if !tasks.is_empty() => {
                 next.into_iter().for_each(|name| read.push_front(name));
@@ -151,10 +170,10 @@ async fn follow_secret(client: Client, name: Name, updates: Sender<AnyUpdate>) {
     let config = watcher::Config::default().fields(&format!("metadata.name={}", name.name));
     let api = Api::<Secret>::namespaced(client, &name.namespace);
     let mut events = Paced::new(watch_objects(api, config));
-    let (mut listed, mut is_broken, mut is_told) = (None, false, false);
+    let (mut listed, mut is_told, mut broken) = (None, false, Break::default());
     while let Some(event) = events.next().await {
         if is_success(&event) {
-            is_broken = false;
+            broken.succeeded();
         }
         let found = match event {
             Ok(Event::Init) => {
@@ -169,7 +188,7 @@ async fn follow_secret(client: Client, name: Name, updates: Sender<AnyUpdate>) {
             Ok(Event::Apply(secret)) => Some(secret),
             Ok(Event::Delete(_)) => None,
             Err(error) => {
-                if !std::mem::replace(&mut is_broken, true) {
+                if broken.failed(Instant::now()) {
                     tracing::warn!(secret = %name, %error, "the watch is broken and is tried again: what is known is served");
                 }
                 // Nothing is served before every named Secret is known: one that is refused counts as missing, or one Ingress
@@ -203,9 +222,9 @@ pub(super) async fn follow_in<K, U>(
     let kind = K::kind(&());
     let mut events = Paced::new(watch_objects(api, config));
     let mut listed = Vec::new();
-    let (mut is_broken, mut is_absent) = (false, false);
+    let (mut broken, mut is_absent) = (Break::default(), false);
     while let Some(event) = events.next().await {
-        if is_success(&event) && std::mem::take(&mut is_broken) {
+        if is_success(&event) && broken.succeeded() {
             tracing::info!(%kind, "the watch goes on");
         }
         let update = match event {
@@ -233,7 +252,7 @@ pub(super) async fn follow_in<K, U>(
                 Update::List(Vec::new())
             }
             Err(error) => {
-                if !std::mem::replace(&mut is_broken, true) {
+                if broken.failed(Instant::now()) {
                     tracing::warn!(%kind, %error, "the watch is broken and is tried again: what is known is served");
                 }
                 continue;
@@ -260,10 +279,37 @@ fn is_absent_kind(kind: &str, error: &watcher::Error) -> bool {
 /// Whether the API server refuses a list for what it is: by its rules of access, or because it names nothing that can be.
 fn is_refusal(error: &watcher::Error) -> bool {
     match error {
-        watcher::Error::InitialListFailed(kube::Error::Api(status)) => {
+        watcher::Error::InitialListFailed(error) => refuses(error),
+        _ => false,
+    }
+}
+
+fn refuses(error: &kube::Error) -> bool {
+    match error {
+        kube::Error::Api(status) => {
             (400..500).contains(&status.code) && !matches!(status.code, 408 | 410 | 429)
         }
         _ => false,
+    }
+}
+
+/// Whether a watch is broken, for one line in the log for each break.
+#[derive(Debug, Default)]
+struct Break {
+    /// The last failure, unless something succeeded since.
+    last: Option<Instant>,
+}
+
+impl Break {
+    /// Records a failure. Returns whether it begins a break.
+    fn failed(&mut self, now: Instant) -> bool {
+        let before = self.last.replace(now);
+        before.is_none_or(|before| now.duration_since(before) >= ANOTHER_BREAK)
+    }
+
+    /// Records a success. Returns whether it ends a break.
+    fn succeeded(&mut self) -> bool {
+        self.last.take().is_some()
     }
 }
 
@@ -328,10 +374,8 @@ impl Pauses {
 
 #[cfg(test)]
 mod tests {
-    use futures_util::stream;
-    use tokio::time::Instant;
-
     use super::*;
+    use futures_util::stream;
 
     type Item = Result<Event<Secret>, watcher::Error>;
 
@@ -358,6 +402,18 @@ mod tests {
         assert!([400, 403, 404].into_iter().all(failed));
         assert!(![408, 410, 429, 500, 503].into_iter().any(failed));
         assert!(!is_refusal(&watcher::Error::NoResourceVersion));
+    }
+
+    #[test]
+    fn each_break_of_a_watch_is_told_once_though_nothing_changes_in_between() {
+        let (mut broken, start) = (Break::default(), Instant::now());
+        let mut failed = |after| broken.failed(start + Duration::from_secs(after));
+        assert_eq!(
+            [0, 1, 3, 5, 25, 54, 84, 85].map(&mut failed),
+            [true, false, false, false, false, false, true, false]
+        );
+        assert!(broken.succeeded() && !broken.succeeded());
+        assert!(broken.failed(start));
     }
 
     #[tokio::test(start_paused = true)]
