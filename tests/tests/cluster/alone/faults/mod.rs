@@ -10,5 +10,6 @@ mod relist;
 mod rollout;
 mod scene;
 mod secrets;
+mod statuses;
 mod watches;
 mod waves;
