@@ -243,8 +243,14 @@ impl AutoscaleLoop {
                     at
                 }
                 (Ok(at), None) => {
-                    self.watched.remove(at);
+                    let removed = self.watched.remove(at);
                     self.statuses.lock().remove(&id);
+                    // What it learned is of no use to a revision of another name.
+                    if let Some(state) = self.outside.state.as_ref()
+                        && removed.autoscaler.is_restored
+                    {
+                        state.remove(&document_name(&id));
+                    }
                     continue;
                 }
                 (Err(_), None) => continue,

@@ -358,3 +358,30 @@ async fn what_forecasts_learn_is_kept_and_restored() {
         assert!((want - 2..=want + 1).contains(&seen), "{seen} of {want}");
     }
 }
+
+#[tokio::test(start_paused = true)]
+async fn what_a_removed_revision_learned_is_removed_with_it() {
+    let home = tempfile::tempdir().unwrap();
+    let (greeter, other) = (id("greeter-v1"), id("greeter-v2"));
+    let fake = Arc::new(Fake::default());
+    let (state, writer) = StateHandle::new(crate::state::Store::open(home.path()).unwrap());
+    let writer = tokio::spawn(writer.run());
+    let outside = Outside {
+        wall: Box::new(|| 1_767_600_000),
+        state: Some(state.clone()),
+    };
+    let (handle, autoscale) = autoscaler(fake.clone(), fake, Inherited::new(), outside);
+    tokio::spawn(autoscale.run());
+    let both = [greeter.clone(), other.clone()].map(|id| (id, with_foresight(plan(20), Vec::new())));
+    handle.apply(&plans(both));
+    pass(Duration::from_secs(2)).await;
+    handle.save().await;
+    let mut removal = plans([]);
+    removal.revisions.insert(greeter.clone(), None);
+    handle.apply(&removal);
+    pass(Duration::from_secs(2)).await;
+    state.close().await;
+    writer.await.unwrap();
+    let documents = crate::state::Documents::of(home.path());
+    assert_eq!(documents.names().unwrap(), [document_name(&other)]);
+}
