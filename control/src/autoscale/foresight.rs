@@ -180,10 +180,10 @@ impl Foresight {
         serde_json::to_vec(&document).ok()
     }
 
-    /// Restores what an earlier process learned. A document of another season or metric is left alone.
+    /// Restores what an earlier process learned.
     ///
     /// # Errors
-    /// What is wrong with the document; nothing changed then.
+    /// What is wrong with the document, which may be of another season or metric; nothing changed then.
     pub(crate) fn restore(&mut self, document: &[u8]) -> Result<(), String> {
         let Some(forecaster) = &mut self.forecaster else {
             return Ok(());
@@ -199,7 +199,7 @@ impl Foresight {
             return Err("its judgements are damaged".to_owned());
         }
         if !known.is_like(&forecaster.forecast) {
-            return Ok(());
+            return Err("it is of another season or metric".to_owned());
         }
         forecaster.forecast = known;
         forecaster.judged = document.judged.into();

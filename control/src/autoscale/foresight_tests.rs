@@ -167,7 +167,7 @@ fn a_document_of_another_season_is_left_alone_and_a_damaged_one_is_told() {
     let mut rps = foreseeing(Some(ScalingMode::Active), Vec::new());
     rps.policy.metric = crate::plan::Metric::Rps;
     let mut other = World::new(rps);
-    other.foresight.restore(&document).unwrap();
+    other.foresight.restore(&document).unwrap_err();
     assert_eq!(other.foresight.status().unwrap().seasons, 0);
     for damaged in [&b"{}"[..], b"", &document[..document.len() - 10]] {
         assert!(world.foresight.restore(damaged).is_err());
