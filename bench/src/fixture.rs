@@ -168,6 +168,7 @@ fn service(
         sticky: None,
         cold: None,
         no_wake: None,
+        paused: false,
         hosts,
         revisions: revisions.into_iter().map(Arc::new).collect(),
         main: Rule {

@@ -117,6 +117,7 @@ async fn ingress(rules: Vec<(&str, Rule)>) -> Service {
         sticky: None,
         cold: None,
         no_wake: None,
+        paused: false,
         hosts,
         revisions: vec![
             revision(PLAIN, &plain, false),

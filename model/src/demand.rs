@@ -113,6 +113,8 @@ pub struct Load {
     pub typical_start: Option<Duration>,
     /// Whether a revision that needs this one runs, or is about to be started.
     pub needed: bool,
+    /// Whether the service is paused: the last instance stays.
+    pub paused: bool,
     /// Endpoints that are usable now.
     pub ready: u32,
     /// Endpoints that are known and not ready.
@@ -142,7 +144,7 @@ pub trait EndpointSink: Send + Sync {
     /// instance stays, and so does every instance with something in flight. Atomic with admission.
     fn retire(&self, revision: &RevisionId, count: u32, to_zero: bool) -> Vec<InstanceId>;
 
-    /// Scales an idle revision (no waiter, nothing in flight) to zero. `None`: the revision is not idle, and nothing
+    /// Scales an idle revision (no waiter, nothing in flight, neither needed nor paused) to zero. `None`: the revision is not idle, and nothing
     /// changed. Otherwise every instance is retired as by [`retire`](Self::retire) and returned, and configured
     /// addresses need a successful probe before they are used again; an unknown revision counts as idle. Atomic with
     /// admission.

@@ -288,6 +288,8 @@ pub struct Service {
     pub cold: Option<Arc<ColdAnswer>>,
     /// Which requests start nothing and count as no activity; `None`: no request does.
     pub no_wake: Option<Arc<NoWake>>,
+    /// An operator paused the service: requests to all of its revisions are held, also those that could be served at once.
+    pub paused: bool,
     /// The hosts that the service claims.
     pub hosts: Vec<HostClaim>,
     /// The service's own revisions, in the order of the configuration. Traffic goes to these revisions alone:

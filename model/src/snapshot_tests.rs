@@ -60,6 +60,7 @@ fn service(n: usize, hosts: &[String]) -> Arc<Service> {
         sticky: None,
         cold: None,
         no_wake: None,
+        paused: false,
         hosts: hosts.collect(),
         revisions: vec![Arc::new(spec)],
         main: Rule {

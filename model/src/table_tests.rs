@@ -87,6 +87,7 @@ fn ingress(
         sticky: None,
         cold: None,
         no_wake: None,
+        paused: false,
         hosts: vec![],
         revisions: vec![],
         main: if second { decoy } else { rule.clone() },

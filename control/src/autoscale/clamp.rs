@@ -21,6 +21,8 @@ pub struct ClampInput {
     pub in_use: bool,
     /// Whether a revision that needs this one runs, or is about to be started.
     pub needed: bool,
+    /// Whether the service is paused.
+    pub paused: bool,
     /// The longest an instance may take to become ready.
     pub start_timeout: Duration,
 }
@@ -141,6 +143,10 @@ fn zero(
     }
     if input.in_use {
         return (Intent::NonZero, 1, Some(Limit::InUse));
+    }
+    // The last instance is kept, but none is started.
+    if input.paused && from > 0 {
+        return (Intent::NonZero, 1, Some(Limit::Paused));
     }
     let inactive_for = match activity_state.activity {
         // A client that gave up may come back: an instance that is starting may finish.

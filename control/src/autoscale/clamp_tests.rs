@@ -47,6 +47,7 @@ fn case(activity: fn(Duration) -> Activity, time: Duration) -> Case {
             reachable: true,
             in_use: false,
             needed: false,
+            paused: false,
             start_timeout: Duration::from_secs(600),
         },
         activity_state: ActivityState {
@@ -257,4 +258,17 @@ fn what_is_needed_is_never_zero_whether_traffic_leads_to_it_or_not() {
     needed.input.reachable = false;
     assert_eq!(needed.scale(1, 0), (1, Some(Limit::Need)));
     assert_eq!(needed.scale(1, 3).0, 3);
+}
+
+#[test]
+fn the_last_instance_of_a_paused_service_stays_and_none_is_started() {
+    let mut paused = case(Activity::Inactive, 2 * GRACE);
+    paused.input.paused = true;
+    assert_eq!(paused.scale(3, 0), (1, Some(Limit::Paused)));
+    assert_eq!(paused.scale(1, 0), (1, Some(Limit::Paused)));
+    paused.input.reachable = false;
+    assert_eq!(paused.scale(1, 0), (1, Some(Limit::Paused)));
+    let mut at_zero = case(Activity::Inactive, 2 * GRACE);
+    at_zero.input.paused = true;
+    assert_eq!(at_zero.scale(0, 0), (0, None));
 }

@@ -103,6 +103,8 @@ pub enum Limit {
     Forecast,
     /// Another revision needs this one.
     Need,
+    /// The service is paused.
+    Paused,
 }
 
 impl ScaleDecision {
@@ -119,7 +121,8 @@ impl ScaleDecision {
                     | Limit::InitialScale
                     | Limit::NeverZero
                     | Limit::Retention
-                    | Limit::Grace,
+                    | Limit::Grace
+                    | Limit::Paused,
                 ),
                 _,
             ) => ScaleSource::Bound,
@@ -224,6 +227,7 @@ impl fmt::Display for Limit {
             Self::ScheduleCeiling => "limited by a schedule",
             Self::Forecast => "raised by the forecast",
             Self::Need => "another revision needs it",
+            Self::Paused => "the service is paused",
         })
     }
 }

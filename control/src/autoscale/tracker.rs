@@ -276,6 +276,7 @@ impl Tracker {
             reachable: plan.reachable,
             in_use,
             needed: self.latest.needed,
+            paused: self.latest.paused,
             start_timeout: plan.start_timeout,
         };
         let mut decision = match self.bounds.apply(&plan.policy, plan.reachable) {

@@ -460,6 +460,7 @@ fn build(
         sticky: service.sticky.map(Box::new),
         cold: service.cold.map(|cold| Arc::new(cold.answer(id.name()))),
         no_wake: service.no_wake.map(Arc::new),
+        paused: false,
         hosts,
         revisions,
         main: Rule {

@@ -95,6 +95,7 @@ pub(crate) fn snapshot() -> Snapshot {
         sticky: None,
         cold: None,
         no_wake: None,
+        paused: false,
         hosts: hosts.into(),
         revisions: vec![Arc::new(spec("greeter-v1")), Arc::new(spec("greeter-v2"))],
         main: Rule {

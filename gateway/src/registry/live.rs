@@ -64,6 +64,7 @@ struct Asleep {
     /// Since when the load was zero; reset by each sample.
     since: Instant,
     closed: Option<Closing>,
+    paused: bool,
 }
 
 /// State of a revision that is in use.
@@ -116,6 +117,9 @@ impl Awake {
                 fail(&spec.id, &throttler, why, now);
             }
         }
+        if asleep.paused {
+            throttler.pause(true, now);
+        }
         if let Some(closing) = asleep.closed {
             throttler.close(closing, now);
         }
@@ -144,6 +148,7 @@ impl LiveRevision {
             asleep: Mutex::new(Asleep {
                 since: now,
                 closed: None,
+                paused: false,
             }),
             awake: OnceLock::new(),
         });
@@ -224,6 +229,19 @@ impl LiveRevision {
         let spec = self.spec();
         let all = tiers(&spec).flat_map(|tier| targets(spec.backend_of(tier)));
         NameCache::default().addresses(&all.collect::<Vec<_>>()).addresses
+    }
+
+    /// As [`RevisionThrottler::pause`].
+    pub(super) fn pause(&self, paused: bool, now: Instant) {
+        let mut asleep = self.asleep.lock();
+        let before = std::mem::replace(&mut asleep.paused, paused);
+        let awake = self.awake();
+        drop(asleep);
+        if before != paused
+            && let Some(throttler) = awake
+        {
+            throttler.pause(paused, now);
+        }
     }
 
     /// As [`RevisionThrottler::close`].

@@ -7,6 +7,8 @@
 mod inherit;
 mod live;
 mod page_templates;
+#[cfg(test)]
+mod pause_tests;
 mod service;
 
 #[cfg(test)]
@@ -133,6 +135,7 @@ impl Registry {
         for entry in entries {
             for (spec, live) in entry.service.revisions.iter().zip(entry.live.revisions()) {
                 live.update(Arc::clone(spec), clock());
+                live.pause(entry.service.paused, clock());
             }
         }
         let gone = gone(delta, &current, &next);

@@ -147,6 +147,7 @@ fn service(id: ServiceId, revisions: Vec<Arc<RevisionSpec>>) -> Service {
         sticky: None,
         cold: None,
         no_wake: None,
+        paused: false,
         hosts: vec![],
         revisions,
         main: Rule {

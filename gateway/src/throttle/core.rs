@@ -1,6 +1,6 @@
 //! The sans-IO core of a throttler: a state machine that takes events and returns actions.
 //!
-//! Every event ends in `settle`, which restores the invariants: no waiter while a slot is free, an ejected
+//! Every event ends in `settle`, which restores the invariants: no waiter while a slot is free (unless paused), an ejected
 //! endpoint only while another one is ready, demand sent when a request waits and no endpoint is ready or
 //! starting. Events about endpoints and from the control plane are in `endpoint_events`.
 
@@ -82,6 +82,8 @@ pub(crate) struct Core<W> {
     pub(super) tiers: Vec<TierState>,
     /// A revision that needs this one runs: it is not scaled to zero.
     pub(super) needed: bool,
+    /// The service is paused: every arrival waits, and no slot is given out.
+    pub(super) paused: bool,
     pub(super) closed: Option<Closing>,
     /// Set while a newer process of an upgrade gives the slots out.
     pub(super) remote: Option<Remote>,
@@ -118,6 +120,7 @@ impl<W> Core<W> {
                 .map(|tier| TierState::new(tier.supply, now))
                 .collect(),
             needed: false,
+            paused: false,
             closed: None,
             remote: None,
             load: LoadMeter::new(now),
@@ -341,6 +344,7 @@ impl<W> Core<W> {
             keep: self.visits.keep_left(now),
             typical_start: self.typical_start(),
             needed: self.needed,
+            paused: self.paused,
             ready: counts.ready,
             starting: counts.starting + counts.ejected,
             draining: counts.draining,
@@ -423,6 +427,10 @@ impl<W> Core<W> {
     /// The longest wait in the present state.
     pub(super) fn bound(&self) -> Duration {
         let limits = &self.limits;
+        if self.paused && self.remote.is_none() {
+            // The end of a start, good or bad, ends no wait: only a resume does.
+            return limits.queue.timeout;
+        }
         if self.remote.is_some() {
             // The newer process has the better rejection, and as much time to send it.
             return limits.queue.timeout.saturating_add(REPORT_GRACE);
@@ -452,7 +460,7 @@ impl<W> Core<W> {
                 let expires = self.expiry(due.waited, due.deadline, now);
                 self.queue.postpone(due.seq, expires);
                 continue;
-            } else if self.remote.is_some() {
+            } else if self.remote.is_some() || self.paused {
                 let retry_after = self.retry_after(now);
                 Rejection::QueueTimeout { retry_after }
             } else if self.endpoints.counts().ready == 0 && self.is_startable() {
@@ -560,7 +568,9 @@ impl<W> Core<W> {
         }
         let counts = self.endpoints.counts();
         if counts.ready == 0 && self.remote.is_none() {
-            if let Some((failure, until)) = self.failed_start(now) {
+            if !self.paused
+                && let Some((failure, until)) = self.failed_start(now)
+            {
                 return Err(Rejection::ActivationFailed {
                     failure: Arc::clone(failure),
                     retry_after: until.duration_since(now).max(MIN_RETRY),
@@ -613,9 +623,11 @@ impl<W> Core<W> {
         self.endpoints.release(slot);
     }
 
-    /// Whether every endpoint has refused this request's connection and no other endpoint will come.
+    /// Whether every endpoint has refused this request's connection and no other endpoint will come. While paused there is
+    /// hope: whatever listens there may be replaced meanwhile.
     pub(super) fn is_hopeless(&self, ticket: &QueueTicket) -> bool {
         self.remote.is_none()
+            && !self.paused
             && !self.is_startable()
             && self
                 .endpoints

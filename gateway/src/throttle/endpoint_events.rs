@@ -198,7 +198,7 @@ impl<W> Core<W> {
     /// least in flight, unproven ones first among equals, then the oldest. Without `to_zero` one live instance
     /// always stays: zero has to be requested explicitly. A refused scale to zero still retires idle instances.
     ///
-    /// A tier that rests has no part in what waits; nor is it what serves a revision that others need.
+    /// A tier that rests has no part in what waits; nor is it what serves a revision that others need, or that is paused.
     pub(crate) fn retire(
         &mut self,
         tier: u8,
@@ -248,7 +248,7 @@ impl<W> Core<W> {
     /// As [`EndpointSink::to_zero`](sluice_model::EndpointSink::to_zero), of one tier.
     pub(crate) fn retire_all(&mut self, tier: u8, now: Instant) -> (Option<Vec<InstanceId>>, Actions<W>) {
         let rests = self.endpoints.rests(tier.into());
-        let awaited = !rests && (!self.queue.is_empty() || self.needed);
+        let awaited = !rests && (!self.queue.is_empty() || self.is_kept());
         if awaited || self.endpoints.in_flight_of(tier.into()) > 0 {
             return (None, self.begin(now));
         }
@@ -272,7 +272,8 @@ impl<W> Core<W> {
     }
 
     /// Records a failed activation of a tier. While an endpoint of it is ready, the failed activation was for
-    /// additional capacity: waiters go on waiting for a slot. They do while another tier may serve them, too.
+    /// additional capacity: waiters go on waiting for a slot. They do while another tier may serve them, too, and while the
+    /// service is paused: its resume is another try.
     pub(crate) fn fail(&mut self, tier: u8, failure: &Arc<ActivationFailure>, now: Instant) -> Actions<W> {
         let mut actions = self.begin(now);
         if self.endpoints.counts_of(tier.into()).ready == 0 {
@@ -293,7 +294,9 @@ impl<W> Core<W> {
                 failure: Arc::clone(failure),
                 until: now + failure.retry_after.min(Duration::from_secs(24 * 3600)),
             };
-            if self.is_hope_elsewhere(tier, now) {
+            if self.paused {
+                self.visits.forget();
+            } else if self.is_hope_elsewhere(tier, now) {
                 self.reject_spilled(now, &mut actions, &rejection);
             } else {
                 self.reject_all(now, &mut actions, &rejection);

@@ -127,7 +127,7 @@ pub(crate) struct EndpointSet {
     tiers: Vec<TierRecord>,
     /// The tier whose endpoints are open.
     serving: u8,
-    /// A newer process of an upgrade gives the slots out: no endpoint is open.
+    /// A newer process of an upgrade gives the slots out, or the service is paused: no endpoint is open.
     held: bool,
     counts: Counts,
     in_flight: u32,
@@ -245,7 +245,7 @@ impl EndpointSet {
         self.refresh_all();
     }
 
-    /// Stops or resumes giving slots out (while a newer process of an upgrade does).
+    /// Stops or resumes giving slots out (while a newer process of an upgrade does, or while the service is paused).
     pub(crate) fn hold(&mut self, held: bool) {
         self.held = held;
         self.refresh_all();

@@ -6,7 +6,7 @@
 //! The shell ([`RevisionThrottler`], [`Permit`], [`Waiter`]) adds the lock, wake-ups, the timer and RAII.
 //!
 //! **Invariants:** an endpoint is never given a request at or above its limit; no request waits while a slot is
-//! free, and waiters are admitted in order of arrival; every waiter resolves exactly once; nothing here names a
+//! free, unless the service is paused, and waiters are admitted in order of arrival; every waiter resolves exactly once; nothing here names a
 //! type of Pingora's.
 
 mod accounting;
@@ -21,6 +21,7 @@ mod load;
 mod log_limit;
 mod observer;
 mod outlier;
+mod pause;
 mod permit;
 mod queue;
 mod rejection;

@@ -174,7 +174,7 @@ impl<W> Core<W> {
     pub(crate) fn flip_back(&mut self, now: Instant) -> Actions<W> {
         let mut actions = self.begin(now);
         if self.remote.take().is_some() {
-            self.endpoints.hold(false);
+            self.endpoints.hold(self.paused);
             actions.wake_probes = true;
         }
         self.settle(now, &mut actions);

@@ -224,6 +224,12 @@ impl RevisionThrottler {
         self.apply(|core| core.hold(needed, now));
     }
 
+    /// Pauses the revision with its service, or resumes it. While paused every arrival waits, within the bounds of the queue,
+    /// and the last instance stays.
+    pub fn pause(self: &Arc<Self>, paused: bool, now: Instant) {
+        self.apply(|core| core.pause(paused, now));
+    }
+
     /// Accounts waiters to this service from now on.
     pub fn set_service(&self, service: &ServiceId) {
         self.shared.lock().core.set_service(service);

@@ -53,6 +53,9 @@ struct Storm {
     told_ready: BTreeSet<InstanceId>,
     told_drained: BTreeSet<InstanceId>,
     closed: Option<Closing>,
+    paused: bool,
+    /// The last start failed: while paused, nothing may be on its way for who waits.
+    failed: bool,
     /// Demand was sent since an endpoint was last ready or starting.
     asked: bool,
     area: f64,
@@ -63,7 +66,8 @@ impl World for Storm {
     const SEEDS: u64 = 256;
     const STEPS: usize = 2_000;
     const REACHES: &'static str = "admitted ejected activated queue_full queue_timeout activation_failed \
-                                   no_endpoints overloaded draining removed deadline dormant visited";
+                                   no_endpoints overloaded draining removed deadline dormant visited \
+                                   paused paused_timeout paused_start_failed resumed kept";
 
     fn new(mut sim: Sim) -> Self {
         let (rng, now) = (&mut sim.rng, sim.now);
@@ -92,6 +96,8 @@ impl World for Storm {
             told_ready: BTreeSet::new(),
             told_drained: BTreeSet::new(),
             closed: None,
+            paused: false,
+            failed: false,
             asked: false,
             area: 0.0,
             sampled: now,
@@ -110,7 +116,7 @@ impl World for Storm {
         let actions = self.core.expire(self.sim.now);
         self.apply(actions);
         self.check_ages();
-        let event = if self.closed.is_some() { 0..107 } else { 0..102 };
+        let event = if self.closed.is_some() { 0..108 } else { 0..103 };
         match self.sim.rng.u32(event) {
             0..34 => self.arrive(),
             34..60 => self.release(),
@@ -127,6 +133,7 @@ impl World for Storm {
             97..98 => self.fail(),
             98..99 => self.sample(),
             99..101 => self.visit(),
+            101..102 => self.pause_or_resume(),
             _ => self.close_or_reopen(),
         }
     }
@@ -137,7 +144,8 @@ impl World for Storm {
             assert_eq!(slot.in_flight, counted);
             let free = slot.phase == EndpointPhase::Ready
                 && self.limits.concurrency.is_none_or(|limit| slot.in_flight < limit);
-            assert!(!free || self.waiting.is_empty(), "waits beside a free slot");
+            let waits = !self.waiting.is_empty() && !self.paused;
+            assert!(!free || !waits, "waits beside a free slot");
         }
         assert_eq!(self.core.endpoints.in_flight() as usize, self.grants.len());
         let queued: BTreeSet<u64> = self.waiting.values().map(|w| w.id).collect();
@@ -161,7 +169,7 @@ impl World for Storm {
         }
         if !self.waiting.is_empty() {
             assert!(self.core.next_timer().is_some(), "nobody would wake it");
-            let served = counts.ready > 0 || coming || self.asked;
+            let served = counts.ready > 0 || coming || self.asked || (self.paused && self.failed);
             let activated = self.limits.supply == Supply::Activated;
             assert!(served || !activated, "waits for something nobody asked for");
             assert!(
@@ -377,7 +385,7 @@ impl Storm {
         };
         let before = live(&self.core);
         let passive = |grant: &Grant| grant.ticket.arrival.passive;
-        let idle = self.waiting.values().all(|w| w.passive) && self.grants.iter().all(passive);
+        let idle = !self.paused && self.waiting.values().all(|w| w.passive) && self.grants.iter().all(passive);
         let (victims, actions) = self.core.retire(0, count, to_zero, self.sim.now);
         self.apply(actions);
         let after = live(&self.core);
@@ -388,6 +396,9 @@ impl Storm {
                 before.is_empty() || !after.is_empty(),
                 "to zero with somebody there"
             );
+            if self.paused && !before.is_empty() {
+                self.sim.saw("kept");
+            }
         } else if !to_zero {
             assert!(
                 before.is_empty() || !after.is_empty(),
@@ -435,12 +446,20 @@ impl Storm {
             detail: "exit status 1".into(),
             retry_after: Duration::from_millis(self.sim.rng.u64(..5_000)),
         });
-        let ready = self.core.endpoints.counts().ready;
+        let waited = self.waiting.len();
         let actions = self.core.fail(0, &failure, self.sim.now);
-        self.apply(actions);
-        if ready == 0 {
-            assert!(self.waiting.is_empty(), "a failure leaves nobody waiting");
+        if self.core.endpoints.counts().ready == 0 {
             self.asked = false;
+            self.failed = true;
+        }
+        self.apply(actions);
+        if self.paused {
+            assert!(self.waiting.len() == waited || self.waiting.is_empty() && self.limits.supply == Supply::Fixed);
+            if waited > 0 {
+                self.sim.saw("paused_start_failed");
+            }
+        } else if self.core.endpoints.counts().ready == 0 {
+            assert!(self.waiting.is_empty(), "a failure leaves nobody waiting");
         }
     }
 
@@ -487,6 +506,25 @@ impl Storm {
                 self.sim.saw("visited");
             }
             None => assert!(!demands && !load.expected),
+        }
+    }
+
+    /// From a pause on nothing is granted; a resume admits in order of arrival, as `apply` asserts.
+    fn pause_or_resume(&mut self) {
+        let paused = !self.paused || self.sim.rng.bool();
+        let waited = self.waiting.len();
+        let changes = paused != self.paused;
+        self.paused = paused;
+        self.failed &= !changes || paused;
+        let actions = self.core.pause(paused, self.sim.now);
+        self.apply(actions);
+        for waiting in self.waiting.values_mut() {
+            waiting.latest = waiting.latest.max(waiting.since + self.limits.queue.timeout);
+        }
+        match (changes, paused) {
+            (true, true) => self.sim.saw("paused"),
+            (true, false) if waited > self.waiting.len() => self.sim.saw("resumed"),
+            _ => {}
         }
     }
 
@@ -547,7 +585,7 @@ impl Storm {
             match signal {
                 Signal::Activate { .. } => {
                     assert_eq!(self.limits.supply, Supply::Activated);
-                    self.asked = true;
+                    (self.asked, self.failed) = (true, false);
                 }
                 Signal::Ready { instance: i, .. } => {
                     assert!(self.told_ready.insert(i), "ready for the first time twice")
@@ -572,6 +610,7 @@ impl Storm {
             "above the limit"
         );
         assert_ne!(self.closed, Some(Closing::Draining));
+        assert!(!self.paused, "sent on while paused");
         let drained = grant
             .endpoint
             .instance
@@ -589,9 +628,17 @@ impl Storm {
         );
         self.sim.saw(match rejection {
             Rejection::QueueFull { .. } => "queue_full",
+            Rejection::QueueTimeout { .. } if self.paused => "paused_timeout",
             Rejection::QueueTimeout { .. } => "queue_timeout",
-            Rejection::ActivationFailed { .. } => "activation_failed",
-            Rejection::NoEndpoints => "no_endpoints",
+            Rejection::ActivationFailed { .. } => {
+                assert!(!self.paused, "a start ends the wait for a resume");
+                "activation_failed"
+            }
+            Rejection::NoEndpoints => {
+                let nothing = self.core.endpoints.counts().live() == 0;
+                assert!(!self.paused || nothing && self.limits.supply == Supply::Fixed);
+                "no_endpoints"
+            }
             Rejection::Overloaded { .. } => "overloaded",
             Rejection::Dormant { .. } => {
                 assert!(
@@ -612,6 +659,7 @@ impl Storm {
                 waiting.deadline.is_none_or(|d| d > self.sim.now),
                 "waits past its deadline"
             );
+            assert!(waiting.latest > self.sim.now, "waits longer than the queue's timeout");
         }
     }
 }

@@ -244,7 +244,7 @@ impl<W> Core<W> {
     /// Rejects all waiters where the tier that served them is gone, and every start failed: they came when there was
     /// hope.
     pub(super) fn reject_hopeless(&mut self, now: Instant, actions: &mut Actions<W>) {
-        if self.tiers.len() == 1 || self.endpoints.counts().ready > 0 {
+        if self.tiers.len() == 1 || self.endpoints.counts().ready > 0 || self.paused {
             return;
         }
         if let Some((failure, until)) = self.failed_start(now) {
@@ -298,11 +298,11 @@ impl<W> Core<W> {
     }
 
     /// Whether a tier may be scaled to zero: nothing that counts is in flight on it, and unless it rests, nothing
-    /// waits and no other revision needs this one.
+    /// waits, no other revision needs this one, and the service is not paused.
     pub(super) fn is_tier_idle(&self, tier: usize) -> bool {
         let active = self.endpoints.in_flight_of(tier) - self.tiers[tier].passive_in_flight;
         let waiting = self.queue.len() - self.queue.passive();
-        active == 0 && (self.endpoints.rests(tier) || (waiting == 0 && !self.needed))
+        active == 0 && (self.endpoints.rests(tier) || (waiting == 0 && !self.is_kept()))
     }
 
     /// Integrates the load up to now: the revision's, and that of each tier that is scaled by its own.
@@ -384,6 +384,7 @@ impl<W> Core<W> {
             },
             typical_start: self.tiers[tier].start_estimate,
             needed: self.needed && !rests,
+            paused: self.paused && !rests,
             ready: counts.ready,
             starting: counts.starting + counts.ejected,
             draining: counts.draining,

@@ -41,6 +41,7 @@ struct TierStorm {
     /// By order of arrival.
     waiting: BTreeMap<u64, Waiting>,
     grants: Vec<Grant>,
+    paused: bool,
     /// Requests × milliseconds that each tier is scaled by.
     areas: Vec<f64>,
     sampled: Vec<Instant>,
@@ -51,7 +52,7 @@ impl World for TierStorm {
     const STEPS: usize = 1_500;
     const REACHES: &'static str = "admitted activated earlier_serves moved spilled spilled_to_resting spilled_waits \
                                    failed_elsewhere activation_failed no_endpoints tier_to_zero queue_timeout \
-                                   queue_full dormant draining";
+                                   queue_full dormant draining paused_start_failed resumed kept";
 
     fn new(mut sim: Sim) -> Self {
         let (rng, now) = (&mut sim.rng, sim.now);
@@ -76,6 +77,7 @@ impl World for TierStorm {
             next_instance: 0,
             waiting: BTreeMap::new(),
             grants: Vec::new(),
+            paused: false,
             areas: vec![0.0; tiers.len()],
             sampled: vec![now; tiers.len()],
             tiers,
@@ -91,7 +93,7 @@ impl World for TierStorm {
         self.pass_time();
         let actions = self.core.expire(self.sim.now);
         self.apply(actions);
-        match self.sim.rng.u32(0..101) {
+        match self.sim.rng.u32(0..102) {
             0..36 => self.arrive(),
             36..58 => self.release(),
             58..62 => self.failover(),
@@ -105,6 +107,7 @@ impl World for TierStorm {
             95..97 => self.change_limits(),
             97..99 => self.fail(),
             99..100 => self.sample(),
+            100..101 => self.pause_or_resume(),
             _ => self.close_and_reopen(),
         }
     }
@@ -122,7 +125,7 @@ impl World for TierStorm {
         for waiting in self.waiting.values() {
             if let Some(tier) = self.serves(waiting.refused) {
                 let free = self.core.known().any(|slot| self.has_room(slot, tier));
-                assert!(!free, "waits beside a free slot of tier {tier}");
+                assert!(!free || self.paused, "waits beside a free slot of tier {tier}");
             }
         }
         if !self.waiting.is_empty() {
@@ -349,13 +352,17 @@ impl TierStorm {
         let own = |grant: &Grant| usize::from(grant.endpoint.tier) == tier && !grant.ticket.arrival.passive;
         let rests = self.serves(0).is_some_and(|serving| serving > tier);
         let awaited = !rests && self.waiting.values().any(|waiting| !waiting.passive);
-        let busy = awaited || self.grants.iter().any(own);
+        let kept = self.paused && !rests;
+        let busy = kept || awaited || self.grants.iter().any(own);
         let (victims, actions) = self.core.retire(number(tier), u32::MAX, true, self.sim.now);
         self.apply(actions);
         assert!(
             before == 0 || !busy || live(&self.core) > 0,
             "to zero with somebody there"
         );
+        if kept && before > 0 {
+            self.sim.saw("kept");
+        }
         if !victims.is_empty() && live(&self.core) == 0 {
             self.sim.saw("tier_to_zero");
         }
@@ -384,9 +391,16 @@ impl TierStorm {
             detail: "exit status 1".into(),
             retry_after: Duration::from_millis(self.sim.rng.u64(..5_000)),
         });
+        let waited = self.waiting.len();
         let actions = self.core.fail(number(tier), &failure, self.sim.now);
         self.apply(actions);
-        if !self.waiting.is_empty() {
+        if self.paused {
+            let has_hope = self.core.endpoints.counts().live() > 0 || !self.core.has_supply(&[Supply::Fixed]);
+            assert!(self.waiting.len() == waited || !has_hope, "a start ends the wait for a resume");
+            if waited > 0 {
+                self.sim.saw("paused_start_failed");
+            }
+        } else if !self.waiting.is_empty() {
             self.sim.saw("failed_elsewhere");
         }
     }
@@ -401,6 +415,16 @@ impl TierStorm {
                 assert!(near, "tier {tier}: {} is not {want}", load.average_concurrency);
             }
             (self.areas[tier], self.sampled[tier]) = (0.0, self.sim.now);
+        }
+    }
+
+    fn pause_or_resume(&mut self) {
+        let waited = self.waiting.len();
+        self.paused = !self.paused;
+        let actions = self.core.pause(self.paused, self.sim.now);
+        self.apply(actions);
+        if !self.paused && self.waiting.len() < waited {
+            self.sim.saw("resumed");
         }
     }
 
@@ -462,6 +486,7 @@ impl TierStorm {
 
     fn granted(&mut self, grant: Grant, refused: u8) {
         let tier = usize::from(grant.endpoint.tier);
+        assert!(!self.paused, "sent on while paused");
         assert_eq!(refused & bit(tier), 0, "back to a tier that said 429");
         let on_it = self
             .grants

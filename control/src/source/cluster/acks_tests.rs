@@ -41,6 +41,7 @@ fn service(targets: Vec<EndpointTarget>, protocol: Protocol, key: &str, hash: &s
         sticky: None,
         cold: None,
         no_wake: None,
+        paused: false,
         hosts: Vec::new(),
         revisions: vec![Arc::new(revision)],
         main: Rule {

@@ -125,6 +125,7 @@ fn service(revision: &Name, objects: &Objects, policy: &Policy) -> Option<Servic
         sticky: None,
         cold: None,
         no_wake: None,
+        paused: false,
         hosts: Vec::new(),
         revisions: vec![Arc::new(RevisionSpec {
             id,

@@ -111,6 +111,7 @@ pub(super) fn resolve(
         sticky: None,
         cold: None,
         no_wake: None,
+        paused: false,
         hosts,
         revisions,
         main,
