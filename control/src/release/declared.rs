@@ -138,6 +138,7 @@ impl Declared {
         let latest = self.latest(compiled, history)?;
         let id_of = |revision: usize| service.revisions.get(revision).map(|spec| &spec.id);
         let mut next: Service = (**service).clone();
+        next.paused = history.is_paused(compiled.digest);
         next.main.split = split(&self.own, latest, id_of)?;
         for (route, own) in next.main.routes.iter_mut().zip(&self.routes) {
             route.split = split(own, latest, id_of)?;

@@ -129,6 +129,10 @@ fn a_rollback_outweighs_a_rollout_while_files_stay() {
         paused: false,
     });
     assert_eq!(targets(&declared, &service, &history), ["r0 100 -"]);
+    let is_paused = |history: &ServiceHistory| declared.apply(&service, history).unwrap().service.paused;
+    assert!(!is_paused(&history));
+    history.over.as_mut().unwrap().paused = true;
+    assert!(is_paused(&history));
     let names = ["r0", "r1", "r2"];
     assert!(declared.advance(DIGEST, &names, &history).over.is_some());
     assert!(declared.advance(DIGEST + 1, &names, &history).over.is_none());

@@ -71,7 +71,15 @@ impl ServiceHistory {
 
     /// The revision that an override pins, if the override is of the files with this digest.
     pub(super) fn pinned(&self, declared: u64) -> Option<&str> {
-        let over = self.over.as_ref().filter(|over| over.declared == declared)?;
-        over.pinned.as_deref()
+        self.over_of(declared)?.pinned.as_deref()
+    }
+
+    /// Whether an override of the files with this digest pauses the service.
+    pub(super) fn is_paused(&self, declared: u64) -> bool {
+        self.over_of(declared).is_some_and(|over| over.paused)
+    }
+
+    fn over_of(&self, declared: u64) -> Option<&Override> {
+        self.over.as_ref().filter(|over| over.declared == declared)
     }
 }

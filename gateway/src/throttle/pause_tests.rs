@@ -14,13 +14,22 @@ async fn while_paused_an_arrival_waits_beside_a_free_slot_until_the_resume() {
     let mut first = wait(&throttler);
     let mut second = wait(&throttler);
     drop(before);
-    assert!(poll!(&mut first).is_pending(), "the slot that is given back stays free");
+    assert!(
+        poll!(&mut first).is_pending(),
+        "the slot that is given back stays free"
+    );
     tokio::time::advance(Duration::from_secs(5)).await;
     assert!(poll!(&mut second).is_pending());
     let load = throttler.peek(clock());
-    assert_eq!((load.in_flight, load.queued, load.ready, load.paused), (0, 2, 2, true));
+    assert_eq!(
+        (load.in_flight, load.queued, load.ready, load.paused),
+        (0, 2, 2, true)
+    );
     throttler.pause(false, clock());
-    let permits = (first.await.expect("is admitted"), second.await.expect("is admitted"));
+    let permits = (
+        first.await.expect("is admitted"),
+        second.await.expect("is admitted"),
+    );
     assert_eq!(throttler.peek(clock()).in_flight, 2);
     drop(permits);
     drop(admit(&throttler));
@@ -61,7 +70,10 @@ async fn the_timeout_of_the_queue_ends_the_wait() {
     let waiter = wait(&throttler);
     let began = clock();
     let rejection = waiter.await.expect_err("nothing resumes");
-    assert!(matches!(rejection, Rejection::QueueTimeout { .. }), "{rejection:?}");
+    assert!(
+        matches!(rejection, Rejection::QueueTimeout { .. }),
+        "{rejection:?}"
+    );
     assert_eq!(clock() - began, crate::registry::test_kit::queue().timeout);
 }
 
@@ -85,7 +97,9 @@ async fn the_bound_of_the_queue_holds() {
     let waiters: Vec<_> = (0..depth).map(|_| wait(&throttler)).collect();
     assert!(matches!(reject(&throttler), Rejection::QueueFull { .. }));
     throttler.pause(false, clock());
-    let admitted = waiters.into_iter().filter_map(|waiter| waiter.now_or_never()?.ok());
+    let admitted = waiters
+        .into_iter()
+        .filter_map(|waiter| waiter.now_or_never()?.ok());
     assert_eq!(admitted.count(), depth, "nothing is lost");
 }
 
@@ -131,7 +145,10 @@ async fn a_paused_revision_is_not_scaled_to_zero() {
     }
     throttler.pause(true, clock());
     assert_eq!(throttler.to_zero(0, clock()), None);
-    assert_eq!(throttler.retire(0, 3, true, clock()), [InstanceId(1), InstanceId(2)]);
+    assert_eq!(
+        throttler.retire(0, 3, true, clock()),
+        [InstanceId(1), InstanceId(2)]
+    );
     assert_eq!(throttler.peek(clock()).ready, 1);
     throttler.pause(false, clock());
     assert_eq!(throttler.to_zero(0, clock()), Some(vec![InstanceId(3)]));

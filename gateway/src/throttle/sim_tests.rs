@@ -385,7 +385,8 @@ impl Storm {
         };
         let before = live(&self.core);
         let passive = |grant: &Grant| grant.ticket.arrival.passive;
-        let idle = !self.paused && self.waiting.values().all(|w| w.passive) && self.grants.iter().all(passive);
+        let idle =
+            !self.paused && self.waiting.values().all(|w| w.passive) && self.grants.iter().all(passive);
         let (victims, actions) = self.core.retire(0, count, to_zero, self.sim.now);
         self.apply(actions);
         let after = live(&self.core);
@@ -454,7 +455,10 @@ impl Storm {
         }
         self.apply(actions);
         if self.paused {
-            assert!(self.waiting.len() == waited || self.waiting.is_empty() && self.limits.supply == Supply::Fixed);
+            assert!(
+                self.waiting.len() == waited
+                    || self.waiting.is_empty() && self.limits.supply == Supply::Fixed
+            );
             if waited > 0 {
                 self.sim.saw("paused_start_failed");
             }
@@ -659,7 +663,10 @@ impl Storm {
                 waiting.deadline.is_none_or(|d| d > self.sim.now),
                 "waits past its deadline"
             );
-            assert!(waiting.latest > self.sim.now, "waits longer than the queue's timeout");
+            assert!(
+                waiting.latest > self.sim.now,
+                "waits longer than the queue's timeout"
+            );
         }
     }
 }

@@ -396,7 +396,10 @@ impl TierStorm {
         self.apply(actions);
         if self.paused {
             let has_hope = self.core.endpoints.counts().live() > 0 || !self.core.has_supply(&[Supply::Fixed]);
-            assert!(self.waiting.len() == waited || !has_hope, "a start ends the wait for a resume");
+            assert!(
+                self.waiting.len() == waited || !has_hope,
+                "a start ends the wait for a resume"
+            );
             if waited > 0 {
                 self.sim.saw("paused_start_failed");
             }
