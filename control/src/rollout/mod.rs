@@ -1,10 +1,31 @@
 //! Rollouts: how the share of `latestRevision` targets moves from one revision to a newer one.
+//!
+//! ```text
+//! counters ──> OutcomeSource ──> judge (sequential test) ──┐
+//! ready endpoints, time ───────────────────────────────────┴─> engine::tick ──> Rollout ──> HistoryHandle::edit
+//! ```
+//!
+//! The engine is a state machine without clock and I/O: [`engine::tick`] gets what was seen since the last tick, and says what
+//! happened. [`command`] has what operators do. [`run`] is the async shell: it looks once a second at rollouts that are open, and
+//! sleeps while none is.
+//!
+//! **Invariants:** a rollout begins at a share of 0 and ends at 0 or 100 %. The share grows only while the newer revision has
+//! ready capacity for the greater share. Time passes only while a gateway runs.
+
+pub mod command;
+pub mod engine;
+mod evidence;
+mod judge;
+mod policy;
+mod sequential;
+mod steps;
+
+pub use engine::{Event, Seen, Side};
+pub use evidence::{Evidence, Tally};
+pub use policy::{JudgePolicy, RolloutPolicy, Steps};
 
 use serde::{Deserialize, Serialize};
-
-/// The rules of a service's rollouts.
-#[derive(Debug, Clone, PartialEq, Default)]
-pub struct RolloutPolicy {}
+use steps::Pace;
 
 /// A rollout from the settled revision to a newer one.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -20,9 +41,76 @@ pub struct Rollout {
     pub ready: bool,
     /// When the state changed last, in seconds since 1970.
     pub since: u64,
-    /// Why it failed or was aborted.
+    /// Why it failed or was aborted; what it waits for while it is open.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
+    /// When it began, in seconds since 1970.
+    #[serde(default)]
+    pub started: u64,
+    /// The steps that were begun: 0 while the candidate has no share.
+    #[serde(default)]
+    pub step: u32,
+    /// Milliseconds of the present step; time does not pass while no gateway runs.
+    #[serde(default)]
+    pub spent: u64,
+    /// Steps that ended after ten times their length, without enough requests or without a clear judgement.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub unjudged: u32,
+    /// The most ready instances that the settled revision had: those that all of the traffic needs.
+    #[serde(default)]
+    pub fleet: u32,
+    /// The steps of `duration`, once they are known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pace: Option<Pace>,
+    /// What both revisions did over the same time.
+    #[serde(default, skip_serializing_if = "Evidence::is_empty")]
+    pub evidence: Evidence,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes a reference")]
+fn is_zero(number: &u32) -> bool {
+    *number == 0
+}
+
+/// The whole of the share, in hundredths of a percent.
+pub const WHOLE: u32 = 10_000;
+
+impl Rollout {
+    /// A rollout that begins now, in seconds since 1970.
+    pub fn new(candidate: &str, now: u64) -> Self {
+        Self {
+            candidate: candidate.to_owned(),
+            state: RolloutState::Running,
+            share: 0,
+            ready: false,
+            since: now,
+            reason: None,
+            started: now,
+            step: 0,
+            spent: 0,
+            unjudged: 0,
+            fleet: 0,
+            pace: None,
+            evidence: Evidence::default(),
+        }
+    }
+
+    /// Ends or interrupts the rollout.
+    fn enter(&mut self, state: RolloutState, now: u64, reason: Option<String>) {
+        self.state = state;
+        self.since = now;
+        self.reason = reason;
+        match state {
+            RolloutState::Completed => self.share = WHOLE,
+            RolloutState::Failed | RolloutState::Aborted => self.share = 0,
+            RolloutState::Running | RolloutState::Paused => {}
+        }
+    }
+
+    /// The share in percent, with up to two decimals.
+    pub fn percent(&self) -> f64 {
+        f64::from(self.share) / 100.0
+    }
 }
 
 /// The state of a rollout.
@@ -45,5 +133,16 @@ impl RolloutState {
     /// Whether the rollout goes on, now or after a `resume`.
     pub fn is_open(self) -> bool {
         matches!(self, Self::Running | Self::Paused)
+    }
+
+    /// The name in the API and in documents.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Running => "running",
+            Self::Paused => "paused",
+            Self::Completed => "completed",
+            Self::Failed => "failed",
+            Self::Aborted => "aborted",
+        }
     }
 }
