@@ -15,6 +15,7 @@ mod hash;
 mod hosts;
 mod ids;
 mod name;
+mod outcome;
 mod revision;
 mod route;
 mod scaling;
@@ -36,6 +37,7 @@ pub use demand::{
 pub use draw::draw_point;
 pub use hash::{StickyKey, rendezvous, stable_hash};
 pub use name::{Host, NameError, RevisionId, ServiceId, Tag, normalize_host};
+pub use outcome::{OutcomeSource, Outcomes, latency_bound, latency_bucket};
 pub use revision::{
     Backend, BackendTls, DEFAULT_STREAMS_PER_CONNECTION, EndpointAddr, EndpointTarget, MAX_TIERS, Pods,
     Probe, ProbeKind, Protocol, QueueLimits, RevisionOwner, RevisionSettings, RevisionSpec, RevisionTimeouts,
