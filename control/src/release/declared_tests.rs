@@ -55,12 +55,10 @@ fn gated(own: Vec<DeclaredTarget>) -> Declared {
 
 fn rollout(candidate: &str, state: RolloutState, share: u32, ready: bool) -> Rollout {
     Rollout {
-        candidate: candidate.to_owned(),
         state,
         share,
         ready,
-        since: 0,
-        reason: None,
+        ..Rollout::new(candidate, 0)
     }
 }
 

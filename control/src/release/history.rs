@@ -70,7 +70,7 @@ impl ServiceHistory {
     }
 
     /// The revision that an override pins, if the override is of the files with this digest.
-    pub(super) fn pinned(&self, declared: u64) -> Option<&str> {
+    pub(crate) fn pinned(&self, declared: u64) -> Option<&str> {
         self.over_of(declared)?.pinned.as_deref()
     }
 

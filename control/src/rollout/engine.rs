@@ -136,8 +136,12 @@ impl Rollout {
             self.enter(RolloutState::Failed, now, Some(format!("no instance became ready: {why}")));
             return Some(Event::Failed);
         }
-        let next = self.next(rules);
-        let need = self.need(rules, seen, next.0);
+        let (share, every) = self.next(rules);
+        if spent < every {
+            self.reason = None;
+            return None;
+        }
+        let need = self.need(rules, seen, share);
         if seen.candidate.ready < need {
             self.reason = Some(match (&seen.start_failure, need) {
                 (Some(why), _) if !self.ready => format!("waits for a ready instance: {why}"),
@@ -148,11 +152,8 @@ impl Rollout {
         }
         self.reason = None;
         if self.step > 0 {
-            if spent < next.1 {
-                return None;
-            }
             let is_judged = self.is_judged(rules);
-            if !is_judged && spent < next.1.saturating_mul(OVERTIME) {
+            if !is_judged && spent < every.saturating_mul(OVERTIME) {
                 return None;
             }
             self.unjudged += u32::from(!is_judged);

@@ -18,14 +18,16 @@ mod evidence;
 mod judge;
 mod policy;
 mod sequential;
+pub mod simulate;
 mod steps;
 
-pub use engine::{Event, Seen, Side};
+pub use engine::{Event, Rules, Seen, Side};
 pub use evidence::{Evidence, Tally};
 pub use policy::{JudgePolicy, RolloutPolicy, Steps};
 
+pub use steps::Pace;
+
 use serde::{Deserialize, Serialize};
-use steps::Pace;
 
 /// A rollout from the settled revision to a newer one.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
