@@ -14,6 +14,7 @@ mod head;
 mod history;
 pub mod measure;
 mod responder;
+pub mod rollout;
 mod routing;
 mod snapshot;
 mod traces;

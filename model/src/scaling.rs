@@ -18,6 +18,8 @@ pub enum ScaleSource {
     Bound,
     /// Another revision needs this one.
     Need,
+    /// A rollout gives it traffic, or is about to.
+    Rollout,
 }
 
 impl ScaleSource {
@@ -30,6 +32,7 @@ impl ScaleSource {
             Self::Forecast => "forecast",
             Self::Bound => "bound",
             Self::Need => "need",
+            Self::Rollout => "rollout",
         }
     }
 }
@@ -47,6 +50,8 @@ pub struct ScaleWants {
     pub forecast: Option<u32>,
     /// At least this many, because another revision needs this one.
     pub need: Option<u32>,
+    /// The floor of a rollout: what it gives traffic to, or is about to.
+    pub rollout: Option<u32>,
     /// `minScale`.
     pub min_scale: u32,
     /// The ceiling in force: `maxScale`, or the least one of the active schedules. `None` is no limit.

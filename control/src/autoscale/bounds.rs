@@ -16,6 +16,8 @@ pub(crate) struct Bounds {
     pub(crate) schedule: ScheduleBounds,
     /// The floor of a forecast that is trusted.
     pub(crate) forecast: Option<u32>,
+    /// The floor of a rollout.
+    pub(crate) rollout: Option<u32>,
 }
 
 impl Bounds {
@@ -58,6 +60,7 @@ impl Bounds {
         if reachable {
             wants.schedule = self.schedule.floor;
             wants.forecast = self.forecast;
+            wants.rollout = self.rollout;
             wants.min_scale = policy.min_scale;
             wants.max_scale = self.ceiling(policy);
         }
@@ -68,6 +71,7 @@ impl Bounds {
         let others = [
             (self.schedule.floor, Limit::Schedule),
             (self.forecast, Limit::Forecast),
+            (self.rollout, Limit::Rollout),
         ];
         let mut greatest = (policy.min_scale, Limit::MinScale);
         for (floor, by) in others {
@@ -111,6 +115,7 @@ mod tests {
         Bounds {
             schedule: ScheduleBounds { floor, ceiling },
             forecast,
+            rollout: None,
         }
     }
 
@@ -166,6 +171,25 @@ mod tests {
             assert_eq!((applied.min_scale, applied.max_scale), want, "{bounds:?}");
             assert_eq!(bounds.named(Limit::MinScale, &policy), by, "{bounds:?}");
         }
+    }
+
+    #[test]
+    fn a_rollout_is_a_floor_like_others() {
+        let policy = policy(1, Some(5));
+        let raised = Bounds {
+            rollout: Some(4),
+            ..bounds(Some(2), None, None)
+        };
+        assert_eq!(
+            raised.apply(&policy, true).map(|policy| policy.min_scale),
+            Some(4)
+        );
+        assert_eq!(raised.named(Limit::MinScale, &policy), Limit::Rollout);
+        let above = Bounds {
+            rollout: Some(9),
+            ..Bounds::default()
+        };
+        assert_eq!(above.apply(&policy, true).map(|policy| policy.min_scale), Some(5));
     }
 
     #[test]

@@ -103,6 +103,8 @@ pub enum Limit {
     Forecast,
     /// Another revision needs this one.
     Need,
+    /// The floor of a rollout.
+    Rollout,
     /// The service is paused.
     Paused,
 }
@@ -114,6 +116,7 @@ impl ScaleDecision {
             (Some(Limit::Schedule | Limit::ScheduleCeiling), _) => ScaleSource::Schedule,
             (Some(Limit::Forecast), _) => ScaleSource::Forecast,
             (Some(Limit::Need), _) => ScaleSource::Need,
+            (Some(Limit::Rollout), _) => ScaleSource::Rollout,
             (
                 Some(
                     Limit::MinScale
@@ -143,9 +146,10 @@ impl fmt::Display for ScaleDecision {
             schedule,
             forecast,
             need,
+            rollout,
             ..
         } = self.wants;
-        if schedule.or(forecast).or(need).is_some() {
+        if schedule.or(forecast).or(need).or(rollout).is_some() {
             write!(f, "; wanted:")?;
             for (n, (name, wanted)) in wanted(&self.wants).enumerate() {
                 write!(f, "{} {name} {wanted}", if n == 0 { "" } else { "," })?;
@@ -164,6 +168,7 @@ fn wanted(wants: &ScaleWants) -> impl Iterator<Item = (&'static str, u32)> {
         floor(ScaleSource::Schedule, wants.schedule),
         floor(ScaleSource::Forecast, wants.forecast),
         floor(ScaleSource::Need, wants.need),
+        floor(ScaleSource::Rollout, wants.rollout),
         (wants.min_scale > 0).then_some(("minScale", wants.min_scale)),
     ]
     .into_iter()
@@ -227,6 +232,7 @@ impl fmt::Display for Limit {
             Self::ScheduleCeiling => "limited by a schedule",
             Self::Forecast => "raised by the forecast",
             Self::Need => "another revision needs it",
+            Self::Rollout => "raised for a rollout",
             Self::Paused => "the service is paused",
         })
     }
@@ -305,6 +311,7 @@ mod tests {
             (panic, Some(Limit::MaxScale), ScaleSource::Bound),
             (load, Some(Limit::Forecast), ScaleSource::Forecast),
             (Reason::New, Some(Limit::Need), ScaleSource::Need),
+            (Reason::New, Some(Limit::Rollout), ScaleSource::Rollout),
         ] {
             assert_eq!(decision(reason, limit).source(), want, "{reason:?} {limit:?}");
         }

@@ -7,6 +7,7 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use sluice_model::{Load, ObservedScaling, ScalingStatus};
 
+use super::bounds::Bounds;
 use super::foresight::{Foresight, Judgement, Second};
 use super::reason::ScaleDecision;
 use super::tracker::Tracker;
@@ -22,6 +23,8 @@ pub(crate) struct RevisionAutoscaler {
     plan: Arc<RevisionPlan>,
     tracker: Tracker,
     foresight: Option<Box<Foresight>>,
+    /// The floor of a rollout.
+    rollout: Option<u32>,
     /// In observe mode.
     fleet: Option<Box<VirtualFleet>>,
     /// Whether what an earlier process learned was looked for.
@@ -69,6 +72,7 @@ impl RevisionAutoscaler {
                 None => Tracker::new(&plan, load, now),
             },
             foresight: Foresight::new(&plan, now).map(Box::new),
+            rollout: None,
             fleet,
             is_restored: false,
             start: load.typical_start,
@@ -152,6 +156,16 @@ impl RevisionAutoscaler {
         self.look(wall);
     }
 
+    /// Sets the floor of a rollout, for the decisions from now on. Returns whether it is another one.
+    pub(crate) fn set_rollout_floor(&mut self, floor: Option<u32>, wall: u64) -> bool {
+        if self.rollout == floor {
+            return false;
+        }
+        self.rollout = floor;
+        self.look(wall);
+        true
+    }
+
     /// Adds a sample of the data plane, which covers the time since the previous one.
     pub(crate) fn sample(&mut self, mut load: Load, now: Duration) {
         let elapsed = now.saturating_sub(self.sampled_at).as_secs_f64();
@@ -206,7 +220,10 @@ impl RevisionAutoscaler {
             };
             let (bounds, judged) = foresight.second(&self.plan, &second);
             judgement = judged;
-            self.tracker.set_bounds(bounds);
+            self.tracker.set_bounds(Bounds {
+                rollout: self.rollout,
+                ..bounds
+            });
         }
         let decision = self.tracker.tick(&self.plan, now);
         Tick {
@@ -261,7 +278,10 @@ impl RevisionAutoscaler {
             .foresight
             .as_mut()
             .map(|foresight| foresight.look(&self.plan.policy, wall, self.start));
-        self.tracker.set_bounds(bounds.unwrap_or_default());
+        self.tracker.set_bounds(Bounds {
+            rollout: self.rollout,
+            ..bounds.unwrap_or_default()
+        });
     }
 
     /// In observe mode carries the decision out on the virtual instances.

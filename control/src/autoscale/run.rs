@@ -69,6 +69,8 @@ type Statuses = Arc<Mutex<BTreeMap<RevisionId, Arc<Mutex<ScalingStatus>>>>>;
 struct Pending {
     plans: Mutex<BTreeMap<RevisionId, Option<Arc<RevisionPlan>>>>,
     revisions: Mutex<BTreeSet<RevisionId>>,
+    /// Floors of rollouts that changed.
+    floors: Mutex<BTreeMap<RevisionId, Option<u32>>>,
     /// Who waits for everything learned to be queued for the disk.
     saves: Mutex<Vec<oneshot::Sender<()>>>,
     changed: Notify,
@@ -87,6 +89,13 @@ impl AutoscaleHandle {
     /// whose desired number is above zero.
     pub fn activate(&self, revision: &RevisionId) {
         self.pending.revisions.lock().insert(revision.clone());
+        self.pending.changed.notify_one();
+    }
+
+    /// Sets the least number of instances that a rollout needs of a revision, until the next call; `None` is no floor. Ignored for a
+    /// revision without a plan: who needs the floor repeats it.
+    pub fn set_rollout_floor(&self, revision: &RevisionId, floor: Option<u32>) {
+        self.pending.floors.lock().insert(revision.clone(), floor);
         self.pending.changed.notify_one();
     }
 
@@ -271,6 +280,18 @@ impl AutoscaleLoop {
             // A revision without a plan yet is found waiting by a later sample.
             if let Ok(at) = self.watched.binary_search_by(|w| w.id.cmp(&id)) {
                 let decision = self.watched[at].autoscaler.activate(now);
+                self.apply(at, decision);
+            }
+        }
+        let floors = std::mem::take(&mut *self.pending.floors.lock());
+        for (id, floor) in floors {
+            let Ok(at) = self.watched.binary_search_by(|watched| watched.id.cmp(&id)) else {
+                continue;
+            };
+            let wall = self.wall();
+            if self.watched[at].autoscaler.set_rollout_floor(floor, wall) {
+                let decision = self.watched[at].autoscaler.decide_now(now);
+                self.watched[at].autoscaler.show();
                 self.apply(at, decision);
             }
         }

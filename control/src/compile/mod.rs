@@ -486,12 +486,13 @@ fn build(
 fn declared(service: &ServiceDraft, targets: &targets::ServiceTargets) -> Option<Arc<Declared>> {
     let mut all = targets.routes.iter().flatten().chain(&targets.own);
     let has_choice = service.revisions.len() > 1 && all.any(|target| target.is_latest);
-    if !has_choice {
+    // With one revision a rollout remembers which one had all there is, for the next one.
+    if !has_choice && service.rollout.is_none() {
         return None;
     }
     Some(Arc::new(Declared {
         made: None,
-        rollout: None,
+        rollout: service.rollout.clone(),
         own: targets.own.clone(),
         routes: targets.routes.clone(),
     }))

@@ -20,6 +20,7 @@ mod names;
 mod no_wake;
 mod process;
 mod revision;
+mod rollout;
 mod schedules;
 mod schema;
 mod service;

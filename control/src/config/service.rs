@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use sluice_config_shape::{
     Choice, Flag, List, Located, NodeRef, Object, Record, Table, Verbatim, WithLocation,
@@ -15,7 +16,9 @@ use super::cold::{COLD, ColdDraft};
 use super::names::{AUTHORITY, COOKIE_NAME, HEADER_NAME, HOST_PATTERN, LABEL, METHOD, URL_PATH, header_name};
 use super::no_wake::NO_WAKE;
 use super::revision::{BACKENDS, REVISION, RevisionDraft, SET, revision_keys};
-use super::traffic::{Traffic, TrafficShape};
+use super::rollout::ROLLOUT;
+use super::traffic::{TargetRevision, Traffic, TrafficShape};
+use crate::rollout::RolloutPolicy;
 
 /// The visibility of a service, and of a listener.
 pub(super) const VISIBILITY: Choice<Visibility> = Choice(&[
@@ -38,6 +41,8 @@ pub(crate) struct ServiceDraft {
     pub(crate) sticky: Option<Sticky>,
     pub(crate) cold: Option<ColdDraft>,
     pub(crate) no_wake: Option<NoWake>,
+    /// How traffic moves to a new latest revision; `None`: at once.
+    pub(crate) rollout: Option<Arc<RolloutPolicy>>,
     pub(crate) routes: Vec<RouteDraft>,
     pub(crate) revisions: Vec<RevisionDraft>,
     /// Every revision has its name, so that a target with an unknown name is an error of its own.
@@ -113,6 +118,11 @@ fn service(o: &mut Object<'_>) -> Option<ServiceDraft> {
         "Requests that start nothing and count as no activity; any entry has to match. At zero they get 503, reason dormant.",
         NO_WAKE,
     );
+    let rollout = o.optional(
+        "rollout",
+        "How traffic moves to a new latest revision. Default: at once.",
+        WithLocation(ROLLOUT),
+    );
     let routes = o.optional(
         "routes",
         "The first match wins; the service's own traffic is the last resort.",
@@ -144,6 +154,20 @@ fn service(o: &mut Object<'_>) -> Option<ServiceDraft> {
         }
     };
     check_repeated_hosts(o, hosts.as_deref().unwrap_or_default());
+    if let (Some(rollout), Some(traffic)) = (&rollout, &traffic)
+        && !routes
+            .iter()
+            .flatten()
+            .any(|route| route.traffic.as_ref().is_some_and(follows_latest))
+        && !follows_latest(traffic)
+    {
+        let diagnostic = rollout
+            .node
+            .whole()
+            .error("no share follows the latest revision: there is nothing to roll out");
+        let hint = "give a target latestRevision: true in place of revisionName";
+        o.cx.report(diagnostic.hint(hint).warning());
+    }
     let shorthand = !o.has("revisions");
     let all_named = if shorthand {
         !revisions.is_empty()
@@ -167,9 +191,19 @@ fn service(o: &mut Object<'_>) -> Option<ServiceDraft> {
         sticky: sticky.flatten(),
         cold,
         no_wake,
+        rollout: rollout.and_then(|rollout| rollout.value),
         routes: routes.unwrap_or_default(),
         revisions,
     })
+}
+
+/// Whether some share follows the latest revision.
+fn follows_latest(traffic: &Traffic) -> bool {
+    let mut targets = traffic
+        .targets
+        .iter()
+        .filter(|target| target.percent.hundredths() > 0);
+    targets.any(|target| !matches!(target.revision, TargetRevision::Named { .. }))
 }
 
 /// Whether every element of `revisions` became a draft.

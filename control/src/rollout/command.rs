@@ -47,7 +47,11 @@ pub fn promote(release: &Release, now: u64) -> Result<ServiceHistory, EditError>
         },
     };
     rollout.ready = true;
-    rollout.enter(RolloutState::Completed, now, Some("promoted by command".to_owned()));
+    rollout.enter(
+        RolloutState::Completed,
+        now,
+        Some("promoted by command".to_owned()),
+    );
     let mut history = with(release, rollout);
     history.settled = history.rollout.as_ref().map(|rollout| rollout.candidate.clone());
     Ok(history)

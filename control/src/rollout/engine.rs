@@ -59,8 +59,14 @@ pub(crate) fn wanted(release: &Release) -> Option<&str> {
     let latest = release.revisions.last()?.name();
     let history = &release.history;
     let is_gated = release.is_manifest || release.policy.is_some();
-    let is_new = history.settled.as_deref().is_some_and(|settled| settled != latest);
-    let is_known = history.rollout.as_ref().is_some_and(|rollout| rollout.candidate == latest);
+    let is_new = history
+        .settled
+        .as_deref()
+        .is_some_and(|settled| settled != latest);
+    let is_known = history
+        .rollout
+        .as_ref()
+        .is_some_and(|rollout| rollout.candidate == latest);
     (is_gated && is_new && !is_known && history.pinned(release.digest).is_none()).then_some(latest)
 }
 
@@ -133,7 +139,11 @@ impl Rollout {
         if let (false, Some(why)) = (self.ready, &seen.start_failure)
             && spent >= DEADLINE
         {
-            self.enter(RolloutState::Failed, now, Some(format!("no instance became ready: {why}")));
+            self.enter(
+                RolloutState::Failed,
+                now,
+                Some(format!("no instance became ready: {why}")),
+            );
             return Some(Event::Failed);
         }
         let (share, every) = self.next(rules);
@@ -193,7 +203,9 @@ impl Rollout {
 
     /// Ready instances of the candidate that a share needs.
     fn need(&self, rules: Rules<'_>, seen: &Seen, share: u32) -> u32 {
-        let Some(policy) = rules.policy.filter(|_| rules.of > 0) else { return 1 };
+        let Some(policy) = rules.policy.filter(|_| rules.of > 0) else {
+            return 1;
+        };
         let base = f64::from(seen.base.ready);
         let left = f64::from(WHOLE.saturating_sub(self.share)) / f64::from(WHOLE);
         // What the base has now serves what is left to it. After a step it has more than that for a while, so there were never
@@ -202,7 +214,11 @@ impl Rollout {
         let all = all.min(f64::from(self.fleet)).max(base);
         let part = f64::from(share) / f64::from(WHOLE);
         let need = (all * part * policy.min_ready - 1e-6).ceil().max(1.0);
-        #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "at least 1; saturates")]
+        #[expect(
+            clippy::cast_possible_truncation,
+            clippy::cast_sign_loss,
+            reason = "at least 1; saturates"
+        )]
         let need = need as u32;
         need.min(seen.candidate.most.unwrap_or(u32::MAX)).max(1)
     }

@@ -63,7 +63,10 @@ fn shares_grow_when_instances_are_ready_and_time_has_passed() {
     assert_eq!(rollout.share, 0);
     let two = seen(side(10, 0, 2), side(40, 0, 10));
     assert_eq!(rollout.tick(rules, &two, SECOND, 4), Some(Event::Step));
-    assert_eq!((rollout.share, rollout.step, rollout.reason.clone()), (2_000, 1, None));
+    assert_eq!(
+        (rollout.share, rollout.step, rollout.reason.clone()),
+        (2_000, 1, None)
+    );
 
     assert_eq!(rollout.floor(rules, &two), 2, "what it serves");
     for _ in 0..5 {
@@ -78,7 +81,10 @@ fn shares_grow_when_instances_are_ready_and_time_has_passed() {
     assert_eq!(rollout.reason.as_deref(), Some("waits for 10 ready instances"));
     let ten = seen(side(25, 0, 10), side(25, 0, 5));
     assert_eq!(until_event(&mut rollout, rules, &ten), (1, Event::Completed));
-    assert_eq!((rollout.state, rollout.share, rollout.unjudged, rollout.since), (RolloutState::Completed, WHOLE, 0, 7));
+    assert_eq!(
+        (rollout.state, rollout.share, rollout.unjudged, rollout.since),
+        (RolloutState::Completed, WHOLE, 0, 7)
+    );
     assert_eq!(rollout.tick(rules, &ten, SECOND, 9), None, "it is over");
 }
 
@@ -89,12 +95,18 @@ fn a_candidate_that_fails_goes_back_at_once_with_the_reason() {
     let mut rollout = Rollout::new("v2", 0);
     let ready = seen(side(10, 2, 4), side(40, 0, 4));
     assert_eq!(rollout.tick(rules, &ready, SECOND, 1), Some(Event::Step));
-    assert_eq!(rollout.evidence.candidate.requests, 0, "requests by tag before the first share");
+    assert_eq!(
+        rollout.evidence.candidate.requests, 0,
+        "requests by tag before the first share"
+    );
     let (seconds, event) = until_event(&mut rollout, rules, &ready);
     assert!(seconds < 8 && event == Event::Failed, "{seconds} {event:?}");
     assert_eq!((rollout.state, rollout.share), (RolloutState::Failed, 0));
     let reason = rollout.reason.clone().unwrap_or_default();
-    assert!(reason.contains("(20.0 %)") && reason.contains("of v1 over the same time"), "{reason}");
+    assert!(
+        reason.contains("(20.0 %)") && reason.contains("of v1 over the same time"),
+        "{reason}"
+    );
     assert_eq!(rollout.tick(rules, &ready, SECOND, 9), None, "it stays so");
 }
 
@@ -110,9 +122,15 @@ fn a_slow_candidate_goes_back_with_the_reason() {
     let slow = seen(with(50_000, side(10, 0, 4)), with(10_000, side(40, 0, 4)));
     assert_eq!(rollout.tick(rules, &slow, SECOND, 1), Some(Event::Step));
     let (seconds, event) = until_event(&mut rollout, rules, &slow);
-    assert!((5..10).contains(&seconds) && event == Event::Failed, "{seconds} {event:?}: {rollout:?}");
+    assert!(
+        (5..10).contains(&seconds) && event == Event::Failed,
+        "{seconds} {event:?}: {rollout:?}"
+    );
     let reason = rollout.reason.clone().unwrap_or_default();
-    assert!(reason.contains("took longer than 15 ms, 1.5 times the"), "{reason}");
+    assert!(
+        reason.contains("took longer than 15 ms, 1.5 times the"),
+        "{reason}"
+    );
 }
 
 #[test]
@@ -123,10 +141,17 @@ fn a_step_that_looks_bad_is_held_and_ends_in_the_end() {
     let good = seen(side(10, 0, 4), side(40, 0, 4));
     assert_eq!(rollout.tick(rules, &good, SECOND, 1), Some(Event::Step));
     // Two of 150: above the limit of 1 %, and no proof.
-    assert_eq!(rollout.tick(rules, &seen(side(50, 2, 4), side(50, 0, 4)), SECOND, 2), None);
+    assert_eq!(
+        rollout.tick(rules, &seen(side(50, 2, 4), side(50, 0, 4)), SECOND, 2),
+        None
+    );
     let idle = seen(side(0, 0, 4), side(0, 0, 4));
     let (seconds, event) = until_event(&mut rollout, rules, &idle);
-    assert_eq!((seconds, event, rollout.unjudged), (99, Event::Step, 1), "ten times ten seconds");
+    assert_eq!(
+        (seconds, event, rollout.unjudged),
+        (99, Event::Step, 1),
+        "ten times ten seconds"
+    );
     // Good answers make it clear.
     let (seconds, event) = until_event(&mut rollout, rules, &seen(side(25, 0, 4), side(25, 0, 4)));
     assert_eq!((seconds, event, rollout.unjudged), (10, Event::Completed, 1));
@@ -159,9 +184,15 @@ fn a_candidate_that_cannot_start_fails_after_ten_minutes() {
         ..seen(side(0, 0, 0), side(50, 0, 1))
     };
     assert_eq!(rollout.tick(rules, &broken, SECOND, 1), Some(Event::Waits));
-    assert_eq!(rollout.reason.as_deref(), Some("waits for a ready instance: exit status 1"));
+    assert_eq!(
+        rollout.reason.as_deref(),
+        Some("waits for a ready instance: exit status 1")
+    );
     assert_eq!(until_event(&mut rollout, rules, &broken), (599, Event::Failed));
-    assert_eq!(rollout.reason.as_deref(), Some("no instance became ready: exit status 1"));
+    assert_eq!(
+        rollout.reason.as_deref(),
+        Some("no instance became ready: exit status 1")
+    );
 }
 
 #[test]
@@ -172,7 +203,10 @@ fn without_rules_traffic_moves_when_it_was_ready() {
         of: WHOLE,
     };
     let mut rollout = Rollout::new("v2", 0);
-    assert_eq!(rollout.tick(rules, &seen(side(0, 0, 0), side(1, 0, 9)), SECOND, 1), Some(Event::Waits));
+    assert_eq!(
+        rollout.tick(rules, &seen(side(0, 0, 0), side(1, 0, 9)), SECOND, 1),
+        Some(Event::Waits)
+    );
     assert_eq!(rollout.floor(rules, &Seen::default()), 1);
     let event = rollout.tick(rules, &seen(side(0, 0, 1), side(1, 0, 9)), SECOND, 2);
     assert_eq!((event, rollout.ready), (Some(Event::Completed), true));
@@ -199,7 +233,12 @@ fn knatives_steps_go_by_the_time_that_a_start_took() {
     let policy = RolloutPolicy::of_duration(Duration::from_secs(120));
     let rules = rules(&policy);
     let mut rollout = Rollout::new("v2", 0);
-    rollout.tick(rules, &seen(side(0, 0, 0), side(9, 0, 1)), Duration::from_millis(2_400), 1);
+    rollout.tick(
+        rules,
+        &seen(side(0, 0, 0), side(9, 0, 1)),
+        Duration::from_millis(2_400),
+        1,
+    );
     let ready = seen(side(0, 0, 1), side(9, 0, 1));
     assert_eq!(rollout.tick(rules, &ready, Duration::ZERO, 2), Some(Event::Step));
     let mut shares = vec![rollout.share];

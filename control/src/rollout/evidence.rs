@@ -42,7 +42,10 @@ impl Tally {
     }
 
     /// The part of the hits; 0 without a request.
-    #[expect(clippy::cast_precision_loss, reason = "for people, and for comparisons with a limit")]
+    #[expect(
+        clippy::cast_precision_loss,
+        reason = "for people, and for comparisons with a limit"
+    )]
     pub fn rate(self) -> f64 {
         if self.requests == 0 {
             return 0.0;
@@ -176,7 +179,10 @@ impl Evidence {
         if let Some(candidate) = candidate {
             self.in_step = self.in_step.saturating_add(candidate.requests);
             self.candidate.add(candidate.requests, candidate.failures);
-            self.block.errors.candidate.add(candidate.requests, candidate.failures);
+            self.block
+                .errors
+                .candidate
+                .add(candidate.requests, candidate.failures);
             for slow in &mut self.block.slow {
                 let (all, above) = above(&candidate.latency, slow.candidate);
                 slow.pair.candidate.add(all, above);
@@ -365,7 +371,10 @@ mod tests {
                 let base = latency_bucket(micros);
                 let bound = latency_bound(scaled(base, ratio)) as f64;
                 let least = latency_bound(base) as f64 * ratio;
-                assert!(bound >= least && bound <= least * 1.15, "{micros} × {ratio}: {bound}");
+                assert!(
+                    bound >= least && bound <= least * 1.15,
+                    "{micros} × {ratio}: {bound}"
+                );
             }
         }
     }
@@ -375,7 +384,11 @@ mod tests {
         let policy = JudgePolicy::default();
         let mut evidence = Evidence::default();
         for n in 0..1_000_u64 {
-            evidence.add(Some(&side(5, 1, 1 << (n % 40))), &side(5, 0, n * n * 1_000), &policy);
+            evidence.add(
+                Some(&side(5, 1, 1 << (n % 40))),
+                &side(5, 0, n * n * 1_000),
+                &policy,
+            );
         }
         let document = serde_json::to_vec(&evidence).unwrap();
         assert!(document.len() < 8_000, "{}", document.len());

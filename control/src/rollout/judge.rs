@@ -71,7 +71,11 @@ fn of_latency(evidence: &Evidence, policy: &JudgePolicy, base: &str) -> String {
          that percentile over the same time",
         slow.candidate.rate() * 100.0,
         slow.candidate.requests,
-        if bound < 10.0 { format!("{bound:.1}") } else { format!("{bound:.0}") },
+        if bound < 10.0 {
+            format!("{bound:.1}")
+        } else {
+            format!("{bound:.0}")
+        },
         policy.max_latency_ratio,
         quantile * 100.0,
         slow.base.rate() * 100.0,

@@ -17,6 +17,7 @@ pub mod engine;
 mod evidence;
 mod judge;
 mod policy;
+pub mod run;
 mod sequential;
 pub mod simulate;
 mod steps;
@@ -24,6 +25,7 @@ mod steps;
 pub use engine::{Event, Rules, Seen, Side};
 pub use evidence::{Evidence, Tally};
 pub use policy::{JudgePolicy, RolloutPolicy, Steps};
+pub use run::{RolloutStatuses, RolloutTask, Surroundings};
 
 pub use steps::Pace;
 

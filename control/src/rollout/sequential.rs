@@ -118,7 +118,10 @@ mod tests {
                         for part in [0.0, 0.5, 0.9, 1.0] {
                             let p = f64::min(factor * q * part, 1.0);
                             let e = expectation(n, m, p, q, alternative, base, factor);
-                            assert!(e <= 1.0 + 1e-9, "{e}: {n} {m} {p} {q} {alternative} {base} {factor}");
+                            assert!(
+                                e <= 1.0 + 1e-9,
+                                "{e}: {n} {m} {p} {q} {alternative} {base} {factor}"
+                            );
                         }
                     }
                 }

@@ -52,7 +52,10 @@ fn false_alarms(runs: u64) {
         scenarios.push((format!("errors at the boundary, base {errors}, every 60 s"), long));
     }
     for spread in [0.2, 0.7, 1.5] {
-        scenarios.push((format!("latency at the boundary, spread {spread}"), latency(1.5, spread)));
+        scenarios.push((
+            format!("latency at the boundary, spread {spread}"),
+            latency(1.5, spread),
+        ));
         scenarios.push((format!("the same latency, spread {spread}"), latency(1.0, spread)));
     }
     for (name, scenario) in scenarios {
@@ -60,7 +63,11 @@ fn false_alarms(runs: u64) {
         let alarms = share(&play_all(&scenario, runs), |course| course.failed);
         println!("{name}: {:.2} % of {runs}", alarms * 100.0);
         #[expect(clippy::cast_precision_loss, reason = "some thousands")]
-        let chance = if runs < 10_000 { 3.7 * (stated / runs as f64).sqrt() } else { 0.3 * stated };
+        let chance = if runs < 10_000 {
+            3.7 * (stated / runs as f64).sqrt()
+        } else {
+            0.3 * stated
+        };
         assert!(alarms <= stated + chance, "{name}: {alarms}");
     }
 }
@@ -103,10 +110,18 @@ fn failures_are_found_in_time_in_ten_thousand_seeds() {
 #[test]
 fn a_good_candidate_is_through_after_its_steps() {
     let courses = play_all(&same(0.0), 200);
-    let quick = share(&courses, |course| !course.failed && course.seconds <= 21 && course.unjudged == 0);
+    let quick = share(&courses, |course| {
+        !course.failed && course.seconds <= 21 && course.unjudged == 0
+    });
     assert!(quick > 0.99, "{quick}");
-    assert!(courses.iter().all(|course| !course.cold), "every step has its instances");
-    assert!(courses.iter().all(|course| course.peak <= 2.0), "never more than what all of the traffic needs on top");
+    assert!(
+        courses.iter().all(|course| !course.cold),
+        "every step has its instances"
+    );
+    assert!(
+        courses.iter().all(|course| course.peak <= 2.0),
+        "never more than what all of the traffic needs on top"
+    );
 }
 
 #[test]
@@ -131,5 +146,11 @@ fn steps_without_enough_requests_end_unjudged() {
         ..Scenario::default()
     };
     let courses = play_all(&quiet, 50);
-    assert!(courses.iter().all(|course| course.unjudged == 2 && course.seconds == 200), "{:?}", courses[0]);
+    assert!(
+        courses
+            .iter()
+            .all(|course| course.unjudged == 2 && course.seconds == 200),
+        "{:?}",
+        courses[0]
+    );
 }

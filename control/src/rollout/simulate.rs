@@ -107,7 +107,8 @@ impl Scenario {
             fleet.want(rollout.floor(rules, &seen), now + self.start.as_secs());
             let have = f64::from(seen.candidate.ready);
             let base = f64::from(self.instances);
-            course.cold |= rollout.share > before && have + 1e-6 < base * f64::from(rollout.share) / f64::from(WHOLE);
+            course.cold |=
+                rollout.share > before && have + 1e-6 < base * f64::from(rollout.share) / f64::from(WHOLE);
             course.peak = course.peak.max(1.0 + have / base);
             if !rollout.state.is_open() {
                 break;
@@ -185,9 +186,19 @@ pub fn play_all(scenario: &Scenario, runs: u64) -> Vec<Course> {
     let threads = std::thread::available_parallelism().map_or(1, |n| n.get() as u64);
     let parts = std::thread::scope(|scope| {
         let workers: Vec<_> = (0..threads)
-            .map(|nth| scope.spawn(move || -> Vec<Course> { (nth..runs).step_by(threads as usize).map(|seed| scenario.play(seed)).collect() }))
+            .map(|nth| {
+                scope.spawn(move || -> Vec<Course> {
+                    (nth..runs)
+                        .step_by(threads as usize)
+                        .map(|seed| scenario.play(seed))
+                        .collect()
+                })
+            })
             .collect();
-        let parts: Vec<Vec<Course>> = workers.into_iter().filter_map(|worker| worker.join().ok()).collect();
+        let parts: Vec<Vec<Course>> = workers
+            .into_iter()
+            .filter_map(|worker| worker.join().ok())
+            .collect();
         parts
     });
     parts.into_iter().flatten().collect()

@@ -37,7 +37,9 @@ pub(super) fn next(rollout: &Rollout, steps: &Steps, of: u32) -> Next {
             }
         }
         Steps::Within(duration) => {
-            let pace = rollout.pace.unwrap_or_else(|| pace(*duration, Duration::ZERO, of));
+            let pace = rollout
+                .pace
+                .unwrap_or_else(|| pace(*duration, Duration::ZERO, of));
             let percents = match rollout.step.checked_sub(1) {
                 None => 1,
                 Some(taken) => pace.size.saturating_mul(taken + 1).saturating_add(1),
@@ -73,7 +75,11 @@ mod tests {
     use super::*;
 
     fn pace_of(start: f64, percent: u32) -> (u32, u64) {
-        let pace = pace(Duration::from_secs(120), Duration::from_secs_f64(start), percent * 100);
+        let pace = pace(
+            Duration::from_secs(120),
+            Duration::from_secs_f64(start),
+            percent * 100,
+        );
         (pace.size, pace.nanos)
     }
 
@@ -113,7 +119,10 @@ mod tests {
         // Of a target with 50 %, one percent of the traffic is two of its share.
         let known = pace(duration, Duration::from_secs_f64(2.4), 5_000);
         let all = shares(&steps, Some(known), 5_000);
-        assert_eq!((all[0], all[1], all.last(), all.len()), (200, 400, Some(&WHOLE), 50));
+        assert_eq!(
+            (all[0], all[1], all.last(), all.len()),
+            (200, 400, Some(&WHOLE), 50)
+        );
         // A target with 1 % switches at once.
         assert_eq!(shares(&steps, None, 100), [WHOLE]);
     }
@@ -131,7 +140,11 @@ mod tests {
         };
         assert_eq!(shares(&nothing, None, WHOLE), [WHOLE]);
         let mut rollout = Rollout::new("b", 0);
-        assert_eq!(next(&rollout, &steps, WHOLE).every, Duration::ZERO, "the first one waits for the gate alone");
+        assert_eq!(
+            next(&rollout, &steps, WHOLE).every,
+            Duration::ZERO,
+            "the first one waits for the gate alone"
+        );
         rollout.step = 1;
         assert_eq!(next(&rollout, &steps, WHOLE).every, Duration::from_secs(10));
     }

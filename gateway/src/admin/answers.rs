@@ -177,6 +177,7 @@ fn metrics(state: &dyn AdminState) -> String {
         loads,
         tables: state.tables(),
         certificates: state.certificates(),
+        rollouts: state.rollouts(),
         stats: state.stats_connection(),
     })
 }

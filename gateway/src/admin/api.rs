@@ -289,6 +289,7 @@ fn scaling(scaling: &ScalingStatus) -> Value {
             "schedule": wants.schedule,
             "forecast": wants.forecast,
             "need": wants.need,
+            "rollout": wants.rollout,
             "minScale": wants.min_scale,
             "maxScale": wants.max_scale,
         },

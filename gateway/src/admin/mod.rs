@@ -46,7 +46,8 @@ use serde_json::Value;
 use sluice_model::{AdminAddress, Generation, RevisionId, ScalingStatus, StatusSource};
 
 use crate::observe::{
-    Decision, EndpointLoad, ListenerCertificates, Metrics, PresentRequests, RevisionLoad, StatsConnection,
+    Decision, EndpointLoad, ListenerCertificates, Metrics, PresentRequests, RevisionLoad, RolloutGauges,
+    StatsConnection,
 };
 use crate::registry::Snapshot;
 
@@ -116,6 +117,11 @@ pub trait AdminState: Send + Sync + 'static {
     /// The connection for statistics to a cluster's autoscaler; `None` where none was tried.
     fn stats_connection(&self) -> Option<StatsConnection> {
         None
+    }
+
+    /// Rollouts, for metrics.
+    fn rollouts(&self) -> RolloutGauges {
+        RolloutGauges::default()
     }
 
     /// The control plane's status by revision.

@@ -27,7 +27,8 @@ pub use log_writer::{LogSink, LogWriter};
 pub use logging::{LogFormat, LoggingError, init_logging};
 pub use metrics::{
     ActivationResult, EndpointCondition, EndpointLoad, ListenerCertificates, LiveGauges, Metrics,
-    PresentRequests, ReloadResult, RevisionLoad, RevisionMetrics, ServiceMetrics, StatsConnection,
+    PresentRequests, ReloadResult, RevisionLoad, RevisionMetrics, RolloutGauges, ServiceMetrics,
+    StatsConnection,
 };
 pub use phases::{Milestones, Phases};
 pub use reason::{GrpcStatus, Reason};

@@ -14,12 +14,13 @@ use sluice_control::autoscale::{AutoscaleHandle, DesiredSink};
 use sluice_control::config::{Diagnostic, Severity};
 use sluice_control::plan::{AutoscalePolicy, Plan, PlanDelta, RevisionPlan, ScalerSpec, ScalingMode};
 use sluice_control::release::HistoryHandle;
+use sluice_control::rollout::RolloutStatuses;
 use sluice_control::scale::ScaleHandle;
 use sluice_gateway::admin::{AdminState, BoundAddresses, UpgradeError, Upgraded, redacted};
 use sluice_gateway::edge::{Drain, Edge};
 use sluice_gateway::observe::{
     Decision, EndpointCondition, EndpointLoad, ListenerCertificates, Metrics, PresentRequests,
-    RecentDecisions, RevisionLoad, StatsConnection, wall_clock,
+    RecentDecisions, RevisionLoad, RolloutGauges, StatsConnection, wall_clock,
 };
 use sluice_gateway::registry::{LiveRevision, Registry, Snapshot};
 use sluice_gateway::throttle::{EndpointPhase, EndpointView};
@@ -54,6 +55,8 @@ pub(super) struct GatewayState {
     pub(super) synced: Arc<AtomicBool>,
     /// The statistics for a cluster's autoscaler.
     pub(super) stats: Option<StatsHandle>,
+    /// What rollouts did.
+    pub(super) rollouts: RolloutStatuses,
     /// The releases of services, and changes of them by command.
     #[expect(dead_code, reason = "commands are about to use it")]
     pub(super) histories: HistoryHandle,
@@ -222,6 +225,13 @@ impl AdminState for GatewayState {
     fn stats_connection(&self) -> Option<StatsConnection> {
         let (reachable, errors) = self.stats.as_ref()?.connection()?;
         Some(StatsConnection { reachable, errors })
+    }
+
+    fn rollouts(&self) -> RolloutGauges {
+        RolloutGauges {
+            steps: self.rollouts.steps(),
+            ended: self.rollouts.ended(),
+        }
     }
 
     fn endpoints(&self, revision: &RevisionId) -> Vec<EndpointLoad> {

@@ -10,6 +10,7 @@ mod applier;
 mod build;
 pub(crate) mod check;
 mod cluster;
+mod outcomes;
 pub(crate) mod run;
 mod shutdown;
 mod signals;

@@ -13,6 +13,7 @@ use parking_lot::Mutex;
 use serde_json::Value;
 use sluice_control::autoscale::{Outside, autoscaler};
 use sluice_control::release::{HistoryHandle, Recorder};
+use sluice_control::rollout::{RolloutTask, Surroundings};
 use sluice_control::scale::ScaleOptions;
 use sluice_gateway::admin::{AdminServer, graceful_shutdown};
 use sluice_gateway::cli::RunArgs;
@@ -25,6 +26,7 @@ use super::admin_state::{GatewayState, Plans, RecordedDecisions};
 use super::applier::Applier;
 use super::build::{Built, build};
 use super::cluster;
+use super::outcomes::CountedOutcomes;
 use super::shutdown::Running;
 use super::signals::Signals;
 use super::startup_error::StartupError;
@@ -215,6 +217,17 @@ fn serve(
     let _ = demand.autoscale.set(autoscale.clone());
     let decisions = control.spawn(decisions.run()).abort_handle();
 
+    let (task, rollouts) = RolloutTask::new(Surroundings {
+        histories: histories.clone(),
+        outcomes: Arc::new(CountedOutcomes {
+            registry: Arc::clone(&registry),
+            metrics: metrics.clone(),
+        }),
+        autoscale: autoscale.clone(),
+        status: Arc::new(scale.clone()),
+        wall: Box::new(wall),
+    });
+
     let plans = Arc::new(Plans::default());
     let diagnostics = Arc::new(Mutex::new(Value::Null));
     let (upgrades, upgrade_requests) = upgrade::upgrade_requests();
@@ -236,6 +249,7 @@ fn serve(
         synced: Arc::clone(&synced),
         stats: demand.stats.clone(),
         histories,
+        rollouts,
     });
     if let Some(stats) = &demand.stats {
         cluster::report(stats.clone(), &registry, control);
@@ -267,10 +281,12 @@ fn serve(
     }
     servers_running.spawn_on(admin.serve(Arc::clone(&state) as _, signal), control.handle());
     let reconciler = control.spawn(reconciler.run()).abort_handle();
+    let rollouts = control.spawn(task.run()).abort_handle();
     Ok(Running {
         signals,
         reload,
         reconciler,
+        rollouts,
         edge: Arc::clone(&edge),
         registry,
         scale: scale.clone(),

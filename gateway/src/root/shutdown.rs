@@ -38,6 +38,7 @@ pub(super) struct Running {
     pub(super) reload: ReloadHandle,
     /// The task that follows the configuration.
     pub(super) reconciler: AbortHandle,
+    pub(super) rollouts: AbortHandle,
     pub(super) edge: Arc<Edge>,
     pub(super) registry: Arc<Registry>,
     pub(super) scale: ScaleHandle,
@@ -199,6 +200,7 @@ impl Running {
         // The new process is not ended by this one any more; should it end, the runtime reaps it.
         drop(child);
         // The configuration is followed by the new process.
+        self.rollouts.abort();
         self.reconciler.abort();
         self.state.handed_over.store(true, Ordering::SeqCst);
         // systemd accepts MAINPID from the main process alone, so before any message of the new process.

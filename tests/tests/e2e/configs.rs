@@ -38,6 +38,7 @@ async fn every_example_passes_check() {
         "internet-edge",
         "reserve",
         "reverse-proxy",
+        "rollout",
         "schedules",
         "tls",
         "waiting-page",

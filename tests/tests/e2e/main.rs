@@ -61,6 +61,7 @@ mod protocols_streams;
 mod proxy_protocol;
 mod reload;
 mod reload_without_inotify;
+mod rollouts;
 mod routing;
 mod scale_down;
 mod schedules;

@@ -32,7 +32,7 @@ async fn a_schedule_that_is_active_now_starts_instances_without_a_request() {
     let scaling = wait_scaling(&gateway, "the schedule is named", |s| s["source"] == "schedule").await;
     assert_eq!(
         scaling["wanted"],
-        json!({"reactive": 0, "panic": null, "schedule": 2, "forecast": null, "need": null, "minScale": 0, "maxScale": 5})
+        json!({"reactive": 0, "panic": null, "schedule": 2, "forecast": null, "need": null, "rollout": null, "minScale": 0, "maxScale": 5})
     );
     let floor = [("source", "schedule")];
     assert_eq!(gateway.metric("sluice_scale_floor", &floor).await, 2.0);

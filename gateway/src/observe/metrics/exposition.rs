@@ -154,6 +154,7 @@ pub(super) fn gauges(out: &mut Exposition, gauges: &LiveGauges) {
         certificates: _,
         stats: _,
         scaling: _,
+        rollouts: _,
     } = gauges;
     let mut in_flight = out.family(&IN_FLIGHT);
     for load in loads {

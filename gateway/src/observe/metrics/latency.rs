@@ -1,9 +1,11 @@
 //! Latency histograms: recorded as HDR histograms, exposed as Prometheus histograms.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use hdrhistogram::Histogram;
 use parking_lot::Mutex;
+use sluice_model::latency_bucket;
 
 use super::stripes::Stripes;
 
@@ -101,6 +103,20 @@ impl Latency {
         })
     }
 
+    /// All durations so far by the finer buckets of the judgement of rollouts.
+    pub(super) fn fine(&self) -> Vec<(u16, u64)> {
+        let mut counts = BTreeMap::<u16, u64>::new();
+        for stripe in self.stripes.iter() {
+            let recorded = stripe.lock();
+            for value in recorded.micros.iter_recorded() {
+                *counts
+                    .entry(latency_bucket(value.value_iterated_to()))
+                    .or_default() += value.count_at_value();
+            }
+        }
+        counts.into_iter().collect()
+    }
+
     /// All durations so far; `None` before the first.
     pub(super) fn buckets(&self) -> Option<Buckets> {
         let mut out = Buckets::default();
@@ -149,6 +165,12 @@ mod tests {
             let buckets = latency.buckets().unwrap();
             prop_assert_eq!(buckets.count, micros.len() as u64);
             prop_assert_eq!(buckets.sum, Duration::from_micros(micros.iter().sum()));
+            let fine = latency.fine();
+            prop_assert_eq!(fine.iter().map(|(_, count)| count).sum::<u64>(), buckets.count);
+            for (bucket, have) in fine {
+                let near = |m: u64| m.abs_diff(sluice_model::latency_bound(bucket)) <= sluice_model::latency_bound(bucket) / 7 + 8;
+                prop_assert!(micros.iter().filter(|m| near(**m)).count() as u64 >= have);
+            }
             for ((bound, _), have) in BOUNDS.into_iter().zip(buckets.cumulative) {
                 let exact = micros.iter().filter(|&&m| m <= bound).count() as u64;
                 let surely = micros.iter().filter(|&&m| m < bound - bound / 100).count() as u64;

@@ -135,10 +135,19 @@ fn everything_of_the_contract_is_rendered_well_formed() {
         scaling: BTreeMap::from([(revision("greeter-v1"), scaling())]),
         tables: 2,
         certificates: Vec::new(),
+        rollouts: RolloutGauges {
+            steps: vec![(service(), 20.0)],
+            ended: vec![("failed", 3)],
+        },
         stats: None,
     });
     let series = parse(&text);
     let want = [
+        (
+            "sluice_rollout_step{namespace=\"default\",service=\"greeter\"}".into(),
+            20.0,
+        ),
+        ("sluice_rollouts_total{result=\"failed\"}".into(), 3.0),
         (format!("sluice_scale_floor{{{V1},source=\"schedule\"}}"), 4.0),
         (format!("sluice_scale_floor{{{V1},source=\"minScale\"}}"), 1.0),
         (format!("sluice_instance_seconds_total{{{V1}}}"), 12.5),

@@ -15,6 +15,7 @@ mod knative;
 mod latency;
 mod registry;
 mod revision;
+mod rollouts;
 mod scaling;
 mod status_codes;
 mod stripes;
@@ -26,7 +27,7 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use metrics::{Counter, Gauge};
-use sluice_model::{EndpointAddr, Generation, RevisionId, RevisionOwner, ScalingStatus, ServiceId};
+use sluice_model::{EndpointAddr, Generation, Outcomes, RevisionId, RevisionOwner, ScalingStatus, ServiceId};
 
 use super::history::{History, RequestCounts};
 use crate::h2::StreamRefusal;
@@ -138,8 +139,19 @@ pub struct LiveGauges {
     pub tables: usize,
     /// One entry per listener that terminates TLS.
     pub certificates: Vec<ListenerCertificates>,
+    /// Rollouts.
+    pub rollouts: RolloutGauges,
     /// The connection for statistics to a cluster's autoscaler; `None` where none was tried.
     pub stats: Option<StatsConnection>,
+}
+
+/// Rollouts at one moment.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct RolloutGauges {
+    /// By service, the newer revision's part of the share in percent.
+    pub steps: Vec<(ServiceId, f64)>,
+    /// How many ended so far, by result.
+    pub ended: Vec<(&'static str, u64)>,
 }
 
 /// The connection by which a cluster's autoscaler gets this gateway's statistics.
@@ -298,6 +310,12 @@ impl Metrics {
         let all = unrouted.chain(revisions);
         all.map(|(id, (requests, errors))| (id, requests, errors))
             .collect()
+    }
+
+    /// What the requests of a revision came to so far, without its endpoints; `None` for one that nobody holds.
+    pub fn outcomes(&self, service: &ServiceId, revision: &RevisionId) -> Option<Outcomes> {
+        let known = self.inner.registry.known(service, revision)?;
+        Some(known.outcomes())
     }
 
     /// Everything in Prometheus's text format. Takes time in proportion to the number of revisions: not for

@@ -17,7 +17,7 @@ use sluice_model::{RevisionId, ServiceId};
 use super::exposition::{self, Exposition};
 use super::families::{Family, Kind};
 use super::revision::{RevisionMetrics, ServiceMetrics};
-use super::{LiveGauges, certificates, knative, scaling};
+use super::{LiveGauges, certificates, knative, rollouts, scaling};
 
 /// Every series, and the handles to them.
 pub(super) struct Registry {
@@ -77,6 +77,12 @@ impl Registry {
         self.weak.lock().revision(service, revision)
     }
 
+    /// The handles of a revision that somebody holds.
+    pub(super) fn known(&self, service: &ServiceId, revision: &RevisionId) -> Option<Arc<RevisionMetrics>> {
+        let key = (service.clone(), revision.clone());
+        self.weak.lock().revisions.get(&key).and_then(Weak::upgrade)
+    }
+
     /// Everything that services and revisions have counted.
     pub(super) fn alive(&self) -> (Vec<Arc<ServiceMetrics>>, NamedRevisions) {
         let mut weak = self.weak.lock();
@@ -95,6 +101,7 @@ impl Registry {
         exposition::gauges(&mut out, gauges);
         knative::expose(&mut out, gauges);
         scaling::expose(&mut out, gauges);
+        rollouts::expose(&mut out, &gauges.rollouts);
         certificates::expose(&mut out, &gauges.certificates);
         for registered in self.registered.lock().values() {
             let mut samples = out.family(registered.family);

@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use sluice_model::{Failure, RevisionId};
+use sluice_model::{Failure, Outcomes, RevisionId};
 
 use super::super::history::{DurationCounts, RequestCounts};
 use super::super::phases::NAMES;
@@ -115,6 +115,62 @@ impl Sampled {
     }
 }
 
+/// Requests that count against a revision, and those that say nothing of it. Not striped: answers that simply came are in
+/// neither counter.
+#[derive(Debug, Default)]
+struct Judged {
+    failures: AtomicU64,
+    excused: AtomicU64,
+}
+
+impl Judged {
+    fn add(&self, record: &RequestRecord<'_>) {
+        let status = record.final_status.or(record.status);
+        let counter = match (record.reason, status) {
+            (None, Some(status)) if status < 500 => return,
+            (None, Some(_)) => &self.failures,
+            (Some(reason), _) if is_of_revision(reason) => &self.failures,
+            _ => &self.excused,
+        };
+        counter.fetch_add(1, Ordering::Relaxed);
+    }
+
+    fn counts(&self) -> (u64, u64) {
+        (
+            self.failures.load(Ordering::Relaxed),
+            self.excused.load(Ordering::Relaxed),
+        )
+    }
+}
+
+/// Whether it is the revision that a request failed by: not the client, and not the gateway's own bounds.
+fn is_of_revision(reason: Reason) -> bool {
+    match reason {
+        Reason::ConnectFailed
+        | Reason::UpstreamError
+        | Reason::UpstreamReset
+        | Reason::ActivationFailed
+        | Reason::ActivationTimeout
+        | Reason::NoEndpoints
+        | Reason::Timeout => true,
+        Reason::BadRequest
+        | Reason::NoRoute
+        | Reason::RequestTimeout
+        | Reason::Misdirected
+        | Reason::HeadersTooLarge
+        | Reason::UriTooLong
+        | Reason::BodyTooLarge
+        | Reason::QueueFull
+        | Reason::QueueTimeout
+        | Reason::Starting
+        | Reason::Dormant
+        | Reason::Overloaded
+        | Reason::Draining
+        | Reason::Loop
+        | Reason::ClientGone => false,
+    }
+}
+
 fn requests(codes: &StatusCodes) -> (u64, u64) {
     let (mut all, mut errors) = (0, 0);
     codes.for_each(|code, count| {
@@ -134,6 +190,7 @@ pub struct RevisionMetrics {
     pub(super) labels: String,
     pub(super) codes: StatusCodes,
     sampled: Sampled,
+    judged: Judged,
     pub(super) duration: Latency,
     pub(super) queue_wait: Latency,
     pub(super) activations: [AtomicU64; ActivationResult::ALL.len()],
@@ -149,6 +206,7 @@ impl RevisionMetrics {
             service,
             codes: StatusCodes::default(),
             sampled: Sampled::default(),
+            judged: Judged::default(),
             duration: Latency::default(),
             queue_wait: Latency::default(),
             activations: std::array::from_fn(|_| AtomicU64::new(0)),
@@ -170,6 +228,7 @@ impl RevisionMetrics {
                 latency.record(*took);
             }
         }
+        self.judged.add(record);
         self.service.reject(record);
     }
 
@@ -187,6 +246,19 @@ impl RevisionMetrics {
     /// The requests since the last call, for the history.
     pub(super) fn sample(&self) -> RequestCounts {
         self.sampled.since(self.requests())
+    }
+
+    /// What requests came to so far, for the judgement of rollouts; without endpoints.
+    pub(super) fn outcomes(&self) -> Outcomes {
+        // In this order: a request that ends meanwhile is a request at most.
+        let (failures, excused) = self.judged.counts();
+        let (finished, _) = self.requests();
+        Outcomes {
+            requests: finished.saturating_sub(excused),
+            failures,
+            latency: self.duration.fine(),
+            ..Outcomes::default()
+        }
     }
 
     /// Durations and phases so far.
@@ -215,5 +287,58 @@ impl RevisionMetrics {
     pub fn activated(&self, result: ActivationResult, took: Duration) {
         self.activations[result as usize].fetch_add(1, Ordering::Relaxed);
         self.activation.record(took);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use sluice_model::latency_bucket;
+
+    use super::super::super::record::tests::plain;
+    use super::*;
+
+    #[test]
+    fn a_revision_answers_for_what_it_did_and_for_nothing_else() {
+        let service = Arc::new(ServiceMetrics::new("default", "greeter"));
+        let revision = RevisionId::parse("default", "greeter-00001").unwrap();
+        let metrics = RevisionMetrics::new(service, &revision);
+        let finish = |status, reason| {
+            metrics.finish(&RequestRecord {
+                status,
+                reason,
+                ..plain()
+            });
+        };
+        for status in [200, 302, 404, 499] {
+            finish(Some(status), None);
+        }
+        finish(Some(500), None);
+        finish(Some(502), Some(Reason::ConnectFailed));
+        finish(Some(200), Some(Reason::UpstreamReset));
+        finish(Some(503), Some(Reason::ActivationFailed));
+        finish(Some(503), Some(Reason::QueueFull));
+        finish(None, Some(Reason::ClientGone));
+        finish(None, None);
+        metrics.finish(&RequestRecord {
+            final_status: Some(500),
+            ..plain()
+        });
+        let outcomes = metrics.outcomes();
+        assert_eq!((outcomes.requests, outcomes.failures), (9, 5));
+        assert_eq!(outcomes.latency, [(latency_bucket(1_234), 12)]);
+    }
+
+    #[test]
+    fn every_reason_has_its_side() {
+        let of_revision: Vec<&str> = Reason::ALL
+            .into_iter()
+            .filter(|reason| is_of_revision(*reason))
+            .map(Reason::as_str)
+            .collect();
+        let handbook = include_str!("../../../../docs/rollouts.md");
+        for reason in &of_revision {
+            assert!(handbook.contains(&format!("`{reason}`")), "{reason}");
+        }
+        assert_eq!(of_revision.len(), 7);
     }
 }

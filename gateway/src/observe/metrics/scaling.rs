@@ -16,6 +16,7 @@ pub(super) fn expose(out: &mut Exposition, gauges: &LiveGauges) {
         for (source, floor) in [
             ("schedule", wants.schedule),
             ("forecast", wants.forecast),
+            ("rollout", wants.rollout),
             ("minScale", Some(wants.min_scale)),
         ] {
             if let Some(floor) = floor.filter(|floor| *floor > 0) {
