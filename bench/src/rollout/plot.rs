@@ -14,13 +14,13 @@ const BOTTOM: f64 = 44.0;
 /// The time that is shown, in seconds.
 const SECONDS: u32 = 180;
 
-/// Which failure rates are shown, each in its colour.
+/// Which failure rates are shown, each in its colour; the highest curve first.
 const SHOWN: [(f64, &str); 5] = [
-    (0.02, "#868e96"),
-    (0.03, "#1864ab"),
-    (0.05, "#2b8a3e"),
-    (0.1, "#d9480f"),
     (0.5, "#862e9c"),
+    (0.1, "#d9480f"),
+    (0.05, "#2b8a3e"),
+    (0.03, "#1864ab"),
+    (0.02, "#868e96"),
 ];
 
 /// Draws one curve for each failure rate.
@@ -55,6 +55,7 @@ pub fn plot(detections: &[Detection]) -> String {
         out,
         "<text x=\"{LEFT}\" y=\"18\" fill=\"#212529\">rolled back, by the time since the first request; steps of 20 and 50 %, every 10 s, 50 requests/s</text>"
     );
+    let mut label = f64::MIN;
     for (rate, colour) in SHOWN {
         let Some(detection) = detections.iter().find(|one| (one.rate - rate).abs() < 1e-9) else {
             continue;
@@ -73,19 +74,14 @@ pub fn plot(detections: &[Detection]) -> String {
             let _ = write!(path, "{command}{:.1} {:.1}", x(f64::from(seconds)), y(part));
             last = part;
         }
+        // Labels of curves that end at the top stand one below the other.
+        label = f64::max(label + 15.0, y(last) + 4.0);
         let _ = writeln!(
             out,
             "<path d=\"{path}\" fill=\"none\" stroke=\"{colour}\" stroke-width=\"2\"/>\
              <text x=\"{:.1}\" y=\"{:.1}\" fill=\"{colour}\">{:.0} % fail</text>",
             WIDTH - RIGHT + 6.0,
-            // Curves that end at the top stand one below the other.
-            y(last)
-                + 4.0
-                + if last > 0.95 {
-                    f64::max(0.0, rate.log10() + 1.6) * 14.0
-                } else {
-                    0.0
-                },
+            label,
             rate * 100.0
         );
     }

@@ -165,13 +165,17 @@ impl Declared {
         let latest = self.latest(compiled, &history);
         let reached = service.revisions.iter().map(|spec| spec.id.clone());
         let reached = reached.filter(|id| latest.is_some_and(|latest| self.reaches(latest, service, id)));
-        let follows_latest = self.own.iter().filter(|target| target.is_latest);
+        let following = |targets: &Vec<DeclaredTarget>| {
+            let latest = targets.iter().filter(|target| target.is_latest);
+            latest.map(|target| target.percent.hundredths()).sum::<u32>()
+        };
+        let follows_latest = self.routes.iter().chain([&self.own]).map(following).max();
         Release {
             digest: compiled.digest,
             revisions: service.revisions.iter().map(|spec| spec.id.clone()).collect(),
             policy: self.rollout.clone(),
             is_manifest: self.made.is_some(),
-            follows_latest: follows_latest.map(|target| target.percent.hundredths()).sum(),
+            follows_latest: follows_latest.unwrap_or_default(),
             reached: reached.collect(),
             history,
         }

@@ -23,8 +23,8 @@ pub struct Release {
     pub policy: Option<Arc<RolloutPolicy>>,
     /// The service is a manifest.
     pub is_manifest: bool,
-    /// The percentage of all `latestRevision` targets of the service's own traffic, in hundredths of a percent; 0: there is
-    /// nothing to roll out or back.
+    /// The percentage of all `latestRevision` targets of the service's own traffic, or of a route where that is greater, in
+    /// hundredths of a percent; 0: there is nothing to roll out or back.
     pub follows_latest: u32,
     /// Revisions that a share or a tag leads to.
     pub reached: Arc<[RevisionId]>,

@@ -80,6 +80,24 @@ pub fn begin(release: &Release, now: u64) -> Option<ServiceHistory> {
     })
 }
 
+/// The history without its rollout, if that is open and its candidate is no longer the latest revision, nor another one about to be
+/// rolled out.
+pub(crate) fn give_up(release: &Release) -> Option<ServiceHistory> {
+    let rollout = release
+        .history
+        .rollout
+        .as_ref()
+        .filter(|rollout| rollout.state.is_open())?;
+    let is_latest = release
+        .revisions
+        .last()
+        .is_some_and(|latest| latest.name() == rollout.candidate);
+    (!is_latest && wanted(release).is_none()).then(|| ServiceHistory {
+        rollout: None,
+        ..(*release.history).clone()
+    })
+}
+
 /// What a rollout goes by.
 #[derive(Debug, Clone, Copy)]
 pub struct Rules<'r> {

@@ -25,7 +25,7 @@ mod steps;
 pub use engine::{Event, Rules, Seen, Side};
 pub use evidence::{Evidence, Tally};
 pub use policy::{JudgePolicy, RolloutPolicy, Steps};
-pub use run::{RolloutStatuses, RolloutTask, Surroundings};
+pub use run::{FloorSink, RolloutStatuses, RolloutTask, Surroundings};
 
 pub use steps::Pace;
 

@@ -23,6 +23,18 @@ const KEEP: Duration = Duration::from_secs(5);
 /// How long the floor of a revision stays that got all of the share at once: until the autoscaler's usual window knows the load.
 const LINGER: Duration = Duration::from_secs(60);
 
+/// What may be scaled, and how far; implemented by the autoscaler's handle.
+pub trait FloorSink: ScalingSource {
+    /// As [`AutoscaleHandle::set_rollout_floor`].
+    fn set_rollout_floor(&self, revision: &RevisionId, floor: Option<u32>);
+}
+
+impl FloorSink for AutoscaleHandle {
+    fn set_rollout_floor(&self, revision: &RevisionId, floor: Option<u32>) {
+        Self::set_rollout_floor(self, revision, floor);
+    }
+}
+
 /// What the task needs from outside.
 pub struct Surroundings {
     /// Where histories are read and changed.
@@ -30,7 +42,7 @@ pub struct Surroundings {
     /// What requests came to.
     pub outcomes: Arc<dyn OutcomeSource>,
     /// Gets floors, and knows what may be scaled.
-    pub autoscale: AutoscaleHandle,
+    pub autoscale: Arc<dyn FloorSink>,
     /// Knows failed starts.
     pub status: Arc<dyn StatusSource>,
     /// The wall clock, in seconds since 1970.
@@ -156,11 +168,11 @@ impl RolloutTask {
             .retain(|id, _| releases.contains_key(id));
         for (service, release) in &releases {
             self.take_over(service, release);
-            if engine::wanted(release).is_some() {
+            if engine::wanted(release).is_some() || engine::give_up(release).is_some() {
                 let now = (self.outside.wall)();
                 let begin = move |release: &Release| {
-                    engine::begin(release, now)
-                        .ok_or_else(|| EditError("the rollout is no longer due".to_owned()))
+                    let next = engine::begin(release, now).or_else(|| engine::give_up(release));
+                    next.ok_or_else(|| EditError("the rollout is no longer due".to_owned()))
                 };
                 // Its publication is read in its turn.
                 if let Err(error) = self.outside.histories.edit(service, begin).await {
@@ -279,6 +291,15 @@ impl RolloutTask {
             return;
         }
         let settled = history.settled.as_deref().unwrap_or_default();
+        if settled == open.rollout.candidate {
+            // The files no longer list the revision that had the rest.
+            let state = open.rollout.state;
+            let why = Some("no other revision is listed".to_owned());
+            open.rollout
+                .enter(RolloutState::Completed, (self.outside.wall)(), why);
+            self.publish(service, state, Some(Event::Completed)).await;
+            return;
+        }
         let (Some(candidate), Some(base)) =
             (id_of(release, &open.rollout.candidate), id_of(release, settled))
         else {
@@ -326,23 +347,27 @@ impl RolloutTask {
         if event.is_none() && !is_due {
             return;
         }
-        open.kept = now;
+        self.publish(service, state, event).await;
+    }
+
+    /// Publishes the rollout as it is known here, if the published one is still in this state.
+    async fn publish(&mut self, service: &ServiceId, state: RolloutState, event: Option<Event>) {
+        let Some(open) = self.open.get_mut(service) else {
+            return;
+        };
+        open.kept = Instant::now();
         let rollout = open.rollout.clone();
         if let Some(event) = event {
             tell(service, event, &rollout);
         }
-        let publish = move |release: &Release| publish(release, rollout, state);
-        if let Err(error) = self.outside.histories.edit(service, publish).await {
+        let change = move |release: &Release| changed(release, rollout, state);
+        if let Err(error) = self.outside.histories.edit(service, change).await {
             tracing::debug!(service = %service, "rollout: {error}");
             // A command or the files came first.
-            if let (Some(open), Some(release)) = (
-                self.open.get_mut(service),
-                self.outside.histories.release(service),
-            ) && let Some(published) = release
-                .history
-                .rollout
-                .as_ref()
-                .filter(|it| is_same(it, &open.rollout))
+            let release = self.outside.histories.release(service);
+            if let (Some(open), Some(release)) = (self.open.get_mut(service), release)
+                && let Some(published) = &release.history.rollout
+                && is_same(published, &open.rollout)
             {
                 open.take_over(published);
             }
@@ -366,7 +391,7 @@ impl Open {
 }
 
 /// The history with this rollout, if it is still the one that was ticked.
-fn publish(release: &Release, rollout: Rollout, state: RolloutState) -> Result<ServiceHistory, EditError> {
+fn changed(release: &Release, rollout: Rollout, state: RolloutState) -> Result<ServiceHistory, EditError> {
     let published = release.history.rollout.as_ref();
     if !published.is_some_and(|published| is_same(published, &rollout) && published.state == state) {
         return Err(EditError("the rollout was changed meanwhile".to_owned()));

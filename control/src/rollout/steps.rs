@@ -30,7 +30,8 @@ pub struct Pace {
 pub(super) fn next(rollout: &Rollout, steps: &Steps, of: u32) -> Next {
     match steps {
         Steps::Listed { shares, every } => {
-            let share = shares.get(usize::try_from(rollout.step).unwrap_or(usize::MAX));
+            // By the share, not by the number of steps taken: the list may have changed meanwhile.
+            let share = shares.iter().find(|share| **share > rollout.share);
             Next {
                 share: share.copied().unwrap_or(WHOLE),
                 every: if rollout.step == 0 { Duration::ZERO } else { *every },
@@ -40,11 +41,13 @@ pub(super) fn next(rollout: &Rollout, steps: &Steps, of: u32) -> Next {
             let pace = rollout
                 .pace
                 .unwrap_or_else(|| pace(*duration, Duration::ZERO, of));
-            let percents = match rollout.step.checked_sub(1) {
-                None => 1,
-                Some(taken) => pace.size.saturating_mul(taken + 1).saturating_add(1),
+            let has =
+                (u64::from(rollout.share) * u64::from(of) + u64::from(WHOLE) * 50) / (u64::from(WHOLE) * 100);
+            let percents = match rollout.step {
+                0 => 1,
+                _ => has + u64::from(pace.size),
             };
-            let share = u64::from(percents) * 100 * u64::from(WHOLE) / u64::from(of.max(1));
+            let share = percents * 100 * u64::from(WHOLE) / u64::from(of.max(1));
             let every = Duration::from_nanos(pace.nanos);
             Next {
                 share: u32::try_from(share).map_or(WHOLE, |share| share.min(WHOLE)),
@@ -139,7 +142,14 @@ mod tests {
             every: Duration::ZERO,
         };
         assert_eq!(shares(&nothing, None, WHOLE), [WHOLE]);
-        let mut rollout = Rollout::new("b", 0);
+        let mut rollout = Rollout {
+            share: 3_000,
+            step: 1,
+            ..Rollout::new("b", 0)
+        };
+        let share = next(&rollout, &steps, WHOLE).share;
+        assert_eq!(share, 5_000, "the list was another one before");
+        rollout = Rollout::new("b", 0);
         assert_eq!(
             next(&rollout, &steps, WHOLE).every,
             Duration::ZERO,

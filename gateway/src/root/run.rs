@@ -223,7 +223,7 @@ fn serve(
             registry: Arc::clone(&registry),
             metrics: metrics.clone(),
         }),
-        autoscale: autoscale.clone(),
+        autoscale: Arc::new(autoscale.clone()),
         status: Arc::new(scale.clone()),
         wall: Box::new(wall),
     });

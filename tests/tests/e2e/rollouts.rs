@@ -1,6 +1,7 @@
 //! Rollouts through the real binary: steps, rollback, stickiness, instances that are there before their share, and a restart in the
 //! middle.
 
+use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::Path;
@@ -12,7 +13,7 @@ use http::{Response, StatusCode};
 use sluice_tests::backend::{HttpBackend, full, ok};
 use sluice_tests::cli::sluice_bin;
 use sluice_tests::gateway::Gateway;
-use sluice_tests::h1::{self, H1};
+use sluice_tests::h1;
 use sluice_tests::wait::{SOON, wait_for};
 use tokio::task::JoinHandle;
 
@@ -105,15 +106,17 @@ async fn a_good_revision_gets_all_of_the_traffic_step_by_step() {
     gateway
         .reload(&service(QUICK, &[("v1", at(a.addr())), ("v2", at(b.addr()))]))
         .await;
-    let mut steps = Vec::new();
+    let steps = RefCell::new(Vec::new());
     wait_for("all of the traffic", ROLLED, async || {
         let step = gateway.metric("sluice_rollout_step", &[("service", "web")]).await;
+        let mut steps = steps.borrow_mut();
         if steps.last() != Some(&step) {
             steps.push(step);
         }
         (step == 100.0).then_some(())
     })
     .await;
+    let steps = steps.into_inner();
     assert!(steps.ends_with(&[20.0, 50.0, 100.0]), "{steps:?}");
     wait_ended(&gateway, "completed", 1.0, SOON).await;
     let before = a.count();
@@ -197,18 +200,18 @@ async fn sticky_clients_stay_through_every_step() {
     gateway
         .reload(&service(QUICK, &[("v1", at(a.addr())), ("v2", at(b.addr()))]))
         .await;
-    let mut seen: BTreeMap<usize, String> = BTreeMap::new();
-    let mut connection = H1::connect(gateway.addr()).await.unwrap();
-    let mut moved = 0;
+    let seen: RefCell<BTreeMap<usize, String>> = RefCell::default();
+    let moved = Cell::new(0);
     wait_for("all of the traffic", ROLLED, async || {
         for client in 0..40 {
             let headers = [("x-client", format!("client-{client}"))];
             let headers = headers.each_ref().map(|(name, value)| (*name, value.as_str()));
             let request = h1::request("GET", WEB, "/", &headers, b"");
-            let now = connection.exchange(&request).await.unwrap().text();
-            match seen.insert(client, now.clone()) {
+            let now = h1::fetch(gateway.addr(), &request).await.unwrap().text();
+            let before = seen.borrow_mut().insert(client, now.clone());
+            match before {
                 Some(before) if before == "b" => assert_eq!(now, "b", "client {client} went back"),
-                Some(before) if before != now => moved += 1,
+                Some(before) if before != now => moved.set(moved.get() + 1),
                 _ => {}
             }
         }
@@ -216,6 +219,7 @@ async fn sticky_clients_stay_through_every_step() {
         (step == 100.0).then_some(())
     })
     .await;
+    let moved = moved.get();
     assert!(moved > 10, "{moved} clients were seen to move");
 }
 
