@@ -21,9 +21,8 @@ mod recorder;
 mod records;
 
 pub(crate) use declared::{Declared, DeclaredTarget, split_at_once};
-pub(crate) use edits::HistoryEdit;
 pub use edits::{Edit, EditError, Edits, HistoryHandle, Release};
+pub(crate) use edits::{HistoryEdit, Request};
 pub use history::{Histories, KeptRevision, Override, ServiceHistory};
-pub(crate) use recorder::HistoryChange;
 pub use recorder::Recorder;
 pub use records::restore;
