@@ -140,6 +140,7 @@ impl World {
             statuses,
             files,
         };
+        *world.planes.release.lock() = Some(first.clone());
         world.files.send(first).unwrap();
         tokio::spawn(task.run());
         tokio::spawn(async move {
