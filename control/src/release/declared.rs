@@ -108,12 +108,17 @@ impl Declared {
             // The service is no manifest any more.
             None => next.revisions.clear(),
         }
-        if next.over.as_ref().is_some_and(|over| over.declared != digest) {
-            next.over = None;
-        }
+        let ended = next.over.take_if(|over| over.declared != digest);
         let is_listed = |name: &str| names.contains(&name);
         if !self.is_gated() {
             (next.settled, next.rollout) = (None, None);
+        } else if let Some(pinned) = ended
+            .and_then(|over| over.pinned)
+            .filter(|pinned| is_listed(pinned))
+            && next.settled.as_deref() != names.last().copied()
+        {
+            // A newer revision ends a rollback, and is rolled out from the one that has the traffic.
+            next.settled = Some(pinned);
         } else if !next.settled.as_deref().is_some_and(is_listed) {
             next.settled = names.last().map(|latest| (*latest).to_owned());
         }
