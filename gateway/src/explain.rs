@@ -99,7 +99,7 @@ impl<L> Draw<L> for NoDraw {
 /// without a running gateway the configured ones serve.
 ///
 /// The returned object has `found` (bool): whether something would serve the request. The text output is made of
-/// the keys `listener`, `host`, `path`, `service`, `rule` (of an Ingress with several), `route`, `tag`, `split`, `revision`, `backend`, `rewrite`,
+/// the keys `listener`, `host`, `path`, `service`, `paused`, `rule` (of an Ingress with several), `route`, `tag`, `split`, `revision`, `backend`, `rewrite`,
 /// `reason` and `why` (a list of sentences), all optional; further keys are shown as they are.
 pub fn explain<L: Clone>(snapshot: &Snapshot<L>, bound: &[SocketAddr], query: &ExplainQuery) -> Value {
     let refused = |reason: &str, why: String| json!({"found": false, "reason": reason, "why": [why]});
@@ -287,6 +287,12 @@ fn found<L>(
     if no_wake == Some(true) {
         why.push("noWake matches: at zero the request is rejected as dormant and starts nothing".to_owned());
     }
+    if service.paused {
+        why.push(
+            "an operator paused the service: the request waits for `sluice resume`, no longer than queue.timeout"
+                .to_owned(),
+        );
+    }
     let cold = route
         .and_then(|route| route.cold.as_ref())
         .or(service.cold.as_ref());
@@ -320,6 +326,7 @@ fn found<L>(
         "host": host,
         "path": view.path,
         "service": service.id.to_string(),
+        "paused": service.paused.then_some(true),
         "rule": rule,
         "route": decision.found.route.map(|(index, _)| index),
         "tag": tag.flatten(),

@@ -70,16 +70,17 @@ impl ServiceHistory {
     }
 
     /// The revision that an override pins, if the override is of the files with this digest.
-    pub(crate) fn pinned(&self, declared: u64) -> Option<&str> {
-        self.over_of(declared)?.pinned.as_deref()
+    pub fn pinned(&self, declared: u64) -> Option<&str> {
+        self.in_force(declared)?.pinned.as_deref()
     }
 
     /// Whether an override of the files with this digest pauses the service.
-    pub(super) fn is_paused(&self, declared: u64) -> bool {
-        self.over_of(declared).is_some_and(|over| over.paused)
+    pub fn is_paused(&self, declared: u64) -> bool {
+        self.in_force(declared).is_some_and(|over| over.paused)
     }
 
-    fn over_of(&self, declared: u64) -> Option<&Override> {
+    /// The override, if it is of the files with this digest.
+    pub fn in_force(&self, declared: u64) -> Option<&Override> {
         self.over.as_ref().filter(|over| over.declared == declared)
     }
 }

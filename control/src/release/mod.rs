@@ -14,13 +14,17 @@
 //! **Invariants:** publishing the same files and history again gives the same service and history. A revision that some
 //! share or tag leads to is never left out.
 
+mod commands;
 mod declared;
+mod difference;
 mod edits;
 mod history;
 mod recorder;
 mod records;
 
+pub use commands::{Command, Done, without_override};
 pub(crate) use declared::{Declared, DeclaredTarget, split_at_once};
+pub use difference::differences;
 pub use edits::{Edit, EditError, Edits, HistoryHandle, Release};
 pub(crate) use edits::{HistoryEdit, Request};
 pub use history::{Histories, KeptRevision, Override, ServiceHistory};

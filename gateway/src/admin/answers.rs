@@ -15,9 +15,9 @@ use sluice_model::{AdminAddress, RevisionId};
 use super::access::{self, Refusal};
 use super::feed::{EventStream, Feed};
 use super::graceful_shutdown::ShutdownRequest;
-use super::query::{ExplainQuery, history_query};
+use super::query::{ExplainQuery, history_query, revisions_query};
 use super::server::Purpose;
-use super::{AdminState, api, dashboard, upgrade};
+use super::{AdminState, api, commands, dashboard, upgrade};
 use crate::explain::{explain, scaled};
 use crate::observe::{LiveGauges, RevisionLoad};
 
@@ -51,6 +51,11 @@ pub(super) async fn answer(context: Arc<Context>, request: Request<Incoming>) ->
         }
         match (request.method(), request.uri().path()) {
             (_, upgrade::PATH) => return upgrade::answer(&**state, &request).await,
+            (_, path) if commands::is_command(path) => {
+                return commands::answer(&**state, &request)
+                    .await
+                    .unwrap_or_else(not_found);
+            }
             (&Method::GET, EVENTS) => return events(feed, shutdown.clone()),
             _ => {}
         }
@@ -120,6 +125,7 @@ fn refused(refusal: Refusal, path: &str) -> Response<AdminBody> {
     let advice = refusal.advice();
     let mut answer = match path {
         upgrade::PATH => as_json(refusal.status(), &json!({"upgraded": false, "error": advice})),
+        path if commands::is_command(path) => as_json(refusal.status(), &commands::not_done(advice)),
         path if path.starts_with("/api/") => as_json(refusal.status(), &json!({"error": advice})),
         _ => text(refusal.status(), format!("{advice}\n")),
     };
@@ -145,7 +151,10 @@ fn admin(context: &Context, uri: &Uri) -> Response<AdminBody> {
             metrics(state),
         ),
         "/api/routes" => as_json(StatusCode::OK, &api::routes(&state.table())),
-        "/api/revisions" => as_json(StatusCode::OK, &api::revisions(state)),
+        "/api/revisions" => match revisions_query(uri.query().unwrap_or_default()) {
+            Ok(service) => as_json(StatusCode::OK, &api::revisions(state, service.as_ref())),
+            Err(error) => as_json(StatusCode::BAD_REQUEST, &json!({"error": error})),
+        },
         "/api/config" => as_json(StatusCode::OK, &api::config(state)),
         "/api/explain" => match ExplainQuery::parse(uri.query().unwrap_or_default()) {
             Ok(query) => {
@@ -234,6 +243,7 @@ const INDEX: &str = r#"<!doctype html>
 <tr><td><a href="/api/config">/api/config</a><td>settings in force, secrets left out
 <tr><td><a href="/api/history">/api/history</a><td>the last hour in steps of 10 s; <code>?revision=default/greeter-v1</code>
 <tr><td><a href="/api/events">/api/events</a><td>server-sent events: <code>snapshot</code>, then each <code>change</code>
+<tr><td><code>POST /api/rollback?service=…</code><td>what <code>sluice rollback</code> asks for; likewise <code>/api/pause</code>, <code>/api/resume</code> and <code>/api/rollout/…</code>
 <tr><td><code>POST /api/upgrade</code><td>what <code>sluice upgrade</code> asks for: the binary now on disk takes over
 <tr><td><a href="/api/explain?url=http://greeter.default.localhost/">/api/explain?url=…</a><td>which revision would serve this, and why
 </table>

@@ -8,10 +8,10 @@ use serde_json::{Map, Value, json};
 use sluice_model::{
     AccessLogFormat, AdminSettings, Backend, HeaderMatcher, HttpOption, PathMatch, PathRewrite, ProbeKind,
     Protocol, ProxyProtocolMode, RevisionId, RevisionSpec, Route, RouteMatch, Rule, ScalingStatus, Scheme,
-    Service, Settings, Snapshot, StickyScope, StickySource, TlsVersion, TrafficSplit, Visibility,
+    Service, ServiceId, Settings, Snapshot, StickyScope, StickySource, TlsVersion, TrafficSplit, Visibility,
 };
 
-use super::{AdminState, tiers};
+use super::{AdminState, ReleaseView, tiers};
 use crate::observe::{ListenerCertificates, RevisionLoad};
 
 /// A token: `***`, or `null` where there is none.
@@ -25,7 +25,7 @@ pub fn redacted(map: &BTreeMap<String, String>) -> Value {
 }
 
 /// `/api/routes`: `{generation, hosts: [{host, service, rule, tag}], services: [{namespace, name,
-/// visibility, httpOption, sticky, routes: [{match, rewriteHost, rewritePath, appendHeaders,
+/// visibility, httpOption, paused, sticky, routes: [{match, rewriteHost, rewritePath, appendHeaders,
 /// traffic}], traffic: [{revisionName, percent, tag}], furtherRules: [{visibility, httpOption,
 /// routes, traffic}]}]}`. Hosts are sorted; `tag` is set where the host routes to a tagged revision. Only the Ingress
 /// of a cluster has further rules; `rule` is the index of the host's rule then, 0 for the one that the service shows as
@@ -67,6 +67,7 @@ pub(super) fn service(service: &Service) -> Value {
         "name": service.id.name(),
         "visibility": visibility(service.main.visibility),
         "httpOption": http_option(service.main.http_option),
+        "paused": service.paused,
         "sticky": sticky,
         "routes": service.main.routes.iter().map(route).collect::<Vec<_>>(),
         "traffic": traffic(&service.main.split),
@@ -150,10 +151,13 @@ fn percent(hundredths: u32) -> Value {
 /// four are absent where there are none; `waits_for` has what it needs while that is being started, `held_by` the
 /// revisions that run and need it, so that it is held above zero.
 ///
+/// Of a service that has them, each revision has its `rollout` and `override`, and of one that is a manifest `created`,
+/// `last_active` and `difference` too: [`ReleaseView`](super::ReleaseView). `service`: only its revisions.
+///
 /// `percent` is the sum over the service's own traffic; 0 does not mean unreachable, routes and
 /// tags may lead to the revision. `desired` is `null` where nothing scales. A revision that is no longer
 /// configured but still drains has `percent: null` and the `state` `leaving`; all others are `serving`. An endpoint's `state` is `starting`, `ready`, `ejected` or `draining`.
-pub fn revisions(state: &dyn AdminState) -> Value {
+pub fn revisions(state: &dyn AdminState, service: Option<&ServiceId>) -> Value {
     let snapshot = state.table();
     let mut loads: BTreeMap<RevisionId, RevisionLoad> = state
         .loads()
@@ -161,21 +165,69 @@ pub fn revisions(state: &dyn AdminState) -> Value {
         .map(|load| (load.revision.clone(), load))
         .collect();
     let mut rows: Vec<((String, String, String), Value)> = Vec::new();
+    let is_asked = |id: &ServiceId| service.is_none_or(|service| service == id);
+    let mut releases = Releases::new(state);
     for spec in snapshot.revisions() {
         let load = loads.remove(&spec.id);
+        if !is_asked(&spec.service) {
+            continue;
+        }
         let Some(entry) = snapshot.service(&spec.service) else {
             continue;
         };
         let row = Row::configured(&spec.id, &entry.service, load.as_ref());
-        rows.push((row.key(), row.value(state)));
+        let mut value = row.value(state);
+        releases.add(&mut value, &spec.service, &spec.id);
+        rows.push((row.key(), value));
     }
-    for load in loads.values() {
+    for load in loads.values().filter(|load| is_asked(&load.service)) {
         let row = Row::leaving(load);
-        rows.push((row.key(), row.value(state)));
+        let mut value = row.value(state);
+        releases.add(&mut value, &load.service, &load.revision);
+        rows.push((row.key(), value));
     }
     rows.sort_by(|a, b| a.0.cmp(&b.0));
     let rows: Vec<Value> = rows.into_iter().map(|(_, row)| row).collect();
     json!({"generation": snapshot.generation.0, "revisions": rows})
+}
+
+/// The releases of services whose revisions come one after the other.
+struct Releases<'s> {
+    state: &'s dyn AdminState,
+    last: Option<(ServiceId, Option<Release>)>,
+}
+
+/// A release with the differences of its templates.
+type Release = (ReleaseView, BTreeMap<String, Vec<String>>);
+
+impl<'s> Releases<'s> {
+    fn new(state: &'s dyn AdminState) -> Self {
+        Self { state, last: None }
+    }
+
+    /// Adds to a revision what its service is besides what files say.
+    fn add(&mut self, row: &mut Value, service: &ServiceId, revision: &RevisionId) {
+        if self.last.as_ref().is_none_or(|(last, _)| last != service) {
+            let release = self.state.release(service);
+            let release = release.map(|release| (release, self.state.differences(service)));
+            self.last = Some((service.clone(), release));
+        }
+        let Some((_, Some((release, differences)))) = &self.last else {
+            return;
+        };
+        for (key, value) in [("rollout", &release.rollout), ("override", &release.overridden)] {
+            if !value.is_null() {
+                row[key] = value.clone();
+            }
+        }
+        let kept = release.revisions.get(revision.name()).and_then(Value::as_object);
+        for (key, value) in kept.into_iter().flatten() {
+            row[key] = value.clone();
+        }
+        if let Some(difference) = differences.get(revision.name()) {
+            row["difference"] = json!(difference);
+        }
+    }
 }
 
 /// One revision of `/api/revisions`.

@@ -60,7 +60,7 @@ fn an_ingress_shows_the_rule_of_each_host_and_no_secret() {
 
 #[test]
 fn revisions_join_configuration_load_and_status() {
-    let value = revisions(&FakeGateway::new());
+    let value = revisions(&FakeGateway::new(), None);
     assert_eq!(value["generation"], 3);
     let rows = value["revisions"].as_array().unwrap();
     let names: Vec<_> = rows.iter().map(|r| r["revision"].as_str().unwrap()).collect();
@@ -71,7 +71,23 @@ fn revisions_join_configuration_load_and_status() {
         "a removed revision is shown while it drains"
     );
     let mut row = rows[1].clone();
-    let scaling = row.as_object_mut().unwrap().remove("scaling");
+    let fields = row.as_object_mut().unwrap();
+    let scaling = fields.remove("scaling");
+    // Of the service: every revision has them.
+    let (rollout, over) = (
+        fields.remove("rollout").unwrap(),
+        fields.remove("override").unwrap(),
+    );
+    assert_eq!(
+        (&rollout["state"], &rollout["percent"]),
+        (&json!("running"), &json!(33.33))
+    );
+    assert_eq!((&over["paused"], &over["pinned"]), (&json!(true), &Value::Null));
+    assert_eq!((&rows[0]["rollout"], &rows[2]["rollout"]), (&rollout, &rollout));
+    // Of revisions that were made from templates.
+    assert_eq!(rows[2]["created"], "2026-11-30T20:00:00Z");
+    assert_eq!(rows[2]["difference"], json!(["timeoutSeconds: 300 → 10"]));
+    assert_eq!(fields.get("created"), None);
     assert!(scaling.is_some_and(|scaling| scaling.is_object()));
     assert_eq!(
         row,
@@ -86,11 +102,19 @@ fn revisions_join_configuration_load_and_status() {
         })
     );
     assert!(rows[2]["last_failure"].as_str().unwrap().contains("127"));
+    let of = |name: &str| {
+        let id = ServiceId::parse("default", name).unwrap();
+        revisions(&FakeGateway::new(), Some(&id))["revisions"]
+            .as_array()
+            .unwrap()
+            .len()
+    };
+    assert_eq!((of("greeter"), of("other")), (3, 0));
 }
 
 #[test]
 fn a_revision_names_the_signal_that_won_and_what_the_others_wanted() {
-    let value = revisions(&FakeGateway::new());
+    let value = revisions(&FakeGateway::new(), None);
     let scaling = |n: usize| value["revisions"][n]["scaling"].clone();
     assert_eq!(scaling(0), Value::Null, "nothing scales it");
     assert_eq!(
@@ -152,7 +176,11 @@ fn config_shows_what_is_bound() {
 #[test]
 fn no_secret_leaves() {
     let gateway = FakeGateway::new();
-    for value in [routes(&gateway.table()), revisions(&gateway), config(&gateway)] {
+    for value in [
+        routes(&gateway.table()),
+        revisions(&gateway, None),
+        config(&gateway),
+    ] {
         assert!(!value.to_string().contains(SECRET), "{value:#}");
     }
     let mut with_tls = Settings::clone(snapshot().settings());

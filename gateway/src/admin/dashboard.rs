@@ -18,9 +18,10 @@ pub(super) const PATH: &str = "/dashboard";
 const PAGE: &str = include_str!("dashboard/page.html");
 const STYLE: &str = include_str!("dashboard/style.css");
 /// One script in several files: the order matters.
-const SCRIPT: [&str; 4] = [
+const SCRIPT: [&str; 5] = [
     include_str!("dashboard/dom.js"),
     include_str!("dashboard/charts.js"),
+    include_str!("dashboard/releases.js"),
     include_str!("dashboard/services.js"),
     include_str!("dashboard/main.js"),
 ];

@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, SystemTime};
 
 use async_trait::async_trait;
+use parking_lot::Mutex;
 use serde_json::{Value, json};
 use sluice_model::{
     Backend, CertificatePem, Delta, EndpointAddr, Generation, HostClaim, HostPattern, HttpOption,
@@ -15,7 +16,7 @@ use sluice_model::{
     TrafficSplit, TrafficTarget, Visibility, test_util,
 };
 
-use super::{AdminState, BoundAddresses, UpgradeError, Upgraded};
+use super::{AdminState, BoundAddresses, CommandError, ReleaseView, ServiceCommand, UpgradeError, Upgraded};
 use crate::observe::{
     Decision, EndpointCondition, EndpointLoad, ListenerCertificates, Metrics, PresentRequests,
     RecentDecisions, RevisionLoad, RevisionMetrics,
@@ -164,6 +165,8 @@ pub(crate) struct FakeGateway {
     _v1: Arc<RevisionMetrics>,
     draining: AtomicBool,
     pub(crate) decisions: RecentDecisions,
+    /// What was carried out.
+    pub(crate) commands: Mutex<Vec<ServiceCommand>>,
 }
 
 impl FakeGateway {
@@ -176,6 +179,7 @@ impl FakeGateway {
             metrics,
             draining: AtomicBool::new(false),
             decisions: RecentDecisions::default(),
+            commands: Mutex::default(),
         }
     }
 
@@ -207,6 +211,45 @@ impl AdminState for FakeGateway {
             pid: 7,
             version: "1.2.3".into(),
         })
+    }
+    /// Fails for what is no service, and for a resume.
+    async fn command(&self, id: &ServiceId, command: ServiceCommand) -> Result<String, CommandError> {
+        if *id != service() {
+            return Err(CommandError::NoService(format!("there is no service '{id}'")));
+        }
+        if command == ServiceCommand::Resume {
+            return Err(CommandError::Refused("the service is not paused".to_owned()));
+        }
+        self.commands.lock().push(command);
+        Ok("it is done".to_owned())
+    }
+    /// greeter-v2 is rolled out, and requests are held.
+    fn release(&self, id: &ServiceId) -> Option<ReleaseView> {
+        let since = "2026-11-30T20:00:00Z";
+        let rollout = json!({
+            "state": "running", "percent": 33.33, "step": 1, "reason": null, "since": since, "started": since,
+            "candidate": "greeter-v2", "base": "greeter-v1",
+            "judgement": {"candidate": {"requests": 40, "errors": 1}, "base": {"requests": 80, "errors": 0}, "in_step": 40,
+                "unjudged_steps": 0},
+        });
+        let overridden = json!({
+            "pinned": null, "paused": true, "since": since, "files": {"latestRevision": "greeter-v2", "percent": 100},
+            "permanent": "no key of the files does",
+        });
+        (*id == service()).then(|| ReleaseView {
+            rollout,
+            overridden,
+            revisions: BTreeMap::from([(
+                "greeter-v2".to_owned(),
+                json!({"created": since, "last_active": since}),
+            )]),
+        })
+    }
+    fn differences(&self, _: &ServiceId) -> BTreeMap<String, Vec<String>> {
+        BTreeMap::from([(
+            "greeter-v2".to_owned(),
+            vec!["timeoutSeconds: 300 → 10".to_owned()],
+        )])
     }
     fn table(&self) -> Arc<registry::Snapshot> {
         Arc::clone(&self.snapshot)

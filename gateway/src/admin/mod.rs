@@ -1,4 +1,5 @@
-//! The admin API: health checks, metrics, read-only views of the gateway's state, and one action, an upgrade.
+//! The admin API: health checks, metrics, read-only views of the gateway's state, and actions: an upgrade, and commands for
+//! services.
 //!
 //! | path | response |
 //! |---|---|
@@ -8,11 +9,14 @@
 //! | `/readyz` | 200 while a Snapshot is served and the process is not draining, else 503 with the reason |
 //! | `/metrics` | Prometheus's text format |
 //! | `/api/routes` | hosts, routes and splits: [`api::routes`] |
-//! | `/api/revisions` | revisions with load and endpoints, as `sluice status` shows them: [`api::revisions`] |
+//! | `/api/revisions?service=…` | revisions of one service, or of all, with load, endpoints, rollout and override: [`api::revisions`] |
 //! | `/api/config` | settings in force, bound addresses, how revisions are scaled: [`api::config`] |
 //! | `/api/history?revision=…` | the last hour of a revision, or of all: [`History`](crate::observe::History) |
 //! | `/api/events` | server-sent events: a `snapshot`, then each `change` |
 //! | `POST /api/upgrade?timeout=30s` | the binary now on disk takes over; the response comes when it has, or says why not |
+//! | `POST /api/rollback?service=…&revision=…` | another revision gets the traffic of `latestRevision`: `commands` |
+//! | `POST /api/pause?service=…`, `/api/resume` | requests to a service are held, or go on |
+//! | `POST /api/rollout/pause?service=…`, `resume`, `promote`, `abort`, `retry` | for a rollout |
 //! | `/api/explain?url=…&method=…&header=K:%20V` | which revision would serve this, and why |
 //!
 //! Requests are answered by the rules of `access`: no foreign `Host`, no foreign `Origin`, and changes with the token
@@ -25,6 +29,7 @@
 mod access;
 mod answers;
 pub mod api;
+mod commands;
 mod dashboard;
 mod feed;
 #[cfg(test)]
@@ -37,13 +42,14 @@ mod unix_socket;
 mod upgrade;
 mod view;
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use async_trait::async_trait;
 use serde_json::Value;
-use sluice_model::{AdminAddress, Generation, RevisionId, ScalingStatus, StatusSource};
+use sluice_model::{AdminAddress, Generation, RevisionId, ScalingStatus, ServiceId, StatusSource};
 
 use crate::observe::{
     Decision, EndpointLoad, ListenerCertificates, Metrics, PresentRequests, RevisionLoad, RolloutGauges,
@@ -52,6 +58,7 @@ use crate::observe::{
 use crate::registry::Snapshot;
 
 pub use api::redacted;
+pub use commands::{CommandError, RolloutCommand, ServiceCommand, parse_service};
 pub use graceful_shutdown::{GracefulShutdown, ShutdownSignal, graceful_shutdown};
 pub use query::{ExplainQuery, QueryError};
 pub use server::{AdminServer, BindError, Purpose};
@@ -70,6 +77,20 @@ pub struct BoundAddresses {
     pub admin: AdminAddress,
     /// The health listener, if there is one.
     pub health: Option<SocketAddr>,
+}
+
+/// A service besides what files say, as JSON; `null` for what there is not.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct ReleaseView {
+    /// `{state, percent, step, reason, since, started, candidate, base, judgement: {candidate: {requests, errors}, base:
+    /// {requests, errors}, in_step, unjudged_steps, suspicion}}`. `percent` is the candidate's part of the share of `latestRevision`,
+    /// `suspicion` how far the evidence is on the way to "worse", from 0 to 1.
+    pub rollout: Value,
+    /// `{pinned, paused, since, files: {latestRevision, percent}, permanent}`: what an operator said by command, what the files
+    /// say in its place, and what to write there.
+    pub overridden: Value,
+    /// By name, `{created, last_active}`, of revisions that were made from templates.
+    pub revisions: BTreeMap<String, Value>,
 }
 
 /// The state that the admin server shows; the composition root brings it together. A trait, because parts of
@@ -92,6 +113,20 @@ pub trait AdminState: Send + Sync + 'static {
     /// # Errors
     /// Why this process goes on.
     async fn upgrade(&self, limit: Duration) -> Result<Upgraded, UpgradeError>;
+
+    /// Carries a command out, and says what it did. Resolves after the publication. Dropping the future does not take the
+    /// command back.
+    ///
+    /// # Errors
+    /// Why nothing changed.
+    async fn command(&self, service: &ServiceId, command: ServiceCommand) -> Result<String, CommandError>;
+
+    /// What a service is besides what files say; `None` for a service that is just that.
+    fn release(&self, service: &ServiceId) -> Option<ReleaseView>;
+
+    /// What the template of each revision has otherwise than that of the one before, by name; empty for a service without
+    /// templates. Takes time in proportion to the templates.
+    fn differences(&self, service: &ServiceId) -> BTreeMap<String, Vec<String>>;
 
     /// The routing table that is served.
     fn table(&self) -> Arc<Snapshot>;

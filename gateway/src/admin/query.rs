@@ -1,7 +1,9 @@
 //! The queries of `/api/explain` and `/api/history`: parsing them from a URL and encoding them into one.
 
-use sluice_model::RevisionId;
+use sluice_model::{RevisionId, ServiceId};
 use thiserror::Error;
+
+use super::commands::parse_service;
 
 /// The request that `/api/explain` explains.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -89,6 +91,21 @@ impl ExplainQuery {
     }
 }
 
+/// The service that `/api/revisions` is asked for; `None` for all.
+///
+/// # Errors
+/// What to write, in one line.
+pub(super) fn revisions_query(query: &str) -> Result<Option<ServiceId>, String> {
+    match (query, query.strip_prefix("service=")) {
+        ("", _) => Ok(None),
+        (_, Some(given)) => {
+            let name = decode(given).map_err(|error| error.to_string())?;
+            parse_service(&name).map(Some)
+        }
+        (_, None) => Err(format!("unknown: {query}; there is only service=NAMESPACE/NAME")),
+    }
+}
+
 /// The revision that `/api/history` is asked for; `None` for the whole gateway.
 ///
 /// # Errors
@@ -118,7 +135,7 @@ fn split_header(header: &str) -> Result<(String, String), QueryError> {
     Ok((name.trim().to_ascii_lowercase(), value.trim().to_owned()))
 }
 
-fn decode(text: &str) -> Result<String, QueryError> {
+pub(super) fn decode(text: &str) -> Result<String, QueryError> {
     let bad = || QueryError::Encoding(text.to_owned());
     let mut out = Vec::with_capacity(text.len());
     let mut bytes = text.bytes();
@@ -137,7 +154,7 @@ fn decode(text: &str) -> Result<String, QueryError> {
     String::from_utf8(out).map_err(|_| bad())
 }
 
-fn encode(out: &mut String, text: &str) {
+pub(super) fn encode(out: &mut String, text: &str) {
     for b in text.bytes() {
         match b {
             b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' | b'/' | b':' => {

@@ -1,4 +1,4 @@
-//! `POST /api/upgrade`: the admin API's only action. Who may ask for it is decided by [`access`](super::access).
+//! `POST /api/upgrade`: an upgrade in place. Who may ask for it is decided by [`access`](super::access).
 
 use std::time::Duration;
 

@@ -48,7 +48,9 @@ impl View {
                 continue;
             };
             let id = spec.service.to_string();
-            services.entry(id).or_insert_with(|| service(&entry.service));
+            services
+                .entry(id)
+                .or_insert_with(|| service(state, &entry.service));
             let row = Row::configured(&spec.id, &entry.service, by_id.get(&spec.id).copied());
             revisions.insert(spec.id.to_string(), revision(state, &row, rates));
         }
@@ -266,8 +268,11 @@ fn config(mut diagnostics: Value) -> Value {
     diagnostics
 }
 
-fn service(service: &Service) -> Value {
+fn service(state: &dyn AdminState, service: &Service) -> Value {
     let mut value = api::service(service);
+    let release = state.release(&service.id).unwrap_or_default();
+    value["rollout"] = release.rollout;
+    value["override"] = release.overridden;
     let hosts: Vec<String> = service
         .hosts
         .iter()

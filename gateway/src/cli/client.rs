@@ -11,7 +11,8 @@ use http::{Method, Request, StatusCode};
 use http_body_util::{BodyExt, Empty, Limited};
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
-use sluice_model::{AdminAddress, Secret};
+use serde_json::Value;
+use sluice_model::{AdminAddress, Secret, ServiceId};
 use thiserror::Error;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpStream, UnixStream};
@@ -157,6 +158,29 @@ pub(super) async fn get(url: &AdminUrl, target: &str) -> Result<(StatusCode, Byt
         token: None,
     };
     within(url, TIMEOUT, send(url, request)).await
+}
+
+/// The response of `/api/revisions`, of one service or of all.
+pub(super) async fn revisions(url: &AdminUrl, service: Option<&ServiceId>) -> Result<Value, AdminError> {
+    let strange = |what: String| AdminError::Strange {
+        url: url.clone(),
+        what,
+    };
+    let query = service.map_or_else(String::new, |service| format!("?service={service}"));
+    let (status, body) = get(url, &format!("/api/revisions{query}")).await?;
+    if status != StatusCode::OK {
+        return Err(strange(format!("/api/revisions is {status}")));
+    }
+    let value: Value = serde_json::from_slice(&body).map_err(|e| strange(e.to_string()))?;
+    if value.get("revisions").is_none_or(|r| !r.is_array()) {
+        return Err(strange("/api/revisions lists no revisions".to_owned()));
+    }
+    Ok(value)
+}
+
+/// Whether a response of `/api/revisions` has none.
+pub(super) fn is_empty(value: &Value) -> bool {
+    value["revisions"].as_array().is_none_or(Vec::is_empty)
 }
 
 /// Sends a POST request without a body, with the admin token if there is one. Cancel-safe; takes at most `limit`.

@@ -68,9 +68,9 @@ fn found(value: &Value) -> bool {
 }
 
 /// Keys shown first and in this order: the order of a request's routing.
-const ORDER: [&str; 16] = [
-    "listener", "host", "path", "service", "rule", "route", "tag", "split", "revision", "backend", "needs",
-    "rewrite", "cold", "noWake", "reason", "why",
+const ORDER: [&str; 17] = [
+    "listener", "host", "path", "service", "paused", "rule", "route", "tag", "split", "revision", "backend",
+    "needs", "rewrite", "cold", "noWake", "reason", "why",
 ];
 
 /// Keys shown in the first or the last line instead.

@@ -1,10 +1,15 @@
-//! The command line: arguments of every command, and the output of `status`, `explain` and `upgrade`.
+//! The command line: arguments of every command, and the output of those that ask a running gateway.
 //!
 //! Exit codes: 0 success; 1 the configuration was rejected, `explain` found no service for the request,
-//! or no new process took over; 2 wrong usage or failure to start. `clap` itself exits with 2.
+//! no new process took over, or a command had nothing to act on; 2 wrong usage or failure to start. `clap` itself exits with 2.
 
 mod client;
+pub mod command;
 pub mod explain;
+mod release;
+pub mod revisions;
+mod rollout;
+mod service_args;
 pub mod status;
 mod table;
 mod token;
@@ -23,6 +28,10 @@ use crate::admin::parse_upgrade_limit;
 use crate::observe::LogFormat;
 
 pub use client::{AdminError, AdminUrl};
+pub use service_args::{
+    ActionArgs, PauseArgs, ResumeArgs, RevisionsArgs, RollbackArgs, RolloutArgs, RolloutStatusArgs,
+    RolloutVerb,
+};
 
 /// The default path of the configuration.
 pub const DEFAULT_CONFIG: &str = "sluice.yaml";
@@ -38,9 +47,12 @@ pub const DEFAULT_CONFIG: &str = "sluice.yaml";
   sluice check configs/                       validate every file in a directory
   sluice explain http://hello.example.com/v2  which revision would serve this, and why
   sluice status                               what runs, and why
+  sluice rollout status greeter               how far traffic has moved to a new revision
+  sluice rollback greeter                     back to the revision before
   sluice upgrade                              put the binary now on disk in place of the running one
 
-Exit codes: 0 fine; 1 configuration rejected, nothing would serve, or not upgraded; 2 usage or failure to start."
+Exit codes: 0 fine; 1 configuration rejected, nothing would serve, not upgraded, or nothing to act on; 2 usage or failure
+to start."
 )]
 pub struct Cli {
     /// What to do.
@@ -59,6 +71,16 @@ pub enum Command {
     Explain(ExplainArgs),
     /// Show services, revisions and what runs
     Status(StatusArgs),
+    /// Show revisions with their age, their traffic and what their templates changed
+    Revisions(RevisionsArgs),
+    /// Show or steer how traffic moves to a new revision
+    Rollout(RolloutArgs),
+    /// Give the traffic back to an earlier revision, at once
+    Rollback(RollbackArgs),
+    /// Hold the requests to a service, for a migration
+    Pause(PauseArgs),
+    /// Let the requests to a paused service go on
+    Resume(ResumeArgs),
     /// Start the binary now on disk in place of the running one, without losing a connection
     Upgrade(UpgradeArgs),
     /// Print the JSON Schema of the configuration
@@ -352,6 +374,18 @@ mod tests {
         assert!(parse("sluice upgrade --admin http://[::1]:9900 --token-file a").is_ok());
         assert!(parse("sluice status --admin unix:/run/a.sock").is_ok());
         assert!(parse("sluice run --admin unix:a.sock").is_ok());
+        for verb in ["status", "pause", "resume", "promote", "abort", "retry"] {
+            let line = format!("sluice rollout {verb} shop/greeter --format json");
+            assert!(parse(&line).is_ok(), "{line}");
+        }
+        assert!(parse("sluice revisions").is_ok() && parse("sluice revisions greeter").is_ok());
+        assert!(parse("sluice pause greeter --token-file a --admin unix:a.sock").is_ok());
+        assert!(parse("sluice resume greeter").is_ok());
+        let Command::Rollback(back) = parse("sluice rollback shop/greeter greeter-v1").unwrap() else {
+            panic!()
+        };
+        assert_eq!(back.action.service.to_string(), "shop/greeter");
+        assert_eq!(back.revision.as_deref(), Some("greeter-v1"));
     }
 
     #[test]
@@ -367,6 +401,11 @@ mod tests {
             "sluice status --admin https://127.0.0.1:9900",
             "sluice status --format xml",
             "sluice upgrade --timeout 2m",
+            "sluice rollback",
+            "sluice pause a/b/c",
+            "sluice rollout",
+            "sluice rollout stop greeter",
+            "sluice rollout pause",
         ] {
             let error = parse(line).unwrap_err();
             assert_eq!(error.exit_code(), 2, "{line}: {error}");

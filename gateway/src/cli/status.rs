@@ -1,41 +1,28 @@
 //! `sluice status`: the table of revisions.
 
+use std::fmt::Write;
 use std::process::ExitCode;
+use std::time::SystemTime;
 
-use http::StatusCode;
 use serde_json::Value;
 
+use super::release::{override_lines, rollout_lines, services};
 use super::table::{Align, render as table};
-use super::{AdminError, OutputFormat, StatusArgs, block_on, client, fail, print};
+use super::{OutputFormat, StatusArgs, block_on, client, fail, print};
+use crate::observe::wall_clock;
 
 /// Queries the gateway and prints the table. Exits 0, or 2 when there is no response.
 pub fn run(args: &StatusArgs) -> ExitCode {
-    let value = match block_on(fetch(args)) {
+    let value = match block_on(client::revisions(&args.admin, None)) {
         Ok(Ok(value)) => value,
         Ok(Err(error)) => return fail(error),
         Err(error) => return fail(error),
     };
     match args.format {
-        OutputFormat::Text => print(&render(&value)),
+        OutputFormat::Text => print(&render(&value, wall_clock())),
         OutputFormat::Json => print(&format!("{value:#}\n")),
     }
     ExitCode::SUCCESS
-}
-
-async fn fetch(args: &StatusArgs) -> Result<Value, AdminError> {
-    let strange = |what: String| AdminError::Strange {
-        url: args.admin.clone(),
-        what,
-    };
-    let (status, body) = client::get(&args.admin, "/api/revisions").await?;
-    if status != StatusCode::OK {
-        return Err(strange(format!("/api/revisions is {status}")));
-    }
-    let value: Value = serde_json::from_slice(&body).map_err(|e| strange(e.to_string()))?;
-    if value.get("revisions").is_none_or(|r| !r.is_array()) {
-        return Err(strange("/api/revisions lists no revisions".to_owned()));
-    }
-    Ok(value)
 }
 
 const HEADINGS: [(&str, Align); 9] = [
@@ -51,8 +38,8 @@ const HEADINGS: [(&str, Align); 9] = [
 ];
 
 /// Renders the response of `/api/revisions` as a table. READY is `ready/desired`; where nothing scales there
-/// is no desired. BY is the signal that set the number, with what the others wanted. While a failure lasts, it is shown in place of the last decision.
-pub fn render(value: &Value) -> String {
+/// is no desired. Below it are rollouts, and what operators overrode. BY is the signal that set the number, with what the others wanted. While a failure lasts, it is shown in place of the last decision.
+pub fn render(value: &Value, now: SystemTime) -> String {
     let rows: Vec<Vec<String>> = value["revisions"]
         .as_array()
         .into_iter()
@@ -62,7 +49,21 @@ pub fn render(value: &Value) -> String {
     if rows.is_empty() {
         return "no revisions are configured\n".to_owned();
     }
-    table(&HEADINGS, &rows)
+    let mut text = table(&HEADINGS, &rows);
+    for (service, rollout, over) in services(value) {
+        // One that is over is of interest to who asks for it.
+        let is_open = matches!(
+            rollout["state"].as_str(),
+            Some("running" | "paused" | "failed" | "aborted")
+        );
+        let rollout = is_open.then(|| rollout_lines(rollout, now)).unwrap_or_default();
+        let lines = [rollout, override_lines(&service, over, now)].concat();
+        if !lines.is_empty() {
+            // A String takes everything.
+            let _ = writeln!(text, "\n{service}: {}", lines.join("\n  "));
+        }
+    }
+    text
 }
 
 fn row(revision: &Value) -> Vec<String> {
@@ -169,7 +170,8 @@ mod tests {
 
     #[test]
     fn the_table_shows_what_the_api_says() {
-        let text = render(&api::revisions(&FakeGateway::new()));
+        let now = humantime::parse_rfc3339("2026-11-30T20:00:00Z").unwrap();
+        let text = render(&api::revisions(&FakeGateway::new(), None), now);
         assert_eq!(
             text,
             "\
@@ -177,6 +179,11 @@ SERVICE          REVISION      SHARE  TAGS     READY  IN-FLIGHT  QUEUED  BY     
 default/greeter  greeter-v0  removed  -            0          1       0  -                        -
 default/greeter  greeter-v1   66.67%  current    2/2          7       0  schedule 2 (reactive 1)  1 → 2: 12 in flight / target 10
 default/greeter  greeter-v2   33.33%  -          0/0          0       0  -                        failed: exit status 127: sh: no-such-program: not found
+
+default/greeter: rollout of greeter-v2 from greeter-v1: running, 33.33 % of latestRevision (step 1), since 0s
+  greeter-v2: 40 requests, 1 failed (2.5 %); greeter-v1: 80 requests, 0 failed (0.0 %), over the same time
+  paused by command 0s ago: requests wait, none longer than queue.timeout; the files know no pause
+  `sluice resume default/greeter` lets them go on. It ends when the files change the service, too.
 "
         );
     }
@@ -219,7 +226,8 @@ default/greeter  greeter-v2   33.33%  -          0/0          0       0  -      
 
     #[test]
     fn odd_answers_make_no_panic() {
-        assert!(render(&json!({})).contains("no revisions"));
-        assert!(render(&json!({"revisions": [{}, 3, null]})).contains("?/?"));
+        let now = SystemTime::UNIX_EPOCH;
+        assert!(render(&json!({}), now).contains("no revisions"));
+        assert!(render(&json!({"revisions": [{}, 3, null]}), now).contains("?/?"));
     }
 }

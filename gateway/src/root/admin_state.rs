@@ -16,7 +16,9 @@ use sluice_control::plan::{AutoscalePolicy, Plan, PlanDelta, RevisionPlan, Scale
 use sluice_control::release::HistoryHandle;
 use sluice_control::rollout::RolloutStatuses;
 use sluice_control::scale::ScaleHandle;
-use sluice_gateway::admin::{AdminState, BoundAddresses, UpgradeError, Upgraded, redacted};
+use sluice_gateway::admin::{
+    AdminState, BoundAddresses, CommandError, ReleaseView, ServiceCommand, UpgradeError, Upgraded, redacted,
+};
 use sluice_gateway::edge::{Drain, Edge};
 use sluice_gateway::observe::{
     Decision, EndpointCondition, EndpointLoad, ListenerCertificates, Metrics, PresentRequests,
@@ -26,11 +28,12 @@ use sluice_gateway::registry::{LiveRevision, Registry, Snapshot};
 use sluice_gateway::throttle::{EndpointPhase, EndpointView};
 use sluice_model::{
     AdminAddress, Backend, Demand, DemandSink, Generation, RevisionId, ScalingSource, ScalingStatus,
-    StatusSource,
+    ServiceId, StatusSource,
 };
 use tokio::sync::watch;
 
 use super::cluster::StatsHandle;
+use super::releases;
 use super::upgrade::UpgradeRequester;
 
 /// Implements [`AdminState`] on both planes.
@@ -58,7 +61,6 @@ pub(super) struct GatewayState {
     /// What rollouts did.
     pub(super) rollouts: RolloutStatuses,
     /// The releases of services, and changes of them by command.
-    #[expect(dead_code, reason = "commands are about to use it")]
     pub(super) histories: HistoryHandle,
 }
 
@@ -97,6 +99,18 @@ impl AdminState for GatewayState {
 
     async fn upgrade(&self, limit: Duration) -> Result<Upgraded, UpgradeError> {
         self.upgrades.ask(limit).await
+    }
+
+    async fn command(&self, service: &ServiceId, command: ServiceCommand) -> Result<String, CommandError> {
+        releases::command(&self.histories, &self.table(), service, command).await
+    }
+
+    fn release(&self, service: &ServiceId) -> Option<ReleaseView> {
+        releases::view(&self.histories, service)
+    }
+
+    fn differences(&self, service: &ServiceId) -> BTreeMap<String, Vec<String>> {
+        releases::template_differences(&self.histories, service)
     }
 
     fn table(&self) -> Arc<Snapshot> {

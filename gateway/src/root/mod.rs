@@ -11,6 +11,7 @@ mod build;
 pub(crate) mod check;
 mod cluster;
 mod outcomes;
+mod releases;
 pub(crate) mod run;
 mod shutdown;
 mod signals;

@@ -10,6 +10,7 @@ use sluice_tests::h1::{self, H1, H1Response};
 use sluice_tests::wait::{SOON, wait_for};
 use tokio::net::UnixStream;
 
+use crate::commands::command;
 use crate::{WEB, web};
 
 /// With a token of this test's environment, and one more name.
@@ -117,6 +118,126 @@ async fn with_a_token_every_change_needs_it() {
     assert_ne!(gateway.serving_pid().await, before);
 }
 
+/// Every command for a service; each can be carried out on its own but for those of rollouts, of which there is none.
+const COMMANDS: [&str; 8] = [
+    "/api/pause?service=web",
+    "/api/resume?service=web",
+    "/api/rollback?service=web&revision=web-a",
+    "/api/rollout/pause?service=web",
+    "/api/rollout/resume?service=web",
+    "/api/rollout/promote?service=web",
+    "/api/rollout/abort?service=web",
+    "/api/rollout/retry?service=web",
+];
+
+#[tokio::test]
+async fn with_a_token_every_command_for_a_service_needs_it() {
+    let backend = HttpBackend::start("a").await;
+    let gateway = with_token(backend.addr()).await;
+    let token = ("authorization", "Bearer s3cret-token");
+    let site = ("origin", "http://evil.example");
+    for path in COMMANDS {
+        let post =
+            async |host: &str, headers: &[(&str, &str)]| admin(&gateway, "POST", host, path, headers).await;
+        for wrong in [
+            &[][..],
+            &[("authorization", "Bearer nonsense")],
+            &[("authorization", "Bearer s3cret-toke")],
+            &[("authorization", "Basic s3cret-token")],
+            &[("origin", "http://localhost")],
+            &[token, token],
+        ] {
+            let answer = post("localhost", wrong).await;
+            assert_eq!(answer.status, 401, "{path} {wrong:?}");
+            assert_eq!(answer.json()["done"], false, "{path}");
+            assert!(
+                answer.json()["error"]
+                    .as_str()
+                    .is_some_and(|why| why.contains("--token-file"))
+            );
+        }
+        // A page of another site, even with the token, and a name that was made to lead here.
+        for foreign in [
+            site,
+            ("origin", "null"),
+            ("origin", "https://localhost.evil.example"),
+        ] {
+            assert_eq!(
+                post("localhost", &[token, foreign]).await.status,
+                403,
+                "{path} {foreign:?}"
+            );
+        }
+        assert_eq!(post("evil.example", &[token]).await.status, 421, "{path}");
+        assert_eq!(post("evil.example", &[token, site]).await.status, 421, "{path}");
+        // What a link, an image or a form of another site could send.
+        let get = admin(&gateway, "GET", "localhost", path, &[token]).await;
+        assert_eq!((get.status, get.header("allow")), (405, Some("POST")), "{path}");
+        for method in ["PUT", "DELETE", "PATCH"] {
+            let answer = admin(&gateway, method, "localhost", path, &[]).await;
+            assert_eq!(answer.status, 401, "{method} {path}");
+        }
+    }
+    let row = |value: serde_json::Value| value["revisions"][0].clone();
+    let before = row(gateway.admin_json("/api/revisions").await);
+    assert_eq!(before["override"], serde_json::Value::Null, "nothing was changed");
+    assert_eq!(gateway.get(WEB, "/").await.status, 200);
+
+    // A page of this host with the token, and a program with it.
+    let own = ("origin", "http://localhost");
+    let paused = admin(&gateway, "POST", "localhost", COMMANDS[0], &[token, own]).await;
+    assert_eq!(
+        (paused.status, &paused.json()["done"]),
+        (200, &true.into()),
+        "{}",
+        paused.text()
+    );
+    assert_eq!(
+        row(gateway.admin_json("/api/revisions").await)["override"]["paused"],
+        true
+    );
+    let resumed = admin(&gateway, "POST", "sluice.internal", COMMANDS[1], &[token]).await;
+    assert_eq!(resumed.status, 200, "{}", resumed.text());
+    for path in &COMMANDS[1..] {
+        let answer = admin(&gateway, "POST", "localhost", path, &[token]).await;
+        assert_eq!(answer.status, 409, "nothing to act on: {path} {}", answer.text());
+    }
+    let bad = admin(&gateway, "POST", "localhost", "/api/pause", &[token]).await;
+    assert_eq!(bad.status, 400, "{}", bad.text());
+    let none = admin(&gateway, "POST", "localhost", "/api/pause?service=wbe", &[token]).await;
+    assert_eq!(none.status, 404, "{}", none.text());
+}
+
+#[tokio::test]
+async fn commands_for_services_get_the_token_and_show_it_nowhere() {
+    let backend = HttpBackend::start("a").await;
+    let gateway = with_token(backend.addr()).await;
+    let without = command(&gateway, &["pause", "web"]).await;
+    assert_eq!(without.code, Some(1), "{without:?}");
+    assert!(without.stderr.contains("--token-file"), "{without:?}");
+    let file = gateway.dir().join("token");
+    std::fs::write(&file, "s3cret-token\n").unwrap();
+    let file = file.to_str().unwrap();
+    let paused = command(&gateway, &["pause", "web", "--token-file", file]).await;
+    assert_eq!(paused.code, Some(0), "{paused:?}");
+    // Reading needs none.
+    let status = command(&gateway, &["status"]).await;
+    assert!(status.stdout.contains("paused by command"), "{status:?}");
+    let url = format!("http://{}", gateway.admin());
+    let resumed = std::process::Command::new(sluice_tests::cli::sluice_bin())
+        .args(["resume", "web", "--admin", &url, "--format", "json"])
+        .env("SLUICE_TOKEN", "s3cret-token")
+        .output()
+        .unwrap();
+    assert!(resumed.status.success(), "{resumed:?}");
+    let said = [gateway.stdout(), gateway.stderr()].concat().join("\n");
+    assert!(
+        said.contains("by command") && !said.contains("s3cret-token"),
+        "{said}"
+    );
+    assert!(!format!("{paused:?}{status:?}").contains("s3cret-token"));
+}
+
 #[tokio::test]
 async fn commands_get_the_token_from_a_file_or_the_environment_and_nobody_shows_it() {
     let backend = HttpBackend::start("a").await;
@@ -216,6 +337,10 @@ async fn beyond_this_machine_nothing_is_changed_without_a_token() {
     let answer = h1::fetch(at, &post).await.unwrap();
     assert_eq!(answer.status, 403);
     assert!(answer.text().contains("admin.token"), "{}", answer.text());
+    for path in COMMANDS {
+        let post = h1::request("POST", "127.0.0.1", path, &[], b"");
+        assert_eq!(h1::fetch(at, &post).await.unwrap().status, 403, "{path}");
+    }
     assert_eq!(
         h1::fetch(at, &h1::get("127.0.0.1", "/api/revisions"))
             .await
@@ -273,6 +398,20 @@ async fn a_unix_socket_is_for_its_owner_and_outlives_an_upgrade() {
     // A change without a token: only the owner is here.
     let post = h1::request("POST", "localhost", "/api/upgrade?timeout=x", &[], b"");
     assert_eq!(by_socket(&path, &post).await.status, 400);
+    for verb in ["pause", "resume"] {
+        let url = format!("unix:{}", path.display());
+        let done = sluice_in(gateway.dir(), &[verb, "web", "--admin", &url]).await;
+        assert_eq!(done.code, Some(0), "{done:?}");
+        let page = ("origin", "http://localhost");
+        let from_page = h1::request("POST", "localhost", COMMANDS[0], &[page], b"");
+        assert_eq!(
+            by_socket(&path, &from_page).await.status,
+            403,
+            "a page never without a token"
+        );
+        let foreign = h1::request("POST", "evil.example", COMMANDS[0], &[], b"");
+        assert_eq!(by_socket(&path, &foreign).await.status, 421);
+    }
     let url = format!("unix:{}", path.display());
     let status = sluice_in(gateway.dir(), &["status", "--admin", &url]).await;
     assert!(

@@ -11,7 +11,7 @@ for (const [key, title] of [["rate", "requests a second"], ["error_rate", "failu
 const charts = hourCharts();
 byId("charts").append(...charts.figures);
 let hourOf = null;
-const list = serviceList((id) => { hourOf = id; drawHourOf(); loadHour(); });
+const list = serviceList((id) => { hourOf = id; drawHourOf(); loadHour(); }, (command, service) => give(command, service));
 byId("hour-all").addEventListener("click", () => { list.choose(null); byId("hour-title").scrollIntoView(); });
 
 function drawHourOf() {
@@ -80,6 +80,7 @@ function drawGateway(at) {
   for (const key of ["in_flight", "queued", "ready"]) setText(figures[key].value, count(gateway[key]));
   toggle(figures.error_rate.box, "bad", gateway.error_rate > 0);
   show(byId("actions"), gateway.token !== null);
+  list.allow(gateway.token !== null);
   setText(byId("actions-note"), gateway.token !== null ? "" : "A page may change nothing here: admin.token is not set. sluice upgrade works from this machine.");
   show(byId("actions-note"), gateway.token === null);
 }
@@ -116,7 +117,7 @@ function drawDecisions(decisions) {
 
 // Explain.
 
-const ORDER = ["listener", "host", "path", "service", "route", "tag", "split", "revision", "backend", "rewrite", "reason", "why"];
+const ORDER = ["listener", "host", "path", "service", "paused", "route", "tag", "split", "revision", "backend", "rewrite", "reason", "why"];
 
 // A value in words: what does not apply is left out.
 function explained(value) {
@@ -155,15 +156,32 @@ byId("explain").addEventListener("submit", async (event) => {
 let token = "";
 byId("token").addEventListener("input", (event) => { token = event.target.value.trim(); });
 
+const tell = (text, bad) => { const acted = byId("acted"); setText(acted, text); toggle(acted, "bad", bad); };
+
+// Whether there is a token to act with.
+function hasToken() {
+  if (token !== "") return true;
+  byId("token").focus();
+  tell("The token is needed.", true);
+  return false;
+}
+
+// A command for a service: what it did is told, and the stream shows it.
+async function give(command, service) {
+  if (!hasToken()) return;
+  try {
+    const answer = await fetch(`/api/${command}?service=${encodeURIComponent(service)}`, { method: "POST", headers: { Authorization: `Bearer ${token}` } });
+    const said = await answer.json();
+    if (said.done) tell(`${said.service}: ${said.message}.`, false);
+    else tell(answer.status === 401 ? "This is not the token." : `Not done: ${said.error}`, true);
+  } catch {
+    tell("No answer came. The list above shows what is so.", true);
+  }
+}
+
 byId("actions").addEventListener("submit", async (event) => {
   event.preventDefault();
-  const acted = byId("acted");
-  const tell = (text, bad) => { setText(acted, text); toggle(acted, "bad", bad); };
-  if (token === "") {
-    byId("token").focus();
-    tell("The token is needed.", true);
-    return;
-  }
+  if (!hasToken()) return;
   if (!confirm("Start the binary now on disk in place of this process?")) return;
   byId("upgrade").disabled = true;
   tell("Upgrading: this takes as long as the new process needs to get ready.", false);

@@ -1,7 +1,8 @@
 // The list of services: kept elements, of which a change rewrites what differs.
 
-// `chosen(id)` is called when a revision is chosen, with null when none is any more.
-function serviceList(chosen) {
+// `chosen(id)` is called when a revision is chosen, with null when none is any more; `act(command, service)` gives a command
+// for a service.
+function serviceList(chosen, act) {
   const list = byId("list");
   const services = new Map();
   const revisions = new Map();
@@ -12,6 +13,7 @@ function serviceList(chosen) {
   let byService = new Map();
   let open = null;
   let wanted = "";
+  let mayAct = false;
 
   const idOf = (row) => `${row.namespace}/${row.service}`;
 
@@ -28,10 +30,11 @@ function serviceList(chosen) {
       return cell;
     }));
     const body = el("tbody", "");
+    const release = releaseBox(id, act);
     const matches = el("p", "matches dim");
-    const article = el("article", "service", el("header", "", name, hosts), split, el("table", "", el("thead", "", head), body), matches);
+    const article = el("article", "service", el("header", "", name, hosts), split, release.box, el("table", "", el("thead", "", head), body), matches);
     article.dataset.id = id;
-    known = { article, name, hosts, split, body, matches };
+    known = { article, name, hosts, split, release, body, matches };
     cards.set(id, known);
     return known;
   }
@@ -43,7 +46,7 @@ function serviceList(chosen) {
   }
 
   function drawService(id) {
-    const { name, hosts, split, body, matches } = card(id);
+    const { name, hosts, split, release, body, matches } = card(id);
     const service = services.get(id);
     const [namespace, own] = id.split("/");
     if (!name.hasChildNodes()) name.append(el("span", "dim", `${namespace}/`), own);
@@ -62,6 +65,7 @@ function serviceList(chosen) {
       show(split, names.length > 1);
       split.setAttribute("aria-label", `Split: ${traffic.map((target) => `${target.revisionName} ${target.percent} %`).join(", ")}`);
     }
+    release.draw(service, mayAct);
     const routes = service ? service.routes : [];
     const told = routes.map((route) => {
       const { path, headers, methods } = route.match;
@@ -259,5 +263,11 @@ function serviceList(chosen) {
   }
 
   byId("find").addEventListener("input", (event) => { wanted = event.target.value.trim(); filter(); });
-  return { update, choose, size: () => services.size, opened: () => open };
+  function allow(may) {
+    if (mayAct === may) return;
+    mayAct = may;
+    for (const [id, { release }] of cards) release.draw(services.get(id), mayAct);
+  }
+
+  return { update, choose, allow, size: () => services.size, opened: () => open };
 }
