@@ -158,12 +158,10 @@ fn percent(part: f64) -> String {
     }
 }
 
-#[expect(clippy::cast_precision_loss, reason = "some thousands")]
 fn part(courses: &[Course], what: impl Fn(&Course) -> bool) -> f64 {
     courses.iter().filter(|course| what(course)).count() as f64 / courses.len().max(1) as f64
 }
 
-#[expect(clippy::cast_precision_loss, reason = "some thousands")]
 fn mean(courses: &[Course], what: impl Fn(&Course) -> u64) -> f64 {
     courses.iter().map(what).sum::<u64>() as f64 / courses.len().max(1) as f64
 }

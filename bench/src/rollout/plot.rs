@@ -68,7 +68,6 @@ pub fn plot(detections: &[Detection]) -> String {
                 .courses
                 .iter()
                 .filter(|course| course.failed && course.seconds <= u64::from(seconds));
-            #[expect(clippy::cast_precision_loss, reason = "some thousands")]
             let part = found.count() as f64 / runs as f64;
             let command = if seconds == 0 { 'M' } else { 'L' };
             let _ = write!(path, "{command}{:.1} {:.1}", x(f64::from(seconds)), y(part));

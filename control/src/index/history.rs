@@ -1,5 +1,6 @@
 //! Histories in the index: what compiled services become by them, and changes of them alone.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 
 use sluice_model::ServiceId;
@@ -35,7 +36,16 @@ impl Index {
         let declared = declared(compiled);
         let revisions = compiled.service.revisions.iter();
         let names: Vec<&str> = revisions.map(|spec| spec.id.name()).collect();
-        let history = declared.advance(compiled.digest, &names, known.map_or(&EMPTY, |known| known));
+        let before = self
+            .find_published(id)
+            .and_then(|(_, published)| published.service.revisions.last());
+        let before = before.map(|latest| latest.id.name());
+        let history = declared.advance(
+            compiled.digest,
+            &names,
+            known.map_or(&EMPTY, |known| known),
+            before,
+        );
         let applied = declared.apply(compiled, &history);
         if known.map_or(&EMPTY, |known| known) != &history {
             changed.push((id.clone(), history));
@@ -99,7 +109,7 @@ impl Index {
                 is_other_history: true,
             });
         }
-        let mut others = Vec::with_capacity(changed.len());
+        let mut others = HashSet::with_capacity(changed.len());
         for (id, mut history) in changed {
             for kept in history.revisions.iter_mut().filter(|kept| kept.created == 0) {
                 (kept.created, kept.last_active) = (now, now);
@@ -108,7 +118,7 @@ impl Index {
                 true => _ = histories.remove(&id),
                 false => _ = histories.insert(id.clone(), Arc::new(history)),
             }
-            others.push(id);
+            others.insert(id);
         }
         for compiled in step.units.iter().flat_map(|(_, services)| services) {
             let id = &compiled.service.id;

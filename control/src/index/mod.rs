@@ -158,11 +158,29 @@ impl Index {
         is_other
     }
 
-    /// Replaces all histories, as read from the state directory, and compiles the services that they concern again.
-    pub(super) fn set_histories(&mut self, histories: Histories, env: Env<'_>) {
+    /// Replaces all histories, as read from the state directory or handed over by an older process. Compiles again what differs
+    /// by them: services that are published already, and those whose revisions are in the history. Returns whether any
+    /// history is another one.
+    pub(super) fn set_histories(&mut self, histories: Histories, env: Env<'_>) -> bool {
         let before = std::mem::replace(&mut self.histories, Arc::new(histories));
-        let services: BTreeSet<&ServiceId> = before.keys().chain(self.histories.keys()).collect();
-        let units: BTreeSet<UnitId> = services.into_iter().flat_map(|id| self.claimants(id)).collect();
+        let now = Arc::clone(&self.histories);
+        let others = before
+            .keys()
+            .chain(now.keys())
+            .filter(|id| before.get(*id) != now.get(*id));
+        let has_revisions = |id: &ServiceId| {
+            let mut both = before.get(id).into_iter().chain(now.get(id));
+            both.any(|history| !history.revisions.is_empty())
+        };
+        let (mut is_other, mut units) = (false, BTreeSet::new());
+        for id in others {
+            is_other = true;
+            // What was not published yet gets its history when it is.
+            let again = self
+                .claimants(id)
+                .filter(|unit| has_revisions(id) || !self.pending.contains_key(unit));
+            units.extend(again);
+        }
         let changes = units.iter().filter_map(|id| self.unit(*id));
         let changes = changes.map(|unit| (unit.key.clone(), Some(unit.content.clone())));
         let changes: Vec<(ObjectKey, NewContent)> = changes.collect();
@@ -174,6 +192,7 @@ impl Index {
         });
         let changes = changes.collect();
         self.apply_some(changes, self.top_level.version(), env);
+        is_other
     }
 
     /// The objects that claim a service's name.

@@ -164,8 +164,13 @@ impl Sets {
     }
 
     /// Replaces the histories of the services of files, as [`Index::set_histories`] does.
-    pub fn set_histories(&mut self, histories: Histories, env: Env<'_>) {
-        self.files.set_histories(histories, env);
+    pub fn set_histories(&mut self, histories: Histories, env: Env<'_>) -> bool {
+        self.files.set_histories(histories, env)
+    }
+
+    /// The histories of the services of files, as published.
+    pub fn histories(&self) -> Histories {
+        (*self.files.histories).clone()
     }
 
     /// The release of a published service of files.

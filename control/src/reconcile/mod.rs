@@ -17,7 +17,7 @@ use crate::compile::{FileReference, ListenerReference};
 use crate::config::{Defaults, Diagnostic, Diagnostics};
 use crate::index::{SetId, Sets, Step};
 use crate::plan::PlanDelta;
-use crate::release::{Edit, EditError, Histories, HistoryChange, HistoryEdit, Recorder};
+use crate::release::{Edit, EditError, Histories, HistoryEdit, Recorder, Request};
 use crate::source::{Change, Event, NoSource, Source, SourceError, SourceFile};
 
 pub use fixed::fixed_changes;
@@ -253,7 +253,7 @@ enum LookOutcome {
 enum Wake {
     Files(Change),
     Cluster,
-    Histories(HistoryChange),
+    Histories(Request),
 }
 
 impl<S: Source, P: ChangeSink, C: Source> Reconciler<S, P, C> {
@@ -272,7 +272,7 @@ impl<S: Source, P: ChangeSink, C: Source> Reconciler<S, P, C> {
             let wake = tokio::select! {
                 change = files => Wake::Files(change),
                 _ = self.cluster.changed() => Wake::Cluster,
-                change = self.recorder.changed() => Wake::Histories(change),
+                request = self.recorder.request() => Wake::Histories(request),
             };
             let step = tokio::task::spawn_blocking(move || {
                 // The second half of a change of files is awaited as before.
@@ -284,7 +284,7 @@ impl<S: Source, P: ChangeSink, C: Source> Reconciler<S, P, C> {
                 match wake {
                     Wake::Files(change) => outcome = self.step(change),
                     Wake::Cluster => self.cluster_step(),
-                    Wake::Histories(change) => self.history_step(change),
+                    Wake::Histories(request) => self.history_step(request),
                 }
                 (self, outcome)
             });
@@ -424,27 +424,28 @@ impl<S: Source, P: ChangeSink, C: Source> Reconciler<S, P, C> {
         self.recorder.record(changes);
     }
 
-    /// Publishes a change of a history, or the histories that an older process left.
-    fn history_step(&mut self, change: HistoryChange) {
-        match change {
-            HistoryChange::Edit(edit) => {
-                let Edit {
-                    service,
-                    change,
-                    done,
-                } = *edit;
+    /// Takes over the histories of an older process, and publishes what they change. Blocks; before anything is served.
+    pub fn inherit(&mut self, histories: Histories) {
+        if !self.sets.set_histories(histories, &*self.env) {
+            return;
+        }
+        if let Some(outcome) = self.reload(Change::Event, Instant::now()) {
+            self.applier.outcome(outcome, &self.found);
+        }
+    }
+
+    /// Publishes a change of a history, or tells the histories to whoever takes over.
+    fn history_step(&mut self, request: Request) {
+        match request {
+            Request::Edit(Edit {
+                service,
+                change,
+                done,
+            }) => {
                 // Nobody may wait for the outcome any more.
                 let _ = done.send(self.edit(&service, change));
             }
-            HistoryChange::Restored(histories) => {
-                self.sets.set_histories(histories, &*self.env);
-                // Half a change of files is pending: what the histories change is published with it.
-                if !self.half
-                    && let Some(outcome) = self.reload(Change::Event, Instant::now())
-                {
-                    self.applier.outcome(outcome, &self.found);
-                }
-            }
+            Request::Freeze(to) => self.recorder.freeze(self.sets.histories(), to),
         }
     }
 

@@ -97,8 +97,15 @@ impl Declared {
         self.made.is_some() || self.rollout.is_some()
     }
 
-    /// The history after a publication of a service with this digest and these revisions.
-    pub(crate) fn advance(&self, digest: u64, names: &[&str], history: &ServiceHistory) -> ServiceHistory {
+    /// The history after a publication of a service with this digest and these revisions. `before` is the latest revision as it
+    /// was published last, if the service was.
+    pub(crate) fn advance(
+        &self,
+        digest: u64,
+        names: &[&str],
+        history: &ServiceHistory,
+        before: Option<&str>,
+    ) -> ServiceHistory {
         let mut next = history.clone();
         match &self.made {
             Some(made) if !next.revisions.iter().any(|kept| kept.name == made.name) => {
@@ -109,25 +116,37 @@ impl Declared {
             None => next.revisions.clear(),
         }
         let ended = next.over.take_if(|over| over.declared != digest);
-        let is_listed = |name: &str| names.contains(&name);
         if !self.is_gated() {
             (next.settled, next.rollout) = (None, None);
-        } else if let Some(pinned) = ended
-            .and_then(|over| over.pinned)
-            .filter(|pinned| is_listed(pinned))
-            && next.settled.as_deref() != names.last().copied()
-        {
-            // A newer revision ends a rollback, and is rolled out from the one that has the traffic.
-            next.settled = Some(pinned);
-        } else if !next.settled.as_deref().is_some_and(is_listed) {
-            next.settled = names.last().map(|latest| (*latest).to_owned());
+            return next;
         }
+        let is_listed = |name: &str| names.contains(&name);
         if next
             .rollout
             .as_ref()
             .is_some_and(|rollout| !is_listed(&rollout.candidate))
         {
             next.rollout = None;
+        }
+        let rolled = next.rollout.as_ref().map(|rollout| rollout.candidate.as_str());
+        let latest = names.last().copied();
+        let is_new = latest != next.settled.as_deref() && latest != rolled;
+        let pinned = ended.and_then(|over| over.pinned);
+        if let Some(pinned) = pinned.filter(|pinned| is_new && is_listed(pinned)) {
+            // A newer revision ends a rollback, and is rolled out from the one that has the traffic.
+            next.settled = Some(pinned);
+        } else if next.settled.is_none() {
+            // The first rollout begins at what has the traffic so far.
+            let first = before.filter(|before| is_listed(before)).or(latest);
+            next.settled = first.map(str::to_owned);
+        } else if !next.settled.as_deref().is_some_and(is_listed) {
+            // The share goes to the newest one that no rollout is about: one that failed does not get it that way.
+            let mut others = names.iter().rev().filter(|name| Some(**name) != rolled);
+            let heir = others.next().copied().or(latest);
+            next.settled = heir.map(str::to_owned);
+            if heir == rolled {
+                next.rollout = None;
+            }
         }
         next
     }

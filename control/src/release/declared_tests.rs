@@ -132,8 +132,13 @@ fn a_rollback_outweighs_a_rollout_while_files_stay() {
     history.over.as_mut().unwrap().paused = true;
     assert!(is_paused(&history));
     let names = ["r0", "r1", "r2"];
-    assert!(declared.advance(DIGEST, &names, &history).over.is_some());
-    assert!(declared.advance(DIGEST + 1, &names, &history).over.is_none());
+    assert!(declared.advance(DIGEST, &names, &history, None).over.is_some());
+    assert!(
+        declared
+            .advance(DIGEST + 1, &names, &history, None)
+            .over
+            .is_none()
+    );
 }
 
 #[test]
@@ -151,47 +156,74 @@ fn a_pause_is_published_while_files_stay() {
     };
     let is_paused = |history: &ServiceHistory| declared.apply(&service, history).unwrap().service.paused;
     assert!(is_paused(&history));
-    history = declared.advance(DIGEST + 1, &["r0"], &history);
+    history = declared.advance(DIGEST + 1, &["r0"], &history, None);
     assert!(!is_paused(&history) && history.is_trivial());
-}
-
-/// Rolled back from `r1` to `r0`, and then there is `r2`, which must not be rolled out from `r1`.
-#[test]
-fn a_newer_revision_is_rolled_out_from_the_one_that_a_rollback_chose() {
-    let declared = gated(vec![latest(10_000, None, 1)]);
-    let over = Some(crate::release::Override {
-        declared: DIGEST,
-        since: 0,
-        pinned: Some("r0".to_owned()),
-        paused: false,
-    });
-    let completed = settled("r1", Some(rollout("r1", RolloutState::Completed, 10_000, true)));
-    let rolled_back = ServiceHistory { over, ..completed };
-    let newer = declared.advance(DIGEST + 1, &["r0", "r1", "r2"], &rolled_back);
-    assert_eq!((newer.settled.as_deref(), newer.over), (Some("r0"), None));
-    // Without a newer one the files are followed again.
-    let same = declared.advance(DIGEST + 1, &["r0", "r1"], &rolled_back);
-    assert_eq!((same.settled.as_deref(), same.over), (Some("r1"), None));
-    // The one that was chosen is listed no more.
-    let gone = declared.advance(DIGEST + 1, &["r1", "r2"], &rolled_back);
-    assert_eq!(gone.settled.as_deref(), Some("r1"));
 }
 
 #[test]
 fn histories_follow_the_revisions_that_files_list() {
     let declared = gated(vec![latest(10_000, None, 0)]);
     let empty = ServiceHistory::default();
-    let first = declared.advance(DIGEST, &["r0"], &empty);
+    let advance = |names: &[&str], history: &ServiceHistory| declared.advance(DIGEST, names, history, None);
+    let first = advance(&["r0"], &empty);
     assert_eq!(first, settled("r0", None));
     // A second one takes nothing by itself.
-    assert_eq!(declared.advance(DIGEST, &["r0", "r1"], &first), first);
+    assert_eq!(advance(&["r0", "r1"], &first), first);
     // Without the settled one the latest has all.
-    assert_eq!(declared.advance(DIGEST, &["r1"], &first), settled("r1", None));
+    assert_eq!(advance(&["r1"], &first), settled("r1", None));
     // A rollout to a revision that is gone is over.
     let running = settled("r0", Some(rollout("r1", RolloutState::Running, 100, true)));
-    assert_eq!(declared.advance(DIGEST, &["r0"], &running), first);
+    assert_eq!(advance(&["r0"], &running), first);
     let free = Declared::default();
-    assert!(free.advance(DIGEST, &["r0", "r1"], &running).is_trivial());
+    assert!(free.advance(DIGEST, &["r0", "r1"], &running, None).is_trivial());
+}
+
+#[test]
+fn the_first_rollout_begins_at_what_has_the_traffic() {
+    let declared = gated(vec![latest(10_000, None, 1)]);
+    let empty = ServiceHistory::default();
+    // `rollout:` and the new revision came in one change.
+    let first = declared.advance(DIGEST, &["r0", "r1"], &empty, Some("r0"));
+    assert_eq!(first, settled("r0", None));
+    let replaced = declared.advance(DIGEST, &["r1"], &empty, Some("r0"));
+    assert_eq!(replaced, settled("r1", None));
+}
+
+#[test]
+fn a_revision_that_failed_inherits_nothing() {
+    let declared = gated(vec![latest(10_000, None, 2)]);
+    let failed = settled("r1", Some(rollout("r2", RolloutState::Failed, 0, true)));
+    let without = declared.advance(DIGEST, &["r0", "r2"], &failed, None);
+    assert_eq!(without, settled("r0", failed.rollout.clone()));
+    // There is nothing else.
+    assert_eq!(
+        declared.advance(DIGEST, &["r2"], &failed, None),
+        settled("r2", None)
+    );
+}
+
+#[test]
+fn a_rollback_is_the_base_of_a_newer_revision_and_of_nothing_else() {
+    let declared = gated(vec![latest(10_000, None, 2)]);
+    let names = ["r0", "r1", "r2"];
+    let pinned = |rollout: Option<Rollout>, settled_at: &str| {
+        let mut history = settled(settled_at, rollout);
+        history.over = Some(crate::release::Override {
+            declared: DIGEST,
+            since: 0,
+            pinned: Some("r0".to_owned()),
+            paused: false,
+        });
+        history
+    };
+    let changed = |history: &ServiceHistory| declared.advance(DIGEST + 1, &names, history, None).settled;
+    // Settled on the latest: another limit of it ends the rollback.
+    assert_eq!(changed(&pinned(None, "r2")).as_deref(), Some("r2"));
+    // The latest failed before: it is none that is new.
+    let failed = rollout("r2", RolloutState::Failed, 0, true);
+    assert_eq!(changed(&pinned(Some(failed), "r1")).as_deref(), Some("r1"));
+    // The latest is new.
+    assert_eq!(changed(&pinned(None, "r1")).as_deref(), Some("r0"));
 }
 
 #[test]

@@ -2,12 +2,14 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use parking_lot::Mutex;
 use sluice_model::{RevisionId, ServiceId};
-use tokio::sync::{Notify, mpsc, oneshot};
+use tokio::sync::{Notify, mpsc, oneshot, watch};
+use tokio::time::timeout;
 
-use super::history::ServiceHistory;
+use super::history::{Histories, ServiceHistory};
 use crate::rollout::RolloutPolicy;
 
 /// A service whose traffic moves by a history, as it is published now.
@@ -53,17 +55,25 @@ impl std::fmt::Debug for Edit {
     }
 }
 
-/// Edits for the reconciler, in their order.
+/// What the reconciler is asked for.
+#[derive(Debug)]
+pub(crate) enum Request {
+    Edit(Edit),
+    /// Nothing is changed from now on; for the histories as they are.
+    Freeze(oneshot::Sender<Histories>),
+}
+
+/// Requests for the reconciler, in their order.
 #[derive(Debug)]
 pub struct Edits {
-    pub(super) queue: mpsc::Receiver<Edit>,
+    pub(super) queue: mpsc::Receiver<Request>,
     pub(super) shared: Arc<Shared>,
 }
 
 /// Reads releases and changes histories. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct HistoryHandle {
-    queue: mpsc::Sender<Edit>,
+    queue: mpsc::Sender<Request>,
     shared: Arc<Shared>,
 }
 
@@ -72,9 +82,11 @@ pub struct HistoryHandle {
 pub(super) struct Shared {
     releases: Mutex<BTreeMap<ServiceId, Arc<Release>>>,
     changed: Notify,
+    /// Another process is about to take over, or has: requests wait.
+    pub(super) frozen: watch::Sender<bool>,
 }
 
-/// Edits that may wait for the reconciler.
+/// Requests that may wait for the reconciler.
 const QUEUE: usize = 64;
 
 impl HistoryHandle {
@@ -105,7 +117,7 @@ impl HistoryHandle {
     }
 
     /// Changes the history of a service and publishes it. `change` gets the release as it is published at that moment.
-    /// Resolves after the publication. Dropping the future does not take the change back.
+    /// Resolves after the publication. A change whose future is dropped before its turn is not carried out.
     ///
     /// # Errors
     /// What `change` returns, an unknown service, and a gateway that is about to end.
@@ -121,8 +133,33 @@ impl HistoryHandle {
             done,
         };
         let ending = || EditError("the gateway is about to end".to_owned());
-        self.queue.send(edit).await.map_err(|_| ending())?;
+        self.queue.send(Request::Edit(edit)).await.map_err(|_| ending())?;
         outcome.await.map_err(|_| ending())?
+    }
+
+    /// Stops all changes and returns the histories, for another process that takes over. Changes that come later wait for
+    /// [`thaw`](Self::thaw), or for the end of this process. A dropped future may leave them stopped.
+    ///
+    /// A reload that is under way is waited for, but not for longer than `limit`: it may wait for what the hand-over holds.
+    pub async fn freeze(&self, limit: Duration) -> Histories {
+        let (sender, histories) = oneshot::channel();
+        let frozen = async {
+            self.queue.send(Request::Freeze(sender)).await.ok()?;
+            histories.await.ok()
+        };
+        if let Ok(Some(histories)) = timeout(limit, frozen).await {
+            return histories;
+        }
+        self.shared.frozen.send_replace(true);
+        let releases = self.releases().into_iter();
+        releases
+            .map(|(id, release)| (id, Arc::clone(&release.history)))
+            .collect()
+    }
+
+    /// Lets changes go on: no other process took over.
+    pub fn thaw(&self) {
+        self.shared.frozen.send_replace(false);
     }
 }
 

@@ -1,8 +1,10 @@
 //! The reconciler's side of histories: edits come in, releases and documents go out.
 
-use super::edits::{Edit, Edits};
+use tokio::sync::oneshot;
+
+use super::edits::{Edits, Request};
 use super::history::Histories;
-use super::records::{record, restore};
+use super::records::record;
 use crate::index::ReleaseChange;
 use crate::state::StateHandle;
 
@@ -10,18 +12,8 @@ use crate::state::StateHandle;
 pub struct Recorder {
     edits: Edits,
     state: Option<StateHandle>,
-    /// The state directory is another process's, whose last documents are awaited.
-    is_awaiting: bool,
     /// The wall clock, in seconds since 1970.
     wall: Box<dyn Fn() -> u64 + Send + Sync>,
-}
-
-/// A change of histories that comes from elsewhere than files.
-pub(crate) enum HistoryChange {
-    /// A rollout or a command.
-    Edit(Box<Edit>),
-    /// The older process of an upgrade left these.
-    Restored(Histories),
 }
 
 impl Recorder {
@@ -32,7 +24,6 @@ impl Recorder {
         wall: impl Fn() -> u64 + Send + Sync + 'static,
     ) -> Self {
         Self {
-            is_awaiting: state.as_ref().is_some_and(|state| !state.is_open()),
             edits,
             state,
             wall: Box::new(wall),
@@ -43,30 +34,35 @@ impl Recorder {
         (self.wall)()
     }
 
-    /// Waits for the next change. While an older process has the state directory edits wait: it may still write. Cancel-safe.
-    pub(crate) async fn changed(&mut self) -> HistoryChange {
+    /// Waits for the next request; while another process is about to take over they wait. Cancel-safe.
+    pub(crate) async fn request(&mut self) -> Request {
         loop {
-            if let Some(state) = self.state.as_ref().filter(|_| self.is_awaiting) {
-                state.opened().await;
-                self.is_awaiting = false;
-                match state.documents().map(|documents| restore(&documents)) {
-                    Some(Ok(histories)) => return HistoryChange::Restored(histories),
-                    Some(Err(error)) => tracing::error!("state: {error}"),
-                    None => {}
-                }
-            }
+            let mut frozen = self.edits.shared.frozen.subscribe();
+            // The sender lives as long as this recorder.
+            let _ = frozen.wait_for(|frozen| !frozen).await;
             match self.edits.queue.recv().await {
-                Some(edit) => return HistoryChange::Edit(Box::new(edit)),
+                // Who asked has given up: to carry it out later would surprise whoever tried again.
+                Some(Request::Edit(edit)) if edit.done.is_closed() => {}
+                Some(request) => return request,
                 // Every handle is gone.
                 None => std::future::pending::<()>().await,
             }
         }
     }
 
-    /// Shows the releases, and writes histories to the state directory.
+    /// Stops all requests, and tells the histories as they are.
+    pub(crate) fn freeze(&self, histories: Histories, to: oneshot::Sender<Histories>) {
+        // Before they are told: whoever thaws does so afterwards.
+        if !to.is_closed() {
+            self.edits.shared.frozen.send_replace(true);
+        }
+        // Nobody may wait for them any more.
+        let _ = to.send(histories);
+    }
+
+    /// Shows the releases, and writes histories to the state directory: once it is this process's.
     pub(crate) fn record(&self, changes: Vec<ReleaseChange>) {
-        // An older process may still write: what it leaves is restored, and recorded with what is new.
-        if let Some(state) = self.state.as_ref().filter(|_| !self.is_awaiting) {
+        if let Some(state) = &self.state {
             record(state, &changes);
         }
         let releases = changes.into_iter().map(|change| (change.service, change.release));
@@ -79,7 +75,6 @@ impl std::fmt::Debug for Recorder {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Recorder")
             .field("edits", &self.edits)
-            .field("is_awaiting", &self.is_awaiting)
             .finish_non_exhaustive()
     }
 }

@@ -10,23 +10,27 @@ use crate::state::{Documents, StateError, StateHandle};
 
 const PREFIX: &str = "revisions.";
 
-/// Reads all histories. A document that cannot be read is logged and left out: its service begins anew. Blocks on I/O.
+/// Reads all histories. A document that cannot be understood is logged, kept aside and left out: its service begins anew. Blocks
+/// on I/O.
 ///
 /// # Errors
-/// The directory cannot be read.
+/// The directory or a document cannot be read: who began without it would give a revision that failed its traffic back.
 pub fn restore(documents: &Documents) -> Result<Histories, StateError> {
     let mut histories = Histories::new();
     for name in documents.names()? {
         let Some(service) = service(&name) else { continue };
-        let history = documents.read(&name).map_err(|error| error.to_string());
-        let history = history.and_then(|bytes| {
-            let history = serde_json::from_slice::<ServiceHistory>(&bytes.unwrap_or_default());
-            history.map_err(|error| error.to_string())
-        });
-        match history {
+        // An older process may have removed it meanwhile.
+        let Some(bytes) = documents.read(&name)? else {
+            continue;
+        };
+        match serde_json::from_slice::<ServiceHistory>(&bytes) {
             Ok(history) => _ = histories.insert(service, Arc::new(history)),
             Err(error) => {
-                tracing::error!(%service, "state: {name} cannot be read, and the service begins anew: {error}");
+                documents.set_aside(&name)?;
+                tracing::error!(
+                    %service,
+                    "state: {name} is damaged, and the service begins anew; what there was is kept as {name}.json.damaged: {error}"
+                );
             }
         }
     }

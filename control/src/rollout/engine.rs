@@ -232,11 +232,6 @@ impl Rollout {
         let all = all.min(f64::from(self.fleet)).max(base);
         let part = f64::from(share) / f64::from(WHOLE);
         let need = (all * part * policy.min_ready - 1e-6).ceil().max(1.0);
-        #[expect(
-            clippy::cast_possible_truncation,
-            clippy::cast_sign_loss,
-            reason = "at least 1; saturates"
-        )]
         let need = need as u32;
         need.min(seen.candidate.most.unwrap_or(u32::MAX)).max(1)
     }

@@ -42,10 +42,6 @@ impl Tally {
     }
 
     /// The part of the hits; 0 without a request.
-    #[expect(
-        clippy::cast_precision_loss,
-        reason = "for people, and for comparisons with a limit"
-    )]
     pub fn rate(self) -> f64 {
         if self.requests == 0 {
             return 0.0;
@@ -54,7 +50,6 @@ impl Tally {
     }
 
     /// The rate, with half of one more hit: a guess that is never 0.
-    #[expect(clippy::cast_precision_loss, reason = "as for the rate")]
     pub(super) fn rate_with_half(self) -> f64 {
         if self.requests == 0 {
             return 1.0;
@@ -270,7 +265,6 @@ impl Evidence {
     }
 }
 
-#[expect(clippy::cast_precision_loss, reason = "a guess")]
 fn rate_with(tally: Tally, hits: f64, requests: f64) -> f64 {
     (tally.hits as f64 + hits) / (tally.requests as f64 + requests)
 }
@@ -289,12 +283,6 @@ fn above(durations: &[(u16, u64)], bucket: u16) -> (u64, u64) {
 
 /// The bucket of a quantile.
 fn quantile(durations: &[(u16, u64)], all: u64, quantile: f64) -> u16 {
-    #[expect(
-        clippy::cast_precision_loss,
-        clippy::cast_possible_truncation,
-        clippy::cast_sign_loss,
-        reason = "a rank among requests"
-    )]
     let rank = (all as f64 * quantile).ceil() as u64;
     let mut below = 0;
     for &(bucket, count) in durations {
@@ -308,12 +296,6 @@ fn quantile(durations: &[(u16, u64)], all: u64, quantile: f64) -> u16 {
 
 /// The first bucket with a bound of at least `factor` times this one's.
 fn scaled(bucket: u16, factor: f64) -> u16 {
-    #[expect(
-        clippy::cast_precision_loss,
-        clippy::cast_possible_truncation,
-        clippy::cast_sign_loss,
-        reason = "microseconds, far below 2^52"
-    )]
     let wanted = (latency_bound(bucket) as f64 * factor).ceil() as u64;
     latency_bucket(wanted)
 }

@@ -64,7 +64,6 @@ fn of_latency(evidence: &Evidence, policy: &JudgePolicy, base: &str) -> String {
     let Some((slow, quantile)) = all.max_by(|a, b| a.0.evidence().total_cmp(&b.0.evidence())) else {
         return String::new();
     };
-    #[expect(clippy::cast_precision_loss, reason = "for people")]
     let bound = slow.bound as f64 / 1_000.0;
     format!(
         "{:.1} % of {} requests took longer than {} ms, {} times the {:.0}th percentile of {base}, against {:.1} % of its own above \

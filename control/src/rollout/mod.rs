@@ -71,7 +71,6 @@ pub struct Rollout {
     pub evidence: Evidence,
 }
 
-#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes a reference")]
 fn is_zero(number: &u32) -> bool {
     *number == 0
 }

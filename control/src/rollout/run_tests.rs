@@ -6,7 +6,7 @@ use super::super::policy::{RolloutPolicy, Steps};
 use super::super::{WHOLE, command};
 use super::*;
 use crate::index::ReleaseChange;
-use crate::release::{Edit, HistoryChange, Override, Recorder};
+use crate::release::{Edit, Override, Recorder, Request};
 
 fn outcomes(requests: u64, failures: u64, latency: &[(u16, u64)]) -> Outcomes {
     Outcomes {
@@ -140,15 +140,16 @@ impl World {
             statuses,
             files,
         };
+        *world.planes.release.lock() = Some(first.clone());
         world.files.send(first).unwrap();
         tokio::spawn(task.run());
         tokio::spawn(async move {
             loop {
                 let (next, edit) = tokio::select! {
                     Some(release) = changes.recv() => (release, None),
-                    HistoryChange::Edit(edit) = recorder.changed() => {
+                    Request::Edit(edit) = recorder.request() => {
                         let present = planes.release.lock().clone().expect("a release");
-                        let Edit { change, done, .. } = *edit;
+                        let Edit { change, done, .. } = edit;
                         match change(&present) {
                             Ok(history) => (Release { history: Arc::new(history), ..present }, Some(done)),
                             Err(error) => {

@@ -48,7 +48,6 @@ pub(super) fn against_base(counts: Counts, alternative: f64, base: f64, factor: 
 /// The base's rate at the point of the boundary that is nearest to the alternative: the lesser root of a parabola, which lies
 /// between `base` and `alternative / factor`.
 fn nearest(counts: Counts, alternative: f64, base: f64, factor: f64) -> f64 {
-    #[expect(clippy::cast_precision_loss, reason = "a block has few requests")]
     let (n, m) = (counts.requests as f64, counts.base_requests as f64);
     let a = factor * (n + m);
     let b = n * (alternative + factor) + m * (1.0 + factor * base);
@@ -59,7 +58,6 @@ fn nearest(counts: Counts, alternative: f64, base: f64, factor: f64) -> f64 {
 
 /// `ln(p/q)` for each hit and `ln((1-p)/(1-q))` for each other request.
 fn ratio(hits: u64, n: u64, p: f64, q: f64) -> f64 {
-    #[expect(clippy::cast_precision_loss, reason = "a block has few requests")]
     let (hits, others) = (hits as f64, n.saturating_sub(hits) as f64);
     let mut sum = 0.0;
     if hits > 0.0 {
@@ -77,7 +75,6 @@ pub(super) fn mixed(logs: &[f64]) -> f64 {
         return 0.0;
     };
     let sum: f64 = logs.iter().map(|log| (log - greatest).exp()).sum();
-    #[expect(clippy::cast_precision_loss, reason = "a mixture has some ten parts")]
     let count = logs.len() as f64;
     greatest + (sum / count).ln()
 }

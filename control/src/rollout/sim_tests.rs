@@ -31,7 +31,6 @@ fn latency(slowdown: f64, spread: f64) -> Scenario {
     }
 }
 
-#[expect(clippy::cast_precision_loss, reason = "a share of some runs")]
 fn share(courses: &[Course], what: impl Fn(&Course) -> bool) -> f64 {
     courses.iter().filter(|course| what(course)).count() as f64 / courses.len() as f64
 }
@@ -62,7 +61,6 @@ fn false_alarms(runs: u64) {
         let stated = scenario.policy.judge.false_alarm;
         let alarms = share(&play_all(&scenario, runs), |course| course.failed);
         println!("{name}: {:.2} % of {runs}", alarms * 100.0);
-        #[expect(clippy::cast_precision_loss, reason = "some thousands")]
         let chance = if runs < 10_000 {
             3.7 * (stated / runs as f64).sqrt()
         } else {

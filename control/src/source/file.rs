@@ -32,6 +32,10 @@ pub struct FileSource {
     is_read: bool,
     /// The debounce that a [`Change::Complete`] cut short.
     debounce: Option<Debounce>,
+    /// The debounce that is under way.
+    burst: Option<Debounce>,
+    /// When the paths are looked at although there was no event.
+    poll_at: Option<Instant>,
     /// The referenced files: those that config files name.
     referenced: Vec<PathBuf>,
 }
@@ -69,6 +73,8 @@ impl FileSource {
             poller: StampPoller::default(),
             is_read: false,
             debounce: None,
+            burst: None,
+            poll_at: None,
             referenced: Vec::new(),
         }
     }
@@ -87,7 +93,11 @@ impl FileSource {
 
     /// Debounces: waits for the end of a burst that has begun, or, with `stop_at_complete`, only for the completion
     /// of the one file that changed so far.
-    async fn settle(&mut self, mut debounce: Debounce, stop_at_complete: bool) -> Change {
+    ///
+    /// The burst is kept in `self`: whoever drops this future and calls again, because something else came first, neither
+    /// lengthens the quiet time nor begins the maximum anew.
+    async fn settle(&mut self, stop_at_complete: bool) -> Change {
+        let mut debounce = *self.burst.get_or_insert_with(|| Debounce::new(Instant::now()));
         while !self.queue.reload_requested() {
             let complete = stop_at_complete && self.queue.is_complete();
             let deadline = match complete {
@@ -96,14 +106,21 @@ impl FileSource {
             };
             tokio::select! {
                 biased;
-                () = self.queue.changed() => debounce.extend(Instant::now()),
+                () = self.queue.changed() => {
+                    debounce.extend(Instant::now());
+                    self.burst = Some(debounce);
+                }
                 () = tokio::time::sleep_until(deadline), if complete => {
-                    self.debounce = Some(debounce);
+                    self.debounce = self.burst.take();
                     return Change::Complete;
                 }
-                () = tokio::time::sleep_until(deadline) => return Change::Event,
+                () = tokio::time::sleep_until(deadline) => {
+                    self.burst = None;
+                    return Change::Event;
+                }
             }
         }
+        self.burst = None;
         Change::Reload
     }
 
@@ -202,18 +219,22 @@ impl Source for FileSource {
         } else {
             self.poller.interval()
         };
-        if tokio::time::timeout(interval, event).await.is_err() {
+        let poll_at = *self.poll_at.get_or_insert_with(|| Instant::now() + interval);
+        let polls = tokio::time::timeout_at(poll_at, event).await.is_err();
+        if polls {
+            self.poll_at = None;
             return Change::Poll;
         }
-        self.settle(Debounce::new(Instant::now()), true).await
+        let change = self.settle(true).await;
+        self.poll_at = None;
+        change
     }
 
     async fn settled(&mut self) -> Change {
-        let debounce = self
-            .debounce
-            .take()
-            .unwrap_or_else(|| Debounce::new(Instant::now()));
-        self.settle(debounce, false).await
+        if self.burst.is_none() {
+            self.burst = self.debounce.take();
+        }
+        self.settle(false).await
     }
 
     fn also_watch(&mut self, files: &[PathBuf]) {

@@ -333,7 +333,7 @@ async fn without_watches_files_are_polled() {
 async fn a_burst_counts_once_and_a_storm_ends() {
     let mut source = FileSource::polling(&[]);
     let start = Instant::now();
-    source.settle(Debounce::new(Instant::now()), false).await;
+    source.settle(false).await;
     assert_eq!(start.elapsed(), Duration::from_millis(20));
 
     let storm = Arc::clone(&source.queue);
@@ -344,9 +344,35 @@ async fn a_burst_counts_once_and_a_storm_ends() {
         }
     });
     let start = Instant::now();
-    source.settle(Debounce::new(Instant::now()), false).await;
+    source.settle(false).await;
     assert_eq!(start.elapsed(), Duration::from_millis(200));
     blowing.abort();
+}
+
+/// The reconciler drops the future whenever something else comes first: neither a poll nor the end of a burst is put off by
+/// that.
+#[tokio::test(start_paused = true)]
+async fn deadlines_outlive_a_dropped_future() {
+    let mut source = FileSource::polling(&[]);
+    let dropped = async |source: &mut FileSource| {
+        let _ = tokio::time::timeout(Duration::from_millis(15), source.changed()).await;
+    };
+    let start = Instant::now();
+    while start.elapsed() + Duration::from_millis(15) < POLL {
+        dropped(&mut source).await;
+    }
+    assert_eq!(source.changed().await, Change::Poll);
+    assert_eq!(start.elapsed(), POLL);
+    source.queue.wake();
+    let start = Instant::now();
+    let settle = tokio::time::timeout(Duration::from_millis(15), source.settle(true)).await;
+    assert!(settle.is_err(), "dropped before its end");
+    source.settle(true).await;
+    assert!(
+        start.elapsed() <= Duration::from_millis(35),
+        "{:?}",
+        start.elapsed()
+    );
 }
 
 /// A refresh of one changed file among ten thousand reads that file only, and lists no directory.

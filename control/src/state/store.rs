@@ -4,6 +4,7 @@ use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
 use std::io::{self, Read, Seek, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// The format of the directory.
 const VERSION: &str = "1";
@@ -67,6 +68,8 @@ pub struct Documents {
 #[derive(Debug)]
 pub struct Store {
     documents: Documents,
+    /// The number of documents.
+    count: AtomicUsize,
     /// Locked; the lock ends with the file.
     _lock: File,
 }
@@ -98,6 +101,7 @@ impl Store {
         }
         let store = Self {
             documents: Documents::of(directory),
+            count: AtomicUsize::new(Documents::of(directory).names()?.len()),
             _lock: lock,
         };
         store.remove_unfinished();
@@ -117,11 +121,14 @@ impl Store {
     pub fn write(&self, name: &str, bytes: &[u8]) -> Result<(), StateError> {
         let path = self.documents.path(name)?;
         bounded(name, bytes)?;
-        if !path.exists() && self.documents.names()?.len() >= MAX_DOCUMENTS {
+        let is_new = !path.exists();
+        if is_new && self.count.load(Ordering::Relaxed) >= MAX_DOCUMENTS {
             let why = format!("there are {MAX_DOCUMENTS} documents already");
             return Err(bound(name, why));
         }
-        replace(&self.documents.directory, &format!("{name}{SUFFIX}"), bytes)
+        replace(&self.documents.directory, &format!("{name}{SUFFIX}"), bytes)?;
+        self.count.fetch_add(usize::from(is_new), Ordering::Relaxed);
+        Ok(())
     }
 
     /// Removes a document; one that is not there is no error.
@@ -131,8 +138,12 @@ impl Store {
     pub fn remove(&self, name: &str) -> Result<(), StateError> {
         let path = self.documents.path(name)?;
         match fs::remove_file(&path) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(failed(&path)(error)),
-            _ => Ok(()),
+            Ok(()) => {
+                self.count.fetch_sub(1, Ordering::Relaxed);
+                Ok(())
+            }
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            Err(error) => Err(failed(&path)(error)),
         }
     }
 
@@ -153,6 +164,17 @@ impl Store {
 }
 
 impl Documents {
+    /// Keeps a copy of a document that cannot be understood, beside it, as `{name}.json.damaged`: it is about to be replaced.
+    ///
+    /// # Errors
+    /// For a name that no document can have, and whatever the system refuses.
+    pub fn set_aside(&self, name: &str) -> Result<(), StateError> {
+        let path = self.path(name)?;
+        let mut aside = path.clone().into_os_string();
+        aside.push(".damaged");
+        fs::copy(&path, aside).map(drop).map_err(failed(&path))
+    }
+
     /// The documents of a directory, which need not exist.
     pub fn of(directory: &Path) -> Self {
         Self {

@@ -8,10 +8,16 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use tokio::sync::{Notify, watch};
 
-use super::store::{Documents, StateError, Store};
+use super::store::{StateError, Store};
 
 /// Between two tries to lock a directory that the older process of an upgrade still has.
 const RETRY: Duration = Duration::from_millis(200);
+
+/// An older process that has the directory for longer is told about.
+const LONG: Duration = Duration::from_secs(10);
+
+/// Between two tries to write what could not be written.
+const TRY_AGAIN: Duration = Duration::from_secs(1);
 
 /// Reads documents, and queues writes. Cheap to clone.
 #[derive(Debug, Clone)]
@@ -23,8 +29,6 @@ struct Shared {
     store: Mutex<Option<Arc<Store>>>,
     queue: Mutex<Queue>,
     queued: Notify,
-    /// The lock is had.
-    opened: watch::Sender<bool>,
     /// The number of writes that were carried out.
     written: watch::Sender<u64>,
 }
@@ -59,7 +63,6 @@ impl StateHandle {
 
     fn with(store: Option<Store>, awaited: Option<PathBuf>) -> (Self, StateWriter) {
         let shared = Arc::new(Shared {
-            opened: watch::Sender::new(store.is_some()),
             store: Mutex::new(store.map(Arc::new)),
             queue: Mutex::default(),
             queued: Notify::new(),
@@ -97,24 +100,6 @@ impl StateHandle {
         self.queue(name, None);
     }
 
-    /// Waits until the directory is this process's. Never resolves where it cannot be had, nor after
-    /// [`close`](Self::close).
-    pub async fn opened(&self) {
-        let mut opened = self.0.opened.subscribe();
-        if opened.wait_for(|opened| *opened).await.is_err() {
-            std::future::pending().await
-        }
-    }
-
-    /// The documents, for reading; `None` before the lock is had.
-    pub fn documents(&self) -> Option<Documents> {
-        self.0
-            .store
-            .lock()
-            .as_ref()
-            .map(|store| store.documents().clone())
-    }
-
     fn queue(&self, name: &str, bytes: Option<Vec<u8>>) {
         let mut queue = self.0.queue.lock();
         queue.documents.insert(name.to_owned(), bytes);
@@ -146,8 +131,8 @@ impl StateWriter {
             let store = self.locked(directory).await;
             let Some(store) = store else { return };
             *self.shared.store.lock() = Some(Arc::new(store));
-            self.shared.opened.send_replace(true);
         }
+        let mut is_failing = false;
         loop {
             let Some(store) = self.shared.store.lock().clone() else {
                 return;
@@ -156,30 +141,54 @@ impl StateWriter {
                 let mut queue = self.shared.queue.lock();
                 (std::mem::take(&mut queue.documents), queue.count)
             };
-            let write = move || {
-                for (name, bytes) in documents {
-                    let done = match bytes {
-                        Some(bytes) => store.write(&name, &bytes),
-                        None => store.remove(&name),
-                    };
-                    if let Err(error) = done {
-                        tracing::warn!("state: {error}");
-                    }
+            // A panic in there is a bug that costs these writes.
+            let left = tokio::task::spawn_blocking(move || write(&store, documents)).await;
+            let Failures { left, error } = left.unwrap_or_default();
+            if let Some(error) = error {
+                if !std::mem::replace(&mut is_failing, true) {
+                    tracing::error!("state: {error}; it is tried again until it can be written");
                 }
-            };
-            // A panic in there is a bug that costs one write.
-            let _ = tokio::task::spawn_blocking(write).await;
+                self.queue_again(left);
+                // Whoever gives the directory back does not wait for a disk that is full.
+                let _ = tokio::time::timeout(TRY_AGAIN, self.closed()).await;
+                continue;
+            }
+            if std::mem::take(&mut is_failing) {
+                tracing::info!("state: documents are written again");
+            }
             self.shared.written.send_replace(count);
+            self.shared.queued.notified().await;
+        }
+    }
+
+    fn queue_again(&self, left: Vec<(String, Option<Vec<u8>>)>) {
+        let mut queue = self.shared.queue.lock();
+        for (name, bytes) in left {
+            // A newer one may be queued by now.
+            queue.documents.entry(name).or_insert(bytes);
+        }
+    }
+
+    /// Waits until the directory is given back.
+    async fn closed(&self) {
+        while self.shared.store.lock().is_some() {
             self.shared.queued.notified().await;
         }
     }
 
     /// Waits for the lock. `None` after an error that time does not mend.
     async fn locked(&self, directory: &Path) -> Option<Store> {
+        let began = tokio::time::Instant::now();
+        let mut is_told = false;
         loop {
             match Store::open(directory) {
                 Ok(store) => return Some(store),
-                Err(StateError::InUse { .. }) => tokio::time::sleep(RETRY).await,
+                Err(error @ StateError::InUse { .. }) => {
+                    if began.elapsed() >= LONG && !std::mem::replace(&mut is_told, true) {
+                        tracing::warn!("state: {error}; until then nothing is kept");
+                    }
+                    tokio::time::sleep(RETRY).await;
+                }
                 Err(error) => {
                     tracing::error!("state: {error}; nothing is kept");
                     return None;
@@ -187,6 +196,33 @@ impl StateWriter {
             }
         }
     }
+}
+
+/// Writes that failed, with the first error.
+#[derive(Debug, Default)]
+struct Failures {
+    left: Vec<(String, Option<Vec<u8>>)>,
+    error: Option<StateError>,
+}
+
+fn write(store: &Store, documents: BTreeMap<String, Option<Vec<u8>>>) -> Failures {
+    let mut failures = Failures::default();
+    for (name, bytes) in documents {
+        let done = match &bytes {
+            Some(bytes) => store.write(&name, bytes),
+            None => store.remove(&name),
+        };
+        match done {
+            Ok(()) => {}
+            // Another try would be refused as well.
+            Err(error @ StateError::Bound { .. }) => tracing::error!("state: {error}; it is not kept"),
+            Err(error) => {
+                failures.left.push((name, bytes));
+                failures.error.get_or_insert(error);
+            }
+        }
+    }
+    failures
 }
 
 #[cfg(test)]
@@ -208,6 +244,32 @@ mod tests {
         let store = Store::open(home.path()).unwrap();
         assert_eq!(store.documents().read("a").unwrap().unwrap(), b"99");
         assert_eq!(store.documents().read("b").unwrap().unwrap(), b"B");
+    }
+
+    #[tokio::test]
+    async fn what_cannot_be_written_is_tried_again_unless_a_newer_one_came() {
+        let home = tempfile::tempdir().unwrap();
+        let (handle, writer) = StateHandle::new(Store::open(home.path()).unwrap());
+        // Where a document is to be replaced there is a directory that is not empty.
+        let obstacles = ["a", "b"].map(|name| home.path().join(format!("{name}.json")));
+        for obstacle in &obstacles {
+            std::fs::create_dir_all(obstacle.join("x")).unwrap();
+        }
+        let task = tokio::spawn(writer.run());
+        handle.write("a", b"1".to_vec());
+        handle.write("b", b"1".to_vec());
+        // A round was tried: it left its temporary file.
+        while !home.path().join(".b.json.tmp").exists() {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        handle.write("a", b"2".to_vec());
+        for obstacle in &obstacles {
+            std::fs::remove_dir_all(obstacle).unwrap();
+        }
+        handle.close().await;
+        task.await.unwrap();
+        let read = |name: &str| std::fs::read_to_string(home.path().join(format!("{name}.json"))).unwrap();
+        assert_eq!((read("a"), read("b")), ("2".to_owned(), "1".to_owned()));
     }
 
     #[tokio::test]

@@ -181,7 +181,7 @@ fn serve(
         Signals::new().map_err(|e| StartupError::start(format!("cannot listen for signals: {e}")))?
     };
     // Before any request is admitted and any scale decision made in this process.
-    let (left, wanted) = new
+    let (left, wanted, inherited) = new
         .map(|new| new.take_over(&registry, &scale))
         .unwrap_or_default();
     {
@@ -248,7 +248,7 @@ fn serve(
         handed_over: AtomicBool::new(false),
         synced: Arc::clone(&synced),
         stats: demand.stats.clone(),
-        histories,
+        histories: histories.clone(),
         rollouts,
     });
     if let Some(stats) = &demand.stats {
@@ -270,7 +270,10 @@ fn serve(
         edge_is_wrong: false,
         synced,
     };
-    let reconciler = loaded.attach_with(applier, generation, recorder, cluster);
+    let mut reconciler = loaded.attach_with(applier, generation, recorder, cluster);
+    if let Some(inherited) = inherited {
+        reconciler.inherit(inherited);
+    }
     announce(&edge, &state);
     let socket_file = admin.socket_file();
     let (server_shutdown, signal) = graceful_shutdown();
@@ -303,7 +306,7 @@ fn serve(
             program: origin.program,
             edge,
             servers,
-            scaling: HandoffSender::new(scale.clone(), table, decisions),
+            scaling: HandoffSender::new(scale.clone(), table, decisions, histories),
         },
         upgrade_requests,
         predecessor: None,

@@ -119,7 +119,9 @@ impl Running {
     /// Gives the state directory back when everything queued is written: the new process of an upgrade waits for it.
     async fn close_state(&mut self) {
         let Some(kept) = self.kept.take() else { return };
-        if tokio::time::timeout(LAST_WRITES, kept.close()).await.is_err() {
+        let closing = tokio::spawn(async move { kept.close().await });
+        if tokio::time::timeout(LAST_WRITES, closing).await.is_err() {
+            // It goes on beside the drain: the new process of an upgrade waits for the directory.
             tracing::warn!("state: the disk is too slow, something learned last may be lost");
         }
     }

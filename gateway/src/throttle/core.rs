@@ -325,7 +325,9 @@ impl<W> Core<W> {
     /// deadlines are handled by the next event.
     pub(crate) fn next_timer(&self) -> Option<Instant> {
         let expiry = self.queue.next_expiry()?;
-        let due = [self.endpoints.eject_due(), self.retry_due()].into_iter().flatten();
+        let due = [self.endpoints.eject_due(), self.retry_due()]
+            .into_iter()
+            .flatten();
         Some(due.fold(expiry, Instant::min))
     }
 

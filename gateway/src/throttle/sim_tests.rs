@@ -176,7 +176,10 @@ impl World for Storm {
                 && self.waiting.values().any(|waiting| !waiting.passive)
                 && !(counts.ready > 0 || coming || self.asked)
             {
-                assert!(self.core.next_timer().is_some_and(|at| at <= until), "nobody would try again");
+                assert!(
+                    self.core.next_timer().is_some_and(|at| at <= until),
+                    "nobody would try again"
+                );
             }
             let activated = self.limits.supply == Supply::Activated;
             assert!(served || !activated, "waits for something nobody asked for");

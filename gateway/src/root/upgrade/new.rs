@@ -9,6 +9,7 @@ use std::os::unix::net::UnixStream;
 use nix::sys::socket::{getsockopt, sockopt::PeerCredentials};
 use nix::unistd::dup2_stdin;
 use sluice_control::autoscale::Inherited;
+use sluice_control::release::Histories;
 use sluice_control::scale::{HandedOver, ScaleHandle};
 use sluice_gateway::registry::Registry;
 use sluice_model::AdminAddress;
@@ -126,7 +127,7 @@ impl Takeover {
         &mut self,
         registry: &Registry,
         scale: &ScaleHandle,
-    ) -> (Option<HandedOver>, Inherited) {
+    ) -> (Option<HandedOver>, Inherited, Option<Histories>) {
         self.scaling.take_over(registry, scale)
     }
 

@@ -15,15 +15,17 @@
 
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 use sluice_control::autoscale::Inherited;
+use sluice_control::release::{Histories, HistoryHandle, ServiceHistory};
 use sluice_control::scale::{HandedOver, PlatformAnswer, ScaleHandle, ScaleState};
 use sluice_gateway::handover::{Desk, Guest, Host, ToGuest, ToHost};
 use sluice_gateway::registry::Registry;
-use sluice_model::{Delta, Generation, SnapshotError};
+use sluice_model::{Delta, Generation, ServiceId, SnapshotError};
 use tokio::sync::mpsc::UnboundedReceiver;
 use tokio::task::AbortHandle;
 
@@ -36,6 +38,8 @@ const BATCH: usize = 256;
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 enum ScalingMessage {
+    /// O: histories of services.
+    Histories(Vec<(String, ServiceHistory)>),
     /// O: its instances; with the socket to their supervisor as the descriptor, if there is one.
     Scale(Box<ScaleState>),
     /// O: its requests in flight, by revision.
@@ -110,6 +114,30 @@ impl Table {
     }
 }
 
+/// Time for a reload that is under way.
+const RELOAD: Duration = Duration::from_secs(2);
+
+/// Histories in messages that fit into frames: each has fewer bytes than a document may have.
+fn history_messages(histories: Histories) -> Vec<ScalingMessage> {
+    let (mut messages, mut part, mut bytes) = (Vec::new(), Vec::new(), 0);
+    for (id, history) in histories {
+        // A history that cannot be written is in no document either.
+        bytes += serde_json::to_vec(&*history).map_or(0, |document| document.len());
+        part.push((id.to_string(), Arc::unwrap_or_clone(history)));
+        if bytes >= PART {
+            messages.push(ScalingMessage::Histories(std::mem::take(&mut part)));
+            bytes = 0;
+        }
+    }
+    if !part.is_empty() {
+        messages.push(ScalingMessage::Histories(part));
+    }
+    messages
+}
+
+/// Bytes of histories after which another message begins.
+const PART: usize = 1 << 20;
+
 /// The old process's side.
 #[derive(Debug)]
 pub(crate) struct HandoffSender {
@@ -117,15 +145,22 @@ pub(crate) struct HandoffSender {
     table: Arc<Table>,
     /// The autoscaler's task, aborted once another process scales.
     decisions: AbortHandle,
+    histories: HistoryHandle,
     guest: Option<Guest>,
 }
 
 impl HandoffSender {
-    pub(crate) fn new(scale: ScaleHandle, table: Arc<Table>, decisions: AbortHandle) -> Self {
+    pub(crate) fn new(
+        scale: ScaleHandle,
+        table: Arc<Table>,
+        decisions: AbortHandle,
+        histories: HistoryHandle,
+    ) -> Self {
         Self {
             scale,
             table,
             decisions,
+            histories,
             guest: None,
         }
     }
@@ -133,6 +168,11 @@ impl HandoffSender {
     /// Freezes scaling and sends its state, as any number of [`Frame::Scaling`] with their descriptors. May be
     /// dropped half way; [`Self::take_back`] follows then.
     pub(crate) async fn hand_over(&mut self, channel: &mut Channel) -> Result<(), HandoffError> {
+        // Before anything is held up: a reload that is under way is waited for. From here on no rollout moves and no command is
+        // carried out, so that none is lost.
+        for message in history_messages(self.histories.freeze(RELOAD).await) {
+            channel.send(&message.frame()?, Vec::new()).await?;
+        }
         // Instances first: the state of the data plane includes all changes of endpoints up to the flip, and
         // its demands up to then are kept.
         let HandedOver { state, supervisor } = self.scale.freeze().await?;
@@ -148,6 +188,7 @@ impl HandoffSender {
 
     /// Undoes [`Self::hand_over`]: the new process did not acknowledge, and is gone.
     pub(crate) async fn take_back(&mut self) {
+        self.histories.thaw();
         self.scale.thaw();
         if let Some(guest) = self.guest.take() {
             self.table.take_back(guest);
@@ -239,6 +280,8 @@ async fn send_next(sender: &Sender, frame: &Option<Frame>) -> Result<(), WireErr
 /// The new process's side.
 #[derive(Debug, Default)]
 pub(crate) struct HandoffReceiver {
+    /// `None`: the old process has none.
+    histories: Option<Histories>,
     state: Option<ScaleState>,
     supervisor: Option<OwnedFd>,
     desks: Vec<Desk>,
@@ -258,6 +301,15 @@ impl HandoffReceiver {
                 self.supervisor = descriptors.into_iter().next();
                 Ok(())
             }
+            ScalingMessage::Histories(histories) => {
+                let own = self.histories.get_or_insert_default();
+                for (id, history) in histories {
+                    let (namespace, name) = id.split_once('/').unwrap_or_default();
+                    let id = ServiceId::parse(namespace, name).map_err(|e| format!("a service {id}: {e}"))?;
+                    own.insert(id, Arc::new(history));
+                }
+                Ok(())
+            }
             ScalingMessage::Desks(desks) => {
                 self.desks.extend(desks);
                 Ok(())
@@ -269,12 +321,12 @@ impl HandoffReceiver {
     }
 
     /// Counts the old process's requests in flight, before this process admits any. Returns the state of the old
-    /// process's controller, and the desired replicas of each revision.
+    /// process's controller, the desired replicas of each revision, and the histories of services.
     pub(crate) fn take_over(
         &mut self,
         registry: &Registry,
         scale: &ScaleHandle,
-    ) -> (Option<HandedOver>, Inherited) {
+    ) -> (Option<HandedOver>, Inherited, Option<Histories>) {
         let host = Host::inherit(registry, &std::mem::take(&mut self.desks));
         tracing::info!(
             in_flight = host.held(),
@@ -284,7 +336,7 @@ impl HandoffReceiver {
         let supervisor = self.supervisor.take();
         let left = self.state.take().map(|state| HandedOver { state, supervisor });
         let wanted = left.as_ref().map(|left| left.state.desired()).unwrap_or_default();
-        (left, wanted)
+        (left, wanted, self.histories.take())
     }
 
     /// Exchanges messages with the old process. Returns when the old process is gone.
