@@ -75,9 +75,9 @@ pub(super) fn rollout_lines(rollout: &Value, now: SystemTime) -> Vec<String> {
     if !sides.is_empty() {
         lines.push(format!("{}, over the same time", sides.join("; ")));
     }
-    if let Some(suspicion) = judgement["suspicion"]
-        .as_f64()
-        .filter(|suspicion| *suspicion > 0.0)
+    if let Some(suspicion) = judgement["suspicion"].as_f64()
+        && suspicion > 0.0
+        && matches!(state, "running" | "paused")
     {
         lines.push(format!(
             "the evidence is {:.0} % of what rolls it back",

@@ -12,7 +12,7 @@ use sluice_control::rollout::Tally;
 use sluice_gateway::admin::{CommandError, ReleaseView, RolloutCommand, ServiceCommand};
 use sluice_gateway::observe::wall_clock;
 use sluice_gateway::registry::Snapshot;
-use sluice_model::ServiceId;
+use sluice_model::{Percent, ServiceId};
 
 /// Carries a command out, as [`AdminState::command`](sluice_gateway::admin::AdminState::command).
 pub(super) async fn command(
@@ -126,8 +126,11 @@ fn overridden(release: &Release) -> Value {
     };
     let latest = release.revisions.last().map(|id| id.name());
     let share = f64::from(release.follows_latest) / 100.0;
-    let permanent = over.pinned.as_ref().map(|pinned| {
-        format!("in the files, `revisionName: {pinned}` in place of `latestRevision: true` in `traffic`")
+    let permanent = over.pinned.as_ref().map(|pinned| match release.follows_latest {
+        Percent::WHOLE => format!("in the files, `traffic: [{{revisionName: {pinned}, percent: 100}}]`"),
+        _ => {
+            format!("in the files, `revisionName: {pinned}` in place of `latestRevision: true` in `traffic`")
+        }
     });
     json!({
         "pinned": over.pinned,

@@ -84,6 +84,8 @@ pub(crate) struct Core<W> {
     pub(super) needed: bool,
     /// The service is paused: every arrival waits, and no slot is given out.
     pub(super) paused: bool,
+    /// Requests that waited for a resume go on waiting for the end of a back-off.
+    pub(super) patient: bool,
     pub(super) closed: Option<Closing>,
     /// Set while a newer process of an upgrade gives the slots out.
     pub(super) remote: Option<Remote>,
@@ -121,6 +123,7 @@ impl<W> Core<W> {
                 .collect(),
             needed: false,
             paused: false,
+            patient: false,
             closed: None,
             remote: None,
             load: LoadMeter::new(now),
@@ -322,7 +325,10 @@ impl<W> Core<W> {
     /// deadlines are handled by the next event.
     pub(crate) fn next_timer(&self) -> Option<Instant> {
         let expiry = self.queue.next_expiry()?;
-        Some(self.endpoints.eject_due().map_or(expiry, |due| due.min(expiry)))
+        let due = [self.endpoints.eject_due(), self.retry_due()]
+            .into_iter()
+            .flatten();
+        Some(due.fold(expiry, Instant::min))
     }
 
     pub(crate) fn has_waiters(&self) -> bool {
@@ -374,6 +380,7 @@ impl<W> Core<W> {
     /// Restores the invariants after any change.
     pub(super) fn settle(&mut self, now: Instant, actions: &mut Actions<W>) {
         self.reinstate(now, actions);
+        self.patient &= !self.queue.is_empty();
         while let Some(entry) = self.next_admissible() {
             // No waiter's deadline is over: `begin` handled those.
             self.resolve(entry, now, actions, |core, ticket| {

@@ -273,7 +273,7 @@ impl<W> Core<W> {
 
     /// Records a failed activation of a tier. While an endpoint of it is ready, the failed activation was for
     /// additional capacity: waiters go on waiting for a slot. They do while another tier may serve them, too, and while the
-    /// service is paused: its resume is another try.
+    /// service is paused: then the start is tried again when its back-off is over.
     pub(crate) fn fail(&mut self, tier: u8, failure: &Arc<ActivationFailure>, now: Instant) -> Actions<W> {
         let mut actions = self.begin(now);
         if self.endpoints.counts_of(tier.into()).ready == 0 {
@@ -487,6 +487,7 @@ impl<W> Core<W> {
             };
             state.activation = Activation::Outstanding { since, lost: false };
             state.current_start.forget_if_over();
+            self.patient = false;
             actions.signals.push(Signal::Activate { tier });
         }
     }

@@ -109,15 +109,21 @@ async fn at_zero_a_start_is_demanded_and_its_failure_ends_no_wait() {
     throttler.pause(true, clock());
     let mut early = wait(&throttler);
     assert_eq!(demands.take(), [activate()]);
-    throttler.fail(0, &failed(3600), clock());
+    throttler.fail(0, &failed(12), clock());
     let mut late = wait(&throttler);
     // Longer than a start may take.
-    tokio::time::advance(Duration::from_secs(11)).await;
-    tokio::task::yield_now().await;
+    tokio::time::sleep(Duration::from_secs(11)).await;
     assert!(poll!(&mut early).is_pending() && poll!(&mut late).is_pending());
     assert_eq!(demands.take(), [], "the back-off lasts");
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    assert_eq!(demands.take(), [activate()], "it is over");
+    throttler.fail(0, &failed(12), clock());
+    // Requests that were held wait for the rest of it, others do not.
     throttler.pause(false, clock());
-    assert_eq!(demands.take(), [activate()], "a resume is another try");
+    assert!(poll!(&mut early).is_pending() && poll!(&mut late).is_pending());
+    assert!(matches!(reject(&throttler), Rejection::ActivationFailed { .. }));
+    tokio::time::sleep(Duration::from_secs(13)).await;
+    assert_eq!(demands.take(), [activate()], "another try");
     let key = add(&throttler, 1);
     throttler.endpoint_ready(key, clock());
     drop(early.await.expect("is admitted"));

@@ -54,8 +54,8 @@ struct Storm {
     told_drained: BTreeSet<InstanceId>,
     closed: Option<Closing>,
     paused: bool,
-    /// The last start failed: while paused, nothing may be on its way for who waits.
-    failed: bool,
+    /// The last start failed, and its back-off ends then: until then nothing may be on its way for who was held.
+    failed: Option<Instant>,
     /// Demand was sent since an endpoint was last ready or starting.
     asked: bool,
     area: f64,
@@ -97,7 +97,7 @@ impl World for Storm {
             told_drained: BTreeSet::new(),
             closed: None,
             paused: false,
-            failed: false,
+            failed: None,
             asked: false,
             area: 0.0,
             sampled: now,
@@ -169,7 +169,18 @@ impl World for Storm {
         }
         if !self.waiting.is_empty() {
             assert!(self.core.next_timer().is_some(), "nobody would wake it");
-            let served = counts.ready > 0 || coming || self.asked || (self.paused && self.failed);
+            let backs_off = self.failed.is_some_and(|until| until > self.sim.now);
+            let served = counts.ready > 0 || coming || self.asked || backs_off;
+            if let (true, Some(until)) = (backs_off, self.failed)
+                && self.limits.supply == Supply::Activated
+                && self.waiting.values().any(|waiting| !waiting.passive)
+                && !(counts.ready > 0 || coming || self.asked)
+            {
+                assert!(
+                    self.core.next_timer().is_some_and(|at| at <= until),
+                    "nobody would try again"
+                );
+            }
             let activated = self.limits.supply == Supply::Activated;
             assert!(served || !activated, "waits for something nobody asked for");
             assert!(
@@ -451,7 +462,7 @@ impl Storm {
         let actions = self.core.fail(0, &failure, self.sim.now);
         if self.core.endpoints.counts().ready == 0 {
             self.asked = false;
-            self.failed = true;
+            self.failed = Some(self.sim.now + failure.retry_after);
         }
         self.apply(actions);
         if self.paused {
@@ -519,7 +530,6 @@ impl Storm {
         let waited = self.waiting.len();
         let changes = paused != self.paused;
         self.paused = paused;
-        self.failed &= !changes || paused;
         let actions = self.core.pause(paused, self.sim.now);
         self.apply(actions);
         for waiting in self.waiting.values_mut() {
@@ -589,7 +599,7 @@ impl Storm {
             match signal {
                 Signal::Activate { .. } => {
                     assert_eq!(self.limits.supply, Supply::Activated);
-                    (self.asked, self.failed) = (true, false);
+                    (self.asked, self.failed) = (true, None);
                 }
                 Signal::Ready { instance: i, .. } => {
                     assert!(self.told_ready.insert(i), "ready for the first time twice")

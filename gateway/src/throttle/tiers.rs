@@ -244,7 +244,7 @@ impl<W> Core<W> {
     /// Rejects all waiters where the tier that served them is gone, and every start failed: they came when there was
     /// hope.
     pub(super) fn reject_hopeless(&mut self, now: Instant, actions: &mut Actions<W>) {
-        if self.tiers.len() == 1 || self.endpoints.counts().ready > 0 || self.paused {
+        if self.tiers.len() == 1 || self.endpoints.counts().ready > 0 || self.paused || self.patient {
             return;
         }
         if let Some((failure, until)) = self.failed_start(now) {

@@ -4,16 +4,16 @@ use std::time::Duration;
 
 use serde_json::Value;
 use sluice_tests::backend::HttpBackend;
-use sluice_tests::cli::sluice_bin;
 use sluice_tests::gateway::Gateway;
 use sluice_tests::h1;
 use sluice_tests::load::Load;
 use sluice_tests::process::line_count;
 use sluice_tests::wait::{SOON, quiet, wait_for, wait_until};
+use sluice_tests::websocket::echo_backend;
 
 use crate::cold_start::{exec_echo, mark};
 use crate::commands::{command, done};
-use crate::{WEB, web_split};
+use crate::{WEB, web, web_split};
 
 /// Sums of all revisions of `web`: in flight, queued, ready.
 async fn sums(gateway: &Gateway) -> [u64; 3] {
@@ -61,11 +61,8 @@ async fn a_pause_under_load_loses_nothing_whatever_the_protocol() {
 
 #[tokio::test]
 async fn a_websocket_that_is_open_goes_on_and_a_new_one_waits() {
-    let config = format!(
-        "services:\n  - name: web\n    revisions:\n      - name: web-a\n        process: {{command: [{}, echo, --port, $(PORT)]}}\n",
-        sluice_bin().display()
-    );
-    let gateway = Gateway::start(&config).await;
+    let (backend, _codes) = echo_backend().await;
+    let gateway = Gateway::start(&web(backend.addr())).await;
     let open = Load::websockets(gateway.addr(), 2, WEB);
     open.advance(20).await;
     done(&gateway, &["pause", "web"]).await;

@@ -35,8 +35,8 @@ function rolloutParts(rollout) {
   const parts = [
     el("p", "", el("b", "", `Rollout of ${rollout.candidate}`), `${from}: `, el("span", `state ${rollout.state}`, rollout.state),
       el("span", "dim", ` ${tenth.format(rollout.percent)} % of latestRevision${step}, since ${timeOf(secondsOf(rollout.since))}`)),
-    bar,
   ];
+  if (isOpen) parts.push(bar);
   if (rollout.reason) parts.push(el("p", rollout.state === "failed" ? "bad" : "dim", rollout.reason));
   const { candidate, base, unjudged_steps, suspicion } = rollout.judgement;
   if (candidate.requests + base.requests > 0) {
@@ -45,7 +45,7 @@ function rolloutParts(rollout) {
     list.setAttribute("aria-label", "Judged over the same time");
     parts.push(list);
   }
-  if (suspicion > 0) parts.push(el("p", "dim", `The evidence is ${whole.format(suspicion * 100)} % of what rolls it back.`));
+  if (isOpen && suspicion > 0) parts.push(el("p", "dim", `The evidence is ${whole.format(suspicion * 100)} % of what rolls it back.`));
   if (unjudged_steps > 0) parts.push(el("p", "dim", `Steps that ended unjudged, for want of requests: ${count(unjudged_steps)}.`));
   return parts;
 }
