@@ -51,13 +51,14 @@ pub fn render(value: &Value, now: SystemTime) -> String {
     }
     let mut text = table(&HEADINGS, &rows);
     for (service, rollout, over) in services(value) {
-        // One that is over is of interest to who asks for it.
-        let is_open = matches!(
-            rollout["state"].as_str(),
-            Some("running" | "paused" | "failed" | "aborted")
-        );
-        let rollout = is_open.then(|| rollout_lines(rollout, now)).unwrap_or_default();
-        let lines = [rollout, override_lines(&service, over, now)].concat();
+        let mut lines = override_lines(&service, over, now);
+        // One that has ended well is of interest to who asks for it.
+        if rollout["state"]
+            .as_str()
+            .is_some_and(|state| state != "completed")
+        {
+            lines = [rollout_lines(rollout, now), lines].concat();
+        }
         if !lines.is_empty() {
             // A String takes everything.
             let _ = writeln!(text, "\n{service}: {}", lines.join("\n  "));
