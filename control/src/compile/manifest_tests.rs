@@ -702,5 +702,8 @@ proptest::proptest! {
 #[test]
 fn everything_at_once_is_valid() {
     let compiled = manifest(&format!("{EVERYTHING}---\nstate: {{directory: /nowhere}}\n"));
-    assert_eq!((compiled.summary().services, compiled.summary().revisions), (2, 2));
+    assert_eq!(
+        (compiled.summary().services, compiled.summary().revisions),
+        (2, 2)
+    );
 }
