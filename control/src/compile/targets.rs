@@ -153,13 +153,13 @@ fn find(
             "it belongs to service '{}'; traffic goes to a service's own revisions",
             owner.value
         ),
-        (None, Some(meant)) => format!("did you mean '{meant}'?"),
-        // A manifest whose history is not kept.
-        (None, None)
+        // A manifest whose history is not kept: a name that is close to another one is an earlier revision's.
+        (None, _)
             if service.revisions.iter().any(|one| one.container.is_some()) && service.manifest.is_none() =>
         {
             "earlier revisions are kept where state.directory is set".to_owned()
         }
+        (None, Some(meant)) => format!("did you mean '{meant}'?"),
         (None, None) => format!("this service has {}", names.collect::<Vec<_>>().join(", ")),
     };
     let message = format!("no revision of this service is named '{}'", name.value);
