@@ -256,6 +256,7 @@ pub(crate) fn settings() -> Settings {
         admin: AdminSettings::at(std::net::SocketAddr::from(([127, 0, 0, 1], 0))),
         dns_refresh: Duration::from_secs(30),
         state_directory: None,
+        retention: sluice_model::Retention::default(),
     }
 }
 

@@ -51,7 +51,7 @@ pub use route::{
 pub use scaling::{ForecastStatus, ObservedScaling, ScaleSource, ScaleWants, ScalingSource, ScalingStatus};
 pub use settings::{
     AccessLogFormat, CertificateFiles, CipherSuite, DrainSettings, Http2Settings, Limits, ListenerSettings,
-    ProxyProtocol, ProxyProtocolMode, QueueTotals, Settings, TlsSettings, TlsVersion,
+    ProxyProtocol, ProxyProtocolMode, QueueTotals, Retention, Settings, TlsSettings, TlsVersion,
 };
 pub use shards::{Seed, Shards};
 pub use snapshot::{

@@ -249,6 +249,32 @@ pub struct Settings {
     pub dns_refresh: Duration,
     /// The directory of what outlives the process; `None`: nothing does. Fixed at the start of the process.
     pub state_directory: Option<PathBuf>,
+    /// How long revisions of manifests are kept that nothing leads to.
+    pub retention: Retention,
+}
+
+/// How long revisions of manifests are kept that no share and no tag leads to: Knative's `config-gc`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Retention {
+    /// Since the revision was made; `None`: does not count.
+    pub since_create: Option<Duration>,
+    /// Since something led to the revision; `None`: does not count.
+    pub since_last_active: Option<Duration>,
+    /// As many are kept of a service, whatever their age.
+    pub min_non_active: usize,
+    /// No more are kept of a service, whatever their age; `None`: as many as there are.
+    pub max_non_active: Option<usize>,
+}
+
+impl Default for Retention {
+    fn default() -> Self {
+        Self {
+            since_create: Some(Duration::from_secs(48 * 3600)),
+            since_last_active: Some(Duration::from_secs(15 * 3600)),
+            min_non_active: 20,
+            max_non_active: Some(1000),
+        }
+    }
 }
 
 impl Settings {

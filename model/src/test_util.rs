@@ -73,6 +73,7 @@ pub fn settings() -> Settings {
         admin: AdminSettings::at(SocketAddr::from(([127, 0, 0, 1], 0))),
         dns_refresh: Duration::from_secs(5),
         state_directory: None,
+        retention: crate::Retention::default(),
     }
 }
 

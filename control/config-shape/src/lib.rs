@@ -61,8 +61,9 @@ pub use scalar::{
     Choice, DurationRange, Flag, Integer, MAX_DURATION, Number, ParseError, Parsed, Percentage, Seconds,
     Size, Verbatim,
 };
-pub use shape::{Context, Definitions, List, Shape, Table, WithLocation};
+pub use shape::{Anything, Context, Definitions, List, OrNull, Shape, Table, WithLocation};
 pub use tree::{Located, NodeRef, Scalar, quoted};
+pub use units::parse_duration;
 pub use yaml::parse;
 
 #[cfg(test)]

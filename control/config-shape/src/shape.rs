@@ -78,6 +78,41 @@ impl<S: Shape> Shape for WithLocation<S> {
     }
 }
 
+/// Anything at all: the value of a key that is known and not used.
+#[derive(Debug, Clone, Copy)]
+pub struct Anything;
+
+impl Shape for Anything {
+    type Out = ();
+
+    fn decode(&self, _: &NodeRef, _: &mut Context) -> Option<()> {
+        Some(())
+    }
+
+    fn schema(&self, _: &mut Definitions) -> Value {
+        json!({})
+    }
+}
+
+/// A shape in whose place null may stand, as in Kubernetes' objects.
+#[derive(Debug, Clone, Copy)]
+pub struct OrNull<S>(pub S);
+
+impl<S: Shape> Shape for OrNull<S> {
+    type Out = Option<S::Out>;
+
+    fn decode(&self, at: &NodeRef, cx: &mut Context) -> Option<Self::Out> {
+        match at.scalar().is_some_and(Scalar::is_null) {
+            true => Some(None),
+            false => self.0.decode(at, cx).map(Some),
+        }
+    }
+
+    fn schema(&self, definitions: &mut Definitions) -> Value {
+        self.0.schema(definitions)
+    }
+}
+
 /// A list. Elements that cannot be decoded are left out of the result.
 #[derive(Debug, Clone, Copy)]
 pub struct List<S>(pub S);

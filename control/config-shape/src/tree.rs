@@ -95,12 +95,12 @@ impl NodeRef {
         Self::new(&Arc::new(tree), 0)
     }
 
-    fn get(&self) -> &Node {
+    fn raw(&self) -> &Node {
         &self.tree.nodes[self.node as usize]
     }
 
     pub(crate) fn content(&self) -> &Content {
-        &self.get().content
+        &self.raw().content
     }
 
     /// Whether the node is a mapping.
@@ -158,6 +158,34 @@ impl NodeRef {
         }
     }
 
+    /// The elements, if the node is a list.
+    pub fn items(&self) -> impl Iterator<Item = Self> {
+        let items: &[NodeId] = match self.content() {
+            Content::List(items) => items,
+            _ => &[],
+        };
+        items.iter().map(|item| self.child(*item))
+    }
+
+    /// The keys and values, if the node is a mapping; a repeated key more than once.
+    pub fn entries(&self) -> impl Iterator<Item = (Self, Self)> {
+        let entries: &[(NodeId, NodeId)] = match self.content() {
+            Content::Mapping(entries) => entries,
+            _ => &[],
+        };
+        entries
+            .iter()
+            .map(|(key, value)| (self.child(*key), self.child(*value)))
+    }
+
+    /// The value of this key, if the node is a mapping that has it: the first one where the key is repeated.
+    pub fn get(&self, key: &str) -> Option<Self> {
+        let has_name = |node: &Self| node.scalar().is_some_and(|name| &*name.text == key);
+        self.entries()
+            .find(|(name, _)| has_name(name))
+            .map(|(_, value)| value)
+    }
+
     pub(crate) fn child(&self, node: NodeId) -> Self {
         Self::new(&self.tree, node)
     }
@@ -172,7 +200,7 @@ impl NodeRef {
 
     /// The node's position.
     pub fn location(&self) -> Location {
-        let node = self.get();
+        let node = self.raw();
         Location {
             file: self.tree.file.clone(),
             line: node.line,
@@ -182,7 +210,7 @@ impl NodeRef {
 
     /// The node's key, or the node itself when it has none: the position for a diagnostic about a whole list or mapping.
     pub fn whole(&self) -> Self {
-        match self.get().segment {
+        match self.raw().segment {
             Segment::Key(key) => self.child(key),
             _ => self.clone(),
         }
@@ -296,6 +324,11 @@ impl Scalar {
     /// The text for a later, second expansion; `None` when the scalar has no `${`.
     pub fn deferred(&self) -> Option<&DeferredText> {
         self.deferred.as_deref()
+    }
+
+    /// Whether the scalar may be a number, a boolean or null: it was not quoted, or a variable was expanded in it.
+    pub fn is_plain(&self) -> bool {
+        self.plain
     }
 
     /// Whether YAML's core schema reads the scalar as null. The empty value of a variable is none.

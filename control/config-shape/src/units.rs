@@ -8,7 +8,7 @@ pub(crate) const DURATION_PATTERN: &str = "^(0|([0-9]+(\\.[0-9]+)?(ms|s|m|h))+)$
 pub(crate) const SIZE_PATTERN: &str = "^[0-9]+(B|KiB|MiB|GiB|TiB)?$";
 
 /// Parses `250ms`, `10s`, `1.5h`, `1m30s`; a bare `0` needs no unit. `None` for anything else.
-pub(crate) fn parse_duration(text: &str) -> Option<Duration> {
+pub fn parse_duration(text: &str) -> Option<Duration> {
     if text == "0" {
         return Some(Duration::ZERO);
     }

@@ -280,6 +280,36 @@ async fn a_schedule_starts_ahead_by_what_starts_take_and_ends_with_its_window() 
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_rollout_has_its_instances_without_a_request_and_without_delay() {
+    let (fake, handle) = start();
+    let greeter = id("greeter-v2");
+    // Before the plan there is nothing to raise: who needs the floor repeats it.
+    handle.set_rollout_floor(&greeter, Some(3));
+    pass(Duration::from_millis(1)).await;
+    fake.carry(&greeter, 0);
+    handle.apply(&plans([(greeter.clone(), plan(20))]));
+    pass(Duration::from_millis(1_500)).await;
+    assert_eq!(fake.desired(&greeter), None);
+    handle.set_rollout_floor(&greeter, Some(3));
+    pass(Duration::from_millis(1)).await;
+    assert_eq!(fake.desired(&greeter), Some(3));
+    let status = handle.scaling_status(&greeter).expect("it is scaled");
+    assert_eq!(status.source, sluice_model::ScaleSource::Rollout);
+    assert_eq!((status.wants.rollout, status.wants.reactive), (Some(3), 0));
+    pass(Duration::from_secs(300)).await;
+    assert_eq!(fake.desired(&greeter), Some(3));
+    handle.set_rollout_floor(&greeter, None);
+    pass(Duration::from_secs(60)).await;
+    assert_eq!(fake.desired(&greeter), Some(0));
+    let decisions = fake.decisions.lock();
+    let (.., reason) = decisions.first().expect("it was raised");
+    assert!(
+        reason.contains("raised for a rollout; wanted: reactive 0, rollout 3"),
+        "{reason}"
+    );
+}
+
+#[tokio::test(start_paused = true)]
 async fn observe_decides_and_counts_and_carries_nothing_out() {
     let (fake, handle) = start();
     let greeter = id("greeter-v1");

@@ -4,6 +4,7 @@
 //! too, so that all mistakes of all files are reported at once.
 
 mod hosts;
+mod manifests;
 mod needs;
 mod policy;
 mod sharing;
@@ -16,15 +17,16 @@ use std::sync::Arc;
 
 use sluice_model::{
     Backend, HostClaim, RevisionId, RevisionSettings, RevisionSpec, Route, Rule, Service, ServiceId,
-    Snapshot, Visibility,
+    Settings, Snapshot, Visibility,
 };
 
 use crate::config::{
-    Context, Diagnostic, Diagnostics, Draft, Env, Located, NodeRef, ServiceDraft, SourceFile,
+    ConfigurationDraft, Context, Diagnostic, Diagnostics, Draft, Env, Located, NodeRef, ServiceDraft,
+    SourceFile,
 };
 use crate::index::{Index, Policy};
 use crate::plan::{AutoscalePolicy, Plan, RevisionPlan};
-use crate::release::{Declared, split_at_once};
+use crate::release::{Declared, Histories, split_at_once};
 use crate::source::{Event, ObjectKey};
 
 pub(crate) use sharing::Shared;
@@ -135,6 +137,18 @@ impl fmt::Display for Summary {
 /// # Errors
 /// All mistakes of all files, with the warnings.
 pub fn load(files: &[SourceFile], env: Env<'_>) -> Result<Compiled, Diagnostics> {
+    load_with(files, env, |_| Histories::default())
+}
+
+/// [`load`] with the histories of services, which `histories` returns for the settings.
+///
+/// # Errors
+/// All mistakes of all files, with the warnings.
+pub fn load_with(
+    files: &[SourceFile],
+    env: Env<'_>,
+    histories: impl FnOnce(&Settings) -> Histories,
+) -> Result<Compiled, Diagnostics> {
     let mut diagnostics = Diagnostics::default();
     let mut bytes = 0;
     let mut index = Index::new(Policy::AllOrNothing);
@@ -151,6 +165,10 @@ pub fn load(files: &[SourceFile], env: Env<'_>) -> Result<Compiled, Diagnostics>
     }
     events.push(Event::InitDone);
     index.apply(events, env);
+    let histories = histories(index.settings());
+    if !histories.is_empty() {
+        index.set_histories(histories, env);
+    }
     let found = index.diagnostics();
     if found.errors() + diagnostics.errors() > 0 {
         diagnostics.append(found);
@@ -202,10 +220,13 @@ pub(crate) struct CompiledService {
 /// top-level settings, `shared` makes equal settings one value.
 pub(crate) fn compile(
     top_level: &Draft,
-    services: Vec<ServiceDraft>,
+    mut services: Vec<ServiceDraft>,
+    configurations: Vec<ConfigurationDraft>,
     shared: &mut Shared<RevisionSettings>,
     cx: &mut Context,
 ) -> Vec<Option<CompiledService>> {
+    manifests::join_routes(&mut services, configurations, cx);
+    manifests::resolve(&mut services, top_level, cx);
     let catalog = Catalog::new(&services, cx);
     let hosts = hosts::claim(&services, &top_level.settings.domain, &catalog, cx);
     let targets = targets::resolve(&services, &catalog, cx);
@@ -246,6 +267,11 @@ pub(crate) fn name_claims(domain: &str, service: &ServiceDraft, claim: &mut impl
             claim(NameClaim::Revision(namespace, name));
             claim(NameClaim::Service(namespace, name));
         }
+        if service.route.is_some() {
+            for name in manifests::candidates(service) {
+                claim(NameClaim::Configuration(namespace, name));
+            }
+        }
         // The error about a revision of another service names its owner.
         for name in targets::named(service) {
             claim(NameClaim::Revision(namespace, name));
@@ -254,9 +280,27 @@ pub(crate) fn name_claims(domain: &str, service: &ServiceDraft, claim: &mut impl
     hosts::possible(domain, service, &mut |host| claim(NameClaim::Host(host)));
 }
 
+/// The claims of a Configuration: its name, which a Route may look up, and the name of its template.
+pub(crate) fn configuration_claims(
+    configuration: &ConfigurationDraft,
+    claim: &mut impl FnMut(NameClaim<'_>),
+) {
+    let namespace = &configuration.namespace;
+    claim(NameClaim::Configuration(namespace, &configuration.name.value));
+    let given = configuration
+        .present
+        .as_ref()
+        .and_then(|present| present.given.as_ref());
+    if let Some(given) = given {
+        claim(NameClaim::Revision(namespace, &given.value));
+    }
+}
+
 /// A name that only one service may have.
 #[derive(Debug, Hash)]
 pub(crate) enum NameClaim<'n> {
+    /// Namespace and name of a Configuration, which one Route may lead to.
+    Configuration(&'n str, &'n str),
     /// Namespace and name.
     Service(&'n str, &'n str),
     /// Namespace and name.
@@ -393,7 +437,7 @@ fn build(
     let id = catalog.services[index].as_ref()?;
     let ids = &catalog.revisions[index];
     let declared = declared(&service, targets);
-    let digest = service.node.digest();
+    let digest = service.digest();
     let last = ids.len().saturating_sub(1);
     let id_of = |revision: usize| ids.get(revision)?.as_ref();
     let mut plans = Vec::new();
@@ -486,12 +530,13 @@ fn build(
 fn declared(service: &ServiceDraft, targets: &targets::ServiceTargets) -> Option<Arc<Declared>> {
     let mut all = targets.routes.iter().flatten().chain(&targets.own);
     let has_choice = service.revisions.len() > 1 && all.any(|target| target.is_latest);
+    let made = service.manifest.as_ref().map(|manifest| manifest.made.clone());
     // With one revision a rollout remembers which one had all there is, for the next one.
-    if !has_choice && service.rollout.is_none() {
+    if !has_choice && made.is_none() && service.rollout.is_none() {
         return None;
     }
     Some(Arc::new(Declared {
-        made: None,
+        made,
         rollout: service.rollout.clone(),
         own: targets.own.clone(),
         routes: targets.routes.clone(),
@@ -502,6 +547,8 @@ fn declared(service: &ServiceDraft, targets: &targets::ServiceTargets) -> Option
 mod foresight_tests;
 #[cfg(test)]
 mod golden_tests;
+#[cfg(test)]
+mod manifest_tests;
 #[cfg(test)]
 mod tests;
 #[cfg(test)]

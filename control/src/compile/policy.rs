@@ -46,10 +46,16 @@ fn tier_policies(
             return None;
         };
         let policy = derive(scaling, globals, limit);
+        let always = revision.tiers.get(tier).map_or(0, |tier| tier.always);
         Some(match last == Some(tier) {
             true => policy,
             false => AutoscalePolicy {
-                min_scale: 0,
+                min_scale: always,
+                max_scale: if always > 0 {
+                    Some(always)
+                } else {
+                    policy.max_scale
+                },
                 initial_scale: 0,
                 foresight: None,
                 ..policy

@@ -154,6 +154,12 @@ fn find(
             owner.value
         ),
         (None, Some(meant)) => format!("did you mean '{meant}'?"),
+        // A manifest whose history is not kept.
+        (None, None)
+            if service.revisions.iter().any(|one| one.container.is_some()) && service.manifest.is_none() =>
+        {
+            "earlier revisions are kept where state.directory is set".to_owned()
+        }
         (None, None) => format!("this service has {}", names.collect::<Vec<_>>().join(", ")),
     };
     let message = format!("no revision of this service is named '{}'", name.value);

@@ -16,6 +16,7 @@ use sluice_model::{
 
 use super::admin::ADMIN;
 use super::autoscaling::{GLOBALS, Globals};
+use super::images::{IMAGE, ImageRule};
 use super::limits::{LIMITS, default_limits};
 use super::names::{DOMAIN, LISTEN, NETWORK};
 use super::service::{SERVICE, VISIBILITY};
@@ -30,6 +31,8 @@ pub(crate) struct Draft {
     pub(crate) settings: Settings,
     pub(crate) processes: ProcessLimits,
     pub(crate) autoscaling: Globals,
+    /// What the containers of manifests run as; the first match wins.
+    pub(crate) images: Vec<ImageRule>,
     /// Files that the data plane reads.
     pub(crate) files: Vec<Located<PathBuf>>,
     /// The position of each listener's address; `None` for the default listener.
@@ -151,6 +154,11 @@ pub(super) fn root(o: &mut Object<'_>) -> Option<Draft> {
         "What outlives the process. Absent: nothing is kept.",
         STATE,
     );
+    let images = o.list(
+        "images",
+        "Which containers of manifests may run here, and as what; the first match wins.",
+        IMAGE,
+    );
     let dns = o.optional("dns", "How names of endpoints are resolved.", DNS);
     // Services are decoded file by file; the key is asked for here, so that the schema has it.
     o.list("services", "What is served.", SERVICE);
@@ -181,13 +189,15 @@ pub(super) fn root(o: &mut Object<'_>) -> Option<Draft> {
             health: health.map(|h| h.value),
             admin: admin.unwrap_or_default().settings(DEFAULT_ADMIN.into()),
             dns_refresh: dns.unwrap_or(DEFAULT_DNS_REFRESH),
-            state_directory: state.flatten(),
+            retention: state.as_ref().map(|state| state.retention).unwrap_or_default(),
+            state_directory: state.and_then(|state| state.directory),
         },
         processes: processes.unwrap_or(ProcessLimits {
             max: 64,
             ports: 20_000..=29_999,
         }),
         autoscaling: autoscaling.unwrap_or_default(),
+        images: images.into_iter().flatten().flatten().collect(),
         files,
         listeners: spots,
         has_listeners: o.has("listeners"),

@@ -15,7 +15,9 @@ mod backend_tls;
 mod cold;
 mod gateway;
 mod idna;
+mod images;
 mod limits;
+mod manifest;
 mod names;
 mod no_wake;
 mod process;
@@ -32,13 +34,15 @@ mod traffic;
 
 use std::path::Path;
 
-pub(crate) use sluice_config_shape::{Context, Located, NodeRef, did_you_mean};
+pub(crate) use sluice_config_shape::{Context, Located, NodeRef, did_you_mean, quoted};
 pub use sluice_config_shape::{Diagnostic, Diagnostics, Location, Related, Severity};
 use sluice_config_shape::{Object, parse};
 
 pub(crate) use autoscaling::{Globals, Scaling};
 pub use gateway::Defaults;
 pub(crate) use gateway::Draft;
+pub(crate) use images::ImageRule;
+pub(crate) use manifest::{ConfigurationDraft, ContainerDraft, join};
 use process::variables;
 #[cfg(feature = "cluster")]
 pub(crate) use revision::DEFAULT_QUEUE;
@@ -47,7 +51,7 @@ pub use schema::schema;
 use service::SERVICE;
 pub(crate) use service::ServiceDraft;
 pub(crate) use shared::SharedSettings;
-pub(crate) use tiers::NeedName;
+pub(crate) use tiers::{NeedName, TierDraft, as_backend};
 pub(crate) use traffic::{Target, TargetRevision, Traffic};
 
 use crate::release::Histories;
@@ -57,9 +61,11 @@ pub use crate::source::SourceFile;
 #[derive(Debug)]
 pub(crate) struct FileDraft {
     pub(crate) services: Vec<ServiceDraft>,
+    /// Configurations of manifests, which Routes of any file make services.
+    pub(crate) configurations: Vec<ConfigurationDraft>,
     /// The diagnostics so far, without those of top-level keys other than `services`.
     pub(crate) diagnostics: Diagnostics,
-    /// The file has the key `services`, with any value.
+    /// The file has the key `services`, with any value, or manifests.
     pub(crate) has_services: bool,
     /// The file has other top-level keys, known or not, and takes part in [`top_level`].
     pub(crate) has_others: bool,
@@ -69,17 +75,29 @@ pub(crate) struct FileDraft {
 /// variable.
 ///
 /// `histories` has the revisions that manifests made before.
-pub(crate) fn decode_file(path: &Path, text: &str, env: Env<'_>, _histories: &Histories) -> FileDraft {
+pub(crate) fn decode_file(path: &Path, text: &str, env: Env<'_>, histories: &Histories) -> FileDraft {
     let mut cx = Context::default();
     let roots = parse(path, text, &variables(env), &mut cx.diagnostics);
     let roots = mappings(roots, &mut cx);
+    let (manifests, roots): (Vec<NodeRef>, Vec<NodeRef>) = roots.into_iter().partition(manifest::is_object);
     let whole = roots.first().cloned().unwrap_or_else(NodeRef::empty);
     let mut object = Object::new(whole, &roots, &mut cx);
     let services = object.list("services", "", SERVICE);
-    let has_services = object.has("services");
+    let has_services = object.has("services") || !manifests.is_empty();
     let has_others = object.has_other_than("services");
+    let mut services = services.unwrap_or_default();
+    let mut configurations = Vec::new();
+    if !manifests.is_empty() {
+        let mut decoder = manifest::Decoder::new(path, env, histories);
+        for root in &manifests {
+            decoder.decode(root, &mut cx);
+        }
+        services.append(&mut decoder.services);
+        configurations = decoder.configurations;
+    }
     FileDraft {
-        services: services.unwrap_or_default(),
+        services,
+        configurations,
         diagnostics: cx.diagnostics,
         has_services,
         has_others,
@@ -100,7 +118,8 @@ pub(crate) fn top_level(files: &[SourceFile], has_services: bool, env: Env<'_>) 
             &variables(env),
             &mut discarded.diagnostics,
         );
-        roots.extend(mappings(parsed, &mut discarded));
+        let parsed = mappings(parsed, &mut discarded).into_iter();
+        roots.extend(parsed.filter(|root| !manifest::is_object(root)));
     }
     let whole = roots.first().cloned().unwrap_or_else(NodeRef::empty);
     let mut object = Object::new(whole, &roots, &mut cx);

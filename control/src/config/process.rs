@@ -1,12 +1,13 @@
 //! Local processes: command lines and variables, which are expanded again for each instance.
 
+use std::collections::BTreeMap;
 use std::path::{Component, Path, PathBuf};
 use std::time::Duration;
 
 use serde_json::Value;
 use sluice_config_shape::{
-    Context, Definitions, DurationRange, Flag, List, Lookup, MAX_QUOTED_BYTES, NodeRef, Record, Shape, Table,
-    Variables, Verbatim, WithLocation, escape_deferred, flow_list, quoted,
+    Context, Definitions, DurationRange, Flag, List, Located, Lookup, MAX_QUOTED_BYTES, NodeRef, Object,
+    Record, Shape, Table, Variables, Verbatim, WithLocation, escape_deferred, flow_list, quoted,
 };
 
 use super::names::FILE;
@@ -26,23 +27,17 @@ pub(super) const PROCESS: Record<ProcessSpec> = Record {
     name: "Process",
     doc: "A local process. $(PORT), $(K_SERVICE) and $(K_REVISION) expand in command and env.",
     decode: |o| {
-        let command = o.required(
+        let words = o.required(
             "command",
             "Program and arguments. Looked up on PATH; 'sluice' is the running executable; with a slash it is relative to this file.",
-            WithLocation(CommandLine),
+            COMMAND,
         );
         let spec = ProcessSpec {
             command: Vec::new(),
             env: o
                 .optional("env", "Variables of the process.", VARIABLES)
                 .unwrap_or_default(),
-            working_directory: o
-                .optional(
-                    "workingDirectory",
-                    "Relative to this file, whose directory is the default.",
-                    FILE,
-                )
-                .unwrap_or_else(|| o.at.directory()),
+            working_directory: working_directory(o),
             inherit_env: o.or(
                 "inheritEnv",
                 "Whether the gateway's own variables are passed on.",
@@ -53,30 +48,57 @@ pub(super) const PROCESS: Record<ProcessSpec> = Record {
                 "stopGracePeriod",
                 "Between SIGTERM and SIGKILL.",
                 DurationRange::ANY,
-                Duration::from_secs(10),
+                STOP_GRACE_PERIOD,
             ),
         };
-        let mut command = command?;
-        match command.value.first_mut() {
-            Some(first) if !first.is_empty() => *first = program(first, &command.node),
-            _ => {
-                let diagnostic = command.node.whole().error("the command is empty");
-                o.cx.report(diagnostic.hint("command: [program, argument, …]"));
-                return None;
-            }
-        }
-        if command.value.iter().any(|word| word.contains('\0')) {
-            o.cx.report(command.node.error("a command cannot hold a NUL"));
-        }
-        Some(ProcessSpec {
-            command: command.value,
-            ..spec
-        })
+        let command = command(words?, o)?;
+        Some(ProcessSpec { command, ..spec })
     },
 };
 
+const STOP_GRACE_PERIOD: Duration = Duration::from_secs(10);
+
+/// The process of an entrypoint, with the defaults of every other key.
+pub(super) fn of_command(command: Vec<String>, working_directory: PathBuf) -> ProcessSpec {
+    ProcessSpec {
+        command,
+        env: BTreeMap::new(),
+        working_directory,
+        inherit_env: true,
+        stop_grace_period: STOP_GRACE_PERIOD,
+    }
+}
+
+/// The key `workingDirectory`.
+pub(super) fn working_directory(o: &mut Object<'_>) -> PathBuf {
+    let directory = o.optional(
+        "workingDirectory",
+        "Relative to this file, whose directory is the default.",
+        FILE,
+    );
+    directory.unwrap_or_else(|| o.at.directory())
+}
+
+pub(super) const COMMAND: WithLocation<CommandLine> = WithLocation(CommandLine);
+
+/// Checks a command line and finds its program.
+pub(super) fn command(mut words: Located<Vec<String>>, o: &mut Object<'_>) -> Option<Vec<String>> {
+    match words.value.first_mut() {
+        Some(first) if !first.is_empty() => *first = program(first, &words.node),
+        _ => {
+            let diagnostic = words.node.whole().error("the command is empty");
+            o.cx.report(diagnostic.hint("command: [program, argument, …]"));
+            return None;
+        }
+    }
+    if words.value.iter().any(|word| word.contains('\0')) {
+        o.cx.report(words.node.error("a command cannot hold a NUL"));
+    }
+    Some(words.value)
+}
+
 /// Program and arguments.
-struct CommandLine;
+pub(super) struct CommandLine;
 
 impl Shape for CommandLine {
     type Out = Vec<String>;
@@ -98,7 +120,7 @@ impl Shape for CommandLine {
 }
 
 /// A text that is expanded again for each instance.
-struct Template;
+pub(super) struct Template;
 
 impl Shape for Template {
     type Out = String;
@@ -121,7 +143,7 @@ impl Shape for Template {
     }
 }
 
-const VARIABLES: Table<Template> = Table {
+pub(super) const VARIABLES: Table<Template> = Table {
     check: |name| {
         if name.is_empty() || name.contains(['=', '\0']) {
             return Err(format!("{} cannot be a variable's name", quoted(name)));

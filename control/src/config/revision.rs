@@ -15,6 +15,7 @@ use sluice_model::{
 
 use super::autoscaling::{SCALING, Scaling};
 use super::backend_tls::{BACKEND_TLS, check_wire};
+use super::manifest::ContainerDraft;
 use super::names::{
     BACKEND_URL, ENDPOINT, HeaderText, LABEL, PROBE_PATH, UPGRADE, WEBHOOK_URL, settable_header,
 };
@@ -46,6 +47,8 @@ pub(crate) struct RevisionDraft {
     /// In their order; empty for a revision of one kind.
     pub(crate) tiers: Vec<TierDraft>,
     pub(crate) needs: Vec<Located<NeedName>>,
+    /// The container of a manifest: `images` say what it runs as, which the compiler makes the scaler.
+    pub(crate) container: Option<ContainerDraft>,
 }
 
 impl RevisionDraft {
@@ -163,6 +166,7 @@ pub(super) fn revision_keys(o: &mut Object<'_>) -> RevisionDraft {
         ),
         tiers: Vec::new(),
         needs: needs.unwrap_or_default(),
+        container: None,
     };
     if o.has("tiers") {
         let before = o.cx.errors();

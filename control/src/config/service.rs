@@ -13,6 +13,7 @@ use sluice_model::{
 };
 
 use super::cold::{COLD, ColdDraft};
+use super::manifest::{ManifestDraft, RouteOfManifest};
 use super::names::{AUTHORITY, COOKIE_NAME, HEADER_NAME, HOST_PATTERN, LABEL, METHOD, URL_PATH, header_name};
 use super::no_wake::NO_WAKE;
 use super::revision::{BACKENDS, REVISION, RevisionDraft, SET, revision_keys};
@@ -43,15 +44,29 @@ pub(crate) struct ServiceDraft {
     pub(crate) no_wake: Option<NoWake>,
     /// How traffic moves to a new latest revision; `None`: at once.
     pub(crate) rollout: Option<Arc<RolloutPolicy>>,
+    /// The annotation of a manifest that asks for a rollout.
+    pub(crate) rollout_at: Option<NodeRef>,
     pub(crate) routes: Vec<RouteDraft>,
     pub(crate) revisions: Vec<RevisionDraft>,
     /// Every revision has its name, so that a target with an unknown name is an error of its own.
     pub(crate) all_named: bool,
     /// A shorthand: the service itself is its one revision.
     pub(crate) shorthand: bool,
+    /// The service is a manifest, with a history.
+    pub(crate) manifest: Option<ManifestDraft>,
+    /// The service is a Route, whose Configuration is to be found.
+    pub(crate) route: Option<Box<RouteOfManifest>>,
+    /// The Configuration of a Route.
+    pub(crate) further: Option<NodeRef>,
 }
 
 impl ServiceDraft {
+    /// A digest of the service as the files have it.
+    pub(crate) fn digest(&self) -> u64 {
+        let further = self.further.as_ref().map_or(0, NodeRef::digest);
+        self.node.digest() ^ further.rotate_left(1)
+    }
+
     /// The files of waiting pages.
     pub(crate) fn page_files(&self) -> impl Iterator<Item = &Located<PathBuf>> {
         let routes = self.routes.iter().map(|route| &route.cold);
@@ -178,6 +193,9 @@ fn service(o: &mut Object<'_>) -> Option<ServiceDraft> {
         node: o.at.clone(),
         all_named,
         shorthand,
+        manifest: None,
+        route: None,
+        further: None,
         namespace: if o.has("namespace") {
             namespace
         } else {
@@ -192,6 +210,7 @@ fn service(o: &mut Object<'_>) -> Option<ServiceDraft> {
         cold,
         no_wake,
         rollout: rollout.and_then(|rollout| rollout.value),
+        rollout_at: None,
         routes: routes.unwrap_or_default(),
         revisions,
     })

@@ -18,6 +18,8 @@ pub(crate) struct TierDraft {
     pub(crate) backend: Option<Backend>,
     pub(crate) scaler: Option<ScalerSpec>,
     pub(crate) container_concurrency: Option<u32>,
+    /// As many instances are always there, and no more; 0: as many as the autoscaler wants.
+    pub(crate) always: u32,
 }
 
 const KINDS: [&str; 4] = ["endpoints", "url", "process", "activation"];
@@ -56,6 +58,7 @@ pub(super) const TIER: Record<(Option<Located<Tag>>, TierDraft)> = Record {
             backend,
             scaler,
             container_concurrency: if own { Some(limit.unwrap_or(0)) } else { None },
+            always: 0,
         };
         Some((name, draft))
     },
@@ -133,7 +136,7 @@ pub(super) fn check_tiers(
 }
 
 /// The tiers as the kind of a revision's endpoints; those with mistakes are left out.
-pub(super) fn as_backend(tiers: &[TierDraft]) -> Backend {
+pub(crate) fn as_backend(tiers: &[TierDraft]) -> Backend {
     let tiers = tiers.iter().filter_map(|tier| {
         Some(Tier {
             name: tier.name.clone(),

@@ -26,7 +26,7 @@ use std::collections::hash_map::Entry;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
-use sluice_model::{RevisionSettings, ServiceId};
+use sluice_model::{RevisionSettings, ServiceId, Settings};
 
 use crate::compile::{CompiledService, FileReference, ListenerReference, NameClaim, Shared};
 use crate::config::{Defaults, Diagnostics, Draft, Env, SharedSettings, SourceFile};
@@ -161,7 +161,7 @@ impl Index {
     /// Replaces all histories, as read from the state directory or handed over by an older process. Compiles again what differs
     /// by them: services that are published already, and those whose revisions are in the history. Returns whether any
     /// history is another one.
-    pub(super) fn set_histories(&mut self, histories: Histories, env: Env<'_>) -> bool {
+    pub(crate) fn set_histories(&mut self, histories: Histories, env: Env<'_>) -> bool {
         let before = std::mem::replace(&mut self.histories, Arc::new(histories));
         let now = Arc::clone(&self.histories);
         let others = before
@@ -181,6 +181,17 @@ impl Index {
                 .filter(|unit| has_revisions(id) || !self.pending.contains_key(unit));
             units.extend(again);
         }
+        self.read_units(&units, env);
+        is_other
+    }
+
+    /// Compiles a service again, after a change of its history that says what its revisions are.
+    pub(super) fn read_again(&mut self, service: &ServiceId, env: Env<'_>) {
+        let units: BTreeSet<UnitId> = self.claimants(service).collect();
+        self.read_units(&units, env);
+    }
+
+    fn read_units(&mut self, units: &BTreeSet<UnitId>, env: Env<'_>) {
         let changes = units.iter().filter_map(|id| self.unit(*id));
         let changes = changes.map(|unit| (unit.key.clone(), Some(unit.content.clone())));
         let changes: Vec<(ObjectKey, NewContent)> = changes.collect();
@@ -192,7 +203,11 @@ impl Index {
         });
         let changes = changes.collect();
         self.apply_some(changes, self.top_level.version(), env);
-        is_other
+    }
+
+    /// The settings of all objects, whether published or not.
+    pub(crate) fn settings(&self) -> &Settings {
+        &self.top_level.draft().settings
     }
 
     /// The objects that claim a service's name.
@@ -614,5 +629,7 @@ fn source_file(
     })
 }
 
+#[cfg(test)]
+mod manifest_tests;
 #[cfg(test)]
 mod tests;

@@ -8,7 +8,7 @@ use sluice_model::{HostPattern, Service};
 
 use super::UnitId;
 use super::read::ObjectDraft;
-use crate::compile::{CompiledService, NameClaim, name_claims};
+use crate::compile::{CompiledService, NameClaim, configuration_claims, name_claims};
 
 /// Objects by the hashes of their claims. On a hash collision two objects are compiled together needlessly, with no
 /// other effect.
@@ -70,6 +70,9 @@ pub(super) fn of(domain: &str, draft: &ObjectDraft) -> Vec<u64> {
             for service in &draft.services {
                 name_claims(domain, service, &mut |claim| hashes.push(hash(&claim)));
             }
+            for configuration in &draft.configurations {
+                configuration_claims(configuration, &mut |claim| hashes.push(hash(&claim)));
+            }
         }
         ObjectDraft::Ingress(ingress) => {
             if let Some(service) = &ingress.service {
@@ -108,6 +111,8 @@ pub(super) fn has(compiled: &CompiledService, claim: &NameClaim<'_>) -> bool {
             let mut ids = service.revisions.iter().map(|spec| &spec.id);
             ids.any(|id| (id.namespace(), id.name()) == (namespace, name))
         }
+        // Nothing but files has Configurations.
+        NameClaim::Configuration(..) => false,
         NameClaim::Host(host) => service.hosts.iter().any(|claim| match &claim.pattern {
             HostPattern::Exact(exact) => exact.as_str() == host,
             HostPattern::Wildcard(suffix) => host.strip_prefix("*.") == Some(suffix.as_str()),

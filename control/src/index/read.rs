@@ -116,6 +116,7 @@ pub(super) fn decode(key: &ObjectKey, content: &Content, env: Env<'_>, histories
         diagnostics.push(Diagnostic::about_file(key.path(), PANICKED));
         FileDraft {
             services: Vec::new(),
+            configurations: Vec::new(),
             diagnostics,
             has_services: true,
             has_others: false,
@@ -160,10 +161,12 @@ fn compile_files(
 ) -> Vec<CompiledObject> {
     let mut diagnostics = Diagnostics::default();
     let mut services = Vec::new();
+    let mut configurations = Vec::new();
     let mut parts = Vec::with_capacity(objects.len());
     for (key, draft) in objects {
         diagnostics.append(draft.diagnostics);
         parts.push((key, draft.services.len()));
+        configurations.extend(draft.configurations);
         match services.is_empty() {
             true => services = draft.services,
             false => services.extend(draft.services),
@@ -172,7 +175,7 @@ fn compile_files(
     let mut cx = Context { diagnostics };
     // Catches a panic: a bug in the compiler costs these objects, not all objects after them.
     let compiled = catch_unwind(AssertUnwindSafe(|| {
-        compile(top_level, services, settings, &mut cx)
+        compile(top_level, services, configurations, settings, &mut cx)
     }));
     let mut diagnostics = cx.diagnostics;
     let mut services = match compiled {

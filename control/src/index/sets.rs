@@ -13,7 +13,7 @@
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
-use sluice_model::ServiceId;
+use sluice_model::{ServiceId, Settings};
 
 use super::publish::Change;
 use super::{Index, Policy, ReleaseChange, Step, UnitId, name_claims};
@@ -173,6 +173,17 @@ impl Sets {
         (*self.files.histories).clone()
     }
 
+    /// The settings of files, whether published or not.
+    pub(crate) fn settings(&self) -> &Settings {
+        self.files.settings()
+    }
+
+    /// Compiles a service of files again, after a change of its history that says what its revisions are. Propose the files
+    /// then.
+    pub fn read_again(&mut self, service: &ServiceId, env: Env<'_>) {
+        self.files.read_again(service, env);
+    }
+
     /// The release of a published service of files.
     pub fn release(&self, service: &ServiceId) -> Option<Release> {
         self.files.release(service)
@@ -308,6 +319,7 @@ fn describe(claim: &NameClaim<'_>) -> String {
     match claim {
         NameClaim::Service(namespace, name) => format!("the service name '{namespace}/{name}'"),
         NameClaim::Revision(namespace, name) => format!("the revision name '{namespace}/{name}'"),
+        NameClaim::Configuration(namespace, name) => format!("Configuration '{name}' of {namespace}"),
         NameClaim::Host(host) => format!("the host '{host}'"),
     }
 }

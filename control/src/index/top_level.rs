@@ -105,6 +105,7 @@ impl TopLevel {
         self.other_domain |= other_domain;
         let is_other = other_domain
             || before.autoscaling != self.draft.autoscaling
+            || before.images != self.draft.images
             || before.settings.state_directory.is_some() != self.draft.settings.state_directory.is_some()
             || serves_internal(&before) != serves_internal(&self.draft);
         self.version += u64::from(is_other);
@@ -117,11 +118,14 @@ impl TopLevel {
     }
 }
 
+/// The top-level keys of manifests.
+const OF_MANIFESTS: [&str; 6] = ["apiVersion:", "kind:", "metadata:", "spec:", "status:", "items:"];
+
 /// Whether a text seems to have top-level keys besides `services`. A heuristic that only saves work: objects with
 /// such keys are read first.
 pub(super) fn may_have_others(content: &str) -> bool {
     content.lines().any(|line| {
         let key = line.starts_with(|c: char| c.is_ascii_alphabetic() || c == '"');
-        key && !line.starts_with("services:")
+        key && !line.starts_with("services:") && !OF_MANIFESTS.iter().any(|key| line.starts_with(key))
     })
 }

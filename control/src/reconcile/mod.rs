@@ -19,6 +19,7 @@ use crate::index::{SetId, Sets, Step};
 use crate::plan::PlanDelta;
 use crate::release::{Edit, EditError, Histories, HistoryEdit, Recorder, Request};
 use crate::source::{Change, Event, NoSource, Source, SourceError, SourceFile};
+use crate::state::StateError;
 
 pub use fixed::fixed_changes;
 
@@ -83,6 +84,8 @@ pub enum LoadError {
     Source(Vec<SourceError>),
     /// Objects have mistakes.
     Mistakes(Diagnostics),
+    /// The histories of services cannot be read.
+    Histories(StateError),
 }
 
 impl fmt::Display for LoadError {
@@ -90,6 +93,7 @@ impl fmt::Display for LoadError {
         match self {
             Self::Source(errors) => f.write_str(&lines(errors)),
             Self::Mistakes(mistakes) => write!(f, "{mistakes}"),
+            Self::Histories(error) => write!(f, "state.directory: {error}"),
         }
     }
 }
@@ -111,7 +115,8 @@ pub struct Loaded<S> {
 
 impl<S: Source> Loaded<S> {
     /// Reads and compiles for the first time, with these defaults of the settings. Blocks; for the start, before anything serves. `progress` is called now and then
-    /// with the number of compiled objects and of all objects.
+    /// with the number of compiled objects and of all objects, `histories` once with the settings: it returns the histories
+    /// of services, which say what traffic of manifests may name.
     ///
     /// # Errors
     /// [`LoadError`]: an object cannot be read, or has mistakes.
@@ -120,10 +125,15 @@ impl<S: Source> Loaded<S> {
         env: Environment,
         defaults: Defaults,
         mut progress: impl FnMut(usize, usize),
+        histories: impl FnOnce(&Settings) -> Result<Histories, StateError>,
     ) -> Result<Self, LoadError> {
         let events = source.refresh().map_err(LoadError::Source)?;
         let mut sets = Sets::new(defaults);
         sets.apply_first(events, &*env, &mut progress);
+        let histories = histories(sets.settings()).map_err(LoadError::Histories)?;
+        if !histories.is_empty() {
+            sets.set_histories(histories, &*env);
+        }
         let found = sets.diagnostics(SetId::Files);
         let first = sets.propose(SetId::Files);
         let Some(first) = first.filter(|_| found.errors() == 0) else {
@@ -136,24 +146,6 @@ impl<S: Source> Loaded<S> {
             env,
             first,
         })
-    }
-
-    /// Restores the histories of services, as the state directory has them. Blocks.
-    ///
-    /// # Errors
-    /// [`LoadError::Mistakes`]: with them the configuration contradicts itself.
-    pub fn restore(&mut self, histories: Histories) -> Result<(), LoadError> {
-        if histories.is_empty() {
-            return Ok(());
-        }
-        self.sets.set_histories(histories, &*self.env);
-        let found = self.sets.diagnostics(SetId::Files);
-        let first = self.sets.propose(SetId::Files);
-        let Some(first) = first.filter(|_| found.errors() == 0) else {
-            return Err(LoadError::Mistakes(found));
-        };
-        self.first = first;
-        Ok(())
     }
 
     /// The loaded services, as a change of an empty table, to be published by the caller.
@@ -457,6 +449,7 @@ impl<S: Source, P: ChangeSink, C: Source> Reconciler<S, P, C> {
         if history == *release.history {
             return Ok(());
         }
+        let is_shorter = history.revisions.len() < release.history.revisions.len();
         let Some(step) = self.sets.edit(service, history) else {
             return Err(EditError(format!("'{service}' cannot be published that way")));
         };
@@ -469,7 +462,22 @@ impl<S: Source, P: ChangeSink, C: Source> Reconciler<S, P, C> {
             self.applier.scale(&step.plan);
         }
         self.commit(SetId::Files, step);
+        if is_shorter {
+            self.collected(service);
+        }
         Ok(())
+    }
+
+    /// Publishes a service without revisions that its history has no longer; with a mistake in some file when that is
+    /// corrected.
+    fn collected(&mut self, service: &ServiceId) {
+        self.sets.read_again(service, &*self.env);
+        if !self.half
+            && self.sets.diagnostics(SetId::Files).errors() == 0
+            && let Some(outcome) = self.reload(Change::Event, Instant::now())
+        {
+            self.applier.outcome(outcome, &self.found);
+        }
     }
 
     /// One look at the cluster.

@@ -154,7 +154,13 @@ fn memory(text: &str) -> (Memory, mpsc::UnboundedSender<Change>) {
 }
 
 fn first(source: Memory) -> Result<Loaded<Memory>, LoadError> {
-    Loaded::first(source, environment(), Defaults::default(), |_, _| {})
+    Loaded::first(
+        source,
+        environment(),
+        Defaults::default(),
+        |_, _| {},
+        |_| Ok(Histories::default()),
+    )
 }
 
 fn start(text: &str) -> Fixture {

@@ -160,6 +160,28 @@ fn a_pause_is_published_while_files_stay() {
     assert!(!is_paused(&history) && history.is_trivial());
 }
 
+/// Rolled back from `r1` to `r0`, and then there is `r2`, which must not be rolled out from `r1`.
+#[test]
+fn a_newer_revision_is_rolled_out_from_the_one_that_a_rollback_chose() {
+    let declared = gated(vec![latest(10_000, None, 1)]);
+    let over = Some(crate::release::Override {
+        declared: DIGEST,
+        since: 0,
+        pinned: Some("r0".to_owned()),
+        paused: false,
+    });
+    let completed = settled("r1", Some(rollout("r1", RolloutState::Completed, 10_000, true)));
+    let rolled_back = ServiceHistory { over, ..completed };
+    let newer = declared.advance(DIGEST + 1, &["r0", "r1", "r2"], &rolled_back, None);
+    assert_eq!((newer.settled.as_deref(), newer.over), (Some("r0"), None));
+    // Without a newer one the files are followed again.
+    let same = declared.advance(DIGEST + 1, &["r0", "r1"], &rolled_back, None);
+    assert_eq!((same.settled.as_deref(), same.over), (Some("r1"), None));
+    // The one that was chosen is listed no more.
+    let gone = declared.advance(DIGEST + 1, &["r1", "r2"], &rolled_back, None);
+    assert_eq!(gone.settled.as_deref(), Some("r1"));
+}
+
 #[test]
 fn histories_follow_the_revisions_that_files_list() {
     let declared = gated(vec![latest(10_000, None, 0)]);

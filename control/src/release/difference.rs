@@ -147,6 +147,7 @@ mod tests {
             template,
             created: 0,
             last_active: 0,
+            active: false,
         }
     }
 

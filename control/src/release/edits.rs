@@ -1,6 +1,6 @@
 //! Changes of histories: made by rollouts and by commands, carried out by the reconciler, the only writer.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -81,6 +81,8 @@ pub struct HistoryHandle {
 #[derive(Debug, Default)]
 pub(super) struct Shared {
     releases: Mutex<BTreeMap<ServiceId, Arc<Release>>>,
+    /// The services whose releases changed since the last look.
+    changes: Mutex<BTreeSet<ServiceId>>,
     changed: Notify,
     /// Another process is about to take over, or has: requests wait.
     pub(super) frozen: watch::Sender<bool>,
@@ -111,9 +113,15 @@ impl HistoryHandle {
         self.shared.releases.lock().clone()
     }
 
-    /// Waits until a release was published or removed since the last call. For one caller; cancel-safe.
-    pub async fn changed(&self) {
-        self.shared.changed.notified().await;
+    /// Waits until a release was published or removed since the last call, and returns the services. For one caller; cancel-safe.
+    pub async fn changed(&self) -> BTreeSet<ServiceId> {
+        loop {
+            let changes = std::mem::take(&mut *self.shared.changes.lock());
+            if !changes.is_empty() {
+                return changes;
+            }
+            self.shared.changed.notified().await;
+        }
     }
 
     /// Changes the history of a service and publishes it. `change` gets the release as it is published at that moment.
@@ -167,15 +175,16 @@ impl Shared {
     /// Replaces releases; `None` removes one.
     pub(super) fn set(&self, changed: impl IntoIterator<Item = (ServiceId, Option<Release>)>) {
         let mut is_other = false;
-        let mut releases = self.releases.lock();
+        let (mut releases, mut changes) = (self.releases.lock(), self.changes.lock());
         for (service, release) in changed {
             is_other = true;
+            changes.insert(service.clone());
             match release {
                 Some(release) => _ = releases.insert(service, Arc::new(release)),
                 None => _ = releases.remove(&service),
             }
         }
-        drop(releases);
+        drop((releases, changes));
         if is_other {
             self.changed.notify_one();
         }

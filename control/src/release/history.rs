@@ -40,8 +40,11 @@ pub struct KeptRevision {
     pub template: serde_json::Value,
     /// When the revision was published first, in seconds since 1970; 0 before that.
     pub created: u64,
-    /// When a share or a tag led to the revision for the last time, in seconds since 1970.
+    /// When a share or a tag led to the revision for the last time, in seconds since 1970, unless one does now.
     pub last_active: u64,
+    /// A share or a tag led to the revision when that was looked at last.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub active: bool,
 }
 
 /// What an operator said by command. It ends when the files change the service.

@@ -21,6 +21,7 @@ mod edits;
 mod history;
 mod recorder;
 mod records;
+mod retention;
 
 pub use commands::{Command, Done, without_override};
 pub(crate) use declared::{Declared, DeclaredTarget, split_at_once};
@@ -30,3 +31,4 @@ pub(crate) use edits::{HistoryEdit, Request};
 pub use history::{Histories, KeptRevision, Override, ServiceHistory};
 pub use recorder::Recorder;
 pub use records::restore;
+pub use retention::{RetentionTask, tend};

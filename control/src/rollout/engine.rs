@@ -10,6 +10,9 @@ use crate::release::{Release, ServiceHistory};
 /// A step that is not judged ends after this multiple of its length.
 const OVERTIME: u32 = 10;
 
+/// A tick may come early by this, after one that came late.
+const JITTER: Duration = Duration::from_millis(20);
+
 /// Knative's `progress-deadline`: a candidate whose starts fail for this long has failed.
 const DEADLINE: Duration = Duration::from_secs(600);
 
@@ -165,7 +168,7 @@ impl Rollout {
             return Some(Event::Failed);
         }
         let (share, every) = self.next(rules);
-        if spent < every {
+        if spent + JITTER < every {
             self.reason = None;
             return None;
         }

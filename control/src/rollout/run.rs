@@ -1,6 +1,6 @@
 //! The task that carries rollouts on: looks once a second at those that are open, and publishes what the engine says.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -105,8 +105,17 @@ pub struct RolloutTask {
     outside: Surroundings,
     statuses: RolloutStatuses,
     open: BTreeMap<ServiceId, Open>,
-    /// Floors that end by themselves.
-    lingering: Vec<(Instant, RevisionId)>,
+    /// Services whose rollout is to begin.
+    due: BTreeSet<ServiceId>,
+    lingering: Vec<Lingering>,
+}
+
+/// A floor that ends by itself, or when its revision has less than everything.
+#[derive(Debug)]
+struct Lingering {
+    end: Instant,
+    service: ServiceId,
+    revision: RevisionId,
 }
 
 /// An open rollout as this task knows it: newer than the published one by evidence and time alone.
@@ -129,6 +138,7 @@ impl RolloutTask {
             outside,
             statuses: statuses.clone(),
             open: BTreeMap::new(),
+            due: BTreeSet::new(),
             lingering: Vec::new(),
         };
         (task, statuses)
@@ -139,46 +149,59 @@ impl RolloutTask {
         let histories = self.outside.histories.clone();
         let mut tick = interval(TICK);
         tick.set_missed_tick_behavior(MissedTickBehavior::Skip);
-        self.read().await;
         loop {
             let is_idle = self.open.is_empty() && self.lingering.is_empty();
             tokio::select! {
-                () = histories.changed() => self.read().await,
+                changes = histories.changed() => self.read(changes),
                 _ = tick.tick(), if !is_idle => self.look().await,
+                // One after the other, so that those that are open are looked at meanwhile.
+                () = std::future::ready(()), if !self.due.is_empty() => self.begin_one().await,
             }
         }
     }
 
-    /// Takes over what was published: by this task, by files and by commands. Begins rollouts that are due.
-    async fn read(&mut self) {
-        let releases = self.outside.histories.releases();
-        let gone: Vec<ServiceId> = self
-            .open
-            .keys()
-            .filter(|id| !releases.contains_key(id))
-            .cloned()
-            .collect();
-        for service in gone {
-            self.close(&service, End::Superseded);
-        }
-        self.statuses
-            .0
-            .steps
-            .lock()
-            .retain(|id, _| releases.contains_key(id));
-        for (service, release) in &releases {
-            self.take_over(service, release);
-            if engine::wanted(release).is_some() || engine::give_up(release).is_some() {
-                let now = (self.outside.wall)();
-                let begin = move |release: &Release| {
-                    let next = engine::begin(release, now).or_else(|| engine::give_up(release));
-                    next.ok_or_else(|| EditError("the rollout is no longer due".to_owned()))
-                };
-                // Its publication is read in its turn.
-                if let Err(error) = self.outside.histories.edit(service, begin).await {
-                    tracing::debug!(service = %service, "rollout: not begun: {error}");
-                }
+    /// Takes over what was published: by this task, by files and by commands.
+    fn read(&mut self, changes: BTreeSet<ServiceId>) {
+        for service in changes {
+            let Some(release) = self.outside.histories.release(&service) else {
+                self.close(&service, End::Superseded);
+                self.statuses.0.steps.lock().remove(&service);
+                self.due.remove(&service);
+                self.drop_floors(|floor| floor.service == service);
+                continue;
+            };
+            self.take_over(&service, &release);
+            // Who has less than everything by now needs no more than the autoscaler says.
+            let settled = release.history.settled.as_deref().unwrap_or_default();
+            let is_whole = release.follows_latest > 0 && release.history.pinned(release.digest).is_none();
+            self.drop_floors(|floor| {
+                floor.service == service && !(is_whole && floor.revision.name() == settled)
+            });
+            if engine::wanted(&release).is_some() || engine::give_up(&release).is_some() {
+                self.due.insert(service);
             }
+        }
+    }
+
+    /// Begins a rollout that is due.
+    async fn begin_one(&mut self) {
+        let Some(service) = self.due.pop_first() else {
+            return;
+        };
+        let now = (self.outside.wall)();
+        let begin = move |release: &Release| {
+            let next = engine::begin(release, now).or_else(|| engine::give_up(release));
+            next.ok_or_else(|| EditError("the rollout is no longer due".to_owned()))
+        };
+        // Its publication is read in its turn.
+        if let Err(error) = self.outside.histories.edit(&service, begin).await {
+            tracing::debug!(%service, "rollout: not begun: {error}");
+        }
+    }
+
+    fn drop_floors(&mut self, is_over: impl Fn(&Lingering) -> bool) {
+        for floor in self.lingering.extract_if(.., |floor| is_over(floor)) {
+            self.outside.autoscale.set_rollout_floor(&floor.revision, None);
         }
     }
 
@@ -202,7 +225,7 @@ impl RolloutTask {
                     Some(end) => self.finish(service, release, end),
                     None => open.take_over(rollout),
                 },
-                _ => self.close(service, End::Superseded),
+                _ => self.finish(service, release, End::Superseded),
             }
         }
         if let Some(rollout) = published.filter(|rollout| rollout.state.is_open())
@@ -229,16 +252,20 @@ impl RolloutTask {
         let fleet = open.rollout.fleet;
         let winner = match end {
             End::Completed => open.floored.take(),
-            End::Failed | End::Aborted => release
+            // What the candidate had is the settled one's again, at once.
+            End::Failed | End::Aborted | End::Superseded => release
                 .history
                 .settled
                 .as_deref()
                 .and_then(|settled| id_of(release, settled)),
-            End::Superseded => None,
         };
         if let Some(winner) = winner.filter(|_| fleet > 0) {
             self.outside.autoscale.set_rollout_floor(&winner, Some(fleet));
-            self.lingering.push((Instant::now() + LINGER, winner));
+            self.lingering.push(Lingering {
+                end: Instant::now() + LINGER,
+                service: service.clone(),
+                revision: winner,
+            });
         }
         self.close(service, end);
     }
@@ -258,13 +285,7 @@ impl RolloutTask {
     /// One look at every open rollout.
     async fn look(&mut self) {
         let now = Instant::now();
-        let (over, lingering) = std::mem::take(&mut self.lingering)
-            .into_iter()
-            .partition(|(end, _)| *end <= now);
-        self.lingering = lingering;
-        for (_, revision) in over {
-            self.outside.autoscale.set_rollout_floor(&revision, None);
-        }
+        self.drop_floors(|floor| floor.end <= now);
         let services: Vec<ServiceId> = self.open.keys().cloned().collect();
         for service in services {
             let Some(release) = self.outside.histories.release(&service) else {

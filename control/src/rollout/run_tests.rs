@@ -379,6 +379,8 @@ async fn neither_time_nor_requests_count_while_an_operator_holds_the_service() {
         pinned: None,
         paused: true,
     }));
+    // It holds from the next look on.
+    world.seconds(1, 0).await;
     world.seconds(200, 90).await;
     let rollout = world.rollout().unwrap();
     assert_eq!((rollout.state, rollout.share), (RolloutState::Running, 2_000));

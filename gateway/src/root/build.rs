@@ -8,11 +8,10 @@ use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
-use sluice_control::reconcile::Loaded;
-use sluice_control::release::restore;
+use sluice_control::reconcile::{LoadError, Loaded};
 use sluice_control::scale::{Controller, ScaleHandle};
 use sluice_control::source::{FileSource, ReloadHandle};
-use sluice_control::state::{Documents, StateHandle, StateWriter, Store};
+use sluice_control::state::{StateHandle, StateWriter, Store};
 use sluice_gateway::admin::{AdminServer, Purpose};
 use sluice_gateway::cli::RunArgs;
 use sluice_gateway::downstream::Downstream;
@@ -26,7 +25,7 @@ use tokio::runtime::{Handle, Runtime};
 use tokio::sync::watch;
 
 use super::admin_state::DemandRouter;
-use super::check::{bad_files, bad_pages, env};
+use super::check::{bad_files, bad_pages, env, restore_histories};
 use super::cluster::{self, ClusterSource, StatsHandle};
 use super::startup_error::StartupError;
 use super::upgrade::{SocketKind, SocketName, Takeover};
@@ -78,8 +77,17 @@ pub(super) fn build(
         true => Some(cluster::start(args, control, phase.clone()).map_err(StartupError::start)?),
         false => None,
     };
-    let loaded = Loaded::first(source, Box::new(env), cluster::defaults(args), progress());
-    let mut loaded = loaded.map_err(|e| rejected(&e))?;
+    let loaded = Loaded::first(
+        source,
+        Box::new(env),
+        cluster::defaults(args),
+        progress(),
+        restore_histories,
+    );
+    let loaded = loaded.map_err(|e| match e {
+        LoadError::Histories(_) => StartupError::start(e.to_string()),
+        e => rejected(&e),
+    })?;
     let state = match &loaded.delta().settings.state_directory {
         Some(directory) => {
             let failed = |e| StartupError::start(format!("state.directory: {e}"));
@@ -88,8 +96,6 @@ pub(super) fn build(
                 true => StateHandle::awaiting(directory),
                 false => StateHandle::new(Store::open(directory).map_err(failed)?),
             };
-            let histories = restore(&Documents::of(directory)).map_err(failed)?;
-            loaded.restore(histories).map_err(|e| rejected(&e))?;
             Some(state)
         }
         None => None,

@@ -6,9 +6,11 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use serde_json::json;
-use sluice_control::compile::{Compiled, FileReference, load};
+use sluice_control::compile::{Compiled, FileReference, load_with};
 use sluice_control::config::{Diagnostic, Diagnostics, schema as config_schema};
+use sluice_control::release::{Histories, restore};
 use sluice_control::source;
+use sluice_control::state::{Documents, StateError};
 use sluice_gateway::cli::{CheckArgs, ExplainArgs, OutputFormat, explain as cli_explain};
 use sluice_gateway::edge::TlsTerminator;
 use sluice_gateway::explain::{explain as explain_request, scaled};
@@ -21,6 +23,15 @@ use super::admin_state::autoscaling;
 /// The environment as a configuration sees it.
 pub(crate) fn env(name: &str) -> Option<String> {
     std::env::var(name).ok()
+}
+
+/// The histories of services in the state directory, where there is one.
+pub(crate) fn restore_histories(settings: &Settings) -> Result<Histories, StateError> {
+    let directory = settings.state_directory.as_ref();
+    directory.map_or_else(
+        || Ok(Histories::default()),
+        |directory| restore(&Documents::of(directory)),
+    )
 }
 
 /// Reads and compiles; a file that cannot be read is reported like any other mistake.
@@ -36,7 +47,10 @@ fn compiled(paths: &[PathBuf]) -> Result<Compiled, Diagnostics> {
         }
         all
     })?;
-    let compiled = load(&files, &env)?;
+    // What cannot be read says nothing about files: it is told when the gateway starts.
+    let compiled = load_with(&files, &env, |settings| {
+        restore_histories(settings).unwrap_or_default()
+    })?;
     let revisions = compiled.snapshot.revisions();
     let revisions = revisions.iter().map(AsRef::as_ref);
     let mut bad = bad_files(compiled.snapshot.settings(), revisions, &compiled.files);

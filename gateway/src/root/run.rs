@@ -6,13 +6,13 @@ use std::os::fd::AsFd;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use parking_lot::Mutex;
 use serde_json::Value;
 use sluice_control::autoscale::{Outside, autoscaler};
-use sluice_control::release::{HistoryHandle, Recorder};
+use sluice_control::release::{HistoryHandle, Recorder, RetentionTask};
 use sluice_control::rollout::{RolloutTask, Surroundings};
 use sluice_control::scale::ScaleOptions;
 use sluice_gateway::admin::{AdminServer, graceful_shutdown};
@@ -228,6 +228,22 @@ fn serve(
         wall: Box::new(wall),
     });
 
+    let retention = RetentionTask {
+        histories: histories.clone(),
+        retention: {
+            let reader = registry.reader();
+            Box::new(move || reader.peek().settings().retention)
+        },
+        busy: {
+            let registry = Arc::clone(&registry);
+            Arc::new(move |id| {
+                let load = registry.live(id).map(|live| live.peek(Instant::now()));
+                load.is_some_and(|load| load.in_flight + load.queued > 0)
+            })
+        },
+        wall: Box::new(wall),
+    };
+
     let plans = Arc::new(Plans::default());
     let diagnostics = Arc::new(Mutex::new(Value::Null));
     let (upgrades, upgrade_requests) = upgrade::upgrade_requests();
@@ -284,7 +300,10 @@ fn serve(
     }
     servers_running.spawn_on(admin.serve(Arc::clone(&state) as _, signal), control.handle());
     let reconciler = control.spawn(reconciler.run()).abort_handle();
-    let rollouts = control.spawn(task.run()).abort_handle();
+    let rollouts = async {
+        tokio::join!(task.run(), retention.run());
+    };
+    let rollouts = control.spawn(rollouts).abort_handle();
     Ok(Running {
         signals,
         reload,

@@ -217,3 +217,26 @@ async fn an_override_survives_a_restart_and_an_upgrade_with_a_state_directory() 
     report.assert_clean();
     assert_eq!(report.bodies.keys().collect::<Vec<_>>(), ["a"]);
 }
+
+/// The old process hands histories over from memory to memory: what an operator said holds from the new one's first request on.
+#[tokio::test]
+async fn an_override_survives_an_upgrade_without_a_state_directory() {
+    let (a, b) = (HttpBackend::start("a").await, HttpBackend::start("b").await);
+    let gateway = Gateway::start(&latest(&[("web-1", a.addr()), ("web-2", b.addr())])).await;
+    let before = Load::get(gateway.addr(), 2, WEB);
+    before.advance(20).await;
+    before.stop().await.assert_clean();
+    done(&gateway, &["rollback", "web"]).await;
+    gateway.may_be_upgraded();
+    let load = Load::get_anew(gateway.addr(), 2, WEB);
+    load.advance(20).await;
+    gateway.upgraded().await;
+    load.advance(200).await;
+    let report = load.stop().await;
+    report.assert_clean();
+    assert_eq!(report.bodies.keys().collect::<Vec<_>>(), ["a"], "not for a moment");
+    assert_eq!(row(&gateway, "web-1").await["override"]["pinned"], "web-1");
+    // The new process hands them on.
+    gateway.upgraded().await;
+    assert_eq!(row(&gateway, "web-1").await["override"]["pinned"], "web-1");
+}

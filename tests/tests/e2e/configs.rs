@@ -36,6 +36,7 @@ async fn every_example_passes_check() {
         "canary-sticky",
         "greeter",
         "internet-edge",
+        "knative-service",
         "reserve",
         "reverse-proxy",
         "rollout",

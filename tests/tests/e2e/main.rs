@@ -76,6 +76,7 @@ mod traces;
 mod traces_collector;
 mod traces_delivery;
 mod tunnels;
+mod tutorial;
 mod upgrade;
 mod upgrade_failures;
 mod upgrade_scaling;
