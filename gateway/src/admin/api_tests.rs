@@ -121,7 +121,7 @@ fn a_revision_names_the_signal_that_won_and_what_the_others_wanted() {
         scaling(1),
         json!({
             "source": "schedule",
-            "wanted": {"reactive": 1, "panic": null, "schedule": 2, "forecast": null, "need": null, "minScale": 0, "maxScale": 10},
+            "wanted": {"reactive": 1, "panic": null, "schedule": 2, "forecast": null, "rollout": null, "need": null, "minScale": 0, "maxScale": 10},
             "observed": null,
             "forecast": null,
         })
