@@ -15,6 +15,7 @@ fn outcomes(requests: u64, failures: u64, latency: &[(u16, u64)]) -> Outcomes {
         latency: latency.to_vec(),
         ready: 3,
         endpoints: 4,
+        ..Outcomes::default()
     }
 }
 
