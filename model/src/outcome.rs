@@ -2,7 +2,7 @@
 
 use crate::name::{RevisionId, ServiceId};
 
-/// What a revision's requests came to so far, and its endpoints now. Counters only grow; after the revision was removed and came
+/// What a revision's requests came to so far, and its endpoints now. Counters only grow, and a failure is a request at once; after the revision was removed and came
 /// back they may begin anew.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Outcomes {
@@ -11,9 +11,15 @@ pub struct Outcomes {
     pub requests: u64,
     /// Those of them that failed: a 5xx of the backend, a failed connect, a broken connection, a timeout, a failed activation.
     pub failures: u64,
-    /// Requests by duration: pairs of a bucket ([`latency_bucket`]) and a count, the lowest bucket first. Buckets without a
-    /// request are left out.
+    /// Requests whose clients left before there was an answer.
+    pub unanswered: u64,
+    /// Requests whose clients left within a good answer.
+    pub interrupted: u64,
+    /// Answers by duration, and what ended without one after this duration (`unanswered`, timeouts): pairs of a bucket
+    /// ([`latency_bucket`]) and a count, the lowest bucket first. Buckets without a request are left out.
     pub latency: Vec<(u16, u64)>,
+    /// Requests that the revision has now, and those that wait for it.
+    pub in_flight: u32,
     /// Endpoints that are usable now.
     pub ready: u32,
     /// Endpoints that are known now, those that are starting included and draining ones not.

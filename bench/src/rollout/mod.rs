@@ -18,6 +18,12 @@ const RATES: [f64; 9] = [0.01, 0.02, 0.03, 0.05, 0.1, 0.2, 0.5, 0.9, 1.0];
 /// Factors by which candidates are slower.
 const SLOWDOWNS: [f64; 4] = [1.5, 2.0, 3.0, 5.0];
 
+/// Seconds for which a candidate is good before its fault begins, and its failure rate from then on.
+const LATE: [(u64, f64); 4] = [(600, 0.1), (600, 1.0), (3_600, 0.1), (3_600, 1.0)];
+
+/// A late fault takes an hour to play: fewer seeds of it.
+const LATE_PART: u64 = 10;
+
 /// Candidates with one failure rate.
 #[derive(Debug)]
 pub struct Detection {
@@ -33,6 +39,10 @@ pub struct Findings {
     alarms: Vec<(String, f64, f64)>,
     detections: Vec<Detection>,
     slow: Vec<(f64, Vec<Course>)>,
+    /// By the seconds before the fault and the failure rate, the seconds from the fault to the rollback.
+    late: Vec<(u64, f64, Vec<Course>)>,
+    /// Those that never answer, by the milliseconds after which clients leave.
+    hanging: Vec<(u64, Vec<Course>)>,
 }
 
 /// Plays everything.
@@ -66,13 +76,29 @@ pub fn play(runs: u64) -> Findings {
         rate,
         courses: play_all(&errors(0.0, rate), runs),
     });
-    let slow = SLOWDOWNS
+    let slow_ones = SLOWDOWNS
         .into_iter()
         .map(|factor| (factor, play_all(&slow(factor), runs)));
+    let late = LATE.into_iter().map(|(good_for, rate)| {
+        let mut courses = play_all(&Scenario::late(good_for, rate), (runs / LATE_PART).max(1));
+        for course in &mut courses {
+            course.seconds -= good_for.min(course.seconds);
+        }
+        (good_for, rate, courses)
+    });
+    let hanging = [200, 2_000, 10_000].into_iter().map(|millis| {
+        let hangs = Scenario {
+            hangs: Some(Duration::from_millis(millis)),
+            ..slow(1.0)
+        };
+        (millis, play_all(&hangs, (runs / LATE_PART).max(1)))
+    });
     Findings {
         alarms,
         detections: detections.collect(),
-        slow: slow.collect(),
+        late: late.collect(),
+        hanging: hanging.collect(),
+        slow: slow_ones.collect(),
     }
 }
 
@@ -121,12 +147,38 @@ impl Findings {
             );
         }
         out.push_str(
+            "\n| the new revision begins to fail | rolled back | within 10 s | within 30 s | median | 9 of 10 within | requests hurt |\n\
+             |---|---|---|---|---|---|---|\n",
+        );
+        for (good_for, rate, courses) in &self.late {
+            let _ = writeln!(
+                out,
+                "| after {} min, {:.0} % | {} | {} | {} | {} | {:.0} |",
+                good_for / 60,
+                rate * 100.0,
+                percent(part(courses, |course| course.failed)),
+                percent(part(courses, |course| course.failed && course.seconds <= 10)),
+                percent(part(courses, |course| course.failed && course.seconds <= 30)),
+                times(courses),
+                mean(courses, |course| course.hurt),
+            );
+        }
+        out.push_str(
             "\n| the new revision takes | rolled back | within 30 s | median | 9 of 10 within |\n|---|---|---|---|---|\n",
         );
         for (factor, courses) in &self.slow {
             let _ = writeln!(
                 out,
                 "| {factor} times as long | {} | {} | {} |",
+                percent(part(courses, |course| course.failed)),
+                percent(part(courses, |course| course.failed && course.seconds <= 30)),
+                times(courses),
+            );
+        }
+        for (millis, courses) in &self.hanging {
+            let _ = writeln!(
+                out,
+                "| for ever, clients leave after {millis} ms | {} | {} | {} |",
                 percent(part(courses, |course| course.failed)),
                 percent(part(courses, |course| course.failed && course.seconds <= 30)),
                 times(courses),
@@ -176,7 +228,7 @@ mod tests {
         let tables = findings.tables();
         assert_eq!(
             tables.lines().filter(|line| line.starts_with('|')).count(),
-            9 + 9 + 4 + 6
+            9 + 9 + 4 + 4 + 3 + 8
         );
         assert!(tables.contains("| 100 % | 100 % | 100 % | 100 % |"), "{tables}");
         let svg = plot(findings.detections());

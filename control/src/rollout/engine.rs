@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use super::judge::{Verdict, judge, progress};
 use super::policy::{JudgePolicy, RolloutPolicy, Steps};
+use super::seen::{Seen, Side};
 use super::{Rollout, RolloutState, WHOLE, steps};
 use crate::release::{Release, ServiceHistory};
 
@@ -13,34 +14,12 @@ const OVERTIME: u32 = 10;
 /// A tick may come early by this, after one that came late.
 const JITTER: Duration = Duration::from_millis(20);
 
-/// Knative's `progress-deadline`: a candidate whose starts fail for this long has failed.
+/// Knative's `progress-deadline`: a candidate whose starts fail for this long has failed. A settled revision that lacks instances for
+/// this long is waited for no more: the candidate may be what mends it.
 const DEADLINE: Duration = Duration::from_secs(600);
 
-/// What one revision did since the last tick, and what it has now.
-#[derive(Debug, Clone, Default, PartialEq)]
-pub struct Side {
-    /// Requests that ended by what the revision did.
-    pub requests: u64,
-    /// Those that failed.
-    pub failures: u64,
-    /// Durations: pairs of a [`latency_bucket`](sluice_model::latency_bucket) and a count.
-    pub latency: Vec<(u16, u64)>,
-    /// Ready endpoints.
-    pub ready: u32,
-    /// The most ready endpoints that it can have; `None` is no limit.
-    pub most: Option<u32>,
-}
-
-/// What was seen since the last tick.
-#[derive(Debug, Clone, Default, PartialEq)]
-pub struct Seen {
-    /// The newer revision.
-    pub candidate: Side,
-    /// The settled revision.
-    pub base: Side,
-    /// Why the last start of the candidate failed, for as long as that lasts.
-    pub start_failure: Option<String>,
-}
+/// What lasts this long, the autoscaler's usual window, is no accident: an instance that stays up, a revision that was scaled down.
+const SETTLED: Duration = Duration::from_secs(60);
 
 /// What happened: something to publish.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -125,10 +104,13 @@ impl Rollout {
             return None;
         }
         self.fleet = self.fleet.max(seen.base.ready);
+        self.watch(seen, elapsed);
         if let Some(policy) = rules.judge() {
             // Without a share there are requests by tag alone: those of somebody who tries something.
-            let candidate = (self.share > 0).then_some(&seen.candidate);
-            self.evidence.add(candidate, &seen.base, policy);
+            match self.share {
+                0 => self.evidence.add_base(&seen.base),
+                _ => self.evidence.add(&seen.candidate, &seen.base, policy),
+            }
             if let Verdict::Worse(why) = judge(&self.evidence, policy, rules.base) {
                 self.enter(RolloutState::Failed, now, Some(why));
                 return Some(Event::Failed);
@@ -138,7 +120,7 @@ impl Rollout {
         self.ready |= first_ready;
         if self.state == RolloutState::Running {
             let before = self.reason.clone();
-            self.spend(elapsed);
+            self.spend(elapsed, seen.start_failure.is_some());
             let event = self.advance(rules, seen, now);
             if event.is_some() {
                 return event;
@@ -150,21 +132,47 @@ impl Rollout {
         first_ready.then_some(Event::Ready)
     }
 
-    fn spend(&mut self, elapsed: Duration) {
-        let millis = u64::try_from(elapsed.as_millis()).unwrap_or(u64::MAX);
-        self.spent = self.spent.saturating_add(millis);
+    fn spend(&mut self, elapsed: Duration, is_failing: bool) {
+        self.spent = self.spent.saturating_add(millis(elapsed));
+        if self.watch.up >= millis(SETTLED) {
+            self.failing = 0;
+        } else if is_failing || self.failing > 0 {
+            self.failing = self.failing.saturating_add(millis(elapsed));
+        }
+    }
+
+    fn watch(&mut self, seen: &Seen, elapsed: Duration) {
+        let lasts = |before: u64, is_so: bool| match is_so {
+            true => before.saturating_add(millis(elapsed)),
+            false => 0,
+        };
+        let base = &seen.base;
+        self.watch.up = lasts(self.watch.up, seen.candidate.ready > 0);
+        let is_steady = base.wanted.is_some_and(|wanted| base.ready >= wanted);
+        self.watch.steady = lasts(self.watch.steady, is_steady);
+        self.watch.short = lasts(self.watch.short, base.ready < self.base_size(base));
+    }
+
+    /// Instances that the settled revision should have. One that lost some to a crash or a restart had them a moment ago, one that
+    /// was scaled down has for a while what it wants.
+    fn base_size(&self, base: &Side) -> u32 {
+        let left = f64::from(WHOLE.saturating_sub(self.share)) / f64::from(WHOLE);
+        let of_fleet = whole(f64::from(self.fleet) * left);
+        match base.wanted {
+            Some(wanted) if self.watch.steady >= millis(SETTLED) => wanted,
+            Some(wanted) => wanted.max(of_fleet),
+            None => of_fleet,
+        }
     }
 
     fn advance(&mut self, rules: Rules<'_>, seen: &Seen, now: u64) -> Option<Event> {
         let spent = Duration::from_millis(self.spent);
-        if let (false, Some(why)) = (self.ready, &seen.start_failure)
-            && spent >= DEADLINE
+        if let (0, Some(why)) = (seen.candidate.ready, &seen.start_failure)
+            && self.failing >= millis(DEADLINE)
         {
-            self.enter(
-                RolloutState::Failed,
-                now,
-                Some(format!("no instance became ready: {why}")),
-            );
+            let verb = if self.ready { "stays" } else { "became" };
+            let why = format!("no instance {verb} ready: {why}");
+            self.enter(RolloutState::Failed, now, Some(why));
             return Some(Event::Failed);
         }
         let (share, every) = self.next(rules);
@@ -181,7 +189,10 @@ impl Rollout {
             });
             return None;
         }
-        self.reason = None;
+        self.reason = self.lack(rules, seen);
+        if self.reason.is_some() {
+            return None;
+        }
         if self.step > 0 {
             let is_judged = self.is_judged(rules);
             if !is_judged && spent < every.saturating_mul(OVERTIME) {
@@ -194,12 +205,30 @@ impl Rollout {
         self.share = self.next(rules).0;
         self.step += 1;
         self.spent = 0;
-        self.evidence.in_step = 0;
+        self.evidence.begin_step();
         if self.share < WHOLE {
             return Some(Event::Step);
         }
         self.enter(RolloutState::Completed, now, None);
         Some(Event::Completed)
+    }
+
+    /// What no step passes without, judged or not.
+    fn lack(&self, rules: Rules<'_>, seen: &Seen) -> Option<String> {
+        rules.policy.filter(|_| rules.of > 0)?;
+        let base = &seen.base;
+        let size = self.base_size(base);
+        if base.ready < size && self.watch.short < millis(DEADLINE) {
+            let ready = base.ready;
+            return Some(format!(
+                "waits for {}: {ready} of {size} instances are ready",
+                rules.base
+            ));
+        }
+        let evidence = &self.evidence;
+        let has_requests = evidence.in_step > 0 || seen.candidate.in_flight > 0;
+        (self.step > 0 && has_requests && evidence.answers_in_step == 0)
+            .then(|| "waits for a good answer of the new revision".to_owned())
     }
 
     /// Whether the present step was judged, and not as unclear.
@@ -227,15 +256,14 @@ impl Rollout {
         let Some(policy) = rules.policy.filter(|_| rules.of > 0) else {
             return 1;
         };
-        let base = f64::from(seen.base.ready);
+        let base = f64::from(seen.base.ready.max(self.base_size(&seen.base)));
         let left = f64::from(WHOLE.saturating_sub(self.share)) / f64::from(WHOLE);
         // What the base has now serves what is left to it. After a step it has more than that for a while, so there were never
         // more instances needed than it once had.
         let all = if left > 0.0 { base / left } else { base };
         let all = all.min(f64::from(self.fleet)).max(base);
         let part = f64::from(share) / f64::from(WHOLE);
-        let need = (all * part * policy.min_ready - 1e-6).ceil().max(1.0);
-        let need = need as u32;
+        let need = whole(all * part * policy.min_ready).max(1);
         need.min(seen.candidate.most.unwrap_or(u32::MAX)).max(1)
     }
 
@@ -251,6 +279,15 @@ impl Rollout {
     pub fn suspicion(&self, policy: &RolloutPolicy) -> f64 {
         progress(&self.evidence, &policy.judge)
     }
+}
+
+/// The number of instances that so many are rounded to, upwards but for rounding errors.
+fn whole(instances: f64) -> u32 {
+    (instances - 1e-6).ceil() as u32
+}
+
+fn millis(time: Duration) -> u64 {
+    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
 }
 
 #[cfg(test)]

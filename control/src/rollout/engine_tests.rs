@@ -25,6 +25,7 @@ fn side(requests: u64, failures: u64, ready: u32) -> Side {
         requests,
         failures,
         ready,
+        wanted: Some(ready),
         ..Side::default()
     }
 }
@@ -193,6 +194,161 @@ fn a_candidate_that_cannot_start_fails_after_ten_minutes() {
         rollout.reason.as_deref(),
         Some("no instance became ready: exit status 1")
     );
+}
+
+#[test]
+fn one_failed_start_after_a_long_wait_is_no_reason() {
+    let policy = policy();
+    let rules = rules(&policy);
+    let mut rollout = Rollout::new("v2", 0);
+    // The gate is waited for: two instances, and there is one.
+    let waits = seen(side(0, 0, 1), side(50, 0, 10));
+    for _ in 0..2_000 {
+        rollout.tick(rules, &waits, SECOND, 1);
+    }
+    let failed = Seen {
+        start_failure: Some("exit status 1".to_owned()),
+        ..seen(side(0, 0, 0), side(50, 0, 10))
+    };
+    for _ in 0..599 {
+        rollout.tick(rules, &failed, SECOND, 1);
+        assert_eq!(rollout.state, RolloutState::Running);
+    }
+    assert_eq!(
+        rollout.tick(rules, &failed, SECOND, 1),
+        Some(Event::Failed),
+        "ten minutes since the first of them"
+    );
+}
+
+#[test]
+fn a_candidate_that_is_ready_for_moments_and_crashes_fails_after_ten_minutes() {
+    let policy = policy();
+    let rules = rules(&policy);
+    let mut rollout = Rollout::new("v2", 0);
+    let moment = seen(side(0, 0, 1), side(50, 0, 10));
+    let crashed = Seen {
+        start_failure: Some("ended with exit status 1".to_owned()),
+        ..seen(side(0, 0, 0), side(50, 0, 10))
+    };
+    let mut seconds = 0;
+    while rollout.state.is_open() && seconds < 2_000 {
+        let seen = if seconds % 20 == 0 { &moment } else { &crashed };
+        rollout.tick(rules, seen, SECOND, 1);
+        seconds += 1;
+    }
+    assert_eq!((rollout.state, seconds), (RolloutState::Failed, 602));
+    assert_eq!(
+        rollout.reason.as_deref(),
+        Some("no instance stays ready: ended with exit status 1")
+    );
+}
+
+#[test]
+fn no_step_passes_while_requests_hang() {
+    let policy = policy();
+    let rules = rules(&policy);
+    let mut rollout = Rollout::new("v2", 0);
+    let with = |in_flight: u32, unanswered: u64| {
+        let candidate = Side {
+            in_flight,
+            unanswered,
+            ..side(0, 0, 4)
+        };
+        seen(candidate, side(40, 0, 4))
+    };
+    assert_eq!(
+        rollout.tick(rules, &with(0, 0), SECOND, 1),
+        Some(Event::Step),
+        "the first one waits for no request"
+    );
+    for hangs in [with(30, 0), with(0, 10)] {
+        let mut rollout = rollout.clone();
+        assert_eq!(until_event(&mut rollout, rules, &hangs), (10, Event::Waits));
+        assert_eq!(
+            rollout.reason.as_deref(),
+            Some("waits for a good answer of the new revision")
+        );
+        for _ in 0..1_000 {
+            assert_eq!(rollout.tick(rules, &hangs, SECOND, 1), None);
+        }
+        assert_eq!((rollout.share, rollout.unjudged), (2_000, 0));
+        let answers = seen(side(10, 0, 4), side(40, 0, 4));
+        assert_eq!(until_event(&mut rollout, rules, &answers), (1, Event::Step));
+    }
+    // A stream that the client ended is an answer, and no requests at all are no reason to wait.
+    for quiet in [
+        seen(
+            Side {
+                interrupted: 1,
+                in_flight: 5,
+                ..side(0, 0, 4)
+            },
+            side(40, 0, 4),
+        ),
+        with(0, 0),
+    ] {
+        let mut rollout = rollout.clone();
+        assert_eq!(until_event(&mut rollout, rules, &quiet), (100, Event::Step));
+        assert_eq!(rollout.unjudged, 1);
+    }
+}
+
+#[test]
+fn the_gate_holds_while_the_settled_revision_lacks_instances() {
+    let policy = policy();
+    let rules = rules(&policy);
+    let mut rollout = Rollout::new("v2", 0);
+    let good = |base: Side| seen(side(10, 0, 5), base);
+    assert_eq!(
+        rollout.tick(rules, &good(side(40, 0, 10)), SECOND, 1),
+        Some(Event::Step)
+    );
+    for _ in 0..9 {
+        assert_eq!(rollout.tick(rules, &good(side(40, 0, 10)), SECOND, 1), None);
+    }
+    // All of them crash; a restart forgets what was steady, and what is wanted.
+    for wanted in [Some(10), Some(0), None] {
+        let mut rollout = rollout.clone();
+        let crashed = good(Side {
+            wanted,
+            ..side(0, 0, 0)
+        });
+        if wanted != Some(10) {
+            let document = serde_json::to_vec(&rollout).unwrap();
+            rollout = serde_json::from_slice(&document).unwrap();
+        }
+        assert_eq!(
+            rollout.floor(rules, &crashed),
+            5,
+            "half of ten as before: {wanted:?}"
+        );
+        assert_eq!(rollout.tick(rules, &crashed, SECOND, 1), Some(Event::Waits));
+        let reason = rollout.reason.clone().unwrap_or_default();
+        assert!(reason.starts_with("waits for v1: 0 of "), "{reason}");
+        for _ in 0..50 {
+            assert_eq!(rollout.tick(rules, &crashed, SECOND, 1), None);
+        }
+        assert_eq!(rollout.share, 2_000);
+        let back = good(side(40, 0, 10));
+        assert_ne!(rollout.tick(rules, &back, SECOND, 1), None, "it goes on");
+    }
+    // One that stays broken is waited for no longer than ten minutes: the candidate may be what mends it.
+    let mut broken = rollout.clone();
+    let away = good(Side {
+        wanted: None,
+        ..side(0, 0, 0)
+    });
+    assert_eq!(until_event(&mut broken, rules, &away), (1, Event::Waits));
+    let (seconds, _) = until_event(&mut broken, rules, &away);
+    assert!((590..=600).contains(&seconds), "{seconds}");
+    // One that was scaled down on purpose is no reason to wait: less load needs less.
+    let small = good(side(40, 0, 2));
+    let mut down = rollout.clone();
+    for _ in 0..55 {
+        down.tick(rules, &small, SECOND, 1);
+    }
+    assert_eq!(down.share, 5_000);
 }
 
 #[test]

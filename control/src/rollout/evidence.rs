@@ -3,9 +3,9 @@
 use serde::{Deserialize, Serialize};
 use sluice_model::{latency_bound, latency_bucket};
 
-use super::engine::Side;
 use super::policy::JudgePolicy;
-use super::sequential::{Counts, against_base, against_limit, mixed};
+use super::seen::Side;
+use super::sequential::{Counts, Fortune, against_base, against_limit, mixed};
 
 /// Alternatives for the candidate's failure rate, as multiples of the greatest rate that is not worse.
 const ERROR_FACTORS: [f64; 9] = [1.5, 2.0, 3.0, 5.0, 8.0, 12.0, 20.0, 40.0, 80.0];
@@ -66,14 +66,22 @@ pub struct Evidence {
     pub candidate: Tally,
     /// Failures of the settled revision over the same time.
     pub base: Tally,
-    /// Requests of the candidate in the present step.
+    /// Requests of the candidate that clients gave up before there was an answer.
+    pub unanswered: u64,
+    /// Requests of the candidate in the present step, those given up included.
     pub in_step: u64,
+    /// Good answers of the candidate in the present step.
+    pub answers_in_step: u64,
+    /// Failures of the settled revision before the candidate had a share: a guess of its rate, compared with nothing.
+    before: Tally,
     /// Requests that are not yet in a bet.
     block: Block,
-    /// The logarithms of the bets against a failure rate of at most `maxErrorRate`, by alternative.
-    limit: Vec<f64>,
+    /// The bets against a failure rate of at most `maxErrorRate`, by alternative.
+    limit: Fortune,
     /// Those against at most `maxErrorRatio` times the base's failure rate.
-    ratio: Vec<f64>,
+    ratio: Fortune,
+    /// By alternative, when the candidate began to fail.
+    onsets: Vec<Onset>,
     /// By quantile.
     latency: Vec<Exceedance>,
     /// Durations of the base: pairs of a bucket and a count.
@@ -85,15 +93,25 @@ pub struct Evidence {
 #[serde(rename_all = "camelCase", default)]
 struct Block {
     errors: Pair,
+    /// Requests that clients gave up before there was an answer: of the candidate, and of the base.
+    unanswered: (u64, u64),
     /// By quantile; empty until the base's latency is known.
     slow: Vec<Slow>,
 }
 
+impl Block {
+    fn is_whole(&self) -> bool {
+        self.errors.candidate.requests.saturating_add(self.unanswered.0) >= BLOCK
+            && self.errors.base.requests.saturating_add(self.unanswered.1) >= BLOCK
+    }
+}
+
+/// What both did over the same time.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
-struct Pair {
-    candidate: Tally,
-    base: Tally,
+pub(super) struct Pair {
+    pub(super) candidate: Tally,
+    pub(super) base: Tally,
 }
 
 impl Pair {
@@ -106,8 +124,9 @@ impl Pair {
         }
     }
 
-    fn is_whole(self) -> bool {
-        self.candidate.requests >= BLOCK && self.base.requests >= BLOCK
+    fn add(&mut self, more: Self) {
+        self.candidate.add(more.candidate.requests, more.candidate.hits);
+        self.base.add(more.base.requests, more.base.hits);
     }
 }
 
@@ -122,24 +141,56 @@ struct Slow {
     pair: Pair,
 }
 
+/// When a fault began, if there is one, by Page's cumulative sum (CUSUM): where the evidence for it was least.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+struct Onset {
+    /// The logarithm of the bets since then; above 0, or nothing speaks for a fault.
+    rise: f64,
+    /// What both did since then.
+    since: Pair,
+}
+
+impl Onset {
+    fn add(&mut self, log: f64, block: Pair) {
+        self.rise += log;
+        self.since.add(block);
+        if self.rise <= 0.0 {
+            *self = Self::default();
+        }
+    }
+}
+
+/// What both did since the onset for which there is most evidence.
+fn latest(onsets: &[Onset]) -> Pair {
+    let worst = onsets.iter().max_by(|a, b| a.rise.total_cmp(&b.rise));
+    worst.map_or_else(Pair::default, |worst| worst.since)
+}
+
 /// How many requests are slower than a quantile of the base.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub(super) struct Exceedance {
-    /// Of the candidate, above the base's quantile times `maxLatencyRatio`.
-    pub(super) candidate: Tally,
-    /// Of the base, above its quantile.
-    pub(super) base: Tally,
+    /// By alternative, when the candidate became slow. Hits are requests of the candidate above the base's quantile times
+    /// `maxLatencyRatio`, and of the base above its quantile.
+    onsets: Vec<Onset>,
+    /// Of the base, above its quantile, over the whole rollout.
+    base: Tally,
     /// The latency that the candidate was held against last, in microseconds.
     pub(super) bound: u64,
-    /// The logarithms of the bets, by alternative.
-    bets: Vec<f64>,
+    /// The bets, by alternative.
+    bets: Fortune,
 }
 
 impl Exceedance {
     /// The logarithm of the evidence that the candidate is slower.
     pub(super) fn evidence(&self) -> f64 {
-        mixed(&self.bets)
+        self.bets.total()
+    }
+
+    /// What both did since the candidate became slow, if it did.
+    pub(super) fn since_fault(&self) -> Pair {
+        latest(&self.onsets)
     }
 }
 
@@ -149,54 +200,70 @@ impl Evidence {
         *self == Self::default()
     }
 
-    /// Adds what was seen since the last call. `candidate` is `None` while it has no share: the base makes itself known.
-    pub(super) fn add(&mut self, candidate: Option<&Side>, base: &Side, policy: &JudgePolicy) {
+    /// Makes the base known by what it did while the candidate had no share. Nothing of it is compared: it was another time.
+    pub(super) fn add_base(&mut self, base: &Side) {
+        self.before.add(base.requests, base.failures);
+        self.add_durations(base);
+    }
+
+    /// Adds what was seen since the last call, while both had a share.
+    pub(super) fn add(&mut self, candidate: &Side, base: &Side, policy: &JudgePolicy) {
         if self.limit.is_empty() {
-            self.limit = vec![0.0; ERROR_FACTORS.len()];
-            self.ratio = vec![0.0; ERROR_FACTORS.len()];
-            self.latency = vec![
-                Exceedance {
-                    bets: vec![0.0; LATENCY_FACTORS.len()],
-                    ..Exceedance::default()
-                };
-                QUANTILES.len()
-            ];
+            self.limit = Fortune::new(ERROR_FACTORS.len());
+            self.ratio = self.limit.clone();
+            self.onsets = vec![Onset::default(); ERROR_FACTORS.len()];
+            let exceedance = Exceedance {
+                bets: Fortune::new(LATENCY_FACTORS.len()),
+                onsets: vec![Onset::default(); LATENCY_FACTORS.len()],
+                ..Exceedance::default()
+            };
+            self.latency = vec![exceedance; QUANTILES.len()];
         }
         if self.block.slow.is_empty() {
             self.choose_latencies(policy);
         }
+        let ended = candidate.requests.saturating_add(candidate.unanswered);
+        self.in_step = self.in_step.saturating_add(ended);
+        self.answers_in_step = self.answers_in_step.saturating_add(candidate.answers());
+        self.unanswered = self.unanswered.saturating_add(candidate.unanswered);
+        self.candidate.add(candidate.requests, candidate.failures);
         self.base.add(base.requests, base.failures);
-        self.block.errors.base.add(base.requests, base.failures);
-        for slow in &mut self.block.slow {
-            let (all, above) = above(&base.latency, slow.base);
-            slow.pair.base.add(all, above);
+        let block = &mut self.block;
+        block.errors.candidate.add(candidate.requests, candidate.failures);
+        block.errors.base.add(base.requests, base.failures);
+        block.unanswered.0 = block.unanswered.0.saturating_add(candidate.unanswered);
+        block.unanswered.1 = block.unanswered.1.saturating_add(base.unanswered);
+        for slow in &mut block.slow {
+            let (all, hits) = above(&candidate.latency, slow.candidate);
+            slow.pair.candidate.add(all, hits);
+            let (all, hits) = above(&base.latency, slow.base);
+            slow.pair.base.add(all, hits);
         }
-        if let Some(candidate) = candidate {
-            self.in_step = self.in_step.saturating_add(candidate.requests);
-            self.candidate.add(candidate.requests, candidate.failures);
-            self.block
-                .errors
-                .candidate
-                .add(candidate.requests, candidate.failures);
-            for slow in &mut self.block.slow {
-                let (all, above) = above(&candidate.latency, slow.candidate);
-                slow.pair.candidate.add(all, above);
-            }
-        }
+        self.add_durations(base);
         // Blocks end by the number of requests, never by what they came to: that would be a choice by the outcome.
-        let is_over = match candidate {
-            Some(_) => self.block.errors.is_whole(),
-            None => self.block.errors.base.requests >= BLOCK,
-        };
-        for &(bucket, count) in &base.latency {
-            match self.base_durations.binary_search_by_key(&bucket, |known| known.0) {
-                Ok(at) => self.base_durations[at].1 += count,
-                Err(at) => self.base_durations.insert(at, (bucket, count)),
-            }
-        }
-        if is_over {
+        if self.block.is_whole() {
             let block = std::mem::take(&mut self.block);
             self.bet(&block, policy);
+        }
+    }
+
+    /// Begins a step.
+    pub(super) fn begin_step(&mut self) {
+        self.in_step = 0;
+        self.answers_in_step = 0;
+    }
+
+    /// All requests of the candidate that ended, those given up included.
+    pub(super) fn ended(&self) -> u64 {
+        self.candidate.requests.saturating_add(self.unanswered)
+    }
+
+    fn add_durations(&mut self, base: &Side) {
+        for &(bucket, count) in &base.latency {
+            match self.base_durations.binary_search_by_key(&bucket, |known| known.0) {
+                Ok(at) => self.base_durations[at].1 = self.base_durations[at].1.saturating_add(count),
+                Err(at) => self.base_durations.insert(at, (bucket, count)),
+            }
         }
     }
 
@@ -220,37 +287,57 @@ impl Evidence {
 
     fn bet(&mut self, block: &Block, policy: &JudgePolicy) {
         // As of before this block. The prior is half a failure, at the rate at which both limits are the same.
-        let mut known = self.base;
-        known.requests -= block.errors.base.requests;
-        known.hits -= block.errors.base.hits;
+        let mut known = self.before;
+        known.add(
+            self.base.requests - block.errors.base.requests,
+            self.base.hits - block.errors.base.hits,
+        );
         let limit = policy.max_error_rate;
         let prior = 0.5 * policy.max_error_ratio / limit;
         let base = rate_with(known, 0.5, prior);
         let counts = block.errors.counts();
         let worst = limit.max(policy.max_error_ratio * base);
-        let bets = self.limit.iter_mut().zip(&mut self.ratio);
-        for (factor, (of_limit, of_ratio)) in ERROR_FACTORS.iter().zip(bets) {
-            let alternative = (worst * factor).min(GREATEST_RATE);
-            if alternative > worst {
-                *of_limit += against_limit(counts.hits, counts.requests, alternative, limit);
-                *of_ratio += against_base(counts, alternative, base, policy.max_error_ratio);
-            }
+        let bets: Vec<(f64, f64)> = ERROR_FACTORS
+            .iter()
+            .map(|factor| (worst * factor).min(GREATEST_RATE))
+            .map(|rate| match rate > worst {
+                true => (
+                    against_limit(counts.hits, counts.requests, rate, limit),
+                    against_base(counts, rate, base, policy.max_error_ratio),
+                ),
+                false => (0.0, 0.0),
+            })
+            .collect();
+        self.limit.bet(bets.iter().map(|bet| bet.0));
+        self.ratio.bet(bets.iter().map(|bet| bet.1));
+        for (onset, bet) in self.onsets.iter_mut().zip(bets) {
+            onset.add(bet.0.min(bet.1), block.errors);
         }
         for (exceedance, slow) in self.latency.iter_mut().zip(&block.slow) {
             let base = rate_with(exceedance.base, 0.5, 1.0).min(GREATEST_RATE);
             let counts = slow.pair.counts();
-            for (factor, bet) in LATENCY_FACTORS.iter().zip(&mut exceedance.bets) {
+            let bets = LATENCY_FACTORS.map(|factor| {
                 let odds = base / (1.0 - base) * factor;
-                *bet += against_base(counts, odds / (1.0 + odds), base, 1.0);
+                against_base(counts, odds / (1.0 + odds), base, 1.0)
+            });
+            exceedance.bets.bet(bets);
+            for (onset, bet) in exceedance.onsets.iter_mut().zip(bets) {
+                onset.add(bet, slow.pair);
             }
-            exceedance.candidate.add(counts.requests, counts.hits);
             exceedance.base.add(counts.base_requests, counts.base_hits);
         }
     }
 
     /// The logarithm of the evidence that the candidate fails too often: that of the weaker of both tests, as both have to hold.
     pub(super) fn of_errors(&self) -> f64 {
-        mixed(&self.limit).min(mixed(&self.ratio))
+        self.limit.total().min(self.ratio.total())
+    }
+
+    /// What both did since the candidate began to fail, if it does.
+    pub(super) fn since_fault(&self) -> Pair {
+        let mut since = latest(&self.onsets);
+        since.add(self.block.errors);
+        since
     }
 
     /// By quantile, how slow the candidate is; empty at first.
@@ -318,11 +405,11 @@ mod tests {
         let policy = JudgePolicy::default();
         let mut evidence = Evidence::default();
         for _ in 0..10 {
-            evidence.add(Some(&side(1, 0, 1_000)), &side(0, 0, 0), &policy);
+            evidence.add(&side(1, 0, 1_000), &side(0, 0, 0), &policy);
         }
         assert_eq!(evidence.of_errors(), 0.0, "the base had no request");
         assert_eq!(evidence.block.errors.candidate.requests, 10);
-        evidence.add(Some(&side(0, 0, 0)), &side(30, 0, 1_000), &policy);
+        evidence.add(&side(0, 0, 0), &side(30, 0, 1_000), &policy);
         assert_eq!(evidence.block, Block::default());
         assert!(evidence.of_errors() < 0.0, "good answers speak for the candidate");
         assert_eq!((evidence.candidate.requests, evidence.base.requests), (10, 30));
@@ -334,8 +421,8 @@ mod tests {
         let (mut evidence, mut restarted) = (Evidence::default(), Evidence::default());
         for n in 0..40 {
             let (candidate, base) = (side(3, n % 2, 4_000 + n * 100), side(9, 0, 1_000));
-            evidence.add(Some(&candidate), &base, &policy);
-            restarted.add(Some(&candidate), &base, &policy);
+            evidence.add(&candidate, &base, &policy);
+            restarted.add(&candidate, &base, &policy);
             let document = serde_json::to_vec(&restarted).unwrap();
             restarted = serde_json::from_slice(&document).unwrap();
         }
@@ -362,15 +449,62 @@ mod tests {
     }
 
     #[test]
+    fn what_the_base_did_before_is_compared_with_nothing() {
+        let policy = JudgePolicy::default();
+        let mut evidence = Evidence::default();
+        // A quiet night without a failure, and then a database that is away for both.
+        evidence.add_base(&side(100_000, 0, 1_000));
+        assert_eq!((evidence.base, evidence.of_errors()), (Tally::default(), 0.0));
+        for _ in 0..60 {
+            evidence.add(&side(10, 4, 9_000), &side(40, 16, 9_000), &policy);
+        }
+        assert_eq!((evidence.base.requests, evidence.base.hits), (2_400, 960));
+        assert!(evidence.of_errors() < 2.0, "{}", evidence.of_errors());
+        assert!(evidence.of_latency() < 2.0, "{}", evidence.of_latency());
+    }
+
+    #[test]
+    fn requests_given_up_are_slow_and_neither_good_nor_failed() {
+        let policy = JudgePolicy::default();
+        let mut evidence = Evidence::default();
+        evidence.add_base(&side(100, 0, 20_000));
+        let hangs = Side {
+            unanswered: 10,
+            latency: vec![(latency_bucket(3_000_000), 10)],
+            ..Side::default()
+        };
+        for _ in 0..8 {
+            evidence.add(&hangs, &side(40, 0, 20_000), &policy);
+        }
+        assert_eq!((evidence.in_step, evidence.answers_in_step), (80, 0));
+        assert_eq!(evidence.candidate, Tally::default());
+        assert!(evidence.of_errors() <= 0.0, "{}", evidence.of_errors());
+        assert!(evidence.of_latency() > 10.0, "{}", evidence.of_latency());
+    }
+
+    #[test]
+    fn the_fault_is_told_from_the_good_time_before_it() {
+        let policy = JudgePolicy::default();
+        let mut evidence = Evidence::default();
+        for _ in 0..600 {
+            evidence.add(&side(10, 0, 1_000), &side(40, 0, 1_000), &policy);
+        }
+        assert!(evidence.of_errors() < 0.0);
+        for _ in 0..30 {
+            evidence.add(&side(10, 1, 1_000), &side(40, 0, 1_000), &policy);
+        }
+        assert!(evidence.of_errors() > 5.3, "{}", evidence.of_errors());
+        let since = evidence.since_fault();
+        assert!(since.candidate.rate() > 0.08, "{since:?}");
+        assert_eq!(evidence.candidate.requests, 6_300, "the whole is kept, too");
+    }
+
+    #[test]
     fn the_size_of_a_document_is_bounded() {
         let policy = JudgePolicy::default();
         let mut evidence = Evidence::default();
         for n in 0..1_000_u64 {
-            evidence.add(
-                Some(&side(5, 1, 1 << (n % 40))),
-                &side(5, 0, n * n * 1_000),
-                &policy,
-            );
+            evidence.add(&side(5, 1, 1 << (n % 40)), &side(5, 0, n * n * 1_000), &policy);
         }
         let document = serde_json::to_vec(&evidence).unwrap();
         assert!(document.len() < 8_000, "{}", document.len());

@@ -18,14 +18,16 @@ mod evidence;
 mod judge;
 mod policy;
 pub mod run;
+mod seen;
 mod sequential;
 pub mod simulate;
 mod steps;
 
-pub use engine::{Event, Rules, Seen, Side};
+pub use engine::{Event, Rules};
 pub use evidence::{Evidence, Tally};
 pub use policy::{JudgePolicy, RolloutPolicy, Steps};
 pub use run::{FloorSink, RolloutStatuses, RolloutTask, Surroundings};
+pub use seen::{Seen, Side};
 
 pub use steps::Pace;
 
@@ -63,6 +65,12 @@ pub struct Rollout {
     /// The most ready instances that the settled revision had: those that all of the traffic needs.
     #[serde(default)]
     pub fleet: u32,
+    /// Milliseconds since the first of consecutive failures of the candidate's starts; 0 while it starts well.
+    #[serde(default, skip_serializing_if = "is_none")]
+    pub failing: u64,
+    /// What this gateway saw in a row.
+    #[serde(skip)]
+    pub watch: Watch,
     /// The steps of `duration`, once they are known.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pace: Option<Pace>,
@@ -71,8 +79,23 @@ pub struct Rollout {
     pub evidence: Evidence,
 }
 
+/// Milliseconds for which something lasted without a break. A restart begins anew.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Watch {
+    /// The settled revision had the instances that it wants.
+    pub steady: u64,
+    /// The settled revision had fewer than it should have.
+    pub short: u64,
+    /// The candidate had a ready instance.
+    pub up: u64,
+}
+
 fn is_zero(number: &u32) -> bool {
     *number == 0
+}
+
+fn is_none(millis: &u64) -> bool {
+    *millis == 0
 }
 
 /// The whole of the share, in hundredths of a percent.
@@ -93,6 +116,8 @@ impl Rollout {
             spent: 0,
             unjudged: 0,
             fleet: 0,
+            failing: 0,
+            watch: Watch::default(),
             pace: None,
             evidence: Evidence::default(),
         }

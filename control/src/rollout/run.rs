@@ -9,8 +9,8 @@ use parking_lot::Mutex;
 use sluice_model::{OutcomeSource, Outcomes, RevisionId, ScalingSource, ServiceId, StatusSource};
 use tokio::time::{Instant, MissedTickBehavior, interval};
 
-use super::engine::{self, Event, Rules, Seen, Side};
-use super::{Rollout, RolloutState};
+use super::engine::{self, Event, Rules};
+use super::{Rollout, RolloutState, Seen, Side};
 use crate::autoscale::AutoscaleHandle;
 use crate::release::{EditError, HistoryHandle, Release, ServiceHistory};
 
@@ -335,6 +335,9 @@ impl RolloutTask {
         let scaling = self.outside.autoscale.scaling_status(&candidate);
         let scaled = scaling.filter(|scaling| scaling.observed.is_none());
         let status = self.outside.status.revision_status(&candidate);
+        let base_scaled = self.outside.autoscale.scaling_status(&base);
+        let base_scaled = base_scaled.filter(|scaling| scaling.observed.is_none());
+        let base_status = self.outside.status.revision_status(&base);
         let (before, base_before) = open
             .counted
             .as_ref()
@@ -346,9 +349,16 @@ impl RolloutTask {
                     Some(scaling) => scaling.wants.max_scale,
                     None => Some(of_candidate.endpoints),
                 },
-                ..since(&of_candidate, &before)
+                ..Side::since(&of_candidate, &before)
             },
-            base: since(&of_base, &base_before),
+            base: Side {
+                wanted: match (&base_scaled, &base_status) {
+                    (Some(_), Some(status)) if status.last_failure.is_some() => None,
+                    (Some(_), Some(status)) => Some(status.desired),
+                    _ => Some(of_base.endpoints),
+                },
+                ..Side::since(&of_base, &base_before)
+            },
             start_failure: status.and_then(|status| status.last_failure),
         };
         open.counted = Some((of_candidate, of_base));
@@ -455,31 +465,6 @@ fn tell(service: &ServiceId, event: Event, rollout: &Rollout) {
         Event::Waits => tracing::info!(service = %service, revision, percent, "rollout: {reason}"),
         Event::Completed => tracing::info!(service = %service, revision, "rollout: all of the share"),
         Event::Failed => tracing::warn!(service = %service, revision, "rollout: rolled back: {reason}"),
-    }
-}
-
-/// What was counted since the last look. A counter that shrank began anew: its revision was removed and came back.
-fn since(now: &Outcomes, before: &Outcomes) -> Side {
-    let grown = |now: u64, before: u64| now.checked_sub(before).unwrap_or(now);
-    let mut known = before.latency.iter().peekable();
-    let mut latency = Vec::new();
-    for &(bucket, count) in &now.latency {
-        while known.next_if(|(of, _)| *of < bucket).is_some() {}
-        let before = known
-            .next_if(|(of, _)| *of == bucket)
-            .map_or(0, |(_, count)| *count);
-        let grown = grown(count, before);
-        if grown > 0 {
-            latency.push((bucket, grown));
-        }
-    }
-    let requests = grown(now.requests, before.requests);
-    Side {
-        requests,
-        failures: grown(now.failures, before.failures).min(requests),
-        latency,
-        ready: now.ready,
-        most: None,
     }
 }
 

@@ -6,6 +6,73 @@
 //!
 //! The bets are likelihood ratios of an alternative to the point of the hypothesis that is closest to it. The alternative may be any
 //! function of what was seen *before*; several alternatives are mixed by averaging the fortunes.
+//!
+//! **Late onsets.** A gambler who staked everything at the beginning has nothing left when a revision that was good for an hour goes
+//! bad. So only half of the money is staked at first, and from the rest `1 / (t·(t + 1))` of the whole before block `t`, which sums to
+//! 1: a mixture over the block in which the fault begins. It is an e-process as each of its parts is one, and the threshold stays.
+//! A fault that begins with block `t` costs `2·ln t` more evidence than one that was always there.
+
+use serde::{Deserialize, Serialize};
+
+/// The money of a gambler who bets on several alternatives, and on a fault that begins with any block.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub(super) struct Fortune {
+    /// Blocks so far.
+    blocks: u64,
+    /// By alternative, the logarithm of what is staked on the next block, as a part of the alternative's money at first.
+    stakes: Vec<f64>,
+}
+
+impl Fortune {
+    /// The money at first: 1.
+    pub(super) fn new(alternatives: usize) -> Self {
+        Self {
+            blocks: 0,
+            stakes: vec![weight(1).ln(); alternatives],
+        }
+    }
+
+    /// Whether there is nothing to bet on yet.
+    pub(super) fn is_empty(&self) -> bool {
+        self.stakes.is_empty()
+    }
+
+    /// Bets on a block: by alternative, the logarithm of what a stake becomes. An alternative that is missing does not bet.
+    pub(super) fn bet(&mut self, logs: impl IntoIterator<Item = f64>) {
+        self.blocks += 1;
+        let mut logs = logs.into_iter();
+        let fresh = self.fresh();
+        for stake in &mut self.stakes {
+            *stake = added(*stake + logs.next().unwrap_or(0.0), fresh);
+        }
+    }
+
+    /// The logarithm of all of the money: the stakes, and what is kept for later blocks.
+    pub(super) fn total(&self) -> f64 {
+        if self.is_empty() {
+            return 0.0;
+        }
+        let kept = -(self.blocks as f64 + 2.0).ln();
+        added(mixed(&self.stakes), kept)
+    }
+
+    /// The logarithm of the money that is staked anew on the next block.
+    fn fresh(&self) -> f64 {
+        weight(self.blocks + 1).ln()
+    }
+}
+
+/// The part of the money that is staked on a fault that begins with this block, from 1.
+fn weight(block: u64) -> f64 {
+    1.0 / (block as f64 * (block as f64 + 1.0))
+}
+
+/// The logarithm of a sum, of logarithms.
+fn added(a: f64, b: f64) -> f64 {
+    let (greater, lesser) = if a > b { (a, b) } else { (b, a) };
+    greater + (lesser - greater).exp().ln_1p()
+}
 
 /// The logarithm of the likelihood ratio of `hits` in `n` requests: a rate of `alternative` against one of at most `limit`.
 ///
@@ -147,6 +214,51 @@ mod tests {
             ..Counts::default()
         };
         assert!(against_base(base, 0.5, 0.01, 2.0).abs() < 1e-9);
+    }
+
+    #[test]
+    fn money_is_neither_made_nor_lost_by_fair_bets() {
+        let mut fortune = Fortune::new(2);
+        assert!(fortune.total().abs() < 1e-12);
+        for _ in 0..1_000 {
+            fortune.bet([0.0, 0.0]);
+            assert!(fortune.total().abs() < 1e-9, "{}", fortune.total());
+        }
+        // All outcomes of ten fair tosses, the stake tripled or halved.
+        let mut mean = 0.0;
+        for tosses in 0..1_u32 << 10 {
+            let mut fortune = Fortune::new(2);
+            let mut probability = 1.0;
+            for n in 0..10 {
+                let (part, log) = match tosses >> n & 1 {
+                    1 => (0.2, 3.0_f64.ln()),
+                    _ => (0.8, 0.5_f64.ln()),
+                };
+                probability *= part;
+                fortune.bet([log, 0.0]);
+            }
+            mean += probability * fortune.total().exp();
+        }
+        assert!((mean - 1.0).abs() < 1e-9, "{mean}");
+    }
+
+    #[test]
+    fn a_fault_that_begins_late_is_seen_and_costs_little_more() {
+        let blocks_until_certain = |good: u64| {
+            let mut fortune = Fortune::new(1);
+            for _ in 0..good {
+                fortune.bet([-0.5]);
+            }
+            let mut blocks = 0;
+            while fortune.total() < 200.0_f64.ln() {
+                fortune.bet([1.0]);
+                blocks += 1;
+            }
+            blocks
+        };
+        assert_eq!(blocks_until_certain(0), 6);
+        assert_eq!(blocks_until_certain(600), 17);
+        assert_eq!(blocks_until_certain(1_000_000), 33);
     }
 
     #[test]

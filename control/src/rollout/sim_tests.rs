@@ -83,6 +83,52 @@ fn detection(runs: u64) {
     }
 }
 
+/// Faults that begin after ten minutes and after an hour are found as soon after their beginning as it is in the docs.
+fn late_detection(runs: u64) {
+    for good_for in [600, 3_600] {
+        for (errors, within) in [(0.1, 60), (1.0, 10)] {
+            let courses = play_all(&Scenario::late(good_for, errors), runs);
+            let found = share(&courses, |course| {
+                course.failed && course.seconds <= good_for + within
+            });
+            println!("{errors} after {good_for} s: {found} within {within} s");
+            assert!(found >= 0.9, "{errors} after {good_for} s: {found}");
+        }
+    }
+}
+
+#[test]
+fn faults_that_begin_late_are_found() {
+    late_detection(40);
+}
+
+#[test]
+#[ignore = "1,000 seeds of each"]
+fn faults_that_begin_late_are_found_in_a_thousand_seeds() {
+    late_detection(1_000);
+}
+
+#[test]
+fn a_candidate_that_hangs_is_rolled_back_or_held_and_never_promoted() {
+    let hangs = |base_latency, good_for| Scenario {
+        base_latency,
+        good_for,
+        hangs: Some(Duration::from_secs(2)),
+        ..Scenario::default()
+    };
+    for good_for in [0, 12] {
+        let courses = play_all(&hangs(Some(Duration::from_millis(20)), good_for), 50);
+        let found = share(&courses, |course| {
+            course.failed && course.seconds <= good_for + 10
+        });
+        assert!(found > 0.97, "{found}");
+    }
+    // Nothing is known of the latency: no judgement, and no further step.
+    let course = hangs(None, 0).play(1);
+    assert!(!course.failed && course.unjudged == 0);
+    assert_eq!(course.shares.last(), Some(&2_000));
+}
+
 #[test]
 fn false_alarms_are_as_rare_as_stated() {
     false_alarms(400);

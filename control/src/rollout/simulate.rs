@@ -6,8 +6,9 @@ use std::time::Duration;
 use fastrand::Rng;
 use sluice_model::latency_bucket;
 
-use super::engine::{Rules, Seen, Side};
+use super::engine::Rules;
 use super::policy::{RolloutPolicy, Steps};
+use super::seen::{Seen, Side};
 use super::{Rollout, RolloutState, WHOLE};
 
 /// What both revisions do, and how they are compared.
@@ -21,6 +22,10 @@ pub struct Scenario {
     pub base_errors: f64,
     /// The same of the candidate.
     pub candidate_errors: f64,
+    /// The candidate is as good as the settled revision for so many seconds of its share.
+    pub good_for: u64,
+    /// The candidate never answers, and its clients leave after this time.
+    pub hangs: Option<Duration>,
     /// The median duration of the settled revision; `None`: durations are not drawn.
     pub base_latency: Option<Duration>,
     /// How many times longer the candidate takes.
@@ -47,6 +52,8 @@ impl Default for Scenario {
             rate: 50.0,
             base_errors: 0.0,
             candidate_errors: 0.0,
+            good_for: 0,
+            hangs: None,
             base_latency: None,
             slowdown: 1.0,
             spread: 0.7,
@@ -80,7 +87,23 @@ pub struct Course {
 /// The longest rollout, in seconds.
 const LONGEST: u64 = 24 * 3600;
 
+/// How long the first step of a rollout with a late fault is, in seconds.
+const LATE: u64 = 12 * 3600;
+
 impl Scenario {
+    /// A candidate that is good for so many seconds, at 20 % of the traffic, and fails from then on.
+    pub fn late(good_for: u64, candidate_errors: f64) -> Self {
+        let mut late = Self {
+            good_for,
+            candidate_errors,
+            ..Self::default()
+        };
+        if let Steps::Listed { every, .. } = &mut late.policy.steps {
+            *every = Duration::from_secs(LATE);
+        }
+        late
+    }
+
     /// Plays one rollout to its end, or through a day.
     pub fn play(&self, seed: u64) -> Course {
         let mut rng = Rng::with_seed(seed);
@@ -93,8 +116,13 @@ impl Scenario {
         let mut course = Course::default();
         let mut fleet = Fleet::default();
         for now in 0..LONGEST {
-            let mut seen = self.second(&mut rng, rollout.share);
+            let is_good = course.seconds < self.good_for;
+            let mut seen = match self.base_latency {
+                Some(median) => self.second_with_durations(&mut rng, rollout.share, is_good, median),
+                None => self.second(&mut rng, rollout.share, is_good),
+            };
             seen.base.ready = self.instances;
+            seen.base.wanted = Some(self.instances);
             seen.candidate.ready = fleet.ready(now);
             let before = rollout.share;
             if rollout.share > 0 {
@@ -119,24 +147,63 @@ impl Scenario {
         course
     }
 
-    /// The requests of one second.
-    fn second(&self, rng: &mut Rng, share: u32) -> Seen {
+    /// The requests of one second, without durations: those of each revision that fail, and those that do not, have Poisson
+    /// distributions of their own.
+    fn second(&self, rng: &mut Rng, share: u32, is_good: bool) -> Seen {
+        let part = f64::from(share) / f64::from(WHOLE);
+        let mut side = |rate: f64, errors: f64| {
+            let failures = poisson(rng, rate * errors);
+            Side {
+                requests: failures + poisson(rng, rate * (1.0 - errors)),
+                failures,
+                ..Side::default()
+            }
+        };
+        let base = side(self.rate * (1.0 - part), self.base_errors);
+        let candidate = side(self.rate * part, self.errors(is_good));
+        let candidate = match self.hangs.filter(|_| !is_good) {
+            Some(_) => Side {
+                unanswered: candidate.requests,
+                ..Side::default()
+            },
+            None => candidate,
+        };
+        Seen {
+            candidate,
+            base,
+            start_failure: None,
+        }
+    }
+
+    fn errors(&self, is_good: bool) -> f64 {
+        if is_good {
+            self.base_errors
+        } else {
+            self.candidate_errors
+        }
+    }
+
+    fn second_with_durations(&self, rng: &mut Rng, share: u32, is_good: bool, median: Duration) -> Seen {
         let mut seen = Seen::default();
         let mut durations = [BTreeMap::new(), BTreeMap::new()];
+        let hangs = self.hangs.filter(|_| !is_good);
         for _ in 0..poisson(rng, self.rate) {
             let is_candidate = rng.u32(0..WHOLE) < share;
-            let (side, errors) = match is_candidate {
-                true => (&mut seen.candidate, self.candidate_errors),
-                false => (&mut seen.base, self.base_errors),
+            let (side, errors, slowdown) = match is_candidate {
+                true if is_good => (&mut seen.candidate, self.base_errors, 1.0),
+                true => (&mut seen.candidate, self.candidate_errors, self.slowdown),
+                false => (&mut seen.base, self.base_errors, 1.0),
             };
-            side.requests += 1;
-            side.failures += u64::from(rng.f64() < errors);
-            if let Some(median) = self.base_latency {
-                let median = median.as_secs_f64() * if is_candidate { self.slowdown } else { 1.0 };
-                let took = Duration::from_secs_f64(median * (self.spread * normal(rng)).exp());
-                let bucket = latency_bucket(u64::try_from(took.as_micros()).unwrap_or(u64::MAX));
-                *durations[usize::from(is_candidate)].entry(bucket).or_default() += 1;
-            }
+            let took = if let (true, Some(patience)) = (is_candidate, hangs) {
+                side.unanswered += 1;
+                patience
+            } else {
+                side.requests += 1;
+                side.failures += u64::from(rng.f64() < errors);
+                Duration::from_secs_f64(median.as_secs_f64() * slowdown * (self.spread * normal(rng)).exp())
+            };
+            let bucket = latency_bucket(u64::try_from(took.as_micros()).unwrap_or(u64::MAX));
+            *durations[usize::from(is_candidate)].entry(bucket).or_default() += 1;
         }
         let [base, candidate] = durations;
         seen.base.latency = base.into_iter().collect();
@@ -202,16 +269,6 @@ pub fn play_all(scenario: &Scenario, runs: u64) -> Vec<Course> {
         parts
     });
     parts.into_iter().flatten().collect()
-}
-
-impl From<Side> for Seen {
-    /// Only the settled revision was seen.
-    fn from(base: Side) -> Self {
-        Self {
-            base,
-            ..Self::default()
-        }
-    }
 }
 
 #[cfg(test)]

@@ -19,6 +19,7 @@ impl OutcomeSource for CountedOutcomes {
         // A revision that never had a request has no counters.
         let counted = self.metrics.outcomes(service, revision).unwrap_or_default();
         Some(Outcomes {
+            in_flight: load.in_flight.saturating_add(load.queued),
             ready: load.ready,
             endpoints: load.ready.saturating_add(load.starting),
             ..counted

@@ -234,7 +234,11 @@ async fn an_override_survives_an_upgrade_without_a_state_directory() {
     load.advance(200).await;
     let report = load.stop().await;
     report.assert_clean();
-    assert_eq!(report.bodies.keys().collect::<Vec<_>>(), ["a"], "not for a moment");
+    assert_eq!(
+        report.bodies.keys().collect::<Vec<_>>(),
+        ["a"],
+        "not for a moment"
+    );
     assert_eq!(row(&gateway, "web-1").await["override"]["pinned"], "web-1");
     // The new process hands them on.
     gateway.upgraded().await;

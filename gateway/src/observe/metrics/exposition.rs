@@ -9,7 +9,7 @@ use super::families::{
     ACTIVATION_DURATION, ACTIVATIONS, COLD_START_PHASE, Family, IN_FLIGHT, QUEUE_DEPTH, QUEUE_WAIT,
     REJECTIONS, REPLICAS, REQUEST_DURATION, REQUESTS, TABLES,
 };
-use super::latency::{BOUNDS, Latency};
+use super::latency::{BOUNDS, Buckets};
 use super::revision::{ActivationResult, RevisionMetrics, ServiceMetrics};
 use super::{LiveGauges, RevisionLoad};
 
@@ -73,8 +73,8 @@ impl Samples<'_> {
     }
 
     /// A histogram; not exposed before the first duration.
-    fn histogram(&mut self, labels: &str, latency: &Latency) {
-        let Some(buckets) = latency.buckets() else {
+    fn histogram(&mut self, labels: &str, buckets: Option<Buckets>) {
+        let Some(buckets) = buckets else {
             return;
         };
         for ((_, le), count) in BOUNDS.iter().zip(buckets.cumulative) {
@@ -100,7 +100,7 @@ pub(super) fn counted<'s>(
         });
     }
     for revision in revisions {
-        revision.codes.for_each(|code, count| {
+        revision.finished.for_each_code(|code, count| {
             requests.sample(format_args!("{},code=\"{code:03}\"", revision.labels), count);
         });
     }
@@ -112,8 +112,8 @@ pub(super) fn counted<'s>(
         }
     }
 
-    histograms(out, &REQUEST_DURATION, revisions, |r| &r.duration);
-    histograms(out, &QUEUE_WAIT, revisions, |r| &r.queue_wait);
+    histograms(out, &REQUEST_DURATION, revisions, |r| r.finished.durations());
+    histograms(out, &QUEUE_WAIT, revisions, |r| r.queue_wait.buckets());
 
     let mut activations = out.family(&ACTIVATIONS);
     for revision in revisions {
@@ -122,13 +122,13 @@ pub(super) fn counted<'s>(
             activations.counter(format_args!("{labels},result=\"{}\"", result.as_str()), count);
         }
     }
-    histograms(out, &ACTIVATION_DURATION, revisions, |r| &r.activation);
+    histograms(out, &ACTIVATION_DURATION, revisions, |r| r.activation.buckets());
 
     let mut phases = out.family(&COLD_START_PHASE);
     for revision in revisions {
         for (phase, latency) in revision.cold_start() {
             let labels = format!("{},phase=\"{phase}\"", revision.labels);
-            phases.histogram(&labels, latency);
+            phases.histogram(&labels, latency.buckets());
         }
     }
 }
@@ -137,11 +137,11 @@ fn histograms(
     out: &mut Exposition,
     family: &'static Family,
     revisions: &[Arc<RevisionMetrics>],
-    latency: fn(&RevisionMetrics) -> &Latency,
+    buckets: fn(&RevisionMetrics) -> Option<Buckets>,
 ) {
     let mut samples = out.family(family);
     for revision in revisions {
-        samples.histogram(&revision.labels, latency(revision));
+        samples.histogram(&revision.labels, buckets(revision));
     }
 }
 

@@ -103,41 +103,46 @@ impl Latency {
         })
     }
 
-    /// All durations so far by the finer buckets of the judgement of rollouts.
-    pub(super) fn fine(&self) -> Vec<(u16, u64)> {
-        let mut counts = BTreeMap::<u16, u64>::new();
-        for stripe in self.stripes.iter() {
-            let recorded = stripe.lock();
-            for value in recorded.micros.iter_recorded() {
-                *counts
-                    .entry(latency_bucket(value.value_iterated_to()))
-                    .or_default() += value.count_at_value();
-            }
-        }
-        counts.into_iter().collect()
-    }
-
     /// All durations so far; `None` before the first.
     pub(super) fn buckets(&self) -> Option<Buckets> {
-        let mut out = Buckets::default();
-        for stripe in self.stripes.iter() {
-            let recorded = stripe.lock();
-            for value in recorded.micros.iter_recorded() {
-                let count = value.count_at_value();
-                // The value is the upper end of its HDR bucket.
-                let first = BOUNDS.partition_point(|&(bound, _)| bound < value.value_iterated_to());
-                if let Some(bucket) = out.cumulative.get_mut(first) {
-                    *bucket += count;
-                }
-                out.count += count;
-            }
-            out.sum = out.sum.saturating_add(recorded.sum);
-        }
-        for i in 1..BOUNDS.len() {
-            out.cumulative[i] += out.cumulative[i - 1];
-        }
-        (out.count > 0).then_some(out)
+        buckets(std::iter::once(self))
     }
+}
+
+/// All durations so far of several histograms, by the finer buckets of the judgement of rollouts.
+pub(super) fn fine<'l>(all: impl Iterator<Item = &'l Latency>) -> Vec<(u16, u64)> {
+    let mut counts = BTreeMap::<u16, u64>::new();
+    for stripe in all.flat_map(|latency| latency.stripes.iter()) {
+        let recorded = stripe.lock();
+        for value in recorded.micros.iter_recorded() {
+            *counts
+                .entry(latency_bucket(value.value_iterated_to()))
+                .or_default() += value.count_at_value();
+        }
+    }
+    counts.into_iter().collect()
+}
+
+/// All durations so far of several histograms; `None` before the first.
+pub(super) fn buckets<'l>(all: impl Iterator<Item = &'l Latency>) -> Option<Buckets> {
+    let mut out = Buckets::default();
+    for stripe in all.flat_map(|latency| latency.stripes.iter()) {
+        let recorded = stripe.lock();
+        for value in recorded.micros.iter_recorded() {
+            let count = value.count_at_value();
+            // The value is the upper end of its HDR bucket.
+            let first = BOUNDS.partition_point(|&(bound, _)| bound < value.value_iterated_to());
+            if let Some(bucket) = out.cumulative.get_mut(first) {
+                *bucket += count;
+            }
+            out.count += count;
+        }
+        out.sum = out.sum.saturating_add(recorded.sum);
+    }
+    for i in 1..BOUNDS.len() {
+        out.cumulative[i] += out.cumulative[i - 1];
+    }
+    (out.count > 0).then_some(out)
 }
 
 #[cfg(test)]
@@ -165,7 +170,7 @@ mod tests {
             let buckets = latency.buckets().unwrap();
             prop_assert_eq!(buckets.count, micros.len() as u64);
             prop_assert_eq!(buckets.sum, Duration::from_micros(micros.iter().sum()));
-            let fine = latency.fine();
+            let fine = fine(std::iter::once(&latency));
             prop_assert_eq!(fine.iter().map(|(_, count)| count).sum::<u64>(), buckets.count);
             for (bucket, have) in fine {
                 let near = |m: u64| m.abs_diff(sluice_model::latency_bound(bucket)) <= sluice_model::latency_bound(bucket) / 7 + 8;

@@ -11,6 +11,7 @@ mod certificates;
 mod connections;
 mod exposition;
 mod families;
+mod finished;
 mod knative;
 mod latency;
 mod registry;

@@ -10,6 +10,7 @@ use super::super::history::{DurationCounts, RequestCounts};
 use super::super::phases::NAMES;
 use super::super::reason::Reason;
 use super::super::record::RequestRecord;
+use super::finished::Finished;
 use super::latency::Latency;
 use super::status_codes::StatusCodes;
 
@@ -80,7 +81,7 @@ impl ServiceMetrics {
 
     /// Finished requests without a revision so far, and how many of them ended with a 5xx or without an answer.
     pub(super) fn requests(&self) -> (u64, u64) {
-        requests(&self.codes)
+        requests(|each| self.codes.for_each(each))
     }
 
     /// The requests since the last call, for the history.
@@ -115,65 +116,10 @@ impl Sampled {
     }
 }
 
-/// Requests that count against a revision, and those that say nothing of it. Not striped: answers that simply came are in
-/// neither counter.
-#[derive(Debug, Default)]
-struct Judged {
-    failures: AtomicU64,
-    excused: AtomicU64,
-}
-
-impl Judged {
-    fn add(&self, record: &RequestRecord<'_>) {
-        let status = record.final_status.or(record.status);
-        let counter = match (record.reason, status) {
-            (None, Some(status)) if status < 500 => return,
-            (None, Some(_)) => &self.failures,
-            (Some(reason), _) if is_of_revision(reason) => &self.failures,
-            _ => &self.excused,
-        };
-        counter.fetch_add(1, Ordering::Relaxed);
-    }
-
-    fn counts(&self) -> (u64, u64) {
-        (
-            self.failures.load(Ordering::Relaxed),
-            self.excused.load(Ordering::Relaxed),
-        )
-    }
-}
-
-/// Whether it is the revision that a request failed by: not the client, and not the gateway's own bounds.
-fn is_of_revision(reason: Reason) -> bool {
-    match reason {
-        Reason::ConnectFailed
-        | Reason::UpstreamError
-        | Reason::UpstreamReset
-        | Reason::ActivationFailed
-        | Reason::ActivationTimeout
-        | Reason::NoEndpoints
-        | Reason::Timeout => true,
-        Reason::BadRequest
-        | Reason::NoRoute
-        | Reason::RequestTimeout
-        | Reason::Misdirected
-        | Reason::HeadersTooLarge
-        | Reason::UriTooLong
-        | Reason::BodyTooLarge
-        | Reason::QueueFull
-        | Reason::QueueTimeout
-        | Reason::Starting
-        | Reason::Dormant
-        | Reason::Overloaded
-        | Reason::Draining
-        | Reason::Loop
-        | Reason::ClientGone => false,
-    }
-}
-
-fn requests(codes: &StatusCodes) -> (u64, u64) {
+/// All requests, and those that ended with a 5xx or without an answer; `codes` calls its argument with every code and its count.
+fn requests(codes: impl FnOnce(&mut dyn FnMut(u16, u64))) -> (u64, u64) {
     let (mut all, mut errors) = (0, 0);
-    codes.for_each(|code, count| {
+    codes(&mut |code, count| {
         all += count;
         if code == 0 || code >= 500 {
             errors += count;
@@ -188,10 +134,8 @@ pub struct RevisionMetrics {
     service: Arc<ServiceMetrics>,
     /// `namespace="…",service="…",revision="…"`
     pub(super) labels: String,
-    pub(super) codes: StatusCodes,
+    pub(super) finished: Finished,
     sampled: Sampled,
-    judged: Judged,
-    pub(super) duration: Latency,
     pub(super) queue_wait: Latency,
     pub(super) activations: [AtomicU64; ActivationResult::ALL.len()],
     pub(super) activation: Latency,
@@ -204,10 +148,8 @@ impl RevisionMetrics {
         Self {
             labels: format!("{},revision=\"{}\"", service.labels, revision.name()),
             service,
-            codes: StatusCodes::default(),
+            finished: Finished::default(),
             sampled: Sampled::default(),
-            judged: Judged::default(),
-            duration: Latency::default(),
             queue_wait: Latency::default(),
             activations: std::array::from_fn(|_| AtomicU64::new(0)),
             activation: Latency::default(),
@@ -217,8 +159,7 @@ impl RevisionMetrics {
 
     /// Counts a finished request.
     pub fn finish(&self, record: &RequestRecord<'_>) {
-        self.codes.add(record.code());
-        self.duration.record(record.duration);
+        self.finished.add(record);
         if let Some(queue) = record.queue {
             self.queue_wait.record(queue);
         }
@@ -228,7 +169,6 @@ impl RevisionMetrics {
                 latency.record(*took);
             }
         }
-        self.judged.add(record);
         self.service.reject(record);
     }
 
@@ -240,7 +180,7 @@ impl RevisionMetrics {
 
     /// Finished requests so far, and how many of them ended with a 5xx or without an answer.
     pub(super) fn requests(&self) -> (u64, u64) {
-        requests(&self.codes)
+        requests(|each| self.finished.for_each_code(each))
     }
 
     /// The requests since the last call, for the history.
@@ -248,23 +188,15 @@ impl RevisionMetrics {
         self.sampled.since(self.requests())
     }
 
-    /// What requests came to so far, for the judgement of rollouts; without endpoints.
+    /// What requests came to so far, for the judgement of rollouts; without endpoints and requests in flight.
     pub(super) fn outcomes(&self) -> Outcomes {
-        // In this order: a request that ends meanwhile is a request at most.
-        let (failures, excused) = self.judged.counts();
-        let (finished, _) = self.requests();
-        Outcomes {
-            requests: finished.saturating_sub(excused),
-            failures,
-            latency: self.duration.fine(),
-            ..Outcomes::default()
-        }
+        self.finished.outcomes()
     }
 
     /// Durations and phases so far.
     pub(super) fn durations(&self) -> DurationCounts {
         let mut counts = DurationCounts::default();
-        if let Some(known) = self.duration.buckets() {
+        if let Some(known) = self.finished.durations() {
             let mut below = 0;
             for (bucket, up_to) in counts
                 .buckets
@@ -287,58 +219,5 @@ impl RevisionMetrics {
     pub fn activated(&self, result: ActivationResult, took: Duration) {
         self.activations[result as usize].fetch_add(1, Ordering::Relaxed);
         self.activation.record(took);
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use sluice_model::latency_bucket;
-
-    use super::super::super::record::tests::plain;
-    use super::*;
-
-    #[test]
-    fn a_revision_answers_for_what_it_did_and_for_nothing_else() {
-        let service = Arc::new(ServiceMetrics::new("default", "greeter"));
-        let revision = RevisionId::parse("default", "greeter-00001").unwrap();
-        let metrics = RevisionMetrics::new(service, &revision);
-        let finish = |status, reason| {
-            metrics.finish(&RequestRecord {
-                status,
-                reason,
-                ..plain()
-            });
-        };
-        for status in [200, 302, 404, 499] {
-            finish(Some(status), None);
-        }
-        finish(Some(500), None);
-        finish(Some(502), Some(Reason::ConnectFailed));
-        finish(Some(200), Some(Reason::UpstreamReset));
-        finish(Some(503), Some(Reason::ActivationFailed));
-        finish(Some(503), Some(Reason::QueueFull));
-        finish(None, Some(Reason::ClientGone));
-        finish(None, None);
-        metrics.finish(&RequestRecord {
-            final_status: Some(500),
-            ..plain()
-        });
-        let outcomes = metrics.outcomes();
-        assert_eq!((outcomes.requests, outcomes.failures), (9, 5));
-        assert_eq!(outcomes.latency, [(latency_bucket(1_234), 12)]);
-    }
-
-    #[test]
-    fn every_reason_has_its_side() {
-        let of_revision: Vec<&str> = Reason::ALL
-            .into_iter()
-            .filter(|reason| is_of_revision(*reason))
-            .map(Reason::as_str)
-            .collect();
-        let handbook = include_str!("../../../../docs/rollouts.md");
-        for reason in &of_revision {
-            assert!(handbook.contains(&format!("`{reason}`")), "{reason}");
-        }
-        assert_eq!(of_revision.len(), 7);
     }
 }
