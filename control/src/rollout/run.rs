@@ -338,11 +338,8 @@ impl RolloutTask {
         let base_scaled = self.outside.autoscale.scaling_status(&base);
         let base_scaled = base_scaled.filter(|scaling| scaling.observed.is_none());
         let base_status = self.outside.status.revision_status(&base);
-        let (before, base_before) = open
-            .counted
-            .as_ref()
-            .unwrap_or(&(of_candidate.clone(), of_base.clone()))
-            .clone();
+        let counted = open.counted.take();
+        let (before, base_before) = counted.unwrap_or_else(|| (of_candidate.clone(), of_base.clone()));
         let seen = Seen {
             candidate: Side {
                 most: match &scaled {
