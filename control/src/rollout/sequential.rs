@@ -258,7 +258,7 @@ mod tests {
         };
         assert_eq!(blocks_until_certain(0), 6);
         assert_eq!(blocks_until_certain(600), 17);
-        assert_eq!(blocks_until_certain(1_000_000), 33);
+        assert_eq!(blocks_until_certain(1_000_000), 32);
     }
 
     #[test]
