@@ -156,7 +156,7 @@ pub(super) fn resolve(services: &mut [ServiceDraft], top_level: &Draft, cx: &mut
                     return false;
                 }
                 Err(mistake) => {
-                    cx.report(mistake);
+                    cx.report(*mistake);
                     revision.backend = None;
                 }
             }
@@ -186,7 +186,7 @@ fn process(
     container: &ContainerDraft,
     images: &[ImageRule],
     cx: &mut Context,
-) -> Result<ProcessSpec, Diagnostic> {
+) -> Result<ProcessSpec, Box<Diagnostic>> {
     let image = &container.image;
     let Some(rule) = images.iter().find(|rule| rule.matches(&image.value)) else {
         let message = format!("no entry of images matches {}", quoted(&image.value));
@@ -194,7 +194,7 @@ fn process(
             "say what runs in its place: images: [{{match: \"{}\", command: […]}}]",
             image.value
         );
-        return Err(image.node.error(message).hint(hint));
+        return Err(Box::new(image.node.error(message).hint(hint)));
     };
     let mut command = rule.process.command.clone();
     if let Some(own) = &container.command {
@@ -213,7 +213,7 @@ fn process(
     );
     let Some((command, env)) = expanded else {
         let message = "command and variables are longer than 1 MiB once $(NAME) is expanded";
-        return Err(container.node.error(message));
+        return Err(Box::new(container.node.error(message)));
     };
     Ok(ProcessSpec {
         command,

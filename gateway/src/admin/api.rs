@@ -477,10 +477,10 @@ fn settings(settings: &Settings) -> Value {
         "dnsRefresh": duration(settings.dns_refresh),
         "state": settings.state_directory.as_ref().map(|directory| json!({
             "directory": directory.display().to_string(),
-            "retainSinceCreateTime": settings.retention.since_create.map_or("disabled".to_owned(), duration),
-            "retainSinceLastActiveTime": settings.retention.since_last_active.map_or("disabled".to_owned(), duration),
+            "retainSinceCreateTime": settings.retention.since_create.map_or_else(|| "disabled".to_owned(), duration),
+            "retainSinceLastActiveTime": settings.retention.since_last_active.map_or_else(|| "disabled".to_owned(), duration),
             "minNonActiveRevisions": settings.retention.min_non_active,
-            "maxNonActiveRevisions": settings.retention.max_non_active.map_or(json!("disabled"), |max| json!(max)),
+            "maxNonActiveRevisions": settings.retention.max_non_active.map_or_else(|| json!("disabled"), |max| json!(max)),
         })),
     })
 }
