@@ -340,9 +340,8 @@ impl RolloutTask {
         let base_status = self.outside.status.revision_status(&base);
         let (before, base_before) = open
             .counted
-            .as_ref()
-            .unwrap_or(&(of_candidate.clone(), of_base.clone()))
-            .clone();
+            .take()
+            .unwrap_or_else(|| (of_candidate.clone(), of_base.clone()));
         let seen = Seen {
             candidate: Side {
                 most: match &scaled {
