@@ -59,10 +59,13 @@ fn left(release: &Release, retention: &Retention) -> Vec<u32> {
     history.revisions.iter().map(|kept| kept.generation).collect()
 }
 
+/// What it is about, the ages of revisions (created, last active), the rules, and what is collected.
+type Case = (&'static str, &'static [(u64, u64)], Retention, &'static [u32]);
+
 #[test]
 fn revisions_are_collected_by_the_rules_of_knative() {
     // Of each its age and how long nothing led to it, in hours. The last one is the latest.
-    let cases: [(&str, &[(u64, u64)], Retention, &[u32]); 10] = [
+    let cases: [Case; 10] = [
         ("too young", &[(47, 47), (0, 0)], retention(0, None), &[1, 2]),
         ("stale", &[(48, 15), (0, 0)], retention(0, None), &[2]),
         ("active lately", &[(48, 14), (0, 0)], retention(0, None), &[1, 2]),

@@ -43,8 +43,8 @@ async fn a_resume_admits_in_order_of_arrival_and_within_the_limit() {
     let mut waiters = [wait(&throttler), wait(&throttler), wait(&throttler)];
     throttler.pause(false, clock());
     for nth in 0..3 {
-        for later in nth + 1..3 {
-            assert!(poll!(&mut waiters[later]).is_pending());
+        for later in &mut waiters[nth + 1..] {
+            assert!(poll!(later).is_pending());
         }
         let permit = (&mut waiters[nth]).now_or_never().expect("is next");
         drop(permit.expect("is admitted"));
