@@ -47,7 +47,7 @@ pub(super) async fn command(
         Ok(()) => {
             let mut said = std::mem::take(&mut *said.lock());
             if is_lost {
-                said.push_str("; without state.directory this ends with the process");
+                said.push_str("; without state.directory a restart ends this");
             }
             Ok(said)
         }
