@@ -163,7 +163,7 @@ impl Sets {
         released
     }
 
-    /// Replaces the histories of the services of files, as [`Index::set_histories`] does.
+    /// Replaces the histories of the services of files, as the index does.
     pub fn set_histories(&mut self, histories: Histories, env: Env<'_>) -> bool {
         self.files.set_histories(histories, env)
     }

@@ -5,7 +5,7 @@
 //! ready endpoints, time ───────────────────────────────────┴─> engine::tick ──> Rollout ──> HistoryHandle::edit
 //! ```
 //!
-//! The engine is a state machine without clock and I/O: [`engine::tick`] gets what was seen since the last tick, and says what
+//! The engine is a state machine without clock and I/O: `Rollout::tick` gets what was seen since the last tick, and says what
 //! happened. [`command`] has what operators do. [`run`] is the async shell: it looks once a second at rollouts that are open, and
 //! sleeps while none is.
 //!

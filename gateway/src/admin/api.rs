@@ -152,7 +152,7 @@ fn percent(hundredths: u32) -> Value {
 /// revisions that run and need it, so that it is held above zero.
 ///
 /// Of a service that has them, each revision has its `rollout` and `override`, and of one that is a manifest `created`,
-/// `last_active` and `difference` too: [`ReleaseView`](super::ReleaseView). `service`: only its revisions.
+/// `last_active` and `difference` too: [`ReleaseView`]. `service`: only its revisions.
 ///
 /// `percent` is the sum over the service's own traffic; 0 does not mean unreachable, routes and
 /// tags may lead to the revision. `desired` is `null` where nothing scales. A revision that is no longer

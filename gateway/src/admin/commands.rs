@@ -76,7 +76,7 @@ impl RolloutCommand {
 }
 
 impl ServiceCommand {
-    /// The request target that [`parse`] reads back.
+    /// The request target that `parse` reads back.
     pub fn target(&self, service: &ServiceId) -> String {
         let mut target = match self {
             Self::Rollback(_) => "/api/rollback".to_owned(),
