@@ -17,6 +17,7 @@ fn release(revisions: &[&str]) -> Release {
         history: Arc::default(),
         digest: 7,
         reached: Arc::clone(&ids),
+        scaled: Arc::default(),
         revisions: ids,
         policy: None,
         is_manifest: false,

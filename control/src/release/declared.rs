@@ -201,6 +201,7 @@ impl Declared {
             is_manifest: self.made.is_some(),
             follows_latest: follows_latest.unwrap_or_default(),
             reached: reached.collect(),
+            scaled: compiled.plans.iter().map(|(id, _)| id.clone()).collect(),
             history,
         }
     }

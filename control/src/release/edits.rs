@@ -30,6 +30,20 @@ pub struct Release {
     pub follows_latest: u32,
     /// Revisions that a share or a tag leads to.
     pub reached: Arc<[RevisionId]>,
+    /// What is scaled: revisions, and tiers of revisions under ids of their own, in order.
+    pub scaled: Arc<[RevisionId]>,
+}
+
+impl Release {
+    /// The id under which a revision is scaled. Of one with tiers the last tier's: the one that serves once it is ready.
+    pub(crate) fn scaled_as(&self, revision: &RevisionId) -> RevisionId {
+        let is_of = |id: &&RevisionId| {
+            let name = id.name().split('@').next().unwrap_or_default();
+            id.namespace() == revision.namespace() && name == revision.name()
+        };
+        let scaled = self.scaled.iter().rfind(is_of);
+        scaled.unwrap_or(revision).clone()
+    }
 }
 
 /// Why a change of a history was refused, in words for the operator.

@@ -33,6 +33,7 @@ fn release(revisions: Vec<KeptRevision>) -> Release {
         history: Arc::new(history),
         digest: 1,
         reached: ids.last().cloned().into_iter().collect(),
+        scaled: Arc::default(),
         revisions: ids,
         policy: None,
         is_manifest: true,

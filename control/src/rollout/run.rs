@@ -175,7 +175,8 @@ impl RolloutTask {
             let settled = release.history.settled.as_deref().unwrap_or_default();
             let is_whole = release.follows_latest > 0 && release.history.pinned(release.digest).is_none();
             self.drop_floors(|floor| {
-                floor.service == service && !(is_whole && floor.revision.name() == settled)
+                let of = floor.revision.name().split('@').next();
+                floor.service == service && !(is_whole && of == Some(settled))
             });
             if engine::wanted(&release).is_some() || engine::give_up(&release).is_some() {
                 self.due.insert(service);
@@ -257,7 +258,8 @@ impl RolloutTask {
                 .history
                 .settled
                 .as_deref()
-                .and_then(|settled| id_of(release, settled)),
+                .and_then(|settled| id_of(release, settled))
+                .map(|settled| release.scaled_as(&settled)),
         };
         if let Some(winner) = winner.filter(|_| fleet > 0) {
             self.outside.autoscale.set_rollout_floor(&winner, Some(fleet));
@@ -332,6 +334,7 @@ impl RolloutTask {
         ) else {
             return;
         };
+        let (candidate, base) = (release.scaled_as(&candidate), release.scaled_as(&base));
         let scaling = self.outside.autoscale.scaling_status(&candidate);
         let scaled = scaling.filter(|scaling| scaling.observed.is_none());
         let status = self.outside.status.revision_status(&candidate);

@@ -117,6 +117,7 @@ fn release(revisions: &[&str], settled: &str) -> Release {
         is_manifest: false,
         follows_latest: WHOLE,
         reached: Arc::default(),
+        scaled: Arc::default(),
     }
 }
 
@@ -388,4 +389,22 @@ async fn neither_time_nor_requests_count_while_an_operator_holds_the_service() {
     over(None);
     world.seconds(12, 0).await;
     assert_eq!(world.rollout().unwrap().share, 5_000);
+}
+
+/// Tiers are scaled under ids of their own: without a floor of the one that serves, nothing would start a candidate.
+#[tokio::test(start_paused = true)]
+async fn a_candidate_with_tiers_has_its_floor_at_the_last_one() {
+    let tier = |name: &str, tier: &str| id(name).of_tier(&sluice_model::Tag::parse(tier).unwrap());
+    let mut first = release(&["v1", "v2"], "v1");
+    first.scaled = [
+        tier("v1", "standard"),
+        tier("v2", "reserve"),
+        tier("v2", "standard"),
+    ]
+    .into();
+    let world = World::new(first);
+    world.seconds(5, 0).await;
+    let floors = world.planes.floors.lock().clone();
+    assert_eq!(floors.get(&tier("v2", "standard")), Some(&Some(1)), "{floors:?}");
+    assert!(!floors.contains_key(&id("v2")) && !floors.contains_key(&tier("v2", "reserve")));
 }
