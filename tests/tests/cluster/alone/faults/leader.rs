@@ -39,12 +39,11 @@ async fn a_leader_that_is_killed_takes_its_own_connections_with_it_and_no_other(
         while own.exchange(&get).await.is_ok() {}
     })
     .await;
-    let next = wait_for("another replica holds the Lease", SOON * 2, || async {
-        let holder = scene.leader().await;
-        (holder != killed).then_some(holder)
+    // One of the others, or the replica that came in its place.
+    wait_for("another replica holds the Lease", SOON * 2, || async {
+        (scene.leader().await != killed).then_some(())
     })
     .await;
-    assert!(others.iter().any(|other| other.name == next), "{next} leads");
     scene.until_ready("web").await;
     scene.is_answered(HOST, "a v1").await;
     traffic.advance().await;
