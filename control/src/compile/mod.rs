@@ -548,6 +548,8 @@ mod foresight_tests;
 #[cfg(test)]
 mod golden_tests;
 #[cfg(test)]
+mod manifest_route_tests;
+#[cfg(test)]
 mod manifest_tests;
 #[cfg(test)]
 mod tests;
