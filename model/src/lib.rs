@@ -16,6 +16,7 @@ mod hosts;
 mod ids;
 mod name;
 mod outcome;
+mod replicas;
 mod revision;
 mod route;
 mod scaling;
@@ -38,6 +39,7 @@ pub use draw::draw_point;
 pub use hash::{StickyKey, rendezvous, stable_hash};
 pub use name::{Host, NameError, RevisionId, ServiceId, Tag, normalize_host};
 pub use outcome::{OutcomeSource, Outcomes, latency_bound, latency_bucket};
+pub use replicas::{Replica, ReplicaSender, ReplicaSink};
 pub use revision::{
     Backend, BackendTls, DEFAULT_STREAMS_PER_CONNECTION, EndpointAddr, EndpointTarget, MAX_TIERS, Pods,
     Probe, ProbeKind, Protocol, QueueLimits, RevisionOwner, RevisionSettings, RevisionSpec, RevisionTimeouts,
