@@ -29,6 +29,7 @@ pub mod handover;
 pub mod http1;
 #[cfg(test)]
 mod ingress_tests;
+mod lease;
 pub mod local_response;
 pub mod observe;
 mod probe;

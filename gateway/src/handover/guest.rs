@@ -4,26 +4,26 @@ use std::sync::Arc;
 
 use tokio::sync::mpsc;
 
-use super::wire::{Answer, Desk, ToGuest, ToHost};
+use super::desk::{Desk, DeskMessage};
 use crate::registry::Registry;
-use crate::throttle::{News, RevisionThrottler, clock};
+use crate::throttle::{LeaseMessage, PeerId, RevisionThrottler, clock};
 
 /// Messages sent together.
-const BATCH: usize = 256;
+pub(super) const BATCH: usize = 256;
 
 /// The older process's throttlers, all of them flipped. Ends in [`take_back`](Self::take_back) or
 /// [`abandon`](Self::abandon), or with the process.
 #[derive(Debug)]
 pub struct Guest {
     desks: Vec<Arc<RevisionThrottler>>,
-    news: mpsc::UnboundedReceiver<(u32, News)>,
+    outbox: mpsc::UnboundedReceiver<(u32, LeaseMessage)>,
 }
 
 impl Guest {
     /// Flips every throttler and says what they have. Whoever arrives from now on waits. The table
     /// must not change after it: a revision that appears would have a throttler of its own.
     pub fn flip(registry: &Registry) -> (Self, Vec<Desk>) {
-        let (sender, news) = mpsc::unbounded_channel();
+        let (sender, outbox) = mpsc::unbounded_channel();
         let mut desks = Vec::new();
         let mut said = Vec::new();
         let all = registry.all_live();
@@ -33,32 +33,30 @@ impl Guest {
         }
         for (number, live) in (0..).zip(all) {
             let throttler = Arc::clone(live.throttler());
-            let endpoints = throttler.flip(number, sender.clone(), clock());
+            let sender = sender.clone();
+            // A send fails only when the newer process is gone; this process learns of that soon.
+            let newer = Box::new(move |message| _ = sender.send((number, message)));
+            let endpoints = throttler.flip(newer, clock());
             said.push(Desk::new(&live, &endpoints));
             desks.push(throttler);
         }
-        (Self { desks, news }, said)
+        (Self { desks, outbox }, said)
     }
 
     /// The next messages for the host; empty when there will be none. Ask only once the host has
-    /// acknowledged: what it grants cannot be taken back. Dropping the future loses nothing.
-    pub async fn next(&mut self) -> Vec<ToHost> {
+    /// acknowledged: what it leases cannot be taken back. Dropping the future loses nothing.
+    pub async fn next(&mut self) -> Vec<DeskMessage> {
         let mut batch = Vec::new();
-        self.news.recv_many(&mut batch, BATCH).await;
-        let now = clock();
-        let batch = batch.iter();
-        batch.map(|(desk, news)| ToHost::new(*desk, news, now)).collect()
+        self.outbox.recv_many(&mut batch, BATCH).await;
+        batch.into_iter().map(DeskMessage::new).collect()
     }
 
-    /// The host answers.
-    pub fn hear(&self, message: ToGuest) {
+    /// The host says something.
+    pub fn hear(&self, message: DeskMessage) {
+        let (desk, message) = message.into_parts();
         // A desk that does not exist would be the host's mistake: nobody waits there.
-        let Some(desk) = self.desks.get(message.desk as usize) else {
-            return;
-        };
-        match message.answer {
-            Answer::Grant(id) => desk.granted(message.want, &(&id).into(), clock()),
-            Answer::Reject(refusal) => desk.refused(message.want, refusal.into(), clock()),
+        if let Some(desk) = self.desks.get(desk as usize) {
+            desk.hear(PeerId::NEWER, message, clock());
         }
     }
 

@@ -6,9 +6,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::FutureExt;
-use sluice_model::{EndpointSink, InstanceId, ManagedEndpoint, RevisionSpec, StickyKey};
+use sluice_model::{
+    ActivationFailure, EndpointSink, Failure, InstanceId, ManagedEndpoint, RevisionSpec, StickyKey,
+};
 
-use super::{Desk, Guest, Host, ToGuest, ToHost};
+use super::{Desk, DeskMessage, Guest, Host};
+use crate::lease::Said;
 use crate::registry::Registry;
 use crate::registry::test_kit::{self, Demands, fixed, id, snapshot, spec};
 use crate::sim::{self, Sim, World};
@@ -49,7 +52,7 @@ enum Phase {
     /// The older process flipped, the newer one is being built.
     Flipped(Guest, Vec<Desk>),
     /// Both processes serve; messages are in transit.
-    Both(Guest, Box<Host>, VecDeque<ToHost>, VecDeque<ToGuest>),
+    Both(Guest, Box<Host>, VecDeque<DeskMessage>, VecDeque<DeskMessage>),
     /// The newer process is gone: the older one drains.
     Widowed,
 }
@@ -70,7 +73,7 @@ impl World for Storm {
     const SEEDS: u64 = 256;
     const STEPS: usize = 600;
     const REACHES: &'static str = "flipped flipped_back handed_over granted handed_back failover old_died \
-                                   new_died over withdrawn refused zero zero_refused";
+                                   new_died over withdrawn refused revoked awaited quiet zero zero_refused";
 
     fn new(mut sim: Sim) -> Self {
         let rng = &mut sim.rng;
@@ -119,7 +122,8 @@ impl World for Storm {
             67..73 => self.ready(),
             73..74 => self.remove(),
             74..76 => self.zero(),
-            76..96 => self.carry(),
+            76..95 => self.carry(),
+            95 => self.quiesce(),
             _ => self.turn(),
         }
         self.look();
@@ -160,7 +164,7 @@ impl World for Storm {
             process.waiting.clear();
             process.running.clear();
         }
-        for _ in 0..3 {
+        for _ in 0..6 {
             self.carry_some(usize::MAX, usize::MAX);
         }
         if let Phase::Both(_, host, ..) = &self.phase {
@@ -352,12 +356,22 @@ impl Storm {
     }
 
     fn zero(&mut self) {
+        let fails = self.sim.rng.u8(..4) == 0;
         let Some(master) = self.master() else { return };
         let mut in_flight = master.running.len();
         if matches!(self.phase, Phase::Both(..)) {
             in_flight += self.old.running.len();
         }
         let waits = !master.waiting.is_empty();
+        if fails {
+            let failure = ActivationFailure {
+                failure: Failure::Failed,
+                detail: "exit status 1".to_owned(),
+                retry_after: Duration::from_millis(200),
+            };
+            master.registry.fail(&id("r"), Arc::new(failure));
+            return;
+        }
         let answer = master.registry.to_zero(&id("r"));
         if answer.is_some() {
             assert_eq!((in_flight, waits), (0, false), "zero with somebody there");
@@ -382,30 +396,61 @@ impl Storm {
         }
         for _ in 0..to_host {
             let Some(message) = forth.pop_front() else { break };
-            if matches!(&message.news, super::wire::Item::Withdraw(_)) {
-                self.sim.saw("withdrawn");
+            match &message.said {
+                Said::Ask { waiting: 0, .. } => self.sim.saw("withdrawn"),
+                Said::Return { .. } => self.sim.saw("handed_back"),
+                _ => {}
             }
-            back.extend(host.hear(message));
-            while let Some(answer) = host.next().now_or_never() {
-                back.push_back(answer);
-            }
+            host.hear(message);
         }
-        while let Some(answer) = host.next().now_or_never() {
-            back.push_back(answer);
+        while let Some(said) = host.next().now_or_never() {
+            back.extend(said.iter().map(sent));
         }
         for _ in 0..to_guest {
             let Some(message) = back.pop_front() else { break };
-            let granted = matches!(message.answer, super::wire::Answer::Grant(_));
-            self.sim.saw(if granted { "granted" } else { "refused" });
             let before = self.old.running.len();
-            guest.hear(sent(&message));
+            let most = match &message.said {
+                Said::Lease { slots, .. } => *slots,
+                _ => 0,
+            };
+            match &message.said {
+                Said::Lease { .. } => self.sim.saw("granted"),
+                Said::Refuse(_) => self.sim.saw("refused"),
+                Said::Revoke(_) => self.sim.saw("revoked"),
+                Said::Waiting(_) => self.sim.saw("awaited"),
+                _ => {}
+            }
+            guest.hear(message);
             Self::look_at(&mut self.old);
             let came = self.old.running.len() - before;
-            assert!(came <= usize::from(granted), "one grant, one request");
-            if granted && came == 0 {
-                self.sim.saw("handed_back");
-            }
+            assert!(came <= most as usize, "one slot, one request");
         }
+    }
+
+    /// Delivers every message; then nobody waits beside a free slot, in either process.
+    fn quiesce(&mut self) {
+        for _ in 0..50 {
+            self.carry_some(usize::MAX, usize::MAX);
+            self.look();
+        }
+        let Some(new) = self
+            .new
+            .as_ref()
+            .filter(|_| matches!(self.phase, Phase::Both(..)))
+        else {
+            return;
+        };
+        let live = new.registry.live(&id("r")).expect("is served");
+        let views = live.throttler().endpoints();
+        let free = views.iter().any(|view| {
+            view.phase == EndpointPhase::Ready
+                && self.limit.is_none_or(|limit| view.in_flight + view.lent < limit)
+        });
+        let waits = !new.waiting.is_empty() || !self.old.waiting.is_empty();
+        assert!(!(free && waits), "waits beside a free slot: {views:?}");
+        let lent: u32 = views.iter().map(|view| view.lent).sum();
+        assert!(lent as usize <= self.old.running.len(), "slots that nobody uses");
+        self.sim.saw("quiet");
     }
 
     /// The next step of the upgrade, or its end.

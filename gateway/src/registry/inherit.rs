@@ -5,7 +5,7 @@ use std::sync::Arc;
 use sluice_model::{Backend, Protocol, RevisionId, RevisionSpec, ServiceId};
 
 use super::{LiveRevision, Registry, holds};
-use crate::throttle::{Closing, EndpointInUse, Permit, clock};
+use crate::throttle::{Closing, EndpointInUse, Outlet, clock};
 
 /// State of one revision in an older process.
 #[derive(Debug, Clone)]
@@ -50,12 +50,17 @@ impl Registry {
         all.chain(left).cloned().collect()
     }
 
-    /// Takes over an older process's state of a revision. Returns the live state that its requests are admitted
-    /// by, if the revision is served here, and a Permit for each of its requests in flight.
+    /// Takes over an older process's state of a revision, and sends messages about it to `older`. Returns the live state
+    /// that the older process's requests get slots of, `None` where the revision is not served here, and whether it is awake
+    /// and sends messages: one that is dormant adopts nothing before it is asked for.
     ///
     /// Instances that fit no revision of the table get a live state in `leaving`: they drain, as those of a
     /// revision that a reload removed.
-    pub(crate) fn inherit(&self, left: &Inherited) -> (Option<Arc<LiveRevision>>, Vec<Permit>) {
+    pub(crate) fn inherit(
+        &self,
+        left: &Inherited,
+        older: &dyn Fn() -> Outlet,
+    ) -> (Option<Arc<LiveRevision>>, bool) {
         let now = clock();
         let current = self.live(&left.revision);
         let current = current.filter(|live| backend_kind(&live.spec()) == left.kind);
@@ -64,22 +69,22 @@ impl Registry {
             .iter()
             .cloned()
             .partition(|endpoint| endpoint.id.instance.is_some());
-        let mut permits = Vec::new();
         // A dormant revision wakes only for requests in flight: its addresses are configured, and ready.
         let in_use = |live: &LiveRevision| {
             live.awake().is_some() || fixed.iter().any(|endpoint| endpoint.in_flight > 0)
         };
+        let mut adopts = false;
         if let Some(live) = current.as_ref().filter(|live| in_use(live)) {
-            let may_add = live.is_resolving();
-            permits.extend(live.throttler().adopt(&fixed, may_add, now));
+            adopts = true;
+            live.throttler().adopt(&fixed, live.is_resolving(), older(), now);
         }
         if instances.is_empty() {
-            return (current, permits);
+            return (current, adopts);
         }
         let live = current.unwrap_or_else(|| self.kept_on(left));
-        permits.extend(live.throttler().adopt(&instances, true, now));
+        live.throttler().adopt(&instances, true, older(), now);
         live.start_probes();
-        (Some(live), permits)
+        (Some(live), true)
     }
 
     /// A live state for a revision that the table does not have.

@@ -14,10 +14,10 @@ use super::arrival::{Arrival, FailedAttempt, Outcome, QueueTicket};
 use super::budget::{Account, EnterResult, Reservation};
 use super::endpoint::EndpointPhase;
 use super::endpoint_set::EndpointSet;
+use super::lease::{LeaseMessage, Leases, Owner, PeerId};
 use super::load::LoadMeter;
 use super::queue::{Queue, QueuedRequest};
 use super::rejection::{Closing, Rejection};
-use super::remote::{News, Remote};
 use super::tiers::{TierLimits, TierState};
 use super::visits::Visits;
 
@@ -87,8 +87,10 @@ pub(crate) struct Core<W> {
     /// Requests that waited for a resume go on waiting for the end of a back-off.
     pub(super) patient: bool,
     pub(super) closed: Option<Closing>,
-    /// Set while a newer process of an upgrade gives the slots out.
-    pub(super) remote: Option<Remote>,
+    /// Set where slots are leased to other processes, or by them.
+    pub(super) leases: Option<Box<Leases>>,
+    /// Which of the owners is asked first.
+    pub(super) first_owner: u32,
     pub(super) load: LoadMeter,
     /// Passive requests in flight.
     pub(super) passive_in_flight: u32,
@@ -125,7 +127,9 @@ impl<W> Core<W> {
             paused: false,
             patient: false,
             closed: None,
-            remote: None,
+            leases: None,
+            #[allow(clippy::cast_possible_truncation)] // Any will do.
+            first_owner: seed as u32,
             load: LoadMeter::new(now),
             passive_in_flight: 0,
             visits: Visits::default(),
@@ -177,7 +181,8 @@ impl<W> Core<W> {
     /// The warm path of [`release`](Self::release): no request waits for the slot and the endpoint stays.
     /// `false` changes nothing: the whole `release` is needed.
     pub(crate) fn release_warm(&mut self, slot: u32, passive: bool, now: Instant) -> bool {
-        if !self.is_calm(now) || self.endpoints.record(slot).phase != EndpointPhase::Ready {
+        let endpoint = self.endpoints.record(slot);
+        if endpoint.phase != EndpointPhase::Ready || endpoint.owner != Owner::Me || !self.is_calm(now) {
             return false;
         }
         self.load.advance(self.held(), now);
@@ -189,11 +194,13 @@ impl<W> Core<W> {
         true
     }
 
-    /// Whether no request waits, no ejection is over and no other process of an upgrade has to be informed: no
-    /// other work is due at this time. Never with tiers, of which one may have to be started.
+    /// Whether no request waits, here or in another process, and no ejection is over: no other work is due at this time. Never with tiers, of which one may have to be started.
     fn is_calm(&self, now: Instant) -> bool {
         let due = self.endpoints.eject_due().is_some_and(|due| due <= now);
-        self.queue.is_empty() && !due && self.remote.is_none() && self.tiers.len() == 1
+        self.queue.is_empty()
+            && !due
+            && self.tiers.len() == 1
+            && self.leases.as_ref().is_none_or(|leases| leases.is_calm())
     }
 
     /// Continues an admission that needed an eviction, with the space that was reserved meanwhile.
@@ -251,6 +258,8 @@ impl<W> Core<W> {
     ) -> (CoreAdmission, Actions<W>) {
         let mut actions = self.begin(now);
         self.give_back(slot, ticket.arrival.passive, &mut actions);
+        // A leased slot of this endpoint is not what this request needs: the owner may lease one of another.
+        self.return_idle(slot, 1);
         ticket.tried.push(FailedAttempt {
             readiness_epoch,
             refused,
@@ -278,7 +287,7 @@ impl<W> Core<W> {
     pub(crate) fn cancel(&mut self, seq: u64, now: Instant) -> Option<W> {
         self.advance_load(now);
         let entry = self.queue.remove(seq)?;
-        self.unask(seq);
+        self.settle_leases(now);
         Some(entry.waiter)
     }
 
@@ -292,26 +301,34 @@ impl<W> Core<W> {
         now: Instant,
     ) -> Actions<W> {
         let mut actions = self.begin(now);
-        if let Some(remote) = &mut self.remote {
-            // The process that gives the slots out judges the endpoints.
+        if self.is_flipped() {
+            // The newer process judges the endpoints.
             let endpoint = self.endpoints.record(slot).id();
-            remote.tell(News::Report { endpoint, outcome });
+            self.leases()
+                .post(PeerId::NEWER, LeaseMessage::Report { endpoint, outcome });
             return actions;
         }
-        let endpoint = self.endpoints.record_mut(slot);
-        let broke = matches!(outcome, Outcome::ConnectFailed | Outcome::Broke);
-        if endpoint.readiness_epoch != readiness_epoch || endpoint.phase != EndpointPhase::Ready {
-            // An earlier outcome has ejected the endpoint already.
-        } else if broke && endpoint.state.is_unproven() {
-            self.refute(slot, &mut actions);
-        } else {
-            if endpoint.with_outlier(|detector| detector.record(outcome)) {
-                let refused = outcome == Outcome::ConnectFailed;
-                self.eject(slot, refused, false, now, &mut actions);
-            }
+        // An earlier outcome may have ejected the endpoint already.
+        if self.endpoints.record(slot).readiness_epoch == readiness_epoch {
+            self.judge(slot, outcome, now, &mut actions);
         }
         self.settle(now, &mut actions);
         actions
+    }
+
+    /// Takes an outcome as a sign of a ready endpoint's health.
+    pub(super) fn judge(&mut self, slot: u32, outcome: Outcome, now: Instant, actions: &mut Actions<W>) {
+        let endpoint = self.endpoints.record_mut(slot);
+        let broke = matches!(outcome, Outcome::ConnectFailed | Outcome::Broke);
+        if endpoint.phase != EndpointPhase::Ready {
+            return;
+        }
+        if broke && endpoint.state.is_unproven() {
+            self.refute(slot, actions);
+        } else if endpoint.with_outlier(|detector| detector.record(outcome)) {
+            let refused = outcome == Outcome::ConnectFailed;
+            self.eject(slot, refused, false, now, actions);
+        }
     }
 
     /// Timer event: rejects waiters whose time is over and ends ejections.
@@ -321,14 +338,16 @@ impl<W> Core<W> {
         actions
     }
 
-    /// When [`expire`](Self::expire) has to be called at the latest. `None` while no request waits: all other
-    /// deadlines are handled by the next event.
+    /// When [`expire`](Self::expire) has to be called at the latest. `None` while no request waits and no leased slot is
+    /// free: all other deadlines are handled by the next event.
     pub(crate) fn next_timer(&self) -> Option<Instant> {
-        let expiry = self.queue.next_expiry()?;
-        let due = [self.endpoints.eject_due(), self.retry_due()]
+        let expiry = self.queue.next_expiry();
+        let eject = expiry.and_then(|_| self.endpoints.eject_due());
+        let linger = self.leases.as_ref().and_then(|leases| leases.linger_due);
+        [expiry, eject, self.retry_due(), linger]
             .into_iter()
-            .flatten();
-        Some(due.fold(expiry, Instant::min))
+            .flatten()
+            .min()
     }
 
     pub(crate) fn has_waiters(&self) -> bool {
@@ -343,9 +362,11 @@ impl<W> Core<W> {
         Load {
             average_concurrency,
             requests,
-            in_flight: self.endpoints.in_flight(),
-            queued: u32::try_from(self.queue.len()).unwrap_or(u32::MAX),
-            passive: self.passive_in_flight + u32::try_from(self.queue.passive()).unwrap_or(u32::MAX),
+            in_flight: self.endpoints.in_flight() + self.all_older_in_flight(),
+            queued: self.all_waiting(),
+            passive: self.passive_in_flight
+                + u32::try_from(self.queue.passive()).unwrap_or(u32::MAX)
+                + self.older_passive(),
             expected: counts.ready == 0 && self.visits.is_expected(now),
             keep: self.visits.keep_left(now),
             typical_start: self.typical_start(),
@@ -380,24 +401,39 @@ impl<W> Core<W> {
     /// Restores the invariants after any change.
     pub(super) fn settle(&mut self, now: Instant, actions: &mut Actions<W>) {
         self.reinstate(now, actions);
-        self.patient &= !self.queue.is_empty();
-        while let Some(entry) = self.next_admissible() {
+        self.patient &= self.all_waiting() > 0;
+        loop {
+            if let Some((peer, since)) = self.next_holder()
+                && self.waiting_since().is_none_or(|own| since < own)
+                && self.lend(peer)
+            {
+                continue;
+            }
+            let Some(entry) = self.next_admissible() else {
+                break;
+            };
             // No waiter's deadline is over: `begin` handled those.
             self.resolve(entry, now, actions, |core, ticket| {
                 let slot = core.endpoints.pick(&ticket).expect("one is open");
                 Ok(core.grant(slot, ticket))
             });
         }
-        if self.queue.passive() > 0 && self.is_cold() {
-            self.reject_passive(now, actions);
+        // What no waiter here can use.
+        while let Some((peer, _)) = self.next_holder()
+            && self.lend(peer)
+        {}
+        if self.queue.passive() as u64 + u64::from(self.older_passive()) > 0 && self.is_cold() {
+            let retry_after = self.retry_after(now);
+            self.reject_passive(now, actions, &Rejection::Dormant { retry_after });
         }
-        if !self.queue.is_empty() && self.remote.is_none() {
+        if self.all_waiting() > 0 && !self.is_flipped() {
             self.start_for_waiters(now, actions);
             if self.endpoints.counts().live() == 0 && self.has_supply(&[Supply::Fixed]) {
                 self.reject_all(now, actions, &Rejection::NoEndpoints);
             }
             self.reject_hopeless(now, actions);
         }
+        self.settle_leases(now);
         debug_assert!(self.queue.len() == self.queue.spilled().len() || !self.endpoints.has_open());
         debug_assert!(self.closed.is_none() || self.queue.is_empty());
         #[cfg(test)]
@@ -407,17 +443,15 @@ impl<W> Core<W> {
     /// Whether nothing is ready, and a start is what helps. Never during an upgrade in the older process, which does
     /// not know.
     pub(super) fn is_cold(&self) -> bool {
-        self.is_startable() && self.endpoints.counts().ready == 0 && self.remote.is_none()
+        self.is_startable() && self.endpoints.counts().ready == 0 && !self.is_flipped()
     }
 
     /// Rejects passive waiters, which must not start anything.
-    fn reject_passive(&mut self, now: Instant, actions: &mut Actions<W>) {
-        let retry_after = self.retry_after(now);
+    pub(super) fn reject_passive(&mut self, now: Instant, actions: &mut Actions<W>, rejection: &Rejection) {
+        self.refuse_older(rejection);
         for seq in self.queue.passive_seqs() {
             if let Some(entry) = self.queue.remove(seq) {
-                self.resolve(entry, now, actions, |_, _| {
-                    Err(Rejection::Dormant { retry_after })
-                });
+                self.resolve(entry, now, actions, |_, _| Err(rejection.clone()));
             }
         }
     }
@@ -434,22 +468,22 @@ impl<W> Core<W> {
     /// The longest wait in the present state.
     pub(super) fn bound(&self) -> Duration {
         let limits = &self.limits;
-        if self.paused && self.remote.is_none() {
+        let is_flipped = self.is_flipped();
+        if self.paused && !is_flipped {
             // The end of a start, good or bad, ends no wait: only a resume does.
             return limits.queue.timeout;
         }
-        if self.remote.is_some() {
-            // The newer process has the better rejection, and as much time to send it.
-            return limits.queue.timeout.saturating_add(REPORT_GRACE);
-        }
-        if self.endpoints.counts().ready == 0 && self.is_startable() {
+        let bound = if self.endpoints.counts().ready == 0 && self.is_startable() {
             limits
                 .queue
                 .timeout
                 .min(limits.start_timeout.saturating_add(REPORT_GRACE))
         } else {
             limits.queue.timeout
-        }
+        };
+        // The newer process has the better rejection, and as much time to send it.
+        let grace = if is_flipped { REPORT_GRACE } else { Duration::ZERO };
+        bound.saturating_add(grace)
     }
 
     pub(super) fn expiry(&self, waited: Duration, deadline: Option<Instant>, now: Instant) -> Instant {
@@ -467,12 +501,12 @@ impl<W> Core<W> {
                 let expires = self.expiry(due.waited, due.deadline, now);
                 self.queue.postpone(due.seq, expires);
                 continue;
-            } else if self.remote.is_some() || self.paused {
+            } else if self.paused {
                 let retry_after = self.retry_after(now);
                 Rejection::QueueTimeout { retry_after }
             } else if self.endpoints.counts().ready == 0 && self.is_startable() {
                 Rejection::not_started_in_time(due.waited, self.retry_after(now))
-            } else if self.endpoints.counts().ready == 0 {
+            } else if self.endpoints.counts().ready == 0 && !self.is_flipped() {
                 Rejection::NoEndpoints
             } else {
                 Rejection::QueueTimeout {
@@ -485,7 +519,9 @@ impl<W> Core<W> {
         }
     }
 
+    /// Rejects every waiter, those of an older process too.
     pub(super) fn reject_all(&mut self, now: Instant, actions: &mut Actions<W>, rejection: &Rejection) {
+        self.refuse_older(rejection);
         while let Some(entry) = self.queue.pop() {
             self.resolve(entry, now, actions, |_, _| Err(rejection.clone()));
         }
@@ -514,8 +550,22 @@ impl<W> Core<W> {
 
     /// Requests in flight and queued that count as activity.
     pub(super) fn held(&self) -> u64 {
-        let in_flight = self.endpoints.in_flight() - self.passive_in_flight;
-        u64::from(in_flight) + (self.queue.len() - self.queue.passive()) as u64
+        let in_flight = self.endpoints.in_flight() - self.passive_in_flight + self.all_older_in_flight();
+        u64::from(in_flight)
+            + (self.queue.len() - self.queue.passive()) as u64
+            + u64::from(self.older_active())
+    }
+
+    /// Requests that wait, in an older process of an upgrade too.
+    pub(super) fn all_waiting(&self) -> u32 {
+        let own = u32::try_from(self.queue.len()).unwrap_or(u32::MAX);
+        own.saturating_add(self.older_waiting())
+    }
+
+    /// As [`all_waiting`](Self::all_waiting), without passive requests.
+    pub(super) fn all_active(&self) -> u32 {
+        let own = u32::try_from(self.queue.len() - self.queue.passive()).unwrap_or(u32::MAX);
+        own.saturating_add(self.older_active())
     }
 
     pub(super) fn admit(
@@ -557,7 +607,6 @@ impl<W> Core<W> {
         }
         let seq = ticket.seq;
         let expires = self.expiry(ticket.queued, ticket.arrival.deadline, now);
-        self.ask(&ticket);
         self.queue.push(waiter(), ticket, expires, now);
         actions.wake_probes |= self.queue.len() == 1 && self.endpoints.counts().starting > 0;
         CoreAdmission::Queued { seq }
@@ -570,22 +619,8 @@ impl<W> Core<W> {
         reservation: Option<Reservation>,
         now: Instant,
     ) -> Result<EnterResult, Rejection> {
-        if let Some(closing) = self.closed {
-            return Err(closing.rejection());
-        }
-        let counts = self.endpoints.counts();
-        if counts.ready == 0 && self.remote.is_none() {
-            if !self.paused
-                && let Some((failure, until)) = self.failed_start(now)
-            {
-                return Err(Rejection::ActivationFailed {
-                    failure: Arc::clone(failure),
-                    retry_after: until.duration_since(now).max(MIN_RETRY),
-                });
-            }
-            if counts.live() == 0 && self.has_supply(&[Supply::Fixed]) {
-                return Err(Rejection::NoEndpoints);
-            }
+        if let Some(rejection) = self.no_wait(now) {
+            return Err(rejection);
         }
         let limits = &self.limits.queue;
         if self.queue.len() >= limits.depth || self.queue.bytes().saturating_add(bytes) > limits.bytes {
@@ -594,6 +629,27 @@ impl<W> Core<W> {
             });
         }
         Ok(self.queue.enter(bytes, reservation))
+    }
+
+    /// Why no request may wait, if none may.
+    pub(super) fn no_wait(&self, now: Instant) -> Option<Rejection> {
+        if let Some(closing) = self.closed {
+            return Some(closing.rejection());
+        }
+        let counts = self.endpoints.counts();
+        if counts.ready > 0 || self.is_flipped() {
+            return None;
+        }
+        if !self.paused
+            && let Some((failure, until)) = self.failed_start(now)
+        {
+            return Some(Rejection::ActivationFailed {
+                failure: Arc::clone(failure),
+                retry_after: until.duration_since(now).max(MIN_RETRY),
+            });
+        }
+        let has_none = counts.live() == 0 && self.has_supply(&[Supply::Fixed]);
+        has_none.then_some(Rejection::NoEndpoints)
     }
 
     pub(super) fn grant(&mut self, slot: u32, ticket: QueueTicket) -> Grant {
@@ -620,20 +676,20 @@ impl<W> Core<W> {
         self.passive_in_flight -= u32::from(passive);
         let endpoint = self.endpoints.record(slot);
         self.tiers[usize::from(endpoint.tier)].passive_in_flight -= u32::from(passive);
-        if endpoint.phase == EndpointPhase::Draining && endpoint.in_flight == 1 {
+        if endpoint.phase == EndpointPhase::Draining && endpoint.busy() == 1 {
             actions.signals.extend(endpoint.drained());
         }
-        if let Some(remote) = &mut self.remote {
-            let endpoint = endpoint.id();
-            remote.tell(News::Done { endpoint });
-        }
+        let returns = endpoint.owner != Owner::Me && self.goes_back(slot);
         self.endpoints.release(slot);
+        if returns {
+            self.return_idle(slot, 1);
+        }
     }
 
     /// Whether every endpoint has refused this request's connection and no other endpoint will come. While paused there is
     /// hope: whatever listens there may be replaced meanwhile.
     pub(super) fn is_hopeless(&self, ticket: &QueueTicket) -> bool {
-        self.remote.is_none()
+        !self.is_flipped()
             && !self.paused
             && !self.is_startable()
             && self
@@ -650,7 +706,6 @@ impl<W> Core<W> {
         decide: impl FnOnce(&mut Self, QueueTicket) -> Result<Grant, Rejection>,
     ) {
         let (waiter, ticket) = entry.into_parts(now);
-        self.unask(ticket.seq);
         let waited = ticket.queued;
         let verdict = decide(self, ticket);
         actions.resolved.push(Resolved {
@@ -664,9 +719,6 @@ impl<W> Core<W> {
     pub(super) fn check(&self) {
         self.endpoints.check();
         self.queue.check();
-        if let Some(remote) = &self.remote {
-            remote.check(self.queue.seqs());
-        }
         let counts = self.endpoints.counts();
         assert!(counts.ejected == 0 || counts.ready > 0, "ejected, and none ready");
         assert!(self.passive_in_flight <= self.endpoints.in_flight());

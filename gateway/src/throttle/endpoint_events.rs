@@ -209,7 +209,7 @@ impl<W> Core<W> {
         let mut actions = self.begin(now);
         // Passive requests are finished by the victims, and hold none of them back: a monitor that always has a request
         // in flight would.
-        let nothing_waits = self.endpoints.rests(tier.into()) || self.queue.is_empty();
+        let nothing_waits = self.endpoints.rests(tier.into()) || self.all_waiting() == 0;
         let idle = self.is_tier_idle(tier.into());
         let mut candidates: Vec<_> = self
             .endpoints
@@ -217,7 +217,7 @@ impl<W> Core<W> {
             .filter(|(_, e)| e.is_live() && e.tier == tier)
             .filter_map(|(i, e)| {
                 let proven = e.phase == EndpointPhase::Ready;
-                Some((e.in_flight, proven, e.state.instance?, i))
+                Some((e.busy(), proven, e.state.instance?, i))
             })
             .collect();
         candidates.sort_unstable();
@@ -237,7 +237,8 @@ impl<W> Core<W> {
         });
         let victims: Vec<InstanceId> = victims.collect();
         let supply = self.tiers[usize::from(tier)].supply;
-        if to_zero && idle && self.endpoints.in_flight_of(tier.into()) == 0 && supply == Supply::Activated {
+        let in_flight = self.endpoints.in_flight_of(tier.into()) + self.older_in_flight(tier.into());
+        if to_zero && idle && in_flight == 0 && supply == Supply::Activated {
             self.unprove_configured(tier);
         }
         self.endpoint_lost();
@@ -248,8 +249,9 @@ impl<W> Core<W> {
     /// As [`EndpointSink::to_zero`](sluice_model::EndpointSink::to_zero), of one tier.
     pub(crate) fn retire_all(&mut self, tier: u8, now: Instant) -> (Option<Vec<InstanceId>>, Actions<W>) {
         let rests = self.endpoints.rests(tier.into());
-        let awaited = !rests && (!self.queue.is_empty() || self.is_kept());
-        if awaited || self.endpoints.in_flight_of(tier.into()) > 0 {
+        let awaited = !rests && (self.all_waiting() > 0 || self.is_kept());
+        let in_flight = self.endpoints.in_flight_of(tier.into()) + self.older_in_flight(tier.into());
+        if awaited || in_flight > 0 {
             return (None, self.begin(now));
         }
         let (victims, actions) = self.retire(tier, u32::MAX, true, now);
@@ -339,6 +341,7 @@ impl<W> Core<W> {
     pub(crate) fn is_spent(&self) -> bool {
         self.queue.is_empty()
             && self.endpoints.in_flight() == 0
+            && self.endpoints.lent() == 0
             && self.endpoints.iter().all(|(_, e)| e.state.instance.is_none())
     }
 
@@ -516,7 +519,7 @@ impl<W> Core<W> {
         self.endpoints.set_phase(i, EndpointPhase::Draining);
         actions.wake_probes = true;
         let endpoint = self.endpoints.record(i);
-        if endpoint.in_flight == 0 {
+        if endpoint.busy() == 0 {
             actions.signals.extend(endpoint.drained());
         }
     }
@@ -536,13 +539,14 @@ impl<W> Core<W> {
     /// Handles the loss of an endpoint during an activation: the one that was demanded may have come and gone
     /// before it was ready, so demand is sent again while requests wait.
     fn endpoint_lost(&mut self) {
+        let no_one_waits = self.all_waiting() == 0;
         for (tier, state) in self.tiers.iter_mut().enumerate() {
             let counts = self.endpoints.counts_of(tier);
             if counts.ready + counts.ejected == 0
                 && !self.endpoints.is_one_coming(tier)
                 && let Activation::Outstanding { lost, .. } = &mut state.activation
             {
-                if self.queue.is_empty() {
+                if no_one_waits {
                     state.activation = Activation::Idle;
                 } else {
                     *lost = true;

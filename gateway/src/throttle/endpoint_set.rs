@@ -5,7 +5,7 @@
 //! Every lookup of a request, a probe or a change of addresses is indexed: none of them visits all endpoints.
 //! Only the choice of victims and of an endpoint for a retry does.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Instant;
@@ -15,6 +15,7 @@ use sluice_model::{StickyKey, rendezvous};
 use super::actions::Signal;
 use super::arrival::QueueTicket;
 use super::endpoint::{EndpointPhase, EndpointState};
+use super::lease::{EndpointId, Owner, Ownership, PeerId};
 use super::outlier::OutlierDetector;
 
 /// Numbers of endpoints by phase.
@@ -46,14 +47,16 @@ impl Counts {
 
 /// The endpoints of one tier.
 #[derive(Debug, Clone, Copy, Default)]
-struct TierRecord {
+pub(super) struct TierRecord {
     counts: Counts,
     /// Number of instances that are being started.
     coming: u32,
     /// Kept only where there is more than one tier.
     in_flight: u32,
+    /// Slots that other processes hold.
+    pub(super) lent: u32,
     /// Requests that one endpoint may hold.
-    limit: Option<u32>,
+    pub(super) limit: Option<u32>,
 }
 
 #[derive(Debug)]
@@ -73,6 +76,22 @@ pub(crate) struct EndpointRecord {
     limit: Option<u32>,
     /// Index in `EndpointSet::open` plus one; 0 when not in it.
     open: u32,
+    /// The process that its slots belong to.
+    pub(crate) owner: Owner,
+    /// Slots that its owner leases to this process.
+    pub(crate) leased: u32,
+    /// Slots that this process leases to others.
+    pub(crate) lent: u32,
+    /// The fewest leased slots that were free at once since the last look: they can be returned.
+    pub(crate) least_idle: u32,
+    /// The owner wants its slots back: each is returned as soon as it is free.
+    pub(crate) is_revoked: bool,
+    /// The lease has ended: what is in flight goes on, nothing else begins.
+    pub(crate) has_lapsed: bool,
+    /// Slots in use of removed endpoints with the same address: requests that are in flight on the same server.
+    pub(super) ghosts_busy: u32,
+    /// The endpoint that has the address of this removed one.
+    pub(super) heir: Option<u32>,
 }
 
 impl EndpointRecord {
@@ -93,12 +112,42 @@ impl EndpointRecord {
             .map(|instance| Signal::Drained { tier, instance })
     }
 
-    fn has_room(&self) -> bool {
-        self.phase == EndpointPhase::Ready && self.limit.is_none_or(|limit| self.in_flight < limit)
+    /// Slots in use, by this process or by others.
+    pub(crate) fn busy(&self) -> u32 {
+        self.in_flight + self.lent
+    }
+
+    /// Leased slots that are free.
+    pub(crate) fn idle(&self) -> u32 {
+        match self.owner {
+            Owner::Peer(_) => self.leased.saturating_sub(self.busy()),
+            Owner::Me | Owner::Pending => 0,
+        }
+    }
+
+    pub(super) fn has_room(&self) -> bool {
+        self.phase == EndpointPhase::Ready
+            && match self.owner {
+                Owner::Me => self
+                    .limit
+                    .is_none_or(|limit| self.busy() + self.ghosts_busy < limit),
+                Owner::Pending => false,
+                Owner::Peer(_) => !self.has_lapsed && self.busy() < self.leased,
+            }
     }
 
     pub(crate) fn is_live(&self) -> bool {
         !matches!(self.phase, EndpointPhase::Draining | EndpointPhase::Gone)
+    }
+
+    /// Requests that it may hold.
+    pub(crate) fn limit(&self) -> Option<u32> {
+        self.limit
+    }
+
+    /// Whether it may be full.
+    fn is_limited(&self) -> bool {
+        self.limit.is_some() || self.owner != Owner::Me
     }
 
     /// Whether it is an instance that is being started. A configured address is always "starting" until a
@@ -113,24 +162,37 @@ impl EndpointRecord {
 /// constant time whenever one exists.
 #[derive(Debug)]
 pub(crate) struct EndpointSet {
-    records: Vec<Option<EndpointRecord>>,
+    pub(super) records: Vec<Option<EndpointRecord>>,
     vacant: Vec<u32>,
     /// Index of each endpoint by its key; removed endpoints stay in it until their last request has ended.
     by_key: HashMap<u64, u32>,
-    open: Vec<u32>,
+    pub(super) open: Vec<u32>,
     /// Ejected endpoints by the end, and by the beginning, of the ejection.
     by_end: BTreeSet<(Instant, u32)>,
     by_age: BTreeSet<(u64, u32)>,
     /// Changes whenever a configured address comes or goes.
     configured_version: u64,
     /// At least one.
-    tiers: Vec<TierRecord>,
+    pub(super) tiers: Vec<TierRecord>,
     /// The tier whose endpoints are open.
     serving: u8,
-    /// A newer process of an upgrade gives the slots out, or the service is paused: no endpoint is open.
+    /// The service is paused: no endpoint is open.
     held: bool,
+    /// Which process the slots of an endpoint belong to.
+    pub(super) ownership: Ownership,
+    /// Removed configured endpoints with slots in use.
+    pub(super) ghosts: BTreeMap<EndpointId, u32>,
+    /// Endpoints that take no more requests while other processes hold slots of them.
+    pub(super) revocations: Vec<u32>,
+    /// Endpoints with leased slots that are free.
+    pub(super) idle: BTreeSet<u32>,
+    /// Leased slots of endpoints that are gone.
+    pub(super) abandoned: Vec<(PeerId, EndpointId, u32)>,
+    /// Other owners of ready endpoints, if nothing has changed since they were asked for.
+    pub(super) ready_owners: Option<BTreeSet<PeerId>>,
     counts: Counts,
     in_flight: u32,
+    pub(super) lent: u32,
     next_epoch: u64,
     random: u64,
     /// Number of endpoints visited: tests assert the cost of events by it.
@@ -156,8 +218,15 @@ impl EndpointSet {
             tiers: tiers.collect(),
             serving: 0,
             held: false,
+            ownership: Ownership::default(),
+            ghosts: BTreeMap::new(),
+            revocations: Vec::new(),
+            idle: BTreeSet::new(),
+            abandoned: Vec::new(),
+            ready_owners: None,
             counts: Counts::default(),
             in_flight: 0,
+            lent: 0,
             next_epoch: 0,
             random: seed,
             #[cfg(test)]
@@ -191,6 +260,16 @@ impl EndpointSet {
     /// In-flight requests over all endpoints, draining and removed ones too.
     pub(crate) fn in_flight(&self) -> u32 {
         self.in_flight
+    }
+
+    /// Slots that other processes hold, over all endpoints.
+    pub(crate) fn lent(&self) -> u32 {
+        self.lent
+    }
+
+    /// Slots of one tier that other processes hold.
+    pub(crate) fn lent_of(&self, tier: usize) -> u32 {
+        self.tiers[tier].lent
     }
 
     pub(crate) fn has_open(&self) -> bool {
@@ -245,13 +324,13 @@ impl EndpointSet {
         self.refresh_all();
     }
 
-    /// Stops or resumes giving slots out (while a newer process of an upgrade does, or while the service is paused).
+    /// Stops or resumes giving slots out (while the service is paused).
     pub(crate) fn hold(&mut self, held: bool) {
         self.held = held;
         self.refresh_all();
     }
 
-    fn refresh_all(&mut self) {
+    pub(super) fn refresh_all(&mut self) {
         for i in 0..self.records.len() {
             if self.records[i].is_some() {
                 self.refresh(index(i));
@@ -287,7 +366,6 @@ impl EndpointSet {
         let record = EndpointRecord {
             tier: state.tier,
             limit: self.tiers[tier].limit,
-            state,
             phase,
             in_flight: 0,
             readiness_epoch: 0,
@@ -295,6 +373,15 @@ impl EndpointSet {
             ejected_at: 0,
             outlier: OutlierDetector::default(),
             open: 0,
+            owner: self.ownership.owner(state.hash, self.tiers[tier].limit),
+            leased: 0,
+            lent: 0,
+            least_idle: 0,
+            is_revoked: false,
+            has_lapsed: false,
+            ghosts_busy: 0,
+            heir: None,
+            state,
         };
         if !record.is_live() {
             record.state.close_connections();
@@ -316,6 +403,8 @@ impl EndpointSet {
             index(self.records.len() - 1)
         };
         self.by_key.insert(key, i);
+        self.ready_owners = None;
+        self.inherit_ghost(i);
         self.configured_version += u64::from(fixed);
         self.tiers[tier].coming += u32::from(coming);
         *self.tiers[tier].counts.of(phase) += 1;
@@ -349,6 +438,13 @@ impl EndpointSet {
             self.by_age.insert((ejected_at, i));
         }
         self.configured_version += u64::from(fixed_goes);
+        if before == EndpointPhase::Ready && phase != EndpointPhase::Ready && self.record(i).lent > 0 {
+            self.revocations.push(i);
+        }
+        if goes {
+            self.leave_ghost(i);
+        }
+        self.ready_owners = None;
         let tier = &mut self.tiers[tier];
         tier.coming -= u32::from(was_coming);
         tier.coming += u32::from(coming);
@@ -393,12 +489,12 @@ impl EndpointSet {
         self.occupy(i);
     }
 
-    /// Takes a slot that the newer process granted: the limit is enforced there.
-    pub(crate) fn occupy(&mut self, i: u32) {
+    fn occupy(&mut self, i: u32) {
         let tiered = self.tiers.len() > 1;
         let record = self.record_mut(i);
         record.in_flight += 1;
-        let (limited, tier) = (record.limit.is_some(), usize::from(record.tier));
+        record.least_idle = record.least_idle.min(record.idle());
+        let (limited, tier) = (record.is_limited(), usize::from(record.tier));
         if limited {
             self.refresh(i);
         }
@@ -413,7 +509,7 @@ impl EndpointSet {
         let tiered = self.tiers.len() > 1;
         let record = self.record_mut(i);
         record.in_flight -= 1;
-        let (limited, tier) = (record.limit.is_some(), usize::from(record.tier));
+        let (limited, tier) = (record.is_limited(), usize::from(record.tier));
         self.in_flight -= 1;
         if tiered {
             self.tiers[tier].in_flight -= 1;
@@ -421,6 +517,7 @@ impl EndpointSet {
         if limited {
             self.refresh(i);
         }
+        self.freed(i, 1);
         self.vacate(i);
     }
 
@@ -495,7 +592,7 @@ impl EndpointSet {
     }
 
     /// Inserts an endpoint into `open` or removes it, by phase and limit.
-    fn refresh(&mut self, i: u32) {
+    pub(super) fn refresh(&mut self, i: u32) {
         let (serving, held) = (self.serving, self.held);
         let record = self.record_mut(i);
         let want = record.has_room() && record.tier == serving && !held;
@@ -514,14 +611,25 @@ impl EndpointSet {
             }
             _ => {}
         }
+        if self.record(i).idle() > 0 {
+            self.idle.insert(i);
+        } else if !self.idle.is_empty() {
+            self.idle.remove(&i);
+        }
     }
 
-    fn vacate(&mut self, i: u32) {
+    pub(super) fn vacate(&mut self, i: u32) {
         let record = self.record(i);
-        if record.phase == EndpointPhase::Gone && record.in_flight == 0 {
+        if record.phase == EndpointPhase::Gone && record.busy() == 0 {
             let tier = usize::from(record.tier);
-            let key = record.state.key;
+            let (key, id) = (record.state.key, record.id());
+            let (owner, leased) = (record.owner, record.leased);
             self.by_key.remove(&key);
+            if let (Owner::Peer(peer), 1..) = (owner, leased) {
+                self.abandoned.push((peer, id.clone(), leased));
+            }
+            self.idle.remove(&i);
+            self.lay_ghost(i, &id);
             self.records[i as usize] = None;
             self.vacant.push(i);
             self.counts.gone -= 1;
@@ -530,7 +638,7 @@ impl EndpointSet {
     }
 
     /// splitmix64; the seed is passed in, so that a simulation replays.
-    fn next_random(&mut self) -> u64 {
+    pub(super) fn next_random(&mut self) -> u64 {
         self.random = self.random.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut z = self.random;
         z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -553,7 +661,7 @@ impl EndpointSet {
         let looks = self.looks.get();
         let mut counts = Counts::default();
         let mut open = 0;
-        let mut in_flight = 0;
+        let (mut in_flight, mut lent) = (0, 0);
         let mut tiers = vec![TierRecord::default(); self.tiers.len()];
         let mut known = 0;
         let last = self.tiers.iter().rposition(|tier| tier.counts.ready > 0);
@@ -575,7 +683,16 @@ impl EndpointSet {
                 assert_eq!(self.open[record.open as usize - 1], i);
                 open += 1;
             }
-            assert!(record.phase != EndpointPhase::Gone || record.in_flight > 0);
+            assert!(record.phase != EndpointPhase::Gone || record.busy() > 0);
+            tiers[tier].lent += record.lent;
+            lent += record.lent;
+            if record.phase == EndpointPhase::Gone && record.state.instance.is_none() {
+                let heir = record
+                    .heir
+                    .map(|heir| self.records[heir as usize].as_ref().expect("is there"));
+                assert!(heir.is_none_or(|heir| heir.ghosts_busy >= record.busy()));
+                assert!(self.ghosts.contains_key(&record.id()));
+            }
             assert_eq!(self.find(record.state.key), Some(i));
             if let EndpointPhase::Ejected { until, .. } = record.phase {
                 assert!(self.by_end.contains(&(until, i)) && self.by_age.contains(&(record.ejected_at, i)));
@@ -587,12 +704,13 @@ impl EndpointSet {
             let kept = &self.tiers[tier];
             assert_eq!((counted.counts, counted.coming), (kept.counts, kept.coming));
             assert_eq!(counted.in_flight, self.in_flight_of(tier));
+            assert_eq!(counted.lent, kept.lent);
         }
         let ejected = (self.by_end.len(), self.by_age.len());
         assert_eq!(ejected, (counts.ejected as usize, counts.ejected as usize));
         assert_eq!(open, self.open.len());
         assert_eq!(counts, self.counts);
-        assert_eq!(in_flight, self.in_flight);
+        assert_eq!((in_flight, lent), (self.in_flight, self.lent));
         self.looks.set(looks);
     }
 }
@@ -603,11 +721,11 @@ pub(crate) fn bit(tier: usize) -> u8 {
 }
 
 /// A slab index; a revision has fewer than four billion endpoints.
-fn index(i: usize) -> u32 {
+pub(super) fn index(i: usize) -> u32 {
     u32::try_from(i).expect("fewer endpoints than u32 can count")
 }
 
 /// Scales 32 random bits to `0..n` (`n` > 0) without a division.
-fn below(bits: u64, n: usize) -> usize {
+pub(super) fn below(bits: u64, n: usize) -> usize {
     usize::try_from((bits * n as u64) >> 32).unwrap_or(0)
 }

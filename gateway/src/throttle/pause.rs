@@ -18,7 +18,7 @@ impl<W> Core<W> {
             return actions;
         }
         self.paused = paused;
-        self.endpoints.hold(paused || self.remote.is_some());
+        self.endpoints.hold(paused);
         self.patient = !paused;
         self.settle(now, &mut actions);
         actions
@@ -26,8 +26,7 @@ impl<W> Core<W> {
 
     /// When the back-off of a failed start is over that requests wait for; `None` where none waits for it.
     pub(super) fn retry_due(&self) -> Option<Instant> {
-        let waits = self.queue.len() > self.queue.passive();
-        if !waits || self.endpoints.counts().ready > 0 || self.remote.is_some() {
+        if self.all_active() == 0 || self.endpoints.counts().ready > 0 || self.is_flipped() {
             return None;
         }
         let tiers = self.tiers.iter().enumerate();

@@ -96,6 +96,21 @@ impl<W> Queue<W> {
         seqs.find(|seq| !self.spilled.contains(seq)).copied()
     }
 
+    /// Since when the oldest waiter waits that is for whichever tier serves.
+    pub(crate) fn oldest_since(&self) -> Option<Instant> {
+        self.since(self.oldest_unspilled()?)
+    }
+
+    /// Since when the youngest waiter waits.
+    pub(crate) fn youngest_since(&self) -> Option<Instant> {
+        self.since(*self.entries.last_key_value()?.0)
+    }
+
+    fn since(&self, seq: u64) -> Option<Instant> {
+        let entry = self.entries.get(&seq)?;
+        entry.entered.checked_sub(entry.ticket.queued)
+    }
+
     /// How many waiters are before this one; no more than `most` are counted.
     pub(crate) fn ahead(&self, seq: u64, most: usize) -> usize {
         self.entries.range(..seq).take(most).count()
@@ -103,21 +118,6 @@ impl<W> Queue<W> {
 
     pub(crate) fn oldest(&self) -> Option<&QueueTicket> {
         self.entries.first_key_value().map(|(_, e)| &e.ticket)
-    }
-
-    /// Tickets of all waiters as of now, the oldest first.
-    pub(crate) fn tickets(&self, now: Instant) -> Vec<QueueTicket> {
-        let tickets = self.entries.values().map(|e| QueueTicket {
-            queued: e.ticket.queued + now.saturating_duration_since(e.entered),
-            tried: e.ticket.tried.clone(),
-            ..e.ticket
-        });
-        tickets.collect()
-    }
-
-    /// Tickets of all waiters as of the beginning of the wait, the oldest first.
-    pub(crate) fn waiting(&self) -> impl Iterator<Item = &QueueTicket> {
-        self.entries.values().map(|e| &e.ticket)
     }
 
     pub(crate) fn ticket(&self, seq: u64) -> Option<&QueueTicket> {
@@ -206,11 +206,6 @@ impl<W> Queue<W> {
         self.passive -= usize::from(entry.ticket.arrival.passive);
         self.spilled.remove(&seq);
         Some(entry)
-    }
-
-    #[cfg(test)]
-    pub(crate) fn seqs(&self) -> impl Iterator<Item = u64> {
-        self.entries.keys().copied()
     }
 
     #[cfg(test)]

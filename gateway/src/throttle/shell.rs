@@ -1,6 +1,7 @@
 //! The async shell of a throttler: a lock around the core, wake-ups, one timer task, demand for the control
 //! plane.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
@@ -11,7 +12,7 @@ use sluice_model::{
     RevisionId, ServiceId,
 };
 use tokio::sync::futures::Notified;
-use tokio::sync::{Notify, mpsc, oneshot};
+use tokio::sync::{Notify, oneshot};
 
 use super::actions::{Actions, CoreAdmission, NeedsEviction, Signal};
 use super::arrival::{Admission, Arrival, Outcome, QueueTicket};
@@ -19,11 +20,11 @@ use super::budget::{Account, QueueBudget, Reservation};
 use super::core::{Core, ThrottleLimits};
 use super::endpoint::{EndpointPhase, EndpointState};
 use super::endpoint_events::AddressChange;
+use super::lease::{Deal, EndpointInUse, LeaseMessage, PeerId};
 use super::log_limit::LogLimiter;
 use super::observer::{ActivationOutcome, RevisionObserver};
 use super::permit::Permit;
 use super::rejection::{Closing, Rejection};
-use super::remote::{EndpointId, EndpointInUse, News, Wanted};
 use super::start_timeline::StartTimeline;
 use super::tiers::TierLimits;
 use super::visits::ColdState;
@@ -66,6 +67,8 @@ pub struct EndpointView {
     pub phase: EndpointPhase,
     /// Requests it holds.
     pub in_flight: u32,
+    /// Slots of it that other processes hold.
+    pub lent: u32,
     /// Whether a request waits for a slot of this revision, or for the endpoint's tier.
     pub waiting: bool,
     /// Whether a browser that was shown a waiting page is expected back.
@@ -88,18 +91,21 @@ pub(super) struct Shared {
     core: Core<Sender>,
     /// When the timer task wakes; `None` while there is none.
     armed: Option<Instant>,
-    /// Channel to the newer process of an upgrade, and this throttler's number in it. Unbounded, but it holds a
-    /// few messages for each request that is here, and the queue bounds those.
-    news: Option<(u32, mpsc::UnboundedSender<(u32, News)>)>,
+    /// Where messages to other processes go.
+    outlets: BTreeMap<PeerId, Outlet>,
 }
 
+/// Takes messages to another process, in order; never blocks. A process that is gone takes none, and that is no error here.
+pub type Outlet = Box<dyn Fn(LeaseMessage) + Send>;
+
 impl Shared {
-    /// Sends the core's messages to the newer process. Under the lock: messages of one throttler stay in order.
+    /// Sends the core's messages to other processes. Under the lock: messages of one throttler stay in order.
     fn post(&mut self) {
-        if let (Some(remote), Some((desk, news))) = (&mut self.core.remote, &self.news) {
-            for item in remote.take_news() {
-                // The send fails only when the newer process is gone; this process learns of that soon.
-                let _ = news.send((*desk, item));
+        if let Some(leases) = &mut self.core.leases {
+            for (peer, message) in leases.take_outbox() {
+                if let Some(outlet) = self.outlets.get(&peer) {
+                    outlet(message);
+                }
             }
         }
     }
@@ -131,7 +137,7 @@ impl RevisionThrottler {
                 shared: Mutex::new(Shared {
                     core,
                     armed: None,
-                    news: None,
+                    outlets: BTreeMap::new(),
                 }),
                 env,
                 timer: Arc::new(Notify::new()),
@@ -406,6 +412,7 @@ impl RevisionThrottler {
                 endpoint: Arc::clone(&slot.state),
                 phase: slot.phase,
                 in_flight: slot.in_flight,
+                lent: slot.lent,
                 waiting: shared.core.is_awaited(slot.tier),
                 expected,
             })
@@ -420,6 +427,7 @@ impl RevisionThrottler {
             endpoint: Arc::clone(&slot.state),
             phase: slot.phase,
             in_flight: slot.in_flight,
+            lent: slot.lent,
             waiting: shared.core.is_awaited(slot.tier),
             expected: shared.core.visits.is_expected(clock()),
         })
@@ -624,60 +632,97 @@ async fn run_timer(throttler: Weak<RevisionThrottler>, news: Arc<Notify>, first:
     }
 }
 
-/// The throttler's part of an upgrade: see `throttle/remote.rs`.
+/// The throttler's part of leases: see `throttle/lease.rs`.
 impl RevisionThrottler {
-    /// Hands all slots over to a newer process, which receives every later change through `news` under the
-    /// number `desk`. Returns the endpoints with their in-flight counts at this instant.
-    pub fn flip(
-        self: &Arc<Self>,
-        desk: u32,
-        news: mpsc::UnboundedSender<(u32, News)>,
-        now: Instant,
-    ) -> Vec<EndpointInUse> {
-        self.shared.lock().news = Some((desk, news));
+    /// Hands all slots over to a newer process, which every later message goes to. Returns the endpoints with their slots in
+    /// use at this instant.
+    pub fn flip(self: &Arc<Self>, newer: Outlet, now: Instant) -> Vec<EndpointInUse> {
+        self.shared.lock().outlets.insert(PeerId::NEWER, newer);
         self.run(|core| core.flip(now))
     }
 
-    /// Takes the slots back: the newer process failed before it granted any.
+    /// Takes the slots back: the newer process failed before it leased any.
     pub fn flip_back(self: &Arc<Self>, now: Instant) {
-        self.shared.lock().news = None;
+        self.shared.lock().outlets.remove(&PeerId::NEWER);
         self.apply(|core| core.flip_back(now));
     }
 
     /// Rejects waiters and arrivals as draining: the newer process is gone.
     pub fn abandon(self: &Arc<Self>, now: Instant) {
-        self.shared.lock().news = None;
+        self.shared.lock().outlets.remove(&PeerId::NEWER);
         self.apply(|core| core.abandon(now));
     }
 
-    /// The newer process grants a slot that was requested.
-    pub fn granted(self: &Arc<Self>, want: u64, endpoint: &EndpointId, now: Instant) {
-        self.apply(|core| core.granted(want, endpoint, now));
-    }
-
-    /// The newer process rejects a slot request.
-    pub fn refused(self: &Arc<Self>, want: u64, rejection: Rejection, now: Instant) {
-        self.apply(|core| core.refused(want, rejection, now));
-    }
-
-    /// Whether a newer process gives the slots out and probes readiness.
+    /// Whether a newer process owns the slots and probes readiness.
     pub fn is_flipped(&self) -> bool {
-        self.shared.lock().core.remote.is_some()
+        self.shared.lock().core.is_flipped()
     }
 
-    /// Takes over endpoints of an older process, with a Permit for each request that it has in flight. Unknown
-    /// addresses are added only with `may_add`.
-    pub fn adopt(self: &Arc<Self>, endpoints: &[EndpointInUse], may_add: bool, now: Instant) -> Vec<Permit> {
-        let grants = self.run(|core| core.adopt(endpoints, may_add, now));
-        let permits = grants.into_iter();
-        permits
-            .map(|grant| Permit::new(Arc::clone(self), grant))
-            .collect()
+    /// Takes over endpoints of an older process with what it has in use, and sends messages to it. Unknown addresses are
+    /// added only with `may_add`.
+    pub fn adopt(self: &Arc<Self>, endpoints: &[EndpointInUse], may_add: bool, older: Outlet, now: Instant) {
+        self.shared.lock().outlets.insert(PeerId::OLDER, older);
+        self.apply(|core| core.adopt(endpoints, may_add, now));
     }
 
-    /// As [`admit`](Self::admit), for a request of an older process.
-    pub fn admit_from(self: &Arc<Self>, wanted: Wanted, now: Instant) -> Admission {
-        self.decide(now, |core, waiter| core.arrive_from(wanted, now, waiter))
+    /// Handles a message of another process.
+    pub fn hear(self: &Arc<Self>, peer: PeerId, message: LeaseMessage, now: Instant) {
+        self.apply(|core| core.hear(peer, message, now));
+    }
+
+    /// Another process is gone, and whatever it held with it.
+    pub fn peer_gone(self: &Arc<Self>, peer: PeerId, now: Instant) {
+        self.apply(|core| core.gone(peer, now));
+        self.shared.lock().outlets.remove(&peer);
+    }
+
+    /// A connection to a replica begins: messages to it go here, and what an earlier connection may carry is void.
+    pub fn meet(self: &Arc<Self>, peer: PeerId, outlet: Outlet, now: Instant) {
+        // Replaced under the lock that messages are sent under: none of before goes to the new one.
+        self.run(|core| {
+            let actions = core.meet(peer, now);
+            ((), actions)
+        });
+        self.shared.lock().outlets.insert(peer, outlet);
+    }
+
+    /// The connection to a replica has ended.
+    pub fn part(self: &Arc<Self>, peer: PeerId, now: Instant) {
+        self.shared.lock().outlets.remove(&peer);
+        self.apply(|core| core.part(peer, now));
+    }
+
+    /// The lease of what a replica's slots are leased for has ended.
+    pub fn lapse(self: &Arc<Self>, peer: PeerId, now: Instant) {
+        self.apply(|core| core.lapse(peer, now));
+    }
+
+    /// Deals the endpoints out among replicas; what becomes this process's own waits for [`settle_deal`](Self::settle_deal).
+    pub fn share(self: &Arc<Self>, deal: &Arc<Deal>, now: Instant) {
+        self.apply(|core| core.share(deal, now));
+    }
+
+    /// Every other replica has said what it holds.
+    pub fn settle_deal(self: &Arc<Self>, now: Instant) {
+        self.apply(|core| core.settle_deal(now));
+    }
+
+    /// Tells a replica what this process holds of its slots, after all that was said before.
+    pub fn tell_holding(self: &Arc<Self>, peer: PeerId) {
+        self.apply(|core| {
+            core.tell_holding(peer);
+            Actions::default()
+        });
+    }
+
+    /// A replica that said what it holds has said nothing of this revision.
+    pub fn held_nothing(self: &Arc<Self>, peer: PeerId, now: Instant) {
+        self.apply(|core| core.held_nothing(peer, now));
+    }
+
+    /// Slots that another process holds.
+    pub fn slots_of(&self, peer: PeerId) -> u32 {
+        self.shared.lock().core.slots_of(peer)
     }
 }
 

@@ -162,7 +162,7 @@ impl<W> Core<W> {
 
     /// The first request starts what is not there, although a tier before it may serve the request.
     pub(super) fn start_later_tiers(&mut self, now: Instant, actions: &mut Actions<W>) {
-        if self.tiers.len() > 1 && self.remote.is_none() && self.closed.is_none() {
+        if self.tiers.len() > 1 && !self.is_flipped() && self.closed.is_none() {
             let before = actions.signals.len();
             self.start_wanted_tiers(now, actions);
             // What is started elsewhere is probed only while somebody waits for it.
@@ -174,12 +174,12 @@ impl<W> Core<W> {
     pub(crate) fn is_awaited(&self, tier: u8) -> bool {
         let activation = &self.tiers[usize::from(tier)].activation;
         let tiered = self.tiers.len() > 1;
-        !self.queue.is_empty() || (tiered && matches!(activation, Activation::Outstanding { .. }))
+        self.all_waiting() > 0 || (tiered && matches!(activation, Activation::Outstanding { .. }))
     }
 
     /// Starts what the waiters wait for.
     pub(super) fn start_for_waiters(&mut self, now: Instant, actions: &mut Actions<W>) {
-        if self.queue.len() > self.queue.passive() {
+        if self.all_active() > 0 {
             self.start_wanted_tiers(now, actions);
         }
         let spilled: Vec<u64> = self.queue.spilled().iter().copied().collect();
@@ -260,7 +260,7 @@ impl<W> Core<W> {
     pub(crate) fn may_spill(&self, slot: u32, ticket: &QueueTicket, now: Instant) -> bool {
         let refused = ticket.refused_tiers() | bit(self.endpoints.record(slot).tier.into());
         self.tiers.len() > 1
-            && self.remote.is_none()
+            && !self.is_flipped()
             && self.closed.is_none()
             && self.queue.spilled().len() < MAX_SPILLED
             && if ticket.arrival.passive {
@@ -301,7 +301,8 @@ impl<W> Core<W> {
     /// waits, no other revision needs this one, and the service is not paused.
     pub(super) fn is_tier_idle(&self, tier: usize) -> bool {
         let active = self.endpoints.in_flight_of(tier) - self.tiers[tier].passive_in_flight;
-        let waiting = self.queue.len() - self.queue.passive();
+        let active = active + self.older_in_flight(tier);
+        let waiting = self.all_active();
         active == 0 && (self.endpoints.rests(tier) || (waiting == 0 && !self.is_kept()))
     }
 
@@ -332,10 +333,11 @@ impl<W> Core<W> {
     /// WebSocket that the reserve finishes would keep the tier up for ever.
     fn tier_held(&self, tier: usize) -> u32 {
         let own = self.endpoints.in_flight_of(tier) - self.tiers[tier].passive_in_flight;
+        let own = own + self.older_in_flight(tier);
         if self.endpoints.rests(tier) {
             return own;
         }
-        let waiting = u32::try_from(self.queue.len() - self.queue.passive()).unwrap_or(u32::MAX);
+        let waiting = self.all_active();
         own.saturating_add(waiting)
             .saturating_add(self.in_its_place(tier))
     }
@@ -345,8 +347,9 @@ impl<W> Core<W> {
         if !matches!(self.tiers[tier].activation, Activation::Outstanding { .. }) {
             return 0;
         }
-        let all = self.endpoints.in_flight() - self.passive_in_flight;
-        all - (self.endpoints.in_flight_of(tier) - self.tiers[tier].passive_in_flight)
+        let all = self.endpoints.in_flight() - self.passive_in_flight + self.all_older_in_flight();
+        let own = self.endpoints.in_flight_of(tier) - self.tiers[tier].passive_in_flight;
+        all - own - self.older_in_flight(tier)
     }
 
     /// The load of a tier since the last call.
@@ -373,8 +376,10 @@ impl<W> Core<W> {
         Load {
             average_concurrency,
             requests,
-            in_flight: self.endpoints.in_flight_of(tier) + self.in_its_place(tier),
-            queued: number(self.queue.len()),
+            in_flight: self.endpoints.in_flight_of(tier)
+                + self.older_in_flight(tier)
+                + self.in_its_place(tier),
+            queued: if rests { 0 } else { self.all_waiting() },
             passive: self.tiers[tier].passive_in_flight + number(self.queue.passive()),
             expected: self.endpoints.counts().ready == 0 && self.visits.is_expected(now),
             keep: if rests {

@@ -23,16 +23,13 @@ use serde::{Deserialize, Serialize};
 use sluice_control::autoscale::Inherited;
 use sluice_control::release::{Histories, HistoryHandle, ServiceHistory};
 use sluice_control::scale::{HandedOver, PlatformAnswer, ScaleHandle, ScaleState};
-use sluice_gateway::handover::{Desk, Guest, Host, ToGuest, ToHost};
+use sluice_gateway::handover::{Desk, DeskMessage, Guest, Host};
 use sluice_gateway::registry::Registry;
 use sluice_model::{Delta, Generation, ServiceId, SnapshotError};
 use tokio::sync::mpsc::UnboundedReceiver;
 use tokio::task::AbortHandle;
 
 use super::wire::{Channel, Frame, Receiver, Sender, WireError};
-
-/// Messages sent in one frame at most.
-const BATCH: usize = 256;
 
 /// A message between both processes about scaling.
 #[derive(Debug, Serialize, Deserialize)]
@@ -45,9 +42,9 @@ enum ScalingMessage {
     /// O: its requests in flight, by revision.
     Desks(Vec<Desk>),
     /// O: messages of the Guest.
-    ToHost(Vec<ToHost>),
+    ToHost(Vec<DeskMessage>),
     /// N: messages of the Host.
-    ToGuest(Vec<ToGuest>),
+    ToGuest(Vec<DeskMessage>),
     /// O: a platform's response to a call of O's.
     Answer(PlatformAnswer),
 }
@@ -344,21 +341,13 @@ impl HandoffReceiver {
         let Some((mut host, scale)) = self.host else {
             return;
         };
-        let mut answers: Vec<ToGuest> = Vec::new();
         let mut next: Option<Frame> = None;
         loop {
-            if next.is_none() && !answers.is_empty() {
-                let some = answers.drain(..answers.len().min(BATCH)).collect();
-                match ScalingMessage::ToGuest(some).frame() {
-                    Ok(frame) => next = Some(frame),
-                    Err(error) => tracing::warn!(%error, "upgrade: an answer cannot be said"),
-                }
-            }
             tokio::select! {
                 heard = receiver.recv() => match heard.map(|message| message.frame) {
                     Ok(Frame::Scaling(body)) => match ScalingMessage::read(&body) {
                         Ok(ScalingMessage::ToHost(said)) => {
-                            answers.extend(said.into_iter().filter_map(|message| host.hear(message)));
+                            said.into_iter().for_each(|message| host.hear(message));
                         }
                         Ok(ScalingMessage::Answer(answer)) => scale.platform_answered(Some(answer)),
                         Ok(_) => {}
@@ -373,7 +362,10 @@ impl HandoffReceiver {
                         break;
                     }
                 }
-                answer = host.next() => answers.push(answer),
+                said = host.next(), if next.is_none() => match ScalingMessage::ToGuest(said).frame() {
+                    Ok(frame) => next = Some(frame),
+                    Err(error) => tracing::warn!(%error, "upgrade: an answer cannot be said"),
+                },
             }
         }
         // The old process is gone, and its requests in flight with it.
