@@ -34,6 +34,7 @@ pub mod local_response;
 pub mod observe;
 mod probe;
 pub mod registry;
+pub mod replicas;
 pub mod request;
 #[cfg(test)]
 mod sim;

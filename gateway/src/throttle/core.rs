@@ -14,7 +14,7 @@ use super::arrival::{Arrival, FailedAttempt, Outcome, QueueTicket};
 use super::budget::{Account, EnterResult, Reservation};
 use super::endpoint::EndpointPhase;
 use super::endpoint_set::EndpointSet;
-use super::lease::{LeaseMessage, Leases, Owner, PeerId};
+use super::lease::{LeaseMessage, Leases, Owner};
 use super::load::LoadMeter;
 use super::queue::{Queue, QueuedRequest};
 use super::rejection::{Closing, Rejection};
@@ -301,11 +301,11 @@ impl<W> Core<W> {
         now: Instant,
     ) -> Actions<W> {
         let mut actions = self.begin(now);
-        if self.is_flipped() {
-            // The newer process judges the endpoints.
+        if let Owner::Peer(owner) = self.endpoints.record(slot).owner {
+            // Its owner judges the endpoint.
             let endpoint = self.endpoints.record(slot).id();
             self.leases()
-                .post(PeerId::NEWER, LeaseMessage::Report { endpoint, outcome });
+                .post(owner, LeaseMessage::Report { endpoint, outcome });
             return actions;
         }
         // An earlier outcome may have ejected the endpoint already.

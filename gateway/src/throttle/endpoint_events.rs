@@ -427,8 +427,8 @@ impl<W> Core<W> {
             return;
         }
         let counts = self.endpoints.counts();
+        let last = counts.ready == 1 || self.endpoints.is_last_owned(i);
         let endpoint = self.endpoints.record_mut(i);
-        let last = counts.ready == 1;
         if !last || (refused && counts.ejected > 0) {
             let time = endpoint.with_outlier(super::outlier::OutlierDetector::eject);
             actions.signals.push(Signal::Ejected {

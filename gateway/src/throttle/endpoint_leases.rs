@@ -138,6 +138,15 @@ impl EndpointSet {
         owners
     }
 
+    /// Whether no other endpoint is ready whose slots are dealt to this process: each replica keeps one, as a process alone
+    /// does.
+    pub(crate) fn is_last_owned(&self, i: u32) -> bool {
+        let others = || self.iter().filter(|(other, _)| *other != i);
+        let ready =
+            |record: &EndpointRecord| record.phase == EndpointPhase::Ready && record.owner == Owner::Me;
+        matches!(self.ownership, Ownership::Shared { .. }) && !others().any(|(_, record)| ready(record))
+    }
+
     /// Slots of endpoints that are gone, which their owners have to be told of.
     pub(crate) fn take_abandoned(&mut self) -> Vec<(PeerId, EndpointId, u32)> {
         std::mem::take(&mut self.abandoned)

@@ -153,7 +153,7 @@ fn five_thousand_addresses_are_replaced_in_linear_time() {
     // A probe finds its endpoint by its key.
     let key = core.known().last().expect("there are some").state.key;
     let (_, probe) = looks(&mut core, |core| core.endpoint_failing(key, t0));
-    assert!(one <= 10, "{one}");
+    assert!(probe <= 10, "{probe}");
     let (known, look) = looks(&mut core, |core| core.known_by(key).map(|slot| slot.state.key));
     assert_eq!((known, look), (Some(key), 1));
 }

@@ -71,7 +71,7 @@ pub enum LeaseMessage {
         /// As in [`Ask`].
         received: u64,
     },
-    /// From the older process of an upgrade: the outcome of an attempt, since the owner judges the endpoint.
+    /// From a holder: the outcome of an attempt, since the owner judges the endpoint.
     Report {
         /// The endpoint.
         endpoint: EndpointId,
@@ -344,10 +344,10 @@ impl<W> Core<W> {
         actions
     }
 
-    /// The lease of a replica's slots has ended: what is in flight on them goes on.
-    pub(crate) fn lapse(&mut self, peer: PeerId, now: Instant) -> Actions<W> {
+    /// The lease of a replica's slots has ended, and what is in flight on them goes on; or it is renewed.
+    pub(crate) fn lapse(&mut self, peer: PeerId, has_lapsed: bool, now: Instant) -> Actions<W> {
         let mut actions = self.begin(now);
-        self.endpoints.lapse(peer, true);
+        self.endpoints.lapse(peer, has_lapsed);
         self.settle(now, &mut actions);
         actions
     }
@@ -370,26 +370,23 @@ impl<W> Core<W> {
     pub(crate) fn share(&mut self, deal: &Arc<Deal>, now: Instant) -> Actions<W> {
         let mut actions = self.begin(now);
         let was_shared = matches!(self.endpoints.ownership, Ownership::Shared { .. });
-        let deal = Arc::clone(deal);
-        let shared = Ownership::Shared { deal, settled: false };
         let all = self.endpoints.iter();
         let changes = all.map(|(slot, record)| {
-            (
-                slot,
-                record.owner,
-                shared.owner(record.state.hash, record.limit()),
-            )
+            let is_mine = record.limit().is_none() || deal.owner(record.state.hash) == Some(None);
+            (slot, record.owner, is_mine)
         });
         let changes: Vec<_> = changes.collect();
-        for (slot, _, after) in &changes {
-            if matches!(after, Owner::Peer(_)) {
+        for (slot, _, is_mine) in &changes {
+            if !is_mine {
                 // Its holders tell the new owner themselves.
                 self.forget_holders_of(*slot);
             }
         }
-        self.endpoints.set_ownership(shared);
-        for (slot, before, after) in changes {
-            if was_shared && (before, after) == (Owner::Me, Owner::Pending) && self.endpoints.is_there(slot) {
+        let deal = Arc::clone(deal);
+        self.endpoints
+            .set_ownership(Ownership::Shared { deal, settled: false });
+        for (slot, before, is_mine) in changes {
+            if was_shared && before == Owner::Me && is_mine && self.endpoints.is_there(slot) {
                 self.endpoints.keep_owner(slot);
             }
         }

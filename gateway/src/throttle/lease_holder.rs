@@ -55,7 +55,8 @@ impl<W> Core<W> {
 
 impl<W> Core<W> {
     /// Tells an owner all that this process holds of its slots.
-    pub(crate) fn tell_holding(&mut self, peer: PeerId) {
+    pub(crate) fn tell_holding(&mut self, peer: PeerId, now: Instant) -> Actions<W> {
+        let mut actions = self.begin(now);
         let held = self.endpoints.iter();
         let held = held.filter(|(_, record)| record.owner == Owner::Peer(peer) && record.leased > 0);
         let slots: Vec<_> = held.map(|(_, record)| (record.id(), record.leased)).collect();
@@ -69,6 +70,8 @@ impl<W> Core<W> {
             owner.asked = 0;
             owner.passive = 0;
         }
+        self.settle(now, &mut actions);
+        actions
     }
 
     pub(super) fn leased(&mut self, peer: PeerId, id: &EndpointId, slots: u32) {
@@ -98,7 +101,8 @@ impl<W> Core<W> {
             // Dealt to another one meanwhile: that one is told by what is held, which this is no part of.
             Some((_, record)) if record.owner != Owner::Peer(peer) => {}
             Some((slot, record)) if record.phase != EndpointPhase::Draining => {
-                if flipped && record.phase != EndpointPhase::Ready {
+                // The owner judges its endpoints, by what all processes report.
+                if record.phase != EndpointPhase::Ready {
                     self.endpoints.set_phase(slot, EndpointPhase::Ready);
                 }
                 self.endpoints.lease(slot, slots);

@@ -84,6 +84,11 @@ impl<W> Core<W> {
         }
     }
 
+    /// Whether requests of other processes wait for slots of this one.
+    pub(super) fn is_awaited_elsewhere(&self) -> bool {
+        self.leases.as_ref().is_some_and(|leases| !leases.is_calm())
+    }
+
     /// As [`older_in_flight`](Self::older_in_flight), of all tiers.
     pub(super) fn all_older_in_flight(&self) -> u32 {
         if self.older().is_some() {
@@ -116,13 +121,13 @@ impl<W> Core<W> {
         holder.youngest = now.checked_sub(ask.youngest).unwrap_or(now);
         holder.told_busy = false;
         let waits = holder.wanted > 0;
-        if peer == PeerId::OLDER && waits {
-            if let Some(rejection) = self.no_wait(now) {
-                self.refuse_older(&rejection);
-            } else {
-                actions.wake_probes |= began && self.endpoints.counts().starting > 0;
-            }
+        if peer == PeerId::OLDER
+            && waits
+            && let Some(rejection) = self.no_wait(now)
+        {
+            self.refuse_older(&rejection);
         }
+        actions.wake_probes |= waits && began && self.endpoints.counts().starting > 0;
     }
 
     pub(super) fn returned(
@@ -226,6 +231,7 @@ impl<W> Core<W> {
         if let Some(holder) = leases.holders.get_mut(&peer) {
             holder.wanted -= 1;
             holder.passive = holder.passive.min(holder.wanted);
+            holder.told_busy = false;
             holder.sent += 1;
             holder.unconfirmed.push_back((holder.sent, slot, 1));
         }

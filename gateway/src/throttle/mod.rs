@@ -48,7 +48,7 @@ mod shell_tests;
 #[cfg(test)]
 mod sim_tests;
 #[cfg(test)]
-mod test_kit;
+pub(crate) mod test_kit;
 #[cfg(test)]
 mod tiers_sim_tests;
 #[cfg(test)]

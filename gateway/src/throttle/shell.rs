@@ -678,12 +678,9 @@ impl RevisionThrottler {
 
     /// A connection to a replica begins: messages to it go here, and what an earlier connection may carry is void.
     pub fn meet(self: &Arc<Self>, peer: PeerId, outlet: Outlet, now: Instant) {
-        // Replaced under the lock that messages are sent under: none of before goes to the new one.
-        self.run(|core| {
-            let actions = core.meet(peer, now);
-            ((), actions)
-        });
+        // First, so that nothing is lost that follows; what was said before was for the connection before.
         self.shared.lock().outlets.insert(peer, outlet);
+        self.apply(|core| core.meet(peer, now));
     }
 
     /// The connection to a replica has ended.
@@ -694,7 +691,12 @@ impl RevisionThrottler {
 
     /// The lease of what a replica's slots are leased for has ended.
     pub fn lapse(self: &Arc<Self>, peer: PeerId, now: Instant) {
-        self.apply(|core| core.lapse(peer, now));
+        self.apply(|core| core.lapse(peer, true, now));
+    }
+
+    /// It is renewed.
+    pub fn renew(self: &Arc<Self>, peer: PeerId, now: Instant) {
+        self.apply(|core| core.lapse(peer, false, now));
     }
 
     /// Deals the endpoints out among replicas; what becomes this process's own waits for [`settle_deal`](Self::settle_deal).
@@ -708,16 +710,54 @@ impl RevisionThrottler {
     }
 
     /// Tells a replica what this process holds of its slots, after all that was said before.
-    pub fn tell_holding(self: &Arc<Self>, peer: PeerId) {
-        self.apply(|core| {
-            core.tell_holding(peer);
-            Actions::default()
-        });
+    pub fn tell_holding(self: &Arc<Self>, peer: PeerId, now: Instant) {
+        self.apply(|core| core.tell_holding(peer, now));
     }
 
     /// A replica that said what it holds has said nothing of this revision.
     pub fn held_nothing(self: &Arc<Self>, peer: PeerId, now: Instant) {
         self.apply(|core| core.held_nothing(peer, now));
+    }
+
+    /// The leases and endpoints, for a simulation that fails.
+    #[cfg(test)]
+    pub(crate) fn dump(&self) -> String {
+        let shared = self.shared.lock();
+        let core = &shared.core;
+        let endpoints = core.endpoints.iter().map(|(i, e)| {
+            format!(
+                "{i} {} {:?} {:?} in flight {} leased {} lent {} ghosts {}",
+                e.state.address,
+                e.phase,
+                e.owner,
+                e.in_flight,
+                e.leased,
+                e.lent,
+                e.busy()
+            )
+        });
+        let endpoints: Vec<String> = endpoints.collect();
+        format!(
+            "{} wait\n{}\n{:?}",
+            core.queue.len(),
+            endpoints.join("\n"),
+            core.leases
+        )
+    }
+
+    /// Addresses of this process's own endpoints that take no requests.
+    #[cfg(test)]
+    pub(crate) fn owned_but_not_ready(&self) -> Vec<EndpointAddr> {
+        let shared = self.shared.lock();
+        let known = shared.core.known();
+        let known = known.filter(|e| e.owner == super::lease::Owner::Me && e.phase != EndpointPhase::Ready);
+        known.map(|e| e.state.address.clone()).collect()
+    }
+
+    /// The timer, for a simulation in which no task runs.
+    #[cfg(test)]
+    pub(crate) fn tick_now(self: &Arc<Self>, now: Instant) {
+        self.apply(|core| core.expire(now));
     }
 
     /// Slots that another process holds.

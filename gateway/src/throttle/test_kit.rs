@@ -12,7 +12,7 @@ use super::shell::clock;
 use super::*;
 use crate::registry::test_kit::{Demands, address, id, queue};
 
-pub(super) fn throttler(supply: Supply, concurrency: Option<u32>) -> (Arc<RevisionThrottler>, Arc<Demands>) {
+pub(crate) fn throttler(supply: Supply, concurrency: Option<u32>) -> (Arc<RevisionThrottler>, Arc<Demands>) {
     let demands = Arc::new(Demands::default());
     let throttler = throttler_for(Arc::clone(&demands) as _, supply, concurrency);
     (throttler, demands)

@@ -174,7 +174,9 @@ impl<W> Core<W> {
     pub(crate) fn is_awaited(&self, tier: u8) -> bool {
         let activation = &self.tiers[usize::from(tier)].activation;
         let tiered = self.tiers.len() > 1;
-        self.all_waiting() > 0 || (tiered && matches!(activation, Activation::Outstanding { .. }))
+        self.all_waiting() > 0
+            || self.is_awaited_elsewhere()
+            || (tiered && matches!(activation, Activation::Outstanding { .. }))
     }
 
     /// Starts what the waiters wait for.

@@ -1,0 +1,604 @@
+//! The state machine behind [`Replicas`](super::Replicas): views, connections and leases of all revisions. Time is passed in.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::sync::{Arc, Weak};
+use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
+use sluice_model::{Replica, RevisionId, stable_hash};
+use tokio::sync::Notify;
+
+use super::word::{About, Announcement, Word};
+use crate::throttle::{Deal, LeaseMessage, Outlet, PeerId, RevisionThrottler};
+
+/// How long slots are leased for, from one renewal to the next.
+const LEASE: Duration = Duration::from_secs(5);
+
+/// How long before the end of its lease a holder stops to send requests on it.
+const MARGIN: Duration = Duration::from_secs(1);
+
+/// The interval of renewals.
+const RENEWAL: Duration = Duration::from_secs(1);
+
+/// Messages about revisions that are not known here yet; beyond these the oldest are forgotten.
+const MAX_STRANGERS: usize = 10_000;
+
+/// A wait for other replicas that is worth a warning.
+const LONG: Duration = Duration::from_secs(5);
+
+type SharedSender = Arc<dyn Fn(Vec<u8>) + Send + Sync>;
+
+/// Words to be sent, in order.
+#[derive(Debug, Default)]
+pub(super) struct Outbox {
+    posts: Mutex<Vec<Post>>,
+    pub(super) notify: Notify,
+}
+
+/// A word for a connection. One of an earlier connection is dropped.
+#[derive(Debug)]
+struct Post {
+    peer: PeerId,
+    session: u64,
+    word: Word,
+}
+
+impl Outbox {
+    fn post(&self, peer: PeerId, session: u64, word: Word) {
+        self.posts.lock().push(Post { peer, session, word });
+        self.notify.notify_one();
+    }
+}
+
+/// Another replica.
+struct Peer {
+    id: PeerId,
+    /// Whether its Pod is listed.
+    is_listed: bool,
+    serves: bool,
+    /// Its process has said that it ends.
+    has_left: bool,
+    incarnation: Option<u64>,
+    session: u64,
+    link: Option<Link>,
+    /// When what it held is free: its Pod is gone, and its leases are at their end.
+    gone_at: Option<Instant>,
+    /// When the last lease ends that was renewed for it.
+    leased_until: Option<Instant>,
+    /// When the last renewal was asked for that it has granted.
+    renewed: Instant,
+    pinged: Instant,
+    has_lapsed: bool,
+    /// Since when it is connected, or not.
+    since: Instant,
+}
+
+/// A connection.
+struct Link {
+    sender: SharedSender,
+    /// The view that it announced last.
+    heard: Option<Announcement>,
+    /// The last of its numbers that it was answered.
+    answered: u64,
+    round: Option<Round>,
+}
+
+/// An announcement whose end has not arrived.
+struct Round {
+    announced: Announcement,
+    /// What has been said to be held.
+    mentioned: HashSet<RevisionId>,
+}
+
+/// One replica, as this one sees it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ReplicaStatus {
+    /// Its name.
+    pub name: Arc<str>,
+    /// Whether it owns slots.
+    pub serves: bool,
+    /// Whether there is a connection to it.
+    pub is_connected: bool,
+    /// For how long there has been one, or none.
+    pub since: Duration,
+    /// Whether it acts by the view of this replica.
+    pub agrees: bool,
+    /// Slots of this replica's endpoints that it holds. Without a connection they are lost until it is back or gone.
+    pub holds: u32,
+}
+
+pub(super) struct Exchange {
+    me: Arc<str>,
+    outbox: Arc<Outbox>,
+    base: Option<Instant>,
+    view: u64,
+    deal: Arc<Deal>,
+    number: u64,
+    is_settled: bool,
+    peers: BTreeMap<Arc<str>, Peer>,
+    next_peer: u32,
+    /// When the wait for other replicas began that is under way, unless a warning was logged.
+    waits_since: Option<Instant>,
+    revisions: HashMap<RevisionId, Vec<Weak<RevisionThrottler>>>,
+    strangers: Vec<(RevisionId, PeerId, LeaseMessage)>,
+}
+
+impl Exchange {
+    pub(super) fn new(outbox: Arc<Outbox>) -> Self {
+        Self {
+            me: "".into(),
+            outbox,
+            base: None,
+            view: 0,
+            deal: Arc::default(),
+            number: 0,
+            is_settled: false,
+            peers: BTreeMap::new(),
+            next_peer: 0,
+            waits_since: None,
+            revisions: HashMap::new(),
+            strangers: Vec::new(),
+        }
+    }
+
+    /// Shares the slots of a throttler.
+    pub(super) fn join(&mut self, throttler: &Arc<RevisionThrottler>, now: Instant) {
+        throttler.share(&self.deal, now);
+        let mut settles = self.is_settled;
+        for peer in self.peers.values() {
+            let Some(link) = &peer.link else { continue };
+            throttler.meet(peer.id, self.outlet(peer, throttler.id()), now);
+            if self.agrees(link) {
+                // It has said all it holds, and nothing of this revision, unless as of a stranger.
+                throttler.held_nothing(peer.id, now);
+            } else {
+                settles &= !peer.is_participant();
+            }
+        }
+        let known: Vec<_> = {
+            let id = throttler.id();
+            self.strangers
+                .extract_if(.., |(revision, ..)| revision == id)
+                .collect()
+        };
+        for (_, peer, message) in known {
+            throttler.hear(peer, message, now);
+        }
+        if settles {
+            throttler.settle_deal(now);
+        }
+        let named = self.revisions.entry(throttler.id().clone()).or_default();
+        named.retain(|throttler| throttler.strong_count() > 0);
+        named.push(Arc::downgrade(throttler));
+    }
+
+    /// Every replica there is.
+    pub(super) fn replicas(&mut self, me: &str, all: &[Replica], now: Instant) {
+        if *self.me != *me {
+            self.me = me.into();
+        }
+        for peer in self.peers.values_mut() {
+            peer.is_listed = false;
+            peer.serves = false;
+        }
+        for replica in all.iter().filter(|replica| *replica.name != *me) {
+            let peer = self.peer(&replica.name, now);
+            peer.is_listed = true;
+            peer.serves = replica.serves;
+            peer.gone_at = None;
+        }
+        for peer in self.peers.values_mut().filter(|peer| !peer.is_listed) {
+            let ends = peer.leased_until.map_or(now, |until| until.max(now));
+            peer.gone_at.get_or_insert(ends);
+        }
+        let mut owners: Vec<_> = all.iter().filter(|replica| replica.serves).collect();
+        owners.sort();
+        owners.dedup();
+        let names: Vec<&str> = owners.iter().map(|replica| &*replica.name).collect();
+        let view = stable_hash(names.join("\n").as_bytes());
+        if view != self.view || self.number == 0 {
+            let owners = names.iter().map(|name| {
+                let peer = self
+                    .peers
+                    .get(*name)
+                    .filter(|_| **name != *me)
+                    .map(|peer| peer.id);
+                (stable_hash(name.as_bytes()), peer)
+            });
+            self.deal = Arc::new(Deal::new(owners.collect()));
+            self.view = view;
+            self.number += 1;
+            self.is_settled = false;
+            self.waits_since = Some(now);
+            for throttler in self.throttlers() {
+                throttler.share(&self.deal, now);
+            }
+            for name in self.linked() {
+                self.announce(&name, now);
+            }
+        }
+        self.bury(now);
+        self.settle(now);
+    }
+
+    pub(super) fn connected(&mut self, name: &str, incarnation: u64, sender: SharedSender, now: Instant) {
+        let throttlers = self.throttlers();
+        let peer = self.peer(name, now);
+        let id = peer.id;
+        let was_other = peer
+            .incarnation
+            .replace(incarnation)
+            .is_some_and(|before| before != incarnation);
+        peer.session += 1;
+        peer.since = now;
+        peer.renewed = now;
+        peer.pinged = now;
+        peer.has_lapsed = false;
+        peer.has_left = false;
+        peer.leased_until = Some(now + LEASE);
+        peer.link = Some(Link {
+            sender,
+            heard: None,
+            answered: 0,
+            round: None,
+        });
+        if !peer.is_listed {
+            // Listed soon, or left over: it is forgotten with its leases.
+            peer.gone_at = None;
+        }
+        if was_other {
+            self.strangers.retain(|(_, peer, _)| *peer != id);
+        }
+        for throttler in &throttlers {
+            if was_other {
+                throttler.peer_gone(id, now);
+            }
+            let peer = &self.peers[name];
+            throttler.meet(id, self.outlet(peer, throttler.id()), now);
+        }
+        self.announce(name, now);
+    }
+
+    pub(super) fn disconnected(&mut self, name: &str, now: Instant) {
+        let throttlers = self.throttlers();
+        let Some(peer) = self.peers.get_mut(name).filter(|peer| peer.link.is_some()) else {
+            return;
+        };
+        peer.link = None;
+        peer.since = now;
+        if !peer.is_listed {
+            let ends = peer.leased_until.map_or(now, |until| until.max(now));
+            peer.gone_at.get_or_insert(ends);
+        }
+        let id = peer.id;
+        for throttler in throttlers {
+            throttler.part(id, now);
+        }
+    }
+
+    /// Takes one word of a replica; `throttler` is that of the revision it is about, if that is known.
+    ///
+    /// # Errors
+    /// It makes no sense here.
+    pub(super) fn heard(
+        &mut self,
+        name: &str,
+        word: Word,
+        throttler: Option<Arc<RevisionThrottler>>,
+        now: Instant,
+    ) -> Result<(), String> {
+        let base = *self.base.get_or_insert(now);
+        let Some(peer) = self.peers.get_mut(name) else {
+            return Ok(());
+        };
+        let (id, session) = (peer.id, peer.session);
+        let Some(link) = &mut peer.link else { return Ok(()) };
+        match word {
+            Word::Announce(announced) => {
+                link.round = Some(Round {
+                    announced,
+                    mentioned: HashSet::new(),
+                });
+            }
+            Word::Announced => {
+                let Some(round) = link.round.take() else {
+                    return Err("the end of an announcement without its beginning".to_owned());
+                };
+                let announced = round.announced;
+                link.heard = Some(announced);
+                let answers = announced.number > link.answered;
+                let agrees = announced.view == self.view && announced.seen == self.number;
+                if agrees {
+                    for throttler in self.throttlers() {
+                        if !round.mentioned.contains(throttler.id()) {
+                            throttler.held_nothing(id, now);
+                        }
+                    }
+                }
+                if answers {
+                    self.announce(name, now);
+                }
+                self.settle(now);
+            }
+            Word::About(about) => {
+                let revision = about.revision()?;
+                let message = about.into_message();
+                if let (LeaseMessage::Holding { .. }, Some(round)) = (&message, &mut link.round) {
+                    round.mentioned.insert(revision.clone());
+                    if round.announced.view != self.view || round.announced.seen != self.number {
+                        // By another view: it is said again by the one that both have.
+                        return Ok(());
+                    }
+                }
+                match throttler {
+                    Some(throttler) => throttler.hear(id, message, now),
+                    None => self.hear_of_stranger(revision, id, session, message),
+                }
+            }
+            Word::Leave => {
+                peer.has_left = true;
+                for throttler in self.throttlers() {
+                    throttler.peer_gone(id, now);
+                }
+                self.settle(now);
+            }
+            Word::Ping(at) => {
+                peer.leased_until = Some(now + LEASE);
+                self.outbox.post(id, session, Word::Pong(at));
+            }
+            Word::Pong(at) => {
+                peer.renewed = peer.renewed.max((base + Duration::from_millis(at)).min(now));
+                if peer.has_lapsed && now.saturating_duration_since(peer.renewed) < LEASE - MARGIN {
+                    peer.has_lapsed = false;
+                    for throttler in self.throttlers() {
+                        throttler.renew(id, now);
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Renews leases, and ends those that are over.
+    pub(super) fn tick(&mut self, now: Instant) {
+        let base = *self.base.get_or_insert(now);
+        let mut lapsed = Vec::new();
+        for peer in self.peers.values_mut() {
+            if peer.link.is_some() && now.saturating_duration_since(peer.pinged) >= RENEWAL {
+                peer.pinged = now;
+                let at = now.saturating_duration_since(base).as_millis();
+                let at = u64::try_from(at).unwrap_or(u64::MAX);
+                self.outbox.post(peer.id, peer.session, Word::Ping(at));
+            }
+            if !peer.has_lapsed && now.saturating_duration_since(peer.renewed) >= LEASE - MARGIN {
+                peer.has_lapsed = true;
+                lapsed.push(peer.id);
+            }
+        }
+        for throttler in self.throttlers() {
+            for peer in &lapsed {
+                throttler.lapse(*peer, now);
+            }
+        }
+        self.bury(now);
+        self.settle(now);
+        self.warn(now);
+        self.revisions.retain(|_, named| {
+            named.retain(|throttler| throttler.strong_count() > 0);
+            !named.is_empty()
+        });
+    }
+
+    /// Tells every replica that this process ends.
+    pub(super) fn leave(&mut self) {
+        for peer in self.peers.values().filter(|peer| peer.link.is_some()) {
+            self.outbox.post(peer.id, peer.session, Word::Leave);
+        }
+    }
+
+    /// Messages for connections, as they are to be sent.
+    pub(super) fn take_messages(&mut self) -> Vec<(SharedSender, Vec<u8>)> {
+        let posts = std::mem::take(&mut *self.outbox.posts.lock());
+        let mut words: BTreeMap<PeerId, Vec<Word>> = BTreeMap::new();
+        let sessions: HashMap<PeerId, u64> =
+            self.peers.values().map(|peer| (peer.id, peer.session)).collect();
+        for post in posts {
+            if sessions.get(&post.peer) == Some(&post.session) {
+                words.entry(post.peer).or_default().push(post.word);
+            }
+        }
+        let mut messages = Vec::new();
+        for peer in self.peers.values() {
+            let (Some(link), Some(words)) = (&peer.link, words.remove(&peer.id)) else {
+                continue;
+            };
+            for some in words.chunks(256) {
+                match serde_json::to_vec(some) {
+                    Ok(message) => messages.push((Arc::clone(&link.sender), message)),
+                    Err(error) => tracing::error!("internal error: leases cannot be encoded: {error}"),
+                }
+            }
+        }
+        messages
+    }
+
+    pub(super) fn status(&self, now: Instant) -> Vec<ReplicaStatus> {
+        let throttlers = self.throttlers();
+        let peers = self.peers.iter().map(|(name, peer)| ReplicaStatus {
+            name: Arc::clone(name),
+            serves: peer.serves,
+            is_connected: peer.link.is_some(),
+            since: now.saturating_duration_since(peer.since),
+            agrees: peer.link.as_ref().is_some_and(|link| self.agrees(link)),
+            holds: throttlers
+                .iter()
+                .map(|throttler| throttler.slots_of(peer.id))
+                .sum(),
+        });
+        peers.collect()
+    }
+
+    /// Announces the view to a replica, and what is held of its endpoints.
+    fn announce(&mut self, name: &str, now: Instant) {
+        let throttlers = self.throttlers();
+        let Some(peer) = self.peers.get_mut(name) else {
+            return;
+        };
+        let Some(link) = &mut peer.link else { return };
+        // Nothing is announced before the replicas are listed: there is no view.
+        if self.number == 0 {
+            return;
+        }
+        let seen = link.heard.map_or(0, |heard| heard.number);
+        link.answered = seen;
+        let announcement = Announcement {
+            view: self.view,
+            number: self.number,
+            seen,
+        };
+        let (id, session) = (peer.id, peer.session);
+        self.outbox.post(id, session, Word::Announce(announcement));
+        for throttler in throttlers {
+            throttler.tell_holding(id, now);
+        }
+        self.outbox.post(id, session, Word::Announced);
+    }
+
+    /// Owns what is new once every other replica acts by the same view.
+    fn settle(&mut self, now: Instant) {
+        if self.is_settled || self.number == 0 {
+            return;
+        }
+        let mut participants = self.peers.values().filter(|peer| peer.is_participant());
+        let all = participants.all(|peer| peer.link.as_ref().is_some_and(|link| self.agrees(link)));
+        if all {
+            self.is_settled = true;
+            for throttler in self.throttlers() {
+                throttler.settle_deal(now);
+            }
+        }
+    }
+
+    /// Logs which replicas are waited for, once for each wait that is long.
+    fn warn(&mut self, now: Instant) {
+        let is_long = |since: &Instant| now.saturating_duration_since(*since) >= LONG;
+        if self.is_settled || self.revisions.is_empty() || !self.waits_since.as_ref().is_some_and(is_long) {
+            return;
+        }
+        self.waits_since = None;
+        let missing = self.peers.iter().filter(|(_, peer)| {
+            peer.is_participant() && !peer.link.as_ref().is_some_and(|link| self.agrees(link))
+        });
+        let missing: Vec<&str> = missing.map(|(name, _)| &**name).collect();
+        tracing::warn!(
+            replicas = missing.join(", "),
+            "slots of revisions with a concurrency limit wait for replicas that cannot be reached, until they are back or their Pods are gone"
+        );
+    }
+
+    /// Frees what replicas held that are gone.
+    fn bury(&mut self, now: Instant) {
+        let is_due = |peer: &Peer| peer.gone_at.is_some_and(|at| at <= now) && peer.link.is_none();
+        let due: Vec<Arc<str>> = self
+            .peers
+            .iter()
+            .filter(|(_, peer)| is_due(peer))
+            .map(|(name, _)| Arc::clone(name))
+            .collect();
+        for name in due {
+            let Some(peer) = self.peers.remove(&name) else {
+                continue;
+            };
+            self.strangers.retain(|(_, from, _)| *from != peer.id);
+            for throttler in self.throttlers() {
+                throttler.peer_gone(peer.id, now);
+            }
+        }
+    }
+
+    fn hear_of_stranger(&mut self, revision: RevisionId, peer: PeerId, session: u64, message: LeaseMessage) {
+        match message {
+            LeaseMessage::Holding { .. } => {
+                self.strangers
+                    .retain(|(known, from, _)| (known, *from) != (&revision, peer));
+                self.strangers.push((revision, peer, message));
+            }
+            LeaseMessage::Return { .. } => {
+                let is_known = |(known, from, _): &(RevisionId, PeerId, LeaseMessage)| {
+                    *known == revision && *from == peer
+                };
+                if self.strangers.iter().any(is_known) {
+                    self.strangers.push((revision, peer, message));
+                }
+            }
+            // A slot that nobody can use here.
+            LeaseMessage::Lease { endpoint, slots } => {
+                let message = LeaseMessage::Return {
+                    endpoint,
+                    slots,
+                    received: 0,
+                };
+                let about = About::new(&revision, message);
+                self.outbox.post(peer, session, Word::About(about));
+            }
+            _ => {}
+        }
+        if self.strangers.len() > MAX_STRANGERS {
+            self.strangers.remove(0);
+        }
+    }
+
+    fn agrees(&self, link: &Link) -> bool {
+        link.heard
+            .is_some_and(|heard| heard.view == self.view && heard.seen == self.number)
+    }
+
+    fn outlet(&self, peer: &Peer, revision: &RevisionId) -> Outlet {
+        let (outbox, revision) = (Arc::clone(&self.outbox), revision.clone());
+        let (id, session) = (peer.id, peer.session);
+        Box::new(move |message| outbox.post(id, session, Word::About(About::new(&revision, message))))
+    }
+
+    fn peer(&mut self, name: &str, now: Instant) -> &mut Peer {
+        let next = &mut self.next_peer;
+        self.peers.entry(name.into()).or_insert_with(|| {
+            let id = PeerId(*next);
+            *next += 1;
+            Peer {
+                id,
+                is_listed: false,
+                serves: false,
+                has_left: false,
+                incarnation: None,
+                session: 0,
+                link: None,
+                gone_at: None,
+                leased_until: None,
+                renewed: now,
+                pinged: now,
+                has_lapsed: false,
+                since: now,
+            }
+        })
+    }
+
+    fn linked(&self) -> Vec<Arc<str>> {
+        let linked = self.peers.iter().filter(|(_, peer)| peer.link.is_some());
+        linked.map(|(name, _)| Arc::clone(name)).collect()
+    }
+
+    fn throttlers(&self) -> Vec<Arc<RevisionThrottler>> {
+        self.revisions
+            .values()
+            .flatten()
+            .filter_map(Weak::upgrade)
+            .collect()
+    }
+}
+
+impl Peer {
+    /// Whether it may own slots, or hold some: it is there, or was and its leases are not over.
+    fn is_participant(&self) -> bool {
+        !self.has_left && (self.is_listed || self.gone_at.is_some())
+    }
+}

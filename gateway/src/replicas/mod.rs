@@ -1,0 +1,178 @@
+//! Slots of revisions with a concurrency limit, shared by the replicas of a cluster: which replica owns which endpoints, and
+//! the messages between them. The leases themselves are the throttlers' (`throttle/lease.rs`).
+//!
+//! The endpoints are dealt out by rendezvous among the replicas that serve: a *view* of them. Replicas see the cluster change
+//! at different moments, so a view takes effect in two steps. A replica whose view changes gives up at once what it does not
+//! own any more, and announces the view to every other replica together with the slots it holds of that one's endpoints. It
+//! owns what is new to it once every other replica has announced the same view, as an answer to its own announcement: then
+//! none acts as the former owner any more, and all that is in flight is counted. What it owned before, it goes on owning.
+//!
+//! A replica that cannot be reached answers no announcement: endpoints that move wait for it, and slots that it holds are not
+//! free, until it is back or its Pod is gone. Such slots are lost for a while, never doubled.
+//!
+//! **Invariant:** at no time do two replicas own an endpoint.
+
+mod exchange;
+mod word;
+
+#[cfg(test)]
+mod sim_tests;
+
+use std::fmt;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use sluice_model::{Replica, ReplicaSender, ReplicaSink, RevisionId};
+
+use crate::throttle::{RevisionThrottler, clock};
+pub use exchange::ReplicaStatus;
+use exchange::{Exchange, Outbox};
+use word::Word;
+
+/// How often leases are renewed and looked at.
+const TICK: Duration = Duration::from_millis(250);
+
+/// Finds the throttler of a revision that messages arrive for, and wakes it if need be.
+pub type FindThrottler = Box<dyn Fn(&RevisionId) -> Option<Arc<RevisionThrottler>> + Send + Sync>;
+
+/// The slots that this replica shares with others. Cheap where no revision has a concurrency limit.
+pub struct Replicas {
+    exchange: Mutex<Exchange>,
+    outbox: Arc<Outbox>,
+    find: Mutex<Option<FindThrottler>>,
+    /// Revisions with a limit.
+    wanted: AtomicUsize,
+    on_wanted: Mutex<Option<Box<dyn Fn() + Send + Sync>>>,
+}
+
+impl Replicas {
+    /// Without other replicas, and without a list of them: nothing is owned before there is one.
+    pub fn new() -> Arc<Self> {
+        let outbox = Arc::new(Outbox::default());
+        Arc::new(Self {
+            exchange: Mutex::new(Exchange::new(Arc::clone(&outbox))),
+            outbox,
+            find: Mutex::new(None),
+            wanted: AtomicUsize::new(0),
+            on_wanted: Mutex::new(None),
+        })
+    }
+
+    /// Says how throttlers are found. Messages for revisions are of no use before it.
+    pub fn find_by(&self, find: FindThrottler) {
+        *self.find.lock() = Some(find);
+    }
+
+    /// Sends messages and renews leases until the future is dropped.
+    pub async fn run(self: Arc<Self>) {
+        let mut ticks = tokio::time::interval(TICK);
+        ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            tokio::select! {
+                () = self.outbox.notify.notified() => {}
+                _ = ticks.tick() => self.exchange.lock().tick(clock()),
+            }
+            self.pump();
+        }
+    }
+
+    /// Sends what there is to be sent.
+    fn pump(&self) {
+        let messages = self.exchange.lock().take_messages();
+        for (sender, message) in messages {
+            sender(message);
+        }
+    }
+
+    /// Counts a revision with a limit: while there is one, replicas have to meet.
+    pub(crate) fn want(self: &Arc<Self>) -> Want {
+        self.wanted.fetch_add(1, Ordering::SeqCst);
+        self.tell_wanted();
+        Want(Arc::downgrade(self))
+    }
+
+    /// Shares the slots of this throttler from now on.
+    pub(crate) fn join(&self, throttler: &Arc<RevisionThrottler>) {
+        self.exchange.lock().join(throttler, clock());
+    }
+
+    /// Tells the other replicas that this process ends, and with it whatever it has in flight: they need not wait for the end
+    /// of its leases. Right before it does.
+    pub fn leave(&self) {
+        self.exchange.lock().leave();
+        self.pump();
+    }
+
+    /// The other replicas, by name.
+    pub fn status(&self) -> Vec<ReplicaStatus> {
+        self.exchange.lock().status(clock())
+    }
+
+    fn tell_wanted(&self) {
+        if let Some(wake) = &*self.on_wanted.lock() {
+            wake();
+        }
+    }
+}
+
+impl ReplicaSink for Replicas {
+    fn is_wanted(&self) -> bool {
+        self.wanted.load(Ordering::SeqCst) > 0
+    }
+
+    fn on_wanted(&self, wake: Box<dyn Fn() + Send + Sync>) {
+        *self.on_wanted.lock() = Some(wake);
+    }
+
+    fn replicas(&self, me: &str, all: &[Replica]) {
+        self.exchange.lock().replicas(me, all, clock());
+    }
+
+    fn connected(&self, replica: &str, incarnation: u64, sender: ReplicaSender) {
+        self.exchange
+            .lock()
+            .connected(replica, incarnation, Arc::from(sender), clock());
+    }
+
+    fn received(&self, replica: &str, message: &[u8]) -> Result<(), String> {
+        let words: Vec<Word> =
+            serde_json::from_slice(message).map_err(|e| format!("no words of leases: {e}"))?;
+        for word in words {
+            // Found before the exchange is locked: one that wakes joins it.
+            let throttler = match &word {
+                Word::About(about) => {
+                    let revision = about.revision()?;
+                    self.find.lock().as_ref().and_then(|find| find(&revision))
+                }
+                _ => None,
+            };
+            self.exchange.lock().heard(replica, word, throttler, clock())?;
+        }
+        Ok(())
+    }
+
+    fn disconnected(&self, replica: &str) {
+        self.exchange.lock().disconnected(replica, clock());
+    }
+}
+
+impl fmt::Debug for Replicas {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Replicas").finish_non_exhaustive()
+    }
+}
+
+/// A guard: a revision with a limit exists.
+#[derive(Debug)]
+pub(crate) struct Want(Weak<Replicas>);
+
+impl Drop for Want {
+    fn drop(&mut self) {
+        if let Some(replicas) = self.0.upgrade() {
+            replicas.wanted.fetch_sub(1, Ordering::SeqCst);
+            replicas.tell_wanted();
+        }
+    }
+}
