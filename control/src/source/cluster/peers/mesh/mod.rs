@@ -91,7 +91,8 @@ impl Mesh {
                     if !is_there {
                         task.abort();
                     }
-                    is_there
+                    // One that has panicked is started again.
+                    is_there && !task.is_finished()
                 });
                 for name in higher {
                     dialling.entry(name.clone()).or_insert_with(|| {

@@ -311,6 +311,7 @@ struct Node {
     address: SocketAddr,
     members: watch::Sender<Option<Members>>,
     events: tokio::sync::mpsc::Receiver<PeerEvent>,
+    _leader: watch::Sender<Leader>,
     _tls: watch::Sender<Option<PeerTls>>,
     _tasks: JoinSet<()>,
 }
@@ -323,10 +324,11 @@ impl Node {
         let (mesh, follow) = Mesh::new(name.into(), Arc::clone(&sink) as Arc<dyn ReplicaSink>);
         let (sends_tls, tls) = watch::channel(Some(tls.clone()));
         let (members, listed) = watch::channel(None);
+        let (leader, knows_leader) = watch::channel(Leader::Me);
         let (sender, events) = channel(4);
         let accept = Accept {
             me: name.into(),
-            leader: watch::channel(Leader::Me).1,
+            leader: knows_leader,
             tls: tls.clone(),
             events: sender,
             mesh: mesh.clone(),
@@ -344,6 +346,7 @@ impl Node {
             address,
             members,
             events,
+            _leader: leader,
             _tls: sends_tls,
             _tasks: tasks,
         }
