@@ -83,6 +83,30 @@ fn is_pods(spec: &sluice_model::RevisionSpec) -> bool {
     matches!(spec.backend, sluice_model::Backend::Pods(_))
 }
 
+/// Nothing is told to other replicas.
+#[cfg(feature = "cluster")]
+#[derive(Debug)]
+struct NoReplicas;
+
+#[cfg(feature = "cluster")]
+impl sluice_model::ReplicaSink for NoReplicas {
+    fn is_wanted(&self) -> bool {
+        false
+    }
+
+    fn on_wanted(&self, _: Box<dyn Fn() + Send + Sync>) {}
+
+    fn replicas(&self, _: &str, _: &[sluice_model::Replica]) {}
+
+    fn connected(&self, _: &str, _: u64, _: sluice_model::ReplicaSender) {}
+
+    fn received(&self, _: &str, _: &[u8]) -> Result<(), String> {
+        Ok(())
+    }
+
+    fn disconnected(&self, _: &str) {}
+}
+
 /// The namespace in the packaging, for a gateway outside of the cluster.
 #[cfg(feature = "cluster")]
 const NAMESPACE: &str = "sluice-system";
@@ -145,7 +169,12 @@ pub(super) fn start(
         // The sender goes away with the process only.
         let _ = phase.wait_for(|phase| *phase != Drain::Serving).await;
     };
-    Ok(ClusterSource::start(client, options, leaving))
+    Ok(ClusterSource::start(
+        client,
+        options,
+        Arc::new(NoReplicas),
+        leaving,
+    ))
 }
 
 #[cfg(not(feature = "cluster"))]

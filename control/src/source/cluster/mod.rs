@@ -41,7 +41,7 @@ use std::time::Duration;
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::{Client, Config};
 use sluice_model::{
-    BackendTls, DEFAULT_STREAMS_PER_CONNECTION, Protocol, RevisionSettings, RevisionTimeouts,
+    BackendTls, DEFAULT_STREAMS_PER_CONNECTION, Protocol, ReplicaSink, RevisionSettings, RevisionTimeouts,
 };
 use tokio::sync::mpsc::{Receiver, UnboundedSender, channel, unbounded_channel};
 use tokio::task::JoinSet;
@@ -138,10 +138,11 @@ pub struct ClusterSource {
 
 impl ClusterSource {
     /// Starts to watch, on the current runtime. When `leaving` resolves, this replica hands the writing of statuses over; it
-    /// goes on watching.
+    /// goes on watching. `replicas` is what replicas share slots by: messages between them are carried while it wants that.
     pub fn start(
         client: Client,
         options: ClusterOptions,
+        replicas: Arc<dyn ReplicaSink>,
         leaving: impl Future<Output = ()> + Send + 'static,
     ) -> Self {
         let (sender, updates) = channel(UPDATES);
@@ -172,7 +173,7 @@ impl ClusterSource {
         let (election, leader) = lease::elect(client.clone(), &options, leaving);
         tasks.spawn(election);
         let table = Arc::<ServedTable>::default();
-        let peers = Peers::start(&client, &options, &leader, &table, &mut tasks);
+        let peers = Peers::start(&client, &options, &leader, &table, replicas, &mut tasks);
         tasks.spawn(status::write(client, options, statuses, leader, written, peers));
         Self {
             updates,

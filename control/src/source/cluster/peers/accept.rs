@@ -1,4 +1,5 @@
-//! The side of the leader: every replica listens, and those that do not lead refuse.
+//! The side that listens, which every replica does: those that do not lead refuse acknowledgements, and those with a
+//! higher name are dialled by the others that share slots.
 
 use std::io;
 use std::net::SocketAddr;
@@ -15,6 +16,7 @@ use tokio::time::{sleep, timeout};
 use tokio_rustls::TlsAcceptor;
 
 use super::certificate::PeerTls;
+use super::mesh::Mesh;
 use super::wire::{self, Message, VERSION};
 use super::{DEAD, PING, PeerEvent};
 use crate::source::cluster::acks::Served;
@@ -34,6 +36,8 @@ pub(super) struct Accept {
     pub(super) leader: watch::Receiver<Leader>,
     pub(super) tls: watch::Receiver<Option<PeerTls>>,
     pub(super) events: Sender<PeerEvent>,
+    /// What those are met with that share slots.
+    pub(super) mesh: Mesh,
 }
 
 impl Accept {
@@ -88,14 +92,23 @@ impl Accept {
         };
         stream.set_nodelay(true)?;
         let mut buffer = Vec::new();
-        let (mut stream, replica, recipe) = timeout(DEAD, async {
+        let (mut stream, first) = timeout(DEAD, async {
             let mut stream = TlsAcceptor::from(tls.server).accept(stream).await?;
-            match wire::read(&mut stream, &mut buffer).await? {
-                Message::Hello { replica, recipe, .. } => io::Result::Ok((stream, replica, recipe)),
-                _ => Err(io::Error::other("another message where a Hello belongs")),
-            }
+            let first = wire::read(&mut stream, &mut buffer).await?;
+            io::Result::Ok((stream, first))
         })
         .await??;
+        let (replica, recipe) = match first {
+            Message::Hello { replica, recipe, .. } => (replica, recipe),
+            Message::Meet {
+                replica, incarnation, ..
+            } => return self.mesh.accepted(stream, replica, &incarnation).await,
+            _ => {
+                return Err(io::Error::other(
+                    "another message where a Hello or a Meet belongs",
+                ));
+            }
+        };
         let leader = self.leader.borrow_and_update().clone();
         if leader != Leader::Me {
             let leader = match leader {

@@ -33,6 +33,8 @@ pub(in crate::source::cluster) struct Members {
 struct Member {
     address: SocketAddr,
     is_ready: bool,
+    /// The uids of the Pods of this name: several for a moment, when the name appears again.
+    uids: BTreeSet<Arc<str>>,
 }
 
 impl Members {
@@ -46,13 +48,37 @@ impl Members {
     /// One replica, which is ready.
     #[cfg(test)]
     pub(super) fn of(name: &str, address: SocketAddr) -> Self {
+        Self::default().with(name, "u", address, true)
+    }
+
+    /// This one too, whose name several Pods have.
+    #[cfg(test)]
+    pub(super) fn with_uids(mut self, name: &str, uids: &[&str], address: SocketAddr) -> Self {
         let member = Member {
             address,
             is_ready: true,
+            uids: uids.iter().map(|uid| Arc::from(*uid)).collect(),
         };
-        Self {
-            replicas: [(name.to_owned(), member)].into(),
-        }
+        self.replicas.insert(name.to_owned(), member);
+        self
+    }
+
+    /// This one too.
+    #[cfg(test)]
+    pub(super) fn with(mut self, name: &str, uid: &str, address: SocketAddr, is_ready: bool) -> Self {
+        let member = Member {
+            address,
+            is_ready,
+            uids: [uid.into()].into(),
+        };
+        self.replicas.insert(name.to_owned(), member);
+        self
+    }
+
+    /// All replicas, this one among them: the name, the uids of the Pods, and whether it is ready and not being stopped.
+    pub(super) fn all(&self) -> impl Iterator<Item = (&String, &BTreeSet<Arc<str>>, bool)> {
+        let all = self.replicas.iter();
+        all.map(|(name, member)| (name, &member.uids, member.is_ready))
     }
 
     /// The address that a replica listens on for others.
@@ -91,6 +117,7 @@ struct Conditions {
 struct Target {
     kind: String,
     name: String,
+    uid: String,
 }
 
 #[derive(Debug, Clone, Default, Deserialize)]
@@ -151,6 +178,7 @@ fn cut(slice: EndpointSlice) -> Members {
             let member = Member {
                 address: SocketAddr::new(address, port),
                 is_ready: conditions.serving.unwrap_or(true) && !conditions.terminating.unwrap_or(false),
+                uids: [target.uid.into()].into(),
             };
             replicas.insert(target.name, member);
         }
@@ -165,6 +193,7 @@ fn joined(slices: &BTreeMap<String, Members>) -> Members {
     for (name, member) in slices.values().flat_map(|slice| &slice.replicas) {
         let known = replicas.entry(name.clone()).or_insert_with(|| member.clone());
         known.is_ready |= member.is_ready;
+        known.uids.extend(member.uids.iter().cloned());
     }
     Members { replicas }
 }

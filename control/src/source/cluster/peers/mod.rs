@@ -3,11 +3,15 @@
 //!
 //! ```text
 //! published ──> ServedTable ── report ── port 9902 ──> accept ── PeerEvent ──> status
+//! ReplicaSink <── mesh ── port 9902 ── mesh ──> ReplicaSink
 //! ```
+//!
+//! The first message of a connection says what it is for.
 
 mod accept;
 mod certificate;
 mod members;
+mod mesh;
 mod report;
 mod table;
 #[cfg(test)]
@@ -18,6 +22,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use kube::Client;
+use sluice_model::{Replica, ReplicaSink};
 use tokio::sync::mpsc::{self, channel};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
@@ -33,6 +38,15 @@ const PING: Duration = Duration::from_secs(1);
 
 /// A connection on which nothing was received for this long is dead.
 const DEAD: Duration = Duration::from_secs(4);
+
+/// The pause after a first failure, and the longest one. Doubling, with a spread of half.
+const MIN_PAUSE: Duration = Duration::from_millis(50);
+const MAX_PAUSE: Duration = Duration::from_secs(1);
+
+/// The pause, up to half of it less.
+fn jitter(pause: Duration) -> Duration {
+    pause / 2 + pause.mul_f64(fastrand::f64() / 2.0)
+}
 
 /// Events that wait for the writer of statuses. Beyond these the connections wait.
 const EVENTS: usize = 256;
@@ -75,6 +89,7 @@ impl Peers {
         options: &ClusterOptions,
         leader: &watch::Receiver<Leader>,
         table: &Arc<ServedTable>,
+        sink: Arc<dyn ReplicaSink>,
         tasks: &mut JoinSet<()>,
     ) -> Self {
         let (sender, events) = channel(EVENTS);
@@ -88,23 +103,32 @@ impl Peers {
             ));
             let (keep, tls) = certificate::keep(client.clone(), &options.namespace, leader.clone());
             tasks.spawn(keep);
+            let (mesh, wanted) = mesh::Mesh::new(options.identity.clone(), sink);
+            tasks.spawn(wanted);
             let accept = accept::Accept {
                 me: options.identity.clone(),
                 leader: leader.clone(),
                 tls: tls.clone(),
                 events: sender,
+                mesh: mesh.clone(),
             };
             tasks.spawn(accept.run(address));
             let report = report::Report {
                 me: options.identity.clone(),
                 leader: leader.clone(),
                 members: listed.clone(),
-                tls,
+                tls: tls.clone(),
                 table: Arc::clone(table),
             };
             tasks.spawn(report.run());
+            tasks.spawn(mesh.run(listed.clone(), tls));
         } else {
             members.send_replace(Some(Members::default()));
+            let alone = Replica {
+                name: options.identity.as_str().into(),
+                serves: true,
+            };
+            sink.replicas(&options.identity, &[alone]);
         }
         Self {
             members: listed,

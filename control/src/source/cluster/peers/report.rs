@@ -3,7 +3,6 @@
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Duration;
 
 use rustls::pki_types::ServerName;
 use tokio::io::{AsyncRead, AsyncWrite, split};
@@ -16,13 +15,9 @@ use super::certificate::{PeerTls, SERVER_NAME};
 use super::members::Members;
 use super::table::{ServedTable, Telling};
 use super::wire::{self, MAX_ACKS, Message, VERSION};
-use super::{DEAD, PING};
+use super::{DEAD, MAX_PAUSE, MIN_PAUSE, PING, jitter};
 use crate::source::cluster::acks::RECIPE;
 use crate::source::cluster::lease::Leader;
-
-/// The pause after a first failure, and the longest one. Doubling, with a spread of half.
-const MIN_PAUSE: Duration = Duration::from_millis(50);
-const MAX_PAUSE: Duration = Duration::from_secs(1);
 
 /// What is told, and to whom.
 #[derive(Debug)]
@@ -63,7 +58,7 @@ impl Report {
                     }
                     let now = pause;
                     pause = (pause * 2).min(MAX_PAUSE);
-                    Some(now / 2 + now.mul_f64(fastrand::f64() / 2.0))
+                    Some(jitter(now))
                 }
                 _ => None,
             };

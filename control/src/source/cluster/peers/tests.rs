@@ -14,6 +14,8 @@ use tokio::time::timeout;
 use super::accept::Accept;
 use super::certificate::{self, PeerTls};
 use super::members::Members;
+use super::mesh::Mesh;
+use super::mesh::tests::Sink;
 use super::report::Report;
 use super::{PeerEvent, ServedTable};
 use crate::ingress::{IngressObject, IngressOutcome};
@@ -47,6 +49,7 @@ impl Leading {
             leader: known,
             tls: watch::channel(Some(tls)).1,
             events: sender,
+            mesh: Mesh::new("a".into(), Sink::idle()).0,
         };
         let mut tasks = JoinSet::new();
         tasks.spawn(accept.serve(listener));

@@ -53,6 +53,23 @@ pub(super) enum Message {
         #[serde(default)]
         gone: Vec<String>,
     },
+    /// The first message of a replica that shares slots with this one. After it and its answer the connection has frames of
+    /// bytes, which are the data plane's.
+    Meet {
+        #[serde(default)]
+        version: u32,
+        /// The name of the Pod.
+        replica: String,
+        /// The number of the process, in 16 hexadecimal digits.
+        incarnation: String,
+    },
+    /// The answer to it.
+    Met {
+        #[serde(default)]
+        version: u32,
+        replica: String,
+        incarnation: String,
+    },
     /// Keep-alive, sent by both sides.
     Ping,
     /// A message of a later version.
@@ -83,13 +100,20 @@ impl TryFrom<Ack> for Served {
     type Error = io::Error;
 
     fn try_from(ack: Ack) -> Result<Self, io::Error> {
-        let hash = u64::from_str_radix(&ack.hash, 16);
         Ok(Self {
             uid: Arc::from(ack.uid),
             generation: ack.generation,
-            hash: hash.map_err(|e| io::Error::new(io::ErrorKind::InvalidData, e))?,
+            hash: number(&ack.hash)?,
         })
     }
+}
+
+/// A number of 64 bits, from hexadecimal digits.
+///
+/// # Errors
+/// It is none.
+pub(super) fn number(digits: &str) -> io::Result<u64> {
+    u64::from_str_radix(digits, 16).map_err(|e| io::Error::new(io::ErrorKind::InvalidData, e))
 }
 
 /// Reads a message, whose buffer is used again. A dropped future loses what it has read: the connection is at its end.
@@ -151,6 +175,16 @@ mod tests {
                 gone: vec!["u-0".into()],
             },
             Message::Refused { leader: None },
+            Message::Meet {
+                version: VERSION,
+                replica: "a".into(),
+                incarnation: "00000000000000ff".into(),
+            },
+            Message::Met {
+                version: VERSION,
+                replica: "b".into(),
+                incarnation: "ffffffffffffffff".into(),
+            },
             Message::Ping,
         ];
         let mut stream = Vec::new();
