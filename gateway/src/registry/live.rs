@@ -20,6 +20,7 @@ use tokio::sync::Notify;
 use super::MakeObserver;
 use crate::dns::{self, DnsEnv, NameCache};
 use crate::probe::{self, ProbeLimiter};
+use crate::replicas::{Replicas, Want};
 use crate::throttle::{
     Closing, EndpointPhase, EndpointState, QueueBudget, RevisionObserver, RevisionThrottler, Supply,
     ThrottleEnv, ThrottleLimits, TierLimits, clock,
@@ -35,6 +36,8 @@ pub(super) struct LiveEnv {
     pub(super) probe_limiter: Arc<ProbeLimiter>,
     /// Runs timers, probes and name lookups.
     pub(super) runtime: Handle,
+    /// Those that share slots of Knative revisions.
+    pub(super) replicas: Option<Arc<Replicas>>,
 }
 
 impl fmt::Debug for LiveEnv {
@@ -55,6 +58,8 @@ pub struct LiveRevision {
     /// State while dormant. Locked while it wakes and while the spec is changed, so that it does not wake with
     /// an old spec.
     asleep: Mutex<Asleep>,
+    /// Kept while its slots are shared among replicas.
+    shares: Mutex<Option<Want>>,
     awake: OnceLock<Box<Awake>>,
 }
 
@@ -107,6 +112,10 @@ impl Awake {
         let (id, service) = (spec.id.clone(), spec.service.clone());
         let throttler = RevisionThrottler::with_tiers(id, service, limits, scaled, throttle);
         throttler.idle_since(asleep.since);
+        // Before it has an endpoint: none is this process's unless it is dealt to it.
+        if let Some(replicas) = env.replicas.as_ref().filter(|_| is_shared(spec)) {
+            replicas.join(&throttler);
+        }
         for (tier, known) in tiers(spec).zip(&known) {
             let ready = !spec.backend_of(tier).is_started();
             throttler.set_addresses(tier, &known.addresses, ready, now);
@@ -138,6 +147,11 @@ impl Awake {
     }
 }
 
+/// Whether replicas share its slots: its Pods are every replica's, and they have a limit.
+fn is_shared(spec: &RevisionSpec) -> bool {
+    matches!(spec.backend, Backend::Pods(_)) && spec.container_concurrency.is_some()
+}
+
 impl LiveRevision {
     /// Fresh state; its probes and name lookups, if it needs any, are running when this returns.
     pub(super) fn start(spec: Arc<RevisionSpec>, env: Arc<LiveEnv>, now: Instant) -> Arc<Self> {
@@ -150,10 +164,28 @@ impl LiveRevision {
                 closed: None,
                 paused: false,
             }),
+            shares: Mutex::new(None),
             awake: OnceLock::new(),
         });
+        live.share();
         live.start_probes_and_lookups(now);
         live
+    }
+
+    /// Begins to share its slots with other replicas, or ends it. `true`: it begins.
+    fn share(&self) -> bool {
+        let Some(replicas) = &self.env.replicas else {
+            return false;
+        };
+        let is_shared = is_shared(&self.spec());
+        let mut shares = self.shares.lock();
+        let begins = is_shared && shares.is_none();
+        if begins {
+            *shares = Some(replicas.want());
+        } else if !is_shared {
+            *shares = None;
+        }
+        begins
     }
 
     /// The revision.
@@ -312,10 +344,14 @@ impl LiveRevision {
         self.spec.store(Arc::clone(&spec));
         let awake = self.awake.get();
         drop(asleep);
+        let begins = self.share();
         let Some(awake) = awake else {
             self.start_probes_and_lookups(now);
             return;
         };
+        if let Some(replicas) = self.env.replicas.as_ref().filter(|_| begins) {
+            replicas.join(&awake.throttler);
+        }
         let names = awake.names.lock();
         awake.throttler.set_service(&spec.service);
         self.refresh(awake, &names, now);

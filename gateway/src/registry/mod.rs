@@ -38,6 +38,7 @@ pub use service::{LiveService, Reader, Snapshot};
 
 use crate::dns::DnsEnv;
 use crate::probe::ProbeLimiter;
+use crate::replicas::Replicas;
 use crate::throttle::{Closing, ColdPhase, QueueBudget, clock};
 
 /// Factory of the observer of a new revision.
@@ -95,8 +96,18 @@ impl Registry {
                 dns: DnsEnv::new(Arc::clone(settings)),
                 probe_limiter: Arc::new(ProbeLimiter::new(clock())),
                 runtime,
+                replicas: None,
             }),
         }
+    }
+
+    /// Shares the slots of Knative revisions with a concurrency limit with other replicas. Before the first table.
+    #[must_use]
+    pub fn sharing(mut self, replicas: Arc<Replicas>) -> Self {
+        if let Some(env) = Arc::get_mut(&mut self.env) {
+            env.replicas = Some(replicas);
+        }
+        self
     }
 
     /// Edits the table and publishes it: one swap, in which routes and live state change together. The cost

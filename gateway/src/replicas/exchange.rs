@@ -390,10 +390,10 @@ impl Exchange {
     }
 
     /// Tells every replica that this process ends.
-    pub(super) fn leave(&mut self) {
-        for peer in self.peers.values().filter(|peer| peer.link.is_some()) {
-            self.outbox.post(peer.id, peer.session, Word::Leave);
-        }
+    pub(super) fn leave(&mut self) -> bool {
+        let linked = self.peers.values().filter(|peer| peer.link.is_some());
+        let told = linked.map(|peer| self.outbox.post(peer.id, peer.session, Word::Leave));
+        told.count() > 0
     }
 
     /// Messages for connections, as they are to be sent.

@@ -100,9 +100,11 @@ impl Replicas {
 
     /// Tells the other replicas that this process ends, and with it whatever it has in flight: they need not wait for the end
     /// of its leases. Right before it does.
-    pub fn leave(&self) {
-        self.exchange.lock().leave();
+    /// `false`: there is nobody to be told.
+    pub fn leave(&self) -> bool {
+        let told = self.exchange.lock().leave();
         self.pump();
+        told
     }
 
     /// The other replicas, by name.

@@ -18,6 +18,7 @@ use sluice_gateway::downstream::Downstream;
 use sluice_gateway::edge::{Drain, Edge};
 use sluice_gateway::observe::{AccessLog, Metrics, Observer};
 use sluice_gateway::registry::Registry;
+use sluice_gateway::replicas::Replicas;
 use sluice_gateway::request::{Engine, MeasuredRevision};
 use sluice_gateway::traces::{Exporter, TraceEnvironment, Tracer};
 use sluice_model::Generation;
@@ -68,13 +69,14 @@ pub(super) fn build(
     mut new: Option<&mut Takeover>,
     data: &Runtime,
     control: &Runtime,
+    replicas: &Arc<Replicas>,
 ) -> Result<Built, StartupError> {
     let source = FileSource::new(&args.paths());
     let reload = source.reload_handle();
     let rejected = |why: &dyn std::fmt::Display| StartupError::rejected(format!("config rejected\n{why}"));
     let (drain, phase) = watch::channel(Drain::Serving);
     let cluster = match args.kubernetes {
-        true => Some(cluster::start(args, control, phase.clone()).map_err(StartupError::start)?),
+        true => Some(cluster::start(args, control, phase.clone(), replicas).map_err(StartupError::start)?),
         false => None,
     };
     let loaded = Loaded::first(
@@ -128,13 +130,25 @@ pub(super) fn build(
                 Arc::new(MeasuredRevision(metrics.revision(&spec.service, &spec.id)))
             },
         );
-        Arc::new(Registry::new(
+        let registry = Registry::new(
             &first.settings,
             Arc::clone(&demand) as _,
             observer,
             data.handle().clone(),
-        ))
+        );
+        Arc::new(match args.kubernetes {
+            true => registry.sharing(Arc::clone(replicas)),
+            false => registry,
+        })
     };
+    if args.kubernetes {
+        let found = Arc::downgrade(&registry);
+        replicas.find_by(Box::new(move |revision| {
+            let live = found.upgrade()?.live(revision)?;
+            Some(Arc::clone(live.throttler()))
+        }));
+        data.spawn(Arc::clone(replicas).run());
+    }
     let published = registry
         .apply(first)
         .map_err(|e| StartupError::rejected(format!("internal error: {e}")))?;

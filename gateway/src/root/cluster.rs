@@ -13,6 +13,7 @@ pub(super) use sluice_control::source::cluster::{ClusterSource, stats::StatsHand
 use sluice_gateway::cli::RunArgs;
 use sluice_gateway::edge::Drain;
 use sluice_gateway::registry::Registry;
+use sluice_gateway::replicas::Replicas;
 use sluice_model::RevisionId;
 #[cfg(feature = "cluster")]
 use sluice_model::{EndpointSink, Load};
@@ -83,30 +84,6 @@ fn is_pods(spec: &sluice_model::RevisionSpec) -> bool {
     matches!(spec.backend, sluice_model::Backend::Pods(_))
 }
 
-/// Nothing is told to other replicas.
-#[cfg(feature = "cluster")]
-#[derive(Debug)]
-struct NoReplicas;
-
-#[cfg(feature = "cluster")]
-impl sluice_model::ReplicaSink for NoReplicas {
-    fn is_wanted(&self) -> bool {
-        false
-    }
-
-    fn on_wanted(&self, _: Box<dyn Fn() + Send + Sync>) {}
-
-    fn replicas(&self, _: &str, _: &[sluice_model::Replica]) {}
-
-    fn connected(&self, _: &str, _: u64, _: sluice_model::ReplicaSender) {}
-
-    fn received(&self, _: &str, _: &[u8]) -> Result<(), String> {
-        Ok(())
-    }
-
-    fn disconnected(&self, _: &str) {}
-}
-
 /// The namespace in the packaging, for a gateway outside of the cluster.
 #[cfg(feature = "cluster")]
 const NAMESPACE: &str = "sluice-system";
@@ -144,6 +121,7 @@ pub(super) fn start(
     args: &RunArgs,
     runtime: &Runtime,
     mut phase: watch::Receiver<Drain>,
+    replicas: &Arc<Replicas>,
 ) -> Result<ClusterSource, String> {
     use sluice_control::source::cluster::{ClusterOptions, connect};
 
@@ -172,13 +150,18 @@ pub(super) fn start(
     Ok(ClusterSource::start(
         client,
         options,
-        Arc::new(NoReplicas),
+        Arc::clone(replicas) as _,
         leaving,
     ))
 }
 
 #[cfg(not(feature = "cluster"))]
-pub(super) fn start(_: &RunArgs, _: &Runtime, _: watch::Receiver<Drain>) -> Result<ClusterSource, String> {
+pub(super) fn start(
+    _: &RunArgs,
+    _: &Runtime,
+    _: watch::Receiver<Drain>,
+    _: &Arc<Replicas>,
+) -> Result<ClusterSource, String> {
     Err("this build knows no cluster".to_owned())
 }
 

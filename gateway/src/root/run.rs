@@ -19,6 +19,7 @@ use sluice_gateway::admin::{AdminServer, graceful_shutdown};
 use sluice_gateway::cli::RunArgs;
 use sluice_gateway::edge::Edge;
 use sluice_gateway::observe::{AccessLog, LogWriter, Metrics, RecentDecisions, init_logging, wall_clock};
+use sluice_gateway::replicas::Replicas;
 use tokio::runtime::{Builder, Runtime};
 use tokio::task::JoinSet;
 
@@ -78,6 +79,9 @@ pub(crate) fn run(args: &RunArgs) -> ExitCode {
     }
 }
 
+/// Time for the last words to other replicas, which otherwise wait for the end of this one's leases.
+const FAREWELL: Duration = Duration::from_millis(20);
+
 fn start(args: &RunArgs, metrics: Metrics, access_log: AccessLog) -> Result<(), StartupError> {
     let descriptors = raise_descriptor_limit();
     let program =
@@ -104,7 +108,17 @@ fn start(args: &RunArgs, metrics: Metrics, access_log: AccessLog) -> Result<(), 
         }
         None => None,
     };
-    let built = build(args, metrics, access_log, new.as_mut(), &data, &control).and_then(|built| {
+    let replicas = Replicas::new();
+    let built = build(
+        args,
+        metrics,
+        access_log,
+        new.as_mut(),
+        &data,
+        &control,
+        &replicas,
+    );
+    let built = built.and_then(|built| {
         // Nothing is accepted or scaled before `prepared` returns: until then the old process does both.
         if let Some(new) = &mut new {
             let told = control.block_on(new.prepared());
@@ -124,6 +138,9 @@ fn start(args: &RunArgs, metrics: Metrics, access_log: AccessLog) -> Result<(), 
     control.block_on(serve_on(running, new));
     // Remaining tasks are dropped: connections are closed and instances stopped.
     data.shutdown_background();
+    if replicas.leave() {
+        control.block_on(async { tokio::time::sleep(FAREWELL).await });
+    }
     control.shutdown_background();
     Ok(())
 }

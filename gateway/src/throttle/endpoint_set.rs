@@ -321,6 +321,8 @@ impl EndpointSet {
                 record.limit = limit;
             }
         }
+        // Slots without a limit are every replica's.
+        self.set_ownership(self.ownership.clone());
         self.refresh_all();
     }
 

@@ -7,4 +7,5 @@ mod manifest;
 mod packaging;
 mod restart;
 mod settings;
+mod slots;
 mod zero;

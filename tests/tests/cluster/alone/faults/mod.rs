@@ -8,7 +8,7 @@ mod churn;
 mod leader;
 mod relist;
 mod rollout;
-mod scene;
+pub(super) mod scene;
 mod secrets;
 mod statuses;
 mod watches;

@@ -20,7 +20,7 @@ pub(super) const HOST: &str = "web.example.com";
 const WORK: Duration = Duration::from_millis(100);
 
 /// The path of the gateway's Pods, in the API.
-pub(super) const PODS: &str = "/api/v1/namespaces/sluice-system/pods";
+pub(in crate::alone) const PODS: &str = "/api/v1/namespaces/sluice-system/pods";
 
 const DEPLOYMENT: &str = "/apis/apps/v1/namespaces/sluice-system/deployments/sluice";
 
@@ -34,15 +34,15 @@ pub(super) struct Scene {
 
 /// A replica of the gateway that is ready.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Replica {
-    pub(super) name: String,
+pub(in crate::alone) struct Replica {
+    pub(in crate::alone) name: String,
     pub(super) uid: String,
     pub(super) ip: IpAddr,
 }
 
 impl Replica {
     /// Where it takes requests.
-    pub(super) fn public(&self) -> SocketAddr {
+    pub(in crate::alone) fn public(&self) -> SocketAddr {
         SocketAddr::new(self.ip, 8080)
     }
 
@@ -235,7 +235,7 @@ impl Scene {
 }
 
 /// The replicas of the gateway that are ready and stay.
-pub(super) async fn replicas(api: &ApiServer) -> Vec<Replica> {
+pub(in crate::alone) async fn replicas(api: &ApiServer) -> Vec<Replica> {
     let list = api.get(PODS).await.expect("the API server answers");
     let pods = list["items"].as_array().expect("a list");
     let staying = pods.iter().filter(|pod| {
@@ -253,7 +253,7 @@ pub(super) async fn replicas(api: &ApiServer) -> Vec<Replica> {
 }
 
 /// Whether an object says that it is Ready at its present generation.
-pub(super) fn is_ready(object: &Value) -> bool {
+pub(in crate::alone) fn is_ready(object: &Value) -> bool {
     let mut conditions = object["status"]["conditions"].as_array().into_iter().flatten();
     object["metadata"]["generation"] == object["status"]["observedGeneration"]
         && conditions.any(|condition| condition["type"] == "Ready" && condition["status"] == "True")
