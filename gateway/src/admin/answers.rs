@@ -188,6 +188,7 @@ fn metrics(state: &dyn AdminState) -> String {
         certificates: state.certificates(),
         rollouts: state.rollouts(),
         stats: state.stats_connection(),
+        replicas: state.replicas(),
     })
 }
 

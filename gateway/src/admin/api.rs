@@ -13,6 +13,7 @@ use sluice_model::{
 
 use super::{AdminState, ReleaseView, tiers};
 use crate::observe::{ListenerCertificates, RevisionLoad};
+use crate::replicas::ReplicaStatus;
 
 /// A token: `***`, or `null` where there is none.
 pub(super) fn redacted_token(settings: &AdminSettings) -> Value {
@@ -188,7 +189,20 @@ pub fn revisions(state: &dyn AdminState, service: Option<&ServiceId>) -> Value {
     }
     rows.sort_by(|a, b| a.0.cmp(&b.0));
     let rows: Vec<Value> = rows.into_iter().map(|(_, row)| row).collect();
-    json!({"generation": snapshot.generation.0, "revisions": rows})
+    let mut value = json!({"generation": snapshot.generation.0, "revisions": rows});
+    let replicas = state.replicas();
+    if !replicas.is_empty() {
+        value["replicas"] = replicas.iter().map(replica).collect();
+    }
+    value
+}
+
+/// Another replica, as this one sees it.
+fn replica(replica: &ReplicaStatus) -> Value {
+    json!({
+        "name": &*replica.name, "serves": replica.serves, "connected": replica.is_connected,
+        "forSeconds": replica.since.as_secs(), "agrees": replica.agrees, "holdsSlots": replica.holds,
+    })
 }
 
 /// The releases of services whose revisions come one after the other.

@@ -56,6 +56,7 @@ use crate::observe::{
     StatsConnection,
 };
 use crate::registry::Snapshot;
+use crate::replicas::ReplicaStatus;
 
 pub use api::redacted;
 pub use commands::{CommandError, RolloutCommand, ServiceCommand, parse_service};
@@ -152,6 +153,11 @@ pub trait AdminState: Send + Sync + 'static {
     /// The connection for statistics to a cluster's autoscaler; `None` where none was tried.
     fn stats_connection(&self) -> Option<StatsConnection> {
         None
+    }
+
+    /// The other replicas that this one shares slots with.
+    fn replicas(&self) -> Vec<ReplicaStatus> {
+        Vec::new()
     }
 
     /// Rollouts, for metrics.

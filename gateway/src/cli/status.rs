@@ -64,7 +64,31 @@ pub fn render(value: &Value, now: SystemTime) -> String {
             let _ = writeln!(text, "\n{service}: {}", lines.join("\n  "));
         }
     }
+    for line in value["replicas"]
+        .as_array()
+        .into_iter()
+        .flatten()
+        .filter_map(replica_line)
+    {
+        let _ = writeln!(text, "\n{line}");
+    }
     text
+}
+
+/// What is wrong with another replica, for whoever looks for slots that are missing.
+fn replica_line(replica: &Value) -> Option<String> {
+    let (name, seconds) = (replica["name"].as_str()?, replica["forSeconds"].as_u64()?);
+    let holds = replica["holdsSlots"].as_u64()?;
+    let lost = match holds {
+        0 => String::new(),
+        1 => "; 1 slot is lost until it is back or its Pod is gone".to_owned(),
+        _ => format!("; {holds} slots are lost until it is back or its Pod is gone"),
+    };
+    if replica["connected"] == false {
+        return Some(format!("replica {name}: not connected for {seconds} s{lost}"));
+    }
+    (replica["agrees"] == false)
+        .then(|| format!("replica {name}: has not agreed yet on who owns which endpoints"))
 }
 
 fn row(revision: &Value) -> Vec<String> {
@@ -186,6 +210,31 @@ default/greeter: rollout of greeter-v2 from greeter-v1: running, 33.33 % of late
   paused by command 0s ago: requests wait, none longer than queue.timeout; the files know no pause
   `sluice resume default/greeter` lets them go on. It ends when the files change the service, too.
 "
+        );
+    }
+
+    #[test]
+    fn slots_that_are_lost_are_named_with_the_replica_that_holds_them() {
+        let replica = |connected: bool, agrees: bool, holds: u32| {
+            replica_line(&json!({
+                "name": "sluice-b", "serves": true, "connected": connected, "forSeconds": 7, "agrees": agrees,
+                "holdsSlots": holds,
+            }))
+        };
+        assert_eq!(replica(true, true, 5), None, "they are in use");
+        assert_eq!(
+            replica(false, false, 3).as_deref(),
+            Some(
+                "replica sluice-b: not connected for 7 s; 3 slots are lost until it is back or its Pod is gone"
+            )
+        );
+        assert_eq!(
+            replica(false, false, 0).as_deref(),
+            Some("replica sluice-b: not connected for 7 s")
+        );
+        assert_eq!(
+            replica(true, false, 0).as_deref(),
+            Some("replica sluice-b: has not agreed yet on who owns which endpoints")
         );
     }
 

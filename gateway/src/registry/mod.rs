@@ -25,7 +25,7 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use sluice_model::{
     ActivationFailure, Delta, Demand, DemandSink, EndpointSink, Expectation, InstanceId, LaunchStep, Load,
-    ManagedEndpoint, RevisionId, RevisionSpec, Settings, SnapshotError, SnapshotPublisher,
+    ManagedEndpoint, ReplicaSink as _, RevisionId, RevisionSpec, Settings, SnapshotError, SnapshotPublisher,
 };
 use tokio::runtime::Handle;
 
@@ -38,7 +38,7 @@ pub use service::{LiveService, Reader, Snapshot};
 
 use crate::dns::DnsEnv;
 use crate::probe::ProbeLimiter;
-use crate::replicas::Replicas;
+use crate::replicas::{ReplicaStatus, Replicas};
 use crate::throttle::{Closing, ColdPhase, QueueBudget, clock};
 
 /// Factory of the observer of a new revision.
@@ -108,6 +108,12 @@ impl Registry {
             env.replicas = Some(replicas);
         }
         self
+    }
+
+    /// The other replicas, while slots are shared with them.
+    pub fn replicas(&self) -> Vec<ReplicaStatus> {
+        let replicas = self.env.replicas.as_ref().filter(|replicas| replicas.is_wanted());
+        replicas.map(|replicas| replicas.status()).unwrap_or_default()
     }
 
     /// Edits the table and publishes it: one swap, in which routes and live state change together. The cost

@@ -25,6 +25,7 @@ use sluice_gateway::observe::{
     RecentDecisions, RevisionLoad, RolloutGauges, StatsConnection, wall_clock,
 };
 use sluice_gateway::registry::{LiveRevision, Registry, Snapshot};
+use sluice_gateway::replicas::ReplicaStatus;
 use sluice_gateway::throttle::{EndpointPhase, EndpointView};
 use sluice_model::{
     AdminAddress, Backend, Demand, DemandSink, Generation, RevisionId, ScalingSource, ScalingStatus,
@@ -239,6 +240,10 @@ impl AdminState for GatewayState {
     fn stats_connection(&self) -> Option<StatsConnection> {
         let (reachable, errors) = self.stats.as_ref()?.connection()?;
         Some(StatsConnection { reachable, errors })
+    }
+
+    fn replicas(&self) -> Vec<ReplicaStatus> {
+        self.registry.replicas()
     }
 
     fn rollouts(&self) -> RolloutGauges {

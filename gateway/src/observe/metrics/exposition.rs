@@ -155,6 +155,7 @@ pub(super) fn gauges(out: &mut Exposition, gauges: &LiveGauges) {
         stats: _,
         scaling: _,
         rollouts: _,
+        replicas: _,
     } = gauges;
     let mut in_flight = out.family(&IN_FLIGHT);
     for load in loads {

@@ -1,4 +1,5 @@
 use crate::edge::{CloseReason, ConnectionProtocol, EdgeMetrics};
+use crate::replicas::ReplicaStatus;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
@@ -140,6 +141,14 @@ fn everything_of_the_contract_is_rendered_well_formed() {
             ended: vec![("failed", 3)],
         },
         stats: None,
+        replicas: vec![ReplicaStatus {
+            name: "sluice-b".into(),
+            serves: true,
+            is_connected: false,
+            since: Duration::from_secs(7),
+            agrees: false,
+            holds: 3,
+        }],
     });
     let series = parse(&text);
     let want = [
@@ -148,6 +157,8 @@ fn everything_of_the_contract_is_rendered_well_formed() {
             20.0,
         ),
         ("sluice_rollouts_total{result=\"failed\"}".into(), 3.0),
+        ("sluice_replica_connected{replica=\"sluice-b\"}".into(), 0.0),
+        ("sluice_replica_slots{replica=\"sluice-b\"}".into(), 3.0),
         (format!("sluice_scale_floor{{{V1},source=\"schedule\"}}"), 4.0),
         (format!("sluice_scale_floor{{{V1},source=\"minScale\"}}"), 1.0),
         (format!("sluice_instance_seconds_total{{{V1}}}"), 12.5),

@@ -15,6 +15,7 @@ mod finished;
 mod knative;
 mod latency;
 mod registry;
+mod replicas;
 mod revision;
 mod rollouts;
 mod scaling;
@@ -32,6 +33,7 @@ use sluice_model::{EndpointAddr, Generation, Outcomes, RevisionId, RevisionOwner
 
 use super::history::{History, RequestCounts};
 use crate::h2::StreamRefusal;
+use crate::replicas::ReplicaStatus;
 
 pub(super) use latency::LATENCY_BOUNDS;
 pub use revision::{ActivationResult, RevisionMetrics, ServiceMetrics};
@@ -144,6 +146,8 @@ pub struct LiveGauges {
     pub rollouts: RolloutGauges,
     /// The connection for statistics to a cluster's autoscaler; `None` where none was tried.
     pub stats: Option<StatsConnection>,
+    /// The other replicas that this one shares slots with.
+    pub replicas: Vec<ReplicaStatus>,
 }
 
 /// Rollouts at one moment.

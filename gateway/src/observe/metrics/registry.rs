@@ -17,7 +17,7 @@ use sluice_model::{RevisionId, ServiceId};
 use super::exposition::{self, Exposition};
 use super::families::{Family, Kind};
 use super::revision::{RevisionMetrics, ServiceMetrics};
-use super::{LiveGauges, certificates, knative, rollouts, scaling};
+use super::{LiveGauges, certificates, knative, replicas, rollouts, scaling};
 
 /// Every series, and the handles to them.
 pub(super) struct Registry {
@@ -102,6 +102,7 @@ impl Registry {
         knative::expose(&mut out, gauges);
         scaling::expose(&mut out, gauges);
         rollouts::expose(&mut out, &gauges.rollouts);
+        replicas::expose(&mut out, &gauges.replicas);
         certificates::expose(&mut out, &gauges.certificates);
         for registered in self.registered.lock().values() {
             let mut samples = out.family(registered.family);
