@@ -8,10 +8,47 @@ use std::fmt;
 use std::sync::Arc;
 
 use k8s_openapi::NamespaceResourceScope;
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
 use kube::Resource;
 use serde::{Deserialize, Deserializer, Serialize};
 use sluice_model::RevisionOwner;
+
+/// The longest annotation that is read, in bytes: those that count here are short, and others hold whole objects.
+const MAX_ANNOTATION: usize = 256;
+
+/// Reads what of an object's metadata is used. The rest is most of many an object (`managedFields` above all), and a list is in
+/// memory as a whole.
+pub(super) fn metadata<'de, D: Deserializer<'de>>(from: D) -> Result<ObjectMeta, D::Error> {
+    #[derive(Default, Deserialize)]
+    #[serde(default, rename_all = "camelCase")]
+    struct Cut {
+        name: Option<String>,
+        namespace: Option<String>,
+        uid: Option<String>,
+        resource_version: Option<String>,
+        generation: Option<i64>,
+        creation_timestamp: Option<Time>,
+        deletion_timestamp: Option<Time>,
+        labels: Option<BTreeMap<String, String>>,
+        annotations: Option<BTreeMap<String, String>>,
+    }
+    let mut cut = Option::<Cut>::deserialize(from)?.unwrap_or_default();
+    if let Some(annotations) = &mut cut.annotations {
+        annotations.retain(|_, value| value.len() <= MAX_ANNOTATION);
+    }
+    Ok(ObjectMeta {
+        name: cut.name,
+        namespace: cut.namespace,
+        uid: cut.uid,
+        resource_version: cut.resource_version,
+        generation: cut.generation,
+        creation_timestamp: cut.creation_timestamp,
+        deletion_timestamp: cut.deletion_timestamp,
+        labels: cut.labels,
+        annotations: cut.annotations,
+        ..ObjectMeta::default()
+    })
+}
 
 /// Reads `null` as the default: Go writes empty lists and maps so.
 fn nullable<'de, D: Deserializer<'de>, T: Default + Deserialize<'de>>(from: D) -> Result<T, D::Error> {
@@ -26,6 +63,7 @@ fn is_zero(number: &i64) -> bool {
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(default)]
 pub(super) struct Ingress {
+    #[serde(deserialize_with = "metadata")]
     pub(super) metadata: ObjectMeta,
     #[serde(deserialize_with = "nullable")]
     pub(super) spec: IngressSpec,
@@ -181,6 +219,7 @@ pub(super) struct LoadBalancer {
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(default)]
 pub(super) struct Service {
+    #[serde(deserialize_with = "metadata")]
     pub(super) metadata: ObjectMeta,
     #[serde(deserialize_with = "nullable")]
     pub(super) spec: ServiceSpec,
@@ -213,6 +252,7 @@ pub(super) struct ServicePort {
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(default)]
 pub(super) struct Revision {
+    #[serde(deserialize_with = "metadata")]
     pub(super) metadata: ObjectMeta,
     #[serde(deserialize_with = "nullable")]
     pub(super) spec: RevisionObject,
@@ -271,6 +311,7 @@ pub(super) struct ContainerProbe {
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(default)]
 pub(super) struct Pod {
+    #[serde(deserialize_with = "metadata")]
     pub(super) metadata: ObjectMeta,
     #[serde(deserialize_with = "nullable")]
     pub(super) status: PodStatus,
@@ -314,6 +355,7 @@ pub(super) struct Waiting {
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(default, rename_all = "camelCase")]
 pub(super) struct EndpointSlice {
+    #[serde(deserialize_with = "metadata")]
     pub(super) metadata: ObjectMeta,
     pub(super) address_type: String,
     #[serde(deserialize_with = "nullable")]
@@ -354,6 +396,7 @@ pub(super) struct EndpointPort {
 #[derive(Clone, Default, Deserialize)]
 #[serde(default)]
 pub(super) struct Secret {
+    #[serde(deserialize_with = "metadata")]
     pub(super) metadata: ObjectMeta,
     #[serde(deserialize_with = "nullable")]
     pub(super) data: SecretData,
@@ -382,6 +425,7 @@ pub(super) struct SecretData {
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(default)]
 pub(super) struct ConfigMap {
+    #[serde(deserialize_with = "metadata")]
     pub(super) metadata: ObjectMeta,
     #[serde(deserialize_with = "nullable")]
     pub(super) data: BTreeMap<String, String>,
@@ -441,3 +485,33 @@ resource!(
 );
 resource!(Secret, "", "v1", "Secret", "secrets");
 resource!(ConfigMap, "", "v1", "ConfigMap", "configmaps");
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn of_metadata_only_what_is_used_is_read() {
+        let json = r#"{"metadata": {"name": "a", "namespace": "n", "uid": "u", "resourceVersion": "7", "generation": 3,
+            "creationTimestamp": "2026-12-01T00:00:00Z", "labels": {"l": "1"},
+            "annotations": {"short": "x", "kubectl.kubernetes.io/last-applied-configuration": "LONG"},
+            "managedFields": [{"manager": "m", "fieldsV1": {"f:spec": {}}}], "ownerReferences": [], "finalizers": ["f"]}}"#;
+        let long = "y".repeat(MAX_ANNOTATION + 1);
+        let service: Service = serde_json::from_str(&json.replace("LONG", &long)).expect("a Service");
+        let meta = service.metadata;
+        assert_eq!(meta.name.as_deref(), Some("a"));
+        assert_eq!(meta.namespace.as_deref(), Some("n"));
+        assert_eq!(
+            (meta.uid.as_deref(), meta.resource_version.as_deref()),
+            (Some("u"), Some("7"))
+        );
+        assert_eq!((meta.generation, meta.deletion_timestamp), (Some(3), None));
+        assert!(meta.creation_timestamp.is_some());
+        assert_eq!(meta.labels.map(|labels| labels.len()), Some(1));
+        let annotations = meta.annotations.expect("one is short");
+        assert_eq!(annotations.into_keys().collect::<Vec<_>>(), ["short"]);
+        assert_eq!((meta.managed_fields, meta.finalizers), (None, None));
+        let none: Service = serde_json::from_str(r#"{"metadata": null}"#).expect("a Service");
+        assert_eq!(none.metadata, ObjectMeta::default());
+    }
+}

@@ -13,7 +13,7 @@ use serde::Deserialize;
 use tokio::sync::mpsc::channel;
 use tokio::sync::watch;
 
-use crate::source::cluster::objects::resource;
+use crate::source::cluster::objects::{metadata, resource};
 use crate::source::cluster::store::Update;
 use crate::source::cluster::watch::follow_in;
 
@@ -91,6 +91,7 @@ impl Members {
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(default)]
 struct EndpointSlice {
+    #[serde(deserialize_with = "metadata")]
     metadata: ObjectMeta,
     endpoints: Option<Vec<Endpoint>>,
     ports: Option<Vec<Port>>,
