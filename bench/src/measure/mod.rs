@@ -82,7 +82,10 @@ enum Command {
     Cluster(cluster::Options),
     /// The program of a Pod.
     #[command(hide = true)]
-    Pod,
+    Pod {
+        #[arg(long, default_value_t = 0)]
+        work_ms: u64,
+    },
     /// The backend of cold starts; the gateway starts it.
     #[command(hide = true)]
     Instance,
@@ -225,7 +228,7 @@ pub fn main() -> ExitCode {
         Command::Changes(o) => run("changes", &o.common.clone(), || changes::run(o)),
         Command::History(o) => run("history", &o.common.clone(), || history::run(o)),
         Command::Cluster(options) => cluster::main(options),
-        Command::Pod => blocking(cluster::pod()),
+        Command::Pod { work_ms } => blocking(cluster::pod(Duration::from_millis(work_ms))),
         Command::Instance => blocking(instance::run()),
         Command::Offer(offer) => blocking(flood::offer(offer)),
         Command::Warm(options) => blocking(heap::warm(options)),

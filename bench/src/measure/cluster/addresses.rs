@@ -167,7 +167,11 @@ pub(crate) async fn run(options: Options) -> Result<Report, Failure> {
             let due = begun + step * nth as u32;
             tokio::time::sleep_until(due.into()).await;
             let add = objects::endpoint(&(place::own_address(nth), true));
-            let add = json!([{"op": "add", "path": "/endpoints/-", "value": add}]);
+            // An empty list is none, which nothing can be appended to.
+            let add = match nth % IN_A_SLICE {
+                0 => json!([{"op": "add", "path": "/endpoints", "value": [add]}]),
+                _ => json!([{"op": "add", "path": "/endpoints/-", "value": add}]),
+            };
             api.send("PATCH", &slice_path(&set, nth / IN_A_SLICE), &add)
                 .await?;
         }

@@ -2,10 +2,12 @@
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
+use std::time::Duration;
 
 use socket2::{Domain, Socket, Type};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
+use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 use tokio::task::{AbortHandle, JoinSet};
 
@@ -21,25 +23,34 @@ pub(super) const BODY: usize = 100;
 #[derive(Debug)]
 enum Body {
     /// The times at which the process started, listened, and received the request.
-    Times { started: i64, listened: i64 },
+    Times {
+        started: i64,
+        listened: i64,
+        work: Duration,
+    },
     /// The version that the gateway appended to the request, as `x-version`; of a probe the word `queue`, as queue-proxy.
     Version,
     /// The address that the request came to; of a probe as above.
     Address,
 }
 
-/// Runs as the program of a Pod until the process is ended.
-pub(crate) async fn pod() -> Result<(), Failure> {
+/// Runs as the program of a Pod until the process is ended; `work` before each answer.
+pub(crate) async fn pod(work: Duration) -> Result<(), Failure> {
     let started = now_ns();
     let port = std::env::var("PORT").ok().and_then(|port| port.parse().ok());
     let port: u16 = port.ok_or_else(|| Failure::Missing("PORT is not set".to_owned()))?;
     let (listener, listened) = listen((Ipv4Addr::UNSPECIFIED, port).into())?;
-    accept(
-        listener,
-        Body::Times { started, listened },
-        mpsc::unbounded_channel().0,
-    )
-    .await;
+    // The first process of a container: without a handler the kernel would ignore the signal.
+    let mut terminate = signal(SignalKind::terminate()).map_err(|e| Failure::io("signals", e))?;
+    let body = Body::Times {
+        started,
+        listened,
+        work,
+    };
+    tokio::select! {
+        () = accept(listener, body, mpsc::unbounded_channel().0) => {}
+        _ = terminate.recv() => {}
+    }
     Ok(())
 }
 
@@ -80,7 +91,9 @@ async fn answer(mut stream: TcpStream, body: Arc<Body>, seen: mpsc::UnboundedSen
         if buf[..filled].ends_with(b"\r\n\r\n") {
             let head = String::from_utf8_lossy(&buf[..filled]);
             let text = match &*body {
-                Body::Times { started, listened } => format!("{started} {listened} {received}"),
+                Body::Times {
+                    started, listened, ..
+                } => format!("{started} {listened} {received}"),
                 _ if field(&head, "k-network-probe").is_some() => "queue".to_owned(),
                 Body::Address => stream
                     .local_addr()
@@ -100,6 +113,11 @@ async fn answer(mut stream: TcpStream, body: Arc<Body>, seen: mpsc::UnboundedSen
                 "HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nContent-Length: {width}\r\n\r\n{text:width$}"
             );
             filled = 0;
+            if let Body::Times { work, .. } = *body
+                && !work.is_zero()
+            {
+                tokio::time::sleep(work).await;
+            }
             if stream.write_all(answer.as_bytes()).await.is_err() {
                 return;
             }

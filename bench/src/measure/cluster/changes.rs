@@ -85,6 +85,9 @@ async fn scale(api: &Api, replicas: usize) -> Result<(), Failure> {
         .await?;
     if replicas == 0 {
         kill(api).await?;
+        // The next leader need not wait until the Lease of the one that was killed is over.
+        let lease = format!("/apis/coordination.k8s.io/v1/namespaces/{SYSTEM}/leases/sluice-status");
+        api.send("DELETE", &lease, &Value::Null).await?;
     }
     Ok(())
 }

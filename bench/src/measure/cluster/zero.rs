@@ -6,12 +6,13 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 use tokio::io::AsyncWriteExt as _;
+use tokio::net::TcpStream;
 use tokio::sync::mpsc::UnboundedReceiver;
 use tokio::task::JoinSet;
 
 use super::Path;
 use super::api::{Api, until};
-use super::place::has_condition;
+use super::place::{Replica, has_condition};
 use crate::measure::machine::now_ns;
 use crate::measure::report::{Report, Table};
 use crate::measure::stats::{Samples, Spread, percentile, sorted};
@@ -30,6 +31,9 @@ pub(crate) struct Options {
     /// `containerConcurrency` in the second case.
     #[arg(long, default_value_t = 20)]
     concurrency: u32,
+    /// Milliseconds that the program works on each request in the third case, else as the second.
+    #[arg(long, default_value_t = 500)]
+    work: u64,
 }
 
 const SERVICES: &str = "/apis/serving.knative.dev/v1/namespaces/default/services";
@@ -38,12 +42,13 @@ const DEPLOYMENTS: &str = "/apis/apps/v1/namespaces/default/deployments?";
 const LABEL: &str = "serving.knative.dev/service";
 
 /// What happens between a request and its answer, in order.
-const STAGES: [&str; 8] = [
+const STAGES: [&str; 9] = [
     "Deployment scaled",
     "Pod created",
     "Pod has an address",
     "program started",
     "program listens",
+    "queue-proxy listens",
     "first request at the program",
     "first answer",
     "Pod Ready",
@@ -54,15 +59,26 @@ const STAGES: [&str; 8] = [
 struct Case {
     path: Path,
     requests: usize,
+    /// Milliseconds that the program works on a request.
+    work: u64,
     name: String,
 }
 
 impl Case {
-    fn new(path: Path, requests: usize) -> Self {
+    fn new(path: Path, requests: usize, work: u64) -> Self {
+        let name = format!("zero-{requests}-{work}-{}", path.word());
         Self {
             path,
             requests,
-            name: format!("zero-{requests}-{}", path.word()),
+            work,
+            name,
+        }
+    }
+
+    fn title(&self) -> String {
+        match self.work {
+            0 => self.requests.to_string(),
+            work => format!("{} of {work} ms", self.requests),
         }
     }
 
@@ -78,7 +94,7 @@ impl Case {
                 "metadata": {"annotations": {"autoscaling.knative.dev/window": "6s"}},
                 "spec": {
                     "containerConcurrency": concurrency,
-                    "containers": [{"image": "dev.local/measure", "args": ["pod"]}],
+                    "containers": [{"image": "dev.local/measure", "args": ["pod", format!("--work-ms={}", self.work)]}],
                 },
             }},
         })
@@ -137,6 +153,25 @@ fn drain(watch: &mut UnboundedReceiver<(i64, Value)>, into: &mut Seen) {
     }
 }
 
+/// The time at which queue-proxy listens in the first Pod that a watch shows to have an address.
+async fn queue_listens(api: Api, name: String) -> Option<i64> {
+    let mut pods = api
+        .watch(&format!("{PODS}labelSelector={LABEL}%3D{name}"))
+        .await
+        .ok()?;
+    let pod = loop {
+        let (_, pod) = pods.recv().await?;
+        if let Some(replica) = Replica::of(&pod) {
+            break replica.at(8012);
+        }
+    };
+    // A refused connection costs the Pod nothing.
+    while TcpStream::connect(pod).await.is_err() {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    Some(now_ns())
+}
+
 async fn start(
     api: &Api,
     case: &Case,
@@ -152,7 +187,6 @@ async fn start(
     })
     .await?;
     let address = case.path.address(api).await?;
-    tokio::time::sleep(Duration::from_millis(500)).await;
     let (mut deployments, mut pods) = (Seen::new(), Seen::new());
     let [of_deployments, of_pods] = watches;
     drain(of_deployments, &mut deployments);
@@ -161,6 +195,8 @@ async fn start(
     pods.clear();
 
     let head = client::head(&case.host(), "/");
+    let listens = tokio::spawn(queue_listens(api.clone(), case.name.clone()));
+    tokio::time::sleep(Duration::from_millis(300)).await;
     let begun = now_ns();
     let mut requests = JoinSet::new();
     for _ in 0..case.requests {
@@ -188,6 +224,7 @@ async fn start(
         first(&pods, &|p| p["status"]["podIP"].is_string()),
         least(|a| a.started),
         least(|a| a.listened),
+        listens.await.ok().flatten(),
         least(|a| a.received),
         least(|a| a.at),
         first(&pods, &|p| has_condition(p, "Ready")),
@@ -205,9 +242,9 @@ async fn start(
 pub(crate) async fn run(options: Options) -> Result<Report, Failure> {
     let begun = Instant::now();
     let api = Api::new().await?;
-    let cases: Vec<Case> = [1, options.burst]
+    let cases: Vec<Case> = [(1, 0), (options.burst, 0), (options.burst, options.work)]
         .into_iter()
-        .flat_map(|requests| Path::ALL.map(|path| Case::new(path, requests)))
+        .flat_map(|(requests, work)| Path::ALL.map(|path| Case::new(path, requests, work)))
         .collect();
     for case in &cases {
         let concurrency = if case.requests > 1 { options.concurrency } else { 0 };
@@ -243,7 +280,7 @@ fn report(options: &Options, rounds: usize, cases: &[Case], starts: &[Vec<Start>
     let mut report = Report {
         parameters: json!({
             "rounds": rounds, "asked": options.rounds, "burst": options.burst,
-            "containerConcurrency": [0, options.concurrency], "window": "6s",
+            "containerConcurrency": [0, options.concurrency, options.concurrency], "work_ms": options.work, "window": "6s",
         }),
         ..Report::default()
     };
@@ -261,9 +298,9 @@ fn report(options: &Options, rounds: usize, cases: &[Case], starts: &[Vec<Start>
     let mut medians = Vec::new();
     for (case, starts) in cases.iter().zip(starts) {
         let of = |percent: f64| Spread::of(starts.iter().filter_map(|s| percentile(&s.latencies, percent)));
-        medians.push((case.requests, of(50.0), of(100.0)));
+        medians.push((case.title(), of(50.0), of(100.0)));
         table.row([
-            case.requests.to_string(),
+            case.title(),
             case.path.title().to_owned(),
             starts.len().to_string(),
             Spread::text(of(50.0), 0),
@@ -275,7 +312,7 @@ fn report(options: &Options, rounds: usize, cases: &[Case], starts: &[Vec<Start>
     let mut columns = vec!["until"];
     let titles: Vec<String> = cases
         .iter()
-        .map(|c| format!("{} requests, {}", c.requests, c.path.title()))
+        .map(|c| format!("{}, {}", c.title(), c.path.title()))
         .collect();
     columns.extend(titles.iter().map(String::as_str));
     let mut stages = Table::new(
@@ -289,7 +326,7 @@ fn report(options: &Options, rounds: usize, cases: &[Case], starts: &[Vec<Start>
     }
     report.tables.push(stages);
     for pair in medians.chunks(2) {
-        let [(requests, gateway, longest), (_, activator, activator_longest)] = pair else {
+        let [(title, gateway, longest), (_, activator, activator_longest)] = pair else {
             continue;
         };
         for (what, gateway, activator) in [
@@ -297,8 +334,13 @@ fn report(options: &Options, rounds: usize, cases: &[Case], starts: &[Vec<Start>
             ("longest", longest, activator_longest),
         ] {
             if let Some(activator) = activator {
-                let what = format!("{requests} requests at zero, {what}, half of the activator's");
-                report.budget(&what, gateway.map(|s| s.median), activator.median / 2.0, "ms");
+                let what = format!("{title} at zero, {what}, half of the activator's,");
+                report.budget(
+                    &what,
+                    gateway.map(|s| s.median),
+                    (activator.median / 2.0).round(),
+                    "ms",
+                );
             }
         }
     }
