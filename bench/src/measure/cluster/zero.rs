@@ -13,7 +13,7 @@ use tokio::task::JoinSet;
 use super::Path;
 use super::api::{Api, until};
 use super::place::{Replica, has_condition};
-use crate::measure::machine::now_ns;
+use crate::measure::machine::{busy_time, cpus, now_ns};
 use crate::measure::report::{Report, Table};
 use crate::measure::stats::{Samples, Spread, percentile, sorted};
 use crate::measure::{Common, Failure, client};
@@ -172,6 +172,18 @@ async fn queue_listens(api: Api, name: String) -> Option<i64> {
     Some(now_ns())
 }
 
+/// Waits until the machine has had little to do for a third of a second, ten seconds at most.
+async fn calm() {
+    for _ in 0..30 {
+        let (begun, before) = (Instant::now(), busy_time());
+        tokio::time::sleep(Duration::from_millis(330)).await;
+        let busy = busy_time().saturating_sub(before);
+        if busy < begun.elapsed().mul_f64(0.15 * cpus() as f64) {
+            return;
+        }
+    }
+}
+
 async fn start(
     api: &Api,
     case: &Case,
@@ -196,7 +208,8 @@ async fn start(
 
     let head = client::head(&case.host(), "/");
     let listens = tokio::spawn(queue_listens(api.clone(), case.name.clone()));
-    tokio::time::sleep(Duration::from_millis(300)).await;
+    // Other Services' Pods end seconds after their start, always at the same time of a round.
+    calm().await;
     let begun = now_ns();
     let mut requests = JoinSet::new();
     for _ in 0..case.requests {
