@@ -184,6 +184,23 @@ pub(crate) fn cpu_time(pids: &[u32]) -> Duration {
     Duration::from_nanos(total)
 }
 
+/// The time that all CPUs together have been busy since the boot of the machine, to a hundredth of a second.
+pub(crate) fn busy_time() -> Duration {
+    let text = fs::read_to_string("/proc/stat").unwrap_or_default();
+    busy(&text)
+}
+
+/// Of the first line of `/proc/stat`: all but idle and waiting for disks.
+fn busy(stat: &str) -> Duration {
+    let line = stat.lines().next().unwrap_or_default();
+    let fields = line.split_whitespace().skip(1).map(|n| n.parse().unwrap_or(0));
+    let busy = fields
+        .take(8)
+        .enumerate()
+        .filter(|(nth, _)| !matches!(nth, 3 | 4));
+    Duration::from_millis(10 * busy.map(|(_, ticks): (usize, u64)| ticks).sum::<u64>())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -198,6 +215,12 @@ mod tests {
             (9000 << 10, 8000 << 10, 6000 << 10)
         );
         assert_eq!(Memory::parse("Rss: 1 kB\n"), None);
+    }
+
+    #[test]
+    fn a_machine_is_busy_with_all_but_idling_and_waiting() {
+        let stat = "cpu  10 20 30 1000 500 1 2 3 0 0\ncpu0 5 5 5 5 5 5 5 5 0 0\n";
+        assert_eq!(busy(stat), Duration::from_millis(660));
     }
 
     #[test]

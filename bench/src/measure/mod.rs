@@ -8,6 +8,7 @@ mod admissions;
 mod changes;
 mod child;
 mod client;
+mod cluster;
 mod flood;
 mod gateway;
 mod heap;
@@ -77,6 +78,14 @@ enum Command {
     History(history::Options),
     /// One changed file among thousands of services: time, CPU, memory, added latency.
     Changes(changes::Options),
+    /// Figures in a Kubernetes cluster, inside `tests/cluster/run`: `bench/cluster` runs them.
+    Cluster(cluster::Options),
+    /// The program of a Pod.
+    #[command(hide = true)]
+    Pod {
+        #[arg(long, default_value_t = 0)]
+        work_ms: u64,
+    },
     /// The backend of cold starts; the gateway starts it.
     #[command(hide = true)]
     Instance,
@@ -218,6 +227,8 @@ pub fn main() -> ExitCode {
         Command::Flood(o) => run("flood", &o.common.clone(), || flood::run(o)),
         Command::Changes(o) => run("changes", &o.common.clone(), || changes::run(o)),
         Command::History(o) => run("history", &o.common.clone(), || history::run(o)),
+        Command::Cluster(options) => cluster::main(options),
+        Command::Pod { work_ms } => blocking(cluster::pod(Duration::from_millis(work_ms))),
         Command::Instance => blocking(instance::run()),
         Command::Offer(offer) => blocking(flood::offer(offer)),
         Command::Warm(options) => blocking(heap::warm(options)),
