@@ -172,6 +172,11 @@ impl LiveRevision {
         live
     }
 
+    /// Whether its slots are shared with other replicas.
+    pub fn is_shared(&self) -> bool {
+        is_shared(&self.spec())
+    }
+
     /// Begins to share its slots with other replicas, or ends it. `true`: it begins.
     fn share(&self) -> bool {
         let Some(replicas) = &self.env.replicas else {

@@ -119,6 +119,9 @@ pub(super) struct Exchange {
     next_peer: u32,
     /// When the wait for other replicas began that is under way, unless a warning was logged.
     waits_since: Option<Instant>,
+    /// Whether any replica is listed; if not, since when, unless a warning was logged.
+    is_listed: bool,
+    unlisted_since: Option<Instant>,
     revisions: HashMap<RevisionId, Vec<Weak<RevisionThrottler>>>,
     strangers: Vec<(RevisionId, PeerId, LeaseMessage)>,
 }
@@ -136,6 +139,8 @@ impl Exchange {
             peers: BTreeMap::new(),
             next_peer: 0,
             waits_since: None,
+            is_listed: true,
+            unlisted_since: None,
             revisions: HashMap::new(),
             strangers: Vec::new(),
         }
@@ -177,6 +182,16 @@ impl Exchange {
         if *self.me != *me {
             self.me = me.into();
         }
+        // Without the Service that lists them replicas know of none: each is on its own, with a limit of its own.
+        let alone = [Replica {
+            name: me.into(),
+            serves: true,
+        }];
+        let was_listed = std::mem::replace(&mut self.is_listed, !all.is_empty());
+        if was_listed && !self.is_listed {
+            self.unlisted_since = Some(now);
+        }
+        let all = if self.is_listed { all } else { &alone };
         for peer in self.peers.values_mut() {
             peer.is_listed = false;
             peer.serves = false;
@@ -347,7 +362,8 @@ impl Exchange {
                 self.outbox.post(id, session, Word::Pong(at));
             }
             Word::Pong(at) => {
-                peer.renewed = peer.renewed.max((base + Duration::from_millis(at)).min(now));
+                let asked = base.checked_add(Duration::from_millis(at)).unwrap_or(base);
+                peer.renewed = peer.renewed.max(asked.min(now));
                 if peer.has_lapsed && now.saturating_duration_since(peer.renewed) < LEASE - MARGIN {
                     peer.has_lapsed = false;
                     for throttler in self.throttlers() {
@@ -362,10 +378,11 @@ impl Exchange {
     /// Renews leases, and ends those that are over.
     pub(super) fn tick(&mut self, now: Instant) {
         let base = *self.base.get_or_insert(now);
-        let mut lapsed = Vec::new();
+        let (mut lapsed, mut renews) = (Vec::new(), false);
         for peer in self.peers.values_mut() {
             if peer.link.is_some() && now.saturating_duration_since(peer.pinged) >= RENEWAL {
                 peer.pinged = now;
+                renews = true;
                 let at = now.saturating_duration_since(base).as_millis();
                 let at = u64::try_from(at).unwrap_or(u64::MAX);
                 self.outbox.post(peer.id, peer.session, Word::Ping(at));
@@ -378,6 +395,9 @@ impl Exchange {
         for throttler in self.throttlers() {
             for peer in &lapsed {
                 throttler.lapse(*peer, now);
+            }
+            if renews {
+                throttler.ask_again(now);
             }
         }
         self.bury(now);
@@ -482,6 +502,13 @@ impl Exchange {
     /// Logs which replicas are waited for, once for each wait that is long.
     fn warn(&mut self, now: Instant) {
         let is_long = |since: &Instant| now.saturating_duration_since(*since) >= LONG;
+        if !self.is_listed && !self.revisions.is_empty() && self.unlisted_since.as_ref().is_some_and(is_long)
+        {
+            self.unlisted_since = None;
+            tracing::warn!(
+                "no replica is listed by the Service sluice-peers: each one keeps concurrency limits by itself alone"
+            );
+        }
         if self.is_settled || self.revisions.is_empty() || !self.waits_since.as_ref().is_some_and(is_long) {
             return;
         }

@@ -17,6 +17,8 @@ mod word;
 
 #[cfg(test)]
 mod sim_tests;
+#[cfg(test)]
+mod tests;
 
 use std::fmt;
 use std::sync::atomic::{AtomicUsize, Ordering};

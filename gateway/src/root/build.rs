@@ -145,7 +145,7 @@ pub(super) fn build(
         let found = Arc::downgrade(&registry);
         replicas.find_by(Box::new(move |revision| {
             let live = found.upgrade()?.live(revision)?;
-            Some(Arc::clone(live.throttler()))
+            live.is_shared().then(|| Arc::clone(live.throttler()))
         }));
         data.spawn(Arc::clone(replicas).run());
     }

@@ -106,7 +106,7 @@ impl EndpointSet {
         record.least_idle = 0;
         record.is_revoked = false;
         record.has_lapsed = false;
-        self.ready_owners = None;
+        self.live_owners = None;
         self.refresh(i);
     }
 
@@ -120,9 +120,9 @@ impl EndpointSet {
         self.records[i as usize].is_some()
     }
 
-    /// Other owners of ready endpoints.
-    pub(crate) fn ready_owners(&mut self) -> BTreeSet<PeerId> {
-        if let Some(known) = &self.ready_owners {
+    /// Other owners of endpoints that are ready, or may be soon: those are probed by their owners, too, while they are asked.
+    pub(crate) fn live_owners(&mut self) -> BTreeSet<PeerId> {
+        if let Some(known) = &self.live_owners {
             return known.clone();
         }
         let ready = self
@@ -134,7 +134,7 @@ impl EndpointSet {
                 Owner::Me | Owner::Pending => None,
             })
             .collect();
-        self.ready_owners = Some(owners.clone());
+        self.live_owners = Some(owners.clone());
         owners
     }
 

@@ -188,8 +188,8 @@ pub(crate) struct EndpointSet {
     pub(super) idle: BTreeSet<u32>,
     /// Leased slots of endpoints that are gone.
     pub(super) abandoned: Vec<(PeerId, EndpointId, u32)>,
-    /// Other owners of ready endpoints, if nothing has changed since they were asked for.
-    pub(super) ready_owners: Option<BTreeSet<PeerId>>,
+    /// Other owners of live endpoints, if nothing has changed since they were asked for.
+    pub(super) live_owners: Option<BTreeSet<PeerId>>,
     counts: Counts,
     in_flight: u32,
     pub(super) lent: u32,
@@ -223,7 +223,7 @@ impl EndpointSet {
             revocations: Vec::new(),
             idle: BTreeSet::new(),
             abandoned: Vec::new(),
-            ready_owners: None,
+            live_owners: None,
             counts: Counts::default(),
             in_flight: 0,
             lent: 0,
@@ -405,7 +405,7 @@ impl EndpointSet {
             index(self.records.len() - 1)
         };
         self.by_key.insert(key, i);
-        self.ready_owners = None;
+        self.live_owners = None;
         self.inherit_ghost(i);
         self.configured_version += u64::from(fixed);
         self.tiers[tier].coming += u32::from(coming);
@@ -446,7 +446,7 @@ impl EndpointSet {
         if goes {
             self.leave_ghost(i);
         }
-        self.ready_owners = None;
+        self.live_owners = None;
         let tier = &mut self.tiers[tier];
         tier.coming -= u32::from(was_coming);
         tier.coming += u32::from(coming);

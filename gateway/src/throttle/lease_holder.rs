@@ -84,8 +84,6 @@ impl<W> Core<W> {
             return;
         };
         owner.received += u64::from(slots);
-        owner.asked = owner.asked.saturating_sub(slots);
-        owner.is_busy = false;
         let known = self.endpoints.find_id(id);
         let known = known.filter(|slot| self.endpoints.record(*slot).phase != EndpointPhase::Gone);
         let slot = match known {
@@ -106,7 +104,12 @@ impl<W> Core<W> {
                     self.endpoints.set_phase(slot, EndpointPhase::Ready);
                 }
                 self.endpoints.lease(slot, slots);
+                if let Some(owner) = self.leases().owners.get_mut(&peer) {
+                    owner.asked = owner.asked.saturating_sub(slots);
+                    owner.is_busy = false;
+                }
             }
+            // Not asked for again at once, which would bring the same slots: with the next renewal.
             _ => self.return_slots(peer, id.clone(), slots),
         }
     }
@@ -203,6 +206,19 @@ impl<W> Core<W> {
         self.leases().linger_due = (!self.endpoints.idle.is_empty()).then_some(now + linger);
     }
 
+    /// Asks anew for what waits, in case that the owner has forgotten, or did not know the revision yet.
+    pub(crate) fn ask_again(&mut self, now: Instant) -> Actions<W> {
+        let mut actions = self.begin(now);
+        if !self.queue.is_empty() {
+            for owner in self.leases().owners.values_mut() {
+                owner.asked = 0;
+                owner.is_busy = false;
+            }
+            self.settle(now, &mut actions);
+        }
+        actions
+    }
+
     /// Asks for slots while requests wait: one owner after the other, until one has a free slot.
     pub(super) fn ask_owners(&mut self, now: Instant) {
         let leases = self.leases();
@@ -220,16 +236,16 @@ impl<W> Core<W> {
         let mut posts = Vec::new();
         let mut is_asked = false;
         let is_flipped = self.is_flipped();
-        let ready = if is_flipped {
+        let live = if is_flipped {
             BTreeSet::new()
         } else {
-            self.endpoints.ready_owners()
+            self.endpoints.live_owners()
         };
         for peer in targets {
             let Some(owner) = self.leases().owners.get_mut(&peer) else {
                 continue;
             };
-            let waiting = if is_asked || !(is_flipped || ready.contains(&peer)) {
+            let waiting = if is_asked || !(is_flipped || live.contains(&peer)) {
                 0
             } else {
                 waiting
@@ -272,19 +288,19 @@ impl<W> Core<W> {
         )
     }
 
-    /// The owners of endpoints that are ready, each throttler beginning with another one; then those that are asked in vain.
+    /// The owners of endpoints that are ready or may be soon, each throttler beginning with another one; then those that are asked in vain.
     fn owners_to_ask(&mut self) -> Vec<PeerId> {
         if self.is_flipped() {
             return vec![PeerId::NEWER];
         }
-        let ready = self.endpoints.ready_owners();
-        let mut all: Vec<PeerId> = ready.iter().copied().collect();
+        let live = self.endpoints.live_owners();
+        let mut all: Vec<PeerId> = live.iter().copied().collect();
         if !all.is_empty() {
             let first = self.first_owner as usize % all.len();
             all.rotate_left(first);
         }
         let owners = self.leases.iter().flat_map(|leases| &leases.owners);
-        let in_vain = owners.filter(|(peer, owner)| owner.asked > 0 && !ready.contains(peer));
+        let in_vain = owners.filter(|(peer, owner)| owner.asked > 0 && !live.contains(peer));
         all.extend(in_vain.map(|(peer, _)| *peer));
         all
     }

@@ -704,6 +704,11 @@ impl RevisionThrottler {
         self.apply(|core| core.share(deal, now));
     }
 
+    /// Asks owners anew for slots, if requests wait.
+    pub fn ask_again(self: &Arc<Self>, now: Instant) {
+        self.apply(|core| core.ask_again(now));
+    }
+
     /// Every other replica has said what it holds.
     pub fn settle_deal(self: &Arc<Self>, now: Instant) {
         self.apply(|core| core.settle_deal(now));

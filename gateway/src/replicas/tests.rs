@@ -1,0 +1,188 @@
+//! Cases that the storm does not have: replicas that are not listed, and leases that end.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use sluice_model::{Replica, ReplicaSink};
+
+use super::Replicas;
+use crate::registry::test_kit::{address, id};
+use crate::throttle::{Admission, Arrival, Permit, RevisionThrottler, Supply, clock, test_kit};
+
+type Queue = Arc<Mutex<VecDeque<Vec<u8>>>>;
+
+/// A replica with one endpoint and a limit.
+struct One {
+    name: &'static str,
+    replicas: Arc<Replicas>,
+    throttler: Arc<RevisionThrottler>,
+    inbox: Queue,
+}
+
+impl One {
+    fn new(name: &'static str, limit: u32) -> Self {
+        let (throttler, _) = test_kit::throttler(Supply::Activated, Some(limit));
+        let replicas = Replicas::new();
+        replicas.join(&throttler);
+        throttler.set_addresses(0, &[address(1)], true, clock());
+        let found = Arc::clone(&throttler);
+        replicas.find_by(Box::new(move |revision| {
+            (*revision == id("r")).then(|| Arc::clone(&found))
+        }));
+        Self {
+            name,
+            replicas,
+            throttler,
+            inbox: Queue::default(),
+        }
+    }
+
+    fn admit(&self) -> Admission {
+        self.throttler.admit(Arrival::default(), clock())
+    }
+
+    fn admitted(&self) -> Option<Permit> {
+        match self.admit() {
+            Admission::Admitted(permit) => Some(permit),
+            _ => None,
+        }
+    }
+
+    fn tick(&self) {
+        self.replicas.exchange.lock().tick(clock());
+        self.throttler.tick_now(clock());
+        self.replicas.pump();
+    }
+}
+
+fn list(names: &[&'static str]) -> Vec<Replica> {
+    let replica = |name: &&str| Replica {
+        name: (*name).into(),
+        serves: true,
+    };
+    names.iter().map(replica).collect()
+}
+
+/// Two replicas that know and reach each other: the owner of the endpoint, and the other one.
+fn pair(limit: u32) -> (One, One) {
+    let (a, b) = (One::new("a", limit), One::new("b", limit));
+    for (one, other) in [(&a, &b), (&b, &a)] {
+        one.replicas.replicas(one.name, &list(&["a", "b"]));
+        let inbox = Arc::clone(&other.inbox);
+        let sender = Box::new(move |message| inbox.lock().push_back(message));
+        one.replicas.connected(other.name, 7, sender);
+    }
+    deliver(&a, &b);
+    if a.admitted().is_some() { (a, b) } else { (b, a) }
+}
+
+/// Delivers all messages.
+fn deliver(a: &One, b: &One) {
+    for _ in 0..16 {
+        for (one, other) in [(a, b), (b, a)] {
+            one.replicas.pump();
+            let messages = std::mem::take(&mut *other.inbox.lock());
+            for message in messages {
+                other
+                    .replicas
+                    .received(one.name, &message)
+                    .expect("it is understood");
+            }
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn nothing_is_owned_before_the_replicas_are_listed() {
+    let one = One::new("a", 1);
+    assert!(matches!(one.admit(), Admission::Waiting(_)));
+    one.replicas.replicas("a", &list(&["a"]));
+    assert!(one.admitted().is_some());
+}
+
+#[tokio::test(start_paused = true)]
+async fn without_a_list_of_replicas_each_one_is_on_its_own() {
+    let one = One::new("a", 1);
+    one.replicas.replicas("a", &[]);
+    assert!(one.admitted().is_some());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_replica_that_is_not_listed_owns_nothing_beside_those_that_are() {
+    let one = One::new("a", 1);
+    one.replicas.replicas("a", &list(&["b"]));
+    assert!(matches!(one.admit(), Admission::Waiting(_)));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_free_slot_is_leased_to_whoever_asks_and_goes_back() {
+    let (owner, other) = pair(1);
+    let Admission::Waiting(waiter) = other.admit() else {
+        panic!("it owns nothing");
+    };
+    deliver(&owner, &other);
+    let permit = waiter.await.expect("the slot is free");
+    assert!(matches!(owner.admit(), Admission::Waiting(_)), "it is in use");
+    drop(permit);
+    tokio::time::advance(Duration::from_millis(150)).await;
+    other.tick();
+    deliver(&owner, &other);
+    assert!(owner.admitted().is_some());
+    assert_eq!(owner.replicas.status()[0].holds, 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_holder_sends_nothing_on_a_lease_that_has_ended_and_the_owner_frees_nothing() {
+    let (owner, other) = pair(2);
+    let Admission::Waiting(waiter) = other.admit() else {
+        panic!("it owns nothing");
+    };
+    deliver(&owner, &other);
+    let permit = waiter.await.expect("a slot is free");
+    // The connection is silent for less than a lease, then for longer than a holder may go on.
+    drop(permit);
+    assert!(
+        other.admitted().is_some(),
+        "a free slot is kept for the next request"
+    );
+    tokio::time::advance(Duration::from_millis(4_001)).await;
+    other.replicas.exchange.lock().tick(clock());
+    assert!(other.admitted().is_none(), "the lease is nearly over");
+    tokio::time::advance(Duration::from_secs(3_600)).await;
+    owner.replicas.disconnected(other.name);
+    owner.tick();
+    let mine = owner.admitted();
+    assert!(mine.is_some() && owner.admitted().is_none(), "one slot is lost");
+    assert_eq!(owner.replicas.status()[0].holds, 1);
+    // Its Pod is gone.
+    owner.replicas.replicas(owner.name, &list(&[owner.name]));
+    owner.tick();
+    assert!(owner.admitted().is_some());
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_a_replica_held_is_free_at_once_when_it_says_that_it_ends() {
+    let (owner, other) = pair(1);
+    let Admission::Waiting(waiter) = other.admit() else {
+        panic!("it owns nothing");
+    };
+    deliver(&owner, &other);
+    let _permit = waiter.await.expect("the slot is free");
+    assert!(other.replicas.leave());
+    deliver(&owner, &other);
+    assert!(owner.admitted().is_some());
+}
+
+#[tokio::test(start_paused = true)]
+async fn words_that_are_none_are_an_error() {
+    let one = One::new("a", 1);
+    one.replicas.connected("b", 1, Box::new(|_| {}));
+    for message in ["", "{}", "[7]", r#"[{"announce": {}}]"#, r#"["announced"]"#] {
+        one.replicas.received("b", message.as_bytes()).expect_err(message);
+    }
+    one.replicas
+        .received("b", br#"[{"pong": 18446744073709551615}]"#)
+        .expect("a time, if far away");
+}
