@@ -110,9 +110,8 @@ impl Api {
         tokio::spawn(async move {
             let mut events = std::pin::pin!(events);
             while let Ok(Some(event)) = events.try_next().await {
-                let object = match event {
-                    WatchEvent::Added(object) | WatchEvent::Modified(object) => object,
-                    _ => continue,
+                let (WatchEvent::Added(object) | WatchEvent::Modified(object)) = event else {
+                    continue;
                 };
                 if send.send((now_ns(), object)).is_err() {
                     return;
