@@ -1,6 +1,6 @@
 //! The endpoints of Services, from their EndpointSlices. Pure.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::net::{IpAddr, SocketAddr};
 
 use super::objects::{EndpointConditions, EndpointSlice, ServiceSpec};
@@ -27,9 +27,9 @@ struct Slice {
     ports: Vec<(String, u16)>,
 }
 
-/// The slices of all Services.
+/// The slices of all Services, with their names. A Service has one as a rule, and no room for more before there are.
 #[derive(Debug, Default)]
-pub(super) struct Endpoints(HashMap<Name, BTreeMap<String, Slice>>);
+pub(super) struct Endpoints(HashMap<Name, Vec<(String, Slice)>>);
 
 impl Endpoints {
     /// Records a change. Returns the Services whose endpoints are other ones.
@@ -44,7 +44,9 @@ impl Endpoints {
             Update::List(all) => {
                 let names: HashSet<(Name, String)> = all.iter().map(slice_name).collect();
                 let known = self.0.iter().flat_map(|(service, slices)| {
-                    slices.keys().map(move |name| (service.clone(), name.clone()))
+                    slices
+                        .iter()
+                        .map(move |(name, _)| (service.clone(), name.clone()))
                 });
                 let gone: Vec<_> = known.filter(|slice| !names.contains(slice)).collect();
                 for (service, name) in gone {
@@ -60,16 +62,22 @@ impl Endpoints {
         let (service, name) = slice_name(&slice);
         let slice = cut(slice);
         let slices = self.0.entry(service.clone()).or_default();
-        if slices.get(&name) != Some(&slice) {
-            slices.insert(name, slice);
-            touched.insert(service);
+        match slices.iter_mut().find(|(known, _)| *known == name) {
+            Some((_, known)) if *known == slice => return,
+            Some((_, known)) => *known = slice,
+            None => {
+                slices.reserve_exact(1);
+                slices.push((name, slice));
+            }
         }
+        touched.insert(service);
     }
 
     fn forget(&mut self, service: Name, name: &str, touched: &mut HashSet<Name>) {
         if let Some(slices) = self.0.get_mut(&service)
-            && slices.remove(name).is_some()
+            && let Some(at) = slices.iter().position(|(known, _)| known == name)
         {
+            slices.swap_remove(at);
             if slices.is_empty() {
                 self.0.remove(&service);
             }
@@ -102,7 +110,7 @@ impl Endpoints {
         let family = service.ip_families.first().map_or("IPv4", String::as_str);
         let of_family = |wanted: bool| -> Vec<SocketAddr> {
             let mut found = BTreeSet::new();
-            let slices = slices.values();
+            let slices = slices.iter().map(|(_, slice)| slice);
             for slice in slices.filter(|slice| (slice.address_type == family) == wanted) {
                 let number = slice.ports.iter().find(|(name, _)| name == port);
                 let Some((_, number)) = number else { continue };
@@ -149,9 +157,12 @@ fn cut(slice: EndpointSlice) -> Slice {
         let number = u16::try_from(port.port?).ok()?;
         Some((port.name, number))
     });
+    let mut ports: Vec<_> = ports.collect();
+    ports.shrink_to_fit();
+    endpoints.shrink_to_fit();
     Slice {
         address_type: slice.address_type,
         endpoints,
-        ports: ports.collect(),
+        ports,
     }
 }

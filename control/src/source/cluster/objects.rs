@@ -84,6 +84,24 @@ pub(super) struct IngressSpec {
     pub(super) http_option: String,
 }
 
+impl IngressSpec {
+    /// Gives up the room that lists have for more, which is most of a specification that was just read.
+    pub(super) fn shrink(&mut self) {
+        self.tls.shrink_to_fit();
+        self.rules.shrink_to_fit();
+        for rule in &mut self.rules {
+            rule.hosts.shrink_to_fit();
+            let Some(paths) = rule.http.as_mut().and_then(|http| http.paths.as_mut()) else {
+                continue;
+            };
+            paths.shrink_to_fit();
+            for splits in paths.iter_mut().filter_map(|path| path.splits.as_mut()) {
+                splits.shrink_to_fit();
+            }
+        }
+    }
+}
+
 /// A certificate for some hosts.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(default, rename_all = "camelCase")]

@@ -4,7 +4,7 @@
 //! **Invariant:** any order of updates that ends in the same objects gives the same resolved Ingresses, but for the last
 //! good versions that objects with a problem keep.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::fmt;
 use std::hash::Hash;
 use std::sync::Arc;
@@ -79,6 +79,9 @@ pub(super) enum AnyUpdate {
     Network(Update<ConfigMap>),
 }
 
+/// A specification with the name of its Ingress.
+type Named = (Name, Arc<IngressSpec>);
+
 /// The objects that Ingresses name, cut down.
 #[derive(Debug, Default)]
 pub(super) struct Objects {
@@ -86,7 +89,7 @@ pub(super) struct Objects {
     pub(super) secrets: Secrets,
     pub(super) revisions: HashMap<Name, RevisionObject>,
     /// The specifications with rules inside the cluster, by host; of several Ingresses with one host the oldest first.
-    internal: HashMap<String, BTreeMap<ObjectKey, (Name, Arc<IngressSpec>)>>,
+    internal: HashMap<String, Vec<(ObjectKey, Named)>>,
     /// Pods that cannot become ready.
     pub(super) faulty: FaultyPods,
     /// The private Services of revisions: their endpoints are the Pods, whoever is on the path of others.
@@ -96,8 +99,8 @@ pub(super) struct Objects {
 
 impl Objects {
     /// The Ingress that has this host inside the cluster.
-    pub(super) fn internal(&self, host: &str) -> Option<&(Name, Arc<IngressSpec>)> {
-        self.internal.get(host)?.values().next()
+    pub(super) fn internal(&self, host: &str) -> Option<&Named> {
+        Some(&self.internal.get(host)?.first()?.1)
     }
 }
 
@@ -325,14 +328,20 @@ impl Store {
             return;
         }
         known.generation = generation;
-        let spec = Arc::new(ingress.spec);
+        let mut spec = ingress.spec;
+        spec.shrink();
+        let spec = Arc::new(spec);
         let before = std::mem::replace(&mut known.spec, Arc::clone(&spec));
         let key = known.key.clone();
         if before != spec {
             self.unlist(&key, &before);
             for host in shortcut::internal_hosts(&spec, &self.policy.cluster_domain) {
                 let listed = self.objects.internal.entry(host.clone()).or_default();
-                listed.insert(key.clone(), (name.clone(), Arc::clone(&spec)));
+                listed.retain(|(known, _)| *known != key);
+                // One as a rule, and no room for more before there are.
+                listed.reserve_exact(1);
+                let at = listed.partition_point(|(known, _)| *known < key);
+                listed.insert(at, (key.clone(), (name.clone(), Arc::clone(&spec))));
                 let users = self.users_of_host.get(&host);
                 self.dirty.extend(users.into_iter().flatten().cloned());
             }
@@ -345,7 +354,7 @@ impl Store {
     fn unlist(&mut self, key: &ObjectKey, spec: &IngressSpec) {
         for host in shortcut::internal_hosts(spec, &self.policy.cluster_domain) {
             if let Some(listed) = self.objects.internal.get_mut(&host) {
-                listed.remove(key);
+                listed.retain(|(known, _)| known != key);
                 if listed.is_empty() {
                     self.objects.internal.remove(&host);
                 }
@@ -442,7 +451,10 @@ impl Store {
             self.service_changed(&name);
         }
         if self.objects.services.get(&name) != Some(&service.spec) {
-            self.objects.services.insert(name.clone(), service.spec);
+            let mut spec = service.spec;
+            spec.ports.shrink_to_fit();
+            spec.ip_families.shrink_to_fit();
+            self.objects.services.insert(name.clone(), spec);
             self.service_changed(&name);
         }
     }
