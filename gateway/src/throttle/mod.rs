@@ -17,6 +17,7 @@ mod core;
 mod endpoint;
 mod endpoint_events;
 mod endpoint_leases;
+mod endpoint_pick;
 mod endpoint_set;
 mod lease;
 mod lease_holder;
@@ -30,10 +31,12 @@ mod permit;
 mod queue;
 mod rejection;
 mod shell;
+mod shell_leases;
 mod start_timeline;
 mod tiers;
 mod visits;
 mod waiter;
+mod waiting;
 
 #[cfg(test)]
 mod fair_sim_tests;

@@ -20,7 +20,7 @@ use super::budget::{Account, QueueBudget, Reservation};
 use super::core::{Core, ThrottleLimits};
 use super::endpoint::{EndpointPhase, EndpointState};
 use super::endpoint_events::AddressChange;
-use super::lease::{Deal, EndpointInUse, LeaseMessage, PeerId};
+use super::lease::{LeaseMessage, PeerId};
 use super::log_limit::LogLimiter;
 use super::observer::{ActivationOutcome, RevisionObserver};
 use super::permit::Permit;
@@ -80,7 +80,7 @@ pub struct RevisionThrottler {
     id: RevisionId,
     /// The ids by which its tiers are scaled; without tiers, its own.
     scaled: Box<[RevisionId]>,
-    shared: Mutex<Shared>,
+    pub(super) shared: Mutex<Shared>,
     env: ThrottleEnv,
     timer: Arc<Notify>,
     probes: Notify,
@@ -88,11 +88,11 @@ pub struct RevisionThrottler {
 }
 
 pub(super) struct Shared {
-    core: Core<Sender>,
+    pub(super) core: Core<Sender>,
     /// When the timer task wakes; `None` while there is none.
     armed: Option<Instant>,
     /// Where messages to other processes go.
-    outlets: BTreeMap<PeerId, Outlet>,
+    pub(super) outlets: BTreeMap<PeerId, Outlet>,
 }
 
 /// Takes messages to another process, in order; never blocks. A process that is gone takes none, and that is no error here.
@@ -489,12 +489,15 @@ impl RevisionThrottler {
     }
 
     /// Runs an event under the lock and carries out what it decided after it.
-    fn apply(self: &Arc<Self>, event: impl FnOnce(&mut Core<Sender>) -> Actions<Sender>) {
+    pub(super) fn apply(self: &Arc<Self>, event: impl FnOnce(&mut Core<Sender>) -> Actions<Sender>) {
         self.run(|core| ((), event(core)));
     }
 
     /// As [`apply`](Self::apply), for an event that returns a value, too.
-    fn run<R>(self: &Arc<Self>, event: impl FnOnce(&mut Core<Sender>) -> (R, Actions<Sender>)) -> R {
+    pub(super) fn run<R>(
+        self: &Arc<Self>,
+        event: impl FnOnce(&mut Core<Sender>) -> (R, Actions<Sender>),
+    ) -> R {
         let mut shared = self.shared.lock();
         let (value, actions) = event(&mut shared.core);
         shared.post();
@@ -629,145 +632,6 @@ async fn run_timer(throttler: Weak<RevisionThrottler>, news: Arc<Notify>, first:
         };
         idle = !waiting;
         next = at;
-    }
-}
-
-/// The throttler's part of leases: see `throttle/lease.rs`.
-impl RevisionThrottler {
-    /// Hands all slots over to a newer process, which every later message goes to. Returns the endpoints with their slots in
-    /// use at this instant.
-    pub fn flip(self: &Arc<Self>, newer: Outlet, now: Instant) -> Vec<EndpointInUse> {
-        self.shared.lock().outlets.insert(PeerId::NEWER, newer);
-        self.run(|core| core.flip(now))
-    }
-
-    /// Takes the slots back: the newer process failed before it leased any.
-    pub fn flip_back(self: &Arc<Self>, now: Instant) {
-        self.shared.lock().outlets.remove(&PeerId::NEWER);
-        self.apply(|core| core.flip_back(now));
-    }
-
-    /// Rejects waiters and arrivals as draining: the newer process is gone.
-    pub fn abandon(self: &Arc<Self>, now: Instant) {
-        self.shared.lock().outlets.remove(&PeerId::NEWER);
-        self.apply(|core| core.abandon(now));
-    }
-
-    /// Whether a newer process owns the slots and probes readiness.
-    pub fn is_flipped(&self) -> bool {
-        self.shared.lock().core.is_flipped()
-    }
-
-    /// Takes over endpoints of an older process with what it has in use, and sends messages to it. Unknown addresses are
-    /// added only with `may_add`.
-    pub fn adopt(self: &Arc<Self>, endpoints: &[EndpointInUse], may_add: bool, older: Outlet, now: Instant) {
-        self.shared.lock().outlets.insert(PeerId::OLDER, older);
-        self.apply(|core| core.adopt(endpoints, may_add, now));
-    }
-
-    /// Handles a message of another process.
-    pub fn hear(self: &Arc<Self>, peer: PeerId, message: LeaseMessage, now: Instant) {
-        self.apply(|core| core.hear(peer, message, now));
-    }
-
-    /// Another process is gone, and whatever it held with it.
-    pub fn peer_gone(self: &Arc<Self>, peer: PeerId, now: Instant) {
-        self.apply(|core| core.gone(peer, now));
-        self.shared.lock().outlets.remove(&peer);
-    }
-
-    /// A connection to a replica begins: messages to it go here, and what an earlier connection may carry is void.
-    pub fn meet(self: &Arc<Self>, peer: PeerId, outlet: Outlet, now: Instant) {
-        // First, so that nothing is lost that follows; what was said before was for the connection before.
-        self.shared.lock().outlets.insert(peer, outlet);
-        self.apply(|core| core.meet(peer, now));
-    }
-
-    /// The connection to a replica has ended.
-    pub fn part(self: &Arc<Self>, peer: PeerId, now: Instant) {
-        self.shared.lock().outlets.remove(&peer);
-        self.apply(|core| core.part(peer, now));
-    }
-
-    /// The lease of what a replica's slots are leased for has ended.
-    pub fn lapse(self: &Arc<Self>, peer: PeerId, now: Instant) {
-        self.apply(|core| core.lapse(peer, true, now));
-    }
-
-    /// It is renewed.
-    pub fn renew(self: &Arc<Self>, peer: PeerId, now: Instant) {
-        self.apply(|core| core.lapse(peer, false, now));
-    }
-
-    /// Deals the endpoints out among replicas; what becomes this process's own waits for [`settle_deal`](Self::settle_deal).
-    pub fn share(self: &Arc<Self>, deal: &Arc<Deal>, now: Instant) {
-        self.apply(|core| core.share(deal, now));
-    }
-
-    /// Asks owners anew for slots, if requests wait.
-    pub fn ask_again(self: &Arc<Self>, now: Instant) {
-        self.apply(|core| core.ask_again(now));
-    }
-
-    /// Every other replica has said what it holds.
-    pub fn settle_deal(self: &Arc<Self>, now: Instant) {
-        self.apply(|core| core.settle_deal(now));
-    }
-
-    /// Tells a replica what this process holds of its slots, after all that was said before.
-    pub fn tell_holding(self: &Arc<Self>, peer: PeerId, now: Instant) {
-        self.apply(|core| core.tell_holding(peer, now));
-    }
-
-    /// A replica that said what it holds has said nothing of this revision.
-    pub fn held_nothing(self: &Arc<Self>, peer: PeerId, now: Instant) {
-        self.apply(|core| core.held_nothing(peer, now));
-    }
-
-    /// The leases and endpoints, for a simulation that fails.
-    #[cfg(test)]
-    pub(crate) fn dump(&self) -> String {
-        let shared = self.shared.lock();
-        let core = &shared.core;
-        let endpoints = core.endpoints.iter().map(|(i, e)| {
-            format!(
-                "{i} {} {:?} {:?} in flight {} leased {} lent {} ghosts {}",
-                e.state.address,
-                e.phase,
-                e.owner,
-                e.in_flight,
-                e.leased,
-                e.lent,
-                e.busy()
-            )
-        });
-        let endpoints: Vec<String> = endpoints.collect();
-        format!(
-            "{} wait\n{}\n{:?}",
-            core.queue.len(),
-            endpoints.join("\n"),
-            core.leases
-        )
-    }
-
-    /// Addresses of this process's own endpoints that take no requests.
-    #[cfg(test)]
-    pub(crate) fn owned_but_not_ready(&self) -> Vec<EndpointAddr> {
-        let shared = self.shared.lock();
-        let known = shared.core.known();
-        let known = known.filter(|e| e.owner == super::lease::Owner::Me && e.phase != EndpointPhase::Ready);
-        known.map(|e| e.state.address.clone()).collect()
-    }
-
-    /// The timer, for a simulation in which no task runs.
-    #[cfg(test)]
-    pub(crate) fn tick_now(self: &Arc<Self>, now: Instant) {
-        self.apply(|core| core.expire(now));
-    }
-
-    /// Slots that another process holds.
-    pub fn slots_of(&self, peer: PeerId) -> u32 {
-        self.shared.lock().core.slots_of(peer)
     }
 }
 
