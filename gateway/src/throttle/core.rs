@@ -175,7 +175,7 @@ impl<W> Core<W> {
     /// `false` changes nothing: the whole `release` is needed.
     pub(crate) fn release_warm(&mut self, slot: u32, passive: bool, now: Instant) -> bool {
         let endpoint = self.endpoints.record(slot);
-        if endpoint.phase != EndpointPhase::Ready || endpoint.owner != Owner::Me || !self.is_calm(now) {
+        if endpoint.phase != EndpointPhase::Ready || !endpoint.is_mine() || !self.is_calm(now) {
             return false;
         }
         self.load.advance(self.held(), now);
@@ -462,10 +462,13 @@ impl<W> Core<W> {
 
     /// Requests in flight and queued that count as activity.
     pub(super) fn held(&self) -> u64 {
-        let in_flight = self.endpoints.in_flight() - self.passive_in_flight + self.all_older_in_flight();
-        u64::from(in_flight)
-            + (self.queue.len() - self.queue.passive()) as u64
-            + u64::from(self.older_active())
+        let in_flight = self.endpoints.in_flight() - self.passive_in_flight;
+        let own = u64::from(in_flight) + (self.queue.len() - self.queue.passive()) as u64;
+        // Nearly always: this is read for every request.
+        if self.leases.is_none() {
+            return own;
+        }
+        own + u64::from(self.all_older_in_flight()) + u64::from(self.older_active())
     }
 
     /// Requests that wait, in an older process of an upgrade too.
@@ -551,7 +554,7 @@ impl<W> Core<W> {
         if endpoint.phase == EndpointPhase::Draining && endpoint.busy() == 1 {
             actions.signals.extend(endpoint.drained());
         }
-        let returns = endpoint.owner != Owner::Me && self.goes_back(slot);
+        let returns = !endpoint.is_mine() && self.goes_back(slot);
         self.endpoints.release(slot);
         if returns {
             self.return_idle(slot, 1);

@@ -108,6 +108,7 @@ impl EndpointSet {
         record.has_lapsed = false;
         self.live_owners = None;
         self.refresh(i);
+        self.note_idle(i);
     }
 
     /// The slots of an endpoint stay this process's.
@@ -161,6 +162,15 @@ impl EndpointSet {
                 .ownership
                 .owner(record.state.hash, self.tiers[usize::from(record.tier)].limit);
             self.set_owner(index(i), owner);
+        }
+    }
+
+    /// Keeps the list of endpoints with free leased slots.
+    pub(super) fn note_idle(&mut self, i: u32) {
+        if self.record(i).idle() > 0 {
+            self.idle.insert(i);
+        } else {
+            self.idle.remove(&i);
         }
     }
 

@@ -142,9 +142,16 @@ impl EndpointRecord {
         self.limit
     }
 
+    /// Whether its slots are this process's.
+    #[inline]
+    pub(crate) fn is_mine(&self) -> bool {
+        matches!(self.owner, Owner::Me)
+    }
+
     /// Whether it may be full.
+    #[inline]
     fn is_limited(&self) -> bool {
-        self.limit.is_some() || self.owner != Owner::Me
+        self.limit.is_some() || !self.is_mine()
     }
 
     /// Whether it is an instance that is being started. A configured address is always "starting" until a
@@ -492,7 +499,9 @@ impl EndpointSet {
         let tiered = self.tiers.len() > 1;
         let record = self.record_mut(i);
         record.in_flight += 1;
-        record.least_idle = record.least_idle.min(record.idle());
+        if !record.is_mine() {
+            record.least_idle = record.least_idle.min(record.idle());
+        }
         let (limited, tier) = (record.is_limited(), usize::from(record.tier));
         if limited {
             self.refresh(i);
@@ -508,6 +517,7 @@ impl EndpointSet {
         let tiered = self.tiers.len() > 1;
         let record = self.record_mut(i);
         record.in_flight -= 1;
+        let is_gone = record.phase == EndpointPhase::Gone;
         let (limited, tier) = (record.is_limited(), usize::from(record.tier));
         self.in_flight -= 1;
         if tiered {
@@ -516,14 +526,17 @@ impl EndpointSet {
         if limited {
             self.refresh(i);
         }
-        self.freed(i, 1);
-        self.vacate(i);
+        if is_gone {
+            self.freed(i, 1);
+            self.vacate(i);
+        }
     }
 
     /// Inserts an endpoint into `open` or removes it, by phase and limit.
     pub(super) fn refresh(&mut self, i: u32) {
         let (serving, held) = (self.serving, self.held);
         let record = self.record_mut(i);
+        let is_mine = record.is_mine();
         let want = record.has_room() && record.tier == serving && !held;
         match (record.open, want) {
             (0, true) => {
@@ -540,10 +553,8 @@ impl EndpointSet {
             }
             _ => {}
         }
-        if self.record(i).idle() > 0 {
-            self.idle.insert(i);
-        } else if !self.idle.is_empty() {
-            self.idle.remove(&i);
+        if !is_mine {
+            self.note_idle(i);
         }
     }
 
