@@ -23,6 +23,9 @@ const RENEWAL: Duration = Duration::from_secs(1);
 /// Messages about revisions that are not known here yet; beyond these the oldest are forgotten.
 const MAX_STRANGERS: usize = 10_000;
 
+/// Bytes of words in one message, unless one alone has more: the connection takes a mebibyte.
+const MESSAGE: usize = 256 * 1024;
+
 /// A wait for other replicas that is worth a warning.
 const LONG: Duration = Duration::from_secs(5);
 
@@ -432,12 +435,24 @@ impl Exchange {
             let (Some(link), Some(words)) = (&peer.link, words.remove(&peer.id)) else {
                 continue;
             };
-            for some in words.chunks(256) {
-                match serde_json::to_vec(some) {
-                    Ok(message) => messages.push((Arc::clone(&link.sender), message)),
-                    Err(error) => tracing::error!("internal error: leases cannot be encoded: {error}"),
+            let mut message = Vec::new();
+            for word in words {
+                let encoded = match serde_json::to_vec(&word) {
+                    Ok(encoded) => encoded,
+                    Err(error) => {
+                        tracing::error!("internal error: leases cannot be encoded: {error}");
+                        continue;
+                    }
+                };
+                if !message.is_empty() && message.len() + encoded.len() > MESSAGE {
+                    message.push(b']');
+                    messages.push((Arc::clone(&link.sender), std::mem::take(&mut message)));
                 }
+                message.push(if message.is_empty() { b'[' } else { b',' });
+                message.extend(encoded);
             }
+            message.push(b']');
+            messages.push((Arc::clone(&link.sender), message));
         }
         messages
     }

@@ -7,7 +7,7 @@ use sluice_tests::backend::HttpBackend;
 use sluice_tests::cli::sluice_in;
 use sluice_tests::gateway::Gateway;
 use sluice_tests::h1::{self, H1, H1Response};
-use sluice_tests::wait::{SOON, wait_for};
+use sluice_tests::wait::{SOON, wait_for, wait_until};
 use tokio::net::UnixStream;
 
 use crate::commands::command;
@@ -230,11 +230,10 @@ async fn commands_for_services_get_the_token_and_show_it_nowhere() {
         .output()
         .unwrap();
     assert!(resumed.status.success(), "{resumed:?}");
-    let said = [gateway.stdout(), gateway.stderr()].concat().join("\n");
-    assert!(
-        said.contains("by command") && !said.contains("s3cret-token"),
-        "{said}"
-    );
+    // Lines of log are written by a thread of their own.
+    let said = || [gateway.stdout(), gateway.stderr()].concat().join("\n");
+    wait_until("a command is logged", SOON, || said().contains("by command")).await;
+    assert!(!said().contains("s3cret-token"), "{}", said());
     assert!(!format!("{paused:?}{status:?}").contains("s3cret-token"));
 }
 
