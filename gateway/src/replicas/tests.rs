@@ -75,7 +75,7 @@ fn pair(limit: u32) -> (One, One) {
         one.replicas.connected(other.name, 7, sender);
     }
     deliver(&a, &b);
-    if a.admitted().is_some() { (a, b) } else { (b, a) }
+    if a.throttler.owns_any() { (a, b) } else { (b, a) }
 }
 
 /// Delivers all messages.
@@ -173,6 +173,80 @@ async fn what_a_replica_held_is_free_at_once_when_it_says_that_it_ends() {
     assert!(other.replicas.leave());
     deliver(&owner, &other);
     assert!(owner.admitted().is_some());
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_owner_probes_what_another_one_waits_for() {
+    let (owner, other) = pair(1);
+    for one in [&owner, &other] {
+        let key = one.throttler.endpoints()[0].endpoint.key;
+        one.throttler.endpoint_unproven(key, clock());
+    }
+    let Admission::Waiting(waiter) = other.admit() else {
+        panic!("nothing is ready");
+    };
+    assert!(!owner.throttler.endpoints()[0].waiting);
+    deliver(&owner, &other);
+    assert!(owner.throttler.endpoints()[0].waiting, "it is probed");
+    // What its owner found ready the other one need not probe.
+    let key = owner.throttler.endpoints()[0].endpoint.key;
+    owner.throttler.endpoint_ready(key, clock());
+    deliver(&owner, &other);
+    waiter.await.expect("the slot is free");
+}
+
+#[tokio::test(start_paused = true)]
+async fn nothing_is_asked_for_while_the_service_is_paused() {
+    let (owner, other) = pair(1);
+    other.throttler.pause(true, clock());
+    let Admission::Waiting(waiter) = other.admit() else {
+        panic!("it is paused");
+    };
+    deliver(&owner, &other);
+    assert_eq!(owner.replicas.status()[0].holds, 0);
+    other.throttler.pause(false, clock());
+    deliver(&owner, &other);
+    waiter.await.expect("the slot is free");
+}
+
+#[tokio::test(start_paused = true)]
+async fn numbers_beyond_reason_overflow_nothing() {
+    let (owner, other) = pair(1);
+    let say = |words: String| {
+        owner
+            .replicas
+            .received(other.name, words.as_bytes())
+            .expect("it is understood");
+    };
+    let about =
+        |said: &str| format!(r#"[{{"about": {{"namespace": "default", "revision": "r", "said": {said}}}}}]"#);
+    let most = u32::MAX;
+    let time = r#"{"secs": 18446744073709551615, "nanos": 999999999}"#;
+    let ask = format!(
+        r#"{{"ask": {{"waiting": {most}, "passive": {most}, "oldest": {time}, "youngest": {time}, "received": 0}}}}"#
+    );
+    say(about(&ask));
+    let slot = |port: u16| format!(r#"[{{"tcp": "127.0.0.1:{port}"}}, {most}]"#);
+    let held: Vec<String> = [1, 1, 2, 3].map(slot).into();
+    say(about(&format!(
+        r#"{{"holding": {{"received": 0, "slots": [{}]}}}}"#,
+        held.join(",")
+    )));
+    let back = format!(
+        r#"{{"return": {{"endpoint": {{"tcp": "127.0.0.1:1"}}, "slots": {most}, "received": {}}}}}"#,
+        u64::MAX
+    );
+    say(about(&back));
+    say(about(&back));
+    say(about(&format!(
+        r#"{{"lease": {{"endpoint": {{"tcp": "127.0.0.1:1"}}, "slots": {most}}}}}"#
+    )));
+    owner.tick();
+    // Without a limit nothing is leased, however much is asked for.
+    let limits = test_kit::limits(Supply::Activated, None);
+    owner.throttler.set_limits(limits, clock());
+    say(about(&ask));
+    owner.tick();
 }
 
 #[tokio::test(start_paused = true)]

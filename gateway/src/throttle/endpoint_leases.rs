@@ -7,7 +7,7 @@ use std::collections::BTreeSet;
 
 use super::endpoint::{EndpointPhase, EndpointState};
 use super::endpoint_set::{EndpointRecord, EndpointSet, below, index};
-use super::lease::{EndpointId, Owner, Ownership, PeerId};
+use super::lease::{EndpointId, MAX_SLOTS, Owner, Ownership, PeerId};
 
 impl EndpointRecord {
     pub(crate) fn id(&self) -> EndpointId {
@@ -44,7 +44,7 @@ impl EndpointSet {
         known.map(|(i, _)| i).find(|i| holds(*i))
     }
 
-    /// Takes a slot that another process holds off the account, or puts it on.
+    /// Counts slots as held by another process.
     pub(crate) fn lend(&mut self, i: u32, slots: u32) {
         let record = self.record_mut(i);
         record.lent += slots;
@@ -76,7 +76,7 @@ impl EndpointSet {
     /// More slots are leased to this process.
     pub(crate) fn lease(&mut self, i: u32, slots: u32) {
         let record = self.record_mut(i);
-        record.leased += slots;
+        record.leased = record.leased.saturating_add(slots).min(MAX_SLOTS);
         record.is_revoked = false;
         self.refresh(i);
     }
@@ -111,11 +111,6 @@ impl EndpointSet {
         self.note_idle(i);
     }
 
-    /// The slots of an endpoint stay this process's.
-    pub(crate) fn keep_owner(&mut self, i: u32) {
-        self.set_owner(i, Owner::Me);
-    }
-
     /// Whether an index is of an endpoint still.
     pub(crate) fn is_there(&self, i: u32) -> bool {
         self.records[i as usize].is_some()
@@ -126,10 +121,8 @@ impl EndpointSet {
         if let Some(known) = &self.live_owners {
             return known.clone();
         }
-        let ready = self
-            .iter()
-            .filter(|(_, record)| record.phase == EndpointPhase::Ready);
-        let owners: BTreeSet<_> = ready
+        let live = self.iter().filter(|(_, record)| record.is_live());
+        let owners: BTreeSet<_> = live
             .filter_map(|(_, record)| match record.owner {
                 Owner::Peer(peer) => Some(peer),
                 Owner::Me | Owner::Pending => None,
@@ -188,8 +181,16 @@ impl EndpointSet {
 
     /// An open endpoint whose slots this process may lend; of several, one of those that have less in use.
     pub(crate) fn pick_lendable(&mut self) -> Option<u32> {
-        let sublet = matches!(self.ownership, Ownership::Newer);
-        let lendable = |set: &Self, i: u32| sublet || set.record(i).owner == Owner::Me;
+        let (sublets, shares) = match self.ownership {
+            Ownership::Alone => (false, false),
+            Ownership::Newer => (true, false),
+            Ownership::Shared { .. } => (false, true),
+        };
+        // Of endpoints without a limit replicas lease nothing: there would be no end to it.
+        let lendable = |set: &Self, i: u32| {
+            let record = set.record(i);
+            sublets || (record.is_mine() && (!shares || record.limit().is_some()))
+        };
         let n = self.open.len();
         if n == 0 {
             return None;

@@ -183,6 +183,10 @@ impl Deal {
     }
 }
 
+/// The most slots of one endpoint that another process is believed to mean: far beyond any limit, and few enough that no sum
+/// of them overflows.
+pub(super) const MAX_SLOTS: u32 = 1 << 16;
+
 /// How long a free leased slot is kept for the next request, in a cluster. Without it every request of a holder that is not
 /// busy would wait for a round trip.
 const LINGER: Duration = Duration::from_millis(100);
@@ -387,7 +391,7 @@ impl<W> Core<W> {
             .set_ownership(Ownership::Shared { deal, settled: false });
         for (slot, before, is_mine) in changes {
             if was_shared && before == Owner::Me && is_mine && self.endpoints.is_there(slot) {
-                self.endpoints.keep_owner(slot);
+                self.endpoints.set_owner(slot, Owner::Me);
             }
         }
         self.settle(now, &mut actions);

@@ -208,14 +208,15 @@ impl<W> Core<W> {
 
     /// Asks anew for what waits, in case that the owner has forgotten, or did not know the revision yet.
     pub(crate) fn ask_again(&mut self, now: Instant) -> Actions<W> {
-        let mut actions = self.begin(now);
-        if !self.queue.is_empty() {
-            for owner in self.leases().owners.values_mut() {
-                owner.asked = 0;
-                owner.is_busy = false;
-            }
-            self.settle(now, &mut actions);
+        if self.queue.is_empty() {
+            return Actions::default();
         }
+        let mut actions = self.begin(now);
+        for owner in self.leases().owners.values_mut() {
+            owner.asked = 0;
+            owner.is_busy = false;
+        }
+        self.settle(now, &mut actions);
         actions
     }
 
@@ -279,6 +280,10 @@ impl<W> Core<W> {
 
     /// Waiters that any tier may serve, those of an older process included, and how many are passive.
     fn unserved(&self) -> (u32, u32) {
+        if self.paused && !self.is_flipped() {
+            // A slot would be of no use before the resume. In an upgrade the newer process knows of that.
+            return (0, 0);
+        }
         let waiting = self.queue.len() - self.queue.spilled().len();
         let own = u32::try_from(waiting).unwrap_or(u32::MAX);
         let passive = u32::try_from(self.queue.passive()).unwrap_or(u32::MAX);

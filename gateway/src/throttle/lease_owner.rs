@@ -7,7 +7,7 @@ use std::time::Instant;
 use super::actions::{Actions, Signal};
 use super::core::Core;
 use super::endpoint::{EndpointPhase, EndpointState};
-use super::lease::{Ask, EndpointId, EndpointInUse, HolderLink, LeaseMessage, PeerId};
+use super::lease::{Ask, EndpointId, EndpointInUse, HolderLink, LeaseMessage, MAX_SLOTS, PeerId};
 use super::rejection::Rejection;
 
 impl<W> Core<W> {
@@ -102,7 +102,7 @@ impl<W> Core<W> {
         self.leases.as_ref()?.holders.get(&PeerId::OLDER)
     }
 
-    /// Slots that this process is known to hold.
+    /// Slots that another process holds.
     pub(crate) fn slots_of(&self, peer: PeerId) -> u32 {
         self.leases.as_ref().map_or(0, |leases| leases.slots_of(peer))
     }
@@ -177,14 +177,16 @@ impl<W> Core<W> {
                 let state = EndpointState::in_tier(self.tier_of(id), id.address.clone(), id.instance);
                 self.endpoints.insert(Arc::new(state), EndpointPhase::Draining)
             });
-            *holds.entry(slot).or_default() += slots;
+            let held = holds.entry(slot).or_default();
+            *held = held.saturating_add(*slots).min(MAX_SLOTS);
         }
         let holder = HolderLink::new(false, now);
         let holder = self.leases().holders.entry(peer).or_insert(holder);
         holder.is_known = true;
         holder.confirm(received);
         for (_, slot, slots) in &holder.unconfirmed {
-            *holds.entry(*slot).or_default() += slots;
+            let held = holds.entry(*slot).or_default();
+            *held = held.saturating_add(*slots).min(MAX_SLOTS);
         }
         let before = std::mem::take(&mut holder.lent);
         for (slot, slots) in &holds {
@@ -201,7 +203,7 @@ impl<W> Core<W> {
         }
     }
 
-    /// A replica that is not known here holds nothing of this revision.
+    /// A holder has said all it holds, and nothing of this revision.
     pub(crate) fn held_nothing(&mut self, peer: PeerId, now: Instant) -> Actions<W> {
         self.hear(
             peer,

@@ -112,13 +112,7 @@ impl RevisionThrottler {
         let endpoints = core.endpoints.iter().map(|(i, e)| {
             format!(
                 "{i} {} {:?} {:?} in flight {} leased {} lent {} ghosts {}",
-                e.state.address,
-                e.phase,
-                e.owner,
-                e.in_flight,
-                e.leased,
-                e.lent,
-                e.busy()
+                e.state.address, e.phase, e.owner, e.in_flight, e.leased, e.lent, e.ghosts_busy
             )
         });
         let endpoints: Vec<String> = endpoints.collect();
@@ -137,6 +131,12 @@ impl RevisionThrottler {
         let known = shared.core.known();
         let known = known.filter(|e| e.owner == Owner::Me && e.phase != EndpointPhase::Ready);
         known.map(|e| e.state.address.clone()).collect()
+    }
+
+    /// Whether this process owns an endpoint.
+    #[cfg(test)]
+    pub(crate) fn owns_any(&self) -> bool {
+        self.shared.lock().core.known().any(|e| e.owner == Owner::Me)
     }
 
     /// The timer, for a simulation in which no task runs.

@@ -32,13 +32,16 @@ pub(super) fn throttler_for(
         })),
         runtime: tokio::runtime::Handle::current(),
     };
-    let limits = ThrottleLimits {
+    RevisionThrottler::new(id("r"), service("shop"), limits(supply, concurrency), env)
+}
+
+pub(crate) fn limits(supply: Supply, concurrency: Option<u32>) -> ThrottleLimits {
+    ThrottleLimits {
         concurrency,
         queue: queue(),
         start_timeout: Duration::from_secs(10),
         supply,
-    };
-    RevisionThrottler::new(id("r"), service("shop"), limits, env)
+    }
 }
 
 pub(super) fn service(name: &str) -> ServiceId {
