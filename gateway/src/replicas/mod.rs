@@ -23,7 +23,7 @@ mod tests;
 use std::fmt;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Weak};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 use sluice_model::{Replica, ReplicaSender, ReplicaSink, RevisionId};
@@ -36,6 +36,9 @@ use word::Word;
 /// How often leases are renewed and looked at.
 const TICK: Duration = Duration::from_millis(250);
 
+/// The time now.
+type Clock = Box<dyn Fn() -> Instant + Send + Sync>;
+
 /// Finds the throttler of a revision that messages arrive for, and wakes it if need be.
 pub type FindThrottler = Box<dyn Fn(&RevisionId) -> Option<Arc<RevisionThrottler>> + Send + Sync>;
 
@@ -47,11 +50,17 @@ pub struct Replicas {
     /// Revisions with a limit.
     wanted: AtomicUsize,
     on_wanted: Mutex<Option<Box<dyn Fn() + Send + Sync>>>,
+    /// Monotonic; a simulation has one that drifts.
+    clock: Clock,
 }
 
 impl Replicas {
     /// Without other replicas, and without a list of them: nothing is owned before there is one.
     pub fn new() -> Arc<Self> {
+        Self::with_clock(Box::new(clock))
+    }
+
+    fn with_clock(clock: Clock) -> Arc<Self> {
         let outbox = Arc::new(Outbox::default());
         Arc::new(Self {
             exchange: Mutex::new(Exchange::new(Arc::clone(&outbox))),
@@ -59,6 +68,7 @@ impl Replicas {
             find: Mutex::new(None),
             wanted: AtomicUsize::new(0),
             on_wanted: Mutex::new(None),
+            clock,
         })
     }
 
@@ -74,10 +84,14 @@ impl Replicas {
         loop {
             tokio::select! {
                 () = self.outbox.notify.notified() => {}
-                _ = ticks.tick() => self.exchange.lock().tick(clock()),
+                _ = ticks.tick() => self.tick(),
             }
             self.pump();
         }
+    }
+
+    fn tick(&self) {
+        self.exchange.lock().tick((self.clock)());
     }
 
     /// Sends what there is to be sent.
@@ -97,7 +111,7 @@ impl Replicas {
 
     /// Shares the slots of this throttler from now on.
     pub(crate) fn join(&self, throttler: &Arc<RevisionThrottler>) {
-        self.exchange.lock().join(throttler, clock());
+        self.exchange.lock().join(throttler, (self.clock)());
     }
 
     /// Tells the other replicas that this process ends, and with it whatever it has in flight: they need not wait for the end
@@ -111,7 +125,7 @@ impl Replicas {
 
     /// The other replicas, by name.
     pub fn status(&self) -> Vec<ReplicaStatus> {
-        self.exchange.lock().status(clock())
+        self.exchange.lock().status((self.clock)())
     }
 
     fn tell_wanted(&self) {
@@ -131,13 +145,13 @@ impl ReplicaSink for Replicas {
     }
 
     fn replicas(&self, me: &str, all: &[Replica]) {
-        self.exchange.lock().replicas(me, all, clock());
+        self.exchange.lock().replicas(me, all, (self.clock)());
     }
 
     fn connected(&self, replica: &str, incarnation: u64, sender: ReplicaSender) {
         self.exchange
             .lock()
-            .connected(replica, incarnation, Arc::from(sender), clock());
+            .connected(replica, incarnation, Arc::from(sender), (self.clock)());
     }
 
     fn received(&self, replica: &str, message: &[u8]) -> Result<(), String> {
@@ -152,13 +166,15 @@ impl ReplicaSink for Replicas {
                 }
                 _ => None,
             };
-            self.exchange.lock().heard(replica, word, throttler, clock())?;
+            self.exchange
+                .lock()
+                .heard(replica, word, throttler, (self.clock)())?;
         }
         Ok(())
     }
 
     fn disconnected(&self, replica: &str) {
-        self.exchange.lock().disconnected(replica, clock());
+        self.exchange.lock().disconnected(replica, (self.clock)());
     }
 }
 

@@ -51,7 +51,7 @@ impl One {
     }
 
     fn tick(&self) {
-        self.replicas.exchange.lock().tick(clock());
+        self.replicas.tick();
         self.throttler.tick_now(clock());
         self.replicas.pump();
     }
@@ -148,7 +148,7 @@ async fn a_holder_sends_nothing_on_a_lease_that_has_ended_and_the_owner_frees_no
         "a free slot is kept for the next request"
     );
     tokio::time::advance(Duration::from_millis(4_001)).await;
-    other.replicas.exchange.lock().tick(clock());
+    other.replicas.tick();
     assert!(other.admitted().is_none(), "the lease is nearly over");
     tokio::time::advance(Duration::from_secs(3_600)).await;
     owner.replicas.disconnected(other.name);
