@@ -192,7 +192,7 @@ async fn an_owner_probes_what_another_one_waits_for() {
     let key = owner.throttler.endpoints()[0].endpoint.key;
     owner.throttler.endpoint_ready(key, clock());
     deliver(&owner, &other);
-    waiter.await.expect("the slot is free");
+    drop(waiter.await.expect("the slot is free"));
 }
 
 #[tokio::test(start_paused = true)]
@@ -206,7 +206,7 @@ async fn nothing_is_asked_for_while_the_service_is_paused() {
     assert_eq!(owner.replicas.status()[0].holds, 0);
     other.throttler.pause(false, clock());
     deliver(&owner, &other);
-    waiter.await.expect("the slot is free");
+    drop(waiter.await.expect("the slot is free"));
 }
 
 #[tokio::test(start_paused = true)]
