@@ -3,11 +3,8 @@
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::net::{IpAddr, SocketAddr};
 
-use super::objects::{EndpointConditions, EndpointSlice, ServiceSpec};
+use super::objects::{EndpointConditions, EndpointSlice, SERVICE_NAME, ServiceSpec};
 use super::store::{Name, Update};
-
-/// The label of a slice that names its Service.
-const SERVICE_NAME: &str = "kubernetes.io/service-name";
 
 /// The condition of an endpoint.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -10,11 +10,70 @@ use std::sync::Arc;
 use k8s_openapi::NamespaceResourceScope;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
 use kube::Resource;
+use serde::de::{IgnoredAny, MapAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize};
 use sluice_model::RevisionOwner;
 
-/// The longest annotation that is read, in bytes: those that count here are short, and others hold whole objects.
-const MAX_ANNOTATION: usize = 256;
+use super::peers::EXPIRES;
+
+/// The annotation that names the class of an Ingress.
+pub(super) const CLASS: &str = "networking.knative.dev/ingress.class";
+
+/// The label of an EndpointSlice that names its Service.
+pub(super) const SERVICE_NAME: &str = "kubernetes.io/service-name";
+
+/// Whether a Service is a revision's private or public one.
+pub(super) const SERVICE_TYPE: &str = "networking.internal.knative.dev/serviceType";
+
+/// The Revision that an object belongs to.
+pub(super) const OF_REVISION: &str = "serving.knative.dev/revision";
+
+/// The Configuration that an object belongs to.
+pub(super) const OF_CONFIGURATION: &str = "serving.knative.dev/configuration";
+
+/// The Knative Service that an object belongs to.
+pub(super) const OF_SERVICE: &str = "serving.knative.dev/service";
+
+/// The labels and annotations that are read: an object has ten others, and a first list as many objects as the cluster.
+const READ: [&str; 7] = [
+    CLASS,
+    SERVICE_NAME,
+    SERVICE_TYPE,
+    OF_REVISION,
+    OF_CONFIGURATION,
+    OF_SERVICE,
+    EXPIRES,
+];
+
+/// Labels or annotations, of which only those in [`READ`] are kept.
+#[derive(Default)]
+struct Read(BTreeMap<String, String>);
+
+impl<'de> Deserialize<'de> for Read {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        struct Entries;
+        impl<'de> Visitor<'de> for Entries {
+            type Value = Read;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a map of strings")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Read, A::Error> {
+                let mut read = Read::default();
+                while let Some(key) = map.next_key::<Cow<'de, str>>()? {
+                    if READ.contains(&&*key) {
+                        read.0.insert(key.into_owned(), map.next_value()?);
+                    } else {
+                        map.next_value::<IgnoredAny>()?;
+                    }
+                }
+                Ok(read)
+            }
+        }
+        from.deserialize_map(Entries)
+    }
+}
 
 /// Reads what of an object's metadata is used. The rest is most of many an object (`managedFields` above all), and a list is in
 /// memory as a whole.
@@ -29,13 +88,10 @@ pub(super) fn metadata<'de, D: Deserializer<'de>>(from: D) -> Result<ObjectMeta,
         generation: Option<i64>,
         creation_timestamp: Option<Time>,
         deletion_timestamp: Option<Time>,
-        labels: Option<BTreeMap<String, String>>,
-        annotations: Option<BTreeMap<String, String>>,
+        labels: Option<Read>,
+        annotations: Option<Read>,
     }
-    let mut cut = Option::<Cut>::deserialize(from)?.unwrap_or_default();
-    if let Some(annotations) = &mut cut.annotations {
-        annotations.retain(|_, value| value.len() <= MAX_ANNOTATION);
-    }
+    let cut = Option::<Cut>::deserialize(from)?.unwrap_or_default();
     Ok(ObjectMeta {
         name: cut.name,
         namespace: cut.namespace,
@@ -44,8 +100,8 @@ pub(super) fn metadata<'de, D: Deserializer<'de>>(from: D) -> Result<ObjectMeta,
         generation: cut.generation,
         creation_timestamp: cut.creation_timestamp,
         deletion_timestamp: cut.deletion_timestamp,
-        labels: cut.labels,
-        annotations: cut.annotations,
+        labels: cut.labels.map(|labels| labels.0),
+        annotations: cut.annotations.map(|annotations| annotations.0),
         ..ObjectMeta::default()
     })
 }
@@ -511,11 +567,12 @@ mod tests {
     #[test]
     fn of_metadata_only_what_is_used_is_read() {
         let json = r#"{"metadata": {"name": "a", "namespace": "n", "uid": "u", "resourceVersion": "7", "generation": 3,
-            "creationTimestamp": "2026-12-01T00:00:00Z", "labels": {"l": "1"},
-            "annotations": {"short": "x", "kubectl.kubernetes.io/last-applied-configuration": "LONG"},
+            "creationTimestamp": "2026-12-01T00:00:00Z",
+            "labels": {"l": "1", "serving.knative.dev/revision": "r"},
+            "annotations": {"networking.knative.dev/ingress.class": "x",
+                "kubectl.kubernetes.io/last-applied-configuration": "LONG", "\u0061": "\u0062"},
             "managedFields": [{"manager": "m", "fieldsV1": {"f:spec": {}}}], "ownerReferences": [], "finalizers": ["f"]}}"#;
-        let long = "y".repeat(MAX_ANNOTATION + 1);
-        let service: Service = serde_json::from_str(&json.replace("LONG", &long)).expect("a Service");
+        let service: Service = serde_json::from_str(json).expect("a Service");
         let meta = service.metadata;
         assert_eq!(meta.name.as_deref(), Some("a"));
         assert_eq!(meta.namespace.as_deref(), Some("n"));
@@ -525,9 +582,9 @@ mod tests {
         );
         assert_eq!((meta.generation, meta.deletion_timestamp), (Some(3), None));
         assert!(meta.creation_timestamp.is_some());
-        assert_eq!(meta.labels.map(|labels| labels.len()), Some(1));
-        let annotations = meta.annotations.expect("one is short");
-        assert_eq!(annotations.into_keys().collect::<Vec<_>>(), ["short"]);
+        let pair = |key: &str, value: &str| Some(BTreeMap::from([(key.to_owned(), value.to_owned())]));
+        assert_eq!(meta.labels, pair(OF_REVISION, "r"));
+        assert_eq!(meta.annotations, pair(CLASS, "x"));
         assert_eq!((meta.managed_fields, meta.finalizers), (None, None));
         let none: Service = serde_json::from_str(r#"{"metadata": null}"#).expect("a Service");
         assert_eq!(none.metadata, ObjectMeta::default());

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 
-use super::objects::{Condition, ContainerStatus, Pod};
+use super::objects::{Condition, ContainerStatus, OF_REVISION, Pod};
 use super::store::{Name, Update};
 
 /// Tries after which a fault that a retry may heal counts: of pulling an image, and of starting a program.
@@ -59,7 +59,7 @@ impl FaultyPods {
     fn apply(&mut self, pod: &Pod, touched: &mut HashSet<Name>) {
         let name = Name::of(pod);
         let labels = pod.metadata.labels.as_ref();
-        let revision = labels.and_then(|labels| labels.get("serving.knative.dev/revision"));
+        let revision = labels.and_then(|labels| labels.get(OF_REVISION));
         // A Pod that is being deleted says nothing about its successors.
         let (Some(revision), None) = (revision, &pod.metadata.deletion_timestamp) else {
             return self.forget(&name, touched);

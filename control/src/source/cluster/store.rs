@@ -14,8 +14,8 @@ use sluice_model::RevisionOwner;
 use super::activator::{self, Revisions};
 use super::endpoints::Endpoints;
 use super::objects::{
-    ConfigMap, EndpointSlice, Ingress, IngressSpec, Pod, Revision, RevisionObject, Secret, Service,
-    ServiceSpec,
+    CLASS, ConfigMap, EndpointSlice, Ingress, IngressSpec, OF_CONFIGURATION, OF_REVISION, OF_SERVICE, Pod,
+    Revision, RevisionObject, SERVICE_TYPE, Secret, Service, ServiceSpec,
 };
 use super::pods::{FaultyPods, refusal};
 use super::resolve::{self, BackendName, Policy, Resolved, resolve};
@@ -24,9 +24,6 @@ use super::settings::Settings;
 use super::{Statuses, shortcut};
 use crate::ingress::{IngressObject, IngressProblem, ProblemKind};
 use crate::source::{Content, Event, ObjectKey};
-
-/// The annotation that names the class of an Ingress.
-const CLASS: &str = "networking.knative.dev/ingress.class";
 
 /// Namespace and name of an object.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -62,9 +59,28 @@ pub(super) enum Update<K> {
     List(Vec<K>),
 }
 
+/// A kind of object.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Kind {
+    Ingress,
+    Service,
+    Slice,
+    Secret,
+    Revision,
+    Pod,
+    Shared,
+    Network,
+}
+
+impl Kind {
+    const ALL: usize = Self::Network as usize + 1;
+}
+
 /// A change of any objects.
 #[derive(Debug)]
 pub(super) enum AnyUpdate {
+    /// All objects of the first list of this kind were applied, one by one.
+    Listed(Kind),
     Ingress(Update<Ingress>),
     Service(Update<Service>),
     Slice(Update<EndpointSlice>),
@@ -140,7 +156,7 @@ pub(super) struct Store {
     /// Revisions that an activator's requests name; `None` where no activator is stood for.
     activator: Option<Revisions>,
     /// The kinds whose first list has come.
-    listed: [bool; 8],
+    listed: [bool; Kind::ALL],
     has_started: bool,
 }
 
@@ -162,7 +178,7 @@ impl Store {
             settings: Settings::default(),
             deleted: Vec::new(),
             activator: activator.then(Revisions::default),
-            listed: [false; 8],
+            listed: [false; Kind::ALL],
             has_started: false,
         }
     }
@@ -170,10 +186,13 @@ impl Store {
     /// Records a change.
     pub(super) fn update(&mut self, update: AnyUpdate) {
         match update {
+            AnyUpdate::Listed(kind) => self.listed(kind),
             AnyUpdate::Ingress(update) => self.ingress(update),
             AnyUpdate::Service(update) => self.service(update),
             AnyUpdate::Slice(update) => {
-                self.listed[2] |= matches!(update, Update::List(_));
+                if matches!(update, Update::List(_)) {
+                    self.listed(Kind::Slice);
+                }
                 for service in self.objects.endpoints.update(update) {
                     self.service_changed(&service);
                 }
@@ -184,8 +203,7 @@ impl Store {
                     self.secret_changed(&name);
                 }
                 if is_list {
-                    self.listed[3] = true;
-                    self.objects.secrets.listed();
+                    self.listed(Kind::Secret);
                 }
             }
             AnyUpdate::NamedSecret(name, secret) => {
@@ -195,19 +213,32 @@ impl Store {
             }
             AnyUpdate::Revision(update) => self.revision(update),
             AnyUpdate::Shared(update) => {
-                self.listed[6] |= matches!(update, Update::List(_));
+                if matches!(update, Update::List(_)) {
+                    self.listed(Kind::Shared);
+                }
                 self.settings.shared(update);
             }
             AnyUpdate::Network(update) => {
-                self.listed[7] |= matches!(update, Update::List(_));
+                if matches!(update, Update::List(_)) {
+                    self.listed(Kind::Network);
+                }
                 self.settings.network(update);
             }
             AnyUpdate::Pod(update) => {
-                self.listed[5] |= matches!(update, Update::List(_));
+                if matches!(update, Update::List(_)) {
+                    self.listed(Kind::Pod);
+                }
                 for revision in self.objects.faulty.update(update) {
                     self.revision_changed(&revision);
                 }
             }
+        }
+    }
+
+    fn listed(&mut self, kind: Kind) {
+        self.listed[kind as usize] = true;
+        if kind == Kind::Secret {
+            self.objects.secrets.listed();
         }
     }
 
@@ -288,7 +319,7 @@ impl Store {
             Update::Apply(ingress) => self.apply_ingress(ingress),
             Update::Delete(ingress) => self.forget_ingress(&Name::of(&ingress)),
             Update::List(all) => {
-                self.listed[0] = true;
+                self.listed(Kind::Ingress);
                 let names: HashSet<Name> = all.iter().map(Name::of).collect();
                 let gone = self.ingresses.keys().filter(|name| !names.contains(*name));
                 for name in gone.cloned().collect::<Vec<_>>() {
@@ -430,7 +461,7 @@ impl Store {
                 self.forget_service(&name);
             }
             Update::List(all) => {
-                self.listed[1] = true;
+                self.listed(Kind::Service);
                 let names: HashSet<Name> = all.iter().map(Name::of).collect();
                 let gone = self.objects.services.keys().filter(|name| !names.contains(*name));
                 for name in gone.cloned().collect::<Vec<_>>() {
@@ -484,7 +515,7 @@ impl Store {
             Update::Apply(revision) => self.set_revision(Name::of(&revision), Some(cut(revision))),
             Update::Delete(revision) => self.set_revision(Name::of(&revision), None),
             Update::List(all) => {
-                self.listed[4] = true;
+                self.listed(Kind::Revision);
                 let names: HashSet<Name> = all.iter().map(Name::of).collect();
                 let gone = self
                     .objects
@@ -518,8 +549,8 @@ fn cut(revision: Revision) -> RevisionObject {
     let labels = revision.metadata.labels.unwrap_or_default();
     let label = |name: &str| labels.get(name).cloned().unwrap_or_default();
     let owner = RevisionOwner {
-        service: label("serving.knative.dev/service"),
-        configuration: label("serving.knative.dev/configuration"),
+        service: label(OF_SERVICE),
+        configuration: label(OF_CONFIGURATION),
     };
     RevisionObject {
         owner: Arc::new(owner),
@@ -655,11 +686,11 @@ fn not_ready_yet(ingress: &Name, (service, port): &BackendName) -> IngressProble
 /// The revision whose Pods a Service selects, if it is the private one that Knative keeps for each revision.
 fn private_service_of(service: &Service) -> Option<Name> {
     let labels = service.metadata.labels.as_ref()?;
-    if labels.get("networking.internal.knative.dev/serviceType")? != "Private" {
+    if labels.get(SERVICE_TYPE)? != "Private" {
         return None;
     }
     Some(Name {
         namespace: service.metadata.namespace.clone()?,
-        name: labels.get("serving.knative.dev/revision")?.clone(),
+        name: labels.get(OF_REVISION)?.clone(),
     })
 }

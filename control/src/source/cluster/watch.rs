@@ -18,7 +18,7 @@ use tokio::time::{Instant, sleep, timeout};
 
 use super::objects::{ConfigMap, Secret};
 use super::settings::{NETWORK, SHARED};
-use super::store::{AnyUpdate, Name, Update};
+use super::store::{AnyUpdate, Kind, Name, Update};
 
 /// The label of the Secrets that Knative's certificates are in.
 const CERTIFICATE: &str = "networking.internal.knative.dev/certificate-uid";
@@ -56,12 +56,18 @@ pub(super) async fn watch_all(client: Client, knative: String, updates: Sender<A
     let send = || updates.clone();
     let of = client.clone();
     tokio::join!(
-        follow_in(Api::all(of.clone()), all.clone(), send(), AnyUpdate::Ingress),
-        follow_in(Api::all(of.clone()), all.clone(), send(), AnyUpdate::Service),
-        follow_in(Api::all(of.clone()), all.clone(), send(), AnyUpdate::Slice),
+        follow_many(of.clone(), all.clone(), send(), AnyUpdate::Ingress, Kind::Ingress),
+        follow_many(of.clone(), all.clone(), send(), AnyUpdate::Service, Kind::Service),
+        follow_many(of.clone(), all.clone(), send(), AnyUpdate::Slice, Kind::Slice),
         follow_in(Api::all(of.clone()), labelled, send(), AnyUpdate::Secret),
-        follow_in(Api::all(of.clone()), all.clone(), send(), AnyUpdate::Revision),
-        follow_in(Api::all(of.clone()), of_revisions, send(), AnyUpdate::Pod),
+        follow_many(
+            of.clone(),
+            all.clone(),
+            send(),
+            AnyUpdate::Revision,
+            Kind::Revision
+        ),
+        follow_many(of.clone(), of_revisions, send(), AnyUpdate::Pod, Kind::Pod),
         follow_in(config_maps(), named(SHARED), send(), AnyUpdate::Shared),
         follow_in(config_maps(), named(NETWORK), send(), AnyUpdate::Network),
     );
@@ -210,7 +216,7 @@ async fn follow_secret(client: Client, name: Name, updates: Sender<AnyUpdate>) {
     }
 }
 
-/// Follows one kind, in one namespace or in all, until the receiver is dropped.
+/// Follows one kind, in one namespace or in all, until the receiver is dropped. Each list is one update.
 pub(super) async fn follow_in<K, U>(
     api: Api<K>,
     config: watcher::Config,
@@ -219,9 +225,39 @@ pub(super) async fn follow_in<K, U>(
 ) where
     K: Resource<DynamicType = ()> + Clone + DeserializeOwned + Debug + Send + 'static,
 {
+    follow(api, config, updates, wrap, None).await;
+}
+
+/// Follows one kind in all namespaces until the receiver is dropped. The objects of the first list are sent as they are read:
+/// they are cut down at once, and the whole list is never in memory. Later lists are one update each, or what is served would
+/// see half of them.
+async fn follow_many<K>(
+    client: Client,
+    config: watcher::Config,
+    updates: Sender<AnyUpdate>,
+    wrap: fn(Update<K>) -> AnyUpdate,
+    kind: Kind,
+) where
+    K: Resource<DynamicType = ()> + Clone + DeserializeOwned + Debug + Send + 'static,
+{
+    let listed = || AnyUpdate::Listed(kind);
+    follow(Api::all(client), config, updates, wrap, Some(&listed)).await;
+}
+
+/// `one_by_one` makes the update that says that all objects of the first list were sent, each as one; `None`: a first list is
+/// one update, like those after it.
+async fn follow<K, U>(
+    api: Api<K>,
+    config: watcher::Config,
+    updates: Sender<U>,
+    wrap: fn(Update<K>) -> U,
+    mut one_by_one: Option<&(dyn Fn() -> U + Sync)>,
+) where
+    K: Resource<DynamicType = ()> + Clone + DeserializeOwned + Debug + Send + 'static,
+{
     let kind = K::kind(&());
     let mut events = Paced::new(watch_objects(api, config));
-    let mut listed = Vec::new();
+    let (mut listed, mut was_any_sent) = (Vec::new(), false);
     let (mut broken, mut is_absent) = (Break::default(), false);
     while let Some(event) = events.next().await {
         if is_success(&event) && broken.succeeded() {
@@ -229,16 +265,23 @@ pub(super) async fn follow_in<K, U>(
         }
         let update = match event {
             Ok(Event::Init) => {
+                // A list that broke off may have named objects that the next one does not: only a whole list tells.
+                one_by_one = one_by_one.filter(|_| !was_any_sent);
                 listed = Vec::new();
                 continue;
             }
+            Ok(Event::InitApply(object)) if one_by_one.is_some() => Update::Apply(object),
             Ok(Event::InitApply(object)) => {
                 listed.push(object);
                 continue;
             }
             Ok(Event::InitDone) => {
                 is_absent = false;
-                Update::List(std::mem::take(&mut listed))
+                match one_by_one.take() {
+                    None => Update::List(std::mem::take(&mut listed)),
+                    Some(all_sent) if updates.send(all_sent()).await.is_err() => return,
+                    Some(_) => continue,
+                }
             }
             Ok(Event::Apply(object)) => Update::Apply(object),
             Ok(Event::Delete(object)) => Update::Delete(object),
@@ -258,6 +301,7 @@ pub(super) async fn follow_in<K, U>(
                 continue;
             }
         };
+        was_any_sent = true;
         if updates.send(wrap(update)).await.is_err() {
             return;
         }

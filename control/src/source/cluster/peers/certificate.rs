@@ -37,7 +37,7 @@ const NAME: &str = "sluice-peer";
 pub(super) const SERVER_NAME: &str = "sluice-peer";
 
 /// The annotation with the end of the certificate's validity, in RFC 3339.
-const EXPIRES: &str = "sluice.dev/expires";
+pub(in crate::source::cluster) const EXPIRES: &str = "sluice.dev/expires";
 
 /// The validity of a certificate, and the part of it that is left when it is renewed, in days.
 const DAYS: i64 = 365;

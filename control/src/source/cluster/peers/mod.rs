@@ -30,6 +30,7 @@ use tokio::task::JoinSet;
 use super::ClusterOptions;
 use super::acks::Served;
 use super::lease::Leader;
+pub(super) use certificate::EXPIRES;
 pub(super) use members::Members;
 pub(super) use table::ServedTable;
 
