@@ -153,7 +153,7 @@ fn target(revision: RevisionId, slot: usize, hundredths: u32) -> TrafficTarget {
         slot,
         percent: Percent::from_hundredths(hundredths).expect("a share"),
         tag: None,
-        append_headers: Box::default(),
+        append_headers: Arc::default(),
     }
 }
 

@@ -5,15 +5,15 @@ use std::sync::Arc;
 
 use sluice_model::Service;
 
+pub use crate::object_name::ObjectName;
+
 /// An Ingress, resolved by the objects that it names: its Services, their endpoints, its Secrets.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct IngressObject {
-    /// The namespace.
-    pub namespace: String,
-    /// The name.
-    pub name: String,
+    /// Namespace and name.
+    pub name: ObjectName,
     /// The unique id: an Ingress that is deleted and created again has another one.
-    pub uid: String,
+    pub uid: Arc<str>,
     /// The generation of the newest specification.
     pub generation: i64,
     /// The service to be served: of the newest specification or, while that one cannot be served, of the last one that

@@ -1,5 +1,4 @@
 //! The control plane: compiles configuration into Snapshots, and turns demand into running instances.
-//! `source → config → compile → publish` on one side, `load → decide → scale` on the other. The only crate that knows the
 //! Data flow: `source → config → compile → publish` for configuration, `load → decide → scale` for demand. Only this
 //! crate knows the config format, file events and processes.
 //! **Invariant:** the control plane knows the data plane only by the traits of `sluice-model`.
@@ -14,6 +13,7 @@ pub mod compile;
 pub mod config;
 pub mod index;
 pub mod ingress;
+mod object_name;
 mod parallel;
 pub mod plan;
 pub mod reconcile;

@@ -317,7 +317,7 @@ fn found<L>(
                 PathRewrite::Prefix(to) => json!({"prefix": to}),
                 PathRewrite::Full(to) => json!({"full": to}),
             }),
-            "appendHeaders": route.append_headers.keys().collect::<Vec<_>>(),
+            "appendHeaders": route.append_headers.iter().map(|(name, _)| name).collect::<Vec<_>>(),
         })
     });
     json!({

@@ -305,7 +305,7 @@ async fn a_public_listener_serves_no_internal_rule_and_no_request_that_a_rule_do
         },
         rewrite_host: None,
         rewrite_path: None,
-        append_headers: BTreeMap::new(),
+        append_headers: Arc::default(),
         cold: None,
         split: all_to(PLAIN),
     };
@@ -375,7 +375,7 @@ async fn routes_of_a_further_rule_rewrite_and_append() {
         },
         rewrite_host: Some("other.ns.svc.cluster.local".into()),
         rewrite_path: None,
-        append_headers: BTreeMap::from([("X-Who".into(), "route".into()), ("X-Route".into(), "1".into())]),
+        append_headers: [("X-Who".into(), "route".into()), ("X-Route".into(), "1".into())].into(),
         cold: None,
         split: split.unwrap(),
     };

@@ -1,6 +1,5 @@
 //! Routes: the rules that match requests of a service to a split.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use crate::cold::{ColdAnswer, NoWake, WaitingPage};
@@ -134,7 +133,7 @@ pub struct Route {
     /// The path rewrite for the backend, if any.
     pub rewrite_path: Option<PathRewrite>,
     /// Headers that are set on the request; a client's values under these names are overwritten.
-    pub append_headers: BTreeMap<String, String>,
+    pub append_headers: Arc<[(String, String)]>,
     /// The cold answer; `None`: the service's.
     pub cold: Option<Arc<ColdAnswer>>,
     /// The split of matching requests.

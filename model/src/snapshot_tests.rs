@@ -44,7 +44,7 @@ fn service(n: usize, hosts: &[String]) -> Arc<Service> {
         slot: 0,
         percent: Percent::from_hundredths(Percent::WHOLE).expect("a share"),
         tag: Some(tag.clone()),
-        append_headers: Box::default(),
+        append_headers: Arc::default(),
     }]);
     let hosts = hosts.iter().enumerate().map(|(nth, host)| {
         let pattern = HostPattern::parse(host).expect("a host");

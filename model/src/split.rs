@@ -1,6 +1,7 @@
 //! A traffic split: the share of each revision.
 
 use std::fmt;
+use std::sync::Arc;
 
 use crate::hash::{StickyKey, rendezvous, stable_hash};
 use crate::name::{RevisionId, Tag};
@@ -47,7 +48,7 @@ pub struct TrafficTarget {
     /// The tag, by which requests reach the revision whatever its share.
     pub tag: Option<Tag>,
     /// Headers that are set on requests that get this target, after those of the route.
-    pub append_headers: Box<[(String, String)]>,
+    pub append_headers: Arc<[(String, String)]>,
 }
 
 /// The reason why a list of targets is not a valid split.
@@ -192,7 +193,7 @@ mod tests {
                 slot: i,
                 percent: Percent::from_hundredths(share).expect("a share"),
                 tag: None,
-                append_headers: Box::default(),
+                append_headers: Arc::default(),
             })
             .collect();
         TrafficSplit::new(targets).expect("a split")
@@ -261,7 +262,7 @@ mod tests {
             slot: 0,
             percent: Percent::from_hundredths(share).expect("a share"),
             tag: tag.map(|t| Tag::parse(t).expect("a tag")),
-            append_headers: Box::default(),
+            append_headers: Arc::default(),
         };
         assert_eq!(
             TrafficSplit::new(vec![target(9_999, None)]),

@@ -3,7 +3,6 @@ use crate::name::{RevisionId, ServiceId};
 use crate::route::{HeaderMatch, HeaderMatcher, HttpOption, PathMatch, RouteMatch, Rule};
 use crate::split::Percent;
 use proptest::prelude::*;
-use std::collections::BTreeMap;
 
 struct Request {
     method: &'static str,
@@ -29,7 +28,7 @@ fn split(name: &str, tag: Option<&str>) -> TrafficSplit {
         slot: 0,
         percent: Percent::from_hundredths(10_000).expect("a share"),
         tag: tag.map(|t| Tag::parse(t).expect("a tag")),
-        append_headers: Box::default(),
+        append_headers: Arc::default(),
     }])
     .expect("a split")
 }
@@ -61,7 +60,7 @@ fn ingress(
             matches,
             rewrite_host: None,
             rewrite_path: None,
-            append_headers: BTreeMap::new(),
+            append_headers: Arc::default(),
             cold: None,
             split: split(&format!("s{n}-route{i}"), None),
         })

@@ -494,7 +494,7 @@ fn build(
             matches: route.matches,
             rewrite_host: route.rewrite_host,
             rewrite_path: route.rewrite_path,
-            append_headers: route.append_headers,
+            append_headers: route.append_headers.into_iter().collect(),
             cold: route.cold.map(|cold| Arc::new(cold.answer(id.name()))),
             split: split_at_once(own, last, id_of)?,
         });

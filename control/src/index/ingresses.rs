@@ -34,8 +34,8 @@ pub(super) fn compile(objects: Vec<(&ObjectKey, Arc<IngressObject>)>) -> Vec<Com
         let lost = service.hosts.iter().filter_map(|claim| {
             let owner = owners.get(&claim.pattern)?;
             Some(format!(
-                "host {} belongs to Ingress {}/{}",
-                claim.pattern, owner.namespace, owner.name
+                "host {} belongs to Ingress {}",
+                claim.pattern, owner.name
             ))
         });
         let lost: Vec<String> = lost.collect();

@@ -555,7 +555,7 @@ impl<S: Source, P: ChangeSink, C: Source> Reconciler<S, P, C> {
             if let Some(problem) = &outcome.problem {
                 let object = &outcome.object;
                 tracing::warn!(
-                    ingress = format!("{}/{}", object.namespace, object.name),
+                    ingress = %object.name,
                     reason = problem.kind.reason(),
                     "{problem}"
                 );

@@ -281,7 +281,7 @@ fn split<'i>(
             slot: revision,
             percent,
             tag: tag.cloned(),
-            append_headers: Box::default(),
+            append_headers: Arc::default(),
         });
         Some(())
     };

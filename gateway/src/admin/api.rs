@@ -20,9 +20,9 @@ pub(super) fn redacted_token(settings: &AdminSettings) -> Value {
     json!(settings.token.as_ref().map(ToString::to_string))
 }
 
-/// Redacts a map: names stay, values become `***`.
-pub fn redacted(map: &BTreeMap<String, String>) -> Value {
-    map.keys().map(|key| (key.clone(), json!("***"))).collect()
+/// Redacts a map with these names: they stay, values become `***`.
+pub fn redacted<'n>(names: impl Iterator<Item = &'n String>) -> Value {
+    names.map(|name| (name.clone(), json!("***"))).collect()
 }
 
 /// `/api/routes`: `{generation, hosts: [{host, service, rule, tag}], services: [{namespace, name,
@@ -100,7 +100,7 @@ fn route(route: &Route) -> Value {
             PathRewrite::Prefix(to) => json!({"prefix": to}),
             PathRewrite::Full(to) => json!({"full": to}),
         }),
-        "appendHeaders": redacted(&route.append_headers),
+        "appendHeaders": redacted(route.append_headers.iter().map(|(name, _)| name)),
         "traffic": traffic(&route.split),
     })
 }
@@ -533,7 +533,7 @@ fn revision(spec: &RevisionSpec) -> Value {
             "bytes": spec.queue.bytes,
             "timeout": duration(spec.queue.timeout),
         },
-        "requestHeaders": redacted(&spec.request_headers),
+        "requestHeaders": redacted(spec.request_headers.keys()),
         "needs": spec.needs.iter().map(ToString::to_string).collect::<Vec<_>>(),
     })
 }

@@ -65,7 +65,7 @@ pub(crate) fn snapshot() -> Snapshot {
         slot,
         percent: Percent::from_hundredths(hundredths).unwrap(),
         tag: tag.map(|tag| Tag::parse(tag).unwrap()),
-        append_headers: Box::default(),
+        append_headers: Arc::default(),
     };
     let split = TrafficSplit::new(vec![
         target("greeter-v1", 0, 6667, Some("current")),
@@ -78,7 +78,7 @@ pub(crate) fn snapshot() -> Snapshot {
         },
         rewrite_host: None,
         rewrite_path: None,
-        append_headers: BTreeMap::from([("X-From".into(), SECRET.into())]),
+        append_headers: [("X-From".into(), SECRET.into())].into(),
         cold: None,
         split: TrafficSplit::new(vec![target("greeter-v2", 1, 10_000, None)]).unwrap(),
     };
@@ -289,7 +289,7 @@ impl AdminState for FakeGateway {
     }
     fn scaling(&self) -> Value {
         let env = BTreeMap::from([("TOKEN".to_owned(), SECRET.to_owned())]);
-        json!({"revisions": {"default/greeter-v1": {"env": super::redacted(&env)}}})
+        json!({"revisions": {"default/greeter-v1": {"env": super::redacted(env.keys())}}})
     }
     fn loads(&self) -> Vec<RevisionLoad> {
         let load = |name: &str, in_flight, queued, ready| RevisionLoad {

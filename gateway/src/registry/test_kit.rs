@@ -139,7 +139,7 @@ fn service(id: ServiceId, revisions: Vec<Arc<RevisionSpec>>) -> Service {
         })
         .expect("a share"),
         tag: None,
-        append_headers: Box::default(),
+        append_headers: Arc::default(),
     });
     let split = TrafficSplit::new(targets.collect()).expect("adds up");
     Service {

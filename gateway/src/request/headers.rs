@@ -231,7 +231,7 @@ pub fn request_fields(head: &impl Fields, edit: &RequestEdit<'_>, out: &mut impl
     }
     let of_target = edit.target_headers.iter().map(|(name, value)| (name, value));
     if let Some(route) = edit.route {
-        for (name, value) in &route.append_headers {
+        for (name, value) in &*route.append_headers {
             let later = edit.revision.request_headers.iter().chain(of_target.clone());
             if is_settable(name.as_bytes(), edit)
                 && !later.map(|(n, _)| n).any(|n| n.eq_ignore_ascii_case(name))
@@ -335,14 +335,11 @@ fn is_settable(name: &[u8], edit: &RequestEdit<'_>) -> bool {
 
 /// Whether the route, the target or the revision configures this field.
 fn is_configured(name: &[u8], edit: &RequestEdit<'_>) -> bool {
-    let same = |(n, _): (&String, &String)| n.as_bytes().eq_ignore_ascii_case(name);
-    edit.route
-        .is_some_and(|route| route.append_headers.iter().any(same))
-        || edit.revision.request_headers.iter().any(same)
-        || edit
-            .target_headers
-            .iter()
-            .any(|(n, _)| n.as_bytes().eq_ignore_ascii_case(name))
+    let is_it = |n: &String| n.as_bytes().eq_ignore_ascii_case(name);
+    let has_it = |headers: &[(String, String)]| headers.iter().any(|(n, _)| is_it(n));
+    edit.route.is_some_and(|route| has_it(&route.append_headers))
+        || edit.revision.request_headers.keys().any(is_it)
+        || has_it(edit.target_headers)
 }
 
 /// Forwards a response's fields to the client. The caller writes framing. Returns whether the response has a

@@ -1,4 +1,3 @@
-use std::collections::BTreeMap;
 use std::time::Duration;
 
 use sluice_model::{Backend, Protocol, RevisionId, RevisionSpec, RouteMatch, TrafficSplit};
@@ -113,7 +112,7 @@ fn sent_by_ingress(head: &Head, route: &[(&str, &str)], target: &[(&str, &str)])
         matches: RouteMatch::default(),
         rewrite_host: None,
         rewrite_path: None,
-        append_headers: BTreeMap::from_iter(pairs(route)),
+        append_headers: pairs(route).into(),
         cold: None,
         split: TrafficSplit::none(),
     };

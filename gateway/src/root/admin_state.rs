@@ -278,7 +278,7 @@ fn revision(plan: &RevisionPlan) -> Value {
         ScalerSpec::Process(process) => json!({
             "process": {
                 "command": process.command,
-                "env": redacted(&process.env),
+                "env": redacted(process.env.keys()),
                 "workingDirectory": process.working_directory.display().to_string(),
                 "inheritEnv": process.inherit_env,
             },
@@ -287,7 +287,7 @@ fn revision(plan: &RevisionPlan) -> Value {
         ScalerSpec::Webhook(webhook) => json!({
             "webhook": {
                 "host": webhook.url.split("://").nth(1).and_then(|rest| rest.split(['/', '?', '@']).next()),
-                "headers": redacted(&webhook.headers),
+                "headers": redacted(webhook.headers.keys()),
             },
         }),
     };

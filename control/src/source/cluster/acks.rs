@@ -14,8 +14,8 @@ use ring::digest::{Context, SHA256};
 use sluice_model::{Backend, EndpointTarget, Protocol, RevisionSpec, Service};
 use tokio::time::Instant;
 
-use super::store::Name;
 use crate::ingress::IngressOutcome;
+use crate::object_name::ObjectName;
 
 /// The time after which a replica that has not acknowledged is named.
 pub(super) const LATE: Duration = Duration::from_secs(5);
@@ -49,7 +49,7 @@ impl Served {
             hash.field(problem.kind.reason().as_bytes());
         }
         Self {
-            uid: outcome.object.uid.as_str().into(),
+            uid: Arc::clone(&outcome.object.uid),
             generation: outcome.object.generation,
             hash: hash.finish(),
         }
@@ -151,8 +151,8 @@ struct Connection {
 /// Who has acknowledged what.
 #[derive(Debug, Default)]
 pub(super) struct AckBook {
-    objects: HashMap<Name, Object>,
-    by_uid: HashMap<Arc<str>, Name>,
+    objects: HashMap<ObjectName, Object>,
+    by_uid: HashMap<Arc<str>, ObjectName>,
     replicas: BTreeMap<String, Replica>,
     /// Since when this replica leads and knows the other ones.
     since: Option<Instant>,
@@ -170,7 +170,7 @@ impl AckBook {
     }
 
     /// Records what this replica serves of an Ingress.
-    pub(super) fn serve(&mut self, name: &Name, served: Served, now: Instant) {
+    pub(super) fn serve(&mut self, name: &ObjectName, served: Served, now: Instant) {
         match self.objects.get_mut(name) {
             Some(object) if object.served == served => {}
             known => {
@@ -184,7 +184,7 @@ impl AckBook {
     }
 
     /// Forgets an Ingress.
-    pub(super) fn forget(&mut self, name: &Name) {
+    pub(super) fn forget(&mut self, name: &ObjectName) {
         if let Some(object) = self.objects.remove(name) {
             self.by_uid.remove(&object.served.uid);
         }
@@ -218,7 +218,7 @@ impl AckBook {
         replica: &str,
         acks: Vec<Served>,
         gone: &[String],
-    ) -> Vec<Name> {
+    ) -> Vec<ObjectName> {
         let known = self.replicas.get_mut(replica);
         let known = known.and_then(|replica| replica.connection.as_mut());
         let Some(known) = known.filter(|known| known.id == connection) else {
@@ -249,7 +249,7 @@ impl AckBook {
     }
 
     /// Whether all ready replicas serve what this one serves of this Ingress.
-    pub(super) fn verdict(&self, name: &Name, now: Instant) -> Verdict {
+    pub(super) fn verdict(&self, name: &ObjectName, now: Instant) -> Verdict {
         let (mut late, mut until, mut is_served) = (Vec::new(), None, true);
         let (Some(object), Some(since)) = (self.objects.get(name), self.since) else {
             return Verdict::Waiting { late, until };

@@ -7,13 +7,13 @@ use sluice_model::{
 
 use super::*;
 use crate::ingress::{IngressObject, IngressProblem, ProblemKind};
+use crate::object_name::ObjectName;
 
 fn outcome(service: Service, problem: Option<ProblemKind>) -> IngressOutcome {
     let problem = problem.map(|kind| IngressProblem::new(kind, "why"));
     IngressOutcome {
         object: Arc::new(IngressObject {
-            namespace: "d".into(),
-            name: "hello".into(),
+            name: ObjectName::new("d", "hello"),
             uid: "u".into(),
             generation: 3,
             service: Some(Arc::new(service)),
@@ -92,11 +92,8 @@ fn a_hash_is_of_what_is_resolved_and_not_of_addresses() {
     assert_eq!((RECIPE, format!("{one:016x}").as_str()), (1, "78f1c58d07d12977"));
 }
 
-fn name() -> Name {
-    Name {
-        namespace: "d".into(),
-        name: "hello".into(),
-    }
+fn name() -> ObjectName {
+    ObjectName::new("d", "hello")
 }
 
 fn served(generation: i64, hash: u64) -> Served {

@@ -12,29 +12,30 @@ use sluice_model::{
     TrafficSplit, TrafficTarget, Visibility,
 };
 
-use super::resolve::{Policy, pods};
-use super::store::{Name, Objects};
+use super::resolve::pods;
+use super::store::Objects;
 use crate::ingress::IngressObject;
+use crate::object_name::ObjectName;
 use crate::source::{Content, Event, ObjectKey};
 
 /// The revisions that are served with an Ingress, and those that are served without one.
 #[derive(Debug, Default)]
 pub(super) struct Revisions {
     /// The number of Ingresses that each revision is served with.
-    with_ingress: HashMap<Name, usize>,
+    with_ingress: HashMap<ObjectName, usize>,
     /// The services that were sent last.
-    alone: HashMap<Name, Arc<IngressObject>>,
-    dirty: HashSet<Name>,
+    alone: HashMap<ObjectName, Arc<IngressObject>>,
+    dirty: HashSet<ObjectName>,
 }
 
 impl Revisions {
     /// Records that something about a revision may have changed.
-    pub(super) fn touch(&mut self, revision: &Name) {
+    pub(super) fn touch(&mut self, revision: &ObjectName) {
         self.dirty.insert(revision.clone());
     }
 
     /// Records the revisions that an Ingress is served with now, and was before.
-    pub(super) fn served(&mut self, before: &HashSet<Name>, now: &HashSet<Name>) {
+    pub(super) fn served(&mut self, before: &HashSet<ObjectName>, now: &HashSet<ObjectName>) {
         for revision in now.difference(before) {
             *self.with_ingress.entry(revision.clone()).or_default() += 1;
             self.touch(revision);
@@ -51,12 +52,12 @@ impl Revisions {
     }
 
     /// The changes since the last call.
-    pub(super) fn events(&mut self, objects: &Objects, policy: &Policy) -> Vec<Event> {
+    pub(super) fn events(&mut self, objects: &Objects) -> Vec<Event> {
         let mut events = Vec::new();
         for revision in std::mem::take(&mut self.dirty) {
             let is_alone = !self.with_ingress.contains_key(&revision);
-            let service = is_alone.then(|| service(&revision, objects, policy)).flatten();
-            let key = || ObjectKey::of_revision(&revision.namespace, &revision.name);
+            let service = is_alone.then(|| service(&revision, objects)).flatten();
+            let key = || ObjectKey::of_revision(revision.namespace(), revision.name());
             match service {
                 None => {
                     if self.alone.remove(&revision).is_some() {
@@ -79,13 +80,9 @@ impl Revisions {
 }
 
 /// The names of the revisions that a service has.
-pub(super) fn revisions_of(service: &Service) -> HashSet<Name> {
+pub(super) fn revisions_of(service: &Service) -> HashSet<ObjectName> {
     let ids = service.revisions.iter().map(|spec| &spec.id);
-    ids.map(|id| Name {
-        namespace: id.namespace().to_owned(),
-        name: id.name().to_owned(),
-    })
-    .collect()
+    ids.map(|id| ObjectName::new(id.namespace(), id.name())).collect()
 }
 
 /// Whether an object stands for a revision, which has no status that a gateway writes.
@@ -93,11 +90,10 @@ pub(super) fn is_revision(object: &IngressObject) -> bool {
     object.uid.is_empty()
 }
 
-fn object(revision: &Name, service: Service) -> IngressObject {
+fn object(revision: &ObjectName, service: Service) -> IngressObject {
     IngressObject {
-        namespace: revision.namespace.clone(),
-        name: revision.name.clone(),
-        uid: String::new(),
+        name: revision.clone(),
+        uid: "".into(),
         generation: 0,
         service: Some(Arc::new(service)),
         problem: None,
@@ -105,20 +101,21 @@ fn object(revision: &Name, service: Service) -> IngressObject {
 }
 
 /// A service without hosts: requests that name the revision find it, and no others.
-fn service(revision: &Name, objects: &Objects, policy: &Policy) -> Option<Service> {
-    let (pods, mut settings, protocol) = pods(revision, objects, policy)?;
+fn service(revision: &ObjectName, objects: &Objects) -> Option<Service> {
+    let (pods, mut settings, protocol) = pods(revision, objects)?;
     if settings.protocol != protocol {
         Arc::make_mut(&mut settings).protocol = protocol;
     }
-    let id = RevisionId::of_object(&revision.namespace, &revision.name).ok()?;
+    let id = RevisionId::of_object(revision.namespace(), revision.name()).ok()?;
     // No Ingress has such a name.
-    let service = ServiceId::of_object(&revision.namespace, &format!("{}~activator", revision.name)).ok()?;
+    let service =
+        ServiceId::of_object(revision.namespace(), &format!("{}~activator", revision.name())).ok()?;
     let all = TrafficTarget {
         revision: id.clone(),
         slot: 0,
         percent: Percent::from_hundredths(Percent::WHOLE)?,
         tag: None,
-        append_headers: Box::default(),
+        append_headers: Arc::default(),
     };
     Some(Service {
         id: service.clone(),

@@ -4,7 +4,8 @@ use std::collections::{BTreeSet, HashMap, HashSet};
 use std::net::{IpAddr, SocketAddr};
 
 use super::objects::{EndpointConditions, EndpointSlice, SERVICE_NAME, ServiceSpec};
-use super::store::{Name, Update};
+use super::store::Update;
+use crate::object_name::ObjectName;
 
 /// The condition of an endpoint.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -19,18 +20,18 @@ pub(super) enum Condition {
 /// A part of the endpoints of a Service.
 #[derive(Debug, PartialEq, Eq)]
 struct Slice {
-    address_type: String,
-    endpoints: Vec<(IpAddr, Condition)>,
-    ports: Vec<(String, u16)>,
+    is_ipv6: bool,
+    endpoints: Box<[(IpAddr, Condition)]>,
+    ports: Box<[(Box<str>, u16)]>,
 }
 
 /// The slices of all Services, with their names. A Service has one as a rule, and no room for more before there are.
 #[derive(Debug, Default)]
-pub(super) struct Endpoints(HashMap<Name, Vec<(String, Slice)>>);
+pub(super) struct Endpoints(HashMap<ObjectName, Vec<(Box<str>, Slice)>>);
 
 impl Endpoints {
     /// Records a change. Returns the Services whose endpoints are other ones.
-    pub(super) fn update(&mut self, update: Update<EndpointSlice>) -> HashSet<Name> {
+    pub(super) fn update(&mut self, update: Update<EndpointSlice>) -> HashSet<ObjectName> {
         let mut touched = HashSet::new();
         match update {
             Update::Apply(slice) => self.apply(slice, &mut touched),
@@ -39,7 +40,7 @@ impl Endpoints {
                 self.forget(service, &name, &mut touched);
             }
             Update::List(all) => {
-                let names: HashSet<(Name, String)> = all.iter().map(slice_name).collect();
+                let names: HashSet<(ObjectName, Box<str>)> = all.iter().map(slice_name).collect();
                 let known = self.0.iter().flat_map(|(service, slices)| {
                     slices
                         .iter()
@@ -55,7 +56,7 @@ impl Endpoints {
         touched
     }
 
-    fn apply(&mut self, slice: EndpointSlice, touched: &mut HashSet<Name>) {
+    fn apply(&mut self, slice: EndpointSlice, touched: &mut HashSet<ObjectName>) {
         let (service, name) = slice_name(&slice);
         let slice = cut(slice);
         let slices = self.0.entry(service.clone()).or_default();
@@ -70,9 +71,9 @@ impl Endpoints {
         touched.insert(service);
     }
 
-    fn forget(&mut self, service: Name, name: &str, touched: &mut HashSet<Name>) {
+    fn forget(&mut self, service: ObjectName, name: &str, touched: &mut HashSet<ObjectName>) {
         if let Some(slices) = self.0.get_mut(&service)
-            && let Some(at) = slices.iter().position(|(known, _)| known == name)
+            && let Some(at) = slices.iter().position(|(known, _)| **known == *name)
         {
             slices.swap_remove(at);
             if slices.is_empty() {
@@ -85,7 +86,7 @@ impl Endpoints {
     /// The ready addresses of a Service for the port of this name, sorted: of its first address family, since the
     /// slices of another family have the same Pods again. Where no endpoint is ready, those that still serve while they
     /// are being stopped.
-    pub(super) fn addresses(&self, name: &Name, service: &ServiceSpec, port: &str) -> Vec<SocketAddr> {
+    pub(super) fn addresses(&self, name: &ObjectName, service: &ServiceSpec, port: &str) -> Vec<SocketAddr> {
         let ready = self.addresses_in(name, service, port, Condition::Ready);
         match ready.is_empty() {
             true => self.addresses_in(name, service, port, Condition::Leaving),
@@ -96,7 +97,7 @@ impl Endpoints {
     /// The addresses of a Service in this condition, as [`addresses`](Self::addresses) chooses them.
     pub(super) fn addresses_in(
         &self,
-        name: &Name,
+        name: &ObjectName,
         service: &ServiceSpec,
         port: &str,
         condition: Condition,
@@ -104,12 +105,11 @@ impl Endpoints {
         let Some(slices) = self.0.get(name) else {
             return Vec::new();
         };
-        let family = service.ip_families.first().map_or("IPv4", String::as_str);
         let of_family = |wanted: bool| -> Vec<SocketAddr> {
             let mut found = BTreeSet::new();
             let slices = slices.iter().map(|(_, slice)| slice);
-            for slice in slices.filter(|slice| (slice.address_type == family) == wanted) {
-                let number = slice.ports.iter().find(|(name, _)| name == port);
+            for slice in slices.filter(|slice| (slice.is_ipv6 == service.is_ipv6) == wanted) {
+                let number = slice.ports.iter().find(|(name, _)| **name == *port);
                 let Some((_, number)) = number else { continue };
                 let ips = slice.endpoints.iter().filter(|(_, is)| *is == condition);
                 found.extend(ips.map(|(ip, _)| SocketAddr::new(*ip, *number)));
@@ -122,14 +122,12 @@ impl Endpoints {
 }
 
 /// The Service and the name of a slice.
-fn slice_name(slice: &EndpointSlice) -> (Name, String) {
-    let labels = slice.metadata.labels.as_ref();
-    let service = labels.and_then(|labels| labels.get(SERVICE_NAME)).cloned();
-    let name = Name {
-        namespace: slice.metadata.namespace.clone().unwrap_or_default(),
-        name: service.unwrap_or_default(),
-    };
-    (name, slice.metadata.name.clone().unwrap_or_default())
+fn slice_name(slice: &EndpointSlice) -> (ObjectName, Box<str>) {
+    let meta = &slice.metadata;
+    let service = meta.labels.as_ref().and_then(|labels| labels.get(SERVICE_NAME));
+    let service = service.map(String::as_str).unwrap_or_default();
+    let name = ObjectName::new(meta.namespace.as_deref().unwrap_or_default(), service);
+    (name, meta.name.as_deref().unwrap_or_default().into())
 }
 
 fn cut(slice: EndpointSlice) -> Slice {
@@ -152,14 +150,11 @@ fn cut(slice: EndpointSlice) -> Slice {
     }
     let ports = slice.ports.into_iter().filter_map(|port| {
         let number = u16::try_from(port.port?).ok()?;
-        Some((port.name, number))
+        Some((port.name.into_boxed_str(), number))
     });
-    let mut ports: Vec<_> = ports.collect();
-    ports.shrink_to_fit();
-    endpoints.shrink_to_fit();
     Slice {
-        address_type: slice.address_type,
-        endpoints,
-        ports,
+        is_ipv6: slice.address_type == "IPv6",
+        endpoints: endpoints.into(),
+        ports: ports.collect(),
     }
 }

@@ -21,6 +21,7 @@ mod peers;
 mod pods;
 mod queue;
 mod resolve;
+mod revisions;
 mod secrets;
 mod seen;
 mod settings;
@@ -30,6 +31,7 @@ mod status;
 mod store;
 #[cfg(test)]
 mod store_tests;
+mod uses;
 mod watch;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -49,11 +51,12 @@ use tokio::task::JoinSet;
 use super::{Change, Event, Source, SourceError};
 use crate::config::DEFAULT_QUEUE;
 use crate::ingress::IngressOutcome;
+use crate::object_name::ObjectName;
 use acks::Served;
 use peers::{Peers, ServedTable};
 use resolve::Policy;
 use seen::SeenStatuses;
-use store::{AnyUpdate, Name, Store};
+use store::{AnyUpdate, Store};
 
 /// The class of the Ingresses that are ours.
 pub const INGRESS_CLASS: &str = "sluice.ingress.networking.knative.dev";
@@ -131,7 +134,7 @@ pub struct ClusterSource {
     outcomes: UnboundedSender<(IngressOutcome, Served)>,
     /// What this replica serves, for the others.
     table: Arc<ServedTable>,
-    wanted_secrets: tokio::sync::watch::Sender<BTreeSet<Name>>,
+    wanted_secrets: tokio::sync::watch::Sender<BTreeSet<ObjectName>>,
     /// The tasks that watch and write; dropped with the source.
     _tasks: JoinSet<()>,
 }

@@ -3,18 +3,16 @@
 //! An Ingress is Knative's internal `Ingress` (KIngress), `networking.internal.knative.dev/v1alpha1`.
 
 use std::borrow::Cow;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::sync::Arc;
 
+use super::peers::EXPIRES;
 use k8s_openapi::NamespaceResourceScope;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
 use kube::Resource;
 use serde::de::{IgnoredAny, MapAccess, Visitor};
-use serde::{Deserialize, Deserializer, Serialize};
-use sluice_model::RevisionOwner;
-
-use super::peers::EXPIRES;
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 /// The annotation that names the class of an Ingress.
 pub(super) const CLASS: &str = "networking.knative.dev/ingress.class";
@@ -141,8 +139,10 @@ pub(super) struct IngressSpec {
 }
 
 impl IngressSpec {
-    /// Gives up the room that lists have for more, which is most of a specification that was just read.
+    /// Gives up the room that lists have for more, which is most of a specification that was just read, and shares equal
+    /// lists of headers: a split is there once for the hosts inside of the cluster, and once for those outside.
     pub(super) fn shrink(&mut self) {
+        let mut shared = BTreeSet::new();
         self.tls.shrink_to_fit();
         self.rules.shrink_to_fit();
         for rule in &mut self.rules {
@@ -153,6 +153,12 @@ impl IngressSpec {
             paths.shrink_to_fit();
             for splits in paths.iter_mut().filter_map(|path| path.splits.as_mut()) {
                 splits.shrink_to_fit();
+                for headers in splits.iter_mut().map(|split| &mut split.append_headers) {
+                    match shared.get(headers) {
+                        Some(known) => *headers = Headers::clone(known),
+                        None => _ = shared.insert(headers.clone()),
+                    }
+                }
             }
         }
     }
@@ -200,8 +206,46 @@ pub(super) struct IngressPath {
     #[serde(deserialize_with = "nullable", skip_serializing_if = "BTreeMap::is_empty")]
     pub(super) headers: BTreeMap<String, ExactHeader>,
     pub(super) splits: Option<Vec<IngressSplit>>,
-    #[serde(deserialize_with = "nullable", skip_serializing_if = "BTreeMap::is_empty")]
-    pub(super) append_headers: BTreeMap<String, String>,
+    #[serde(deserialize_with = "nullable", skip_serializing_if = "Headers::is_empty")]
+    pub(super) append_headers: Headers,
+}
+
+/// Headers to be set, in the order of their names, each once. Splits that set the same ones share them.
+#[derive(Debug, Clone, Default, PartialEq, Eq, PartialOrd, Ord, Deserialize, Serialize)]
+#[serde(from = "BTreeMap<String, String>")]
+pub(super) struct Headers(#[serde(serialize_with = "as_map")] pub(super) Arc<[(String, String)]>);
+
+impl Headers {
+    pub(super) fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// The value of a header by its exact name.
+    pub(super) fn get(&self, name: &str) -> Option<&str> {
+        let mut headers = self.0.iter();
+        headers.find_map(|(known, value)| (known == name).then_some(value.as_str()))
+    }
+
+    /// These and the later ones, which win.
+    pub(super) fn and(&self, later: &Self) -> Self {
+        let both = self.0.iter().chain(&*later.0).cloned();
+        both.collect::<BTreeMap<_, _>>().into()
+    }
+}
+
+impl From<BTreeMap<String, String>> for Headers {
+    fn from(headers: BTreeMap<String, String>) -> Self {
+        let headers = headers.into_iter().map(|(mut name, mut value)| {
+            name.shrink_to_fit();
+            value.shrink_to_fit();
+            (name, value)
+        });
+        Self(headers.collect())
+    }
+}
+
+fn as_map<S: Serializer>(headers: &Arc<[(String, String)]>, to: S) -> Result<S::Ok, S::Error> {
+    to.collect_map(headers.iter().map(|(name, value)| (name, value)))
 }
 
 /// The value that a header has to have.
@@ -220,8 +264,8 @@ pub(super) struct IngressSplit {
     pub(super) service_port: PortName,
     #[serde(skip_serializing_if = "is_zero")]
     pub(super) percent: i64,
-    #[serde(deserialize_with = "nullable", skip_serializing_if = "BTreeMap::is_empty")]
-    pub(super) append_headers: BTreeMap<String, String>,
+    #[serde(deserialize_with = "nullable", skip_serializing_if = "Headers::is_empty")]
+    pub(super) append_headers: Headers,
 }
 
 /// A port by number or by name (`IntOrString`).
@@ -299,17 +343,37 @@ pub(super) struct Service {
     pub(super) spec: ServiceSpec,
 }
 
-/// The specification of a Service.
+/// The specification of a Service, cut down: a cluster has three for each service of Knative's, and all others.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
-#[serde(default, rename_all = "camelCase")]
+#[serde(from = "FullServiceSpec")]
 pub(super) struct ServiceSpec {
+    /// The name that an ExternalName Service leads to; `None` for all other types.
+    pub(super) external_name: Option<Box<str>>,
+    /// Whether the first of its address families is IPv6.
+    pub(super) is_ipv6: bool,
+    pub(super) ports: Box<[ServicePort]>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+struct FullServiceSpec {
     #[serde(rename = "type")]
-    pub(super) kind: String,
-    pub(super) external_name: String,
+    kind: String,
+    external_name: Box<str>,
     #[serde(deserialize_with = "nullable")]
-    pub(super) ip_families: Vec<String>,
+    ip_families: Vec<String>,
     #[serde(deserialize_with = "nullable")]
-    pub(super) ports: Vec<ServicePort>,
+    ports: Vec<ServicePort>,
+}
+
+impl From<FullServiceSpec> for ServiceSpec {
+    fn from(full: FullServiceSpec) -> Self {
+        Self {
+            external_name: (full.kind == "ExternalName").then_some(full.external_name),
+            is_ipv6: full.ip_families.first().is_some_and(|family| family == "IPv6"),
+            ports: full.ports.into(),
+        }
+    }
 }
 
 /// A port of a Service.
@@ -317,8 +381,8 @@ pub(super) struct ServiceSpec {
 #[serde(default, rename_all = "camelCase")]
 pub(super) struct ServicePort {
     /// Empty where a Service has one port without a name.
-    pub(super) name: String,
-    pub(super) app_protocol: Option<String>,
+    pub(super) name: Box<str>,
+    pub(super) app_protocol: Option<Box<str>>,
     pub(super) port: i64,
 }
 
@@ -352,12 +416,6 @@ pub(super) struct RevisionObject {
     pub(super) idle_timeout_seconds: Option<i64>,
     #[serde(deserialize_with = "nullable")]
     pub(super) containers: Vec<Container>,
-    /// Why no Pod of it can be created, as its status says.
-    #[serde(skip)]
-    pub(super) refusal: Option<Arc<str>>,
-    /// Whose it is, as its labels say.
-    #[serde(skip)]
-    pub(super) owner: Arc<RevisionOwner>,
 }
 
 /// A container of a Revision: what says whether its Pods may be probed before the cluster takes them for ready.

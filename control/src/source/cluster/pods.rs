@@ -4,7 +4,8 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 
 use super::objects::{Condition, ContainerStatus, OF_REVISION, Pod};
-use super::store::{Name, Update};
+use super::store::Update;
+use crate::object_name::ObjectName;
 
 /// Tries after which a fault that a retry may heal counts: of pulling an image, and of starting a program.
 const TRIES: u32 = 2;
@@ -12,8 +13,8 @@ const TRIES: u32 = 2;
 /// The Pods of revisions, as far as they have a fault.
 #[derive(Debug, Default)]
 pub(super) struct FaultyPods {
-    pods: HashMap<Name, BTreeMap<Name, Fault>>,
-    revision_of: HashMap<Name, Name>,
+    pods: HashMap<ObjectName, BTreeMap<ObjectName, Fault>>,
+    revision_of: HashMap<ObjectName, ObjectName>,
 }
 
 /// The fault of one Pod.
@@ -28,13 +29,13 @@ struct Fault {
 
 impl FaultyPods {
     /// Records a change. Returns the revisions whose failure may be another one.
-    pub(super) fn update(&mut self, update: Update<Pod>) -> HashSet<Name> {
+    pub(super) fn update(&mut self, update: Update<Pod>) -> HashSet<ObjectName> {
         let mut touched = HashSet::new();
         match update {
             Update::Apply(pod) => self.apply(&pod, &mut touched),
-            Update::Delete(pod) => self.forget(&Name::of(&pod), &mut touched),
+            Update::Delete(pod) => self.forget(&ObjectName::of(&pod), &mut touched),
             Update::List(all) => {
-                let names: HashSet<Name> = all.iter().map(Name::of).collect();
+                let names: HashSet<ObjectName> = all.iter().map(ObjectName::of).collect();
                 let gone = self.revision_of.keys().filter(|name| !names.contains(*name));
                 for name in gone.cloned().collect::<Vec<_>>() {
                     self.forget(&name, &mut touched);
@@ -47,7 +48,7 @@ impl FaultyPods {
 
     /// Why waiting for a revision does not help: every Pod of it has a fault that waiting does not heal, or there is none,
     /// and `refusal` says why none can be created.
-    pub(super) fn failure(&self, revision: &Name, refusal: Option<&Arc<str>>) -> Option<Arc<str>> {
+    pub(super) fn failure(&self, revision: &ObjectName, refusal: Option<&Arc<str>>) -> Option<Arc<str>> {
         let Some(pods) = self.pods.get(revision) else {
             return refusal.cloned();
         };
@@ -56,18 +57,15 @@ impl FaultyPods {
         faults?.first().map(|fault| Arc::from(*fault))
     }
 
-    fn apply(&mut self, pod: &Pod, touched: &mut HashSet<Name>) {
-        let name = Name::of(pod);
+    fn apply(&mut self, pod: &Pod, touched: &mut HashSet<ObjectName>) {
+        let name = ObjectName::of(pod);
         let labels = pod.metadata.labels.as_ref();
         let revision = labels.and_then(|labels| labels.get(OF_REVISION));
         // A Pod that is being deleted says nothing about its successors.
         let (Some(revision), None) = (revision, &pod.metadata.deletion_timestamp) else {
             return self.forget(&name, touched);
         };
-        let revision = Name {
-            namespace: name.namespace.clone(),
-            name: revision.clone(),
-        };
+        let revision = ObjectName::new(name.namespace(), revision);
         self.revision_of.insert(name.clone(), revision.clone());
         let fault = self
             .pods
@@ -79,7 +77,7 @@ impl FaultyPods {
         touched.insert(revision);
     }
 
-    fn forget(&mut self, name: &Name, touched: &mut HashSet<Name>) {
+    fn forget(&mut self, name: &ObjectName, touched: &mut HashSet<ObjectName>) {
         let Some(revision) = self.revision_of.remove(name) else {
             return;
         };
@@ -143,11 +141,8 @@ mod tests {
     use super::*;
     use serde_json::json;
 
-    fn revision() -> Name {
-        Name {
-            namespace: "d".into(),
-            name: "r".into(),
-        }
+    fn revision() -> ObjectName {
+        ObjectName::new("d", "r")
     }
 
     fn pod(name: &str, reason: &str, restarts: i64) -> Update<Pod> {

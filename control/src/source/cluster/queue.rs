@@ -1,6 +1,7 @@
 //! The queue of statuses to be written: which Ingress, and what, now. Pure.
 
 use std::collections::{BTreeSet, HashMap, HashSet};
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::time::Instant;
@@ -8,8 +9,8 @@ use tokio::time::Instant;
 use super::acks::{AckBook, Served, Verdict};
 use super::objects::IngressStatus;
 use super::status::{Addresses, is_ready, next};
-use super::store::Name;
 use crate::ingress::IngressOutcome;
+use crate::object_name::ObjectName;
 
 /// The pause after the first refusal of a status.
 const MIN_PAUSE: Duration = Duration::from_secs(1);
@@ -20,8 +21,8 @@ const MAX_PAUSE: Duration = Duration::from_secs(60);
 /// A status to be written.
 #[derive(Debug)]
 pub(super) struct Write {
-    pub(super) name: Name,
-    pub(super) uid: String,
+    pub(super) name: ObjectName,
+    pub(super) uid: Arc<str>,
     pub(super) status: IngressStatus,
 }
 
@@ -44,15 +45,15 @@ struct Newest {
 pub(super) struct StatusQueue {
     book: AckBook,
     /// Kept by replicas that do not lead as well: the next leader knows them all.
-    newest: HashMap<Name, Newest>,
+    newest: HashMap<ObjectName, Newest>,
     /// To be looked at.
-    waiting: BTreeSet<Name>,
+    waiting: BTreeSet<ObjectName>,
     /// Being written.
-    busy: HashSet<Name>,
+    busy: HashSet<ObjectName>,
     /// Not acknowledged by all.
-    unsettled: BTreeSet<Name>,
+    unsettled: BTreeSet<ObjectName>,
     /// When somebody will be late.
-    timers: BTreeSet<(Instant, Name)>,
+    timers: BTreeSet<(Instant, ObjectName)>,
 }
 
 impl StatusQueue {
@@ -75,10 +76,7 @@ impl StatusQueue {
 
     /// An outcome was published.
     pub(super) fn publish(&mut self, outcome: IngressOutcome, served: Served, now: Instant) {
-        let name = Name {
-            namespace: outcome.object.namespace.clone(),
-            name: outcome.object.name.clone(),
-        };
+        let name = outcome.object.name.clone();
         self.book.serve(&name, served.clone(), now);
         let before = self.newest.remove(&name);
         let before = before.filter(|before| before.served.uid == served.uid);
@@ -123,7 +121,7 @@ impl StatusQueue {
     }
 
     /// A write has ended; one that failed is tried again.
-    pub(super) fn written(&mut self, name: Name, is_done: bool) {
+    pub(super) fn written(&mut self, name: ObjectName, is_done: bool) {
         self.busy.remove(&name);
         if let Some(newest) = self.newest.get_mut(&name).filter(|_| is_done) {
             newest.refusals = 0;
@@ -135,7 +133,7 @@ impl StatusQueue {
 
     /// The API server refuses the status of an Ingress: it is tried again after a while, by itself, so that others are
     /// written meanwhile. Returns whether it is the first time in a row.
-    pub(super) fn refused(&mut self, name: Name, now: Instant) -> bool {
+    pub(super) fn refused(&mut self, name: ObjectName, now: Instant) -> bool {
         self.busy.remove(&name);
         let Some(newest) = self.newest.get_mut(&name) else {
             return false;
@@ -149,7 +147,7 @@ impl StatusQueue {
 
     /// Statuses are other ones than they were, perhaps by somebody else: they are looked at again after a while, since
     /// whoever writes them may do so again.
-    pub(super) fn changed(&mut self, names: BTreeSet<Name>, now: Instant) {
+    pub(super) fn changed(&mut self, names: BTreeSet<ObjectName>, now: Instant) {
         let known = names.into_iter().filter(|name| self.newest.contains_key(name));
         self.timers.extend(known.map(|name| (now + MIN_PAUSE, name)));
     }
@@ -160,14 +158,14 @@ impl StatusQueue {
     }
 
     /// Forgets Ingresses that are gone.
-    pub(super) fn retain(&mut self, is_there: impl Fn(&Name) -> bool) {
+    pub(super) fn retain(&mut self, is_there: impl Fn(&ObjectName) -> bool) {
         let gone = self.newest.keys().filter(|name| !is_there(name));
         for name in gone.cloned().collect::<Vec<_>>() {
             self.forget(&name);
         }
     }
 
-    fn forget(&mut self, name: &Name) {
+    fn forget(&mut self, name: &ObjectName) {
         self.newest.remove(name);
         self.unsettled.remove(name);
         self.book.forget(name);
@@ -177,7 +175,7 @@ impl StatusQueue {
     /// `seen` has the statuses as the API server has them, `clock` is the time for conditions.
     pub(super) fn take(
         &mut self,
-        seen: &HashMap<Name, IngressStatus>,
+        seen: &HashMap<ObjectName, IngressStatus>,
         addresses: &Addresses,
         now: Instant,
         clock: &str,
@@ -209,7 +207,7 @@ impl StatusQueue {
 
     fn look(
         &mut self,
-        name: &Name,
+        name: &ObjectName,
         seen: &IngressStatus,
         addresses: &Addresses,
         now: Instant,

@@ -8,6 +8,7 @@ use fastrand::Rng;
 
 use super::*;
 use crate::ingress::{IngressObject, IngressProblem, ProblemKind};
+use crate::object_name::ObjectName;
 use crate::source::cluster::ClusterOptions;
 use crate::source::cluster::acks::{LATE, RECIPE};
 
@@ -184,18 +185,15 @@ struct Sim {
     /// The replicas that the leader takes to be ready.
     view: BTreeSet<String>,
     history: [Vec<Version>; OBJECTS],
-    statuses: HashMap<Name, IngressStatus>,
+    statuses: HashMap<ObjectName, IngressStatus>,
     writing: Vec<Write>,
     next_id: u64,
     addresses: Addresses,
     reached: Reached,
 }
 
-fn object(nth: usize) -> Name {
-    Name {
-        namespace: "d".into(),
-        name: format!("i{nth}"),
-    }
+fn object(nth: usize) -> ObjectName {
+    ObjectName::new("d", &format!("i{nth}"))
 }
 
 fn replica(nth: usize) -> String {
@@ -216,9 +214,8 @@ fn outcome(nth: usize, version: Version) -> IngressOutcome {
         .then(|| IngressProblem::new(ProblemKind::Missing, "why"));
     IngressOutcome {
         object: Arc::new(IngressObject {
-            namespace: "d".into(),
-            name: object(nth).name,
-            uid: format!("u{}", version.uid),
+            name: object(nth),
+            uid: format!("u{}", version.uid).into(),
             generation: version.generation,
             service: None,
             problem: problem.clone(),
@@ -438,7 +435,7 @@ impl Sim {
             .find(|of| object(*of) == write.name)
             .expect("an object");
         let leads = self.history[of][self.replicas[self.leader].serves[of]];
-        assert_eq!(write.uid, format!("u{}", leads.uid));
+        assert_eq!(write.uid, format!("u{}", leads.uid).into());
         let ready = write
             .status
             .conditions
@@ -475,7 +472,7 @@ impl Sim {
             let of = (0..OBJECTS).find(|of| object(*of) == name).expect("an object");
             let is_done = self.rng.u8(..10) > 0;
             // By its uid.
-            if is_done && uid == format!("u{}", self.newest(of).uid) {
+            if is_done && *uid == *format!("u{}", self.newest(of).uid) {
                 self.statuses.insert(name.clone(), status);
             }
             self.replicas[self.leader].queue.written(name, is_done);

@@ -4,24 +4,24 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
-use std::time::Duration;
 
 use sluice_model::{
     Backend, EndpointAddr, EndpointTarget, Host, HostClaim, HostPattern, HttpOption, IngressExtras,
     MAX_RULES, PathMatch, Percent, Protocol, RevisionId, RevisionSettings, RevisionSpec, Route, RouteMatch,
     Rule, ServiceCertificate, ServiceId, TrafficSplit, TrafficTarget, Visibility,
 };
-use sluice_model::{HeaderMatch, HeaderMatcher, Pods, Probe, ProbeKind, RevisionTimeouts, Service};
+use sluice_model::{HeaderMatch, HeaderMatcher, Pods, Service};
 
 use super::endpoints::Condition;
 use super::hash::network_hash;
 use super::hosts::forms;
 use super::objects::{
-    IngressPath, IngressRule, IngressSpec, IngressSplit, IngressTls, PortName, RevisionObject, ServicePort,
+    Headers, IngressPath, IngressRule, IngressSpec, IngressSplit, IngressTls, PortName, ServicePort,
     ServiceSpec,
 };
-use super::store::{Name, Objects};
+use super::store::Objects;
 use crate::ingress::{IngressProblem, ProblemKind};
+use crate::object_name::ObjectName;
 
 /// A resolved specification.
 #[derive(Debug)]
@@ -33,9 +33,6 @@ pub(super) struct Resolved {
 
 /// A Service and its port, as a split names them.
 pub(super) type BackendName = (String, PortName);
-
-/// The timeout of a probe of a Pod. The activator's 300 ms are too short for a Pod that shares a busy CPU while it starts.
-const PROBE_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Settings of the resolution that are the same for all Ingresses.
 #[derive(Debug, Clone)]
@@ -53,12 +50,13 @@ pub(super) struct Policy {
 /// # Errors
 /// The first [`IngressProblem`] that keeps it from being served.
 pub(super) fn resolve(
-    name: &Name,
+    name: &ObjectName,
     spec: &IngressSpec,
     objects: &Objects,
     policy: &Policy,
 ) -> Result<Resolved, IngressProblem> {
-    let id = ServiceId::of_object(&name.namespace, &name.name).map_err(|e| invalid(format!("name: {e}")))?;
+    let id =
+        ServiceId::of_object(name.namespace(), name.name()).map_err(|e| invalid(format!("name: {e}")))?;
     if spec.rules.is_empty() {
         return Err(invalid("spec.rules is empty"));
     }
@@ -117,7 +115,7 @@ pub(super) fn resolve(
         main,
         further: rules.collect(),
         ingress: Some(Box::new(IngressExtras {
-            network_hash: network_hash(spec, &name.namespace, &name.name),
+            network_hash: network_hash(spec, name.namespace(), name.name()),
             certificates,
         })),
     };
@@ -131,27 +129,24 @@ pub(super) fn backends(spec: &IngressSpec) -> BTreeSet<BackendName> {
 }
 
 /// The revisions of Knative's that a specification names, in the headers of its splits.
-pub(super) fn revisions(spec: &IngressSpec) -> BTreeSet<Name> {
+pub(super) fn revisions(spec: &IngressSpec) -> BTreeSet<ObjectName> {
     splits(spec).filter_map(revision_of).collect()
 }
 
 /// The revision of Knative's that a split leads to: its Service stands for whoever is on the path.
-fn revision_of(split: &IngressSplit) -> Option<Name> {
+fn revision_of(split: &IngressSplit) -> Option<ObjectName> {
     let namespace = split.append_headers.get("Knative-Serving-Namespace")?;
     let name = split.append_headers.get("Knative-Serving-Revision")?;
     // Of another namespace it would be an instruction of one tenant about another's Pods.
-    (*namespace == split.service_namespace).then(|| Name {
-        namespace: namespace.clone(),
-        name: name.clone(),
-    })
+    (namespace == split.service_namespace).then(|| ObjectName::new(namespace, name))
 }
 
 /// The Secrets that a specification names.
-pub(super) fn secrets(spec: &IngressSpec) -> BTreeSet<Name> {
-    let named = spec.tls.iter().map(|tls| Name {
-        namespace: tls.secret_namespace.clone(),
-        name: tls.secret_name.clone(),
-    });
+pub(super) fn secrets(spec: &IngressSpec) -> BTreeSet<ObjectName> {
+    let named = spec
+        .tls
+        .iter()
+        .map(|tls| ObjectName::new(&tls.secret_namespace, &tls.secret_name));
     named.collect()
 }
 
@@ -196,7 +191,7 @@ fn patterns(rule: &IngressRule, at: &str, cluster_domain: &str) -> Result<Vec<Ho
 
 /// The service under construction.
 pub(super) struct Build<'o> {
-    pub(super) name: &'o Name,
+    pub(super) name: &'o ObjectName,
     id: &'o ServiceId,
     pub(super) objects: &'o Objects,
     pub(super) policy: &'o Policy,
@@ -268,7 +263,7 @@ impl Build<'_> {
             },
             rewrite_host,
             rewrite_path: None,
-            append_headers: path.append_headers.clone(),
+            append_headers: Arc::clone(&path.append_headers.0),
             cold: None,
             split: self.split(path, at)?,
         })
@@ -291,15 +286,12 @@ impl Build<'_> {
             let share = hundredths.and_then(Percent::from_hundredths);
             let share = share.ok_or_else(|| invalid(format!("{at}.percent {percent} is not in 0 to 100")))?;
             let slot = self.backend(split, &at)?;
-            let append = split.append_headers.iter();
             targets.push(TrafficTarget {
                 revision: self.revisions[slot].id.clone(),
                 slot,
                 percent: share,
                 tag: None,
-                append_headers: append
-                    .map(|(name, value)| (name.clone(), value.clone()))
-                    .collect(),
+                append_headers: Arc::clone(&split.append_headers.0),
             });
         }
         let sum: i64 = targets
@@ -315,7 +307,7 @@ impl Build<'_> {
 
     /// The slot of the revision that stands for a Service and its port.
     fn backend(&mut self, split: &IngressSplit, at: &str) -> Result<usize, IngressProblem> {
-        if split.service_namespace != self.name.namespace {
+        if split.service_namespace != self.name.namespace() {
             return Err(invalid(format!(
                 "{at}: service namespace must match ingress namespace"
             )));
@@ -325,16 +317,13 @@ impl Build<'_> {
             return Ok(*slot);
         }
         let (service_name, port_name) = &backend;
-        let name = Name {
-            namespace: split.service_namespace.clone(),
-            name: service_name.clone(),
-        };
+        let name = ObjectName::new(&split.service_namespace, service_name);
         let service = self.objects.services.get(&name);
         let service = service.ok_or_else(|| missing(format!("Service {name} is not there ({at})")))?;
         let port = port(service, port_name);
         let port = port.ok_or_else(|| missing(format!("Service {name} has no port {port_name} ({at})")))?;
         let revision = revision_of(split);
-        let (kind, mut settings) = match revision.and_then(|name| pods(&name, self.objects, self.policy)) {
+        let (kind, mut settings) = match revision.and_then(|name| pods(&name, self.objects)) {
             Some((pods, settings, _)) => (Backend::Pods(Box::new(pods)), settings),
             None => {
                 let targets = self.targets(&name, service, port);
@@ -355,10 +344,10 @@ impl Build<'_> {
         // A revision of Knative's has its own name, by which people know it.
         let revision = split.append_headers.get("Knative-Serving-Revision");
         let revision = revision
-            .cloned()
+            .map(str::to_owned)
             .unwrap_or_else(|| format!("{service_name}:{port_name}"));
         let id = |revision: &str| {
-            let id = RevisionId::of_object(&name.namespace, &revision.to_ascii_lowercase());
+            let id = RevisionId::of_object(name.namespace(), &revision.to_ascii_lowercase());
             id.map_err(|e| invalid(format!("{at}: revision '{revision}': {e}")))
         };
         let mut revision_id = id(&revision)?;
@@ -377,9 +366,9 @@ impl Build<'_> {
         Ok(slot)
     }
 
-    fn targets(&self, name: &Name, service: &ServiceSpec, port: &ServicePort) -> Vec<EndpointTarget> {
-        if service.kind == "ExternalName" {
-            let host = Host::parse(&service.external_name).ok();
+    fn targets(&self, name: &ObjectName, service: &ServiceSpec, port: &ServicePort) -> Vec<EndpointTarget> {
+        if let Some(external) = &service.external_name {
+            let host = Host::parse(external).ok();
             let port = u16::try_from(port.port).ok();
             let target = host.zip(port).map(|(host, port)| EndpointTarget::Dns {
                 host: host.to_string(),
@@ -402,87 +391,49 @@ impl Build<'_> {
 /// The Pods of a revision, by its private Service, its settings, and the protocol of its Pods. `None` while either object
 /// is not known: its requests go to the public Service then, as for any other ingress.
 pub(super) fn pods(
-    revision: &Name,
+    revision: &ObjectName,
     objects: &Objects,
-    policy: &Policy,
 ) -> Option<(Pods, Arc<RevisionSettings>, Protocol)> {
     let object = objects.revisions.get(revision)?;
     let private = objects.private.get(revision)?;
     let service = objects.services.get(private)?;
     let mut ports = service.ports.iter();
-    let port = ports.find(|port| matches!(port.name.as_str(), "http" | "http2"))?;
+    let port = ports.find(|port| matches!(&*port.name, "http" | "http2"))?;
     let addresses = |condition| {
         let endpoints = &objects.endpoints;
         endpoints.addresses_in(private, service, &port.name, condition)
     };
     let pods = Pods {
         ready: addresses(Condition::Ready),
-        starting: match may_be_probed(object) {
+        starting: match object.may_be_probed {
             true => addresses(Condition::Starting),
             false => Vec::new(),
         },
         failure: objects.faulty.failure(revision, object.refusal.as_ref()),
         owner: Arc::clone(&object.owner),
     };
-    let settings = Arc::new(settings_of(object, &policy.settings));
-    Some((pods, settings, protocol(port)))
+    Some((pods, Arc::clone(&object.settings), protocol(port)))
 }
 
 fn port<'s>(service: &'s ServiceSpec, wanted: &PortName) -> Option<&'s ServicePort> {
     service.ports.iter().find(|port| match wanted {
         PortName::Number(number) => port.port == *number,
-        PortName::Name(name) => port.name == *name,
+        PortName::Name(name) => *port.name == **name,
     })
-}
-
-/// Whether queue-proxy knows readiness as well as the kubelet does: not where the kubelet runs a command, or a startup
-/// probe. Source: `pkg/activator/net/revision_backends.go` of knative.dev/serving.
-fn may_be_probed(revision: &RevisionObject) -> bool {
-    revision.containers.iter().all(|container| {
-        let probe = container.readiness_probe.as_ref();
-        container.startup_probe.is_none() && probe.is_none_or(|probe| probe.exec.is_none())
-    })
-}
-
-/// The settings of a revision: its own limits, timeouts and probes, which activator and queue-proxy enforce as well.
-fn settings_of(revision: &RevisionObject, defaults: &RevisionSettings) -> RevisionSettings {
-    let seconds = |value: Option<i64>| {
-        let value = value.and_then(|seconds| u64::try_from(seconds).ok());
-        value.filter(|seconds| *seconds > 0).map(Duration::from_secs)
-    };
-    let concurrency = revision
-        .container_concurrency
-        .and_then(|limit| u32::try_from(limit).ok());
-    RevisionSettings {
-        container_concurrency: concurrency.filter(|limit| *limit > 0),
-        timeouts: RevisionTimeouts {
-            total: seconds(revision.timeout_seconds),
-            response_start: seconds(revision.response_start_timeout_seconds),
-            idle: seconds(revision.idle_timeout_seconds),
-            max_stream_age: None,
-        },
-        readiness: Some(Probe {
-            kind: ProbeKind::QueueProxy,
-            period: PROBE_TIMEOUT,
-            timeout: PROBE_TIMEOUT,
-            failure_threshold: 1,
-        }),
-        ..defaults.clone()
-    }
 }
 
 /// HTTP/2 without TLS by the application protocol, or by the names that Knative and Kourier go by.
 fn protocol(port: &ServicePort) -> Protocol {
     let by_protocol = port.app_protocol.as_deref() == Some("kubernetes.io/h2c");
-    match by_protocol || matches!(port.name.as_str(), "http2" | "h2c") {
+    match by_protocol || matches!(&*port.name, "http2" | "h2c") {
         true => Protocol::H2c,
         false => Protocol::Http1,
     }
 }
 
 /// Rejects headers that cannot be written: nothing validates them before.
-pub(super) fn check_headers(headers: &BTreeMap<String, String>, at: &str) -> Result<(), IngressProblem> {
-    for (name, value) in headers {
+pub(super) fn check_headers(headers: &Headers, at: &str) -> Result<(), IngressProblem> {
+    for (name, value) in &*headers.0 {
         if http::HeaderName::from_bytes(name.as_bytes()).is_err() {
             return Err(invalid(format!("{at}.appendHeaders: '{name}' is no header name")));
         }
@@ -496,17 +447,14 @@ pub(super) fn check_headers(headers: &BTreeMap<String, String>, at: &str) -> Res
 }
 
 fn certificates(
-    name: &Name,
+    name: &ObjectName,
     spec: &IngressSpec,
     objects: &Objects,
 ) -> Result<Vec<ServiceCertificate>, IngressProblem> {
     let mut certificates = Vec::new();
     for (nth, tls) in spec.tls.iter().enumerate() {
-        let secret = Name {
-            namespace: tls.secret_namespace.clone(),
-            name: tls.secret_name.clone(),
-        };
-        if secret.namespace != name.namespace {
+        let secret = ObjectName::new(&tls.secret_namespace, &tls.secret_name);
+        if secret.namespace() != name.namespace() {
             let message = format!("spec.tls[{nth}]: the Secret {secret} is in another namespace");
             return Err(invalid(message));
         }

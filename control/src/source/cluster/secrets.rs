@@ -8,42 +8,43 @@ use std::collections::{BTreeSet, HashMap, HashSet};
 use sluice_model::CertificatePem;
 
 use super::objects::Secret;
-use super::store::{Name, Update};
+use super::store::Update;
+use crate::object_name::ObjectName;
 
 /// The Secrets that Ingresses name, or may name.
 #[derive(Debug, Default)]
 pub(super) struct Secrets {
     /// Those with the label, with their certificates, if they have any.
-    labelled: HashMap<Name, Option<CertificatePem>>,
+    labelled: HashMap<ObjectName, Option<CertificatePem>>,
     is_listed: bool,
     /// Those that Ingresses name.
-    used: HashSet<Name>,
+    used: HashSet<ObjectName>,
     /// The certificates of those that are followed by name; absent until the first answer.
-    by_name: HashMap<Name, Option<CertificatePem>>,
+    by_name: HashMap<ObjectName, Option<CertificatePem>>,
     /// Those to be followed by name.
-    wanted: BTreeSet<Name>,
+    wanted: BTreeSet<ObjectName>,
     is_changed: bool,
 }
 
 impl Secrets {
     /// The certificate of a Secret.
-    pub(super) fn get(&self, name: &Name) -> Option<&CertificatePem> {
+    pub(super) fn get(&self, name: &ObjectName) -> Option<&CertificatePem> {
         let labelled = self.labelled.get(name);
         labelled.or_else(|| self.by_name.get(name))?.as_ref()
     }
 
     /// Records a change of the Secrets with the label. Returns those whose certificate is another one.
-    pub(super) fn update(&mut self, update: Update<Secret>) -> Vec<Name> {
-        let changes: Vec<(Name, Option<Option<CertificatePem>>)> = match update {
-            Update::Apply(secret) => vec![(Name::of(&secret), Some(pem(secret)))],
-            Update::Delete(secret) => vec![(Name::of(&secret), None)],
+    pub(super) fn update(&mut self, update: Update<Secret>) -> Vec<ObjectName> {
+        let changes: Vec<(ObjectName, Option<Option<CertificatePem>>)> = match update {
+            Update::Apply(secret) => vec![(ObjectName::of(&secret), Some(pem(secret)))],
+            Update::Delete(secret) => vec![(ObjectName::of(&secret), None)],
             Update::List(all) => {
-                let names: HashSet<Name> = all.iter().map(Name::of).collect();
+                let names: HashSet<ObjectName> = all.iter().map(ObjectName::of).collect();
                 let gone = self.labelled.keys().filter(|name| !names.contains(*name));
                 let gone: Vec<_> = gone.map(|name| (name.clone(), None)).collect();
                 let found = all
                     .into_iter()
-                    .map(|secret| (Name::of(&secret), Some(pem(secret))));
+                    .map(|secret| (ObjectName::of(&secret), Some(pem(secret))));
                 gone.into_iter().chain(found).collect()
             }
         };
@@ -66,14 +67,14 @@ impl Secrets {
     /// Records that the Secrets with the label were listed: what is used and was not among them is wanted.
     pub(super) fn listed(&mut self) {
         if !std::mem::replace(&mut self.is_listed, true) {
-            let used: Vec<Name> = self.used.iter().cloned().collect();
+            let used: Vec<ObjectName> = self.used.iter().cloned().collect();
             used.iter().for_each(|name| self.want(name));
         }
     }
 
     /// Records what the API server has by this name. Returns whether the certificate is another one, or known for the
     /// first time.
-    pub(super) fn found(&mut self, name: &Name, secret: Option<Secret>) -> bool {
+    pub(super) fn found(&mut self, name: &ObjectName, secret: Option<Secret>) -> bool {
         if !self.wanted.contains(name) {
             return false;
         }
@@ -83,7 +84,7 @@ impl Secrets {
     }
 
     /// Records whether an Ingress names a Secret.
-    pub(super) fn set_used(&mut self, name: &Name, is_used: bool) {
+    pub(super) fn set_used(&mut self, name: &ObjectName, is_used: bool) {
         match is_used {
             true => _ = self.used.insert(name.clone()),
             false => _ = self.used.remove(name),
@@ -91,7 +92,7 @@ impl Secrets {
         self.want(name);
     }
 
-    fn want(&mut self, name: &Name) {
+    fn want(&mut self, name: &ObjectName) {
         let is_wanted = self.is_listed && self.used.contains(name) && !self.labelled.contains_key(name);
         if is_wanted == self.wanted.contains(name) {
             return;
@@ -107,7 +108,7 @@ impl Secrets {
     }
 
     /// Whether a Secret was asked for by its name and there is no answer yet.
-    pub(super) fn is_awaited(&self, name: &Name) -> bool {
+    pub(super) fn is_awaited(&self, name: &ObjectName) -> bool {
         self.wanted.contains(name) && !self.by_name.contains_key(name)
     }
 
@@ -117,7 +118,7 @@ impl Secrets {
     }
 
     /// The Secrets to be followed by name, if they are other ones than at the last call.
-    pub(super) fn take_wanted(&mut self) -> Option<BTreeSet<Name>> {
+    pub(super) fn take_wanted(&mut self) -> Option<BTreeSet<ObjectName>> {
         std::mem::take(&mut self.is_changed).then(|| self.wanted.clone())
     }
 }
@@ -136,11 +137,8 @@ mod tests {
 
     use super::*;
 
-    fn name() -> Name {
-        Name {
-            namespace: "d".into(),
-            name: "cert".into(),
-        }
+    fn name() -> ObjectName {
+        ObjectName::new("d", "cert")
     }
 
     fn secret(chain: &str) -> Secret {

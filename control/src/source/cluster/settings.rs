@@ -5,7 +5,8 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use super::objects::ConfigMap;
-use super::store::{Name, Update};
+use super::store::Update;
+use crate::object_name::ObjectName;
 use crate::source::SourceFile;
 
 /// The ConfigMap of the gateway's settings.
@@ -30,7 +31,7 @@ impl Settings {
     /// Records a change of `config-sluice`.
     pub(super) fn shared(&mut self, update: Update<ConfigMap>) {
         let shared = only(update).and_then(|object| {
-            let path = PathBuf::from(format!("ConfigMap {}", Name::of(&object)));
+            let path = PathBuf::from(format!("ConfigMap {}", ObjectName::of(&object)));
             let text = object.data.get(KEY)?.clone();
             Some(SourceFile { path, text })
         });

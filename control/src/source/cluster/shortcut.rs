@@ -3,30 +3,45 @@
 //! Serving makes them for DomainMappings. A second hop through ourselves would cost its time, count every request twice
 //! and drop the original host, which only the first hop may set.
 
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
 use sluice_model::{Route, Visibility};
 
 use super::hosts::forms;
 use super::objects::{IngressPath, IngressRule, IngressSpec};
 use super::resolve::{Build, check_headers, visibility};
-use super::store::Name;
 use crate::ingress::IngressProblem;
+use crate::object_name::ObjectName;
 
-/// The hosts of the rules inside the cluster, in all their forms.
-pub(super) fn internal_hosts(spec: &IngressSpec, cluster_domain: &str) -> Vec<String> {
+/// The shortest form of a host inside the cluster, whatever form it is written in. Hosts that are different ones without the
+/// cluster's domain may have the same: it finds candidates.
+pub(super) fn canonical<'h>(host: &'h str, cluster_domain: &str) -> &'h str {
+    let host = host.trim_end_matches('.');
+    let in_domain = host
+        .strip_suffix(cluster_domain)
+        .and_then(|rest| rest.strip_suffix('.'));
+    let host = in_domain.unwrap_or(host);
+    host.strip_suffix(".svc").unwrap_or(host)
+}
+
+/// The hosts of the rules inside the cluster, each once, as [`canonical`] has them.
+pub(super) fn internal_hosts(spec: &IngressSpec, cluster_domain: &str) -> BTreeSet<Arc<str>> {
     let rules = spec
         .rules
         .iter()
         .filter(|rule| visibility(rule, "") == Ok(Visibility::Internal));
     let hosts = rules.flat_map(|rule| &rule.hosts);
-    let hosts = hosts.flat_map(|host| forms(host, cluster_domain));
-    hosts.map(str::to_owned).collect()
+    hosts
+        .map(|host| Arc::from(canonical(host, cluster_domain)))
+        .collect()
 }
 
 /// The hosts that requests are rewritten to.
-pub(super) fn rewritten_hosts(spec: &IngressSpec) -> impl Iterator<Item = String> {
+pub(super) fn rewritten_hosts(spec: &IngressSpec) -> impl Iterator<Item = &str> {
     let http = spec.rules.iter().filter_map(|rule| rule.http.as_ref());
     let paths = http.flat_map(|http| http.paths.iter().flatten());
-    let hosts = paths.map(|path| path.rewrite_host.clone());
+    let hosts = paths.map(|path| path.rewrite_host.as_str());
     hosts.filter(|host| !host.is_empty())
 }
 
@@ -37,17 +52,15 @@ impl Build<'_> {
         let [split] = path.splits.as_deref()? else {
             return None;
         };
-        let name = Name {
-            namespace: split.service_namespace.clone(),
-            name: split.service_name.clone(),
-        };
+        let name = ObjectName::new(&split.service_namespace, &split.service_name);
         let service = self.objects.services.get(&name)?;
-        if service.kind != "ExternalName" || service.external_name != self.policy.own_service {
+        if service.external_name.as_deref() != Some(&*self.policy.own_service) {
             return None;
         }
-        let (owner, spec) = self.objects.internal(&path.rewrite_host)?;
+        let host = canonical(&path.rewrite_host, &self.policy.cluster_domain);
+        let (owner, spec) = self.objects.internal(host)?;
         // Its Services are resolved as our own.
-        if owner.namespace != self.name.namespace {
+        if owner.namespace() != self.name.namespace() {
             return None;
         }
         let leads_here = |host: &String| {
@@ -69,9 +82,9 @@ impl Build<'_> {
         rule: &IngressRule,
         at: &str,
     ) -> Result<Vec<Route>, IngressProblem> {
-        let mut before = path.append_headers.clone();
         let splits = path.splits.iter().flatten();
-        before.extend(splits.flat_map(|split| split.append_headers.clone()));
+        let of_splits = splits.map(|split| &split.append_headers);
+        let before = of_splits.fold(path.append_headers.clone(), |all, split| all.and(split));
         check_headers(&before, at)?;
         let mut routes = Vec::new();
         let paths = rule.http.iter().flat_map(|http| http.paths.iter().flatten());
@@ -87,8 +100,7 @@ impl Build<'_> {
             let mut both = inner.clone();
             both.path = longer.clone();
             both.headers.extend(path.headers.clone());
-            both.append_headers = before.clone();
-            both.append_headers.extend(inner.append_headers.clone());
+            both.append_headers = before.and(&inner.append_headers);
             if both.rewrite_host.is_empty() {
                 both.rewrite_host = path.rewrite_host.clone();
             }

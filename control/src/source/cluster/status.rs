@@ -21,9 +21,9 @@ use super::objects::{Condition, Ingress, IngressStatus, LoadBalancer, LoadBalanc
 use super::outage::Outage;
 use super::peers::{PeerEvent, Peers};
 use super::queue::{StatusQueue, Write};
-use super::store::Name;
 use super::{ClusterOptions, Statuses};
 use crate::ingress::{IngressOutcome, ProblemKind};
+use crate::object_name::ObjectName;
 
 /// Writes under way at once.
 const WRITES: usize = 16;
@@ -45,7 +45,7 @@ pub(super) async fn write(
 ) {
     let addresses = Addresses::of(&options);
     let mut queue = StatusQueue::default();
-    let mut writing: JoinSet<(Name, Written)> = JoinSet::new();
+    let mut writing: JoinSet<(ObjectName, Written)> = JoinSet::new();
     let mut outage = Outage::default();
     let mut prunes = interval(PRUNE);
     prunes.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -63,7 +63,7 @@ pub(super) async fn write(
             let Some(Write { name, uid, status }) = write else {
                 break;
             };
-            let api = Api::<Ingress>::namespaced(client.clone(), &name.namespace);
+            let api = Api::<Ingress>::namespaced(client.clone(), name.namespace());
             let statuses = Arc::clone(&statuses);
             writing.spawn(async move {
                 let written = put(&api, &name, &uid, status, &statuses).await;
@@ -130,7 +130,7 @@ enum Written {
 }
 
 /// Records what became of a write: an outage of the API server is logged once, and so is the refusal of one status.
-fn note(queue: &mut StatusQueue, outage: &mut Outage, name: Name, written: Written) {
+fn note(queue: &mut StatusQueue, outage: &mut Outage, name: ObjectName, written: Written) {
     let now = Instant::now();
     if !matches!(written, Written::Failed(_)) && outage.answered() {
         tracing::info!("statuses of Ingresses are written again");
@@ -155,7 +155,7 @@ fn note(queue: &mut StatusQueue, outage: &mut Outage, name: Name, written: Writt
 /// Writes one status.
 async fn put(
     api: &Api<Ingress>,
-    name: &Name,
+    name: &ObjectName,
     uid: &str,
     status: IngressStatus,
     statuses: &Statuses,
@@ -163,7 +163,7 @@ async fn put(
     // With the uid: the status of an Ingress that was deleted and created again is not for the new one.
     let patch = json!({"metadata": {"uid": uid}, "status": status});
     let written = api
-        .patch_status(&name.name, &PatchParams::default(), &Patch::Merge(&patch))
+        .patch_status(name.name(), &PatchParams::default(), &Patch::Merge(&patch))
         .await;
     match written {
         Ok(_) => {
@@ -333,8 +333,7 @@ mod tests {
     fn outcome(generation: i64, problem: Option<ProblemKind>) -> IngressOutcome {
         let problem = problem.map(|kind| IngressProblem::new(kind, "why"));
         let object = IngressObject {
-            namespace: "d".into(),
-            name: "hello".into(),
+            name: ObjectName::new("d", "hello"),
             uid: "u".into(),
             generation,
             service: None,

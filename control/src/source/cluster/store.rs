@@ -5,48 +5,24 @@
 //! good versions that objects with a problem keep.
 
 use std::collections::{BTreeSet, HashMap, HashSet};
-use std::fmt;
-use std::hash::Hash;
 use std::sync::Arc;
-
-use sluice_model::RevisionOwner;
 
 use super::activator::{self, Revisions};
 use super::endpoints::Endpoints;
 use super::objects::{
-    CLASS, ConfigMap, EndpointSlice, Ingress, IngressSpec, OF_CONFIGURATION, OF_REVISION, OF_SERVICE, Pod,
-    Revision, RevisionObject, SERVICE_TYPE, Secret, Service, ServiceSpec,
+    CLASS, ConfigMap, EndpointSlice, Ingress, IngressSpec, OF_REVISION, Pod, Revision, SERVICE_TYPE, Secret,
+    Service, ServiceSpec,
 };
-use super::pods::{FaultyPods, refusal};
+use super::pods::FaultyPods;
 use super::resolve::{self, BackendName, Policy, Resolved, resolve};
+use super::revisions::KnownRevisions;
 use super::secrets::Secrets;
 use super::settings::Settings;
+use super::uses::{Users, Uses};
 use super::{Statuses, shortcut};
 use crate::ingress::{IngressObject, IngressProblem, ProblemKind};
+use crate::object_name::ObjectName;
 use crate::source::{Content, Event, ObjectKey};
-
-/// Namespace and name of an object.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub(super) struct Name {
-    pub(super) namespace: String,
-    pub(super) name: String,
-}
-
-impl fmt::Display for Name {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}/{}", self.namespace, self.name)
-    }
-}
-
-impl Name {
-    pub(super) fn of(object: &impl kube::Resource) -> Self {
-        let meta = object.meta();
-        Self {
-            namespace: meta.namespace.clone().unwrap_or_default(),
-            name: meta.name.clone().unwrap_or_default(),
-        }
-    }
-}
 
 /// A change of the objects of one kind.
 #[derive(Debug)]
@@ -86,7 +62,7 @@ pub(super) enum AnyUpdate {
     Slice(Update<EndpointSlice>),
     Secret(Update<Secret>),
     /// A Secret that was asked for by name; `None`: there is none.
-    NamedSecret(Name, Option<Secret>),
+    NamedSecret(ObjectName, Option<Secret>),
     Revision(Update<Revision>),
     Pod(Update<Pod>),
     /// The ConfigMap `config-sluice`.
@@ -96,20 +72,21 @@ pub(super) enum AnyUpdate {
 }
 
 /// A specification with the name of its Ingress.
-type Named = (Name, Arc<IngressSpec>);
+type Named = (ObjectName, Arc<IngressSpec>);
 
 /// The objects that Ingresses name, cut down.
 #[derive(Debug, Default)]
 pub(super) struct Objects {
-    pub(super) services: HashMap<Name, ServiceSpec>,
+    pub(super) services: HashMap<ObjectName, ServiceSpec>,
     pub(super) secrets: Secrets,
-    pub(super) revisions: HashMap<Name, RevisionObject>,
-    /// The specifications with rules inside the cluster, by host; of several Ingresses with one host the oldest first.
-    internal: HashMap<String, Vec<(ObjectKey, Named)>>,
+    pub(super) revisions: KnownRevisions,
+    /// The specifications with rules inside the cluster, by host in its canonical form; of
+    /// several Ingresses with one host the oldest first.
+    internal: HashMap<Arc<str>, Vec<(ObjectKey, Named)>>,
     /// Pods that cannot become ready.
     pub(super) faulty: FaultyPods,
     /// The private Services of revisions: their endpoints are the Pods, whoever is on the path of others.
-    pub(super) private: HashMap<Name, Name>,
+    pub(super) private: HashMap<ObjectName, ObjectName>,
     pub(super) endpoints: Endpoints,
 }
 
@@ -124,7 +101,7 @@ impl Objects {
 #[derive(Debug)]
 struct Known {
     key: ObjectKey,
-    uid: String,
+    uid: Arc<str>,
     generation: i64,
     spec: Arc<IngressSpec>,
     /// The last specification that was complete: all that it names was there and ready once.
@@ -140,16 +117,16 @@ pub(super) struct Store {
     class: String,
     policy: Policy,
     objects: Objects,
-    ingresses: HashMap<Name, Known>,
+    ingresses: HashMap<ObjectName, Known>,
     statuses: Statuses,
-    users_of_service: HashMap<Name, HashSet<Name>>,
-    users_of_secret: HashMap<Name, HashSet<Name>>,
-    users_of_revision: HashMap<Name, HashSet<Name>>,
-    /// By the host that they rewrite to.
-    users_of_host: HashMap<String, HashSet<Name>>,
+    users_of_service: Users<ObjectName>,
+    users_of_secret: Users<ObjectName>,
+    users_of_revision: Users<ObjectName>,
+    /// By the host that they rewrite to, in its canonical form.
+    users_of_host: Users<Arc<str>>,
     /// The revision of each private Service.
-    revision_of: HashMap<Name, Name>,
-    dirty: BTreeSet<Name>,
+    revision_of: HashMap<ObjectName, ObjectName>,
+    dirty: BTreeSet<ObjectName>,
     settings: Settings,
     /// Keys of objects that are gone.
     deleted: Vec<ObjectKey>,
@@ -169,10 +146,10 @@ impl Store {
             objects: Objects::default(),
             ingresses: HashMap::new(),
             statuses,
-            users_of_service: HashMap::new(),
-            users_of_secret: HashMap::new(),
-            users_of_revision: HashMap::new(),
-            users_of_host: HashMap::new(),
+            users_of_service: Users::default(),
+            users_of_secret: Users::default(),
+            users_of_revision: Users::default(),
+            users_of_host: Users::default(),
             revision_of: HashMap::new(),
             dirty: BTreeSet::new(),
             settings: Settings::default(),
@@ -242,9 +219,8 @@ impl Store {
         }
     }
 
-    fn revision_changed(&mut self, revision: &Name) {
-        let users = self.users_of_revision.get(revision);
-        self.dirty.extend(users.into_iter().flatten().cloned());
+    fn revision_changed(&mut self, revision: &ObjectName) {
+        self.dirty.extend(self.users_of_revision.of(revision).cloned());
         if let Some(activator) = &mut self.activator {
             activator.touch(revision);
         }
@@ -257,7 +233,7 @@ impl Store {
     }
 
     /// The Secrets to be followed by name, if they are other ones than at the last call.
-    pub(super) fn take_wanted_secrets(&mut self) -> Option<BTreeSet<Name>> {
+    pub(super) fn take_wanted_secrets(&mut self) -> Option<BTreeSet<ObjectName>> {
         self.objects.secrets.take_wanted()
     }
 
@@ -266,9 +242,8 @@ impl Store {
         self.settings.take_warnings()
     }
 
-    fn secret_changed(&mut self, name: &Name) {
-        let users = self.users_of_secret.get(name);
-        self.dirty.extend(users.into_iter().flatten().cloned());
+    fn secret_changed(&mut self, name: &ObjectName) {
+        self.dirty.extend(self.users_of_secret.of(name).cloned());
     }
 
     /// The changes since the last call; the first time, all Ingresses as a full list. Nothing before every kind was
@@ -308,7 +283,7 @@ impl Store {
             self.link(&name);
         }
         if let Some(activator) = &mut self.activator {
-            events.extend(activator.events(&self.objects, &self.policy));
+            events.extend(activator.events(&self.objects));
         }
         events.extend(is_first.then_some(Event::InitDone));
         events
@@ -317,10 +292,10 @@ impl Store {
     fn ingress(&mut self, update: Update<Ingress>) {
         match update {
             Update::Apply(ingress) => self.apply_ingress(ingress),
-            Update::Delete(ingress) => self.forget_ingress(&Name::of(&ingress)),
+            Update::Delete(ingress) => self.forget_ingress(&ObjectName::of(&ingress)),
             Update::List(all) => {
                 self.listed(Kind::Ingress);
-                let names: HashSet<Name> = all.iter().map(Name::of).collect();
+                let names: HashSet<ObjectName> = all.iter().map(ObjectName::of).collect();
                 let gone = self.ingresses.keys().filter(|name| !names.contains(*name));
                 for name in gone.cloned().collect::<Vec<_>>() {
                     self.forget_ingress(&name);
@@ -331,13 +306,13 @@ impl Store {
     }
 
     fn apply_ingress(&mut self, ingress: Ingress) {
-        let name = Name::of(&ingress);
+        let name = ObjectName::of(&ingress);
         let meta = ingress.metadata;
         let class = meta.annotations.as_ref().and_then(|all| all.get(CLASS));
         if class != Some(&self.class) || meta.deletion_timestamp.is_some() {
             return self.forget_ingress(&name);
         }
-        let uid = meta.uid.unwrap_or_default();
+        let uid = Arc::<str>::from(meta.uid.unwrap_or_default());
         if self.ingresses.get(&name).is_some_and(|known| known.uid != uid) {
             // Deleted and created again between two looks: another object, which is younger.
             self.forget_ingress(&name);
@@ -347,7 +322,7 @@ impl Store {
         let created = meta.creation_timestamp.map_or(0, |time| time.0.as_second());
         let is_new = !self.ingresses.contains_key(&name);
         let known = self.ingresses.entry(name.clone()).or_insert_with(|| Known {
-            key: ObjectKey::of_ingress(created, &name.namespace, &name.name),
+            key: ObjectKey::of_ingress(created, name.namespace(), name.name()),
             uid,
             generation,
             spec: Arc::default(),
@@ -367,14 +342,13 @@ impl Store {
         if before != spec {
             self.unlist(&key, &before);
             for host in shortcut::internal_hosts(&spec, &self.policy.cluster_domain) {
-                let listed = self.objects.internal.entry(host.clone()).or_default();
+                let listed = self.objects.internal.entry(Arc::clone(&host)).or_default();
                 listed.retain(|(known, _)| *known != key);
                 // One as a rule, and no room for more before there are.
                 listed.reserve_exact(1);
                 let at = listed.partition_point(|(known, _)| *known < key);
                 listed.insert(at, (key.clone(), (name.clone(), Arc::clone(&spec))));
-                let users = self.users_of_host.get(&host);
-                self.dirty.extend(users.into_iter().flatten().cloned());
+                self.dirty.extend(self.users_of_host.of(&host).cloned());
             }
         }
         self.link(&name);
@@ -390,58 +364,48 @@ impl Store {
                     self.objects.internal.remove(&host);
                 }
             }
-            let users = self.users_of_host.get(&host);
-            self.dirty.extend(users.into_iter().flatten().cloned());
+            self.dirty.extend(self.users_of_host.of(&host).cloned());
         }
     }
 
     /// Records which objects an Ingress names now.
-    fn link(&mut self, name: &Name) {
+    fn link(&mut self, name: &ObjectName) {
         let Some(known) = self.ingresses.get_mut(name) else {
             return;
         };
         let mut specs: Vec<Arc<IngressSpec>> = known.good.iter().chain([&known.spec]).cloned().collect();
         // What a path leads to by way of our own Service is resolved with it.
+        let domain = &self.policy.cluster_domain;
         let hosts = shortcut::rewritten_hosts(&known.spec);
-        let inner = hosts.filter_map(|host| self.objects.internal(&host));
+        let inner = hosts.filter_map(|host| self.objects.internal(shortcut::canonical(host, domain)));
         let inner: Vec<_> = inner.map(|(_, spec)| Arc::clone(spec)).collect();
         specs.extend(inner);
-        let now = Uses::of(&name.namespace, specs.into_iter());
+        let now = Uses::of(name.namespace(), &specs, domain);
         let before = std::mem::take(&mut known.uses);
-        relink(&mut self.users_of_service, name, &before.services, &now.services);
-        let secrets = &mut self.objects.secrets;
-        relink_secrets(
-            &mut self.users_of_secret,
-            secrets,
-            name,
-            &before.secrets,
-            &now.secrets,
-        );
-        relink(
-            &mut self.users_of_revision,
-            name,
-            &before.revisions,
-            &now.revisions,
-        );
-        relink(&mut self.users_of_host, name, &before.hosts, &now.hosts);
-        known.uses = now;
+        self.used(name, &before, &now);
+        if let Some(known) = self.ingresses.get_mut(name) {
+            known.uses = now;
+        }
     }
 
-    fn forget_ingress(&mut self, name: &Name) {
+    /// Records that an Ingress uses other objects now.
+    fn used(&mut self, user: &ObjectName, before: &Uses, now: &Uses) {
+        self.users_of_service
+            .replace(user, &before.services, &now.services);
+        self.users_of_revision
+            .replace(user, &before.revisions, &now.revisions);
+        self.users_of_host.replace(user, &before.hosts, &now.hosts);
+        // Their use decides which are asked for by name.
+        for secret in self.users_of_secret.replace(user, &before.secrets, &now.secrets) {
+            let is_used = self.users_of_secret.has(secret);
+            self.objects.secrets.set_used(secret, is_used);
+        }
+    }
+
+    fn forget_ingress(&mut self, name: &ObjectName) {
         self.statuses.lock().remove(name);
         if let Some(known) = self.ingresses.remove(name) {
-            let (users, none) = (&mut self.users_of_service, HashSet::new());
-            relink(users, name, &known.uses.services, &none);
-            let secrets = &mut self.objects.secrets;
-            relink_secrets(
-                &mut self.users_of_secret,
-                secrets,
-                name,
-                &known.uses.secrets,
-                &none,
-            );
-            relink(&mut self.users_of_revision, name, &known.uses.revisions, &none);
-            relink(&mut self.users_of_host, name, &known.uses.hosts, &HashSet::new());
+            self.used(name, &known.uses, &Uses::default());
             self.unlist(&known.key, &known.spec);
             self.dirty.remove(name);
             if let Some(activator) = &mut self.activator {
@@ -457,12 +421,12 @@ impl Store {
         match update {
             Update::Apply(service) => self.apply_service(service),
             Update::Delete(service) => {
-                let name = Name::of(&service);
+                let name = ObjectName::of(&service);
                 self.forget_service(&name);
             }
             Update::List(all) => {
                 self.listed(Kind::Service);
-                let names: HashSet<Name> = all.iter().map(Name::of).collect();
+                let names: HashSet<ObjectName> = all.iter().map(ObjectName::of).collect();
                 let gone = self.objects.services.keys().filter(|name| !names.contains(*name));
                 for name in gone.cloned().collect::<Vec<_>>() {
                     self.forget_service(&name);
@@ -473,7 +437,7 @@ impl Store {
     }
 
     fn apply_service(&mut self, service: Service) {
-        let name = Name::of(&service);
+        let name = ObjectName::of(&service);
         if let Some(revision) = private_service_of(&service)
             && self.objects.private.get(&revision) != Some(&name)
         {
@@ -482,15 +446,12 @@ impl Store {
             self.service_changed(&name);
         }
         if self.objects.services.get(&name) != Some(&service.spec) {
-            let mut spec = service.spec;
-            spec.ports.shrink_to_fit();
-            spec.ip_families.shrink_to_fit();
-            self.objects.services.insert(name.clone(), spec);
+            self.objects.services.insert(name.clone(), service.spec);
             self.service_changed(&name);
         }
     }
 
-    fn forget_service(&mut self, name: &Name) {
+    fn forget_service(&mut self, name: &ObjectName) {
         if self.objects.services.remove(name).is_some() {
             self.service_changed(name);
         }
@@ -502,9 +463,8 @@ impl Store {
         }
     }
 
-    fn service_changed(&mut self, name: &Name) {
-        let users = self.users_of_service.get(name);
-        self.dirty.extend(users.into_iter().flatten().cloned());
+    fn service_changed(&mut self, name: &ObjectName) {
+        self.dirty.extend(self.users_of_service.of(name).cloned());
         if let Some(revision) = self.revision_of.get(name).cloned() {
             self.revision_changed(&revision);
         }
@@ -512,127 +472,45 @@ impl Store {
 
     fn revision(&mut self, update: Update<Revision>) {
         match update {
-            Update::Apply(revision) => self.set_revision(Name::of(&revision), Some(cut(revision))),
-            Update::Delete(revision) => self.set_revision(Name::of(&revision), None),
+            Update::Apply(revision) => self.apply_revision(revision),
+            Update::Delete(revision) => self.forget_revision(&ObjectName::of(&revision)),
             Update::List(all) => {
                 self.listed(Kind::Revision);
-                let names: HashSet<Name> = all.iter().map(Name::of).collect();
-                let gone = self
-                    .objects
-                    .revisions
-                    .keys()
-                    .filter(|name| !names.contains(*name));
+                let names: HashSet<ObjectName> = all.iter().map(ObjectName::of).collect();
+                let gone = self.objects.revisions.names();
+                let gone = gone.filter(|name| !names.contains(*name));
                 for name in gone.cloned().collect::<Vec<_>>() {
-                    self.set_revision(name, None);
+                    self.forget_revision(&name);
                 }
-                for revision in all {
-                    self.set_revision(Name::of(&revision), Some(cut(revision)));
-                }
+                all.into_iter().for_each(|revision| self.apply_revision(revision));
             }
         }
     }
 
-    fn set_revision(&mut self, name: Name, spec: Option<RevisionObject>) {
-        if self.objects.revisions.get(&name) == spec.as_ref() {
-            return;
-        }
-        self.revision_changed(&name);
-        match spec {
-            Some(spec) => _ = self.objects.revisions.insert(name, spec),
-            None => _ = self.objects.revisions.remove(&name),
+    fn apply_revision(&mut self, revision: Revision) {
+        let name = ObjectName::of(&revision);
+        if self.objects.revisions.apply(revision, &self.policy.settings) {
+            self.revision_changed(&name);
         }
     }
-}
 
-/// What routing needs of a Revision.
-fn cut(revision: Revision) -> RevisionObject {
-    let labels = revision.metadata.labels.unwrap_or_default();
-    let label = |name: &str| labels.get(name).cloned().unwrap_or_default();
-    let owner = RevisionOwner {
-        service: label(OF_SERVICE),
-        configuration: label(OF_CONFIGURATION),
-    };
-    RevisionObject {
-        owner: Arc::new(owner),
-        refusal: refusal(&revision.status.conditions),
-        ..revision.spec
+    fn forget_revision(&mut self, name: &ObjectName) {
+        if self.objects.revisions.forget(name) {
+            self.revision_changed(name);
+        }
     }
 }
 
 /// The revisions that a sent object is served with.
-fn served(sent: Option<&IngressObject>) -> HashSet<Name> {
+fn served(sent: Option<&IngressObject>) -> HashSet<ObjectName> {
     let service = sent.and_then(|sent| sent.service.as_deref());
     service.map(activator::revisions_of).unwrap_or_default()
-}
-
-/// The objects that an Ingress names, in its newest specification and in the last good one.
-#[derive(Debug, Default)]
-struct Uses {
-    services: HashSet<Name>,
-    secrets: HashSet<Name>,
-    revisions: HashSet<Name>,
-    /// Hosts that requests are rewritten to.
-    hosts: HashSet<String>,
-}
-
-impl Uses {
-    fn of(namespace: &str, specs: impl Iterator<Item = Arc<IngressSpec>>) -> Self {
-        let mut uses = Self::default();
-        for spec in specs {
-            let named = resolve::backends(&spec).into_iter();
-            uses.services.extend(named.map(|(name, _)| Name {
-                namespace: namespace.to_owned(),
-                name,
-            }));
-            // Of another namespace it would be an instruction of one tenant to read another's.
-            let own = resolve::secrets(&spec).into_iter();
-            uses.secrets
-                .extend(own.filter(|secret| secret.namespace == namespace));
-            uses.revisions.extend(resolve::revisions(&spec));
-            uses.hosts.extend(shortcut::rewritten_hosts(&spec));
-        }
-        uses
-    }
-}
-
-/// [`relink`] for Secrets, whose use decides which are asked for by name.
-fn relink_secrets(
-    users: &mut HashMap<Name, HashSet<Name>>,
-    secrets: &mut Secrets,
-    user: &Name,
-    before: &HashSet<Name>,
-    now: &HashSet<Name>,
-) {
-    relink(users, user, before, now);
-    for name in before.symmetric_difference(now) {
-        secrets.set_used(name, users.contains_key(name));
-    }
-}
-
-/// Replaces the uses of one Ingress in an index of users.
-fn relink<K: Clone + Eq + Hash>(
-    users: &mut HashMap<K, HashSet<Name>>,
-    user: &Name,
-    before: &HashSet<K>,
-    now: &HashSet<K>,
-) {
-    for gone in before.difference(now) {
-        if let Some(of) = users.get_mut(gone) {
-            of.remove(user);
-            if of.is_empty() {
-                users.remove(gone);
-            }
-        }
-    }
-    for new in now.difference(before) {
-        users.entry(new.clone()).or_default().insert(user.clone());
-    }
 }
 
 /// The object to be served: the newest specification, or the last good one while the newest one has a problem or
 /// names a Service that is not ready yet. Watches of different kinds are not ordered among each other: an Ingress may
 /// come before the endpoints of its new Service.
-fn next(name: &Name, known: &mut Known, objects: &Objects, policy: &Policy) -> IngressObject {
+fn next(name: &ObjectName, known: &mut Known, objects: &Objects, policy: &Policy) -> IngressObject {
     let is_good = known.good.as_ref() == Some(&known.spec);
     let (service, problem) = match resolve(name, &known.spec, objects, policy) {
         Ok(Resolved { service, not_ready }) => {
@@ -666,31 +544,30 @@ fn next(name: &Name, known: &mut Known, objects: &Objects, policy: &Policy) -> I
         (Some(service), _) => Some(Arc::new(service)),
     };
     IngressObject {
-        namespace: name.namespace.clone(),
-        name: name.name.clone(),
-        uid: known.uid.clone(),
+        name: name.clone(),
+        uid: Arc::clone(&known.uid),
         generation: known.generation,
         service,
         problem,
     }
 }
 
-fn not_ready_yet(ingress: &Name, (service, port): &BackendName) -> IngressProblem {
+fn not_ready_yet(ingress: &ObjectName, (service, port): &BackendName) -> IngressProblem {
     let message = format!(
         "Service {}/{service} has no ready endpoint for port {port}",
-        ingress.namespace
+        ingress.namespace()
     );
     IngressProblem::new(ProblemKind::NotReady, message)
 }
 
 /// The revision whose Pods a Service selects, if it is the private one that Knative keeps for each revision.
-fn private_service_of(service: &Service) -> Option<Name> {
+fn private_service_of(service: &Service) -> Option<ObjectName> {
     let labels = service.metadata.labels.as_ref()?;
     if labels.get(SERVICE_TYPE)? != "Private" {
         return None;
     }
-    Some(Name {
-        namespace: service.metadata.namespace.clone()?,
-        name: labels.get(OF_REVISION)?.clone(),
-    })
+    Some(ObjectName::new(
+        service.metadata.namespace.as_deref()?,
+        labels.get(OF_REVISION)?,
+    ))
 }

@@ -18,7 +18,8 @@ use tokio::time::{Instant, sleep, timeout};
 
 use super::objects::{ConfigMap, Secret};
 use super::settings::{NETWORK, SHARED};
-use super::store::{AnyUpdate, Kind, Name, Update};
+use super::store::{AnyUpdate, Kind, Update};
+use crate::object_name::ObjectName;
 
 /// The label of the Secrets that Knative's certificates are in.
 const CERTIFICATE: &str = "networking.internal.knative.dev/certificate-uid";
@@ -79,16 +80,16 @@ pub(super) async fn watch_all(client: Client, knative: String, updates: Sender<A
 /// in rotation, one request a second in all: what a thousand of them cost the API server is bounded.
 pub(super) async fn follow_secrets(
     client: Client,
-    mut wanted: watch::Receiver<BTreeSet<Name>>,
+    mut wanted: watch::Receiver<BTreeSet<ObjectName>>,
     updates: Sender<AnyUpdate>,
 ) {
-    let mut watched: HashMap<Name, AbortHandle> = HashMap::new();
+    let mut watched: HashMap<ObjectName, AbortHandle> = HashMap::new();
     let mut tasks = JoinSet::new();
     // Those that are read, the next one first.
-    let mut read: VecDeque<Name> = VecDeque::new();
-    let mut unread: VecDeque<Name> = VecDeque::new();
+    let mut read: VecDeque<ObjectName> = VecDeque::new();
+    let mut unread: VecDeque<ObjectName> = VecDeque::new();
     // Those of the read ones that the store knows.
-    let mut told: HashSet<Name> = HashSet::new();
+    let mut told: HashSet<ObjectName> = HashSet::new();
     let mut is_told = false;
     loop {
         {
@@ -103,11 +104,11 @@ pub(super) async fn follow_secrets(
             read.retain(|name| names.contains(name));
             unread.retain(|name| names.contains(name));
             told.retain(|name| names.contains(name));
-            let known: HashSet<&Name> = read.iter().chain(&unread).collect();
+            let known: HashSet<&ObjectName> = read.iter().chain(&unread).collect();
             let new = names
                 .iter()
                 .filter(|name| !watched.contains_key(*name) && !known.contains(*name));
-            let new: Vec<Name> = new.cloned().collect();
+            let new: Vec<ObjectName> = new.cloned().collect();
             for name in new {
                 if watched.len() < WATCHED {
                     let task = follow_secret(client.clone(), name.clone(), updates.clone());
@@ -140,8 +141,8 @@ pub(super) async fn follow_secrets(
             }
             () = sleep(pause), if next.is_some() => {
                 let Some(name) = next else { continue };
-                let api = Api::<Secret>::namespaced(client.clone(), &name.namespace);
-                let found = match timeout(READ_TIMEOUT, api.get_opt(&name.name)).await {
+                let api = Api::<Secret>::namespaced(client.clone(), name.namespace());
+                let found = match timeout(READ_TIMEOUT, api.get_opt(name.name())).await {
                     Ok(Ok(found)) => Some(found),
                     Ok(Err(error)) => {
                         tracing::debug!(secret = %name, %error, "cannot be read, and is tried again");
@@ -172,9 +173,9 @@ pub(super) async fn follow_secrets(
     }
 }
 
-async fn follow_secret(client: Client, name: Name, updates: Sender<AnyUpdate>) {
-    let config = watcher::Config::default().fields(&format!("metadata.name={}", name.name));
-    let api = Api::<Secret>::namespaced(client, &name.namespace);
+async fn follow_secret(client: Client, name: ObjectName, updates: Sender<AnyUpdate>) {
+    let config = watcher::Config::default().fields(&format!("metadata.name={}", name.name()));
+    let api = Api::<Secret>::namespaced(client, name.namespace());
     let mut events = Paced::new(watch_objects(api, config));
     let (mut listed, mut is_told, mut broken) = (None, false, Break::default());
     while let Some(event) = events.next().await {

@@ -6,8 +6,8 @@ use parking_lot::Mutex;
 use tokio::sync::Notify;
 
 use crate::ingress::IngressOutcome;
+use crate::object_name::ObjectName;
 use crate::source::cluster::acks::Served;
-use crate::source::cluster::store::Name;
 
 /// What this replica serves.
 #[derive(Debug, Default)]
@@ -18,7 +18,7 @@ pub(in crate::source::cluster) struct ServedTable {
 
 #[derive(Debug, Default)]
 struct Inner {
-    all: HashMap<Name, Served>,
+    all: HashMap<ObjectName, Served>,
     /// What has changed, by uid; `None` is gone. Collected while somebody is told.
     changes: Option<BTreeMap<String, Option<Served>>>,
 }
@@ -34,10 +34,7 @@ impl Inner {
 impl ServedTable {
     /// Records what is served since an outcome was published.
     pub(in crate::source::cluster) fn serve(&self, outcome: &IngressOutcome, served: Served) {
-        let name = Name {
-            namespace: outcome.object.namespace.clone(),
-            name: outcome.object.name.clone(),
-        };
+        let name = outcome.object.name.clone();
         let mut inner = self.inner.lock();
         let before = inner.all.insert(name, served.clone());
         if before.as_ref() == Some(&served) {
@@ -53,9 +50,9 @@ impl ServedTable {
     }
 
     /// Forgets Ingresses that are gone.
-    pub(in crate::source::cluster) fn retain(&self, is_there: impl Fn(&Name) -> bool) {
+    pub(in crate::source::cluster) fn retain(&self, is_there: impl Fn(&ObjectName) -> bool) {
         let mut inner = self.inner.lock();
-        let gone: Vec<Name> = inner.all.keys().filter(|name| !is_there(name)).cloned().collect();
+        let gone: Vec<ObjectName> = inner.all.keys().filter(|name| !is_there(name)).cloned().collect();
         for name in gone {
             if let Some(served) = inner.all.remove(&name) {
                 inner.note(&served.uid, None);

@@ -19,9 +19,9 @@ use super::mesh::tests::Sink;
 use super::report::Report;
 use super::{PeerEvent, ServedTable};
 use crate::ingress::{IngressObject, IngressOutcome};
+use crate::object_name::ObjectName;
 use crate::source::cluster::acks::{RECIPE, Served};
 use crate::source::cluster::lease::Leader;
-use crate::source::cluster::store::Name;
 
 const SOON: std::time::Duration = std::time::Duration::from_secs(20);
 
@@ -140,8 +140,7 @@ impl Telling {
     fn serve(&self, name: &str, uid: &str, generation: i64) {
         let outcome = IngressOutcome {
             object: Arc::new(IngressObject {
-                namespace: "d".into(),
-                name: name.into(),
+                name: ObjectName::new("d", name),
                 uid: uid.into(),
                 generation,
                 service: None,
@@ -181,7 +180,7 @@ async fn a_replica_tells_all_that_it_serves_and_then_what_changes() {
         leading.acks(connection).await,
         (vec![ack("u3", 1)], vec!["u2".to_owned()])
     );
-    telling.table.retain(|name: &Name| name.name == "two");
+    telling.table.retain(|name: &ObjectName| name.name() == "two");
     assert_eq!(leading.acks(connection).await, (vec![], vec!["u1".to_owned()]));
 }
 
