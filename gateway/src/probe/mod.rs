@@ -147,15 +147,12 @@ pub(crate) async fn run(
             timing.min_delay = hold;
         }
         let delay = next_delay(timing).filter(|_| !throttler.is_flipped());
-        let Some(delay) = delay else {
-            wakeup.await;
-            continue;
-        };
-        let due = last.map(|last| last + delay).filter(|due| *due > clock());
-        if let Some(due) = due {
+        let due = delay.map(|delay| last.map_or_else(clock, |last| last + delay));
+        if due.is_none_or(|due| due > clock()) {
             tokio::select! {
-                () = tokio::time::sleep_until(due.into()) => {}
-                () = wakeup => {}
+                () = sleep_until(due) => {}
+                () = wakeup, if view.phase == EndpointPhase::Starting => {}
+                () = endpoint.probe_wakeup() => {}
             }
             continue;
         }
@@ -194,6 +191,14 @@ pub(crate) async fn run(
                 }
             }
         }
+    }
+}
+
+/// Sleeps until then; `None`: for ever.
+async fn sleep_until(due: Option<Instant>) {
+    match due {
+        Some(due) => tokio::time::sleep_until(due.into()).await,
+        None => std::future::pending().await,
     }
 }
 

@@ -371,7 +371,9 @@ impl LiveRevision {
             }
         }
         awake.names_changed.notify_one();
-        awake.throttler.wake_probes();
+        if before.readiness != spec.readiness {
+            awake.throttler.wake_probes();
+        }
     }
 
     /// Wakes a revision with addresses to probe or names to look up.
@@ -440,9 +442,7 @@ impl LiveRevision {
 
     /// Whether an endpoint is probed: an endpoint without a probe is taken as ready.
     pub(crate) fn wants_probe(&self, endpoint: &EndpointState) -> bool {
-        let spec = self.spec();
-        let started = spec.backend_of(endpoint.tier).is_started();
-        endpoint.instance.is_some() || spec.readiness.is_some() || started
+        wants_probe(&self.spec(), endpoint)
     }
 
     /// Applies spec and DNS cache to the throttler's limits and addresses. `names` is the locked cache: a
@@ -492,9 +492,10 @@ impl LiveRevision {
             throttler, probed, ..
         } = self.wake();
         let views = throttler.endpoints();
+        let spec = self.spec();
         let mut probed = probed.lock();
         for view in views {
-            if self.wants_probe(&view.endpoint) && probed.insert(view.endpoint.key) {
+            if wants_probe(&spec, &view.endpoint) && probed.insert(view.endpoint.key) {
                 let limiter = Arc::clone(&self.env.probe_limiter);
                 let task = probe::run(
                     Arc::downgrade(self),
@@ -532,6 +533,10 @@ impl Drop for LiveRevision {
 /// The back-off for arrivals after [`fail`]. The cluster's next try of a Pod, which changes its state, is seen before.
 const RETRY_PODS: Duration = Duration::from_secs(60);
 
+fn wants_probe(spec: &RevisionSpec, endpoint: &EndpointState) -> bool {
+    endpoint.instance.is_some() || spec.readiness.is_some() || spec.backend_of(endpoint.tier).is_started()
+}
+
 /// Fails all waiters: the cluster says that no Pod can become ready.
 fn fail(revision: &RevisionId, throttler: &Arc<RevisionThrottler>, why: &str, now: Instant) {
     tracing::warn!(%revision, "no Pod can become ready: {why}");
@@ -545,10 +550,14 @@ fn fail(revision: &RevisionId, throttler: &Arc<RevisionThrottler>, why: &str, no
 
 /// Takes the Pods that are ready by the cluster's view as ready, without a probe.
 fn believe(throttler: &Arc<RevisionThrottler>, pods: &Pods, now: Instant) {
-    let ready: HashSet<SocketAddr> = pods.ready.iter().copied().collect();
-    for view in throttler.endpoints() {
+    let mut views = throttler.endpoints();
+    views.retain(|view| view.phase == EndpointPhase::Starting);
+    if views.is_empty() {
+        return;
+    }
+    let ready: HashSet<&SocketAddr> = pods.ready.iter().collect();
+    for view in views {
         if let EndpointAddr::Tcp(address) = &view.endpoint.address
-            && view.phase == EndpointPhase::Starting
             && ready.contains(address)
         {
             throttler.endpoint_ready(view.endpoint.key, now);

@@ -317,7 +317,7 @@ impl<W> Core<W> {
             return;
         }
         if broke && endpoint.state.is_unproven() {
-            self.refute(slot, actions);
+            self.refute(slot);
         } else if endpoint.with_outlier(|detector| detector.record(outcome)) {
             let refused = outcome == Outcome::ConnectFailed;
             self.eject(slot, refused, false, now, actions);

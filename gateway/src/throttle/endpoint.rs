@@ -45,6 +45,8 @@ pub struct EndpointState {
     /// Set when requests in flight on it have to end.
     ended: AtomicBool,
     ended_notify: Notify,
+    /// Wakes the probe task of this endpoint alone; a wake-up before it waits is kept for it.
+    probe: Notify,
 }
 
 impl EndpointState {
@@ -71,6 +73,7 @@ impl EndpointState {
             streams: StreamConnections::default(),
             ended: AtomicBool::new(false),
             ended_notify: Notify::new(),
+            probe: Notify::new(),
         }
     }
 
@@ -79,6 +82,16 @@ impl EndpointState {
         self.ended.store(true, Ordering::SeqCst);
         self.close_connections();
         self.ended_notify.notify_waiters();
+    }
+
+    /// Wakes the probe task: the phase has changed, or what it probes for.
+    pub fn wake_probe(&self) {
+        self.probe.notify_one();
+    }
+
+    /// Waits until the probe task has to look again. For that one task; cancel-safe.
+    pub async fn probe_wakeup(&self) {
+        self.probe.notified().await;
     }
 
     /// Resolves once requests in flight on it are to end. Cancel-safe.

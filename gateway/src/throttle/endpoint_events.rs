@@ -1,7 +1,6 @@
 //! Events of the core about endpoints: discovery, readiness, ejection, retirement, and activation by the
 //! control plane.
 
-use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -26,17 +25,25 @@ pub(crate) struct AddressChange {
 }
 
 impl AddressChange {
-    /// The change from the present addresses to `addresses`, each taken at most once; in time linear in both.
+    /// The change from the present addresses to `addresses`, each taken at most once. Both are sorted, which takes linear
+    /// time of lists in order, as those of a cluster are; hashing an address costs twenty comparisons.
     pub(crate) fn between(
         tier: u8,
         (before, version): &(Vec<Arc<EndpointState>>, u64),
         addresses: &[EndpointAddr],
     ) -> Self {
-        let mut known: HashSet<&EndpointAddr> = before.iter().map(|state| &state.address).collect();
-        let wanted: HashSet<&EndpointAddr> = addresses.iter().collect();
-        let fresh = addresses.iter().filter(|address| known.insert(*address));
-        let added = fresh.map(|address| Arc::new(EndpointState::in_tier(tier, address.clone(), None)));
-        let gone = before.iter().filter(|state| !wanted.contains(&state.address));
+        let mut known: Vec<&EndpointAddr> = before.iter().map(|state| &state.address).collect();
+        known.sort();
+        let mut wanted: Vec<&EndpointAddr> = addresses.iter().collect();
+        wanted.sort();
+        wanted.dedup();
+        let gone = before
+            .iter()
+            .filter(|state| wanted.binary_search(&&state.address).is_err());
+        let fresh = wanted
+            .iter()
+            .filter(|address| known.binary_search(*address).is_err());
+        let added = fresh.map(|address| Arc::new(EndpointState::in_tier(tier, (*address).clone(), None)));
         Self {
             added: added.collect(),
             gone: gone.map(|state| state.key).collect(),
@@ -175,7 +182,6 @@ impl<W> Core<W> {
             )
         {
             self.endpoints.set_phase(i, EndpointPhase::Starting);
-            actions.wake_probes = true;
             self.endpoint_lost();
         }
         self.settle(now, &mut actions);
@@ -187,7 +193,6 @@ impl<W> Core<W> {
         let mut actions = self.begin(now);
         if let Some(i) = self.endpoints.find(key) {
             self.endpoints.set_phase(i, EndpointPhase::Gone);
-            actions.wake_probes = true;
             self.endpoint_lost();
         }
         self.settle(now, &mut actions);
@@ -392,7 +397,6 @@ impl<W> Core<W> {
             self.endpoints.set_phase(i, EndpointPhase::Gone);
         }
         if !change.gone.is_empty() {
-            actions.wake_probes = true;
             self.endpoint_lost();
         }
         self.settle(now, &mut actions);
@@ -447,7 +451,6 @@ impl<W> Core<W> {
         } else if refused && self.tiers[usize::from(endpoint.tier)].supply == Supply::Activated {
             endpoint.with_outlier(super::outlier::OutlierDetector::forgive);
             self.endpoints.set_phase(i, EndpointPhase::Starting);
-            actions.wake_probes = true;
         } else {
             endpoint.with_outlier(super::outlier::OutlierDetector::forgive);
         }
@@ -455,10 +458,9 @@ impl<W> Core<W> {
 
     /// Revokes a readiness that was believed too early: the endpoint is still starting, and its next probe has
     /// to prove more.
-    pub(super) fn refute(&mut self, i: u32, actions: &mut Actions<W>) {
+    pub(super) fn refute(&mut self, i: u32) {
         self.endpoints.record(i).state.refute();
         self.endpoints.set_phase(i, EndpointPhase::Starting);
-        actions.wake_probes = true;
     }
 
     /// Ends ejections whose time is over; ends the least recent ejection early when no other endpoint is ready.
@@ -517,7 +519,6 @@ impl<W> Core<W> {
 
     fn drain(&mut self, i: u32, actions: &mut Actions<W>) {
         self.endpoints.set_phase(i, EndpointPhase::Draining);
-        actions.wake_probes = true;
         let endpoint = self.endpoints.record(i);
         if endpoint.busy() == 0 {
             actions.signals.extend(endpoint.drained());

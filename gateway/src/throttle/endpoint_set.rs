@@ -428,6 +428,9 @@ impl EndpointSet {
         let was_coming = record.is_coming();
         let before = std::mem::replace(&mut record.phase, phase);
         record.was_ready |= phase == EndpointPhase::Ready;
+        if phase != before {
+            record.state.wake_probe();
+        }
         if !record.is_live() {
             // Neither phase is ever followed by one that takes requests.
             record.state.close_connections();

@@ -433,15 +433,18 @@ impl RevisionThrottler {
         })
     }
 
-    /// Wake-up for probe tasks: resolves when a request begins to wait, or an endpoint has to be proven ready
-    /// again or is gone. Enable it before reading the state, so that no wake-up is missed.
+    /// Wake-up for the probe tasks of starting endpoints: resolves when a request begins to wait. Enable it before
+    /// reading the state, so that no wake-up is missed. Tasks of other endpoints have nothing to do then: of a revision with
+    /// a thousand Pods a thousand would look.
     pub fn probe_wakeups(&self) -> Notified<'_> {
         self.probes.notified()
     }
 
     /// Wakes all probe tasks of this revision.
     pub fn wake_probes(&self) {
-        self.probes.notify_waiters();
+        for slot in self.shared.lock().core.known() {
+            slot.state.wake_probe();
+        }
     }
 
     /// Evicts the youngest waiter into `reservation`, unless the arrival needs no space any more or this

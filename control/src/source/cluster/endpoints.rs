@@ -1,6 +1,6 @@
 //! The endpoints of Services, from their EndpointSlices. Pure.
 
-use std::collections::{BTreeSet, HashMap, HashSet};
+use std::collections::{HashMap, HashSet};
 use std::net::{IpAddr, SocketAddr};
 
 use super::objects::{EndpointConditions, EndpointSlice, SERVICE_NAME, ServiceSpec};
@@ -106,7 +106,7 @@ impl Endpoints {
             return Vec::new();
         };
         let of_family = |wanted: bool| -> Vec<SocketAddr> {
-            let mut found = BTreeSet::new();
+            let mut found = Vec::new();
             let slices = slices.iter().map(|(_, slice)| slice);
             for slice in slices.filter(|slice| (slice.is_ipv6 == service.is_ipv6) == wanted) {
                 let number = slice.ports.iter().find(|(name, _)| **name == *port);
@@ -114,7 +114,10 @@ impl Endpoints {
                 let ips = slice.endpoints.iter().filter(|(_, is)| *is == condition);
                 found.extend(ips.map(|(ip, _)| SocketAddr::new(*ip, *number)));
             }
-            found.into_iter().collect()
+            // Slices are in order, as a rule, and so are their addresses: that takes linear time.
+            found.sort();
+            found.dedup();
+            found
         };
         let own = of_family(true);
         if own.is_empty() { of_family(false) } else { own }
