@@ -95,6 +95,84 @@ fn slice_path(set: &Set, nth: usize) -> String {
     format!("{}/{}-{nth}", path("endpointslices"), set.private())
 }
 
+/// A ConfigMap that grows as a slice does, and that the gateway does not watch: what the API server and etcd cost on the
+/// same cores.
+fn control_path(set: &Set, nth: usize) -> String {
+    format!("{}/{}-control-{nth}", path("configmaps"), set.revision())
+}
+
+async fn control(api: &Api, set: &Set, maps: usize) -> Result<(), Failure> {
+    for nth in 0..maps {
+        let name = format!("{}-control-{nth}", set.revision());
+        let map = json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": name}, "data": {}});
+        api.create(vec![(path("configmaps"), map)]).await?;
+    }
+    Ok(())
+}
+
+/// What is patched.
+#[derive(Debug, Clone, Copy)]
+enum Patched {
+    Slices,
+    Unwatched,
+}
+
+/// One change after the other, within the time.
+async fn change(api: &Api, set: &Set, options: &Options, patched: Patched) -> Result<Phase, Failure> {
+    let processes = place::processes(&["sluice"]);
+    let step = Duration::from_secs(options.seconds) / (options.addresses as u32).max(1);
+    let (begun, before) = (Instant::now(), cpu_time(&processes));
+    for nth in 1..options.addresses {
+        let due = begun + step * nth as u32;
+        tokio::time::sleep_until(due.into()).await;
+        let endpoint = objects::endpoint(&(place::own_address(nth), true));
+        let (at, add) = match patched {
+            // An empty list is none, which nothing can be appended to.
+            Patched::Slices if nth % IN_A_SLICE == 0 => {
+                let add = json!([{"op": "add", "path": "/endpoints", "value": [endpoint]}]);
+                (slice_path(set, nth / IN_A_SLICE), add)
+            }
+            Patched::Slices => {
+                let add = json!([{"op": "add", "path": "/endpoints/-", "value": endpoint}]);
+                (slice_path(set, nth / IN_A_SLICE), add)
+            }
+            Patched::Unwatched => {
+                let value = json!({format!("k{nth}"): endpoint.to_string()});
+                let add = json!([{"op": "add", "path": "/data", "value": value}]);
+                let more =
+                    json!([{"op": "add", "path": format!("/data/k{nth}"), "value": endpoint.to_string()}]);
+                let is_first = nth % IN_A_SLICE == 0 || nth == 1;
+                (
+                    control_path(set, nth / IN_A_SLICE),
+                    if is_first { add } else { more },
+                )
+            }
+        };
+        api.send("PATCH", &at, &add).await?;
+    }
+    tokio::time::sleep_until((begun + Duration::from_secs(options.seconds)).into()).await;
+    Ok(Phase {
+        time: (begun, Instant::now()),
+        cpu: cpu_time(&processes) - before,
+    })
+}
+
+/// A time of the run, and the CPU time of all replicas in it.
+#[derive(Debug, Clone, Copy)]
+struct Phase {
+    time: (Instant, Instant),
+    cpu: Duration,
+}
+
+impl Phase {
+    /// CPU milliseconds for each address, beyond those of another time.
+    fn beyond(&self, other: &Self, addresses: usize) -> f64 {
+        let length = |phase: &Self| phase.time.1.duration_since(phase.time.0).as_secs_f64();
+        let idle = other.cpu.as_secs_f64() / length(other) * length(self);
+        (self.cpu.as_secs_f64() - idle) * 1e3 / addresses as f64
+    }
+}
+
 /// Leaves the first address alone.
 async fn only_one(api: &Api, set: &Set, slices: usize) -> Result<(), Failure> {
     for nth in 0..slices {
@@ -154,31 +232,24 @@ pub(crate) async fn run(options: Options) -> Result<Report, Failure> {
         running.spawn(load(to, set.host(), Arc::clone(&stop)));
     }
     tokio::time::sleep(Duration::from_secs(2)).await;
-    let step = Duration::from_secs(options.seconds) / (options.addresses as u32).max(1);
-    let (mut calm, mut appearing, mut cpu) = (Vec::new(), Vec::new(), Vec::new());
+    let (mut calm, mut unwatched, mut appearing, mut cpu) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
     let processes = place::processes(&["sluice"]);
     for _ in 0..options.rounds {
         let (begun, before) = (Instant::now(), cpu_time(&processes));
         tokio::time::sleep(WINDOW * 3).await;
-        calm.push((begun, Instant::now()));
-        let idle = (cpu_time(&processes) - before).as_secs_f64() / begun.elapsed().as_secs_f64();
-        let (begun, before) = (Instant::now(), cpu_time(&processes));
-        for nth in 1..options.addresses {
-            let due = begun + step * nth as u32;
-            tokio::time::sleep_until(due.into()).await;
-            let add = objects::endpoint(&(place::own_address(nth), true));
-            // An empty list is none, which nothing can be appended to.
-            let add = match nth % IN_A_SLICE {
-                0 => json!([{"op": "add", "path": "/endpoints", "value": [add]}]),
-                _ => json!([{"op": "add", "path": "/endpoints/-", "value": add}]),
-            };
-            api.send("PATCH", &slice_path(&set, nth / IN_A_SLICE), &add)
-                .await?;
+        let quiet = Phase {
+            time: (begun, Instant::now()),
+            cpu: cpu_time(&processes) - before,
+        };
+        control(&api, &set, slices).await?;
+        unwatched.push(change(&api, &set, &options, Patched::Unwatched).await?.time);
+        for nth in 0..slices {
+            api.send("DELETE", &control_path(&set, nth), &json!({})).await?;
         }
-        tokio::time::sleep_until((begun + Duration::from_secs(options.seconds)).into()).await;
-        appearing.push((begun, Instant::now()));
-        let busy = (cpu_time(&processes) - before).as_secs_f64() - idle * begun.elapsed().as_secs_f64();
-        cpu.push(busy * 1e3 / options.addresses as f64);
+        let busy = change(&api, &set, &options, Patched::Slices).await?;
+        calm.push(quiet.time);
+        appearing.push(busy.time);
+        cpu.push(busy.beyond(&quiet, options.addresses));
         only_one(&api, &set, slices).await?;
         tokio::time::sleep(Duration::from_secs(2)).await;
     }
@@ -193,8 +264,9 @@ pub(crate) async fn run(options: Options) -> Result<Report, Failure> {
     let of = |times: &[(Instant, Instant)]| -> Vec<f64> {
         times.iter().flat_map(|&time| windows(&latencies, time)).collect()
     };
-    let (calm, appearing) = (of(&calm), of(&appearing));
+    let (calm, unwatched, appearing) = (of(&calm), of(&unwatched), of(&appearing));
     let (before, during) = (Spread::of(calm.clone()), Spread::of(appearing.clone()));
+    let beside = Spread::of(unwatched.clone());
     let mut report = Report {
         parameters: json!({
             "rounds": options.rounds, "addresses": options.addresses, "seconds": options.seconds, "slices": slices,
@@ -207,6 +279,7 @@ pub(crate) async fn run(options: Options) -> Result<Report, Failure> {
          microseconds, of windows of 5 s: the median [the range].",
         &[
             "p99, one address",
+            "p99, while ConfigMaps that nobody watches change as often",
             "p99, while they appear",
             "windows",
             "requests",
@@ -217,8 +290,9 @@ pub(crate) async fn run(options: Options) -> Result<Report, Failure> {
     );
     table.row([
         Spread::text(before, 0),
+        Spread::text(beside, 0),
         Spread::text(during, 0),
-        format!("{} and {}", calm.len(), appearing.len()),
+        format!("{}, {} and {}", calm.len(), unwatched.len(), appearing.len()),
         (latencies.len() + failures.len()).to_string(),
         failures.len().to_string(),
         format!("{} of {}", answered.len(), options.addresses),
@@ -234,9 +308,20 @@ pub(crate) async fn run(options: Options) -> Result<Report, Failure> {
             "µs",
         );
     }
+    if let Some(beside) = beside {
+        let limit = beside.median + (beside.max - beside.min);
+        report.budget(
+            "median p99 while they appear, the median and its spread together while ConfigMaps change as often,",
+            during.map(|d| d.median),
+            limit,
+            "µs",
+        );
+    }
     for failure in failures.iter().take(5) {
         report.notes.push(format!("a failure: {failure}"));
     }
-    report.rounds = Value::from(vec![json!({"calm_us": calm, "appearing_us": appearing})]);
+    report.rounds = Value::from(vec![
+        json!({"calm_us": calm, "unwatched_us": unwatched, "appearing_us": appearing}),
+    ]);
     Ok(report)
 }
