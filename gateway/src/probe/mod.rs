@@ -24,8 +24,11 @@ use crate::upstream::PlainStream;
 
 /// Probe interval while a request waits and the endpoint is on this machine.
 const TIGHT_LOCAL: Duration = Duration::from_millis(2);
-/// Probe interval while a request waits and a network is in between.
-const TIGHT_REMOTE: Duration = Duration::from_millis(25);
+/// Probe interval while a request waits and a network is in between, for each endpoint that starts: 400 probes a second for
+/// each revision with up to ten.
+const TIGHT_REMOTE: Duration = Duration::from_micros(2_500);
+/// The bounds of that: of a revision with one starting endpoint, and with many.
+const TIGHT_REMOTE_RANGE: [Duration; 2] = [Duration::from_millis(10), Duration::from_millis(25)];
 /// Probe interval of a starting endpoint while no request waits.
 const CALM: Duration = Duration::from_millis(100);
 /// From a failed probe of a ready endpoint to the next probe, at most.
@@ -73,6 +76,8 @@ pub(crate) struct ProbeTiming {
     pub(crate) waiting: bool,
     /// The endpoint is on this machine.
     pub(crate) local: bool,
+    /// Endpoints of the revision that start.
+    pub(crate) starting: u32,
     /// The control plane started the endpoint.
     pub(crate) instance: bool,
     /// The configured period for ready endpoints.
@@ -87,7 +92,11 @@ pub(crate) struct ProbeTiming {
 pub(crate) fn next_delay(timing: ProbeTiming) -> Option<Duration> {
     match timing.phase {
         EndpointPhase::Starting if timing.waiting && timing.local => Some(TIGHT_LOCAL.max(timing.min_delay)),
-        EndpointPhase::Starting if timing.waiting => Some(TIGHT_REMOTE.max(timing.min_delay)),
+        EndpointPhase::Starting if timing.waiting => {
+            let [shortest, longest] = TIGHT_REMOTE_RANGE;
+            let interval = TIGHT_REMOTE.saturating_mul(timing.starting);
+            Some(interval.clamp(shortest, longest).max(timing.min_delay))
+        }
         EndpointPhase::Starting if timing.instance => Some(CALM.max(timing.min_delay)),
         // A configured address whose process another platform starts on demand: proving it ready while no
         // request wants it would only make the next request trust an instance that may be stopping.
@@ -207,6 +216,7 @@ fn timing(view: &EndpointView, spec: &RevisionSpec, doubtful: bool) -> ProbeTimi
         phase: view.phase,
         waiting: view.waiting || view.expected,
         local: is_local(&view.endpoint.address),
+        starting: view.starting,
         instance: view.endpoint.instance.is_some() || matches!(spec.backend, Backend::Pods(_)),
         // A ready Pod is probed by the cluster.
         period: match spec.backend_of(view.endpoint.tier) {

@@ -81,6 +81,7 @@ fn probes_are_tight_while_somebody_waits_and_calm_otherwise() {
         phase: EndpointPhase::Starting,
         waiting: true,
         local: true,
+        starting: 1,
         instance: true,
         period: None,
         doubtful: false,
@@ -88,13 +89,13 @@ fn probes_are_tight_while_somebody_waits_and_calm_otherwise() {
     };
     let ms = |timing| next_delay(timing).map(|d| d.as_millis());
     assert_eq!(ms(timing), Some(2));
-    assert_eq!(
-        ms(ProbeTiming {
-            local: false,
-            ..timing
-        }),
-        Some(25)
-    );
+    let remote = |starting| ProbeTiming {
+        local: false,
+        starting,
+        ..timing
+    };
+    let intervals = [1, 4, 8, 10, 1_000].map(|starting| ms(remote(starting)));
+    assert_eq!(intervals, [10, 10, 20, 25, 25].map(Some));
     let min_delay = hold(1);
     assert_eq!(ms(ProbeTiming { min_delay, ..timing }), Some(30));
     let calm = ProbeTiming {

@@ -74,8 +74,9 @@ impl sluice_control::source::cluster::stats::PodLoads for RegistryLoads {
         sampled.collect()
     }
 
-    fn has(&self, revision: &RevisionId) -> bool {
-        self.0.live(revision).is_some_and(|live| is_pods(&live.spec()))
+    fn sample_one(&self, revision: &RevisionId) -> Option<Load> {
+        let is_ours = self.0.live(revision).is_some_and(|live| is_pods(&live.spec()));
+        is_ours.then(|| self.0.sample(revision)).flatten()
     }
 }
 

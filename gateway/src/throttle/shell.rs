@@ -73,6 +73,8 @@ pub struct EndpointView {
     pub waiting: bool,
     /// Whether a browser that was shown a waiting page is expected back.
     pub expected: bool,
+    /// Endpoints of the revision that start.
+    pub starting: u32,
 }
 
 /// Admission control for one revision: capacity, in-flight counts and queue behind one lock.
@@ -415,6 +417,7 @@ impl RevisionThrottler {
                 lent: slot.lent,
                 waiting: shared.core.is_awaited(slot.tier),
                 expected,
+                starting: shared.core.starting(),
             })
             .collect()
     }
@@ -429,6 +432,7 @@ impl RevisionThrottler {
             in_flight: slot.in_flight,
             lent: slot.lent,
             waiting: shared.core.is_awaited(slot.tier),
+            starting: shared.core.starting(),
             expected: shared.core.visits.is_expected(clock()),
         })
     }

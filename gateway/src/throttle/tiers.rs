@@ -179,6 +179,11 @@ impl<W> Core<W> {
             || (tiered && matches!(activation, Activation::Outstanding { .. }))
     }
 
+    /// Endpoints that start.
+    pub(crate) fn starting(&self) -> u32 {
+        self.endpoints.counts().starting
+    }
+
     /// Starts what the waiters wait for.
     pub(super) fn start_for_waiters(&mut self, now: Instant, actions: &mut Actions<W>) {
         if self.all_active() > 0 {

@@ -147,10 +147,12 @@ async fn serve(
             }
             () = handle.changed.notified() => {
                 let waiting = handle.take_waiting().into_iter();
-                let first: Vec<(RevisionId, Stat)> = waiting
-                    .filter(|revision| loads.has(revision))
-                    .filter_map(|revision| Some((revision.clone(), reports.activate(&revision)?)))
-                    .collect();
+                let new = waiting.filter(|revision| !reports.knows(revision)).collect::<Vec<_>>();
+                let first = new.into_iter().filter_map(|revision| {
+                    let stat = reports.activate(&revision, &loads.sample_one(&revision)?);
+                    Some((revision, stat))
+                });
+                let first: Vec<(RevisionId, Stat)> = first.collect();
                 if first.is_empty() {
                     continue;
                 }

@@ -19,11 +19,11 @@ use tokio::sync::Notify;
 
 /// The loads of revisions that the cluster's autoscaler scales; implemented by the composition root.
 pub trait PodLoads: Send + Sync + 'static {
-    /// The load of each such revision that is in use, since the previous call.
+    /// The load of each such revision that is in use, since the previous sample of it.
     fn sample(&self) -> Vec<(RevisionId, Load)>;
 
-    /// Whether the cluster's autoscaler scales a revision.
-    fn has(&self, revision: &RevisionId) -> bool;
+    /// The load of one revision since the previous sample of it; `None` if it is not the cluster's autoscaler that scales it.
+    fn sample_one(&self, revision: &RevisionId) -> Option<Load>;
 }
 
 /// The autoscaler, and this gateway as it knows it.

@@ -11,10 +11,12 @@ pub(super) struct Reports {
     entries: HashMap<RevisionId, Entry>,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Default)]
 struct Entry {
     /// The first request was reported at once, and is not to be reported again.
     first: f64,
+    /// Requests before the time that the next load is of.
+    earlier: u64,
 }
 
 /// What is reported of a revision.
@@ -25,16 +27,24 @@ pub(super) struct Stat {
 }
 
 impl Reports {
-    /// The report of the first waiter of a revision; `None` if the autoscaler knows that it is in use.
-    pub(super) fn activate(&mut self, revision: &RevisionId) -> Option<Stat> {
-        if self.entries.contains_key(revision) {
-            return None;
-        }
-        self.entries.insert(revision.clone(), Entry { first: 1.0 });
-        Some(Stat {
+    /// Whether the autoscaler knows that a revision is in use.
+    pub(super) fn knows(&self, revision: &RevisionId) -> bool {
+        self.entries.contains_key(revision)
+    }
+
+    /// The report of the first waiter of a revision that the autoscaler does not know to be in use. `load` is a sample of this
+    /// moment: the next one is of the time since the first waiter, as an activator's is. Of a whole period it would be thinned
+    /// by the time in which nobody waited, and too few Pods were started for a burst.
+    pub(super) fn activate(&mut self, revision: &RevisionId, load: &Load) -> Stat {
+        let entry = Entry {
+            first: 1.0,
+            earlier: load.requests,
+        };
+        self.entries.insert(revision.clone(), entry);
+        Stat {
             concurrency: 1.0,
             requests: 1.0,
-        })
+        }
     }
 
     /// Whether any revision is in use, as far as the autoscaler was told.
@@ -53,13 +63,13 @@ impl Reports {
             if !is_used && known.is_none() {
                 continue;
             }
-            let first = known.map_or(0.0, |entry| entry.first);
+            let Entry { first, earlier } = known.unwrap_or_default();
             let stat = Stat {
                 concurrency: (load.average_concurrency - first).max(0.0),
-                requests: (to_f64(load.requests) - first).max(0.0),
+                requests: (to_f64(load.requests + earlier) - first).max(0.0),
             };
             if is_used {
-                self.entries.insert(revision.clone(), Entry { first: 0.0 });
+                self.entries.insert(revision.clone(), Entry::default());
             }
             reports.push((revision, stat));
         }
@@ -150,21 +160,23 @@ mod tests {
         };
         // Two requests start and stay.
         let mut reports = Reports::default();
-        assert_eq!(reports.activate(&id()), Some(one));
-        assert_eq!(reports.activate(&id()), None);
+        assert_eq!(reports.activate(&id(), &Load::default()), one);
+        assert!(reports.knows(&id()));
         assert_eq!(tick(&mut reports, load(2.0, 2, 2)), Some((1.0, 1.0)));
         assert_eq!(tick(&mut reports, load(2.0, 0, 2)), Some((2.0, 0.0)));
         // One request of a second; then two periods without any; then one again.
         let mut reports = Reports::default();
-        assert_eq!(reports.activate(&id()), Some(one));
+        assert_eq!(reports.activate(&id(), &Load::default()), one);
         assert_eq!(tick(&mut reports, load(1.0, 1, 0)), Some((0.0, 0.0)));
         assert_eq!(tick(&mut reports, load(0.0, 0, 0)), Some((0.0, 0.0)));
         assert_eq!(tick(&mut reports, load(0.0, 0, 0)), None);
-        assert_eq!(reports.activate(&id()), Some(one));
-        // Three at once.
+        assert_eq!(reports.activate(&id(), &Load::default()), one);
+        // Three at once, of which two came before the first one was reported.
         let mut reports = Reports::default();
-        reports.activate(&id());
-        assert_eq!(tick(&mut reports, load(3.0, 3, 3)), Some((2.0, 2.0)));
+        let (_, before) = load(0.0, 2, 2).remove(0);
+        reports.activate(&id(), &before);
+        assert_eq!(tick(&mut reports, load(3.0, 1, 3)), Some((2.0, 2.0)));
+        assert_eq!(tick(&mut reports, load(3.0, 0, 3)), Some((3.0, 0.0)));
     }
 
     #[test]
@@ -173,7 +185,7 @@ mod tests {
         assert_eq!(tick(&mut reports, load(0.0, 0, 0)), None);
         assert_eq!(tick(&mut reports, load(0.5, 1, 0)), Some((0.5, 1.0)));
         // It is known now: its next request is not reported at once.
-        assert_eq!(reports.activate(&id()), None);
+        assert!(reports.knows(&id()));
     }
 
     #[test]
