@@ -34,7 +34,10 @@ pub(crate) enum Said {
     Lease {
         endpoint: Id,
         slots: u32,
+        number: u64,
     },
+    Join(u64),
+    Joined(u64),
     Revoke(Id),
     Waiting(Option<Duration>),
     Busy,
@@ -129,10 +132,17 @@ impl From<LeaseMessage> for Said {
                 received,
                 slots: slots.iter().map(|(id, slots)| (id.into(), *slots)).collect(),
             },
-            LeaseMessage::Lease { endpoint, slots } => Self::Lease {
+            LeaseMessage::Lease {
+                endpoint,
+                slots,
+                number,
+            } => Self::Lease {
                 endpoint: (&endpoint).into(),
                 slots,
+                number,
             },
+            LeaseMessage::Join { epoch } => Self::Join(epoch),
+            LeaseMessage::Joined { epoch } => Self::Joined(epoch),
             LeaseMessage::Revoke { endpoint } => Self::Revoke((&endpoint).into()),
             LeaseMessage::Waiting { oldest } => Self::Waiting(oldest),
             LeaseMessage::Busy => Self::Busy,
@@ -174,10 +184,17 @@ impl From<Said> for LeaseMessage {
                 received,
                 slots: slots.iter().map(|(id, slots)| (id.into(), *slots)).collect(),
             },
-            Said::Lease { endpoint, slots } => Self::Lease {
+            Said::Lease {
+                endpoint,
+                slots,
+                number,
+            } => Self::Lease {
                 endpoint: (&endpoint).into(),
                 slots,
+                number,
             },
+            Said::Join(epoch) => Self::Join { epoch },
+            Said::Joined(epoch) => Self::Joined { epoch },
             Said::Revoke(endpoint) => Self::Revoke {
                 endpoint: (&endpoint).into(),
             },

@@ -4,23 +4,17 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
-use parking_lot::Mutex;
 use sluice_model::{Replica, RevisionId, stable_hash};
-use tokio::sync::Notify;
 
+use super::peer::{LEASE, Link, Outbox, Peer, Round, SharedSender};
 use super::word::{About, Announcement, Word};
 use crate::throttle::{Deal, LeaseMessage, Outlet, PeerId, RevisionThrottler};
-
-/// How long slots are leased for, from one renewal to the next.
-const LEASE: Duration = Duration::from_secs(5);
-
-/// How long before the end of its lease a holder stops to send requests on it.
-const MARGIN: Duration = Duration::from_secs(1);
 
 /// The interval of renewals.
 const RENEWAL: Duration = Duration::from_secs(1);
 
-/// Messages about revisions that are not known here yet; beyond these the oldest are forgotten.
+/// Messages about revisions that are not known here yet; beyond these the oldest are forgotten. A replica that is connected
+/// says all again when the revision comes.
 const MAX_STRANGERS: usize = 10_000;
 
 /// Bytes of words in one message, unless one alone has more: the connection takes a mebibyte.
@@ -28,70 +22,6 @@ const MESSAGE: usize = 256 * 1024;
 
 /// A wait for other replicas that is worth a warning.
 const LONG: Duration = Duration::from_secs(5);
-
-type SharedSender = Arc<dyn Fn(Vec<u8>) + Send + Sync>;
-
-/// Words to be sent, in order.
-#[derive(Debug, Default)]
-pub(super) struct Outbox {
-    posts: Mutex<Vec<Post>>,
-    pub(super) notify: Notify,
-}
-
-/// A word for a connection. One of an earlier connection is dropped.
-#[derive(Debug)]
-struct Post {
-    peer: PeerId,
-    session: u64,
-    word: Word,
-}
-
-impl Outbox {
-    fn post(&self, peer: PeerId, session: u64, word: Word) {
-        self.posts.lock().push(Post { peer, session, word });
-        self.notify.notify_one();
-    }
-}
-
-/// Another replica.
-struct Peer {
-    id: PeerId,
-    /// Whether its Pod is listed.
-    is_listed: bool,
-    serves: bool,
-    /// Its process has said that it ends.
-    has_left: bool,
-    incarnation: Option<u64>,
-    session: u64,
-    link: Option<Link>,
-    /// When what it held is free: its Pod is gone, and its leases are at their end.
-    gone_at: Option<Instant>,
-    /// When the last lease ends that was renewed for it.
-    leased_until: Option<Instant>,
-    /// When the last renewal was asked for that it has granted.
-    renewed: Instant,
-    pinged: Instant,
-    has_lapsed: bool,
-    /// Since when it is connected, or not.
-    since: Instant,
-}
-
-/// A connection.
-struct Link {
-    sender: SharedSender,
-    /// The view that it announced last.
-    heard: Option<Announcement>,
-    /// The last of its numbers that it was answered.
-    answered: u64,
-    round: Option<Round>,
-}
-
-/// An announcement whose end has not arrived.
-struct Round {
-    announced: Announcement,
-    /// What has been said to be held.
-    mentioned: HashSet<RevisionId>,
-}
 
 /// One replica, as this one sees it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -126,7 +56,17 @@ pub(super) struct Exchange {
     is_listed: bool,
     unlisted_since: Option<Instant>,
     revisions: HashMap<RevisionId, Vec<Weak<RevisionThrottler>>>,
+    /// Throttlers that began while there was a connection, with the replicas that have not said what they hold since.
+    joining: HashMap<(RevisionId, PeerId), Joining>,
+    epoch: u64,
+    /// What replicas hold of revisions that are not known here (yet).
     strangers: Vec<(RevisionId, PeerId, LeaseMessage)>,
+}
+
+/// Until a replica answers, what it says of the revision was said to a throttler before this one.
+struct Joining {
+    epoch: u64,
+    is_answered: bool,
 }
 
 impl Exchange {
@@ -145,39 +85,81 @@ impl Exchange {
             is_listed: true,
             unlisted_since: None,
             revisions: HashMap::new(),
+            joining: HashMap::new(),
+            epoch: 0,
             strangers: Vec::new(),
         }
     }
 
-    /// Shares the slots of a throttler.
+    /// Shares the slots of a throttler. Every replica that is connected is asked what it holds: it has said so to a throttler of
+    /// this name that is gone, or to none. Numbers of leases begin anew on both sides.
     pub(super) fn join(&mut self, throttler: &Arc<RevisionThrottler>, now: Instant) {
         throttler.share(&self.deal, now);
-        let mut settles = self.is_settled;
-        for peer in self.peers.values() {
-            let Some(link) = &peer.link else { continue };
-            throttler.meet(peer.id, self.outlet(peer, throttler.id()), now);
-            if self.agrees(link) {
-                // It has said all it holds, and nothing of this revision, unless as of a stranger.
-                throttler.held_nothing(peer.id, now);
-            } else {
-                settles &= !peer.is_participant();
+        let revision = throttler.id().clone();
+        for peer in self.peers.values().filter(|peer| peer.link.is_some()) {
+            self.epoch += 1;
+            let epoch = self.epoch;
+            let is_answered = false;
+            let joining = Joining { epoch, is_answered };
+            self.joining.insert((revision.clone(), peer.id), joining);
+            let greeting = LeaseMessage::Join { epoch };
+            throttler.meet(
+                peer.id,
+                self.outlet(peer, &revision),
+                Some(greeting),
+                peer.usable(),
+                now,
+            );
+        }
+        for (_, peer, message) in self.strangers_of(&revision) {
+            // Of one that is connected it is said again.
+            if !self.joining.contains_key(&(revision.clone(), peer)) {
+                throttler.hear(peer, message, now);
             }
         }
-        let known: Vec<_> = {
-            let id = throttler.id();
-            self.strangers
-                .extract_if(.., |(revision, ..)| revision == id)
-                .collect()
-        };
-        for (_, peer, message) in known {
-            throttler.hear(peer, message, now);
+        let named = self.revisions.entry(revision.clone()).or_default();
+        let this = Arc::downgrade(throttler);
+        named.retain(|known| known.strong_count() > 0 && !known.ptr_eq(&this));
+        named.push(this);
+        self.settle_joined(&revision, now);
+    }
+
+    /// Owns what is new to a revision, if every replica has said what it holds and acts by the same view.
+    fn settle_joined(&self, revision: &RevisionId, now: Instant) {
+        if self.is_settled && !self.joining.keys().any(|(joining, _)| joining == revision) {
+            let named = self.revisions.get(revision).into_iter().flatten();
+            for throttler in named.filter_map(Weak::upgrade) {
+                throttler.settle_deal(now);
+            }
         }
-        if settles {
-            throttler.settle_deal(now);
+    }
+
+    /// A replica answers no more: what it had said of revisions that joined is what is known of it.
+    fn give_up_joining(&mut self, peer: PeerId, now: Instant) {
+        let given_up = self.joining.extract_if(|(_, of), _| *of == peer);
+        let revisions: Vec<RevisionId> = given_up.map(|((revision, _), _)| revision).collect();
+        for revision in revisions {
+            if let Some(throttler) = self.newest(&revision) {
+                let strangers = self
+                    .strangers
+                    .extract_if(.., |(of, from, _)| (&*of, *from) == (&revision, peer));
+                for (_, _, message) in strangers {
+                    throttler.hear(peer, message, now);
+                }
+            }
+            self.settle_joined(&revision, now);
         }
-        let named = self.revisions.entry(throttler.id().clone()).or_default();
-        named.retain(|throttler| throttler.strong_count() > 0);
-        named.push(Arc::downgrade(throttler));
+    }
+
+    fn strangers_of(&mut self, revision: &RevisionId) -> Vec<(RevisionId, PeerId, LeaseMessage)> {
+        let known = self.strangers.extract_if(.., |(of, ..)| of == revision);
+        known.collect()
+    }
+
+    /// The throttler of a revision that takes part, also one that was removed and has slots in use.
+    pub(super) fn newest(&self, revision: &RevisionId) -> Option<Arc<RevisionThrottler>> {
+        let mut named = self.revisions.get(revision)?.iter().rev();
+        named.find_map(Weak::upgrade)
     }
 
     /// Every replica there is.
@@ -249,9 +231,12 @@ impl Exchange {
             .is_some_and(|before| before != incarnation);
         peer.session += 1;
         peer.since = now;
-        peer.renewed = now;
+        // Both sides take the connection for made at different moments: only an answered ping renews a lease.
         peer.pinged = now;
-        peer.has_lapsed = false;
+        if was_other {
+            peer.renewed = None;
+        }
+        peer.has_lapsed = peer.usable().is_none_or(|until| until <= now);
         peer.has_left = false;
         peer.leased_until = Some(now + LEASE);
         peer.link = Some(Link {
@@ -267,14 +252,27 @@ impl Exchange {
         if was_other {
             self.strangers.retain(|(_, peer, _)| *peer != id);
         }
+        self.ping(name, now);
         for throttler in &throttlers {
             if was_other {
                 throttler.peer_gone(id, now);
             }
             let peer = &self.peers[name];
-            throttler.meet(id, self.outlet(peer, throttler.id()), now);
+            let usable = peer.usable().filter(|until| *until > now);
+            throttler.meet(id, self.outlet(peer, throttler.id()), None, usable, now);
         }
         self.announce(name, now);
+        self.give_up_joining(id, now);
+    }
+
+    /// Asks a replica to renew the leases that it has given.
+    fn ping(&mut self, name: &str, now: Instant) {
+        let base = *self.base.get_or_insert(now);
+        if let Some(peer) = self.peers.get(name) {
+            let at = now.saturating_duration_since(base).as_millis();
+            let at = u64::try_from(at).unwrap_or(u64::MAX);
+            self.outbox.post(peer.id, peer.session, Word::Ping(at));
+        }
     }
 
     pub(super) fn disconnected(&mut self, name: &str, now: Instant) {
@@ -292,19 +290,14 @@ impl Exchange {
         for throttler in throttlers {
             throttler.part(id, now);
         }
+        self.give_up_joining(id, now);
     }
 
-    /// Takes one word of a replica; `throttler` is that of the revision it is about, if that is known.
+    /// Takes one word of a replica. A throttler that it is for has joined before, if there is one.
     ///
     /// # Errors
     /// It makes no sense here.
-    pub(super) fn heard(
-        &mut self,
-        name: &str,
-        word: Word,
-        throttler: Option<Arc<RevisionThrottler>>,
-        now: Instant,
-    ) -> Result<(), String> {
+    pub(super) fn heard(&mut self, name: &str, word: Word, now: Instant) -> Result<(), String> {
         let base = *self.base.get_or_insert(now);
         let Some(peer) = self.peers.get_mut(name) else {
             return Ok(());
@@ -327,8 +320,11 @@ impl Exchange {
                 let answers = announced.number > link.answered;
                 let agrees = announced.view == self.view && announced.seen == self.number;
                 if agrees {
+                    self.strangers
+                        .retain(|(revision, from, _)| *from != id || round.mentioned.contains(revision));
                     for throttler in self.throttlers() {
-                        if !round.mentioned.contains(throttler.id()) {
+                        let joins = self.joining.contains_key(&(throttler.id().clone(), id));
+                        if !joins && !round.mentioned.contains(throttler.id()) {
                             throttler.held_nothing(id, now);
                         }
                     }
@@ -348,16 +344,14 @@ impl Exchange {
                         return Ok(());
                     }
                 }
-                match throttler {
-                    Some(throttler) => throttler.hear(id, message, now),
-                    None => self.hear_of_stranger(revision, id, session, message),
-                }
+                self.heard_about(name, (id, session), revision, message, now);
             }
             Word::Leave => {
                 peer.has_left = true;
                 for throttler in self.throttlers() {
                     throttler.peer_gone(id, now);
                 }
+                self.give_up_joining(id, now);
                 self.settle(now);
             }
             Word::Ping(at) => {
@@ -366,38 +360,86 @@ impl Exchange {
             }
             Word::Pong(at) => {
                 let asked = base.checked_add(Duration::from_millis(at)).unwrap_or(base);
-                peer.renewed = peer.renewed.max(asked.min(now));
-                if peer.has_lapsed && now.saturating_duration_since(peer.renewed) < LEASE - MARGIN {
-                    peer.has_lapsed = false;
-                    for throttler in self.throttlers() {
-                        throttler.renew(id, now);
-                    }
+                peer.renewed = peer.renewed.max(Some(asked.min(now)));
+                let usable = peer.usable().filter(|until| *until > now);
+                peer.has_lapsed = usable.is_none();
+                for throttler in self.throttlers() {
+                    throttler.renew(id, usable, now);
                 }
             }
         }
         Ok(())
     }
 
+    fn heard_about(
+        &mut self,
+        name: &str,
+        (id, session): (PeerId, u64),
+        revision: RevisionId,
+        message: LeaseMessage,
+        now: Instant,
+    ) {
+        let throttler = self.newest(&revision);
+        let at = (revision, id);
+        let joining = self.joining.get_mut(&at);
+        match (&message, joining) {
+            (LeaseMessage::Join { epoch }, _) => {
+                self.strangers.retain(|(of, from, _)| (of, *from) != (&at.0, id));
+                let answer = LeaseMessage::Joined { epoch: *epoch };
+                if let Some(throttler) = throttler {
+                    let peer = &self.peers[name];
+                    let usable = peer.usable().filter(|until| *until > now);
+                    throttler.meet(id, self.outlet(peer, &at.0), Some(answer), usable, now);
+                } else {
+                    let nothing = LeaseMessage::Holding {
+                        received: 0,
+                        slots: Vec::new(),
+                    };
+                    for message in [answer, nothing] {
+                        let word = Word::About(About::new(&at.0, message));
+                        self.outbox.post(id, session, word);
+                    }
+                }
+            }
+            (LeaseMessage::Joined { epoch }, Some(joining)) => {
+                joining.is_answered |= joining.epoch == *epoch;
+            }
+            // Said before the replica had heard of this throttler: it says all again.
+            (_, Some(joining)) if !joining.is_answered => {}
+            (LeaseMessage::Holding { .. }, Some(_)) => {
+                if let Some(throttler) = throttler {
+                    throttler.hear(id, message, now);
+                }
+                self.joining.remove(&at);
+                self.settle_joined(&at.0, now);
+            }
+            _ => match throttler {
+                Some(throttler) => throttler.hear(id, message, now),
+                None => self.hear_of_stranger(at.0, id, session, message),
+            },
+        }
+    }
+
     /// Renews leases, and ends those that are over.
     pub(super) fn tick(&mut self, now: Instant) {
-        let base = *self.base.get_or_insert(now);
-        let (mut lapsed, mut renews) = (Vec::new(), false);
-        for peer in self.peers.values_mut() {
+        let (mut lapsed, mut renewed) = (Vec::new(), Vec::new());
+        for (name, peer) in &mut self.peers {
             if peer.link.is_some() && now.saturating_duration_since(peer.pinged) >= RENEWAL {
                 peer.pinged = now;
-                renews = true;
-                let at = now.saturating_duration_since(base).as_millis();
-                let at = u64::try_from(at).unwrap_or(u64::MAX);
-                self.outbox.post(peer.id, peer.session, Word::Ping(at));
+                renewed.push(Arc::clone(name));
             }
-            if !peer.has_lapsed && now.saturating_duration_since(peer.renewed) >= LEASE - MARGIN {
+            if !peer.has_lapsed && peer.usable().is_none_or(|until| until <= now) {
                 peer.has_lapsed = true;
                 lapsed.push(peer.id);
             }
         }
+        let renews = !renewed.is_empty();
+        for name in renewed {
+            self.ping(&name, now);
+        }
         for throttler in self.throttlers() {
             for peer in &lapsed {
-                throttler.lapse(*peer, now);
+                throttler.renew(*peer, None, now);
             }
             if renews {
                 throttler.ask_again(now);
@@ -508,8 +550,9 @@ impl Exchange {
         let all = participants.all(|peer| peer.link.as_ref().is_some_and(|link| self.agrees(link)));
         if all {
             self.is_settled = true;
-            for throttler in self.throttlers() {
-                throttler.settle_deal(now);
+            let revisions: Vec<_> = self.revisions.keys().cloned().collect();
+            for revision in revisions {
+                self.settle_joined(&revision, now);
             }
         }
     }
@@ -555,6 +598,7 @@ impl Exchange {
             for throttler in self.throttlers() {
                 throttler.peer_gone(peer.id, now);
             }
+            self.give_up_joining(peer.id, now);
         }
     }
 
@@ -574,11 +618,15 @@ impl Exchange {
                 }
             }
             // A slot that nobody can use here.
-            LeaseMessage::Lease { endpoint, slots } => {
+            LeaseMessage::Lease {
+                endpoint,
+                slots,
+                number,
+            } => {
                 let message = LeaseMessage::Return {
                     endpoint,
                     slots,
-                    received: 0,
+                    received: number,
                 };
                 let about = About::new(&revision, message);
                 self.outbox.post(peer, session, Word::About(about));
@@ -616,7 +664,7 @@ impl Exchange {
                 link: None,
                 gone_at: None,
                 leased_until: None,
-                renewed: now,
+                renewed: None,
                 pinged: now,
                 has_lapsed: false,
                 since: now,
@@ -635,12 +683,5 @@ impl Exchange {
             .flatten()
             .filter_map(Weak::upgrade)
             .collect()
-    }
-}
-
-impl Peer {
-    /// Whether it may own slots, or hold some: it is there, or was and its leases are not over.
-    fn is_participant(&self) -> bool {
-        !self.has_left && (self.is_listed || self.gone_at.is_some())
     }
 }

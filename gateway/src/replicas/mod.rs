@@ -7,12 +7,16 @@
 //! owns what is new to it once every other replica has announced the same view, as an answer to its own announcement: then
 //! none acts as the former owner any more, and all that is in flight is counted. What it owned before, it goes on owning.
 //!
+//! A throttler that begins later (a revision wakes, or comes back) asks every replica that is connected what it holds of that
+//! revision, and owns nothing of it before all have answered.
+//!
 //! A replica that cannot be reached answers no announcement: endpoints that move wait for it, and slots that it holds are not
 //! free, until it is back or its Pod is gone. Such slots are lost for a while, never doubled.
 //!
 //! **Invariant:** at no time do two replicas own an endpoint.
 
 mod exchange;
+mod peer;
 mod word;
 
 #[cfg(test)]
@@ -29,8 +33,9 @@ use parking_lot::Mutex;
 use sluice_model::{Replica, ReplicaSender, ReplicaSink, RevisionId};
 
 use crate::throttle::{RevisionThrottler, clock};
+use exchange::Exchange;
 pub use exchange::ReplicaStatus;
-use exchange::{Exchange, Outbox};
+use peer::Outbox;
 use word::Word;
 
 /// How often leases are renewed and looked at.
@@ -155,20 +160,18 @@ impl ReplicaSink for Replicas {
     }
 
     fn received(&self, replica: &str, message: &[u8]) -> Result<(), String> {
-        let words: Vec<Word> =
-            serde_json::from_slice(message).map_err(|e| format!("no words of leases: {e}"))?;
-        for word in words {
-            // Found before the exchange is locked: one that wakes joins it.
-            let throttler = match &word {
-                Word::About(about) => {
-                    let revision = about.revision()?;
-                    self.find.lock().as_ref().and_then(|find| find(&revision))
+        for word in word::read(message)? {
+            // Woken before the exchange is locked, which it joins. A revision that sleeps holds nothing, and has lent nothing.
+            if let Word::About(about) = &word
+                && about.wakes()
+            {
+                let revision = about.revision()?;
+                let is_known = self.exchange.lock().newest(&revision).is_some();
+                if !is_known && let Some(find) = &*self.find.lock() {
+                    drop(find(&revision));
                 }
-                _ => None,
-            };
-            self.exchange
-                .lock()
-                .heard(replica, word, throttler, (self.clock)())?;
+            }
+            self.exchange.lock().heard(replica, word, (self.clock)())?;
         }
         Ok(())
     }

@@ -13,7 +13,7 @@ use super::Replicas;
 use crate::registry::test_kit::{address, id};
 use crate::sim::{self, Sim, World};
 use crate::throttle::{
-    Admission, Arrival, Outcome, Permit, RevisionThrottler, Supply, Waiter, clock, test_kit,
+    Admission, Arrival, Closing, Outcome, Permit, RevisionThrottler, Supply, Waiter, clock, test_kit,
 };
 
 #[test]
@@ -23,10 +23,37 @@ fn replicas_keep_the_limit_together() {
 
 type Queue = Arc<Mutex<VecDeque<Vec<u8>>>>;
 
+/// The revision in one process: in its table or not, awake or not, as a registry has it.
+struct Life {
+    limit: u32,
+    is_listed: bool,
+    /// Awake: in the table, or removed from it with something in use.
+    throttler: Option<Arc<RevisionThrottler>>,
+    addresses: Vec<EndpointAddr>,
+}
+
+impl Life {
+    /// The throttler of the revision, which wakes if it sleeps. `None`: it is not in the table.
+    fn wake(life: &Mutex<Self>, replicas: &Replicas) -> Option<Arc<RevisionThrottler>> {
+        let mut life = life.lock();
+        if !life.is_listed {
+            return None;
+        }
+        let known = life.throttler.clone();
+        Some(known.unwrap_or_else(|| {
+            let (throttler, _) = test_kit::throttler(Supply::Activated, Some(life.limit));
+            replicas.join(&throttler);
+            throttler.set_addresses(0, &life.addresses, true, clock());
+            life.throttler = Some(Arc::clone(&throttler));
+            throttler
+        }))
+    }
+}
+
 /// A process of a replica, with its requests by order of arrival.
 struct Process {
     replicas: Arc<Replicas>,
-    throttler: Arc<RevisionThrottler>,
+    life: Arc<Mutex<Life>>,
     waiting: BTreeMap<u64, Waiter>,
     running: Vec<Permit>,
     incarnation: u64,
@@ -36,6 +63,57 @@ struct Process {
     born: usize,
     /// It does nothing while it is stopped.
     is_stopped: bool,
+}
+
+impl Process {
+    /// The throttler, if it is awake.
+    fn awake(&self) -> Option<Arc<RevisionThrottler>> {
+        self.life.lock().throttler.clone()
+    }
+
+    fn tick(&self) {
+        self.replicas.tick();
+        if let Some(throttler) = self.awake() {
+            throttler.tick_now(clock());
+        }
+    }
+
+    /// Puts the revision into the table again.
+    fn list(&self) {
+        let mut life = self.life.lock();
+        if !std::mem::replace(&mut life.is_listed, true)
+            && let Some(throttler) = &life.throttler
+        {
+            throttler.set_addresses(0, &life.addresses, true, clock());
+            throttler.reopen();
+        }
+    }
+
+    /// Removes the revision from the table.
+    fn unlist(&self) {
+        let life = self.life.lock();
+        let throttler = life.throttler.clone();
+        drop(life);
+        if let Some(throttler) = throttler {
+            throttler.close(Closing::Removed, clock());
+        }
+        self.life.lock().is_listed = false;
+        self.sweep();
+    }
+
+    /// Drops the throttler of a revision that is not in the table, once nothing of it is in use. Returns whether it did.
+    fn sweep(&self) -> bool {
+        let mut life = self.life.lock();
+        let is_spent = life
+            .throttler
+            .as_ref()
+            .is_some_and(|throttler| throttler.is_spent());
+        if is_spent && !life.is_listed {
+            life.throttler = None;
+            return true;
+        }
+        false
+    }
 }
 
 /// A Pod, whose process may be dead.
@@ -69,7 +147,7 @@ impl World for Storm {
     const SEEDS: u64 = 256;
     const STEPS: usize = 800;
     const REACHES: &'static str = "admitted waited failed_over died restarted gone cut stopped address_gone address_back moved \
-                                   left quiet lost";
+                                   left quiet lost unlisted spent woken";
 
     fn new(mut sim: Sim) -> Self {
         // Of the throttlers' choices among endpoints.
@@ -106,7 +184,8 @@ impl World for Storm {
             let ms = if self.sim.rng.u8(..20) == 0 { 6_000 } else { 300 };
             let time = Duration::from_millis(self.sim.rng.u64(..ms));
             self.sim.pass(time);
-            self.each(|process| process.replicas.tick());
+            self.each(|process| process.tick());
+            self.sweep();
         }
         match self.sim.rng.u32(..1000) {
             0..260 => self.arrive(),
@@ -120,7 +199,8 @@ impl World for Storm {
             938..950 => self.stop(),
             950..965 => self.flip_serves(),
             965..980 => self.change_addresses(),
-            980..985 => self.kill(),
+            980..983 => self.kill(),
+            983..985 => self.list_or_not(),
             985..990 => self.restart_or_remove(),
             990..993 => self.come(),
             993..995 => self.leave(),
@@ -163,13 +243,13 @@ impl World for Storm {
         }
         for process in self.pods.iter().filter_map(|pod| pod.process.as_ref()) {
             assert!(process.waiting.is_empty(), "a waiter is lost");
-            let load = process.throttler.peek(clock());
-            assert_eq!((load.in_flight, load.queued), (0, 0));
+            let load = process.awake().map(|throttler| throttler.peek(clock()));
+            assert!(load.is_none_or(|load| (load.in_flight, load.queued) == (0, 0)));
         }
         // Free leased slots go back in the end; a due time may be by a clock that was ahead.
         for _ in 0..40 {
             self.sim.pass(Duration::from_millis(200));
-            self.each(|process| process.throttler.tick_now(clock()));
+            self.each(|process| process.tick());
             self.settle();
         }
         for process in self.pods.iter().filter_map(|pod| pod.process.as_ref()) {
@@ -193,19 +273,27 @@ impl Storm {
     }
 
     fn process(&mut self, _name: &str) -> Process {
-        let (throttler, _) = test_kit::throttler(Supply::Activated, Some(self.limit));
+        let life = Arc::new(Mutex::new(Life {
+            limit: self.limit,
+            is_listed: true,
+            throttler: None,
+            addresses: Vec::new(),
+        }));
         // A clock that runs by one per cent faster or slower than others.
         let (began, rate) = (clock(), 0.99 + 0.02 * self.sim.rng.f64());
         let drifting = move || began + clock().saturating_duration_since(began).mul_f64(rate);
         let replicas = Replicas::with_clock(Box::new(drifting));
-        replicas.join(&throttler);
-        let found = Arc::clone(&throttler);
+        if self.sim.rng.bool() {
+            Life::wake(&life, &replicas);
+        }
+        let (found, of) = (Arc::clone(&life), Arc::downgrade(&replicas));
         replicas.find_by(Box::new(move |revision| {
-            (*revision == id("r")).then(|| Arc::clone(&found))
+            let replicas = of.upgrade().filter(|_| *revision == id("r"))?;
+            Life::wake(&found, &replicas)
         }));
         Process {
             replicas,
-            throttler,
+            life,
             waiting: BTreeMap::new(),
             running: Vec::new(),
             incarnation: self.sim.rng.u64(..),
@@ -253,8 +341,14 @@ impl Storm {
         let number = self.next;
         self.next += 1;
         let mut saw = None;
-        if let Some((_, process)) = self.some() {
-            match process.throttler.admit(Arrival::default(), clock()) {
+        if let Some((_, process)) = self.some()
+            && let sleeps = process.awake().is_none()
+            && let Some(throttler) = Life::wake(&process.life, &process.replicas)
+        {
+            if sleeps {
+                saw = Some("woken");
+            }
+            match throttler.admit(Arrival::default(), clock()) {
                 Admission::Admitted(permit) => {
                     process.running.push(permit);
                     saw = Some("admitted");
@@ -362,8 +456,15 @@ impl Storm {
         process.seen = history.len();
         let now = history.last().expect("is there");
         process.replicas.replicas(name, &now.replicas);
-        let addresses: Vec<_> = now.addresses.iter().map(|port| address(*port)).collect();
-        process.throttler.set_addresses(0, &addresses, true, clock());
+        let mut life = process.life.lock();
+        life.addresses = now.addresses.iter().map(|port| address(*port)).collect();
+        // A revision that is removed from the table keeps the addresses that it had.
+        let throttler = life.throttler.clone().filter(|_| life.is_listed);
+        let addresses = life.addresses.clone();
+        drop(life);
+        if let Some(throttler) = throttler {
+            throttler.set_addresses(0, &addresses, true, clock());
+        }
     }
 
     /// Connects two replicas.
@@ -430,6 +531,32 @@ impl Storm {
         if let Some(process) = &mut self.pods[at].process {
             process.is_stopped = !process.is_stopped;
             self.sim.saw("stopped");
+        }
+    }
+
+    /// A process removes the revision from its table, or has it again.
+    fn list_or_not(&mut self) {
+        let mut saw = None;
+        if let Some((_, process)) = self.some() {
+            let is_listed = process.life.lock().is_listed;
+            if is_listed {
+                process.unlist();
+                saw = Some("unlisted");
+            } else {
+                process.list();
+            }
+        }
+        if let Some(saw) = saw {
+            self.sim.saw(saw);
+        }
+        self.sweep();
+    }
+
+    fn sweep(&mut self) {
+        let mut some = false;
+        self.each(|process| some |= process.sweep());
+        if some {
+            self.sim.saw("spent");
         }
     }
 
@@ -558,8 +685,10 @@ impl Storm {
     /// Probes find every server ready.
     fn probe(&mut self) {
         self.each(|process| {
-            for view in process.throttler.endpoints() {
-                process.throttler.endpoint_ready(view.endpoint.key, clock());
+            if let Some(throttler) = process.awake() {
+                for view in throttler.endpoints() {
+                    throttler.endpoint_ready(view.endpoint.key, clock());
+                }
             }
         });
     }
@@ -606,7 +735,9 @@ impl Storm {
                 self.pods[at].process = Some(self.process(&name));
             }
             self.pods[at].serves = true;
-            self.pods[at].process.as_mut().expect("runs").is_stopped = false;
+            let process = self.pods[at].process.as_mut().expect("runs");
+            process.is_stopped = false;
+            process.list();
         }
         self.record();
         let history = std::mem::take(&mut self.history);
@@ -625,10 +756,7 @@ impl Storm {
         // A lease, and what the clocks differ.
         for _ in 0..24 {
             self.sim.pass(Duration::from_millis(250));
-            self.each(|process| {
-                process.replicas.tick();
-                process.throttler.tick_now(clock());
-            });
+            self.each(|process| process.tick());
             self.settle();
         }
         let mut free = self.addresses.clone();
@@ -645,7 +773,8 @@ impl Storm {
             .pods
             .iter()
             .filter_map(|pod| pod.process.as_ref())
-            .flat_map(|process| process.throttler.owned_but_not_ready())
+            .filter_map(|process| process.awake())
+            .flat_map(|throttler| throttler.owned_but_not_ready())
             .collect();
         free.retain(|port| !ejected.contains(&address(*port)));
         free.retain(|port| {
@@ -657,7 +786,9 @@ impl Storm {
             self.pods.iter().map(|pod| {
                 (
                     &pod.name,
-                    pod.process.as_ref().map(|process| process.throttler.dump()),
+                    pod.process
+                        .as_ref()
+                        .and_then(|process| Some(process.awake()?.dump())),
                 )
             })
         };

@@ -24,6 +24,29 @@ pub(super) enum Word {
     Leave,
 }
 
+/// The words of a message. Those that a later version has added are passed over: the replicas of a rolling update have to get
+/// along.
+///
+/// # Errors
+/// It is no list.
+pub(super) fn read(message: &[u8]) -> Result<Vec<Word>, String> {
+    if let Ok(words) = serde_json::from_slice(message) {
+        return Ok(words);
+    }
+    let all: Vec<serde_json::Value> =
+        serde_json::from_slice(message).map_err(|e| format!("no words of leases: {e}"))?;
+    let known = all
+        .into_iter()
+        .filter_map(|word| match serde_json::from_value(word) {
+            Ok(word) => Some(word),
+            Err(error) => {
+                tracing::debug!(%error, "a replica says something that this version does not know");
+                None
+            }
+        });
+    Ok(known.collect())
+}
+
 /// A view.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Announcement {
@@ -57,6 +80,15 @@ impl About {
     pub(super) fn revision(&self) -> Result<RevisionId, String> {
         RevisionId::parse(&self.namespace, &self.revision)
             .map_err(|e| format!("a revision {}/{}: {e}", self.namespace, self.revision))
+    }
+
+    /// Whether it is of use only to a revision that is awake: somebody waits for slots, or holds some.
+    pub(super) fn wakes(&self) -> bool {
+        match &self.said {
+            Said::Ask { waiting, .. } => *waiting > 0,
+            Said::Holding { slots, .. } => !slots.is_empty(),
+            _ => false,
+        }
     }
 
     pub(super) fn into_message(self) -> LeaseMessage {

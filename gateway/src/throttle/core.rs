@@ -187,13 +187,17 @@ impl<W> Core<W> {
         true
     }
 
-    /// Whether no request waits, here or in another process, and no ejection is over: no other work is due at this time. Never with tiers, of which one may have to be started.
+    /// Whether no request waits, here or in another process, and no ejection or lease is over: no other work is due at this
+    /// time. Never with tiers, of which one may have to be started.
     fn is_calm(&self, now: Instant) -> bool {
         let due = self.endpoints.eject_due().is_some_and(|due| due <= now);
         self.queue.is_empty()
             && !due
             && self.tiers.len() == 1
-            && self.leases.as_ref().is_none_or(|leases| leases.is_calm())
+            && self
+                .leases
+                .as_ref()
+                .is_none_or(|leases| leases.is_calm() && !leases.is_over(now))
     }
 
     /// Continues an admission that needed an eviction, with the space that was reserved meanwhile.
@@ -382,6 +386,9 @@ impl<W> Core<W> {
     pub(super) fn begin(&mut self, now: Instant) -> Actions<W> {
         self.advance_load(now);
         let mut actions = Actions::default();
+        if self.leases.as_ref().is_some_and(|leases| leases.is_over(now)) {
+            self.lapse_due(now);
+        }
         let ejection_over = self.endpoints.eject_due().is_some_and(|due| due <= now);
         let waiter_over = self.queue.next_expiry().is_some_and(|due| due <= now);
         if ejection_over || waiter_over {

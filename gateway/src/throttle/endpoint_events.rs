@@ -333,6 +333,10 @@ impl<W> Core<W> {
         self.visits.forget();
         self.reject_all(now, &mut actions, &closing.rejection());
         self.settle(now, &mut actions);
+        // Nobody will want them here.
+        for slot in self.endpoints.idle.iter().copied().collect::<Vec<_>>() {
+            self.return_idle(slot, u32::MAX);
+        }
         actions
     }
 
@@ -342,11 +346,12 @@ impl<W> Core<W> {
         self.closed = self.closed.filter(|closing| *closing != Closing::Removed);
     }
 
-    /// Whether this state can be dropped: no waiter, nothing in flight, no instance.
+    /// Whether this state can be dropped: no waiter, nothing in flight, lent or leased, no instance.
     pub(crate) fn is_spent(&self) -> bool {
         self.queue.is_empty()
             && self.endpoints.in_flight() == 0
             && self.endpoints.lent() == 0
+            && self.endpoints.idle.is_empty()
             && self.endpoints.iter().all(|(_, e)| e.state.instance.is_none())
     }
 

@@ -106,6 +106,7 @@ impl EndpointSet {
         record.least_idle = 0;
         record.is_revoked = false;
         record.has_lapsed = false;
+        self.inherit_lapse(i);
         self.live_owners = None;
         self.refresh(i);
         self.note_idle(i);
@@ -116,12 +117,15 @@ impl EndpointSet {
         self.records[i as usize].is_some()
     }
 
-    /// Other owners of endpoints that are ready, or may be soon: those are probed by their owners, too, while they are asked.
+    /// Other owners of endpoints that are ready, or may be soon: those are probed by their owners, too, while they are asked. None
+    /// whose lease has ended: what it gave would be of no use before it is renewed.
     pub(crate) fn live_owners(&mut self) -> BTreeSet<PeerId> {
         if let Some(known) = &self.live_owners {
             return known.clone();
         }
-        let live = self.iter().filter(|(_, record)| record.is_live());
+        let live = self
+            .iter()
+            .filter(|(_, record)| record.is_live() && !record.has_lapsed);
         let owners: BTreeSet<_> = live
             .filter_map(|(_, record)| match record.owner {
                 Owner::Peer(peer) => Some(peer),
@@ -169,6 +173,14 @@ impl EndpointSet {
 
     /// Lets the lease of a peer's slots end, or takes it up again.
     pub(crate) fn lapse(&mut self, peer: PeerId, has_lapsed: bool) {
+        let changes = match has_lapsed {
+            true => self.lapsed.insert(peer),
+            false => self.lapsed.remove(&peer),
+        };
+        if !changes {
+            return;
+        }
+        self.live_owners = None;
         for i in 0..self.records.len() {
             if let Some(record) = &mut self.records[i]
                 && record.owner == Owner::Peer(peer)
@@ -176,6 +188,14 @@ impl EndpointSet {
                 record.has_lapsed = has_lapsed;
                 self.refresh(index(i));
             }
+        }
+    }
+
+    /// An endpoint that comes, or gets another owner, is of no use while the lease of that one's slots has ended.
+    pub(super) fn inherit_lapse(&mut self, i: u32) {
+        if let Owner::Peer(peer) = self.record(i).owner {
+            let has_lapsed = self.lapsed.contains(&peer);
+            self.record_mut(i).has_lapsed = has_lapsed;
         }
     }
 

@@ -194,6 +194,8 @@ pub(crate) struct EndpointSet {
     pub(super) abandoned: Vec<(PeerId, EndpointId, u32)>,
     /// Other owners of live endpoints, if nothing has changed since they were asked for.
     pub(super) live_owners: Option<BTreeSet<PeerId>>,
+    /// Replicas whose leases have ended.
+    pub(super) lapsed: BTreeSet<PeerId>,
     counts: Counts,
     in_flight: u32,
     pub(super) lent: u32,
@@ -228,6 +230,7 @@ impl EndpointSet {
             idle: BTreeSet::new(),
             abandoned: Vec::new(),
             live_owners: None,
+            lapsed: BTreeSet::new(),
             counts: Counts::default(),
             in_flight: 0,
             lent: 0,
@@ -410,6 +413,7 @@ impl EndpointSet {
         };
         self.by_key.insert(key, i);
         self.live_owners = None;
+        self.inherit_lapse(i);
         self.inherit_ghost(i);
         self.configured_version += u64::from(fixed);
         self.tiers[tier].coming += u32::from(coming);

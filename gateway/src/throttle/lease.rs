@@ -89,8 +89,21 @@ pub enum LeaseMessage {
     Lease {
         /// The endpoint.
         endpoint: EndpointId,
-        /// Their number.
+        /// How many.
         slots: u32,
+        /// The number of this lease on this connection.
+        number: u64,
+    },
+    /// The sender's throttler begins to take part on a connection that is there already: what was said of the revision before
+    /// is void. What it holds follows.
+    Join {
+        /// Of the sender, for the answer.
+        epoch: u64,
+    },
+    /// The answer: all that follows is said after the sender has heard of it. What it holds follows.
+    Joined {
+        /// As in [`Join`](Self::Join).
+        epoch: u64,
     },
     /// From the owner: nothing more is to be sent to this endpoint; slots are to be returned as they become free.
     Revoke {
@@ -120,7 +133,7 @@ pub struct Ask {
     pub oldest: Duration,
     /// How long the youngest has waited.
     pub youngest: Duration,
-    /// How many leases have arrived on this connection: those on their way are not asked for again.
+    /// The number of the last lease that has arrived on this connection: those on their way are not asked for again.
     pub received: u64,
 }
 
@@ -199,6 +212,10 @@ pub(crate) struct Leases {
     /// What other processes hold of this one's.
     pub(super) holders: BTreeMap<PeerId, HolderLink>,
     outbox: Vec<(PeerId, LeaseMessage)>,
+    /// Until when slots of each replica that are leased to this process may be used for new requests.
+    usable: BTreeMap<PeerId, Instant>,
+    /// The first end of those.
+    next_end: Option<Instant>,
     /// When free leased slots are looked at.
     pub(super) linger_due: Option<Instant>,
 }
@@ -229,8 +246,8 @@ pub(crate) struct HolderLink {
     /// Waiters that it asked for at once, to know how far it is from the oldest to the youngest.
     pub(super) asked: u32,
     pub(super) sent: u64,
-    /// Leases that it may not have received: their number, endpoint and slots.
-    pub(super) unconfirmed: VecDeque<(u64, u32, u32)>,
+    /// Leases that it may not have received: their number, the key of the endpoint, and slots.
+    pub(super) unconfirmed: VecDeque<(u64, u64, u32)>,
     /// Slots that it holds, by index of the endpoint.
     pub(super) lent: BTreeMap<u32, u32>,
     pub(super) told_waiting: Option<Instant>,
@@ -294,6 +311,30 @@ impl Leases {
         self.holders.values().all(|holder| holder.wanted == 0)
     }
 
+    /// Whether slots that are leased to this process must not be used any more.
+    pub(super) fn is_over(&self, now: Instant) -> bool {
+        self.next_end.is_some_and(|end| end <= now)
+    }
+
+    /// Sets until when a replica's slots may be used; `None`: not at all.
+    fn set_usable(&mut self, peer: PeerId, until: Option<Instant>) {
+        match until {
+            Some(until) => _ = self.usable.insert(peer, until),
+            None => _ = self.usable.remove(&peer),
+        }
+        self.next_end = self.usable.values().min().copied();
+    }
+
+    /// The replicas whose leases are over.
+    fn take_over(&mut self, now: Instant) -> Vec<PeerId> {
+        let over = self.usable.iter().filter(|(_, until)| **until <= now);
+        let over: Vec<PeerId> = over.map(|(peer, _)| *peer).collect();
+        for peer in &over {
+            self.set_usable(*peer, None);
+        }
+        over
+    }
+
     pub(super) fn slots_of(&self, peer: PeerId) -> u32 {
         self.holders
             .get(&peer)
@@ -316,10 +357,23 @@ impl<W> Core<W> {
         if self.is_flipped() { Duration::ZERO } else { LINGER }
     }
 
-    /// A connection to a replica begins: what an earlier one may still have carried is void.
-    pub(crate) fn meet(&mut self, peer: PeerId, now: Instant) -> Actions<W> {
+    /// A connection to a replica begins, or a throttler of either side on a connection that is there: what was said before is
+    /// void. `greeting` is said first, and then what is held. Leases of that replica are usable until then; `None`: not before
+    /// they are renewed.
+    pub(crate) fn meet(
+        &mut self,
+        peer: PeerId,
+        greeting: Option<LeaseMessage>,
+        usable: Option<Instant>,
+        now: Instant,
+    ) -> Actions<W> {
         let mut actions = self.begin(now);
+        let held = greeting.as_ref().map(|_| self.held_of(peer));
         let leases = self.leases();
+        leases.outbox.retain(|(to, _)| *to != peer);
+        leases.outbox.extend(greeting.map(|greeting| (peer, greeting)));
+        let holding = |slots| LeaseMessage::Holding { received: 0, slots };
+        leases.outbox.extend(held.map(|slots| (peer, holding(slots))));
         leases.owners.insert(peer, OwnerLink::default());
         let lent = leases.holders.remove(&peer).map(|holder| holder.lent);
         let holder = HolderLink {
@@ -327,9 +381,22 @@ impl<W> Core<W> {
             ..HolderLink::new(false, now)
         };
         leases.holders.insert(peer, holder);
-        self.endpoints.lapse(peer, false);
+        self.set_usable(peer, usable);
         self.settle(now, &mut actions);
         actions
+    }
+
+    fn set_usable(&mut self, peer: PeerId, until: Option<Instant>) {
+        self.leases().set_usable(peer, until);
+        self.endpoints.lapse(peer, until.is_none());
+    }
+
+    /// Ends leases that are over. In flight goes on.
+    pub(super) fn lapse_due(&mut self, now: Instant) {
+        let over = self.leases.as_mut().map(|leases| leases.take_over(now));
+        for peer in over.unwrap_or_default() {
+            self.endpoints.lapse(peer, true);
+        }
     }
 
     /// The connection to a replica has ended: it is asked for nothing, and nothing is leased to it. What either holds of the
@@ -348,10 +415,10 @@ impl<W> Core<W> {
         actions
     }
 
-    /// The lease of a replica's slots has ended, and what is in flight on them goes on; or it is renewed.
-    pub(crate) fn lapse(&mut self, peer: PeerId, has_lapsed: bool, now: Instant) -> Actions<W> {
+    /// The lease of a replica's slots is usable until then; `None`: it has ended, and what is in flight on them goes on.
+    pub(crate) fn renew(&mut self, peer: PeerId, until: Option<Instant>, now: Instant) -> Actions<W> {
         let mut actions = self.begin(now);
-        self.endpoints.lapse(peer, has_lapsed);
+        self.set_usable(peer, until);
         self.settle(now, &mut actions);
         actions
     }
@@ -361,6 +428,7 @@ impl<W> Core<W> {
         let mut actions = self.begin(now);
         let leases = self.leases();
         leases.owners.remove(&peer);
+        leases.set_usable(peer, None);
         let lent = leases.holders.remove(&peer).map(|holder| holder.lent);
         for (slot, slots) in lent.unwrap_or_default() {
             self.free(slot, slots, &mut actions);
@@ -428,7 +496,13 @@ impl<W> Core<W> {
             LeaseMessage::Holding { received, slots } => {
                 self.held_by(peer, received, &slots, now, &mut actions)
             }
-            LeaseMessage::Lease { endpoint, slots } => self.leased(peer, &endpoint, slots),
+            LeaseMessage::Lease {
+                endpoint,
+                slots,
+                number,
+            } => self.leased(peer, &endpoint, slots, number),
+            // Of the connection, which whoever carries messages knows of.
+            LeaseMessage::Join { .. } | LeaseMessage::Joined { .. } => {}
             LeaseMessage::Revoke { endpoint } => self.revoked(peer, &endpoint),
             LeaseMessage::Waiting { oldest } => {
                 self.awaited(peer, oldest.and_then(|age| now.checked_sub(age)))

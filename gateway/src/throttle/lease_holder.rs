@@ -57,9 +57,7 @@ impl<W> Core<W> {
     /// Tells an owner all that this process holds of its slots.
     pub(crate) fn tell_holding(&mut self, peer: PeerId, now: Instant) -> Actions<W> {
         let mut actions = self.begin(now);
-        let held = self.endpoints.iter();
-        let held = held.filter(|(_, record)| record.owner == Owner::Peer(peer) && record.leased > 0);
-        let slots: Vec<_> = held.map(|(_, record)| (record.id(), record.leased)).collect();
+        let slots = self.held_of(peer);
         let leases = self.leases();
         let received = leases.owners.get(&peer).map_or(0, |owner| owner.received);
         // An owner that knows of none takes silence for none.
@@ -74,7 +72,14 @@ impl<W> Core<W> {
         actions
     }
 
-    pub(super) fn leased(&mut self, peer: PeerId, id: &EndpointId, slots: u32) {
+    /// What this process holds of a replica's slots.
+    pub(super) fn held_of(&self, peer: PeerId) -> Vec<(EndpointId, u32)> {
+        let held = self.endpoints.iter();
+        let held = held.filter(|(_, record)| record.owner == Owner::Peer(peer) && record.leased > 0);
+        held.map(|(_, record)| (record.id(), record.leased)).collect()
+    }
+
+    pub(super) fn leased(&mut self, peer: PeerId, id: &EndpointId, slots: u32, number: u64) {
         let flipped = self.is_flipped();
         let Some(owner) = self
             .leases
@@ -83,7 +88,7 @@ impl<W> Core<W> {
         else {
             return;
         };
-        owner.received += u64::from(slots);
+        owner.received = number;
         let known = self.endpoints.find_id(id);
         let known = known.filter(|slot| self.endpoints.record(*slot).phase != EndpointPhase::Gone);
         let slot = match known {
@@ -98,7 +103,9 @@ impl<W> Core<W> {
         match slot.map(|slot| (slot, self.endpoints.record(slot))) {
             // Dealt to another one meanwhile: that one is told by what is held, which this is no part of.
             Some((_, record)) if record.owner != Owner::Peer(peer) => {}
-            Some((slot, record)) if record.phase != EndpointPhase::Draining => {
+            Some((slot, record))
+                if record.phase != EndpointPhase::Draining && !record.has_lapsed && self.closed.is_none() =>
+            {
                 // The owner judges its endpoints, by what all processes report.
                 if record.phase != EndpointPhase::Ready {
                     self.endpoints.set_phase(slot, EndpointPhase::Ready);
@@ -168,7 +175,7 @@ impl<W> Core<W> {
         let Owner::Peer(peer) = record.owner else {
             return false;
         };
-        let returns = record.is_revoked || record.has_lapsed;
+        let returns = record.is_revoked || record.has_lapsed || self.closed.is_some();
         let own = self.waiting_since();
         let leases = self.leases.as_ref();
         let owner = leases.and_then(|leases| leases.owners.get(&peer));

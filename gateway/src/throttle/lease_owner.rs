@@ -171,7 +171,7 @@ impl<W> Core<W> {
         actions: &mut Actions<W>,
     ) {
         let mut holds: BTreeMap<u32, u32> = BTreeMap::new();
-        for (id, slots) in slots {
+        for (id, slots) in slots.iter().filter(|(_, slots)| *slots > 0) {
             let slot = self.endpoints.find_id(id).unwrap_or_else(|| {
                 // An address that is not known here yet, or no more: a ghost, which counts when the address comes.
                 let state = EndpointState::in_tier(self.tier_of(id), id.address.clone(), id.instance);
@@ -184,11 +184,15 @@ impl<W> Core<W> {
         let holder = self.leases().holders.entry(peer).or_insert(holder);
         holder.is_known = true;
         holder.confirm(received);
-        for (_, slot, slots) in &holder.unconfirmed {
-            let held = holds.entry(*slot).or_default();
-            *held = held.saturating_add(*slots).min(MAX_SLOTS);
-        }
         let before = std::mem::take(&mut holder.lent);
+        let on_their_way: Vec<_> = holder.unconfirmed.iter().map(|(_, key, n)| (*key, *n)).collect();
+        for (key, slots) in on_their_way {
+            // An endpoint with a slot on its way is there.
+            if let Some(slot) = self.endpoints.find(key) {
+                let held = holds.entry(slot).or_default();
+                *held = held.saturating_add(slots).min(MAX_SLOTS);
+            }
+        }
         for (slot, slots) in &holds {
             self.count_lent(peer, *slot, *slots);
         }
@@ -228,16 +232,27 @@ impl<W> Core<W> {
             return false;
         };
         self.count_lent(peer, slot, 1);
-        let endpoint = self.endpoints.record(slot).id();
+        let record = self.endpoints.record(slot);
+        let (endpoint, key) = (record.id(), record.state.key);
         let leases = self.leases();
+        let mut number = 0;
         if let Some(holder) = leases.holders.get_mut(&peer) {
             holder.wanted -= 1;
             holder.passive = holder.passive.min(holder.wanted);
             holder.told_busy = false;
             holder.sent += 1;
-            holder.unconfirmed.push_back((holder.sent, slot, 1));
+            number = holder.sent;
+            holder.unconfirmed.push_back((number, key, 1));
         }
-        leases.post(peer, LeaseMessage::Lease { endpoint, slots: 1 });
+        let slots = 1;
+        leases.post(
+            peer,
+            LeaseMessage::Lease {
+                endpoint,
+                slots,
+                number,
+            },
+        );
         true
     }
 
@@ -295,11 +310,12 @@ impl<W> Core<W> {
 
     /// Another replica owns an endpoint now, and is told by the holders themselves.
     pub(super) fn forget_holders_of(&mut self, slot: u32) {
+        let key = self.endpoints.record(slot).state.key;
         let Some(leases) = &mut self.leases else { return };
         let mut lent = 0;
         for holder in leases.holders.values_mut() {
             lent += holder.lent.remove(&slot).unwrap_or(0);
-            holder.unconfirmed.retain(|(_, leased, _)| *leased != slot);
+            holder.unconfirmed.retain(|(_, leased, _)| *leased != key);
         }
         if lent > 0 {
             self.endpoints.take_back(slot, lent);

@@ -505,8 +505,16 @@ impl RevisionThrottler {
         self: &Arc<Self>,
         event: impl FnOnce(&mut Core<Sender>) -> (R, Actions<Sender>),
     ) -> R {
+        self.run_with(|shared| event(&mut shared.core))
+    }
+
+    /// As [`run`](Self::run), for an event that changes where messages go, too.
+    pub(super) fn run_with<R>(
+        self: &Arc<Self>,
+        event: impl FnOnce(&mut Shared) -> (R, Actions<Sender>),
+    ) -> R {
         let mut shared = self.shared.lock();
-        let (value, actions) = event(&mut shared.core);
+        let (value, actions) = event(&mut shared);
         shared.post();
         self.demand(&actions.signals);
         self.arm(shared);

@@ -56,11 +56,21 @@ impl RevisionThrottler {
         self.shared.lock().outlets.remove(&peer);
     }
 
-    /// A connection to a replica begins: messages to it go here, and what an earlier connection may carry is void.
-    pub fn meet(self: &Arc<Self>, peer: PeerId, outlet: Outlet, now: Instant) {
-        // First, so that nothing is lost that follows; what was said before was for the connection before.
-        self.shared.lock().outlets.insert(peer, outlet);
-        self.apply(|core| core.meet(peer, now));
+    /// A connection to a replica begins, or either side's throttler on a connection that is there: messages to it go here, and
+    /// what was said before is void. `greeting` is said first. `usable`: until when the replica's leases are.
+    pub fn meet(
+        self: &Arc<Self>,
+        peer: PeerId,
+        outlet: Outlet,
+        greeting: Option<LeaseMessage>,
+        usable: Option<Instant>,
+        now: Instant,
+    ) {
+        // In one event: a lease that another thread sends in between would be of the old numbers.
+        self.run_with(|shared| {
+            shared.outlets.insert(peer, outlet);
+            ((), shared.core.meet(peer, greeting, usable, now))
+        });
     }
 
     /// The connection to a replica has ended.
@@ -69,14 +79,9 @@ impl RevisionThrottler {
         self.apply(|core| core.part(peer, now));
     }
 
-    /// The lease of what a replica's slots are leased for has ended.
-    pub fn lapse(self: &Arc<Self>, peer: PeerId, now: Instant) {
-        self.apply(|core| core.lapse(peer, true, now));
-    }
-
-    /// It is renewed.
-    pub fn renew(self: &Arc<Self>, peer: PeerId, now: Instant) {
-        self.apply(|core| core.lapse(peer, false, now));
+    /// The lease of a replica's slots is usable until then; `None`: it has ended.
+    pub fn renew(self: &Arc<Self>, peer: PeerId, until: Option<Instant>, now: Instant) {
+        self.apply(|core| core.renew(peer, until, now));
     }
 
     /// Deals the endpoints out among replicas; what becomes this process's own waits for [`settle_deal`](Self::settle_deal).
