@@ -111,11 +111,13 @@ impl Exchange {
                 now,
             );
         }
-        for (_, peer, message) in self.strangers_of(&revision) {
-            // Of one that is connected it is said again.
-            if !self.joining.contains_key(&(revision.clone(), peer)) {
-                throttler.hear(peer, message, now);
-            }
+        // What a replica that is connected has said before counts if it does not answer.
+        let joining = &self.joining;
+        let is_known = |(of, from, _): &mut (RevisionId, PeerId, LeaseMessage)| {
+            *of == revision && !joining.contains_key(&(of.clone(), *from))
+        };
+        for (_, peer, message) in self.strangers.extract_if(.., is_known) {
+            throttler.hear(peer, message, now);
         }
         let named = self.revisions.entry(revision.clone()).or_default();
         let this = Arc::downgrade(throttler);
@@ -149,11 +151,6 @@ impl Exchange {
             }
             self.settle_joined(&revision, now);
         }
-    }
-
-    fn strangers_of(&mut self, revision: &RevisionId) -> Vec<(RevisionId, PeerId, LeaseMessage)> {
-        let known = self.strangers.extract_if(.., |(of, ..)| of == revision);
-        known.collect()
     }
 
     /// The throttler of a revision that takes part, also one that was removed and has slots in use.
@@ -404,13 +401,21 @@ impl Exchange {
             (LeaseMessage::Joined { epoch }, Some(joining)) => {
                 joining.is_answered |= joining.epoch == *epoch;
             }
-            // Said before the replica had heard of this throttler: it says all again.
-            (_, Some(joining)) if !joining.is_answered => {}
+            // Said before the replica had heard of this throttler: it says all again, unless the connection ends before.
+            (_, Some(joining)) if !joining.is_answered => {
+                if matches!(
+                    message,
+                    LeaseMessage::Holding { .. } | LeaseMessage::Return { .. }
+                ) {
+                    self.hear_of_stranger(at.0, id, session, message);
+                }
+            }
             (LeaseMessage::Holding { .. }, Some(_)) => {
                 if let Some(throttler) = throttler {
                     throttler.hear(id, message, now);
                 }
                 self.joining.remove(&at);
+                self.strangers.retain(|(of, from, _)| (of, *from) != (&at.0, id));
                 self.settle_joined(&at.0, now);
             }
             _ => match throttler {
