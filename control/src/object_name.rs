@@ -25,6 +25,7 @@ impl ObjectName {
     }
 
     /// The name of this object.
+    #[cfg(feature = "cluster")]
     pub fn of(object: &impl kube::Resource) -> Self {
         let meta = object.meta();
         let namespace = meta.namespace.as_deref().unwrap_or_default();

@@ -494,7 +494,11 @@ fn build(
             matches: route.matches,
             rewrite_host: route.rewrite_host,
             rewrite_path: route.rewrite_path,
-            append_headers: route.append_headers.into_iter().collect(),
+            append_headers: match route.append_headers.is_empty() {
+                // Of nothing at all, for which a list would be allocated.
+                true => Arc::default(),
+                false => route.append_headers.into_iter().collect(),
+            },
             cold: route.cold.map(|cold| Arc::new(cold.answer(id.name()))),
             split: split_at_once(own, last, id_of)?,
         });
