@@ -25,6 +25,7 @@ func (p *pod) connect() error {
 		return err
 	}
 	defer inside.Close()
+	p.removeLink()
 	veth := &netlink.Veth{LinkAttrs: linkAttrs(p.veth()), PeerName: "eth0", PeerNamespace: netlink.NsFd(space.Fd())}
 	if err := netlink.LinkAdd(veth); err != nil {
 		return fmt.Errorf("veth: %w", err)
@@ -73,11 +74,17 @@ func (p *pod) connect() error {
 	return nil
 }
 
-// disconnect takes the interfaces away at once: the namespace itself ends with its last process.
-func (p *pod) disconnect() {
+// removeLink deletes both interfaces with their routes. The kernel destroys a network namespace some time after the last process in
+// it has ended: until then the interfaces of a Pod whose node was killed are still there when the next node connects that Pod.
+func (p *pod) removeLink() {
 	if l, err := netlink.LinkByName(p.veth()); err == nil {
 		netlink.LinkDel(l)
 	}
+}
+
+// disconnect takes the interfaces away at once: the namespace itself ends with its last process.
+func (p *pod) disconnect() {
+	p.removeLink()
 	if p.space != nil {
 		p.space.Close()
 	}

@@ -50,6 +50,12 @@ func TestConnect(t *testing.T) {
 				}
 			}
 		}
+		// By the next node, while the namespace of before is still there.
+		again := &pod{node: pods[0].node, ip: pods[0].ip, id: pods[0].id}
+		if err := again.connect(); err != nil {
+			return fmt.Errorf("once more: %w", err)
+		}
+		again.disconnect()
 		pods[0].disconnect()
 		if _, err := net.InterfaceByName(pods[0].veth()); err == nil {
 			return fmt.Errorf("%s is still there", pods[0].veth())
