@@ -37,3 +37,11 @@ suite() {
     echo "${count[0]} passed, ${count[1]} failed, ${count[2]} skipped, $SECONDS s; status $status; log: $log"
     return "$status"
 }
+
+# kept LOG CONTROL : fails with the names of the tests that passed in the log CONTROL and not in LOG.
+kept() {
+    local of='s/^ *--- PASS: ([^ ]+) .*/\1/p' lost
+    grep -q -- '--- PASS: ' "$2" || { echo "nothing passes with the control: $2" >&2; return 1; }
+    lost=$(comm -23 <(sed -nE "$of" "$2" | sort) <(sed -nE "$of" "$1" | sort))
+    [ -z "$lost" ] || { printf 'passed with the control and not here (%s): %s\n' "$1" "$lost" >&2; return 1; }
+}

@@ -270,7 +270,10 @@ async fn an_idle_revision_is_scaled_to_zero_and_comes_back() {
         assert!(shown.to_string().contains("→ 0"), "{shown}");
         let before = asked(&platform).len();
         assert_eq!(gateway.get(WEB, "/").await.status, 200);
-        wait_until("it is asked again", SOON, || asked(&platform)[before..].contains(&2)).await;
+        wait_until("it is asked again", SOON, || {
+            asked(&platform)[before..].contains(&2)
+        })
+        .await;
     }
 }
 

@@ -13,6 +13,11 @@ use crate::object_name::ObjectName;
 /// The timeout of a probe of a Pod. The activator's 300 ms are too short for a Pod that shares a busy CPU while it starts.
 const PROBE_TIMEOUT: Duration = Duration::from_secs(1);
 
+/// How much later than queue-proxy's the timeouts of a revision end here. Both have the same three, and two timers of one length race:
+/// queue-proxy's, which starts when it gets the request, is to win, for its answer is what Knative's clients and conformance tests
+/// know. A Pod that does not even time out is given up all the same.
+const AFTER_QUEUE_PROXY: Duration = Duration::from_secs(1);
+
 /// Settings that are kept though no Revision has them any more, until there are twice as many.
 const SPARE: usize = 64;
 
@@ -112,7 +117,8 @@ fn may_be_probed(revision: &RevisionObject) -> bool {
 fn settings_of(numbers: Numbers, defaults: &RevisionSettings) -> RevisionSettings {
     let seconds = |value: Option<i64>| {
         let value = value.and_then(|seconds| u64::try_from(seconds).ok());
-        value.filter(|seconds| *seconds > 0).map(Duration::from_secs)
+        let value = value.filter(|seconds| *seconds > 0).map(Duration::from_secs);
+        value.map(|timeout| timeout + AFTER_QUEUE_PROXY)
     };
     let concurrency = numbers.concurrency.and_then(|limit| u32::try_from(limit).ok());
     RevisionSettings {

@@ -328,7 +328,8 @@ fn a_revision_of_knative_leads_to_its_pods_whoever_its_public_service_names() {
     );
     assert_eq!(spec_of.id.name(), "r");
     assert_eq!(spec_of.container_concurrency, Some(5));
-    assert_eq!(spec_of.timeouts.total, Some(Duration::from_secs(30)));
+    // queue-proxy's own 30 s are over before.
+    assert_eq!(spec_of.timeouts.total, Some(Duration::from_secs(31)));
     assert_eq!(
         (spec_of.timeouts.idle, spec_of.timeouts.response_start),
         (None, None)
