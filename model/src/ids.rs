@@ -36,6 +36,18 @@ impl<L> Named for Slotted<L> {
     }
 }
 
+/// A revision that several services list: its places in all of them but the one that is found first.
+#[derive(Debug, Clone)]
+pub(crate) struct Further<L>(pub(crate) Vec<Slotted<L>>);
+
+impl<L> Named for Further<L> {
+    type Id = RevisionId;
+
+    fn id(&self) -> &RevisionId {
+        self.0[0].id()
+    }
+}
+
 /// The two parts of an id, for its hash.
 pub(crate) trait Parts {
     fn parts(&self) -> (&str, &str);

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use arc_swap::{ArcSwap, Guard};
 
-use crate::ids::{ById, Slotted};
+use crate::ids::{ById, Further, Slotted};
 use crate::name::{RevisionId, ServiceId};
 use crate::revision::RevisionSpec;
 use crate::route::Service;
@@ -61,6 +61,8 @@ impl Delta {
 /// The immutable routing table at one point in time: settings, hosts, services, and the live state of each service. A
 /// request reads one Snapshot, once.
 ///
+/// Several services may list one revision, by equal [`RevisionSpec`]s: it is the same revision then, with one live state.
+///
 /// Persistent: [`edit`](Self::edit) makes the next Snapshot, which shares all services and all leaves of its maps but
 /// those that the change touches.
 #[derive(Debug, Clone)]
@@ -70,6 +72,8 @@ pub struct Snapshot<L = ()> {
     table: RouteTable<L>,
     services: ById<Entry<L>>,
     revisions: ById<Slotted<L>>,
+    /// What several services list; nearly always nothing.
+    further: ById<Further<L>>,
     settings: Arc<Settings>,
 }
 
@@ -84,6 +88,7 @@ impl<L: Clone> Snapshot<L> {
             table: RouteTable::default(),
             services: ById::default(),
             revisions: ById::default(),
+            further: ById::default(),
             settings,
         }
     }
@@ -128,8 +133,51 @@ impl<L: Clone> Snapshot<L> {
             self.table.remove(&claim.pattern);
         }
         for spec in &service.revisions {
-            self.revisions.remove(&spec.id);
+            self.forget_revision(&spec.id, &service.id);
         }
+    }
+
+    /// Forgets one place of a revision.
+    fn forget_revision(&mut self, revision: &RevisionId, of: &ServiceId) {
+        let Some(Further(mut places)) = self.further.remove(revision) else {
+            self.revisions.remove(revision);
+            return;
+        };
+        let is_first = self
+            .revisions
+            .get(revision)
+            .is_some_and(|first| first.entry.service.id == *of);
+        if is_first {
+            if let Some(next) = places.pop() {
+                self.revisions.insert(next);
+            }
+        } else {
+            places.retain(|place| place.entry.service.id != *of);
+        }
+        if !places.is_empty() {
+            self.further.insert(Further(places));
+        }
+    }
+
+    /// Adds one place of a revision.
+    fn add_revision(&mut self, place: Slotted<L>) -> Result<(), SnapshotError> {
+        let spec = Arc::clone(&place.entry.service.revisions[place.slot]);
+        let Some(first) = self.revisions.get(&spec.id) else {
+            self.revisions.insert(place);
+            return Ok(());
+        };
+        let Further(mut places) = self.further.remove(&spec.id).unwrap_or(Further(Vec::new()));
+        let mut all = std::iter::once(first).chain(&places);
+        let is_repeated = all.any(|known| {
+            known.entry.service.id == place.entry.service.id
+                || known.entry.service.revisions[known.slot] != spec
+        });
+        if is_repeated {
+            return Err(SnapshotError::RepeatedRevision(spec.id.clone()));
+        }
+        places.push(place);
+        self.further.insert(Further(places));
+        Ok(())
     }
 
     fn add(&mut self, service: &Arc<Service>, live: L) -> Result<(), SnapshotError> {
@@ -152,11 +200,9 @@ impl<L: Clone> Snapshot<L> {
         for claim in &service.hosts {
             self.table.insert(claim, &entry).map_err(SnapshotError::Table)?;
         }
-        for (slot, spec) in service.revisions.iter().enumerate() {
+        for slot in 0..service.revisions.len() {
             let entry = entry.clone();
-            if self.revisions.insert(Slotted { entry, slot }).is_some() {
-                return Err(SnapshotError::RepeatedRevision(spec.id.clone()));
-            }
+            self.add_revision(Slotted { entry, slot })?;
         }
         if self.services.insert(entry).is_some() {
             return Err(SnapshotError::RepeatedService(service.id.clone()));
@@ -181,10 +227,15 @@ impl<L: Clone> Snapshot<L> {
         all
     }
 
+    /// Every revision once, as the slot of a service, in no particular order.
+    pub fn slots(&self) -> impl Iterator<Item = (&Entry<L>, usize)> {
+        self.revisions.iter().map(|place| (&place.entry, place.slot))
+    }
+
     /// All revisions, by id. Sorts them: for people and tests, not for requests.
     pub fn revisions(&self) -> Vec<&Arc<RevisionSpec>> {
-        let services = self.services.iter().map(|entry| &entry.service);
-        let mut all: Vec<_> = services.flat_map(|service| &service.revisions).collect();
+        let specs = self.slots().map(|(entry, slot)| &entry.service.revisions[slot]);
+        let mut all: Vec<_> = specs.collect();
         all.sort_by(|a, b| a.id.cmp(&b.id));
         all
     }
@@ -204,7 +255,7 @@ impl<L: Clone> Snapshot<L> {
         self.services.get(id)
     }
 
-    /// A revision by name: its service, and its slot in that service.
+    /// A revision by name: a service that lists it, and its slot in that service.
     pub fn revision(&self, id: &RevisionId) -> Option<(&Entry<L>, usize)> {
         let found = self.revisions.get(id)?;
         Some((&found.entry, found.slot))
@@ -232,7 +283,7 @@ pub enum SnapshotError {
     Slot(RevisionId),
     /// A host cannot be added.
     Table(TableError),
-    /// A revision is listed twice.
+    /// A revision is listed twice by a service, or by two services not alike.
     RepeatedRevision(RevisionId),
     /// A service is listed twice.
     RepeatedService(ServiceId),

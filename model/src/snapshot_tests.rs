@@ -28,6 +28,19 @@ fn settings() -> Arc<Settings> {
     Arc::new(test_util::settings())
 }
 
+/// From this number on services list [`shared`] besides their own revision.
+const SHARES: usize = 8;
+
+/// A revision that several services list, alike.
+fn shared() -> Arc<RevisionSpec> {
+    Arc::new(RevisionSpec {
+        id: RevisionId::parse("default", "shared").expect("a name"),
+        service: ServiceId::parse("default", "s8").expect("a name"),
+        backend: Backend::Managed,
+        settings: Arc::new(test_util::revision_settings()),
+    })
+}
+
 /// Service `n` with a revision of its own, at these hosts.
 fn service(n: usize, hosts: &[String]) -> Arc<Service> {
     let id = ServiceId::parse("default", &format!("s{n}")).expect("a name");
@@ -62,7 +75,9 @@ fn service(n: usize, hosts: &[String]) -> Arc<Service> {
         no_wake: None,
         paused: false,
         hosts: hosts.collect(),
-        revisions: vec![Arc::new(spec)],
+        revisions: std::iter::once(Arc::new(spec))
+            .chain((n >= SHARES).then(shared))
+            .collect(),
         main: Rule {
             visibility: Visibility::External,
             http_option: HttpOption::Enabled,
@@ -139,6 +154,17 @@ proptest! {
                 };
                 prop_assert_eq!(find(&table), find(&fresh), "{}", host);
             }
+            let mut sharing = wanted.range(SHARES..).map(|(_, service)| service);
+            match table.revision(&shared().id) {
+                Some((entry, slot)) => {
+                    prop_assert!(slot == 1 && sharing.any(|service| Arc::ptr_eq(service, &entry.service)));
+                    let current = table.service(&entry.service.id).expect("is in it");
+                    prop_assert_eq!(entry.live, current.live);
+                }
+                None => prop_assert!(sharing.next().is_none()),
+            }
+            let ids: std::collections::BTreeSet<_> = table.revisions().iter().map(|spec| spec.id.clone()).collect();
+            prop_assert_eq!((ids.len(), table.slots().count()), (table.revision_count(), table.revision_count()));
             for (n, service) in &wanted {
                 let entry = table.service(&service.id).expect("is in it");
                 let (by_revision, slot) = table.revision(&service.revisions[0].id).expect("is in it");
@@ -170,6 +196,24 @@ fn what_two_services_claim_is_refused() {
     let table = table.edit(&change(vec![Arc::clone(&one)]), |_| ()).expect("fits");
     let twice = table.edit(&change(vec![Arc::clone(&one), one]), |_| ());
     assert!(twice.is_err());
+}
+
+#[test]
+fn two_services_list_one_revision_alike_or_not_at_all() {
+    let change = |services| Delta {
+        settings: settings(),
+        services,
+        removed: vec![],
+    };
+    let host = |name: &str| vec![name.to_owned()];
+    let one = service(SHARES, &host("a"));
+    let mut other = Service::clone(&service(SHARES + 1, &host("b")));
+    let table: Snapshot = Snapshot::empty(settings());
+    let both = change(vec![Arc::clone(&one), Arc::new(other.clone())]);
+    assert_eq!(table.edit(&both, |_| ()).expect("fits").revision_count(), 3);
+    Arc::make_mut(&mut other.revisions[1]).container_concurrency = Some(1);
+    let refused = table.edit(&change(vec![one, Arc::new(other)]), |_| ());
+    assert!(matches!(refused, Err(SnapshotError::RepeatedRevision(_))));
 }
 
 #[test]

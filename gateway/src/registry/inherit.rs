@@ -46,7 +46,9 @@ impl Registry {
         let leaving = self.leaving.lock();
         let current = self.reader.peek();
         let left = leaving.values().flatten().filter(|live| !holds(&current, live));
-        let all = current.entries().flat_map(|entry| entry.live.revisions());
+        let all = current
+            .slots()
+            .filter_map(|(entry, slot)| entry.live.revisions().get(slot));
         all.chain(left).cloned().collect()
     }
 

@@ -16,8 +16,8 @@ pub(crate) mod test_kit;
 #[cfg(test)]
 mod tests;
 
-use std::collections::HashMap;
 use std::collections::hash_map::Entry;
+use std::collections::{HashMap, HashSet};
 use std::fmt;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
@@ -130,16 +130,27 @@ impl Registry {
         let mut writer = self.writer.lock();
         let current = self.reader.load();
         let mut revived = Vec::new();
+        // Those that more than one service of the change may list, each with the live state of its first service.
+        let mut shared: HashMap<&RevisionId, Option<Arc<LiveRevision>>> = HashMap::new();
+        for service in &delta.services {
+            let others = service.revisions.iter().filter(|spec| spec.service != service.id);
+            shared.extend(others.map(|spec| (&spec.id, None)));
+        }
         let edited = current.edit(delta, |service| {
             let before = current.service(&service.id);
             let revisions = service.revisions.iter().map(|spec| {
-                if let Some(live) = self.known(&current, spec) {
-                    if self.is_leaving(&live) {
-                        revived.push(Arc::clone(&live));
-                    }
-                    return live;
+                if let Some(live) = shared.get(&spec.id).and_then(Option::as_ref) {
+                    return Arc::clone(live);
                 }
-                self.start(spec)
+                let known = self.known(&current, spec);
+                if let Some(live) = known.as_ref().filter(|live| self.is_leaving(live)) {
+                    revived.push(Arc::clone(live));
+                }
+                let live = known.unwrap_or_else(|| self.start(spec));
+                if let Some(first) = shared.get_mut(&spec.id) {
+                    *first = Some(Arc::clone(&live));
+                }
+                live
             });
             let revisions = revisions.collect();
             Arc::new(LiveService::new(service, revisions, before.map(|e| &*e.live)))
@@ -152,7 +163,10 @@ impl Registry {
         for entry in entries {
             for (spec, live) in entry.service.revisions.iter().zip(entry.live.revisions()) {
                 live.update(Arc::clone(spec), clock());
-                live.pause(entry.service.paused, clock());
+                // Of a revision that several services list, the one that it belongs to pauses it.
+                if spec.service == entry.service.id {
+                    live.pause(entry.service.paused, clock());
+                }
             }
         }
         let gone = gone(delta, &current, &next);
@@ -328,7 +342,12 @@ fn gone(delta: &Delta, current: &Snapshot, next: &Snapshot) -> Vec<Arc<LiveRevis
     let touched = touched.chain(&delta.removed);
     let before = touched.filter_map(|id| current.service(id));
     let before = before.flat_map(|entry| entry.live.revisions());
-    before.filter(|live| !holds(next, live)).cloned().collect()
+    let gone = before.filter(|live| !holds(next, live));
+    // Of two services that list a revision each one names it.
+    let mut known = HashSet::new();
+    gone.filter(|live| known.insert(Arc::as_ptr(live)))
+        .cloned()
+        .collect()
 }
 
 impl EndpointSink for Registry {

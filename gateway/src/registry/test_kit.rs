@@ -107,6 +107,17 @@ pub(crate) fn apply(registry: &Registry, next: &Snapshot) -> Arc<super::Snapshot
     registry.apply(&change).expect("fits")
 }
 
+/// A table with these services, which may list the same revisions.
+pub(crate) fn sharing(services: &[(&str, &[&Arc<RevisionSpec>])]) -> Arc<Snapshot> {
+    let mut builder = SnapshotBuilder::new(settings());
+    for (name, revisions) in services {
+        let id = ServiceId::parse("default", name).expect("a name");
+        let revisions = revisions.iter().map(|spec| Arc::clone(spec)).collect();
+        builder.service(service(id, revisions)).expect("fits");
+    }
+    Arc::new(builder.build())
+}
+
 /// A table with the services that the revisions name. Each gives its revisions equal shares, the first one the
 /// remainder.
 pub(crate) fn snapshot(revisions: Vec<RevisionSpec>) -> Arc<Snapshot> {

@@ -107,6 +107,56 @@ async fn a_revision_that_moves_to_another_service_takes_its_waiters_along() {
     assert!(poll!(&mut waiters[1]).is_pending());
 }
 
+/// The Ingresses of a Knative Service and of its DomainMapping: one revision, whose limit holds for both together.
+#[tokio::test]
+async fn a_revision_of_two_services_has_one_limit_until_the_last_one_is_gone() {
+    let of = |service: &str, limit| {
+        let mut spec = spec("a", fixed(&[1]));
+        spec.container_concurrency = Some(limit);
+        spec.service = ServiceId::parse("default", service).expect("a name");
+        Arc::new(spec)
+    };
+    let a = of("shop", 1);
+    let (registry, _) = registry(&test_kit::sharing(&[("mapped", &[&a]), ("shop", &[&a])]));
+    let through = |service: &str| {
+        let table = registry.reader().load();
+        let id = ServiceId::parse("default", service).expect("a name");
+        table
+            .service(&id)
+            .map(|entry| Arc::clone(&entry.live.revisions()[0]))
+    };
+    let live = registry.live(&id("a")).expect("is in it");
+    for service in ["shop", "mapped"] {
+        assert!(
+            through(service).is_some_and(|known| Arc::ptr_eq(&known, &live)),
+            "{service}"
+        );
+    }
+    assert_eq!(registry.all_live().len(), 1);
+    let permit = admit(&live);
+    let mut waiter = wait(&through("mapped").expect("is in it"));
+    // Another limit, in both at once.
+    let a = of("shop", 2);
+    apply(
+        &registry,
+        &test_kit::sharing(&[("mapped", &[&a]), ("shop", &[&a])]),
+    );
+    let second = (&mut waiter).await.expect("admitted");
+    let mut waiter = wait(&live);
+    // The service that it belonged to is gone, the other one keeps it.
+    let a = of("mapped", 2);
+    apply(&registry, &test_kit::sharing(&[("mapped", &[&a])]));
+    assert!(through("shop").is_none() && through("mapped").is_some_and(|known| Arc::ptr_eq(&known, &live)));
+    assert!(poll!(&mut waiter).is_pending());
+    drop((permit, second));
+    let third = (&mut waiter).await.expect("admitted");
+    apply(&registry, &test_kit::sharing(&[]));
+    assert!(registry.live(&id("a")).is_none());
+    assert_eq!(registry.leaving().len(), 1);
+    drop(third);
+    assert!(registry.leaving().is_empty());
+}
+
 #[tokio::test]
 async fn a_removed_revision_resolves_its_waiters_and_fails_no_request_of_the_old_table() {
     let mut a = spec("a", fixed(&[1]));

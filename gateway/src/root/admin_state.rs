@@ -183,7 +183,9 @@ impl AdminState for GatewayState {
                 },
             }
         };
-        let current = table.entries().flat_map(|entry| entry.live.revisions());
+        let current = table
+            .slots()
+            .filter_map(|(entry, slot)| entry.live.revisions().get(slot));
         let current = current.map(|live| (live.id().clone(), load(live, false)));
         let mut loads: BTreeMap<RevisionId, RevisionLoad> = current.collect();
         for live in leaving {

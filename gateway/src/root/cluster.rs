@@ -67,7 +67,9 @@ struct RegistryLoads(Arc<Registry>);
 impl sluice_control::source::cluster::stats::PodLoads for RegistryLoads {
     fn sample(&self) -> Vec<(RevisionId, Load)> {
         let table = self.0.reader().load();
-        let all = table.entries().flat_map(|entry| entry.live.revisions());
+        let all = table
+            .slots()
+            .filter_map(|(entry, slot)| entry.live.revisions().get(slot));
         // A revision that sleeps was never asked for.
         let used = all.filter(|live| live.awake().is_some() && is_pods(&live.spec()));
         let sampled = used.filter_map(|live| Some((live.id().clone(), self.0.sample(live.id())?)));
