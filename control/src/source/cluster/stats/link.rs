@@ -11,11 +11,8 @@ use tokio::time::{Instant, MissedTickBehavior, interval, sleep, timeout};
 use tokio_tungstenite::tungstenite::Message;
 use tokio_tungstenite::{WebSocketStream, client_async};
 
-use super::reports::{Reports, Stat, encode};
+use super::reports::{PERIOD, Reports, Stat, encode};
 use super::{PodLoads, StatsHandle, StatsOptions};
-
-/// The period of reports: that of the autoscaler's buckets.
-const PERIOD: Duration = Duration::from_secs(1);
 
 /// The timeout of connecting and of the handshake. A restarted autoscaler decides after 2 s by what it has heard until
 /// then: Knative's own 3 s are too long.
@@ -85,7 +82,7 @@ fn warn_once(is_broken: &mut bool, handle: &StatsHandle, error: &str) {
     handle.failed();
     if !std::mem::replace(is_broken, true) {
         tracing::warn!(
-            "statistics do not reach the autoscaler: {error}; queue-proxies count requests meanwhile"
+            "statistics do not reach the autoscaler: {error}; queue-proxies count requests meanwhile, and revisions with a target-burst-capacity of -1 are not scaled by their load"
         );
     }
 }
@@ -97,7 +94,7 @@ async fn wait_for_use(handle: &StatsHandle, loads: &dyn PodLoads, reports: &mut 
         if reports.is_in_use() || !handle.waiting.lock().is_empty() {
             return;
         }
-        let unused = reports.tick(loads.sample());
+        let unused = reports.tick(loads.sample(), Instant::now().into_std());
         if !unused.is_empty() {
             return;
         }
@@ -139,7 +136,7 @@ async fn serve(
         let message = tokio::select! {
             // The first tick is immediate: all that is in use is reported to a new autoscaler.
             _ = period.tick() => {
-                let now = reports.tick(loads.sample());
+                let now = reports.tick(loads.sample(), Instant::now().into_std());
                 if now.is_empty() {
                     continue;
                 }

@@ -1,14 +1,20 @@
 //! Which statistics are sent. Pure.
 
 use std::collections::HashMap;
+use std::time::{Duration, Instant};
 
 use prost::Message;
 use sluice_model::{Load, RevisionId};
+
+/// The period of reports: that of the autoscaler's buckets.
+pub(super) const PERIOD: Duration = Duration::from_secs(1);
 
 /// Revisions in use, as the autoscaler has heard of them.
 #[derive(Debug, Default)]
 pub(super) struct Reports {
     entries: HashMap<RevisionId, Entry>,
+    /// The time of the sample before.
+    sampled: Option<Instant>,
 }
 
 #[derive(Debug, Default)]
@@ -52,9 +58,15 @@ impl Reports {
         !self.entries.is_empty()
     }
 
-    /// The reports of one period. A revision that was not used for a whole period is reported once more, as idle, and
-    /// forgotten.
-    pub(super) fn tick(&mut self, loads: Vec<(RevisionId, Load)>) -> Vec<(RevisionId, Stat)> {
+    /// The reports of the time since the last ones, as of one period. A revision that was not used in all of it is reported once
+    /// more, as idle, and forgotten.
+    ///
+    /// Requests are normalised to a period: the first sample after an outage of the connection is of all that time, whose requests
+    /// queue-proxies have counted, and as those of one second they would look like a burst.
+    pub(super) fn tick(&mut self, loads: Vec<(RevisionId, Load)>, now: Instant) -> Vec<(RevisionId, Stat)> {
+        let since = self.sampled.replace(now);
+        let periods = since.map_or(PERIOD, |since| now.saturating_duration_since(since));
+        let periods = periods.as_secs_f64().max(PERIOD.as_secs_f64()) / PERIOD.as_secs_f64();
         let mut reports = Vec::new();
         for (revision, load) in loads {
             let is_used =
@@ -66,7 +78,7 @@ impl Reports {
             let Entry { first, earlier } = known.unwrap_or_default();
             let stat = Stat {
                 concurrency: (load.average_concurrency - first).max(0.0),
-                requests: (to_f64(load.requests + earlier) - first).max(0.0),
+                requests: (to_f64(load.requests + earlier) - first).max(0.0) / periods,
             };
             if is_used {
                 self.entries.insert(revision.clone(), Entry::default());
@@ -145,8 +157,12 @@ mod tests {
         vec![(id(), load)]
     }
 
+    /// A second after the one before.
     fn tick(reports: &mut Reports, loads: Vec<(RevisionId, Load)>) -> Option<(f64, f64)> {
-        let sent = reports.tick(loads);
+        let now = reports
+            .sampled
+            .map_or_else(Instant::now, |before| before + PERIOD);
+        let sent = reports.tick(loads, now);
         let (_, stat) = sent.first()?;
         Some((stat.concurrency, stat.requests))
     }
@@ -186,6 +202,18 @@ mod tests {
         assert_eq!(tick(&mut reports, load(0.5, 1, 0)), Some((0.5, 1.0)));
         // It is known now: its next request is not reported at once.
         assert!(reports.knows(&id()));
+    }
+
+    #[test]
+    fn an_outage_is_reported_as_its_average_and_not_as_one_second() {
+        let mut reports = Reports::default();
+        assert_eq!(tick(&mut reports, load(1.0, 40, 1)), Some((1.0, 40.0)));
+        let later = reports.sampled.expect("sampled") + 10 * PERIOD;
+        let (_, stat) = reports.tick(load(1.0, 400, 1), later)[0];
+        assert_eq!((stat.concurrency, stat.requests), (1.0, 40.0));
+        // Sooner than after a period, as a new connection is: nothing is extrapolated.
+        let (_, stat) = reports.tick(load(1.0, 4, 1), later + PERIOD / 10)[0];
+        assert_eq!(stat.requests, 4.0);
     }
 
     #[test]
