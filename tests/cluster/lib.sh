@@ -35,13 +35,20 @@ suite() {
     local count=()
     for outcome in PASS FAIL SKIP; do count+=("$(grep -c "^$indent--- $outcome:" "$log" || true)"); done
     echo "${count[0]} passed, ${count[1]} failed, ${count[2]} skipped, $SECONDS s; status $status; log: $log"
+    [ "${count[0]}" != 0 ] || status=1 # a filter that nothing matches
     return "$status"
 }
 
-# kept LOG CONTROL : fails with the names of the tests that passed in the log CONTROL and not in LOG.
+# kept LOG CONTROL : fails with the names of the tests that passed in the log CONTROL and not in LOG, and of those that failed in LOG
+# and not in CONTROL, which may not have come to them.
 kept() {
-    local of='s/^ *--- PASS: ([^ ]+) .*/\1/p' lost
+    local lost status=0
     grep -q -- '--- PASS: ' "$2" || { echo "nothing passes with the control: $2" >&2; return 1; }
-    lost=$(comm -23 <(sed -nE "$of" "$2" | sort) <(sed -nE "$of" "$1" | sort))
-    [ -z "$lost" ] || { printf 'passed with the control and not here (%s): %s\n' "$1" "$lost" >&2; return 1; }
+    # of OUTCOME LOG
+    of() { sed -nE "s/^ *--- $1: ([^ ]+) .*/\1/p" "$2" | sort; }
+    lost=$(comm -23 <(of PASS "$2") <(of PASS "$1"))
+    [ -z "$lost" ] || { printf 'passed with the control and not here (%s): %s\n' "$1" "$lost" >&2; status=1; }
+    lost=$(comm -23 <(of FAIL "$1") <(of FAIL "$2"))
+    [ -z "$lost" ] || { printf 'failed here (%s) and not with the control: %s\n' "$1" "$lost" >&2; status=1; }
+    return "$status"
 }

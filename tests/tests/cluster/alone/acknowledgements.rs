@@ -204,7 +204,7 @@ impl Drop for CutOff {
     }
 }
 
-fn nft(rules: &str) {
+pub(super) fn nft(rules: &str) {
     let done = std::process::Command::new("nft")
         .arg(rules)
         .output()

@@ -46,9 +46,12 @@ fn pause(failures: usize, had_connection: bool) -> Duration {
     }
 }
 
-/// The interval of pings, and the longest time without a pong.
-const PING: Duration = Duration::from_millis(3_300);
-const PONG: Duration = Duration::from_secs(10);
+/// The interval of pings.
+const PING: Duration = Duration::from_secs(1);
+
+/// The longest time without a pong. Until it is over requests are marked as counted here, also when the connection is a black hole: it
+/// has to be shorter than the shortest window of the autoscaler, which is 6 s.
+const PONG: Duration = Duration::from_secs(4);
 
 pub(super) async fn run(handle: StatsHandle, options: StatsOptions, loads: Arc<dyn PodLoads>) {
     let mut reports = Reports::default();

@@ -10,6 +10,7 @@ mod relist;
 mod rollout;
 pub(super) mod scene;
 mod secrets;
+mod statistics;
 mod statuses;
 mod watches;
 mod waves;
