@@ -111,12 +111,27 @@ pub(super) async fn burst_to(address: SocketAddr, host: &'static str, count: usi
     statuses
 }
 
+/// The number of Pods of the service that have ever run: each one leaves its directory.
+fn pods_ever(cluster: &Cluster) -> usize {
+    let all = std::fs::read_dir(cluster.dir().join("pods")).expect("the node's directory");
+    let names = all.map(|entry| entry.expect("is readable").file_name());
+    names
+        .filter(|name| name.to_string_lossy().starts_with("default_hello"))
+        .count()
+}
+
+/// The most Pods that Knative's autoscaler starts for so much at once: by 70 % of the concurrency that a Pod is to have.
+fn pods_wanted(concurrency: usize, target: usize) -> usize {
+    (concurrency * 10).div_ceil(target * 7)
+}
+
 #[tokio::test]
 async fn a_burst_at_zero_is_held_and_answered_and_so_is_the_next_one() {
     let Some(cluster) = inside() else { return };
     let gateway = start(&cluster, "1", IMAGE, 0).await;
     for wave in 0..2 {
         at_zero(&cluster).await;
+        let before = pods_ever(&cluster);
         let statuses = burst(gateway, BURST).await;
         let logs = || cluster.logs("sluice-system");
         assert_eq!(
@@ -128,6 +143,13 @@ async fn a_burst_at_zero_is_held_and_answered_and_so_is_the_next_one() {
         // Straight to the Pods: the log, which is written behind the answers, names the revision.
         let sent = || logs().lines().filter(|line| line.contains("hello-00001")).count();
         wait_until("every request is logged", SOON, || sent() >= BURST * (wave + 1)).await;
+        at_zero(&cluster).await;
+        let started = pods_ever(&cluster) - before;
+        // Without a limit the target is 100, Serving's default.
+        assert!(
+            (1..=pods_wanted(BURST, 100)).contains(&started),
+            "wave {wave}: {started} Pods"
+        );
     }
 }
 
@@ -136,6 +158,7 @@ async fn with_a_limit_a_burst_at_zero_is_answered_by_as_many_pods_as_it_needs() 
     let Some(cluster) = inside() else { return };
     let gateway = start(&cluster, "2", IMAGE, 20).await;
     at_zero(&cluster).await;
+    let before = pods_ever(&cluster);
     let statuses = burst(gateway, BURST).await;
     assert_eq!(
         statuses,
@@ -143,6 +166,9 @@ async fn with_a_limit_a_burst_at_zero_is_answered_by_as_many_pods_as_it_needs() 
         "{}",
         cluster.logs("sluice-system")
     );
+    at_zero(&cluster).await;
+    let started = pods_ever(&cluster) - before;
+    assert!((1..=pods_wanted(BURST, 20)).contains(&started), "{started} Pods");
 }
 
 #[tokio::test]
