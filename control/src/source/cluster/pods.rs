@@ -98,15 +98,20 @@ impl Fault {
             .filter_map(|container| Some((container, container.state.waiting.as_ref()?)));
         let was_pulling = std::mem::take(&mut self.is_pulling);
         self.is_final = None;
+        let is_any = |reason| waiting.clone().any(|(_, waiting)| waiting.reason == reason);
+        // A try of the Pod, of however many containers: a registry that is away fails all of them at once.
+        if is_any("ErrImagePull") {
+            self.pulls += u32::from(!was_pulling);
+            self.is_pulling = true;
+        }
+        // Said after a try that failed, which a gateway that has just started has not seen.
+        if is_any("ImagePullBackOff") {
+            self.pulls = self.pulls.max(1);
+        }
         for (container, waiting) in waiting {
             let is_final = match waiting.reason.as_str() {
                 "InvalidImageName" | "CreateContainerConfigError" => true,
-                "ErrImagePull" => {
-                    self.pulls += u32::from(!was_pulling);
-                    self.is_pulling = true;
-                    self.pulls >= TRIES
-                }
-                "ImagePullBackOff" => self.pulls >= TRIES,
+                "ErrImagePull" | "ImagePullBackOff" => self.pulls >= TRIES,
                 "CrashLoopBackOff" => container.restart_count >= i64::from(TRIES),
                 _ => false,
             };
@@ -191,6 +196,30 @@ mod tests {
             failure(&pods).as_deref(),
             Some("CrashLoopBackOff after 2 restarts: why")
         );
+    }
+
+    #[test]
+    fn a_try_is_one_of_the_pod_and_not_of_each_of_its_containers() {
+        let both = |reason: &str| {
+            let waiting = json!({"state": {"waiting": {"reason": reason}}});
+            let pod = json!({
+                "metadata": {"namespace": "d", "name": "a", "labels": {"serving.knative.dev/revision": "r"}},
+                "status": {"containerStatuses": [waiting, waiting]}
+            });
+            Update::Apply(serde_json::from_value(pod).expect("a Pod"))
+        };
+        let mut pods = FaultyPods::default();
+        pods.update(both("ErrImagePull"));
+        pods.update(both("ImagePullBackOff"));
+        assert_eq!(failure(&pods), None);
+        pods.update(both("ErrImagePull"));
+        assert_eq!(failure(&pods).as_deref(), Some("ErrImagePull"));
+        // Seen for the first time between two tries.
+        let mut pods = FaultyPods::default();
+        pods.update(both("ImagePullBackOff"));
+        assert_eq!(failure(&pods), None);
+        pods.update(both("ErrImagePull"));
+        assert_eq!(failure(&pods).as_deref(), Some("ErrImagePull"));
     }
 
     #[test]

@@ -252,14 +252,26 @@ async fn follow<K, U>(
     config: watcher::Config,
     updates: Sender<U>,
     wrap: fn(Update<K>) -> U,
-    mut one_by_one: Option<&(dyn Fn() -> U + Sync)>,
+    one_by_one: Option<&(dyn Fn() -> U + Sync)>,
 ) where
     K: Resource<DynamicType = ()> + Clone + DeserializeOwned + Debug + Send + 'static,
 {
+    let events = Paced::new(watch_objects(api, config));
+    forward(events, updates, wrap, one_by_one).await;
+}
+
+/// Sends the updates that the events of a watch are, until these end or the receiver is dropped.
+async fn forward<K, U>(
+    mut events: Paced<impl Stream<Item = Result<Event<K>, watcher::Error>>>,
+    updates: Sender<U>,
+    wrap: fn(Update<K>) -> U,
+    mut one_by_one: Option<&(dyn Fn() -> U + Sync)>,
+) where
+    K: Resource<DynamicType = ()>,
+{
     let kind = K::kind(&());
-    let mut events = Paced::new(watch_objects(api, config));
     let (mut listed, mut was_any_sent) = (Vec::new(), false);
-    let (mut broken, mut is_absent) = (Break::default(), false);
+    let (mut broken, mut is_absent, mut was_listed) = (Break::default(), false, false);
     while let Some(event) = events.next().await {
         if is_success(&event) && broken.succeeded() {
             tracing::info!(%kind, "the watch goes on");
@@ -277,7 +289,7 @@ async fn follow<K, U>(
                 continue;
             }
             Ok(Event::InitDone) => {
-                is_absent = false;
+                (is_absent, was_listed) = (false, true);
                 match one_by_one.take() {
                     None => Update::List(std::mem::take(&mut listed)),
                     Some(all_sent) if updates.send(all_sent()).await.is_err() => return,
@@ -287,8 +299,9 @@ async fn follow<K, U>(
             Ok(Event::Apply(object)) => Update::Apply(object),
             Ok(Event::Delete(object)) => Update::Delete(object),
             // Knative's networking without Serving, or without the right to see Serving's settings: there are none, until
-            // somebody installs it or grants the right.
-            Err(error) if is_absent_kind(&K::kind(&()), &error) => {
+            // somebody installs it or grants the right. What was listed once is kept: a refusal later, of an API server that is
+            // being changed or restarted, does not say that the objects are gone.
+            Err(error) if !was_listed && is_absent_kind(&K::kind(&()), &error) => {
                 if std::mem::replace(&mut is_absent, true) {
                     continue;
                 }
@@ -418,68 +431,5 @@ impl Pauses {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use futures_util::stream;
-
-    type Item = Result<Event<Secret>, watcher::Error>;
-
-    /// How long the whole stream takes.
-    async fn drained(events: Vec<Item>) -> Duration {
-        let began = Instant::now();
-        let mut events = Paced::new(stream::iter(events));
-        while events.next().await.is_some() {}
-        began.elapsed()
-    }
-
-    fn failed_list() -> [Item; 2] {
-        [Ok(Event::Init), Err(watcher::Error::NoResourceVersion)]
-    }
-
-    #[test]
-    fn what_the_api_server_refuses_is_told_apart_from_one_that_is_away() {
-        let failed = |code| {
-            let status = kube::core::Status::failure("", "").with_code(code);
-            is_refusal(&watcher::Error::InitialListFailed(kube::Error::Api(Box::new(
-                status,
-            ))))
-        };
-        assert!([400, 403, 404].into_iter().all(failed));
-        assert!(![408, 410, 429, 500, 503].into_iter().any(failed));
-        assert!(!is_refusal(&watcher::Error::NoResourceVersion));
-    }
-
-    #[test]
-    fn each_break_of_a_watch_is_told_once_though_nothing_changes_in_between() {
-        let (mut broken, start) = (Break::default(), Instant::now());
-        let mut failed = |after| broken.failed(start + Duration::from_secs(after));
-        assert_eq!(
-            [0, 1, 3, 5, 25, 54, 84, 85].map(&mut failed),
-            [true, false, false, false, false, false, true, false]
-        );
-        assert!(broken.succeeded() && !broken.succeeded());
-        assert!(broken.failed(start));
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn lists_that_fail_again_and_again_are_asked_for_every_two_seconds_at_last() {
-        let failing = || (0..40).flat_map(|_| failed_list());
-        // Pauses of 0.1, 0.2, 0.4, 0.8 and 1.6 s, then of 2 s each; of any, up to half is left out by chance.
-        let took = drained(failing().collect()).await;
-        let most = Duration::from_millis(3_100) + MAX_PAUSE * 35;
-        assert!((most / 2..=most).contains(&took), "{took:?}");
-
-        let succeeding = (0..40).flat_map(|_| failed_list().into_iter().chain([Ok(Event::InitDone)]));
-        let took = drained(succeeding.collect()).await;
-        assert!(took <= MIN_PAUSE * 41, "{took:?}");
-    }
-
-    #[test]
-    fn pauses_grow_to_two_seconds() {
-        let mut pauses = Pauses::default();
-        let all: Vec<Duration> = (0..50).map(|_| pauses.after()).collect();
-        assert!(all[0] <= MIN_PAUSE && all[0] >= MIN_PAUSE / 2);
-        assert!(all.iter().all(|pause| *pause <= MAX_PAUSE));
-        assert!(all[49] >= MAX_PAUSE / 2);
-    }
-}
+#[path = "watch_tests.rs"]
+mod tests;
