@@ -2,8 +2,7 @@
 //! request path does.
 #![no_main]
 
-use std::collections::BTreeMap;
-use std::sync::LazyLock;
+use std::sync::{Arc, LazyLock};
 
 use libfuzzer_sys::fuzz_target;
 use sluice_control::compile;
@@ -102,7 +101,7 @@ fn one(path: &str, from: &str, to: &str, matched: u8, rewritten: u8) {
             1 => Some(PathRewrite::Full(to.to_owned())),
             _ => Some(PathRewrite::Prefix(to.to_owned())),
         },
-        append_headers: BTreeMap::new(),
+        append_headers: Arc::default(),
         cold: None,
         split: everything(),
     };
@@ -127,7 +126,7 @@ fn everything() -> TrafficSplit {
         slot: 0,
         percent: Percent::from_hundredths(Percent::WHOLE).expect("a share"),
         tag: None,
-        append_headers: Box::default(),
+        append_headers: Arc::default(),
     };
     TrafficSplit::new(vec![target]).expect("adds up")
 }
